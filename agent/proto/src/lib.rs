@@ -1,0 +1,41 @@
+//! The wire protocol between the host and the guest agent.
+//!
+//! One connection carries many *streams*: an exec, an unpacked layer. Stream 0 is the connection
+//! itself. Everything is a [frame](frame): a header of nine bytes and a body that is raw bytes
+//! (stdio, credit) or a postcard-encoded [message](message). Data flows under [credit](credit), per
+//! stream and channel: a reader that stops reading stops the writer, and nothing is dropped.
+//!
+//! ```text
+//!   host                                         agent
+//!     ├── Hello ─────────────────────────────────▶ │   once, stream 0
+//!     │ ◀─────────────────────────────────── Hello ┤
+//!     ├── Request::Exec ─────────────── stream 7 ─▶ │   the host chooses stream numbers
+//!     │ ◀──────────────── Response::Started ────────┤
+//!     ├── Data(Stdin) … End(Stdin) ──────────────▶ │
+//!     │ ◀──────── Data(Stdout), Data(Stderr), End … ┤
+//!     ├── Credit(Stdout) ────────────────────────▶ │
+//!     │ ◀──────────────── Response::Exited ─────────┤   last frame of the stream
+//! ```
+//!
+//! The format is frozen where it is used: a snapshot keeps an old agent alive, so enums only grow at
+//! their end, and golden fixtures in `tests/` pin the bytes.
+
+#![forbid(unsafe_code)]
+
+pub mod boot;
+pub mod credit;
+pub mod frame;
+pub mod message;
+
+/// Version of the protocol that this crate speaks. A peer with another major version is refused.
+pub const PROTOCOL_VERSION: u16 = 1;
+
+/// The vsock port on which the agent serves.
+pub const AGENT_PORT: u32 = 1024;
+
+/// The vsock port of the host (CID 2) to which the agent reports its boot.
+pub const BOOT_REPORT_PORT: u32 = 1025;
+
+/// Name of the virtio-serial port that carries the protocol where there is no vsock (the software
+/// host).
+pub const SERIAL_PORT_NAME: &str = "boxlite.agent";

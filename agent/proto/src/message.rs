@@ -1,0 +1,187 @@
+//! Messages: the postcard bodies of control frames. Enums grow only at their end.
+
+use serde::{Deserialize, Serialize};
+
+use crate::frame::{Frame, Kind};
+
+/// Opens a connection, in each direction.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`PROTOCOL_VERSION`](crate::PROTOCOL_VERSION) of the sender.
+    pub version: u16,
+    /// Which life of the guest this is: 0 at boot, one more for each restore of a snapshot. The
+    /// agent answers with its own; a host that asks for another has the wrong machine.
+    pub generation: u64,
+    /// Host to agent: nanoseconds since the Unix epoch, to set the clock by; agent to host: 0.
+    pub unix_time_ns: u64,
+}
+
+/// What the host asks for on a stream of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Request {
+    /// Are you there? Answered by [`Response::Done`].
+    Ping,
+    /// Runs a command. Answered by `Started` (or `Failed`), then `Exited`.
+    Exec(Exec),
+    /// Software image build (role builder): the tar of the next layer follows on stdin. Answered by
+    /// [`Response::Unpacked`].
+    UnpackLayer,
+    /// Writes everything to the disk. Answered by [`Response::Done`] once it is there.
+    Sync,
+    /// Ends all processes (SIGTERM, after `grace_ms` SIGKILL), unmounts, answers
+    /// [`Response::Done`], and resets the machine.
+    Shutdown {
+        /// Milliseconds between SIGTERM and SIGKILL.
+        grace_ms: u32,
+    },
+}
+
+/// A command to run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exec {
+    /// The program and its arguments. Without a slash, the program is looked up in `PATH`.
+    pub argv: Vec<Vec<u8>>,
+    /// The whole environment, `NAME=value` each. The agent adds `HOME` (from the user's passwd
+    /// entry) and `PATH` where they are missing.
+    pub env: Vec<Vec<u8>>,
+    /// The working directory; `/` where empty. Created if missing, as container engines do.
+    pub working_dir: Vec<u8>,
+    /// `name`, `uid`, `name:group`, `uid:gid`; root where empty.
+    pub user: String,
+    /// A terminal of this size as all three stdio channels; none: pipes.
+    pub terminal: Option<TerminalSize>,
+    /// Whether stdin will be sent; otherwise it is `/dev/null`.
+    pub stdin: bool,
+}
+
+/// Size of a terminal in character cells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalSize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters in a line.
+    pub columns: u16,
+}
+
+/// What the host says on the stream of a running exec.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Control {
+    /// Sends a signal (Linux number) to the command's process group.
+    Signal(i32),
+    /// The terminal changed its size.
+    Resize(TerminalSize),
+    /// Ends the command with everything that it started and is still in its session: nobody is
+    /// interested any more.
+    Kill,
+}
+
+/// What the agent answers on the stream of a request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Response {
+    /// The command runs.
+    Started {
+        /// Its process ID in the guest.
+        pid: u32,
+    },
+    /// The command ended; all its output has been sent. Last frame of the stream.
+    Exited(ExitStatus),
+    /// The request failed. Last frame of the stream.
+    Failed(Failure),
+    /// A layer has been unpacked. Last frame of the stream.
+    Unpacked {
+        /// Entries of the tar.
+        entries: u64,
+        /// Bytes of file content written.
+        bytes: u64,
+    },
+    /// Done. Last frame of the stream.
+    Done,
+}
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExitStatus {
+    /// It exited with this code.
+    Code(u8),
+    /// A signal (Linux number) ended it.
+    Signal(i32),
+}
+
+/// Why a request failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// What kind of failure, for programs.
+    pub kind: FailureKind,
+    /// What happened, on which thing, for people.
+    pub message: String,
+}
+
+/// Kinds of failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum FailureKind {
+    /// The program does not exist (127 for a shell).
+    NotFound,
+    /// The program exists and cannot be executed (126 for a shell).
+    NotExecutable,
+    /// No such user or group in the box.
+    UnknownUser,
+    /// The working directory cannot be entered.
+    WorkingDir,
+    /// The tar of a layer is malformed or hostile.
+    BadLayer,
+    /// The disk is full.
+    DiskFull,
+    /// The request makes no sense to this agent or in this role.
+    Unsupported,
+    /// Something else; the message says what.
+    Other,
+}
+
+/// What the agent tells the host unasked, on stream 0.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Event {
+    /// The boot reached this stage.
+    Stage(Stage),
+    /// The agent cannot go on; it resets the machine after this.
+    Fatal {
+        /// What happened, on which thing.
+        message: String,
+    },
+}
+
+/// Stages of a boot, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Stage {
+    /// The kernel runs and has started the agent.
+    Agent,
+    /// The root file system is mounted.
+    Root,
+    /// The agent serves requests.
+    Ready,
+}
+
+macro_rules! frame_constructors {
+    ($($message:ty => $kind:ident;)*) => {$(
+        impl $message {
+            #[doc = concat!("This message as a [`", stringify!($kind), "`](Kind::", stringify!($kind), ") frame.")]
+            pub fn frame(&self, stream: u32) -> Frame {
+                Frame::encoded(stream, Kind::$kind, self)
+            }
+        }
+    )*};
+}
+
+frame_constructors! {
+    Hello => Hello;
+    Request => Request;
+    Response => Response;
+    Control => Control;
+    Event => Event;
+}

@@ -1,0 +1,17 @@
+//! Device models of a box's machine.
+//!
+//! Everything in here sees guest memory, an [`Interrupt`] to raise and a [`Doorbell`] to wait on,
+//! and nothing else of the machine: no hypervisor is named in this crate. Whatever a guest writes,
+//! into a register, a descriptor or a packet, is checked and answered; it never panics the host.
+
+#![deny(unsafe_code)]
+
+mod doorbell;
+mod interrupt;
+pub mod virtio;
+
+pub use doorbell::Doorbell;
+pub use interrupt::Interrupt;
+
+/// Guest memory as every device sees it.
+pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;

@@ -1,0 +1,76 @@
+//! virtio devices (virtio 1.3) and the transport the guest reaches them through.
+//!
+//! ```text
+//!   guest driver ──registers──▶ MmioTransport ──activate/reset──▶ VirtioDevice
+//!        │                                                            │
+//!        └────────── Doorbell ──────────▶ queues ◀────────────────────┘
+//!                                          └──── QueueInterrupt ───▶ guest
+//! ```
+//!
+//! The transport owns the queues while the driver configures them, the device owns them while it
+//! runs, and they go back to the transport on reset.
+
+mod interrupt;
+
+use std::sync::Arc;
+
+use virtio_queue::Queue;
+
+pub use interrupt::QueueInterrupt;
+
+use crate::{Doorbell, GuestMemory};
+
+/// A virtio device behind a transport.
+///
+/// The transport calls these from vCPU threads and never twice at once. A device that works on its
+/// own thread starts it in [`activate`](Self::activate) and has joined it when
+/// [`reset`](Self::reset) returns.
+pub trait VirtioDevice: Send {
+    /// The device ID (virtio 1.3, section 5).
+    fn device_type(&self) -> u32;
+
+    /// Feature bits the device offers, without `VIRTIO_F_VERSION_1`, which the transport adds.
+    fn features(&self) -> u64;
+
+    /// The largest size of each queue; the length is the number of queues.
+    fn queue_sizes(&self) -> &[u16];
+
+    /// Reads device configuration space. Bytes past its end read as zero.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// Writes device configuration space. Writes to read-only fields are ignored.
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+
+    /// The driver set DRIVER_OK: the device owns the queues from here on.
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
+
+    /// Stops all work and gives the queues back. When it returns the device touches neither guest
+    /// memory nor the interrupt. Empty if the device was not active.
+    fn reset(&mut self) -> Vec<Queue>;
+}
+
+/// Why a device did not start. The transport sets DEVICE_NEEDS_RESET and goes on.
+#[derive(Debug, thiserror::Error)]
+#[error("{device}: {reason}")]
+pub struct ActivateError {
+    /// The device, as in `virtio-blk`.
+    pub device: &'static str,
+    /// What happened.
+    pub reason: String,
+}
+
+/// What a device works with between DRIVER_OK and reset.
+#[derive(Debug)]
+pub struct Activation {
+    /// Guest memory.
+    pub memory: Arc<GuestMemory>,
+    /// The queues, in the order of [`VirtioDevice::queue_sizes`]; one that the driver did not make
+    /// ready has [`ready()`](virtio_queue::QueueT::ready) false.
+    pub queues: Vec<Queue>,
+    /// Rung when the guest notifies any queue.
+    pub doorbell: Doorbell,
+    /// Tells the driver of used buffers and configuration changes.
+    pub interrupt: QueueInterrupt,
+    /// The negotiated features.
+    pub features: u64,
+}

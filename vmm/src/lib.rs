@@ -1,1 +1,6 @@
-//! Placeholder while the house is being built.
+//! Micro-VM boxes: the machine, the box runtime API and the `boxlite-vmm` launcher.
+
+#![deny(unsafe_code)]
+
+pub mod client;
+pub mod softhost;

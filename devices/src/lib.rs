@@ -7,10 +7,12 @@
 #![deny(unsafe_code)]
 
 mod doorbell;
+mod event_loop;
 mod interrupt;
 pub mod virtio;
 
 pub use doorbell::Doorbell;
+pub use event_loop::{Event, EventLoop, Handler, Interest, LoopHandle, Registration, Watch};
 pub use interrupt::Interrupt;
 
 /// Guest memory as every device sees it.

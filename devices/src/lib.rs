@@ -6,11 +6,14 @@
 
 #![deny(unsafe_code)]
 
+mod bus;
 mod doorbell;
 mod event_loop;
 mod interrupt;
+mod log_limit;
 pub mod virtio;
 
+pub use bus::{Bus, BusDevice, BusError};
 pub use doorbell::Doorbell;
 pub use event_loop::{Event, EventLoop, Handler, Interest, LoopHandle, Registration, Watch};
 pub use interrupt::Interrupt;

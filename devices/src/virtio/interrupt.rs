@@ -2,51 +2,72 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 
 use crate::Interrupt;
-
-/// `InterruptStatus` bit 0: the device used a buffer (virtio 1.3, section 4.2.2).
-pub(super) const USED_BUFFER: u32 = 1;
-/// `InterruptStatus` bit 1: the configuration changed.
-pub(super) const CONFIG_CHANGE: u32 = 2;
 
 /// Tells the driver of used buffers and configuration changes. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct QueueInterrupt {
     line: Interrupt,
-    status: Arc<AtomicU32>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    status: AtomicU32,
+    failed: AtomicBool,
 }
 
 impl QueueInterrupt {
     /// An interrupt that raises `line` and keeps its reasons in a status register of its own.
     pub fn new(line: Interrupt) -> Self {
-        Self { line, status: Arc::default() }
+        Self { line, shared: Arc::default() }
     }
 
     /// The device used a buffer in one of its queues. Ask
     /// [`needs_notification`](virtio_queue::QueueT::needs_notification) first.
     pub fn used_buffer(&self) -> io::Result<()> {
-        self.raise(USED_BUFFER)
+        self.raise(VIRTIO_MMIO_INT_VRING)
     }
 
     /// The device changed its configuration space.
     pub fn config_change(&self) -> io::Result<()> {
-        self.raise(CONFIG_CHANGE)
+        self.raise(VIRTIO_MMIO_INT_CONFIG)
+    }
+
+    /// The device cannot go on until the driver resets it: sets DEVICE_NEEDS_RESET (virtio 1.3,
+    /// section 2.1.2).
+    pub fn device_failed(&self) -> io::Result<()> {
+        self.shared.failed.store(true, Ordering::SeqCst);
+        self.config_change()
     }
 
     fn raise(&self, reason: u32) -> io::Result<()> {
-        self.status.fetch_or(reason, Ordering::SeqCst);
+        self.shared.status.fetch_or(reason, Ordering::SeqCst);
         self.line.raise()
     }
 
     /// `InterruptStatus`.
     pub(super) fn status(&self) -> u32 {
-        self.status.load(Ordering::SeqCst)
+        self.shared.status.load(Ordering::SeqCst)
     }
 
     /// `InterruptACK`.
     pub(super) fn acknowledge(&self, reasons: u32) {
-        self.status.fetch_and(!reasons, Ordering::SeqCst);
+        self.shared.status.fetch_and(!reasons, Ordering::SeqCst);
+    }
+
+    /// Whether the device has failed since the last reset.
+    pub(super) fn has_failed(&self) -> bool {
+        self.shared.failed.load(Ordering::SeqCst)
+    }
+
+    /// Forgets all, as the device is reset.
+    pub(super) fn reset(&self) {
+        self.shared.failed.store(false, Ordering::SeqCst);
+        self.acknowledge(u32::MAX);
     }
 }

@@ -11,12 +11,14 @@
 //! runs, and they go back to the transport on reset.
 
 mod interrupt;
+mod mmio;
 
 use std::sync::Arc;
 
 use virtio_queue::Queue;
 
 pub use interrupt::QueueInterrupt;
+pub use mmio::{MMIO_LEN, MMIO_QUEUE_NOTIFY, MmioTransport};
 
 use crate::{Doorbell, GuestMemory};
 
@@ -41,7 +43,11 @@ pub trait VirtioDevice: Send {
     /// Writes device configuration space. Writes to read-only fields are ignored.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
-    /// The driver set DRIVER_OK: the device owns the queues from here on.
+    /// The driver set DRIVER_OK: the device owns the queues from here on. The transport rings the
+    /// doorbell when this returns, for buffers that were made available before.
+    ///
+    /// A queue that was reset alone comes through [`reset`](Self::reset) and here again, the others
+    /// keeping their positions.
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
 
     /// Stops all work and gives the queues back. When it returns the device touches neither guest
@@ -73,4 +79,9 @@ pub struct Activation {
     pub interrupt: QueueInterrupt,
     /// The negotiated features.
     pub features: u64,
+}
+
+/// Whether feature bit `bit` is among `features`.
+pub(crate) fn has_feature(features: u64, bit: u32) -> bool {
+    features & 1 << bit != 0
 }

@@ -3,4 +3,6 @@
 #![deny(unsafe_code)]
 
 pub mod client;
+#[cfg(target_os = "linux")]
+mod kvm;
 pub mod softhost;

@@ -1,1 +1,142 @@
-//! Placeholder while the house is being built.
+//! The boundary between the machine and the hypervisor that runs its vCPUs.
+//!
+//! Two traits: [`Vm`] is the address space, the interrupt lines and the vCPUs; [`Vcpu`] runs until
+//! something happens that the machine must deal with, an [`Exit`]. Register files, CPUID, MSRs,
+//! PSCI, timers and system registers stay inside the backend, so that KVM and Hypervisor.framework
+//! both fit. The [conformance] suite is written once and run by every backend.
+//!
+//! **Architecture Invariant:** nothing here names a hypervisor or an operating system.
+
+#![deny(unsafe_code)]
+
+pub mod conformance;
+mod exit;
+mod lines;
+
+use std::io;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+pub use exit::Exit;
+pub use lines::{Doorbell, Interrupt};
+
+/// A virtual machine: guest-physical memory, interrupt lines and vCPUs.
+pub trait Vm: Send + Sync + 'static {
+    /// This hypervisor's vCPU. It may be `!Send`: some hypervisors bind a vCPU to its thread.
+    type Vcpu: Vcpu;
+
+    /// Maps `len` bytes of host memory at `host` to guest-physical address `gpa`. Both addresses
+    /// and `len` are multiples of the page size; mappings must not overlap.
+    ///
+    /// # Safety
+    ///
+    /// `host..host + len` is mapped memory, stays so until [`unmap`](Self::unmap) or the end of the
+    /// VM, and is accessed by the host as memory that changes at any time (volatile).
+    #[allow(unsafe_code)]
+    unsafe fn map(&self, gpa: u64, host: *mut u8, len: usize, perms: Perms) -> Result<()>;
+
+    /// Removes a mapping, exactly as it was made.
+    fn unmap(&self, gpa: u64, len: usize) -> Result<()>;
+
+    /// The interrupt line `line`: x86_64 an I/O APIC pin (GSI), aarch64 an SPI counted from 0.
+    fn irq(&self, line: u32) -> Result<Interrupt>;
+
+    /// An event that a 32-bit guest write of any value to `gpa` signals without an exit. `None` where
+    /// the hypervisor cannot: the write exits, and the machine rings instead.
+    fn doorbell(&self, gpa: u64) -> Option<Doorbell>;
+
+    /// Makes vCPU `id` (0-based). Called once per vCPU, on the thread that will run it.
+    fn bind_vcpu(&self, id: u32, boot: &BootState) -> Result<Self::Vcpu>;
+
+    /// Makes vCPU `id` leave [`Vcpu::run`] with [`Exit::Kicked`], now or at its next entry. Does
+    /// nothing to a vCPU that is not bound.
+    fn kick(&self, id: u32) -> Result<()>;
+}
+
+/// A virtual CPU, used on the thread that bound it.
+pub trait Vcpu {
+    /// Everything that the guest can tell apart, for snapshots.
+    type State: Serialize + DeserializeOwned;
+
+    /// Runs until the machine must do something. Data of a read exit goes to the guest at the next
+    /// call.
+    fn run(&mut self) -> Result<Exit<'_>>;
+
+    /// The state of this vCPU, between two runs with no read exit unanswered.
+    fn save(&mut self) -> Result<Self::State>;
+
+    /// Puts a saved state into this vCPU of a machine of the same shape.
+    fn restore(&mut self, state: &Self::State) -> Result<()>;
+}
+
+/// Where a vCPU begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BootState {
+    /// Runs at once, in the state that the boot protocol of Linux asks for: x86_64 in 64-bit mode
+    /// with flat segments and interrupts off, aarch64 at EL1 with the MMU off.
+    Start {
+        /// GPA of the first instruction.
+        entry: u64,
+        /// x86_64: RSI, the zero page; aarch64: X0, the device tree.
+        argument: u64,
+        /// x86_64: GPA of the top-level page table (CR3); aarch64: unused, 0.
+        page_table: u64,
+    },
+    /// Waits until another vCPU starts it (INIT and SIPI, PSCI CPU_ON).
+    Parked,
+}
+
+/// What the guest may do with mapped memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Perms {
+    /// Reads and instruction fetches; a write exits as [`Exit::MmioWrite`].
+    ReadExecute,
+    /// Everything.
+    ReadWriteExecute,
+}
+
+/// Result of a hypervisor call.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What went wrong in the hypervisor.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A call to the hypervisor failed.
+    #[error("{call}: {source}")]
+    Call {
+        /// The call, as in `KVM_SET_SREGS`.
+        call: &'static str,
+        /// What it answered.
+        source: io::Error,
+    },
+    /// The hypervisor cannot run this machine: something it needs is missing.
+    #[error("the hypervisor lacks {0}")]
+    Missing(&'static str),
+    /// A mapping is misaligned, empty, overlaps another or does not exist.
+    #[error("bad guest memory range {gpa:#x} of {len:#x} bytes: {reason}")]
+    Range {
+        /// Where it begins.
+        gpa: u64,
+        /// Its length.
+        len: usize,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The vCPU stopped in a way from which it cannot go on.
+    #[error("vCPU {id} cannot go on: {reason}")]
+    Vcpu {
+        /// Which vCPU.
+        id: u32,
+        /// What the hypervisor said.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// The error of `call` that left its reason in `errno`.
+    pub fn last_os_error(call: &'static str) -> Self {
+        Self::Call { call, source: io::Error::last_os_error() }
+    }
+}

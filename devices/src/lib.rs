@@ -10,6 +10,7 @@ mod bus;
 mod doorbell;
 mod event_loop;
 mod interrupt;
+pub mod legacy;
 mod log_limit;
 pub mod virtio;
 

@@ -10,8 +10,11 @@
 //! The transport owns the queues while the driver configures them, the device owns them while it
 //! runs, and they go back to the transport on reset.
 
+pub mod block;
+mod chain;
 mod interrupt;
 mod mmio;
+pub mod rng;
 
 use std::sync::Arc;
 
@@ -84,4 +87,13 @@ pub struct Activation {
 /// Whether feature bit `bit` is among `features`.
 pub(crate) fn has_feature(features: u64, bit: u32) -> bool {
     features & 1 << bit != 0
+}
+
+/// Reads `data.len()` bytes of a configuration space from `offset` on. Bytes past its end are zero.
+pub(crate) fn read_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
+    data.fill(0);
+    let rest = usize::try_from(offset).ok().and_then(|offset| config.get(offset..));
+    for (to, from) in data.iter_mut().zip(rest.unwrap_or_default()) {
+        *to = *from;
+    }
 }

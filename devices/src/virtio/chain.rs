@@ -1,0 +1,139 @@
+//! A descriptor chain taken apart: what the device may read, and what it may write.
+//!
+//! The driver splits a request over descriptors as it likes (virtio 1.3, section 2.7.4), so devices
+//! look at the bytes of a chain and never at its descriptors.
+
+use virtio_queue::DescriptorChain;
+use vm_memory::{Bytes, GuestMemory as _, GuestMemoryError, Permissions, VolatileSlice};
+
+use crate::GuestMemory;
+
+/// The buffers of one request.
+#[derive(Debug)]
+pub(crate) struct Chain<'m> {
+    /// What the driver wrote for the device.
+    pub(crate) readable: Buffers<'m>,
+    /// What the device is to fill.
+    pub(crate) writable: Buffers<'m>,
+}
+
+/// What is wrong with a descriptor chain.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ChainError {
+    #[error("descriptor chain is longer than {0}, or loops")]
+    TooLong(usize),
+    #[error("descriptor chain ends in the middle: a next or indirect descriptor is not valid")]
+    Broken,
+    #[error("a device-readable descriptor comes after a device-writable one")]
+    Order,
+    #[error("a descriptor is not in guest memory: {0}")]
+    Memory(#[from] GuestMemoryError),
+}
+
+impl<'m> Chain<'m> {
+    /// Takes apart `descriptors`, of which there may be `limit`.
+    pub(crate) fn collect(
+        memory: &'m GuestMemory,
+        descriptors: DescriptorChain<&GuestMemory>,
+        limit: usize,
+    ) -> Result<Self, ChainError> {
+        let (mut readable, mut writable) = (Buffers::default(), Buffers::default());
+        // The iterator ends without a word at what it cannot follow: then the last descriptor that
+        // it gave names a next one, or there was none.
+        let mut goes_on = true;
+        for (count, descriptor) in descriptors.enumerate() {
+            if count == limit {
+                return Err(ChainError::TooLong(limit));
+            }
+            goes_on = descriptor.has_next();
+            let (buffers, access) = match descriptor.is_write_only() {
+                true => (&mut writable, Permissions::Write),
+                false if writable.slices.is_empty() => (&mut readable, Permissions::Read),
+                false => return Err(ChainError::Order),
+            };
+            // The chain's total fits u32, or the iterator had ended.
+            let len = usize::try_from(descriptor.len()).map_err(|_| ChainError::Broken)?;
+            for slice in memory.get_slices(descriptor.addr(), len, access)? {
+                buffers.push(slice?);
+            }
+        }
+        match goes_on {
+            true => Err(ChainError::Broken),
+            false => Ok(Self { readable, writable }),
+        }
+    }
+}
+
+/// Pieces of guest memory, in order.
+#[derive(Debug, Default)]
+pub(crate) struct Buffers<'m> {
+    slices: Vec<VolatileSlice<'m>>,
+    len: usize,
+}
+
+impl<'m> Buffers<'m> {
+    fn push(&mut self, slice: VolatileSlice<'m>) {
+        self.len += slice.len();
+        self.slices.push(slice);
+    }
+
+    /// In bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The pieces themselves, for vectored I/O.
+    pub(crate) fn slices(&self) -> &[VolatileSlice<'m>] {
+        &self.slices
+    }
+
+    /// Reads the first `N` bytes and cuts them off.
+    pub(crate) fn take_front<const N: usize>(&mut self) -> Option<[u8; N]> {
+        if self.len < N {
+            return None;
+        }
+        let mut bytes = [0; N];
+        let mut missing = &mut bytes[..];
+        let mut used_up = 0;
+        for slice in &mut self.slices {
+            let (now, later) = missing.split_at_mut(slice.len().min(missing.len()));
+            slice.read_slice(now, 0).ok()?;
+            *slice = slice.offset(now.len()).ok()?;
+            missing = later;
+            if !slice.is_empty() {
+                break;
+            }
+            used_up += 1;
+        }
+        self.slices.drain(..used_up);
+        self.len -= N;
+        Some(bytes)
+    }
+
+    /// Cuts off the last byte.
+    pub(crate) fn take_last(&mut self) -> Option<VolatileSlice<'m>> {
+        let slice = self.slices.pop()?;
+        let (rest, last) = slice.split_at(slice.len().checked_sub(1)?).ok()?;
+        if !rest.is_empty() {
+            self.slices.push(rest);
+        }
+        self.len -= 1;
+        Some(last)
+    }
+
+    /// Fills the buffers from the front with as much of `bytes` as there is room for. Returns the
+    /// number of bytes written.
+    pub(crate) fn fill_from(&self, bytes: &[u8]) -> usize {
+        let mut left = bytes;
+        for slice in &self.slices {
+            let (now, later) = left.split_at(slice.len().min(left.len()));
+            slice.copy_from(now);
+            left = later;
+        }
+        bytes.len() - left.len()
+    }
+}
+
+#[cfg(test)]
+#[path = "chain_tests.rs"]
+mod tests;

@@ -1,1 +1,165 @@
-//! Host side of the agent protocol.
+//! The host's side of the agent protocol.
+//!
+//! An [`AgentClient`] is one connection to the agent of a guest, over any byte stream: a box's vsock
+//! socket, the software host's. It carries any number of requests at a time. The guest is not
+//! trusted: whatever it sends is checked against the protocol and bounded, and what breaks the
+//! protocol ends the connection.
+//!
+//! Nothing here has a timeout; wrap what must not take forever in [`tokio::time::timeout`].
+
+mod connection;
+mod error;
+mod exec;
+mod stream;
+#[cfg(test)]
+mod tests;
+pub(crate) mod wire;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use boxlite_proto::frame::MAX_DATA;
+use boxlite_proto::message::{Event, Exec, ExitStatus, Request};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use connection::Connection;
+use exec::Running;
+use stream::{Outcome, Purpose};
+use wire::Outbox;
+
+pub use error::{Error, Loss, Violation};
+pub use exec::{ExecHandle, ExecOutput, ExecStdin, Output};
+
+/// The result of a request to an agent.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A connection to the agent of a guest. Clones share it; it closes when the last one and the last
+/// handle of a command are dropped.
+#[derive(Clone, Debug)]
+pub struct AgentClient(Arc<Client>);
+
+#[derive(Debug)]
+struct Client(Arc<Connection>);
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.0.outbox.close();
+    }
+}
+
+/// What came out of unpacking a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unpacked {
+    /// Entries of the tar.
+    pub entries: u64,
+    /// Bytes of file content written.
+    pub bytes: u64,
+}
+
+impl AgentClient {
+    /// Opens the protocol on `io` and sets the guest's clock. `generation` is the life of the guest
+    /// that is meant: 0 for a fresh boot, one more for each restore.
+    ///
+    /// Must be called inside a tokio runtime: a task of its own carries the connection.
+    pub async fn connect<T>(io: T, generation: u64) -> Result<Self>
+    where
+        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let reader = connection::greet(io, generation).await?;
+        let connection = Arc::new(Connection::default());
+        let client = Self(Arc::new(Client(Arc::clone(&connection))));
+        tokio::spawn(async move { connection.run(reader).await });
+        Ok(client)
+    }
+
+    /// Runs a command; returns once it runs.
+    pub async fn exec(&self, exec: Exec) -> Result<ExecHandle> {
+        let (stdin, terminal) = (exec.stdin, exec.terminal.is_some());
+        self.open(Purpose::Exec, &Request::Exec(exec))?.started(stdin, terminal).await
+    }
+
+    /// Asks whether the agent is there.
+    pub async fn ping(&self) -> Result<()> {
+        self.call(&Request::Ping).await
+    }
+
+    /// Makes the guest write everything to its disk.
+    pub async fn sync(&self) -> Result<()> {
+        self.call(&Request::Sync).await
+    }
+
+    /// Ends all processes of the guest (SIGTERM, and after `grace` SIGKILL), unmounts, and resets
+    /// the machine after the answer.
+    pub async fn shutdown(&self, grace: Duration) -> Result<()> {
+        let grace_ms = grace.as_millis().try_into().unwrap_or(u32::MAX);
+        self.call(&Request::Shutdown { grace_ms }).await
+    }
+
+    /// Sends an uncompressed tar, which the guest unpacks onto its disk.
+    pub async fn unpack_layer(&self, mut tar: impl AsyncRead + Unpin) -> Result<Unpacked> {
+        let running = self.open(Purpose::Unpack, &Request::UnpackLayer)?;
+        let send = async {
+            let mut sender = running.sender();
+            let mut buffer = Vec::with_capacity(MAX_DATA);
+            loop {
+                buffer.clear();
+                let read = tar.read_buf(&mut buffer).await.map_err(|error| {
+                    // Before the sender is dropped: half a tar must not look like a whole one.
+                    running.kill();
+                    Error::Source(Arc::new(error))
+                });
+                if read? == 0 {
+                    return Ok(());
+                }
+                // The guest wants no more: it has its answer, or will have one.
+                if sender.write_all(&buffer).await.is_err() {
+                    return Ok(());
+                }
+            }
+        };
+        let (_, outcome) = tokio::try_join!(send, running.over())?;
+        match outcome {
+            Outcome::Unpacked { entries, bytes } => Ok(Unpacked { entries, bytes }),
+            other => unreachable!("a layer's stream accepts no {other:?}"),
+        }
+    }
+
+    /// What the agent tells unasked, from the first event on (of many, the last 64).
+    pub fn events(&self) -> Events {
+        Events { client: self.clone(), next: 0 }
+    }
+
+    fn outbox(&self) -> &Outbox {
+        &self.0.0.outbox
+    }
+
+    fn open(&self, purpose: Purpose, request: &Request) -> Result<Running> {
+        Ok(Running::new(self.clone(), self.0.0.ask(purpose, request)?))
+    }
+
+    async fn call(&self, request: &Request) -> Result<()> {
+        self.0.0.ask(Purpose::Call, request)?.over().await.map(|_| ())
+    }
+}
+
+/// The events of a connection.
+#[derive(Debug)]
+pub struct Events {
+    client: AgentClient,
+    next: u64,
+}
+
+impl Events {
+    /// The next event; none when the connection has ended. Cancel safe.
+    pub async fn next(&mut self) -> Option<Event> {
+        self.client.0.0.event(&mut self.next).await
+    }
+}
+
+/// The exit status as a shell has it: the code, or 128 and the number of the signal.
+pub fn exit_code(status: ExitStatus) -> u8 {
+    match status {
+        ExitStatus::Code(code) => code,
+        ExitStatus::Signal(signal) => u8::try_from(signal & 0x7f).map_or(u8::MAX, |n| 128 | n),
+    }
+}

@@ -1,0 +1,229 @@
+//! A command that runs in a guest, in the manner of `tokio::process`.
+
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use boxlite_proto::frame::Channel;
+use boxlite_proto::message::{Control, ExitStatus, TerminalSize};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+
+use super::AgentClient;
+use super::error::Error;
+use super::stream::{Outcome, Stream};
+
+/// A running command. Dropping it kills the command with everything that it started.
+#[derive(Debug)]
+pub struct ExecHandle {
+    /// Its standard input, if [`Exec::stdin`](boxlite_proto::message::Exec::stdin) asked for one.
+    pub stdin: Option<ExecStdin>,
+    /// Its standard output, or what its terminal shows.
+    pub stdout: Option<ExecOutput>,
+    /// Its standard error; none with a terminal.
+    pub stderr: Option<ExecOutput>,
+    pid: u32,
+    running: Running,
+}
+
+/// Kills the command when dropped before its end.
+#[derive(Debug)]
+pub(super) struct Running(Port);
+
+/// A stream and the connection that it is on.
+#[derive(Clone, Debug)]
+struct Port {
+    client: AgentClient,
+    stream: Arc<Stream>,
+}
+
+/// What a command wrote, and how it ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Output {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// All of its standard output that had not been read before.
+    pub stdout: Vec<u8>,
+    /// All of its standard error that had not been read before.
+    pub stderr: Vec<u8>,
+}
+
+impl Running {
+    pub(super) fn new(client: AgentClient, stream: Arc<Stream>) -> Self {
+        Self(Port { client, stream })
+    }
+
+    /// Waits until the agent has started the command.
+    pub(super) async fn started(
+        self,
+        with_stdin: bool,
+        with_terminal: bool,
+    ) -> Result<ExecHandle, Error> {
+        let pid = self.0.stream.started().await?;
+        let output = |channel| ExecOutput { port: self.0.clone(), channel };
+        Ok(ExecHandle {
+            stdin: with_stdin.then(|| ExecStdin(self.0.clone())),
+            stdout: Some(output(Channel::Stdout)),
+            stderr: (!with_terminal).then(|| output(Channel::Stderr)),
+            pid,
+            running: self,
+        })
+    }
+
+    /// The sending half of a stream that is no command's.
+    pub(super) fn sender(&self) -> ExecStdin {
+        ExecStdin(self.0.clone())
+    }
+
+    pub(super) fn kill(&self) {
+        self.0.control(Control::Kill);
+    }
+
+    /// Waits for the end of the stream.
+    pub(super) async fn over(&self) -> Result<Outcome, Error> {
+        self.0.stream.over().await
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+impl Port {
+    fn control(&self, control: Control) {
+        if !self.stream.is_over() {
+            self.client.outbox().push(&control.frame(self.stream.id()));
+        }
+    }
+}
+
+impl ExecHandle {
+    /// The command's process ID in the guest.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Sends a signal (Linux number) to the command's process group. Without effect once it ended.
+    pub fn signal(&self, signal: i32) {
+        self.running.0.control(Control::Signal(signal));
+    }
+
+    /// Changes the size of the command's terminal. Without effect if it has none.
+    pub fn resize(&self, size: TerminalSize) {
+        self.running.0.control(Control::Resize(size));
+    }
+
+    /// Begins to kill the command with everything that it started. [`wait`](Self::wait) tells when
+    /// that is done.
+    pub fn kill(&self) {
+        self.running.kill();
+    }
+
+    /// Closes standard input, then waits for the command to end. All of its output can be read then
+    /// without waiting.
+    ///
+    /// As with any child process, a command that writes more than its pipes hold (a
+    /// [window](boxlite_proto::credit::WINDOW) each) ends only if somebody reads its output or has
+    /// dropped it. Cancel safe.
+    pub async fn wait(&mut self) -> Result<ExitStatus, Error> {
+        self.stdin = None;
+        self.exited().await
+    }
+
+    /// As [`wait`](Self::wait), and leaves standard input alone.
+    pub async fn exited(&self) -> Result<ExitStatus, Error> {
+        status(self.running.over().await)
+    }
+
+    /// The status, if the command has ended.
+    pub fn try_wait(&self) -> Result<Option<ExitStatus>, Error> {
+        self.running.0.stream.try_over().map(status).transpose()
+    }
+
+    /// Closes standard input, reads all output, and waits for the end.
+    pub async fn wait_with_output(mut self) -> Result<Output, Error> {
+        self.stdin = None;
+        let (stdout, stderr) = (self.stdout.take(), self.stderr.take());
+        let (stdout, stderr) = tokio::join!(read_all(stdout), read_all(stderr));
+        let status = self.exited().await?;
+        // Reading fails only as waiting does.
+        Ok(Output { status, stdout: stdout.unwrap_or_default(), stderr: stderr.unwrap_or_default() })
+    }
+}
+
+async fn read_all(output: Option<ExecOutput>) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if let Some(mut output) = output {
+        output.read_to_end(&mut bytes).await?;
+    }
+    Ok(bytes)
+}
+
+fn status(outcome: Result<Outcome, Error>) -> Result<ExitStatus, Error> {
+    match outcome? {
+        Outcome::Exited(status) => Ok(status),
+        other => unreachable!("a command's stream accepts no {other:?}"),
+    }
+}
+
+/// Standard input of a command. Shutting it down, or dropping it, is the end of the input. Writing
+/// waits while the command does not read, and fails with [`io::ErrorKind::BrokenPipe`] once it
+/// cannot any more.
+#[derive(Debug)]
+pub struct ExecStdin(Port);
+
+impl AsyncWrite for ExecStdin {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.0.stream.poll_send(cx, data, self.0.client.outbox())
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.stream.end_stdin(self.0.client.outbox());
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for ExecStdin {
+    fn drop(&mut self) {
+        self.0.stream.end_stdin(self.0.client.outbox());
+    }
+}
+
+/// Standard output or standard error of a command. Dropping it closes the command's end.
+pub struct ExecOutput {
+    port: Port,
+    channel: Channel,
+}
+
+impl AsyncRead for ExecOutput {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.port.stream.poll_receive(cx, self.channel, into, self.port.client.outbox())
+    }
+}
+
+impl Drop for ExecOutput {
+    fn drop(&mut self) {
+        self.port.stream.abandon(self.channel, self.port.client.outbox());
+    }
+}
+
+impl fmt::Debug for ExecOutput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ExecOutput").field(&self.channel).finish()
+    }
+}

@@ -50,7 +50,7 @@ pub(super) enum Outcome {
 #[derive(Clone, Debug)]
 enum Phase {
     Asked,
-    Running { pid: u32 },
+    Running,
     Over(Result<Outcome, Error>),
 }
 
@@ -76,6 +76,8 @@ pub(super) struct Stream {
 #[derive(Debug)]
 struct State {
     phase: Phase,
+    /// The command's process ID, once it was started.
+    pid: Option<u32>,
     stdin: Outgoing,
     stdout: Incoming,
     stderr: Incoming,
@@ -116,6 +118,13 @@ impl State {
         matches!(self.phase, Phase::Over(_))
     }
 
+    fn outcome(&self) -> Option<Result<Outcome, Error>> {
+        match &self.phase {
+            Phase::Over(outcome) => Some(outcome.clone()),
+            _ => None,
+        }
+    }
+
     fn wake_all(&mut self) {
         let wakers = [&mut self.stdin.waker, &mut self.stdout.waker, &mut self.stderr.waker];
         wakers.into_iter().filter_map(Option::take).for_each(Waker::wake);
@@ -126,6 +135,7 @@ impl Stream {
     pub(super) fn new(id: u32, purpose: Purpose) -> Self {
         let state = State {
             phase: Phase::Asked,
+            pid: None,
             stdin: Outgoing { ended: purpose == Purpose::Call, ..Outgoing::default() },
             stdout: Incoming::default(),
             stderr: Incoming::default(),
@@ -158,7 +168,7 @@ impl Stream {
 
     fn receive_data(&self, channel: Channel, data: &[u8]) -> Result<(), Loss> {
         let mut state = lock(&self.state);
-        let running = matches!(state.phase, Phase::Running { .. });
+        let running = matches!(state.phase, Phase::Running);
         let Some(incoming) = state.incoming(channel).filter(|i| running && !i.ended) else {
             return Err(self.unexpected("output").into());
         };
@@ -210,14 +220,16 @@ impl Stream {
     }
 
     fn receive_response(&self, response: Response) -> Result<Next, Loss> {
-        let running = matches!(lock(&self.state).phase, Phase::Running { .. });
+        let running = matches!(lock(&self.state).phase, Phase::Running);
         let outcome = match (self.purpose, running, response) {
             (_, _, Response::Failed(mut failure)) => {
                 truncate(&mut failure.message);
                 Err(Error::Failed(failure))
             }
             (Purpose::Exec, false, Response::Started { pid }) => {
-                lock(&self.state).phase = Phase::Running { pid };
+                let mut state = lock(&self.state);
+                state.phase = Phase::Running;
+                state.pid = Some(pid);
                 self.changed.notify_waiters();
                 return Ok(Next::More);
             }
@@ -250,25 +262,19 @@ impl Stream {
         Violation::Window { stream: self.id, channel }
     }
 
-    /// Waits until the command runs; its process ID.
+    /// Waits until the command runs, or has run; its process ID.
     pub(super) async fn started(&self) -> Result<u32, Error> {
-        self.phase(|phase| match phase {
-            Phase::Asked => None,
-            Phase::Running { pid } => Some(Ok(*pid)),
-            Phase::Over(Err(error)) => Some(Err(error.clone())),
-            // The agent cannot end what it did not start: `receive_response` sees to it.
-            Phase::Over(Ok(_)) => Some(Err(Loss::from(self.unexpected("end")).into())),
+        self.until(|state| match (&state.phase, state.pid) {
+            (_, Some(pid)) => Some(Ok(pid)),
+            (Phase::Over(Err(error)), None) => Some(Err(error.clone())),
+            _ => None,
         })
         .await
     }
 
     /// Waits for the end of the stream.
     pub(super) async fn over(&self) -> Result<Outcome, Error> {
-        self.phase(|phase| match phase {
-            Phase::Over(outcome) => Some(outcome.clone()),
-            _ => None,
-        })
-        .await
+        self.until(State::outcome).await
     }
 
     /// Whether the stream is over.
@@ -278,18 +284,15 @@ impl Stream {
 
     /// The outcome, if there is one already.
     pub(super) fn try_over(&self) -> Option<Result<Outcome, Error>> {
-        match &lock(&self.state).phase {
-            Phase::Over(outcome) => Some(outcome.clone()),
-            _ => None,
-        }
+        lock(&self.state).outcome()
     }
 
-    async fn phase<T>(&self, look: impl Fn(&Phase) -> Option<T>) -> T {
+    async fn until<T>(&self, look: impl Fn(&State) -> Option<T>) -> T {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            if let Some(value) = look(&lock(&self.state).phase) {
+            if let Some(value) = look(&lock(&self.state)) {
                 return value;
             }
             changed.await;

@@ -239,7 +239,9 @@ async fn cat(mut agent: Agent, limit: usize) {
             Kind::Credit => {
                 let (channel, bytes) = frame.granted_credit().unwrap();
                 assert_eq!(channel, Channel::Stdout);
-                cats.get_mut(&stream).unwrap().credit += bytes as usize;
+                if let Some(cat) = cats.get_mut(&stream) {
+                    cat.credit += bytes as usize;
+                }
             }
             Kind::End => {
                 if let (Channel::Stdin, Some(cat)) =
@@ -630,6 +632,7 @@ proptest! {
                     bytes.extend_from_slice(&body);
                     agent.send_bytes(&bytes).await;
                 }
+                drop(agent);
             };
             let (handle, ()) = tokio::join!(client.exec(exec(true)), serve);
             if let Ok(handle) = handle {

@@ -15,6 +15,7 @@ mod chain;
 mod interrupt;
 mod mmio;
 pub mod rng;
+pub mod vsock;
 
 use std::sync::Arc;
 

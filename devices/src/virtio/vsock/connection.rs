@@ -1,0 +1,351 @@
+//! One stream connection, as its packets see it (virtio 1.3, section 5.10.6.6). No I/O here: the
+//! [mux](super::mux) carries out what this decides.
+//!
+//! ```text
+//!  host asks:   Requested ──RESPONSE──▶ Established ──RST, or a violation──▶ Closed
+//!                   └──────────RST, or a violation───────────────────────────▲
+//!  guest asks:                          Established (answers RESPONSE)
+//! ```
+//!
+//! Each side ends its directions by SHUTDOWN, one by one or both at once. A side that has ended both
+//! waits for the other's RST: the guest's end is answered once all it sent has reached the host
+//! side, and ours by the guest when it likes, within a deadline. A closed connection lives on while
+//! the host side has not taken all that the guest sent.
+
+use super::credit::Credit;
+use super::packet::{HOST_CID, Header, TYPE_STREAM, op};
+
+/// The ports of a connection, which name it: there are only two CIDs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct ConnectionId {
+    pub(super) host_port: u32,
+    pub(super) guest_port: u32,
+}
+
+impl ConnectionId {
+    /// The connection that a packet from the guest belongs to.
+    pub(super) fn of(header: &Header) -> Self {
+        Self { host_port: header.dst_port.get(), guest_port: header.src_port.get() }
+    }
+}
+
+/// What a side does no longer: the flags of a SHUTDOWN packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Shutdown {
+    pub(super) receive: bool,
+    pub(super) send: bool,
+}
+
+impl Shutdown {
+    const RECEIVE: u32 = 1;
+    const SEND: u32 = 2;
+
+    fn from_flags(flags: u32) -> Self {
+        Self { receive: flags & Self::RECEIVE != 0, send: flags & Self::SEND != 0 }
+    }
+
+    fn flags(self) -> u32 {
+        u32::from(self.receive) * Self::RECEIVE + u32::from(self.send) * Self::SEND
+    }
+
+    /// Neither direction is left.
+    pub(super) fn is_full(self) -> bool {
+        self.receive && self.send
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self { receive: self.receive || other.receive, send: self.send || other.send }
+    }
+}
+
+/// How far a connection has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// The host asked; the guest has not answered. `told` says whether the guest has the question.
+    Requested {
+        /// REQUEST went out.
+        told: bool,
+    },
+    /// Both agreed. `told` says whether the guest has our RESPONSE, if it asked.
+    Established {
+        /// Nothing is left to say about that.
+        told: bool,
+    },
+    /// To the guest it is no more.
+    Closed,
+}
+
+/// What a packet from the guest comes to.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Reaction {
+    /// Nothing that the connection itself does not do.
+    Nothing,
+    /// The guest accepted the host's request.
+    Accepted,
+    /// The payload is for the host side, which reports what it took to
+    /// [`forwarded`](Connection::forwarded).
+    Payload,
+    /// The guest closed or refused the connection.
+    Closed,
+    /// The guest broke the protocol, in this way. The connection is closed, and owes the guest an
+    /// RST.
+    Violation(&'static str),
+}
+
+/// A packet that can be sent to the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outgoing {
+    /// One without payload.
+    Control(Control),
+    /// Up to so many bytes of data.
+    Data(u32),
+}
+
+/// A packet without payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Control {
+    Request,
+    Response,
+    Shutdown,
+    CreditUpdate,
+    CreditRequest,
+}
+
+/// A connection.
+#[derive(Debug)]
+pub(super) struct Connection {
+    id: ConnectionId,
+    phase: Phase,
+    credit: Credit,
+    /// What the guest has ended.
+    guest: Shutdown,
+    /// What the host side has ended.
+    host: Shutdown,
+    /// How much of that the guest was told.
+    told: Shutdown,
+    /// The guest asked for a credit update.
+    owes_update: bool,
+    /// We asked the guest for one since it last had room.
+    asked_for_credit: bool,
+}
+
+impl Connection {
+    /// A connection that the host side asks the guest for.
+    pub(super) fn to_guest(id: ConnectionId) -> Self {
+        Self::new(id, Phase::Requested { told: false })
+    }
+
+    /// A connection that the guest asked for by `request`, granted.
+    pub(super) fn from_guest(request: &Header) -> Self {
+        let mut connection =
+            Self::new(ConnectionId::of(request), Phase::Established { told: false });
+        connection.update_credit(request);
+        connection
+    }
+
+    fn new(id: ConnectionId, phase: Phase) -> Self {
+        Self {
+            id,
+            phase,
+            credit: Credit::default(),
+            guest: Shutdown::default(),
+            host: Shutdown::default(),
+            told: Shutdown::default(),
+            owes_update: false,
+            asked_for_credit: false,
+        }
+    }
+
+    /// Its name.
+    pub(super) fn id(&self) -> ConnectionId {
+        self.id
+    }
+
+    /// How far it has come.
+    pub(super) fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// What the guest has ended.
+    pub(super) fn guest_shutdown(&self) -> Shutdown {
+        self.guest
+    }
+
+    /// How many bytes of the guest's the host side has not taken yet.
+    pub(super) fn held(&self) -> u32 {
+        self.credit.held()
+    }
+
+    /// Takes a packet of this connection from the guest.
+    pub(super) fn on_packet(&mut self, header: &Header) -> Reaction {
+        let reaction = self.judge(header);
+        if matches!(reaction, Reaction::Closed | Reaction::Violation(_)) {
+            self.close();
+        }
+        reaction
+    }
+
+    fn judge(&mut self, header: &Header) -> Reaction {
+        use Phase::{Closed, Established, Requested};
+
+        let op = header.op.get();
+        if op == op::RST {
+            return Reaction::Closed;
+        }
+        self.update_credit(header);
+        match (self.phase, op) {
+            (Requested { told: true }, op::RESPONSE) => {
+                self.phase = Established { told: true };
+                Reaction::Accepted
+            }
+            (Established { .. }, op::RW) if self.guest.send => {
+                Reaction::Violation("data after it had ended sending")
+            }
+            (Established { .. }, op::RW) if self.credit.receive(header.len.get()) => {
+                Reaction::Payload
+            }
+            (Established { .. }, op::RW) => Reaction::Violation("more data than it had credit for"),
+            (Established { .. }, op::CREDIT_UPDATE) => Reaction::Nothing,
+            (Established { .. }, op::CREDIT_REQUEST) => {
+                self.owes_update = true;
+                Reaction::Nothing
+            }
+            (Established { .. }, op::SHUTDOWN) => {
+                self.guest = self.guest.and(Shutdown::from_flags(header.flags.get()));
+                Reaction::Nothing
+            }
+            (Established { .. }, op::REQUEST) => {
+                Reaction::Violation("a request for a connection that exists")
+            }
+            (Established { .. }, op::RESPONSE) => Reaction::Violation("a second response"),
+            (Established { .. }, _) => Reaction::Violation("an unknown operation"),
+            (Requested { .. }, _) => Reaction::Violation("something else than a response"),
+            (Closed, _) => Reaction::Violation("a packet of a closed connection"),
+        }
+    }
+
+    fn update_credit(&mut self, header: &Header) {
+        self.credit.update(header.buf_alloc.get(), header.fwd_cnt.get());
+        if self.credit.available() > 0 {
+            self.asked_for_credit = false;
+        }
+    }
+
+    /// The host side took `count` of the bytes that it [holds](Self::held), or will never.
+    pub(super) fn forwarded(&mut self, count: u32) {
+        self.credit.forwarded(count);
+    }
+
+    /// The host side has sent its last byte.
+    pub(super) fn host_ended_sending(&mut self) {
+        self.host.send = true;
+    }
+
+    /// The host side takes no more bytes.
+    pub(super) fn host_ended_receiving(&mut self) {
+        self.host.receive = true;
+    }
+
+    /// To the guest this connection is no more.
+    pub(super) fn close(&mut self) {
+        self.phase = Phase::Closed;
+    }
+
+    /// Whether bytes of the host side are, or will be, of use to the guest.
+    pub(super) fn takes_data(&self) -> bool {
+        !self.host.send && !self.guest.receive && self.phase != Phase::Closed
+    }
+
+    /// The guest has ended both directions, and the host side has all that it sent: an RST is due.
+    pub(super) fn is_finished_by_guest(&self) -> bool {
+        matches!(self.phase, Phase::Established { .. }) && self.guest.is_full() && self.held() == 0
+    }
+
+    /// The host side has ended both directions, and waits for the guest's RST.
+    pub(super) fn is_finished_by_host(&self) -> bool {
+        matches!(self.phase, Phase::Established { .. }) && self.host.is_full()
+    }
+
+    /// The next packet for the guest, if the host side has data or not.
+    pub(super) fn next(&self, has_data: bool) -> Option<Outgoing> {
+        use Outgoing::{Control as Send, Data};
+
+        match self.phase {
+            Phase::Requested { told } => (!told).then_some(Send(Control::Request)),
+            Phase::Established { told: false } => Some(Send(Control::Response)),
+            // Data never waits behind it: the host side ends sending after its last byte.
+            Phase::Established { .. } if self.told != self.host => Some(Send(Control::Shutdown)),
+            Phase::Established { .. } => {
+                let wants_to_send = has_data && self.takes_data();
+                match self.credit.available() {
+                    credit @ 1.. if wants_to_send => Some(Data(credit)),
+                    0 if wants_to_send && !self.asked_for_credit => {
+                        Some(Send(Control::CreditRequest))
+                    }
+                    _ if self.owes_update => Some(Send(Control::CreditUpdate)),
+                    _ if self.credit.update_is_due() && !self.host.receive => {
+                        Some(Send(Control::CreditUpdate))
+                    }
+                    _ => None,
+                }
+            }
+            Phase::Closed => None,
+        }
+    }
+
+    /// The header of a control packet that is sent now.
+    pub(super) fn control(&mut self, control: Control) -> Header {
+        let op = match control {
+            Control::Request => {
+                self.phase = Phase::Requested { told: true };
+                op::REQUEST
+            }
+            Control::Response => {
+                self.phase = Phase::Established { told: true };
+                op::RESPONSE
+            }
+            Control::Shutdown => {
+                self.told = self.host;
+                op::SHUTDOWN
+            }
+            Control::CreditUpdate => op::CREDIT_UPDATE,
+            Control::CreditRequest => {
+                self.asked_for_credit = true;
+                op::CREDIT_REQUEST
+            }
+        };
+        let mut header = self.header(op);
+        if control == Control::Shutdown {
+            header.flags = self.told.flags().into();
+        }
+        header
+    }
+
+    /// The header of a packet of `len` bytes of data, within what [`next`](Self::next) allowed, that
+    /// is sent now.
+    pub(super) fn data(&mut self, len: u32) -> Header {
+        self.credit.sent(len);
+        Header { len: len.into(), ..self.header(op::RW) }
+    }
+
+    /// A header with our ports and credit; the caller knows the guest's CID.
+    fn header(&mut self, op: u16) -> Header {
+        // Every packet carries the credit, so it answers for an update too.
+        self.owes_update = false;
+        let (buf_alloc, fwd_cnt) = self.credit.stamp();
+        Header {
+            src_cid: HOST_CID.into(),
+            src_port: self.id.host_port.into(),
+            dst_port: self.id.guest_port.into(),
+            socket_type: TYPE_STREAM.into(),
+            op: op.into(),
+            buf_alloc: buf_alloc.into(),
+            fwd_cnt: fwd_cnt.into(),
+            ..Header::default()
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "connection_tests.rs"]
+mod tests;

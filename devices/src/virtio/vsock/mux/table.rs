@@ -1,0 +1,227 @@
+//! The entries of the connection table, and the books that are kept on them.
+
+use std::collections::{BTreeSet, HashMap};
+use std::os::unix::net::UnixStream;
+
+use crate::virtio::vsock::connection::{Connection, ConnectionId};
+use crate::virtio::vsock::ring::Ring;
+use crate::virtio::vsock::stream::{HostStream, Received};
+use crate::virtio::vsock::{FIRST_TOKEN, MAX_CONNECTIONS, Token};
+use crate::{GuestMemory, Interest};
+
+use super::{Sent, TURN_BYTES};
+
+/// The ports of the host's end of connections that the host asked for. Services have lower ones.
+const FIRST_LOCAL_PORT: u32 = 1 << 30;
+const LAST_LOCAL_PORT: u32 = (1 << 31) - 1;
+
+/// A connection and its stream.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) connection: Connection,
+    pub(super) host: HostStream,
+    /// What the event loop watches the stream for, if it does.
+    pub(super) watched: Option<Interest>,
+}
+
+impl Entry {
+    pub(super) fn new(connection: Connection, host: HostStream, watched: Option<Interest>) -> Self {
+        Self { connection, host, watched }
+    }
+
+    /// The host side took `count` bytes, or never will.
+    pub(super) fn forwarded(&mut self, count: usize) {
+        // It holds no more than the credit window.
+        self.connection.forwarded(u32::try_from(count).unwrap_or(u32::MAX));
+    }
+
+    /// Which readiness of the stream makes a difference.
+    pub(super) fn interest(&self) -> Interest {
+        let read = !self.host.is_readable() && self.connection.takes_data();
+        match (read, self.host.has_backlog()) {
+            (true, true) => Interest::ReadWrite,
+            (true, false) => Interest::Read,
+            (false, true) => Interest::Write,
+            (false, false) => Interest::Pause,
+        }
+    }
+
+    /// Moves up to `credit` bytes from the stream into buffers of the guest.
+    pub(super) fn send_data(
+        &mut self,
+        credit: u32,
+        guest_cid: u64,
+        rx: &mut Ring,
+        memory: &GuestMemory,
+    ) -> (Sent, Received) {
+        let limit = TURN_BYTES.min(usize::try_from(credit).unwrap_or(usize::MAX));
+        let buffers = rx.pop_room(memory, limit);
+        if buffers.is_empty() {
+            return (Sent::Starved, Received::Nothing);
+        }
+        let mut room = limit;
+        let shares: Vec<_> = buffers
+            .iter()
+            .map(|buffer| {
+                let share = buffer.room().min(room);
+                room -= share;
+                (buffer, share)
+            })
+            .collect();
+        let pieces = shares.iter().flat_map(|(buffer, share)| buffer.payload(*share));
+        let received = self.host.receive(pieces, limit - room);
+        let mut left = if let Received::Data(count) = received { count } else { 0 };
+        let mut unused = buffers.len();
+        for (buffer, share) in shares {
+            let len = left.min(share);
+            if len == 0 {
+                break;
+            }
+            let mut header = self.connection.data(u32::try_from(len).unwrap_or(u32::MAX));
+            header.dst_cid = guest_cid.into();
+            rx.send(memory, buffer, &header, len);
+            left -= len;
+            unused -= 1;
+        }
+        rx.put_back(unused);
+        (Sent::Some, received)
+    }
+}
+
+/// The entries, by the token that their streams are watched with.
+#[derive(Debug)]
+pub(super) struct Table {
+    entries: HashMap<Token, Entry>,
+    /// The entries that the guest knows by their ports.
+    by_id: HashMap<ConnectionId, Token>,
+    /// The entries that have something to send to the guest.
+    ready: BTreeSet<Token>,
+    /// The one that was last asked to send: the next one is the next in order, around and around.
+    last: Token,
+    /// The entries whose streams may have to be watched for something else.
+    changed: BTreeSet<Token>,
+    /// Streams to close, once they are no longer watched.
+    closed: Vec<UnixStream>,
+    next_token: Token,
+    next_port: u32,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self {
+            entries: HashMap::new(),
+            by_id: HashMap::new(),
+            ready: BTreeSet::new(),
+            last: 0,
+            changed: BTreeSet::new(),
+            closed: Vec::new(),
+            next_token: FIRST_TOKEN,
+            next_port: FIRST_LOCAL_PORT,
+        }
+    }
+}
+
+impl Table {
+    /// Whether one more connection fits.
+    pub(super) fn has_room(&self) -> bool {
+        self.entries.len() < MAX_CONNECTIONS
+    }
+
+    /// A token that is not in use.
+    pub(super) fn new_token(&mut self) -> Token {
+        loop {
+            let token = self.next_token;
+            self.next_token = token.checked_add(1).unwrap_or(FIRST_TOKEN);
+            if !self.entries.contains_key(&token) {
+                return token;
+            }
+        }
+    }
+
+    /// A name that is not in use for a connection to a port of the guest, if one more fits.
+    pub(super) fn new_id(&mut self, guest_port: u32) -> Option<ConnectionId> {
+        if !self.has_room() {
+            return None;
+        }
+        // There are far more ports than connections.
+        loop {
+            let id = ConnectionId { host_port: self.next_port, guest_port };
+            self.next_port = if self.next_port == LAST_LOCAL_PORT {
+                FIRST_LOCAL_PORT
+            } else {
+                self.next_port + 1
+            };
+            if !self.by_id.contains_key(&id) {
+                return Some(id);
+            }
+        }
+    }
+
+    pub(super) fn insert(&mut self, token: Token, entry: Entry) {
+        self.by_id.insert(entry.connection.id(), token);
+        self.entries.insert(token, entry);
+    }
+
+    pub(super) fn get_mut(&mut self, token: Token) -> Option<&mut Entry> {
+        self.entries.get_mut(&token)
+    }
+
+    /// The entry that the guest knows by these ports.
+    pub(super) fn token(&self, id: ConnectionId) -> Option<Token> {
+        self.by_id.get(&id).copied()
+    }
+
+    /// All entries.
+    pub(super) fn tokens(&self) -> Vec<Token> {
+        self.entries.keys().copied().collect()
+    }
+
+    /// The guest does not know this entry any more; its ports are free.
+    pub(super) fn forget(&mut self, token: Token) {
+        if let Some(entry) = self.entries.get(&token) {
+            let id = entry.connection.id();
+            if self.by_id.get(&id) == Some(&token) {
+                self.by_id.remove(&id);
+            }
+        }
+    }
+
+    pub(super) fn remove(&mut self, token: Token) -> Option<Entry> {
+        self.forget(token);
+        self.ready.remove(&token);
+        self.changed.remove(&token);
+        self.entries.remove(&token)
+    }
+
+    /// Keeps the books after an entry has changed.
+    pub(super) fn changed(&mut self, token: Token) {
+        let Some(entry) = self.entries.get(&token) else { return };
+        if entry.connection.next(entry.host.is_readable()).is_some() {
+            self.ready.insert(token);
+        } else {
+            self.ready.remove(&token);
+        }
+        self.changed.insert(token);
+    }
+
+    pub(super) fn pop_changed(&mut self) -> Option<Token> {
+        self.changed.pop_first()
+    }
+
+    /// The next entry that has something to send, in turn.
+    pub(super) fn next_ready(&mut self) -> Option<Token> {
+        let after = self.last.saturating_add(1)..;
+        let token = *self.ready.range(after).next().or_else(|| self.ready.first())?;
+        self.last = token;
+        Some(token)
+    }
+
+    /// Closes a stream when [`take_closed`](Self::take_closed) is called.
+    pub(super) fn close(&mut self, stream: UnixStream) {
+        self.closed.push(stream);
+    }
+
+    pub(super) fn take_closed(&mut self) -> Vec<UnixStream> {
+        std::mem::take(&mut self.closed)
+    }
+}

@@ -1,0 +1,233 @@
+//! The host end of a connection: a Unix stream, and the guest's bytes that it has no room for yet.
+
+use std::io::{self, ErrorKind};
+use std::net::Shutdown;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+
+use rustix::net::{SendFlags, send};
+use vm_memory::{VolatileSlice, WriteVolatile};
+
+use super::sys;
+
+/// A Unix stream that never blocks us.
+#[derive(Debug)]
+pub(super) struct HostStream {
+    stream: UnixStream,
+    backlog: Backlog,
+    /// It may hold bytes, or its end.
+    readable: bool,
+    /// The peer takes no more bytes: what it would get is thrown away.
+    deaf: bool,
+    /// The directions that were shut down towards the peer.
+    ended_sending: bool,
+    ended_receiving: bool,
+}
+
+/// What [`HostStream::receive`] found.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Received {
+    /// So many bytes, at least one.
+    Data(usize),
+    /// Nothing yet.
+    Nothing,
+    /// The peer sends no more.
+    End,
+    /// The peer went away without having read all that it was sent, or the stream failed.
+    Broken,
+}
+
+impl HostStream {
+    pub(super) fn new(stream: UnixStream) -> Self {
+        Self {
+            stream,
+            backlog: Backlog::default(),
+            readable: false,
+            deaf: false,
+            ended_sending: false,
+            ended_receiving: false,
+        }
+    }
+
+    /// Its file descriptor, to watch.
+    pub(super) fn stream(&self) -> &UnixStream {
+        &self.stream
+    }
+
+    /// The stream itself, to close.
+    pub(super) fn into_stream(self) -> UnixStream {
+        self.stream
+    }
+
+    /// Whether [`receive`](Self::receive) may find something.
+    pub(super) fn is_readable(&self) -> bool {
+        self.readable
+    }
+
+    /// Whether bytes wait for the peer to make room.
+    pub(super) fn has_backlog(&self) -> bool {
+        !self.backlog.is_empty()
+    }
+
+    /// Whether the peer takes no more bytes.
+    pub(super) fn is_deaf(&self) -> bool {
+        self.deaf
+    }
+
+    /// The stream became readable.
+    pub(super) fn set_readable(&mut self) {
+        self.readable = true;
+    }
+
+    /// The peer closed the stream, or the stream failed. Returns how many bytes are thrown away.
+    /// What the peer had sent can still be received.
+    pub(super) fn hang_up(&mut self) -> usize {
+        self.readable = true;
+        self.deafen()
+    }
+
+    fn deafen(&mut self) -> usize {
+        self.deaf = true;
+        std::mem::take(&mut self.backlog).len()
+    }
+
+    /// Gives the peer bytes from guest memory. Returns how many of them, backlog included, it took
+    /// or will never take; the rest is backlog.
+    pub(super) fn deliver<'m>(
+        &mut self,
+        payload: impl Iterator<Item = VolatileSlice<'m>> + Clone,
+    ) -> usize {
+        if self.deaf {
+            return payload.map(|slice| slice.len()).sum();
+        }
+        let sent = if self.has_backlog() {
+            0
+        } else {
+            match sys::send(self.stream.as_fd(), payload.clone()) {
+                Ok(sent) => sent,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => 0,
+                Err(_) => {
+                    self.deaf = true;
+                    return payload.map(|slice| slice.len()).sum();
+                }
+            }
+        };
+        self.backlog.append(payload, sent);
+        sent
+    }
+
+    /// Gives the peer what it has room for of the backlog. Returns how many bytes it took or will
+    /// never take.
+    pub(super) fn flush(&mut self) -> usize {
+        let mut taken = 0;
+        while self.has_backlog() {
+            match send(
+                &self.stream,
+                self.backlog.bytes(),
+                SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
+            )
+            .map_err(io::Error::from)
+            {
+                Ok(sent) => {
+                    self.backlog.consume(sent);
+                    taken += sent;
+                }
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                Err(_) => taken += self.deafen(),
+            }
+        }
+        taken
+    }
+
+    /// Sends the peer a line of our own, before any byte of the guest's. A stream that has no room
+    /// even for that is deaf.
+    pub(super) fn greet(&mut self, line: &str) {
+        let sent = send(&self.stream, line.as_bytes(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+        self.deaf |= sent != Ok(line.len());
+    }
+
+    /// Receives into guest memory what it has of `room` bytes, at least one.
+    pub(super) fn receive<'m>(
+        &mut self,
+        buffers: impl Iterator<Item = VolatileSlice<'m>>,
+        room: usize,
+    ) -> Received {
+        match sys::receive(self.stream.as_fd(), buffers) {
+            Ok(0) => Received::End,
+            Ok(count) => {
+                // Less than there was room for is most likely all. If not, the event loop says so.
+                self.readable = count == room;
+                Received::Data(count)
+            }
+            Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                self.readable = false;
+                Received::Nothing
+            }
+            Err(_) => Received::Broken,
+        }
+    }
+
+    /// Tells the peer, once, that nothing more comes. Call it when there is no backlog.
+    pub(super) fn end_sending(&mut self) {
+        if !std::mem::replace(&mut self.ended_sending, true) {
+            // It fails where the peer is gone, which does not have to be told.
+            let _ = self.stream.shutdown(Shutdown::Write);
+        }
+    }
+
+    /// Lets the peer's further writes fail, once: nobody reads them.
+    pub(super) fn end_receiving(&mut self) {
+        if !std::mem::replace(&mut self.ended_receiving, true) {
+            let _ = self.stream.shutdown(Shutdown::Read);
+        }
+    }
+}
+
+/// A queue of bytes. It is bounded by the credit that the guest was given.
+#[derive(Debug, Default)]
+struct Backlog {
+    bytes: Vec<u8>,
+    /// How many of `bytes` are consumed.
+    start: usize,
+}
+
+impl Backlog {
+    fn len(&self) -> usize {
+        self.bytes.len() - self.start
+    }
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.bytes[self.start..]
+    }
+
+    /// Appends `payload` without its first `skip` bytes.
+    fn append<'m>(&mut self, payload: impl Iterator<Item = VolatileSlice<'m>>, mut skip: usize) {
+        if self.start > self.len() {
+            self.bytes.drain(..self.start);
+            self.start = 0;
+        }
+        for slice in payload {
+            let skipped = skip.min(slice.len());
+            skip -= skipped;
+            if let Ok(rest) = slice.offset(skipped)
+                && !rest.is_empty()
+            {
+                // A `Vec` takes all of it.
+                let _ = self.bytes.write_volatile(&rest);
+            }
+        }
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.start += count;
+        if self.is_empty() {
+            // Idle connections keep no memory.
+            *self = Self::default();
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! From the kernel's hand to a served machine.
+
+use boxlite_proto::boot::{BootParams, Role, UnknownRole};
+use boxlite_proto::message::Stage;
+use rustix::io;
+use rustix::process::{Resource, Rlimit, setrlimit};
+
+use crate::mounts::{self, MountError};
+use crate::server::Server;
+use crate::transport::{Transport, TransportError};
+use crate::{identity, log, net, shutdown};
+
+/// Open files that a process may raise its limit to.
+const MAX_FILES: u64 = 1 << 20;
+
+/// Why a machine cannot be booted.
+#[derive(Debug, thiserror::Error)]
+enum BootError {
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    #[error("cannot read the kernel command line: {0}")]
+    CommandLine(#[source] std::io::Error),
+    #[error(transparent)]
+    Role(#[from] UnknownRole),
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    #[error("cannot serve the host: {0}")]
+    Serve(#[source] io::Errno),
+}
+
+/// Boots the machine and serves the host until the machine is to be reset. Returns only where it
+/// cannot be reset; a PID 1 that ends makes the kernel panic.
+pub fn run() -> i32 {
+    if rustix::process::getpid().as_raw_nonzero().get() != 1 {
+        eprintln!("boxlite-agent is the init of a boxlite guest; it does nothing elsewhere");
+        return 2;
+    }
+    if let Err(e) = boot_and_serve() {
+        log::error(format_args!("{e}"));
+    }
+    shutdown::reset();
+    1
+}
+
+fn boot_and_serve() -> Result<(), BootError> {
+    rustix::process::umask(rustix::fs::Mode::empty());
+    mounts::early()?;
+    open_stdio();
+    log::init();
+    let mut transport = Transport::find()?;
+    transport.reached(Stage::Agent);
+    let result = boot(&mut transport);
+    let mut server = match result {
+        Ok(server) => server,
+        Err(e) => {
+            transport.fatal(e.to_string());
+            return Err(e);
+        }
+    };
+    transport.reached(Stage::Ready);
+    let report = transport.serve(&mut server).map_err(BootError::Serve)?;
+    let result = server.run().map_err(BootError::Serve);
+    drop(report);
+    result
+}
+
+fn boot(transport: &mut Transport) -> Result<Server, BootError> {
+    let cmdline = std::fs::read("/proc/cmdline").map_err(BootError::CommandLine)?;
+    let params = BootParams::parse(&String::from_utf8_lossy(&cmdline))?;
+    match params.role {
+        Role::Box => {
+            mounts::box_root()?;
+            transport.reached(Stage::Root);
+            net::loopback_up();
+            identity::name_box(params.hostname.as_deref().unwrap_or("localhost"));
+            settings(1024);
+        }
+        Role::Builder => {
+            mounts::builder_disk()?;
+            transport.reached(Stage::Root);
+        }
+        Role::SoftHost => {
+            mounts::soft_host_root(params.home.as_deref())?;
+            transport.reached(Stage::Root);
+            mounts::open_kvm_to_all();
+            net::loopback_up();
+            net::qemu_user_network();
+            if let Some(hostname) = &params.hostname {
+                identity::name(hostname);
+            }
+            settings(MAX_FILES);
+        }
+    }
+    protect_from_oom_killer();
+    Server::new(params.role).map_err(BootError::Serve)
+}
+
+/// A kernel without a console starts PID 1 with no files open. Standard input, output and error
+/// must be something, or the next files opened would be taken for them.
+fn open_stdio() {
+    use rustix::fs::{Mode, OFlags, open};
+    use std::os::fd::{AsRawFd, IntoRawFd};
+    while let Ok(fd) = open("/dev/null", OFlags::RDWR, Mode::empty()) {
+        if fd.as_raw_fd() > 2 {
+            break;
+        }
+        // Open for good.
+        let _ = fd.into_raw_fd();
+    }
+}
+
+/// Limits that commands inherit, and the kernel's settings of a machine of one's own.
+fn settings(open_files: u64) {
+    let limit = Rlimit { current: Some(open_files), maximum: Some(MAX_FILES) };
+    if let Err(e) = setrlimit(Resource::Nofile, limit) {
+        log::warn(format_args!("cannot set the limit on open files: {e}"));
+    }
+    // Every user may ping.
+    write_setting("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
+}
+
+fn protect_from_oom_killer() {
+    write_setting("/proc/self/oom_score_adj", "-1000");
+}
+
+fn write_setting(path: &str, value: &str) {
+    if let Err(e) = std::fs::write(path, value) {
+        log::warn(format_args!("cannot set {path} to {value:?}: {e}"));
+    }
+}

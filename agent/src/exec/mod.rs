@@ -1,0 +1,265 @@
+//! A command of the host's: from its start until the host has its output and how it ended.
+//!
+//! A command has ended when its process has: what it left running in the background and holds its
+//! pipes open does not keep the exec open. What is in the pipes at that moment is always sent;
+//! what others write to them is sent for [`GRACE`] more, and then for as much as is buffered.
+
+mod cgroup;
+mod pump;
+mod spawn;
+mod stdio;
+mod user;
+
+use std::time::{Duration, Instant};
+
+use boxlite_proto::credit::CreditError;
+use boxlite_proto::frame::Channel;
+use boxlite_proto::message::{self, Control, ExitStatus, Failure, Response};
+use rustix::io;
+use rustix::process::Pid;
+
+use self::cgroup::Cgroup;
+pub(crate) use self::cgroup::Cgroups;
+use self::pump::{Input, Output, State};
+use crate::connection::Outbox;
+use crate::poller::{Poller, Ready, Token};
+use crate::sys::signal::signal_group;
+
+/// How long output that is not the command's own any more is waited for.
+const GRACE: Duration = Duration::from_millis(100);
+
+/// The slots of an exec's tokens.
+const INPUT: u8 = 0;
+const OUTPUT: u8 = 1;
+const ERROR: u8 = 2;
+
+/// A running, or ended and not yet drained, command.
+pub(crate) struct Exec {
+    /// The connection and the stream that it belongs to.
+    pub(crate) connection: u64,
+    pub(crate) stream: u32,
+    pub(crate) pid: Pid,
+    cgroup: Option<Cgroup>,
+    terminal: bool,
+    input: Option<Input>,
+    outputs: [Option<Output>; 2],
+    exited: Option<Exited>,
+}
+
+#[derive(Clone, Copy)]
+struct Exited {
+    status: ExitStatus,
+    /// When the grace is over; none once it was.
+    last_call: Option<Instant>,
+}
+
+impl Exec {
+    /// Starts a command as the exec with this ID.
+    pub(crate) fn start(
+        request: &message::Exec,
+        id: u64,
+        (connection, stream): (u64, u32),
+        cgroups: &mut Cgroups,
+        poller: &Poller,
+    ) -> Result<Self, Failure> {
+        let cgroup = cgroups.create(id);
+        let started = spawn::start(request, cgroup.as_ref());
+        let (pid, stdio) = match started {
+            Ok(started) => started,
+            Err(failure) => {
+                if let Some(cgroup) = cgroup {
+                    cgroups.release(cgroup);
+                }
+                return Err(failure);
+            }
+        };
+        let terminal = request.terminal.is_some();
+        let [output, error] = stdio.outputs;
+        let exec = Self {
+            connection,
+            stream,
+            pid,
+            cgroup,
+            terminal,
+            input: stdio.input.map(|fd| Input::new(fd, terminal)),
+            outputs: [
+                output.map(|fd| Output::new(fd, Channel::Stdout, terminal)),
+                error.map(|fd| Output::new(fd, Channel::Stderr, terminal)),
+            ],
+            exited: None,
+        };
+        if let Err(e) = exec.watch(id, poller) {
+            exec.kill();
+            let message = format!("cannot watch the command's stdio: {e}");
+            return Err(Failure { kind: message::FailureKind::Other, message });
+        }
+        Ok(exec)
+    }
+
+    fn watch(&self, id: u64, poller: &Poller) -> io::Result<()> {
+        if let Some(input) = &self.input {
+            poller.watch(input.fd(), Token { id, slot: INPUT })?;
+        }
+        for (output, slot) in self.outputs.iter().zip([OUTPUT, ERROR]) {
+            if let Some(output) = output {
+                poller.watch(output.fd(), Token { id, slot })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether this process ID is its own. Not any more once it has been reaped.
+    pub(crate) fn runs_as(&self, pid: Pid) -> bool {
+        self.pid == pid && self.exited.is_none()
+    }
+
+    /// One of its descriptors has become ready.
+    pub(crate) fn notify(&mut self, slot: u8, event: Ready) {
+        if slot == INPUT {
+            if let Some(input) = &mut self.input {
+                input.notify(event);
+            }
+        } else if let Some(Some(output)) = self.outputs.get_mut(usize::from(slot - OUTPUT)) {
+            output.notify(event);
+        }
+    }
+
+    /// Data for its standard input. What comes after the input was closed is dropped: the host has
+    /// been told, or said itself that there is no more.
+    pub(crate) fn receive(&mut self, data: &[u8]) -> Result<(), CreditError> {
+        self.input.as_mut().map_or(Ok(()), |input| input.receive(data))
+    }
+
+    /// The host ends a channel: no more input, or nobody reads that output.
+    pub(crate) fn end(&mut self, channel: Channel) {
+        match channel {
+            Channel::Stdin => {
+                if let Some(input) = &mut self.input {
+                    input.end();
+                }
+            }
+            output => {
+                if let Some(slot) = self.output_mut(output) {
+                    *slot = None;
+                }
+            }
+        }
+    }
+
+    /// The host took output.
+    pub(crate) fn grant(&mut self, channel: Channel, bytes: u32) -> Result<(), CreditError> {
+        match self.output_mut(channel) {
+            Some(Some(output)) => output.grant(bytes),
+            _ => Ok(()),
+        }
+    }
+
+    fn output_mut(&mut self, channel: Channel) -> Option<&mut Option<Output>> {
+        let index = match channel {
+            Channel::Stdin => return None,
+            Channel::Stdout => 0,
+            Channel::Stderr => 1,
+        };
+        self.outputs.get_mut(index)
+    }
+
+    /// What the host says to a running command. An ended one hears nothing: its process ID may
+    /// be another's by now.
+    pub(crate) fn control(&self, control: Control) {
+        if self.exited.is_some() {
+            return;
+        }
+        match control {
+            Control::Signal(signal) if (1..=64).contains(&signal) => {
+                // Refused only where the group has just gone.
+                let _ = signal_group(self.foreground().as_raw_nonzero().get(), signal);
+            }
+            Control::Resize(size) => {
+                if let Some(master) = self.master() {
+                    let _ = stdio::resize(master, size);
+                }
+            }
+            Control::Kill => self.kill(),
+            _ => {}
+        }
+    }
+
+    /// The process group that a signal is for: the one in the terminal's foreground, as Ctrl-C
+    /// would find it, or the one that the command started in.
+    fn foreground(&self) -> Pid {
+        self.master().and_then(|master| rustix::termios::tcgetpgrp(master).ok()).unwrap_or(self.pid)
+    }
+
+    fn master(&self) -> Option<&std::os::fd::OwnedFd> {
+        let output = self.outputs[0].as_ref().map(Output::fd);
+        output.or_else(|| self.input.as_ref().map(Input::fd)).filter(|_| self.terminal)
+    }
+
+    /// Ends the command with all its descendants.
+    pub(crate) fn kill(&self) {
+        let group_killed = self.cgroup.as_ref().is_some_and(|cgroup| cgroup.kill().is_ok());
+        if !group_killed && self.exited.is_none() {
+            let _ = signal_group(self.pid.as_raw_nonzero().get(), libc::SIGKILL);
+        }
+    }
+
+    /// Its process has been reaped.
+    pub(crate) fn exited(&mut self, status: ExitStatus, now: Instant) {
+        self.input = None;
+        self.exited = Some(Exited { status, last_call: Some(now + GRACE) });
+        for output in self.outputs.iter_mut().flatten() {
+            output.notify(Ready { read: true, ..Ready::default() });
+        }
+    }
+
+    /// When the grace of an ended command will be over.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.exited.and_then(|exited| exited.last_call)
+    }
+
+    /// Whether [`pump`](Self::pump) would do something now.
+    pub(crate) fn can_pump(&self, out: &Outbox) -> bool {
+        self.input.as_ref().is_some_and(Input::can_pump)
+            || out.has_room() && self.outputs.iter().flatten().any(Output::can_pump)
+            || self.is_over()
+    }
+
+    fn is_over(&self) -> bool {
+        self.exited.is_some() && self.outputs.iter().all(Option::is_none)
+    }
+
+    /// Moves data, one read for each output. Returns the last frame of the stream once it is over.
+    pub(crate) fn pump(
+        &mut self,
+        out: &mut Outbox,
+        scratch: &mut [u8],
+        now: Instant,
+    ) -> Option<Response> {
+        let stream = self.stream;
+        self.input.take_if(|input| input.can_pump() && input.pump(stream, out) == State::Closed);
+        let last_call = self
+            .exited
+            .as_mut()
+            .and_then(|exited| exited.last_call.take_if(|at| *at <= now))
+            .is_some();
+        for slot in &mut self.outputs {
+            slot.take_if(|output| {
+                if last_call {
+                    output.last_call();
+                }
+                out.has_room()
+                    && output.can_pump()
+                    && output.pump(stream, out, scratch) == State::Closed
+            });
+        }
+        let exited = self.exited.filter(|_| self.is_over())?;
+        Some(Response::Exited(exited.status))
+    }
+
+    /// Gives up its control group.
+    pub(crate) fn release(self, cgroups: &mut Cgroups) {
+        if let Some(cgroup) = self.cgroup {
+            cgroups.release(cgroup);
+        }
+    }
+}

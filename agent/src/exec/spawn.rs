@@ -1,0 +1,178 @@
+//! From a request to a running process, or to the failure that says why not.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::AsFd;
+
+use boxlite_proto::message::{Exec, Failure, FailureKind};
+use rustix::fs::Mode;
+use rustix::io::Errno;
+use rustix::process::Pid;
+
+use super::cgroup::Cgroup;
+use super::stdio::Stdio;
+use super::user::{self, Identity};
+use crate::sys::process::{Plan, Step, spawn};
+
+const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Starts `exec`. Returns its process and the agent's side of its stdio.
+pub(crate) fn start(exec: &Exec, cgroup: Option<&Cgroup>) -> Result<(Pid, Stdio), Failure> {
+    let identity =
+        user::resolve(&exec.user).map_err(|e| failure(FailureKind::UnknownUser, e.to_string()))?;
+    let command = Command::new(exec, &identity)?;
+    make_working_dir(&command.working_dir)?;
+    let stdio = match exec.terminal {
+        Some(size) => Stdio::terminal(size, identity.uid()),
+        None => Stdio::pipes(exec.stdin),
+    }
+    .map_err(|e| other("cannot open the command's stdio", e))?;
+    let entrance = cgroup.and_then(|cgroup| cgroup.entrance().ok());
+    let groups: Vec<_> =
+        identity.groups.iter().map(|gid| rustix::process::Gid::from_raw(*gid)).collect();
+    let pid = spawn(&Plan {
+        programs: &as_refs(&command.programs),
+        argv: &as_refs(&command.argv),
+        env: &as_refs(&command.env),
+        working_dir: &command.working_dir,
+        uid: identity.uid(),
+        gid: identity.gid(),
+        groups: &groups,
+        stdio: stdio.theirs(),
+        terminal: exec.terminal.is_some(),
+        cgroup: entrance.as_ref().map(AsFd::as_fd),
+    })
+    .map_err(|(step, errno)| command.explain(step, errno))?;
+    Ok((pid, stdio))
+}
+
+fn as_refs(strings: &[CString]) -> Vec<&CStr> {
+    strings.iter().map(CString::as_c_str).collect()
+}
+
+/// A request in the form that the kernel takes.
+struct Command {
+    programs: Vec<CString>,
+    argv: Vec<CString>,
+    env: Vec<CString>,
+    working_dir: CString,
+}
+
+impl Command {
+    fn new(exec: &Exec, identity: &Identity) -> Result<Self, Failure> {
+        let program = match exec.argv.first() {
+            Some(program) if !program.is_empty() => program,
+            _ => return Err(failure(FailureKind::NotFound, "the command is empty".into())),
+        };
+        let mut env = exec
+            .env
+            .iter()
+            .map(|variable| c_string("an environment variable", variable))
+            .collect::<Result<Vec<_>, _>>()?;
+        if value_of(&exec.env, b"HOME").is_none() {
+            env.push(c_string("the home directory", &[b"HOME=", &identity.home[..]].concat())?);
+        }
+        let path = value_of(&exec.env, b"PATH").unwrap_or_else(|| {
+            env.extend(CString::new([b"PATH=", DEFAULT_PATH].concat()));
+            DEFAULT_PATH
+        });
+        let programs = if program.contains(&b'/') {
+            vec![c_string("the command", program)?]
+        } else {
+            path.split(|b| *b == b':')
+                .map(|dir| {
+                    let dir = if dir.is_empty() { b"." } else { dir };
+                    c_string("the command", &[dir, b"/", program].concat())
+                })
+                .collect::<Result<_, _>>()?
+        };
+        let argv = exec
+            .argv
+            .iter()
+            .map(|argument| c_string("an argument", argument))
+            .collect::<Result<_, _>>()?;
+        let working_dir = match &exec.working_dir[..] {
+            [] => c"/".to_owned(),
+            [b'/', ..] => c_string("the working directory", &exec.working_dir)?,
+            relative => c_string("the working directory", &[b"/", relative].concat())?,
+        };
+        Ok(Self { programs, argv, env, working_dir })
+    }
+
+    fn explain(&self, step: Step, errno: Errno) -> Failure {
+        let name = self.argv.first().map(|name| name.to_string_lossy()).unwrap_or_default();
+        match (step, errno) {
+            (Step::Exec, Errno::NOENT | Errno::NOTDIR) => {
+                let [path] = &self.programs[..] else {
+                    return failure(FailureKind::NotFound, format!("{name}: not found in PATH"));
+                };
+                let why = if rustix::fs::stat(path.as_c_str()).is_ok() {
+                    "the interpreter that it names is not there"
+                } else {
+                    "no such file"
+                };
+                failure(FailureKind::NotFound, format!("{name}: {why}"))
+            }
+            (Step::Exec, Errno::NAMETOOLONG | Errno::LOOP) => {
+                failure(FailureKind::NotFound, format!("{name}: {errno}"))
+            }
+            (Step::Exec, Errno::TOOBIG) => {
+                other("the arguments and the environment are too large together", errno)
+            }
+            (Step::Exec, Errno::NOMEM | Errno::AGAIN | Errno::NFILE) => other(&name, errno),
+            (Step::Exec, errno) => {
+                let why = match errno {
+                    Errno::ACCESS => "permission denied, or a directory".to_owned(),
+                    Errno::NOEXEC => "not a program that this machine can run".to_owned(),
+                    errno => errno.to_string(),
+                };
+                failure(FailureKind::NotExecutable, format!("{name}: {why}"))
+            }
+            (Step::WorkingDir, errno) => working_dir_failure(&self.working_dir, errno),
+            (Step::Clone, errno) => other("cannot start a process", errno),
+            (Step::Session, errno) => other("cannot open a session on the terminal", errno),
+            (Step::Stdio, errno) => other("cannot connect the command's stdio", errno),
+            (Step::User, errno) => other("cannot become the user", errno),
+        }
+    }
+}
+
+/// The value of the last variable of that name.
+fn value_of<'a>(env: &'a [Vec<u8>], name: &[u8]) -> Option<&'a [u8]> {
+    env.iter().rev().find_map(|variable| variable.strip_prefix(name)?.strip_prefix(b"="))
+}
+
+/// Container engines create the working directory of an image; so does the agent, as root.
+fn make_working_dir(dir: &CStr) -> Result<(), Failure> {
+    if rustix::fs::stat(dir).is_ok() {
+        return Ok(());
+    }
+    let bytes = dir.to_bytes();
+    let ends = bytes.iter().enumerate().skip(1).filter(|(_, b)| **b == b'/').map(|(i, _)| i);
+    for end in ends.chain([bytes.len()]) {
+        match rustix::fs::mkdir(&bytes[..end], Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(working_dir_failure(dir, errno)),
+        }
+    }
+    Ok(())
+}
+
+fn working_dir_failure(dir: &CStr, errno: Errno) -> Failure {
+    let dir = dir.to_string_lossy();
+    failure(FailureKind::WorkingDir, format!("cannot enter the working directory {dir}: {errno}"))
+}
+
+fn c_string(what: &str, bytes: &[u8]) -> Result<CString, Failure> {
+    CString::new(bytes).map_err(|_| {
+        let bytes = String::from_utf8_lossy(bytes);
+        failure(FailureKind::Other, format!("{what} contains a NUL byte: {bytes:?}"))
+    })
+}
+
+fn other(what: &str, errno: Errno) -> Failure {
+    failure(FailureKind::Other, format!("{what}: {errno}"))
+}
+
+fn failure(kind: FailureKind, message: String) -> Failure {
+    Failure { kind, message }
+}

@@ -1,0 +1,79 @@
+//! The file descriptors between the agent and a command: pipes, or a terminal.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use boxlite_proto::message::TerminalSize;
+use rustix::fs::{Gid, Mode, OFlags, Uid};
+use rustix::io::{self, fcntl_dupfd_cloexec};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
+use rustix::termios::Winsize;
+
+/// The group of terminals (`tty` on every distribution), to which `write` and `mesg` belong.
+const TTY_GROUP: u32 = 5;
+
+/// Both sides of a command's stdio.
+pub(crate) struct Stdio {
+    /// The command's standard input, output and error.
+    theirs: [OwnedFd; 3],
+    /// Where its input is written.
+    pub(crate) input: Option<OwnedFd>,
+    /// Where its output is read, then its error output; a terminal has only the first.
+    pub(crate) outputs: [Option<OwnedFd>; 2],
+}
+
+impl Stdio {
+    /// Three pipes, or `/dev/null` as the input.
+    pub(crate) fn pipes(with_input: bool) -> io::Result<Self> {
+        let (input, stdin) = if with_input {
+            let (read, write) = pipe()?;
+            (Some(write), read)
+        } else {
+            (None, rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
+        };
+        let (output, stdout) = pipe()?;
+        let (error, stderr) = pipe()?;
+        if let Some(input) = &input {
+            set_nonblocking(input)?;
+        }
+        set_nonblocking(&output)?;
+        set_nonblocking(&error)?;
+        Ok(Self { theirs: [stdin, stdout, stderr], input, outputs: [Some(output), Some(error)] })
+    }
+
+    /// A terminal of this size, owned by `uid`.
+    pub(crate) fn terminal(size: TerminalSize, uid: Uid) -> io::Result<Self> {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let master = openpt(flags)?;
+        unlockpt(&master)?;
+        let slave = ioctl_tiocgptpeer(&master, flags)?;
+        resize(&master, size)?;
+        rustix::fs::fchown(&slave, Some(uid), Some(Gid::from_raw(TTY_GROUP)))?;
+        set_nonblocking(&master)?;
+        let theirs = [fcntl_dupfd_cloexec(&slave, 3)?, fcntl_dupfd_cloexec(&slave, 3)?, slave];
+        // Two descriptors for one terminal, so that each direction has its own readiness.
+        let input = fcntl_dupfd_cloexec(&master, 3)?;
+        Ok(Self { theirs, input: Some(input), outputs: [Some(master), None] })
+    }
+
+    /// The command's side.
+    pub(crate) fn theirs(&self) -> [BorrowedFd<'_>; 3] {
+        self.theirs.each_ref().map(AsFd::as_fd)
+    }
+}
+
+/// Tells a terminal its size; the foreground process group gets SIGWINCH.
+pub(crate) fn resize(master: impl AsFd, size: TerminalSize) -> io::Result<()> {
+    let size = Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
+    rustix::termios::tcsetwinsize(master, size)
+}
+
+fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    pipe_with(PipeFlags::CLOEXEC)
+}
+
+/// Only the agent's end: a command expects blocking stdio.
+fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
+    let flags = rustix::fs::fcntl_getfl(fd)?;
+    rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK)
+}

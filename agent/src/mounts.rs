@@ -1,0 +1,256 @@
+//! What is mounted where, in each role.
+
+use std::ffi::CStr;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::{self, Errno};
+use rustix::mount::{MountFlags, mount, mount_move};
+
+use crate::disk::{self, DiskError};
+
+/// Where the new root is put together, in the initramfs.
+const NEW_ROOT: &str = "/newroot";
+
+/// Where a builder's disk is mounted.
+pub(crate) const BUILDER_DISK: &str = "/disk";
+
+/// `discard` hands freed blocks back to the host.
+const BOX_OPTIONS: &CStr = c"discard";
+
+/// A builder's disk is thrown away if anything goes wrong, and synced at the end: no barriers, no
+/// ordering of data before metadata.
+const BUILDER_OPTIONS: &CStr = c"data=writeback,nobarrier,noauto_da_alloc,nodelalloc";
+
+/// A mount that failed, and cannot be done without.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MountError {
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    #[error("cannot mount {kind} on {at}: {errno}")]
+    Mount { kind: &'static str, at: String, errno: Errno },
+    #[error("cannot make {path}: {errno}")]
+    Make { path: String, errno: Errno },
+    #[error("cannot make {NEW_ROOT} the root: {0}")]
+    SwitchRoot(#[source] Errno),
+}
+
+/// A file system of the kernel's own.
+struct Api {
+    kind: &'static str,
+    at: &'static str,
+    flags: MountFlags,
+    data: &'static CStr,
+}
+
+const STRICT: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
+
+const PROC: Api = Api { kind: "proc", at: "/proc", flags: STRICT, data: c"" };
+const SYS: Api = Api { kind: "sysfs", at: "/sys", flags: STRICT, data: c"" };
+const DEV: Api =
+    Api { kind: "devtmpfs", at: "/dev", flags: MountFlags::NOSUID, data: c"mode=0755" };
+const PTS: Api = Api {
+    kind: "devpts",
+    at: "/dev/pts",
+    flags: MountFlags::NOSUID.union(MountFlags::NOEXEC),
+    data: c"gid=5,mode=620,ptmxmode=666",
+};
+const SHM: Api = Api {
+    kind: "tmpfs",
+    at: "/dev/shm",
+    flags: MountFlags::NOSUID.union(MountFlags::NODEV),
+    data: c"mode=1777",
+};
+const MQUEUE: Api = Api { kind: "mqueue", at: "/dev/mqueue", flags: STRICT, data: c"" };
+const CGROUP: Api = Api {
+    kind: "cgroup2",
+    at: "/sys/fs/cgroup",
+    flags: STRICT,
+    data: c"nsdelegate,memory_recursiveprot",
+};
+const BPF: Api = Api { kind: "bpf", at: "/sys/fs/bpf", flags: STRICT, data: c"mode=700" };
+const RUN: Api = Api {
+    kind: "tmpfs",
+    at: "/run",
+    flags: MountFlags::NOSUID.union(MountFlags::NODEV),
+    data: c"mode=0755",
+};
+
+impl Api {
+    fn mount(&self) -> Result<(), MountError> {
+        make_dir(self.at)?;
+        mount(self.kind, self.at, self.kind, self.flags, self.data)
+            .map_err(|errno| MountError::Mount { kind: self.kind, at: self.at.to_owned(), errno })
+    }
+
+    /// For what a kernel or an image may lack.
+    fn mount_if_possible(&self) {
+        if let Err(e) = self.mount() {
+            crate::log::warn(format_args!("{e}"));
+        }
+    }
+}
+
+/// In the initramfs: enough to learn what to do and to find the disk and the host.
+pub(crate) fn early() -> Result<(), MountError> {
+    PROC.mount()?;
+    SYS.mount()?;
+    // The kernel may have mounted it already (CONFIG_DEVTMPFS_MOUNT).
+    match DEV.mount() {
+        Err(MountError::Mount { errno: Errno::BUSY, .. }) => Ok(()),
+        result => result,
+    }
+}
+
+/// The disk as the root of a box.
+pub(crate) fn box_root() -> Result<(), MountError> {
+    make_dir(NEW_ROOT)?;
+    disk::mount_grown(NEW_ROOT, BOX_OPTIONS)?;
+    switch_root()?;
+    kernel_file_systems()?;
+    if is_empty_dir("/run") {
+        RUN.mount_if_possible();
+    }
+    Ok(())
+}
+
+/// The disk that layers are unpacked onto.
+pub(crate) fn builder_disk() -> Result<(), MountError> {
+    make_dir(BUILDER_DISK)?;
+    Ok(disk::mount_grown(BUILDER_DISK, BUILDER_OPTIONS)?)
+}
+
+/// The host's root, read-only over 9p, under a tmpfs; the box home on the disk, if there is one.
+pub(crate) fn soft_host_root(home: Option<&str>) -> Result<(), MountError> {
+    const LOWER: &str = "/lower";
+    const UPPER: &str = "/upper";
+    let mount_at = |kind: &'static str, source: &str, at: &str, flags, data: &CStr| {
+        make_dir(at)?;
+        mount(source, at, kind, flags, data).map_err(|errno| MountError::Mount {
+            kind,
+            at: at.to_owned(),
+            errno,
+        })
+    };
+    mount_at(
+        "9p",
+        "root",
+        LOWER,
+        MountFlags::RDONLY,
+        c"trans=virtio,version=9p2000.L,msize=512000,cache=loose",
+    )?;
+    mount_at("tmpfs", "upper", UPPER, MountFlags::empty(), c"mode=0755,size=80%")?;
+    make_dir("/upper/data")?;
+    make_dir("/upper/work")?;
+    let overlay = c"lowerdir=/lower,upperdir=/upper/data,workdir=/upper/work";
+    mount_at("overlay", "root", NEW_ROOT, MountFlags::empty(), overlay)?;
+    switch_root()?;
+    kernel_file_systems()?;
+    let has_disk = rustix::fs::stat(disk::DEVICE).is_ok();
+    if let Some(home) = home.filter(|_| has_disk) {
+        make_dirs(home)?;
+        disk::mount_grown(home, BOX_OPTIONS)?;
+    }
+    Ok(())
+}
+
+/// Makes [`NEW_ROOT`] the root, and gives back the memory of what the initramfs holds. The file
+/// systems that [`early`] mounted stay behind, out of sight.
+fn switch_root() -> Result<(), MountError> {
+    let switch = || -> io::Result<()> {
+        rustix::process::chdir(NEW_ROOT)?;
+        let _ = rustix::fs::unlink("/init");
+        mount_move(".", "/")?;
+        rustix::process::chroot(".")?;
+        rustix::process::chdir("/")
+    };
+    switch().map_err(MountError::SwitchRoot)
+}
+
+/// The file systems of the kernel that every program expects.
+fn kernel_file_systems() -> Result<(), MountError> {
+    PROC.mount()?;
+    SYS.mount()?;
+    DEV.mount()?;
+    PTS.mount()?;
+    SHM.mount()?;
+    MQUEUE.mount_if_possible();
+    BPF.mount_if_possible();
+    CGROUP.mount_if_possible();
+    enable_controllers();
+    device_links();
+    Ok(())
+}
+
+/// Hands every controller to the children of the root group, so that container engines in the box
+/// can use them.
+fn enable_controllers() {
+    let Ok(controllers) = std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers") else {
+        return;
+    };
+    let enable: String = controllers.split_whitespace().map(|name| format!("+{name} ")).collect();
+    if let Err(e) = std::fs::write("/sys/fs/cgroup/cgroup.subtree_control", enable.trim_end()) {
+        crate::log::warn(format_args!("cannot enable the cgroup controllers {controllers}: {e}"));
+    }
+}
+
+/// The links in `/dev` that shells and programs use.
+fn device_links() {
+    let links = [
+        ("/proc/self/fd", "/dev/fd"),
+        ("/proc/self/fd/0", "/dev/stdin"),
+        ("/proc/self/fd/1", "/dev/stdout"),
+        ("/proc/self/fd/2", "/dev/stderr"),
+        ("pts/ptmx", "/dev/ptmx"),
+    ];
+    for (target, link) in links {
+        match rustix::fs::symlink(target, link) {
+            // devtmpfs has a ptmx of its own, which serves the devpts beside it.
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(e) => crate::log::warn(format_args!("cannot link {link}: {e}")),
+        }
+    }
+}
+
+/// An image that brings something in `/run` (directories of its services, with their owners) keeps
+/// it, as under a container engine; an empty one becomes a tmpfs, so that it is fresh at each boot.
+fn is_empty_dir(path: &str) -> bool {
+    match std::fs::read_dir(path) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(e) => e.kind() == std::io::ErrorKind::NotFound,
+    }
+}
+
+fn make_dir(path: &str) -> Result<(), MountError> {
+    match rustix::fs::mkdir(path, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(errno) => Err(MountError::Make { path: path.to_owned(), errno }),
+    }
+}
+
+fn make_dirs(path: &str) -> Result<(), MountError> {
+    std::fs::create_dir_all(path).map_err(|e| MountError::Make {
+        path: path.to_owned(),
+        errno: Errno::from_io_error(&e).unwrap_or(Errno::IO),
+    })
+}
+
+/// Lets every user of the software host use the virtual machine device, as the host's own rules
+/// would let those of its group.
+pub(crate) fn open_kvm_to_all() {
+    let mode = Mode::from_raw_mode(0o666);
+    match rustix::fs::chmod("/dev/kvm", mode) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(e) => crate::log::warn(format_args!("cannot open /dev/kvm to all users: {e}")),
+    }
+}
+
+/// Replaces a file of the software host, or the link that it is.
+pub(crate) fn replace_file(path: &str, content: &[u8]) -> io::Result<()> {
+    match rustix::fs::unlink(path) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(e) => return Err(e),
+    }
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(path, flags, Mode::from_raw_mode(0o644))?;
+    rustix::io::write(fd, content).map(drop)
+}

@@ -1,0 +1,197 @@
+//! Links, addresses and routes, by rtnetlink (`man 7 rtnetlink`).
+
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
+
+use rustix::io::{self, Errno};
+use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto, socket_with,
+};
+
+/// QEMU's user network (`-netdev user`) as it is by default.
+const QEMU_GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+const QEMU_GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+const QEMU_RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
+const QEMU_PREFIX: u8 = 24;
+
+/// Brings the loopback up; the kernel then gives it 127.0.0.1 and ::1 by itself.
+pub(crate) fn loopback_up() {
+    if let Err(e) = Netlink::open().and_then(|mut netlink| netlink.up("lo")) {
+        crate::log::warn(format_args!("cannot bring the loopback up: {e}"));
+    }
+}
+
+/// The software host's way out, if QEMU gave it one. IPv6 configures itself by router
+/// advertisements.
+pub(crate) fn qemu_user_network() {
+    let configure = || {
+        let mut netlink = Netlink::open()?;
+        match netlink.up("eth0") {
+            Err(Errno::NODEV) => return Ok(()),
+            result => result?,
+        }
+        netlink.add_address("eth0", QEMU_GUEST, QEMU_PREFIX)?;
+        netlink.add_default_route(QEMU_GATEWAY)?;
+        let resolv_conf = format!("nameserver {QEMU_RESOLVER}\n");
+        crate::mounts::replace_file("/etc/resolv.conf", resolv_conf.as_bytes())
+    };
+    if let Err(e) = configure() {
+        crate::log::warn(format_args!("cannot configure the network eth0: {e}"));
+    }
+}
+
+struct Netlink {
+    socket: OwnedFd,
+    sequence: u32,
+}
+
+impl Netlink {
+    fn open() -> io::Result<Self> {
+        // Protocol 0 is NETLINK_ROUTE.
+        let socket =
+            socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+        Ok(Self { socket, sequence: 0 })
+    }
+
+    fn up(&mut self, link: &str) -> io::Result<()> {
+        let index = index_of(link)?;
+        let mut message = Message::new(libc::RTM_NEWLINK, 0);
+        // struct ifinfomsg: family, padding, type, index, flags, mask of flags to change
+        message.put(&[libc::AF_UNSPEC as u8, 0]);
+        message.put(&0_u16.to_ne_bytes());
+        message.put(&index.to_ne_bytes());
+        message.put(&(libc::IFF_UP as u32).to_ne_bytes());
+        message.put(&(libc::IFF_UP as u32).to_ne_bytes());
+        self.request(message)
+    }
+
+    fn add_address(&mut self, link: &str, address: Ipv4Addr, prefix: u8) -> io::Result<()> {
+        let index = index_of(link)?;
+        let mut message = Message::new(libc::RTM_NEWADDR, CREATE);
+        // struct ifaddrmsg: family, prefix length, flags, scope, index
+        message.put(&[libc::AF_INET as u8, prefix, 0, libc::RT_SCOPE_UNIVERSE]);
+        message.put(&index.to_ne_bytes());
+        message.attribute(libc::IFA_LOCAL, &address.octets());
+        message.attribute(libc::IFA_ADDRESS, &address.octets());
+        self.request(message)
+    }
+
+    fn add_default_route(&mut self, gateway: Ipv4Addr) -> io::Result<()> {
+        let mut message = Message::new(libc::RTM_NEWROUTE, CREATE);
+        // struct rtmsg: family, destination and source prefix length, TOS, table, protocol, scope,
+        // type, flags
+        message.put(&[
+            libc::AF_INET as u8,
+            0,
+            0,
+            0,
+            libc::RT_TABLE_MAIN,
+            libc::RTPROT_BOOT,
+            libc::RT_SCOPE_UNIVERSE,
+            libc::RTN_UNICAST,
+        ]);
+        message.put(&0_u32.to_ne_bytes());
+        message.attribute(libc::RTA_GATEWAY, &gateway.octets());
+        self.request(message)
+    }
+
+    /// Sends a request and returns the kernel's verdict.
+    fn request(&mut self, message: Message) -> io::Result<()> {
+        self.sequence += 1;
+        let bytes = message.finish(self.sequence);
+        let kernel = SocketAddrNetlink::new(0, 0);
+        sendto(&self.socket, &bytes, SendFlags::empty(), &kernel)?;
+        let mut answer = [0; 4096];
+        let (n, _) = recv(&self.socket, &mut answer, RecvFlags::empty())?;
+        verdict(answer.get(..n).unwrap_or_default())
+    }
+}
+
+const CREATE: u16 = (libc::NLM_F_CREATE | libc::NLM_F_EXCL) as u16;
+
+/// A netlink message being built: `struct nlmsghdr`, then what follows it.
+struct Message(Vec<u8>);
+
+impl Message {
+    fn new(kind: u16, flags: u16) -> Self {
+        let flags = flags | (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
+        let mut message = Self(Vec::with_capacity(64));
+        // Length and sequence number come last; port 0 is the kernel's choice.
+        message.put(&[0; 4]);
+        message.put(&kind.to_ne_bytes());
+        message.put(&flags.to_ne_bytes());
+        message.put(&[0; 8]);
+        message
+    }
+
+    fn put(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+
+    /// `struct rtattr`: its length, its kind, its value, padded to four bytes.
+    fn attribute(&mut self, kind: u16, value: &[u8]) {
+        self.put(&(4 + value.len() as u16).to_ne_bytes());
+        self.put(&kind.to_ne_bytes());
+        self.put(value);
+        self.0.resize(self.0.len().next_multiple_of(4), 0);
+    }
+
+    fn finish(mut self, sequence: u32) -> Vec<u8> {
+        let len = self.0.len() as u32;
+        self.0[..4].copy_from_slice(&len.to_ne_bytes());
+        self.0[8..12].copy_from_slice(&sequence.to_ne_bytes());
+        self.0
+    }
+}
+
+/// Reads the acknowledgement: a header, then a negative errno or 0.
+fn verdict(answer: &[u8]) -> io::Result<()> {
+    let kind = answer.get(4..6).and_then(|b| b.try_into().ok()).map(u16::from_ne_bytes);
+    let error = answer.get(16..20).and_then(|b| b.try_into().ok()).map(i32::from_ne_bytes);
+    match (kind.map(i32::from), error) {
+        (Some(libc::NLMSG_ERROR), Some(0)) => Ok(()),
+        (Some(libc::NLMSG_ERROR), Some(error)) => {
+            Err(Errno::from_raw_os_error(error.checked_neg().unwrap_or(libc::EPROTO)))
+        }
+        _ => Err(Errno::PROTO),
+    }
+}
+
+fn index_of(link: &str) -> io::Result<i32> {
+    let index = std::fs::read_to_string(format!("/sys/class/net/{link}/ifindex"));
+    index.ok().and_then(|index| index.trim().parse().ok()).ok_or(Errno::NODEV)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_has_its_length_its_sequence_and_padded_attributes() {
+        let mut message = Message::new(libc::RTM_NEWADDR, 0);
+        message.attribute(libc::IFA_LOCAL, &[1, 2, 3]);
+        message.attribute(libc::IFA_LABEL, b"x");
+        let bytes = message.finish(7);
+        assert_eq!(bytes.len(), 16 + 8 + 8);
+        assert_eq!(bytes[..4], 32_u32.to_ne_bytes());
+        assert_eq!(bytes[8..12], 7_u32.to_ne_bytes());
+        assert_eq!(bytes[16..18], 7_u16.to_ne_bytes());
+        assert_eq!(bytes[20..24], [1, 2, 3, 0]);
+    }
+
+    #[test]
+    fn the_kernels_verdict_is_read() {
+        let answer = |kind: u16, error: i32| {
+            let mut bytes = vec![0; 16];
+            bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
+            bytes.extend(error.to_ne_bytes());
+            bytes
+        };
+        assert_eq!(verdict(&answer(2, 0)), Ok(()));
+        assert_eq!(verdict(&answer(2, -17)), Err(Errno::EXIST));
+        assert_eq!(verdict(&answer(3, 0)), Err(Errno::PROTO));
+        assert!(verdict(&answer(2, i32::MIN)).is_err());
+        assert_eq!(verdict(b"short"), Err(Errno::PROTO));
+    }
+}

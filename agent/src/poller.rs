@@ -1,0 +1,92 @@
+//! One epoll, edge-triggered: each readiness is told once, whoever is told remembers it until a
+//! call returns `EAGAIN`. So no interest is ever changed, which saves most system calls.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, Event, EventData, EventFlags};
+use rustix::io;
+
+/// Which file descriptor of which thing an event is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Token {
+    pub(crate) id: u64,
+    pub(crate) slot: u8,
+}
+
+impl Token {
+    fn pack(self) -> EventData {
+        EventData::new_u64(self.id << 8 | u64::from(self.slot))
+    }
+
+    fn unpack(data: EventData) -> Self {
+        let data = data.u64();
+        Self { id: data >> 8, slot: data as u8 }
+    }
+}
+
+/// What has become possible on a file descriptor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Ready {
+    /// There is something to read, or an end or an error to be read.
+    pub(crate) read: bool,
+    /// There is room to write, or an error to be met by writing.
+    pub(crate) write: bool,
+    /// The other side is gone, so reading will find an end.
+    pub(crate) hung_up: bool,
+}
+
+impl Ready {
+    /// Adds what an event says.
+    pub(crate) fn merge(&mut self, event: Self) {
+        self.read |= event.read;
+        self.write |= event.write;
+        self.hung_up |= event.hung_up;
+    }
+}
+
+pub(crate) struct Poller {
+    epoll: OwnedFd,
+    events: Vec<Event>,
+}
+
+impl Poller {
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?, events: Vec::new() })
+    }
+
+    /// Watches a descriptor until it is closed.
+    pub(crate) fn watch(&self, fd: impl AsFd, token: Token) -> io::Result<()> {
+        let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+        epoll::add(&self.epoll, fd, token.pack(), flags)
+    }
+
+    /// Waits for events, for at most `timeout` (`None`: as long as it takes).
+    pub(crate) fn wait(
+        &mut self,
+        timeout: Option<Duration>,
+    ) -> io::Result<impl Iterator<Item = (Token, Ready)> + '_> {
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        self.events.clear();
+        self.events.reserve(64);
+        match epoll::wait(
+            &self.epoll,
+            rustix::buffer::spare_capacity(&mut self.events),
+            timeout.as_ref(),
+        ) {
+            Ok(_) | Err(io::Errno::INTR) => {}
+            Err(e) => return Err(e),
+        }
+        Ok(self.events.iter().map(|event| {
+            let flags = event.flags;
+            let gone = flags.intersects(EventFlags::HUP | EventFlags::ERR);
+            let ready = Ready {
+                read: gone || flags.intersects(EventFlags::IN | EventFlags::RDHUP),
+                write: gone || flags.contains(EventFlags::OUT),
+                hung_up: gone || flags.contains(EventFlags::RDHUP),
+            };
+            (Token::unpack(event.data), ready)
+        }))
+    }
+}

@@ -1,0 +1,417 @@
+//! The agent's loop: one thread that serves every connection, exec and layer.
+//!
+//! Nothing here blocks. Each turn notes what has become ready, reaps, lets every connection and
+//! every exec do one piece of work, and sends. So streams take turns, and one whose reader
+//! has stopped (no credit, or a full socket) only stops itself.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use boxlite_proto::PROTOCOL_VERSION;
+use boxlite_proto::boot::Role;
+use boxlite_proto::frame::{Frame, FrameError, Kind};
+use boxlite_proto::message::{Control, Event, Failure, FailureKind, Hello, Request, Response};
+use rustix::io::{self, Errno};
+
+use crate::connection::{Broken, CHUNK, Connection, Service};
+use crate::exec::{Cgroups, Exec};
+use crate::poller::{Poller, Token};
+use crate::reaper::{Reaped, reap};
+use crate::shutdown::{self, Shutdown};
+use crate::{clock, sys};
+
+/// More connections than this at a time are closed at once.
+const MAX_CONNECTIONS: usize = 64;
+
+/// More running execs than this are refused.
+const MAX_EXECS: usize = 4096;
+
+/// Identifies the server's own descriptors; connections and execs have other IDs.
+const SERVER: u64 = 0;
+const LISTENER: u8 = 0;
+const CHILDREN: u8 = 1;
+
+/// Serves the host. To be made once in a process: it reaps every child.
+pub struct Server {
+    role: Role,
+    poller: Poller,
+    children: OwnedFd,
+    child_ended: bool,
+    listener: Option<OwnedFd>,
+    connections: BTreeMap<u64, Connection>,
+    execs: BTreeMap<u64, Exec>,
+    cgroups: Cgroups,
+    next_id: u64,
+    scratch: Vec<u8>,
+    /// Told to a host that attaches to a serial port only after boot.
+    greeting: Vec<Event>,
+    shutdown: Option<Shutdown>,
+}
+
+impl Server {
+    /// A server without connections.
+    pub fn new(role: Role) -> io::Result<Self> {
+        let poller = Poller::new()?;
+        let children = sys::signal::on_child_ended()?;
+        poller.watch(&children, Token { id: SERVER, slot: CHILDREN })?;
+        Ok(Self {
+            role,
+            poller,
+            children,
+            // What ended before.
+            child_ended: true,
+            listener: None,
+            connections: BTreeMap::new(),
+            execs: BTreeMap::new(),
+            cgroups: Cgroups::new(),
+            next_id: 1,
+            scratch: vec![0; CHUNK],
+            greeting: Vec::new(),
+            shutdown: None,
+        })
+    }
+
+    /// Accepts connections from this vsock listener, which must be non-blocking.
+    pub fn listen(&mut self, listener: OwnedFd) -> io::Result<()> {
+        self.poller.watch(&listener, Token { id: SERVER, slot: LISTENER })?;
+        self.listener = Some(listener);
+        self.accept();
+        Ok(())
+    }
+
+    /// Serves a connection, which must be non-blocking.
+    pub fn connect(&mut self, fd: OwnedFd) -> io::Result<()> {
+        self.add(fd, false)
+    }
+
+    /// Serves the host on a virtio-serial port, for as long as the machine lives: when the host
+    /// detaches, the machine shuts down. `events` are what it has missed.
+    pub fn connect_serial(&mut self, port: OwnedFd, events: Vec<Event>) -> io::Result<()> {
+        self.greeting = events;
+        self.add(port, true)
+    }
+
+    fn add(&mut self, fd: OwnedFd, serial: bool) -> io::Result<()> {
+        let id = self.new_id();
+        self.poller.watch(&fd, Token { id, slot: 0 })?;
+        self.connections.insert(id, Connection::new(fd, serial));
+        Ok(())
+    }
+
+    fn new_id(&mut self) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        id
+    }
+
+    /// Serves until the machine is to be reset; then everything is on disk and has been answered.
+    pub fn run(&mut self) -> io::Result<()> {
+        loop {
+            let timeout = if self.has_work() { Some(Duration::ZERO) } else { self.patience() };
+            self.wait(timeout)?;
+            if std::mem::take(&mut self.child_ended) {
+                self.reap_all();
+            }
+            let ids: Vec<_> = self.connections.keys().copied().collect();
+            for id in ids {
+                self.serve(id);
+            }
+            self.pump_all();
+            self.flush_all();
+            if self.shutdown.as_ref().is_some_and(|s| s.is_due(Instant::now())) {
+                self.finish_shutdown();
+                return Ok(());
+            }
+        }
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let mut accept = false;
+        for (token, ready) in self.poller.wait(timeout)? {
+            match token {
+                Token { id: SERVER, slot: LISTENER } => accept = true,
+                Token { id: SERVER, .. } => self.child_ended = true,
+                Token { id, slot } => {
+                    if let Some(connection) = self.connections.get_mut(&id) {
+                        connection.notify(ready);
+                    } else if let Some(exec) = self.execs.get_mut(&id) {
+                        exec.notify(slot, ready);
+                    }
+                }
+            }
+        }
+        if accept {
+            self.accept();
+        }
+        Ok(())
+    }
+
+    /// Whether something can be done without waiting for an event.
+    fn has_work(&self) -> bool {
+        self.connections.values().any(Connection::can_receive)
+            || self.execs.values().any(|exec| {
+                self.connections.get(&exec.connection).is_some_and(|c| exec.can_pump(&c.out))
+            })
+    }
+
+    /// How long to wait for events.
+    fn patience(&self) -> Option<Duration> {
+        let execs = self.execs.values().filter_map(Exec::deadline);
+        let shutdown = self.shutdown.as_ref().map(Shutdown::deadline);
+        let next = execs.chain(shutdown).min()?;
+        Some(next.saturating_duration_since(Instant::now()))
+    }
+
+    fn accept(&mut self) {
+        let Some(listener) = &self.listener else { return };
+        let mut accepted = Vec::new();
+        loop {
+            match sys::vsock::accept(listener) {
+                Ok(fd) => accepted.push(fd),
+                Err(Errno::INTR | Errno::CONNABORTED) => {}
+                Err(Errno::AGAIN) => break,
+                Err(e) => {
+                    crate::log::warn(format_args!("cannot accept a connection: {e}"));
+                    break;
+                }
+            }
+        }
+        for fd in accepted {
+            if self.connections.len() >= MAX_CONNECTIONS {
+                crate::log::warn(format_args!("refused a connection: {MAX_CONNECTIONS} are open"));
+            } else if let Err(e) = self.connect(fd) {
+                crate::log::warn(format_args!("cannot watch a connection: {e}"));
+            }
+        }
+    }
+
+    fn reap_all(&mut self) {
+        // Emptied before reaping, so that a child that ends meanwhile rings again.
+        let _ = rustix::io::read(&self.children, &mut [0_u8; 8]);
+        let now = Instant::now();
+        loop {
+            match reap() {
+                Reaped::Child(pid, status) => {
+                    let mut execs = self.execs.values_mut();
+                    if let Some(exec) = execs.find(|exec| exec.runs_as(pid)) {
+                        exec.exited(status, now);
+                    }
+                }
+                Reaped::NothingNew => break,
+                Reaped::NoChildren => {
+                    if let Some(shutdown) = &mut self.shutdown {
+                        shutdown.everyone_is_gone();
+                    }
+                    break;
+                }
+            }
+        }
+        self.cgroups.sweep();
+    }
+
+    /// Reads from a connection and does what the host asks.
+    fn serve(&mut self, id: u64) {
+        let Some(mut connection) = self.connections.remove(&id) else { return };
+        let result = if connection.can_receive() {
+            connection.receive(&mut self.scratch).and_then(|frames| {
+                frames.into_iter().try_for_each(|frame| self.handle(id, &mut connection, frame))
+            })
+        } else {
+            Ok(())
+        };
+        match result {
+            Ok(()) => {
+                self.connections.insert(id, connection);
+            }
+            Err(reason) => self.close(connection, &reason),
+        }
+    }
+
+    fn handle(&mut self, id: u64, connection: &mut Connection, frame: Frame) -> Result<(), Broken> {
+        if !connection.greeted && frame.kind != Kind::Hello {
+            return Err(Broken::Protocol("the first frame is not Hello"));
+        }
+        match frame.kind {
+            Kind::Hello => self.greet(connection, &frame.decode()?),
+            Kind::Request => {
+                if frame.stream == 0 || connection.streams.contains_key(&frame.stream) {
+                    return Err(Broken::Protocol("a request on a stream that is in use"));
+                }
+                let request = frame.decode::<Request>();
+                self.start(id, connection, frame.stream, request);
+                Ok(())
+            }
+            Kind::Control | Kind::Stdin | Kind::End | Kind::Credit => {
+                match connection.streams.get(&frame.stream) {
+                    Some(Service::Exec(exec)) => match self.execs.get_mut(exec) {
+                        Some(exec) => to_exec(exec, &frame),
+                        None => Ok(()),
+                    },
+                    // The stream has just ended, and the host did not know yet.
+                    _ => Ok(()),
+                }
+            }
+            Kind::Response | Kind::Event | Kind::Stdout | Kind::Stderr => {
+                Err(Broken::Protocol("a frame that only the agent sends"))
+            }
+        }
+    }
+
+    fn greet(&mut self, connection: &mut Connection, hello: &Hello) -> Result<(), Broken> {
+        if connection.greeted {
+            return Err(Broken::Protocol("a second Hello"));
+        }
+        let ours = Hello { version: PROTOCOL_VERSION, generation: 0, unix_time_ns: 0 };
+        connection.out.push(&ours.frame(0));
+        if hello.version != PROTOCOL_VERSION {
+            // The host sees from the answer which version it would have to speak.
+            let _ = connection.flush();
+            return Err(Broken::Protocol("another protocol version"));
+        }
+        connection.greeted = true;
+        clock::follow(hello.unix_time_ns);
+        if connection.is_serial() {
+            for event in self.greeting.drain(..) {
+                connection.out.push(&event.frame(0));
+            }
+        }
+        Ok(())
+    }
+
+    fn start(
+        &mut self,
+        id: u64,
+        connection: &mut Connection,
+        stream: u32,
+        request: Result<Request, FrameError>,
+    ) {
+        let unsupported = |what: &str| {
+            let message = format!("{what}: not in this role ({:?}) of the agent", self.role);
+            Response::Failed(Failure { kind: FailureKind::Unsupported, message })
+        };
+        let answer = match request {
+            Ok(_) if self.shutdown.is_some() => {
+                Response::Failed(other("the machine is shutting down".into()))
+            }
+            Ok(Request::Ping) => Response::Done,
+            Ok(Request::Exec(_)) if self.role == Role::Builder => unsupported("exec"),
+            Ok(Request::Exec(_)) if self.execs.len() >= MAX_EXECS => {
+                Response::Failed(other(format!("{MAX_EXECS} commands are running already")))
+            }
+            Ok(Request::Exec(request)) => {
+                let exec_id = self.new_id();
+                let place = (id, stream);
+                match Exec::start(&request, exec_id, place, &mut self.cgroups, &self.poller) {
+                    Ok(exec) => {
+                        connection.streams.insert(stream, Service::Exec(exec_id));
+                        let pid = exec.pid.as_raw_nonzero().get().cast_unsigned();
+                        self.execs.insert(exec_id, exec);
+                        Response::Started { pid }
+                    }
+                    Err(failure) => Response::Failed(failure),
+                }
+            }
+            Ok(Request::Sync) => match shutdown::sync() {
+                Ok(()) => Response::Done,
+                Err(e) => Response::Failed(other(format!("cannot write everything to disk: {e}"))),
+            },
+            Ok(Request::Shutdown { grace_ms }) => {
+                let grace = Duration::from_millis(grace_ms.into());
+                self.shutdown = Some(Shutdown::begin(grace, Some((id, stream))));
+                self.child_ended = true;
+                return;
+            }
+            // A newer host's request, or a malformed one: its length was right, so the connection
+            // goes on.
+            Ok(_) | Err(_) => Response::Failed(Failure {
+                kind: FailureKind::Unsupported,
+                message: "this agent does not know the request: it is older than the host".into(),
+            }),
+        };
+        connection.out.push(&answer.frame(stream));
+    }
+
+    fn pump_all(&mut self) {
+        let now = Instant::now();
+        let mut over = Vec::new();
+        for (id, exec) in &mut self.execs {
+            let Some(connection) = self.connections.get_mut(&exec.connection) else { continue };
+            if let Some(last) = exec.pump(&mut connection.out, &mut self.scratch, now) {
+                connection.out.push(&last.frame(exec.stream));
+                connection.streams.remove(&exec.stream);
+                over.push(*id);
+            }
+        }
+        for id in over {
+            if let Some(exec) = self.execs.remove(&id) {
+                exec.release(&mut self.cgroups);
+            }
+        }
+    }
+
+    fn flush_all(&mut self) {
+        let mut broken = Vec::new();
+        for (id, connection) in &mut self.connections {
+            if let Err(reason) = connection.flush() {
+                broken.push((*id, reason));
+            }
+        }
+        for (id, reason) in broken {
+            if let Some(connection) = self.connections.remove(&id) {
+                self.close(connection, &reason);
+            }
+        }
+    }
+
+    /// Ends a connection with everything that it started.
+    fn close(&mut self, connection: Connection, reason: &Broken) {
+        if !matches!(reason, Broken::Closed | Broken::Io(_)) {
+            crate::log::warn(format_args!("closed a connection: {reason}"));
+        }
+        for service in connection.streams.values() {
+            if let Service::Exec(id) = service
+                && let Some(exec) = self.execs.remove(id)
+            {
+                exec.kill();
+                exec.release(&mut self.cgroups);
+            }
+        }
+        if connection.is_serial() && self.shutdown.is_none() {
+            self.shutdown = Some(Shutdown::begin(Duration::ZERO, None));
+        }
+    }
+
+    fn finish_shutdown(&mut self) {
+        let Some(shutdown) = self.shutdown.take() else { return };
+        shutdown::end_everything();
+        let Some((id, stream)) = shutdown.requested_by else { return };
+        if let Some(mut connection) = self.connections.remove(&id) {
+            connection.out.push(&Response::Done.frame(stream));
+            shutdown::send_last(connection);
+        }
+    }
+}
+
+fn to_exec(exec: &mut Exec, frame: &Frame) -> Result<(), Broken> {
+    let broken_credit = |_| Broken::Protocol("flow control");
+    match frame.kind {
+        Kind::Stdin => exec.receive(&frame.body).map_err(broken_credit),
+        Kind::End => {
+            exec.end(frame.ended_channel()?);
+            Ok(())
+        }
+        Kind::Credit => {
+            let (channel, bytes) = frame.granted_credit()?;
+            exec.grant(channel, bytes).map_err(broken_credit)
+        }
+        _ => {
+            exec.control(frame.decode::<Control>()?);
+            Ok(())
+        }
+    }
+}
+
+fn other(message: String) -> Failure {
+    Failure { kind: FailureKind::Other, message }
+}

@@ -1,0 +1,180 @@
+//! The end of the machine: everything ends, everything is on disk, the host knows, reset.
+
+use std::time::{Duration, Instant};
+
+use rustix::fs::OFlags;
+use rustix::io;
+use rustix::mount::{MountFlags, UnmountFlags, mount_remount, unmount};
+use rustix::system::{RebootCommand, reboot};
+
+use crate::connection::Connection;
+use crate::reaper::{Reaped, reap};
+use crate::sys;
+
+/// How long killed processes are waited for: one in an uninterruptible call may never end.
+const KILLED: Duration = Duration::from_secs(2);
+
+/// How long the last frame may take to leave.
+const LAST_FRAME: Duration = Duration::from_secs(1);
+
+/// A shutdown under way: all processes have been asked to end.
+pub(crate) struct Shutdown {
+    deadline: Instant,
+    everyone_is_gone: bool,
+    /// The connection and stream that asked for it and are to be answered.
+    pub(crate) requested_by: Option<(u64, u32)>,
+}
+
+impl Shutdown {
+    /// Asks all processes to end.
+    pub(crate) fn begin(grace: Duration, requested_by: Option<(u64, u32)>) -> Self {
+        if !grace.is_zero() {
+            let _ = sys::signal::signal_everyone(libc::SIGTERM);
+            // A stopped process ends only once it goes on.
+            let _ = sys::signal::signal_everyone(libc::SIGCONT);
+        }
+        Self { deadline: Instant::now() + grace, everyone_is_gone: false, requested_by }
+    }
+
+    pub(crate) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    pub(crate) fn everyone_is_gone(&mut self) {
+        self.everyone_is_gone = true;
+    }
+
+    /// Whether nothing is left to be waited for.
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        self.everyone_is_gone || now >= self.deadline
+    }
+}
+
+/// Writes everything to the disk and waits until it is there.
+pub(crate) fn sync() -> io::Result<()> {
+    // syncfs, unlike sync, reports errors.
+    let root = rustix::fs::open("/", OFlags::RDONLY | OFlags::CLOEXEC, rustix::fs::Mode::empty())?;
+    rustix::fs::sync();
+    rustix::fs::syncfs(root)
+}
+
+/// Kills what is left and takes the file systems down, so that they need no recovery.
+pub(crate) fn end_everything() {
+    let _ = sys::signal::signal_everyone(libc::SIGKILL);
+    let deadline = Instant::now() + KILLED;
+    while !matches!(reap(), Reaped::NoChildren) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    for mount in mounts_of_disks() {
+        let _ = unmount(&mount[..], UnmountFlags::DETACH);
+    }
+    let _ = mount_remount("/", MountFlags::RDONLY, "");
+    rustix::fs::sync();
+}
+
+/// Where something other than the kernel's own file systems is mounted, innermost first, without
+/// the root.
+fn mounts_of_disks() -> Vec<Vec<u8>> {
+    let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    parse_mountinfo(&table)
+}
+
+fn parse_mountinfo(table: &[u8]) -> Vec<Vec<u8>> {
+    const KERNEL: &[&[u8]] =
+        &[b"proc", b"sysfs", b"devtmpfs", b"devpts", b"cgroup2", b"mqueue", b"bpf"];
+    let mut mounts: Vec<_> = table
+        .split(|b| *b == b'\n')
+        .filter_map(|line| {
+            // ID, parent, device, root, mount point, options, optional fields, "-", type, …
+            let mut fields = line.split(|b| *b == b' ');
+            let mount_point = fields.nth(4)?;
+            let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
+            (mount_point != b"/" && !KERNEL.contains(&kind)).then(|| unescape(mount_point))
+        })
+        .collect();
+    mounts.reverse();
+    mounts
+}
+
+/// The kernel writes space, tab, newline and backslash as three octal digits.
+fn unescape(path: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(path.len());
+    let mut rest = path;
+    while let Some((&byte, after)) = rest.split_first() {
+        rest = after;
+        let code = (byte == b'\\')
+            .then(|| after.get(..3))
+            .flatten()
+            .and_then(|octal| std::str::from_utf8(octal).ok())
+            .and_then(|octal| u8::from_str_radix(octal, 8).ok());
+        match code {
+            Some(code) => {
+                bytes.push(code);
+                rest = after.get(3..).unwrap_or_default();
+            }
+            None => bytes.push(byte),
+        }
+    }
+    bytes
+}
+
+/// Sends the last frame and sees it leave the machine, for a moment at most.
+pub(crate) fn send_last(mut connection: Connection) {
+    if connection.is_serial() {
+        send_last_on_port(connection);
+        return;
+    }
+    let deadline = Instant::now() + LAST_FRAME;
+    while Instant::now() < deadline {
+        connection.notify(crate::poller::Ready { write: true, ..Default::default() });
+        if connection.flush().is_err() {
+            return;
+        }
+        if connection.out.is_empty() && sys::ioctl::unsent_bytes(connection.fd()) == Ok(0) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A blocking write to a virtio-serial port returns once the host has the bytes; if it never takes
+/// them, the write never returns, so the machine is reset from beside it.
+fn send_last_on_port(mut connection: Connection) {
+    if let Ok(flags) = rustix::fs::fcntl_getfl(connection.fd()) {
+        let _ = rustix::fs::fcntl_setfl(connection.fd(), flags - OFlags::NONBLOCK);
+    }
+    let watchdog = std::thread::Builder::new().spawn(|| {
+        std::thread::sleep(LAST_FRAME);
+        reset();
+    });
+    if watchdog.is_ok() {
+        connection.notify(crate::poller::Ready { write: true, ..Default::default() });
+        let _ = connection.flush();
+    }
+}
+
+/// Resets the machine, which ends it.
+pub(crate) fn reset() {
+    if let Err(e) = reboot(RebootCommand::Restart) {
+        crate::log::error(format_args!("cannot reset the machine: {e}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_are_unmounted_innermost_first() {
+        let table = b"\
+21 1 254:0 / / rw,relatime - ext4 /dev/vda rw
+22 21 0:4 / /proc rw - proc proc rw
+23 21 0:22 / /dev/shm rw - tmpfs tmpfs rw
+24 21 0:30 / /mnt/a\\040b rw shared:3 master:1 - ext4 /dev/vdb rw
+25 24 0:31 / /mnt/a\\040b/c rw - overlay overlay rw
+garbage
+26 21 0:5 / /x";
+        let mounts = parse_mountinfo(table);
+        assert_eq!(mounts, [&b"/mnt/a b/c"[..], b"/mnt/a b", b"/dev/shm"]);
+    }
+}

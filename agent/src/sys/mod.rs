@@ -1,0 +1,6 @@
+//! System calls that no crate wraps safely. The only `unsafe` code of the agent.
+
+pub(crate) mod ioctl;
+pub(crate) mod process;
+pub(crate) mod signal;
+pub(crate) mod vsock;

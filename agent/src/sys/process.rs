@@ -1,0 +1,173 @@
+//! Starting a process the way `posix_spawn` does, with what a sandbox needs besides.
+//!
+//! The child borrows the agent's memory until it executes its program (`CLONE_VM | CLONE_VFORK`):
+//! nothing is copied, and what went wrong is simply left in memory for the parent to read. Until
+//! then the child must not allocate, panic or touch a lock, so all it does is system calls on what
+//! the parent has prepared.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use rustix::io::Errno;
+use rustix::process::{Gid, Pid, Uid};
+
+/// A process to be started.
+pub(crate) struct Plan<'a> {
+    /// Paths to try in order, as `execvp` does.
+    pub(crate) programs: &'a [&'a CStr],
+    pub(crate) argv: &'a [&'a CStr],
+    pub(crate) env: &'a [&'a CStr],
+    pub(crate) working_dir: &'a CStr,
+    pub(crate) uid: Uid,
+    pub(crate) gid: Gid,
+    pub(crate) groups: &'a [Gid],
+    /// Standard input, output and error, none of them numbered 0 to 2.
+    pub(crate) stdio: [BorrowedFd<'a>; 3],
+    /// Whether standard input becomes the controlling terminal.
+    pub(crate) terminal: bool,
+    /// `cgroup.procs` of the control group to enter.
+    pub(crate) cgroup: Option<BorrowedFd<'a>>,
+}
+
+/// The step at which a start failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    Clone,
+    Session,
+    Stdio,
+    WorkingDir,
+    User,
+    Exec,
+}
+
+const STACK: usize = 32 << 10;
+
+struct Child<'a> {
+    plan: &'a Plan<'a>,
+    argv: *const *const c_char,
+    envp: *const *const c_char,
+    failed: Option<(Step, Errno)>,
+}
+
+/// Starts the process, as leader of a session of its own. Returns once it executes its program, or
+/// with the step that failed.
+pub(crate) fn spawn(plan: &Plan<'_>) -> Result<Pid, (Step, Errno)> {
+    let pointers = |strings: &[&CStr]| -> Vec<*const c_char> {
+        strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
+    };
+    let (argv, envp) = (pointers(plan.argv), pointers(plan.env));
+    let mut child = Child { plan, argv: argv.as_ptr(), envp: envp.as_ptr(), failed: None };
+    // u128 for the stack's alignment.
+    let mut stack = Box::<[u128]>::new_uninit_slice(STACK / size_of::<u128>());
+    // SAFETY: the stack outlives the call and nothing else uses it; CLONE_VFORK keeps this thread
+    // from running until the child has its own memory or is gone, so `child` is never shared.
+    let pid = unsafe {
+        libc::clone(
+            run_child,
+            stack.as_mut_ptr_range().end.cast::<MaybeUninit<u8>>().cast::<c_void>(),
+            libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD,
+            (&raw mut child).cast(),
+        )
+    };
+    let Some(pid) = Pid::from_raw(pid.max(0)) else {
+        let errno = Errno::from_io_error(&std::io::Error::last_os_error());
+        return Err((Step::Clone, errno.unwrap_or(Errno::AGAIN)));
+    };
+    // SAFETY: the child wrote it, if at all, before this thread went on.
+    match unsafe { std::ptr::read_volatile(&raw const child.failed) } {
+        None => Ok(pid),
+        Some(failed) => {
+            let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
+            Err(failed)
+        }
+    }
+}
+
+extern "C" fn run_child(child: *mut c_void) -> c_int {
+    // SAFETY: `spawn` passes a Child that lives until this process is gone, and waits.
+    let child = unsafe { &mut *child.cast::<Child<'_>>() };
+    child.failed = Some(prepare_and_exec(child));
+    // SAFETY: _exit does not return and runs no handlers of the parent's.
+    unsafe { libc::_exit(127) }
+}
+
+/// Returns only the error.
+fn prepare_and_exec(child: &Child<'_>) -> (Step, Errno) {
+    let plan = child.plan;
+    if let Err(failed) = prepare(plan) {
+        return failed;
+    }
+    // As execvp: go on to the next directory where there is no such file, remember that one was
+    // there and not permitted.
+    let mut error = Errno::NOENT;
+    for program in plan.programs {
+        // SAFETY: both arrays are null-terminated arrays of C strings that outlive the call.
+        unsafe { libc::execve(program.as_ptr(), child.argv, child.envp) };
+        match last_errno() {
+            Errno::NOENT | Errno::NOTDIR => {}
+            Errno::ACCESS => error = Errno::ACCESS,
+            other => return (Step::Exec, other),
+        }
+    }
+    (Step::Exec, error)
+}
+
+fn prepare(plan: &Plan<'_>) -> Result<(), (Step, Errno)> {
+    let at = |step| move |errno| (step, errno);
+    rustix::process::setsid().map_err(at(Step::Session))?;
+    for (number, fd) in (0..).zip(plan.stdio) {
+        // SAFETY: dup2 on open descriptors; 0 to 2 belong to the child from here on.
+        if unsafe { libc::dup2(fd.as_raw_fd(), number) } < 0 {
+            return Err((Step::Stdio, last_errno()));
+        }
+    }
+    if plan.terminal {
+        rustix::process::ioctl_tiocsctty(rustix::stdio::stdin()).map_err(at(Step::Session))?;
+    }
+    if let Some(cgroup) = plan.cgroup {
+        // Without it the command still runs; only its descendants are harder to find.
+        let _ = rustix::io::write(cgroup, b"0");
+    }
+    reset_inherited();
+    rustix::process::chdir(plan.working_dir).map_err(at(Step::WorkingDir))?;
+    // These are the calls of the kernel, for this thread: glibc's would also change the agent's.
+    rustix::thread::set_thread_groups(plan.groups)
+        .and_then(|()| rustix::thread::set_thread_res_gid(plan.gid, plan.gid, plan.gid))
+        .and_then(|()| rustix::thread::set_thread_res_uid(plan.uid, plan.uid, plan.uid))
+        .map_err(at(Step::User))
+}
+
+/// Undoes what the agent set for itself.
+fn reset_inherited() {
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    // SAFETY: plain system calls on valid arguments. The signal actions are the child's own
+    // (no CLONE_SIGHAND); caught signals become default ones by themselves on exec.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+        libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+        // The agent is exempt from the OOM killer, its children are not.
+        let score =
+            libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+        if score >= 0 {
+            libc::write(score, b"0".as_ptr().cast(), 1);
+            libc::close(score);
+        }
+    }
+}
+
+fn last_errno() -> Errno {
+    // SAFETY: errno of this thread, which is the parent's, who waits.
+    Errno::from_raw_os_error(unsafe { *libc::__errno_location() })
+}
+
+/// Gives the calling thread a root and working directory of its own at `root`.
+pub(crate) fn chroot_this_thread(root: &std::path::Path) -> rustix::io::Result<()> {
+    // SAFETY: unsharing CLONE_FS affects only where this thread resolves paths from.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS)? };
+    rustix::process::chroot(root)?;
+    rustix::process::chdir("/")
+}

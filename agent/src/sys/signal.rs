@@ -1,0 +1,62 @@
+//! Learning of ended children: a SIGCHLD handler that rings an eventfd.
+//!
+//! A handler rather than a signalfd, because a signalfd needs the signal blocked in every thread,
+//! and every child would have to be told to unblock it.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io;
+
+static DOORBELL: AtomicI32 = AtomicI32::new(-1);
+
+extern "C" fn ring(_signal: libc::c_int) {
+    let one = 1_u64.to_ne_bytes();
+    // SAFETY: write is async-signal-safe and the buffer has eight bytes; errno, which the
+    // interrupted code may be about to read, is put back.
+    unsafe {
+        let errno = *libc::__errno_location();
+        libc::write(DOORBELL.load(Ordering::Relaxed), one.as_ptr().cast(), one.len());
+        *libc::__errno_location() = errno;
+    }
+}
+
+/// Makes SIGCHLD ring the returned eventfd, and ignores SIGPIPE: a reader that is gone is an
+/// ordinary error. To be called once; the eventfd stays open for the process's life.
+pub(crate) fn on_child_ended() -> io::Result<OwnedFd> {
+    let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+    let for_handler = rustix::io::fcntl_dupfd_cloexec(&bell, 3)?;
+    DOORBELL.store(for_handler.as_raw_fd(), Ordering::Relaxed);
+    std::mem::forget(for_handler);
+    // SAFETY: the action is fully initialized, and the handler does only what handlers may do.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = ring as extern "C" fn(libc::c_int) as usize;
+        action.sa_flags = libc::SA_RESTART | libc::SA_NOCLDSTOP;
+        libc::sigaction(libc::SIGCHLD, &action, std::ptr::null_mut());
+        libc::signal(libc::SIGPIPE, libc::SIG_IGN);
+    }
+    Ok(bell)
+}
+
+/// Sends any signal number, also the real-time ones, to a process group.
+pub(crate) fn signal_group(group: i32, signal: i32) -> io::Result<()> {
+    send(-group, signal)
+}
+
+/// Sends a signal to every process but this one and, as PID 1, the kernel's own.
+pub(crate) fn signal_everyone(signal: i32) -> io::Result<()> {
+    send(-1, signal)
+}
+
+fn send(target: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: kill takes two integers.
+    match unsafe { libc::kill(target, signal) } {
+        0 => Ok(()),
+        _ => {
+            Err(io::Errno::from_io_error(&std::io::Error::last_os_error())
+                .unwrap_or(io::Errno::INVAL))
+        }
+    }
+}

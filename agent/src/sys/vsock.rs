@@ -1,0 +1,75 @@
+//! `AF_VSOCK` addresses, which rustix does not know.
+
+use std::mem::size_of;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io;
+use rustix::ioctl::{Getter, ioctl, opcode};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+
+const GET_LOCAL_CID: rustix::ioctl::Opcode = opcode::none(7, 0xb9);
+
+/// The host's context ID.
+pub(crate) const HOST: u32 = libc::VMADDR_CID_HOST;
+
+/// Whether this machine is a guest with a vsock device: it then has a context ID of its own.
+pub(crate) fn is_there() -> bool {
+    let Ok(device) =
+        rustix::fs::open("/dev/vsock", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+    else {
+        return false;
+    };
+    // SAFETY: IOCTL_VM_SOCKETS_GET_LOCAL_CID writes one u32.
+    let cid = unsafe { ioctl(device, Getter::<GET_LOCAL_CID, u32>::new()) };
+    cid.is_ok_and(|cid| cid > HOST && cid != libc::VMADDR_CID_ANY)
+}
+
+/// A non-blocking socket that listens on `port`.
+pub(crate) fn listen(port: u32) -> io::Result<OwnedFd> {
+    let socket = stream_socket(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+    let address = address(libc::VMADDR_CID_ANY, port);
+    // SAFETY: the address is a sockaddr_vm and its length is told.
+    check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), LEN) })?;
+    rustix::net::listen(&socket, 16)?;
+    Ok(socket)
+}
+
+/// A blocking connection to `port` of `cid`.
+pub(crate) fn connect(cid: u32, port: u32) -> io::Result<OwnedFd> {
+    let socket = stream_socket(SocketFlags::CLOEXEC)?;
+    let address = address(cid, port);
+    // SAFETY: the address is a sockaddr_vm and its length is told.
+    check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), LEN) })?;
+    Ok(socket)
+}
+
+/// The next connection of a listener, non-blocking.
+pub(crate) fn accept(listener: impl AsFd) -> io::Result<OwnedFd> {
+    rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)
+}
+
+const LEN: libc::socklen_t = size_of::<libc::sockaddr_vm>() as libc::socklen_t;
+
+fn stream_socket(flags: SocketFlags) -> io::Result<OwnedFd> {
+    socket_with(AddressFamily::VSOCK, SocketType::STREAM, flags, None)
+}
+
+fn address(cid: u32, port: u32) -> libc::sockaddr_vm {
+    // SAFETY: all of sockaddr_vm may be zero.
+    let mut address: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
+    address.svm_family = libc::AF_VSOCK as libc::sa_family_t;
+    address.svm_cid = cid;
+    address.svm_port = port;
+    address
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    match result {
+        0 => Ok(()),
+        _ => {
+            Err(io::Errno::from_io_error(&std::io::Error::last_os_error())
+                .unwrap_or(io::Errno::INVAL))
+        }
+    }
+}

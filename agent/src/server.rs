@@ -149,7 +149,8 @@ impl Server {
 
     /// Whether something can be done without waiting for an event.
     fn has_work(&self) -> bool {
-        self.connections.values().any(Connection::can_receive)
+        self.child_ended
+            || self.connections.values().any(Connection::can_receive)
             || self.execs.values().any(|exec| {
                 self.connections.get(&exec.connection).is_some_and(|c| exec.can_pump(&c.out))
             })

@@ -1,0 +1,240 @@
+//! The builder: source and configuration in, a kernel in the cache out.
+//!
+//! A kernel is known by a key: the hash of its settings, its source, its architecture and its
+//! compiler. A kernel that is in the cache under its key is not built again, whichever clone asks
+//! for it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+
+use serde::{Deserialize, Serialize};
+
+use crate::arch::Arch;
+use crate::cache::{self, Cache};
+use crate::command;
+use crate::config::Config;
+use crate::error::{BuildError, IoContext};
+use crate::hash::sha256_bytes;
+use crate::progress::{Event, Progress};
+use crate::source::{Place, Source, SourceInfo, version_of};
+use crate::toolchain::Toolchain;
+use crate::version::Lts;
+
+/// Part of every key: raise it when the builder itself produces other kernels from the same input.
+const BUILDER_VERSION: u32 = 1;
+/// Describes a finished kernel; written last.
+const DESCRIPTION: &str = "kernel.json";
+/// Lines that make printed for a whole build when it was last measured.
+const X86_64_STEPS: u64 = 1780;
+const AARCH64_STEPS: u64 = 1750;
+
+/// What kernel to build.
+#[derive(Clone, Debug)]
+pub struct Builder {
+    /// For which architecture.
+    pub arch: Arch,
+    /// Of which series.
+    pub series: Lts,
+    /// A tarball or clean source folder to build instead of a pinned one.
+    pub source: Option<PathBuf>,
+    /// How many compilers run at once.
+    pub jobs: usize,
+}
+
+/// A kernel in the cache.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    /// The kernel to boot: see [`Arch::kernel_file`].
+    pub path: PathBuf,
+    /// What `uname -r` says.
+    pub release: String,
+    /// What it was built from.
+    pub source: SourceInfo,
+    /// The hash it is cached by.
+    pub key: String,
+    /// Whether it was in the cache already.
+    pub cached: bool,
+}
+
+/// [`DESCRIPTION`] in the cache.
+#[derive(Serialize, Deserialize)]
+struct Description {
+    release: String,
+    source: SourceInfo,
+    compiler: String,
+}
+
+impl Builder {
+    /// A builder of the default series for `arch`, on all processors.
+    pub fn new(arch: Arch) -> Self {
+        let jobs = thread::available_parallelism().map_or(1, Into::into);
+        Self { arch, series: Lts::default(), source: None, jobs }
+    }
+
+    /// Returns the kernel from the cache, or fetches its source and builds it.
+    ///
+    /// # Errors
+    /// Names missing tools, unreachable sources, settings that the kernel does not take over, or
+    /// the end of the compiler's output.
+    pub fn build(
+        &self,
+        cache: &Cache,
+        mut progress: impl FnMut(Event<'_>),
+    ) -> Result<Kernel, BuildError> {
+        self.build_dyn(cache, &mut progress)
+    }
+
+    fn build_dyn(&self, cache: &Cache, progress: Progress<'_>) -> Result<Kernel, BuildError> {
+        let config = Config::for_arch(self.arch)?;
+        let toolchain = Toolchain::find(self.arch)?;
+        let source = match &self.source {
+            Some(path) => Source::given(path, self.series)?,
+            None => Source::obtain(cache, self.series, progress)?,
+        };
+        let key = self.key(&config, &source.info, &toolchain);
+        let finished = cache.dir("kernels")?.join(&key);
+        if let Some(kernel) = self.open(&finished, &key, true) {
+            return Ok(kernel);
+        }
+        let _lock = cache.lock(&format!("kernel-{key}"), || progress(Event::Waiting))?;
+        // Another builder may have finished it in the meantime.
+        if let Some(kernel) = self.open(&finished, &key, true) {
+            return Ok(kernel);
+        }
+        let work = cache.dir("build")?.join(&key);
+        cache::remove(&work)?;
+        fs::create_dir(&work).context("make", &work)?;
+        self.compile(&config, &toolchain, &source, &work, &finished, progress)?;
+        cache::remove(&work)?;
+        self.open(&finished, &key, false).ok_or_else(|| BuildError::BadSource {
+            path: finished,
+            problem: "the finished kernel cannot be read back".to_owned(),
+        })
+    }
+
+    fn key(&self, config: &Config, source: &SourceInfo, toolchain: &Toolchain) -> String {
+        let identity = format!(
+            "builder {BUILDER_VERSION}\narch {}\nsource {}\ncompiler {}\n{}",
+            self.arch,
+            source.sha256,
+            toolchain.identity,
+            config.identity()
+        );
+        let mut key = sha256_bytes(identity);
+        key.truncate(24);
+        key
+    }
+
+    /// A finished kernel in the cache.
+    fn open(&self, dir: &Path, key: &str, cached: bool) -> Option<Kernel> {
+        let text = fs::read(dir.join(DESCRIPTION)).ok()?;
+        let description: Description = serde_json::from_slice(&text).ok()?;
+        let path = dir.join(self.arch.kernel_file());
+        path.is_file().then(|| Kernel {
+            path,
+            release: description.release,
+            source: description.source,
+            key: key.to_owned(),
+            cached,
+        })
+    }
+
+    fn compile(
+        &self,
+        config: &Config,
+        toolchain: &Toolchain,
+        source: &Source,
+        work: &Path,
+        finished: &Path,
+        progress: Progress<'_>,
+    ) -> Result<(), BuildError> {
+        let tree = unpack(source, work, progress)?;
+        let build = work.join("out");
+        fs::create_dir(&build).context("make", &build)?;
+        progress(Event::Configuring);
+        configure(config, toolchain, self.arch, &tree, &build)?;
+
+        let expected = match self.arch {
+            Arch::X86_64 => X86_64_STEPS,
+            Arch::Aarch64 => AARCH64_STEPS,
+        };
+        let (target, built) = self.arch.kbuild_output();
+        let mut steps = 0;
+        let mut make = toolchain.make(&tree, &build);
+        make.arg(format!("-j{}", self.jobs.max(1))).arg(target);
+        command::lines(&mut make, |_| {
+            steps += 1;
+            progress(Event::Compiling { steps, expected });
+        })?;
+
+        let release = build.join("include/config/kernel.release");
+        let release = fs::read_to_string(&release).context("read", &release)?.trim().to_owned();
+        let built = build.join(built);
+        let parent = finished.parent().unwrap_or(work);
+        let out = cache::temp_dir(parent)?;
+        let kernel = out.path().join(self.arch.kernel_file());
+        match self.arch {
+            // Nothing but what is loaded: the symbols are beside it in System.map.
+            Arch::X86_64 => {
+                let mut strip = toolchain.strip();
+                strip.args(["--strip-all", "--remove-section=.comment", "-o"]);
+                command::output(strip.arg(&kernel).arg(&built))?;
+            }
+            Arch::Aarch64 => drop(fs::copy(&built, &kernel).context("copy", &built)?),
+        }
+        for (from, to) in [("System.map", "System.map"), (".config", "config")] {
+            let from = build.join(from);
+            fs::copy(&from, out.path().join(to)).context("copy", &from)?;
+        }
+        let compiler = toolchain.identity.clone();
+        let description = Description { release, source: source.info.clone(), compiler };
+        cache::write(&out.path().join(DESCRIPTION), &serde_json::to_vec_pretty(&description)?)?;
+        cache::publish_dir(out, finished)
+    }
+}
+
+/// The source folder: the caller's own, or the tarball's, unpacked in `work`.
+fn unpack(source: &Source, work: &Path, progress: Progress<'_>) -> Result<PathBuf, BuildError> {
+    let tarball = match &source.place {
+        Place::Tree(tree) => return Ok(tree.clone()),
+        Place::Tarball(tarball) => tarball,
+    };
+    progress(Event::Unpacking(tarball));
+    let tree = work.join("source");
+    fs::create_dir(&tree).context("make", &tree)?;
+    let mut tar = Command::new("tar");
+    tar.arg("--extract").arg("--file").arg(tarball).arg("--directory").arg(&tree);
+    command::output(tar.args(["--strip-components=1", "--no-same-owner"]))?;
+    Ok(tree)
+}
+
+/// Makes `.config` in `build` from nothing but the fragments, and proves that each setting took
+/// effect.
+fn configure(
+    config: &Config,
+    toolchain: &Toolchain,
+    arch: Arch,
+    tree: &Path,
+    build: &Path,
+) -> Result<(), BuildError> {
+    let makefile = tree.join("Makefile");
+    let version = version_of(&fs::read_to_string(&makefile).context("read", &makefile)?, tree)?;
+    let fragment = build.join("boxlite.config");
+    fs::write(&fragment, config.render(version)).context("write", &fragment)?;
+    let mut make = toolchain.make(tree, build);
+    make.arg(format!("KCONFIG_ALLCONFIG={}", fragment.display())).arg("allnoconfig");
+    command::lines(&mut make, |_| {})?;
+    let dot_config = build.join(".config");
+    let mismatches =
+        config.verify(version, &fs::read_to_string(&dot_config).context("read", &dot_config)?);
+    if mismatches.is_empty() {
+        return Ok(());
+    }
+    Err(BuildError::Dropped { version: version.to_string(), arch, mismatches })
+}
+
+#[cfg(test)]
+#[path = "builder_tests.rs"]
+mod tests;

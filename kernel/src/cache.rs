@@ -1,0 +1,168 @@
+//! The cache on disk: kernel sources and finished kernels, outside any clone, shared by all of
+//! them.
+//!
+//! ```text
+//! sources/   NAME.tar.xz with NAME.json beside it
+//! kernels/   KEY/{vmlinux, System.map, config, kernel.json}
+//! build/     KEY/ while KEY is being built
+//! locks/     one empty file for each key, held by flock
+//! apt/       package lists of Debian's archive
+//! ```
+//!
+//! What has its final name is finished: everything is made under a temporary name in the same file
+//! system and renamed. A builder that was killed leaves files that the next one removes.
+
+use std::env;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+use tempfile::{NamedTempFile, TempDir};
+
+use crate::error::{BuildError, IoContext};
+
+/// Names the cache folder outright.
+const CACHE_DIR_VARIABLE: &str = "BOXLITE_CACHE_DIR";
+
+/// The cache folder.
+#[derive(Clone, Debug)]
+pub struct Cache {
+    root: PathBuf,
+}
+
+/// Held while one builder works on something; released when dropped or when its process dies.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    _file: File,
+}
+
+impl Cache {
+    /// The user's cache: `$BOXLITE_CACHE_DIR`, else `$XDG_CACHE_HOME/boxlite-vmm`, else
+    /// `~/.cache/boxlite-vmm`.
+    pub fn open() -> Result<Self, BuildError> {
+        let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let root = set(CACHE_DIR_VARIABLE)
+            .or_else(|| {
+                set("XDG_CACHE_HOME").filter(|dir| dir.is_absolute()).map(|d| d.join("boxlite-vmm"))
+            })
+            .or_else(|| set("HOME").map(|home| home.join(".cache/boxlite-vmm")))
+            .ok_or(BuildError::NoCacheDir)?;
+        Self::at(&root)
+    }
+
+    /// A cache in the folder `root`, which is made if it is missing.
+    pub fn at(root: &Path) -> Result<Self, BuildError> {
+        fs::create_dir_all(root).context("make", root)?;
+        let root = root.canonicalize().context("find", root)?;
+        Ok(Self { root })
+    }
+
+    /// The folder `name` of the cache, made if it is missing.
+    pub fn dir(&self, name: &str) -> Result<PathBuf, BuildError> {
+        let dir = self.root.join(name);
+        fs::create_dir_all(&dir).context("make", &dir)?;
+        Ok(dir)
+    }
+
+    /// Takes the lock called `key`; calls `waiting` first if another process holds it.
+    pub(crate) fn lock(&self, key: &str, waiting: impl FnOnce()) -> Result<Lock, BuildError> {
+        let path = self.dir("locks")?.join(key);
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .context("open", &path)?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => {
+                waiting();
+                loop {
+                    match rustix::fs::flock(&file, FlockOperation::LockExclusive) {
+                        Err(Errno::INTR) => {}
+                        result => break result,
+                    }
+                }
+            }
+            result => result,
+        }
+        .map_err(Into::into)
+        .context("lock", &path)?;
+        Ok(Lock { _file: file })
+    }
+}
+
+/// A temporary folder inside `parent`, removed when dropped.
+pub(crate) fn temp_dir(parent: &Path) -> Result<TempDir, BuildError> {
+    tempfile::Builder::new().prefix(".tmp-").tempdir_in(parent).context("make a folder in", parent)
+}
+
+/// Gives a finished folder its final name. What had the name before is removed.
+pub(crate) fn publish_dir(dir: TempDir, path: &Path) -> Result<(), BuildError> {
+    remove(path)?;
+    fs::rename(dir.path(), path).context("rename to", path)?;
+    // It is no longer there to be removed.
+    let _renamed = dir.keep();
+    Ok(())
+}
+
+/// Writes `contents` to `path` so that it is there whole or not at all.
+pub(crate) fn write(path: &Path, contents: &[u8]) -> Result<(), BuildError> {
+    use std::io::Write;
+    let parent = path.parent().unwrap_or(Path::new("."));
+    let mut file = NamedTempFile::new_in(parent).context("write in", parent)?;
+    file.write_all(contents).context("write", file.path())?;
+    file.persist(path).map_err(|error| error.error).context("write", path)?;
+    Ok(())
+}
+
+/// Removes a file or folder; it is no error that there is none.
+pub(crate) fn remove(path: &Path) -> Result<(), BuildError> {
+    let result = match path.symlink_metadata() {
+        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => Err(error),
+    };
+    result.context("remove", path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn the_second_builder_waits_for_the_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::at(dir.path()).unwrap();
+        let first = cache.lock("k", || panic!("nobody holds it")).unwrap();
+        let other = cache.lock("another", || panic!("another key")).unwrap();
+        let (told, waits) = mpsc::channel();
+        thread::scope(|scope| {
+            let second = scope.spawn(|| cache.lock("k", || told.send(()).unwrap()).unwrap());
+            waits.recv_timeout(Duration::from_secs(10)).unwrap();
+            assert!(!second.is_finished());
+            drop(first);
+            second.join().unwrap();
+        });
+        drop(other);
+    }
+
+    #[test]
+    fn publishing_replaces_and_an_unpublished_folder_vanishes() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("out");
+        for text in ["one", "two"] {
+            let temp = temp_dir(dir.path()).unwrap();
+            fs::write(temp.path().join("file"), text).unwrap();
+            publish_dir(temp, &target).unwrap();
+            assert_eq!(fs::read_to_string(target.join("file")).unwrap(), text);
+        }
+        drop(temp_dir(dir.path()).unwrap());
+        assert_eq!(dir.path().read_dir().unwrap().count(), 1, "only `out` is left");
+    }
+}

@@ -1,0 +1,81 @@
+//! The sources a guest kernel is built from: version and SHA-256 of each, per long-term series.
+//!
+//! To move a pin: change the line, build (`cargo xtask guest`), run the tests.
+
+use crate::version::Lts;
+
+/// The pinned sources of one series.
+pub(crate) struct Pins {
+    pub(crate) kernel_org: KernelOrg,
+    pub(crate) debian: Debian,
+}
+
+/// A release of kernel.org.
+pub(crate) struct KernelOrg {
+    pub(crate) version: &'static str,
+    /// SHA-256 of `linux-VERSION.tar.xz`.
+    pub(crate) sha256: &'static str,
+}
+
+/// A source package of Debian. Its archive keeps a version for some months only.
+pub(crate) struct Debian {
+    pub(crate) package: &'static str,
+    pub(crate) version: &'static str,
+    /// SHA-256 of the `.deb`.
+    pub(crate) deb_sha256: &'static str,
+    /// SHA-256 of the tarball in it.
+    pub(crate) tarball_sha256: &'static str,
+}
+
+impl Lts {
+    pub(crate) const fn pins(self) -> Pins {
+        match self {
+            Self::V6_12 => Pins {
+                kernel_org: KernelOrg {
+                    version: "6.12.64",
+                    sha256: "d1ad94a33681148efe884f4028970d69e332f2b003f0e8be53a1d25de38e49a2",
+                },
+                debian: Debian {
+                    package: "linux-source-6.12",
+                    version: "6.12.117-1~deb12u1",
+                    deb_sha256: "e849faf31ca3555757f3a8877cb01af92122f744f75d1f3102734651c4e14703",
+                    tarball_sha256: "585a4a074597aefa2b1a68ada83a3184ba351c127544dea80618bbcceaa3961f",
+                },
+            },
+            Self::V6_1 => Pins {
+                kernel_org: KernelOrg {
+                    version: "6.1.159",
+                    sha256: "1f207ebe93980829ecc0a18b694816f22b715e9893767731651969a168342b9e",
+                },
+                debian: Debian {
+                    package: "linux-source-6.1",
+                    version: "6.1.192-2",
+                    deb_sha256: "ae95fe63d4c553f8d0e6c86cb1ab566f3894a43743eb19ab585cd97d82f26514",
+                    tarball_sha256: "4d415b3d364834fd818270e88813e90323bbfce4f519a0e6bd4940ddcd7df693",
+                },
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::version::Version;
+
+    #[test]
+    fn pins_are_of_their_series_and_well_formed() {
+        for lts in [Lts::V6_12, Lts::V6_1] {
+            let pins = lts.pins();
+            for version in [pins.kernel_org.version, pins.debian.version] {
+                assert!(lts.contains(version.parse::<Version>().unwrap()), "{version} in {lts}");
+            }
+            assert_eq!(pins.debian.package, format!("linux-source-{lts}"));
+            for hash in [pins.kernel_org.sha256, pins.debian.deb_sha256, pins.debian.tarball_sha256]
+            {
+                assert_eq!(hash.len(), 64);
+                assert!(hash.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')), "{hash}");
+            }
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! The programs a kernel build needs: which are missing, and which compiler it is.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::arch::Arch;
+use crate::command;
+use crate::error::BuildError;
+
+/// Something the build needs and the machine lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MissingTool {
+    /// The program or header.
+    pub tool: &'static str,
+    /// The Debian package that has it.
+    pub package: &'static str,
+}
+
+/// Programs that every build runs, each with its Debian package.
+const TOOLS: [MissingTool; 10] = [
+    tool("gcc", "gcc"),
+    tool("ld", "binutils"),
+    tool("make", "make"),
+    tool("flex", "flex"),
+    tool("bison", "bison"),
+    tool("bc", "bc"),
+    tool("perl", "perl"),
+    tool("tar", "tar"),
+    tool("xz", "xz-utils"),
+    tool("gzip", "gzip"),
+];
+
+const fn tool(tool: &'static str, package: &'static str) -> MissingTool {
+    MissingTool { tool, package }
+}
+
+/// The compiler for one architecture, with all that the kernel's makefiles need beside it.
+#[derive(Clone, Debug)]
+pub struct Toolchain {
+    arch: Arch,
+    /// The compiler's and linker's first lines about themselves: part of a kernel's identity.
+    pub(crate) identity: String,
+}
+
+impl Toolchain {
+    /// What a build for `arch` needs and the machine lacks; empty if all is there.
+    pub fn missing(arch: Arch) -> Vec<MissingTool> {
+        let cross = match arch {
+            _ if arch.tool_prefix().is_empty() => None,
+            Arch::X86_64 => Some(tool("x86_64-linux-gnu-gcc", "gcc-x86-64-linux-gnu")),
+            Arch::Aarch64 => Some(tool("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu")),
+        };
+        let mut missing: Vec<MissingTool> =
+            TOOLS.into_iter().chain(cross).filter(|tool| !runs(tool.tool)).collect();
+        // objtool, which checks x86 code, reads object files with libelf.
+        let lacks_gcc = missing.iter().any(|tool| tool.tool == "gcc");
+        if arch == Arch::X86_64 && (lacks_gcc || !has_header("gelf.h")) {
+            missing.push(tool("gelf.h", "libelf-dev"));
+        }
+        if lacks_gcc || !has_header("stdlib.h") {
+            missing.push(tool("stdlib.h", "libc6-dev"));
+        }
+        missing
+    }
+
+    /// The toolchain for `arch`.
+    ///
+    /// # Errors
+    /// [`BuildError::MissingTools`] names what is missing and how to install it.
+    pub fn find(arch: Arch) -> Result<Self, BuildError> {
+        let missing = Self::missing(arch);
+        if !missing.is_empty() {
+            return Err(BuildError::MissingTools(missing));
+        }
+        let first_line = |program: &str| -> Result<String, BuildError> {
+            let program = format!("{}{program}", arch.tool_prefix());
+            let text = command::output(Command::new(program).arg("--version"))?;
+            Ok(String::from_utf8_lossy(&text).lines().next().unwrap_or_default().to_owned())
+        };
+        let identity = format!("{}; {}", first_line("gcc")?, first_line("ld")?);
+        Ok(Self { arch, identity })
+    }
+
+    /// `make` on the kernel in `source`, with its output in `build`, untouched by the caller's
+    /// environment.
+    pub(crate) fn make(&self, source: &Path, build: &Path) -> Command {
+        let mut make = Command::new("make");
+        for (name, _) in std::env::vars_os() {
+            if steers_kbuild(&name.to_string_lossy()) {
+                make.env_remove(name);
+            }
+        }
+        make.env("LC_ALL", "C")
+            // The same source gives the same kernel, whoever builds it and when.
+            .env("KBUILD_BUILD_TIMESTAMP", "Thu Jan  1 00:00:00 UTC 1970")
+            .env("KBUILD_BUILD_USER", "boxlite")
+            .env("KBUILD_BUILD_HOST", "boxlite")
+            .env("KBUILD_BUILD_VERSION", "1")
+            .arg("-C")
+            .arg(source)
+            .arg(format!("O={}", build.display()))
+            .arg(format!("ARCH={}", self.arch.kbuild_name()))
+            .arg(format!("CROSS_COMPILE={}", self.arch.tool_prefix()));
+        make
+    }
+
+    /// `strip` for this architecture's files.
+    pub(crate) fn strip(&self) -> Command {
+        Command::new(format!("{}strip", self.arch.tool_prefix()))
+    }
+}
+
+/// Whether an environment variable would change what the kernel's makefiles do.
+fn steers_kbuild(name: &str) -> bool {
+    const EXACT: [&str; 18] = [
+        "ARCH",
+        "SUBARCH",
+        "CROSS_COMPILE",
+        "CROSS_COMPILE_COMPAT",
+        "LLVM",
+        "LLVM_IAS",
+        "CC",
+        "LD",
+        "HOSTCC",
+        "HOSTCFLAGS",
+        "HOSTLDFLAGS",
+        "LOCALVERSION",
+        "MAKEFLAGS",
+        "MFLAGS",
+        "KCFLAGS",
+        "KCPPFLAGS",
+        "KAFLAGS",
+        "V",
+    ];
+    EXACT.contains(&name) || name.starts_with("KBUILD_") || name.starts_with("KCONFIG_")
+}
+
+fn runs(program: &str) -> bool {
+    std::env::var_os("PATH").is_some_and(|path| {
+        std::env::split_paths(&path)
+            .any(|dir| rustix::fs::access(dir.join(program), rustix::fs::Access::EXEC_OK).is_ok())
+    })
+}
+
+fn has_header(header: &str) -> bool {
+    Command::new("gcc")
+        .args(["-E", "-x", "c", "-include", header, "/dev/null"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn absent_programs_and_headers_are_seen() {
+        assert!(runs("sh"));
+        assert!(!runs("boxlite-no-such-program"));
+        assert!(!has_header("boxlite-no-such-header.h"));
+    }
+
+    #[test]
+    fn the_error_says_what_to_install() {
+        let missing = vec![tool("gelf.h", "libelf-dev"), tool("bc", "bc"), tool("x", "bc")];
+        assert_eq!(
+            BuildError::MissingTools(missing).to_string(),
+            "the kernel build needs gelf.h, bc, x; install with: apt-get install bc libelf-dev"
+        );
+    }
+
+    #[test]
+    fn the_callers_environment_does_not_reach_kbuild() {
+        for name in ["MAKEFLAGS", "KCONFIG_ALLCONFIG", "KBUILD_OUTPUT", "CC", "ARCH"] {
+            assert!(steers_kbuild(name), "{name}");
+        }
+        assert!(!steers_kbuild("PATH"));
+    }
+}

@@ -1,0 +1,111 @@
+//! Kernel versions: the long-term series that boxes use, and versions to compare by number.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A kernel version by number, e.g. 6.12.117; what follows the numbers is dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Version(pub u16, pub u16, pub u16);
+
+/// Not a kernel version.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is not a kernel version such as 6.12 or 6.12.64")]
+pub struct BadVersion(String);
+
+impl FromStr for Version {
+    type Err = BadVersion;
+
+    fn from_str(text: &str) -> Result<Self, BadVersion> {
+        let numbers = text.split(|c: char| !c.is_ascii_digit() && c != '.').next().unwrap_or("");
+        let mut parts = numbers.split('.').map(str::parse);
+        match (parts.next(), parts.next(), parts.next(), parts.next()) {
+            (Some(Ok(major)), Some(Ok(minor)), None, None) => Ok(Self(major, minor, 0)),
+            (Some(Ok(major)), Some(Ok(minor)), Some(Ok(patch)), None) => {
+                Ok(Self(major, minor, patch))
+            }
+            _ => Err(BadVersion(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.0, self.1, self.2)
+    }
+}
+
+/// A long-term series that the configuration fragments are kept for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Lts {
+    /// 6.12, the default.
+    #[default]
+    V6_12,
+    /// 6.1.
+    V6_1,
+}
+
+impl Lts {
+    /// The series' name: the first two numbers.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::V6_12 => "6.12",
+            Self::V6_1 => "6.1",
+        }
+    }
+
+    /// Whether `version` is of this series.
+    pub fn contains(self, version: Version) -> bool {
+        match self {
+            Self::V6_12 => (version.0, version.1) == (6, 12),
+            Self::V6_1 => (version.0, version.1) == (6, 1),
+        }
+    }
+}
+
+impl fmt::Display for Lts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A series there are no fragments for.
+#[derive(Debug, thiserror::Error)]
+#[error("no guest kernel of series {0:?}: use 6.12 or 6.1")]
+pub struct UnknownLts(String);
+
+impl FromStr for Lts {
+    type Err = UnknownLts;
+
+    fn from_str(name: &str) -> Result<Self, UnknownLts> {
+        [Self::V6_12, Self::V6_1]
+            .into_iter()
+            .find(|lts| lts.name() == name)
+            .ok_or_else(|| UnknownLts(name.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parses_and_orders_by_number() {
+        let parse = |text: &str| text.parse::<Version>().unwrap();
+        assert_eq!(parse("6.12.117-1~deb12u1"), Version(6, 12, 117));
+        assert_eq!(parse("6.12"), Version(6, 12, 0));
+        assert_eq!(parse("6.12.0-rc3"), Version(6, 12, 0));
+        assert!(parse("6.9") < parse("6.12"), "minor numbers are numbers, not text");
+        for bad in ["", "6", "six.one", "6.12.1.1", "6.", "-6.1", "6.99999"] {
+            assert!(bad.parse::<Version>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_series_holds_its_own_versions_only() {
+        assert!(Lts::V6_12.contains(Version(6, 12, 64)));
+        assert!(!Lts::V6_1.contains(Version(6, 12, 64)));
+        assert!(Lts::V6_1.contains(Version(6, 1, 159)));
+        assert_eq!("6.1".parse::<Lts>().unwrap(), Lts::V6_1);
+        assert!("6.6".parse::<Lts>().is_err());
+    }
+}

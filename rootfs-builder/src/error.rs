@@ -1,0 +1,305 @@
+//! What can go wrong between an image and its disk. Every message names the thing and the remedy.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::digest::Digest;
+
+/// The result of everything here.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why an image could not be found, read, verified, built or removed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The text is not an image reference.
+    #[error(
+        "{text:?} is not an image: {reason}; write oci:DIR[:tag], docker-archive:FILE[:tag], rootfs:DIR, \
+         or the name of an imported image"
+    )]
+    InvalidReference {
+        /// The text.
+        text: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The name is not in the store, and registries cannot be asked yet.
+    #[error(
+        "no image named {name} has been imported, and pulling from registries is not available yet; \
+         fetch it with `skopeo copy docker://{name} oci:DIR`, then import oci:DIR as {name} or use \
+         oci:DIR directly"
+    )]
+    NotImported {
+        /// The name.
+        name: String,
+    },
+    /// A file operation failed.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
+    /// The file system that holds the store is full.
+    #[error(
+        "the disk is full: {} has {} left and {} more would not fit; free space there, \
+         or remove images that you do not need",
+        folder.display(), ByteCount(*available), ByteCount(*wanted)
+    )]
+    DiskFull {
+        /// The folder in which there is no room.
+        folder: PathBuf,
+        /// Bytes that were being written when it filled up (at least).
+        wanted: u64,
+        /// Bytes free.
+        available: u64,
+    },
+    /// Something that the image needs is missing.
+    #[error("{what} is missing: {remedy}")]
+    Missing {
+        /// The file or entry.
+        what: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// A file does not hold what it should.
+    #[error("{what} is damaged: {reason}; make or copy the image anew")]
+    Corrupt {
+        /// The file, entry or blob.
+        what: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Content does not match the digest by which it was named.
+    #[error(
+        "{what} is not what the image says: expected {expected}, got {actual}; make or copy the image anew"
+    )]
+    DigestMismatch {
+        /// The blob or layer.
+        what: String,
+        /// The digest by which it was named.
+        expected: Digest,
+        /// The digest of what was read.
+        actual: Digest,
+    },
+    /// Something is larger than anything genuine.
+    #[error("{what} is larger than the limit of {}", ByteCount(*limit))]
+    TooLarge {
+        /// The file, blob or layer.
+        what: String,
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// A count is above anything genuine.
+    #[error("{what}: {count} is above the limit of {limit}")]
+    TooMany {
+        /// What was counted, where.
+        what: String,
+        /// How many there are.
+        count: usize,
+        /// How many there may be.
+        limit: usize,
+    },
+    /// No image of that tag.
+    #[error("{place} has no image tagged {tag:?}; it has: {}", list(tags))]
+    NoSuchTag {
+        /// The layout or archive.
+        place: String,
+        /// The tag asked for.
+        tag: String,
+        /// The tags it has.
+        tags: Vec<String>,
+    },
+    /// Several images and no tag that says which.
+    #[error(
+        "{place} holds several images; say which by appending one of these tags: {}",
+        list(tags)
+    )]
+    AmbiguousTag {
+        /// The layout or archive.
+        place: String,
+        /// The tags it has.
+        tags: Vec<String>,
+    },
+    /// The image is for other machines.
+    #[error("{what} is for {}, this machine needs {host}; get the image for {host} (skopeo: `--override-arch {}`)",
+        list(found), host.rsplit('/').next().unwrap_or(host))]
+    WrongPlatform {
+        /// The image.
+        what: String,
+        /// The platforms it is for, `os/architecture`.
+        found: Vec<String>,
+        /// The platform of this machine.
+        host: String,
+    },
+    /// The image uses something that is not supported.
+    #[error("{what} is not supported: {remedy}")]
+    Unsupported {
+        /// The thing.
+        what: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// A directory changed while it was read.
+    #[error("{} changed while it was being read; try again when nothing writes to it", path.display())]
+    Changed {
+        /// The file or directory.
+        path: PathBuf,
+    },
+    /// The builder failed.
+    #[error("cannot build the disk of {image}: {source}")]
+    Build {
+        /// The image.
+        image: String,
+        /// The builder's reason.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The builder said it was done before it had read (and so verified) everything.
+    #[error("the disk of {image} was built from {read} of {layers} layers; it has been discarded")]
+    Unread {
+        /// The image.
+        image: String,
+        /// Layers read to their verified end.
+        read: usize,
+        /// Layers there are.
+        layers: usize,
+    },
+    /// The disk has an open user.
+    #[error("{name} is in use by a running box; stop the box first")]
+    InUse {
+        /// The image.
+        name: String,
+    },
+    /// Nothing in the store by that name.
+    #[error("no image {text:?} in the store; the list of images shows the names")]
+    NotFound {
+        /// The name or digest.
+        text: String,
+    },
+    /// Several images in the store match.
+    #[error("{text:?} matches several images; use one of these names: {}", list(names))]
+    Ambiguous {
+        /// The name or digest.
+        text: String,
+        /// The names of those that match.
+        names: Vec<String>,
+    },
+}
+
+impl Error {
+    /// Turns an I/O error into one that names the path, and a full disk into one that says how
+    /// full: for maps like `.map_err(Error::io("read", path))`.
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+        move |source| Error::Io { action, path: path.to_owned(), source }
+    }
+
+    /// Like [`Error::io`], for writes of `wanted` bytes: a full disk is told apart.
+    pub(crate) fn write(path: &Path, wanted: u64) -> impl FnOnce(io::Error) -> Error {
+        move |source| {
+            if is_disk_full(&source) {
+                let folder = path.parent().unwrap_or(path).to_owned();
+                let available = crate::sys::free_bytes(&folder).unwrap_or(0);
+                Error::DiskFull { folder, wanted, available }
+            } else {
+                Error::Io { action: "write", path: path.to_owned(), source }
+            }
+        }
+    }
+
+    pub(crate) fn corrupt(what: impl Into<String>, reason: impl ToString) -> Error {
+        Error::Corrupt { what: what.into(), reason: reason.to_string() }
+    }
+
+    /// This error as the error of a `Read`.
+    pub(crate) fn into_io(self) -> io::Error {
+        let kind = match &self {
+            Error::Io { source, .. } => source.kind(),
+            Error::DiskFull { .. } => io::ErrorKind::StorageFull,
+            _ => io::ErrorKind::InvalidData,
+        };
+        io::Error::new(kind, self)
+    }
+
+    /// The opposite of [`Error::into_io`]; any other I/O error is one of reading `what`.
+    pub(crate) fn from_io(error: io::Error, what: impl FnOnce() -> String) -> Error {
+        match error.downcast::<Error>() {
+            Ok(error) => error,
+            Err(error) => Error::corrupt(what(), error),
+        }
+    }
+}
+
+/// Whether this I/O error says that there is no room.
+pub(crate) fn is_disk_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Whether an I/O error anywhere in this chain says that there is no room.
+pub(crate) fn chain_is_disk_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error.downcast_ref::<io::Error>().is_some_and(is_disk_full) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+fn list(items: &[String]) -> String {
+    const SHOWN: usize = 20;
+    match items {
+        [] => "(none)".to_owned(),
+        _ if items.len() <= SHOWN => items.join(", "),
+        _ => format!("{} and {} more", items[..SHOWN].join(", "), items.len() - SHOWN),
+    }
+}
+
+/// A number of bytes as people read it.
+struct ByteCount(u64);
+
+impl std::fmt::Display for ByteCount {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+        let Some(exponent) = self.0.checked_ilog(1024).filter(|exponent| *exponent > 0) else {
+            return write!(f, "{} bytes", self.0);
+        };
+        let exponent = exponent.min(4);
+        let unit = UNITS.get(exponent as usize - 1).copied().unwrap_or("TiB");
+        write!(f, "{:.1} {unit} ({} bytes)", self.0 as f64 / 1024f64.powi(exponent as i32), self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn byte_counts_read_well() {
+        assert_eq!(ByteCount(0).to_string(), "0 bytes");
+        assert_eq!(ByteCount(1023).to_string(), "1023 bytes");
+        assert_eq!(ByteCount(1536).to_string(), "1.5 KiB (1536 bytes)");
+        assert!(ByteCount(u64::MAX).to_string().contains("TiB"));
+    }
+
+    #[test]
+    fn a_full_disk_is_found_below_other_errors() {
+        let full = io::Error::from(io::ErrorKind::StorageFull);
+        let error = Error::Build {
+            image: "x".into(),
+            source: Box::new(Error::Io { action: "write", path: "/x".into(), source: full }),
+        };
+        assert!(chain_is_disk_full(&error));
+        assert!(!chain_is_disk_full(&io::Error::from(io::ErrorKind::NotFound)));
+    }
+
+    #[test]
+    fn long_lists_are_cut() {
+        let tags: Vec<String> = (0..25).map(|n| n.to_string()).collect();
+        assert!(list(&tags).ends_with("19 and 5 more"));
+        assert_eq!(list(&[]), "(none)");
+    }
+}

@@ -1,0 +1,149 @@
+//! What a builder of disks is given: the layers one after the other.
+
+use std::io::{self, Read};
+
+use super::VerifiedLayer;
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::image::Image;
+use crate::progress::{Event, LayerProgress, Pace, Progress};
+
+/// The layers of an image, lowest first, each to be read to its end before the next.
+pub trait LayerStreams: Send {
+    /// How many layers there are in all.
+    fn count(&self) -> usize;
+
+    /// The next layer; none after the last.
+    ///
+    /// # Errors
+    /// The layer cannot be opened, or the one before was not read to its end.
+    fn next_layer(&mut self) -> Result<Option<LayerStream<'_>>>;
+}
+
+/// The uncompressed tar of one layer.
+///
+/// It is verified while it is read: where the image lies, a read fails, at the latest the one
+/// that would have reported the end. So no layer counts until [`Read::read`] has returned 0.
+pub struct LayerStream<'a> {
+    /// Which layer, from 0.
+    pub index: usize,
+    /// What the digest of this tar will turn out to be.
+    pub diff_id: &'a Digest,
+    /// The bytes.
+    pub reader: Box<dyn Read + Send + 'a>,
+}
+
+impl Read for LayerStream<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.reader.read(buf)
+    }
+}
+
+/// What became of the layers of an image while a builder had them.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    /// Layers read to their verified end.
+    pub(crate) verified: usize,
+    /// The first error that a layer met: the reason for whatever the builder says.
+    pub(crate) failure: Option<Error>,
+}
+
+/// The layers of an [`Image`], verified.
+pub(crate) struct VerifiedLayers<'a> {
+    image: &'a Image,
+    limit: u64,
+    progress: &'a dyn Progress,
+    handed_out: usize,
+    tally: Tally,
+}
+
+impl<'a> VerifiedLayers<'a> {
+    pub(crate) fn new(image: &'a Image, limit: u64, progress: &'a dyn Progress) -> Self {
+        Self { image, limit, progress, handed_out: 0, tally: Tally::default() }
+    }
+
+    /// What became of them.
+    pub(crate) fn into_tally(self) -> Tally {
+        self.tally
+    }
+}
+
+impl LayerStreams for VerifiedLayers<'_> {
+    fn count(&self) -> usize {
+        self.image.layers.len()
+    }
+
+    fn next_layer(&mut self) -> Result<Option<LayerStream<'_>>> {
+        let index = self.handed_out;
+        let Some(layer) = self.image.layers.get(index) else { return Ok(None) };
+        if self.tally.verified != index || self.tally.failure.is_some() {
+            return Err(Error::Unread {
+                image: self.image.reference.to_string(),
+                read: self.tally.verified,
+                layers: self.image.layers.len(),
+            });
+        }
+        self.handed_out += 1;
+        let inner = VerifiedLayer::open(layer, self.image.layer_label(index), self.limit)?;
+        let reporter = Reporter { index, image: self.image, progress: self.progress };
+        reporter.report(0);
+        let reader = ReportingLayer {
+            inner,
+            reporter,
+            pace: Pace::default(),
+            tally: &mut self.tally,
+            ended: false,
+        };
+        Ok(Some(LayerStream { index, diff_id: &layer.diff_id, reader: Box::new(reader) }))
+    }
+}
+
+struct Reporter<'a> {
+    index: usize,
+    image: &'a Image,
+    progress: &'a dyn Progress,
+}
+
+impl Reporter<'_> {
+    fn report(&self, done: u64) {
+        self.progress.report(Event::Unpacking(LayerProgress {
+            layer: self.index,
+            layers: self.image.layers.len(),
+            done,
+            total: self.image.layers.get(self.index).and_then(|layer| layer.size),
+        }));
+    }
+}
+
+struct ReportingLayer<'a> {
+    inner: VerifiedLayer,
+    reporter: Reporter<'a>,
+    pace: Pace,
+    tally: &'a mut Tally,
+    ended: bool,
+}
+
+impl Read for ReportingLayer<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self.inner.read_verified(buf) {
+            Ok(count) => {
+                let done = self.inner.consumed();
+                let ends_now = count == 0 && !buf.is_empty() && !self.ended;
+                if ends_now {
+                    self.ended = true;
+                    self.tally.verified += 1;
+                }
+                if self.pace.is_due(done) || ends_now {
+                    self.reporter.report(done);
+                }
+                Ok(count)
+            }
+            Err(error) => {
+                // The builder gets the words, the store keeps the error itself.
+                let told = io::Error::new(io::ErrorKind::InvalidData, error.to_string());
+                self.tally.failure.get_or_insert(error);
+                Err(told)
+            }
+        }
+    }
+}

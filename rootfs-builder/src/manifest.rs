@@ -1,0 +1,183 @@
+//! Indexes and manifests, OCI and Docker: only the fields that are needed, read leniently.
+//!
+//! Own types rather than the oci-spec crate's: those refuse `null` lists and odd values in fields
+//! that nobody here looks at.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use crate::config::or_default;
+use crate::digest::Digest;
+
+/// An index or manifest may be this long.
+pub(crate) const MAX_MANIFEST_BYTES: u64 = 4 << 20;
+/// A config blob may be this long.
+pub(crate) const MAX_CONFIG_BYTES: u64 = 8 << 20;
+/// An image may have this many layers (overlay file systems stop far below).
+pub(crate) const MAX_LAYERS: usize = 512;
+
+/// A pointer to a blob: its digest, length and type.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Descriptor {
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) media_type: String,
+    pub(crate) digest: Digest,
+    pub(crate) size: u64,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) annotations: BTreeMap<String, String>,
+    #[serde(default)]
+    pub(crate) platform: Option<DescriptorPlatform>,
+}
+
+/// The platform of the image that a descriptor in an index points to.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct DescriptorPlatform {
+    #[serde(deserialize_with = "or_default")]
+    pub(crate) os: String,
+    #[serde(deserialize_with = "or_default")]
+    pub(crate) architecture: String,
+}
+
+impl Descriptor {
+    /// The tag that the maker of a layout gave to this entry of its index.
+    pub(crate) fn tag(&self) -> Option<&str> {
+        self.annotations.get("org.opencontainers.image.ref.name").map(String::as_str)
+    }
+
+    /// The whole name (`docker.io/library/x:tag`) that containerd and Docker add.
+    pub(crate) fn full_name(&self) -> Option<&str> {
+        self.annotations.get("io.containerd.image.name").map(String::as_str)
+    }
+
+    /// Whether this may be (an index of) images: not an attestation, signature or other artifact.
+    pub(crate) fn may_be_image(&self) -> bool {
+        let is_attestation = self.annotations.contains_key("vnd.docker.reference.type")
+            || self.platform.as_ref().is_some_and(|platform| platform.os == "unknown");
+        let kind = media_type_essence(&self.media_type);
+        let is_image_type =
+            kind.is_empty() || INDEX_TYPES.contains(&kind) || MANIFEST_TYPES.contains(&kind);
+        is_image_type && !is_attestation
+    }
+}
+
+const INDEX_TYPES: [&str; 2] = [
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+];
+const MANIFEST_TYPES: [&str; 2] = [
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+];
+
+/// A media type without parameters.
+pub(crate) fn media_type_essence(media_type: &str) -> &str {
+    media_type.split(';').next().unwrap_or_default().trim()
+}
+
+/// Whether this is the config of a container image (and not of a chart, a policy, …).
+pub(crate) fn is_config_type(media_type: &str) -> bool {
+    matches!(
+        media_type_essence(media_type),
+        "" | "application/vnd.oci.image.config.v1+json"
+            | "application/vnd.docker.container.image.v1+json"
+            | "application/octet-stream"
+    )
+}
+
+/// Whether this is a tar layer, compressed or not. The compression is told from the content.
+pub(crate) fn is_layer_type(media_type: &str) -> bool {
+    let kind = media_type_essence(media_type);
+    let kind = kind.strip_suffix("+gzip").or_else(|| kind.strip_suffix("+zstd")).unwrap_or(kind);
+    matches!(
+        kind,
+        "" | "application/vnd.oci.image.layer.v1.tar"
+            | "application/vnd.oci.image.layer.nondistributable.v1.tar"
+            | "application/vnd.docker.image.rootfs.diff.tar"
+            | "application/vnd.docker.image.rootfs.diff.tar.gzip"
+            | "application/vnd.docker.image.rootfs.diff.tar.zstd"
+            | "application/vnd.docker.image.rootfs.foreign.diff.tar"
+            | "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+            | "application/vnd.docker.container.image.rootfs.diff+x-gtar"
+    )
+}
+
+/// An index of images or the manifest of one, whichever the JSON is.
+#[derive(Debug)]
+pub(crate) enum Document {
+    Index(Vec<Descriptor>),
+    Manifest { config: Descriptor, layers: Vec<Descriptor> },
+}
+
+impl Document {
+    /// Parses either, told apart by its members and not by the media type that named it: a
+    /// document that could be read as both is refused.
+    pub(crate) fn parse(json: &[u8]) -> Result<Self, String> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Raw {
+            #[serde(default)]
+            schema_version: Option<u64>,
+            manifests: Option<Vec<Descriptor>>,
+            config: Option<Descriptor>,
+            layers: Option<Vec<Descriptor>>,
+        }
+        let raw: Raw = serde_json::from_slice(json).map_err(|error| error.to_string())?;
+        if raw.schema_version.is_some_and(|version| version != 2) {
+            return Err("its schema version is not 2 (convert the image with `skopeo copy`)".into());
+        }
+        match raw {
+            Raw { manifests: Some(manifests), config: None, layers: None, .. } => {
+                Ok(Self::Index(manifests))
+            }
+            Raw { manifests: None, config: Some(config), layers, .. } => {
+                Ok(Self::Manifest { config, layers: layers.unwrap_or_default() })
+            }
+            Raw { manifests: Some(_), .. } => {
+                Err("it claims to be both an index and a manifest".into())
+            }
+            _ => Err("it is neither an image index nor an image manifest".into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn documents_are_told_apart_by_their_members() {
+        let digest = Digest::sha256(b"");
+        let descriptor = format!(r#"{{"digest":"{digest}","size":3,"annotations":null}}"#);
+        let index = format!(r#"{{"schemaVersion":2,"manifests":[{descriptor}]}}"#);
+        assert!(
+            matches!(Document::parse(index.as_bytes()), Ok(Document::Index(list)) if list.len() == 1)
+        );
+        let manifest = format!(r#"{{"config":{descriptor},"layers":null}}"#);
+        assert!(matches!(Document::parse(manifest.as_bytes()), Ok(Document::Manifest { .. })));
+        let both = format!(r#"{{"config":{descriptor},"layers":[],"manifests":[]}}"#);
+        assert!(Document::parse(both.as_bytes()).unwrap_err().contains("both"));
+        assert!(Document::parse(b"{}").unwrap_err().contains("neither"));
+        assert!(Document::parse(br#"{"schemaVersion":1}"#).unwrap_err().contains("schema"));
+        let negative = format!(r#"{{"config":{{"digest":"{digest}","size":-1}}}}"#);
+        assert!(Document::parse(negative.as_bytes()).is_err());
+    }
+
+    #[test]
+    fn layer_types() {
+        for good in [
+            "application/vnd.oci.image.layer.v1.tar",
+            "application/vnd.oci.image.layer.v1.tar+gzip",
+            "application/vnd.oci.image.layer.v1.tar+zstd",
+            "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+            "application/vnd.docker.image.rootfs.diff.tar.gzip",
+        ] {
+            assert!(is_layer_type(good), "{good}");
+        }
+        for bad in ["application/vnd.oci.image.layer.v1.tar+gzip+encrypted", "application/json"] {
+            assert!(!is_layer_type(bad), "{bad}");
+        }
+    }
+}

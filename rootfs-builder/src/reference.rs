@@ -1,0 +1,333 @@
+//! How people name images: a transport and a place as skopeo writes them, or a plain name.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+
+/// Where an image is.
+///
+/// In `oci:` and `docker-archive:` the first colon ends the path and begins the tag, as in skopeo, so
+/// a path with a colon in it cannot be written; `rootfs:` has no tag, so there it can. Paths become
+/// absolute when they are parsed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum ImageReference {
+    /// `oci:DIR[:tag]`: a directory in the OCI image layout.
+    OciLayout {
+        /// The directory.
+        dir: PathBuf,
+        /// Which of its images.
+        tag: Option<String>,
+    },
+    /// `docker-archive:FILE[:tag]`: what `docker save` writes, compressed or not. The tag is
+    /// `name:tag` or only what stands behind its colon.
+    DockerArchive {
+        /// The file.
+        file: PathBuf,
+        /// Which of its images.
+        tag: Option<String>,
+    },
+    /// `rootfs:DIR`: the files of a directory on this machine.
+    Directory {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// `alpine`, `docker://quay.io/foo/bar:1.2`: a name that an import gave, or one in a registry.
+    Name(ImageName),
+}
+
+/// Transports of other tools: said to be unknown rather than taken for names.
+const FOREIGN_TRANSPORTS: &[&str] = &[
+    "containers-storage",
+    "dir",
+    "docker-daemon",
+    "file",
+    "http",
+    "https",
+    "oci-archive",
+    "ostree",
+    "sif",
+    "tarball",
+];
+
+impl FromStr for ImageReference {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let invalid = |reason: String| Error::InvalidReference { text: text.to_owned(), reason };
+        let path = |path: &str| {
+            if path.is_empty() {
+                return Err(invalid("the path is missing".into()));
+            }
+            if path.contains('\0') {
+                return Err(invalid("the path has a NUL character in it".into()));
+            }
+            std::path::absolute(path).map_err(|error| invalid(error.to_string()))
+        };
+        let path_and_tag = |rest: &str| match rest.split_once(':') {
+            None => Ok((path(rest)?, None)),
+            Some((_, "")) => Err(invalid("the tag behind the colon is missing".into())),
+            Some((file, tag)) => Ok((path(file)?, Some(tag.to_owned()))),
+        };
+        match text.split_once(':') {
+            Some(("oci", rest)) => {
+                path_and_tag(rest).map(|(dir, tag)| Self::OciLayout { dir, tag })
+            }
+            Some(("docker-archive", rest)) => {
+                path_and_tag(rest).map(|(file, tag)| Self::DockerArchive { file, tag })
+            }
+            Some(("rootfs", rest)) => Ok(Self::Directory { dir: path(rest)? }),
+            Some((transport, _)) if FOREIGN_TRANSPORTS.contains(&transport) => {
+                Err(invalid(format!("images cannot be read from {transport}:")))
+            }
+            _ => {
+                let name = text.strip_prefix("docker://").unwrap_or(text);
+                name.parse().map(Self::Name).map_err(|reason: InvalidName| invalid(reason.0))
+            }
+        }
+    }
+}
+
+impl fmt::Display for ImageReference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = |f: &mut fmt::Formatter<'_>, transport, path: &Path, tag: &Option<String>| {
+            write!(f, "{transport}:{}", path.display())?;
+            tag.iter().try_for_each(|tag| write!(f, ":{tag}"))
+        };
+        match self {
+            Self::OciLayout { dir, tag } => place(f, "oci", dir, tag),
+            Self::DockerArchive { file, tag } => place(f, "docker-archive", file, tag),
+            Self::Directory { dir } => place(f, "rootfs", dir, &None),
+            Self::Name(name) => name.fmt(f),
+        }
+    }
+}
+
+/// A name in the form people know from Docker, `[host[:port]/]path[:tag][@digest]`, in its shortest
+/// spelling: without `docker.io/` and `library/`, with `:latest` where it says neither tag nor digest.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct ImageName(String);
+
+impl ImageName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Why a text is not an image name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct InvalidName(String);
+
+impl FromStr for ImageName {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        let invalid = |reason: &str| Err(InvalidName(reason.to_owned()));
+        if text.is_empty() {
+            return invalid("the name is empty");
+        }
+        if text.len() > 512 {
+            return invalid("the name is longer than 512 bytes");
+        }
+        if text.starts_with(['/', '.', '~']) {
+            return invalid("this is a path; put oci:, docker-archive: or rootfs: in front of it");
+        }
+        let (name, digest) = match text.split_once('@') {
+            Some((name, digest)) => match digest.parse::<Digest>() {
+                Ok(digest) => (name, Some(digest)),
+                Err(error) => return Err(InvalidName(error.to_string())),
+            },
+            None => (text, None),
+        };
+        // A colon before the last slash belongs to the port of the host.
+        let tag_colon = name.rfind(':').filter(|colon| !name[*colon..].contains('/'));
+        let (path, tag) = match tag_colon {
+            Some(colon) => (&name[..colon], Some(&name[colon + 1..])),
+            None => (name, None),
+        };
+        if tag.is_some_and(|tag| !is_tag(tag)) {
+            return invalid(
+                "a tag has at most 128 letters, digits, '_', '.' and '-', and begins with none of the last two",
+            );
+        }
+
+        let path = path.strip_prefix("docker.io/").unwrap_or(path);
+        let path = path.strip_prefix("library/").filter(|rest| !rest.contains('/')).unwrap_or(path);
+        let (host, rest) = match path.split_once('/') {
+            Some((first, rest)) if first.contains(['.', ':']) || first == "localhost" => {
+                (Some(first), rest)
+            }
+            _ => (None, path),
+        };
+        if host.is_some_and(|host| !is_host(host)) {
+            return invalid("the registry's host name is malformed");
+        }
+        if !rest.split('/').all(is_path_component) {
+            return invalid(
+                "the parts of a name have lower-case letters and digits, separated by '.', '_', '__' or '-'",
+            );
+        }
+
+        let mut shortest = path.to_owned();
+        match (tag, &digest) {
+            (Some(tag), _) => shortest += &format!(":{tag}"),
+            (None, None) => shortest += ":latest",
+            (None, Some(_)) => {}
+        }
+        if let Some(digest) = digest {
+            shortest += &format!("@{digest}");
+        }
+        Ok(Self(shortest))
+    }
+}
+
+fn is_tag(tag: &str) -> bool {
+    tag.len() <= 128
+        && tag.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '_')
+        && tag.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
+}
+
+fn is_host(host: &str) -> bool {
+    let (name, port) = host.split_once(':').unwrap_or((host, "0"));
+    let is_label = |label: &str| {
+        !label.is_empty()
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+    };
+    port.parse::<u16>().is_ok() && name.split('.').all(is_label)
+}
+
+fn is_path_component(part: &str) -> bool {
+    let is_word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let bytes = part.as_bytes();
+    let ends_well = |byte: Option<&u8>| byte.is_some_and(|byte| is_word(*byte));
+    let mut separators = part
+        .split(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
+        .filter(|s| !s.is_empty());
+    ends_well(bytes.first())
+        && ends_well(bytes.last())
+        && separators.all(|separator| {
+            matches!(separator, "." | "_" | "__") || separator.bytes().all(|byte| byte == b'-')
+        })
+}
+
+impl fmt::Display for ImageName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<ImageName> for String {
+    fn from(name: ImageName) -> Self {
+        name.0
+    }
+}
+
+impl TryFrom<String> for ImageName {
+    type Error = InvalidName;
+    fn try_from(text: String) -> Result<Self, InvalidName> {
+        text.parse()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parse(text: &str) -> ImageReference {
+        text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
+    }
+
+    #[test]
+    fn places() {
+        assert_eq!(
+            parse("oci:/a/b:v1"),
+            ImageReference::OciLayout { dir: "/a/b".into(), tag: Some("v1".into()) }
+        );
+        assert_eq!(
+            parse("docker-archive:/a/b.tar:example.com:5000/x:v1"),
+            ImageReference::DockerArchive {
+                file: "/a/b.tar".into(),
+                tag: Some("example.com:5000/x:v1".into())
+            }
+        );
+        assert_eq!(parse("rootfs:/a:b"), ImageReference::Directory { dir: "/a:b".into() });
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(parse("oci:x"), ImageReference::OciLayout { dir: here.join("x"), tag: None });
+        assert_eq!(parse("rootfs:."), ImageReference::Directory { dir: here });
+    }
+
+    #[test]
+    fn names_are_shortened_to_one_spelling() {
+        for (text, name) in [
+            ("alpine", "alpine:latest"),
+            ("docker://alpine", "alpine:latest"),
+            ("docker://docker.io/library/alpine:3.20", "alpine:3.20"),
+            ("library/alpine", "alpine:latest"),
+            ("docker.io/library/foo/bar", "library/foo/bar:latest"),
+            ("docker.io/grafana/grafana", "grafana/grafana:latest"),
+            ("localhost:5000/x", "localhost:5000/x:latest"),
+            ("quay.io:443/a/b-c__d.e_f---g:V1.2_-", "quay.io:443/a/b-c__d.e_f---g:V1.2_-"),
+        ] {
+            assert_eq!(parse(text).to_string(), name);
+        }
+        let digest = Digest::sha256(b"");
+        assert_eq!(parse(&format!("alpine@{digest}")).to_string(), format!("alpine@{digest}"));
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_a_reason() {
+        for (text, reason) in [
+            ("", "empty"),
+            ("oci:", "path is missing"),
+            ("oci:/x:", "tag behind the colon"),
+            ("docker-archive::latest", "path is missing"),
+            ("rootfs:", "path is missing"),
+            ("rootfs:a\0b", "NUL"),
+            ("./image", "this is a path"),
+            ("/image", "this is a path"),
+            ("oci-archive:x.tar", "cannot be read from oci-archive"),
+            ("Alpine", "lower-case"),
+            ("a//b", "lower-case"),
+            ("a___b", "lower-case"),
+            ("a..b", "lower-case"),
+            ("a-", "lower-case"),
+            ("alpine:", "tag"),
+            ("alpine:-x", "tag"),
+            ("alpine@sha256:12", "digest"),
+            ("bad_host.com/x", "host"),
+            ("localhost:99999/x", "host"),
+            ("docker://", "empty"),
+        ] {
+            let error = text.parse::<ImageReference>().expect_err(text).to_string();
+            assert!(error.contains(reason), "{text}: {error}");
+            assert!(error.contains("oci:DIR"), "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(text in any::<String>()) {
+            let _ = text.parse::<ImageReference>();
+        }
+
+        #[test]
+        fn what_is_shown_parses_to_the_same(
+            transport in "oci:|docker-archive:|rootfs:|docker://|",
+            rest in "[a-z0-9/._-]{0,12}(:[a-z0-9._-]{0,5}){0,2}",
+        ) {
+            if let Ok(reference) = format!("{transport}{rest}").parse::<ImageReference>() {
+                prop_assert_eq!(reference.to_string().parse::<ImageReference>().unwrap(), reference);
+            }
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! Archives: what `docker save` writes (a tar with `manifest.json`, its layers being uncompressed
+//! tars under `<id>/layer.tar` or blobs under `blobs/`), and OCI layouts inside a tar.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::tar_index::TarIndex;
+use super::{Files, layout};
+use crate::config::{ConfigBlob, or_default};
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::image::{Layer, Location, Parts, Slice};
+use crate::layer::{Compression, Decoder};
+use crate::manifest::{MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES};
+use crate::platform::Platform;
+use crate::progress::{Event, Pace, Progress};
+use crate::reference::ImageName;
+use crate::sys;
+
+/// An open archive whose members are known.
+pub(crate) struct Archive {
+    place: String,
+    file: Arc<File>,
+    members: TarIndex,
+}
+
+impl Archive {
+    /// Opens it. One that is compressed as a whole is expanded to a nameless file in `temp`,
+    /// which goes away with the last layer of the image; `limit` bounds its size.
+    pub(crate) fn open(
+        path: &Path,
+        temp: &Path,
+        limit: u64,
+        progress: &dyn Progress,
+    ) -> Result<Self> {
+        let place = format!("docker-archive:{}", path.display());
+        let mut file = sys::open_regular(path).map_err(Error::io("open", path))?;
+        let mut magic = [0; Compression::MAGIC_LEN];
+        let count = file.read_at(&mut magic, 0).map_err(Error::io("read", path))?;
+        if Compression::of(magic.get(..count).unwrap_or_default()) != Compression::None {
+            file = expand(file, path, temp, limit, progress)?;
+        }
+        let len = file.metadata().map_err(Error::io("read", path))?.len();
+        let members = TarIndex::scan(&file, len).map_err(|error| Error::corrupt(&place, error))?;
+        Ok(Self { place, file: Arc::new(file), members })
+    }
+
+    /// The image in it that the tag selects.
+    pub(crate) fn resolve(&self, tag: Option<&str>, host: &Platform) -> Result<Parts> {
+        // Every `docker save` has a manifest.json, also where it is an OCI layout besides; only
+        // there are the names by which Docker's users know the images.
+        match self.read("manifest.json", MAX_MANIFEST_BYTES)? {
+            Some(json) => self.resolve_saved(&json, tag, host),
+            None if self.members.find("oci-layout").is_some() => layout::resolve(self, tag, host),
+            None => Err(Error::Missing {
+                what: format!("manifest.json in {}", self.place),
+                remedy: "this is no archive of an image; `docker save IMAGE -o FILE` makes one"
+                    .into(),
+            }),
+        }
+    }
+
+    fn resolve_saved(&self, json: &[u8], tag: Option<&str>, host: &Platform) -> Result<Parts> {
+        let what = format!("manifest.json in {}", self.place);
+        let images: Vec<SavedImage> =
+            serde_json::from_slice(json).map_err(|error| Error::corrupt(what, error))?;
+        let image = self.pick(&images, tag)?;
+
+        let config = self.read(&image.config, MAX_CONFIG_BYTES)?;
+        let json = config.ok_or_else(|| self.member_missing("the config", &image.config))?;
+        let what = format!("the config {} in {}", image.config, self.place);
+        let digest = match named_digest(&image.config) {
+            Some(digest) => layout::verify(&what, &json, &digest).map(|()| digest)?,
+            None => Digest::sha256(&json),
+        };
+        let ConfigBlob { config, diff_ids } =
+            ConfigBlob::parse(&json).map_err(|error| Error::corrupt(&what, error))?;
+        layout::check_platform(&self.place, &config.os, &config.architecture, host)?;
+        layout::check_layer_count(&what, image.layers.len(), diff_ids.len())?;
+        let layers = image.layers.iter().zip(diff_ids).map(|(path, diff_id)| {
+            let (location, len) =
+                self.locate(path)?.ok_or_else(|| self.member_missing("the layer", path))?;
+            let digest = Digest::from_blob_path(path);
+            Ok(Layer { digest, size: Some(len), diff_id, location })
+        });
+        Ok(Parts { digest, config, layers: layers.collect::<Result<_>>()? })
+    }
+
+    fn pick<'a>(&self, images: &'a [SavedImage], tag: Option<&str>) -> Result<&'a SavedImage> {
+        let names = |images: &[&SavedImage]| -> Vec<String> {
+            images.iter().flat_map(|image| image.names()).collect()
+        };
+        let all: Vec<_> = images.iter().collect();
+        let chosen: Vec<_> = match tag {
+            None => all.clone(),
+            Some(tag) => all.iter().copied().filter(|image| image.is_tagged(tag)).collect(),
+        };
+        let place = self.place.clone();
+        match (chosen.as_slice(), tag) {
+            ([image], _) => Ok(image),
+            ([], Some(tag)) => {
+                Err(Error::NoSuchTag { place, tag: tag.to_owned(), tags: names(&all) })
+            }
+            ([], None) => Err(Error::Missing {
+                what: format!("an image in {place}"),
+                remedy: "its manifest.json lists none; save the image anew".into(),
+            }),
+            (several, _) => Err(Error::AmbiguousTag { place, tags: names(several) }),
+        }
+    }
+
+    fn member_missing(&self, what: &str, path: &str) -> Error {
+        let path: String = path.chars().take(200).collect();
+        Error::Missing {
+            what: format!("{what} {path:?} in {}", self.place),
+            remedy: "the archive is incomplete; save the image anew".into(),
+        }
+    }
+}
+
+impl Files for Archive {
+    fn place(&self) -> String {
+        self.place.clone()
+    }
+
+    fn read(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>> {
+        let Some((start, len)) = self.members.find(path) else { return Ok(None) };
+        if len > limit {
+            let what = format!("{path} in {}", self.place);
+            return Err(Error::TooLarge { what, limit });
+        }
+        let mut bytes = Vec::new();
+        let mut slice = Slice { file: self.file.clone(), start, len };
+        slice.read_to_end(&mut bytes).map_err(|error| Error::corrupt(&self.place, error))?;
+        Ok(Some(bytes))
+    }
+
+    fn locate(&self, path: &str) -> Result<Option<(Location, u64)>> {
+        Ok(self.members.find(path).map(|(start, len)| {
+            (Location::Slice(Slice { file: self.file.clone(), start, len }), len)
+        }))
+    }
+}
+
+/// An image in `manifest.json`.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct SavedImage {
+    config: String,
+    #[serde(default, deserialize_with = "or_default")]
+    repo_tags: Vec<String>,
+    #[serde(default, deserialize_with = "or_default")]
+    layers: Vec<String>,
+}
+
+impl SavedImage {
+    fn names(&self) -> Vec<String> {
+        match self.repo_tags.as_slice() {
+            [] => vec![self.config.clone()],
+            tags => tags.to_vec(),
+        }
+    }
+
+    fn is_tagged(&self, tag: &str) -> bool {
+        self.config == tag || self.repo_tags.iter().any(|name| names_match(name, tag))
+    }
+}
+
+/// Whether an image called `name` is meant by `tag`: the same name in any spelling, or only what
+/// stands behind its colon.
+pub(super) fn names_match(name: &str, tag: &str) -> bool {
+    let short = |text: &str| text.parse::<ImageName>().ok();
+    let tag_of_name = name.rsplit_once(':').map(|(_, tag)| tag).filter(|tag| !tag.contains('/'));
+    name == tag
+        || tag_of_name == Some(tag)
+        || short(tag).is_some_and(|tag| short(name) == Some(tag))
+}
+
+/// The digest by which a config is named: `<hex>.json` or `blobs/sha256/<hex>`.
+fn named_digest(path: &str) -> Option<Digest> {
+    let old = || format!("sha256:{}", path.strip_suffix(".json")?).parse().ok();
+    Digest::from_blob_path(path).or_else(old)
+}
+
+fn expand(
+    file: File,
+    path: &Path,
+    temp: &Path,
+    limit: u64,
+    progress: &dyn Progress,
+) -> Result<File> {
+    let total = file.metadata().map_err(Error::io("read", path))?.len();
+    let what = format!("docker-archive:{}", path.display());
+    let damaged = |error: io::Error| Error::corrupt(&what, error);
+    let mut expanded = tempfile::tempfile_in(temp).map_err(Error::io("create a file in", temp))?;
+    let mut decoder = Decoder::new(Counted { inner: file, count: 0 }).map_err(damaged)?;
+    let mut buffer = vec![0; 128 << 10];
+    let mut pace = Pace::default();
+    let mut written = 0;
+    loop {
+        let count = decoder.read(&mut buffer).map_err(damaged)?;
+        let done = decoder.input().count;
+        if pace.is_due(done) || count == 0 {
+            progress.report(Event::Expanding { file: path, done, total });
+        }
+        if count == 0 {
+            return Ok(expanded);
+        }
+        written += count as u64;
+        if written > limit {
+            return Err(Error::TooLarge { what: format!("{what}, expanded,"), limit });
+        }
+        // The name is only for the message, which names the folder.
+        expanded
+            .write_all(buffer.get(..count).unwrap_or_default())
+            .map_err(Error::write(&temp.join("expanded"), written))?;
+    }
+}
+
+struct Counted {
+    inner: File,
+    count: u64,
+}
+
+impl Read for Counted {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buf)?;
+        self.count += count as u64;
+        Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_match_in_any_spelling() {
+        for (name, tag) in [
+            ("busybox:latest", "busybox:latest"),
+            ("busybox:latest", "busybox"),
+            ("busybox:1.36", "1.36"),
+            ("docker.io/library/busybox:latest", "busybox"),
+            ("busybox:latest", "docker.io/library/busybox:latest"),
+            ("localhost:5000/x:v1", "v1"),
+        ] {
+            assert!(names_match(name, tag), "{name} {tag}");
+        }
+        for (name, tag) in [
+            ("busybox:latest", "alpine"),
+            ("busybox:1.36", "busybox"),
+            ("localhost:5000/x", "5000/x"),
+            ("a/busybox:1", "busybox:1"),
+        ] {
+            assert!(!names_match(name, tag), "{name} {tag}");
+        }
+    }
+
+    #[test]
+    fn configs_are_named_by_their_digest() {
+        let digest = Digest::sha256(b"x");
+        assert_eq!(named_digest(&format!("{}.json", digest.hex())), Some(digest.clone()));
+        assert_eq!(named_digest(&format!("blobs/sha256/{}", digest.hex())), Some(digest));
+        assert_eq!(named_digest("config.json"), None);
+    }
+}

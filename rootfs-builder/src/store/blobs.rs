@@ -1,0 +1,166 @@
+//! Copies layers into the store, so that an imported image outlives where it came from.
+
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+use super::Folders;
+use super::draft::Draft;
+use crate::digest::{Algorithm, Digest, Hasher};
+use crate::error::{Error, Result};
+use crate::image::{Image, Layer, Location};
+use crate::layer::{Compression, Metered, VerifiedLayer};
+use crate::progress::{Event, LayerProgress, Pace, Progress};
+
+/// Fast, and better than gzip.
+const ZSTD_LEVEL: i32 = 3;
+
+/// Copies all layers of an image; returns them as they are in the store.
+pub(super) fn copy_layers(
+    folders: &Folders,
+    image: &Image,
+    limit: u64,
+    progress: &dyn Progress,
+) -> Result<Vec<Layer>> {
+    let copy = |(index, layer): (usize, &Layer)| {
+        let copying = Copying { folders, layer, what: image.layer_label(index), limit };
+        let mut pace = Pace::default();
+        let mut report = |done: u64, force: bool| {
+            if pace.is_due(done) || force {
+                progress.report(Event::Copying(LayerProgress {
+                    layer: index,
+                    layers: image.layers.len(),
+                    done,
+                    total: layer.size,
+                }));
+            }
+        };
+        copying.run(&mut report, progress)
+    };
+    image.layers.iter().enumerate().map(copy).collect()
+}
+
+struct Copying<'a> {
+    folders: &'a Folders,
+    layer: &'a Layer,
+    what: String,
+    limit: u64,
+}
+
+impl Copying<'_> {
+    fn run(&self, report: &mut dyn FnMut(u64, bool), progress: &dyn Progress) -> Result<Layer> {
+        match &self.layer.digest {
+            Some(digest) if self.is_compressed()? => self.verbatim(digest, report, progress),
+            _ => self.compressed(report, progress),
+        }
+    }
+
+    fn is_compressed(&self) -> Result<bool> {
+        let mut magic = Vec::new();
+        let blob = self.layer.location.open()?;
+        let read = blob.take(Compression::MAGIC_LEN as u64).read_to_end(&mut magic);
+        read.map_err(|error| Error::from_io(error, || self.what.clone()))?;
+        Ok(Compression::of(&magic) != Compression::None)
+    }
+
+    /// A compressed blob, byte by byte. Its diff id is checked when a disk is built from it.
+    fn verbatim(
+        &self,
+        digest: &Digest,
+        report: &mut dyn FnMut(u64, bool),
+        progress: &dyn Progress,
+    ) -> Result<Layer> {
+        let target = self.folders.blob(digest);
+        if let Some(layer) = self.already_stored(digest)? {
+            return Ok(layer);
+        }
+        let mut draft = self.begin(&target, progress)?;
+        // Somebody may have copied it while this one waited.
+        if let Some(layer) = self.already_stored(digest)? {
+            return Ok(layer);
+        }
+        let blob = self.layer.location.open()?;
+        let mut blob = Metered::new(blob, self.layer.size, Some(digest.clone()));
+        let mut buffer = vec![0; 128 << 10];
+        loop {
+            let count = blob.read(&mut buffer);
+            let count = count.map_err(|error| Error::from_io(error, || self.what.clone()))?;
+            report(blob.count(), count == 0);
+            if count == 0 {
+                break;
+            }
+            let written = draft.write_all(buffer.get(..count).unwrap_or_default());
+            written.map_err(Error::write(&target, blob.count()))?;
+        }
+        blob.finish(&self.what)?;
+        let size = blob.count();
+        draft.seal()?;
+        draft.publish(&target)?;
+        Ok(self.stored(digest.clone(), size))
+    }
+
+    /// The layer, if its blob is in the store, and sound.
+    fn already_stored(&self, digest: &Digest) -> Result<Option<Layer>> {
+        let Ok(file) = std::fs::File::open(self.folders.blob(digest)) else { return Ok(None) };
+        let mut blob = Metered::new(file, self.layer.size, Some(digest.clone()));
+        Ok(blob.finish(&self.what).is_ok().then(|| self.stored(digest.clone(), blob.count())))
+    }
+
+    /// A plain tar, verified, and compressed on the way.
+    fn compressed(
+        &self,
+        report: &mut dyn FnMut(u64, bool),
+        progress: &dyn Progress,
+    ) -> Result<Layer> {
+        let place = self.folders.blob(&self.layer.diff_id);
+        let draft = self.begin(&place, progress)?;
+        let mut layer = VerifiedLayer::open(self.layer, self.what.clone(), self.limit)?;
+        let output = Hashing { inner: draft, hasher: Hasher::new(Algorithm::Sha256), count: 0 };
+        let failed = |error: io::Error| Error::write(&place, self.layer.size.unwrap_or(1))(error);
+        let mut encoder = zstd::Encoder::new(output, ZSTD_LEVEL).map_err(failed)?;
+        let mut buffer = vec![0; 128 << 10];
+        loop {
+            let count = layer.read_verified(&mut buffer)?;
+            report(layer.consumed(), count == 0);
+            if count == 0 {
+                break;
+            }
+            encoder.write_all(buffer.get(..count).unwrap_or_default()).map_err(failed)?;
+        }
+        let output = encoder.finish().map_err(failed)?;
+        let digest = output.hasher.finish();
+        output.inner.seal()?;
+        output.inner.publish(&self.folders.blob(&digest))?;
+        Ok(self.stored(digest, output.count))
+    }
+
+    fn begin(&self, target: &Path, progress: &dyn Progress) -> Result<Draft> {
+        let folder = target.parent().unwrap_or(target);
+        std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+        Draft::begin(target, || progress.report(Event::Waiting { file: target }))
+    }
+
+    fn stored(&self, digest: Digest, size: u64) -> Layer {
+        let location = Location::File(self.folders.blob(&digest));
+        let diff_id = self.layer.diff_id.clone();
+        Layer { digest: Some(digest), size: Some(size), diff_id, location }
+    }
+}
+
+/// Hashes and counts what is written through it.
+struct Hashing<W> {
+    inner: W,
+    hasher: Hasher,
+    count: u64,
+}
+
+impl<W: Write> Write for Hashing<W> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let count = self.inner.write(buf)?;
+        self.hasher.update(buf.get(..count).unwrap_or_default());
+        self.count += count as u64;
+        Ok(count)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}

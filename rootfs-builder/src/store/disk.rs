@@ -1,0 +1,203 @@
+//! Base disks: built once from the layers of an image, read-only from then on.
+
+use std::error::Error as StdError;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::Folders;
+use super::draft::{Draft, StoreLock, is_at};
+use super::record::Record;
+use crate::digest::Digest;
+use crate::error::{Error, Result, chain_is_disk_full};
+use crate::image::Image;
+use crate::layer::{LayerStreams, VerifiedLayers};
+use crate::progress::{Event, Progress};
+use crate::sys::{self, Lock};
+
+/// Makes disks out of layers (in a throw-away micro-VM, outside of this crate).
+pub trait DiskBuilder {
+    /// Names whatever else the content of a disk depends on: versions of the guest kernel, agent
+    /// and file system template. A disk built under another key is not used.
+    fn key(&self) -> String;
+
+    /// Makes a bootable raw disk in the empty file `disk` out of all layers, lowest first, each
+    /// read to its end. The file must be written in place, and nothing may write to it any more
+    /// once this returns. It may stay sparse; it is synced afterwards.
+    ///
+    /// # Errors
+    /// Whatever went wrong. The file is discarded then; where a layer was at fault, its error is
+    /// reported rather than this one.
+    fn build(
+        &self,
+        disk: &Path,
+        layers: &mut dyn LayerStreams,
+    ) -> Result<(), Box<dyn StdError + Send + Sync>>;
+}
+
+/// A base disk, kept from being removed for as long as this (or a copy of its file descriptor,
+/// in whatever process) is open.
+#[derive(Debug)]
+pub struct BaseDisk {
+    file: File,
+    path: PathBuf,
+    len: u64,
+}
+
+impl BaseDisk {
+    /// Where it is. Boxes that live on should hard-link it into their own folder: then it stays
+    /// whatever becomes of the image.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its length in bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether it has no bytes at all: never, once it was handed out.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The disk, open for reading, and with it the lock.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The disk, open for reading: whoever has (a duplicate of) it keeps the disk in use. It is
+    /// closed on exec unless told otherwise.
+    pub fn into_file(self) -> File {
+        self.file
+    }
+
+    /// Opens and locks the disk; none if there is none (any more).
+    fn open(path: &Path) -> Result<Option<Self>> {
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::io("open", path)(error)),
+        };
+        sys::lock(&file, Lock::Shared).map_err(Error::io("lock", path))?;
+        if !is_at(&file, path)? {
+            return Ok(None);
+        }
+        let len = file.metadata().map_err(Error::io("read", path))?.len();
+        Ok(Some(Self { file, path: path.to_owned(), len }))
+    }
+}
+
+/// Changes whenever the same layers and the same builder would make another disk.
+const FORMAT: u32 = 1;
+
+/// The file name of the disk that this builder makes of this chain of layers.
+pub(super) fn disk_name(chain_id: &Digest, builder: &dyn DiskBuilder) -> String {
+    let key = Digest::sha256(format!("{FORMAT}\n{}", builder.key()).as_bytes());
+    let key = key.hex().get(..16).unwrap_or_default();
+    format!("{}-{key}.raw", chain_id.hex())
+}
+
+/// Whether it is such a name (and so no path).
+pub(super) fn is_disk_name(name: &str) -> bool {
+    name.strip_suffix(".raw").is_some_and(|stem| {
+        !stem.is_empty() && stem.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-')
+    })
+}
+
+/// The disk of an image, from the cache or built now, and its record written.
+pub(super) fn obtain(
+    folders: &Folders,
+    image: &Image,
+    builder: &dyn DiskBuilder,
+    limit: u64,
+    progress: &dyn Progress,
+) -> Result<BaseDisk> {
+    let name = disk_name(&image.chain_id, builder);
+    let path = folders.disk(&name);
+    loop {
+        if let Some(disk) = reuse(folders, image, &name, progress)? {
+            return Ok(disk);
+        }
+        let draft = Draft::begin(&path, || progress.report(Event::Waiting { file: &path }))?;
+        // Somebody may have made it while this one waited.
+        if let Some(disk) = reuse(folders, image, &name, progress)? {
+            return Ok(disk);
+        }
+        build(image, builder, draft.path(), limit, progress)?;
+        progress.report(Event::Syncing);
+        draft.seal()?;
+
+        // No collection of garbage now: the disk gets its record, its name and its lock in peace.
+        let guard = StoreLock::take(&folders.lock(), Lock::Shared)?;
+        let len = draft.path().metadata().map_err(Error::io("read", draft.path()))?.len();
+        Record::of(image, &name, len).save(folders)?;
+        draft.publish(&path)?;
+        let disk = BaseDisk::open(&path)?;
+        drop(guard);
+        if let Some(disk) = disk {
+            return Ok(disk);
+        }
+    }
+}
+
+/// The disk, if it is there and has the length that it was recorded with.
+fn reuse(
+    folders: &Folders,
+    image: &Image,
+    name: &str,
+    progress: &dyn Progress,
+) -> Result<Option<BaseDisk>> {
+    let path = folders.disk(name);
+    let _guard = StoreLock::take(&folders.lock(), Lock::Shared)?;
+    let Some(disk) = BaseDisk::open(&path)? else { return Ok(None) };
+    if disk.is_empty() || !folders.is_recorded_len(name, disk.len)? {
+        let warning = format!("the disk {} is damaged; building it anew", path.display());
+        progress.report(Event::Warning(&warning));
+        return Ok(None);
+    }
+    Record::of(image, name, disk.len).save(folders)?;
+    Ok(Some(disk))
+}
+
+fn build(
+    image: &Image,
+    builder: &dyn DiskBuilder,
+    disk: &Path,
+    limit: u64,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let reference = image.reference.to_string();
+    let mut layers = VerifiedLayers::new(image, limit, progress);
+    let result = builder.build(disk, &mut layers);
+    let tally = layers.into_tally();
+    if let Some(failure) = tally.failure {
+        return Err(failure);
+    }
+    if let Err(error) = result {
+        return Err(builder_error(reference, disk, error));
+    }
+    let is_empty = disk.metadata().map_err(Error::io("read", disk))?.len() == 0;
+    if tally.verified != image.layers.len() || is_empty {
+        let (read, layers) = (tally.verified, image.layers.len());
+        return Err(Error::Unread { image: reference, read, layers });
+    }
+    Ok(())
+}
+
+/// What the builder's error means: one of ours passed on, a full disk, or its own.
+fn builder_error(image: String, disk: &Path, error: Box<dyn StdError + Send + Sync>) -> Error {
+    // A virtual machine only sees I/O errors when the host's disk is full: what is left tells.
+    const NEARLY_NOTHING: u64 = 1 << 20;
+    let error = match error.downcast::<Error>() {
+        Ok(error) => return *error,
+        Err(error) => error,
+    };
+    let folder = disk.parent().unwrap_or(disk).to_owned();
+    let available = sys::free_bytes(&folder).unwrap_or(u64::MAX);
+    if chain_is_disk_full(error.as_ref()) || available < NEARLY_NOTHING {
+        let wanted = disk.metadata().map_or(0, |metadata| metadata.len());
+        return Error::DiskFull { folder, wanted, available };
+    }
+    Error::Build { image, source: error }
+}

@@ -1,0 +1,249 @@
+//! Files that appear whole or not at all, made by one process at a time.
+//!
+//! A draft is a file called `….part` whose maker holds an exclusive lock on it, from creation until it
+//! is renamed to its final name. The lock ends with the process, however it ends: a draft that can
+//! be locked has been left behind, and is removed by whoever comes across it. After a lock was
+//! obtained, the name is looked up again, because its file may have been renamed or removed
+//! meanwhile. A left-over file is never written to again: whoever still has it open cannot
+//! spoil what others make.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::sys::{self, Lock};
+
+/// The ending of a draft's name.
+pub(super) const DRAFT_SUFFIX: &str = ".part";
+
+/// A file that is being made.
+#[derive(Debug)]
+pub(super) struct Draft {
+    file: File,
+    path: PathBuf,
+    published: bool,
+}
+
+impl Draft {
+    /// Begins the (empty) draft for `target`, beside it. While another process makes one, waits for the end of
+    /// that, which `on_wait` hears; so look again afterwards whether the target exists.
+    pub(super) fn begin(target: &Path, mut on_wait: impl FnMut()) -> Result<Self> {
+        let mut path = target.as_os_str().to_owned();
+        path.push(DRAFT_SUFFIX);
+        let path = PathBuf::from(path);
+        loop {
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).mode(0o600);
+            match options.clone().create_new(true).open(&path) {
+                Ok(file) => {
+                    let locked = sys::try_lock(&file, Lock::Exclusive);
+                    let locked = locked.map_err(Error::io("lock", &path))?;
+                    // Otherwise somebody took it for a left-over in between.
+                    if locked && is_at(&file, &path)? {
+                        return Ok(Self { file, path, published: false });
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    match options.open(&path) {
+                        Ok(file) => discard_when_free(&file, &path, &mut on_wait)?,
+                        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                        Err(error) => return Err(Error::io("open", &path)(error)),
+                    }
+                }
+                Err(error) => return Err(Error::write(&path, 1)(error)),
+            }
+        }
+    }
+
+    /// The path of the draft, for others to write to.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes all of it to stable storage and makes it read-only.
+    pub(super) fn seal(&self) -> Result<()> {
+        let len = self.file.metadata().map_err(Error::io("read", &self.path))?.len();
+        let seal = || {
+            self.file.set_permissions(Permissions::from_mode(0o444))?;
+            self.file.sync_all()
+        };
+        seal().map_err(Error::write(&self.path, len))
+    }
+
+    /// Gives a sealed draft its final name, in the same file system, replacing what was there.
+    pub(super) fn publish(mut self, target: &Path) -> Result<()> {
+        if !is_at(&self.file, &self.path)? {
+            let reason = "it was replaced while it was being written";
+            return Err(Error::corrupt(self.path.display().to_string(), reason));
+        }
+        fs::rename(&self.path, target).map_err(Error::write(target, 1))?;
+        self.published = true;
+        sync_dir(target)
+    }
+}
+
+impl Write for Draft {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.file.write(buf)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        // Still locked: nobody else has taken the name.
+        if !self.published {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Waits until nobody holds the draft, and removes it if it then still is one.
+fn discard_when_free(file: &File, path: &Path, on_wait: &mut impl FnMut()) -> Result<()> {
+    if !sys::try_lock(file, Lock::Exclusive).map_err(Error::io("lock", path))? {
+        on_wait();
+        sys::lock(file, Lock::Exclusive).map_err(Error::io("lock", path))?;
+    }
+    remove_if_at(file, path)
+}
+
+/// Removes a file that nobody has locked; returns whether it did.
+pub(super) fn remove_unlocked(path: &Path) -> Result<bool> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+        Err(error) => return Err(Error::io("open", path)(error)),
+    };
+    if !sys::try_lock(&file, Lock::Exclusive).map_err(Error::io("lock", path))? {
+        return Ok(false);
+    }
+    remove_if_at(&file, path).map(|()| true)
+}
+
+fn remove_if_at(file: &File, path: &Path) -> Result<()> {
+    if is_at(file, path)? {
+        fs::remove_file(path).map_err(Error::io("remove", path))?;
+    }
+    Ok(())
+}
+
+/// Whether the open file is what the path names.
+pub(super) fn is_at(file: &File, path: &Path) -> Result<bool> {
+    let open = file.metadata().map_err(Error::io("read", path))?;
+    match fs::symlink_metadata(path) {
+        Ok(named) => Ok((open.dev(), open.ino()) == (named.dev(), named.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::io("read", path)(error)),
+    }
+}
+
+fn sync_dir(file: &Path) -> Result<()> {
+    let dir = file.parent().unwrap_or(file);
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("sync", dir))
+}
+
+/// Writes a small file so that it appears whole, replacing what was there.
+pub(super) fn write_whole(target: &Path, bytes: &[u8]) -> Result<()> {
+    let mut draft = Draft::begin(target, || {})?;
+    draft.write_all(bytes).map_err(Error::write(target, bytes.len() as u64))?;
+    draft.seal()?;
+    draft.publish(target)
+}
+
+/// A lock of the whole store, held until dropped.
+#[derive(Debug)]
+pub(super) struct StoreLock(#[expect(dead_code, reason = "holds the lock")] File);
+
+impl StoreLock {
+    /// Waits for the lock.
+    pub(super) fn take(path: &Path, lock: Lock) -> Result<Self> {
+        let file = Self::open(path)?;
+        sys::lock(&file, lock).map_err(Error::io("lock", path))?;
+        Ok(Self(file))
+    }
+
+    /// Takes the lock for itself if nobody has it.
+    pub(super) fn try_exclusive(path: &Path) -> Result<Option<Self>> {
+        let file = Self::open(path)?;
+        let locked = sys::try_lock(&file, Lock::Exclusive).map_err(Error::io("lock", path))?;
+        Ok(locked.then_some(Self(file)))
+    }
+
+    fn open(path: &Path) -> Result<File> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        options.open(path).map_err(Error::io("open", path))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn a_dropped_draft_leaves_nothing_and_a_published_one_is_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("x");
+        let mut draft = Draft::begin(&target, || panic!("nobody to wait for")).unwrap();
+        draft.write_all(b"half").unwrap();
+        drop(draft);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        write_whole(&target, b"whole").unwrap();
+        write_whole(&target, b"again").unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"again");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_left_over_is_not_written_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("x");
+        let left_over = dir.path().join("x.part");
+        fs::write(&left_over, b"dead").unwrap();
+        let stray = OpenOptions::new().write(true).open(&left_over).unwrap();
+        let draft = Draft::begin(&target, || panic!("its maker is dead")).unwrap();
+        (&stray).write_all(b"zombie").unwrap();
+        draft.seal().unwrap();
+        draft.publish(&target).unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"");
+    }
+
+    #[test]
+    fn a_replaced_draft_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("x");
+        let draft = Draft::begin(&target, || {}).unwrap();
+        fs::remove_file(draft.path()).unwrap();
+        fs::write(draft.path(), b"other").unwrap();
+        assert!(draft.publish(&target).is_err());
+        assert!(!target.exists());
+    }
+
+    #[test]
+    fn of_many_at_once_one_makes_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("x");
+        let made = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..16 {
+                scope.spawn(|| {
+                    let mut draft = Draft::begin(&target, || {}).unwrap();
+                    if !target.exists() {
+                        made.fetch_add(1, Ordering::Relaxed);
+                        std::thread::sleep(std::time::Duration::from_millis(20));
+                        draft.write_all(b"made").unwrap();
+                        draft.seal().unwrap();
+                        draft.publish(&target).unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(made.into_inner(), 1);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}

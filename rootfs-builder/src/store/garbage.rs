@@ -1,0 +1,91 @@
+//! Finds and removes what no record needs and nobody uses.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::Folders;
+use super::draft::{DRAFT_SUFFIX, StoreLock, remove_unlocked};
+use super::record::Records;
+use crate::error::{Error, Result};
+use crate::sys::{self, Lock};
+
+/// Removes drafts of dead processes, disks without a record, and layers of no imported image;
+/// returns the bytes freed. The caller holds the store's lock exclusively.
+///
+/// As long as there are damaged records, disks and layers stay: they may be theirs.
+pub(super) fn sweep(folders: &Folders) -> Result<u64> {
+    let records = Records::load_all(folders)?;
+    let all_known = records.damaged.is_empty();
+    let mut freed = 0;
+    for path in files_in(&folders.refs())? {
+        freed += remove(&path, is_draft(&path))?;
+    }
+
+    let disks: HashSet<PathBuf> =
+        records.good.iter().map(|record| folders.disk(&record.disk)).collect();
+    for path in files_in(&folders.disks())? {
+        freed += remove(&path, is_draft(&path) || all_known && !disks.contains(&path))?;
+    }
+
+    // Layers that are being imported have no record yet.
+    let Some(_guard) = StoreLock::try_exclusive(&folders.import_lock())? else { return Ok(freed) };
+    let imports = records.good.iter().filter_map(|record| record.import.as_ref());
+    let layers: HashSet<PathBuf> = imports
+        .flat_map(|import| &import.layers)
+        .map(|layer| folders.blob(&layer.digest))
+        .collect();
+    for folder in entries(&folders.blobs())? {
+        if !folder.is_dir() {
+            continue;
+        }
+        for path in files_in(&folder)? {
+            freed += remove(&path, is_draft(&path) || all_known && !layers.contains(&path))?;
+        }
+    }
+    Ok(freed)
+}
+
+/// Whether somebody has this disk open.
+pub(super) fn is_in_use(disk: &Path) -> Result<bool> {
+    match File::open(disk) {
+        Ok(file) => {
+            let free = sys::try_lock(&file, Lock::Exclusive).map_err(Error::io("lock", disk))?;
+            Ok(!free)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::io("open", disk)(error)),
+    }
+}
+
+fn is_draft(path: &Path) -> bool {
+    path.to_str().is_some_and(|path| path.ends_with(DRAFT_SUFFIX))
+}
+
+/// Removes a file that is not needed, unless it is in use; returns the bytes freed.
+fn remove(path: &Path, unneeded: bool) -> Result<u64> {
+    if !unneeded {
+        return Ok(0);
+    }
+    let metadata = path.symlink_metadata();
+    let size = metadata.map_or(0, |metadata| match metadata.nlink() {
+        1 => metadata.blocks().saturating_mul(512),
+        _ => 0, // a box has a link to it
+    });
+    Ok(if remove_unlocked(path)? { size } else { 0 })
+}
+
+fn files_in(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = entries(dir)?;
+    files.retain(|path| path.symlink_metadata().is_ok_and(|metadata| metadata.is_file()));
+    Ok(files)
+}
+
+fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
+    let list = fs::read_dir(dir).and_then(|list| {
+        list.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<Vec<_>>>()
+    });
+    list.map_err(Error::io("list", dir))
+}

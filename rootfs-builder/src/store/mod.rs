@@ -1,0 +1,361 @@
+//! The image store: a folder with base disks, layers of imported images, and a record for each
+//! image it knows.
+//!
+//! ```text
+//! images/
+//!   blobs/<algorithm>/<hex>    layers of imported images
+//!   disks/<chain>-<key>.raw    base disks, read-only; shared lock: in use
+//!   disks/….raw.part           a disk that is being built; exclusive lock: its builder lives
+//!   refs/<hash of name>.json   records
+//!   .lock                      shared while a disk gets record and name, exclusive to remove things
+//!   .import.lock               shared while layers are copied, exclusive to remove layers
+//! ```
+//!
+//! Any number of processes use it at once. Everything appears by a rename, so that a crash at any
+//! moment leaves a store that opens; what it leaves behind is recognized by its lock, which died
+//! with its process, and removed by whoever opens the store next.
+
+mod blobs;
+mod disk;
+mod draft;
+mod garbage;
+mod record;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+pub use disk::{BaseDisk, DiskBuilder};
+use draft::StoreLock;
+use record::{Record, Records, record_stem};
+
+use crate::config::ImageConfig;
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::image::Image;
+use crate::platform::Platform;
+use crate::progress::Progress;
+use crate::reference::{ImageName, ImageReference};
+use crate::source::{Archive, LayoutDir, resolve_directory, resolve_layout};
+use crate::sys::Lock;
+
+/// A layer (or an archive that is compressed as a whole) may decompress to this many bytes unless
+/// [`ImageStore::with_layer_limit`] says otherwise: 64 GiB.
+pub const DEFAULT_LAYER_LIMIT: u64 = 64 << 30;
+
+/// A folder of images. Cheap to open; any number may be open at once.
+#[derive(Debug)]
+pub struct ImageStore {
+    folders: Folders,
+    layer_limit: u64,
+}
+
+/// An image in the store.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct StoredImage {
+    /// Its name; of one that was used without being imported, the reference.
+    pub name: String,
+    /// See [`Image::digest`].
+    pub digest: Digest,
+    /// See [`Image::chain_id`].
+    pub chain_id: Digest,
+    /// What to run and how.
+    pub config: ImageConfig,
+    /// From where it was imported; none: it is only cached.
+    pub imported_from: Option<String>,
+    /// When it was imported or first used.
+    pub time: SystemTime,
+    /// Bytes that its disk and its layers take on the host's disk, shared ones included.
+    pub size: u64,
+    /// What is wrong with its disk, if anything. It is built anew when next used.
+    pub disk_problem: Option<String>,
+}
+
+/// What [`ImageStore::list`] finds.
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub struct Listing {
+    /// The images, by name.
+    pub images: Vec<StoredImage>,
+    /// Records that cannot be read.
+    pub damaged: Vec<DamagedRecord>,
+}
+
+/// A record that cannot be read. [`ImageStore::remove`] takes its ID.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct DamagedRecord {
+    /// A hash of the name that it had.
+    pub id: String,
+    /// What is wrong with it.
+    pub error: Error,
+}
+
+/// What [`ImageStore::remove`] did.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Removed {
+    /// The name of the image, or the ID of a damaged record.
+    pub name: String,
+    /// Bytes that this freed on the host's disk.
+    pub freed: u64,
+}
+
+impl ImageStore {
+    /// Opens the store in this folder (`$BOXLITE_HOME/images`); creates it where it is missing, and
+    /// removes what killed processes left behind.
+    ///
+    /// # Errors
+    /// The folder cannot be created or used.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
+        let dir = dir.as_ref();
+        let root = std::path::absolute(dir).map_err(Error::io("find", dir))?;
+        let store = Self { folders: Folders { root }, layer_limit: DEFAULT_LAYER_LIMIT };
+        for folder in [store.folders.blobs(), store.folders.disks(), store.folders.refs()] {
+            fs::create_dir_all(&folder).map_err(Error::write(&folder, 1))?;
+        }
+        store.collect_garbage();
+        Ok(store)
+    }
+
+    /// Changes how many bytes a layer may have when it is decompressed.
+    #[must_use]
+    pub fn with_layer_limit(self, bytes: u64) -> Self {
+        Self { layer_limit: bytes, ..self }
+    }
+
+    /// Finds an image, and verifies its manifest and config. A directory is read as a whole to
+    /// learn its identity; an archive that is compressed is expanded.
+    ///
+    /// # Errors
+    /// It is missing, damaged, for another platform, or not (yet) to be had.
+    pub fn resolve(&self, reference: &ImageReference, progress: &dyn Progress) -> Result<Image> {
+        let host = Platform::host();
+        let parts = match reference {
+            ImageReference::OciLayout { dir, tag } => {
+                resolve_layout(&LayoutDir { dir }, tag.as_deref(), &host)?
+            }
+            ImageReference::DockerArchive { file, tag } => {
+                let temp = self.folders.blobs();
+                let archive = Archive::open(file, &temp, self.layer_limit, progress)?;
+                archive.resolve(tag.as_deref(), &host)?
+            }
+            ImageReference::Directory { dir } => resolve_directory(dir, progress)?,
+            ImageReference::Name(name) => return self.imported(name),
+        };
+        Image::new(reference, parts)
+    }
+
+    fn imported(&self, name: &ImageName) -> Result<Image> {
+        let path = self.folders.record(name.as_str());
+        if !path.exists() {
+            return Err(Error::NotImported { name: name.to_string() });
+        }
+        let image = record::load(&path)?.image(&self.folders);
+        image.ok_or_else(|| Error::NotImported { name: name.to_string() })
+    }
+
+    /// The disk of an image: from the cache, or built now (once, however many processes ask).
+    ///
+    /// # Errors
+    /// A layer is damaged or not what the image says, the builder failed, the disk is full.
+    pub fn disk(
+        &self,
+        image: &Image,
+        builder: &dyn DiskBuilder,
+        progress: &dyn Progress,
+    ) -> Result<BaseDisk> {
+        disk::obtain(&self.folders, image, builder, self.layer_limit, progress)
+    }
+
+    /// Copies an image into the store under a name of its own, and builds its disk.
+    ///
+    /// # Errors
+    /// The name is none; whatever [`resolve`](Self::resolve) and [`disk`](Self::disk) may say.
+    pub fn import(
+        &self,
+        reference: &ImageReference,
+        name: &str,
+        builder: &dyn DiskBuilder,
+        progress: &dyn Progress,
+    ) -> Result<Image> {
+        let invalid = |reason: String| Error::InvalidReference { text: name.to_owned(), reason };
+        let name: ImageName = name
+            .parse()
+            .map_err(|reason: crate::reference::InvalidName| invalid(reason.to_string()))?;
+        let mut image = self.resolve(reference, progress)?;
+        let from = image.imported_from.take().unwrap_or_else(|| reference.to_string());
+        let guard = StoreLock::take(&self.folders.import_lock(), Lock::Shared)?;
+        image.layers = blobs::copy_layers(&self.folders, &image, self.layer_limit, progress)?;
+        image.imported_from = Some(from);
+        image.reference = ImageReference::Name(name);
+        self.disk(&image, builder, progress)?;
+        drop(guard);
+        self.collect_garbage();
+        Ok(image)
+    }
+
+    /// All images that the store knows.
+    ///
+    /// # Errors
+    /// The folder cannot be read. Damaged records and disks are no errors: they are in the list.
+    pub fn list(&self) -> Result<Listing> {
+        let records = Records::load_all(&self.folders)?;
+        let stored = |record: Record| {
+            let (disk_size, disk_problem) = self.folders.inspect_disk(&record);
+            let layers = record.import.iter().flat_map(|import| &import.layers);
+            StoredImage {
+                size: disk_size + layers.map(|layer| layer.size).sum::<u64>(),
+                disk_problem,
+                time: UNIX_EPOCH + Duration::from_secs(record.time.min(u32::MAX.into())),
+                imported_from: record.import.map(|import| import.from),
+                name: record.name,
+                digest: record.digest,
+                chain_id: record.chain_id,
+                config: record.config,
+            }
+        };
+        let damaged = records.damaged.into_iter().map(|(path, error)| DamagedRecord {
+            id: path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+            error,
+        });
+        Ok(Listing {
+            images: records.good.into_iter().map(stored).collect(),
+            damaged: damaged.collect(),
+        })
+    }
+
+    /// Removes an image by its name, by the reference by which it was used, by (six or more
+    /// digits of) its digest, or by the ID of a damaged record; and with it the disk and layers
+    /// that no other image needs.
+    ///
+    /// # Errors
+    /// There is no such image or several, or a running box uses its disk.
+    pub fn remove(&self, text: &str) -> Result<Removed> {
+        let _guard = StoreLock::take(&self.folders.lock(), Lock::Exclusive)?;
+        let records = Records::load_all(&self.folders)?;
+        let name = text.parse::<ImageReference>().map(|reference| reference.to_string());
+        let named = name.ok().and_then(|name| records.named(&name));
+        let record = match (named, records.with_digest(text).as_slice()) {
+            (Some(record), _) | (None, &[record]) => record,
+            (None, []) => return self.remove_damaged(&records, text),
+            (None, several) => {
+                let names = several.iter().map(|record| record.name.clone()).collect();
+                return Err(Error::Ambiguous { text: text.to_owned(), names });
+            }
+        };
+        let path = self.folders.record(&record.name);
+        self.remove_record(&records, Some(record), &path)?;
+        let freed = garbage::sweep(&self.folders)?;
+        Ok(Removed { name: record.name.clone(), freed })
+    }
+
+    fn remove_record(&self, records: &Records, record: Option<&Record>, path: &Path) -> Result<()> {
+        if let Some(record) = record {
+            let users = records.good.iter().filter(|other| other.disk == record.disk).count();
+            let disk = self.folders.disk(&record.disk);
+            if users == 1 && garbage::is_in_use(&disk)? {
+                return Err(Error::InUse { name: record.name.clone() });
+            }
+        }
+        fs::remove_file(path).map_err(Error::io("remove", path))
+    }
+
+    fn remove_damaged(&self, records: &Records, text: &str) -> Result<Removed> {
+        let stem = text.parse::<ImageReference>().map(|name| record_stem(&name.to_string()));
+        let is_meant = |path: &Path| {
+            path.file_stem().and_then(|stem| stem.to_str()).is_some_and(|id| {
+                text.len() >= 6 && id.starts_with(text)
+                    || stem.as_ref().is_ok_and(|stem| stem == id)
+            })
+        };
+        let paths: Vec<_> =
+            records.damaged.iter().map(|(path, _)| path).filter(|path| is_meant(path)).collect();
+        match paths.as_slice() {
+            [path] => {
+                self.remove_record(records, None, path)?;
+                let freed = garbage::sweep(&self.folders)?;
+                Ok(Removed { name: text.to_owned(), freed })
+            }
+            [] => Err(Error::NotFound { text: text.to_owned() }),
+            several => Err(Error::Ambiguous {
+                text: text.to_owned(),
+                names: several.iter().map(|path| path.display().to_string()).collect(),
+            }),
+        }
+    }
+
+    /// Removes what nobody needs, unless somebody is at work in the store: then that is the
+    /// business of the next one.
+    fn collect_garbage(&self) {
+        let collect = || match StoreLock::try_exclusive(&self.folders.lock())? {
+            Some(_guard) => garbage::sweep(&self.folders),
+            None => Ok(0),
+        };
+        if let Err(error) = collect() {
+            tracing::warn!("cannot tidy up the image store: {error}");
+        }
+    }
+}
+
+/// Where things are in the store.
+#[derive(Clone, Debug)]
+struct Folders {
+    root: PathBuf,
+}
+
+impl Folders {
+    fn blobs(&self) -> PathBuf {
+        self.root.join("blobs")
+    }
+
+    fn disks(&self) -> PathBuf {
+        self.root.join("disks")
+    }
+
+    fn refs(&self) -> PathBuf {
+        self.root.join("refs")
+    }
+
+    fn lock(&self) -> PathBuf {
+        self.root.join(".lock")
+    }
+
+    fn import_lock(&self) -> PathBuf {
+        self.root.join(".import.lock")
+    }
+
+    fn blob(&self, digest: &Digest) -> PathBuf {
+        self.root.join(digest.blob_path())
+    }
+
+    fn disk(&self, name: &str) -> PathBuf {
+        self.disks().join(name)
+    }
+
+    fn record(&self, name: &str) -> PathBuf {
+        self.refs().join(format!("{}.json", record_stem(name)))
+    }
+
+    /// Whether a disk of this length is what a record says, or there is no record of it.
+    fn is_recorded_len(&self, disk: &str, len: u64) -> Result<bool> {
+        let records = Records::load_all(self)?;
+        let mut lens = records.good.iter().filter(|r| r.disk == disk).map(|r| r.disk_len);
+        let Some(first) = lens.next() else { return Ok(true) };
+        Ok(first == len || lens.any(|other| other == len))
+    }
+
+    /// How many bytes a disk takes, and what is wrong with it.
+    fn inspect_disk(&self, record: &Record) -> (u64, Option<String>) {
+        use std::os::unix::fs::MetadataExt;
+        match self.disk(&record.disk).metadata() {
+            Ok(disk) => {
+                let problem = (disk.len() != record.disk_len)
+                    .then(|| format!("it has {} bytes instead of {}", disk.len(), record.disk_len));
+                (disk.blocks().saturating_mul(512), problem)
+            }
+            Err(error) => (0, Some(error.to_string())),
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Records: one small file for each image that the store knows, `refs/<hash of its name>.json`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use super::Folders;
+use super::disk::is_disk_name;
+use super::draft::write_whole;
+use crate::config::ImageConfig;
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::image::{Image, Layer, Location, chain_id, read_small};
+
+const VERSION: u32 = 1;
+const MAX_RECORD_BYTES: u64 = 16 << 20;
+
+/// What the store knows of an image.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Record {
+    version: u32,
+    /// The name of an import, or the reference of an image used where it lies.
+    pub(super) name: String,
+    pub(super) digest: Digest,
+    pub(super) chain_id: Digest,
+    pub(super) config: ImageConfig,
+    /// The file in `disks/` and its length.
+    pub(super) disk: String,
+    pub(super) disk_len: u64,
+    /// Seconds since the epoch.
+    pub(super) time: u64,
+    pub(super) import: Option<Import>,
+}
+
+/// Of an imported image: where it was from, and its layers in `blobs/`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Import {
+    pub(super) from: String,
+    pub(super) layers: Vec<StoredLayer>,
+}
+
+/// A layer in `blobs/`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct StoredLayer {
+    pub(super) digest: Digest,
+    pub(super) size: u64,
+    pub(super) diff_id: Digest,
+}
+
+impl Record {
+    pub(super) fn of(image: &Image, disk: &str, disk_len: u64) -> Self {
+        let layers = || {
+            let stored = |layer: &Layer| {
+                let (digest, diff_id) = (layer.digest.clone()?, layer.diff_id.clone());
+                Some(StoredLayer { digest, size: layer.size?, diff_id })
+            };
+            image.layers.iter().filter_map(stored).collect()
+        };
+        let import = image.imported_from.clone().map(|from| Import { from, layers: layers() });
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self {
+            version: VERSION,
+            name: image.reference.to_string(),
+            digest: image.digest.clone(),
+            chain_id: image.chain_id.clone(),
+            config: image.config.clone(),
+            disk: disk.to_owned(),
+            disk_len,
+            time: now.as_secs(),
+            import,
+        }
+    }
+
+    /// The image of an import, its layers in the store.
+    pub(super) fn image(&self, folders: &Folders) -> Option<Image> {
+        let import = self.import.as_ref()?;
+        let layers = import.layers.iter().map(|layer| Layer {
+            digest: Some(layer.digest.clone()),
+            size: Some(layer.size),
+            diff_id: layer.diff_id.clone(),
+            location: Location::File(folders.blob(&layer.digest)),
+        });
+        Some(Image {
+            reference: self.name.parse().ok()?,
+            digest: self.digest.clone(),
+            config: self.config.clone(),
+            chain_id: self.chain_id.clone(),
+            layers: layers.collect(),
+            imported_from: Some(import.from.clone()),
+        })
+    }
+
+    /// Whether it says the same, at whatever time.
+    fn says_the_same(&self, other: &Self) -> bool {
+        Self { time: 0, ..self.clone() } == Self { time: 0, ..other.clone() }
+    }
+
+    /// Writes it, unless the one on disk says the same already.
+    pub(super) fn save(&self, folders: &Folders) -> Result<()> {
+        let path = folders.record(&self.name);
+        if load(&path).is_ok_and(|old| self.says_the_same(&old)) {
+            return Ok(());
+        }
+        let json = serde_json::to_vec_pretty(self)
+            .map_err(|error| Error::corrupt(format!("the record of {}", self.name), error))?;
+        write_whole(&path, &json)
+    }
+}
+
+/// Reads a record and checks that it can be relied on.
+pub(super) fn load(path: &Path) -> Result<Record> {
+    let json = read_small(path, MAX_RECORD_BYTES)?;
+    let what = format!("the record {}", path.display());
+    let record: Record =
+        serde_json::from_slice(&json).map_err(|error| Error::corrupt(&what, error))?;
+    let layers = record.import.iter().flat_map(|import| &import.layers);
+    let chain_id = chain_id(layers.map(|layer| &layer.diff_id));
+    let problem = if record.version != VERSION {
+        "another version of this program wrote it"
+    } else if path.file_stem().is_none_or(|stem| stem != &*record_stem(&record.name)) {
+        "it is of another name"
+    } else if !is_disk_name(&record.disk) {
+        "it names no disk"
+    } else if record.import.is_some() && chain_id.as_ref() != Some(&record.chain_id) {
+        "its layers are not those of its chain ID"
+    } else {
+        return Ok(record);
+    };
+    Err(Error::corrupt(what, problem))
+}
+
+/// The name of a record's file, without its ending.
+pub(super) fn record_stem(name: &str) -> String {
+    Digest::sha256(name.as_bytes()).hex().to_owned()
+}
+
+/// All records, and those that cannot be read.
+#[derive(Debug, Default)]
+pub(super) struct Records {
+    pub(super) good: Vec<Record>,
+    pub(super) damaged: Vec<(PathBuf, Error)>,
+}
+
+impl Records {
+    pub(super) fn load_all(folders: &Folders) -> Result<Self> {
+        let mut records = Self::default();
+        let dir = folders.refs();
+        for entry in fs::read_dir(&dir).map_err(Error::io("list", &dir))? {
+            let path = entry.map_err(Error::io("list", &dir))?.path();
+            if path.extension().is_none_or(|extension| extension != "json") {
+                continue;
+            }
+            match load(&path) {
+                Ok(record) => records.good.push(record),
+                // Removed since it was listed.
+                Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => records.damaged.push((path, error)),
+            }
+        }
+        records.good.sort_by(|a, b| a.name.cmp(&b.name));
+        records.damaged.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(records)
+    }
+
+    /// The record of that name.
+    pub(super) fn named(&self, name: &str) -> Option<&Record> {
+        self.good.iter().find(|record| record.name == name)
+    }
+
+    /// The records whose digest begins so, with or without the algorithm; none for short prefixes,
+    /// which would be names rather.
+    pub(super) fn with_digest(&self, prefix: &str) -> Vec<&Record> {
+        const MIN_PREFIX: usize = 6;
+        let (algorithm, hex) = prefix.split_once(':').unwrap_or(("", prefix));
+        let is_match = |digest: &Digest| {
+            (algorithm.is_empty() || algorithm == digest.algorithm().name())
+                && hex.len() >= MIN_PREFIX
+                && digest.hex().starts_with(hex)
+        };
+        self.good.iter().filter(|record| is_match(&record.digest)).collect()
+    }
+}

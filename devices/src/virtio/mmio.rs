@@ -272,7 +272,7 @@ impl MmioTransport {
     }
 
     /// Brings the device back to its initial state (section 2.4).
-    fn reset(&mut self) {
+    pub fn reset(&mut self) {
         self.stop();
         self.queues = queues::new_queues(self.device.queue_sizes()).ok();
         for registers in &mut self.registers {

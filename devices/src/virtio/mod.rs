@@ -15,6 +15,8 @@ mod chain;
 mod interrupt;
 mod mmio;
 pub mod rng;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod vsock;
 
 use std::sync::Arc;

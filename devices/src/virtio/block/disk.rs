@@ -5,6 +5,8 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use imago::file::File as Storage;
 use imago::io_buffers::{IoVector, IoVectorMut};
@@ -82,6 +84,9 @@ pub enum DiskError {
     /// The image keeps its data in another file.
     #[error("disk {0}: qcow2 images with an external data file are not supported: convert it")]
     DataFile(String),
+    /// The image is damaged so that nothing can be written to it.
+    #[error("disk {0}: the qcow2 image has no refcounts: run `qemu-img check -r all` on it")]
+    Refcounts(String),
     /// The image needs an image below it and none was given.
     #[error("disk {0}: the qcow2 image has a backing file, which must be given with it")]
     BackingMissing(String),
@@ -186,19 +191,19 @@ impl Disk {
     /// Reads into `buffers`, which fit the disk at `offset`.
     pub(super) fn read(&self, buffers: &[VolatileSlice<'_>], offset: u64) -> io::Result<()> {
         let (vector, _guard) = IoVectorMut::from_volatile_slice(buffers);
-        self.image.readv(vector, offset)
+        contained(|| self.image.readv(vector, offset))
     }
 
     /// Writes `buffers`, which fit the disk at `offset`.
     pub(super) fn write(&self, buffers: &[VolatileSlice<'_>], offset: u64) -> io::Result<()> {
         let (vector, _guard) = IoVector::from_volatile_slice(buffers);
-        self.image.writev(vector, offset)
+        contained(|| self.image.writev(vector, offset))
     }
 
     /// Brings all that was written to stable storage.
     pub(super) fn flush(&self) -> io::Result<()> {
         let Some(file) = &self.sync else { return Ok(()) };
-        self.image.flush()?;
+        contained(|| self.image.flush())?;
         file.sync_data()
     }
 
@@ -206,13 +211,13 @@ impl Disk {
     pub(super) fn write_back(&self) -> io::Result<()> {
         match self.ephemeral {
             true => Ok(()),
-            false => self.image.flush(),
+            false => contained(|| self.image.flush()),
         }
     }
 
     /// Frees a range. What it reads as afterwards is not defined.
     pub(super) fn discard(&mut self, offset: u64, len: u64) -> io::Result<()> {
-        match self.image.discard_to_any(offset, len) {
+        match contained(|| self.image.discard_to_any(offset, len)) {
             // A discard is a hint.
             Err(e) if e.kind() == io::ErrorKind::Unsupported => Ok(()),
             result => result,
@@ -221,11 +226,32 @@ impl Disk {
 
     /// Makes a range read as zeros, and frees it if `unmap` says so.
     pub(super) fn write_zeroes(&mut self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
-        match unmap {
+        contained(|| match unmap {
             true => self.image.discard_to_zero(offset, len),
             false => self.image.write_zeroes(offset, len),
-        }
+        })
     }
+}
+
+/// The offset of `refcount_table_offset` in a qcow2 header.
+const REFCOUNT_TABLE_OFFSET: u64 = 48;
+
+/// Whether the first refcount block, which counts the header itself, exists. An allocation in an
+/// image without one would overwrite the header, and never end.
+fn counts_its_header(file: &File) -> io::Result<bool> {
+    let mut number = [0; 8];
+    file.read_exact_at(&mut number, REFCOUNT_TABLE_OFFSET)?;
+    let table = u64::from_be_bytes(number);
+    file.read_exact_at(&mut number, table)?;
+    Ok(u64::from_be_bytes(number) & !0x1ff != 0)
+}
+
+/// Makes an error of a panic in the image library, which takes some damaged metadata for granted.
+fn contained<T>(operation: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    // What it leaves half done is in memory, and in an image that was damaged before.
+    catch_unwind(AssertUnwindSafe(operation)).unwrap_or_else(|_| {
+        Err(io::Error::new(io::ErrorKind::InvalidData, "the image's metadata is damaged"))
+    })
 }
 
 /// Opens one image on top of the ones below it.
@@ -237,6 +263,12 @@ fn open_layer(
     layer: usize,
 ) -> Result<FormatAccess<Storage>, DiskError> {
     let failed = |source| DiskError::Open { id: id.to_owned(), layer, source };
+    if write
+        && image.format == DiskFormat::Qcow2
+        && !counts_its_header(&image.file).map_err(failed)?
+    {
+        return Err(DiskError::Refcounts(id.to_owned()));
+    }
     let storage = Storage::try_from(image.file).map_err(failed)?;
     let backing_size = below.as_ref().map(FormatAccess::size);
     let opened = match image.format {
@@ -248,12 +280,9 @@ fn open_layer(
                 .map_err(failed)?,
         ),
         DiskFormat::Qcow2 => {
-            let qcow2 = Qcow2::builder(storage)
-                .write(write)
-                .backing(below)
-                .data_file(None)
-                .open(DenyImplicitOpenGate::default())
-                .map_err(failed)?;
+            let builder = Qcow2::builder(storage).write(write).backing(below).data_file(None);
+            let qcow2 =
+                contained(|| builder.open(DenyImplicitOpenGate::default())).map_err(failed)?;
             if qcow2.requires_external_data_file() {
                 return Err(DiskError::DataFile(id.to_owned()));
             }
@@ -272,3 +301,7 @@ fn open_layer(
         _ => Ok(opened),
     }
 }
+
+#[cfg(test)]
+#[path = "disk_tests.rs"]
+mod tests;

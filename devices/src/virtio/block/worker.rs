@@ -135,7 +135,7 @@ impl BlockWorker {
     }
 
     /// Logs a failed request. Tells the machine once when the host has become full.
-    fn failed(&mut self, error: &RequestError) {
+    pub(super) fn failed(&mut self, error: &RequestError) {
         self.warn(format_args!("{error}"));
         if error.is_host_full()
             && !std::mem::replace(&mut self.is_full, true)

@@ -6,7 +6,6 @@
 
 use std::collections::HashMap;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
@@ -15,9 +14,6 @@ use super::Token;
 
 /// How many clients may be thinking at the same time.
 pub(super) const MAX_CLIENTS: usize = 128;
-
-/// How long a client may think.
-pub(super) const LINE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// `CONNECT 4294967295\n`.
 const MAX_LINE: usize = 19;

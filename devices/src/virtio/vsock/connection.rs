@@ -273,12 +273,12 @@ impl Connection {
         match self.phase {
             Phase::Requested { told } => (!told).then_some(Send(Control::Request)),
             Phase::Established { told: false } => Some(Send(Control::Response)),
-            // Data never waits behind it: the host side ends sending after its last byte.
-            Phase::Established { .. } if self.told != self.host => Some(Send(Control::Shutdown)),
             Phase::Established { .. } => {
                 let wants_to_send = has_data && self.takes_data();
                 match self.credit.available() {
                     credit @ 1.. if wants_to_send => Some(Data(credit)),
+                    // After the data: most often the end of both directions is in one packet then.
+                    _ if self.told != self.host => Some(Send(Control::Shutdown)),
                     0 if wants_to_send && !self.asked_for_credit => {
                         Some(Send(Control::CreditRequest))
                     }

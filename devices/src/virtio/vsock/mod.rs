@@ -39,6 +39,7 @@ mod worker;
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
+use std::time::Duration;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -75,6 +76,24 @@ const LISTENER: Token = 3;
 /// Clients and connections have this and higher ones.
 const FIRST_TOKEN: Token = 16;
 
+/// How long to wait for a peer that does not answer.
+#[derive(Clone, Copy, Debug)]
+struct Timeouts {
+    /// For a client to say which port it wants.
+    line: Duration,
+    /// For the guest to answer a request.
+    connect: Duration,
+    /// For the guest to confirm that a connection is over. Linux waits as long for its peer.
+    close: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        let [line, connect, close] = [10, 20, 8].map(Duration::from_secs);
+        Self { line, connect, close }
+    }
+}
+
 /// A virtio-vsock device.
 pub struct Vsock {
     guest_cid: u64,
@@ -82,6 +101,7 @@ pub struct Vsock {
     ports: Arc<dyn HostPorts>,
     listener: Option<Arc<UnixListener>>,
     shared: Arc<Shared>,
+    timeouts: Timeouts,
     running: Option<Registration<Worker>>,
 }
 
@@ -104,6 +124,7 @@ impl Vsock {
             ports: Arc::new(ports),
             listener: None,
             shared: Arc::new(Shared::new()?),
+            timeouts: Timeouts::default(),
             running: None,
         })
     }
@@ -131,7 +152,8 @@ impl Vsock {
             queues,
             doorbell,
             interrupt,
-            mux: Mux::new(self.guest_cid, Arc::clone(&self.ports)),
+            mux: Mux::new(self.guest_cid, Arc::clone(&self.ports), self.timeouts),
+            line_timeout: self.timeouts.line,
             shared: Arc::clone(&self.shared),
             listener: self.listener.clone(),
         })?;

@@ -18,7 +18,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::connection::{Connection, ConnectionId, Outgoing, Phase, Reaction};
 use super::deadlines::Deadlines;
@@ -26,19 +26,13 @@ use super::packet::{HOST_CID, Header, Malformed, TYPE_STREAM, TxPacket, op};
 use super::ports::HostPorts;
 use super::ring::Ring;
 use super::stream::{HostStream, Received};
-use super::{MAX_CONNECTIONS, Token};
+use super::{MAX_CONNECTIONS, Timeouts, Token};
 use crate::log_limit::LogLimit;
 use crate::{Event, GuestMemory, Interest, Watch};
 use table::{Entry, Table};
 
 /// How many resets may wait for the guest before it has to make room for them.
 const MAX_RESETS: usize = 1024;
-
-/// How long the guest may take to answer a request.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// How long the guest may take to confirm that a connection is over. Linux has the same.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// How many bytes of a connection go to the guest before it is the next one's turn.
 const TURN_BYTES: usize = 64 * 1024;
@@ -69,17 +63,19 @@ pub(super) struct Mux {
     table: Table,
     resets: VecDeque<Reset>,
     deadlines: Deadlines,
+    timeouts: Timeouts,
     log: LogLimit,
 }
 
 impl Mux {
-    pub(super) fn new(guest_cid: u64, ports: Arc<dyn HostPorts>) -> Self {
+    pub(super) fn new(guest_cid: u64, ports: Arc<dyn HostPorts>, timeouts: Timeouts) -> Self {
         Self {
             guest_cid,
             ports,
             table: Table::default(),
             resets: VecDeque::new(),
             deadlines: Deadlines::default(),
+            timeouts,
             log: LogLimit::default(),
         }
     }
@@ -110,7 +106,7 @@ impl Mux {
         let entry =
             Entry::new(Connection::to_guest(id), HostStream::new(client), Some(Interest::Read));
         self.table.insert(token, entry);
-        self.deadlines.set(token, Instant::now() + CONNECT_TIMEOUT);
+        self.deadlines.set(token, Instant::now() + self.timeouts.connect);
         self.settle(token);
     }
 
@@ -369,7 +365,7 @@ impl Mux {
             return;
         }
         if connection.is_finished_by_host() && !self.deadlines.is_set(token) {
-            self.deadlines.set(token, Instant::now() + CLOSE_TIMEOUT);
+            self.deadlines.set(token, Instant::now() + self.timeouts.close);
         }
         self.table.changed(token);
     }

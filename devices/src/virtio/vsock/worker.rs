@@ -13,7 +13,7 @@ use rustix::time::{
 };
 use virtio_queue::Queue;
 
-use super::clients::{Clients, LINE_TIMEOUT, Outcome};
+use super::clients::{Clients, Outcome};
 use super::deadlines::Deadlines;
 use super::handle::Shared;
 use super::mux::{Mux, Sent};
@@ -47,6 +47,7 @@ pub(super) struct Worker {
     listening: Interest,
     clients: Clients,
     deadlines: Deadlines,
+    line_timeout: Duration,
     timer: OwnedFd,
     /// When the timer goes off.
     alarm: Option<Instant>,
@@ -62,6 +63,8 @@ pub(super) struct Parts {
     pub(super) doorbell: Doorbell,
     pub(super) interrupt: QueueInterrupt,
     pub(super) mux: Mux,
+    /// How long a client may take to say which port it wants.
+    pub(super) line_timeout: Duration,
     pub(super) shared: Arc<Shared>,
     pub(super) listener: Option<Arc<UnixListener>>,
 }
@@ -82,6 +85,7 @@ impl Worker {
             listening: Interest::Pause,
             clients: Clients::default(),
             deadlines: Deadlines::default(),
+            line_timeout: parts.line_timeout,
             timer: timerfd_create(
                 TimerfdClockId::Monotonic,
                 TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC,
@@ -193,7 +197,7 @@ impl Worker {
             match watch.add(&stream, token, Interest::Read) {
                 Ok(()) => {
                     self.clients.insert(token, stream);
-                    self.deadlines.set(token, Instant::now() + LINE_TIMEOUT);
+                    self.deadlines.set(token, Instant::now() + self.line_timeout);
                 }
                 Err(e) => tracing::warn!("vsock: cannot watch a client, it is hung up on: {e}"),
             }

@@ -1,0 +1,245 @@
+//! Random guests.
+
+use std::net::Shutdown;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::virtio::vsock::GUEST_CID;
+use crate::virtio::vsock::packet::Header;
+
+/// A packet of a guest that does not know what it does, about one of a few connections.
+fn any_header() -> impl Strategy<Value = Header> {
+    let cid = |usual: u64| prop_oneof![20 => Just(usual), 1 => 0..5u64, 1 => any::<u64>()];
+    (
+        (cid(GUEST_CID.into()), cid(2)),
+        (0..3u32, prop_oneof![0..3u32, (1u32 << 30)..(1 << 30) + 4]),
+        prop_oneof![9 => 0..300u32, 1 => any::<u32>()],
+        prop_oneof![20 => Just(1u16), 1 => any::<u16>()],
+        prop_oneof![20 => 1..8u16, 1 => any::<u16>()],
+        prop_oneof![0..4u32, any::<u32>()],
+        (prop_oneof![Just(256 * 1024), any::<u32>()], prop_oneof![0..1000u32, any::<u32>()]),
+    )
+        .prop_map(|(cids, ports, len, socket_type, op, flags, credit)| Header {
+            src_cid: cids.0.into(),
+            dst_cid: cids.1.into(),
+            src_port: (PORT + ports.0).into(),
+            dst_port: ports.1.into(),
+            len: len.into(),
+            socket_type: socket_type.into(),
+            op: op.into(),
+            flags: flags.into(),
+            buf_alloc: credit.0.into(),
+            fwd_cnt: credit.1.into(),
+        })
+}
+
+#[derive(Clone, Debug)]
+enum Wild {
+    Packet(Header, usize, Vec<usize>),
+    Chain(Vec<(u64, u32)>, bool),
+    Client(Vec<u8>),
+    ClientSays(usize, Vec<u8>),
+    ClientEnds(usize, Shutdown),
+    ClientLeaves(usize),
+    ServerSays(Vec<u8>),
+    ServerLeaves,
+    Receive,
+    ResetTransport,
+}
+
+fn wild() -> impl Strategy<Value = Wild> {
+    let bytes = || prop::collection::vec(any::<u8>(), 0..300);
+    let address = prop_oneof![0..0x200_1000u64, any::<u64>()];
+    prop_oneof![
+        20 => (any_header(), 0..300usize, prop::collection::btree_set(1..44usize, 0..4))
+            .prop_map(|(header, len, cuts)| Wild::Packet(header, len, cuts.into_iter().collect())),
+        2 => (prop::collection::vec((address, 0..70_000u32), 1..5), any::<bool>())
+            .prop_map(|(chain, writable)| Wild::Chain(chain, writable)),
+        2 => prop_oneof![
+            (0..4u32).prop_map(|port| format!("CONNECT {}\n", PORT + port).into_bytes()),
+            bytes(),
+        ].prop_map(Wild::Client),
+        2 => (0..8usize, bytes()).prop_map(|(index, bytes)| Wild::ClientSays(index, bytes)),
+        1 => (0..8usize, any::<bool>()).prop_map(|(index, read)| {
+            Wild::ClientEnds(index, if read { Shutdown::Read } else { Shutdown::Write })
+        }),
+        1 => (0..8usize).prop_map(Wild::ClientLeaves),
+        1 => bytes().prop_map(Wild::ServerSays),
+        1 => Just(Wild::ServerLeaves),
+        8 => Just(Wild::Receive),
+        1 => Just(Wild::ResetTransport),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    /// Whatever a guest and clients do, the device goes on, and does not spin.
+    #[test]
+    fn anything_goes(steps in prop::collection::vec(wild(), 0..150)) {
+        let (ports, served) = all_ports();
+        let mut guest = Guest::with(Setup { rx_size: 8, ..Setup::default() }, ports);
+        let mut clients = Vec::new();
+        let mut servers = Vec::new();
+        for step in steps {
+            let count = clients.len().max(1);
+            match step {
+                Wild::Packet(header, len, cuts) => {
+                    guest.try_send(&header, &pattern(len), &cuts);
+                }
+                Wild::Chain(chain, writable) => {
+                    guest.send_chain(&chain, writable);
+                }
+                Wild::Client(line) => {
+                    let (ours, mut client) = pair();
+                    client.write_all(&line).unwrap();
+                    if guest.handle().attach(ours).is_ok() {
+                        clients.push(client);
+                    }
+                }
+                Wild::ClientSays(index, bytes) => {
+                    if let Some(client) = clients.get_mut(index % count) {
+                        let _ = client.write(&bytes);
+                    }
+                }
+                Wild::ClientEnds(index, how) => {
+                    if let Some(client) = clients.get_mut(index % count) {
+                        let _ = client.shutdown(how);
+                    }
+                }
+                Wild::ClientLeaves(index) => {
+                    if !clients.is_empty() {
+                        clients.swap_remove(index % count);
+                    }
+                }
+                Wild::ServerSays(bytes) => {
+                    servers.extend(served.try_iter());
+                    if let Some((_, server)) = servers.last_mut() {
+                        let _ = Write::write(server, &bytes);
+                    }
+                }
+                Wild::ServerLeaves => {
+                    servers.pop();
+                }
+                Wild::Receive => while guest.receive_within(Duration::ZERO).is_some() {},
+                Wild::ResetTransport => guest.handle().reset_transport().unwrap(),
+            }
+        }
+        while guest.receive_within(Duration::from_millis(20)).is_some() {}
+        guest.event_loop.assert_idle();
+        // It still works, for those who do.
+        guest.handle().reset_transport().unwrap();
+        drop((clients, servers));
+        let (ours, mut client) = pair();
+        guest.handle().attach(ours).unwrap();
+        client.write_all(b"CONNECT 9\nhello").unwrap();
+        let mut socket = loop {
+            let packet = guest.receive();
+            if packet.op() == op::REQUEST && packet.header.dst_port.get() == 9 {
+                break Socket::of(&packet);
+            }
+        };
+        socket.send(&mut guest, op::RESPONSE);
+        prop_assert_eq!(socket.read_exact(&mut guest, 5), b"hello");
+        prop_assert_eq!(guest.device.running.is_some(), true);
+    }
+}
+
+/// What happens to a connection whose two sides keep to the rules.
+#[derive(Clone, Debug)]
+enum Tame {
+    GuestWrites(usize),
+    GuestReads(usize),
+    ClientWrites(usize),
+    ClientReads(usize),
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+
+    /// Bytes in are bytes out, in order, however the two sides take turns.
+    #[test]
+    fn bytes_in_are_bytes_out(
+        steps in prop::collection::vec(
+            (0..4u8, prop_oneof![1..100usize, 1..100_000usize]).prop_map(|(kind, len)| match kind {
+                0 => Tame::GuestWrites(len),
+                1 => Tame::GuestReads(len),
+                2 => Tame::ClientWrites(len),
+                _ => Tame::ClientReads(len),
+            }),
+            0..60,
+        ),
+        buf_alloc in 1000..300_000u32,
+        rx_buffer in 45..9000u32,
+    ) {
+        let setup = Setup { rx_size: 32, rx_buffer, ..Setup::default() };
+        let mut guest = Guest::with(setup, no_ports);
+        let (mut client, mut socket) = connect_with_buffer(&mut guest, buf_alloc);
+        client.set_nonblocking(true).unwrap();
+        let data = pattern(100_000 * 61);
+        // Written and read, by each side.
+        let (mut guest_wrote, mut guest_read, mut client_wrote, mut client_read) = (0, 0, 0, 0);
+        let mut inbox = Vec::new();
+        let settle = [
+            Tame::GuestReads(usize::MAX),
+            Tame::ClientReads(usize::MAX),
+        ];
+        let mut steps: std::collections::VecDeque<_> = steps.into();
+        let mut idle = 0;
+        loop {
+            let settling = steps.is_empty();
+            let step = steps.pop_front().unwrap_or_else(|| settle[idle % 2].clone());
+            if settling {
+                idle += 1;
+                if client_read == guest_wrote && guest_read == client_wrote {
+                    break;
+                }
+                prop_assert!(idle < 20_000, "stalled");
+            }
+            match step {
+                Tame::GuestWrites(len) => {
+                    let len = len.min(socket.credit());
+                    socket.write(&mut guest, &data[guest_wrote..guest_wrote + len]);
+                    guest_wrote += len;
+                }
+                Tame::GuestReads(len) => {
+                    let len = len.min(inbox.len());
+                    assert_same(&inbox[..len], &data[guest_read..guest_read + len]);
+                    inbox.drain(..len);
+                    guest_read += len;
+                    socket.fwd_cnt += len as u32;
+                    if len > 0 {
+                        socket.send(&mut guest, op::CREDIT_UPDATE);
+                    }
+                }
+                Tame::ClientWrites(len) => match client.write(&data[client_wrote..client_wrote + len]) {
+                    Ok(len) => client_wrote += len,
+                    Err(e) => prop_assert_eq!(e.kind(), ErrorKind::WouldBlock),
+                },
+                Tame::ClientReads(len) => {
+                    let mut bytes = vec![0; len.min(300_000)];
+                    match client.read(&mut bytes) {
+                        Ok(len) => {
+                            prop_assert!(len > 0, "it ended");
+                            assert_same(&bytes[..len], &data[client_read..client_read + len]);
+                            client_read += len;
+                        }
+                        Err(e) => prop_assert_eq!(e.kind(), ErrorKind::WouldBlock),
+                    }
+                }
+            }
+            let patience = if settling { Duration::from_millis(1) } else { Duration::ZERO };
+            while let Some(packet) = guest.receive_within(patience) {
+                socket.see(&packet);
+                inbox.extend(&packet.data);
+                prop_assert!(inbox.len() <= buf_alloc as usize, "more than there was credit for");
+                match packet.op() {
+                    op::CREDIT_REQUEST => socket.send(&mut guest, op::CREDIT_UPDATE),
+                    op::RW | op::CREDIT_UPDATE => {}
+                    other => prop_assert!(false, "{}", other),
+                }
+            }
+        }
+    }
+}

@@ -30,9 +30,9 @@ use crate::{Doorbell, GuestMemory};
 
 /// A virtio device behind a transport.
 ///
-/// The transport calls these from vCPU threads and never twice at once. A device that works on its
-/// own thread starts it in [`activate`](Self::activate) and has joined it when
-/// [`reset`](Self::reset) returns.
+/// The transport calls these from vCPU threads and never twice at once. A device does its work on
+/// another thread, on which it has stopped when [`reset`](Self::reset) returns: the event loop, or
+/// one of its own, which the machine makes before any vCPU runs.
 pub trait VirtioDevice: Send {
     /// The device ID (virtio 1.3, section 5).
     fn device_type(&self) -> u32;

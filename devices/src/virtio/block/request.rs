@@ -63,6 +63,8 @@ pub(super) struct Outcome {
     pub(super) written: u32,
     /// Bytes moved between disk and memory.
     pub(super) moved: usize,
+    /// Whether it was to change the disk.
+    pub(super) writes: bool,
     pub(super) result: Result<(), RequestError>,
 }
 
@@ -76,10 +78,15 @@ pub(super) fn execute(
     mut chain: Chain<'_>,
 ) -> Outcome {
     let Some(status) = chain.writable.take_last() else {
-        return Outcome { written: 0, moved: 0, result: Err(RequestError::NoStatus) };
+        let result = Err(RequestError::NoStatus);
+        return Outcome { written: 0, moved: 0, writes: false, result };
     };
     let moved = chain.readable.len().max(chain.writable.len());
-    let result = carry_out(disk, id, write_through, chain);
+    let header = Header::take(&mut chain);
+    let writes = header.as_ref().is_some_and(Header::writes);
+    let result = header
+        .ok_or(RequestError::NoHeader)
+        .and_then(|header| carry_out(disk, id, write_through, header, chain));
     let byte = match &result {
         Ok(_) => VIRTIO_BLK_S_OK as u8,
         Err(e) => e.status(),
@@ -89,7 +96,26 @@ pub(super) fn execute(
     let data = *result.as_ref().unwrap_or(&0);
     // A chain's bytes, status included, fit u32.
     let written = u32::try_from(data).unwrap_or(u32::MAX).saturating_add(1);
-    Outcome { written, moved, result: result.map(drop) }
+    Outcome { written, moved, writes, result: result.map(drop) }
+}
+
+/// What a request starts with.
+struct Header {
+    kind: u32,
+    sector: u64,
+}
+
+impl Header {
+    fn take(chain: &mut Chain<'_>) -> Option<Self> {
+        let kind = u32::from_le_bytes(chain.readable.take_front()?);
+        let _priority: [u8; 4] = chain.readable.take_front()?;
+        let sector = u64::from_le_bytes(chain.readable.take_front()?);
+        Some(Self { kind, sector })
+    }
+
+    fn writes(&self) -> bool {
+        matches!(self.kind, VIRTIO_BLK_T_OUT | VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES)
+    }
 }
 
 /// Returns the number of bytes written to the chain.
@@ -97,13 +123,11 @@ fn carry_out(
     disk: &mut Disk,
     id: &[u8; ID_LEN],
     write_through: bool,
+    header: Header,
     mut chain: Chain<'_>,
 ) -> Result<usize, RequestError> {
-    let kind = u32::from_le_bytes(chain.readable.take_front().ok_or(RequestError::NoHeader)?);
-    let _priority: [u8; 4] = chain.readable.take_front().ok_or(RequestError::NoHeader)?;
-    let sector = u64::from_le_bytes(chain.readable.take_front().ok_or(RequestError::NoHeader)?);
-    let writes =
-        matches!(kind, VIRTIO_BLK_T_OUT | VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES);
+    let writes = header.writes();
+    let Header { kind, sector } = header;
     if writes && disk.read_only {
         return Err(RequestError::ReadOnly);
     }

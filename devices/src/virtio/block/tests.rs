@@ -17,7 +17,7 @@ use crate::virtio::testing::{
 const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 const FLUSH: u64 = 1 << VIRTIO_BLK_F_FLUSH;
 
-/// In sectors; some clusters and a rest.
+/// In sectors; some clusters of any usual size, and a rest.
 const CAPACITY: u64 = 3 * 128 + 11;
 const HEADER: u64 = DATA - 0x100;
 const STATUS: u64 = DATA - 0x10;

@@ -128,7 +128,7 @@ impl BlockWorker {
     fn execute(&mut self, chain: Chain<'_>, job: &Job) -> (u32, usize) {
         let outcome = request::execute(&mut self.disk, &self.id, job.writes_through(), chain);
         match &outcome.result {
-            Ok(()) => self.is_full = false,
+            Ok(()) => self.is_full &= !outcome.writes,
             Err(e) => self.failed(e),
         }
         (outcome.written, outcome.moved)

@@ -40,6 +40,9 @@ pub enum ImageReference {
     Name(ImageName),
 }
 
+/// Transports that are known here.
+const TRANSPORTS: &[&str] = &["docker", "docker-archive", "oci", "rootfs"];
+
 /// Transports of other tools: said to be unknown rather than taken for names.
 const FOREIGN_TRANSPORTS: &[&str] = &[
     "containers-storage",
@@ -175,6 +178,12 @@ impl FromStr for ImageName {
             );
         }
 
+        if TRANSPORTS.contains(&path) || FOREIGN_TRANSPORTS.contains(&path) {
+            return Err(InvalidName(format!(
+                "{path:?} in front of a colon is a transport, not a name"
+            )));
+        }
+
         let mut shortest = path.to_owned();
         match (tag, &digest) {
             (Some(tag), _) => shortest += &format!(":{tag}"),
@@ -307,6 +316,9 @@ mod tests {
             ("bad_host.com/x", "host"),
             ("localhost:99999/x", "host"),
             ("docker://", "empty"),
+            ("docker://oci:latest", "transport"),
+            ("docker:latest", "transport"),
+            ("rootfs", "transport"),
         ] {
             let error = text.parse::<ImageReference>().expect_err(text).to_string();
             assert!(error.contains(reason), "{text}: {error}");

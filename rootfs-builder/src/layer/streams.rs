@@ -20,7 +20,8 @@ pub trait LayerStreams: Send {
     fn next_layer(&mut self) -> Result<Option<LayerStream<'_>>>;
 }
 
-/// The uncompressed tar of one layer.
+/// The uncompressed tar of one layer, filled up with zeros to whole blocks of 512 bytes: some
+/// tools (umoci among them) forget to end the last member's block, and readers trip over that.
 ///
 /// It is verified while it is read: where the image lies, a read fails, at the latest the one
 /// that would have reported the end. So no layer counts until [`Read::read`] has returned 0.
@@ -92,7 +93,8 @@ impl LayerStreams for VerifiedLayers<'_> {
             reporter,
             pace: Pace::default(),
             tally: &mut self.tally,
-            ended: false,
+            produced: 0,
+            padding: None,
         };
         Ok(Some(LayerStream { index, diff_id: &layer.diff_id, reader: Box::new(reader) }))
     }
@@ -120,23 +122,39 @@ struct ReportingLayer<'a> {
     reporter: Reporter<'a>,
     pace: Pace,
     tally: &'a mut Tally,
-    ended: bool,
+    /// Bytes of the tar so far.
+    produced: u64,
+    /// At the verified end: zeros to come.
+    padding: Option<u64>,
+}
+
+impl ReportingLayer<'_> {
+    fn pad(&mut self, left: u64, buf: &mut [u8]) -> usize {
+        let count = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
+        buf.iter_mut().take(count).for_each(|byte| *byte = 0);
+        self.padding = Some(left - count as u64);
+        count
+    }
 }
 
 impl Read for ReportingLayer<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if let Some(left) = self.padding {
+            return Ok(self.pad(left, buf));
+        }
         match self.inner.read_verified(buf) {
             Ok(count) => {
                 let done = self.inner.consumed();
-                let ends_now = count == 0 && !buf.is_empty() && !self.ended;
-                if ends_now {
-                    self.ended = true;
-                    self.tally.verified += 1;
-                }
+                let ends_now = count == 0 && !buf.is_empty();
                 if self.pace.is_due(done) || ends_now {
                     self.reporter.report(done);
                 }
-                Ok(count)
+                self.produced += count as u64;
+                if !ends_now {
+                    return Ok(count);
+                }
+                self.tally.verified += 1;
+                Ok(self.pad(self.produced.next_multiple_of(512) - self.produced, buf))
             }
             Err(error) => {
                 // The builder gets the words, the store keeps the error itself.

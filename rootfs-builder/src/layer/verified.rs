@@ -1,11 +1,12 @@
 //! One layer, read: the end of it is only reported when every digest and length was right.
 
 use std::io::{self, Read};
+use std::path::PathBuf;
 
 use super::Decoder;
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Result};
-use crate::image::Layer;
+use crate::image::{Layer, Location};
 
 /// Counts and hashes what is read from `R`, and checks both at the end.
 pub(crate) struct Metered<R> {
@@ -76,6 +77,7 @@ pub(crate) struct VerifiedLayer {
     produced: u64,
     limit: u64,
     is_sound: bool,
+    directory: Option<PathBuf>,
 }
 
 impl VerifiedLayer {
@@ -87,7 +89,11 @@ impl VerifiedLayer {
         let decoder = Decoder::new(blob).map_err(|error| Error::from_io(error, || what.clone()))?;
         let diff_id = layer.diff_id.clone();
         let diff = Some((Hasher::new(diff_id.algorithm()), diff_id));
-        Ok(Self { what, decoder, diff, produced: 0, limit, is_sound: true })
+        let directory = match &layer.location {
+            Location::Directory(dir) => Some(dir.clone()),
+            _ => None,
+        };
+        Ok(Self { what, decoder, diff, produced: 0, limit, is_sound: true, directory })
     }
 
     /// Bytes read of the blob as it is stored.
@@ -105,7 +111,13 @@ impl VerifiedLayer {
         }
         let result = self.step(buf);
         self.is_sound = result.is_ok();
-        result
+        result.map_err(|error| match (error, &self.directory) {
+            // Nobody lied: it is not the directory any more that was there when it was resolved.
+            (Error::Corrupt { .. } | Error::DigestMismatch { .. }, Some(dir)) => {
+                Error::Changed { path: dir.clone() }
+            }
+            (error, _) => error,
+        })
     }
 
     fn step(&mut self, buf: &mut [u8]) -> Result<usize> {
@@ -145,7 +157,6 @@ impl Read for VerifiedLayer {
 mod tests {
     use super::super::compression::tests::{gzip, zstd};
     use super::*;
-    use crate::image::Location;
 
     fn layer(dir: &tempfile::TempDir, blob: &[u8], plain: &[u8]) -> Layer {
         let path = dir.path().join("blob");

@@ -24,7 +24,7 @@ pub(super) struct Entry<'a> {
     pub(super) size: u64,
     /// Target of a symbolic or hard link.
     pub(super) link: &'a [u8],
-    /// Device numbers.
+    /// Device numbers (major, minor) of a device node.
     pub(super) device: Option<(u32, u32)>,
     pub(super) xattrs: &'a [(Vec<u8>, Vec<u8>)],
     /// Length with holes, and where the data are.
@@ -56,10 +56,9 @@ impl Entry<'_> {
         if let Some(gnu) = header.as_gnu_mut() {
             copy(&mut gnu.name, self.path);
             copy(&mut gnu.linkname, self.link);
-            if let Some((major, minor)) = self.device {
-                number(&mut gnu.dev_major, major.into());
-                number(&mut gnu.dev_minor, minor.into());
-            }
+            let (major, minor) = self.device.unwrap_or_default();
+            number(&mut gnu.dev_major, major.into());
+            number(&mut gnu.dev_minor, minor.into());
             if let Some((real_size, segments)) = self.sparse {
                 more_segments = sparse_header(gnu, real_size, segments);
             }

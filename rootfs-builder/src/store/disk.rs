@@ -128,14 +128,11 @@ pub(super) fn obtain(
         progress.report(Event::Syncing);
         draft.seal()?;
 
-        // No collection of garbage now: the disk gets its record, its name and its lock in peace.
-        let guard = StoreLock::take(&folders.lock(), Lock::Shared)?;
-        let len = draft.path().metadata().map_err(Error::io("read", draft.path()))?.len();
-        Record::of(image, &name, len).save(folders)?;
+        // No collection of garbage now: the disk gets its name, its lock and its record in peace.
+        let _guard = StoreLock::take(&folders.lock(), Lock::Shared)?;
         draft.publish(&path)?;
-        let disk = BaseDisk::open(&path)?;
-        drop(guard);
-        if let Some(disk) = disk {
+        if let Some(disk) = BaseDisk::open(&path)? {
+            Record::of(image, &name, disk.len).save(folders)?;
             return Ok(disk);
         }
     }

@@ -13,6 +13,7 @@ use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::image::{Image, Layer, Location, chain_id, read_small};
+use crate::reference::ImageReference;
 
 const VERSION: u32 = 1;
 const MAX_RECORD_BYTES: u64 = 16 << 20;
@@ -83,7 +84,7 @@ impl Record {
             location: Location::File(folders.blob(&layer.digest)),
         });
         Some(Image {
-            reference: self.name.parse().ok()?,
+            reference: ImageReference::Name(self.name.parse().ok()?),
             digest: self.digest.clone(),
             config: self.config.clone(),
             chain_id: self.chain_id.clone(),

@@ -1,0 +1,8 @@
+//! The crate as its users see it, on images made by hand and by the usual tools.
+
+mod archives;
+mod directories;
+mod layouts;
+mod store;
+mod support;
+mod tools;

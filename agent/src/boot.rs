@@ -78,6 +78,7 @@ fn boot(transport: &mut Transport) -> Result<Server, BootError> {
         Role::Builder => {
             mounts::builder_disk()?;
             transport.reached(Stage::Root);
+            settings(MAX_FILES);
         }
         Role::SoftHost => {
             mounts::soft_host_root(params.home.as_deref())?;

@@ -23,6 +23,7 @@ mod connection;
 mod disk;
 mod exec;
 mod identity;
+mod layer;
 mod log;
 mod mounts;
 mod net;
@@ -32,5 +33,6 @@ pub mod server;
 mod shutdown;
 mod sys;
 mod transport;
+pub mod unpack;
 
 pub use boot::run;

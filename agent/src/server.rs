@@ -6,16 +6,20 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use boxlite_proto::PROTOCOL_VERSION;
 use boxlite_proto::boot::Role;
-use boxlite_proto::frame::{Frame, FrameError, Kind};
+use boxlite_proto::frame::{Channel, Frame, FrameError, Kind};
 use boxlite_proto::message::{Control, Event, Failure, FailureKind, Hello, Request, Response};
-use rustix::io::{self, Errno};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::{self, Errno, fcntl_dupfd_cloexec};
 
-use crate::connection::{Broken, CHUNK, Connection, Service};
+use crate::connection::{Broken, CHUNK, Connection, Outbox, Service};
 use crate::exec::{Cgroups, Exec};
+use crate::layer::Layer;
+use crate::mounts::BUILDER_DISK;
 use crate::poller::{Poller, Token};
 use crate::reaper::{Reaped, reap};
 use crate::shutdown::{self, Shutdown};
@@ -31,6 +35,7 @@ const MAX_EXECS: usize = 4096;
 const SERVER: u64 = 0;
 const LISTENER: u8 = 0;
 const CHILDREN: u8 = 1;
+const LAYER: u8 = 2;
 
 /// Serves the host. To be made once in a process: it reaps every child.
 pub struct Server {
@@ -38,6 +43,8 @@ pub struct Server {
     poller: Poller,
     children: OwnedFd,
     child_ended: bool,
+    layer_bell: OwnedFd,
+    layer: Option<Layer>,
     listener: Option<OwnedFd>,
     connections: BTreeMap<u64, Connection>,
     execs: BTreeMap<u64, Exec>,
@@ -55,12 +62,16 @@ impl Server {
         let poller = Poller::new()?;
         let children = sys::signal::on_child_ended()?;
         poller.watch(&children, Token { id: SERVER, slot: CHILDREN })?;
+        let layer_bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        poller.watch(&layer_bell, Token { id: SERVER, slot: LAYER })?;
         Ok(Self {
             role,
             poller,
             children,
             // What ended before.
             child_ended: true,
+            layer_bell,
+            layer: None,
             listener: None,
             connections: BTreeMap::new(),
             execs: BTreeMap::new(),
@@ -118,6 +129,7 @@ impl Server {
                 self.serve(id);
             }
             self.pump_all();
+            self.advance_layer();
             self.flush_all();
             if self.shutdown.as_ref().is_some_and(|s| s.is_due(Instant::now())) {
                 self.finish_shutdown();
@@ -131,7 +143,9 @@ impl Server {
         for (token, ready) in self.poller.wait(timeout)? {
             match token {
                 Token { id: SERVER, slot: LISTENER } => accept = true,
-                Token { id: SERVER, .. } => self.child_ended = true,
+                Token { id: SERVER, slot: CHILDREN } => self.child_ended = true,
+                // The layer is looked after in every turn.
+                Token { id: SERVER, .. } => {}
                 Token { id, slot } => {
                     if let Some(connection) = self.connections.get_mut(&id) {
                         connection.notify(ready);
@@ -249,8 +263,12 @@ impl Server {
                         Some(exec) => to_exec(exec, &frame),
                         None => Ok(()),
                     },
+                    Some(Service::Layer) => match &mut self.layer {
+                        Some(layer) => to_layer(layer, frame),
+                        None => Ok(()),
+                    },
                     // The stream has just ended, and the host did not know yet.
-                    _ => Ok(()),
+                    None => Ok(()),
                 }
             }
             Kind::Response | Kind::Event | Kind::Stdout | Kind::Stderr => {
@@ -313,6 +331,14 @@ impl Server {
                     Err(failure) => Response::Failed(failure),
                 }
             }
+            Ok(Request::UnpackLayer) if self.role != Role::Builder => unsupported("unpack a layer"),
+            Ok(Request::UnpackLayer) => match self.start_layer(id, stream) {
+                Ok(()) => {
+                    connection.streams.insert(stream, Service::Layer);
+                    return;
+                }
+                Err(failure) => Response::Failed(failure),
+            },
             Ok(Request::Sync) => match shutdown::sync() {
                 Ok(()) => Response::Done,
                 Err(e) => Response::Failed(other(format!("cannot write everything to disk: {e}"))),
@@ -331,6 +357,33 @@ impl Server {
             }),
         };
         connection.out.push(&answer.frame(stream));
+    }
+
+    fn start_layer(&mut self, id: u64, stream: u32) -> Result<(), Failure> {
+        if self.layer.is_some() {
+            return Err(other(
+                "another layer is being unpacked; layers come one after another".into(),
+            ));
+        }
+        let layer = fcntl_dupfd_cloexec(&self.layer_bell, 3)
+            .map_err(std::io::Error::from)
+            .and_then(|bell| Layer::start(Path::new(BUILDER_DISK), bell, (id, stream)))
+            .map_err(|e| other(format!("cannot start unpacking: {e}")))?;
+        self.layer = Some(layer);
+        Ok(())
+    }
+
+    fn advance_layer(&mut self) {
+        let Some(layer) = &mut self.layer else { return };
+        let mut nowhere = Outbox::default();
+        let mut connection = self.connections.get_mut(&layer.connection);
+        let out = connection.as_mut().map_or(&mut nowhere, |connection| &mut connection.out);
+        let Some(response) = layer.advance(out) else { return };
+        out.push(&response.frame(layer.stream));
+        if let Some(connection) = connection {
+            connection.streams.remove(&layer.stream);
+        }
+        self.layer = None;
     }
 
     fn pump_all(&mut self) {
@@ -371,11 +424,18 @@ impl Server {
             crate::log::warn(format_args!("closed a connection: {reason}"));
         }
         for service in connection.streams.values() {
-            if let Service::Exec(id) = service
-                && let Some(exec) = self.execs.remove(id)
-            {
-                exec.kill();
-                exec.release(&mut self.cgroups);
+            match service {
+                Service::Exec(id) => {
+                    if let Some(exec) = self.execs.remove(id) {
+                        exec.kill();
+                        exec.release(&mut self.cgroups);
+                    }
+                }
+                Service::Layer => {
+                    if let Some(layer) = &mut self.layer {
+                        layer.abort();
+                    }
+                }
             }
         }
         if connection.is_serial() && self.shutdown.is_none() {
@@ -410,6 +470,18 @@ fn to_exec(exec: &mut Exec, frame: &Frame) -> Result<(), Broken> {
             exec.control(frame.decode::<Control>()?);
             Ok(())
         }
+    }
+}
+
+fn to_layer(layer: &mut Layer, frame: Frame) -> Result<(), Broken> {
+    match frame.kind {
+        Kind::Stdin => layer.receive(frame.body).map_err(|_| Broken::Protocol("flow control")),
+        Kind::End if frame.ended_channel()? == Channel::Stdin => {
+            layer.end();
+            Ok(())
+        }
+        // It has no output, and nothing to be told.
+        _ => Ok(()),
     }
 }
 

@@ -1,0 +1,521 @@
+//! Reading a tar: blocks of 512 bytes become members with all that their extensions say.
+//!
+//! The field layout is the `tar` crate's; the rest is here because that crate hides what a
+//! file system needs: where a sparse file's holes are, and PAX values with newlines in them.
+
+use std::io::BufRead;
+
+use tar::Header;
+
+use super::Problem;
+use super::pax::{Pax, decimal};
+use super::sparse::{PaxMap, SparseMap, read_map_before_data};
+
+const BLOCK: u64 = 512;
+
+/// Extension headers (long names, PAX records) larger than this are refused: they are held in
+/// memory.
+const MAX_EXTENSION: u64 = 1 << 20;
+
+/// A point in time, before or after the epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Time {
+    pub(super) seconds: i64,
+    /// 0 to 999,999,999, counted forward.
+    pub(super) nanoseconds: u32,
+}
+
+impl Time {
+    /// `[-]SECONDS[.FRACTION]`.
+    pub(super) fn parse(text: &[u8]) -> Option<Self> {
+        let (negative, text) = match text.strip_prefix(b"-") {
+            Some(text) => (true, text),
+            None => (false, text),
+        };
+        let mut parts = text.splitn(2, |b| *b == b'.');
+        let seconds = parts.next().filter(|digits| !digits.is_empty()).and_then(decimal)?;
+        let seconds = i64::try_from(seconds).ok()?;
+        let fraction = parts.next().unwrap_or_default();
+        decimal_digits(fraction)?;
+        let mut nanoseconds = 0;
+        for place in 0..9 {
+            let digit = fraction.get(place).map_or(0, |digit| u32::from(digit - b'0'));
+            nanoseconds = nanoseconds * 10 + digit;
+        }
+        Some(match (negative, nanoseconds) {
+            (false, _) => Self { seconds, nanoseconds },
+            (true, 0) => Self { seconds: -seconds, nanoseconds },
+            (true, _) => Self { seconds: -seconds - 1, nanoseconds: 1_000_000_000 - nanoseconds },
+        })
+    }
+}
+
+fn decimal_digits(text: &[u8]) -> Option<()> {
+    text.iter().all(u8::is_ascii_digit).then_some(())
+}
+
+/// What a member is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Its data is in the archive; with a map, only what is not a hole.
+    File(Option<SparseMap>),
+    /// To another member, by its name.
+    HardLink(Vec<u8>),
+    Symlink(Vec<u8>),
+    Directory,
+    Character(Device),
+    Block(Device),
+    Fifo,
+}
+
+/// A device number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Device {
+    pub(super) major: u32,
+    pub(super) minor: u32,
+}
+
+/// A member of the archive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Member {
+    /// As the archive has it.
+    pub(super) name: Vec<u8>,
+    pub(super) kind: Kind,
+    /// Permissions with setuid, setgid and sticky bits.
+    pub(super) mode: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) mtime: Time,
+    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// A tar being read.
+pub(super) struct Archive<R> {
+    reader: R,
+    /// Data of the current member that has not been read, and the padding after it.
+    data: u64,
+    padding: u64,
+    last_name: Vec<u8>,
+}
+
+/// Extensions that come before the member they belong to.
+#[derive(Default)]
+struct Extensions {
+    long_name: Option<Vec<u8>>,
+    long_link: Option<Vec<u8>>,
+    pax: Pax,
+}
+
+impl<R: BufRead> Archive<R> {
+    pub(super) fn new(reader: R) -> Self {
+        Self { reader, data: 0, padding: 0, last_name: Vec::new() }
+    }
+
+    /// The name of the member that was read last.
+    pub(super) fn last_name(&self) -> &[u8] {
+        &self.last_name
+    }
+
+    /// The next member. Its data is then read by [`data`](Self::data); what is not read is skipped.
+    pub(super) fn next_member(&mut self) -> Result<Option<Member>, Problem> {
+        let mut extensions = Extensions::default();
+        loop {
+            self.skip_rest()?;
+            let Some(header) = self.header()? else { return Ok(None) };
+            let size = size_field(&header)?;
+            match header.entry_type().as_byte() {
+                b'x' => extensions.pax = Pax::parse(&self.extension(size)?)?,
+                b'g' => drop(self.extension(size)?),
+                b'L' => extensions.long_name = Some(until_nul(self.extension(size)?)),
+                b'K' => extensions.long_link = Some(until_nul(self.extension(size)?)),
+                _ => return self.member(&header, size, extensions).map(Some),
+            }
+        }
+    }
+
+    /// Reads `len` bytes of the member's data, in pieces as they come.
+    pub(super) fn data(
+        &mut self,
+        len: u64,
+        mut sink: impl FnMut(&[u8]) -> Result<(), Problem>,
+    ) -> Result<(), Problem> {
+        let mut left = len.min(self.data);
+        while left > 0 {
+            let available = fill(&mut self.reader)?;
+            if available.is_empty() {
+                return Err(Problem::Truncated);
+            }
+            let n = available.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            sink(&available[..n])?;
+            self.reader.consume(n);
+            left -= n as u64;
+            self.data -= n as u64;
+        }
+        Ok(())
+    }
+
+    /// How much of the member's data is left.
+    pub(super) fn data_left(&self) -> u64 {
+        self.data
+    }
+
+    /// Reads whatever follows the archive.
+    pub(super) fn drain(&mut self) -> Result<(), Problem> {
+        loop {
+            let n = fill(&mut self.reader)?.len();
+            if n == 0 {
+                return Ok(());
+            }
+            self.reader.consume(n);
+        }
+    }
+
+    fn skip_rest(&mut self) -> Result<(), Problem> {
+        self.data += std::mem::take(&mut self.padding);
+        self.data(u64::MAX, |_| Ok(()))
+    }
+
+    /// Expects `size` bytes of data, padded to whole blocks.
+    fn expect_data(&mut self, size: u64) -> Result<(), Problem> {
+        self.padding = size.wrapping_neg() % BLOCK;
+        // So that data and padding together cannot overflow.
+        self.data = Some(size)
+            .filter(|size| *size <= i64::MAX as u64)
+            .ok_or_else(|| Problem::bad(format!("its size of {size} bytes is impossible")))?;
+        Ok(())
+    }
+
+    /// The next header; none at the end of the archive: a block of zeros, or the end of the stream.
+    fn header(&mut self) -> Result<Option<Header>, Problem> {
+        let Some(block) = self.block()? else { return Ok(None) };
+        if block == [0; 512] {
+            return Ok(None);
+        }
+        let header = Header::from_byte_slice(&block).clone();
+        if !checksum_matches(&header, &block) {
+            let name = super::name::shown(&header.path_bytes());
+            return Err(Problem::bad(format!(
+                "the header after it, perhaps of {name}, has a wrong checksum"
+            )));
+        }
+        Ok(Some(header))
+    }
+
+    fn block(&mut self) -> Result<Option<[u8; 512]>, Problem> {
+        let mut block = [0; 512];
+        let mut have = 0;
+        while have < block.len() {
+            let available = fill(&mut self.reader)?;
+            if available.is_empty() {
+                return if have == 0 { Ok(None) } else { Err(Problem::Truncated) };
+            }
+            let n = available.len().min(block.len() - have);
+            block[have..have + n].copy_from_slice(&available[..n]);
+            self.reader.consume(n);
+            have += n;
+        }
+        Ok(Some(block))
+    }
+
+    /// The data of an extension header.
+    fn extension(&mut self, size: u64) -> Result<Vec<u8>, Problem> {
+        if size > MAX_EXTENSION {
+            return Err(Problem::bad(format!("an extension header has {size} bytes")));
+        }
+        self.expect_data(size)?;
+        let mut bytes = Vec::new();
+        self.data(size, |data| {
+            bytes.extend_from_slice(data);
+            Ok(())
+        })?;
+        Ok(bytes)
+    }
+
+    fn member(
+        &mut self,
+        header: &Header,
+        size: u64,
+        extensions: Extensions,
+    ) -> Result<Member, Problem> {
+        let Extensions { long_name, long_link, pax } = extensions;
+        let old = header.as_old();
+        let sparse = pax.sparse;
+        let name = sparse
+            .name
+            .clone()
+            .or(pax.path)
+            .or(long_name)
+            .unwrap_or_else(|| header.path_bytes().into_owned());
+        self.last_name.clone_from(&name);
+        if name.contains(&0) {
+            return Err(Problem::bad("its name contains a NUL byte"));
+        }
+        let link = pax
+            .link
+            .or(long_link)
+            .or_else(|| header.link_name_bytes().map(std::borrow::Cow::into_owned))
+            .unwrap_or_default();
+        if link.contains(&0) {
+            return Err(Problem::bad("its link contains a NUL byte"));
+        }
+        let size = pax.size.unwrap_or(size);
+        // Only files have data, whatever the size field says.
+        self.expect_data(0)?;
+        let kind = match header.entry_type().as_byte() {
+            // Before there was a type for directories, a slash at the end said it.
+            b'0' | 0 if name.ends_with(b"/") => Kind::Directory,
+            b'0' | 0 | b'7' => {
+                self.expect_data(size)?;
+                Kind::File(self.pax_sparse(&sparse)?)
+            }
+            b'S' => Kind::File(Some(self.gnu_sparse(header, size)?)),
+            b'1' => Kind::HardLink(link),
+            b'2' => Kind::Symlink(link),
+            b'3' => Kind::Character(device(header)?),
+            b'4' => Kind::Block(device(header)?),
+            b'5' => Kind::Directory,
+            b'6' => Kind::Fifo,
+            other => {
+                let kind = other.escape_ascii();
+                return Err(Problem::bad(format!("its type '{kind}' is unknown")));
+            }
+        };
+        Ok(Member {
+            name,
+            kind,
+            mode: (number("mode", &old.mode)? & 0o7777) as u32,
+            uid: id("uid", pax.uid, &old.uid)?,
+            gid: id("gid", pax.gid, &old.gid)?,
+            mtime: match pax.mtime {
+                Some(mtime) => mtime,
+                None => Time { seconds: number("mtime", &old.mtime)?, nanoseconds: 0 },
+            },
+            xattrs: pax.xattrs,
+        })
+    }
+
+    fn pax_sparse(
+        &mut self,
+        sparse: &super::sparse::PaxSparse,
+    ) -> Result<Option<SparseMap>, Problem> {
+        let map = match sparse.map()? {
+            None => return Ok(None),
+            Some(PaxMap::Here(map)) => map,
+            Some(PaxMap::BeforeData(size)) => read_map_before_data(size, || {
+                let mut block = [0; 512];
+                let mut have = 0;
+                self.data(BLOCK, |data| {
+                    block[have..have + data.len()].copy_from_slice(data);
+                    have += data.len();
+                    Ok(())
+                })?;
+                if have < block.len() {
+                    return Err(Problem::bad("its sparse map is longer than its data"));
+                }
+                Ok(block)
+            })?,
+        };
+        map.check(self.data).map(Some)
+    }
+
+    /// The old GNU format: four pieces in the header, more in blocks before the data.
+    fn gnu_sparse(&mut self, header: &Header, size: u64) -> Result<SparseMap, Problem> {
+        let gnu = header
+            .as_gnu()
+            .ok_or_else(|| Problem::bad("it is a GNU sparse file without a GNU header"))?;
+        let mut map = SparseMap { pieces: Vec::new(), size: unsigned("real size", &gnu.realsize)? };
+        push_pieces(&mut map, &gnu.sparse)?;
+        let mut extended = gnu.is_extended();
+        while extended {
+            let block = self.block()?.ok_or(Problem::Truncated)?;
+            let mut extension = tar::GnuExtSparseHeader::new();
+            extension.as_mut_bytes().copy_from_slice(&block);
+            push_pieces(&mut map, extension.sparse())?;
+            extended = extension.is_extended();
+        }
+        self.expect_data(size)?;
+        map.check(size)
+    }
+}
+
+fn push_pieces(map: &mut SparseMap, pieces: &[tar::GnuSparseHeader]) -> Result<(), Problem> {
+    for piece in pieces.iter().filter(|piece| !piece.is_empty()) {
+        map.push(unsigned("offset", &piece.offset)?, unsigned("length", &piece.numbytes)?)?;
+    }
+    Ok(())
+}
+
+fn fill(reader: &mut impl BufRead) -> Result<&[u8], Problem> {
+    reader.fill_buf().map_err(Problem::reading)
+}
+
+fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
+    if let Some(nul) = bytes.iter().position(|b| *b == 0) {
+        bytes.truncate(nul);
+    }
+    bytes
+}
+
+/// The sum of all bytes with the checksum itself as spaces; some old writers summed signed bytes.
+fn checksum_matches(header: &Header, block: &[u8; 512]) -> bool {
+    let Ok(expected) = number("checksum", &header.as_old().cksum) else { return false };
+    let bytes = || block[..148].iter().chain(&[b' '; 8]).chain(&block[156..]);
+    let unsigned: i64 = bytes().map(|b| i64::from(*b)).sum();
+    let signed: i64 = bytes().map(|b| i64::from(b.cast_signed())).sum();
+    expected == unsigned || expected == signed
+}
+
+fn size_field(header: &Header) -> Result<u64, Problem> {
+    unsigned("size", &header.as_old().size)
+}
+
+fn unsigned(what: &str, field: &[u8]) -> Result<u64, Problem> {
+    u64::try_from(number(what, field)?).map_err(|_| Problem::bad(format!("its {what} is negative")))
+}
+
+/// A user or group ID; the largest one means "none" to the kernel.
+fn id(what: &str, pax: Option<u64>, field: &[u8]) -> Result<u32, Problem> {
+    let id = match pax {
+        Some(id) => id,
+        None => unsigned(what, field)?,
+    };
+    u32::try_from(id)
+        .ok()
+        .filter(|id| *id != u32::MAX)
+        .ok_or_else(|| Problem::bad(format!("its {what} {id} is out of range")))
+}
+
+fn device(header: &Header) -> Result<Device, Problem> {
+    let (major, minor) = match (header.as_ustar(), header.as_gnu()) {
+        (Some(ustar), _) => (&ustar.dev_major, &ustar.dev_minor),
+        (_, Some(gnu)) => (&gnu.dev_major, &gnu.dev_minor),
+        _ => return Err(Problem::bad("it is a device without a number")),
+    };
+    let device = Device {
+        // What the kernel has room for.
+        major: u32::try_from(number("major number", major)?)
+            .ok()
+            .filter(|n| *n < 1 << 12)
+            .ok_or_else(|| Problem::bad("its major number is out of range"))?,
+        minor: u32::try_from(number("minor number", minor)?)
+            .ok()
+            .filter(|n| *n < 1 << 20)
+            .ok_or_else(|| Problem::bad("its minor number is out of range"))?,
+    };
+    Ok(device)
+}
+
+/// A numeric field: octal digits, or, with the first bit set, big-endian two's complement (GNU
+/// base-256). Blank is 0.
+fn number(what: &str, field: &[u8]) -> Result<i64, Problem> {
+    let malformed = || Problem::bad(format!("its {what} is not a number"));
+    match field {
+        [first @ (0x80 | 0xff), rest @ ..] => {
+            // All that does not fit into eight bytes must be sign.
+            let sign = if *first == 0xff { 0xff } else { 0 };
+            let (high, low) = rest.split_at(rest.len().saturating_sub(8));
+            let mut bytes = [sign; 8];
+            bytes[8 - low.len()..].copy_from_slice(low);
+            let value = i64::from_be_bytes(bytes);
+            let fits = high.iter().all(|b| *b == sign) && (value < 0) == (sign == 0xff);
+            if fits { Ok(value) } else { Err(malformed()) }
+        }
+        _ => {
+            let digits = field.split(|b| *b == 0).next().unwrap_or_default().trim_ascii();
+            let mut value = 0_i64;
+            for digit in digits {
+                value = match digit {
+                    b'0'..=b'7' => value.checked_mul(8).map(|v| v + i64::from(digit - b'0')),
+                    _ => None,
+                }
+                .ok_or_else(malformed)?;
+            }
+            Ok(value)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn numbers_in_every_dialect() {
+        let ok = |field: &[u8]| number("field", field).unwrap();
+        assert_eq!(ok(b"0000644\0"), 0o644);
+        assert_eq!(ok(b"   644 \0"), 0o644);
+        assert_eq!(ok(b"\0\0\0\0"), 0);
+        assert_eq!(ok(b"        "), 0);
+        assert_eq!(ok(b"77777777777"), 0o77777777777);
+        assert_eq!(ok(&[0x80, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0]), 2 << 32);
+        assert_eq!(ok(&[0xff; 12]), -1);
+        assert_eq!(ok(&[0x80, 0, 0, 1]), 1);
+        for bad in [
+            &b"0000x44\0"[..],
+            b"12 34",
+            b"-1",
+            &[0x80, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0],
+            &[0x80, 0, 0, 0, 0x80, 0, 0, 0, 0, 0, 0, 0],
+            &[0xc0, 0, 0, 1],
+        ] {
+            assert!(number("field", bad).is_err(), "{}", bad.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn times_before_and_after_the_epoch() {
+        let parse = |text: &str| Time::parse(text.as_bytes()).map(|t| (t.seconds, t.nanoseconds));
+        assert_eq!(parse("0"), Some((0, 0)));
+        assert_eq!(parse("1.5"), Some((1, 500_000_000)));
+        assert_eq!(parse("1.000000001999"), Some((1, 1)));
+        assert_eq!(parse("-1"), Some((-1, 0)));
+        assert_eq!(parse("-1.25"), Some((-2, 750_000_000)));
+        for bad in ["", "-", ".5", "1.x", "1.2.3", "9223372036854775808", "+1", "1e3"] {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_checksum_is_noticed() {
+        let mut header = Header::new_ustar();
+        header.set_path("file").unwrap();
+        header.set_size(0);
+        header.set_cksum();
+        let read = |header: &Header| Archive::new(&header.as_bytes()[..]).next_member();
+        assert_eq!(read(&header).unwrap().unwrap().name, b"file");
+        header.as_mut_bytes()[0] ^= 1;
+        assert!(matches!(read(&header), Err(Problem::Bad(_))));
+    }
+
+    proptest! {
+        /// With right checksums, so that the fields get to be read.
+        #[test]
+        fn any_headers_parse_or_fail(
+            mut blocks in proptest::collection::vec(proptest::array::uniform32(any::<u8>()), 0..8),
+            kind in prop::sample::select(&b"\x000123456xgLKSV"[..]),
+            magic in prop::sample::select(vec![&b"ustar\x0000"[..], b"ustar  \0", b""]),
+        ) {
+            let mut bytes = Vec::new();
+            for block in &mut blocks {
+                let mut header = Header::new_old();
+                let raw = header.as_mut_bytes();
+                raw[..32].copy_from_slice(block);
+                raw[124..136].copy_from_slice(b"00000001000\0");
+                raw[482..506].copy_from_slice(&block[..24]);
+                raw[156] = kind;
+                raw[257..257 + magic.len()].copy_from_slice(magic);
+                header.set_cksum();
+                bytes.extend_from_slice(header.as_bytes());
+                bytes.extend_from_slice(&[b'1'; 512]);
+            }
+            let mut archive = Archive::new(&bytes[..]);
+            for _ in 0..32 {
+                if !matches!(archive.next_member(), Ok(Some(_))) {
+                    break;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Unpacking a layer: the tar of an OCI image layer onto what the layers below it left.
+//!
+//! The work is done in a thread whose root directory *is* the disk, so that every path, every link
+//! and every symlink of the tar resolves inside it, whatever it says. Names are still normalized:
+//! one that climbs above the root is an error that names the entry, not a file elsewhere.
+//!
+//! ```text
+//!  archive   blocks ─▶ members: headers, PAX and GNU extensions    pax, sparse: their formats
+//!  tree      members ─▶ files, links, nodes, directories
+//!  whiteout  what a layer deletes of the layers below, and nothing of its own
+//! ```
+//!
+//! What engines leave open is decided as containerd does it: a later entry of the same name wins; a
+//! directory over a directory keeps its content; anything else replaces what was there; global PAX
+//! headers are ignored; a tar may end without its two zero blocks, but not inside an entry.
+
+mod archive;
+mod name;
+mod pax;
+mod sparse;
+mod tree;
+mod whiteout;
+
+use std::io::BufRead;
+use std::path::Path;
+
+use boxlite_proto::message::{Failure, FailureKind};
+use rustix::io::Errno;
+
+use self::archive::Archive;
+use self::tree::Tree;
+
+/// What a layer had.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unpacked {
+    /// Entries of the tar, whiteouts included.
+    pub entries: u64,
+    /// Bytes of file content written; holes are not.
+    pub bytes: u64,
+}
+
+/// A layer that could not be unpacked: the entry and what is wrong.
+#[derive(Debug, thiserror::Error)]
+#[error("{}{problem}", shown_entry(.entry))]
+pub struct UnpackError {
+    /// The name of the entry, as the tar has it; empty before the first.
+    entry: Vec<u8>,
+    problem: Problem,
+}
+
+/// What is wrong with an entry.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Problem {
+    #[error("{0}; the layer is malformed or hostile")]
+    Bad(String),
+    #[error("the tar ends in the middle of an entry; the layer is truncated")]
+    Truncated,
+    #[error("the layer's stream was cut off: {0}")]
+    Read(#[source] std::io::Error),
+    #[error("cannot {0}: the disk is full; make it larger")]
+    Full(&'static str),
+    #[error("cannot {what}: {errno}")]
+    System { what: &'static str, errno: Errno },
+}
+
+impl Problem {
+    fn bad(what: impl Into<String>) -> Self {
+        Self::Bad(what.into())
+    }
+
+    fn reading(error: std::io::Error) -> Self {
+        match error.kind() {
+            std::io::ErrorKind::UnexpectedEof => Self::Truncated,
+            _ => Self::Read(error),
+        }
+    }
+}
+
+/// Says what a failed system call was for.
+fn cannot(what: &'static str) -> impl Fn(Errno) -> Problem {
+    move |errno| match errno {
+        Errno::NOSPC | Errno::DQUOT => Problem::Full(what),
+        errno => Problem::System { what, errno },
+    }
+}
+
+impl UnpackError {
+    /// The failure as the host learns it.
+    pub fn failure(&self) -> Failure {
+        let kind = match &self.problem {
+            Problem::Bad(_) | Problem::Truncated => FailureKind::BadLayer,
+            Problem::Full(_) => FailureKind::DiskFull,
+            // What only a name, a link or a size of the tar's can cause.
+            Problem::System {
+                errno:
+                    Errno::NAMETOOLONG
+                    | Errno::LOOP
+                    | Errno::NOTDIR
+                    | Errno::NOENT
+                    | Errno::INVAL
+                    | Errno::FBIG
+                    | Errno::PERM
+                    | Errno::MLINK
+                    | Errno::RANGE
+                    | Errno::TOOBIG
+                    | Errno::OVERFLOW,
+                ..
+            } => FailureKind::BadLayer,
+            Problem::Read(_) | Problem::System { .. } => FailureKind::Other,
+        };
+        Failure { kind, message: self.to_string() }
+    }
+}
+
+fn shown_entry(entry: &[u8]) -> String {
+    if entry.is_empty() { String::new() } else { format!("entry {}: ", name::shown(entry)) }
+}
+
+/// Unpacks `tar` onto the directory `root`, to its end. Needs root's privileges. The calling thread
+/// is left with `root` as its root directory, so it should be one of its own.
+pub fn unpack_in_root(root: &Path, tar: impl BufRead) -> Result<Unpacked, UnpackError> {
+    let outside =
+        |what| move |errno| UnpackError { entry: Vec::new(), problem: cannot(what)(errno) };
+    crate::sys::process::chroot_this_thread(root).map_err(outside("enter the disk"))?;
+    let mut archive = Archive::new(tar);
+    let mut tree = Tree::new().map_err(outside("read the disk"))?;
+    let mut unpacked = Unpacked::default();
+    let mut unpack = || -> Result<(), Problem> {
+        while let Some(member) = archive.next_member()? {
+            unpacked.bytes += tree.add(&member, &mut archive)?;
+            unpacked.entries += 1;
+        }
+        archive.drain()
+    };
+    match unpack() {
+        Ok(()) => {
+            tree.finish();
+            Ok(unpacked)
+        }
+        Err(problem) => Err(UnpackError { entry: archive.last_name().to_vec(), problem }),
+    }
+}

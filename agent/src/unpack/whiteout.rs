@@ -1,0 +1,191 @@
+//! What a layer deletes of the layers below it, and how to tell that from its own.
+//!
+//! `.wh.NAME` deletes NAME, `.wh..wh..opq` everything in its directory (OCI image specification,
+//! "Whiteouts") *of the layers below*: what this layer adds stays, whether it came before or after
+//! the whiteout. So what a layer adds is remembered, as directory entries: an inode would
+//! not do, because a layer may link a file that another one brought; nor a path, because a
+//! symlink gives one directory several.
+
+use std::collections::HashSet;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, unlinkat};
+use rustix::io::Errno;
+
+use super::{Problem, cannot};
+
+const PREFIX: &[u8] = b".wh.";
+const OPAQUE: &[u8] = b".wh..wh..opq";
+const META_PREFIX: &[u8] = b".wh..wh.";
+
+/// Deeper directories than this are not removed; each level holds a file descriptor.
+const MAX_DEPTH: usize = 512;
+
+/// What the name of an entry means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Meaning<'a> {
+    /// An ordinary entry.
+    Entry,
+    /// Deletes this name from its directory.
+    Whiteout(&'a [u8]),
+    /// Deletes everything from its directory.
+    Opaque,
+    /// Bookkeeping of aufs, which old images still carry and engines skip.
+    Nothing,
+}
+
+impl<'a> Meaning<'a> {
+    /// Of the entry with this normalized path.
+    pub(super) fn of(path: &'a [u8]) -> Result<Self, Problem> {
+        let mut components = path.split(|b| *b == b'/').rev();
+        let name = components.next().unwrap_or_default();
+        for component in components {
+            if component.starts_with(META_PREFIX) {
+                return Ok(Self::Nothing);
+            }
+            if component.starts_with(PREFIX) {
+                return Err(Problem::bad("it is inside a whiteout"));
+            }
+        }
+        match name.strip_prefix(PREFIX) {
+            None => Ok(Self::Entry),
+            Some(_) if name == OPAQUE => Ok(Self::Opaque),
+            Some(_) if name.starts_with(META_PREFIX) => Ok(Self::Nothing),
+            Some(b"" | b"." | b"..") => Err(Problem::bad("it is a whiteout of no file")),
+            Some(name) => Ok(Self::Whiteout(name)),
+        }
+    }
+}
+
+/// The directory entries that this layer added.
+#[derive(Default)]
+pub(super) struct Own {
+    /// Of (inode of the directory, name), under a random key, so that nobody can choose names that
+    /// collide.
+    hashes: HashSet<u64>,
+    hasher: RandomState,
+}
+
+impl Own {
+    pub(super) fn insert(&mut self, dir: u64, name: &[u8]) {
+        self.hashes.insert(self.hasher.hash_one((dir, name)));
+    }
+
+    fn contains(&self, dir: u64, name: &[u8]) -> bool {
+        self.hashes.contains(&self.hasher.hash_one((dir, name)))
+    }
+}
+
+/// A directory and its inode number.
+#[derive(Clone, Copy)]
+pub(super) struct DirRef<'a> {
+    pub(super) fd: BorrowedFd<'a>,
+    pub(super) ino: u64,
+}
+
+/// Removes `name` from `dir`, with everything in it that is not in `keep`.
+pub(super) fn remove(dir: DirRef<'_>, name: &[u8], keep: Option<&Own>) -> Result<(), Problem> {
+    remove_at_depth(dir, name, keep, 0)
+}
+
+/// Removes everything in `dir` that is not in `keep`.
+pub(super) fn remove_content(dir: DirRef<'_>, keep: Option<&Own>) -> Result<(), Problem> {
+    remove_content_at_depth(dir, keep, 0)
+}
+
+fn remove_at_depth(
+    dir: DirRef<'_>,
+    name: &[u8],
+    keep: Option<&Own>,
+    depth: usize,
+) -> Result<(), Problem> {
+    let kept = keep.is_some_and(|own| own.contains(dir.ino, name));
+    let what = cannot("remove what a lower layer left");
+    if !kept {
+        match unlinkat(dir.fd, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => return Ok(()),
+            Err(Errno::ISDIR) => {}
+            Err(errno) => return Err(what(errno)),
+        }
+    }
+    let child = match open_dir(dir.fd, name) {
+        Ok(child) => child,
+        // Of this layer, and not a directory.
+        Err(Errno::NOTDIR | Errno::LOOP | Errno::NOENT) => return Ok(()),
+        Err(errno) => return Err(what(errno)),
+    };
+    use std::os::fd::AsFd;
+    let ino = rustix::fs::fstat(&child).map_err(&what)?.st_ino;
+    remove_content_at_depth(DirRef { fd: child.as_fd(), ino }, keep, depth + 1)?;
+    if kept {
+        return Ok(());
+    }
+    match unlinkat(dir.fd, name, AtFlags::REMOVEDIR) {
+        // Something of this layer is in it.
+        Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY) => Ok(()),
+        Err(errno) => Err(what(errno)),
+    }
+}
+
+fn remove_content_at_depth(
+    dir: DirRef<'_>,
+    keep: Option<&Own>,
+    depth: usize,
+) -> Result<(), Problem> {
+    if depth > MAX_DEPTH {
+        return Err(Problem::bad(format!(
+            "what it replaces or removes is nested more than {MAX_DEPTH} directories deep"
+        )));
+    }
+    let what = cannot("read a directory of a lower layer");
+    for (name, kind) in list(dir.fd).map_err(&what)? {
+        let is_dir = matches!(kind, FileType::Directory | FileType::Unknown);
+        let kept = keep.is_some_and(|own| own.contains(dir.ino, &name));
+        if is_dir || !kept {
+            remove_at_depth(dir, &name, keep, depth)?;
+        }
+    }
+    Ok(())
+}
+
+/// The names in a directory.
+pub(super) fn list(dir: BorrowedFd<'_>) -> rustix::io::Result<Vec<(Vec<u8>, FileType)>> {
+    let mut names = Vec::new();
+    for entry in Dir::new(open_dir(dir, b".")?)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            names.push((name.to_vec(), entry.file_type()));
+        }
+    }
+    Ok(names)
+}
+
+fn open_dir(dir: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat(dir, name, flags, Mode::empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_their_meaning() {
+        let of = |path: &'static str| Meaning::of(path.as_bytes()).map_err(|e| e.to_string());
+        assert_eq!(of("a/b"), Ok(Meaning::Entry));
+        assert_eq!(of("a/.wh.b"), Ok(Meaning::Whiteout(b"b")));
+        assert_eq!(of(".wh..hidden"), Ok(Meaning::Whiteout(b".hidden")));
+        assert_eq!(of(".wh...."), Ok(Meaning::Whiteout(b"...")));
+        assert_eq!(of("a/.wh..wh..opq"), Ok(Meaning::Opaque));
+        assert_eq!(of(".wh..wh.plnk"), Ok(Meaning::Nothing));
+        assert_eq!(of(".wh..wh.plnk/123.456"), Ok(Meaning::Nothing));
+        assert_eq!(of("a/.whatever"), Ok(Meaning::Entry));
+        assert_eq!(of("a.wh.b"), Ok(Meaning::Entry));
+        for bad in [".wh.", "a/.wh..", ".wh...", ".wh.a/b", "x/.wh.a/b/c"] {
+            assert!(of(bad).is_err(), "{bad}");
+        }
+    }
+}

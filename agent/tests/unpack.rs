@@ -1,0 +1,709 @@
+//! Unpacking real archives, made by GNU tar and by hand, onto a real file system. Needs root, as the
+//! agent has it: owners, device nodes and `chroot` are what it is about.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use boxlite_agent::unpack::{UnpackError, Unpacked, unpack_in_root};
+use boxlite_proto::message::FailureKind;
+use tar::{Builder, EntryType, Header};
+
+/// Skips a test that cannot do what it needs.
+macro_rules! needs_root {
+    () => {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: needs root");
+            return;
+        }
+    };
+}
+
+/// Each in a thread of its own, which then has another root directory.
+fn unpack(root: &Path, tar: &[u8]) -> Result<Unpacked, UnpackError> {
+    std::thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                rustix::process::umask(rustix::fs::Mode::empty());
+                unpack_in_root(root, tar)
+            })
+            .join()
+            .unwrap()
+    })
+}
+
+fn fails(root: &Path, tar: &[u8], kind: FailureKind, says: &[&str]) {
+    let failure = unpack(root, tar).expect_err("a failure").failure();
+    assert_eq!(failure.kind, kind, "{failure}");
+    for part in says {
+        assert!(failure.message.contains(part), "{:?} says nothing of {part:?}", failure.message);
+    }
+}
+
+/// A tar made by hand.
+struct Layer(Builder<Vec<u8>>);
+
+impl Layer {
+    fn new() -> Self {
+        Self(Builder::new(Vec::new()))
+    }
+
+    fn header(kind: EntryType, mode: u32, size: u64) -> Header {
+        let mut header = Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(1_600_000_000);
+        header.set_size(size);
+        header
+    }
+
+    /// Any name, also one that the builder would refuse.
+    fn raw(mut self, mut header: Header, name: &[u8], data: &[u8]) -> Self {
+        header.as_old_mut().name = [0; 100];
+        header.as_old_mut().name[..name.len()].copy_from_slice(name);
+        header.set_cksum();
+        self.0.append(&header, data).unwrap();
+        self
+    }
+
+    fn file(self, name: &str, data: &[u8]) -> Self {
+        self.raw(Self::header(EntryType::Regular, 0o644, data.len() as u64), name.as_bytes(), data)
+    }
+
+    fn dir(self, name: &str) -> Self {
+        self.raw(Self::header(EntryType::Directory, 0o755, 0), name.as_bytes(), b"")
+    }
+
+    fn link(self, kind: EntryType, name: &str, target: &str) -> Self {
+        let mut header = Self::header(kind, 0o777, 0);
+        header.as_old_mut().linkname[..target.len()].copy_from_slice(target.as_bytes());
+        self.raw(header, name.as_bytes(), b"")
+    }
+
+    fn symlink(self, name: &str, target: &str) -> Self {
+        self.link(EntryType::Symlink, name, target)
+    }
+
+    fn pax(mut self, records: &[(&str, &[u8])]) -> Self {
+        self.0.append_pax_extensions(records.iter().copied()).unwrap();
+        self
+    }
+
+    fn done(self) -> Vec<u8> {
+        self.0.into_inner().unwrap()
+    }
+}
+
+/// All that a tar is to bring over.
+fn describe(root: &Path) -> BTreeMap<PathBuf, String> {
+    let mut found = BTreeMap::new();
+    let mut links: BTreeMap<u64, PathBuf> = BTreeMap::new();
+    let mut todo = vec![root.to_owned()];
+    while let Some(path) = todo.pop() {
+        let meta = fs::symlink_metadata(&path).unwrap();
+        let kind = meta.file_type();
+        let content = if kind.is_symlink() {
+            format!("-> {}", fs::read_link(&path).unwrap().display())
+        } else if kind.is_file() {
+            let bytes = fs::read(&path).unwrap();
+            let sum = bytes.iter().fold(0_u64, |sum, b| sum.wrapping_mul(31) + u64::from(*b));
+            format!("{} bytes {sum:x}", bytes.len())
+        } else if kind.is_char_device() || kind.is_block_device() {
+            format!("device {:x}", meta.rdev())
+        } else if kind.is_dir() {
+            for entry in fs::read_dir(&path).unwrap() {
+                todo.push(entry.unwrap().path());
+            }
+            String::new()
+        } else {
+            "fifo".into()
+        };
+        let name = path.strip_prefix(root).unwrap().to_owned();
+        let mut names = [0; 4096];
+        let len = rustix::fs::llistxattr(&path, &mut names).unwrap();
+        let mut xattrs: Vec<_> = names[..len]
+            .split(|b| *b == 0)
+            .filter(|name| !name.is_empty())
+            .map(|name| {
+                let mut value = [0; 4096];
+                let len = rustix::fs::lgetxattr(&path, name, &mut value).unwrap();
+                format!("{}={}", name.escape_ascii(), value[..len].escape_ascii())
+            })
+            .collect();
+        xattrs.sort();
+        let first = (!kind.is_dir() && meta.nlink() > 1)
+            .then(|| links.entry(meta.ino()).or_insert_with(|| name.clone()).clone());
+        // A group of hard links is named by its smallest name, whatever the order of reading.
+        if let Some(first) = first.filter(|first| name < *first) {
+            links.insert(meta.ino(), name.clone());
+            drop(first);
+        }
+        found.insert(
+            name,
+            format!(
+                "{:o} {}:{} {}.{:09} links={} {content} {xattrs:?}",
+                meta.mode(),
+                meta.uid(),
+                meta.gid(),
+                meta.mtime(),
+                meta.mtime_nsec(),
+                if kind.is_dir() { 0 } else { meta.nlink() },
+            ),
+        );
+    }
+    found
+}
+
+/// A tree with one of everything.
+fn tree_of_everything(root: &Path) {
+    let at = |name: &str| root.join(name);
+    fs::create_dir_all(at("usr/bin")).unwrap();
+    fs::create_dir_all(at("var/mail")).unwrap();
+    fs::create_dir_all(at("tmp")).unwrap();
+    fs::write(at("usr/bin/tool"), b"#!/bin/sh\necho hi\n").unwrap();
+    fs::write(at("usr/bin/su"), vec![7; 100_000]).unwrap();
+    fs::write(at("empty"), b"").unwrap();
+    fs::write(at("exact-block"), vec![1; 512]).unwrap();
+    fs::hard_link(at("usr/bin/tool"), at("usr/bin/tool2")).unwrap();
+    fs::hard_link(at("usr/bin/tool"), at("alias")).unwrap();
+    symlink("usr/bin", at("bin")).unwrap();
+    symlink("/absolute/nowhere", at("dangling")).unwrap();
+    symlink("../../../../etc/passwd", at("climbing")).unwrap();
+    let long = format!("{}/{}", "d".repeat(120), "f".repeat(200));
+    fs::create_dir_all(at(&long).parent().unwrap()).unwrap();
+    fs::write(at(&long), b"long name").unwrap();
+    symlink("t".repeat(300), at("long-link")).unwrap();
+    fs::write(at("ünïcode ☃"), b"x").unwrap();
+    fs::write(root.join(std::ffi::OsStr::from_bytes(b"not\xff\xfeutf8")), b"x").unwrap();
+    let node = |name: &str, kind, device| {
+        let mode = rustix::fs::Mode::from_raw_mode(0o640);
+        rustix::fs::mknodat(rustix::fs::CWD, at(name), kind, mode, device).unwrap();
+    };
+    use rustix::fs::{FileType, makedev};
+    node("null", FileType::CharacterDevice, makedev(1, 3));
+    node("sda9", FileType::BlockDevice, makedev(8, 9));
+    node("big", FileType::CharacterDevice, makedev(300, 70_000));
+    node("fifo", FileType::Fifo, 0);
+
+    let sparse = fs::File::create(at("sparse")).unwrap();
+    sparse.set_len(64 << 20).unwrap();
+    use std::os::unix::fs::FileExt;
+    for i in 0..40_u64 {
+        sparse
+            .write_all_at(format!("piece {i}").repeat(700).as_bytes(), i * (1 << 20) + 4096)
+            .unwrap();
+    }
+    fs::File::create(at("hole")).unwrap().set_len(5 << 20).unwrap();
+
+    let own =
+        |name: &str, uid, gid| std::os::unix::fs::lchown(at(name), Some(uid), Some(gid)).unwrap();
+    own("usr/bin/tool", 1000, 1001);
+    own("bin", 5, 6);
+    own("var/mail", 0, 8);
+    own("empty", 4_000_000_000, 3_000_000_000);
+    own("null", 0, 3);
+    let mode =
+        |name: &str, mode| fs::set_permissions(at(name), fs::Permissions::from_mode(mode)).unwrap();
+    mode("usr/bin/su", 0o4755);
+    mode("usr/bin/tool", 0o2711);
+    mode("var/mail", 0o2775);
+    mode("tmp", 0o1777);
+    mode("empty", 0o000);
+    // Created in a setgid directory, and not of its group.
+    fs::write(at("var/mail/root"), b"mail").unwrap();
+    fs::create_dir(at("var/mail/dir")).unwrap();
+    own("var/mail/root", 0, 0);
+    own("var/mail/dir", 0, 0);
+    mode("var/mail/dir", 0o700);
+
+    let xattr = |name: &str, key: &str, value: &[u8]| {
+        rustix::fs::lsetxattr(at(name), key, value, rustix::fs::XattrFlags::empty()).unwrap();
+    };
+    // With a newline in it, which breaks readers that split PAX records by lines.
+    let capability = b"\x01\0\0\x02\0\x0a\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+    xattr("usr/bin/tool", "security.capability", capability);
+    xattr("empty", "user.note", b"with = and \n newline");
+    xattr("usr", "user.dir", b"");
+    xattr("usr", "trusted.thing", b"\0\xff");
+
+    let times = |name: &str, seconds, nanoseconds| {
+        let time = rustix::fs::Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
+        let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+        let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+        rustix::fs::utimensat(rustix::fs::CWD, at(name), &times, flags).unwrap();
+    };
+    times("dangling", 1_000_000_000, 987_654_321);
+    times("exact-block", -1_000, 500_000_000);
+    times("usr/bin", 1_234_567_890, 1);
+    times("usr", 3_000_000_000, 0);
+    times("null", 1, 2);
+    times(".", 1_500_000_000, 5);
+}
+
+fn gnu_tar(root: &Path, arguments: &[&str]) -> Vec<u8> {
+    let output = Command::new("tar")
+        .arg("-C")
+        .arg(root)
+        .args(["--numeric-owner", "--warning=no-timestamp", "-cf", "-"])
+        .args(arguments)
+        .arg(".")
+        .output()
+        .expect("GNU tar");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+#[test]
+fn everything_comes_over_from_pax() {
+    needs_root!();
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    tree_of_everything(from.path());
+    let want = describe(from.path());
+    for sparse in ["0.0", "0.1", "1.0"] {
+        let version = format!("--sparse-version={sparse}");
+        let tar = gnu_tar(
+            from.path(),
+            &["--format=pax", "--xattrs", "--xattrs-include=*", "--sparse", &version],
+        );
+        assert!(tar.len() < 2 << 20, "the archive is not sparse: {}", tar.len());
+        let to = to.path().join(sparse);
+        fs::create_dir(&to).unwrap();
+        let unpacked = unpack(&to, &tar).unwrap();
+        assert_eq!(unpacked.entries, want.len() as u64);
+        let got = describe(&to);
+        for (path, want) in &want {
+            assert_eq!(got.get(path), Some(want), "{} with {sparse}", path.display());
+        }
+        assert_eq!(got.len(), want.len());
+        for name in ["sparse", "hole"] {
+            let (ours, theirs) = (
+                fs::metadata(to.join(name)).unwrap(),
+                fs::metadata(from.path().join(name)).unwrap(),
+            );
+            assert!(ours.blocks() <= theirs.blocks() + 16, "{name}: holes were written");
+        }
+    }
+}
+
+#[test]
+fn everything_that_it_holds_comes_over_from_gnu() {
+    needs_root!();
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    tree_of_everything(from.path());
+    let tar = gnu_tar(from.path(), &["--format=gnu", "--sparse"]);
+    unpack(to.path(), &tar).unwrap();
+    // It holds no extended attributes and whole seconds only.
+    let comparable = |root: &Path| -> BTreeMap<_, _> {
+        let mut all = describe(root);
+        for text in all.values_mut() {
+            let (head, _) = text.rsplit_once(" [").unwrap();
+            let (before, after) = head.split_once('.').unwrap();
+            let (_, after) = after.split_once(' ').unwrap();
+            *text = format!("{before} {after}");
+        }
+        all
+    };
+    let (want, got) = (comparable(from.path()), comparable(to.path()));
+    for (path, want) in &want {
+        // tar rounds down, the kernel shows -1000.5 s as -1000 s and 500 ms.
+        if path != Path::new("exact-block") {
+            assert_eq!(got.get(path), Some(want), "{}", path.display());
+        }
+    }
+    assert!(fs::metadata(to.path().join("sparse")).unwrap().blocks() < 4096);
+}
+
+#[test]
+fn old_formats_come_over() {
+    needs_root!();
+    for format in ["v7", "ustar"] {
+        let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::create_dir_all(from.path().join("a/b")).unwrap();
+        fs::write(from.path().join("a/b/c"), b"content").unwrap();
+        symlink("c", from.path().join("a/b/d")).unwrap();
+        let format = format!("--format={format}");
+        unpack(to.path(), &gnu_tar(from.path(), &[&format])).unwrap();
+        assert_eq!(fs::read(to.path().join("a/b/d")).unwrap(), b"content", "{format}");
+    }
+}
+
+#[test]
+fn paths_and_links_resolve_inside() {
+    needs_root!();
+    let outer = tempfile::tempdir().unwrap();
+    let root = outer.path().join("root");
+    fs::create_dir(&root).unwrap();
+    fs::create_dir(outer.path().join("outside")).unwrap();
+    let tar = Layer::new()
+        .file("/absolute", b"a")
+        .file("./dot", b"b")
+        .symlink("up", "../outside")
+        .file("up/one", b"c")
+        .symlink("abs", "/deep/er")
+        .file("abs/two", b"d")
+        .dir("real")
+        .symlink("lib", "real")
+        .file("lib/three", b"e")
+        .file("x/../y", b"f")
+        .link(EntryType::Link, "hard", "/absolute")
+        .link(EntryType::Link, "hard2", "lib/three")
+        .done();
+    unpack(&root, &tar).unwrap();
+    let read = |name: &str| fs::read(root.join(name)).unwrap();
+    assert_eq!(read("absolute"), b"a");
+    assert_eq!(read("dot"), b"b");
+    // `..` of the root is the root.
+    assert_eq!(read("outside/one"), b"c");
+    assert_eq!(read("deep/er/two"), b"d");
+    assert_eq!(read("real/three"), b"e");
+    assert_eq!(read("y"), b"f");
+    assert_eq!((read("hard"), read("hard2")), (b"a".to_vec(), b"e".to_vec()));
+    assert!(fs::read_dir(outer.path().join("outside")).unwrap().next().is_none());
+}
+
+#[test]
+fn hostile_and_broken_layers_are_named() {
+    needs_root!();
+    let bad = FailureKind::BadLayer;
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    let refused = |layer: Layer, says: &[&str]| fails(root, &layer.done(), bad, says);
+
+    refused(Layer::new().file("ok", b"").file("../evil", b"x"), &["../evil", "above the root"]);
+    refused(Layer::new().file("a/../../evil", b"x"), &["a/../../evil", "above the root"]);
+    refused(Layer::new().file("..", b"x"), &["\"..\"", "above the root"]);
+    refused(Layer::new().file(".", b"x"), &["root directory"]);
+    let link = |name: &str, to: &str| Layer::new().link(EntryType::Link, name, to);
+    refused(link("l", "../../etc/passwd"), &["\"l\"", "../../etc/passwd", "above the root"]);
+    refused(link("l", "missing"), &["\"l\"", "missing"]);
+    refused(link("l", "/"), &["\"l\"", "directory"]);
+    refused(Layer::new().dir("d").link(EntryType::Link, "l", "d"), &["\"l\"", "\"d\""]);
+    refused(Layer::new().symlink("s", ""), &["\"s\""]);
+    refused(Layer::new().symlink("loop", "loop").file("loop/x", b""), &["loop/x"]);
+    refused(Layer::new().file("plain", b"").file("plain/x", b""), &["plain/x"]);
+    for kind in *b"VMNDZz" {
+        let header = Layer::header(EntryType::new(kind), 0o644, 0);
+        refused(
+            Layer::new().raw(header, b"odd", b""),
+            &["odd", "type", &char::from(kind).to_string()],
+        );
+    }
+    for name in [".wh.", "d/.wh..", ".wh...", ".wh.a/b"] {
+        refused(Layer::new().file(name, b""), &[name, "whiteout"]);
+    }
+    let owner = |uid| {
+        let mut header = Layer::header(EntryType::Regular, 0o644, 0);
+        header.set_uid(uid);
+        Layer::new().raw(header, b"owned", b"")
+    };
+    refused(owner(u64::from(u32::MAX)), &["owned", "uid"]);
+    refused(owner(1 << 40), &["owned", "uid"]);
+    let mut header = Layer::header(EntryType::Char, 0o644, 0);
+    header.set_device_major(5000).unwrap();
+    header.set_device_minor(0).unwrap();
+    refused(Layer::new().raw(header, b"dev", b""), &["dev", "major"]);
+
+    let long = "x".repeat(256);
+    refused(Layer::new().pax(&[("path", long.as_bytes())]).file("f", b""), &["xxxx", "too long"]);
+    let deep = "d/".repeat(3000);
+    refused(Layer::new().pax(&[("path", deep.as_bytes())]).dir("f"), &["d/d/d", "too long"]);
+    refused(Layer::new().pax(&[("path", b"nul\0nul")]).file("f", b""), &["NUL"]);
+    refused(Layer::new().pax(&[("size", b"-5")]).file("f", b""), &["PAX record \"size\""]);
+    let big = vec![b'v'; 70_000];
+    refused(
+        Layer::new().pax(&[("SCHILY.xattr.user.big", &big)]).file("f", b""),
+        &["\"f\"", "user.big", "70000"],
+    );
+    let half = vec![b'v'; 20_000];
+    refused(
+        Layer::new().pax(&[("SCHILY.xattr.user.half", &half)]).file("f", b""),
+        &["user.half", "20000"],
+    );
+    refused(Layer::new().pax(&[("SCHILY.xattr.nonsense", b"x")]).file("f", b""), &["nonsense"]);
+
+    // Not a tar at all.
+    fails(root, &[b'x'; 2048], bad, &["checksum"]);
+    fails(root, b"short", bad, &["truncated"]);
+}
+
+#[test]
+fn a_truncated_layer_is_noticed_wherever_it_is_cut() {
+    needs_root!();
+    let tar = Layer::new()
+        .pax(&[("mtime", b"1.5")])
+        .file("first", &[1; 700])
+        .file("second", &[2; 5000])
+        .done();
+    // Where one member ends and the next begins, a tar may end.
+    let boundaries = [0, 2560, 2560 + 512 + 5120, 2560 + 512 + 5120 + 512];
+    for len in (0..tar.len() - 512).step_by(100).chain(boundaries) {
+        let root = tempfile::tempdir().unwrap();
+        let result = unpack(root.path(), &tar[..len]);
+        if boundaries.contains(&len) {
+            assert!(result.is_ok(), "{len}: {result:?}");
+        } else if len < 2560 + 512 + 5120 {
+            let failure = result.expect_err(&len.to_string()).failure();
+            assert_eq!(failure.kind, FailureKind::BadLayer);
+            assert!(failure.message.contains("truncated"), "{failure}");
+        }
+    }
+}
+
+#[test]
+fn giant_sizes_cost_only_what_arrives() {
+    needs_root!();
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    let header = |size| Layer::header(EntryType::Regular, 0o644, size);
+    let mut giant = header(0);
+    giant.set_size(1 << 50);
+    let tar = Layer::new().raw(giant, b"giant", b"only this").done();
+    fails(root, &tar, FailureKind::BadLayer, &["giant", "truncated"]);
+    assert!(fs::metadata(root.join("giant")).unwrap().len() < 1 << 20);
+
+    let tar = Layer::new().pax(&[("size", b"18446744073709551615")]).file("max", b"").done();
+    fails(root, &tar, FailureKind::BadLayer, &["max"]);
+
+    // A file of holes only, as large as the file system can name, then larger.
+    let sparse = |size: &'static [u8]| {
+        Layer::new()
+            .pax(&[("GNU.sparse.size", size), ("GNU.sparse.map", b"0,4")])
+            .file("holes", b"data")
+            .done()
+    };
+    unpack(root, &sparse(b"1099511627776")).unwrap();
+    let meta = fs::metadata(root.join("holes")).unwrap();
+    assert!(meta.len() == 1 << 40 && meta.blocks() <= 16);
+    fails(root, &sparse(b"9223372036854775807"), FailureKind::BadLayer, &["holes", "size"]);
+    let tar = Layer::new()
+        .pax(&[("GNU.sparse.size", b"10"), ("GNU.sparse.map", b"5,4,0,4")])
+        .file("map", b"datadata")
+        .done();
+    fails(root, &tar, FailureKind::BadLayer, &["map", "sparse map"]);
+}
+
+#[test]
+fn later_entries_of_a_name_win() {
+    needs_root!();
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    let tar = Layer::new()
+        .file("f", b"first")
+        .link(EntryType::Link, "f-alias", "f")
+        .file("f", b"second")
+        .dir("d")
+        .file("d/inside", b"gone")
+        .dir("d/deep/er")
+        .file("d", b"a file now")
+        .file("e", b"a file")
+        .dir("e")
+        .file("e/inside", b"here")
+        .symlink("s", "/elsewhere")
+        .file("s", b"not through the link")
+        .symlink("sd", "e")
+        .dir("sd")
+        .file("sd/x", b"not in e")
+        .file("keep/a", b"a")
+        .dir("keep")
+        .link(EntryType::Link, "f", "f")
+        .link(EntryType::Link, "f-alias", "f-alias")
+        .done();
+    unpack(root, &tar).unwrap();
+    let read = |name: &str| fs::read(root.join(name)).unwrap();
+    assert_eq!((read("f"), read("f-alias")), (b"second".to_vec(), b"first".to_vec()));
+    assert_eq!(read("d"), b"a file now");
+    assert_eq!(read("e/inside"), b"here");
+    assert_eq!(read("s"), b"not through the link");
+    assert!(!root.join("elsewhere").exists());
+    assert!(fs::symlink_metadata(root.join("sd")).unwrap().is_dir());
+    assert!(root.join("sd/x").exists() && !root.join("e/x").exists());
+    assert_eq!(read("keep/a"), b"a");
+}
+
+#[test]
+fn directories_keep_their_content_and_get_new_metadata() {
+    needs_root!();
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    unpack(root, &Layer::new().dir("d").file("d/old", b"old").done()).unwrap();
+    let mut header = Layer::header(EntryType::Directory, 0o1750, 0);
+    header.set_uid(12);
+    header.set_gid(34);
+    header.set_mtime(1_111_111_111);
+    unpack(root, &Layer::new().raw(header, b"d", b"").file("d/new", b"new").done()).unwrap();
+    let meta = fs::metadata(root.join("d")).unwrap();
+    assert_eq!((meta.mode() & 0o7777, meta.uid(), meta.gid()), (0o1750, 12, 34));
+    assert_eq!(meta.mtime(), 1_111_111_111);
+    assert!(root.join("d/old").exists() && root.join("d/new").exists());
+}
+
+fn names(root: &Path) -> Vec<String> {
+    describe(root)
+        .keys()
+        .map(|path| path.to_str().unwrap().to_owned())
+        .filter(|p| !p.is_empty())
+        .collect()
+}
+
+#[test]
+fn whiteouts_remove_what_is_below_and_nothing_else() {
+    needs_root!();
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    let lower = Layer::new()
+        .file("file", b"lower")
+        .file("both", b"lower")
+        .file("tree/a/b", b"lower")
+        .file("tree/c", b"lower")
+        .file("mixed/lower", b"lower")
+        .file("mixed/deep/lower", b"lower")
+        .symlink("link", "tree")
+        .file("stays", b"lower")
+        .done();
+    unpack(root, &lower).unwrap();
+    let upper = Layer::new()
+        .file(".wh.file", b"")
+        .file(".wh.missing", b"")
+        .file("no/such/.wh.dir", b"")
+        // Before and after: what this layer adds stays.
+        .file("both", b"upper")
+        .file(".wh.both", b"")
+        .file(".wh.tree", b"")
+        .file("mixed/deep/upper", b"upper")
+        .file(".wh.mixed", b"")
+        .file("mixed/later", b"upper")
+        .file(".wh.link", b"")
+        .done();
+    unpack(root, &upper).unwrap();
+    assert_eq!(
+        names(root),
+        ["both", "mixed", "mixed/deep", "mixed/deep/upper", "mixed/later", "stays"]
+    );
+    assert_eq!(fs::read(root.join("both")).unwrap(), b"upper");
+}
+
+#[test]
+fn a_link_to_a_lower_file_survives_its_whiteout() {
+    needs_root!();
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    unpack(root, &Layer::new().file("old", b"content").done()).unwrap();
+    let rename = Layer::new().link(EntryType::Link, "new", "old").file(".wh.old", b"").done();
+    unpack(root, &rename).unwrap();
+    assert_eq!(names(root), ["new"]);
+}
+
+#[test]
+fn an_opaque_directory_hides_what_is_below_in_any_order() {
+    needs_root!();
+    for position in 0..4 {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        let lower = Layer::new()
+            .file("d/lower", b"")
+            .file("d/sub/lower", b"")
+            .file("d/own/lower", b"")
+            .file("beside", b"")
+            .done();
+        unpack(root, &lower).unwrap();
+        let mut upper = Layer::new();
+        for i in 0..5 {
+            if i == position {
+                upper = upper.file("d/.wh..wh..opq", b"");
+            }
+            upper = match i {
+                0 => upper.dir("d"),
+                1 => upper.dir("d/own"),
+                2 => upper.file("d/own/new", b""),
+                3 => upper.file("d/new", b""),
+                _ => upper,
+            };
+        }
+        unpack(root, &upper.done()).unwrap();
+        assert_eq!(names(root), ["beside", "d", "d/new", "d/own", "d/own/new"], "at {position}");
+    }
+}
+
+#[test]
+fn a_whiteout_sees_through_symlinked_directories() {
+    needs_root!();
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    let lower =
+        Layer::new().file("usr/lib/a", b"").file("usr/lib/b", b"").symlink("lib", "usr/lib");
+    unpack(root, &lower.done()).unwrap();
+    let upper = Layer::new().file("lib/a", b"new").file("usr/lib/.wh..wh..opq", b"").done();
+    unpack(root, &upper).unwrap();
+    assert_eq!(names(root), ["lib", "usr", "usr/lib", "usr/lib/a"]);
+}
+
+#[test]
+fn whiteouts_in_the_first_layer_hide_nothing() {
+    needs_root!();
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    let tar =
+        Layer::new().file("a", b"").file(".wh.a", b"").file(".wh..wh..opq", b"").file("b", b"");
+    let unpacked = unpack(root, &tar.done()).unwrap();
+    assert_eq!(names(root), ["a", "b"]);
+    assert_eq!(unpacked.entries, 4);
+}
+
+#[test]
+fn bookkeeping_of_aufs_is_skipped() {
+    needs_root!();
+    let dir = tempfile::tempdir().unwrap();
+    let tar =
+        Layer::new().file(".wh..wh.aufs", b"").dir(".wh..wh.plnk").file(".wh..wh.plnk/1.2", b"x");
+    unpack(dir.path(), &tar.file("a", b"").done()).unwrap();
+    assert_eq!(names(dir.path()), ["a"]);
+}
+
+#[test]
+fn what_follows_the_end_is_read_and_ignored() {
+    needs_root!();
+    let dir = tempfile::tempdir().unwrap();
+    let mut tar = Layer::new().file("a", b"12345").done();
+    tar.write_all(&[0; 10_240]).unwrap();
+    tar.write_all(&Layer::new().file("b", b"").done()).unwrap();
+    let mut rest = &tar[..];
+    let unpacked = std::thread::scope(|scope| {
+        scope.spawn(|| unpack_in_root(dir.path(), &mut rest)).join().unwrap().unwrap()
+    });
+    assert!(rest.is_empty());
+    assert_eq!(unpacked, Unpacked { entries: 1, bytes: 5 });
+    assert_eq!(names(dir.path()), ["a"]);
+    assert_eq!(unpack(dir.path(), b"").unwrap(), Unpacked::default());
+}
+
+#[test]
+fn a_full_disk_is_named() {
+    needs_root!();
+    let dir = tempfile::tempdir().unwrap();
+    let mount = rustix::mount::mount(
+        "none",
+        dir.path(),
+        "tmpfs",
+        rustix::mount::MountFlags::empty(),
+        Some(c"size=256k,nr_inodes=20"),
+    );
+    if let Err(e) = mount {
+        eprintln!("skipped: cannot mount a tmpfs: {e}");
+        return;
+    }
+    let data = vec![1; 400 << 10];
+    let large = Layer::new().file("small", b"x").file("large", &data).done();
+    fails(dir.path(), &large, FailureKind::DiskFull, &["large", "disk is full"]);
+    let mut many = Layer::new();
+    for i in 0..30 {
+        many = many.file(&format!("f{i}"), b"");
+    }
+    fails(dir.path(), &many.done(), FailureKind::DiskFull, &["disk is full"]);
+    rustix::mount::unmount(dir.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
+}

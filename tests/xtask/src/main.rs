@@ -1,2 +1,60 @@
-//! Placeholder.
-fn main() {}
+//! `cargo xtask`: everything that is done to the repository rather than by it.
+//!
+//! | command | makes or checks |
+//! |---|---|
+//! | `guest` | kernel, agent, initramfs and empty disk in `target/guest` |
+//! | `image` | OCI images for tests and demonstrations |
+//! | `demo` | all of it, and a box that runs |
+//! | `test` | every check that CI makes |
+//! | `softhost` | runs a command in the software host |
+
+#![forbid(unsafe_code)]
+
+mod apt;
+mod build;
+mod check;
+mod demo;
+mod guest;
+mod image;
+mod softhost;
+mod ui;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Set-up, guest files, demonstration and tests of BoxLite.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Builds the guest files into target/guest: kernel, initramfs with the agent, empty disk
+    Guest(guest::Options),
+    /// Makes an OCI image layout, tagged `latest`
+    Image(image::Options),
+    /// Builds everything, makes a real image, and runs a box
+    Demo,
+    /// Runs every check that CI runs
+    Test(check::Options),
+    /// Runs a command in the software host, as a machine without virtualization would
+    Softhost(softhost::Options),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Guest(options) => guest::build(&options).map(|_| ExitCode::SUCCESS),
+        Command::Image(options) => image::make(&options).map(|()| ExitCode::SUCCESS),
+        Command::Demo => demo::run(),
+        Command::Test(options) => check::run(&options),
+        Command::Softhost(options) => softhost::run(&options),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,134 @@
+//! Running other programs, cargo first of all, and putting files where they belong.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+/// The repository's top folder.
+pub(crate) fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().nth(2).unwrap_or(here).to_owned()
+}
+
+/// Where cargo puts what it builds.
+pub(crate) fn target_dir() -> PathBuf {
+    match env::var_os("CARGO_TARGET_DIR").filter(|dir| !dir.is_empty()) {
+        Some(dir) => root().join(dir),
+        None => root().join("target"),
+    }
+}
+
+/// `cargo` at the repository's top.
+pub(crate) fn cargo() -> Command {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
+    cargo.current_dir(root());
+    // Set for us by the cargo that started us; they would change what a second one rebuilds.
+    for name in ["CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH", "CARGO_PKG_NAME"] {
+        cargo.env_remove(name);
+    }
+    cargo
+}
+
+/// Runs `command` quietly; what it printed is in the error if it fails.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    output(command).map(drop)
+}
+
+/// Runs `command` and returns its standard output; its standard error is in the error if it fails.
+pub(crate) fn output(command: &mut Command) -> Result<Vec<u8>> {
+    let name = name(command);
+    let output =
+        command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {name}"))?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        bail!("{name} failed ({}):\n{}", output.status, text.trim());
+    }
+    Ok(output.stdout)
+}
+
+/// Runs `cargo build` with `arguments` and returns the executable called `name` that it built.
+///
+/// Cargo's own messages go to standard error as they come.
+pub(crate) fn cargo_build(name: &str, configure: impl FnOnce(&mut Command)) -> Result<PathBuf> {
+    let mut cargo = cargo();
+    cargo.args(["build", "--quiet", "--message-format=json-render-diagnostics"]);
+    configure(&mut cargo);
+    let output =
+        cargo.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("cannot run cargo")?;
+    if !output.status.success() {
+        bail!("cargo build of {name} failed");
+    }
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|message| message["target"]["name"] == name)
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .with_context(|| format!("cargo built no executable {name}"))
+}
+
+/// Builds the launcher, optimized, and returns its path.
+pub(crate) fn launcher() -> Result<PathBuf> {
+    cargo_build("boxlite-vmm", |cargo| {
+        cargo.args(["--release", "--package", "boxlite-vmm", "--bin", "boxlite-vmm"]);
+    })
+}
+
+/// Puts `contents` into the file at `path`, whole or not at all; leaves it alone if it has them.
+pub(crate) fn write(path: &Path, contents: &[u8]) -> Result<bool> {
+    if fs::metadata(path).is_ok_and(|meta| meta.len() == contents.len() as u64)
+        && fs::read(path).is_ok_and(|old| old == contents)
+    {
+        return Ok(false);
+    }
+    let parent = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+    let writing = || format!("cannot write {}", path.display());
+    let mut file = tempfile::Builder::new()
+        .permissions(permissions(0o644))
+        .tempfile_in(parent)
+        .with_context(writing)?;
+    file.write_all(contents).with_context(writing)?;
+    file.persist(path).with_context(writing)?;
+    Ok(true)
+}
+
+fn permissions(mode: u32) -> fs::Permissions {
+    std::os::unix::fs::PermissionsExt::from_mode(mode)
+}
+
+fn name(command: &Command) -> String {
+    let program = Path::new(command.get_program());
+    program.file_name().unwrap_or(program.as_os_str()).to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_written_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b");
+        assert!(write(&path, b"one").unwrap());
+        assert!(!write(&path, b"one").unwrap());
+        assert!(write(&path, b"two").unwrap());
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+    }
+
+    #[test]
+    fn a_failure_says_what_the_program_said() {
+        let error = run(Command::new("sh").args(["-c", "echo broken >&2; exit 4"])).unwrap_err();
+        assert_eq!(error.to_string(), "sh failed (exit status: 4):\nbroken");
+    }
+
+    #[test]
+    fn the_root_is_the_workspace() {
+        assert!(fs::read_to_string(root().join("Cargo.toml")).unwrap().contains("[workspace]"));
+    }
+}

@@ -1,0 +1,38 @@
+//! `cargo xtask test`: every check that CI makes, each with its time, and a count at the end.
+//!
+//! A check that fails does not keep the others from running.
+
+mod deny;
+mod house;
+mod report;
+mod suites;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::check::report::{Outcome, Report};
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Leaves out the end-to-end tests, which need a kernel and minutes
+    #[arg(long)]
+    no_e2e: bool,
+}
+
+/// Runs the checks; fails if one of them does.
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    let mut report = Report::default();
+    report.run("format", suites::format);
+    report.run("house rules", house::check);
+    report.run("clippy", suites::clippy);
+    report.run("licences", deny::policy);
+    report.run("advisories", deny::advisories);
+    report.run("documentation", suites::documentation);
+    report.run("unit tests", suites::unit);
+    report.run("end to end", || match options.no_e2e {
+        true => Ok(Outcome::skipped("asked to leave it out")),
+        false => suites::e2e(),
+    });
+    Ok(report.finish())
+}

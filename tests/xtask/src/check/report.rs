@@ -1,0 +1,174 @@
+//! What came of each check, and the count that ends the run.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::ui::seconds;
+
+/// How many tests passed, failed and were left out in one check; a check without tests of its own counts as one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Outcome {
+    pub(super) passed: u64,
+    pub(super) failed: u64,
+    pub(super) skipped: u64,
+    /// Why it was left out, or how it failed.
+    pub(super) reason: Option<String>,
+}
+
+impl Outcome {
+    /// One check that passed.
+    pub(super) fn passed() -> Self {
+        Self { passed: 1, ..Self::default() }
+    }
+
+    /// One check that was left out.
+    pub(super) fn skipped(reason: &str) -> Self {
+        Self { skipped: 1, reason: Some(reason.to_owned()), ..Self::default() }
+    }
+
+    fn failed(reason: String) -> Self {
+        Self { failed: 1, reason: Some(reason), ..Self::default() }
+    }
+
+    /// Adds what a line of a test program's output says of its tests.
+    fn count(&mut self, line: &str) {
+        let Some(counts) = line.strip_prefix("test result: ") else { return };
+        let number = |name: &str| -> u64 {
+            counts
+                .split([';', '.'])
+                .find_map(|part| part.trim().strip_suffix(name)?.trim().parse().ok())
+                .unwrap_or(0)
+        };
+        self.passed += number("passed");
+        self.failed += number("failed");
+        self.skipped += number("ignored");
+    }
+}
+
+/// The checks so far.
+#[derive(Default)]
+pub(super) struct Report {
+    checks: Vec<(String, Duration, Outcome)>,
+}
+
+impl Report {
+    /// Runs a check and keeps what came of it.
+    pub(super) fn run(&mut self, name: &str, check: impl FnOnce() -> Result<Outcome>) {
+        println!("--- {name}");
+        let started = Instant::now();
+        let outcome = check().unwrap_or_else(|error| {
+            eprintln!("{error:#}");
+            Outcome::failed(format!("{error:#}").lines().next().unwrap_or_default().to_owned())
+        });
+        let time = started.elapsed();
+        println!("--- {}\n", Self::line(name, time, &outcome));
+        self.checks.push((name.to_owned(), time, outcome));
+    }
+
+    /// Prints the summary; its last line is the count.
+    pub(super) fn finish(self) -> ExitCode {
+        let mut total = Outcome::default();
+        println!("Summary");
+        for (name, time, outcome) in &self.checks {
+            println!("  {}", Self::line(name, *time, outcome));
+            total.passed += outcome.passed;
+            total.failed += outcome.failed;
+            total.skipped += outcome.skipped;
+        }
+        println!("{} passed, {} failed, {} skipped", total.passed, total.failed, total.skipped);
+        if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+
+    fn line(name: &str, time: Duration, outcome: &Outcome) -> String {
+        let mark = match outcome {
+            Outcome { failed: 1.., .. } => "✗",
+            Outcome { passed: 0, .. } => "-",
+            _ => "✓",
+        };
+        let mut line = format!("{mark} {name:<14} {:>12}", seconds(time));
+        if outcome.passed + outcome.failed + outcome.skipped > 1 {
+            line += &format!(
+                "  {} passed, {} failed, {} skipped",
+                outcome.passed, outcome.failed, outcome.skipped
+            );
+        }
+        if let Some(reason) = &outcome.reason {
+            line += &format!("  ({reason})");
+        }
+        line
+    }
+}
+
+/// Runs a program that either passes or fails, its output shown as it comes.
+pub(super) fn passes(command: &mut Command) -> Result<Outcome> {
+    let status = command.status().with_context(|| format!("cannot run {command:?}"))?;
+    if status.success() { Ok(Outcome::passed()) } else { bail!("failed ({status})") }
+}
+
+/// Runs a `cargo test`, its output shown as it comes, and counts its tests.
+pub(super) fn tests(command: &mut Command) -> Result<Outcome> {
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run {command:?}"))?;
+    let mut outcome = Outcome::default();
+    if let Some(stdout) = child.stdout.take() {
+        for line in BufReader::new(stdout).split(b'\n') {
+            let line = line.context("cannot read what the tests print")?;
+            let line = String::from_utf8_lossy(&line);
+            println!("{line}");
+            outcome.count(&line);
+        }
+    }
+    let status = child.wait().context("cannot wait for the tests")?;
+    if !status.success() && outcome.failed == 0 {
+        // It did not compile, or a test program died: no line says so.
+        outcome.failed = 1;
+        outcome.reason = Some(format!("cargo test failed ({status})"));
+    }
+    Ok(outcome)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[test]
+    fn tests_are_counted_over_all_programs() {
+        let line = |result: &str, counts: &str| format!("echo 'test result: {result}. {counts}'; ");
+        let script = line(
+            "ok",
+            "33 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.86s",
+        ) + &line(
+            "FAILED",
+            "1 passed; 4 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s",
+        ) + "exit 101";
+        let outcome = super::tests(&mut shell(&script)).unwrap();
+        assert_eq!((outcome.passed, outcome.failed, outcome.skipped), (34, 4, 2));
+    }
+
+    #[test]
+    fn a_test_program_that_dies_is_a_failure() {
+        assert_eq!(super::tests(&mut shell("exit 101")).unwrap().failed, 1);
+        assert_eq!(super::tests(&mut shell("true")).unwrap(), Outcome::default());
+    }
+
+    #[test]
+    fn one_failure_fails_the_run_and_keeps_none_from_running() {
+        let mut report = Report::default();
+        report.run("a", || bail!("broken"));
+        report.run("b", || passes(&mut shell("true")));
+        report.run("c", || passes(&mut shell("exit 1")));
+        assert_eq!(report.checks.iter().map(|(_, _, o)| o.failed).collect::<Vec<_>>(), [1, 0, 1]);
+        assert_eq!(format!("{:?}", report.finish()), format!("{:?}", ExitCode::FAILURE));
+    }
+}

@@ -1,0 +1,53 @@
+//! The checks that cargo makes, and the end-to-end tests.
+
+use anyhow::Result;
+
+use crate::check::report::{Outcome, passes, tests};
+use crate::image::Kind;
+use crate::{build, guest, image};
+
+/// The package of the end-to-end tests: they need guest files, which the others do not.
+const E2E_PACKAGE: &str = "boxlite-tests";
+
+/// Every file is formatted as rustfmt.toml says.
+pub(super) fn format() -> Result<Outcome> {
+    passes(build::cargo().args(["fmt", "--all", "--check"]))
+}
+
+/// No lint complains.
+pub(super) fn clippy() -> Result<Outcome> {
+    passes(build::cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+}
+
+/// The documentation builds without a warning, private items included.
+pub(super) fn documentation() -> Result<Outcome> {
+    passes(
+        build::cargo()
+            .args(["doc", "--workspace", "--no-deps", "--document-private-items"])
+            .env("RUSTDOCFLAGS", "-D warnings"),
+    )
+}
+
+/// Unit, property and conformance tests: all that need no guest files.
+pub(super) fn unit() -> Result<Outcome> {
+    tests(build::cargo().args(["test", "--workspace", "--exclude", E2E_PACKAGE, "--no-fail-fast"]))
+}
+
+/// The end-to-end tests, on the launcher, guest files and images that are built first.
+///
+/// They find them by `BOXLITE_GUEST_DIR`, `BOXLITE_TEST_LAUNCHER` (the launcher's path) and `BOXLITE_TEST_IMAGES` (a
+/// folder with the OCI layouts `busybox` and `debian`).
+pub(super) fn e2e() -> Result<Outcome> {
+    let guest = guest::build(&guest::Options::default())?;
+    let launcher = build::launcher()?;
+    let images = build::target_dir().join("images");
+    image::make_at(Kind::Busybox, &images.join("busybox"))?;
+    image::make_at(Kind::Debian, &images.join("debian"))?;
+    tests(
+        build::cargo()
+            .args(["test", "--package", E2E_PACKAGE, "--no-fail-fast"])
+            .env("BOXLITE_GUEST_DIR", guest)
+            .env("BOXLITE_TEST_LAUNCHER", launcher)
+            .env("BOXLITE_TEST_IMAGES", images),
+    )
+}

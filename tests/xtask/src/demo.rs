@@ -1,0 +1,41 @@
+//! `cargo xtask demo`: from a fresh clone to a command that ran in a box, with the time of each stage.
+
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use crate::image::Kind;
+use crate::ui::{Step, seconds};
+use crate::{build, guest, image};
+
+/// What the box runs: who it is, and that it is a machine of its own.
+const SCRIPT: &str =
+    "echo \"Hello from a box: $(uname -srm), $(nproc) CPU\"; cat /etc/passwd | head -1";
+
+/// Builds what is missing and runs a box; its exit code is the box's.
+pub(crate) fn run() -> Result<ExitCode> {
+    let started = Instant::now();
+    let guest = guest::build(&guest::Options::default())?;
+    let step = Step::start("launcher");
+    step.say("compiling");
+    let launcher = build::launcher()?;
+    step.done(launcher.display());
+    let layout = build::target_dir().join("images/busybox");
+    image::make_at(Kind::Busybox, &layout)?;
+
+    let image = format!("oci:{}:latest", layout.display());
+    println!("\n$ {} run {image} sh -c '{SCRIPT}'", launcher.display());
+    let running = Instant::now();
+    let status = Command::new(&launcher)
+        .env("BOXLITE_GUEST_DIR", guest)
+        .args(["run", &image, "sh", "-c", SCRIPT])
+        .status()
+        .with_context(|| format!("cannot run {}", launcher.display()))?;
+    println!(
+        "\nThe box took {}, all together {}.",
+        seconds(running.elapsed()),
+        seconds(started.elapsed())
+    );
+    Ok(crate::softhost::exit_code(status))
+}

@@ -1,0 +1,110 @@
+//! `cargo xtask guest`: the guest files, built into `target/guest`.
+//!
+//! Each part is known by its content, so a second run only compares. The manifest goes away before anything changes and
+//! comes back last: a launcher never sees half of one set and half of another.
+
+mod agent;
+mod initramfs;
+mod template;
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use boxlite_kernel::{
+    Arch, Builder, Cache, Event, INITRAMFS_FILE, Kernel, Lts, MANIFEST_FILE, Manifest,
+    TEMPLATE_FILE, Toolchain,
+};
+
+use crate::ui::Step;
+use crate::{apt, build};
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// The architecture of the boxes: x86_64 or aarch64
+    #[arg(long, default_value_t = Arch::HOST)]
+    arch: Arch,
+    /// The kernel's long-term series: 6.12 or 6.1
+    #[arg(long, value_name = "SERIES", default_value_t = Lts::default())]
+    kernel_version: Lts,
+    /// A kernel source tarball or clean source folder, instead of a pinned one
+    #[arg(long, value_name = "PATH")]
+    source: Option<PathBuf>,
+}
+
+impl Default for Options {
+    /// What boxes on this machine boot from.
+    fn default() -> Self {
+        Self { arch: Arch::HOST, kernel_version: Lts::default(), source: None }
+    }
+}
+
+/// Builds the guest files and returns their folder.
+pub(crate) fn build(options: &Options) -> Result<PathBuf> {
+    let arch = options.arch;
+    let mut dir = build::target_dir().join("guest");
+    if arch != Arch::HOST {
+        dir.push(arch.name());
+    }
+    let kernel = kernel(options)?;
+    let (agent, agent_version) = agent::build(arch)?;
+
+    let step = Step::start("guest");
+    step.say("comparing with what is there");
+    let kernel_image =
+        fs::read(&kernel.path).with_context(|| format!("cannot read {}", kernel.path.display()))?;
+    let files = [
+        (arch.kernel_file(), kernel_image),
+        (INITRAMFS_FILE, initramfs::archive(&agent)?),
+        (TEMPLATE_FILE, template::make()?),
+    ];
+    let manifest_file = dir.join(MANIFEST_FILE);
+    let mut changed = Vec::new();
+    for (name, contents) in &files {
+        let path = dir.join(name);
+        if fs::read(&path).is_ok_and(|old| old == *contents) {
+            continue;
+        }
+        if manifest_file.exists() {
+            fs::remove_file(&manifest_file).context("cannot remove the old manifest")?;
+        }
+        build::write(&path, contents)?;
+        changed.push(*name);
+    }
+    let manifest = Manifest::describe(&dir, arch, &kernel.release, kernel.source, &agent_version)?;
+    if build::write(&manifest_file, manifest.to_json().as_bytes())? {
+        changed.push(MANIFEST_FILE);
+    }
+    let what = if changed.is_empty() { "nothing changed".to_owned() } else { changed.join(", ") };
+    step.done(format!("{}: {what}", dir.display()));
+    Ok(dir)
+}
+
+/// The kernel, from the cache or built.
+fn kernel(options: &Options) -> Result<Kernel> {
+    let missing = Toolchain::missing(options.arch);
+    apt::install(&missing.iter().map(|tool| tool.package).collect::<Vec<_>>())?;
+    let mut builder = Builder::new(options.arch);
+    builder.series = options.kernel_version;
+    builder.source = options.source.clone();
+
+    let step = Step::start("kernel");
+    step.say("looking for its source");
+    let kernel = builder.build(&Cache::open()?, |event| match event {
+        Event::Note(text) => step.note(text),
+        Event::Waiting => step.note("another build of it is running: waiting for that"),
+        Event::Downloading { what, bytes, total } => step.bytes(what, bytes, total),
+        Event::Unpacking(path) => step.say(format!("unpacking {}", path.display())),
+        Event::Configuring => step.say("configuring"),
+        Event::Compiling { steps, expected } => step.count("compiling", steps, expected),
+        _ => {}
+    })?;
+    step.done(format!(
+        "{} {} from {}{}",
+        options.arch,
+        kernel.release,
+        kernel.source.origin,
+        if kernel.cached { ", cached" } else { "" }
+    ));
+    Ok(kernel)
+}

@@ -19,7 +19,7 @@ const BOX_OPTIONS: &CStr = c"discard";
 
 /// A builder's disk is thrown away if anything goes wrong, and synced at the end: no barriers, no
 /// ordering of data before metadata.
-const BUILDER_OPTIONS: &CStr = c"data=writeback,nobarrier,noauto_da_alloc,nodelalloc";
+const BUILDER_OPTIONS: &CStr = c"data=writeback,nobarrier,noauto_da_alloc";
 
 /// A mount that failed, and cannot be done without.
 #[derive(Debug, thiserror::Error)]

@@ -1,0 +1,195 @@
+//! Whatever is written is read back, whatever is read back never panics, and nothing is allocated
+//! for a length that is only claimed.
+
+use std::io::{self, Read};
+
+use boxlite_proto::frame::{
+    Channel, Frame, FrameError, HEADER_LEN, Header, Kind, MAX_BODY, MAX_DATA,
+};
+use boxlite_proto::message::{
+    Control, Event, Exec, ExitStatus, Failure, FailureKind, Hello, Request, Response, Stage,
+    TerminalSize,
+};
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+
+fn size() -> impl Strategy<Value = TerminalSize> {
+    any::<(u16, u16)>().prop_map(|(rows, columns)| TerminalSize { rows, columns })
+}
+
+fn exec() -> impl Strategy<Value = Exec> {
+    let strings = || vec(vec(any::<u8>(), 0..20), 0..5);
+    (strings(), strings(), any::<Vec<u8>>(), ".*", option::of(size()), any::<bool>()).prop_map(
+        |(argv, env, working_dir, user, terminal, stdin)| Exec {
+            argv,
+            env,
+            working_dir,
+            user,
+            terminal,
+            stdin,
+        },
+    )
+}
+
+fn request() -> impl Strategy<Value = Request> {
+    prop_oneof![
+        Just(Request::Ping),
+        exec().prop_map(Request::Exec),
+        Just(Request::UnpackLayer),
+        Just(Request::Sync),
+        any::<u32>().prop_map(|grace_ms| Request::Shutdown { grace_ms }),
+    ]
+}
+
+fn response() -> impl Strategy<Value = Response> {
+    let kind = prop::sample::select(vec![
+        FailureKind::NotFound,
+        FailureKind::NotExecutable,
+        FailureKind::UnknownUser,
+        FailureKind::WorkingDir,
+        FailureKind::BadLayer,
+        FailureKind::DiskFull,
+        FailureKind::Unsupported,
+        FailureKind::Other,
+    ]);
+    prop_oneof![
+        any::<u32>().prop_map(|pid| Response::Started { pid }),
+        any::<u8>().prop_map(|code| Response::Exited(ExitStatus::Code(code))),
+        any::<i32>().prop_map(|signal| Response::Exited(ExitStatus::Signal(signal))),
+        (kind, ".*").prop_map(|(kind, message)| Response::Failed(Failure { kind, message })),
+        any::<(u64, u64)>().prop_map(|(entries, bytes)| Response::Unpacked { entries, bytes }),
+        Just(Response::Done),
+    ]
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        prop::sample::select(vec![Stage::Agent, Stage::Root, Stage::Ready]).prop_map(Event::Stage),
+        ".*".prop_map(|message| Event::Fatal { message }),
+    ]
+}
+
+fn control() -> impl Strategy<Value = Control> {
+    prop_oneof![
+        any::<i32>().prop_map(Control::Signal),
+        size().prop_map(Control::Resize),
+        Just(Control::Kill),
+    ]
+}
+
+fn channel() -> impl Strategy<Value = Channel> {
+    prop::sample::select(vec![Channel::Stdin, Channel::Stdout, Channel::Stderr])
+}
+
+/// Gives a few bytes at a time, with interruptions.
+struct Dribble<'a>(&'a [u8], usize);
+
+impl Read for Dribble<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.1 += 1;
+        if self.1.is_multiple_of(3) {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        let n = buf.len().min(self.0.len()).min(self.1 % 7 + 1);
+        buf[..n].copy_from_slice(&self.0[..n]);
+        self.0 = &self.0[n..];
+        Ok(n)
+    }
+}
+
+proptest! {
+    #[test]
+    fn messages_survive(
+        stream: u32,
+        hello in any::<(u16, u64, u64)>(),
+        request in request(),
+        response in response(),
+        control in control(),
+        event in event(),
+    ) {
+        let (version, generation, unix_time_ns) = hello;
+        let hello = Hello { version, generation, unix_time_ns };
+        let frames = [
+            hello.frame(stream),
+            request.frame(stream),
+            response.frame(stream),
+            control.frame(stream),
+            event.frame(stream),
+        ];
+        let bytes: Vec<u8> = frames.iter().flat_map(Frame::to_bytes).collect();
+        let mut from = Dribble(&bytes, 0);
+        let mut next = || Frame::read(&mut from).unwrap();
+        let read: Vec<_> = std::iter::from_fn(&mut next).collect();
+        prop_assert_eq!(&read[..], &frames[..]);
+        prop_assert_eq!(read[0].decode::<Hello>().unwrap(), hello);
+        prop_assert_eq!(read[1].decode::<Request>().unwrap(), request);
+        prop_assert_eq!(read[2].decode::<Response>().unwrap(), response);
+        prop_assert_eq!(read[3].decode::<Control>().unwrap(), control);
+        prop_assert_eq!(read[4].decode::<Event>().unwrap(), event);
+    }
+
+    #[test]
+    fn data_credit_and_ends_survive(stream: u32, channel in channel(), data: Vec<u8>, bytes: u32) {
+        let read = |frame: &Frame| Frame::read(&mut &frame.to_bytes()[..]).unwrap().unwrap();
+        let frame = read(&Frame::data(stream, channel, data.clone()));
+        prop_assert_eq!((frame.data_channel(), &frame.body), (Some(channel), &data));
+        let credit = read(&Frame::credit(stream, channel, bytes));
+        prop_assert_eq!(credit.granted_credit().unwrap(), (channel, bytes));
+        prop_assert_eq!(read(&Frame::end(stream, channel)).ended_channel().unwrap(), channel);
+    }
+
+    #[test]
+    fn any_header_is_read_or_refused(bytes: [u8; HEADER_LEN]) {
+        match Header::decode(&bytes) {
+            Ok(header) => {
+                prop_assert!(header.len <= header.kind.max_body());
+                prop_assert_eq!(header.encode(), bytes);
+            }
+            Err(FrameError::UnknownKind(kind)) => prop_assert_eq!(Kind::from_u8(kind), None),
+            Err(FrameError::TooLong { len, max, .. }) => prop_assert!(len > max),
+            Err(other) => prop_assert!(false, "{}", other),
+        }
+    }
+
+    #[test]
+    fn hostile_bytes_never_panic(
+        bytes in vec(any::<u8>(), 0..200),
+        kind in prop::sample::select(vec![1_u8, 2, 3, 4, 5, 8, 9, 10, 11, 12]),
+    ) {
+        // As a stream, and as the body of each kind.
+        let _ = Frame::read(&mut &bytes[..]);
+        let frame = Frame { stream: 1, kind: Kind::from_u8(kind).unwrap(), body: bytes };
+        let _ = frame.decode::<Hello>();
+        let _ = frame.decode::<Request>();
+        let _ = frame.decode::<Response>();
+        let _ = frame.decode::<Control>();
+        let _ = frame.decode::<Event>();
+        let _ = (frame.ended_channel(), frame.granted_credit(), frame.data_channel());
+    }
+
+    #[test]
+    fn a_cut_frame_is_an_error_and_its_whole_is_not(request in request(), cut: prop::sample::Index) {
+        let bytes = request.frame(3).to_bytes();
+        let cut = cut.index(bytes.len());
+        let result = Frame::read(&mut &bytes[..cut]);
+        match cut {
+            0 => prop_assert!(matches!(result, Ok(None))),
+            _ => prop_assert!(matches!(result, Err(FrameError::Io(_)))),
+        }
+    }
+}
+
+#[test]
+fn a_claimed_length_is_checked_before_anything_is_allocated() {
+    for (kind, max) in [(Kind::Stdin, MAX_DATA), (Kind::Request, MAX_BODY), (Kind::Credit, 5)] {
+        for (len, fits) in [(max, true), (max + 1, false), (u32::MAX as usize, false)] {
+            let header = Header { len, stream: 1, kind }.encode();
+            assert_eq!(Header::decode(&header).is_ok(), fits, "{kind:?} {len}");
+        }
+    }
+    // A vector inside a message that claims four billion elements.
+    let body = [1, 0xff, 0xff, 0xff, 0xff, 0x0f];
+    let frame = Frame { stream: 1, kind: Kind::Request, body: body.to_vec() };
+    assert!(matches!(frame.decode::<Request>(), Err(FrameError::Malformed(Kind::Request))));
+}

@@ -1,0 +1,133 @@
+//! The bytes on the wire, pinned: a snapshot keeps an old agent alive, so what an old host or agent
+//! wrote must mean the same for ever. Each fixture is one frame in hex, made once and never again;
+//! a message that has no fixture yet fails the test and shows the line to add.
+
+use std::collections::BTreeMap;
+
+use boxlite_proto::PROTOCOL_VERSION;
+use boxlite_proto::frame::{Channel, Frame, Kind};
+use boxlite_proto::message::{
+    Control, Event, Exec, ExitStatus, Failure, FailureKind, Hello, Request, Response, Stage,
+    TerminalSize,
+};
+
+const FIXTURES: &str = include_str!("golden/frames.txt");
+
+fn exec() -> Exec {
+    Exec {
+        argv: vec![b"sh".to_vec(), b"-c".to_vec(), b"\xff\0\n".to_vec()],
+        env: vec![b"A=1".to_vec(), b"EMPTY=".to_vec()],
+        working_dir: b"/srv".to_vec(),
+        user: "web:audio".into(),
+        terminal: Some(TerminalSize { rows: 24, columns: 300 }),
+        stdin: true,
+    }
+}
+
+/// One frame for each message that there is.
+fn frames() -> Vec<(&'static str, Frame)> {
+    let hello =
+        Hello { version: PROTOCOL_VERSION, generation: 3, unix_time_ns: 1_700_000_000_123_456_789 };
+    let failed = |kind| Response::Failed(Failure { kind, message: "Fäil".into() }).frame(9);
+    vec![
+        ("hello", hello.frame(0)),
+        ("ping", Request::Ping.frame(1)),
+        ("exec", Request::Exec(exec()).frame(7)),
+        ("exec-default", Request::Exec(Exec::default()).frame(7)),
+        ("unpack-layer", Request::UnpackLayer.frame(2)),
+        ("sync", Request::Sync.frame(3)),
+        ("shutdown", Request::Shutdown { grace_ms: 10_000 }.frame(4)),
+        ("signal", Control::Signal(15).frame(7)),
+        ("resize", Control::Resize(TerminalSize { rows: 50, columns: 132 }).frame(7)),
+        ("kill", Control::Kill.frame(7)),
+        ("started", Response::Started { pid: 4_000_000 }.frame(7)),
+        ("exited-code", Response::Exited(ExitStatus::Code(255)).frame(7)),
+        ("exited-signal", Response::Exited(ExitStatus::Signal(9)).frame(7)),
+        ("failed-not-found", failed(FailureKind::NotFound)),
+        ("failed-not-executable", failed(FailureKind::NotExecutable)),
+        ("failed-unknown-user", failed(FailureKind::UnknownUser)),
+        ("failed-working-dir", failed(FailureKind::WorkingDir)),
+        ("failed-bad-layer", failed(FailureKind::BadLayer)),
+        ("failed-disk-full", failed(FailureKind::DiskFull)),
+        ("failed-unsupported", failed(FailureKind::Unsupported)),
+        ("failed-other", failed(FailureKind::Other)),
+        ("unpacked", Response::Unpacked { entries: 10_000, bytes: 1 << 40 }.frame(2)),
+        ("done", Response::Done.frame(1)),
+        ("stage-agent", Event::Stage(Stage::Agent).frame(0)),
+        ("stage-root", Event::Stage(Stage::Root).frame(0)),
+        ("stage-ready", Event::Stage(Stage::Ready).frame(0)),
+        ("fatal", Event::Fatal { message: "no disk".into() }.frame(0)),
+        ("stdin", Frame::data(7, Channel::Stdin, *b"\0in\xff")),
+        ("stdout", Frame::data(7, Channel::Stdout, *b"out")),
+        ("stderr", Frame::data(u32::MAX, Channel::Stderr, *b"")),
+        ("end-stdin", Frame::end(7, Channel::Stdin)),
+        ("end-stdout", Frame::end(7, Channel::Stdout)),
+        ("end-stderr", Frame::end(7, Channel::Stderr)),
+        ("credit", Frame::credit(7, Channel::Stdout, 65_536)),
+    ]
+}
+
+fn fixtures() -> BTreeMap<&'static str, Vec<u8>> {
+    FIXTURES
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(|line| {
+            let (name, hex) = line.split_once(' ').expect("NAME HEX");
+            let digits: Vec<_> = hex.split_ascii_whitespace().collect();
+            let bytes = digits.iter().map(|byte| u8::from_str_radix(byte, 16).expect("hex"));
+            (name, bytes.collect())
+        })
+        .collect()
+}
+
+#[test]
+fn what_is_written_is_what_always_was_written() {
+    let mut fixtures = fixtures();
+    let mut missing = String::new();
+    for (name, frame) in frames() {
+        let bytes = frame.to_bytes();
+        match fixtures.remove(name) {
+            Some(golden) => assert_eq!(bytes, golden, "{name}"),
+            None => {
+                let hex: Vec<_> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+                missing += &format!("{name} {}\n", hex.join(" "));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "without a fixture:\n{missing}");
+    assert!(fixtures.is_empty(), "without a message: {:?}", fixtures.keys());
+}
+
+#[test]
+fn what_was_written_is_read_as_what_it_was() {
+    let fixtures = fixtures();
+    for (name, frame) in frames() {
+        let golden = &fixtures[name];
+        let read = Frame::read(&mut &golden[..]).unwrap().unwrap();
+        assert_eq!(read, frame, "{name}");
+        // And the body as the same message: what it is written as again shows it.
+        let again = match read.kind {
+            Kind::Hello => read.decode::<Hello>().unwrap().frame(read.stream),
+            Kind::Request => read.decode::<Request>().unwrap().frame(read.stream),
+            Kind::Response => read.decode::<Response>().unwrap().frame(read.stream),
+            Kind::Control => read.decode::<Control>().unwrap().frame(read.stream),
+            Kind::Event => read.decode::<Event>().unwrap().frame(read.stream),
+            Kind::End => Frame::end(read.stream, read.ended_channel().unwrap()),
+            Kind::Credit => {
+                let (channel, bytes) = read.granted_credit().unwrap();
+                Frame::credit(read.stream, channel, bytes)
+            }
+            Kind::Stdin | Kind::Stdout | Kind::Stderr => {
+                Frame::data(read.stream, read.data_channel().unwrap(), read.body)
+            }
+        };
+        assert_eq!(again, frame, "{name}");
+    }
+}
+
+#[test]
+fn fields_of_a_newer_peer_are_ignored() {
+    let mut frame = Request::Shutdown { grace_ms: 5 }.frame(1);
+    frame.body.extend_from_slice(b"more");
+    assert_eq!(frame.decode::<Request>().unwrap(), Request::Shutdown { grace_ms: 5 });
+}

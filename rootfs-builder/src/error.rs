@@ -34,7 +34,7 @@ pub enum Error {
         name: String,
     },
     /// A file operation failed.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {source}{}", path.display(), remedy(source))]
     Io {
         /// What was tried.
         action: &'static str,
@@ -247,6 +247,16 @@ pub(crate) fn chain_is_disk_full(error: &(dyn std::error::Error + 'static)) -> b
         next = error.source();
     }
     false
+}
+
+/// What to do about an I/O error, where that can be said.
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => "; check the path",
+        io::ErrorKind::PermissionDenied => "; get the permission, or be the owner",
+        io::ErrorKind::ReadOnlyFilesystem => "; use a folder that can be written to",
+        _ => "",
+    }
 }
 
 fn list(items: &[String]) -> String {

@@ -113,7 +113,17 @@ impl Location {
     /// Starts reading from the beginning.
     pub(crate) fn open(&self) -> Result<Box<dyn Read + Send>> {
         Ok(match self {
-            Self::File(path) => Box::new(sys::open_regular(path).map_err(Error::io("open", path))?),
+            Self::File(path) => match sys::open_regular(path) {
+                Ok(file) => Box::new(file),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    return Err(Error::Missing {
+                        what: format!("the layer {}", path.display()),
+                        remedy: "the image was moved or removed; make it, or import it, anew"
+                            .into(),
+                    });
+                }
+                Err(error) => return Err(Error::io("open", path)(error)),
+            },
             Self::Slice(slice) => Box::new(slice.clone()),
             Self::Directory(dir) => Box::new(DirectoryTar::open(dir)?),
         })

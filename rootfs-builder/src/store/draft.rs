@@ -66,7 +66,7 @@ impl Draft {
     pub(super) fn seal(&self) -> Result<()> {
         let len = self.file.metadata().map_err(Error::io("read", &self.path))?.len();
         let seal = || {
-            self.file.set_permissions(Permissions::from_mode(0o444))?;
+            self.file.set_permissions(Permissions::from_mode(0o400))?;
             self.file.sync_all()
         };
         seal().map_err(Error::write(&self.path, len))

@@ -67,7 +67,7 @@ fn sample(dir: &Path) {
     symlink("x".repeat(300), dir.join("long-link")).unwrap();
     fs::write(dir.join("n".repeat(200)), "long name").unwrap();
     fs::write(dir.join(std::ffi::OsStr::from_bytes(b"raw\xff\nname")), "raw").unwrap();
-    rustix::fs::mkfifoat(rustix::fs::CWD, dir.join("fifo"), 0o600.into()).unwrap();
+    run(Command::new("mkfifo").arg(dir.join("fifo")));
     let _socket = std::os::unix::net::UnixListener::bind(dir.join("socket")).unwrap();
 }
 
@@ -115,7 +115,7 @@ fn gnu_tar_reads_it_too() {
     let sparse = fs::File::create(dir.join("sparse")).unwrap();
     sparse.set_len(64 << 20).unwrap();
     for n in 0..40u64 {
-        std::os::unix::fs::FileExt::write_at(&sparse, b"data", n * 3 << 19).unwrap();
+        std::os::unix::fs::FileExt::write_at(&sparse, b"data", (n * 3) << 19).unwrap();
     }
     sparse.sync_all().unwrap();
     fs::write(place.path("stream.tar"), place.build(&reference(&dir)).unwrap()).unwrap();
@@ -211,7 +211,7 @@ fn what_is_no_directory_is_named() {
 
 #[test]
 fn attributes_devices_and_owners() {
-    use rustix::fs::{FileType, Mode, XattrFlags};
+    use rustix::fs::XattrFlags;
     let place = Place::new();
     let dir = place.path("root");
     fs::create_dir(&dir).unwrap();
@@ -225,17 +225,8 @@ fn attributes_devices_and_owners() {
     }
     if rustix::process::geteuid().is_root() {
         std::os::unix::fs::chown(dir.join("file"), Some(3_000_000), Some(12)).unwrap();
-        let null = rustix::fs::makedev(1, 3);
-        let mode = Mode::from_raw_mode(0o666);
-        if rustix::fs::mknodat(
-            rustix::fs::CWD,
-            dir.join("null"),
-            FileType::CharacterDevice,
-            mode,
-            null,
-        )
-        .is_err()
-        {
+        let mknod = Command::new("mknod").arg(dir.join("null")).args(["c", "1", "3"]).status();
+        if !mknod.is_ok_and(|status| status.success()) {
             eprintln!("skipped: no device nodes on this file system");
         }
     }

@@ -105,7 +105,7 @@ fn platforms_select_in_nested_indexes() {
         for_platform(theirs.clone(), FOREIGN),
         for_platform(ours.clone(), HOST),
     ]);
-    let outer = layout.index_blob(&[inner.clone()]);
+    let outer = layout.index_blob(&[inner]);
     layout.write_index(&[tagged(outer, "latest")]);
     assert_eq!(place.build(&layout.reference()).unwrap(), on_disk(&[b"ours"]));
 

@@ -125,6 +125,18 @@ fn importing_a_directory_keeps_it() {
 }
 
 #[test]
+fn a_missing_blob_in_the_store_is_named() {
+    let place = Place::new();
+    let source: ImageReference = image(&place, "x").parse().unwrap();
+    let store = place.store();
+    store.import(&source, "x", &Concatenate::default(), &Silent).unwrap();
+    fs::remove_dir_all(place.path("store/blobs")).unwrap();
+    let builder = Concatenate { key: "new".into(), ..Default::default() };
+    let error = store.disk(&place.resolve("x").unwrap(), &builder, &Silent).unwrap_err();
+    assert!(error.to_string().contains("import it"), "{error}");
+}
+
+#[test]
 fn a_damaged_blob_in_the_store_is_copied_anew() {
     let place = Place::new();
     let source: ImageReference = image(&place, "x").parse().unwrap();
@@ -249,17 +261,15 @@ fn damage_is_reported_skipped_and_removable() {
 }
 
 /// A builder that fails in some way.
-struct Failing(fn(&Path, &mut dyn LayerStreams) -> Result<(), Box<dyn StdError + Send + Sync>>);
+struct Failing(fn(&Path, &mut dyn LayerStreams) -> BuildResult);
+
+type BuildResult = Result<(), Box<dyn StdError + Send + Sync>>;
 
 impl DiskBuilder for Failing {
     fn key(&self) -> String {
         String::new()
     }
-    fn build(
-        &self,
-        disk: &Path,
-        layers: &mut dyn LayerStreams,
-    ) -> Result<(), Box<dyn StdError + Send + Sync>> {
+    fn build(&self, disk: &Path, layers: &mut dyn LayerStreams) -> BuildResult {
         (self.0)(disk, layers)
     }
 }

@@ -64,17 +64,12 @@ impl Connection {
 
     /// Carries frames until the connection ends, and then ends everything that used it.
     pub(super) async fn run<T: AsyncRead + AsyncWrite + Unpin>(&self, reader: FrameReader<T>) {
-        let mut write_half = None;
-        let reader = reader.map_io(|io| {
-            let (read, write) = tokio::io::split(io);
-            write_half = Some(write);
-            read
-        });
+        let (reader, writer) = reader.split();
         let receive = self.receive(reader);
         tokio::pin!(receive);
         let loss = tokio::select! {
             loss = &mut receive => loss,
-            written = self.outbox.drain(write_half.expect("split above")) => match written {
+            written = self.outbox.drain(writer) => match written {
                 Ok(()) => Loss::Unused,
                 // The agent hung up. Why, it may have said before.
                 Err(error) => match receive.await {
@@ -133,7 +128,9 @@ impl Connection {
             // The agent's reader of standard input may be a little behind its own last word.
             None if was_open && matches!(frame.header.kind, Kind::Credit | Kind::End) => {}
             None if was_open => {
-                return Err(Violation::Unexpected { what: "frame after the last", stream: id }.into());
+                return Err(
+                    Violation::Unexpected { what: "frame after the last", stream: id }.into()
+                );
             }
             None => return Err(Violation::UnknownStream(id).into()),
         }
@@ -190,7 +187,7 @@ impl Connection {
 }
 
 /// Exchanges hellos; `generation` is the life of the guest that the caller means.
-pub(super) async fn greet<T: AsyncRead + AsyncWrite + Unpin>(
+pub(crate) async fn greet<T: AsyncRead + AsyncWrite + Unpin>(
     io: T,
     generation: u64,
 ) -> Result<FrameReader<T>, Loss> {

@@ -84,7 +84,9 @@ pub enum Loss {
     #[error("writing failed: {0}")]
     Write(#[source] io::Error),
     /// The two ends cannot talk to each other.
-    #[error("it speaks protocol version {theirs}, this host {ours}; use a launcher and guest files of the same release")]
+    #[error(
+        "it speaks protocol version {theirs}, this host {ours}; use a launcher and guest files of the same release"
+    )]
     Version {
         /// What this host speaks.
         ours: u16,

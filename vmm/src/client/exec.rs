@@ -150,7 +150,11 @@ impl ExecHandle {
         let (stdout, stderr) = tokio::join!(read_all(stdout), read_all(stderr));
         let status = self.exited().await?;
         // Reading fails only as waiting does.
-        Ok(Output { status, stdout: stdout.unwrap_or_default(), stderr: stderr.unwrap_or_default() })
+        Ok(Output {
+            status,
+            stdout: stdout.unwrap_or_default(),
+            stderr: stderr.unwrap_or_default(),
+        })
     }
 }
 

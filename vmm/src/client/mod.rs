@@ -7,10 +7,13 @@
 //!
 //! Nothing here has a timeout; wrap what must not take forever in [`tokio::time::timeout`].
 
+mod attach;
 mod connection;
 mod error;
 mod exec;
+mod stdio;
 mod stream;
+mod terminal;
 #[cfg(test)]
 mod tests;
 pub(crate) mod wire;
@@ -23,10 +26,12 @@ use boxlite_proto::message::{Event, Exec, ExitStatus, Request};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use connection::Connection;
+pub(crate) use connection::greet;
 use exec::Running;
 use stream::{Outcome, Purpose};
 use wire::Outbox;
 
+pub use attach::{Attachment, Streams};
 pub use error::{Error, Loss, Violation};
 pub use exec::{ExecHandle, ExecOutput, ExecStdin, Output};
 

@@ -464,7 +464,10 @@ fn a_lost_connection_fails_readers_writers_and_waiters() {
         drop(agent);
         let mut output = Vec::new();
         let error = handle.stdout.take().unwrap().read_to_end(&mut output).await.unwrap_err();
-        assert_eq!((output.as_slice(), error.kind()), (b"half".as_slice(), io::ErrorKind::ConnectionReset));
+        assert_eq!(
+            (output.as_slice(), error.kind()),
+            (b"half".as_slice(), io::ErrorKind::ConnectionReset)
+        );
         let error = handle.stdin.take().unwrap().write_all(b"x").await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
         assert!(handle.wait().await.is_err());
@@ -533,13 +536,21 @@ fn hostile_frames_end_the_connection() {
         ("credit never spent", Frame::credit(1, Channel::Stdin, 1).to_bytes(), "flow control"),
         ("credit overflow", Frame::credit(1, Channel::Stdin, u32::MAX).to_bytes(), "flow control"),
         ("credit for output", Frame::credit(1, Channel::Stdout, 1).to_bytes(), "unexpected credit"),
-        ("credit of a strange channel", [header(5, 1, 12), vec![1; 5]].concat(), "malformed Credit"),
+        (
+            "credit of a strange channel",
+            [header(5, 1, 12), vec![1; 5]].concat(),
+            "malformed Credit",
+        ),
         ("end without a channel", header(0, 1, 11), "malformed End"),
         ("malformed response", [header(1, 1, 3), vec![200]].concat(), "malformed Response"),
         ("malformed event", [header(1, 0, 5), vec![200]].concat(), "malformed Event"),
         ("wrong answer", Response::Done.frame(1).to_bytes(), "unexpected response"),
         ("started twice", Response::Started { pid: 1 }.frame(1).to_bytes(), "unexpected response"),
-        ("talk after the last frame", [exited, data(Channel::Stdout, 1)].concat(), "after the last"),
+        (
+            "talk after the last frame",
+            [exited, data(Channel::Stdout, 1)].concat(),
+            "after the last",
+        ),
         ("our own request", Request::Ping.frame(1).to_bytes(), "unexpected request"),
         ("our own control", Control::Kill.frame(1).to_bytes(), "unexpected control"),
         ("our own input", data(Channel::Stdin, 1), "unexpected standard input"),

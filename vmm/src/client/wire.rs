@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use boxlite_proto::frame::{Frame, FrameError, HEADER_LEN, Header, Kind};
 use bytes::{Buf, BytesMut};
 use serde::de::DeserializeOwned;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::Notify;
 
 /// Bytes asked of the connection in one read: room for several data frames.
@@ -94,9 +94,14 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         }
     }
 
-    /// The same frames, the rest of them from what `change` makes of the connection.
-    pub(crate) fn map_io<S>(self, change: impl FnOnce(R) -> S) -> FrameReader<S> {
-        FrameReader { io: change(self.io), buffer: self.buffer, taken: self.taken }
+    /// The reading and the writing half of the connection.
+    pub(crate) fn split(self) -> (FrameReader<ReadHalf<R>>, WriteHalf<R>)
+    where
+        R: AsyncWrite,
+    {
+        let Self { io, buffer, taken } = self;
+        let (io, write) = tokio::io::split(io);
+        (FrameReader { io, buffer, taken }, write)
     }
 
     /// The connection, to write to.
@@ -162,11 +167,12 @@ impl Outbox {
             let drained = self.drained.notified();
             tokio::pin!(drained);
             drained.as_mut().enable();
-            let state = lock(&self.state);
-            if state.closed || state.waiting.len() < limit {
-                return;
+            {
+                let state = lock(&self.state);
+                if state.closed || state.waiting.len() < limit {
+                    return;
+                }
             }
-            drop(state);
             drained.await;
         }
     }

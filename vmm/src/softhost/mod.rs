@@ -1,1 +1,99 @@
-//! The software host.
+//! The software host: where there is no hardware virtualization, the launcher runs itself in a
+//! machine that QEMU emulates, nested virtualization included.
+//!
+//! ```text
+//!   launcher ──┐ <home>/softhost/                ┌─ QEMU (TCG) ───────────────────┐
+//!   launcher ──┼── control.sock ── keeper ───────┤ virtio-serial ── agent         │
+//!   launcher ──┘   (agent protocol)   router     │   └ boxlite-vmm, with /dev/kvm │
+//!                                                │ 9p: /      vda: home.ext4      │
+//!                                                └────────────────────────────────┘
+//! ```
+//!
+//! The first launcher of a home starts its *keeper*, which outlives it; later ones share it. It sees
+//! the whole file system of the real host, read-only under a layer that is thrown away; only the
+//! home, at its usual path, is a disk of its own and stays. So arguments need no change, and what a
+//! command writes elsewhere is gone when the software host stops.
+
+pub mod detect;
+mod error;
+pub mod keeper;
+mod launcher;
+mod place;
+mod qemu;
+mod router;
+mod sys;
+#[cfg(test)]
+mod tests;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+pub use error::Error;
+pub use launcher::{Command, connect, run};
+pub use qemu::find as find_qemu;
+
+/// Set in the environment of everything that runs in the software host.
+pub const INSIDE_VARIABLE: &str = "BOXLITE_IN_SOFTHOST";
+
+/// The subcommand that is to run [`keeper::main`] with the arguments that
+/// [`Options::from_args`] reads.
+pub const KEEPER_SUBCOMMAND: &str = "softhost-keeper";
+
+/// Whether this process runs in the software host.
+pub fn is_inside() -> bool {
+    std::env::var_os(INSIDE_VARIABLE).is_some_and(|value| value == "1")
+}
+
+/// Where a software host keeps its state, and what it boots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// The box home; an absolute path.
+    pub home: PathBuf,
+    /// The guest kernel.
+    pub kernel: PathBuf,
+    /// The initramfs with the agent.
+    pub initramfs: PathBuf,
+    /// An empty ext4 file system, compressed with zstd.
+    pub template: PathBuf,
+    /// The program that has [`KEEPER_SUBCOMMAND`]; this one, if none.
+    pub launcher: Option<PathBuf>,
+}
+
+impl Options {
+    /// The software host of `home` with these guest files.
+    ///
+    /// # Errors
+    /// When the current directory, to which `home` is relative, is gone.
+    pub fn new(home: &Path, guest: &boxlite_kernel::GuestFiles) -> Result<Self, Error> {
+        let absolute = |path: &Path| std::path::absolute(path).map_err(Error::Runtime);
+        Ok(Self {
+            home: absolute(home)?,
+            kernel: absolute(&guest.kernel)?,
+            initramfs: absolute(&guest.initramfs)?,
+            template: absolute(&guest.template)?,
+            launcher: None,
+        })
+    }
+
+    /// Reads the arguments of the keeper.
+    pub fn from_args(args: impl IntoIterator<Item = OsString>) -> Option<Self> {
+        let mut args = args.into_iter().map(PathBuf::from);
+        let mut next = || args.next();
+        let (home, kernel, initramfs, template) = (next()?, next()?, next()?, next()?);
+        Some(Self { home, kernel, initramfs, template, launcher: None })
+    }
+
+    /// The program and arguments of the keeper.
+    fn keeper_command(&self) -> (PathBuf, Vec<OsString>) {
+        let program = self.launcher.clone().unwrap_or_else(this_program);
+        let paths = [&self.home, &self.kernel, &self.initramfs, &self.template];
+        let paths = paths.into_iter().map(|path| path.clone().into_os_string());
+        (program, std::iter::once(KEEPER_SUBCOMMAND.into()).chain(paths).collect())
+    }
+}
+
+/// This process's program; on Linux by a name that finds it even when its file was replaced.
+fn this_program() -> PathBuf {
+    let link = Path::new("/proc/self/exe");
+    if link.exists() { link.to_owned() } else { std::env::current_exe().unwrap_or_default() }
+}

@@ -1,0 +1,175 @@
+//! This process standing in for a command in a guest: its standard streams, its signals and its
+//! terminal are the command's.
+
+use std::future::Future;
+use std::io::{self, IsTerminal};
+use std::os::fd::{AsFd, OwnedFd};
+
+use boxlite_proto::message::{Control, ExitStatus, TerminalSize};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::exec::{ExecOutput, ExecStdin};
+use super::stdio::{CHUNK, read_in_background, write_in_background};
+use super::terminal::{self, RawMode};
+
+/// Signals that are the command's to handle, by their Linux numbers: HUP, INT, QUIT, USR1, USR2,
+/// ALRM, TERM. The same everywhere but for USR1 and USR2, which are translated.
+const FORWARDED: [i32; 7] = [1, 2, 3, 10, 12, 14, 15];
+const WINCH: i32 = 28;
+
+/// This process, about to stand in for a command.
+#[derive(Debug)]
+pub struct Attachment {
+    terminal: bool,
+    signals: mpsc::UnboundedReceiver<i32>,
+    _listeners: JoinSet<()>,
+}
+
+/// The command's ends of its standard streams. What is none is not connected.
+#[derive(Debug, Default)]
+pub struct Streams {
+    /// Gets what this process reads from its standard input.
+    pub stdin: Option<ExecStdin>,
+    /// Goes to this process's standard output.
+    pub stdout: Option<ExecOutput>,
+    /// Goes to this process's standard error.
+    pub stderr: Option<ExecOutput>,
+}
+
+impl Attachment {
+    /// Takes over the signals of this process (those that it does not ignore). With `terminal`, the
+    /// command gets a terminal that is this process's own; see
+    /// [`all_terminals`](Self::all_terminals).
+    ///
+    /// # Errors
+    /// When the runtime cannot handle signals.
+    pub fn new(terminal: bool) -> io::Result<Self> {
+        let (sender, signals) = mpsc::unbounded_channel();
+        let mut listeners = JoinSet::new();
+        let ignored = ignored_signals();
+        let wanted = FORWARDED.into_iter().chain(terminal.then_some(WINCH));
+        for number in wanted.filter(|number| ignored & (1 << (number - 1)) == 0) {
+            let mut signal = signal(SignalKind::from_raw(native(number)))?;
+            let sender = sender.clone();
+            listeners.spawn(async move {
+                while signal.recv().await.is_some() && sender.send(number).is_ok() {}
+            });
+        }
+        Ok(Self { terminal, signals, _listeners: listeners })
+    }
+
+    /// Whether standard input, output and error are all terminals, so that a command can have them
+    /// as one without mixing what is to be kept apart.
+    pub fn all_terminals() -> bool {
+        io::stdin().is_terminal() && io::stdout().is_terminal() && io::stderr().is_terminal()
+    }
+
+    /// The size of the terminal that the command is to have; none: pipes.
+    pub fn terminal_size(&self) -> Option<TerminalSize> {
+        self.terminal.then(|| terminal::size(io::stdout().as_fd()))
+    }
+
+    /// Waits for a signal before the command runs; its Linux number. Cancel safe.
+    pub async fn interrupted(&mut self) -> i32 {
+        loop {
+            match self.signals.recv().await {
+                Some(WINCH) => {}
+                Some(number) => return number,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Connects `streams`, and passes signals and terminal sizes to `control`, until the command
+    /// has `exited` and all of its output is written. A terminal is in raw mode meanwhile.
+    ///
+    /// Standard input is read by a thread that outlives this call: it may take input that comes
+    /// after the command's end.
+    ///
+    /// # Errors
+    /// That of `exited`.
+    pub async fn run<E>(
+        mut self,
+        streams: Streams,
+        control: impl Fn(Control),
+        exited: impl Future<Output = Result<ExitStatus, E>>,
+    ) -> Result<ExitStatus, E> {
+        let _raw = self.terminal.then(|| RawMode::enter(io::stdin().as_fd()));
+        if let Some(size) = self.terminal_size() {
+            control(Control::Resize(size));
+        }
+        let stdin = send(own(io::stdin().as_fd()), streams.stdin);
+        let output = async {
+            tokio::join!(
+                receive(streams.stdout, own(io::stdout().as_fd())),
+                receive(streams.stderr, own(io::stderr().as_fd())),
+            );
+        };
+        let end = async {
+            let (status, ()) = tokio::join!(exited, output);
+            status
+        };
+        tokio::pin!(stdin, end);
+        let mut sending = true;
+        loop {
+            tokio::select! {
+                status = &mut end => return status,
+                () = &mut stdin, if sending => sending = false,
+                Some(number) = self.signals.recv() => match number {
+                    WINCH => control(Control::Resize(terminal::size(io::stdout().as_fd()))),
+                    number => control(Control::Signal(number)),
+                },
+            }
+        }
+    }
+}
+
+/// A descriptor of our own for a standard stream; none if the stream cannot be had.
+fn own(fd: impl AsFd) -> Option<OwnedFd> {
+    fd.as_fd().try_clone_to_owned().ok()
+}
+
+/// Sends what can be read to the command, and its end.
+async fn send(from: Option<OwnedFd>, to: Option<ExecStdin>) {
+    let (Some(from), Some(mut to)) = (from, to) else { return };
+    let mut chunks = read_in_background(from);
+    while let Some(chunk) = chunks.recv().await {
+        if to.write_all(&chunk).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Writes what the command writes, until its end. If it cannot be written, the command hears of it.
+async fn receive(from: Option<ExecOutput>, to: Option<OwnedFd>) {
+    let (Some(mut from), Some(to)) = (from, to) else { return };
+    let writer = write_in_background(to);
+    loop {
+        let mut chunk = Vec::with_capacity(CHUNK);
+        match from.read_buf(&mut chunk).await {
+            Ok(0) | Err(_) => break,
+            Ok(_) if !writer.write(chunk).await => return,
+            Ok(_) => {}
+        }
+    }
+    writer.finish().await;
+}
+
+/// Which signals this process was started to ignore, as with `nohup`: one bit each.
+fn ignored_signals() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
+
+/// The number that this system has for the signal with this Linux number.
+fn native(linux: i32) -> i32 {
+    match linux {
+        10 => libc::SIGUSR1,
+        12 => libc::SIGUSR2,
+        same => same,
+    }
+}

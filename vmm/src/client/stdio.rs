@@ -1,0 +1,157 @@
+//! Standard streams, read and written by threads of their own.
+//!
+//! They may be anything (terminals, files, pipes that another process uses too) and belong to other
+//! processes as well, so they cannot be made non-blocking. A thread can also be left behind in a
+//! read that never returns, which a runtime's own blocking pool would wait for.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::thread;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use tokio::sync::{mpsc, oneshot};
+
+/// Bytes read at once.
+pub(super) const CHUNK: usize = 64 << 10;
+
+/// Chunks that may wait for the other side.
+const WAITING: usize = 4;
+
+/// Reads `fd` to its end, or until the receiver is dropped.
+pub(super) fn read_in_background(fd: OwnedFd) -> mpsc::Receiver<Vec<u8>> {
+    let (sender, receiver) = mpsc::channel(WAITING);
+    let mut file = File::from(fd);
+    let read = move || {
+        loop {
+            let mut chunk = vec![0; CHUNK];
+            let n = match file.read(&mut chunk) {
+                Ok(n) => n,
+                Err(e) if wait(&e, &file, PollFlags::IN) => continue,
+                Err(_) => 0,
+            };
+            chunk.truncate(n);
+            if n == 0 || sender.blocking_send(chunk).is_err() {
+                return;
+            }
+        }
+    };
+    spawn("stdin", read);
+    receiver
+}
+
+/// The way to a thread that writes.
+pub(super) struct Writer {
+    chunks: mpsc::Sender<Vec<u8>>,
+    done: oneshot::Receiver<()>,
+}
+
+impl Writer {
+    /// Passes a chunk on; false if nobody reads what is written any more.
+    pub(super) async fn write(&self, chunk: Vec<u8>) -> bool {
+        self.chunks.send(chunk).await.is_ok()
+    }
+
+    /// Waits until everything is written.
+    pub(super) async fn finish(self) {
+        drop(self.chunks);
+        let _ = self.done.await;
+    }
+}
+
+/// Writes to `fd` what the writer is given.
+pub(super) fn write_in_background(fd: OwnedFd) -> Writer {
+    let (sender, mut receiver) = mpsc::channel::<Vec<u8>>(WAITING);
+    let (end, done) = oneshot::channel();
+    let mut file = File::from(fd);
+    let write = move || {
+        while let Some(chunk) = receiver.blocking_recv() {
+            if write_all(&mut file, &chunk).is_err() {
+                break;
+            }
+        }
+        drop(receiver);
+        let _ = end.send(());
+    };
+    spawn("stdout", write);
+    Writer { chunks: sender, done }
+}
+
+fn write_all(file: &mut File, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match file.write(bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) => bytes = &bytes[n..],
+            Err(e) if wait(&e, file, PollFlags::OUT) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// Whether to try again: after a signal, or once a descriptor that somebody made non-blocking is
+/// ready.
+fn wait(error: &io::Error, fd: &File, flags: PollFlags) -> bool {
+    match error.kind() {
+        io::ErrorKind::Interrupted => true,
+        io::ErrorKind::WouldBlock => {
+            poll(&mut [PollFd::from_borrowed_fd(fd.as_fd(), flags)], None).is_ok()
+        }
+        _ => false,
+    }
+}
+
+/// Without a thread the stream is as if it had ended: the closure is dropped, and its channel with
+/// it.
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {
+    if let Err(error) = thread::Builder::new().name(name.to_owned()).spawn(work) {
+        tracing::error!(%error, "cannot start a thread for {name}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block_on<F: Future>(future: F) -> F::Output {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+    }
+
+    #[test]
+    fn bytes_go_through_a_pipe_that_blocks_and_one_that_does_not() {
+        for flags in [rustix::pipe::PipeFlags::empty(), rustix::pipe::PipeFlags::NONBLOCK] {
+            let (from, to) = rustix::pipe::pipe_with(flags).unwrap();
+            let bytes: Vec<u8> = (0..1_000_000_u32).map(|n| (n % 251) as u8).collect();
+            let got = block_on(async {
+                let write = async {
+                    let writer = write_in_background(to);
+                    for chunk in bytes.chunks(10_000) {
+                        assert!(writer.write(chunk.to_vec()).await);
+                    }
+                    writer.finish().await;
+                };
+                let read = async {
+                    let mut chunks = read_in_background(from);
+                    let mut got = Vec::new();
+                    while let Some(chunk) = chunks.recv().await {
+                        got.extend(chunk);
+                    }
+                    got
+                };
+                tokio::join!(write, read).1
+            });
+            assert!(got == bytes);
+        }
+    }
+
+    #[test]
+    fn a_closed_reader_stops_the_writer() {
+        let (from, to) = rustix::pipe::pipe().unwrap();
+        drop(from);
+        block_on(async {
+            let writer = write_in_background(to);
+            while writer.write(vec![0; 10]).await {}
+            writer.finish().await;
+        });
+    }
+}

@@ -1,0 +1,202 @@
+//! The folder of a home's software host: `<home>/softhost`.
+//!
+//! The lock in it belongs to the keeper and to the QEMU that it started: as long as either lives,
+//! nobody else opens the disk image.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use tokio::net::{UnixListener, UnixStream};
+
+use super::Error;
+
+/// The folder of the software host.
+#[derive(Debug)]
+pub(super) struct Place {
+    path: PathBuf,
+    /// Sockets are reached through it: a socket's name may have only 107 bytes, a home's more.
+    dir: File,
+}
+
+impl Place {
+    /// Opens the folder, and makes it if it is not there.
+    pub(super) fn open(home: &Path) -> Result<Self, Error> {
+        let path = home.join("softhost");
+        let open = || {
+            DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
+            File::open(&path)
+        };
+        let dir = open().map_err(|source| Error::Folder { path: path.clone(), source })?;
+        Ok(Self { path, dir })
+    }
+
+    pub(super) fn console(&self) -> PathBuf {
+        self.path.join("console.log")
+    }
+
+    pub(super) fn log(&self) -> PathBuf {
+        self.path.join("log")
+    }
+
+    pub(super) fn image(&self) -> PathBuf {
+        self.path.join("home.ext4")
+    }
+
+    fn failed(&self, name: &str) -> impl FnOnce(io::Error) -> Error {
+        let path = self.path.join(name);
+        |source| Error::Folder { path, source }
+    }
+
+    /// Takes the lock; none if a keeper, or the QEMU of one, has it.
+    pub(super) fn lock(&self) -> Result<Option<File>, Error> {
+        self.try_lock().map_err(self.failed("lock"))
+    }
+
+    fn try_lock(&self) -> io::Result<Option<File>> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let lock = options.open(self.path.join("lock"))?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(lock)),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Whether `file` is the lock and held.
+    pub(super) fn is_our_lock(&self, file: &File) -> bool {
+        let same = || -> io::Result<bool> {
+            let (ours, theirs) = (fs::metadata(self.path.join("lock"))?, file.metadata()?);
+            Ok((ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino()))
+        };
+        same().unwrap_or(false) && flock(file, FlockOperation::NonBlockingLockExclusive).is_ok()
+    }
+
+    fn socket(&self) -> PathBuf {
+        format!("/proc/self/fd/{}/control.sock", self.dir.as_raw_fd()).into()
+    }
+
+    /// Listens for launchers. Only for who has the lock.
+    pub(super) fn listen(&self) -> Result<UnixListener, Error> {
+        self.stop_listening();
+        UnixListener::bind(self.socket()).map_err(self.failed("control.sock"))
+    }
+
+    /// Launchers that come now find nobody. Only for who has the lock.
+    pub(super) fn stop_listening(&self) {
+        let _ = fs::remove_file(self.socket());
+    }
+
+    /// Connects to the keeper; none if there is none.
+    pub(super) async fn connect(&self) -> Result<Option<UnixStream>, Error> {
+        match UnixStream::connect(self.socket()).await {
+            Ok(stream) => Ok(Some(stream)),
+            Err(e) => match e.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Ok(None),
+                // Its queue of connections is full: it is there, and busy.
+                io::ErrorKind::WouldBlock => Ok(None),
+                _ => Err(self.failed("control.sock")(e)),
+            },
+        }
+    }
+
+    /// An empty log for the next keeper.
+    pub(super) fn new_log(&self) -> Result<File, Error> {
+        let mut options = OpenOptions::new();
+        options.append(true).create(true).mode(0o600);
+        let log = options.open(self.log()).and_then(|log| log.set_len(0).map(|()| log));
+        log.map_err(self.failed("log"))
+    }
+
+    /// Makes the disk image for the box home, if there is none.
+    pub(super) fn ensure_image(&self, template: &Path) -> Result<(), Error> {
+        let image = self.image();
+        if image.exists() {
+            return Ok(());
+        }
+        let make = || -> io::Result<()> {
+            let mut file = tempfile::NamedTempFile::new_in(&self.path)?;
+            let mut source = zstd::Decoder::new(File::open(template)?)?;
+            crate::sparse::copy(&mut source, file.as_file_mut())?;
+            file.as_file().set_len(IMAGE_SIZE)?;
+            file.persist(&image)?;
+            Ok(())
+        };
+        make().map_err(|source| Error::Image { path: image.clone(), source })
+    }
+}
+
+/// How large the file system of the boxes in the software host may grow, in bytes. The file is
+/// sparse; making it larger makes the first start slower (the file system is grown then).
+const IMAGE_SIZE: u64 = 64 << 30;
+
+/// The last lines of a text file, for an error message.
+pub(super) fn last_lines(path: &Path, lines: usize) -> String {
+    const ENOUGH: u64 = 8 << 10;
+    let read = || -> io::Result<Vec<u8>> {
+        use std::os::unix::fs::FileExt;
+        let file = File::open(path)?;
+        let len = file.metadata()?.len();
+        let mut bytes = vec![0; usize::try_from(len.min(ENOUGH)).unwrap_or(0)];
+        file.read_exact_at(&mut bytes, len.saturating_sub(ENOUGH))?;
+        Ok(bytes)
+    };
+    let bytes = read().unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let text: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+    text[text.len().saturating_sub(lines)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_holds_the_lock_until_all_its_copies_are_closed() {
+        let home = tempfile::tempdir().unwrap();
+        let place = Place::open(home.path()).unwrap();
+        let lock = place.lock().unwrap().unwrap();
+        assert!(place.lock().unwrap().is_none());
+        assert!(place.is_our_lock(&lock));
+        let inherited = lock.try_clone().unwrap();
+        drop(lock);
+        assert!(place.lock().unwrap().is_none());
+        drop(inherited);
+        let lock = place.lock().unwrap().unwrap();
+        assert!(!place.is_our_lock(&File::open("/dev/null").unwrap()));
+        drop(lock);
+    }
+
+    #[test]
+    fn a_home_with_a_long_name_has_a_socket() {
+        let home = tempfile::tempdir().unwrap();
+        let place = Place::open(&home.path().join("x".repeat(120))).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            assert!(place.connect().await.unwrap().is_none());
+            let listener = place.listen().unwrap();
+            assert!(place.connect().await.unwrap().is_some());
+            drop(listener);
+            assert!(place.connect().await.unwrap().is_none(), "a stale socket is nobody");
+            let _listener = place.listen().unwrap();
+            assert!(place.connect().await.unwrap().is_some());
+        });
+    }
+
+    #[test]
+    fn the_last_lines_are_the_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        fs::write(&path, "a\nb\r\n\nc\n").unwrap();
+        assert_eq!(last_lines(&path, 2), "b\nc");
+        assert_eq!(last_lines(&path, 9), "a\nb\nc");
+        assert_eq!(last_lines(&dir.path().join("none"), 2), "");
+        fs::write(&path, "x\n".repeat(10_000)).unwrap();
+        assert_eq!(last_lines(&path, 3), "x\nx\nx");
+    }
+}

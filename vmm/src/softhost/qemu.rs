@@ -1,0 +1,247 @@
+//! QEMU: finding it, its command line, its process.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+
+use boxlite_proto::SERIAL_PORT_NAME;
+use boxlite_proto::boot::{BootParams, Role};
+use rustix::io::{FdFlags, fcntl_setfd};
+use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
+
+use super::place::Place;
+use super::sys::{self, TscClock};
+use super::{Error, Options};
+
+/// The emulator that is run.
+pub(super) const PROGRAM: &str = "qemu-system-x86_64";
+
+/// The name under which the agent finds the host's root on 9p.
+const ROOT_TAG: &str = "root";
+
+/// CPUs of the software host: two at least, since a nested guest and what runs it wait for each
+/// other, and no more than help.
+const CPUS: std::ops::RangeInclusive<usize> = 2..=8;
+
+/// The most memory of the software host, in MiB. More makes its boot slower: every page has a
+/// descriptor that is set up.
+const MAX_MEMORY: u64 = 16 << 10;
+
+/// The least with which it is worth a try, in MiB.
+const MIN_MEMORY: u64 = 1 << 10;
+
+/// Where QEMU is, if it is installed.
+pub fn find() -> Option<PathBuf> {
+    let executable = |path: &PathBuf| {
+        path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+    };
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|dir| dir.join(PROGRAM)).find(executable)
+}
+
+/// A running QEMU.
+#[derive(Debug)]
+pub(super) struct Qemu {
+    child: Child,
+}
+
+impl Qemu {
+    /// Starts QEMU, which holds on to `lock`, and returns it with the connection to the agent.
+    /// It ends with this thread.
+    pub(super) fn start(
+        options: &Options,
+        place: &Place,
+        lock: File,
+        clock: &TscClock,
+    ) -> Result<(Self, UnixStream), Error> {
+        let program = find().ok_or(Error::NoQemu)?;
+        let (ours, theirs) = StdUnixStream::pair().map_err(Error::Qemu)?;
+        ours.set_nonblocking(true).map_err(Error::Qemu)?;
+        // Inherited by QEMU alone: this process starts no other, and closes it right after.
+        fcntl_setfd(&theirs, FdFlags::empty()).map_err(|e| Error::Qemu(e.into()))?;
+        let theirs = OwnedFd::from(theirs);
+        let home = options.home.to_str().ok_or_else(|| Error::Home(options.home.clone()))?;
+        let machine = Machine {
+            kernel: &options.kernel,
+            initramfs: &options.initramfs,
+            image: &place.image(),
+            console: &place.console(),
+            agent: theirs.as_fd().as_raw_fd(),
+            cmdline: cmdline(home, clock.khz()),
+            memory: memory(),
+            cpus: cpus(),
+        };
+        let mut command = Command::new(program);
+        command.args(machine.args());
+        command.stdin(Stdio::from(lock)).kill_on_drop(true);
+        sys::die_with_us(&mut command);
+        let child = command.spawn().map_err(Error::Qemu)?;
+        let link = UnixStream::from_std(ours).map_err(Error::Qemu)?;
+        Ok((Self { child }, link))
+    }
+
+    /// Waits for its end. Cancel safe.
+    pub(super) async fn wait(&mut self) -> io::Result<ExitStatus> {
+        self.child.wait().await
+    }
+
+    /// Kills it and waits for its end.
+    pub(super) async fn kill(&mut self) -> io::Result<ExitStatus> {
+        self.child.start_kill()?;
+        self.child.wait().await
+    }
+}
+
+/// How QEMU ended, for people.
+pub(super) fn describe(status: ExitStatus) -> String {
+    const KILL: i32 = 9;
+    match (status.signal(), status.code()) {
+        (Some(KILL), _) => format!(
+            "{PROGRAM} was killed, perhaps because the machine ran out of memory (see dmesg)"
+        ),
+        (Some(signal), _) => format!("{PROGRAM} was ended by signal {signal}"),
+        (None, Some(0)) => "its kernel stopped".to_owned(),
+        (None, code) => format!("{PROGRAM} ended with code {}", code.unwrap_or(-1)),
+    }
+}
+
+/// Everything on QEMU's command line that is not always the same.
+struct Machine<'a> {
+    kernel: &'a Path,
+    initramfs: &'a Path,
+    image: &'a Path,
+    console: &'a Path,
+    /// The descriptor of the socket to the agent.
+    agent: i32,
+    cmdline: String,
+    /// In MiB.
+    memory: u64,
+    cpus: usize,
+}
+
+impl Machine<'_> {
+    fn args(&self) -> Vec<OsString> {
+        let mut args: Vec<OsString> = Vec::new();
+        let mut add = |words: &[&str]| args.extend(words.iter().map(OsString::from));
+        // No firmware to speak of, no PCI, no ACPI; a timer chip, since there is no other clock that
+        // interrupts before the kernel has found its own.
+        add(&["-M", "microvm,x-option-roms=off,acpi=off,isa-serial=on"]);
+        add(&["-accel", "tcg,thread=multi", "-cpu", "max"]);
+        add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+        add(&["-smp", &self.cpus.to_string(), "-m", &self.memory.to_string()]);
+        add(&["-global", "virtio-mmio.force-legacy=false"]);
+        add(&["-append", &self.cmdline]);
+        add(&["-serial", "chardev:console"]);
+        add(&["-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"]);
+        add(&["-device", &format!("virtio-9p-device,fsdev=root,mount_tag={ROOT_TAG}")]);
+        add(&["-chardev", &format!("socket,id=agent,fd={}", self.agent)]);
+        add(&["-device", "virtio-serial-device,max_ports=2"]);
+        add(&["-device", &format!("virtserialport,chardev=agent,name={SERIAL_PORT_NAME}")]);
+        add(&["-device", "virtio-blk-device,drive=home"]);
+        add(&["-netdev", "user,id=net", "-device", "virtio-net-device,netdev=net"]);
+        add(&["-device", "virtio-rng-device"]);
+        // Memory that the software host has freed goes back to the real one.
+        add(&["-device", "virtio-balloon-device,free-page-reporting=on"]);
+        args.extend(["-kernel".into(), self.kernel.into()]);
+        args.extend(["-initrd".into(), self.initramfs.into()]);
+        args.extend(["-chardev".into(), with_path("file,id=console,path=", self.console)]);
+        // A full disk is the guest's error, not a reason to stop it. Flushes are honoured, so what
+        // was synced survives the death of QEMU.
+        args.extend([
+            "-drive".into(),
+            with_path(
+                "if=none,id=home,format=raw,cache=writeback,discard=unmap,werror=report,\
+                 rerror=report,file=",
+                self.image,
+            ),
+        ]);
+        args
+    }
+}
+
+/// An option that ends in a path; QEMU reads a doubled comma as one that is part of a value.
+fn with_path(option: &str, path: &Path) -> OsString {
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    let mut bytes = option.as_bytes().to_vec();
+    for byte in OsStr::as_bytes(path.as_os_str()) {
+        bytes.extend(std::iter::repeat_n(*byte, if *byte == b',' { 2 } else { 1 }));
+    }
+    OsString::from_vec(bytes)
+}
+
+/// The kernel's command line.
+fn cmdline(home: &str, tsc_khz: Option<u64>) -> String {
+    let params = BootParams {
+        role: Role::SoftHost,
+        hostname: rustix::system::uname().nodename().to_str().ok().map(str::to_owned),
+        home: Some(home.to_owned()),
+    };
+    // Mitigations guard against speculation, and TCG does not speculate. A panic ends QEMU, by way
+    // of -no-reboot. `no_timer_check`: an interrupt may come late without the chip being broken.
+    let mut cmdline = format!(
+        "console=ttyS0 quiet reboot=t panic=-1 mitigations=off no_timer_check \
+         8250.nr_uarts=1 random.trust_cpu=on {params}"
+    );
+    if let Some(khz) = tsc_khz {
+        // The guest reads our counter. It cannot measure its frequency reliably under emulation, and
+        // would fall back to a clock that moves in steps of a tick.
+        cmdline.push_str(&format!(" tsc_early_khz={khz} tsc=reliable"));
+    }
+    cmdline
+}
+
+/// Three quarters of what is free, in MiB. Only what the guest touches is taken.
+fn memory() -> u64 {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let available = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB"))
+        .and_then(|kib| kib.parse::<u64>().ok())
+        .map_or(4 << 10, |kib| kib >> 10);
+    (available / 4 * 3).clamp(MIN_MEMORY, MAX_MEMORY)
+}
+
+fn cpus() -> usize {
+    let cpus = std::thread::available_parallelism().map_or(*CPUS.start(), usize::from);
+    cpus.clamp(*CPUS.start(), *CPUS.end())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commas_in_paths_are_doubled() {
+        assert_eq!(with_path("file,path=", Path::new("/a,b/c")), "file,path=/a,,b/c");
+    }
+
+    #[test]
+    fn the_command_line_is_read_back_by_the_agent() {
+        let line = cmdline("/home/a b/.boxlite", Some(2_600_000));
+        let params = BootParams::parse(&line).unwrap();
+        assert_eq!(params.role, Role::SoftHost);
+        assert_eq!(params.home.as_deref(), Some("/home/a b/.boxlite"));
+        assert!(line.contains("tsc_early_khz=2600000"));
+        assert!(!cmdline("/", None).contains("tsc"));
+    }
+
+    #[test]
+    fn an_end_is_described() {
+        assert!(describe(ExitStatus::from_raw(9)).contains("memory"));
+        assert!(describe(ExitStatus::from_raw(6)).contains("signal 6"));
+        assert!(describe(ExitStatus::from_raw(1 << 8)).contains("code 1"));
+    }
+
+    #[test]
+    fn memory_and_cpus_are_in_their_ranges() {
+        assert!((MIN_MEMORY..=MAX_MEMORY).contains(&memory()));
+        assert!(CPUS.contains(&cpus()));
+    }
+}

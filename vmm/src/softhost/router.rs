@@ -1,0 +1,312 @@
+//! Many launchers on one link to the agent.
+//!
+//! Each launcher speaks the agent protocol on a connection of its own and numbers its streams
+//! itself; here they get numbers of the link, and back. Data is passed on under the credit that the
+//! two ends grant each other, so what can wait here for a launcher that does not read is bounded by
+//! its windows, and holds up nobody else.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use boxlite_proto::PROTOCOL_VERSION;
+use boxlite_proto::credit::WINDOW;
+use boxlite_proto::frame::{Channel, Frame, FrameError, HEADER_LEN, Kind, MAX_BODY};
+use boxlite_proto::message::{Control, Event, Failure, FailureKind, Hello, Request, Response};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{Notify, watch};
+
+use crate::client::wire::{FrameReader, FrameRef, Outbox, lock};
+
+/// Bytes that wait for the agent before launchers are made to wait.
+const LINK_QUEUE: usize = 1 << 20;
+
+/// What may wait for a launcher, per stream: two windows, in the smallest of frames.
+const STREAM_QUEUE: usize = 2 * WINDOW as usize * (HEADER_LEN + 1);
+
+/// What may wait for a launcher beside its streams' data.
+const CLIENT_QUEUE: usize = 2 * MAX_BODY;
+
+/// Between the launchers and the agent.
+#[derive(Debug)]
+pub(super) struct Router {
+    /// Frames to the agent.
+    link: Outbox,
+    routes: Mutex<Routes>,
+    /// What happened to the link.
+    state: watch::Sender<LinkState>,
+}
+
+/// What is to be known of the link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum LinkState {
+    /// The agent has not said hello.
+    Booting,
+    /// Requests are served.
+    Ready { generation: u64 },
+    /// No more.
+    Down(String),
+}
+
+#[derive(Debug, Default)]
+struct Routes {
+    /// The last number given out on the link.
+    last: u32,
+    /// Where frames of a stream of the link go.
+    streams: HashMap<u32, Route>,
+}
+
+#[derive(Debug)]
+struct Route {
+    /// None: the launcher is gone, and the rest is dropped.
+    client: Option<Arc<Client>>,
+    /// The launcher's own number.
+    stream: u32,
+}
+
+/// A connected launcher.
+#[derive(Debug, Default)]
+struct Client {
+    outbox: Outbox,
+    /// The link's number for each of its own.
+    streams: Mutex<HashMap<u32, u32>>,
+    /// It does not read what it granted credit for.
+    overrun: Notify,
+}
+
+impl Default for Router {
+    fn default() -> Self {
+        Self {
+            link: Outbox::default(),
+            routes: Mutex::default(),
+            state: watch::Sender::new(LinkState::Booting),
+        }
+    }
+}
+
+impl Router {
+    /// Carries frames between the agent and the launchers until the agent is gone. Returns why.
+    pub(super) async fn run_link<L: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        frames: FrameReader<L>,
+        generation: u64,
+    ) -> String {
+        let (frames, writer) = frames.split();
+        self.state.send_if_modified(|state| {
+            let booting = *state == LinkState::Booting;
+            if booting {
+                *state = LinkState::Ready { generation };
+            }
+            booting
+        });
+        tokio::select! {
+            why = self.receive(frames) => why,
+            result = self.link.drain(writer) => match result {
+                Ok(()) => "the link was closed".to_owned(),
+                Err(e) => format!("cannot write to the agent: {e}"),
+            },
+        }
+    }
+
+    async fn receive<R: AsyncRead + Unpin>(&self, mut frames: FrameReader<R>) -> String {
+        let mut fatal = None;
+        loop {
+            match frames.next().await {
+                Ok(Some(frame)) if frame.header.stream == 0 => match frame.decode() {
+                    Ok(Event::Fatal { message }) => fatal = Some(message),
+                    event => tracing::debug!(?event, "from the agent"),
+                },
+                Ok(Some(frame)) => self.from_agent(frame),
+                Ok(None) => return fatal.unwrap_or_else(|| "the agent closed the link".to_owned()),
+                Err(e) => return fatal.unwrap_or_else(|| format!("the link to the agent: {e}")),
+            }
+        }
+    }
+
+    /// Tells all launchers, those that are still to come as well, that there is no more.
+    pub(super) fn shut_down(&self, why: String) {
+        self.state.send_replace(LinkState::Down(why));
+        self.link.close();
+    }
+
+    /// Waits until requests are served; the generation of the agent.
+    pub(super) async fn ready(&self) -> u64 {
+        self.state_that(|state| match state {
+            LinkState::Ready { generation } => Some(*generation),
+            _ => None,
+        })
+        .await
+    }
+
+    async fn down(&self) -> String {
+        self.state_that(|state| match state {
+            LinkState::Down(why) => Some(why.clone()),
+            _ => None,
+        })
+        .await
+    }
+
+    async fn state_that<T>(&self, look: impl Fn(&LinkState) -> Option<T>) -> T {
+        let mut state = self.state.subscribe();
+        loop {
+            if let Some(value) = look(&state.borrow_and_update()) {
+                return value;
+            }
+            if state.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Asks the agent to end everything and reset the machine.
+    pub(super) fn stop_guest(&self, grace: Duration) {
+        let number = {
+            let mut routes = lock(&self.routes);
+            let number = routes.last.saturating_add(1);
+            routes.last = number;
+            number
+        };
+        let grace_ms = grace.as_millis().try_into().unwrap_or(u32::MAX);
+        self.link.push(&Request::Shutdown { grace_ms }.frame(number));
+    }
+
+    /// Passes a frame of the agent on.
+    fn from_agent(&self, frame: FrameRef<'_>) {
+        let last = frame.header.kind == Kind::Response
+            && !matches!(frame.decode(), Ok(Response::Started { .. }));
+        let link_stream = frame.header.stream;
+        let mut routes = lock(&self.routes);
+        let Some(route) = routes.streams.get(&link_stream) else {
+            // Its reader of standard input may be a little behind its own last word.
+            tracing::trace!(?frame.header, "frame of a stream that is over");
+            return;
+        };
+        let (client, stream) = (route.client.clone(), route.stream);
+        if last {
+            routes.streams.remove(&link_stream);
+        }
+        drop(routes);
+        let Some(client) = client else { return };
+        let open = {
+            let mut streams = lock(&client.streams);
+            let open = streams.len();
+            if last {
+                streams.remove(&stream);
+            }
+            open
+        };
+        client.outbox.push_parts(stream, frame.header.kind, frame.body);
+        if client.outbox.len() > CLIENT_QUEUE + open * STREAM_QUEUE {
+            client.overrun.notify_one();
+        }
+    }
+
+    /// Serves one launcher until it hangs up, breaks the protocol, or the link goes down.
+    pub(super) async fn serve<C: AsyncRead + AsyncWrite>(&self, connection: C) {
+        let (read, write) = tokio::io::split(connection);
+        let client = Arc::new(Client::default());
+        let fell_silent = async {
+            tokio::select! {
+                result = self.receive_from(&client, FrameReader::new(read)) => result,
+                () = client.overrun.notified() => {
+                    tracing::warn!("a launcher granted more than it reads; hung up");
+                    Ok(())
+                }
+                message = self.down() => {
+                    client.outbox.push(&Event::Fatal { message }.frame(0));
+                    Ok(())
+                }
+            }
+        };
+        let receive = async {
+            let result = fell_silent.await;
+            client.outbox.close();
+            self.forget(&client);
+            result
+        };
+        let (received, _) = tokio::join!(receive, client.outbox.drain(write));
+        if let Err(error) = received {
+            tracing::warn!(%error, "a launcher's connection ended");
+        }
+    }
+
+    async fn receive_from<R: AsyncRead + Unpin>(
+        &self,
+        client: &Arc<Client>,
+        mut frames: FrameReader<R>,
+    ) -> Result<(), FrameError> {
+        let Some(first) = frames.next().await? else { return Ok(()) };
+        if (first.header.stream, first.header.kind) != (0, Kind::Hello) {
+            return Err(FrameError::Malformed(first.header.kind));
+        }
+        let hello: Hello = first.decode()?;
+        tracing::debug!(version = hello.version, "a launcher");
+        let generation = tokio::select! {
+            // It says nothing before it is greeted: it hung up.
+            frame = frames.next() => return frame.map(|_| ()),
+            generation = self.ready() => generation,
+        };
+        let greeting = Hello { version: PROTOCOL_VERSION, generation, unix_time_ns: 0 };
+        client.outbox.push(&greeting.frame(0));
+        while let Some(frame) = frames.next().await? {
+            self.from_client(client, frame);
+            self.link.room(LINK_QUEUE).await;
+        }
+        Ok(())
+    }
+
+    /// Passes a frame of a launcher on.
+    fn from_client(&self, client: &Arc<Client>, frame: FrameRef<'_>) {
+        let stream = frame.header.stream;
+        let link_stream = match frame.header.kind {
+            Kind::Request if matches!(frame.decode(), Ok(Request::Shutdown { .. })) => {
+                let message = "the software host is shared, and stops by itself".to_owned();
+                return refuse(client, stream, FailureKind::Unsupported, message);
+            }
+            Kind::Request => match self.open(client, stream) {
+                Ok(link_stream) => link_stream,
+                Err(message) => {
+                    return refuse(client, stream, FailureKind::Other, message.to_owned());
+                }
+            },
+            Kind::Control | Kind::Stdin | Kind::End | Kind::Credit => {
+                // One that is not there any more has had its last word meanwhile.
+                let Some(link_stream) = lock(&client.streams).get(&stream).copied() else { return };
+                link_stream
+            }
+            kind => return tracing::warn!(?kind, "a launcher sent what only an agent sends"),
+        };
+        self.link.push_parts(link_stream, frame.header.kind, frame.body);
+    }
+
+    /// A stream of the link for a launcher's.
+    fn open(&self, client: &Arc<Client>, stream: u32) -> Result<u32, &'static str> {
+        let mut routes = lock(&self.routes);
+        let mut streams = lock(&client.streams);
+        if stream == 0 || streams.contains_key(&stream) {
+            return Err("this stream is taken");
+        }
+        let number = routes.last.checked_add(1).ok_or("the software host has run too long")?;
+        routes.last = number;
+        routes.streams.insert(number, Route { client: Some(Arc::clone(client)), stream });
+        streams.insert(stream, number);
+        Ok(number)
+    }
+
+    /// A launcher is gone: what it ran is killed, and what that still writes is dropped.
+    fn forget(&self, client: &Client) {
+        let mut routes = lock(&self.routes);
+        for (_, number) in lock(&client.streams).drain() {
+            if let Some(route) = routes.streams.get_mut(&number) {
+                route.client = None;
+                self.link.push(&Control::Kill.frame(number));
+                self.link.push(&Frame::end(number, Channel::Stdout));
+                self.link.push(&Frame::end(number, Channel::Stderr));
+            }
+        }
+    }
+}
+
+fn refuse(client: &Client, stream: u32, kind: FailureKind, message: String) {
+    client.outbox.push(&Response::Failed(Failure { kind, message }).frame(stream));
+}

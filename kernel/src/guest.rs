@@ -64,6 +64,11 @@ impl Manifest {
         [arch.kernel_file(), INITRAMFS_FILE, TEMPLATE_FILE]
     }
 
+    /// What is said of a file, by its name.
+    pub fn file(&self, name: &str) -> Option<&FileInfo> {
+        self.files.get(name)
+    }
+
     /// Describes the files in `dir`: reads and hashes each of them.
     pub fn describe(
         dir: &Path,

@@ -2,7 +2,13 @@
 
 #![deny(unsafe_code)]
 
+mod arch;
+mod backend;
+pub mod cli;
 pub mod client;
 #[cfg(target_os = "linux")]
 mod kvm;
+pub mod machine;
+pub mod runtime;
 pub mod softhost;
+mod sparse;

@@ -27,10 +27,8 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-pub use vcpu::KvmVcpu;
-pub use x86_64::state::VcpuState;
-
 use self::kick::Kicks;
+use self::vcpu::KvmVcpu;
 
 /// Where Intel's VMX keeps its real-mode task state segment and identity page table: three pages and
 /// one page that no guest memory may touch. Below the I/O APIC, at the end of the 32-bit gap.
@@ -57,7 +55,7 @@ fn call(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
 
 /// A virtual machine on KVM.
 #[derive(Debug)]
-pub struct KvmVm {
+pub(crate) struct KvmVm {
     fd: VmFd,
     kvm: Kvm,
     vcpus: u32,
@@ -75,7 +73,7 @@ struct Slots {
 
 impl KvmVm {
     /// A machine without memory for `vcpus` vCPUs.
-    pub fn new(vcpus: u32) -> Result<Self> {
+    pub(crate) fn new(vcpus: u32) -> Result<Self> {
         Self::open(Path::new("/dev/kvm"), vcpus)
     }
 

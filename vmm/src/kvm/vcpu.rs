@@ -15,7 +15,7 @@ use super::x86_64::state::VcpuState;
 
 /// A vCPU, on the thread that bound it.
 #[derive(Debug)]
-pub struct KvmVcpu {
+pub(crate) struct KvmVcpu {
     fd: VcpuFd,
     /// The page shared with KVM; `fd` keeps it mapped.
     run: *mut kvm_run,
@@ -40,7 +40,9 @@ impl KvmVcpu {
         match result {
             Err(e) if e.errno() == libc::EINTR => Ok(()),
             Err(e) => Err(call("KVM_RUN")(e)),
-            Ok(()) => Err(Error::Vcpu { id: self.id, reason: "ran on past a completed exit".into() }),
+            Ok(()) => {
+                Err(Error::Vcpu { id: self.id, reason: "ran on past a completed exit".into() })
+            }
         }
     }
 }

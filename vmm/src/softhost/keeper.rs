@@ -8,17 +8,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::fcntl_dupfd_cloexec;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::place::{Place, last_lines};
-use super::qemu::{self, Qemu};
+use super::qemu::{self, Link, Qemu};
 use super::router::Router;
 use super::sys::TscClock;
 use super::{Error, Options};
-use crate::client::greet;
+use crate::client::{Loss, greet};
 
 /// How long the software host stays up for a next launcher; in seconds, as a decimal number.
 pub const IDLE_VARIABLE: &str = "BOXLITE_SOFTHOST_IDLE";
@@ -67,6 +67,7 @@ async fn keep(options: &Options) -> Result<(), Error> {
     place.ensure_image(&options.template)?;
     let for_qemu = lock.try_clone().map_err(Error::Qemu)?;
     let (qemu, link) = Qemu::start(options, &place, for_qemu, &clock)?;
+    tracing::info!("QEMU runs");
     let keeper = Keeper { place, qemu, router: Arc::default(), launchers: JoinSet::new() };
     let result = keeper.run(listener, link).await;
     drop(lock);
@@ -105,7 +106,7 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn run(mut self, listener: UnixListener, link: UnixStream) -> Result<(), Error> {
+    async fn run(mut self, listener: UnixListener, link: Link) -> Result<(), Error> {
         let router = Arc::clone(&self.router);
         let link = carry(&router, link);
         tokio::pin!(link);
@@ -211,9 +212,17 @@ impl Keeper {
 }
 
 /// Carries frames once the agent has answered, until it is gone. Returns why it is.
-async fn carry(router: &Router, link: UnixStream) -> String {
-    match timeout(BOOT, greet(link, 0)).await {
-        Ok(Ok(frames)) => router.run_link(frames, 0).await,
+async fn carry(router: &Router, link: Link) -> String {
+    let boot = async {
+        let agent = link.open().await.map_err(Loss::Write)?;
+        tracing::info!("the agent is there");
+        greet(agent, 0).await
+    };
+    match timeout(BOOT, boot).await {
+        Ok(Ok(frames)) => {
+            tracing::info!("the agent answered");
+            router.run_link(frames, 0).await
+        }
         Ok(Err(loss)) => loss.to_string(),
         Err(_) => format!("its agent did not answer within {} s", BOOT.as_secs()),
     }

@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::os::unix::process::ExitStatusExt;
@@ -13,6 +13,8 @@ use std::process::{ExitStatus, Stdio};
 use boxlite_proto::SERIAL_PORT_NAME;
 use boxlite_proto::boot::{BootParams, Role};
 use rustix::io::{FdFlags, fcntl_setfd};
+use serde::Deserialize;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
@@ -30,9 +32,12 @@ const ROOT_TAG: &str = "root";
 /// other, and no more than help.
 const CPUS: std::ops::RangeInclusive<usize> = 2..=8;
 
-/// The most memory of the software host, in MiB. More makes its boot slower: every page has a
-/// descriptor that is set up.
-const MAX_MEMORY: u64 = 16 << 10;
+/// The memory of the software host, in MiB, if this is set.
+pub const MEMORY_VARIABLE: &str = "BOXLITE_SOFTHOST_MEMORY";
+
+/// The most memory of the software host, in MiB, unless it is asked for. Every GiB makes its boot
+/// some 50 ms longer: each page has a descriptor that is set up, under emulation.
+const MAX_MEMORY: u64 = 8 << 10;
 
 /// The least with which it is worth a try, in MiB.
 const MIN_MEMORY: u64 = 1 << 10;
@@ -53,27 +58,25 @@ pub(super) struct Qemu {
 }
 
 impl Qemu {
-    /// Starts QEMU, which holds on to `lock`, and returns it with the connection to the agent.
-    /// It ends with this thread.
+    /// Starts QEMU, which holds on to `lock`, and returns it with the way to the agent. It ends with
+    /// this thread.
     pub(super) fn start(
         options: &Options,
         place: &Place,
         lock: File,
         clock: &TscClock,
-    ) -> Result<(Self, UnixStream), Error> {
+    ) -> Result<(Self, Link), Error> {
         let program = find().ok_or(Error::NoQemu)?;
-        let (ours, theirs) = StdUnixStream::pair().map_err(Error::Qemu)?;
-        ours.set_nonblocking(true).map_err(Error::Qemu)?;
-        // Inherited by QEMU alone: this process starts no other, and closes it right after.
-        fcntl_setfd(&theirs, FdFlags::empty()).map_err(|e| Error::Qemu(e.into()))?;
-        let theirs = OwnedFd::from(theirs);
+        let (agent, agent_end) = inheritable_pair().map_err(Error::Qemu)?;
+        let (monitor, monitor_end) = inheritable_pair().map_err(Error::Qemu)?;
         let home = options.home.to_str().ok_or_else(|| Error::Home(options.home.clone()))?;
         let machine = Machine {
             kernel: &options.kernel,
             initramfs: &options.initramfs,
             image: &place.image(),
             console: &place.console(),
-            agent: theirs.as_fd().as_raw_fd(),
+            agent: agent_end.as_raw_fd(),
+            monitor: monitor_end.as_raw_fd(),
             cmdline: cmdline(home, clock.khz()),
             memory: memory(),
             cpus: cpus(),
@@ -83,8 +86,7 @@ impl Qemu {
         command.stdin(Stdio::from(lock)).kill_on_drop(true);
         sys::die_with_us(&mut command);
         let child = command.spawn().map_err(Error::Qemu)?;
-        let link = UnixStream::from_std(ours).map_err(Error::Qemu)?;
-        Ok((Self { child }, link))
+        Ok((Self { child }, Link { agent, monitor }))
     }
 
     /// Waits for its end. Cancel safe.
@@ -97,6 +99,54 @@ impl Qemu {
         self.child.start_kill()?;
         self.child.wait().await
     }
+}
+
+/// The way to the agent.
+#[derive(Debug)]
+pub(super) struct Link {
+    agent: UnixStream,
+    monitor: UnixStream,
+}
+
+impl Link {
+    /// Waits until the agent is there, so that nothing that is sent to it is out of date when it
+    /// reads it: the time, above all.
+    pub(super) async fn open(self) -> io::Result<UnixStream> {
+        let (events, mut commands) = self.monitor.into_split();
+        // The monitor (QMP) greets, takes this, and then tells what happens, a line each.
+        commands.write_all(b"{\"execute\": \"qmp_capabilities\"}\n").await?;
+        let mut events = BufReader::new(events).lines();
+        while let Some(line) = events.next_line().await? {
+            let message: Message = serde_json::from_str(&line)?;
+            if message.event.as_deref() == Some("VSERPORT_CHANGE") && message.data.open {
+                return Ok(self.agent);
+            }
+        }
+        Err(io::ErrorKind::UnexpectedEof.into())
+    }
+}
+
+/// A message of the monitor; events alone have what is looked for.
+#[derive(Deserialize)]
+struct Message {
+    event: Option<String>,
+    #[serde(default)]
+    data: EventData,
+}
+
+#[derive(Default, Deserialize)]
+struct EventData {
+    #[serde(default)]
+    open: bool,
+}
+
+/// A connection, and its other end for a child to inherit. That is QEMU alone: this process starts
+/// no other, and closes it right after.
+fn inheritable_pair() -> io::Result<(UnixStream, OwnedFd)> {
+    let (ours, theirs) = StdUnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    fcntl_setfd(&theirs, FdFlags::empty())?;
+    Ok((UnixStream::from_std(ours)?, theirs.into()))
 }
 
 /// How QEMU ended, for people.
@@ -120,6 +170,8 @@ struct Machine<'a> {
     console: &'a Path,
     /// The descriptor of the socket to the agent.
     agent: i32,
+    /// The descriptor of the monitor's socket.
+    monitor: i32,
     cmdline: String,
     /// In MiB.
     memory: u64,
@@ -141,6 +193,8 @@ impl Machine<'_> {
         add(&["-serial", "chardev:console"]);
         add(&["-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"]);
         add(&["-device", &format!("virtio-9p-device,fsdev=root,mount_tag={ROOT_TAG}")]);
+        add(&["-chardev", &format!("socket,id=monitor,fd={}", self.monitor)]);
+        add(&["-mon", "chardev=monitor,mode=control"]);
         add(&["-chardev", &format!("socket,id=agent,fd={}", self.agent)]);
         add(&["-device", "virtio-serial-device,max_ports=2"]);
         add(&["-device", &format!("virtserialport,chardev=agent,name={SERIAL_PORT_NAME}")]);
@@ -197,8 +251,13 @@ fn cmdline(home: &str, tsc_khz: Option<u64>) -> String {
     cmdline
 }
 
-/// Three quarters of what is free, in MiB. Only what the guest touches is taken.
+/// In MiB: what is asked for, or three quarters of what is free. Only what the guest touches is
+/// taken.
 fn memory() -> u64 {
+    let asked = std::env::var(MEMORY_VARIABLE).ok().and_then(|value| value.parse::<u64>().ok());
+    if let Some(asked) = asked {
+        return asked.max(MIN_MEMORY);
+    }
     let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let available = meminfo
         .lines()

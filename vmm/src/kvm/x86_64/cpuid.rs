@@ -23,9 +23,8 @@ const AMD_CMP_LEGACY: u32 = 1 << 1;
 
 /// The CPUID table of vCPU `id` of `vcpus`.
 pub(super) fn table(kvm: &Kvm, id: u32, vcpus: u32) -> Result<CpuId> {
-    let mut cpuid = kvm
-        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-        .map_err(call("KVM_GET_SUPPORTED_CPUID"))?;
+    let mut cpuid =
+        kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(call("KVM_GET_SUPPORTED_CPUID"))?;
     let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
     for entry in cpuid.as_mut_slice() {
         describe(entry, Topology { id, vcpus }, deadline);

@@ -47,8 +47,12 @@ pub(in crate::kvm) fn vcpu(
             long_mode(fd, page_table)?;
             let fpu = kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() };
             fd.set_fpu(&fpu).map_err(call("KVM_SET_FPU"))?;
-            let regs =
-                kvm_regs { rip: entry, rsi: argument, rflags: RFLAGS_RESERVED, ..Default::default() };
+            let regs = kvm_regs {
+                rip: entry,
+                rsi: argument,
+                rflags: RFLAGS_RESERVED,
+                ..Default::default()
+            };
             fd.set_regs(&regs).map_err(call("KVM_SET_REGS"))
         }
         // KVM parks every vCPU but 0 by itself.

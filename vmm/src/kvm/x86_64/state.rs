@@ -13,7 +13,7 @@ use crate::kvm::call;
 /// The saved state of a vCPU. CPUID is not in it: a restored machine gets the same from its
 /// configuration.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct VcpuState {
+pub(crate) struct VcpuState {
     mp_state: kvm_mp_state,
     regs: kvm_regs,
     sregs: kvm_sregs,

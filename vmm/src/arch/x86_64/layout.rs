@@ -1,0 +1,57 @@
+//! The guest-physical address map of x86_64.
+//!
+//! ```text
+//!   0x0000_7000   zero page (boot_params)
+//!   0x0000_9000   page tables
+//!   0x0002_0000   kernel command line
+//!   0x0009_f000   MP table, found by its pointer at 0x9_fc00
+//!   0x0010_0000   memory: the kernel at 16 MiB, the initramfs at the end
+//!   0xd000_0000   the 32-bit gap: virtio-mmio devices …
+//!   0xfec0_0000   I/O APIC
+//!   0xfee0_0000   local APIC
+//!   0xfffb_c000   pages that KVM needs on Intel processors
+//!   0x1_0000_0000 memory again, if there is more than 3.25 GiB
+//! ```
+
+use vm_memory::GuestAddress;
+
+pub(crate) const PAGE_SIZE: u64 = 4096;
+
+pub(super) const ZERO_PAGE: GuestAddress = GuestAddress(0x7000);
+pub(super) const PAGE_TABLES: u64 = 0x9000;
+pub(super) const CMDLINE: GuestAddress = GuestAddress(0x2_0000);
+/// `COMMAND_LINE_SIZE` of Linux on x86, with the terminating NUL.
+pub(super) const CMDLINE_MAX: usize = 2048;
+
+pub(super) const MP_TABLE: u64 = 0x9_f000;
+/// The last KiB below 640 KiB is one of the places where kernels look for it.
+pub(super) const MP_POINTER: u64 = 0x9_fc00;
+/// From here to 1 MiB there is no memory.
+pub(super) const LOW_MEMORY_END: u64 = 0x9_f000;
+pub(super) const LOW_RESERVED_END: u64 = 0xa_0000;
+
+pub(super) const HIGH_MEMORY: GuestAddress = GuestAddress(0x10_0000);
+/// No memory from here to 4 GiB.
+pub(crate) const GAP_START: GuestAddress = GuestAddress(0xd000_0000);
+pub(crate) const GAP_END: GuestAddress = GuestAddress(0x1_0000_0000);
+
+pub(super) const IO_APIC: u32 = 0xfec0_0000;
+pub(super) const LOCAL_APIC: u32 = 0xfee0_0000;
+
+/// virtio-mmio device windows, one page each.
+pub(crate) const MMIO_START: u64 = 0xd000_0000;
+pub(crate) const MMIO_SIZE: u64 = 0x1000;
+
+/// I/O APIC pins for devices: all but those of the legacy devices (timer, keyboard, cascade, serial,
+/// RTC, FPU).
+pub(crate) const DEVICE_IRQS: [u32; 18] =
+    [5, 6, 7, 9, 10, 11, 12, 14, 15, 3, 16, 17, 18, 19, 20, 21, 22, 23];
+
+/// The first serial port (16550).
+pub(crate) const SERIAL_PORT: u64 = 0x3f8;
+pub(crate) const SERIAL_PORT_SIZE: u64 = 8;
+pub(crate) const SERIAL_IRQ: u32 = 4;
+
+/// The keyboard controller (i8042), for its reset command.
+pub(crate) const I8042_PORT: u64 = 0x60;
+pub(crate) const I8042_PORT_SIZE: u64 = 5;

@@ -1,0 +1,288 @@
+//! From a LaunchSpec to a running machine: memory, devices at their addresses, boot files, vCPUs.
+
+use std::fs::File;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Barrier, Mutex};
+use std::thread::{self, JoinHandle};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use boxlite_devices::legacy::{I8042, Serial};
+use boxlite_devices::virtio::block::{self, BlockDevice};
+use boxlite_devices::virtio::rng::RngDevice;
+use boxlite_devices::virtio::vsock::{GUEST_CID, Vsock, VsockHandle};
+use boxlite_devices::virtio::{MMIO_QUEUE_NOTIFY, MmioTransport, VirtioDevice};
+use boxlite_devices::{Bus, Doorbell, EventLoop, GuestMemory, Interrupt, LoopHandle};
+use boxlite_hv::{BootState, Perms, Vm};
+use boxlite_proto::BOOT_REPORT_PORT;
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+
+use super::boot_report::{self, Report};
+use super::console::Console;
+use super::memory;
+use super::spec::{DiskFormat, DiskSpec, LaunchSpec, MEMORY_MIB, VCPUS};
+use super::vcpu::{self, Shared};
+use crate::arch::{self, BootFiles, layout};
+
+/// Why the machine is to stop.
+#[derive(Debug)]
+pub(super) enum Stop {
+    /// The guest switched itself off or reset itself.
+    Guest,
+    /// A vCPU cannot go on.
+    Failed(String),
+    /// The launcher asked for it.
+    Launcher,
+}
+
+/// A running machine.
+pub(super) struct Machine<V: Vm> {
+    shared: Arc<Shared<V>>,
+    vcpus: Vec<JoinHandle<()>>,
+    devices: Vec<Arc<Mutex<MmioTransport>>>,
+    workers: Vec<JoinHandle<()>>,
+    event_loop: LoopHandle,
+    vsock: VsockHandle,
+    console: Console,
+    /// Mapped into the VM: dropped after it.
+    memory: Arc<GuestMemory>,
+}
+
+/// What the machine tells while it runs.
+pub(super) struct Signals {
+    /// The machine is to stop.
+    pub(super) stop: Sender<Stop>,
+    /// The agent said something about its boot.
+    pub(super) report: Box<dyn Fn(Report) + Send + Sync>,
+}
+
+impl<V: Vm> Machine<V> {
+    /// Builds the machine and starts its vCPUs.
+    pub(super) fn start(
+        vm: V,
+        spec: &LaunchSpec,
+        files: Vec<File>,
+        signals: Signals,
+    ) -> Result<Self> {
+        ensure!(VCPUS.contains(&spec.vcpus), "{} vCPUs: a box has 1 to 64", spec.vcpus);
+        ensure!(
+            MEMORY_MIB.contains(&spec.memory_mib),
+            "{} MiB of memory: a box has 128 MiB to 64 GiB",
+            spec.memory_mib
+        );
+        let vm = Arc::new(vm);
+        let memory = memory::allocate(spec.memory_mib << 20)
+            .with_context(|| format!("cannot get {} MiB of guest memory", spec.memory_mib))?;
+        let memory = Arc::new(memory);
+        map(&*vm, &memory)?;
+
+        let files = Files(files);
+        let console = Console::new(spec.console.map(|n| files.get(n)).transpose()?);
+        let mut board = Board::new(vm.clone(), memory.clone())?;
+        for (n, disk) in spec.disks.iter().enumerate() {
+            board.add_disk(n, disk, &files)?;
+        }
+        let vsock = board.add_vsock(Arc::from(signals.report))?;
+        board.add(Box::new(RngDevice::new(board.event_loop.clone())))?;
+        board.add_legacy(&console, &signals.stop)?;
+
+        let cmdline = cmdline(spec, board.devices.len());
+        let boot_files =
+            BootFiles { kernel: &spec.kernel, initramfs: &spec.initramfs, cmdline: &cmdline };
+        let boot = arch::load(&memory, spec.vcpus, &boot_files)?;
+
+        let Board { mmio, pio, devices, workers, event_loop, .. } = board;
+        let shared = Arc::new(Shared {
+            vm,
+            mmio: Arc::new(mmio),
+            pio: Arc::new(pio),
+            stopping: AtomicBool::new(false),
+            stop: signals.stop,
+            all_bound: Barrier::new(spec.vcpus.into()),
+        });
+        let vcpus = (0..u32::from(spec.vcpus))
+            .map(|id| {
+                let boot = if id == 0 { boot } else { BootState::Parked };
+                vcpu::spawn(shared.clone(), id, boot)
+            })
+            .collect::<std::io::Result<_>>()
+            .context("cannot start a vCPU's thread")?;
+        Ok(Self { shared, vcpus, devices, workers, event_loop, vsock, console, memory })
+    }
+
+    /// Hands clients to the box's vsock.
+    pub(super) fn vsock(&self) -> &VsockHandle {
+        &self.vsock
+    }
+
+    /// The guest's console.
+    pub(super) fn console(&self) -> &Console {
+        &self.console
+    }
+
+    /// Stops the vCPUs, then the devices: what the guest has flushed is on its disks.
+    pub(super) fn stop(self) {
+        self.shared.stopping.store(true, Ordering::SeqCst);
+        for id in 0..self.vcpus.len() as u32 {
+            if let Err(e) = self.shared.vm.kick(id) {
+                tracing::warn!("vCPU {id} does not stop: {e}");
+            }
+        }
+        for vcpu in self.vcpus {
+            // A panic has been printed already.
+            let _ = vcpu.join();
+        }
+        for device in &self.devices {
+            device.lock().unwrap_or_else(|e| e.into_inner()).reset();
+        }
+        // The workers end with their devices, which the bus holds as well.
+        drop(self.devices);
+        drop(self.shared);
+        for worker in self.workers {
+            let _ = worker.join();
+        }
+        self.event_loop.stop();
+        drop(self.memory);
+    }
+}
+
+/// Maps all of guest memory into the VM.
+#[allow(unsafe_code)]
+fn map<V: Vm>(vm: &V, memory: &GuestMemory) -> Result<()> {
+    for region in memory.iter() {
+        let (gpa, len) = (region.start_addr().raw_value(), region.len() as usize);
+        // SAFETY: the region stays mapped as long as `Machine::memory`, which outlives the VM and
+        // its vCPU threads (joined in `stop`; otherwise the process ends with all of them). Devices
+        // access it by volatile reads and writes.
+        unsafe { vm.map(gpa, region.as_ptr(), len, Perms::ReadWriteExecute) }?;
+    }
+    Ok(())
+}
+
+/// The kernel command line.
+fn cmdline(spec: &LaunchSpec, devices: usize) -> String {
+    // The console prints a panic, in any case, and everything if somebody keeps it: output is slow.
+    let verbosity = if spec.console.is_some() { "loglevel=7" } else { "quiet loglevel=0" };
+    let mut cmdline = format!("console=ttyS0 {verbosity} reboot=k panic=-1 {}", spec.boot);
+    for (n, irq) in (0..devices as u64).zip(layout::DEVICE_IRQS) {
+        let at = layout::MMIO_START + n * layout::MMIO_SIZE;
+        cmdline.push_str(&format!(" virtio_mmio.device=4K@{at:#x}:{irq}"));
+    }
+    cmdline
+}
+
+/// The files that came with the spec.
+struct Files(Vec<File>);
+
+impl Files {
+    fn get(&self, n: usize) -> Result<File> {
+        let file = self.0.get(n).ok_or_else(|| anyhow!("the launcher did not send file {n}"))?;
+        Ok(file.try_clone()?)
+    }
+}
+
+/// The devices of a machine that is being built.
+struct Board<V> {
+    vm: Arc<V>,
+    memory: Arc<GuestMemory>,
+    mmio: Bus,
+    pio: Bus,
+    devices: Vec<Arc<Mutex<MmioTransport>>>,
+    workers: Vec<JoinHandle<()>>,
+    event_loop: LoopHandle,
+}
+
+impl<V: Vm> Board<V> {
+    fn new(vm: Arc<V>, memory: Arc<GuestMemory>) -> Result<Self> {
+        let event_loop = EventLoop::new().context("cannot make the device event loop")?;
+        let handle = event_loop.handle();
+        thread::Builder::new().name("devices".into()).spawn(move || {
+            if let Err(e) = event_loop.run() {
+                tracing::error!("the device event loop failed: {e}");
+            }
+        })?;
+        Ok(Self {
+            vm,
+            memory,
+            mmio: Bus::new(),
+            pio: Bus::new(),
+            devices: Vec::new(),
+            workers: Vec::new(),
+            event_loop: handle,
+        })
+    }
+
+    /// Puts a virtio device at the next free address and interrupt line.
+    fn add(&mut self, device: Box<dyn VirtioDevice>) -> Result<()> {
+        let n = self.devices.len();
+        let irq = layout::DEVICE_IRQS.get(n).ok_or_else(|| anyhow!("too many devices"))?;
+        let irq = self.vm.irq(*irq)?;
+        let at = layout::MMIO_START + n as u64 * layout::MMIO_SIZE;
+        let doorbell = match self.vm.doorbell(at + MMIO_QUEUE_NOTIFY) {
+            Some(doorbell) => Doorbell::from(std::os::fd::OwnedFd::from(doorbell)),
+            None => Doorbell::new()?,
+        };
+        let interrupt = Interrupt::new(move || irq.raise());
+        let transport = MmioTransport::new(device, self.memory.clone(), interrupt, doorbell)?;
+        let transport = Arc::new(Mutex::new(transport));
+        self.mmio.insert(at..at + layout::MMIO_SIZE, transport.clone())?;
+        self.devices.push(transport);
+        Ok(())
+    }
+
+    fn add_disk(&mut self, n: usize, disk: &DiskSpec, files: &Files) -> Result<()> {
+        let name = format!("vd{}", char::from(b'a' + (n % 26) as u8));
+        let image =
+            |file, format| -> Result<_> { Ok(block::DiskImage { file: files.get(file)?, format }) };
+        let format = match disk.format {
+            DiskFormat::Raw => block::DiskFormat::Raw,
+            DiskFormat::Qcow2 => block::DiskFormat::Qcow2,
+        };
+        let mut spec = block::DiskSpec::new(image(disk.file, format)?, &*name);
+        if let Some(backing) = disk.backing {
+            spec.backing.push(image(backing, block::DiskFormat::Raw)?);
+        }
+        spec.ephemeral = disk.ephemeral;
+        let full = {
+            let name = name.clone();
+            move || tracing::error!("the host has no room left for what the box writes to {name}")
+        };
+        let (device, worker) = BlockDevice::open(spec, Some(Box::new(full)))?;
+        self.workers.push(thread::Builder::new().name(name).spawn(move || worker.run())?);
+        self.add(Box::new(device))
+    }
+
+    fn add_vsock(&mut self, report: Arc<dyn Fn(Report) + Send + Sync>) -> Result<VsockHandle> {
+        // The one port of the host that a guest can reach.
+        let resolve = move |port: u32| -> std::io::Result<UnixStream> {
+            if port != BOOT_REPORT_PORT {
+                return Err(std::io::ErrorKind::ConnectionRefused.into());
+            }
+            let (ours, guests) = UnixStream::pair()?;
+            let report = report.clone();
+            boot_report::listen(ours, move |said| report(said))?;
+            Ok(guests)
+        };
+        let device = Vsock::new(GUEST_CID, self.event_loop.clone(), resolve)?;
+        let handle = device.handle();
+        self.add(Box::new(device))?;
+        Ok(handle)
+    }
+
+    /// Serial port and reset line.
+    fn add_legacy(&mut self, console: &Console, stop: &Sender<Stop>) -> Result<()> {
+        let irq = self.vm.irq(layout::SERIAL_IRQ)?;
+        let serial = Serial::new(Interrupt::new(move || irq.raise()), Box::new(console.clone()));
+        let ports = layout::SERIAL_PORT..layout::SERIAL_PORT + layout::SERIAL_PORT_SIZE;
+        self.pio.insert(ports, Arc::new(Mutex::new(serial)))?;
+        let stop = stop.clone();
+        let i8042 = I8042::new(move || {
+            // The receiver is gone only when the machine is ending anyway.
+            let _ = stop.send(Stop::Guest);
+        });
+        let ports = layout::I8042_PORT..layout::I8042_PORT + layout::I8042_PORT_SIZE;
+        self.pio.insert(ports, Arc::new(Mutex::new(i8042)))?;
+        Ok(())
+    }
+}

@@ -1,0 +1,65 @@
+//! Guest memory: one memfd, mapped shared, in one range below the 32-bit gap and one above it.
+
+use std::fs::File;
+use std::io;
+
+use boxlite_devices::GuestMemory;
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use vm_memory::{Address, FileOffset, GuestAddress};
+
+use crate::arch::layout;
+
+/// The ranges of a guest with `size` bytes of memory: address and length.
+fn ranges(size: u64) -> Vec<(GuestAddress, u64)> {
+    let below = size.min(layout::GAP_START.raw_value());
+    let mut ranges = vec![(GuestAddress(0), below)];
+    if size > below {
+        ranges.push((layout::GAP_END, size - below));
+    }
+    ranges
+}
+
+/// Makes guest memory of `size` bytes. Nothing is touched yet: the host gives pages as the guest
+/// uses them.
+pub(super) fn allocate(size: u64) -> io::Result<GuestMemory> {
+    let file = File::from(memfd_create(c"boxlite-guest", MemfdFlags::CLOEXEC)?);
+    ftruncate(&file, size)?;
+    let mut offset = 0;
+    let mut mapped = Vec::new();
+    for (start, len) in ranges(size) {
+        let len_here = usize::try_from(len).map_err(io::Error::other)?;
+        mapped.push((start, len_here, Some(FileOffset::new(file.try_clone()?, offset))));
+        offset += len;
+    }
+    GuestMemory::from_ranges_with_files(mapped).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{Bytes, GuestMemoryBackend};
+
+    use super::*;
+
+    #[test]
+    fn the_gap_stays_free() {
+        const GIB: u64 = 1 << 30;
+        for size in [128 << 20, 3 * GIB, 3 * GIB + GIB / 4, 4 * GIB, 64 * GIB] {
+            let ranges = ranges(size);
+            assert_eq!(ranges.iter().map(|(_, len)| len).sum::<u64>(), size);
+            for (start, len) in ranges {
+                let end = start.raw_value() + len;
+                assert!(end <= layout::GAP_START.raw_value() || start >= layout::GAP_END);
+            }
+        }
+    }
+
+    #[test]
+    fn both_ranges_are_memory_of_their_own() {
+        let memory = allocate(4 << 30).unwrap();
+        memory.write_obj(1u64, GuestAddress(0x1000)).unwrap();
+        memory.write_obj(2u64, GuestAddress(layout::GAP_END.raw_value())).unwrap();
+        assert_eq!(memory.read_obj::<u64>(GuestAddress(0x1000)).unwrap(), 1);
+        assert!(memory.write_obj(3u64, layout::GAP_START).is_err());
+        assert_eq!(memory.num_regions(), 2);
+    }
+}

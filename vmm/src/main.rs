@@ -1,0 +1,7 @@
+//! The `boxlite-vmm` launcher.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    boxlite_vmm::cli::main()
+}

@@ -1,0 +1,193 @@
+//! Commands in a box, in the manner of `tokio::process::Command`.
+
+use std::time::Duration;
+
+use boxlite_proto::message::{Exec, ExitStatus, TerminalSize};
+
+use super::handle::BoxHandle;
+use super::{Error, Result};
+use crate::client::{ExecHandle, ExecOutput, ExecStdin};
+
+pub use crate::client::Output;
+
+/// A command to run in a box.
+#[derive(Clone, Debug)]
+#[must_use = "a command runs when it is spawned"]
+pub struct Command {
+    sandbox: BoxHandle,
+    exec: Exec,
+    timeout: Option<Duration>,
+}
+
+impl Command {
+    pub(super) fn new(sandbox: BoxHandle, argv: Vec<Vec<u8>>) -> Self {
+        let (image, options) = (sandbox.image(), sandbox.options());
+        let mut env = Environment(Vec::new());
+        for variable in &image.env {
+            if let Some((name, value)) = variable.split_once('=') {
+                env.set(name.as_bytes(), value.as_bytes());
+            }
+        }
+        for (name, value) in &options.env {
+            env.set(name.as_bytes(), value.as_bytes());
+        }
+        let exec = Exec {
+            argv,
+            env: env.0,
+            working_dir: options.working_dir.as_ref().unwrap_or(&image.working_dir).clone().into(),
+            user: options.user.as_ref().unwrap_or(&image.user).clone(),
+            terminal: None,
+            stdin: false,
+        };
+        Self { sandbox, exec, timeout: None }
+    }
+
+    /// Sets an environment variable.
+    pub fn env(mut self, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Self {
+        let mut env = Environment(std::mem::take(&mut self.exec.env));
+        env.set(name.as_ref(), value.as_ref());
+        self.exec.env = env.0;
+        self
+    }
+
+    /// Sets the working directory, which is made if it does not exist.
+    pub fn working_dir(mut self, dir: impl Into<Vec<u8>>) -> Self {
+        self.exec.working_dir = dir.into();
+        self
+    }
+
+    /// Sets the user, as `name`, `uid`, `name:group` or `uid:gid`.
+    pub fn user(mut self, user: impl Into<String>) -> Self {
+        self.exec.user = user.into();
+        self
+    }
+
+    /// Gives the command a standard input; without, it reads `/dev/null`.
+    pub fn stdin(mut self, piped: bool) -> Self {
+        self.exec.stdin = piped;
+        self
+    }
+
+    /// Gives the command a terminal, on which standard error appears as well.
+    pub fn terminal(mut self, size: TerminalSize) -> Self {
+        self.exec.terminal = Some(size);
+        self.env("TERM", std::env::var("TERM").unwrap_or_else(|_| "xterm".into()))
+    }
+
+    /// Kills the command when it has run so long.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// Starts the command; returns once it runs.
+    pub async fn spawn(self) -> Result<Execution> {
+        let Self { sandbox, exec, timeout } = self;
+        let deadline = timeout.map(|timeout| tokio::time::Instant::now() + timeout);
+        match sandbox.agent().exec(exec).await {
+            Ok(handle) => Ok(Execution { sandbox, handle, deadline }),
+            Err(e) => Err(sandbox.explain(e).await),
+        }
+    }
+
+    /// Runs the command to its end and collects what it wrote.
+    pub async fn output(self) -> Result<Output> {
+        let Execution { sandbox, handle, deadline } = self.spawn().await?;
+        let output = handle.wait_with_output();
+        let result = match deadline {
+            None => output.await,
+            Some(deadline) => match tokio::time::timeout_at(deadline, output).await {
+                Ok(result) => result,
+                Err(_) => return Err(Error::CommandTimeout),
+            },
+        };
+        match result {
+            Ok(output) => Ok(output),
+            Err(e) => Err(sandbox.explain(e).await),
+        }
+    }
+
+    /// Runs the command to its end and drops what it writes.
+    pub async fn status(self) -> Result<ExitStatus> {
+        let mut execution = self.spawn().await?;
+        (execution.handle.stdout, execution.handle.stderr) = (None, None);
+        execution.wait().await
+    }
+}
+
+/// `NAME=value` lines, each name once.
+struct Environment(Vec<Vec<u8>>);
+
+impl Environment {
+    fn set(&mut self, name: &[u8], value: &[u8]) {
+        let prefix = [name, b"="].concat();
+        self.0.retain(|variable| !variable.starts_with(&prefix));
+        self.0.push([&prefix, value].concat());
+    }
+}
+
+/// A running command. Dropping it kills the command with everything that it started.
+#[derive(Debug)]
+pub struct Execution {
+    sandbox: BoxHandle,
+    handle: ExecHandle,
+    deadline: Option<tokio::time::Instant>,
+}
+
+impl Execution {
+    /// The command's process ID in the box.
+    pub fn pid(&self) -> u32 {
+        self.handle.pid()
+    }
+
+    /// Its standard input, once. Shutting it down or dropping it is the end of the input.
+    pub fn stdin(&mut self) -> Option<ExecStdin> {
+        self.handle.stdin.take()
+    }
+
+    /// Its standard output, or what its terminal shows, once. While nobody reads it, the command
+    /// waits.
+    pub fn stdout(&mut self) -> Option<ExecOutput> {
+        self.handle.stdout.take()
+    }
+
+    /// Its standard error, once; none with a terminal.
+    pub fn stderr(&mut self) -> Option<ExecOutput> {
+        self.handle.stderr.take()
+    }
+
+    /// Sends a signal (Linux number) to the command's process group.
+    pub fn signal(&self, signal: i32) {
+        self.handle.signal(signal);
+    }
+
+    /// Changes the size of its terminal.
+    pub fn resize(&self, size: TerminalSize) {
+        self.handle.resize(size);
+    }
+
+    /// Kills the command with everything that it started.
+    pub fn kill(&self) {
+        self.handle.kill();
+    }
+
+    /// Waits for the command to end, by its timeout at the latest. Standard input stays open if it
+    /// was taken. Cancel safe.
+    pub async fn wait(&self) -> Result<ExitStatus> {
+        let exited = self.handle.exited();
+        let result = match self.deadline {
+            None => exited.await,
+            Some(deadline) => match tokio::time::timeout_at(deadline, exited).await {
+                Ok(result) => result,
+                Err(_) => {
+                    self.handle.kill();
+                    return Err(Error::CommandTimeout);
+                }
+            },
+        };
+        match result {
+            Ok(status) => Ok(status),
+            Err(e) => Err(self.sandbox.explain(e).await),
+        }
+    }
+}

@@ -8,9 +8,14 @@ use rustix::io::{Errno, read, write};
 
 use crate::poller::Ready;
 
-/// Nothing more is taken in, neither from the host nor from a command, while this much waits to be
-/// sent. What one more frame adds on top of it is small.
+/// No more output of commands is taken in while this much waits to be sent. What one more frame adds
+/// on top of it is small.
 const HIGH_WATER: usize = 256 << 10;
+
+/// No more is taken in from the host either while this much waits to be sent: a host that only asks
+/// and never listens. Far above the high-water mark, because a host that writes before it reads on
+/// must not be left waiting for an agent that does the same.
+const DEAF: usize = 4 << 20;
 
 /// How much is read at once.
 pub(crate) const CHUNK: usize = MAX_DATA;
@@ -41,11 +46,15 @@ impl Outbox {
 
     /// Whether data may be added.
     pub(crate) fn has_room(&self) -> bool {
-        self.bytes.len() - self.sent < HIGH_WATER
+        self.pending() < HIGH_WATER
+    }
+
+    fn pending(&self) -> usize {
+        self.bytes.len() - self.sent
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.sent == self.bytes.len()
+        self.pending() == 0
     }
 
     fn flush(&mut self, fd: &OwnedFd) -> rustix::io::Result<()> {
@@ -131,7 +140,7 @@ impl Connection {
 
     /// Whether [`receive`](Self::receive) may find something now.
     pub(crate) fn can_receive(&self) -> bool {
-        self.ready.read && self.out.has_room()
+        self.ready.read && self.out.pending() < DEAF
     }
 
     /// Reads once and returns the frames that are complete. `scratch` has [`CHUNK`] bytes.

@@ -201,7 +201,7 @@ impl Frame {
     }
 
     /// The body as a message of type `T`; trailing bytes (fields of a newer peer) are ignored.
-    pub fn decode<'a, T: DeserializeOwned>(&'a self) -> Result<T, FrameError> {
+    pub fn decode<T: DeserializeOwned>(&self) -> Result<T, FrameError> {
         postcard::take_from_bytes(&self.body)
             .map(|(message, _)| message)
             .map_err(|_| FrameError::Malformed(self.kind))

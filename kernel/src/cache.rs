@@ -14,11 +14,13 @@
 
 use std::env;
 use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
-use tempfile::{NamedTempFile, TempDir};
+use tempfile::TempDir;
 
 use crate::error::{BuildError, IoContext};
 
@@ -108,9 +110,11 @@ pub(crate) fn publish_dir(dir: TempDir, path: &Path) -> Result<(), BuildError> {
 
 /// Writes `contents` to `path` so that it is there whole or not at all.
 pub(crate) fn write(path: &Path, contents: &[u8]) -> Result<(), BuildError> {
-    use std::io::Write;
     let parent = path.parent().unwrap_or(Path::new("."));
-    let mut file = NamedTempFile::new_in(parent).context("write in", parent)?;
+    let mut file = tempfile::Builder::new()
+        .permissions(PermissionsExt::from_mode(0o644))
+        .tempfile_in(parent)
+        .context("write in", parent)?;
     file.write_all(contents).context("write", file.path())?;
     file.persist(path).map_err(|error| error.error).context("write", path)?;
     Ok(())

@@ -14,7 +14,7 @@ use crate::ui::Step;
 use crate::{apt, build};
 
 /// What CI installs.
-const VERSION: &str = "0.18";
+const VERSION: &str = "^0.20";
 
 /// Licences, sources and duplicates are what deny.toml allows.
 pub(super) fn policy() -> Result<Outcome> {

@@ -96,7 +96,12 @@ fn kernel(options: &Options) -> Result<Kernel> {
         Event::Downloading { what, bytes, total } => step.bytes(what, bytes, total),
         Event::Unpacking(path) => step.say(format!("unpacking {}", path.display())),
         Event::Configuring => step.say("configuring"),
-        Event::Compiling { steps, expected } => step.count("compiling", steps, expected),
+        Event::Compiling { steps, expected } => {
+            if steps == 1 {
+                step.note("compiling the kernel: some minutes, once; it is kept in the cache");
+            }
+            step.count("compiling", steps, expected);
+        }
         _ => {}
     })?;
     step.done(format!(

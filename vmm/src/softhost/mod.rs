@@ -30,7 +30,7 @@ use std::path::{Path, PathBuf};
 
 pub use error::Error;
 pub use launcher::{Command, connect, run};
-pub use qemu::{MEMORY_VARIABLE, find as find_qemu};
+pub use qemu::{GUARD as KERNEL_GUARD, MEMORY_VARIABLE, find as find_qemu};
 
 /// Set in the environment of everything that runs in the software host.
 pub const INSIDE_VARIABLE: &str = "BOXLITE_IN_SOFTHOST";

@@ -167,7 +167,7 @@ fn lies_about_credit_give_no_credit() {
 fn the_counters_wrap() {
     let mut connection = established();
     let mut sent = 0u32;
-    for _ in 0..3 * (u32::MAX / (1 << 31)) {
+    for _ in 0..3 {
         let room = Header {
             buf_alloc: u32::MAX.into(),
             fwd_cnt: sent.into(),

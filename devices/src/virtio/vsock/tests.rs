@@ -1,17 +1,21 @@
 //! The whole device, between a driver and Unix streams.
 
 mod bounds;
+mod event_loop;
 mod flow;
 mod fuzz;
 mod guest;
 mod setup;
+mod socket;
+mod vring;
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use guest::{Guest, Packet, Setup, Socket};
+use guest::{Guest, Packet, Setup};
+use socket::Socket;
 
 use super::HostPorts;
 use super::packet::op;

@@ -19,6 +19,8 @@ pub(super) struct HostStream {
     readable: bool,
     /// The peer takes no more bytes: what it would get is thrown away.
     deaf: bool,
+    /// The peer is gone: no more bytes come than are there.
+    hung_up: bool,
     /// The directions that were shut down towards the peer.
     ended_sending: bool,
     ended_receiving: bool,
@@ -44,6 +46,7 @@ impl HostStream {
             backlog: Backlog::default(),
             readable: false,
             deaf: false,
+            hung_up: false,
             ended_sending: false,
             ended_receiving: false,
         }
@@ -83,6 +86,7 @@ impl HostStream {
     /// What the peer had sent can still be received.
     pub(super) fn hang_up(&mut self) -> usize {
         self.readable = true;
+        self.hung_up = true;
         self.deafen()
     }
 
@@ -157,7 +161,8 @@ impl HostStream {
             Ok(0) => Received::End,
             Ok(count) => {
                 // Less than there was room for is most likely all. If not, the event loop says so.
-                self.readable = count == room;
+                // Once the peer is gone the end is there too.
+                self.readable = count == room || self.hung_up;
                 Received::Data(count)
             }
             Err(e) if e.kind() == ErrorKind::WouldBlock => {

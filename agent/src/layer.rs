@@ -67,7 +67,13 @@ impl Layer {
         let progress = Arc::new(Progress { state: Mutex::default(), bell });
         let for_thread = Arc::clone(&progress);
         std::thread::Builder::new().name("unpack".into()).stack_size(STACK).spawn(move || {
-            let pieces = Pieces { pieces, current: Vec::new(), read: 0, progress: &for_thread };
+            let pieces = Pieces {
+                pieces,
+                current: Vec::new(),
+                read: 0,
+                ended: false,
+                progress: &for_thread,
+            };
             let response = match unpack_in_root(disk, pieces) {
                 Ok(unpacked) => {
                     Response::Unpacked { entries: unpacked.entries, bytes: unpacked.bytes }
@@ -119,12 +125,13 @@ struct Pieces<'a> {
     pieces: Receiver<Piece>,
     current: Vec<u8>,
     read: usize,
+    ended: bool,
     progress: &'a Progress,
 }
 
 impl BufRead for Pieces<'_> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        while self.read == self.current.len() {
+        while self.read == self.current.len() && !self.ended {
             let taken = self.current.len();
             if taken > 0 {
                 self.progress.update(|state| state.taken += taken);
@@ -133,7 +140,8 @@ impl BufRead for Pieces<'_> {
             }
             match self.pieces.recv() {
                 Ok(Piece::Data(data)) => self.current = data,
-                Ok(Piece::End) => break,
+                // Whoever reads on past the end finds it again.
+                Ok(Piece::End) => self.ended = true,
                 // The connection is gone.
                 Err(_) => return Err(io::ErrorKind::ConnectionAborted.into()),
             }

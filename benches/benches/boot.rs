@@ -1,0 +1,49 @@
+//! Boot latency: from nothing to a command's exit code, and a command in a box that runs.
+//!
+//! Needs guest files, a release launcher and a busybox image; where there is no hardware
+//! virtualization, run it in the software host:
+//!
+//! ```text
+//! cargo xtask demo
+//! cargo build --release -p boxlite-vmm && cargo bench -p boxlite-benches --no-run
+//! BOXLITE_GUEST_DIR=$PWD/target/guest BOXLITE_BENCH_IMAGE=oci:$PWD/target/images/busybox \
+//!     target/release/boxlite-vmm softhost -- target/release/deps/boot-* --bench
+//! ```
+
+use std::time::Duration;
+
+use boxlite_vmm::runtime::{BoxOptions, Runtime, RuntimeOptions};
+use criterion::{Criterion, criterion_group, criterion_main};
+
+fn boot(criterion: &mut Criterion) {
+    let Ok(image) = std::env::var("BOXLITE_BENCH_IMAGE") else {
+        eprintln!("SKIPPED: BOXLITE_BENCH_IMAGE names no image");
+        return;
+    };
+    let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let tokio = tokio.expect("a tokio runtime");
+    let runtime = Runtime::open(RuntimeOptions::default()).expect("a home and guest files");
+    let options = || BoxOptions::new(&image).memory_mib(256);
+    // Makes the image's disk, once.
+    let running = tokio.block_on(runtime.create(options())).expect("a box");
+
+    let mut group = criterion.benchmark_group("boot");
+    group.sample_size(10).measurement_time(Duration::from_secs(30));
+    group.bench_function("cold run", |bencher| {
+        bencher.iter(|| {
+            tokio.block_on(async {
+                let sandbox = runtime.create(options()).await.expect("a box");
+                let status = sandbox.exec(["true"]).status().await.expect("a command");
+                sandbox.stop().await.expect("an end");
+                status
+            })
+        });
+    });
+    group.bench_function("exec in a running box", |bencher| {
+        bencher.iter(|| tokio.block_on(running.exec(["true"]).status()).expect("a command"));
+    });
+    group.finish();
+}
+
+criterion_group!(benches, boot);
+criterion_main!(benches);

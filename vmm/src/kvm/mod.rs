@@ -112,7 +112,7 @@ impl Vm for KvmVm {
     unsafe fn map(&self, gpa: u64, host: *mut u8, len: usize, perms: Perms) -> Result<()> {
         let range = |reason| Error::Range { gpa, len, reason };
         let size = len as u64;
-        if len == 0 || [gpa, host as u64, size].iter().any(|n| n % PAGE_SIZE != 0) {
+        if len == 0 || [gpa, host as u64, size].iter().any(|n| !n.is_multiple_of(PAGE_SIZE)) {
             return Err(range("not a whole number of pages"));
         }
         let end = gpa.checked_add(size).ok_or(range("wraps around"))?;

@@ -83,7 +83,7 @@ impl Runtime {
     /// left in it.
     pub fn open(options: RuntimeOptions) -> Result<Self> {
         let home = Home::open(options.home)?;
-        let images = ImageStore::open(&home.images())?;
+        let images = ImageStore::open(home.images())?;
         let guest = GuestFiles::locate()?;
         let launcher = machine_process::find_launcher(options.launcher)?;
         Ok(Self(Arc::new(Shared { home, images, guest, launcher })))

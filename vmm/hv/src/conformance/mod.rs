@@ -341,7 +341,7 @@ impl Pages {
     }
 
     fn read(&self, offset: usize) -> u32 {
-        assert!(offset + 4 <= self.layout.size() && offset % 4 == 0);
+        assert!(offset + 4 <= self.layout.size() && offset.is_multiple_of(4));
         // SAFETY: within the allocation and aligned.
         unsafe { self.at(offset).cast::<u32>().read_volatile() }
     }

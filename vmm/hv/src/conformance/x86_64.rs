@@ -21,7 +21,7 @@ pub(super) fn load(memory: &Pages, program: &[u8], argument: u64) -> BootState {
     entry(PML4, 0, PDPT as u64 | PRESENT_WRITABLE);
     entry(PDPT, 0, PD as u64 | PRESENT_WRITABLE);
     for i in 0..512 {
-        entry(PD, i, i as u64 * LARGE_PAGE_SIZE | PRESENT_WRITABLE | LARGE_PAGE);
+        entry(PD, i, (i as u64 * LARGE_PAGE_SIZE) | PRESENT_WRITABLE | LARGE_PAGE);
     }
     memory.write(CODE, program);
     BootState::Start { entry: CODE as u64, argument, page_table: PML4 as u64 }

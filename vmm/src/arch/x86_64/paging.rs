@@ -21,7 +21,7 @@ pub(super) fn write(memory: &GuestMemory) -> Option<u64> {
     table(pml4, &[pdpt | PRESENT_WRITABLE])?;
     table(pdpt, &[pd | PRESENT_WRITABLE])?;
     let pages: Vec<u64> =
-        (0..ENTRIES).map(|i| i * LARGE_PAGE_SIZE | PRESENT_WRITABLE | LARGE_PAGE).collect();
+        (0..ENTRIES).map(|i| (i * LARGE_PAGE_SIZE) | PRESENT_WRITABLE | LARGE_PAGE).collect();
     table(pd, &pages)?;
     Some(pml4)
 }

@@ -13,6 +13,7 @@ mod progress;
 mod run;
 mod size;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -82,5 +83,9 @@ fn log_to_stderr(debug: bool) {
     const DEBUG: &str = "warn,boxlite_vmm=debug,boxlite_devices=debug,boxlite_rootfs_builder=debug";
     let filter = EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| EnvFilter::new(if debug { DEBUG } else { "warn" }));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
 }

@@ -14,11 +14,11 @@
 //!   client, host port ◀─▶ HostStream ◀──┘
 //! ```
 //!
-//! - [`worker`]: the device on the event loop
-//! - [`mux`]: the connection table, between queues and streams
-//! - [`connection`], [`credit`]: the protocol of one connection, without I/O
-//! - [`stream`], [`clients`], [`ports`]: the host side
-//! - [`packet`], [`ring`]: the guest's side
+//! - `worker`: the device on the event loop
+//! - `mux`: the connection table, between queues and streams
+//! - `connection`, `credit`: the protocol of one connection, without I/O
+//! - `stream`, `clients`, `ports`: the host side
+//! - `packet`, `ring`: the guest's side
 //!
 //! Bytes move between guest memory and sockets without a copy on the way. Only what a Unix stream
 //! has no room for is copied, and that is bounded by the guest's credit.

@@ -306,22 +306,24 @@ impl Mux {
             self.resets.pop_front();
             return Sent::Some;
         }
-        let Some(token) = self.table.next_ready() else { return Sent::Nothing };
-        let sent = self.send_of(token, rx, memory);
+        let Some((token, turn)) = self.table.next_ready() else { return Sent::Nothing };
+        let sent = self.send_of(token, turn, rx, memory);
         self.settle(token);
         sent
     }
 
-    fn send_of(&mut self, token: Token, rx: &mut Ring, memory: &GuestMemory) -> Sent {
+    fn send_of(&mut self, token: Token, turn: usize, rx: &mut Ring, memory: &GuestMemory) -> Sent {
         let Some(entry) = self.table.get_mut(token) else { return Sent::Some };
         match entry.connection.next(entry.host.is_readable()) {
             None => Sent::Some,
             Some(Outgoing::Data(credit)) => {
-                let (sent, received) = entry.send_data(credit, self.guest_cid, rx, memory);
+                let limit = turn.min(usize::try_from(credit).unwrap_or(usize::MAX));
+                let (sent, received) = entry.send_data(limit, self.guest_cid, rx, memory);
                 match received {
                     Received::End => entry.connection.host_ended_sending(),
                     Received::Broken => self.abort(token),
-                    Received::Data(_) | Received::Nothing => {}
+                    Received::Data(count) => self.table.spend(count),
+                    Received::Nothing => {}
                 }
                 sent
             }

@@ -46,15 +46,14 @@ impl Entry {
         }
     }
 
-    /// Moves up to `credit` bytes from the stream into buffers of the guest.
+    /// Moves up to `limit` bytes, at least one, from the stream into buffers of the guest.
     pub(super) fn send_data(
         &mut self,
-        credit: u32,
+        limit: usize,
         guest_cid: u64,
         rx: &mut Ring,
         memory: &GuestMemory,
     ) -> (Sent, Received) {
-        let limit = TURN_BYTES.min(usize::try_from(credit).unwrap_or(usize::MAX));
         let buffers = rx.pop_room(memory, limit);
         if buffers.is_empty() {
             return (Sent::Starved, Received::Nothing);
@@ -96,8 +95,10 @@ pub(super) struct Table {
     by_id: HashMap<ConnectionId, Token>,
     /// The entries that have something to send to the guest.
     ready: BTreeSet<Token>,
-    /// The one that was last asked to send: the next one is the next in order, around and around.
-    last: Token,
+    /// Whose turn it is to send. The next one is the next in order, around and around.
+    sender: Token,
+    /// How many bytes are left of its turn.
+    turn: usize,
     /// The entries whose streams may have to be watched for something else.
     changed: BTreeSet<Token>,
     /// Streams to close, once they are no longer watched.
@@ -112,7 +113,8 @@ impl Default for Table {
             entries: HashMap::new(),
             by_id: HashMap::new(),
             ready: BTreeSet::new(),
-            last: 0,
+            sender: 0,
+            turn: 0,
             changed: BTreeSet::new(),
             closed: Vec::new(),
             next_token: FIRST_TOKEN,
@@ -208,12 +210,20 @@ impl Table {
         self.changed.pop_first()
     }
 
-    /// The next entry that has something to send, in turn.
-    pub(super) fn next_ready(&mut self) -> Option<Token> {
-        let after = self.last.saturating_add(1)..;
-        let token = *self.ready.range(after).next().or_else(|| self.ready.first())?;
-        self.last = token;
-        Some(token)
+    /// The entry that is to send, and how many bytes of data. It keeps its turn, even if it has to
+    /// wait for buffers, until it has nothing to send or has [spent](Self::spend) it.
+    pub(super) fn next_ready(&mut self) -> Option<(Token, usize)> {
+        if self.turn == 0 || !self.ready.contains(&self.sender) {
+            let after = self.sender.saturating_add(1)..;
+            self.sender = *self.ready.range(after).next().or_else(|| self.ready.first())?;
+            self.turn = TURN_BYTES;
+        }
+        Some((self.sender, self.turn))
+    }
+
+    /// The entry whose turn it is sent `count` bytes of data.
+    pub(super) fn spend(&mut self, count: usize) {
+        self.turn = self.turn.saturating_sub(count);
     }
 
     /// Closes a stream when [`take_closed`](Self::take_closed) is called.

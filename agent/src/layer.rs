@@ -161,3 +161,40 @@ impl Read for Pieces<'_> {
         Ok(n)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::event::{EventfdFlags, eventfd};
+
+    use super::*;
+
+    fn read(pieces: Vec<Piece>) -> (io::Result<Vec<u8>>, usize, bool) {
+        let bell = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        let progress = Progress { state: Mutex::default(), bell };
+        let (sender, receiver) = channel();
+        pieces.into_iter().for_each(|piece| sender.send(piece).unwrap());
+        drop(sender);
+        let mut reader = Pieces {
+            pieces: receiver,
+            current: Vec::new(),
+            read: 0,
+            ended: false,
+            progress: &progress,
+        };
+        let mut bytes = Vec::new();
+        let result = reader.read_to_end(&mut bytes).map(|_| bytes);
+        let ended_again = reader.fill_buf().is_ok_and(<[u8]>::is_empty);
+        (result, progress.state.lock().unwrap().taken, ended_again)
+    }
+
+    #[test]
+    fn the_end_of_a_layer_is_not_its_being_cut_off() {
+        let data = |bytes: &[u8]| Piece::Data(bytes.to_vec());
+        let (result, taken, ended_again) =
+            read(vec![data(b"ab"), data(b""), data(b"c"), Piece::End]);
+        assert_eq!((result.unwrap(), taken, ended_again), (b"abc".to_vec(), 3, true));
+        let (result, _, ended_again) = read(vec![data(b"ab")]);
+        assert_eq!(result.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+        assert!(!ended_again);
+    }
+}

@@ -1,8 +1,8 @@
 //! The wire protocol between the host and the guest agent.
 //!
 //! One connection carries many *streams*: an exec, an unpacked layer. Stream 0 is the connection
-//! itself. Everything is a [frame](frame): a header of nine bytes and a body that is raw bytes
-//! (stdio, credit) or a postcard-encoded [message](message). Data flows under [credit](credit), per
+//! itself. Everything is a [frame]: a header of nine bytes and a body that is raw bytes
+//! (stdio, credit) or a postcard-encoded [message]. Data flows under [credit], per
 //! stream and channel: a reader that stops reading stops the writer, and nothing is dropped.
 //!
 //! ```text

@@ -10,6 +10,9 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+/// How many lines of what a failed program printed are shown.
+const ERROR_LINES: usize = 20;
+
 /// The repository's top folder.
 pub(crate) fn root() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -47,7 +50,9 @@ pub(crate) fn output(command: &mut Command) -> Result<Vec<u8>> {
         command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {name}"))?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);
-        bail!("{name} failed ({}):\n{}", output.status, text.trim());
+        let lines: Vec<&str> = text.trim().lines().collect();
+        let tail = lines[lines.len().saturating_sub(ERROR_LINES)..].join("\n");
+        bail!("{name} failed ({}):\n{tail}", output.status);
     }
     Ok(output.stdout)
 }

@@ -31,7 +31,7 @@ const FILES: [(&str, &str); 2] = [
 
 /// See [`super::Kind::recipe`].
 pub(super) fn recipe() -> String {
-    format!("1 {PACKAGE} {DIRECTORIES:?} {FILES:?}")
+    format!("3 {PACKAGE} {DIRECTORIES:?} {FILES:?}")
 }
 
 /// Writes the layer to `tar`; `work` is for what is needed on the way.

@@ -10,23 +10,23 @@ use crate::ui::Step;
 
 const SUITE: &str = "bookworm";
 /// What is in it beyond Debian's minimum.
-const PACKAGES: &str = "python3,libpython3-testsuite,perl,gcc,libc6-dev,ca-certificates";
+const PACKAGES: &str = "python3,libpython3.11-testsuite,perl,gcc,libc6-dev,ca-certificates";
 
 /// See [`super::Kind::recipe`].
 pub(super) fn recipe() -> String {
-    format!("1 {SUITE} minbase {PACKAGES}")
+    format!("2 {SUITE} minbase {PACKAGES}")
 }
 
 /// Writes the layer to `tar`.
 pub(super) fn layer(tar: &Path, step: &Step) -> Result<()> {
-    apt::ensure(&[
-        ("mmdebstrap", "mmdebstrap"),
+    apt::ensure(&[("mmdebstrap", "mmdebstrap")])?;
+    if !rustix::process::geteuid().is_root() {
         // Its way of being root where there is none.
-        ("newuidmap", "uidmap"),
-    ])?;
+        apt::ensure(&[("newuidmap", "uidmap")])?;
+    }
     step.say(format!("bootstrapping Debian {SUITE}"));
     run(apt::command("mmdebstrap")
-        .args(["--quiet", "--variant=minbase", "--format=tar"])
+        .args(["--variant=minbase", "--format=tar"])
         .arg(format!("--include={PACKAGES}"))
         .arg(SUITE)
         .arg(tar))

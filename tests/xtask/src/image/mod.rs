@@ -116,10 +116,11 @@ fn layout_of(tar: &Path, layout: &Path, command: &str) -> Result<()> {
     run(apt::command("umoci").args(["init", "--layout"]).arg(layout))?;
     run(apt::command("umoci").args(["new", "--image", &image]))?;
     run(apt::command("umoci").args(["raw", "add-layer", "--image", &image]).arg(tar))?;
-    run(apt::command("umoci").args(["config", "--image", &image, "--config.cmd", command]).args([
-        "--config.env",
-        "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    ]))
+    run(apt::command("umoci").args(["config", "--image", &image, "--config.cmd", command]).args(
+        ["--config.env", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+    ))?;
+    // Each step above left its own configuration and manifest.
+    run(apt::command("umoci").args(["gc", "--layout"]).arg(layout))
 }
 
 fn copy_folder(from: &Path, to: &Path) -> Result<()> {

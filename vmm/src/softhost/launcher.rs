@@ -78,7 +78,6 @@ pub async fn run(options: &Options, command: Command) -> Result<u8, Error> {
     let mut attachment = Attachment::new(Attachment::all_terminals()).map_err(Error::Runtime)?;
     let mut exec = command.exec();
     exec.terminal = attachment.terminal_size();
-    let program = exec.argv.first().cloned().unwrap_or_default();
     let started = async {
         let client = connect(options).await?;
         Ok::<_, Error>(client.exec(exec).await)
@@ -89,7 +88,7 @@ pub async fn run(options: &Options, command: Command) -> Result<u8, Error> {
     };
     let mut handle = match handle {
         Ok(handle) => handle,
-        Err(error) => return could_not_start(&program, error),
+        Err(error) => return could_not_start(error),
     };
     let streams = Streams {
         stdin: handle.stdin.take(),
@@ -105,13 +104,13 @@ pub async fn run(options: &Options, command: Command) -> Result<u8, Error> {
 }
 
 /// As a shell: says what is wrong with the command, and which code stands for it.
-fn could_not_start(program: &[u8], error: client::Error) -> Result<u8, Error> {
+fn could_not_start(error: client::Error) -> Result<u8, Error> {
     let code = match error.failure().map(|failure| failure.kind) {
         Some(FailureKind::NotFound) => 127,
         Some(FailureKind::NotExecutable) => 126,
         _ => return Err(error.into()),
     };
-    eprintln!("{}: {error}", String::from_utf8_lossy(program));
+    eprintln!("{error}");
     Ok(code)
 }
 

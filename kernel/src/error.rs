@@ -43,13 +43,23 @@ pub enum BuildError {
         output: String,
     },
     /// The machine lacks tools that the build needs.
-    #[error("the kernel build needs {}; install with: apt-get install {}", join(.0, |t| t.tool), join_packages(.0))]
+    #[error(
+        "the kernel build needs {}; install with: apt-get install {}",
+        join(.0, |tool| tool.tool),
+        join_packages(.0)
+    )]
     MissingTools(Vec<MissingTool>),
     /// A configuration fragment is malformed.
     #[error(transparent)]
     Fragment(#[from] BadFragment),
     /// kconfig did not take over every setting of the fragments.
-    #[error("Linux {version} for {arch} does not take over {} settings of kernel/config:\n  {}\nCorrect them, or mark those this version does not know with `# since X.Y` or `# before X.Y`.", .mismatches.len(), join_lines(.mismatches))]
+    #[error(
+        "Linux {version} for {arch} does not take over {} settings of kernel/config:\n  {}\n\
+         Correct them, or mark those this version does not know with `# since X.Y` or \
+         `# before X.Y`.",
+        .mismatches.len(),
+        join_lines(.mismatches)
+    )]
     Dropped {
         /// The kernel's version.
         version: String,
@@ -77,7 +87,10 @@ pub enum BuildError {
         wanted: Lts,
     },
     /// A file is not what was pinned.
-    #[error("{}: SHA-256 is {actual}, expected {expected}: a damaged download or another file", path.display())]
+    #[error(
+        "{}: SHA-256 is {actual}, expected {expected}: a damaged download or another file",
+        path.display()
+    )]
     WrongHash {
         /// The file.
         path: PathBuf,
@@ -87,7 +100,10 @@ pub enum BuildError {
         actual: String,
     },
     /// No source of the kernel could be reached.
-    #[error("no source of Linux {series}:\n{}\nGive one with --source TARBALL|FOLDER.", .attempts.join("\n"))]
+    #[error(
+        "no source of Linux {series}:\n{}\nGive one with --source TARBALL|FOLDER.",
+        .attempts.join("\n")
+    )]
     NoSource {
         /// The series asked for.
         series: Lts,
@@ -106,7 +122,11 @@ pub enum BuildError {
 #[derive(Debug, thiserror::Error)]
 pub enum LocateError {
     /// No folder holds guest files for the architecture.
-    #[error("no guest files for {arch}; looked in\n  {}\nMake them with `cargo xtask guest`, or name their folder in BOXLITE_GUEST_DIR.", join_paths(.searched))]
+    #[error(
+        "no guest files for {arch}; looked in\n  {}\n\
+         Make them with `cargo xtask guest`, or name their folder in BOXLITE_GUEST_DIR.",
+        join_paths(.searched)
+    )]
     NotFound {
         /// The architecture looked for.
         arch: Arch,
@@ -130,7 +150,11 @@ pub enum LocateError {
         problem: String,
     },
     /// A file is not the one the manifest describes.
-    #[error("guest file {} is damaged: {what} is {actual}, its manifest says {expected}; make it again with `cargo xtask guest`", path.display())]
+    #[error(
+        "guest file {} is damaged: {what} is {actual}, its manifest says {expected}; \
+         make it again with `cargo xtask guest`",
+        path.display()
+    )]
     Damaged {
         /// The file.
         path: PathBuf,

@@ -204,10 +204,10 @@ impl GuestFiles {
         })
     }
 
-    /// Calls `differs` on each file; it returns what differs, what it should be and what it is.
+    /// Calls `differs` on each file.
     fn check(
         &self,
-        differs: impl Fn(&Path, &FileInfo) -> std::io::Result<Option<(&'static str, String, String)>>,
+        differs: impl Fn(&Path, &FileInfo) -> std::io::Result<Option<Difference>>,
     ) -> Result<(), LocateError> {
         for name in Manifest::names(self.manifest.arch) {
             let path = self.dir.join(name);
@@ -226,6 +226,9 @@ impl GuestFiles {
         Ok(())
     }
 }
+
+/// What of a file differs, what it should be, and what it is.
+type Difference = (&'static str, String, String);
 
 /// Where guest files may be, in the order of search.
 fn places() -> Vec<PathBuf> {

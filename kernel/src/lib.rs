@@ -4,11 +4,11 @@
 //! Two halves that meet in the [`Manifest`]:
 //!
 //! ```text
-//!   building (cargo xtask guest)                          running (the launcher)
+//!   building (cargo xtask guest)                        running (the launcher)
 //!
-//!   config/*.config ─ config ─┐                           GuestFiles::locate()
-//!                             ├─ Builder ─► kernel ─┐         │ manifest.json, kernel,
-//!   pins ─ source ────────────┘    initramfs, disk ─┴─► guest/│ initramfs, template
+//!   config/*.config ─ config ─┐                         GuestFiles::locate()
+//!                             ├─ Builder ─► kernel ─┐       │ manifest.json, kernel,
+//!   pins ─ source ────────────┘   initramfs, disk ──┴► guest/ initramfs, template
 //! ```
 //!
 //! The builder needs a Linux machine with a C toolchain; the locator needs nothing.

@@ -227,10 +227,12 @@ fn sources(mirrors: &[String]) -> String {
         .iter()
         .map(|(archive, default, suites)| {
             let own = mirrors.iter().find(|uri| {
-                uri.starts_with("http") && uri.trim_end_matches('/').rsplit('/').next() == Some(archive)
+                let last = uri.trim_end_matches('/').rsplit('/').next();
+                uri.starts_with("http") && last == Some(archive)
             });
             format!(
-                "Types: deb\nURIs: {}\nSuites: {suites}\nComponents: main\nSigned-By: {KEYRING}\n\n",
+                "Types: deb\nURIs: {}\nSuites: {suites}\nComponents: main\n\
+                 Signed-By: {KEYRING}\n\n",
                 own.map_or(*default, String::as_str)
             )
         })

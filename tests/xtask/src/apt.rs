@@ -1,4 +1,5 @@
-//! Programs from Debian packages: found where they are, installed where we may, named where we may not.
+//! Programs from Debian packages: found where they are, installed where we may, named where we may
+//! not.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -64,7 +65,8 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
     })
 }
 
-/// Downloads the `.deb` of `package` into `dir` and returns its path; needs no root once there are package lists.
+/// Downloads the `.deb` of `package` into `dir` and returns its path; needs no root once there are
+/// package lists.
 pub(crate) fn download(package: &str, dir: &Path) -> Result<PathBuf> {
     let download = || run(apt_get().args(["download", package]).current_dir(dir));
     download()

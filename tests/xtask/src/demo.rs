@@ -1,4 +1,5 @@
-//! `cargo xtask demo`: from a fresh clone to a command that ran in a box, with the time of each stage.
+//! `cargo xtask demo`: from a fresh clone to a command that ran in a box, with the time of each
+//! stage.
 
 use std::process::{Command, ExitCode};
 use std::time::Instant;

@@ -28,7 +28,8 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     Ok(exit_code(status))
 }
 
-/// The exit code that passes on how a program ended; 128 and the signal's number for one that was killed.
+/// The exit code that passes on how a program ended; 128 and the signal's number for one that was
+/// killed.
 pub(crate) fn exit_code(status: ExitStatus) -> ExitCode {
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
     ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1))

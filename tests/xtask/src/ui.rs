@@ -1,4 +1,5 @@
-//! What a person sees while they wait: one line a step, with a bar while it runs and its time when it is done.
+//! What a person sees while they wait: one line a step, with a bar while it runs and its time when
+//! it is done.
 
 use std::fmt::Display;
 use std::time::{Duration, Instant};

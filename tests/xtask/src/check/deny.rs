@@ -1,6 +1,7 @@
 //! Licences, sources and known faults of the crates we use, by cargo-deny as deny.toml says.
 //!
-//! Where it is not installed the checks are left out, except in CI, which installs it once into the cache.
+//! Where it is not installed the checks are left out, except in CI, which installs it once into the
+//! cache.
 
 use std::env;
 use std::path::PathBuf;

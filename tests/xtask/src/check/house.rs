@@ -6,8 +6,8 @@ use serde_json::Value;
 use crate::build;
 use crate::check::report::Outcome;
 
-/// The packages of this workspace, and those of them that each may use. An agent that linked the machine, or a device
-/// that knew its hypervisor, would not compile less well: only this says no.
+/// The packages of this workspace, and those of them that each may use. An agent that linked the
+/// machine, or a device that knew its hypervisor, would not compile less well: only this says no.
 const MAY_USE: [(&str, &[&str]); 12] = [
     ("boxlite-proto", &[]),
     ("boxlite-agent", &["boxlite-proto"]),

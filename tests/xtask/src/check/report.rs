@@ -8,7 +8,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::ui::seconds;
 
-/// How many tests passed, failed and were left out in one check; a check without tests of its own counts as one.
+/// How many tests passed, failed and were left out in one check; a check without tests of its own
+/// counts as one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Outcome {
     pub(super) passed: u64,

@@ -35,8 +35,8 @@ pub(super) fn unit() -> Result<Outcome> {
 
 /// The end-to-end tests, on the launcher, guest files and images that are built first.
 ///
-/// They find them by `BOXLITE_GUEST_DIR`, `BOXLITE_TEST_LAUNCHER` (the launcher's path) and `BOXLITE_TEST_IMAGES` (a
-/// folder with the OCI layouts `busybox` and `debian`).
+/// They find them by `BOXLITE_GUEST_DIR`, `BOXLITE_TEST_LAUNCHER` (the launcher's path) and
+/// `BOXLITE_TEST_IMAGES` (a folder with the OCI layouts `busybox` and `debian`).
 pub(super) fn e2e() -> Result<Outcome> {
     let guest = guest::build(&guest::Options::default())?;
     let launcher = build::launcher()?;

@@ -80,7 +80,8 @@ fn check(program: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Whether an ELF program asks for an interpreter, which is the dynamic loader; `None` if it is no such program.
+/// Whether an ELF program asks for an interpreter, which is the dynamic loader; `None` if it is no
+/// such program.
 fn interpreter(elf: &[u8]) -> Option<bool> {
     const PT_INTERP: u32 = 3;
     let u16_at = |at: usize| Some(u16::from_le_bytes(elf.get(at..at + 2)?.try_into().ok()?));

@@ -1,4 +1,5 @@
-//! The initramfs: a cpio archive in the `newc` form with the agent and a console for it, the same bytes every time.
+//! The initramfs: a cpio archive in the `newc` form with the agent and a console for it, the same
+//! bytes every time.
 
 use std::io::Write;
 

@@ -1,7 +1,7 @@
 //! `cargo xtask guest`: the guest files, built into `target/guest`.
 //!
-//! Each part is known by its content, so a second run only compares. The manifest goes away before anything changes and
-//! comes back last: a launcher never sees half of one set and half of another.
+//! Each part is known by its content, so a second run only compares. The manifest goes away before
+//! anything changes and comes back last: a launcher never sees half of one set and half of another.
 
 mod agent;
 mod initramfs;

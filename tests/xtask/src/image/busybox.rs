@@ -65,7 +65,8 @@ pub(super) fn layer(work: &Path, tar: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A layer with entries that belong to root and have no time, so that it is the same bytes every time.
+/// A layer with entries that belong to root and have no time, so that it is the same bytes every
+/// time.
 struct Layer(Builder<File>);
 
 impl Layer {

@@ -1,4 +1,5 @@
-//! The Debian image: a real distribution with interpreters and a compiler, from Debian's archive by mmdebstrap.
+//! The Debian image: a real distribution with interpreters and a compiler, from Debian's archive by
+//! mmdebstrap.
 
 use std::path::Path;
 

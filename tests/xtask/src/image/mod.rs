@@ -108,8 +108,8 @@ pub(crate) fn make_at(kind: Kind, out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Turns one layer into an OCI layout tagged `latest`. The layer goes in as it is: nothing is unpacked, so no root is
-/// needed for its owners and devices.
+/// Turns one layer into an OCI layout tagged `latest`. The layer goes in as it is: nothing is
+/// unpacked, so no root is needed for its owners and devices.
 fn layout_of(tar: &Path, layout: &Path, command: &str) -> Result<()> {
     apt::ensure(&[("umoci", "umoci")])?;
     let image = format!("{}:latest", layout.display());

@@ -1,0 +1,291 @@
+//! One run of the launcher. Every run has a deadline, at which it is killed and the test fails.
+
+use std::ffi::OsStr;
+use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::transcript::Transcript;
+
+/// How long a run may take unless a test says otherwise. A box takes two seconds under emulation; machines that test
+/// have much else to do.
+const DEADLINE: Duration = Duration::from_secs(240);
+
+/// How long the end of the output may come after the end of the process.
+const LAST_WORDS: Duration = Duration::from_secs(20);
+
+/// What the launcher says of the software host, which is of no interest to most tests.
+const SOFTHOST_NOTE: &str = "using the software host";
+
+/// A run of the launcher, not yet begun.
+#[derive(Debug)]
+#[must_use = "nothing runs before it is told to"]
+pub struct Invocation {
+    command: Command,
+    stdin: Input,
+    deadline: Duration,
+    slowness: Duration,
+}
+
+#[derive(Debug)]
+enum Input {
+    /// `/dev/null`.
+    None,
+    Bytes(Vec<u8>),
+    /// A pipe that the test writes to.
+    Pipe,
+}
+
+impl Invocation {
+    pub(crate) fn new(command: Command) -> Self {
+        Self { command, stdin: Input::None, deadline: DEADLINE, slowness: Duration::ZERO }
+    }
+
+    /// Adds arguments.
+    pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        self.command.args(args);
+        self
+    }
+
+    /// Sets an environment variable of the launcher.
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    /// Gives the launcher these bytes as standard input; without, it has `/dev/null`.
+    pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.stdin = Input::Bytes(bytes.into());
+        self
+    }
+
+    /// Gives the launcher a pipe as standard input: see [`Running::stdin`].
+    pub fn stdin_pipe(mut self) -> Self {
+        self.stdin = Input::Pipe;
+        self
+    }
+
+    /// Ends the run, and the test with it, if it takes longer.
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// Reads nothing of the launcher's output for so long.
+    pub fn read_after(mut self, slowness: Duration) -> Self {
+        self.slowness = slowness;
+        self
+    }
+
+    /// Runs it to its end.
+    #[track_caller]
+    pub fn output(self) -> Output {
+        self.spawn().wait()
+    }
+
+    /// Starts it.
+    #[track_caller]
+    pub fn spawn(mut self) -> Running {
+        let input = if matches!(self.stdin, Input::None) { Stdio::null() } else { Stdio::piped() };
+        self.command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let what = describe(&self.command);
+        let begun = Instant::now();
+        let mut child =
+            self.command.spawn().unwrap_or_else(|error| panic!("cannot run {what}: {error}"));
+        let stdout = child.stdout.take().map(|pipe| Transcript::of(pipe, self.slowness));
+        let stderr = child.stderr.take().map(|pipe| Transcript::of(pipe, Duration::ZERO));
+        let mut stdin = child.stdin.take();
+        if let Input::Bytes(bytes) = self.stdin
+            && let Some(mut pipe) = stdin.take()
+        {
+            // A command that ends without reading all of it is no error.
+            thread::spawn(move || pipe.write_all(&bytes));
+        }
+        Running {
+            child,
+            stdin,
+            stdout: stdout.unwrap_or_else(Transcript::empty),
+            stderr: stderr.unwrap_or_else(Transcript::empty),
+            what,
+            begun,
+            deadline: begun + self.deadline,
+        }
+    }
+}
+
+/// The command as one would type it, shortened.
+pub(crate) fn describe(command: &Command) -> String {
+    let words = command.get_args().map(|word| word.to_string_lossy());
+    let mut text = words.fold("boxlite-vmm".to_owned(), |text, word| text + " " + &word);
+    if let Some((end, _)) = text.char_indices().nth(400) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
+/// A run of the launcher. If it is dropped, as when a test fails, the launcher is killed.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    /// The launcher's standard input, after [`Invocation::stdin_pipe`]. Dropping it ends the input.
+    pub stdin: Option<ChildStdin>,
+    stdout: Transcript,
+    stderr: Transcript,
+    what: String,
+    begun: Instant,
+    deadline: Instant,
+}
+
+impl Running {
+    /// The launcher's process ID.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal to the launcher.
+    pub fn signal(&self, signal: Signal) {
+        // It may just have ended by itself.
+        let _ = kill_process(Pid::from_child(&self.child), signal);
+    }
+
+    /// Waits until this text is in what the launcher wrote to standard output.
+    #[track_caller]
+    pub fn wait_for(&mut self, text: &str) {
+        if !self.stdout.wait_for(text, self.deadline) {
+            self.give_up(&format!("it did not write {text:?}"));
+        }
+    }
+
+    /// Ends its standard input and waits for its end.
+    #[track_caller]
+    pub fn wait(mut self) -> Output {
+        self.stdin = None;
+        self.wait_with_open_input()
+    }
+
+    /// Waits for its end, which is to come though its standard input has not ended.
+    #[track_caller]
+    pub fn wait_with_open_input(mut self) -> Output {
+        let status = self.wait_for_exit();
+        let elapsed = self.begun.elapsed();
+        let deadline = self.deadline.max(Instant::now() + LAST_WORDS);
+        if !self.stdout.wait_for_end(deadline) || !self.stderr.wait_for_end(deadline) {
+            self.give_up("it ended, but something that it left behind holds its output open");
+        }
+        Output {
+            code: status.code(),
+            signal: status.signal(),
+            stdout: self.stdout.bytes(),
+            stderr: without_note(&String::from_utf8_lossy(&self.stderr.bytes())),
+            elapsed,
+            what: self.what.clone(),
+        }
+    }
+
+    #[track_caller]
+    fn wait_for_exit(&mut self) -> ExitStatus {
+        loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) => return status,
+                Ok(None) if Instant::now() < self.deadline => {}
+                Ok(None) => self.give_up("it did not end in time"),
+                Err(error) => self.give_up(&error.to_string()),
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    #[track_caller]
+    fn give_up(&mut self, why: &str) -> ! {
+        let _ = self.child.kill();
+        panic!(
+            "{}\n{why}, after {:.1?}\nstdout: {}\nstderr: {}",
+            self.what,
+            self.begun.elapsed(),
+            self.stdout.text(),
+            self.stderr.text()
+        );
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn without_note(stderr: &str) -> String {
+    stderr.lines().filter(|line| !line.contains(SOFTHOST_NOTE)).fold(
+        String::new(),
+        |mut text, line| {
+            text.push_str(line);
+            text.push('\n');
+            text
+        },
+    )
+}
+
+/// How the launcher ended, and what it wrote.
+#[derive(Debug)]
+pub struct Output {
+    /// Its exit code; none if a signal ended it.
+    pub code: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// What it wrote to standard output.
+    pub stdout: Vec<u8>,
+    /// What it wrote to standard error, without the line about the software host.
+    pub stderr: String,
+    /// How long it took.
+    pub elapsed: Duration,
+    what: String,
+}
+
+impl Output {
+    /// Standard output as text.
+    pub fn stdout_lossy(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    /// Fails the test unless the exit code is this one.
+    #[track_caller]
+    pub fn expect(self, code: i32) -> Self {
+        if self.code != Some(code) {
+            let mut stdout = self.stdout_lossy();
+            stdout.truncate(stdout.floor_char_boundary(16 << 10));
+            panic!(
+                "{}\nended with code {:?}, signal {:?}, not with code {code}, after {:.1?}\nstdout: {stdout}\nstderr: {}",
+                self.what, self.code, self.signal, self.elapsed, self.stderr
+            );
+        }
+        self
+    }
+
+    /// Fails the test unless all went well. Returns standard output without the white space around it.
+    #[track_caller]
+    pub fn success(self) -> String {
+        let output = self.expect(0);
+        output.stdout_lossy().trim().to_owned()
+    }
+
+    /// Fails the test unless the launcher failed by itself, with all of this in its message.
+    #[track_caller]
+    pub fn fails_with(self, parts: &[&str]) -> Self {
+        let output = self.expect(125);
+        for part in parts {
+            assert!(
+                output.stderr.contains(part),
+                "{}\nits message does not say {part:?}:\n{}",
+                output.what,
+                output.stderr
+            );
+        }
+        output
+    }
+}

@@ -1,0 +1,206 @@
+//! What is tested, and where: the launcher, the images, and a home that all tests share.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
+use std::{env, fs};
+
+use tempfile::TempDir;
+
+use crate::invocation::Invocation;
+
+/// The name of the small image, in the folder of images.
+pub const BUSYBOX: &str = "busybox";
+/// The name of the large image: Debian with python3 and its tests, perl and gcc.
+pub const DEBIAN: &str = "debian";
+
+const LAUNCHER: &str = "BOXLITE_TEST_LAUNCHER";
+const IMAGES: &str = "BOXLITE_TEST_IMAGES";
+const GUEST: &str = "BOXLITE_GUEST_DIR";
+/// A home to use, and to keep for the next time. Without it, the tests make one, empty.
+const HOME: &str = "BOXLITE_TEST_HOME";
+/// Set by the launcher in the software host.
+const INSIDE: &str = "BOXLITE_IN_SOFTHOST";
+
+/// Making the large image's disk takes a machine that emulates minutes.
+const IMPORT_DEADLINE: Duration = Duration::from_secs(1200);
+
+/// A test that looks at everything that there is has it for itself.
+static TURNS: RwLock<()> = RwLock::new(());
+
+/// Whether the tests that take long are to take long (`BOXLITE_TEST_LONG=1`).
+pub fn is_long() -> bool {
+    env::var_os("BOXLITE_TEST_LONG").is_some_and(|value| value == "1")
+}
+
+/// The launcher under test. As long as a test has it, no test that wants to be [`alone`](Launcher::alone) runs.
+#[derive(Debug)]
+pub struct Launcher {
+    setup: &'static Setup,
+    _turn: Turn,
+}
+
+#[derive(Debug)]
+#[expect(dead_code, reason = "held, not looked at")]
+enum Turn {
+    Shared(RwLockReadGuard<'static, ()>),
+    Alone(RwLockWriteGuard<'static, ()>),
+}
+
+#[derive(Debug)]
+struct Setup {
+    program: PathBuf,
+    images: PathBuf,
+    /// Files of the tests: the home, and images that tests make.
+    work: PathBuf,
+    home: PathBuf,
+}
+
+impl Launcher {
+    /// The launcher, for a test that runs beside others. None, and a word about it, if there is nothing to test.
+    pub fn find() -> Option<Self> {
+        let setup = setup()?;
+        let turn = Turn::Shared(TURNS.read().unwrap_or_else(PoisonError::into_inner));
+        Some(Self { setup, _turn: turn })
+    }
+
+    /// As [`find`](Self::find), for a test beside which no other may run.
+    pub fn alone() -> Option<Self> {
+        let setup = setup()?;
+        let turn = Turn::Alone(TURNS.write().unwrap_or_else(PoisonError::into_inner));
+        Some(Self { setup, _turn: turn })
+    }
+
+    /// As [`alone`](Self::alone), for a test that looks at the processes and files of boxes, and so must be where
+    /// boxes run. Where that is the software host, this runs the test `name` (`module::function`) once more, in there,
+    /// and returns none here.
+    #[track_caller]
+    pub fn where_boxes_run(name: &str) -> Option<Self> {
+        let launcher = Self::alone()?;
+        if is_inside() || launcher.has_hardware() {
+            return Some(launcher);
+        }
+        let this = env::current_exe().expect("this test has no executable");
+        let again = launcher
+            .command(["softhost", "--"])
+            .args([this.as_os_str(), "--exact".as_ref(), name.as_ref(), "--nocapture".as_ref()])
+            .deadline(Duration::from_secs(if is_long() { 3600 } else { 900 }))
+            .output();
+        print!("{}", again.stdout_lossy());
+        eprint!("{}", again.stderr);
+        assert_eq!(again.code, Some(0), "{name} failed in the software host");
+        assert!(again.stdout_lossy().contains("1 passed"), "there is no test {name} to run again");
+        None
+    }
+
+    /// Whether boxes run without the software host.
+    pub fn has_hardware(&self) -> bool {
+        static FOUND: OnceLock<bool> = OnceLock::new();
+        *FOUND.get_or_init(|| {
+            let doctor = self.command(["doctor"]).output();
+            doctor.stdout_lossy().lines().any(|line| line.starts_with("ok    virtualization:"))
+        })
+    }
+
+    /// The launcher's executable.
+    pub fn program(&self) -> &Path {
+        &self.setup.program
+    }
+
+    /// The home that the tests share. In the software host, the disk that is mounted there.
+    pub fn home(&self) -> &Path {
+        &self.setup.home
+    }
+
+    /// An empty folder for files of the test.
+    pub fn folder(&self) -> TempDir {
+        tempfile::Builder::new()
+            .prefix("test-")
+            .tempdir_in(&self.setup.work)
+            .expect("cannot make a folder for the test")
+    }
+
+    /// The folder of the OCI layout of an image.
+    pub fn layout(&self, image: &str) -> PathBuf {
+        self.setup.images.join(image)
+    }
+
+    /// What is to be given to `run` for an image.
+    pub fn image(&self, image: &str) -> String {
+        format!("oci:{}", self.layout(image).display())
+    }
+
+    /// Debian, for `run`; its disk is made at the first call.
+    pub fn debian(&self) -> String {
+        static MADE: Mutex<bool> = Mutex::new(false);
+        let image = self.image(DEBIAN);
+        let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*made {
+            self.command(["run", &image, "true"]).deadline(IMPORT_DEADLINE).output().success();
+            *made = true;
+        }
+        image
+    }
+
+    /// The launcher with these arguments.
+    pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Invocation {
+        let mut command = Command::new(&self.setup.program);
+        command.args(args).env("BOXLITE_HOME", &self.setup.home).env_remove("RUST_LOG");
+        Invocation::new(command)
+    }
+
+    /// `run`, with these options of it, of busybox with this shell script.
+    pub fn shell<S: AsRef<OsStr>>(
+        &self,
+        options: impl IntoIterator<Item = S>,
+        script: &str,
+    ) -> Invocation {
+        self.command(["run"]).args(options).args([&self.image(BUSYBOX), "sh", "-c", script])
+    }
+}
+
+/// Whether this process runs in the software host.
+fn is_inside() -> bool {
+    env::var_os(INSIDE).is_some_and(|value| value == "1")
+}
+
+fn setup() -> Option<&'static Setup> {
+    static SETUP: OnceLock<Option<Setup>> = OnceLock::new();
+    SETUP.get_or_init(prepare).as_ref()
+}
+
+fn prepare() -> Option<Setup> {
+    let path = |name: &str| match env::var_os(name) {
+        Some(value) => Some(PathBuf::from(value)),
+        None => {
+            println!("SKIPPED: {name} is not set; `cargo xtask test` sets it");
+            None
+        }
+    };
+    let (program, images, _) = (path(LAUNCHER)?, path(IMAGES)?, path(GUEST)?);
+    assert!(program.is_file(), "{LAUNCHER}: there is no {}", program.display());
+    for image in [BUSYBOX, DEBIAN] {
+        let layout = images.join(image).join("index.json");
+        assert!(layout.is_file(), "{IMAGES}: there is no {}", layout.display());
+    }
+    let work = work_folder();
+    fs::create_dir_all(&work).expect("cannot make the folder of the tests");
+    let home = match env::var_os(HOME) {
+        Some(home) => PathBuf::from(home),
+        None => work.join("home"),
+    };
+    if env::var_os(HOME).is_none() && !is_inside() {
+        // Of an earlier run, which somebody may have wanted to look into.
+        let _ = fs::remove_dir_all(&home);
+    }
+    fs::create_dir_all(&home).expect("cannot make the home of the tests");
+    Some(Setup { program, images, work, home })
+}
+
+/// `target/tmp`, where cargo has it: the executable is `target/PROFILE/deps/NAME`.
+fn work_folder() -> PathBuf {
+    let this = env::current_exe().expect("this test has no executable");
+    this.ancestors().nth(3).unwrap_or(Path::new("/tmp")).join("tmp")
+}

@@ -1,0 +1,144 @@
+//! The launcher on a terminal, as a person has it.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::process::{Child, Command, ExitStatus};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{LocalModes, OutputModes, Termios, Winsize, tcgetattr, tcsetwinsize};
+
+use crate::Launcher;
+use crate::invocation::describe;
+use crate::transcript::Transcript;
+
+const DEADLINE: Duration = Duration::from_secs(240);
+
+/// A terminal with the launcher running on it.
+#[derive(Debug)]
+pub struct Terminal {
+    /// The end that a terminal emulator has.
+    master: File,
+    /// The end that programs have; open, so that it can be looked at after the launcher's end.
+    slave: File,
+    child: Child,
+    screen: Transcript,
+    what: String,
+    deadline: Instant,
+}
+
+impl Terminal {
+    /// Runs the launcher with these arguments on a new terminal of this size, which becomes its controlling terminal.
+    pub fn run(launcher: &Launcher, rows: u16, columns: u16, args: &[&str]) -> Self {
+        let (master, slave) = open();
+        // setsid(1) makes the terminal the controlling one, and then becomes the launcher.
+        let mut command = Command::new("setsid");
+        command
+            .arg("--ctty")
+            .arg(launcher.program())
+            .args(args)
+            .env("BOXLITE_HOME", launcher.home())
+            .env("TERM", "vt100")
+            .env_remove("RUST_LOG");
+        for connect in [Command::stdin, Command::stdout, Command::stderr] {
+            connect(&mut command, slave.try_clone().expect("cannot copy the terminal"));
+        }
+        let terminal_size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        tcsetwinsize(&slave, terminal_size).expect("cannot set the terminal's size");
+        let what = describe(&command);
+        let child = command.spawn().expect("cannot run setsid");
+        let reader = master.try_clone().expect("cannot copy the terminal");
+        let screen = Transcript::of(reader, Duration::ZERO);
+        Self { master, slave, child, screen, what, deadline: Instant::now() + DEADLINE }
+    }
+
+    /// Types these keys.
+    pub fn type_keys(&mut self, keys: &str) {
+        self.master.write_all(keys.as_bytes()).expect("cannot write to the terminal");
+    }
+
+    /// Changes the size of the terminal, as a window manager does.
+    pub fn resize(&self, rows: u16, columns: u16) {
+        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        tcsetwinsize(&self.master, size).expect("cannot set the terminal's size");
+    }
+
+    /// Waits until this text is on the screen, and forgets all that was there.
+    #[track_caller]
+    pub fn wait_for(&mut self, text: &str) {
+        if !self.screen.wait_for(text, self.deadline) {
+            let screen = self.screen.text();
+            panic!("{}\n{text:?} does not appear on the terminal, but {screen:?}", self.what);
+        }
+        self.screen.clear();
+    }
+
+    /// What is on the screen since it was last waited for something.
+    pub fn screen(&self) -> String {
+        self.screen.text()
+    }
+
+    /// How the terminal is set, as far as programs change it: whether it echoes, edits lines and makes signals of
+    /// keys, and whether it makes CR LF of LF.
+    pub fn modes(&self) -> (LocalModes, OutputModes) {
+        let modes: Termios = tcgetattr(&self.slave).expect("cannot read the terminal's modes");
+        (modes.local_modes, modes.output_modes)
+    }
+
+    /// Waits for the launcher's end. Returns its exit code, and what is on the screen since it was last waited for
+    /// something.
+    #[track_caller]
+    pub fn finish(mut self) -> (Option<i32>, String) {
+        let status = self.wait_for_exit();
+        // What was written last is on its way through the terminal.
+        thread::sleep(Duration::from_millis(300));
+        (status.code(), self.screen.text())
+    }
+
+    /// Waits for the launcher's end and returns its exit code; the terminal stays.
+    #[track_caller]
+    pub fn wait(&mut self) -> Option<i32> {
+        self.wait_for_exit().code()
+    }
+
+    #[track_caller]
+    fn wait_for_exit(&mut self) -> ExitStatus {
+        loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) => return status,
+                Ok(None) if Instant::now() < self.deadline => {}
+                _ => {
+                    panic!("{}\ndid not end in time; on its terminal: {}", self.what, self.screen())
+                }
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A new terminal: the emulator's end, and that of programs.
+fn open() -> (File, File) {
+    let make = || -> rustix::io::Result<(OwnedFd, std::ffi::CString)> {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let master = openpt(flags)?;
+        grantpt(&master)?;
+        unlockpt(&master)?;
+        let name = ptsname(&master, Vec::new())?;
+        Ok((master, name))
+    };
+    let (master, name) = make().expect("cannot make a terminal");
+    let name = name.into_string().expect("the terminal's name is no text");
+    // This process has no terminal of its own to lose: O_NOCTTY is what libtest's threads do not need to care for,
+    // since only a session leader without a terminal gets one by opening it.
+    let slave = OpenOptions::new().read(true).write(true).open(name);
+    (File::from(master), slave.expect("cannot open the terminal"))
+}

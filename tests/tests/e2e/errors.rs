@@ -1,0 +1,135 @@
+//! What is asked for wrongly, or cannot be had: an error that names the thing and the remedy, and exit code 125.
+
+use std::time::Duration;
+
+use boxlite_tests::{BUSYBOX, Launcher};
+
+#[test]
+fn options_out_of_range() {
+    let Some(launcher) = Launcher::find() else { return };
+    let fails = |options: &[&str], parts: &[&str]| {
+        // Nothing is booted for them.
+        let run = launcher.shell(options, "true").deadline(Duration::from_secs(30));
+        run.output().fails_with(parts);
+    };
+    fails(&["--memory", "64M"], &["memory", "128 MiB", "64 GiB"]);
+    fails(&["--memory", "65G"], &["memory", "64 GiB"]);
+    fails(&["--memory", "lots"], &["--memory", "512M"]);
+    fails(&["--cpus", "0"], &["cpus", "1 to 64"]);
+    fails(&["--cpus", "65"], &["cpus", "1 to 64"]);
+    fails(&["--disk-size", "2T"], &["disk", "1 TiB"]);
+    fails(&["--name", "no spaces"], &["name", "no spaces"]);
+    fails(&["-w", "relative"], &["workdir", "relative", "absolute"]);
+    fails(&["-e", "=value"], &["env"]);
+    fails(&["--timeout", "soon"], &["--timeout", "90s"]);
+    // All that is wrong is said at once.
+    fails(&["--memory", "64M", "--cpus", "0"], &["memory", "cpus"]);
+    fails(&["--no-such-option"], &["--no-such-option"]);
+}
+
+#[test]
+fn images_that_are_not_there() {
+    let Some(launcher) = Launcher::find() else { return };
+    let run = |image: &str| launcher.command(["run", image, "true"]).output();
+    run("oci:/no/such/layout").fails_with(&["/no/such/layout"]);
+    run("docker-archive:/no/such.tar").fails_with(&["/no/such.tar"]);
+    run("rootfs:/no/such/root").fails_with(&["/no/such/root"]);
+    run("never-imported").fails_with(&["never-imported", "import"]);
+    run("ftp://x").fails_with(&["ftp://x"]);
+}
+
+#[test]
+fn guest_files_that_are_not_there() {
+    let Some(launcher) = Launcher::find() else { return };
+    let folder = launcher.folder();
+    let run = launcher.shell([] as [&str; 0], "true").env("BOXLITE_GUEST_DIR", folder.path());
+    run.output().fails_with(&["BOXLITE_GUEST_DIR"]);
+    let doctor = launcher.command(["doctor"]).env("BOXLITE_GUEST_DIR", folder.path()).output();
+    let doctor = doctor.expect(1).stdout_lossy();
+    assert!(doctor.contains("FAIL  guest files"), "{doctor}");
+}
+
+#[test]
+fn kvm_that_is_not_there_is_named_with_the_remedy() {
+    let Some(launcher) = Launcher::find() else { return };
+    let output = launcher.shell(["--accel", "kvm"], "echo ran").output();
+    if launcher.has_hardware() {
+        assert_eq!(output.success(), "ran");
+    } else {
+        output.fails_with(&["--accel kvm", "virtualization"]);
+    }
+}
+
+#[test]
+fn a_missing_qemu_is_named_with_the_remedy() {
+    let Some(launcher) = Launcher::find() else { return };
+    let folder = launcher.folder();
+    // A home without a running software host, and a PATH without QEMU.
+    let run = launcher
+        .command(["--accel", "soft", "--home"])
+        .args([folder.path()])
+        .args(["run", &launcher.image(BUSYBOX), "true"])
+        .env("PATH", folder.path());
+    run.output().fails_with(&["qemu-system", "install"]);
+}
+
+#[test]
+fn a_home_that_cannot_be_used() {
+    let Some(launcher) = Launcher::find() else { return };
+    let run = launcher.command(["--home", "/dev/null/home", "run", &launcher.image(BUSYBOX)]);
+    run.output().fails_with(&["/dev/null/home"]);
+}
+
+#[test]
+fn a_guest_that_does_not_get_ready_says_how_far_it_came() {
+    let Some(launcher) = Launcher::find() else { return };
+    // The image's disk is made before the clock runs.
+    launcher.shell([] as [&str; 0], "true").output().success();
+    let output = launcher.shell(["--ready-timeout", "1ms"], "true").output();
+    let output = output.fails_with(&["was not ready after 1ms", "--ready-timeout"]);
+    let stages = ["being built", "kernel", "agent", "root"];
+    assert!(stages.iter().any(|stage| output.stderr.contains(stage)), "{}", output.stderr);
+}
+
+#[test]
+fn two_boxes_of_one_name() {
+    let Some(launcher) = Launcher::find() else { return };
+    let mut first = launcher.shell(["--name", "only-one"], "echo up; sleep 1000").spawn();
+    first.wait_for("up");
+    let second = launcher.shell(["--name", "only-one"], "true").output();
+    second.fails_with(&["only-one", "another name"]);
+    first.signal(rustix::process::Signal::TERM);
+    first.wait().expect(143);
+    launcher.shell(["--name", "only-one"], "true").output().success();
+}
+
+#[test]
+fn help_teaches() {
+    let Some(launcher) = Launcher::find() else { return };
+    let help = launcher.command(["--help"]).output().success();
+    for word in ["run", "image", "doctor", "softhost", "--home", "Examples", "oci:"] {
+        assert!(help.contains(word), "no {word} in\n{help}");
+    }
+    let run = launcher.command(["run", "--help"]).output().success();
+    for word in ["--memory", "--timeout", "exit code", "125", "126", "127"] {
+        assert!(run.contains(word), "no {word} in\n{run}");
+    }
+    assert!(launcher.command(["--version"]).output().success().starts_with("boxlite-vmm "));
+    launcher.command(["no-such-command"]).output().fails_with(&["no-such-command"]);
+}
+
+#[test]
+fn debugging_keeps_the_console() {
+    let Some(launcher) = Launcher::where_boxes_run("errors::debugging_keeps_the_console") else {
+        return;
+    };
+    let output = launcher.shell(["--debug"], "true").output().expect(0);
+    assert!(output.stderr.contains("ready"), "{}", output.stderr);
+    let mut logs = Vec::new();
+    for entry in std::fs::read_dir(launcher.home().join("boxes")).unwrap() {
+        let path = entry.unwrap().path();
+        logs.extend(std::fs::read_to_string(path.join("console.log")));
+        let _ = std::fs::remove_dir_all(path);
+    }
+    assert!(logs.iter().any(|log| log.contains("Linux version")), "{logs:?}");
+}

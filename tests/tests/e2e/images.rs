@@ -1,0 +1,233 @@
+//! Images: what they say about the command, how their layers lie on each other, where they come from.
+
+use std::process::Command;
+use std::time::Duration;
+
+use boxlite_tests::image::{ImageBuilder, Layer};
+use boxlite_tests::{BUSYBOX, Compression, Launcher};
+use serde_json::json;
+
+use crate::noise;
+
+#[test]
+fn the_images_configuration_is_honoured() {
+    let Some(launcher) = Launcher::find() else { return };
+    let folder = launcher.folder();
+    let passwd = "root:x:0:0:root:/root:/bin/sh\napp:x:321:654:app:/home/app:/bin/sh\n";
+    let image = ImageBuilder::on(&launcher.layout(BUSYBOX))
+        .layer(Layer::new().file("etc/passwd", 0o644, passwd), Compression::Gzip)
+        .config("Env", json!(["PATH=/bin", "FROM_IMAGE=yes", "BOTH=image"]))
+        .config("WorkingDir", json!("/srv/made"))
+        .config("User", json!("app"))
+        .config(
+            "Entrypoint",
+            json!(["sh", "-c", "echo $(id -u):$(id -g) $(pwd) $HOME $FROM_IMAGE $BOTH $*", "--"]),
+        )
+        .config("Cmd", json!(["default", "words"]))
+        .write(folder.path())
+        .reference();
+    let run = |options: &[&str], args: &[&str]| {
+        launcher.command(["run"]).args(options).args([&image]).args(args).output().success()
+    };
+    assert_eq!(run(&[], &[]), "321:654 /srv/made /home/app yes image default words");
+    assert_eq!(
+        run(&["-u", "0", "-w", "/tmp", "-e", "BOTH=ours"], &["x"]),
+        "0:0 /tmp /root yes ours x"
+    );
+    assert_eq!(run(&["--entrypoint", "id"], &["-u"]), "321");
+}
+
+#[test]
+fn layers_lie_on_each_other_as_oci_says() {
+    let Some(launcher) = Launcher::find() else { return };
+    let folder = launcher.folder();
+    let lower = Layer::new()
+        .dir("a/", 0o755)
+        .file("a/deleted", 0o644, "x")
+        .file("a/replaced", 0o644, "old")
+        .file("a/kept", 0o640, "kept")
+        .dir("opaque/", 0o755)
+        .dir("opaque/sub/", 0o755)
+        .file("opaque/hidden", 0o644, "x")
+        .file("opaque/sub/hidden", 0o644, "x")
+        .dir("tree/", 0o755)
+        .file("tree/leaf", 0o644, "x")
+        .file("was-file", 0o644, "x")
+        .dir("was-dir/", 0o755)
+        .file("was-dir/leaf", 0o644, "x")
+        .file("linked", 0o644, "shared")
+        .hard_link("linked-too", "linked");
+    let upper = Layer::new()
+        .file("a/.wh.deleted", 0o644, "")
+        .file("a/replaced", 0o600, "new")
+        // An entry of the same layer is not hidden, on whichever side of the marker it stands.
+        .file("opaque/before", 0o644, "before")
+        .file("opaque/.wh..wh..opq", 0o644, "")
+        .file("opaque/after", 0o644, "after")
+        .file(".wh.tree", 0o644, "")
+        .dir("was-file/", 0o755)
+        .file("was-file/leaf", 0o644, "leaf")
+        .file("was-dir", 0o644, "now a file")
+        .file("linked", 0o644, "changed");
+    let top = Layer::new().file("a/deleted", 0o644, "back again");
+    let image = ImageBuilder::on(&launcher.layout(BUSYBOX))
+        .layer(lower, Compression::None)
+        .layer(upper, Compression::Zstd)
+        .layer(top, Compression::Gzip)
+        .write(folder.path())
+        .reference();
+    let script = "cd /; ls -A a opaque was-file; cat a/*; echo; cat was-dir linked linked-too; echo
+        ls -d tree .wh* a/.wh* opaque/.wh* 2>/dev/null; stat -c %a a/replaced a/kept";
+    let output = launcher.command(["run", &image, "sh", "-c", script]).output().success();
+    let expected = "a:\ndeleted\nkept\nreplaced\n\nopaque:\nafter\nbefore\n\nwas-file:\nleaf\n\
+                    back againkeptnew\nnow a filechangedshared\n600\n640";
+    assert_eq!(output, expected);
+}
+
+#[test]
+fn every_kind_of_entry_comes_out_as_it_went_in() {
+    let Some(launcher) = Launcher::find() else { return };
+    let folder = launcher.folder();
+    let data = noise(1024);
+    let layer = Layer::new()
+        .file_of("owned", (1234, 5678), "x")
+        .file("bin/setuid", 0o4755, "x")
+        .symlink("absolute", "/etc/passwd")
+        .symlink("dangling", "/nowhere/at/all")
+        .symlink("relative", "../../../../etc/group")
+        .dir("dir/", 0o1777)
+        .file("dir/original", 0o644, "shared")
+        .hard_link("dir/again", "dir/original")
+        .device("dir/null", 1, 3)
+        .attributes(&[("user.note", b"a\0b")])
+        .file("dir/noted", 0o644, "")
+        .sparse("dir/sparse", 1 << 30, 1 << 20, &data)
+        .file("dir/twice", 0o644, "first")
+        .file("dir/twice", 0o600, "second")
+        .file("made/on/the/way", 0o644, "x")
+        .file("./dotted", 0o644, "x")
+        .file("/rooted", 0o644, "x");
+    let image = ImageBuilder::on(&launcher.layout(BUSYBOX))
+        .layer(layer, Compression::Gzip)
+        .write(folder.path())
+        .reference();
+    let script = r#"cd /
+        stat -c %u:%g owned; stat -c %a bin/setuid dir
+        readlink absolute dangling relative; head -c 5 absolute; echo
+        stat -c %h dir/again; echo more >> dir/again; cat dir/original
+        stat -c '%F %t:%T' dir/null
+        stat -c '%s' dir/sparse; test $(stat -c %b dir/sparse) -lt 100 && echo holes
+        dd if=dir/sparse bs=1024 skip=1024 count=1 2>/dev/null | sha256sum
+        stat -c %a dir/twice; cat dir/twice; echo; cat made/on/the/way dotted rooted; echo
+        stat -c %Y owned"#;
+    let output = launcher.command(["run", &image, "sh", "-c", script]).output().success();
+    let sum = boxlite_tests::image::digest(&data);
+    let expected = format!(
+        "1234:5678\n4755\n1777\n/etc/passwd\n/nowhere/at/all\n../../../../etc/group\nroot:\n2\n\
+         sharedmore\ncharacter special file 1:3\n1073741824\nholes\n{}  -\n600\nsecond\nxxx\n1000000000",
+        &sum["sha256:".len()..]
+    );
+    assert_eq!(output, expected);
+}
+
+#[test]
+fn a_folder_and_an_archive_are_images() {
+    let Some(launcher) = Launcher::find() else { return };
+    let folder = launcher.folder();
+    let root = folder.path().join("root");
+    std::fs::create_dir_all(root.join("etc")).unwrap();
+    std::fs::create_dir(root.join("bin")).unwrap();
+    std::fs::write(root.join("etc/motto"), "made by hand\n").unwrap();
+    std::os::unix::fs::symlink("motto", root.join("etc/link")).unwrap();
+    let busybox = launcher.command(["run", &launcher.image(BUSYBOX), "cat", "/bin/busybox"]);
+    let program = busybox.output().expect(0).stdout;
+    for name in ["sh", "cat"] {
+        use std::os::unix::fs::PermissionsExt;
+        let path = root.join("bin").join(name);
+        std::fs::write(&path, &program).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    let rootfs = format!("rootfs:{}", root.display());
+    let output = launcher.command(["run", &rootfs, "/bin/cat", "/etc/link"]).output().success();
+    assert_eq!(output, "made by hand");
+    // The next run sees what has changed since.
+    std::fs::write(root.join("etc/motto"), "changed\n").unwrap();
+    let output = launcher.command(["run", &rootfs, "/bin/cat", "/etc/link"]).output().success();
+    assert_eq!(output, "changed");
+
+    let file = folder.path().join("image.tar");
+    let archive = format!("docker-archive:{}", file.display());
+    let copied = Command::new("skopeo")
+        .args(["--insecure-policy", "copy", "--quiet", &launcher.image(BUSYBOX)])
+        .arg(format!("{archive}:made/for:test"))
+        .output();
+    match copied {
+        Ok(copied) => {
+            assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
+            let output = launcher.command(["run", &archive, "echo", "hi"]).output().success();
+            assert_eq!(output, "hi");
+        }
+        Err(_) => println!("SKIPPED: docker-archive: skopeo is not installed"),
+    }
+}
+
+#[test]
+fn images_are_imported_listed_and_removed() {
+    let Some(launcher) = Launcher::find() else { return };
+    let folder = launcher.folder();
+    let image = ImageBuilder::on(&launcher.layout(BUSYBOX))
+        .layer(Layer::new().file("mark", 0o644, "imported"), Compression::Gzip)
+        .write(&folder.path().join("layout"));
+    launcher.command(["image", "import", &image.reference(), "kept"]).output().success();
+    // It is a copy: its source may go.
+    drop(folder);
+    let list = || launcher.command(["image", "ls"]).output().success();
+    let lists =
+        |name: &str| list().lines().any(|line| line.split_whitespace().next() == Some(name));
+    let name = list()
+        .lines()
+        .filter_map(|line| line.split_whitespace().next().map(str::to_owned))
+        .find(|name| name.contains("kept"))
+        .expect("image ls does not list it");
+    let run = || launcher.command(["run", "kept", "cat", "/mark"]).output();
+    assert_eq!(run().success(), "imported");
+    launcher.command(["image", "rm", "kept"]).output().success();
+    assert!(!lists(&name), "{}", list());
+    run().fails_with(&["kept", "import"]);
+    launcher.command(["image", "rm", "kept"]).output().fails_with(&["kept"]);
+}
+
+#[test]
+fn processes_that_need_the_same_new_disk_make_it_once() {
+    let Some(launcher) = Launcher::find() else { return };
+    let folder = launcher.folder();
+    let image = ImageBuilder::on(&launcher.layout(BUSYBOX))
+        .layer(Layer::new().file("big", 0o644, noise(4 << 20)), Compression::Gzip)
+        .write(folder.path())
+        .reference();
+    let runs: Vec<_> = (0..3)
+        .map(|n| {
+            let script = format!("stat -c %s /big; echo {n}");
+            let run = launcher.command(["run", &image, "sh", "-c", &script]);
+            run.deadline(Duration::from_secs(400)).spawn()
+        })
+        .collect();
+    for (n, run) in runs.into_iter().enumerate() {
+        assert_eq!(run.wait().success(), format!("{}\n{n}", 4 << 20));
+    }
+}
+
+#[test]
+fn an_image_that_appears_or_changes_is_seen() {
+    let Some(launcher) = Launcher::find() else { return };
+    let folder = launcher.folder();
+    let reference = format!("oci:{}", folder.path().join("layout").display());
+    let run = || launcher.command(["run", &reference, "cat", "/version"]).output();
+    run().fails_with(&["layout"]);
+    for version in ["one", "two"] {
+        ImageBuilder::on(&launcher.layout(BUSYBOX))
+            .layer(Layer::new().file("version", 0o644, version), Compression::Gzip)
+            .write(&folder.path().join("layout"));
+        assert_eq!(run().success(), version);
+    }
+}

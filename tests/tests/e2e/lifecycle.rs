@@ -1,0 +1,220 @@
+//! What is left of boxes, however they end: nothing. These tests run where boxes run, and look.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use boxlite_tests::{Launcher, Running, is_long};
+use rustix::process::{Pid, Signal, kill_process};
+
+const NO_OPTIONS: [&str; 0] = [];
+
+/// How long a machine may take to go once its launcher is gone.
+const MOMENT: Duration = Duration::from_secs(20);
+
+/// The processes of boxes of this home.
+fn machines(launcher: &Launcher) -> Vec<Pid> {
+    let home = format!("BOXLITE_HOME={}", launcher.home().display());
+    let is_machine = |process: &Path| {
+        let words = |file: &str| fs::read(process.join(file)).unwrap_or_default();
+        let has =
+            |file: &str, word: &str| words(file).split(|b| *b == 0).any(|w| w == word.as_bytes());
+        has("cmdline", "machine") && has("environ", &home)
+    };
+    let processes = fs::read_dir("/proc").unwrap().filter_map(|entry| Some(entry.ok()?.path()));
+    processes
+        .filter(|process| is_machine(process))
+        .filter_map(|process| Pid::from_raw(process.file_name()?.to_str()?.parse().ok()?))
+        .collect()
+}
+
+/// All files of the home, but for those of the software host that it may lie in.
+fn files(launcher: &Launcher) -> BTreeSet<PathBuf> {
+    let mut files = BTreeSet::new();
+    let mut folders = vec![launcher.home().to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                folders.push(entry.path());
+            }
+            files.insert(entry.path());
+        }
+    }
+    files
+}
+
+fn wait_until(what: &str, done: impl Fn() -> bool) {
+    let deadline = Instant::now() + MOMENT;
+    while !done() {
+        assert!(Instant::now() < deadline, "{what}, still after {MOMENT:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn no_machine(launcher: &Launcher) {
+    wait_until("a machine's process is left over", || machines(launcher).is_empty());
+}
+
+/// Bytes that could be had, with nothing kept in caches; none where others use the machine as well.
+fn available_memory(launcher: &Launcher) -> Option<i64> {
+    if launcher.has_hardware() && !in_softhost() {
+        return None;
+    }
+    fs::write("/proc/sys/vm/drop_caches", "3").ok()?;
+    let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: i64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib << 10)
+}
+
+fn in_softhost() -> bool {
+    std::env::var_os("BOXLITE_IN_SOFTHOST").is_some()
+}
+
+fn descriptors_of_init() -> usize {
+    fs::read_dir("/proc/1/fd").map(Iterator::count).unwrap_or(0)
+}
+
+#[test]
+fn many_runs_leave_nothing() {
+    let Some(launcher) = Launcher::where_boxes_run("lifecycle::many_runs_leave_nothing") else {
+        return;
+    };
+    let run = || launcher.shell(NO_OPTIONS, "echo hi").output().success();
+    for _ in 0..3 {
+        run();
+    }
+    let before = (files(&launcher), descriptors_of_init());
+    let memory = available_memory(&launcher);
+    let runs = if is_long() { 200 } else { 20 };
+    for _ in 0..runs {
+        assert_eq!(run(), "hi");
+    }
+    no_machine(&launcher);
+    assert_eq!((files(&launcher), descriptors_of_init()), before);
+    if let (Some(before), Some(after)) = (memory, available_memory(&launcher)) {
+        let lost = (before - after) >> 20;
+        println!("{runs} runs took {lost} MiB of the machine's memory");
+        // A box is 60 MiB and more; what the kernel keeps of its own accord is less than this.
+        assert!(lost < 40, "{lost} MiB are lost after {runs} runs");
+    }
+}
+
+#[test]
+fn boxes_run_at_once() {
+    let Some(launcher) = Launcher::where_boxes_run("lifecycle::boxes_run_at_once") else { return };
+    launcher.shell(NO_OPTIONS, "true").output().success();
+    let boxes = if is_long() { 8 } else { 4 };
+    let mut runs: Vec<Running> = (0..boxes)
+        .map(|n| {
+            let script = format!("echo up; read go; echo box {n} > /tmp/x; cat /tmp/x");
+            let options = ["-i", "--memory", "256M"];
+            launcher.shell(options, &script).deadline(Duration::from_secs(400)).stdin_pipe().spawn()
+        })
+        .collect();
+    for run in &mut runs {
+        run.wait_for("up");
+    }
+    assert_eq!(machines(&launcher).len(), boxes);
+    for (n, run) in runs.into_iter().enumerate() {
+        assert_eq!(run.wait().success(), format!("up\nbox {n}"));
+    }
+    no_machine(&launcher);
+}
+
+#[test]
+fn a_killed_launcher_leaves_nothing() {
+    let Some(launcher) = Launcher::where_boxes_run("lifecycle::a_killed_launcher_leaves_nothing")
+    else {
+        return;
+    };
+    launcher.shell(NO_OPTIONS, "true").output().success();
+    let before = files(&launcher);
+    let mut run = launcher.shell(NO_OPTIONS, "echo up; sleep 1000").spawn();
+    run.wait_for("up");
+    assert_eq!(machines(&launcher).len(), 1);
+    run.signal(Signal::KILL);
+    assert_eq!(run.wait().signal, Some(9));
+    no_machine(&launcher);
+    wait_until("files of the box are left over", || files(&launcher) == before);
+}
+
+#[test]
+fn a_killed_machine_is_told_of() {
+    let Some(launcher) = Launcher::where_boxes_run("lifecycle::a_killed_machine_is_told_of") else {
+        return;
+    };
+    launcher.shell(NO_OPTIONS, "true").output().success();
+    let before = files(&launcher);
+    let mut run = launcher.shell(NO_OPTIONS, "echo up; sleep 1000").spawn();
+    run.wait_for("up");
+    let machine = machines(&launcher)[0];
+    kill_process(machine, Signal::KILL).unwrap();
+    run.wait().fails_with(&["ended unexpectedly", "signal: 9"]);
+    assert_eq!(files(&launcher), before);
+}
+
+#[test]
+fn whatever_is_killed_whenever_the_home_opens() {
+    let name = "lifecycle::whatever_is_killed_whenever_the_home_opens";
+    let Some(launcher) = Launcher::where_boxes_run(name) else { return };
+    launcher.shell(NO_OPTIONS, "true").output().success();
+    let before = files(&launcher);
+    let seed = SystemTime::UNIX_EPOCH.elapsed().unwrap().subsec_nanos();
+    println!("moments by {seed}");
+    let rounds = if is_long() { 60 } else { 8 };
+    for round in 0..rounds {
+        let moment = u64::from(seed).wrapping_mul(6_364_136_223_846_793_005 + 2 * round) >> 33;
+        let run = launcher.shell(NO_OPTIONS, "seq 1 100000; sync").spawn();
+        std::thread::sleep(Duration::from_millis(moment % 3000));
+        if round % 2 == 0 {
+            run.signal(Signal::KILL);
+        } else {
+            for machine in machines(&launcher) {
+                // It may have gone by itself.
+                let _ = kill_process(machine, Signal::KILL);
+            }
+        }
+        let output = run.wait();
+        let expected = matches!((output.code, output.signal), (Some(0 | 125), _) | (_, Some(9)));
+        assert!(expected, "round {round}: {output:?}");
+        launcher.command(["image", "ls"]).output().success();
+    }
+    no_machine(&launcher);
+    assert_eq!(launcher.shell(NO_OPTIONS, "echo fine").output().success(), "fine");
+    assert_eq!(files(&launcher), before);
+}
+
+#[test]
+fn a_disk_that_is_killed_in_the_making_is_made_anew() {
+    let name = "lifecycle::a_disk_that_is_killed_in_the_making_is_made_anew";
+    let Some(launcher) = Launcher::where_boxes_run(name) else { return };
+    use boxlite_tests::image::{ImageBuilder, Layer};
+    use boxlite_tests::{BUSYBOX, Compression};
+    launcher.shell(NO_OPTIONS, "true").output().success();
+    for moment in [200, 700, 1500, 2500] {
+        let folder = launcher.folder();
+        // Another image each time, whose disk is not there yet.
+        let layer =
+            Layer::new().file("moment", 0o644, format!("{moment} {}", folder.path().display()));
+        let image = ImageBuilder::on(&launcher.layout(BUSYBOX))
+            .layer(layer, Compression::Gzip)
+            .write(folder.path())
+            .reference();
+        let run = launcher.command(["run", &image, "cat", "/moment"]).spawn();
+        std::thread::sleep(Duration::from_millis(moment));
+        run.signal(Signal::KILL);
+        run.wait();
+        let output = launcher.command(["run", &image, "cat", "/moment"]).output().success();
+        assert!(output.starts_with(&moment.to_string()), "{output}");
+    }
+    no_machine(&launcher);
+    let drafts = files(&launcher);
+    let drafts: Vec<_> =
+        drafts.iter().filter(|path| path.to_string_lossy().contains("tmp")).collect();
+    assert!(
+        drafts.iter().all(|path| !path.starts_with(launcher.home().join("images"))),
+        "{drafts:?}"
+    );
+}

@@ -1,0 +1,91 @@
+//! The machine that the box is: its vCPUs, memory and disk, and its end when its kernel ends.
+
+use boxlite_tests::Launcher;
+
+const NO_OPTIONS: [&str; 0] = [];
+
+/// MiB, of the line with this name in what `/proc/meminfo` holds.
+fn mib(meminfo: &str, name: &str) -> u64 {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(name)).expect(name);
+    let kib: u64 = line.trim_matches([':', ' ']).trim_end_matches(" kB").parse().expect(line);
+    kib >> 10
+}
+
+#[test]
+fn vcpus_and_memory_are_as_asked() {
+    let Some(launcher) = Launcher::find() else { return };
+    let default = launcher.shell(NO_OPTIONS, "nproc; cat /proc/meminfo").output().success();
+    assert!(default.starts_with("1\n"), "{default}");
+    let total = mib(&default, "MemTotal");
+    assert!((1900..=2048).contains(&total), "{total} MiB");
+
+    let options = ["--cpus", "4", "--memory", "300M"];
+    let script =
+        "nproc; cat /proc/meminfo; for cpu in 0 1 2 3; do taskset -c $cpu true || exit 9; done";
+    let asked = launcher.shell(options, script).output().success();
+    assert!(asked.starts_with("4\n"), "{asked}");
+    let total = mib(&asked, "MemTotal");
+    assert!((250..=300).contains(&total), "{total} MiB");
+}
+
+#[test]
+fn the_smallest_box_runs() {
+    let Some(launcher) = Launcher::find() else { return };
+    let meminfo = launcher.shell(["--memory", "128"], "cat /proc/meminfo").output().success();
+    let total = mib(&meminfo, "MemTotal");
+    assert!((90..=128).contains(&total), "{total} MiB");
+}
+
+#[test]
+fn memory_goes_on_above_the_32_bit_gap() {
+    let Some(launcher) = Launcher::find() else { return };
+    // The kernel takes memory from above first; what is written there must be what is read.
+    let script = "cat /proc/meminfo; cat /proc/zoneinfo | grep -A 20 Normal | grep -m 1 present
+        seq 1 4000000 | head -c 24000000 > /dev/shm/a; cp /dev/shm/a /dev/shm/b
+        cmp /dev/shm/a /dev/shm/b && sha256sum < /dev/shm/b && seq 1 4000000 | head -c 24000000 | sha256sum";
+    let output = launcher.shell(["--memory", "5G"], script).output().success();
+    let total = mib(&output, "MemTotal");
+    assert!((4800..=5120).contains(&total), "{total} MiB");
+    let present =
+        output.lines().find_map(|line| line.trim().strip_prefix("present")).expect("no zone");
+    assert!(present.trim().parse::<u64>().unwrap() > (1 << 30) / 4096, "{present} pages");
+    let sums: Vec<&str> = output.lines().rev().take(2).collect();
+    assert_eq!(sums[0], sums[1]);
+}
+
+#[test]
+fn the_disk_is_as_large_as_asked_and_keeps_what_is_written() {
+    let Some(launcher) = Launcher::find() else { return };
+    let script = "df -k / | tail -n 1 | awk '{ print $2 }'
+        seq 1 3000000 > /data; sync; echo 3 > /proc/sys/vm/drop_caches
+        sha256sum < /data; seq 1 3000000 | sha256sum; rm /data; sync; df -k / | tail -n 1";
+    let output = launcher.shell(["--disk-size", "20G"], script).output().success();
+    let lines: Vec<&str> = output.lines().collect();
+    let kib: u64 = lines[0].parse().expect(&output);
+    assert!((19 << 20..=20 << 20).contains(&kib), "{kib} KiB");
+    assert_eq!(lines[1], lines[2]);
+}
+
+#[test]
+fn a_panic_of_the_kernel_is_reported_with_its_last_lines() {
+    let Some(launcher) = Launcher::find() else { return };
+    let script = "echo 2 > /proc/sys/vm/panic_on_oom; tail /dev/zero; echo survived";
+    let output = launcher.shell(["--memory", "128M"], script).output();
+    assert!(!output.stdout_lossy().contains("survived"), "the kernel did not panic");
+    output.fails_with(&["kernel panicked", "Kernel panic - not syncing", "panic_on_oom"]);
+}
+
+#[test]
+fn a_box_that_is_switched_off_from_inside_says_so() {
+    let Some(launcher) = Launcher::find() else { return };
+    let output = launcher.shell(NO_OPTIONS, "reboot -f; sleep 100").output();
+    output.fails_with(&["the guest ended by itself"]);
+}
+
+#[test]
+fn processes_that_take_all_memory_end_and_the_box_goes_on() {
+    let Some(launcher) = Launcher::find() else { return };
+    let script = "tail /dev/zero; echo code $?; echo still here";
+    let output = launcher.shell(["--memory", "128M"], script).output().success();
+    assert!(output.ends_with("code 137\nstill here"), "{output}");
+}

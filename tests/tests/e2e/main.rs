@@ -1,0 +1,30 @@
+//! End-to-end tests: the launcher, a real kernel and real images, by subject.
+//!
+//! Each test boots its boxes itself. Where there is no hardware virtualization they run in the software host.
+#![forbid(unsafe_code)]
+
+mod command;
+mod data;
+mod errors;
+mod hostile;
+mod images;
+mod lifecycle;
+mod machine;
+mod programs;
+mod signals;
+mod terminal;
+
+/// What a file of `len` bytes holds in these tests: always the same, and no two parts of it alike.
+fn noise(len: usize) -> Vec<u8> {
+    // xorshift64*: no generator of random numbers is needed for bytes that are only to be recognized.
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        bytes.extend_from_slice(&state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}

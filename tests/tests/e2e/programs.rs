@@ -1,0 +1,106 @@
+//! Real programs: a distribution with its interpreters, compiler and package manager.
+
+use std::time::Duration;
+
+use boxlite_tests::{Launcher, Output, is_long};
+
+const DEADLINE: Duration = Duration::from_secs(600);
+
+/// Modules of python's own regression tests that are quick, and between them use files, processes, sockets, threads,
+/// numbers and text.
+const PYTHON_MODULES: [&str; 5] =
+    ["test_struct", "test_textwrap", "test_base64", "test_heapq", "test_posixpath"];
+const MORE_PYTHON_MODULES: [&str; 6] =
+    ["test_json", "test_os", "test_subprocess", "test_socket", "test_threading", "test_mmap"];
+
+fn bash(launcher: &Launcher, options: &[&str], script: &str) -> Output {
+    launcher
+        .command(["run"])
+        .args(options)
+        .args([&launcher.debian(), "bash", "-euo", "pipefail", "-c", script])
+        .deadline(DEADLINE)
+        .output()
+}
+
+#[test]
+fn pythons_own_regression_tests_pass() {
+    let Some(launcher) = Launcher::find() else { return };
+    let mut modules = PYTHON_MODULES.join(" ");
+    if is_long() {
+        modules.push(' ');
+        modules.push_str(&MORE_PYTHON_MODULES.join(" "));
+    }
+    let script = format!("cd /tmp && python3 -m test {modules}");
+    let output = bash(&launcher, &["--memory", "1G"], &script).success();
+    let passed = output.contains("Result: SUCCESS") || output.contains("Tests result: SUCCESS");
+    assert!(passed, "{output}");
+}
+
+#[test]
+fn a_c_program_is_compiled_and_run() {
+    let Some(launcher) = Launcher::find() else { return };
+    let script = r#"cd /tmp
+cat > a.c <<'END'
+#include <math.h>
+#include <pthread.h>
+#include <stdio.h>
+static void *work(void *arg) { *(double *)arg = sqrt(*(double *)arg); return 0; }
+int main(void) {
+    pthread_t threads[4];
+    double values[4] = {1, 4, 9, 16};
+    for (int i = 0; i < 4; i++) pthread_create(&threads[i], 0, work, &values[i]);
+    for (int i = 0; i < 4; i++) pthread_join(threads[i], 0);
+    printf("%g %g %g %g\n", values[0], values[1], values[2], values[3]);
+    return 3;
+}
+END
+gcc -O2 -Wall -Werror -o a a.c -pthread -lm
+./a"#;
+    let output = bash(&launcher, &["--cpus", "2"], script).expect(3);
+    assert_eq!(output.stdout_lossy(), "1 2 3 4\n");
+}
+
+#[test]
+fn interpreters_and_a_database_work() {
+    let Some(launcher) = Launcher::find() else { return };
+    let script = r#"cd /tmp
+perl -MDigest::SHA=sha256_hex -e 'print sha256_hex("abc"), "\n"'
+python3 - <<'END'
+import sqlite3
+db = sqlite3.connect("/tmp/x.db")
+db.execute("pragma journal_mode = wal")
+with db:
+    db.execute("create table t (n integer primary key, s text)")
+    db.executemany("insert into t values (?, ?)", ((n, str(n) * 3) for n in range(5000)))
+db.close()
+db = sqlite3.connect("/tmp/x.db")
+print(db.execute("pragma integrity_check").fetchone()[0])
+print(db.execute("select count(*), sum(n), max(s) from t").fetchone())
+END"#;
+    let output = bash(&launcher, &[], script).success();
+    let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad\nok\n\
+                    (5000, 12497500, '999999999999')";
+    assert_eq!(output, expected);
+}
+
+#[test]
+fn every_file_of_the_distribution_is_as_its_package_says() {
+    let Some(launcher) = Launcher::find() else { return };
+    // What it prints differs; the recipe of the image removes nothing and changes no file of a package.
+    let output = bash(&launcher, &[], "dpkg --verify; dpkg --audit; echo verified").success();
+    assert_eq!(output, "verified");
+}
+
+#[test]
+fn a_large_file_is_written_synced_and_read_back() {
+    let Some(launcher) = Launcher::find() else { return };
+    let script = r#"cd /root
+head -c 209715200 /dev/urandom | tee data | sha256sum > written
+sync
+echo 3 > /proc/sys/vm/drop_caches
+sha256sum < data > read
+cmp written read
+stat -c %s data"#;
+    // Less memory than data: it cannot all have stayed in a cache.
+    assert_eq!(bash(&launcher, &["--memory", "192M"], script).success(), "209715200");
+}

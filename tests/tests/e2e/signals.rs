@@ -1,0 +1,53 @@
+//! Signals to the launcher are the command's.
+
+use std::time::{Duration, Instant};
+
+use boxlite_tests::Launcher;
+use rustix::process::Signal;
+
+#[test]
+fn signals_reach_the_command() {
+    let Some(launcher) = Launcher::find() else { return };
+    let script = "for s in HUP INT QUIT TERM USR1 USR2; do trap \"echo got $s\" $s; done
+        trap 'exit 42' ALRM; echo ready; while :; do sleep 0.1; done";
+    let mut run = launcher.shell([] as [&str; 0], script).spawn();
+    run.wait_for("ready");
+    let signals = [
+        (Signal::HUP, "got HUP"),
+        (Signal::INT, "got INT"),
+        (Signal::QUIT, "got QUIT"),
+        (Signal::TERM, "got TERM"),
+        (Signal::USR1, "got USR1"),
+        (Signal::USR2, "got USR2"),
+    ];
+    for (signal, answer) in signals {
+        run.signal(signal);
+        run.wait_for(answer);
+    }
+    run.signal(Signal::ALARM);
+    run.wait().expect(42);
+}
+
+#[test]
+fn a_command_that_does_not_care_dies_of_the_signal() {
+    let Some(launcher) = Launcher::find() else { return };
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
+        let mut run = launcher.shell([] as [&str; 0], "echo ready; sleep 1000").spawn();
+        run.wait_for("ready");
+        let sent = Instant::now();
+        run.signal(signal);
+        run.wait().expect(128 + signal.as_raw());
+        assert!(sent.elapsed() < Duration::from_secs(30), "it took {:?}", sent.elapsed());
+    }
+}
+
+#[test]
+fn a_signal_while_the_box_boots_ends_it() {
+    let Some(launcher) = Launcher::find() else { return };
+    for delay in [100, 1000] {
+        let run = launcher.shell([] as [&str; 0], "sleep 1000").spawn();
+        std::thread::sleep(Duration::from_millis(delay));
+        run.signal(Signal::TERM);
+        run.wait().expect(128 + 15);
+    }
+}

@@ -206,19 +206,17 @@ pub(crate) async fn greet<T: AsyncRead + AsyncWrite + Unpin>(
     let sent = sent.await.map_err(Loss::Write);
     // A peer that hung up may have said why.
     let answer = async {
-        loop {
-            let frame = reader.next().await?.ok_or(Loss::Closed)?;
-            match (frame.header.stream, frame.header.kind) {
-                (0, Kind::Hello) => return Ok(frame.decode::<Hello>()?),
-                (0, Kind::Event) => match frame.decode::<Event>()? {
-                    Event::Fatal { mut message } => {
-                        truncate(&mut message);
-                        return Err(Loss::Fatal(message));
-                    }
-                    _ => return Err(Violation::NoHello("an event").into()),
-                },
-                _ => return Err(Violation::NoHello("another frame").into()),
-            }
+        let frame = reader.next().await?.ok_or(Loss::Closed)?;
+        match (frame.header.stream, frame.header.kind) {
+            (0, Kind::Hello) => Ok(frame.decode::<Hello>()?),
+            (0, Kind::Event) => match frame.decode()? {
+                Event::Fatal { mut message } => {
+                    truncate(&mut message);
+                    Err(Loss::Fatal(message))
+                }
+                _ => Err(Violation::NoHello("an event").into()),
+            },
+            _ => Err(Violation::NoHello("another frame").into()),
         }
     };
     let theirs = match (answer.await, sent) {

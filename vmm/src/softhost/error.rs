@@ -3,8 +3,11 @@
 use std::io;
 use std::path::PathBuf;
 
+use boxlite_proto::frame::FrameError;
+
+use super::place::Place;
 use super::qemu::PROGRAM;
-use crate::client;
+use crate::client::{self, Loss};
 
 /// The software host does not start, or failed.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +60,15 @@ pub enum Error {
     /// The software host ended by itself; the message says what is known.
     #[error("{0}")]
     Ended(String),
+    /// The keeper vanished, and its QEMU with it.
+    #[error(
+        "the software host ended: its keeper was killed or crashed (its log is {log}); what it ran is \
+         gone, what was synced to the box home is not"
+    )]
+    KeeperGone {
+        /// Where its log is.
+        log: PathBuf,
+    },
     /// The runtime of this process.
     #[error("cannot set up this process: {0}")]
     Runtime(#[source] io::Error),
@@ -65,15 +77,22 @@ pub enum Error {
     Client(client::Error),
 }
 
-impl From<client::Error> for Error {
-    fn from(error: client::Error) -> Self {
+impl Error {
+    /// What an error of the connection to the keeper means.
+    pub(super) fn of_connection(error: client::Error, place: &Place) -> Self {
         match &error {
-            // Its own words say where they come from.
             client::Error::Lost(loss) => match &**loss {
-                client::Loss::Fatal(message) => Self::Ended(message.clone()),
+                // Its own words say what happened.
+                Loss::Fatal(message) => Self::Ended(message.clone()),
+                loss if is_hang_up(loss) => Self::KeeperGone { log: place.log() },
                 _ => Self::Client(error),
             },
             _ => Self::Client(error),
         }
     }
+}
+
+/// Whether the connection to the keeper ended without a word from it.
+pub(super) fn is_hang_up(loss: &Loss) -> bool {
+    matches!(loss, Loss::Closed | Loss::Write(_) | Loss::Frame(FrameError::Io(_)))
 }

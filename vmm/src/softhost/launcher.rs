@@ -10,9 +10,10 @@ use boxlite_proto::message::{Control, Exec, FailureKind};
 use tokio::process::Child;
 use tokio::time::{Instant, sleep, timeout_at};
 
+use super::error::is_hang_up;
 use super::place::{Place, last_lines};
 use super::{Error, INSIDE_VARIABLE, Options, qemu, sys};
-use crate::client::{self, AgentClient, Attachment, Loss, Streams, exit_code};
+use crate::client::{self, AgentClient, Attachment, Streams, exit_code};
 
 /// How long to wait for a software host: its boot, and before that the end of an earlier one.
 const DEADLINE: Duration = Duration::from_secs(240);
@@ -76,6 +77,7 @@ impl Command {
 /// Everything else: the software host does not start, or fails.
 pub async fn run(options: &Options, command: Command) -> Result<u8, Error> {
     let mut attachment = Attachment::new(Attachment::all_terminals()).map_err(Error::Runtime)?;
+    let place = Place::open(&options.home)?;
     let mut exec = command.exec();
     exec.terminal = attachment.terminal_size();
     let started = async {
@@ -88,7 +90,7 @@ pub async fn run(options: &Options, command: Command) -> Result<u8, Error> {
     };
     let mut handle = match handle {
         Ok(handle) => handle,
-        Err(error) => return could_not_start(error),
+        Err(error) => return could_not_start(error, &place),
     };
     let streams = Streams {
         stdin: handle.stdin.take(),
@@ -100,15 +102,16 @@ pub async fn run(options: &Options, command: Command) -> Result<u8, Error> {
         Control::Resize(size) => handle.resize(size),
         _ => handle.kill(),
     };
-    Ok(exit_code(attachment.run(streams, control, handle.exited()).await?))
+    let status = attachment.run(streams, control, handle.exited()).await;
+    status.map(exit_code).map_err(|error| Error::of_connection(error, &place))
 }
 
 /// As a shell: says what is wrong with the command, and which code stands for it.
-fn could_not_start(error: client::Error) -> Result<u8, Error> {
+fn could_not_start(error: client::Error, place: &Place) -> Result<u8, Error> {
     let code = match error.failure().map(|failure| failure.kind) {
         Some(FailureKind::NotFound) => 127,
         Some(FailureKind::NotExecutable) => 126,
-        _ => return Err(error.into()),
+        _ => return Err(Error::of_connection(error, place)),
     };
     eprintln!("{error}");
     Ok(code)
@@ -146,7 +149,7 @@ impl<'a> Search<'a> {
                 match AgentClient::connect(connection, 0).await {
                     Ok(client) => return Ok(client),
                     Err(client::Error::Lost(loss)) if is_hang_up(&loss) => {}
-                    Err(error) => return Err(error.into()),
+                    Err(error) => return Err(Error::of_connection(error, &self.place)),
                 }
             } else {
                 self.start()?;
@@ -190,10 +193,4 @@ impl<'a> Search<'a> {
         let path = self.place.log();
         Error::Start { reason: status.to_string(), log: last_lines(&path, LINES), path }
     }
-}
-
-/// Whether the keeper was just stopping, and another can be had.
-fn is_hang_up(loss: &Loss) -> bool {
-    use boxlite_proto::frame::FrameError;
-    matches!(loss, Loss::Closed | Loss::Write(_) | Loss::Frame(FrameError::Io(_)))
 }

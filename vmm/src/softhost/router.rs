@@ -116,7 +116,7 @@ impl Router {
                     Ok(Event::Fatal { message }) => fatal = Some(message),
                     event => tracing::debug!(?event, "from the agent"),
                 },
-                Ok(Some(frame)) => self.from_agent(frame),
+                Ok(Some(frame)) => self.pass_to_launcher(frame),
                 Ok(None) => return fatal.unwrap_or_else(|| "the agent closed the link".to_owned()),
                 Err(e) => return fatal.unwrap_or_else(|| format!("the link to the agent: {e}")),
             }
@@ -171,7 +171,7 @@ impl Router {
     }
 
     /// Passes a frame of the agent on.
-    fn from_agent(&self, frame: FrameRef<'_>) {
+    fn pass_to_launcher(&self, frame: FrameRef<'_>) {
         let last = frame.header.kind == Kind::Response
             && !matches!(frame.decode(), Ok(Response::Started { .. }));
         let link_stream = frame.header.stream;
@@ -249,14 +249,14 @@ impl Router {
         let greeting = Hello { version: PROTOCOL_VERSION, generation, unix_time_ns: 0 };
         client.outbox.push(&greeting.frame(0));
         while let Some(frame) = frames.next().await? {
-            self.from_client(client, frame);
+            self.pass_to_agent(client, frame);
             self.link.room(LINK_QUEUE).await;
         }
         Ok(())
     }
 
     /// Passes a frame of a launcher on.
-    fn from_client(&self, client: &Arc<Client>, frame: FrameRef<'_>) {
+    fn pass_to_agent(&self, client: &Arc<Client>, frame: FrameRef<'_>) {
         let stream = frame.header.stream;
         let link_stream = match frame.header.kind {
             Kind::Request if matches!(frame.decode(), Ok(Request::Shutdown { .. })) => {

@@ -7,6 +7,7 @@ use rustix::io::{self, Errno};
 use rustix::mount::{MountFlags, mount, mount_move};
 
 use crate::disk::{self, DiskError};
+use crate::log;
 
 /// Where the new root is put together, in the initramfs.
 const NEW_ROOT: &str = "/newroot";
@@ -117,6 +118,15 @@ pub(crate) fn box_root() -> Result<(), MountError> {
 pub(crate) fn builder_disk() -> Result<(), MountError> {
     make_dir(BUILDER_DISK)?;
     Ok(disk::mount_grown(BUILDER_DISK, BUILDER_OPTIONS)?)
+}
+
+/// Forgets what is cached of the host's files, which change without this kernel's knowledge: a new command is to find
+/// them as they are now. Neither 9p nor the overlay over it looks again by itself.
+pub(crate) fn see_host_changes() {
+    const PAGES_AND_NAMES: &str = "3";
+    if let Err(e) = std::fs::write("/proc/sys/vm/drop_caches", PAGES_AND_NAMES) {
+        log::warn(format_args!("commands may see old files of the host: {e}"));
+    }
 }
 
 /// The host's root, read-only over 9p, under a tmpfs; the box home on the disk, if there is one.

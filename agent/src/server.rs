@@ -319,6 +319,9 @@ impl Server {
                 Response::Failed(other(format!("{MAX_EXECS} commands are running already")))
             }
             Ok(Request::Exec(request)) => {
+                if self.role == Role::SoftHost {
+                    crate::mounts::see_host_changes();
+                }
                 let exec_id = self.new_id();
                 let place = (id, stream);
                 match Exec::start(&request, exec_id, place, &mut self.cgroups, &self.poller) {

@@ -137,8 +137,7 @@ fn open() -> (File, File) {
     };
     let (master, name) = make().expect("cannot make a terminal");
     let name = name.into_string().expect("the terminal's name is no text");
-    // This process has no terminal of its own to lose: O_NOCTTY is what libtest's threads do not need to care for,
-    // since only a session leader without a terminal gets one by opening it.
+    // A session leader without a terminal would get this one by opening it; tests are run by cargo, which is no such.
     let slave = OpenOptions::new().read(true).write(true).open(name);
     (File::from(master), slave.expect("cannot open the terminal"))
 }

@@ -113,7 +113,7 @@ fn every_kind_of_entry_comes_out_as_it_went_in() {
         .reference();
     let script = r#"cd /
         stat -c %u:%g owned; stat -c %a bin/setuid dir
-        readlink absolute dangling relative; head -c 5 absolute; echo
+        for link in absolute dangling relative; do readlink $link; done; head -c 5 absolute; echo
         stat -c %h dir/again; echo more >> dir/again; cat dir/original
         stat -c '%F %t:%T' dir/null
         stat -c '%s' dir/sparse; test $(stat -c %b dir/sparse) -lt 100 && echo holes

@@ -49,6 +49,9 @@ const MIN_MEMORY: u64 = 1 << 10;
 /// running.
 pub const GUARD: &str = "clearcpuid=cx16";
 
+/// Timer ticks of the guest kernel in a second (`CONFIG_HZ`).
+const TICKS: u64 = 100;
+
 /// Where QEMU is, if it is installed.
 pub fn find() -> Option<PathBuf> {
     let executable = |path: &PathBuf| {
@@ -256,7 +259,10 @@ fn cmdline(home: &str, tsc_khz: Option<u64>) -> String {
     if let Some(khz) = tsc_khz {
         // The guest reads our counter. It cannot measure its frequency reliably under emulation, and
         // would fall back to a clock that moves in steps of a tick.
-        cmdline.push_str(&format!(" tsc_early_khz={khz} tsc=reliable"));
+        // Delay loops are in its units, per tick of the kernel (100 a second): calibrating them for
+        // each CPU takes longer than anything else in the boot.
+        let per_tick = khz * 1000 / TICKS;
+        cmdline.push_str(&format!(" tsc_early_khz={khz} tsc=reliable lpj={per_tick}"));
     }
     cmdline
 }
@@ -297,7 +303,7 @@ mod tests {
         let params = BootParams::parse(&line).unwrap();
         assert_eq!(params.role, Role::SoftHost);
         assert_eq!(params.home.as_deref(), Some("/home/a b/.boxlite"));
-        assert!(line.contains("tsc_early_khz=2600000"));
+        assert!(line.contains("tsc_early_khz=2600000 tsc=reliable lpj=26000000"));
         assert!(!cmdline("/", None).contains("tsc"));
     }
 

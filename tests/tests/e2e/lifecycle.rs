@@ -210,11 +210,12 @@ fn a_disk_that_is_killed_in_the_making_is_made_anew() {
         assert!(output.starts_with(&moment.to_string()), "{output}");
     }
     no_machine(&launcher);
-    let drafts = files(&launcher);
-    let drafts: Vec<_> =
-        drafts.iter().filter(|path| path.to_string_lossy().contains("tmp")).collect();
-    assert!(
-        drafts.iter().all(|path| !path.starts_with(launcher.home().join("images"))),
-        "{drafts:?}"
-    );
+    let unfinished: Vec<PathBuf> = files(&launcher)
+        .into_iter()
+        .filter(|path| path.starts_with(launcher.home().join("images")))
+        .filter(|path| {
+            path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(".part"))
+        })
+        .collect();
+    assert!(unfinished.is_empty(), "{unfinished:?}");
 }

@@ -43,6 +43,13 @@ impl FrameRef<'_> {
     }
 }
 
+impl<'a> From<&'a Frame> for FrameRef<'a> {
+    fn from(frame: &'a Frame) -> Self {
+        let Frame { stream, kind, body } = frame;
+        Self { header: Header { len: body.len(), stream: *stream, kind: *kind }, body }
+    }
+}
+
 /// Reads frames.
 #[derive(Debug)]
 pub(crate) struct FrameReader<R> {

@@ -1,14 +1,16 @@
 //! The launcher's side: finding the software host or starting it, and running a command in it.
 
 use std::ffi::OsString;
+use std::future::Future;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use boxlite_proto::message::{Control, Exec, FailureKind};
+use indicatif::{ProgressBar, ProgressFinish};
 use tokio::process::Child;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::error::is_hang_up;
 use super::place::{Place, last_lines};
@@ -20,6 +22,9 @@ const DEADLINE: Duration = Duration::from_secs(240);
 
 /// Between two looks for the keeper.
 const PAUSE: Duration = Duration::from_millis(10);
+
+/// What takes no longer needs no progress shown.
+const SOON: Duration = Duration::from_millis(300);
 
 /// Keepers that are started before giving up.
 const ATTEMPTS: u32 = 3;
@@ -81,7 +86,7 @@ pub async fn run(options: &Options, command: Command) -> Result<u8, Error> {
     let mut exec = command.exec();
     exec.terminal = attachment.terminal_size();
     let started = async {
-        let client = connect(options).await?;
+        let client = with_progress(connect(options)).await?;
         Ok::<_, Error>(client.exec(exec).await)
     };
     let handle = tokio::select! {
@@ -104,6 +109,18 @@ pub async fn run(options: &Options, command: Command) -> Result<u8, Error> {
     };
     let status = attachment.run(streams, control, handle.exited()).await;
     status.map(exit_code).map_err(|error| Error::of_connection(error, &place))
+}
+
+/// Shows that something happens, where a person waits for it.
+async fn with_progress<T>(work: impl Future<Output = T>) -> T {
+    tokio::pin!(work);
+    if let Ok(done) = timeout(SOON, &mut work).await {
+        return done;
+    }
+    let spinner = ProgressBar::new_spinner().with_finish(ProgressFinish::AndClear);
+    spinner.set_message("starting the software host");
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    work.await
 }
 
 /// As a shell: says what is wrong with the command, and which code stands for it.

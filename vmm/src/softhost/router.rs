@@ -241,13 +241,22 @@ impl Router {
         }
         let hello: Hello = first.decode()?;
         tracing::debug!(version = hello.version, "a launcher");
-        let generation = tokio::select! {
-            // It says nothing before it is greeted: it hung up.
-            frame = frames.next() => return frame.map(|_| ()),
-            generation = self.ready() => generation,
+        let mut early = None;
+        let generation = loop {
+            tokio::select! {
+                biased;
+                generation = self.ready() => break generation,
+                frame = frames.next(), if early.is_none() => match frame? {
+                    Some(frame) => early = Some(frame.to_frame()),
+                    None => return Ok(()),
+                },
+            }
         };
         let greeting = Hello { version: PROTOCOL_VERSION, generation, unix_time_ns: 0 };
         client.outbox.push(&greeting.frame(0));
+        if let Some(frame) = early {
+            self.pass_to_agent(client, FrameRef::from(&frame));
+        }
         while let Some(frame) = frames.next().await? {
             self.pass_to_agent(client, frame);
             self.link.room(LINK_QUEUE).await;

@@ -79,7 +79,7 @@ print(db.execute("select count(*), sum(n), max(s) from t").fetchone())
 END"#;
     let output = bash(&launcher, &[], script).success();
     let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad\nok\n\
-                    (5000, 12497500, '999999999999')";
+                    (5000, 12497500, '999999999')";
     assert_eq!(output, expected);
 }
 

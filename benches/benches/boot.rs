@@ -10,6 +10,9 @@
 //!     target/release/boxlite-vmm softhost -- target/release/deps/boot-* --bench
 //! ```
 
+// `criterion_group!` makes a public function without documentation.
+#![allow(missing_docs)]
+
 use std::time::Duration;
 
 use boxlite_vmm::runtime::{BoxOptions, Runtime, RuntimeOptions};

@@ -80,7 +80,10 @@ impl Layer {
 
     /// A file of `size` bytes in GNU's sparse form, all hole but for `data` at `offset`, a multiple of 512.
     pub fn sparse(self, path: &str, size: u64, offset: u64, data: &[u8]) -> Self {
-        assert!(offset % 512 == 0 && data.len() % 512 == 0, "sparse segments are whole blocks");
+        assert!(
+            offset.is_multiple_of(512) && data.len().is_multiple_of(512),
+            "sparse segments are whole blocks"
+        );
         let holes = |header: &mut Header| {
             let gnu = header.as_gnu_mut().expect("a GNU header");
             octal(&mut gnu.realsize, size);

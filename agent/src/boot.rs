@@ -84,6 +84,9 @@ fn boot(transport: &mut Transport) -> Result<Server, BootError> {
             mounts::soft_host_root(params.home.as_deref())?;
             transport.reached(Stage::Root);
             mounts::open_kvm_to_all();
+            // The boxes' memory is shared memory. A page fault of theirs goes through two emulated
+            // machines: have as few as can be.
+            write_setting("/sys/kernel/mm/transparent_hugepage/shmem_enabled", "advise");
             net::loopback_up();
             net::qemu_user_network();
             if let Some(hostname) = &params.hostname {

@@ -27,7 +27,7 @@ pub enum Event<'a> {
     Compiling {
         /// Lines that make has printed: one a step.
         steps: u64,
-        /// How many there were for this architecture when it was last measured.
+        /// About how many there will be.
         expected: u64,
     },
 }

@@ -18,6 +18,9 @@ const DEADLINE: Duration = Duration::from_secs(240);
 /// How long the end of the output may come after the end of the process.
 const LAST_WORDS: Duration = Duration::from_secs(20);
 
+/// Bytes of output that a failure shows.
+const SHOWN: usize = 16 << 10;
+
 /// What the launcher says of the software host, which is of no interest to most tests.
 const SOFTHOST_NOTE: &str = "using the software host";
 
@@ -257,8 +260,8 @@ impl Output {
     #[track_caller]
     pub fn expect(self, code: i32) -> Self {
         if self.code != Some(code) {
-            let mut stdout = self.stdout_lossy();
-            stdout.truncate(stdout.floor_char_boundary(16 << 10));
+            let shown = &self.stdout[..self.stdout.len().min(SHOWN)];
+            let stdout = String::from_utf8_lossy(shown);
             panic!(
                 "{}\nended with code {:?}, signal {:?}, not with code {code}, after {:.1?}\nstdout: {stdout}\nstderr: {}",
                 self.what, self.code, self.signal, self.elapsed, self.stderr

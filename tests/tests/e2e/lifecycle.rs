@@ -61,7 +61,12 @@ fn available_memory(launcher: &Launcher) -> Option<i64> {
     if launcher.has_hardware() && !in_softhost() {
         return None;
     }
-    fs::write("/proc/sys/vm/drop_caches", "3").ok()?;
+    // What is not written yet cannot be dropped, and what is dropped is freed a little later.
+    for _ in 0..2 {
+        rustix::fs::sync();
+        fs::write("/proc/sys/vm/drop_caches", "3").ok()?;
+        std::thread::sleep(Duration::from_secs(2));
+    }
     let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: i64 = line.trim().strip_suffix(" kB")?.parse().ok()?;

@@ -131,12 +131,35 @@ pub(super) struct Run {
     /// Give up when the box has not booted after so long
     #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = size::duration)]
     pub(super) ready_timeout: Duration,
-    /// The image: oci:DIR[:tag], docker-archive:FILE, rootfs:DIR, or an imported name
-    #[arg(value_name = "IMAGE")]
-    pub(super) image: String,
-    /// The command and its arguments [default: the image's]
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
-    pub(super) command: Vec<OsString>,
+    /// The image: oci:DIR[:tag], docker-archive:FILE, rootfs:DIR, or an imported name; then the
+    /// command and its arguments [default: the image's]
+    // One list, so that a flag right behind the image is the command's.
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_names = ["IMAGE", "COMMAND"]
+    )]
+    image_and_command: Vec<OsString>,
+}
+
+impl Run {
+    /// The image.
+    pub(super) fn image(&self) -> Result<String, String> {
+        let image = self.image_and_command.first().and_then(|image| image.to_str());
+        match image {
+            Some(image) if image.starts_with('-') => {
+                Err(format!("unknown option {image}; see `boxlite-vmm run --help`"))
+            }
+            Some(image) => Ok(image.to_owned()),
+            None => Err("the image's name is not UTF-8".into()),
+        }
+    }
+
+    /// The command and its arguments.
+    pub(super) fn command(&self) -> impl Iterator<Item = &OsString> {
+        self.image_and_command.iter().skip(1)
+    }
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -174,6 +197,19 @@ mod tests {
         let cli = Cli::parse_from(["x", "run", "-it", "oci:d", "ls", "-l", "--memory", "3"]);
         let Subcommand::Run(run) = cli.command else { panic!() };
         assert!(run.interactive && run.tty && run.memory == 2048);
-        assert_eq!(run.command, ["ls", "-l", "--memory", "3"]);
+        assert_eq!(run.image(), Ok("oci:d".into()));
+        assert!(run.command().eq(["ls", "-l", "--memory", "3"]));
+    }
+
+    #[test]
+    fn a_flag_right_behind_the_image_is_the_commands_and_an_unknown_one_before_it_is_an_error() {
+        let run = |args: &[&str]| match Cli::parse_from([&["x", "run"], args].concat()).command {
+            Subcommand::Run(run) => run,
+            _ => panic!(),
+        };
+        let flagged = run(&["--entrypoint", "id", "oci:d", "-u"]);
+        assert_eq!(flagged.image(), Ok("oci:d".into()));
+        assert!(flagged.command().eq(["-u"]) && flagged.user.is_none());
+        assert!(run(&["--memry", "3", "oci:d"]).image().is_err());
     }
 }

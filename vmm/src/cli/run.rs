@@ -35,7 +35,7 @@ pub(super) async fn run(global: &Global, args: Run) -> Result<u8> {
 }
 
 fn options(global: &Global, args: &Run) -> Result<BoxOptions> {
-    let mut options = BoxOptions::new(&args.image)
+    let mut options = BoxOptions::new(args.image().map_err(anyhow::Error::msg)?)
         .cpus(args.cpus)
         .memory_mib(args.memory)
         .ready_timeout(args.ready_timeout)
@@ -64,7 +64,7 @@ fn options(global: &Global, args: &Run) -> Result<BoxOptions> {
 
 /// Runs the command with this process's streams, signals and terminal.
 async fn attached(mut attachment: Attachment, sandbox: &BoxHandle, args: Run) -> Result<u8, Error> {
-    let command = args.command.into_iter().map(OsStringExt::into_vec);
+    let command = args.command().cloned().map(OsStringExt::into_vec);
     let mut command = sandbox.main_command::<Vec<u8>>(command)?.stdin(args.interactive);
     if let Some(size) = attachment.terminal_size() {
         command = command.terminal(size);

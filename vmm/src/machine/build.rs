@@ -24,6 +24,7 @@ use super::memory;
 use super::spec::{DiskFormat, DiskSpec, LaunchSpec, MEMORY_MIB, VCPUS};
 use super::vcpu::{self, Shared};
 use crate::arch::{self, BootFiles, layout};
+use crate::softhost;
 
 /// Why the machine is to stop.
 #[derive(Debug)]
@@ -162,9 +163,14 @@ fn map<V: Vm>(vm: &V, memory: &GuestMemory) -> Result<()> {
 
 /// The kernel command line.
 fn cmdline(spec: &LaunchSpec, devices: usize) -> String {
-    // The console prints a panic, in any case, and everything if somebody keeps it: output is slow.
-    let verbosity = if spec.console.is_some() { "loglevel=7" } else { "quiet loglevel=0" };
+    // The console prints a panic, in any case (which it would not at level 0), and everything if
+    // somebody keeps it: output is slow.
+    let verbosity = if spec.console.is_some() { "loglevel=7" } else { "quiet loglevel=1" };
     let mut cmdline = format!("console=ttyS0 {verbosity} reboot=k panic=-1 {}", spec.boot);
+    if softhost::is_inside() {
+        cmdline.push(' ');
+        cmdline.push_str(softhost::KERNEL_GUARD);
+    }
     for (n, irq) in (0..devices as u64).zip(layout::DEVICE_IRQS) {
         let at = layout::MMIO_START + n * layout::MMIO_SIZE;
         cmdline.push_str(&format!(" virtio_mmio.device=4K@{at:#x}:{irq}"));

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::thread;
@@ -73,6 +74,8 @@ impl MachineProcess {
         let (control, theirs) = UnixStream::pair().map_err(failed)?;
         let mut child = std::process::Command::new(launcher)
             .arg("machine")
+            // A terminal's Ctrl-C is for the command in the box, not for the box.
+            .process_group(0)
             .stdin(OwnedFd::from(theirs))
             .stdout(Stdio::null())
             .stderr(log.map_or_else(Stdio::inherit, Stdio::from))

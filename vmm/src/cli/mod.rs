@@ -1,9 +1,9 @@
 //! The command line: `boxlite-vmm`.
 //!
-//! - [`args`]: what can be said
-//! - [`run`], [`image`], [`doctor`]: the commands
-//! - [`accel`]: where they run, on this host's virtualization or in the software host
-//! - [`progress`]: bars for people
+//! - `args`: what can be said
+//! - `run`, `image`, `doctor`: the commands
+//! - `accel`: where they run, on this host's virtualization or in the software host
+//! - `progress`: bars for people
 
 mod accel;
 mod args;

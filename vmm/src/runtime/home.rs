@@ -209,7 +209,8 @@ mod tests {
         let logged = home.create_box("logged", "c", "x", true).unwrap();
         fs::write(logged.path().join(CONSOLE_LOG), "words").unwrap();
         fs::create_dir(home.boxes().join("half-made")).unwrap();
-        let (killed, logged) = (killed.path().to_owned(), logged.path().to_owned());
+        // Their locks go with them.
+        let [killed, logged] = [killed, logged].map(|folder| folder.path().to_owned());
         Home::open(Some(dir.path().to_owned())).unwrap();
         assert!(running.path().exists() && logged.exists());
         assert!(!killed.exists() && !home.boxes().join("half-made").exists());

@@ -1,7 +1,7 @@
 //! What the machine looks like to a guest kernel, per architecture: the address map, and everything
 //! that firmware would have put into memory before the kernel starts.
 //!
-//! Each architecture gives [`layout`](x86_64::layout), the addresses, and [`load`](x86_64::load),
+//! Each architecture gives [`layout`], the addresses, and [`load`],
 //! which fills memory and says where the boot vCPU begins.
 
 #[cfg(target_arch = "x86_64")]

@@ -260,9 +260,10 @@ impl<V: Vm> Board<V> {
     }
 
     fn add_vsock(&mut self, report: Arc<dyn Fn(Report) + Send + Sync>) -> Result<VsockHandle> {
-        // The one port of the host that a guest can reach.
+        // The one port of the host that a guest can reach, and once: each report has a thread.
+        let reported = AtomicBool::new(false);
         let resolve = move |port: u32| -> std::io::Result<UnixStream> {
-            if port != BOOT_REPORT_PORT {
+            if port != BOOT_REPORT_PORT || reported.swap(true, Ordering::SeqCst) {
                 return Err(std::io::ErrorKind::ConnectionRefused.into());
             }
             let (ours, guests) = UnixStream::pair()?;

@@ -6,6 +6,7 @@ mod arch;
 mod backend;
 pub mod cli;
 pub mod client;
+pub mod events;
 #[cfg(target_os = "linux")]
 mod kvm;
 pub mod machine;

@@ -14,35 +14,108 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::spec::LaunchSpec;
+use super::status::Ended;
 
 /// The largest message, in bytes.
 const MAX_MESSAGE: usize = 1 << 20;
 /// The most descriptors beside a message.
 const MAX_FILES: usize = 32;
 
-/// Launcher to machine. The end of the connection means: the launcher is gone, end at once.
+/// To a machine, from its launcher or from whoever connects to the box's control socket. Each is
+/// answered, in order, by [`FromMachine::Done`], `Refused` or what it asks for.
+///
+/// The end of the launcher's connection means: the launcher is gone, and the machine ends, unless it
+/// is a detached box. The end of another connection means nothing.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ToMachine {
-    /// Build and run this; its files come beside it. First and once.
-    Launch(LaunchSpec),
+    /// Build and run this; its files come beside it. First and once, and the launcher's only; the answers are stages.
+    Launch(Box<LaunchSpec>),
     /// The descriptor beside it is a client of the box's vsock: it will say `CONNECT <port>`.
+    /// Without an answer.
     Client,
+    /// The descriptor beside it becomes a connection in the agent's protocol to the main command:
+    /// `Request::Exec` there is answered as if it started the command; closing it ends nothing. Without an answer.
+    Attach,
+    /// Do not end with the launcher from now on.
+    Outlive,
+    /// Ask the main command to end (its stop signal), then all processes, and end in good order, after so many
+    /// milliseconds in any case. Answered when it is begun.
+    Stop {
+        /// Milliseconds.
+        grace_ms: u64,
+    },
     /// End now, without asking the guest.
-    Stop,
+    Kill,
+    /// Stop the vCPUs.
+    Pause,
+    /// Let the vCPUs go on.
+    Resume,
+    /// What the process counts. Answered by [`FromMachine::Metrics`].
+    Metrics,
 }
 
-/// Machine to launcher.
+/// From a machine.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum FromMachine {
-    /// The boot reached a stage, so many microseconds after the LaunchSpec arrived.
+    /// The boot reached a stage, so many microseconds after it began.
     Stage {
         /// The stage.
         stage: BootStage,
         /// Microseconds.
         micros: u64,
     },
+    /// It is done.
+    Done,
+    /// It cannot be done, and why.
+    Refused(String),
+    /// What the process counts.
+    Metrics(MachineMetrics),
     /// The machine ended. Last message.
-    Ended(End),
+    Ended(Ended),
+}
+
+/// What a box's process counts, from its start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct MachineMetrics {
+    /// Processor time of the process, in microseconds.
+    pub cpu_micros: u64,
+    /// Resident memory of the process, guest memory that was touched included, in bytes.
+    pub rss: u64,
+    /// Exits of the vCPUs to the machine, by their kind.
+    pub exits: ExitCounts,
+    /// Disks, in the order of their devices.
+    pub disks: Vec<DiskMetrics>,
+}
+
+/// Exits of the vCPUs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ExitCounts {
+    /// Reads and writes of device registers in memory.
+    pub mmio: u64,
+    /// Reads and writes of ports.
+    pub pio: u64,
+    /// Everything else.
+    pub other: u64,
+}
+
+/// What a disk did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct DiskMetrics {
+    /// Reads.
+    pub reads: u64,
+    /// Bytes read.
+    pub bytes_read: u64,
+    /// Writes.
+    pub writes: u64,
+    /// Bytes written.
+    pub bytes_written: u64,
+    /// Flushes.
+    pub flushes: u64,
+    /// Requests that failed.
+    pub errors: u64,
 }
 
 /// Stages of a boot, in their order.
@@ -69,21 +142,6 @@ impl BootStage {
             Self::Ready => "the box was ready",
         }
     }
-}
-
-/// How a machine ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum End {
-    /// The guest switched itself off or reset itself.
-    Guest,
-    /// The launcher asked for it.
-    Stopped,
-    /// The guest's kernel panicked; the last lines of its console.
-    Panic(Vec<String>),
-    /// The agent gave up, and said why.
-    Agent(String),
-    /// The machine could not be built or could not go on.
-    Failed(String),
 }
 
 /// Sends a message and the descriptors that belong to it.
@@ -160,7 +218,7 @@ mod tests {
         }
         let fds: Vec<_> = files.iter().map(File::as_fd).collect();
         send(&a, &ToMachine::Client, &fds).unwrap();
-        send(&a, &ToMachine::Stop, &[]).unwrap();
+        send(&a, &ToMachine::Kill, &[]).unwrap();
         let (message, received) = receive::<ToMachine>(&b).unwrap().unwrap();
         assert!(matches!(message, ToMachine::Client));
         for (n, file) in received.into_iter().enumerate() {
@@ -169,7 +227,7 @@ mod tests {
             assert_eq!(text, format!("{n}\n"));
         }
         let (message, received) = receive::<ToMachine>(&b).unwrap().unwrap();
-        assert!(matches!(message, ToMachine::Stop) && received.is_empty());
+        assert!(matches!(message, ToMachine::Kill) && received.is_empty());
         drop(a);
         assert!(receive::<ToMachine>(&b).unwrap().is_none());
     }

@@ -21,9 +21,11 @@ pub(crate) mod control;
 mod memory;
 mod process;
 mod spec;
+pub(crate) mod status;
 mod vcpu;
 
-pub use control::BootStage;
+pub use control::{BootStage, DiskMetrics, ExitCounts, MachineMetrics};
 pub use process::main;
-pub(crate) use spec::{DiskFormat, DiskSpec, LaunchSpec};
-pub use spec::{MEMORY_MIB, VCPUS};
+pub(crate) use spec::{BoxSpec, DiskFormat, DiskSpec, HealthSpec, LaunchSpec, MainSpec};
+pub use spec::{MEMORY_MIB, RestartPolicy, VCPUS};
+pub use status::{Health, HealthStatus};

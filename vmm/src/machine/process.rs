@@ -14,8 +14,9 @@ use boxlite_devices::virtio::vsock::VsockHandle;
 
 use super::boot_report::Report;
 use super::build::{Machine, Signals, Stop};
-use super::control::{self, BootStage, End, FromMachine, ToMachine};
+use super::control::{self, BootStage, FromMachine, ToMachine};
 use super::spec::LaunchSpec;
+use super::status::{End, Ended, now_ms};
 use crate::backend;
 
 /// Runs the machine that the launcher at standard input asks for, until it ends or the launcher
@@ -40,14 +41,14 @@ pub fn main() -> Result<()> {
     let machine = match start(&spec, files, signals) {
         Ok(machine) => machine,
         Err(e) => {
-            events.send(&FromMachine::Ended(End::Failed(format!("{e:#}"))));
+            events.ended(End::Failed(format!("{e:#}")));
             return Ok(());
         }
     };
     events.stage(BootStage::Kernel);
 
     let vsock = machine.vsock().clone();
-    let folder = spec.folder;
+    let folder = spec.sandbox.map(|sandbox| sandbox.folder);
     thread::Builder::new().name("launcher".into()).spawn(move || {
         serve(&launcher, &vsock, &stop);
         // The launcher is gone, and so is the box: at once, whatever the machine is doing.
@@ -61,13 +62,13 @@ pub fn main() -> Result<()> {
     let console = machine.console().clone();
     machine.stop();
     let fatal = fatal.lock().unwrap_or_else(PoisonError::into_inner).take();
-    events.send(&FromMachine::Ended(match (why, fatal, console.panic()) {
+    events.ended(match (why, fatal, console.panic()) {
         (Stop::Launcher, ..) => End::Stopped,
         (_, Some(message), _) => End::Agent(message),
         (_, None, Some(lines)) => End::Panic(lines),
         (Stop::Failed(message), ..) => End::Failed(message),
         (Stop::Guest, ..) => End::Guest,
-    }));
+    });
     Ok(())
 }
 
@@ -90,10 +91,10 @@ fn serve(launcher: &UnixStream, vsock: &VsockHandle, stop: &mpsc::Sender<Stop>) 
                     }
                 }
             }
-            Ok(Some((ToMachine::Stop, _))) => {
+            Ok(Some((ToMachine::Kill, _))) => {
                 let _ = stop.send(Stop::Launcher);
             }
-            Ok(Some((ToMachine::Launch(_), _))) => tracing::warn!("a second LaunchSpec is ignored"),
+            Ok(Some((message, _))) => tracing::warn!(?message, "ignored"),
             Ok(None) | Err(_) => return,
         }
     }
@@ -125,6 +126,10 @@ impl Events {
     fn stage(&self, stage: BootStage) {
         let micros = self.started.elapsed().as_micros() as u64;
         self.send(&FromMachine::Stage { stage, micros });
+    }
+
+    fn ended(&self, end: End) {
+        self.send(&FromMachine::Ended(Ended { end, at_ms: now_ms(), main: None }));
     }
 
     fn send(&self, message: &FromMachine) {

@@ -3,6 +3,7 @@
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
+use boxlite_proto::message::Exec;
 use serde::{Deserialize, Serialize};
 
 /// vCPUs that a box may have.
@@ -27,11 +28,80 @@ pub(crate) struct LaunchSpec {
     pub(crate) boot: String,
     /// Disks, in the order of /dev/vda, /dev/vdb …
     pub(crate) disks: Vec<DiskSpec>,
-    /// The box's folder, if it is to go with the box: removed when the launcher dies first.
-    pub(crate) folder: Option<PathBuf>,
     /// The file that takes the guest's console, which then says all it does. Without one the console
     /// is only kept for the report of a panic.
     pub(crate) console: Option<usize>,
+    /// The box that the machine is; none for one that unpacks layers.
+    pub(crate) sandbox: Option<BoxSpec>,
+}
+
+/// What makes a machine a box: where it is found, what it runs, when it ends.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct BoxSpec {
+    /// The box's ID.
+    pub(crate) id: String,
+    /// The box's folder: status, logs.
+    pub(crate) folder: PathBuf,
+    /// Whether the folder, with the disk, is removed when the box ends.
+    pub(crate) remove: bool,
+    /// Whether the box goes on without the process that started it.
+    pub(crate) detached: bool,
+    /// The listening control socket, on which messages are as on the launcher's.
+    pub(crate) control: usize,
+    /// The listening vsock socket: clients say `CONNECT <port>`.
+    pub(crate) vsock: usize,
+    /// The home's event log, open for appending.
+    pub(crate) events: usize,
+    /// How long a boot may take, in milliseconds.
+    pub(crate) ready_timeout_ms: u64,
+    /// The main command; the box ends with it. None: the box runs until it is stopped.
+    pub(crate) main: Option<MainSpec>,
+    /// What is done when the main command ends.
+    pub(crate) restart: RestartPolicy,
+    /// How the box is asked whether it is well.
+    pub(crate) health: Option<HealthSpec>,
+}
+
+/// The main command of a box.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct MainSpec {
+    /// The command.
+    pub(crate) exec: Exec,
+    /// It begins only when somebody has attached, so that nothing of it is missed.
+    pub(crate) wait_for_attach: bool,
+    /// The signal (Linux number) that asks it to end.
+    pub(crate) stop_signal: i32,
+}
+
+/// What is done when a box's main command ends, or its machine fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum RestartPolicy {
+    /// The box stops.
+    #[default]
+    No,
+    /// It begins anew if it failed, so many times at most in a row (0: any number).
+    OnFailure(u32),
+    /// It begins anew, until the box is stopped.
+    Always,
+}
+
+/// How a box is asked whether it is well.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct HealthSpec {
+    /// The command; code 0 means well.
+    pub(crate) exec: Exec,
+    /// Milliseconds between two checks.
+    pub(crate) interval_ms: u64,
+    /// Milliseconds after which a check has failed.
+    pub(crate) timeout_ms: u64,
+    /// So many failures in a row make the box unhealthy.
+    pub(crate) retries: u32,
+    /// Failures so many milliseconds after the start do not count.
+    pub(crate) start_period_ms: u64,
+    /// Whether an unhealthy box is ended (and begins anew, if its restart policy says so) rather than only called so.
+    pub(crate) stop: bool,
 }
 
 /// A virtio-blk device.

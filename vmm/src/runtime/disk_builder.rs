@@ -76,8 +76,8 @@ impl MicroVmBuilder {
                 backing: None,
                 ephemeral: true,
             }],
-            folder: None,
             console: None,
+            sandbox: None,
         };
         let machine = MachineProcess::start(&self.launcher, spec, &[disk.as_fd()], None)?;
         machine.ready(READY_TIMEOUT).await?;

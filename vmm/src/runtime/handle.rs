@@ -65,7 +65,7 @@ impl BoxHandle {
                 backing: Some(1),
                 ephemeral: true,
             }],
-            folder: (!folder.is_kept()).then(|| folder.path().to_owned()),
+            sandbox: None,
             console: console.as_ref().map(|_| files.len()),
         };
         files.extend(console.iter().map(|console| console.as_fd()));

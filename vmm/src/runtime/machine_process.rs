@@ -18,7 +18,8 @@ use super::{Error, Result};
 use crate::client::AgentClient;
 use crate::machine::BootStage;
 use crate::machine::LaunchSpec;
-use crate::machine::control::{self, End, FromMachine, ToMachine};
+use crate::machine::control::{self, FromMachine, ToMachine};
+use crate::machine::status::End;
 
 const EXECUTABLE: &str = "boxlite-vmm";
 
@@ -52,10 +53,17 @@ enum Ended {
 impl Ended {
     fn into_error(self) -> Error {
         match self {
-            Self::Said(End::Guest | End::Stopped) => Error::GuestEnded,
+            Self::Said(End::Guest | End::Stopped | End::Main | End::Killed | End::Orphaned) => {
+                Error::GuestEnded
+            }
             Self::Said(End::Panic(lines)) => Error::Panic(lines),
             Self::Said(End::Agent(message)) => Error::Agent(message),
-            Self::Said(End::Failed(message)) => Error::Machine(message),
+            Self::Said(End::NotReady { timeout_ms, stage }) => {
+                Error::NotReady { timeout: Duration::from_millis(timeout_ms), stage }
+            }
+            Self::Said(End::Failed(message) | End::DiskFull(message) | End::Unhealthy(message)) => {
+                Error::Machine(message)
+            }
             Self::Silently(status) => Error::ProcessEnded(status),
         }
     }
@@ -81,7 +89,7 @@ impl MachineProcess {
             .stderr(log.map_or_else(Stdio::inherit, Stdio::from))
             .spawn()
             .map_err(failed)?;
-        control::send(&control, &ToMachine::Launch(spec), files).map_err(failed)?;
+        control::send(&control, &ToMachine::Launch(Box::new(spec)), files).map_err(failed)?;
         let (sender, state) = watch::channel(State::default());
         let events = control.try_clone().map_err(failed)?;
         thread::Builder::new()
@@ -151,7 +159,7 @@ impl MachineProcess {
     /// Stops the machine without asking the guest and waits for its process to end.
     pub(crate) async fn stop(&self) {
         // If it cannot be told it is gone already; how it went does not matter any more.
-        let _ = control::send(&self.control, &ToMachine::Stop, &[]);
+        let _ = control::send(&self.control, &ToMachine::Kill, &[]);
         let _ = self.ended().await;
     }
 
@@ -186,7 +194,8 @@ fn follow(
                 let after = Duration::from_micros(micros);
                 state.send_modify(|state| state.stage = Some((stage, after)));
             }
-            FromMachine::Ended(end) => said = Some(end),
+            FromMachine::Ended(ended) => said = Some(ended.end),
+            _ => {}
         }
     }
     let status = wait();

@@ -1,0 +1,163 @@
+//! What a box's process writes down of itself: `status.json` in the box's folder, replaced as a
+//! whole at each change, and read by whoever wants to know the box's state. Whether the box runs,
+//! its lock says; this file says what it does, and how it ended.
+
+use std::io;
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use boxlite_proto::message::ExitStatus;
+use serde::{Deserialize, Serialize};
+
+use super::control::BootStage;
+
+/// The name of the file.
+pub(crate) const STATUS_FILE: &str = "status.json";
+
+/// The state of a box's process.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Status {
+    /// What it does.
+    pub(crate) phase: Phase,
+    /// Its process ID.
+    pub(crate) pid: u32,
+    /// When it was started: milliseconds since the Unix epoch.
+    pub(crate) started_ms: u64,
+    /// The stages of the last boot, each with the microseconds from its start.
+    pub(crate) stages: Vec<(BootStage, u64)>,
+    /// The main command's process in the guest, while it runs.
+    pub(crate) main_pid: Option<u32>,
+    /// How often the restart policy has begun it anew.
+    pub(crate) restarts: u32,
+    /// What the health checks say.
+    pub(crate) health: Option<Health>,
+    /// How it ended. With [`Phase::Ended`].
+    pub(crate) ended: Option<Ended>,
+}
+
+/// What a box's process does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Phase {
+    /// The guest boots.
+    Starting,
+    /// The guest serves.
+    Running,
+    /// The vCPUs stand still.
+    Paused,
+    /// The guest has been asked to end.
+    Stopping,
+    /// It is over.
+    Ended,
+}
+
+/// How and when a box ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Ended {
+    /// How.
+    pub(crate) end: End,
+    /// When: milliseconds since the Unix epoch.
+    pub(crate) at_ms: u64,
+    /// How the main command ended, if it ran and did.
+    pub(crate) main: Option<MainEnd>,
+}
+
+/// How a main command ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum MainEnd {
+    /// It ran, and ended so.
+    Exited {
+        /// Its code or signal.
+        status: ExitStatus,
+        /// Whether the guest ran out of memory and killed it.
+        out_of_memory: bool,
+    },
+    /// It could not be run: as a shell has it, 127 for not found and 126 for not executable.
+    NotStarted {
+        /// The code, else 125.
+        code: u8,
+        /// Why.
+        message: String,
+    },
+}
+
+/// How a machine ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum End {
+    /// Its main command ended.
+    Main,
+    /// The guest switched itself off or reset itself.
+    Guest,
+    /// It was asked to stop.
+    Stopped,
+    /// It was killed.
+    Killed,
+    /// The process that started it is gone, and it was not to go on without it.
+    Orphaned,
+    /// The guest's kernel panicked; the last lines of its console.
+    Panic(Vec<String>),
+    /// The agent gave up, and said why.
+    Agent(String),
+    /// The guest did not get ready in time.
+    NotReady {
+        /// The deadline in milliseconds.
+        timeout_ms: u64,
+        /// The last stage that was reached.
+        stage: Option<BootStage>,
+    },
+    /// The host has no room left for what the guest wrote to this disk.
+    DiskFull(String),
+    /// Its health checks failed; what the last one said.
+    Unhealthy(String),
+    /// The machine could not be built or could not go on.
+    Failed(String),
+}
+
+/// What the health checks of a box say.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Health {
+    /// Whether the box is well.
+    pub status: HealthStatus,
+    /// Failed checks in a row.
+    pub failures: u32,
+    /// What the last check wrote, or why it failed; up to 4 KiB.
+    pub last: String,
+}
+
+/// Whether a box is well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum HealthStatus {
+    /// No check has succeeded yet, and none has counted as failed.
+    Starting,
+    /// The last check that counts succeeded.
+    Healthy,
+    /// As many checks in a row failed as the box allows.
+    Unhealthy,
+}
+
+impl Status {
+    /// Reads the status in a box's folder; none if there is none.
+    pub(crate) fn read(folder: &Path) -> io::Result<Option<Self>> {
+        match std::fs::read(folder.join(STATUS_FILE)) {
+            Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Replaces the status in a box's folder.
+    pub(crate) fn write(&self, folder: &Path) -> io::Result<()> {
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        serde_json::to_writer(&mut file, self)?;
+        file.persist(folder.join(STATUS_FILE))?;
+        Ok(())
+    }
+}
+
+/// Milliseconds since the Unix epoch.
+pub(crate) fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    now.as_millis().try_into().unwrap_or(u64::MAX)
+}

@@ -33,7 +33,7 @@ async fn import(global: &Global, source: &str, name: Option<String>) -> Result<u
         Some(name) => name,
         None => bail!("what is the image to be called? Give a name behind {source}"),
     };
-    let runtime = Runtime::open(RuntimeOptions::default().home(global.home()?.path()))?;
+    let runtime = Runtime::open(RuntimeOptions::default().home(global.home()?.path())).await?;
     let image = runtime.import(source, name, ImageBar::new()).await?;
     println!("{} {}", image.reference(), image.digest());
     Ok(0)

@@ -1,7 +1,5 @@
 //! `boxlite-vmm run`: a new box, a command in it, and the box thrown away.
 
-use std::os::unix::ffi::OsStringExt;
-
 use anyhow::{Context, Result};
 use boxlite_proto::message::{Control, FailureKind};
 
@@ -9,7 +7,7 @@ use super::args::{Global, Run};
 use super::progress::ImageBar;
 use super::{NOT_EXECUTABLE, NOT_FOUND, TIMED_OUT};
 use crate::client::{Attachment, Streams, exit_code};
-use crate::runtime::{BoxHandle, BoxOptions, Error, Runtime, RuntimeOptions};
+use crate::runtime::{Attached, BoxOptions, Error, Runtime, RuntimeOptions};
 
 pub(super) async fn run(global: &Global, args: Run) -> Result<u8> {
     let options = options(global, &args)?;
@@ -20,15 +18,28 @@ pub(super) async fn run(global: &Global, args: Run) -> Result<u8> {
     }
     let mut attachment = Attachment::new(args.tty).context("cannot handle signals")?;
     let home = global.home()?;
-    let runtime = Runtime::open(RuntimeOptions::default().home(home.path()))?;
-    let booted = tokio::select! {
-        booted = runtime.create_with_progress(options, ImageBar::new()) => booted?,
+    let runtime = Runtime::open(RuntimeOptions::default().home(home.path())).await?;
+    let size = attachment.terminal_size();
+    let started = async {
+        let sandbox = runtime.create_with_progress(options, ImageBar::new()).await?;
+        let attached = sandbox.start_attached(size).await?;
+        Ok::<_, Error>((sandbox, attached))
+    };
+    let (sandbox, attached) = tokio::select! {
+        started = started => match started {
+            Ok(started) => started,
+            Err(e) => return failed(e),
+        },
         signal = attachment.interrupted() => return Ok(128 | (signal & 0x7f) as u8),
     };
-    tracing::debug!(id = booted.id(), after = ?booted.boot_time(), "ready");
-    let result = attached(attachment, &booted, args).await;
-    booted.stop().await?;
-    match result {
+    let deadline = args.timeout.map(|timeout| tokio::time::Instant::now() + timeout);
+    let ended = stand_in(attachment, attached, deadline).await;
+    if matches!(ended, Err(Error::CommandTimeout)) {
+        sandbox.kill().await?;
+    }
+    // Its process ends with its command; the folder is gone when it has.
+    sandbox.wait().await?;
+    match ended {
         Ok(code) => Ok(code),
         Err(e) => failed(e),
     }
@@ -44,6 +55,16 @@ fn options(global: &Global, args: &Run) -> Result<BoxOptions> {
     options.disk_size_gb = args.disk_size;
     options.working_dir = args.workdir.clone();
     options.user = args.user.clone();
+    options.main_command = true;
+    options.interactive = args.interactive;
+    options.tty = args.tty;
+    options.auto_remove = true;
+    let command: Vec<String> = args
+        .command()
+        .map(|word| word.clone().into_string())
+        .collect::<Result<_, _>>()
+        .map_err(|word| anyhow::anyhow!("{word:?} is not UTF-8"))?;
+    options.cmd = (!command.is_empty()).then_some(command);
     options.entrypoint = args
         .entrypoint
         .as_ref()
@@ -62,32 +83,30 @@ fn options(global: &Global, args: &Run) -> Result<BoxOptions> {
     Ok(options)
 }
 
-/// Runs the command with this process's streams, signals and terminal.
-async fn attached(mut attachment: Attachment, sandbox: &BoxHandle, args: Run) -> Result<u8, Error> {
-    let command = args.command().cloned().map(OsStringExt::into_vec);
-    let mut command = sandbox.main_command::<Vec<u8>>(command)?.stdin(args.interactive);
-    if let Some(size) = attachment.terminal_size() {
-        command = command.terminal(size);
-    }
-    if let Some(timeout) = args.timeout {
-        command = command.timeout(timeout);
-    }
-    let mut execution = tokio::select! {
-        execution = command.spawn() => execution?,
-        signal = attachment.interrupted() => return Ok(128 | (signal & 0x7f) as u8),
-    };
-    let streams = Streams {
-        stdin: execution.stdin(),
-        stdout: execution.stdout(),
-        stderr: execution.stderr(),
-    };
-    let execution = execution;
+/// Stands in for the main command with this process's streams, signals and terminal.
+async fn stand_in(
+    attachment: Attachment,
+    mut attached: Attached,
+    deadline: Option<tokio::time::Instant>,
+) -> Result<u8, Error> {
+    let streams =
+        Streams { stdin: attached.stdin(), stdout: attached.stdout(), stderr: attached.stderr() };
+    let attached = attached;
     let control = |control| match control {
-        Control::Signal(signal) => execution.signal(signal),
-        Control::Resize(size) => execution.resize(size),
-        _ => execution.kill(),
+        Control::Signal(signal) => attached.signal(signal),
+        Control::Resize(size) => attached.resize(size),
+        _ => {}
     };
-    Ok(exit_code(attachment.run(streams, control, execution.wait()).await?))
+    let wait = async {
+        match deadline {
+            None => attached.wait().await,
+            Some(deadline) => match tokio::time::timeout_at(deadline, attached.wait()).await {
+                Ok(status) => status,
+                Err(_) => Err(Error::CommandTimeout),
+            },
+        }
+    };
+    Ok(exit_code(attachment.run(streams, control, wait).await?))
 }
 
 /// What a shell says to a command that it cannot run; everything else is our own failure.

@@ -169,6 +169,11 @@ impl Connection {
         }
     }
 
+    /// Whether it has ended.
+    pub(super) fn is_lost(&self) -> bool {
+        lock(&self.streams).lost.is_some()
+    }
+
     fn lose(&self, loss: Loss) {
         tracing::debug!(%loss, "connection to the agent ended");
         let loss = Arc::new(loss);

@@ -129,6 +129,11 @@ impl AgentClient {
         }
     }
 
+    /// Whether the connection has ended.
+    pub fn is_lost(&self) -> bool {
+        self.0.0.is_lost()
+    }
+
     /// What the agent tells unasked, from the first event on (of many, the last 64).
     pub fn events(&self) -> Events {
         Events { client: self.clone(), next: 0 }

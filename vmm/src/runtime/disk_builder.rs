@@ -4,7 +4,6 @@
 use std::error::Error as StdError;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -15,7 +14,8 @@ use boxlite_proto::boot::{BootParams, Role};
 use boxlite_rootfs_builder::{DiskBuilder, LayerStreams};
 use tokio::io::{AsyncRead, ReadBuf};
 
-use super::machine_process::MachineProcess;
+use super::local::MachineProcess;
+use super::state::FailureReason;
 use super::{Error, Result};
 use crate::machine::{DiskFormat, DiskSpec, LaunchSpec};
 
@@ -79,8 +79,12 @@ impl MicroVmBuilder {
             console: None,
             sandbox: None,
         };
-        let machine = MachineProcess::start(&self.launcher, spec, &[disk.as_fd()], None)?;
-        machine.ready(READY_TIMEOUT).await?;
+        let failed = Error::home("cannot be opened", &self.launcher);
+        let disk = disk.try_clone().map_err(failed)?.into();
+        let machine = MachineProcess::start(&self.launcher, spec, &[disk], None)?;
+        tokio::time::timeout(READY_TIMEOUT, machine.ready(None))
+            .await
+            .map_err(|_| failure("it did not get ready"))??;
         let agent = machine.connect().await?;
         let explain = async |e| match e {
             crate::client::Error::Lost(_) => machine.end_reason().await.unwrap_or(Error::Guest(e)),
@@ -101,9 +105,9 @@ impl MicroVmBuilder {
         if let Err(e) = agent.shutdown(Duration::ZERO).await {
             return Err(explain(e).await);
         }
-        tokio::time::timeout(SHUTDOWN_TIMEOUT, machine.ended()).await.map_err(|_| {
-            Error::Machine("the machine that unpacked the image does not end".into())
-        })?
+        tokio::time::timeout(SHUTDOWN_TIMEOUT, machine.ended())
+            .await
+            .map_err(|_| failure("it does not end"))?
     }
 }
 
@@ -124,6 +128,10 @@ impl DiskBuilder for MicroVmBuilder {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         Ok(runtime.block_on(self.unpack(&file, layers))?)
     }
+}
+
+fn failure(what: &str) -> Error {
+    Error::Failed { name: None, reason: FailureReason::Machine(what.into()) }
 }
 
 /// A blocking reader on a thread that may block.

@@ -4,14 +4,18 @@ use std::path::PathBuf;
 use std::time::Duration;
 use std::{fmt, io};
 
+use boxlite_proto::message::FailureKind;
+use serde::{Deserialize, Serialize};
+
 use super::options::Problem;
+use super::state::{BoxState, FailureReason};
 use crate::client;
-use crate::machine::BootStage;
 
 /// The result of everything here.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why the runtime could not do what was asked.
+/// Why the runtime could not do what was asked. [`kind`](Self::kind) is for programs, the message
+/// for people; [`source`](std::error::Error::source) is what is behind it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -34,6 +38,32 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// The home's database.
+    #[error(
+        "{path}: the list of boxes cannot be {action}: {source}; if it is damaged, remove it: it is made \
+         anew from the boxes' folders"
+    )]
+    Store {
+        /// The database.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// What SQLite said.
+        source: rusqlite::Error,
+    },
+    /// The home was last used by a newer release.
+    #[error(
+        "{path} was written by a newer release (schema {found}, this one knows {known}): use that \
+         release, or another home"
+    )]
+    NewerHome {
+        /// The database.
+        path: PathBuf,
+        /// Its schema.
+        found: i64,
+        /// The newest schema that is known here.
+        known: i64,
+    },
     /// There is no home folder to be found.
     #[error("there is no home folder: set BOXLITE_HOME or HOME, or pass --home")]
     NoHome,
@@ -43,9 +73,36 @@ pub enum Error {
         /// Where it was looked for.
         tried: String,
     },
-    /// A box of this name runs.
-    #[error("a box named {0} runs already: choose another name, or stop that one")]
-    NameInUse(String),
+    /// A box of this name exists.
+    #[error("a box named {name} exists already: choose another name, or remove it (rm {name})")]
+    NameInUse {
+        /// The name.
+        name: String,
+    },
+    /// No box is called so.
+    #[error("no box is called {query}, and no box's ID begins so; `ls --all` lists them")]
+    NoSuchBox {
+        /// What was looked for.
+        query: String,
+    },
+    /// Several boxes could be meant.
+    #[error("{query} could be each of {}; give more of the ID", .matches.join(", "))]
+    Ambiguous {
+        /// What was looked for.
+        query: String,
+        /// Names of the boxes.
+        matches: Vec<String>,
+    },
+    /// It cannot be done in the state in which the box is.
+    #[error("the box {name} is {state}: {remedy}")]
+    WrongState {
+        /// The box.
+        name: String,
+        /// Its state.
+        state: BoxState,
+        /// What would have to be done first.
+        remedy: String,
+    },
     /// The machine's process could not be started or talked to.
     #[error("cannot start the box's process {launcher}: {source}")]
     Spawn {
@@ -54,32 +111,29 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
-    /// The machine could not be built or could not go on.
-    #[error("the box's machine failed: {0}")]
-    Machine(String),
-    /// The guest's kernel panicked.
-    #[error("the guest's kernel panicked; its last lines:\n{}", Lines(.0))]
-    Panic(Vec<String>),
-    /// The guest's agent gave up.
-    #[error("the guest could not set the box up: {0}")]
-    Agent(String),
-    /// The guest ended while it was in use.
-    #[error("the guest ended by itself (it was switched off or reset from inside)")]
-    GuestEnded,
-    /// The machine's process was killed or crashed.
-    #[error("the box's process ended unexpectedly ({0}); the box is lost, start another")]
-    ProcessEnded(String),
-    /// The guest did not get ready in time.
-    #[error(
-        "the box was not ready after {timeout:?}: {}; run with --debug and look into console.log \
-         in the box's folder, or give it more time (--ready-timeout)",
-        match stage { Some(stage) => stage.doing(), None => "the machine was being built" }
-    )]
-    NotReady {
-        /// The deadline.
-        timeout: Duration,
-        /// The last stage that was reached.
-        stage: Option<BootStage>,
+    /// The box, or the machine that makes a disk, failed.
+    #[error("{}{reason}", Subject(.name))]
+    Failed {
+        /// The box; none for a machine that makes an image's disk.
+        name: Option<String>,
+        /// How.
+        reason: FailureReason,
+    },
+    /// The box ended while it was in use.
+    #[error("the box {name} ended while it was in use ({how})")]
+    Ended {
+        /// The box.
+        name: String,
+        /// How.
+        how: String,
+    },
+    /// The box's process refused, and why.
+    #[error("the box {name}: {reason}")]
+    Refused {
+        /// The box.
+        name: String,
+        /// Why.
+        reason: String,
     },
     /// A request to the guest's agent failed.
     #[error(transparent)]
@@ -87,18 +141,146 @@ pub enum Error {
     /// The command did not end in time; it has been killed.
     #[error("the command was killed: it did not end within its timeout")]
     CommandTimeout,
+    /// Something took longer than it may.
+    #[error("{what} did not happen within {timeout:?}")]
+    Timeout {
+        /// What.
+        what: String,
+        /// The limit.
+        timeout: Duration,
+    },
     /// There is no command: neither the caller nor the image gave one.
     #[error("no command to run: the image {image} has none, so give one")]
     NoCommand {
         /// The image.
         image: String,
     },
+    /// A copy between box and host failed on the host's side.
+    #[error("cannot copy {path}: {source}{}", full_disk(source))]
+    Copy {
+        /// The host's file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A path cannot be copied as asked.
+    #[error("cannot copy {path}: {reason}")]
+    CopyRefused {
+        /// The path.
+        path: String,
+        /// Why not.
+        reason: String,
+    },
+    /// The software host.
+    #[error(transparent)]
+    SoftHost(#[from] crate::softhost::Error),
+    /// What a runtime in the software host said.
+    #[error(transparent)]
+    Remote(#[from] Box<RemoteError>),
     /// A task of the runtime itself failed: a bug.
     #[error("internal error: {0}; please report it")]
     Internal(String),
 }
 
+/// Kinds of error, for programs. They stay what they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The caller asked for something that makes no sense.
+    Invalid,
+    /// The box, image, program or file does not exist.
+    NotFound,
+    /// The program exists and cannot be executed.
+    NotExecutable,
+    /// The name is taken.
+    AlreadyExists,
+    /// It cannot be done in the state in which the box is.
+    WrongState,
+    /// The image, its registry, or its disk.
+    Image,
+    /// This host lacks something: guest files, the launcher, virtualization, permission.
+    Host,
+    /// The host's disk is full.
+    DiskFull,
+    /// The home's files.
+    Storage,
+    /// The box failed: its process, its kernel, its agent.
+    BoxFailed,
+    /// The box ended while it was in use.
+    BoxEnded,
+    /// It took too long.
+    Timeout,
+    /// Something else in the guest.
+    Guest,
+    /// A bug.
+    Internal,
+}
+
+/// An error of a runtime in the software host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+#[non_exhaustive]
+pub struct RemoteError {
+    /// What kind it is.
+    pub kind: ErrorKind,
+    /// The box, if it is about one.
+    pub sandbox: Option<String>,
+    /// What happened, to which thing, and what to do.
+    pub message: String,
+}
+
 impl Error {
+    /// What kind of error it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Options(_) | Self::NoCommand { .. } | Self::CopyRefused { .. } => {
+                ErrorKind::Invalid
+            }
+            Self::Ambiguous { .. } => ErrorKind::Invalid,
+            Self::Image(_) => ErrorKind::Image,
+            Self::GuestFiles(_) | Self::NoHome | Self::NoLauncher { .. } | Self::Spawn { .. } => {
+                ErrorKind::Host
+            }
+            Self::SoftHost(_) => ErrorKind::Host,
+            Self::Home { source, .. } | Self::Copy { source, .. } => match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::DiskFull,
+                _ => ErrorKind::Storage,
+            },
+            Self::Store { .. } | Self::NewerHome { .. } => ErrorKind::Storage,
+            Self::NameInUse { .. } => ErrorKind::AlreadyExists,
+            Self::NoSuchBox { .. } => ErrorKind::NotFound,
+            Self::WrongState { .. } | Self::Refused { .. } => ErrorKind::WrongState,
+            Self::Failed { reason: FailureReason::DiskFull(_), .. } => ErrorKind::DiskFull,
+            Self::Failed { .. } => ErrorKind::BoxFailed,
+            Self::Ended { .. } => ErrorKind::BoxEnded,
+            Self::Guest(error) => match error.failure().map(|failure| failure.kind) {
+                Some(FailureKind::NotFound) => ErrorKind::NotFound,
+                Some(FailureKind::NotExecutable) => ErrorKind::NotExecutable,
+                Some(FailureKind::DiskFull) => ErrorKind::DiskFull,
+                Some(FailureKind::UnknownUser | FailureKind::WorkingDir) => ErrorKind::Invalid,
+                _ => ErrorKind::Guest,
+            },
+            Self::CommandTimeout | Self::Timeout { .. } => ErrorKind::Timeout,
+            Self::Remote(remote) => remote.kind,
+            Self::Internal(_) => ErrorKind::Internal,
+        }
+    }
+
+    /// The box that it is about, by its name.
+    pub fn sandbox(&self) -> Option<&str> {
+        match self {
+            Self::NameInUse { name }
+            | Self::WrongState { name, .. }
+            | Self::Ended { name, .. }
+            | Self::Refused { name, .. } => Some(name),
+            Self::Failed { name, .. } => name.as_deref(),
+            Self::NoSuchBox { query } => Some(query),
+            Self::Remote(remote) => remote.sandbox.as_deref(),
+            _ => None,
+        }
+    }
+
     /// An error of `action` on `path`, for `map_err`.
     pub(crate) fn home(
         action: &'static str,
@@ -106,6 +288,16 @@ impl Error {
     ) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Home { path, action, source }
+    }
+}
+
+impl From<&Error> for RemoteError {
+    fn from(error: &Error) -> Self {
+        Self {
+            kind: error.kind(),
+            sandbox: error.sandbox().map(str::to_owned),
+            message: error.to_string(),
+        }
     }
 }
 
@@ -118,7 +310,18 @@ fn full_disk(error: &io::Error) -> &'static str {
     }
 }
 
-struct Lines<'a, T>(&'a [T]);
+struct Subject<'a>(&'a Option<String>);
+
+impl fmt::Display for Subject<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(name) => write!(f, "the box {name} failed: "),
+            None => f.write_str("the machine that makes the image's disk failed: "),
+        }
+    }
+}
+
+pub(super) struct Lines<'a, T>(pub(super) &'a [T]);
 
 impl<T: fmt::Display> fmt::Display for Lines<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use boxlite_proto::message::{Exec, ExitStatus, TerminalSize};
 
+use super::config::Environment;
 use super::handle::BoxHandle;
 use super::{Error, Result};
 use crate::client::{ExecHandle, ExecOutput, ExecStdin};
+use crate::events::EventKind;
 
 pub use crate::client::Output;
 
@@ -20,25 +22,7 @@ pub struct Command {
 }
 
 impl Command {
-    pub(super) fn new(sandbox: BoxHandle, argv: Vec<Vec<u8>>) -> Self {
-        let (image, options) = (sandbox.image(), sandbox.options());
-        let mut env = Environment(Vec::new());
-        for variable in &image.env {
-            if let Some((name, value)) = variable.split_once('=') {
-                env.set(name.as_bytes(), value.as_bytes());
-            }
-        }
-        for (name, value) in &options.env {
-            env.set(name.as_bytes(), value.as_bytes());
-        }
-        let exec = Exec {
-            argv,
-            env: env.0,
-            working_dir: options.working_dir.as_ref().unwrap_or(&image.working_dir).clone().into(),
-            user: options.user.as_ref().unwrap_or(&image.user).clone(),
-            terminal: None,
-            stdin: false,
-        };
+    pub(super) fn new(sandbox: BoxHandle, exec: Exec) -> Self {
         Self { sandbox, exec, timeout: None }
     }
 
@@ -84,15 +68,20 @@ impl Command {
     pub async fn spawn(self) -> Result<Execution> {
         let Self { sandbox, exec, timeout } = self;
         let deadline = timeout.map(|timeout| tokio::time::Instant::now() + timeout);
-        match sandbox.agent().exec(exec).await {
-            Ok(handle) => Ok(Execution { sandbox, handle, deadline }),
-            Err(e) => Err(sandbox.explain(e).await),
-        }
+        let program = exec.argv.first().map(|word| String::from_utf8_lossy(word).into_owned());
+        let handle = match sandbox.agent().await?.exec(exec).await {
+            Ok(handle) => handle,
+            Err(e) => return Err(sandbox.explain(e).await),
+        };
+        let pid = handle.pid();
+        sandbox.note(EventKind::ExecStarted { pid, program: program.unwrap_or_default() }).await;
+        Ok(Execution { sandbox, handle, deadline })
     }
 
     /// Runs the command to its end and collects what it wrote.
     pub async fn output(self) -> Result<Output> {
         let Execution { sandbox, handle, deadline } = self.spawn().await?;
+        let pid = handle.pid();
         let output = handle.wait_with_output();
         let result = match deadline {
             None => output.await,
@@ -102,7 +91,10 @@ impl Command {
             },
         };
         match result {
-            Ok(output) => Ok(output),
+            Ok(output) => {
+                sandbox.note(EventKind::ExecEnded { pid, status: output.status }).await;
+                Ok(output)
+            }
             Err(e) => Err(sandbox.explain(e).await),
         }
     }
@@ -112,17 +104,6 @@ impl Command {
         let mut execution = self.spawn().await?;
         (execution.handle.stdout, execution.handle.stderr) = (None, None);
         execution.wait().await
-    }
-}
-
-/// `NAME=value` lines, each name once.
-struct Environment(Vec<Vec<u8>>);
-
-impl Environment {
-    fn set(&mut self, name: &[u8], value: &[u8]) {
-        let prefix = [name, b"="].concat();
-        self.0.retain(|variable| !variable.starts_with(&prefix));
-        self.0.push([&prefix, value].concat());
     }
 }
 
@@ -186,6 +167,57 @@ impl Execution {
             },
         };
         match result {
+            Ok(status) => {
+                self.sandbox.note(EventKind::ExecEnded { pid: self.pid(), status }).await;
+                Ok(status)
+            }
+            Err(e) => Err(self.sandbox.explain(e).await),
+        }
+    }
+}
+
+/// A box's main command, attached to. Dropping it leaves the command alone.
+#[derive(Debug)]
+pub struct Attached {
+    sandbox: BoxHandle,
+    handle: ExecHandle,
+}
+
+impl Attached {
+    pub(super) fn new(sandbox: BoxHandle, handle: ExecHandle) -> Self {
+        Self { sandbox, handle }
+    }
+
+    /// Its standard input, once, if the box is interactive. Shutting it down is the end of the input, for all
+    /// who are attached.
+    pub fn stdin(&mut self) -> Option<ExecStdin> {
+        self.handle.stdin.take()
+    }
+
+    /// Its standard output, or what its terminal shows, once. While nobody reads it, the command
+    /// waits.
+    pub fn stdout(&mut self) -> Option<ExecOutput> {
+        self.handle.stdout.take()
+    }
+
+    /// Its standard error, once; none with a terminal.
+    pub fn stderr(&mut self) -> Option<ExecOutput> {
+        self.handle.stderr.take()
+    }
+
+    /// Sends a signal (Linux number) to the command's process group.
+    pub fn signal(&self, signal: i32) {
+        self.handle.signal(signal);
+    }
+
+    /// Changes the size of its terminal.
+    pub fn resize(&self, size: TerminalSize) {
+        self.handle.resize(size);
+    }
+
+    /// Waits for the command to end. Cancel safe.
+    pub async fn wait(&self) -> Result<ExitStatus> {
+        match self.handle.exited().await {
             Ok(status) => Ok(status),
             Err(e) => Err(self.sandbox.explain(e).await),
         }

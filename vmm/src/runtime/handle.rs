@@ -1,168 +1,215 @@
-//! A running box.
+//! A box, whether it runs or not.
 
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use boxlite_devices::virtio::block::create_overlay;
-use boxlite_proto::boot::{BootParams, Role};
-use boxlite_rootfs_builder::{BaseDisk, Image, ImageConfig};
+use boxlite_proto::message::{Exec, TerminalSize};
+use boxlite_rootfs_builder::Silent;
+use tokio::sync::Mutex;
 
-use super::exec::Command;
-use super::home::{BoxDir, CONSOLE_LOG};
-use super::machine_process::MachineProcess;
-use super::{BoxOptions, Error, Result, Shared};
-use crate::client::AgentClient;
-use crate::machine::{DiskFormat, DiskSpec, LaunchSpec};
+use super::call::{BoxCall, Call, Channel, Host, Reply, Start};
+use super::config::BoxConfig;
+use super::exec::{Attached, Command};
+use super::logs::{LogQuery, Logs};
+use super::state::{BoxInfo, BoxState};
+use super::{Error, Result};
+use crate::client::{self, AgentClient};
+use crate::events::EventKind;
+use crate::machine::MachineMetrics;
 
-/// A running box. Dropping the last clone ends the box and throws its disk away.
+/// A box. Cheap to clone. Dropping it changes nothing: a box ends when it is stopped, when its main
+/// command ends, or, if it is not detached, with the [`Runtime`](super::Runtime) that started it.
 #[derive(Clone, Debug)]
-pub struct BoxHandle(Arc<Running>);
+pub struct BoxHandle(Arc<Shared>);
 
-/// Fields drop in their order: the machine ends before its folder goes.
 #[derive(Debug)]
-struct Running {
-    agent: AgentClient,
-    machine: MachineProcess,
-    id: String,
-    name: String,
-    image: ImageConfig,
-    options: BoxOptions,
-    _folder: BoxDir,
+struct Shared {
+    host: Host,
+    config: BoxConfig,
+    /// A connection to the guest's agent, while there is one.
+    agent: Mutex<Option<AgentClient>>,
 }
 
 impl BoxHandle {
-    /// Boots a box on its own overlay of `base`.
-    pub(super) async fn start(
-        shared: &Shared,
-        options: BoxOptions,
-        image: Image,
-        base: BaseDisk,
-    ) -> Result<Self> {
-        let id = new_id()?;
-        let name = options.name.clone().unwrap_or_else(|| format!("box-{}", &id[..12]));
-        let folder = shared.home.create_box(&id, &name, &options.image, options.console)?;
-        let overlay = overlay(&folder, &options, &base)?;
-        let create = |file: &str| {
-            let path = folder.path().join(file);
-            std::fs::File::create(&path).map_err(Error::home("cannot be written", path))
-        };
-        let console = options.console.then(|| create(CONSOLE_LOG)).transpose()?;
-        let log = options.console.then(|| create("machine.log")).transpose()?;
-
-        let boot =
-            BootParams { role: Role::Box, hostname: Some(name.clone()), ..Default::default() };
-        let mut files = vec![overlay.as_fd(), base.file().as_fd(), folder.lock().as_fd()];
-        let spec = LaunchSpec {
-            vcpus: options.cpus,
-            memory_mib: options.memory_mib,
-            kernel: shared.guest.kernel.clone(),
-            initramfs: shared.guest.initramfs.clone(),
-            boot: boot.to_string(),
-            disks: vec![DiskSpec {
-                file: 0,
-                format: DiskFormat::Qcow2,
-                backing: Some(1),
-                ephemeral: true,
-            }],
-            sandbox: None,
-            console: console.as_ref().map(|_| files.len()),
-        };
-        files.extend(console.iter().map(|console| console.as_fd()));
-        let machine = MachineProcess::start(&shared.launcher, spec, &files, log)?;
-        machine.ready(options.ready_timeout).await?;
-        let agent = machine.connect().await?;
-        let image = image.config().clone();
-        Ok(Self(Arc::new(Running { agent, machine, id, name, image, options, _folder: folder })))
+    pub(super) fn new(host: Host, config: BoxConfig) -> Self {
+        Self(Arc::new(Shared { host, config, agent: Mutex::default() }))
     }
 
     /// The box's ID: 32 hexadecimal digits.
     pub fn id(&self) -> &str {
-        &self.0.id
+        &self.0.config.id
     }
 
-    /// The box's name, which is its host name.
+    /// The box's name, as it was when this handle was made.
     pub fn name(&self) -> &str {
-        &self.0.name
+        &self.0.config.name
     }
 
-    /// How long the machine took from its start until it served commands.
-    pub fn boot_time(&self) -> Duration {
-        self.0.machine.boot_time().unwrap_or_default()
+    /// What the box was made of, as it was when this handle was made.
+    pub fn config(&self) -> &BoxConfig {
+        &self.0.config
+    }
+
+    async fn call(&self, call: BoxCall) -> Result<Reply> {
+        let call = Call::Box { id: self.id().to_owned(), call };
+        self.0.host.call(call, Arc::new(Silent)).await
+    }
+
+    /// What is known of the box now.
+    pub async fn info(&self) -> Result<BoxInfo> {
+        self.call(BoxCall::Info).await?.info()
+    }
+
+    /// Boots the box; returns once it serves commands. One that runs is left as it is.
+    ///
+    /// # Errors
+    /// When the box fails to boot: the error says how. When it is paused.
+    pub async fn start(&self) -> Result<()> {
+        self.start_as(Start::default()).await
+    }
+
+    async fn start_as(&self, how: Start) -> Result<()> {
+        self.call(BoxCall::Start(how)).await?.done()
+    }
+
+    /// Boots the box with its main command attached: nothing that it writes is missed. `size` is
+    /// that of the terminal that the main command has, if it has one. A box that runs is attached
+    /// to as by [`attach`](Self::attach).
+    pub async fn start_attached(&self, size: Option<TerminalSize>) -> Result<Attached> {
+        self.start_as(Start { wait_for_attach: true, size, detach: false }).await?;
+        self.attach().await
+    }
+
+    /// As [`start`](Self::start); the box goes on when this process ends, whatever its options say.
+    pub async fn start_detached(&self) -> Result<()> {
+        self.start_as(Start { detach: true, ..Start::default() }).await
+    }
+
+    /// Asks the main command to end (by its stop signal), then everything else, and waits until the
+    /// box has ended; after `grace` it is made to. What was written is on its disk then. One that
+    /// does not live is left as it is.
+    pub async fn stop(&self, grace: Duration) -> Result<()> {
+        let grace_ms = grace.as_millis().try_into().unwrap_or(u64::MAX);
+        self.call(BoxCall::Stop { grace_ms }).await?.done()
+    }
+
+    /// Ends the box at once, as a loss of power does. One that does not live is left as it is.
+    pub async fn kill(&self) -> Result<()> {
+        self.call(BoxCall::Kill).await?.done()
+    }
+
+    /// [`stop`](Self::stop), then [`start`](Self::start).
+    pub async fn restart(&self, grace: Duration) -> Result<()> {
+        self.stop(grace).await?;
+        self.start().await
+    }
+
+    /// Lets the box stand still: its processors stop, its memory stays.
+    pub async fn pause(&self) -> Result<()> {
+        self.call(BoxCall::Pause).await?.done()
+    }
+
+    /// Lets a paused box go on.
+    pub async fn resume(&self) -> Result<()> {
+        self.call(BoxCall::Resume).await?.done()
+    }
+
+    /// Lets the box go on when this process ends.
+    pub async fn detach(&self) -> Result<()> {
+        self.call(BoxCall::Outlive).await?.done()
+    }
+
+    /// Waits until the box does not live; tells how it ended. Cancel safe.
+    pub async fn wait(&self) -> Result<BoxInfo> {
+        self.call(BoxCall::Wait).await?.info()
+    }
+
+    /// Removes the box with its disk; one that lives only by `force`.
+    pub async fn remove(&self, force: bool) -> Result<()> {
+        self.call(BoxCall::Remove { force }).await?.done()
+    }
+
+    /// Gives the box another name. Handles keep the old one.
+    pub async fn rename(&self, name: impl Into<String>) -> Result<()> {
+        self.call(BoxCall::Rename(name.into())).await?.done()
+    }
+
+    /// What the box's process counts on the host.
+    pub async fn machine_metrics(&self) -> Result<MachineMetrics> {
+        self.call(BoxCall::Metrics).await?.metrics()
     }
 
     /// A command to run in the box, with the environment, user and working directory of the box.
     /// Without a slash, the program is looked up in the box's `PATH`.
     pub fn exec<S: Into<Vec<u8>>>(&self, argv: impl IntoIterator<Item = S>) -> Command {
-        Command::new(self.clone(), argv.into_iter().map(Into::into).collect())
+        let argv = argv.into_iter().map(Into::into).collect();
+        Command::new(self.clone(), self.0.config.exec(argv))
     }
 
-    /// The box's main command: the entry point, then `args` or, if there are none, the image's own
-    /// arguments.
-    pub fn main_command<S: Into<Vec<u8>>>(
-        &self,
-        args: impl IntoIterator<Item = S>,
-    ) -> Result<Command> {
-        let Running { image, options, .. } = &*self.0;
-        let bytes = |words: &[String]| words.iter().map(|word| word.clone().into_bytes()).collect();
-        let args: Vec<Vec<u8>> = args.into_iter().map(Into::into).collect();
-        let (mut argv, defaults): (Vec<Vec<u8>>, Vec<Vec<u8>>) = match &options.entrypoint {
-            // The image's arguments are for its own entry point.
-            Some(entrypoint) => (bytes(entrypoint), Vec::new()),
-            None => (bytes(&image.entrypoint), bytes(&image.cmd)),
+    /// The main command's streams, from now on. Several may be attached at once.
+    pub async fn attach(&self) -> Result<Attached> {
+        let stream = self.open(Channel::Main { id: self.id().to_owned() }).await?;
+        let options = &self.0.config.options;
+        let connected = async {
+            let agent = AgentClient::connect(stream, 0).await?;
+            let exec = Exec {
+                stdin: options.interactive,
+                terminal: options.tty.then_some(TerminalSize { rows: 24, columns: 80 }),
+                ..Exec::default()
+            };
+            agent.exec(exec).await
         };
-        argv.extend(if args.is_empty() { defaults } else { args });
-        if argv.is_empty() {
-            return Err(Error::NoCommand { image: options.image.clone() });
+        match connected.await {
+            Ok(handle) => Ok(Attached::new(self.clone(), handle)),
+            Err(e) => Err(self.explain(e).await),
         }
-        Ok(self.exec(argv))
     }
 
-    /// Ends the box at once and throws its disk away; returns when its process is gone.
-    pub async fn stop(&self) -> Result<()> {
-        self.0.machine.stop().await;
-        Ok(())
+    /// What the main command wrote.
+    pub async fn logs(&self, query: LogQuery) -> Result<Logs> {
+        let stream = self.open(Channel::Logs { id: self.id().to_owned(), query }).await?;
+        Ok(Logs::new(stream))
     }
 
-    pub(super) fn agent(&self) -> &AgentClient {
-        &self.0.agent
+    async fn open(&self, channel: Channel) -> Result<Box<dyn super::call::Duplex>> {
+        self.0.host.open(channel).await
     }
 
-    pub(super) fn image(&self) -> &ImageConfig {
-        &self.0.image
+    /// The connection to the guest's agent, made if there is none.
+    pub(super) async fn agent(&self) -> Result<AgentClient> {
+        let mut cached = self.0.agent.lock().await;
+        if let Some(agent) = cached.as_ref().filter(|agent| !agent.is_lost()) {
+            return Ok(agent.clone());
+        }
+        let stream = self.open(Channel::Agent { id: self.id().to_owned() }).await?;
+        match AgentClient::connect(stream, 0).await {
+            Ok(agent) => Ok(cached.insert(agent).clone()),
+            Err(e) => Err(self.explain(e).await),
+        }
     }
 
-    pub(super) fn options(&self) -> &BoxOptions {
-        &self.0.options
+    /// Writes down that something happened in the box.
+    pub(super) async fn note(&self, kind: EventKind) {
+        // Said by who writes it, if it cannot be.
+        let _ = self.call(BoxCall::Note(kind)).await;
     }
 
-    /// An error of the agent connection, or what ended the machine if that is why.
-    pub(super) async fn explain(&self, error: crate::client::Error) -> Error {
-        match error {
-            crate::client::Error::Lost(_) => {
-                self.0.machine.end_reason().await.unwrap_or(Error::Guest(error))
+    /// An error of an agent connection, or what ended the box if that is why.
+    pub(super) async fn explain(&self, error: client::Error) -> Error {
+        if !matches!(error, client::Error::Lost(_)) {
+            return Error::Guest(error);
+        }
+        // Its process is about to say how it ended.
+        let ended = tokio::time::timeout(Duration::from_secs(2), self.wait()).await;
+        match ended {
+            Ok(Ok(BoxInfo { state: BoxState::Failed(reason), name, .. })) => {
+                Error::Failed { name: Some(name), reason }
             }
-            other => Error::Guest(other),
+            Ok(Ok(info)) => Error::Ended { name: info.name, how: info.state.to_string() },
+            Ok(Err(Error::NoSuchBox { .. })) => {
+                Error::Ended { name: self.name().to_owned(), how: "and was removed".into() }
+            }
+            _ => Error::Guest(error),
         }
     }
-}
-
-/// The box's own disk: a qcow2 overlay that has no name, so that nothing is left of it, whatever
-/// ends the box.
-fn overlay(folder: &BoxDir, options: &BoxOptions, base: &BaseDisk) -> Result<std::fs::File> {
-    let failed = || Error::home("the box's disk cannot be made", folder.path());
-    let file = tempfile::tempfile_in(folder.path()).map_err(failed())?;
-    let asked = options.disk_size_gb.map_or(0, |gb| gb << 30);
-    let overlay = file.try_clone().map_err(failed())?;
-    create_overlay(overlay, asked.max(base.len()))
-        .map_err(|e| failed()(std::io::Error::other(e)))?;
-    Ok(file)
-}
-
-/// 128 random bits.
-fn new_id() -> Result<String> {
-    let mut bytes = [0; 16];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
-        .map_err(|e| Error::Internal(format!("no random numbers: {e}")))?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }

@@ -1,39 +1,48 @@
-//! The home folder: `boxes/`, `images/`. A box's folder belongs to whoever holds the lock in it: a
-//! lock that nobody holds means the box is gone, and what is left of it is cleared away.
+//! The home folder.
+//!
+//! ```text
+//! boxlite.db              which boxes there are, and their names
+//! events.jsonl            what happened to them
+//! boxes/.lock             held by whoever makes, renames or removes boxes
+//! boxes/.new-<id>/        a box that is being made    ─┐ cleared away when nobody
+//! boxes/.gone-<id>/       a box that is being removed ─┘ holds boxes/.lock any more
+//! boxes/<id>/lock         held by the box's process: while it is, the box lives
+//! boxes/<id>/config.json  what the box is
+//! boxes/<id>/base.img     its image's disk, a hard link
+//! boxes/<id>/disk.qcow2   what it has written over that
+//! boxes/<id>/status.json  what its process does, or how that ended
+//! boxes/<id>/{machine,vsock}.sock, main.log*, machine.log, console.log
+//! images/                 see boxlite-rootfs-builder
+//! ```
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::{Error, Result};
 
+pub(super) const CONFIG: &str = "config.json";
+pub(super) const BASE: &str = "base.img";
+pub(super) const DISK: &str = "disk.qcow2";
+pub(super) const CONSOLE_LOG: &str = "console.log";
+pub(super) const MACHINE_LOG: &str = "machine.log";
+pub(super) const CONTROL_SOCKET: &str = "machine.sock";
+pub(super) const VSOCK_SOCKET: &str = "vsock.sock";
 const LOCK: &str = "lock";
-const RECORD: &str = "config.json";
+const NEW: &str = ".new-";
+const GONE: &str = ".gone-";
 
 /// The folder of boxes and images.
 #[derive(Clone, Debug)]
 pub struct Home {
     path: PathBuf,
-}
-
-/// What is written down of a box.
-#[derive(Debug, Serialize, Deserialize)]
-struct Record {
-    name: String,
-    image: String,
-}
-
-/// The folder of a box. Dropping it clears it away; the box's process holds the lock as well and
-/// does the same if this process is killed.
-#[derive(Debug)]
-pub(crate) struct BoxDir {
-    path: PathBuf,
-    lock: File,
-    keep: bool,
 }
 
 impl Home {
@@ -46,7 +55,6 @@ impl Home {
         let path = std::path::absolute(&path).map_err(Error::home("cannot be used", &path))?;
         let home = Self { path };
         create_private(&home.boxes())?;
-        home.clear_away_dead()?;
         Ok(home)
     }
 
@@ -63,8 +71,7 @@ impl Home {
         &self.path
     }
 
-    /// The folder of the boxes.
-    pub(crate) fn boxes(&self) -> PathBuf {
+    fn boxes(&self) -> PathBuf {
         self.path.join("boxes")
     }
 
@@ -73,55 +80,26 @@ impl Home {
         self.path.join("images")
     }
 
-    /// Makes the folder of a new box. A name that a running box has is refused.
-    pub(crate) fn create_box(
-        &self,
-        id: &str,
-        name: &str,
-        image: &str,
-        keep: bool,
-    ) -> Result<BoxDir> {
-        let _guard = self.lock_boxes()?;
-        for dir in self.box_dirs()? {
-            let record = fs::read(dir.join(RECORD)).ok();
-            let record = record.and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
-            if record.is_some_and(|record| record.name == name) && !is_dead(&dir) {
-                return Err(Error::NameInUse(name.to_owned()));
-            }
-        }
-        let path = self.boxes().join(id);
-        create_private(&path)?;
-        let record = Record { name: name.to_owned(), image: image.to_owned() };
-        let write = || -> io::Result<File> {
-            let lock = File::create(path.join(LOCK))?;
-            flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
-            fs::write(path.join(RECORD), serde_json::to_vec_pretty(&record)?)?;
-            Ok(lock)
-        };
-        match write() {
-            Ok(lock) => Ok(BoxDir { path, lock, keep }),
-            Err(e) => {
-                let _ = fs::remove_dir_all(&path);
-                Err(Error::home("cannot be written", path)(e))
-            }
-        }
+    /// The database.
+    pub(super) fn database(&self) -> PathBuf {
+        self.path.join("boxlite.db")
     }
 
-    /// Removes the folders of boxes whose processes are gone.
-    fn clear_away_dead(&self) -> Result<()> {
-        let _guard = self.lock_boxes()?;
-        for dir in self.box_dirs()? {
-            // A console log that was asked for is what its box was run for.
-            let kept = dir.join(CONSOLE_LOG).exists();
-            if is_dead(&dir) && !kept {
-                let _ = fs::remove_dir_all(&dir);
-            }
-        }
-        Ok(())
+    /// The log of events.
+    pub(super) fn events(&self) -> PathBuf {
+        self.path.join("events.jsonl")
     }
 
-    /// Keeps others from making or clearing away boxes until it is dropped.
-    fn lock_boxes(&self) -> Result<File> {
+    /// The log of events, to append to.
+    pub(super) fn open_events(&self) -> Result<File> {
+        let path = self.events();
+        let mut options = OpenOptions::new();
+        options.append(true).create(true).mode(0o600);
+        options.open(&path).map_err(Error::home("cannot be written", path))
+    }
+
+    /// Keeps others from making, renaming and removing boxes until it is dropped. Blocks.
+    pub(super) fn lock_boxes(&self) -> Result<File> {
         let path = self.boxes().join(".lock");
         let lock = File::create(&path).map_err(Error::home("cannot be written", &path))?;
         rustix::io::retry_on_intr(|| flock(&lock, FlockOperation::LockExclusive))
@@ -129,26 +107,184 @@ impl Home {
         Ok(lock)
     }
 
-    fn box_dirs(&self) -> Result<Vec<PathBuf>> {
+    /// The folder of a box, which need not exist.
+    pub(super) fn folder(&self, id: &str) -> BoxFolder {
+        BoxFolder { path: self.boxes().join(id) }
+    }
+
+    /// The folder of a box that is being made. Only with the boxes' lock.
+    pub(super) fn new_folder(&self, id: &str) -> Result<BoxFolder> {
+        let path = self.boxes().join(format!("{NEW}{id}"));
+        create_private(&path)?;
+        Ok(BoxFolder { path })
+    }
+
+    /// Gives a folder that is complete its place. Only with the boxes' lock.
+    pub(super) fn settle(&self, new: BoxFolder, id: &str) -> Result<BoxFolder> {
+        let folder = self.folder(id);
+        sync(&new.path).map_err(Error::home("cannot be written", &new.path))?;
+        fs::rename(&new.path, &folder.path).map_err(Error::home("cannot be made", &folder.path))?;
+        sync(&self.boxes()).map_err(Error::home("cannot be written", self.boxes()))?;
+        Ok(folder)
+    }
+
+    /// Takes a box's folder out of its place, for [`sweep`](Self::sweep). Only with the boxes' lock.
+    pub(super) fn retire(&self, id: &str) -> Result<()> {
+        let (from, to) = (self.folder(id).path, self.boxes().join(format!("{GONE}{id}")));
+        match fs::rename(&from, to) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(Error::home("cannot be removed", from)(e))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Clears away what is left of boxes that were being made or removed. Only with the boxes'
+    /// lock. What cannot be removed now is tried again next time.
+    pub(super) fn sweep(&self) -> Result<()> {
+        for name in self.entries()? {
+            if name.starts_with(NEW) || name.starts_with(GONE) {
+                let path = self.boxes().join(&name);
+                if let Err(e) = fs::remove_dir_all(&path) {
+                    tracing::warn!("{} cannot be removed: {e}", path.display());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The IDs of the boxes that have a folder.
+    pub(super) fn ids(&self) -> Result<Vec<String>> {
+        let names = self.entries()?.into_iter();
+        Ok(names.filter(|name| !name.starts_with('.')).collect())
+    }
+
+    fn entries(&self) -> Result<Vec<String>> {
         let boxes = self.boxes();
         let entries = fs::read_dir(&boxes).map_err(Error::home("cannot be read", &boxes))?;
         Ok(entries
             .filter_map(|entry| entry.ok())
             .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-            .map(|entry| entry.path())
+            .filter_map(|entry| entry.file_name().into_string().ok())
             .collect())
     }
 }
 
-/// The name of the console log in a box's folder.
-pub(crate) const CONSOLE_LOG: &str = "console.log";
+/// The folder of a box.
+#[derive(Clone, Debug)]
+pub(super) struct BoxFolder {
+    path: PathBuf,
+}
 
-/// Whether nobody holds the lock of a box.
-fn is_dead(dir: &Path) -> bool {
-    match File::open(dir.join(LOCK)) {
-        Ok(lock) => flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok(),
-        Err(e) => e.kind() == io::ErrorKind::NotFound,
+impl BoxFolder {
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
+
+    /// A file in it.
+    pub(super) fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Whether the box has a process: it holds the lock.
+    pub(super) fn is_live(&self) -> bool {
+        // Shared, so that two who look do not take each other for the box.
+        match File::open(self.file(LOCK)) {
+            Ok(lock) => flock(&lock, FlockOperation::NonBlockingLockShared).is_err(),
+            Err(_) => false,
+        }
+    }
+
+    /// Takes the lock; none if the box lives.
+    pub(super) fn lock(&self) -> Result<Option<File>> {
+        let path = self.file(LOCK);
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let lock = options.open(&path).map_err(Error::home("cannot be opened", &path))?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(lock)),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(e) => Err(Error::home("cannot be locked", path)(e.into())),
+        }
+    }
+
+    /// Reads a file of JSON.
+    pub(super) fn read_json<T: DeserializeOwned>(&self, name: &str) -> Result<T> {
+        let path = self.file(name);
+        let read = || -> io::Result<T> { Ok(serde_json::from_slice(&fs::read(&path)?)?) };
+        read().map_err(Error::home("cannot be read", &path))
+    }
+
+    /// Writes a file of JSON, as a whole or not at all.
+    pub(super) fn write_json(&self, name: &str, value: &impl Serialize) -> Result<()> {
+        let write = || -> io::Result<()> {
+            let mut file = tempfile::NamedTempFile::new_in(&self.path)?;
+            serde_json::to_writer_pretty(&mut file, value)?;
+            file.as_file().sync_all()?;
+            file.persist(self.file(name))?;
+            Ok(())
+        };
+        write().map_err(Error::home("cannot be written", self.file(name)))
+    }
+
+    /// Makes a file anew.
+    pub(super) fn create(&self, name: &str) -> Result<File> {
+        let path = self.file(name);
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(true).mode(0o600);
+        options.open(&path).map_err(Error::home("cannot be written", path))
+    }
+
+    /// Opens a file for reading, and for writing if `write`.
+    pub(super) fn open(&self, name: &str, write: bool) -> Result<File> {
+        let path = self.file(name);
+        let mut options = OpenOptions::new();
+        options.read(true).write(write);
+        options.open(&path).map_err(Error::home("cannot be opened", path))
+    }
+
+    /// Removes a file that may not be there.
+    pub(super) fn remove(&self, name: &str) -> Result<()> {
+        let path = self.file(name);
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(Error::home("cannot be removed", path)(e))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Listens on a socket in it. Only for who has the lock.
+    pub(super) fn listen(&self, name: &str) -> Result<UnixListener> {
+        self.remove(name)?;
+        self.at_socket(name, |path| UnixListener::bind(path))
+    }
+
+    /// Connects to a socket in it; an error of kind `NotFound` or `ConnectionRefused` if nobody
+    /// listens.
+    pub(super) fn connect(&self, name: &str) -> Result<UnixStream> {
+        self.at_socket(name, |path| UnixStream::connect(path))
+    }
+
+    /// A socket's name may have only 107 bytes, a home's more: it is reached through the folder.
+    fn at_socket<T>(&self, name: &str, f: impl FnOnce(&Path) -> io::Result<T>) -> Result<T> {
+        let reach = || {
+            let dir = File::open(&self.path)?;
+            f(&socket_path(&dir, &self.path, name))
+        };
+        reach().map_err(Error::home("cannot be reached", self.file(name)))
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn socket_path(dir: &File, _: &Path, name: &str) -> PathBuf {
+    format!("/proc/self/fd/{}/{name}", dir.as_fd().as_raw_fd()).into()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn socket_path(_: &File, dir: &Path, name: &str) -> PathBuf {
+    dir.join(name)
 }
 
 fn create_private(path: &Path) -> Result<()> {
@@ -159,29 +295,9 @@ fn create_private(path: &Path) -> Result<()> {
         .map_err(Error::home("cannot be made", path))
 }
 
-impl BoxDir {
-    /// Where it is.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// The held lock, to be shared with the box's process.
-    pub(crate) fn lock(&self) -> &File {
-        &self.lock
-    }
-
-    /// Whether it outlives the box, for what is in it.
-    pub(crate) fn is_kept(&self) -> bool {
-        self.keep
-    }
-}
-
-impl Drop for BoxDir {
-    fn drop(&mut self) {
-        if !self.keep {
-            let _ = fs::remove_dir_all(&self.path);
-        }
-    }
+/// Makes a folder's entries durable.
+fn sync(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
 }
 
 #[cfg(test)]
@@ -189,30 +305,45 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_free_again_when_their_box_is_gone() {
+    fn what_was_being_made_or_removed_is_swept_away_and_boxes_are_not() {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(Some(dir.path().join("new/home"))).unwrap();
-        let first = home.create_box("1", "web", "x", false).unwrap();
-        assert!(matches!(home.create_box("2", "web", "x", false), Err(Error::NameInUse(_))));
-        let other = home.create_box("2", "db", "x", false).unwrap();
-        drop(first);
-        home.create_box("3", "web", "x", false).unwrap();
-        drop(other);
+        let _guard = home.lock_boxes().unwrap();
+        let new = home.new_folder("a").unwrap();
+        home.settle(new, "a").unwrap();
+        home.new_folder("b").unwrap();
+        let new = home.new_folder("c").unwrap();
+        home.settle(new, "c").unwrap();
+        home.retire("c").unwrap();
+        home.retire("never there").unwrap();
+        assert_eq!(home.ids().unwrap(), ["a"]);
+        home.sweep().unwrap();
+        assert_eq!(home.entries().unwrap(), ["a"]);
     }
 
     #[test]
-    fn what_a_killed_process_left_is_cleared_away_and_what_runs_is_not() {
+    fn a_box_lives_while_its_lock_is_held_and_looking_does_no_harm() {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(Some(dir.path().to_owned())).unwrap();
-        let running = home.create_box("running", "a", "x", false).unwrap();
-        let killed = home.create_box("killed", "b", "x", true).unwrap();
-        let logged = home.create_box("logged", "c", "x", true).unwrap();
-        fs::write(logged.path().join(CONSOLE_LOG), "words").unwrap();
-        fs::create_dir(home.boxes().join("half-made")).unwrap();
-        // Their locks go with them.
-        let [killed, logged] = [killed, logged].map(|folder| folder.path().to_owned());
-        Home::open(Some(dir.path().to_owned())).unwrap();
-        assert!(running.path().exists() && logged.exists());
-        assert!(!killed.exists() && !home.boxes().join("half-made").exists());
+        let folder = home.new_folder("a").unwrap();
+        assert!(!folder.is_live());
+        let lock = folder.lock().unwrap().unwrap();
+        assert!(folder.is_live() && folder.is_live() && folder.lock().unwrap().is_none());
+        drop(lock);
+        assert!(!folder.is_live());
+    }
+
+    #[test]
+    fn a_folder_with_a_long_name_has_sockets() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(Some(dir.path().join("x".repeat(150)))).unwrap();
+        let folder = home.new_folder("a").unwrap();
+        assert!(folder.connect("s").is_err());
+        let listener = folder.listen("s").unwrap();
+        folder.connect("s").unwrap();
+        drop(listener);
+        assert!(folder.connect("s").is_err());
+        let _listener = folder.listen("s").unwrap();
+        folder.connect("s").unwrap();
     }
 }

@@ -4,42 +4,66 @@
 //! # async fn example() -> Result<(), boxlite_vmm::runtime::Error> {
 //! use boxlite_vmm::runtime::{BoxOptions, Runtime, RuntimeOptions};
 //!
-//! let runtime = Runtime::open(RuntimeOptions::default())?;
-//! let sandbox = runtime.create(BoxOptions::new("oci:alpine")).await?;
+//! let runtime = Runtime::open(RuntimeOptions::default()).await?;
+//! let sandbox = runtime.create(BoxOptions::new("alpine").name("dev")).await?;
+//! sandbox.start().await?;
 //! let output = sandbox.exec(["uname", "-a"]).output().await?;
 //! println!("{}", String::from_utf8_lossy(&output.stdout));
-//! sandbox.stop().await?;
+//! sandbox.stop(std::time::Duration::from_secs(10)).await?;
+//! // Later, in this process or another one: everything is where it was.
+//! runtime.get("dev").await?.start().await?;
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! Everything is async on tokio and cancel safe: dropping a future or a handle ends what it began.
-//! A box lives in a `boxlite-vmm machine` process of its own, which ends with its creator, however
-//! that ends.
+//! Everything is async on tokio, and its futures are `Send` and cancel safe unless they say otherwise. A box lives in a
+//! `boxlite-vmm machine` process of its own. That process ends with the [`Runtime`] that started the box, however
+//! that ends, unless the box is detached.
 
+mod call;
+mod config;
 mod disk_builder;
 mod error;
+mod events;
 mod exec;
 mod handle;
 mod home;
-mod machine_process;
+mod json_lines;
+mod local;
+mod logs;
 mod options;
+pub mod signals;
+mod state;
+mod store;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use boxlite_kernel::GuestFiles;
-use boxlite_rootfs_builder::{BaseDisk, Image, ImageReference, ImageStore, Progress, Silent};
+use boxlite_rootfs_builder::{Image, ImageReference, ImageStore, Progress, Silent};
 
 pub use crate::client::{ExecOutput, ExecStdin};
+pub use crate::events::{Event, EventKind};
+pub use crate::machine::{
+    BootStage, DiskMetrics, ExitCounts, Health, HealthStatus, MachineMetrics, RestartPolicy,
+};
 pub use boxlite_proto::message::{ExitStatus, TerminalSize};
-pub use error::{Error, Result};
-pub use exec::{Command, Execution, Output};
+pub use config::BoxConfig;
+pub use error::{Error, ErrorKind, RemoteError, Result};
+pub use events::{EventQuery, Events};
+pub use exec::{Attached, Command, Execution, Output};
 pub use handle::BoxHandle;
 pub use home::Home;
-pub use options::{BoxOptions, Problem};
+pub use logs::{LogQuery, LogRecord, LogStream, Logs};
+pub use options::{
+    BoxOptions, Forward, HealthCheck, Network, NetworkPolicy, Problem, Protocol, PullPolicy,
+    SecurityOptions, Volume,
+};
+pub use state::{BoxInfo, BoxState, FailureReason};
 
+use call::{Call, Host, Reply};
 use disk_builder::MicroVmBuilder;
+use local::Local;
 
 /// How a [`Runtime`] finds its things. `default()` takes them from the environment.
 #[derive(Clone, Debug, Default)]
@@ -66,32 +90,36 @@ impl RuntimeOptions {
     }
 }
 
-/// Makes boxes. Cheap to clone; several processes may use one home at a time.
+/// Makes boxes and finds them again. Cheap to clone; several processes may use one home at a time.
+///
+/// Boxes that are not detached end when the last clone of the runtime that started them is dropped.
 #[derive(Clone, Debug)]
-pub struct Runtime(Arc<Shared>);
-
-#[derive(Debug)]
-struct Shared {
-    home: Home,
-    images: ImageStore,
-    guest: GuestFiles,
-    launcher: PathBuf,
+pub struct Runtime {
+    host: Host,
+    local: Arc<Local>,
 }
 
 impl Runtime {
     /// Opens the home, which is made if it does not exist, and clears away what killed processes
     /// left in it.
-    pub fn open(options: RuntimeOptions) -> Result<Self> {
-        let home = Home::open(options.home)?;
-        let images = ImageStore::open(home.images())?;
-        let guest = GuestFiles::locate()?;
-        let launcher = machine_process::find_launcher(options.launcher)?;
-        Ok(Self(Arc::new(Shared { home, images, guest, launcher })))
+    pub async fn open(options: RuntimeOptions) -> Result<Self> {
+        let local = blocking(move || {
+            let home = Home::open(options.home)?;
+            let guest = GuestFiles::locate()?;
+            let launcher = local::find_launcher(options.launcher)?;
+            Ok(Arc::new(Local::open(home, guest, launcher)?))
+        })
+        .await?;
+        Ok(Self { host: Host::Here(local.clone()), local })
+    }
+
+    async fn call(&self, call: Call) -> Result<Reply> {
+        self.host.call(call, Arc::new(Silent)).await
     }
 
     /// The images of this home.
     pub fn images(&self) -> &ImageStore {
-        &self.0.images
+        &self.local.images
     }
 
     /// Copies an image into the home under a name of its own, and makes its disk.
@@ -101,44 +129,110 @@ impl Runtime {
         name: String,
         progress: impl Progress + 'static,
     ) -> Result<Image> {
-        let shared = self.0.clone();
+        let local = self.local.clone();
         blocking(move || {
-            let builder = MicroVmBuilder::new(&shared.guest, &shared.launcher);
-            Ok(shared.images.import(&source, &name, &builder, &progress)?)
+            let builder = MicroVmBuilder::new(&local.guest, &local.launcher);
+            Ok(local.images.import(&source, &name, &builder, &progress)?)
         })
         .await
     }
 
-    /// Makes a box and boots it. Returns once it serves commands.
+    /// Makes a box. It does not run yet.
     pub async fn create(&self, options: BoxOptions) -> Result<BoxHandle> {
         self.create_with_progress(options, Silent).await
     }
 
-    /// As [`create`](Self::create), and tells how the image's disk gets on if it must be made first.
+    /// As [`create`](Self::create), and tells how the image gets on if it must be fetched or its disk
+    /// be made first.
     pub async fn create_with_progress(
         &self,
         options: BoxOptions,
         progress: impl Progress + 'static,
     ) -> Result<BoxHandle> {
-        options.validate()?;
-        let (image, disk) = self.base_disk(&options, progress).await?;
-        BoxHandle::start(&self.0, options, image, disk).await
+        let call = Call::Create(Box::new(options));
+        let config = self.host.call(call, Arc::new(progress)).await?.config()?;
+        Ok(BoxHandle::new(self.host.clone(), config))
     }
 
-    async fn base_disk(
-        &self,
-        options: &BoxOptions,
-        progress: impl Progress + 'static,
-    ) -> Result<(Image, BaseDisk)> {
-        let (shared, reference) = (self.0.clone(), options.image.parse()?);
-        blocking(move || {
-            let image = shared.images.resolve(&reference, &progress)?;
-            let builder = MicroVmBuilder::new(&shared.guest, &shared.launcher);
-            let disk = shared.images.disk(&image, &builder, &progress)?;
-            Ok((image, disk))
-        })
-        .await
+    /// The box that is called so, has this ID, or whose ID alone begins so.
+    pub async fn get(&self, query: &str) -> Result<BoxHandle> {
+        let config = self.call(Call::Find(query.to_owned())).await?.config()?;
+        Ok(BoxHandle::new(self.host.clone(), config))
     }
+
+    /// The box of the name in `options`, made if there is none. Of one that exists, `options` change nothing.
+    pub async fn get_or_create(&self, options: BoxOptions) -> Result<BoxHandle> {
+        let Some(name) = options.name.clone() else { return self.create(options).await };
+        loop {
+            match self.get(&name).await {
+                Ok(sandbox) if sandbox.name() == name => return Ok(sandbox),
+                Ok(_) | Err(Error::NoSuchBox { .. }) => {}
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+            }
+            match self.create(options.clone()).await {
+                // Another process was faster.
+                Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// All boxes, in the order in which they were made.
+    pub async fn list(&self) -> Result<Vec<BoxInfo>> {
+        self.call(Call::List).await?.infos()
+    }
+
+    /// Removes a box with its disk; one that lives only by `force`.
+    pub async fn remove(&self, query: &str, force: bool) -> Result<()> {
+        self.get(query).await?.remove(force).await
+    }
+
+    /// Removes all boxes that do not live, and what killed processes left. Returns what was known
+    /// of them.
+    pub async fn prune(&self) -> Result<Vec<BoxInfo>> {
+        self.call(Call::Prune).await?.infos()
+    }
+
+    /// What happens to boxes, whoever makes it happen.
+    pub async fn events(&self, query: EventQuery) -> Result<Events> {
+        Ok(Events::new(self.host.open(call::Channel::Events { query }).await?))
+    }
+
+    /// How many boxes there are, by their states.
+    pub async fn metrics(&self) -> Result<RuntimeMetrics> {
+        let mut metrics = RuntimeMetrics::default();
+        for info in self.list().await? {
+            metrics.created += 1;
+            match info.state {
+                BoxState::Failed(_) => metrics.failed += 1,
+                BoxState::Stopped => metrics.stopped += 1,
+                state if state.is_live() => metrics.running += 1,
+                _ => {}
+            }
+        }
+        Ok(metrics)
+    }
+
+    /// Stops the boxes that this runtime started and that are not detached, each with so much time to
+    /// end by itself.
+    pub async fn shutdown(&self, grace: std::time::Duration) -> Result<()> {
+        self.local.stop_dependents(grace).await
+    }
+}
+
+/// How many boxes a home has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RuntimeMetrics {
+    /// All.
+    pub created: usize,
+    /// Those that live: starting, running, paused or stopping.
+    pub running: usize,
+    /// Those that ended in good order.
+    pub stopped: usize,
+    /// Those that failed.
+    pub failed: usize,
 }
 
 /// Runs what blocks off the async threads.

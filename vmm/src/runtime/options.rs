@@ -1,16 +1,20 @@
 //! What a box is to be.
 
-use std::fmt;
+mod check;
+mod parts;
+
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{Error, Result};
-use crate::machine::{MEMORY_MIB, VCPUS};
+use serde::{Deserialize, Serialize};
 
-/// Sizes of a box's disk in GiB.
-const DISK_GB: std::ops::RangeInclusive<u64> = 1..=1024;
+pub use check::Problem;
+pub(super) use check::{bad_name, is_name};
+pub use parts::{
+    Forward, HealthCheck, Network, NetworkPolicy, Protocol, PullPolicy, SecurityOptions, Volume,
+};
 
-/// The longest host name of Linux.
-const NAME_MAX: usize = 63;
+use crate::machine::RestartPolicy;
 
 /// A box to be made.
 ///
@@ -20,11 +24,15 @@ const NAME_MAX: usize = 63;
 /// let options = BoxOptions::new("oci:alpine").cpus(2).memory_mib(512).env("LANG", "C.UTF-8");
 /// assert_eq!(options.memory_mib, 512);
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct BoxOptions {
-    /// The image: `oci:DIR[:tag]`, `docker-archive:FILE`, `rootfs:DIR` or an imported name.
+    /// The image: `oci:DIR[:tag]`, `docker-archive:FILE`, `rootfs:DIR`, an imported name, or one of a
+    /// registry.
     pub image: String,
+    /// Whether the image is asked for at its registry.
+    pub pull: PullPolicy,
     /// The box's name, which is its host name too; default: made up.
     pub name: Option<String>,
     /// Number of vCPUs, 1 to 64; default 1.
@@ -41,17 +49,48 @@ pub struct BoxOptions {
     pub user: Option<String>,
     /// In place of the image's entry point; empty: none.
     pub entrypoint: Option<Vec<String>>,
+    /// In place of the image's arguments to its entry point.
+    pub cmd: Option<Vec<String>>,
+    /// Whether the box has a main command (entry point and arguments, its own or the image's) and
+    /// ends with it, as a container does. Otherwise it runs until it is stopped. Default: no;
+    /// [`cmd`](Self::cmd) and [`entrypoint`](Self::entrypoint) set it.
+    pub main_command: bool,
+    /// Whether the main command has a standard input that attached ones can write to.
+    pub interactive: bool,
+    /// Whether the main command has a terminal.
+    pub tty: bool,
+    /// The signal (`SIGTERM`, `TERM` or a number) that asks the main command to end; default: the
+    /// image's, else SIGTERM.
+    pub stop_signal: Option<String>,
+    /// Folders of the host in the box.
+    pub volumes: Vec<Volume>,
+    /// Ports of the host that lead into the box.
+    pub ports: Vec<Forward>,
+    /// What the box reaches.
+    pub network: NetworkPolicy,
+    /// Whether the box is removed when it ends.
+    pub auto_remove: bool,
+    /// Whether the box goes on when the process that started it ends.
+    pub detach: bool,
+    /// Whatever you like to attach; `list` can filter by it.
+    pub labels: BTreeMap<String, String>,
+    /// What is done when the main command ends, or the machine fails.
+    pub restart: RestartPolicy,
+    /// How the box is asked whether it is well.
+    pub health: Option<HealthCheck>,
+    /// What the box's process may do.
+    pub security: SecurityOptions,
     /// How long the box may take to boot; default 2 minutes, for hosts that emulate.
     pub ready_timeout: Duration,
     /// Whether the guest's console goes to `boxes/<id>/console.log`; slows the boot down.
     pub console: bool,
 }
 
-impl BoxOptions {
-    /// A box of this image, and the defaults for the rest.
-    pub fn new(image: impl Into<String>) -> Self {
+impl Default for BoxOptions {
+    fn default() -> Self {
         Self {
-            image: image.into(),
+            image: String::new(),
+            pull: PullPolicy::default(),
             name: None,
             cpus: 1,
             memory_mib: 2048,
@@ -60,9 +99,36 @@ impl BoxOptions {
             working_dir: None,
             user: None,
             entrypoint: None,
+            cmd: None,
+            main_command: false,
+            interactive: false,
+            tty: false,
+            stop_signal: None,
+            volumes: Vec::new(),
+            ports: Vec::new(),
+            network: NetworkPolicy::default(),
+            auto_remove: false,
+            detach: false,
+            labels: BTreeMap::new(),
+            restart: RestartPolicy::No,
+            health: None,
+            security: SecurityOptions::default(),
             ready_timeout: Duration::from_secs(120),
             console: false,
         }
+    }
+}
+
+impl BoxOptions {
+    /// A box of this image, and the defaults for the rest.
+    pub fn new(image: impl Into<String>) -> Self {
+        Self { image: image.into(), ..Self::default() }
+    }
+
+    /// Says when the image is asked for at its registry.
+    pub fn pull(mut self, policy: PullPolicy) -> Self {
+        self.pull = policy;
+        self
     }
 
     /// Names the box.
@@ -107,9 +173,83 @@ impl BoxOptions {
         self
     }
 
-    /// Replaces the image's entry point.
-    pub fn entrypoint(mut self, entrypoint: Vec<String>) -> Self {
-        self.entrypoint = Some(entrypoint);
+    /// Gives the box a main command with this entry point in place of the image's.
+    pub fn entrypoint<S: Into<String>>(mut self, argv: impl IntoIterator<Item = S>) -> Self {
+        self.entrypoint = Some(argv.into_iter().map(Into::into).collect());
+        self.main_command = true;
+        self
+    }
+
+    /// Gives the box a main command: the entry point with these arguments.
+    pub fn cmd<S: Into<String>>(mut self, argv: impl IntoIterator<Item = S>) -> Self {
+        self.cmd = Some(argv.into_iter().map(Into::into).collect());
+        self.main_command = true;
+        self
+    }
+
+    /// Says whether the box has a main command; the image's own, where none is given.
+    pub fn main_command(mut self, yes: bool) -> Self {
+        self.main_command = yes;
+        self
+    }
+
+    /// Gives the main command a standard input.
+    pub fn interactive(mut self, yes: bool) -> Self {
+        self.interactive = yes;
+        self
+    }
+
+    /// Gives the main command a terminal.
+    pub fn tty(mut self, yes: bool) -> Self {
+        self.tty = yes;
+        self
+    }
+
+    /// Adds a folder of the host.
+    pub fn volume(mut self, volume: Volume) -> Self {
+        self.volumes.push(volume);
+        self
+    }
+
+    /// Adds a port of the host that leads into the box.
+    pub fn port(mut self, forward: Forward) -> Self {
+        self.ports.push(forward);
+        self
+    }
+
+    /// Says what the box reaches.
+    pub fn network(mut self, policy: NetworkPolicy) -> Self {
+        self.network = policy;
+        self
+    }
+
+    /// Removes the box when it ends.
+    pub fn auto_remove(mut self, yes: bool) -> Self {
+        self.auto_remove = yes;
+        self
+    }
+
+    /// Lets the box go on when the process that started it ends.
+    pub fn detach(mut self, yes: bool) -> Self {
+        self.detach = yes;
+        self
+    }
+
+    /// Attaches a label.
+    pub fn label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.labels.insert(key.into(), value.into());
+        self
+    }
+
+    /// Says what is done when the main command ends, or the machine fails.
+    pub fn restart(mut self, policy: RestartPolicy) -> Self {
+        self.restart = policy;
+        self
+    }
+
+    /// Says how the box is asked whether it is well.
+    pub fn health(mut self, check: HealthCheck) -> Self {
+        self.health = Some(check);
         self
     }
 
@@ -123,101 +263,5 @@ impl BoxOptions {
     pub fn console(mut self, keep: bool) -> Self {
         self.console = keep;
         self
-    }
-
-    /// Checks everything at once: the error lists every problem.
-    pub fn validate(&self) -> Result<()> {
-        let mut problems = Vec::new();
-        let mut check = |ok: bool, option: &'static str, message: String| {
-            if !ok {
-                problems.push(Problem { option, message });
-            }
-        };
-        check(VCPUS.contains(&self.cpus), "cpus", format!("{}: a box has 1 to 64", self.cpus));
-        check(
-            MEMORY_MIB.contains(&self.memory_mib),
-            "memory",
-            format!("{} MiB: a box has 128 MiB to 64 GiB", self.memory_mib),
-        );
-        if let Some(gb) = self.disk_size_gb {
-            check(
-                DISK_GB.contains(&gb),
-                "disk-size",
-                format!("{gb} GiB: a disk has 1 GiB to 1 TiB"),
-            );
-        }
-        if let Some(name) = &self.name {
-            check(
-                is_name(name),
-                "name",
-                format!(
-                    "{name:?}: a name has 1 to {NAME_MAX} letters, digits, '.', '_' or '-', and \
-                     begins with a letter or digit"
-                ),
-            );
-        }
-        for (name, value) in &self.env {
-            check(
-                !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0'),
-                "env",
-                format!("{name:?}: a variable's name is not empty and holds no '='"),
-            );
-        }
-        if let Some(dir) = &self.working_dir {
-            check(
-                dir.starts_with('/') && !dir.contains('\0'),
-                "workdir",
-                format!("{dir:?}: the working directory is an absolute path"),
-            );
-        }
-        if problems.is_empty() { Ok(()) } else { Err(Error::Options(problems)) }
-    }
-}
-
-fn is_name(name: &str) -> bool {
-    name.len() <= NAME_MAX
-        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
-}
-
-/// One thing that is wrong with [`BoxOptions`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// The option, as the command line calls it.
-    pub option: &'static str,
-    /// What is wrong, and what it may be.
-    pub message: String,
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "--{} {}", self.option, self.message)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_problem_is_told_at_once() {
-        let options = BoxOptions::new("x")
-            .cpus(0)
-            .memory_mib(64)
-            .disk_size_gb(0)
-            .name("-x y")
-            .env("A=B", "c")
-            .working_dir("relative");
-        let Err(Error::Options(problems)) = options.validate() else { panic!("accepted") };
-        let options: Vec<_> = problems.iter().map(|problem| problem.option).collect();
-        assert_eq!(options, ["cpus", "memory", "disk-size", "name", "env", "workdir"]);
-    }
-
-    #[test]
-    fn the_limits_themselves_are_allowed() {
-        for (cpus, mib, gb) in [(1, 128, 1), (64, 65536, 1024)] {
-            let options = BoxOptions::new("x").cpus(cpus).memory_mib(mib).disk_size_gb(gb);
-            options.name("a-b.c_1").working_dir("/").validate().unwrap();
-        }
     }
 }

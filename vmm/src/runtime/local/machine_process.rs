@@ -1,8 +1,8 @@
-//! The process of a box, seen from its launcher: started, told what to build, watched to its end.
+//! The process of a machine, seen from its launcher: started, told what to build, watched to its end.
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -10,23 +10,19 @@ use std::process::{ExitStatus, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use boxlite_proto::AGENT_PORT;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 
-use super::{Error, Result};
+use super::streams::connect_agent;
 use crate::client::AgentClient;
-use crate::machine::BootStage;
-use crate::machine::LaunchSpec;
 use crate::machine::control::{self, FromMachine, ToMachine};
-use crate::machine::status::End;
+use crate::machine::status::Ended;
+use crate::machine::{BootStage, LaunchSpec};
+use crate::runtime::state::{BoxState, FailureReason, end_state};
+use crate::runtime::{Error, Result};
 
 const EXECUTABLE: &str = "boxlite-vmm";
 
-/// The longest answer to `CONNECT`: "OK" and a port.
-const MAX_ANSWER: usize = 32;
-
-/// A machine's process. Dropping it kills the machine.
+/// A machine's process. Dropping it ends the machine, unless it is a detached box.
 #[derive(Debug)]
 pub(crate) struct MachineProcess {
     control: UnixStream,
@@ -36,35 +32,35 @@ pub(crate) struct MachineProcess {
 /// What is known of a machine.
 #[derive(Clone, Debug, Default)]
 struct State {
-    /// The last stage of its boot, and when it was reached.
-    stage: Option<(BootStage, Duration)>,
+    ready: bool,
     /// How it ended.
-    end: Option<Ended>,
+    end: Option<End>,
 }
 
 #[derive(Clone, Debug)]
-enum Ended {
+enum End {
     /// It said how.
-    Said(End),
+    Said(Ended),
     /// It did not.
     Silently(String),
 }
 
-impl Ended {
-    fn into_error(self) -> Error {
+impl End {
+    fn into_error(self, name: Option<&str>) -> Error {
+        let name = name.map(str::to_owned);
         match self {
-            Self::Said(End::Guest | End::Stopped | End::Main | End::Killed | End::Orphaned) => {
-                Error::GuestEnded
+            Self::Said(ended) => match (end_state(&ended), name) {
+                (BoxState::Failed(reason), name) => Error::Failed { name, reason },
+                (_, Some(name)) => Error::Ended { name, how: "it was switched off".into() },
+                (_, None) => Error::Failed {
+                    name: None,
+                    reason: FailureReason::Machine("it was switched off from inside".into()),
+                },
+            },
+            Self::Silently(status) => {
+                tracing::debug!(status, "a machine's process ended without a word");
+                Error::Failed { name, reason: FailureReason::ProcessDied }
             }
-            Self::Said(End::Panic(lines)) => Error::Panic(lines),
-            Self::Said(End::Agent(message)) => Error::Agent(message),
-            Self::Said(End::NotReady { timeout_ms, stage }) => {
-                Error::NotReady { timeout: Duration::from_millis(timeout_ms), stage }
-            }
-            Self::Said(End::Failed(message) | End::DiskFull(message) | End::Unhealthy(message)) => {
-                Error::Machine(message)
-            }
-            Self::Silently(status) => Error::ProcessEnded(status),
         }
     }
 }
@@ -75,7 +71,7 @@ impl MachineProcess {
     pub(crate) fn start(
         launcher: &Path,
         spec: LaunchSpec,
-        files: &[BorrowedFd<'_>],
+        files: &[OwnedFd],
         log: Option<File>,
     ) -> Result<Self> {
         let failed = |source| Error::Spawn { launcher: launcher.to_owned(), source };
@@ -89,7 +85,8 @@ impl MachineProcess {
             .stderr(log.map_or_else(Stdio::inherit, Stdio::from))
             .spawn()
             .map_err(failed)?;
-        control::send(&control, &ToMachine::Launch(Box::new(spec)), files).map_err(failed)?;
+        let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+        control::send(&control, &ToMachine::Launch(Box::new(spec)), &files).map_err(failed)?;
         let (sender, state) = watch::channel(State::default());
         let events = control.try_clone().map_err(failed)?;
         thread::Builder::new()
@@ -99,52 +96,29 @@ impl MachineProcess {
         Ok(Self { control, state })
     }
 
-    /// Waits until the agent serves. The error says how the machine ended or where its boot stood.
-    pub(crate) async fn ready(&self, timeout: Duration) -> Result<()> {
+    /// Waits until the agent serves, or the machine gives up. The error says of the box `name` how.
+    pub(crate) async fn ready(&self, name: Option<&str>) -> Result<()> {
         let mut state = self.state.clone();
-        let reached = |state: &State| {
-            state.end.is_some() || state.stage.is_some_and(|(stage, _)| stage == BootStage::Ready)
-        };
-        let waited = tokio::time::timeout(timeout, state.wait_for(reached)).await;
-        match waited {
-            Ok(_) => match self.state.borrow().end.clone() {
-                Some(end) => Err(end.into_error()),
-                None => Ok(()),
-            },
-            Err(_) => {
-                let stage = self.state.borrow().stage.map(|(stage, _)| stage);
-                Err(Error::NotReady { timeout, stage })
-            }
+        let settled = state.wait_for(|state| state.end.is_some() || state.ready).await;
+        match settled.ok().and_then(|state| state.end.clone()) {
+            Some(end) => Err(end.into_error(name)),
+            None => Ok(()),
         }
-    }
-
-    /// How long after its start the machine was ready.
-    pub(crate) fn boot_time(&self) -> Option<Duration> {
-        self.state.borrow().stage.map(|(_, after)| after)
     }
 
     /// Connects to the guest's agent.
     pub(crate) async fn connect(&self) -> Result<AgentClient> {
-        let (mut ours, theirs) = tokio::net::UnixStream::pair().map_err(self.lost())?;
+        let (ours, theirs) = tokio::net::UnixStream::pair().map_err(self.lost())?;
         control::send(&self.control, &ToMachine::Client, &[theirs.as_fd()]).map_err(self.lost())?;
         drop(theirs);
-        let greeting = format!("CONNECT {AGENT_PORT}\n");
-        ours.write_all(greeting.as_bytes()).await.map_err(self.lost())?;
-        // One byte at a time: what follows the line belongs to the agent's protocol.
-        let mut answer = Vec::new();
-        while answer.last() != Some(&b'\n') && answer.len() < MAX_ANSWER {
-            answer.push(ours.read_u8().await.map_err(self.lost())?);
-        }
-        if !answer.starts_with(b"OK ") {
-            return Err(Error::Machine("the guest's agent does not accept connections".into()));
-        }
-        Ok(AgentClient::connect(ours, 0).await?)
+        let stream = connect_agent(ours).await.map_err(self.lost())?;
+        Ok(AgentClient::connect(stream, 0).await?)
     }
 
     fn lost(&self) -> impl FnOnce(io::Error) -> Error + '_ {
         |e| match self.state.borrow().end.clone() {
-            Some(end) => end.into_error(),
-            None => Error::Machine(format!("the connection to the box's process failed: {e}")),
+            Some(end) => end.into_error(None),
+            None => Error::Internal(format!("the connection to a machine failed: {e}")),
         }
     }
 
@@ -153,30 +127,24 @@ impl MachineProcess {
         let mut state = self.state.clone();
         let ended = state.wait_for(|state| state.end.is_some());
         let ended = tokio::time::timeout(Duration::from_secs(2), ended).await;
-        ended.ok()?.ok()?.end.clone().map(Ended::into_error)
+        Some(ended.ok()?.ok()?.end.clone()?.into_error(None))
     }
 
-    /// Stops the machine without asking the guest and waits for its process to end.
-    pub(crate) async fn stop(&self) {
-        // If it cannot be told it is gone already; how it went does not matter any more.
-        let _ = control::send(&self.control, &ToMachine::Kill, &[]);
-        let _ = self.ended().await;
-    }
-
-    /// Waits for the process to end. Returns whether the guest ended it in good order.
+    /// Waits for the process to end, in good order.
     pub(crate) async fn ended(&self) -> Result<()> {
         let mut state = self.state.clone();
         let ended = state.wait_for(|state| state.end.is_some()).await;
         match ended.ok().and_then(|state| state.end.clone()) {
-            None | Some(Ended::Said(End::Guest | End::Stopped)) => Ok(()),
-            Some(end) => Err(end.into_error()),
+            Some(End::Said(ended)) if end_state(&ended) == BoxState::Stopped => Ok(()),
+            Some(end) => Err(end.into_error(None)),
+            None => Ok(()),
         }
     }
 }
 
 impl Drop for MachineProcess {
     fn drop(&mut self) {
-        // The machine ends with this connection; the thread that follows it reaps the process.
+        // The machine hears of it; the thread that follows it reaps the process.
         let _ = self.control.shutdown(std::net::Shutdown::Both);
     }
 }
@@ -190,19 +158,18 @@ fn follow(
     let mut said = None;
     while let Ok(Some((message, _))) = control::receive(events) {
         match message {
-            FromMachine::Stage { stage, micros } => {
-                let after = Duration::from_micros(micros);
-                state.send_modify(|state| state.stage = Some((stage, after)));
+            FromMachine::Stage { stage: BootStage::Ready, .. } => {
+                state.send_modify(|state| state.ready = true);
             }
-            FromMachine::Ended(ended) => said = Some(ended.end),
+            FromMachine::Ended(ended) => said = Some(ended),
             _ => {}
         }
     }
     let status = wait();
     let end = match (said, status) {
-        (Some(end), _) => Ended::Said(end),
-        (None, Ok(status)) => Ended::Silently(status.to_string()),
-        (None, Err(e)) => Ended::Silently(e.to_string()),
+        (Some(end), _) => End::Said(end),
+        (None, Ok(status)) => End::Silently(status.to_string()),
+        (None, Err(e)) => End::Silently(e.to_string()),
     };
     state.send_modify(|state| state.end = Some(end));
 }

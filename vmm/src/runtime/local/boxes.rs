@@ -1,0 +1,170 @@
+//! Making, renaming and removing boxes.
+
+use std::fs;
+use std::time::Duration;
+
+use boxlite_devices::virtio::block::create_overlay;
+use boxlite_rootfs_builder::Progress;
+
+use super::{Local, default_name, entry};
+use crate::events::EventKind;
+use crate::machine::status::now_ms;
+use crate::runtime::config::BoxConfig;
+use crate::runtime::disk_builder::MicroVmBuilder;
+use crate::runtime::home::{BASE, BoxFolder, CONFIG, DISK};
+use crate::runtime::options::{BoxOptions, bad_name, is_name};
+use crate::runtime::state::BoxInfo;
+use crate::runtime::{Error, Result, blocking};
+
+/// How long a killed box may take to be gone.
+const GONE: Duration = Duration::from_secs(20);
+
+impl Local {
+    /// Makes a box. Blocks, for long if the image's disk must be made first.
+    pub(super) fn create(&self, options: BoxOptions, progress: &dyn Progress) -> Result<BoxConfig> {
+        options.validate()?;
+        let image = self.images.resolve(&options.image.parse()?, progress)?;
+        let builder = MicroVmBuilder::new(&self.guest, &self.launcher);
+        let disk = self.images.disk(&image, &builder, progress)?;
+        let id = new_id()?;
+        let config = BoxConfig {
+            name: options.name.clone().unwrap_or_else(|| default_name(&id)),
+            id,
+            created_ms: now_ms(),
+            options,
+            image_digest: image.digest().to_string(),
+            image: image.config().clone(),
+        };
+        if config.options.main_command {
+            config.main_argv()?;
+        }
+        let _guard = self.home.lock_boxes()?;
+        // A box of this name may have removed itself without a trace in the database.
+        if let Ok(namesake) = self.store.find(&config.name) {
+            if namesake.name == config.name && !self.home.folder(&namesake.id).path().exists() {
+                self.store.remove(&namesake.id)?;
+            }
+        }
+        self.store.add(&entry(&config))?;
+        let made = self.make_folder(&config, disk.path(), disk.len());
+        if made.is_err() {
+            // Whatever is left is swept away later.
+            let _ = self.store.remove(&config.id);
+            let _ = self.home.sweep();
+        }
+        made?;
+        let (name, image) = (config.name.clone(), config.options.image.clone());
+        self.note(&config.id, EventKind::Created { name, image });
+        Ok(config)
+    }
+
+    fn make_folder(&self, config: &BoxConfig, base: &std::path::Path, size: u64) -> Result<()> {
+        let folder = self.home.new_folder(&config.id)?;
+        // The image may be removed while the box stays.
+        let link = folder.file(BASE);
+        fs::hard_link(base, &link).map_err(Error::home("cannot be made", link))?;
+        if !config.options.auto_remove {
+            make_overlay(folder.create(DISK)?, &folder, config, size)?;
+        }
+        folder.write_json(CONFIG, config)?;
+        self.home.settle(folder, &config.id)?;
+        Ok(())
+    }
+
+    /// Gives a box another name.
+    pub(super) fn rename(&self, id: &str, name: &str) -> Result<()> {
+        if !is_name(name) {
+            let problem = crate::runtime::Problem::new("name", bad_name(name));
+            return Err(Error::Options(vec![problem]));
+        }
+        let _guard = self.home.lock_boxes()?;
+        let entry = self.entry(id)?;
+        if entry.name == name {
+            return Ok(());
+        }
+        self.store.rename(&entry.id, name)?;
+        // For the day when the database is lost.
+        let mut config = self.config(&entry)?;
+        config.name = name.to_owned();
+        self.home.folder(&entry.id).write_json(CONFIG, &config)?;
+        self.note(&entry.id, EventKind::Renamed { name: name.to_owned() });
+        Ok(())
+    }
+
+    /// Removes a box; one that lives only by force.
+    pub(super) async fn remove(self: &std::sync::Arc<Self>, id: &str, force: bool) -> Result<()> {
+        let entry = self.entry(id)?;
+        let folder = self.home.folder(&entry.id);
+        if folder.is_live() {
+            if !force {
+                let state = self.info(&entry)?.state;
+                let remedy = "stop it first, or remove it by force (rm --force)".to_owned();
+                return Err(Error::WrongState { name: entry.name, state, remedy });
+            }
+            self.kill(&entry.id).await?;
+        }
+        let local = self.clone();
+        blocking(move || local.remove_dead(&entry.id)).await
+    }
+
+    /// Removes a box that does not live. It must not be started meanwhile: its lock is held.
+    fn remove_dead(&self, id: &str) -> Result<()> {
+        let guard = self.home.lock_boxes()?;
+        let folder = self.home.folder(id);
+        if folder.path().exists() {
+            let _lock = self.lock_dead(&folder)?;
+            self.home.retire(id)?;
+        }
+        self.store.remove(id)?;
+        self.note(id, EventKind::Removed);
+        self.home.sweep()?;
+        drop(guard);
+        Ok(())
+    }
+
+    fn lock_dead(&self, folder: &BoxFolder) -> Result<fs::File> {
+        let deadline = std::time::Instant::now() + GONE;
+        loop {
+            if let Some(lock) = folder.lock()? {
+                return Ok(lock);
+            }
+            if std::time::Instant::now() > deadline {
+                let what = format!("the end of the box in {}", folder.path().display());
+                return Err(Error::Timeout { what, timeout: GONE });
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Removes all boxes that do not live.
+    pub(super) fn prune(&self) -> Result<Vec<BoxInfo>> {
+        self.reconcile()?;
+        let mut removed = Vec::new();
+        for info in self.list()?.into_iter().filter(|info| !info.state.is_live()) {
+            self.remove_dead(&info.id)?;
+            removed.push(info);
+        }
+        Ok(removed)
+    }
+}
+
+/// Formats a box's own disk: an overlay of its image's.
+pub(super) fn make_overlay(
+    file: fs::File,
+    folder: &BoxFolder,
+    config: &BoxConfig,
+    base: u64,
+) -> Result<()> {
+    let asked = config.options.disk_size_gb.map_or(0, |gb| gb << 30);
+    create_overlay(file, asked.max(base)).map_err(|e| {
+        Error::home("the box's disk cannot be made", folder.path())(std::io::Error::other(e))
+    })
+}
+
+/// 128 random bits.
+fn new_id() -> Result<String> {
+    let mut bytes = [0; 16];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .map_err(|e| Error::Internal(format!("no random numbers: {e}")))?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}

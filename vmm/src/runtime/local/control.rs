@@ -1,0 +1,201 @@
+//! Talking to the process of a box that lives, whoever started it.
+
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+
+use super::Local;
+use super::launch::within;
+use crate::machine::MachineMetrics;
+use crate::machine::control::{self, FromMachine, ToMachine};
+use crate::runtime::home::{BoxFolder, CONTROL_SOCKET};
+use crate::runtime::state::{BoxInfo, BoxState};
+use crate::runtime::{Error, Result, blocking};
+
+/// How long a box's process may take for an answer.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// How long a box may take to be gone after its grace, and a killed one.
+const GONE: Duration = Duration::from_secs(20);
+
+/// Between two looks at a box that is about to end.
+const PAUSE: Duration = Duration::from_millis(5);
+
+impl Local {
+    /// Asks a box to end, and waits until it has. One that does not live is left as it is.
+    pub(super) async fn stop(self: &Arc<Self>, id: &str, grace_ms: u64) -> Result<()> {
+        let folder = self.folder(id)?;
+        if !folder.is_live() {
+            return Ok(());
+        }
+        match self.ask(id, ToMachine::Stop { grace_ms }).await {
+            Ok(_) => {}
+            Err(_) if !folder.is_live() => return Ok(()),
+            Err(e @ Error::Refused { .. }) => return Err(e),
+            Err(e) => {
+                tracing::warn!("{e}; it is killed");
+                return self.kill(id).await;
+            }
+        }
+        let patience = Duration::from_millis(grace_ms) + GONE;
+        match within(patience, "the end of the box", self.gone_from(&folder)).await {
+            Err(Error::Timeout { .. }) => self.kill(id).await,
+            other => other,
+        }
+    }
+
+    /// Stops the boxes that end with this process.
+    pub(in crate::runtime) async fn stop_dependents(
+        self: &Arc<Self>,
+        grace: Duration,
+    ) -> Result<()> {
+        let grace_ms = grace.as_millis().try_into().unwrap_or(u64::MAX);
+        let ids: Vec<String> = self.dependents().keys().cloned().collect();
+        let mut stops = tokio::task::JoinSet::new();
+        for id in ids {
+            let local = self.clone();
+            stops.spawn(async move {
+                let stopped = local.stop(&id, grace_ms).await;
+                local.dependents().remove(&id);
+                match stopped {
+                    Err(Error::NoSuchBox { .. }) => Ok(()),
+                    other => other,
+                }
+            });
+        }
+        let mut result = Ok(());
+        while let Some(stopped) = stops.join_next().await {
+            result = result.and(stopped.unwrap_or_else(|e| Err(Error::Internal(e.to_string()))));
+        }
+        result
+    }
+
+    /// Ends a box at once.
+    pub(super) async fn kill(self: &Arc<Self>, id: &str) -> Result<()> {
+        let folder = self.folder(id)?;
+        if !folder.is_live() {
+            return Ok(());
+        }
+        let asked = self.ask(id, ToMachine::Kill).await;
+        if asked.is_ok() {
+            let gone = within(GONE, "the end of the box", self.gone_from(&folder)).await;
+            if !matches!(gone, Err(Error::Timeout { .. })) {
+                return gone;
+            }
+        }
+        // It does not hear, or does not end.
+        let (lives, status) = self.look(&folder)?;
+        if !lives {
+            return Ok(());
+        }
+        let pid = status.and_then(|status| i32::try_from(status.pid).ok());
+        if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+        within(GONE, "the end of the killed box", self.gone_from(&folder)).await
+    }
+
+    pub(super) async fn pause(self: &Arc<Self>, id: &str) -> Result<()> {
+        self.ask(id, ToMachine::Pause).await.map(drop)
+    }
+
+    pub(super) async fn resume(self: &Arc<Self>, id: &str) -> Result<()> {
+        self.ask(id, ToMachine::Resume).await.map(drop)
+    }
+
+    pub(super) async fn outlive(self: &Arc<Self>, id: &str) -> Result<()> {
+        self.ask(id, ToMachine::Outlive).await?;
+        self.dependents().remove(id);
+        Ok(())
+    }
+
+    pub(super) async fn metrics(self: &Arc<Self>, id: &str) -> Result<MachineMetrics> {
+        match self.ask(id, ToMachine::Metrics).await? {
+            FromMachine::Metrics(metrics) => Ok(metrics),
+            other => Err(Error::Internal(format!("unexpected answer {other:?}"))),
+        }
+    }
+
+    /// Waits until a box does not live, and tells how it ended.
+    pub(super) async fn wait(self: &Arc<Self>, id: &str) -> Result<BoxInfo> {
+        let entry = self.entry(id)?;
+        let before = self.info(&entry)?;
+        self.gone_from(&self.home.folder(&entry.id)).await?;
+        self.dependents().remove(&entry.id);
+        match self.info(&entry) {
+            // It removed itself: what its last words were is known only to who watched.
+            Err(Error::NoSuchBox { .. }) => {
+                Ok(BoxInfo { state: BoxState::Stopped, pid: None, ..before })
+            }
+            info => info,
+        }
+    }
+
+    pub(super) fn folder(&self, id: &str) -> Result<BoxFolder> {
+        Ok(self.home.folder(&self.entry(id)?.id))
+    }
+
+    /// Asks the process of a box that lives.
+    async fn ask(self: &Arc<Self>, id: &str, message: ToMachine) -> Result<FromMachine> {
+        let entry = self.entry(id)?;
+        let info = self.info(&entry)?;
+        if !info.state.is_live() {
+            let remedy = format!("start it first (start {})", entry.name);
+            return Err(Error::WrongState { name: entry.name, state: info.state, remedy });
+        }
+        let socket = self.control_socket(&self.home.folder(&entry.id)).await?;
+        let answer = blocking(move || {
+            let answer = || -> std::io::Result<_> {
+                socket.set_read_timeout(Some(ANSWER))?;
+                control::send(&socket, &message, &[])?;
+                control::receive::<FromMachine>(&socket)
+            };
+            answer().map_err(Error::home("the box's process does not answer", CONTROL_SOCKET))
+        });
+        match answer.await? {
+            Some((FromMachine::Refused(reason), _)) => {
+                Err(Error::Refused { name: entry.name, reason })
+            }
+            Some((answer, _)) => Ok(answer),
+            None => Err(Error::Ended { name: entry.name, how: "its process is gone".into() }),
+        }
+    }
+
+    /// Hands a descriptor over to the process of a box.
+    pub(super) async fn hand_over(
+        self: &Arc<Self>,
+        id: &str,
+        message: ToMachine,
+        file: std::os::fd::OwnedFd,
+    ) -> Result<()> {
+        let socket = self.control_socket(&self.folder(id)?).await?;
+        blocking(move || {
+            control::send(&socket, &message, &[file.as_fd()])
+                .map_err(Error::home("the box's process does not answer", CONTROL_SOCKET))
+        })
+        .await
+    }
+
+    async fn control_socket(&self, folder: &BoxFolder) -> Result<UnixStream> {
+        let folder = folder.clone();
+        blocking(move || folder.connect(CONTROL_SOCKET)).await
+    }
+
+    /// Waits until nobody holds the lock of a box.
+    async fn gone_from(&self, folder: &BoxFolder) -> Result<()> {
+        while folder.is_live() {
+            // Its process never says a word here; the end of the connection is its own.
+            if let Ok(socket) = self.control_socket(folder).await
+                && socket.set_nonblocking(true).is_ok()
+                && let Ok(mut socket) = tokio::net::UnixStream::from_std(socket)
+            {
+                let _ = socket.read_u8().await;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        Ok(())
+    }
+}

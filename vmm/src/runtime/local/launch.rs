@@ -1,0 +1,161 @@
+//! Starting a box: its files are opened, its process is started with them, and its boot is waited for.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use boxlite_proto::boot::{BootParams, Role};
+use boxlite_proto::message::TerminalSize;
+
+use super::boxes::make_overlay;
+use super::{Local, MachineProcess};
+use crate::machine::status::STATUS_FILE;
+use crate::machine::{BoxSpec, DiskFormat, DiskSpec, LaunchSpec};
+use crate::runtime::call::Start;
+use crate::runtime::config::BoxConfig;
+use crate::runtime::home::{
+    BASE, BoxFolder, CONSOLE_LOG, CONTROL_SOCKET, DISK, MACHINE_LOG, VSOCK_SOCKET,
+};
+use crate::runtime::state::{BoxState, judge};
+use crate::runtime::{Error, Result, blocking};
+
+/// How long another process that is about to start or end the box is waited for, beside the boot.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Between two looks at the box.
+const PAUSE: Duration = Duration::from_millis(5);
+
+const DEFAULT_SIZE: TerminalSize = TerminalSize { rows: 24, columns: 80 };
+
+impl Local {
+    /// Boots a box; returns once it serves commands. One that runs is left as it is.
+    pub(super) async fn start(self: &Arc<Self>, id: &str, how: Start) -> Result<()> {
+        let entry = self.entry(id)?;
+        let config = self.config(&entry)?;
+        let folder = self.home.folder(&entry.id);
+        let patience = config.options.ready_timeout + PATIENCE;
+        let lock = async {
+            loop {
+                if let Some(lock) = folder.lock()? {
+                    return Ok(Some(lock));
+                }
+                let (lives, status) = self.look(&folder)?;
+                match judge(lives, status.as_ref()) {
+                    BoxState::Running => return Ok(None),
+                    state @ BoxState::Paused => {
+                        let remedy = "resume it".to_owned();
+                        return Err(Error::WrongState { name: config.name.clone(), state, remedy });
+                    }
+                    // Another process starts it, it ends, or somebody only looked.
+                    _ => tokio::time::sleep(PAUSE).await,
+                }
+            }
+        };
+        let Some(lock) = within(patience, "the start of the box", lock).await? else {
+            return Ok(());
+        };
+        let (local, detach) = (self.clone(), how.detach || config.options.detach);
+        let name = config.name.clone();
+        let machine = blocking(move || local.launch(&folder, &config, how, lock)).await?;
+        machine.ready(Some(&name)).await?;
+        if !detach {
+            self.dependents().insert(entry.id, machine);
+        }
+        Ok(())
+    }
+
+    /// Starts the process of a box whose lock is held. Blocks, shortly.
+    fn launch(
+        &self,
+        folder: &BoxFolder,
+        config: &BoxConfig,
+        how: Start,
+        lock: File,
+    ) -> Result<MachineProcess> {
+        let options = &config.options;
+        let mut files = Files::default();
+        let base = folder.open(BASE, false)?;
+        let disk = self.open_disk(folder, config, &base)?;
+        let disk = DiskSpec {
+            file: files.add(disk),
+            format: DiskFormat::Qcow2,
+            backing: Some(files.add(base)),
+            ephemeral: options.auto_remove,
+        };
+        let console = options.console.then(|| folder.create(CONSOLE_LOG)).transpose()?;
+        let sandbox = BoxSpec {
+            id: config.id.clone(),
+            folder: folder.path().to_owned(),
+            remove: options.auto_remove,
+            detached: how.detach || options.detach,
+            control: files.add(folder.listen(CONTROL_SOCKET)?),
+            vsock: files.add(folder.listen(VSOCK_SOCKET)?),
+            events: files.add(self.home.open_events()?),
+            ready_timeout_ms: options.ready_timeout.as_millis().try_into().unwrap_or(u64::MAX),
+            main: match options.main_command {
+                true => Some(config.main(how.size.unwrap_or(DEFAULT_SIZE), how.wait_for_attach)?),
+                false => None,
+            },
+            restart: options.restart,
+            health: config.health(),
+        };
+        let boot = BootParams {
+            role: Role::Box,
+            hostname: Some(config.name.clone()),
+            ..Default::default()
+        };
+        let spec = LaunchSpec {
+            vcpus: options.cpus,
+            memory_mib: options.memory_mib,
+            kernel: self.guest.kernel.clone(),
+            initramfs: self.guest.initramfs.clone(),
+            boot: boot.to_string(),
+            disks: vec![disk],
+            console: console.map(|console| files.add(console)),
+            sandbox: Some(sandbox),
+        };
+        // Held by the process from here on, and by nobody else.
+        files.add(lock);
+        let log = folder.create(MACHINE_LOG)?;
+        // What it said in an earlier life is over.
+        folder.remove(STATUS_FILE)?;
+        MachineProcess::start(&self.launcher, spec, &files.0, Some(log))
+    }
+
+    /// The box's own disk. One that goes with the box has no name, so that nothing is left of it
+    /// whatever ends the box.
+    fn open_disk(&self, folder: &BoxFolder, config: &BoxConfig, base: &File) -> Result<File> {
+        if !config.options.auto_remove {
+            return folder.open(DISK, true);
+        }
+        let failed = || Error::home("the box's disk cannot be made", folder.path());
+        let file = tempfile::tempfile_in(folder.path()).map_err(failed())?;
+        let size = base.metadata().map_err(failed())?.len();
+        make_overlay(file.try_clone().map_err(failed())?, folder, config, size)?;
+        Ok(file)
+    }
+}
+
+/// The files of a spec, in their order.
+#[derive(Default)]
+struct Files(Vec<OwnedFd>);
+
+impl Files {
+    fn add(&mut self, file: impl Into<OwnedFd>) -> usize {
+        self.0.push(file.into());
+        self.0.len() - 1
+    }
+}
+
+/// Awaits something for so long at most.
+pub(super) async fn within<T>(
+    timeout: Duration,
+    what: &str,
+    future: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    match tokio::time::timeout(timeout, future).await {
+        Ok(result) => result,
+        Err(_) => Err(Error::Timeout { what: what.to_owned(), timeout }),
+    }
+}

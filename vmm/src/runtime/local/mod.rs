@@ -1,0 +1,237 @@
+//! A home's runtime in this process.
+//!
+//! Truth is in the folders: a box lives while its process holds the lock in its folder, and does
+//! what that process wrote down last. The database knows names. What is made or removed is so in
+//! one step, by a rename under the boxes' lock, so that a process that is killed leaves a box whole
+//! or a leftover with a name that says so.
+
+mod boxes;
+mod control;
+mod launch;
+mod machine_process;
+mod streams;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use boxlite_kernel::GuestFiles;
+use boxlite_rootfs_builder::{ImageStore, Progress};
+
+pub(super) use machine_process::{MachineProcess, find_launcher};
+
+use super::call::{BoxCall, Call, Reply};
+use super::config::BoxConfig;
+use super::home::{BoxFolder, CONFIG, Home};
+use super::state::{BoxInfo, end_code, judge, time};
+use super::store::{Entry, Store};
+use super::{Error, Result, blocking};
+use crate::events::{Event, EventKind};
+use crate::machine::status::{Status, now_ms};
+
+/// A home's runtime.
+#[derive(Debug)]
+pub(super) struct Local {
+    pub(super) home: Home,
+    store: Store,
+    pub(super) images: ImageStore,
+    pub(super) guest: GuestFiles,
+    pub(super) launcher: PathBuf,
+    /// Boxes that end with this process: dropping one ends it.
+    dependents: Mutex<HashMap<String, MachineProcess>>,
+}
+
+impl Local {
+    /// Opens the home, and puts right what killed processes left.
+    pub(super) fn open(home: Home, guest: GuestFiles, launcher: PathBuf) -> Result<Self> {
+        let images = ImageStore::open(home.images())?;
+        let store = Store::open(&home.database())?;
+        let dependents = Mutex::default();
+        let local = Self { home, store, images, guest, launcher, dependents };
+        local.reconcile()?;
+        Ok(local)
+    }
+
+    /// Makes database and folders agree: a row without a folder is a box that was never finished
+    /// or is gone; a folder without a row is a box whose database was lost.
+    fn reconcile(&self) -> Result<()> {
+        let _guard = self.home.lock_boxes()?;
+        self.home.sweep()?;
+        let ids = self.home.ids()?;
+        let known = self.store.list()?;
+        for entry in &known {
+            if !ids.contains(&entry.id) {
+                self.store.remove(&entry.id)?;
+            }
+        }
+        for id in ids.iter().filter(|id| known.iter().all(|entry| entry.id != **id)) {
+            match self.home.folder(id).read_json::<BoxConfig>(CONFIG) {
+                Ok(config) => self.adopt(config)?,
+                Err(e) => tracing::warn!("{e}; the folder is left as it is"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a box into the database that has a folder only.
+    fn adopt(&self, mut config: BoxConfig) -> Result<()> {
+        match self.store.add(&entry(&config)) {
+            Err(Error::NameInUse { .. }) => {
+                config.name = default_name(&config.id);
+                self.store.add(&entry(&config))
+            }
+            result => result,
+        }
+    }
+
+    /// Answers a call.
+    pub(super) async fn call(
+        self: &Arc<Self>,
+        call: Call,
+        progress: Arc<dyn Progress>,
+    ) -> Result<Reply> {
+        let local = self.clone();
+        match call {
+            Call::Create(options) => {
+                let config = blocking(move || local.create(*options, &*progress)).await?;
+                Ok(Reply::Config(Box::new(config)))
+            }
+            Call::Find(query) => {
+                let config = blocking(move || local.config(&local.store.find(&query)?)).await?;
+                Ok(Reply::Config(Box::new(config)))
+            }
+            Call::List => blocking(move || local.list()).await.map(Reply::Infos),
+            Call::Prune => blocking(move || local.prune()).await.map(Reply::Infos),
+            Call::Box { id, call } => self.call_box(id, call).await,
+        }
+    }
+
+    async fn call_box(self: &Arc<Self>, id: String, call: BoxCall) -> Result<Reply> {
+        let local = self.clone();
+        match call {
+            BoxCall::Info => {
+                let info = blocking(move || local.info(&local.store.find(&id)?)).await?;
+                return Ok(Reply::Info(Box::new(info)));
+            }
+            BoxCall::Wait => return Ok(Reply::Info(Box::new(self.wait(&id).await?))),
+            BoxCall::Metrics => return self.metrics(&id).await.map(Reply::Metrics),
+            BoxCall::Start(how) => self.start(&id, how).await?,
+            BoxCall::Stop { grace_ms } => self.stop(&id, grace_ms).await?,
+            BoxCall::Kill => self.kill(&id).await?,
+            BoxCall::Pause => self.pause(&id).await?,
+            BoxCall::Resume => self.resume(&id).await?,
+            BoxCall::Outlive => self.outlive(&id).await?,
+            BoxCall::Remove { force } => self.remove(&id, force).await?,
+            BoxCall::Rename(name) => blocking(move || local.rename(&id, &name)).await?,
+            BoxCall::Note(kind) => self.note(&id, kind),
+        }
+        Ok(Reply::Done)
+    }
+
+    fn entry(&self, id: &str) -> Result<Entry> {
+        self.store.find(id)
+    }
+
+    /// The config of a box, with the name that it has now.
+    fn config(&self, entry: &Entry) -> Result<BoxConfig> {
+        let folder = self.home.folder(&entry.id);
+        let mut config: BoxConfig = match folder.read_json(CONFIG) {
+            Ok(config) => config,
+            // It removed itself meanwhile.
+            Err(_) if !folder.path().exists() => return Err(self.gone(entry)),
+            Err(e) => return Err(e),
+        };
+        config.name.clone_from(&entry.name);
+        Ok(config)
+    }
+
+    fn gone(&self, entry: &Entry) -> Error {
+        let _ = self.store.remove(&entry.id);
+        Error::NoSuchBox { query: entry.name.clone() }
+    }
+
+    /// What is known of a box.
+    fn info(&self, entry: &Entry) -> Result<BoxInfo> {
+        let config = self.config(entry)?;
+        let (lives, status) = self.look(&self.home.folder(&entry.id))?;
+        let options = &config.options;
+        let ended = status.as_ref().and_then(|status| status.ended.as_ref());
+        let ended = ended.filter(|_| !lives);
+        let live = status.as_ref().filter(|_| lives);
+        Ok(BoxInfo {
+            state: judge(lives, status.as_ref()),
+            command: options.main_command.then(|| config.main_argv().ok()).flatten(),
+            exit_code: ended.and_then(|ended| end_code(ended, options.main_command)),
+            created: time(config.created_ms),
+            started: status.as_ref().map(|status| time(status.started_ms)),
+            finished: ended.map(|ended| time(ended.at_ms)),
+            pid: live.map(|status| status.pid),
+            main_pid: live.and_then(|status| status.main_pid),
+            restarts: status.as_ref().map_or(0, |status| status.restarts),
+            health: live.and_then(|status| status.health.clone()),
+            boot: status.as_ref().map(|status| status.stages.clone()).unwrap_or_default(),
+            cpus: options.cpus,
+            memory_mib: options.memory_mib,
+            auto_remove: options.auto_remove,
+            labels: options.labels.clone(),
+            image: options.image.clone(),
+            id: config.id,
+            name: config.name,
+        })
+    }
+
+    /// Whether a box lives, and what it said last. Its end is read before its lock is asked for:
+    /// otherwise a box that ends meanwhile would look as if it had died without a word.
+    fn look(&self, folder: &BoxFolder) -> Result<(bool, Option<Status>)> {
+        let read =
+            || Status::read(folder.path()).map_err(Error::home("cannot be read", folder.path()));
+        if folder.is_live() {
+            let status = read()?;
+            if folder.is_live() {
+                return Ok((true, status));
+            }
+        }
+        Ok((false, read()?))
+    }
+
+    fn list(&self) -> Result<Vec<BoxInfo>> {
+        let mut infos = Vec::new();
+        for entry in self.store.list()? {
+            match self.info(&entry) {
+                Ok(info) => infos.push(info),
+                Err(Error::NoSuchBox { .. }) => {}
+                Err(e) => tracing::warn!("the box {}: {e}", entry.name),
+            }
+        }
+        Ok(infos)
+    }
+
+    /// Writes down that something happened to a box. An event that cannot be written is no reason
+    /// to fail.
+    fn note(&self, id: &str, kind: EventKind) {
+        let event = Event { at_ms: now_ms(), id: id.to_owned(), kind };
+        let written = self.home.open_events().map(|log| event.append(&log));
+        if !matches!(written, Ok(Ok(()))) {
+            tracing::warn!(?event, "cannot be written down");
+        }
+    }
+
+    fn dependents(&self) -> std::sync::MutexGuard<'_, HashMap<String, MachineProcess>> {
+        self.dependents.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn entry(config: &BoxConfig) -> Entry {
+    Entry {
+        id: config.id.clone(),
+        name: config.name.clone(),
+        image: config.options.image.clone(),
+        image_digest: config.image_digest.clone(),
+        created_ms: config.created_ms,
+    }
+}
+
+/// The name of a box that was given none.
+fn default_name(id: &str) -> String {
+    format!("box-{}", id.get(..12).unwrap_or(id))
+}

@@ -1,0 +1,91 @@
+//! Streams of bytes to and from the things of a home.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use boxlite_proto::AGENT_PORT;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+use super::Local;
+use crate::machine::control::ToMachine;
+use crate::runtime::call::{Channel, Duplex};
+use crate::runtime::home::VSOCK_SOCKET;
+use crate::runtime::{Error, Result, blocking, events, logs};
+
+/// The longest answer to `CONNECT`: "OK" and a port.
+const MAX_ANSWER: usize = 32;
+
+impl Local {
+    /// Opens a stream.
+    pub(in crate::runtime) async fn open_stream(
+        self: &Arc<Self>,
+        channel: Channel,
+    ) -> Result<Box<dyn Duplex>> {
+        Ok(match channel {
+            Channel::Agent { id } => Box::new(self.agent(&id).await?),
+            Channel::Main { id } => Box::new(self.main(&id).await?),
+            Channel::Logs { id, query } => {
+                let folder = self.folder(&id)?;
+                Box::new(logs::stream(folder.path().to_owned(), query, {
+                    move || folder.is_live()
+                }))
+            }
+            Channel::Events { query } => Box::new(events::stream(self.home.events(), query)),
+        })
+    }
+
+    async fn agent(self: &Arc<Self>, id: &str) -> Result<UnixStream> {
+        self.expect_serving(id)?;
+        let folder = self.folder(id)?;
+        let lost = Error::home("the box's agent cannot be reached", folder.file(VSOCK_SOCKET));
+        let socket = blocking(move || folder.connect(VSOCK_SOCKET)).await?;
+        let connect = async {
+            socket.set_nonblocking(true)?;
+            connect_agent(UnixStream::from_std(socket)?).await
+        };
+        connect.await.map_err(lost)
+    }
+
+    async fn main(self: &Arc<Self>, id: &str) -> Result<UnixStream> {
+        let entry = self.entry(id)?;
+        if !self.config(&entry)?.options.main_command {
+            let reason = "it has no main command to attach to; use exec".to_owned();
+            return Err(Error::Refused { name: entry.name, reason });
+        }
+        self.expect_serving(id)?;
+        let pair = UnixStream::pair().and_then(|(ours, theirs)| Ok((ours, theirs.into_std()?)));
+        let (ours, theirs) = pair.map_err(|e| Error::Internal(e.to_string()))?;
+        self.hand_over(id, ToMachine::Attach, OwnedFd::from(theirs)).await?;
+        Ok(ours)
+    }
+
+    /// An error, unless the box serves commands.
+    fn expect_serving(&self, id: &str) -> Result<()> {
+        use crate::runtime::BoxState::{Paused, Running, Starting};
+        let info = self.info(&self.entry(id)?)?;
+        let remedy = match info.state {
+            // One that restarts waits for its guest.
+            Running | Starting => return Ok(()),
+            Paused => format!("resume it first (resume {})", info.name),
+            _ => format!("start it first (start {})", info.name),
+        };
+        Err(Error::WrongState { name: info.name, state: info.state, remedy })
+    }
+}
+
+/// Connects a client of a vsock to the agent behind it.
+pub(super) async fn connect_agent(mut client: UnixStream) -> io::Result<UnixStream> {
+    client.write_all(format!("CONNECT {AGENT_PORT}\n").as_bytes()).await?;
+    // One byte at a time: what follows the line belongs to the agent's protocol.
+    let mut answer = Vec::new();
+    while answer.last() != Some(&b'\n') && answer.len() < MAX_ANSWER {
+        answer.push(client.read_u8().await?);
+    }
+    if !answer.starts_with(b"OK ") {
+        let message = "the guest's agent does not accept connections";
+        return Err(io::Error::new(io::ErrorKind::ConnectionRefused, message));
+    }
+    Ok(client)
+}

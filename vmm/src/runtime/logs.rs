@@ -1,0 +1,160 @@
+//! What a box's main command wrote.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+
+use super::call::Duplex;
+use crate::logbook;
+
+pub use crate::logbook::{LogStream, Record as LogRecord};
+
+/// Between two looks at the log.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Bytes under way between log and reader.
+const BUFFER: usize = 256 << 10;
+
+/// The most bytes of a record.
+const MAX_RECORD: u32 = 1 << 20;
+
+/// Which part of a log. The default is all that is there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct LogQuery {
+    /// Whether to wait for more until the box ends.
+    pub follow: bool,
+    /// Only the last so many lines of what is there.
+    pub tail: Option<u64>,
+    /// Only what was written since: milliseconds since the Unix epoch.
+    pub since_ms: Option<u64>,
+    /// Only what was written there.
+    pub stream: Option<LogStream>,
+}
+
+impl LogQuery {
+    /// Waits for more until the box ends.
+    pub fn follow(mut self, yes: bool) -> Self {
+        self.follow = yes;
+        self
+    }
+
+    /// Only the last so many lines of what is there.
+    pub fn tail(mut self, lines: u64) -> Self {
+        self.tail = Some(lines);
+        self
+    }
+
+    /// Only what was written since.
+    pub fn since(mut self, time: SystemTime) -> Self {
+        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.since_ms = Some(since.as_millis().try_into().unwrap_or(u64::MAX));
+        self
+    }
+
+    /// Only what was written there.
+    pub fn stream(mut self, stream: LogStream) -> Self {
+        self.stream = Some(stream);
+        self
+    }
+
+    fn query(&self) -> logbook::Query {
+        let mut query = logbook::Query::default();
+        query.tail = self.tail;
+        query.since_ns = self.since_ms.map(|ms| ms.saturating_mul(1_000_000));
+        query.stream = self.stream;
+        query
+    }
+}
+
+/// What a main command wrote, in the order in which it arrived.
+pub struct Logs(Box<dyn Duplex>);
+
+impl Logs {
+    pub(super) fn new(stream: Box<dyn Duplex>) -> Self {
+        Self(stream)
+    }
+
+    /// The next piece; none at the end. Not cancel safe: what is half read then is lost.
+    pub async fn next(&mut self) -> io::Result<Option<LogRecord>> {
+        let len = match self.0.read_u32_le().await {
+            Ok(len) if len <= MAX_RECORD => len,
+            Ok(_) => return Err(io::Error::new(io::ErrorKind::InvalidData, "malformed log")),
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        let stream = match self.0.read_u8().await? {
+            0 => LogStream::Stdout,
+            _ => LogStream::Stderr,
+        };
+        let at_ns = self.0.read_u64_le().await?;
+        let mut bytes = vec![0; len as usize];
+        self.0.read_exact(&mut bytes).await?;
+        Ok(Some(LogRecord { at_ns, stream, bytes }))
+    }
+}
+
+impl fmt::Debug for Logs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Logs").finish_non_exhaustive()
+    }
+}
+
+/// Sends the records of the log in `folder`; to the end of the box, which `lives` tells, if the
+/// query follows.
+pub(super) fn stream(
+    folder: PathBuf,
+    query: LogQuery,
+    lives: impl Fn() -> bool + Send + 'static,
+) -> DuplexStream {
+    let (ours, theirs) = tokio::io::duplex(BUFFER);
+    tokio::spawn(async move {
+        // A reader that hung up, or a log that cannot be read any more: the stream ends.
+        if let Err(e) = send(folder, query, lives, theirs).await {
+            tracing::debug!("a log's stream ended: {e}");
+        }
+    });
+    ours
+}
+
+async fn send(
+    folder: PathBuf,
+    query: LogQuery,
+    lives: impl Fn() -> bool,
+    mut to: DuplexStream,
+) -> io::Result<()> {
+    let open = query.query();
+    let mut reader = unblock(move || logbook::Reader::open(&folder, open)).await?;
+    loop {
+        // Before the look at the log: what was written until then is not missed.
+        let last = !query.follow || !lives();
+        loop {
+            let next = unblock(move || reader.poll().map(|record| (reader, record))).await?;
+            reader = next.0;
+            let Some(record) = next.1 else { break };
+            to.write_u32_le(record.bytes.len() as u32).await?;
+            to.write_u8(u8::from(record.stream == LogStream::Stderr)).await?;
+            to.write_u64_le(record.at_ns).await?;
+            to.write_all(&record.bytes).await?;
+        }
+        if last {
+            return to.shutdown().await;
+        }
+        let mut byte = [0];
+        tokio::select! {
+            // Nothing is ever sent to us: this is the reader hanging up.
+            _ = to.read(&mut byte) => return Ok(()),
+            () = tokio::time::sleep(PAUSE) => {}
+        }
+    }
+}
+
+async fn unblock<T: Send + 'static>(
+    f: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(f).await?
+}

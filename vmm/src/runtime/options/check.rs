@@ -1,0 +1,226 @@
+//! Options are checked as a whole: the error lists every problem.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{BoxOptions, Network};
+use crate::machine::{MEMORY_MIB, RestartPolicy, VCPUS};
+use crate::runtime::signals;
+use crate::runtime::{Error, Result};
+
+/// Sizes of a box's disk in GiB.
+const DISK_GB: std::ops::RangeInclusive<u64> = 1..=1024;
+
+/// The longest host name of Linux.
+const NAME_MAX: usize = 63;
+
+/// One thing that is wrong with [`BoxOptions`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Problem {
+    /// The option, as the command line calls it.
+    pub option: String,
+    /// What is wrong, and what it may be.
+    pub message: String,
+}
+
+impl Problem {
+    pub(crate) fn new(option: &str, message: String) -> Self {
+        Self { option: option.to_owned(), message }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "--{} {}", self.option, self.message)
+    }
+}
+
+#[derive(Default)]
+struct Problems(Vec<Problem>);
+
+impl Problems {
+    fn unless(&mut self, ok: bool, option: &str, message: impl FnOnce() -> String) {
+        if !ok {
+            self.0.push(Problem::new(option, message()));
+        }
+    }
+}
+
+impl BoxOptions {
+    /// Checks everything at once: the error lists every problem.
+    pub fn validate(&self) -> Result<()> {
+        let mut problems = Problems::default();
+        self.check_machine(&mut problems);
+        self.check_commands(&mut problems);
+        self.check_lifetime(&mut problems);
+        self.check_surroundings(&mut problems);
+        if problems.0.is_empty() { Ok(()) } else { Err(Error::Options(problems.0)) }
+    }
+
+    fn check_machine(&self, problems: &mut Problems) {
+        problems.unless(VCPUS.contains(&self.cpus), "cpus", || {
+            format!("{}: a box has 1 to 64", self.cpus)
+        });
+        problems.unless(MEMORY_MIB.contains(&self.memory_mib), "memory", || {
+            format!("{} MiB: a box has 128 MiB to 64 GiB", self.memory_mib)
+        });
+        if let Some(gb) = self.disk_size_gb {
+            problems.unless(DISK_GB.contains(&gb), "disk-size", || {
+                format!("{gb} GiB: a disk has 1 GiB to 1 TiB")
+            });
+        }
+        problems.unless(!self.ready_timeout.is_zero(), "ready-timeout", || {
+            "0 s: no box boots in no time".into()
+        });
+        if let Some(name) = &self.name {
+            problems.unless(is_name(name), "name", || bad_name(name));
+        }
+    }
+
+    fn check_commands(&self, problems: &mut Problems) {
+        for (name, value) in &self.env {
+            let good = !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0');
+            problems.unless(good, "env", || {
+                format!("{name:?}: a variable's name is not empty and holds no '='")
+            });
+        }
+        if let Some(dir) = &self.working_dir {
+            problems.unless(is_absolute(dir), "workdir", || {
+                format!("{dir:?}: the working directory is an absolute path")
+            });
+        }
+        if let Some(signal) = &self.stop_signal {
+            problems.unless(signals::parse(signal).is_some(), "stop-signal", || {
+                format!("{signal:?}: a signal is a name as SIGTERM, or a number from 1 to 64")
+            });
+        }
+        let words = [&self.entrypoint, &self.cmd].into_iter().flatten().flatten();
+        problems.unless(words.clone().all(|word| !word.contains('\0')), "entrypoint", || {
+            "no word of a command can hold a zero byte".into()
+        });
+    }
+
+    fn check_lifetime(&self, problems: &mut Problems) {
+        problems.unless(!self.auto_remove || self.restart == RestartPolicy::No, "restart", || {
+            "a box that is removed when it ends (--rm) cannot begin anew".into()
+        });
+        for (key, value) in &self.labels {
+            let good = !key.is_empty() && !key.contains(['=', '\0']) && !value.contains('\0');
+            problems.unless(good, "label", || {
+                format!("{key:?}: a label's key is not empty and holds no '='")
+            });
+        }
+        let Some(health) = &self.health else { return };
+        let first = health.command.first();
+        problems.unless(first.is_some_and(|program| !program.is_empty()), "health-cmd", || {
+            "the health check has no command".into()
+        });
+        for (option, time) in
+            [("health-interval", health.interval), ("health-timeout", health.timeout)]
+        {
+            problems.unless(time >= Duration::from_millis(1), option, || "is at least 1 ms".into());
+        }
+        problems.unless(health.retries > 0, "health-retries", || "0: is at least 1".into());
+    }
+
+    fn check_surroundings(&self, problems: &mut Problems) {
+        for volume in &self.volumes {
+            problems.unless(false, "volume", || {
+                format!(
+                    "{}: this version shares no folders yet; copy files with `cp`",
+                    volume.host.display()
+                )
+            });
+        }
+        for port in &self.ports {
+            problems.unless(false, "publish", || {
+                format!("{}: this version forwards no ports yet", port.guest)
+            });
+        }
+        let network = &self.network;
+        let none =
+            network.mode == Network::None && network.allow.is_empty() && network.deny.is_empty();
+        problems.unless(none, "network", || {
+            "this version gives boxes no network yet; leave it at none".into()
+        });
+    }
+}
+
+/// Whether a box may be called that.
+pub(crate) fn is_name(name: &str) -> bool {
+    name.len() <= NAME_MAX
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
+}
+
+/// Why a box cannot be called that.
+pub(crate) fn bad_name(name: &str) -> String {
+    format!(
+        "{name:?}: a name has 1 to {NAME_MAX} letters, digits, '.', '_' or '-', and begins with a \
+         letter or digit"
+    )
+}
+
+fn is_absolute(path: &str) -> bool {
+    path.starts_with('/') && !path.contains('\0')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::HealthCheck;
+
+    #[test]
+    fn every_problem_is_told_at_once() {
+        let mut health = HealthCheck::new([""]);
+        health.retries = 0;
+        let mut options = BoxOptions::new("x")
+            .cpus(0)
+            .memory_mib(64)
+            .disk_size_gb(0)
+            .name("-x y")
+            .env("A=B", "c")
+            .working_dir("relative")
+            .label("", "x")
+            .auto_remove(true)
+            .restart(RestartPolicy::Always)
+            .health(health);
+        options.stop_signal = Some("SIGNOTHING".into());
+        let Err(Error::Options(problems)) = options.validate() else { panic!("accepted") };
+        let options: Vec<_> = problems.iter().map(|problem| &*problem.option).collect();
+        let expected = [
+            "cpus",
+            "memory",
+            "disk-size",
+            "name",
+            "env",
+            "workdir",
+            "stop-signal",
+            "restart",
+            "label",
+            "health-cmd",
+            "health-retries",
+        ];
+        assert_eq!(options, expected);
+    }
+
+    #[test]
+    fn the_limits_themselves_are_allowed() {
+        for (cpus, mib, gb) in [(1, 128, 1), (64, 65536, 1024)] {
+            let options = BoxOptions::new("x").cpus(cpus).memory_mib(mib).disk_size_gb(gb);
+            options.name("a-b.c_1").working_dir("/").validate().unwrap();
+        }
+    }
+
+    #[test]
+    fn options_are_read_back_as_written_and_old_ones_get_defaults() {
+        let options = BoxOptions::new("x").cmd(["a"]).health(HealthCheck::shell("true"));
+        let text = serde_json::to_string(&options).unwrap();
+        assert_eq!(serde_json::from_str::<BoxOptions>(&text).unwrap(), options);
+        let old: BoxOptions = serde_json::from_str(r#"{"image":"x"}"#).unwrap();
+        assert_eq!(old, BoxOptions::new("x"));
+    }
+}

@@ -1,0 +1,140 @@
+//! The parts of [`BoxOptions`](super::BoxOptions) that have parts themselves.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// When an image is asked for at its registry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum PullPolicy {
+    /// If it is not in the home.
+    #[default]
+    Missing,
+    /// Each time: a tag may have moved.
+    Always,
+    /// Not at all: it must be in the home.
+    Never,
+}
+
+/// A folder of the host in a box.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Volume {
+    /// The folder on the host.
+    pub host: PathBuf,
+    /// Where it is in the box; an absolute path.
+    pub guest: String,
+    /// Whether the box can only read it.
+    pub read_only: bool,
+}
+
+impl Volume {
+    /// `host`, to be found at `guest` in the box.
+    pub fn new(host: impl Into<PathBuf>, guest: impl Into<String>) -> Self {
+        Self { host: host.into(), guest: guest.into(), read_only: false }
+    }
+}
+
+/// A port of the host that leads into a box.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Forward {
+    /// The host's address; default 127.0.0.1.
+    pub address: Option<IpAddr>,
+    /// The host's port; 0: a free one.
+    pub host: u16,
+    /// The box's port.
+    pub guest: u16,
+    /// Of which protocol.
+    pub protocol: Protocol,
+}
+
+impl Forward {
+    /// TCP port `host` of the host's loopback, leading to port `guest` of the box.
+    pub fn tcp(host: u16, guest: u16) -> Self {
+        Self { address: None, host, guest, protocol: Protocol::Tcp }
+    }
+}
+
+/// A protocol with ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// What a box reaches.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct NetworkPolicy {
+    /// Whether there is a network at all.
+    pub mode: Network,
+    /// Rules of what is allowed, before those of what is denied.
+    pub allow: Vec<String>,
+    /// Rules of what is denied.
+    pub deny: Vec<String>,
+}
+
+/// Whether a box has a network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Network {
+    /// Its own loopback only.
+    #[default]
+    None,
+    /// The internet, through the host's sockets.
+    Nat,
+}
+
+/// How a box is asked whether it is well.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct HealthCheck {
+    /// The command; code 0 means well.
+    pub command: Vec<String>,
+    /// Between two checks; default 30 s.
+    pub interval: Duration,
+    /// After which a check has failed; default 30 s.
+    pub timeout: Duration,
+    /// So many failures in a row make the box unhealthy; default 3.
+    pub retries: u32,
+    /// How long after the start failures do not count; default 0 s.
+    pub start_period: Duration,
+    /// Whether an unhealthy box is ended as failed, and begins anew if its restart policy says so;
+    /// otherwise it is only called unhealthy. Default: no.
+    pub stop: bool,
+}
+
+impl HealthCheck {
+    /// This command, and the defaults for the rest.
+    pub fn new<S: Into<String>>(command: impl IntoIterator<Item = S>) -> Self {
+        Self {
+            command: command.into_iter().map(Into::into).collect(),
+            interval: Duration::from_secs(30),
+            timeout: Duration::from_secs(30),
+            retries: 3,
+            start_period: Duration::ZERO,
+            stop: false,
+        }
+    }
+
+    /// A line for the box's shell, and the defaults for the rest.
+    pub fn shell(line: impl Into<String>) -> Self {
+        Self::new(["/bin/sh".to_owned(), "-c".to_owned(), line.into()])
+    }
+}
+
+/// What a box's process may do on the host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct SecurityOptions {}

@@ -1,0 +1,283 @@
+//! The home's database: which boxes there are, their names, and the images that they were made of.
+//! What a box is stands in its folder, and what it does its process says; the database can be made anew from
+//! the folders.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
+
+use super::{Error, Result};
+
+/// How long to wait for another process that writes.
+const BUSY: Duration = Duration::from_secs(30);
+
+/// What makes schema `n + 1` of schema `n`; schema 0 is an empty database.
+const MIGRATIONS: [&str; 1] = ["
+    CREATE TABLE boxes (
+        id           TEXT PRIMARY KEY,
+        name         TEXT NOT NULL UNIQUE,
+        image        TEXT NOT NULL,
+        image_digest TEXT NOT NULL,
+        created_ms   INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX boxes_by_image ON boxes (image_digest);
+"];
+
+/// The database. Safe to share; several processes may have it open.
+#[derive(Debug)]
+pub(super) struct Store {
+    path: PathBuf,
+    connection: Mutex<Connection>,
+}
+
+/// A box, as far as the database knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) id: String,
+    pub(super) name: String,
+    /// As it was asked for.
+    pub(super) image: String,
+    pub(super) image_digest: String,
+    pub(super) created_ms: u64,
+}
+
+impl Entry {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            id: row.get(0)?,
+            name: row.get(1)?,
+            image: row.get(2)?,
+            image_digest: row.get(3)?,
+            created_ms: row.get::<_, i64>(4)?.try_into().unwrap_or(0),
+        })
+    }
+}
+
+const COLUMNS: &str = "id, name, image, image_digest, created_ms";
+
+impl Store {
+    /// Opens the database and brings it to the newest schema.
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let failed = |source| Error::Store { path: path.to_owned(), action: "opened", source };
+        let mut connection = Connection::open(path).map_err(failed)?;
+        connection.busy_timeout(BUSY).map_err(failed)?;
+        // Not for a database of a newer release.
+        check_version(path, version(&connection).map_err(failed)?)?;
+        connection.pragma_update(None, "journal_mode", "WAL").map_err(failed)?;
+        connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
+        migrate(&mut connection, path, &MIGRATIONS)?;
+        Ok(Self { path: path.to_owned(), connection: Mutex::new(connection) })
+    }
+
+    fn connection(&self) -> MutexGuard<'_, Connection> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn failed(&self, action: &'static str) -> impl Fn(rusqlite::Error) -> Error + '_ {
+        move |source| Error::Store { path: self.path.clone(), action, source }
+    }
+
+    /// Adds a box. Its name must be free.
+    pub(super) fn add(&self, entry: &Entry) -> Result<()> {
+        let sql = "INSERT INTO boxes (id, name, image, image_digest, created_ms) \
+                   VALUES (?, ?, ?, ?, ?)";
+        let created = i64::try_from(entry.created_ms).unwrap_or(i64::MAX);
+        let row = params![entry.id, entry.name, entry.image, entry.image_digest, created];
+        self.connection().execute(sql, row).map_err(|e| self.taken(e, &entry.name))?;
+        Ok(())
+    }
+
+    /// Gives a box another name, which must be free.
+    pub(super) fn rename(&self, id: &str, name: &str) -> Result<()> {
+        let sql = "UPDATE boxes SET name = ? WHERE id = ?";
+        self.connection().execute(sql, [name, id]).map_err(|e| self.taken(e, name))?;
+        Ok(())
+    }
+
+    fn taken(&self, error: rusqlite::Error, name: &str) -> Error {
+        match error.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::ConstraintViolation) => {
+                Error::NameInUse { name: name.to_owned() }
+            }
+            _ => self.failed("written")(error),
+        }
+    }
+
+    /// Forgets a box.
+    pub(super) fn remove(&self, id: &str) -> Result<()> {
+        let sql = "DELETE FROM boxes WHERE id = ?";
+        self.connection().execute(sql, [id]).map_err(self.failed("written"))?;
+        Ok(())
+    }
+
+    /// All boxes, in the order of their making.
+    pub(super) fn list(&self) -> Result<Vec<Entry>> {
+        let connection = self.connection();
+        let read = || {
+            let sql = format!("SELECT {COLUMNS} FROM boxes ORDER BY created_ms, id");
+            let mut statement = connection.prepare(&sql)?;
+            statement.query_map([], Entry::read)?.collect::<Result<_, _>>()
+        };
+        read().map_err(self.failed("read"))
+    }
+
+    /// The box that is called so, has this ID, or whose ID alone begins so.
+    pub(super) fn find(&self, query: &str) -> Result<Entry> {
+        let connection = self.connection();
+        let read = || {
+            let sql = format!("SELECT {COLUMNS} FROM boxes WHERE name = ?1 OR id = ?1");
+            let exact = connection.query_row(&sql, [query], Entry::read).optional()?;
+            if let Some(entry) = exact {
+                return Ok(vec![entry]);
+            }
+            // Not LIKE: the text may hold its wildcards.
+            let sql = format!("SELECT {COLUMNS} FROM boxes WHERE substr(id, 1, length(?1)) = ?1");
+            let mut statement = connection.prepare(&sql)?;
+            statement.query_map([query], Entry::read)?.collect::<Result<Vec<_>, _>>()
+        };
+        let mut found = read().map_err(self.failed("read"))?;
+        match found.len() {
+            1 if !query.is_empty() => Ok(found.remove(0)),
+            0 | 1 => Err(Error::NoSuchBox { query: query.to_owned() }),
+            _ if query.is_empty() => Err(Error::NoSuchBox { query: query.to_owned() }),
+            _ => Err(Error::Ambiguous {
+                query: query.to_owned(),
+                matches: found.into_iter().map(|entry| entry.name).collect(),
+            }),
+        }
+    }
+}
+
+fn version(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.pragma_query_value(None, "user_version", |row| row.get(0))
+}
+
+fn check_version(path: &Path, found: i64) -> Result<()> {
+    let known = MIGRATIONS.len() as i64;
+    if found > known {
+        return Err(Error::NewerHome { path: path.to_owned(), found, known });
+    }
+    Ok(())
+}
+
+/// Brings the database to the newest schema, in one step or not at all; another process may be
+/// about to do the same.
+fn migrate(connection: &mut Connection, path: &Path, migrations: &[&str]) -> Result<()> {
+    let failed =
+        |source| Error::Store { path: path.to_owned(), action: "brought up to date", source };
+    let run = |connection: &mut Connection| {
+        if version(connection)? == migrations.len() as i64 {
+            return Ok(());
+        }
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let from = usize::try_from(version(&transaction)?).unwrap_or(0);
+        for migration in migrations.iter().skip(from) {
+            transaction.execute_batch(migration)?;
+        }
+        transaction.pragma_update(None, "user_version", migrations.len() as i64)?;
+        transaction.commit()
+    };
+    run(connection).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(id: &str, name: &str) -> Entry {
+        Entry {
+            id: id.into(),
+            name: name.into(),
+            image: "x".into(),
+            image_digest: "sha256:0".into(),
+            created_ms: 7,
+        }
+    }
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("db")).unwrap();
+        (dir, store)
+    }
+
+    #[test]
+    fn boxes_are_found_by_name_id_and_unique_prefix() {
+        let (_dir, store) = store();
+        for (id, name) in [("aa11", "web"), ("aa22", "db"), ("bb33", "aa"), ("%_", "odd")] {
+            store.add(&entry(id, name)).unwrap();
+        }
+        let find = |query: &str| store.find(query).map(|entry| entry.id);
+        assert_eq!(find("web").unwrap(), "aa11");
+        assert_eq!(find("aa22").unwrap(), "aa22");
+        assert_eq!(find("b").unwrap(), "bb33");
+        assert_eq!(find("aa").unwrap(), "bb33", "a name goes before a prefix");
+        assert!(matches!(find("a"), Err(Error::Ambiguous { matches, .. }) if matches.len() == 2));
+        for none in ["", "c", "WEB", "_", "aa111"] {
+            assert!(matches!(find(none), Err(Error::NoSuchBox { .. })), "{none:?}");
+        }
+        assert_eq!(find("%").unwrap(), "%_");
+    }
+
+    #[test]
+    fn names_are_unique() {
+        let (_dir, store) = store();
+        store.add(&entry("1", "web")).unwrap();
+        store.add(&entry("2", "db")).unwrap();
+        assert!(matches!(store.add(&entry("3", "web")), Err(Error::NameInUse { .. })));
+        assert!(matches!(store.rename("2", "web"), Err(Error::NameInUse { .. })));
+        store.rename("1", "www").unwrap();
+        store.rename("2", "web").unwrap();
+        store.remove("1").unwrap();
+        store.remove("1").unwrap();
+        assert_eq!(store.list().unwrap(), [entry("2", "web")]);
+    }
+
+    #[test]
+    fn an_old_database_is_brought_up_to_date_and_a_newer_one_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        for version in 0..=MIGRATIONS.len() {
+            let _ = std::fs::remove_file(&path);
+            let mut connection = Connection::open(&path).unwrap();
+            migrate(&mut connection, &path, &MIGRATIONS[..version]).unwrap();
+            drop(connection);
+            let store = Store::open(&path).unwrap();
+            store.add(&entry("1", "web")).unwrap();
+            assert_eq!(super::version(&store.connection()).unwrap(), MIGRATIONS.len() as i64);
+        }
+        let connection = Connection::open(&path).unwrap();
+        connection.pragma_update(None, "user_version", 99).unwrap();
+        assert!(matches!(Store::open(&path), Err(Error::NewerHome { found: 99, .. })));
+    }
+
+    #[test]
+    fn a_migration_that_fails_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        drop(Store::open(&path).unwrap());
+        let mut connection = Connection::open(&path).unwrap();
+        let broken = [MIGRATIONS[0], "CREATE TABLE more (x TEXT) STRICT; CREATE NONSENSE;"];
+        assert!(migrate(&mut connection, &path, &broken).is_err());
+        assert_eq!(version(&connection).unwrap(), 1);
+        let more = "SELECT count(*) FROM sqlite_schema WHERE name = 'more'";
+        assert_eq!(connection.query_row(more, [], |row| row.get::<_, i64>(0)).unwrap(), 0);
+    }
+
+    #[test]
+    fn many_processes_may_open_a_new_database_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        std::thread::scope(|scope| {
+            for n in 0..8 {
+                let path = &path;
+                scope.spawn(move || {
+                    let store = Store::open(path).unwrap();
+                    store.add(&entry(&n.to_string(), &format!("box-{n}"))).unwrap();
+                });
+            }
+        });
+        assert_eq!(Store::open(&path).unwrap().list().unwrap().len(), 8);
+    }
+}

@@ -6,24 +6,36 @@ use anyhow::{Context, Result, bail};
 use boxlite_kernel::GuestFiles;
 
 use super::args::{Accel, Global};
-use crate::runtime::Home;
-use crate::softhost::detect::Virtualization;
+use crate::runtime::{self, Home, Place, Runtime, RuntimeOptions};
 use crate::softhost::{self, Command, Options};
 
-/// Whether boxes run in this process's own machine.
-enum Place {
-    Here,
-    /// In the software host, and why.
-    SoftHost(String),
-}
-
 impl Global {
+    /// How the runtime of this command finds its things.
+    pub(super) fn options(&self) -> RuntimeOptions {
+        let mut options = RuntimeOptions::default().accel(match self.accel {
+            Accel::Auto => runtime::Accel::Auto,
+            Accel::Kvm => runtime::Accel::Kvm,
+            Accel::Soft => runtime::Accel::Soft,
+        });
+        options.home.clone_from(&self.home);
+        options
+    }
+
+    /// The runtime of this command, here or in the software host.
+    pub(super) async fn runtime(&self) -> Result<Runtime> {
+        let options = self.options();
+        if let Place::SoftHost { why } = Place::choose(options.accel)? {
+            eprintln!("boxlite-vmm: {why}; using the software host, which is slower");
+        }
+        Ok(Runtime::open(options).await?)
+    }
+
     /// Runs this whole command line again in the software host, if boxes cannot run here. Returns
     /// its exit code then.
     pub(super) async fn elsewhere(&self) -> Result<Option<u8>> {
-        match self.place()? {
+        match Place::choose(self.options().accel)? {
             Place::Here => Ok(None),
-            Place::SoftHost(why) => {
+            Place::SoftHost { why } => {
                 eprintln!("boxlite-vmm: {why}; using the software host, which is slower");
                 let argv = std::env::args_os().skip(1);
                 let this = std::env::current_exe().context("cannot find this executable")?;
@@ -31,26 +43,6 @@ impl Global {
                 run_in_softhost(self, argv.collect()).await.map(Some)
             }
         }
-    }
-
-    fn place(&self) -> Result<Place> {
-        let found = Virtualization::detect();
-        let remedy = || match found.remedy() {
-            Some(remedy) => format!(" ({remedy})"),
-            None => String::new(),
-        };
-        if softhost::is_inside() {
-            if !found.is_usable() {
-                bail!("the software host has {found}: its QEMU does not emulate AMD's SVM");
-            }
-            return Ok(Place::Here);
-        }
-        Ok(match self.accel {
-            Accel::Soft => Place::SoftHost("--accel soft".into()),
-            Accel::Auto | Accel::Kvm if found.is_usable() => Place::Here,
-            Accel::Auto => Place::SoftHost(format!("{found}{}", remedy())),
-            Accel::Kvm => bail!("--accel kvm: {found}{}", remedy()),
-        })
     }
 
     /// The home of this command.

@@ -85,6 +85,9 @@ pub(super) enum Subcommand {
         #[arg(last = true, required = true, value_name = "COMMAND")]
         command: Vec<OsString>,
     },
+    /// The runtime of a home, on standard input and output; the library starts it in the software host
+    #[command(hide = true, name = crate::runtime::SERVE_SUBCOMMAND)]
+    Serve,
     /// The process of a box; the launcher starts it
     #[command(hide = true)]
     Machine,

@@ -9,7 +9,6 @@ use indicatif::{BinaryBytes, HumanDuration};
 
 use super::args::{Global, Image};
 use super::progress::ImageBar;
-use crate::runtime::{Runtime, RuntimeOptions};
 
 pub(super) async fn image(global: &Global, command: Image) -> Result<u8> {
     // Images lie where boxes run: a disk of the software host's is not to be seen from here.
@@ -33,9 +32,9 @@ async fn import(global: &Global, source: &str, name: Option<String>) -> Result<u
         Some(name) => name,
         None => bail!("what is the image to be called? Give a name behind {source}"),
     };
-    let runtime = Runtime::open(RuntimeOptions::default().home(global.home()?.path())).await?;
-    let image = runtime.import(source, name, ImageBar::new()).await?;
-    println!("{} {}", image.reference(), image.digest());
+    let images = global.runtime().await?.images();
+    let image = images.import(source.to_string(), name, ImageBar::new()).await?;
+    println!("{} {}", image.name, image.digest);
     Ok(0)
 }
 

@@ -20,7 +20,7 @@ use anyhow::Result;
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
-use crate::{machine, softhost};
+use crate::{machine, runtime, softhost};
 use args::{Cli, Subcommand};
 
 /// Our own failure, as `docker run` has it.
@@ -63,6 +63,10 @@ fn dispatch(cli: Cli) -> Result<u8> {
             softhost::keeper::main(&options)?;
             Ok(0)
         }
+        Subcommand::Serve => on_tokio(async {
+            runtime::serve(global.options()).await?;
+            Ok(0)
+        }),
         Subcommand::Run(args) => on_tokio(run::run(&global, args)),
         Subcommand::Image { command } => on_tokio(image::image(&global, command)),
         Subcommand::Doctor => doctor::doctor(&global),

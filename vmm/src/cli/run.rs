@@ -7,18 +7,17 @@ use super::args::{Global, Run};
 use super::progress::ImageBar;
 use super::{NOT_EXECUTABLE, NOT_FOUND, TIMED_OUT};
 use crate::client::{Attachment, Streams, exit_code};
-use crate::runtime::{Attached, BoxOptions, Error, Runtime, RuntimeOptions};
+use crate::runtime::{Attached, BoxOptions, Error};
 
 pub(super) async fn run(global: &Global, args: Run) -> Result<u8> {
     let options = options(global, &args)?;
     // Before a slow machine is started for nothing.
     options.validate()?;
-    if let Some(code) = global.elsewhere().await? {
-        return Ok(code);
-    }
     let mut attachment = Attachment::new(args.tty).context("cannot handle signals")?;
-    let home = global.home()?;
-    let runtime = Runtime::open(RuntimeOptions::default().home(home.path())).await?;
+    let runtime = tokio::select! {
+        runtime = global.runtime() => runtime?,
+        signal = attachment.interrupted() => return Ok(128 | (signal & 0x7f) as u8),
+    };
     let size = attachment.terminal_size();
     let started = async {
         let sandbox = runtime.create_with_progress(options, ImageBar::new()).await?;

@@ -10,9 +10,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::config::BoxConfig;
 use super::events::EventQuery;
+use super::images::{ImageCall, ImageInfo};
 use super::local::Local;
 use super::logs::LogQuery;
 use super::options::BoxOptions;
+use super::remote::Remote;
 use super::state::BoxInfo;
 use super::{Error, Result};
 use crate::events::EventKind;
@@ -36,6 +38,13 @@ pub(super) enum Call {
     },
     /// Removes all boxes that do not live. Answered by what was known of them.
     Prune,
+    /// Stops the boxes that end with the runtime.
+    Shutdown {
+        /// Milliseconds.
+        grace_ms: u64,
+    },
+    /// Something about images.
+    Images(ImageCall),
 }
 
 /// A request about a box.
@@ -92,6 +101,8 @@ pub(super) enum Reply {
     Info(Box<BoxInfo>),
     Infos(Vec<BoxInfo>),
     Metrics(MachineMetrics),
+    Image(Box<ImageInfo>),
+    Images(Vec<ImageInfo>),
 }
 
 impl Reply {
@@ -126,6 +137,20 @@ impl Reply {
     pub(super) fn metrics(self) -> Result<MachineMetrics> {
         match self {
             Self::Metrics(metrics) => Ok(metrics),
+            other => Err(other.unexpected()),
+        }
+    }
+
+    pub(super) fn image(self) -> Result<ImageInfo> {
+        match self {
+            Self::Image(image) => Ok(*image),
+            other => Err(other.unexpected()),
+        }
+    }
+
+    pub(super) fn images(self) -> Result<Vec<ImageInfo>> {
+        match self {
+            Self::Images(images) => Ok(images),
             other => Err(other.unexpected()),
         }
     }
@@ -171,18 +196,22 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 pub(super) enum Host {
     /// In this process.
     Here(Arc<Local>),
+    /// In the software host.
+    There(Arc<Remote>),
 }
 
 impl Host {
     pub(super) async fn call(&self, call: Call, progress: Arc<dyn Progress>) -> Result<Reply> {
         match self {
             Self::Here(local) => local.call(call, progress).await,
+            Self::There(remote) => remote.call(call, progress).await,
         }
     }
 
     pub(super) async fn open(&self, channel: Channel) -> Result<Box<dyn Duplex>> {
         match self {
             Self::Here(local) => local.open_stream(channel).await,
+            Self::There(remote) => remote.open(channel).await,
         }
     }
 }

@@ -19,6 +19,12 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// Boxes cannot run where they are to.
+    #[error("{reason}")]
+    NoVirtualization {
+        /// Why, and what to do.
+        reason: String,
+    },
     /// The options of a box are wrong; all problems at once.
     #[error("{}", Lines(.0))]
     Options(Vec<Problem>),
@@ -242,7 +248,7 @@ impl Error {
             Self::GuestFiles(_) | Self::NoHome | Self::NoLauncher { .. } | Self::Spawn { .. } => {
                 ErrorKind::Host
             }
-            Self::SoftHost(_) => ErrorKind::Host,
+            Self::SoftHost(_) | Self::NoVirtualization { .. } => ErrorKind::Host,
             Self::Home { source, .. } | Self::Copy { source, .. } => match source.kind() {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::DiskFull,
                 _ => ErrorKind::Storage,

@@ -28,19 +28,22 @@ mod events;
 mod exec;
 mod handle;
 mod home;
+mod images;
 mod json_lines;
 mod local;
 mod logs;
 mod options;
+mod place;
+mod remote;
 pub mod signals;
 mod state;
 mod store;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use boxlite_kernel::GuestFiles;
-use boxlite_rootfs_builder::{Image, ImageReference, ImageStore, Progress, Silent};
+use boxlite_rootfs_builder::{Progress, Silent};
 
 pub use crate::client::{ExecOutput, ExecStdin};
 pub use crate::events::{Event, EventKind};
@@ -54,16 +57,19 @@ pub use events::{EventQuery, Events};
 pub use exec::{Attached, Command, Execution, Output};
 pub use handle::BoxHandle;
 pub use home::Home;
+pub use images::{ImageInfo, Images};
 pub use logs::{LogQuery, LogRecord, LogStream, Logs};
 pub use options::{
     BoxOptions, Forward, HealthCheck, Network, NetworkPolicy, Problem, Protocol, PullPolicy,
     SecurityOptions, Volume,
 };
+pub use place::{Accel, Place};
 pub use state::{BoxInfo, BoxState, FailureReason};
 
 use call::{Call, Host, Reply};
-use disk_builder::MicroVmBuilder;
 use local::Local;
+use remote::Remote;
+pub(crate) use remote::{SERVE_SUBCOMMAND, serve};
 
 /// How a [`Runtime`] finds its things. `default()` takes them from the environment.
 #[derive(Clone, Debug, Default)]
@@ -74,12 +80,20 @@ pub struct RuntimeOptions {
     /// The `boxlite-vmm` executable that becomes the boxes' processes; default `$BOXLITE_VMM`, else
     /// this executable if it is that, else the one beside it or in `PATH`.
     pub launcher: Option<PathBuf>,
+    /// Where boxes run.
+    pub accel: Accel,
 }
 
 impl RuntimeOptions {
     /// Keeps boxes and images in `home`.
     pub fn home(mut self, home: impl Into<PathBuf>) -> Self {
         self.home = Some(home.into());
+        self
+    }
+
+    /// Says where boxes run.
+    pub fn accel(mut self, accel: Accel) -> Self {
+        self.accel = accel;
         self
     }
 
@@ -96,21 +110,18 @@ impl RuntimeOptions {
 #[derive(Clone, Debug)]
 pub struct Runtime {
     host: Host,
-    local: Arc<Local>,
 }
 
 impl Runtime {
     /// Opens the home, which is made if it does not exist, and clears away what killed processes
-    /// left in it.
+    /// left in it. Where this machine cannot run boxes, that is in the software host, which is started
+    /// if need be; [`Place::choose`] says so beforehand.
     pub async fn open(options: RuntimeOptions) -> Result<Self> {
-        let local = blocking(move || {
-            let home = Home::open(options.home)?;
-            let guest = GuestFiles::locate()?;
-            let launcher = local::find_launcher(options.launcher)?;
-            Ok(Arc::new(Local::open(home, guest, launcher)?))
-        })
-        .await?;
-        Ok(Self { host: Host::Here(local.clone()), local })
+        let host = match Place::choose(options.accel)? {
+            Place::Here => Host::Here(Local::open_with(options).await?),
+            Place::SoftHost { .. } => Host::There(Arc::new(Remote::start(options).await?)),
+        };
+        Ok(Self { host })
     }
 
     async fn call(&self, call: Call) -> Result<Reply> {
@@ -118,23 +129,8 @@ impl Runtime {
     }
 
     /// The images of this home.
-    pub fn images(&self) -> &ImageStore {
-        &self.local.images
-    }
-
-    /// Copies an image into the home under a name of its own, and makes its disk.
-    pub async fn import(
-        &self,
-        source: ImageReference,
-        name: String,
-        progress: impl Progress + 'static,
-    ) -> Result<Image> {
-        let local = self.local.clone();
-        blocking(move || {
-            let builder = MicroVmBuilder::new(&local.guest, &local.launcher);
-            Ok(local.images.import(&source, &name, &builder, &progress)?)
-        })
-        .await
+    pub fn images(&self) -> Images {
+        Images::new(self.host.clone())
     }
 
     /// Makes a box. It does not run yet.
@@ -216,8 +212,9 @@ impl Runtime {
 
     /// Stops the boxes that this runtime started and that are not detached, each with so much time to
     /// end by itself.
-    pub async fn shutdown(&self, grace: std::time::Duration) -> Result<()> {
-        self.local.stop_dependents(grace).await
+    pub async fn shutdown(&self, grace: Duration) -> Result<()> {
+        let grace_ms = grace.as_millis().try_into().unwrap_or(u64::MAX);
+        self.call(Call::Shutdown { grace_ms }).await?.done()
     }
 }
 

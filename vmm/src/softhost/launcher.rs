@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::error::is_hang_up;
 use super::place::{Place, last_lines};
 use super::{Error, INSIDE_VARIABLE, Options, qemu, sys};
-use crate::client::{self, AgentClient, Attachment, Streams, exit_code};
+use crate::client::{self, AgentClient, Attachment, ExecHandle, Streams, exit_code};
 
 /// How long to wait for a software host: its boot, and before that the end of an earlier one.
 const DEADLINE: Duration = Duration::from_secs(240);
@@ -109,6 +109,17 @@ pub async fn run(options: &Options, command: Command) -> Result<u8, Error> {
     };
     let status = attachment.run(streams, control, handle.exited()).await;
     status.map(exit_code).map_err(|error| Error::of_connection(error, &place))
+}
+
+/// Starts a command in the software host of `options`' home, which is started if need be. Dropping
+/// the handle kills the command.
+///
+/// # Errors
+/// The software host does not start, or the command cannot be executed there.
+pub async fn spawn(options: &Options, command: Command) -> Result<ExecHandle, Error> {
+    let place = Place::open(&options.home)?;
+    let client = with_progress(connect(options)).await?;
+    client.exec(command.exec()).await.map_err(|error| Error::of_connection(error, &place))
 }
 
 /// Shows that something happens, where a person waits for it.

@@ -29,7 +29,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 pub use error::Error;
-pub use launcher::{Command, connect, run};
+pub use launcher::{Command, connect, run, spawn};
 pub use qemu::{GUARD as KERNEL_GUARD, MEMORY_VARIABLE, find as find_qemu};
 
 /// Set in the environment of everything that runs in the software host.

@@ -10,7 +10,6 @@ use super::{Local, default_name, entry};
 use crate::events::EventKind;
 use crate::machine::status::now_ms;
 use crate::runtime::config::BoxConfig;
-use crate::runtime::disk_builder::MicroVmBuilder;
 use crate::runtime::home::{BASE, BoxFolder, CONFIG, DISK};
 use crate::runtime::options::{BoxOptions, bad_name, is_name};
 use crate::runtime::state::BoxInfo;
@@ -24,8 +23,7 @@ impl Local {
     pub(super) fn create(&self, options: BoxOptions, progress: &dyn Progress) -> Result<BoxConfig> {
         options.validate()?;
         let image = self.images.resolve(&options.image.parse()?, progress)?;
-        let builder = MicroVmBuilder::new(&self.guest, &self.launcher);
-        let disk = self.images.disk(&image, &builder, progress)?;
+        let disk = self.images.disk(&image, &self.disk_builder(), progress)?;
         let id = new_id()?;
         let config = BoxConfig {
             name: options.name.clone().unwrap_or_else(|| default_name(&id)),

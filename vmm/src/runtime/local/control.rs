@@ -48,11 +48,7 @@ impl Local {
     }
 
     /// Stops the boxes that end with this process.
-    pub(in crate::runtime) async fn stop_dependents(
-        self: &Arc<Self>,
-        grace: Duration,
-    ) -> Result<()> {
-        let grace_ms = grace.as_millis().try_into().unwrap_or(u64::MAX);
+    pub(in crate::runtime) async fn stop_dependents(self: &Arc<Self>, grace_ms: u64) -> Result<()> {
         let ids: Vec<String> = self.dependents().keys().cloned().collect();
         let mut stops = tokio::task::JoinSet::new();
         for id in ids {

@@ -7,6 +7,7 @@
 
 mod boxes;
 mod control;
+mod images;
 mod launch;
 mod machine_process;
 mod streams;
@@ -25,7 +26,7 @@ use super::config::BoxConfig;
 use super::home::{BoxFolder, CONFIG, Home};
 use super::state::{BoxInfo, end_code, judge, time};
 use super::store::{Entry, Store};
-use super::{Error, Result, blocking};
+use super::{Error, Result, RuntimeOptions, blocking};
 use crate::events::{Event, EventKind};
 use crate::machine::status::{Status, now_ms};
 
@@ -42,8 +43,19 @@ pub(super) struct Local {
 }
 
 impl Local {
+    /// Opens the home that the options name.
+    pub(super) async fn open_with(options: RuntimeOptions) -> Result<Arc<Self>> {
+        blocking(move || {
+            let home = Home::open(options.home)?;
+            let guest = GuestFiles::locate()?;
+            let launcher = find_launcher(options.launcher)?;
+            Ok(Arc::new(Self::open(home, guest, launcher)?))
+        })
+        .await
+    }
+
     /// Opens the home, and puts right what killed processes left.
-    pub(super) fn open(home: Home, guest: GuestFiles, launcher: PathBuf) -> Result<Self> {
+    fn open(home: Home, guest: GuestFiles, launcher: PathBuf) -> Result<Self> {
         let images = ImageStore::open(home.images())?;
         let store = Store::open(&home.database())?;
         let dependents = Mutex::default();
@@ -102,6 +114,10 @@ impl Local {
             }
             Call::List => blocking(move || local.list()).await.map(Reply::Infos),
             Call::Prune => blocking(move || local.prune()).await.map(Reply::Infos),
+            Call::Shutdown { grace_ms } => {
+                self.stop_dependents(grace_ms).await.map(|()| Reply::Done)
+            }
+            Call::Images(call) => blocking(move || local.call_images(call, &*progress)).await,
             Call::Box { id, call } => self.call_box(id, call).await,
         }
     }

@@ -1,0 +1,97 @@
+//! The images of a home.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use boxlite_rootfs_builder::{ImageConfig, Progress, Silent};
+use serde::{Deserialize, Serialize};
+
+use super::Result;
+use super::call::{Call, Host, Reply};
+use super::options::PullPolicy;
+use super::state::millis;
+
+/// A request about images.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) enum ImageCall {
+    /// Answered by all.
+    List,
+    /// Answered by the image.
+    Get { image: String, pull: PullPolicy },
+    /// Answered by the image.
+    Import { source: String, name: String },
+    /// Answered by those that were removed.
+    Remove { image: String, force: bool },
+}
+
+/// An image in the home.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ImageInfo {
+    /// Its name; of one that was used without being imported, the reference.
+    pub name: String,
+    /// The digest of its manifest.
+    pub digest: String,
+    /// What to run and how.
+    pub config: ImageConfig,
+    /// From where it was imported or pulled; none: it is used where it lies.
+    pub origin: Option<String>,
+    /// When it came into the home.
+    #[serde(with = "millis")]
+    pub time: SystemTime,
+    /// Bytes that its disk and layers take on the host's disk.
+    pub size: u64,
+    /// Its base disk, if that has been made.
+    pub disk: Option<PathBuf>,
+    /// What is wrong with its disk, if anything. It is made anew when next used.
+    pub problem: Option<String>,
+}
+
+/// The images of a home.
+#[derive(Clone, Debug)]
+pub struct Images(Host);
+
+impl Images {
+    pub(super) fn new(host: Host) -> Self {
+        Self(host)
+    }
+
+    async fn call(&self, call: ImageCall, progress: Arc<dyn Progress>) -> Result<Reply> {
+        self.0.call(Call::Images(call), progress).await
+    }
+
+    /// All images, by name.
+    pub async fn list(&self) -> Result<Vec<ImageInfo>> {
+        self.call(ImageCall::List, Arc::new(Silent)).await?.images()
+    }
+
+    /// Fetches an image, if `pull` says so, and makes its disk.
+    pub async fn get(
+        &self,
+        image: impl Into<String>,
+        pull: PullPolicy,
+        progress: impl Progress + 'static,
+    ) -> Result<ImageInfo> {
+        let call = ImageCall::Get { image: image.into(), pull };
+        self.call(call, Arc::new(progress)).await?.image()
+    }
+
+    /// Copies an image into the home under a name of its own, and makes its disk.
+    pub async fn import(
+        &self,
+        source: impl Into<String>,
+        name: impl Into<String>,
+        progress: impl Progress + 'static,
+    ) -> Result<ImageInfo> {
+        let call = ImageCall::Import { source: source.into(), name: name.into() };
+        self.call(call, Arc::new(progress)).await?.image()
+    }
+
+    /// Removes an image: by name, reference or digest. One that boxes were made of only by `force`; the
+    /// boxes stay as they are.
+    pub async fn remove(&self, image: impl Into<String>, force: bool) -> Result<Vec<ImageInfo>> {
+        let call = ImageCall::Remove { image: image.into(), force };
+        self.call(call, Arc::new(Silent)).await?.images()
+    }
+}

@@ -88,6 +88,9 @@ pub(super) enum Subcommand {
     /// The runtime of a home, on standard input and output; the library starts it in the software host
     #[command(hide = true, name = crate::runtime::SERVE_SUBCOMMAND)]
     Serve,
+    /// Ends when no box of the home lives; the keeper of the software host starts it there
+    #[command(hide = true, name = crate::softhost::AWAIT_SUBCOMMAND)]
+    AwaitBoxes,
     /// The process of a box; the launcher starts it
     #[command(hide = true)]
     Machine,

@@ -63,6 +63,10 @@ fn dispatch(cli: Cli) -> Result<u8> {
             softhost::keeper::main(&options)?;
             Ok(0)
         }
+        Subcommand::AwaitBoxes => {
+            global.home()?.wait_for_boxes()?;
+            Ok(0)
+        }
         Subcommand::Serve => on_tokio(async {
             runtime::serve(global.options()).await?;
             Ok(0)

@@ -153,6 +153,14 @@ impl Home {
         Ok(())
     }
 
+    /// Waits until no box lives. Blocks.
+    pub(crate) fn wait_for_boxes(&self) -> Result<()> {
+        while let Some(id) = self.ids()?.into_iter().find(|id| self.folder(id).is_live()) {
+            self.folder(&id).wait_until_dead()?;
+        }
+        Ok(())
+    }
+
     /// The IDs of the boxes that have a folder.
     pub(super) fn ids(&self) -> Result<Vec<String>> {
         let names = self.entries()?.into_iter();
@@ -193,6 +201,21 @@ impl BoxFolder {
         match File::open(self.file(LOCK)) {
             Ok(lock) => flock(&lock, FlockOperation::NonBlockingLockShared).is_err(),
             Err(_) => false,
+        }
+    }
+
+    fn wait_until_dead(&self) -> Result<()> {
+        let path = self.file(LOCK);
+        let wait = || -> io::Result<()> {
+            let lock = File::open(&path)?;
+            rustix::io::retry_on_intr(|| flock(&lock, FlockOperation::LockShared))?;
+            Ok(())
+        };
+        match wait() {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(Error::home("cannot be locked", path)(e))
+            }
+            _ => Ok(()),
         }
     }
 

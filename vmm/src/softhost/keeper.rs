@@ -14,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::busy::until_no_box_lives;
 use super::place::{Place, last_lines};
 use super::qemu::{self, Link, Qemu};
 use super::router::Router;
@@ -70,7 +71,8 @@ async fn keep(options: &Options) -> Result<(), Error> {
     let for_qemu = lock.try_clone().map_err(Error::Qemu)?;
     let (qemu, link) = Qemu::start(options, &place, for_qemu, &clock)?;
     tracing::info!("QEMU runs");
-    let keeper = Keeper { place, qemu, router: Arc::default(), launchers: JoinSet::new() };
+    let options = options.clone();
+    let keeper = Keeper { place, qemu, options, router: Arc::default(), launchers: JoinSet::new() };
     let result = keeper.run(listener, link).await;
     drop(lock);
     result
@@ -112,6 +114,7 @@ enum End {
 struct Keeper {
     place: Place,
     qemu: Qemu,
+    options: Options,
     router: Arc<Router>,
     launchers: JoinSet<()>,
 }
@@ -158,6 +161,12 @@ impl Keeper {
         let idle = idle_time();
         let mut idle_since = Instant::now();
         let mut ready = false;
+        // Nobody is there; boxes may be.
+        let mut looking = false;
+        let (router, options) = (Arc::clone(&self.router), self.options.clone());
+        let look = async || until_no_box_lives(&router, &options).await;
+        let empty = look();
+        tokio::pin!(empty);
         loop {
             let idle_until = idle_since.checked_add(idle);
             let for_long = async {
@@ -185,7 +194,17 @@ impl Keeper {
                 _ = self.qemu.wait() => return Ok(End::Qemu),
                 _ = terminate.recv() => return Ok(End::Asked),
                 _ = interrupt.recv() => return Ok(End::Asked),
-                () = for_long, if ready && self.launchers.is_empty() => return Ok(End::Idle),
+                () = for_long, if ready && !looking && self.launchers.is_empty() => {
+                    looking = true;
+                }
+                () = &mut empty, if looking => {
+                    looking = false;
+                    // Boxes do not come without a launcher.
+                    if self.launchers.is_empty() && idle_since.elapsed() >= idle {
+                        return Ok(End::Idle);
+                    }
+                    empty.set(look());
+                }
             }
         }
     }

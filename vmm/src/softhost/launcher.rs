@@ -56,7 +56,7 @@ impl Command {
         })
     }
 
-    fn exec(self) -> Exec {
+    pub(super) fn exec(self) -> Exec {
         let mut env: Vec<Vec<u8>> = self
             .env
             .into_iter()

@@ -14,6 +14,7 @@
 //! home, at its usual path, is a disk of its own and stays. So arguments need no change, and what a
 //! command writes elsewhere is gone when the software host stops.
 
+mod busy;
 pub mod detect;
 mod error;
 pub mod keeper;
@@ -39,9 +40,24 @@ pub const INSIDE_VARIABLE: &str = "BOXLITE_IN_SOFTHOST";
 /// [`Options::from_args`] reads.
 pub const KEEPER_SUBCOMMAND: &str = "softhost-keeper";
 
+/// The subcommand of the launcher that ends when no box of the home lives any more; the keeper
+/// runs it in the software host before it stops that.
+pub const AWAIT_SUBCOMMAND: &str = "await-boxes";
+
 /// Whether this process runs in the software host.
 pub fn is_inside() -> bool {
     std::env::var_os(INSIDE_VARIABLE).is_some_and(|value| value == "1")
+}
+
+/// Lets a process of the software host outlive the command that started it, which is ended as a whole.
+pub(crate) fn outlive(pid: u32) {
+    // Commands have control groups of their own; this is the one of nobody.
+    const ROOT: &str = "/sys/fs/cgroup/cgroup.procs";
+    if is_inside()
+        && let Err(e) = std::fs::write(ROOT, pid.to_string())
+    {
+        tracing::warn!("process {pid} may end with the command that started it: {e}");
+    }
 }
 
 /// Where a software host keeps its state, and what it boots.

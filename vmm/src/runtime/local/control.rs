@@ -104,6 +104,9 @@ impl Local {
 
     pub(super) async fn outlive(self: &Arc<Self>, id: &str) -> Result<()> {
         self.ask(id, ToMachine::Outlive).await?;
+        if let (_, Some(status)) = self.look(&self.folder(id)?)? {
+            crate::softhost::outlive(status.pid);
+        }
         self.dependents().remove(id);
         Ok(())
     }

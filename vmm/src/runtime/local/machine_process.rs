@@ -19,6 +19,7 @@ use crate::machine::status::Ended;
 use crate::machine::{BootStage, LaunchSpec};
 use crate::runtime::state::{BoxState, FailureReason, end_state};
 use crate::runtime::{Error, Result};
+use crate::softhost;
 
 const EXECUTABLE: &str = "boxlite-vmm";
 
@@ -76,6 +77,7 @@ impl MachineProcess {
     ) -> Result<Self> {
         let failed = |source| Error::Spawn { launcher: launcher.to_owned(), source };
         let (control, theirs) = UnixStream::pair().map_err(failed)?;
+        let outlive = spec.sandbox.as_ref().is_some_and(|sandbox| sandbox.detached);
         let mut child = std::process::Command::new(launcher)
             .arg("machine")
             // A terminal's Ctrl-C is for the command in the box, not for the box.
@@ -86,6 +88,9 @@ impl MachineProcess {
             .spawn()
             .map_err(failed)?;
         let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+        if outlive {
+            softhost::outlive(child.id());
+        }
         control::send(&control, &ToMachine::Launch(Box::new(spec)), &files).map_err(failed)?;
         let (sender, state) = watch::channel(State::default());
         let events = control.try_clone().map_err(failed)?;

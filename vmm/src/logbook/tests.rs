@@ -1,0 +1,192 @@
+//! Any records come back as they were, whatever rotates, tears or fails on the way.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+
+use proptest::prelude::*;
+
+use super::*;
+
+type Written = (LogStream, Vec<u8>);
+
+fn read(folder: &std::path::Path, query: Query) -> Vec<Record> {
+    Reader::open(folder, query).unwrap().map(Result::unwrap).collect()
+}
+
+/// The bytes of each stream.
+fn streams<'a>(records: impl IntoIterator<Item = (LogStream, &'a [u8])>) -> [Vec<u8>; 2] {
+    let mut streams = [Vec::new(), Vec::new()];
+    for (stream, bytes) in records {
+        streams[stream.index()].extend_from_slice(bytes);
+    }
+    streams
+}
+
+fn of(records: &[Record]) -> [Vec<u8>; 2] {
+    streams(records.iter().map(|record| (record.stream, &record.bytes[..])))
+}
+
+fn written() -> impl Strategy<Value = Vec<Written>> {
+    let stream = prop_oneof![Just(LogStream::Stdout), Just(LogStream::Stderr)];
+    let bytes = prop_oneof![
+        proptest::collection::vec(any::<u8>(), 1..200),
+        proptest::collection::vec(prop_oneof![Just(b'\n'), Just(b'x')], 1..20),
+    ];
+    proptest::collection::vec((stream, bytes), 0..40)
+}
+
+proptest! {
+    #[test]
+    fn what_is_written_is_read(records in written()) {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = Writer::open(folder.path());
+        for (n, (stream, bytes)) in records.iter().enumerate() {
+            writer.append_at(*stream, bytes, n as u64);
+        }
+        let read = read(folder.path(), Query::default());
+        prop_assert_eq!(read.len(), records.len());
+        for (n, (read, (stream, bytes))) in read.iter().zip(&records).enumerate() {
+            prop_assert_eq!((read.at_ns, read.stream, &read.bytes), (n as u64, *stream, bytes));
+        }
+    }
+
+    /// Files of some records each: a reader that keeps up misses nothing; one that comes later gets
+    /// an unbroken end of it.
+    #[test]
+    fn followers_survive_rotation(records in written(), limit in 20_u64..600) {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = Writer::with_limit(folder.path(), limit);
+        let mut reader = Reader::open(folder.path(), Query::default()).unwrap();
+        let mut followed = Vec::new();
+        for (stream, bytes) in &records {
+            writer.append_at(*stream, bytes, 7);
+            while let Some(record) = reader.poll().unwrap() {
+                followed.push((record.stream, record.bytes));
+            }
+        }
+        prop_assert_eq!(&followed, &records);
+        let late: Vec<Written> =
+            read(folder.path(), Query::default()).into_iter().map(|r| (r.stream, r.bytes)).collect();
+        prop_assert!(records.ends_with(&late));
+        prop_assert!(late.is_empty() == records.is_empty());
+        let size = |name| fs::metadata(folder.path().join(name)).map_or(0, |file| file.len());
+        prop_assert!(size(FILE).max(size(OLD_FILE)) <= limit + 16 + 13 + 200);
+    }
+
+    /// A writer that was killed anywhere: what was whole is there, and what comes next follows it.
+    #[test]
+    fn a_torn_tail_is_cut(records in written(), cut in 0_u64..400, garbage: bool) {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = Writer::open(folder.path());
+        for (stream, bytes) in &records {
+            writer.append_at(*stream, bytes, 7);
+        }
+        drop(writer);
+        let path = folder.path().join(FILE);
+        if let Ok(file) = File::options().write(true).open(&path) {
+            let len = file.metadata().unwrap().len();
+            file.set_len(len.saturating_sub(cut)).unwrap();
+            if garbage {
+                // As after a crash of the host: length there, data not.
+                file.set_len(len + 50).unwrap();
+            }
+        }
+        let whole = read(folder.path(), Query::default());
+        let mut writer = Writer::open(folder.path());
+        writer.append_at(LogStream::Stderr, b"after", 8);
+        let after = read(folder.path(), Query::default());
+        let (last, before) = after.split_last().unwrap();
+        prop_assert_eq!(&last.bytes[..], b"after");
+        prop_assert_eq!(before, &whole[..]);
+        prop_assert!(whole.len() <= records.len());
+    }
+
+    /// As `tail -n` on all lines of both streams.
+    #[test]
+    fn the_last_lines_are_whole_lines(records in written(), tail in 0_u64..12) {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = Writer::open(folder.path());
+        for (stream, bytes) in &records {
+            writer.append_at(*stream, bytes, 7);
+        }
+        let all = streams(records.iter().map(|(stream, bytes)| (*stream, &bytes[..])));
+        let last = of(&read(folder.path(), Query { tail: Some(tail), ..Query::default() }));
+        let lines = |bytes: &[u8]| bytes.split_inclusive(|b| *b == b'\n').count() as u64;
+        let total = lines(&all[0]) + lines(&all[1]);
+        prop_assert_eq!(lines(&last[0]) + lines(&last[1]), total.min(tail));
+        for (all, last) in all.iter().zip(&last) {
+            prop_assert!(all.ends_with(last));
+            let before = &all[..all.len() - last.len()];
+            prop_assert!(last.is_empty() || before.is_empty() || before.ends_with(b"\n"));
+        }
+    }
+
+    #[test]
+    fn any_file_is_read_without_harm(bytes in proptest::collection::vec(any::<u8>(), 0..200), magic: bool) {
+        let folder = tempfile::tempdir().unwrap();
+        let mut file = if magic { [&MAGIC[..], &1_u64.to_le_bytes()].concat() } else { Vec::new() };
+        file.extend(bytes);
+        fs::write(folder.path().join(FILE), file).unwrap();
+        let before = read(folder.path(), Query::default()).len();
+        let mut writer = Writer::open(folder.path());
+        writer.append_at(LogStream::Stdout, b"x", 1);
+        prop_assert_eq!(read(folder.path(), Query::default()).len(), before + 1);
+    }
+}
+
+#[test]
+fn streams_and_times_are_chosen() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = Writer::open(folder.path());
+    for (at, stream, text) in [
+        (1, LogStream::Stdout, "a\n"),
+        (2, LogStream::Stderr, "b\n"),
+        (3, LogStream::Stdout, "c\n"),
+    ] {
+        writer.append_at(stream, text.as_bytes(), at);
+    }
+    let text = |query| of(&read(folder.path(), query)).concat();
+    assert_eq!(text(Query { since_ns: Some(2), ..Query::default() }), b"c\nb\n");
+    assert_eq!(text(Query { stream: Some(LogStream::Stdout), ..Query::default() }), b"a\nc\n");
+    let last = Query { stream: Some(LogStream::Stdout), tail: Some(1), ..Query::default() };
+    assert_eq!(text(last), b"c\n");
+}
+
+#[test]
+fn a_follower_waits_for_a_log_and_for_whole_records() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut reader = Reader::open(folder.path(), Query::default()).unwrap();
+    assert_eq!(reader.poll().unwrap(), None);
+    let mut writer = Writer::open(folder.path());
+    writer.append_at(LogStream::Stdout, b"one", 1);
+    assert_eq!(reader.poll().unwrap().unwrap().bytes, b"one");
+    let file = File::options().write(true).open(folder.path().join(FILE)).unwrap();
+    let end = file.metadata().unwrap().len();
+    let header = Header { len: 3, stream: LogStream::Stdout, at_ns: 2 }.encode();
+    file.write_all_at(&header, end).unwrap();
+    file.write_all_at(b"tw", end + 13).unwrap();
+    assert_eq!(reader.poll().unwrap(), None);
+    file.write_all_at(b"o", end + 15).unwrap();
+    assert_eq!(reader.poll().unwrap().unwrap().bytes, b"two");
+}
+
+#[test]
+fn long_output_is_split_and_complete() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes: Vec<u8> = (0..3 * MAX_RECORD + 5).map(|n| (n % 251) as u8).collect();
+    Writer::open(folder.path()).append(LogStream::Stdout, &bytes);
+    let records = read(folder.path(), Query::default());
+    assert_eq!(records.len(), 4);
+    assert_eq!(of(&records)[0], bytes);
+}
+
+#[test]
+fn a_log_that_cannot_be_written_stops_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("box");
+    let mut writer = Writer::open(&path);
+    writer.append(LogStream::Stdout, b"lost");
+    fs::create_dir(&path).unwrap();
+    writer.append(LogStream::Stdout, b"kept");
+    assert_eq!(of(&read(&path, Query::default()))[0], b"kept");
+}

@@ -3,13 +3,13 @@
 use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Sender;
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use boxlite_devices::legacy::{I8042, Serial};
-use boxlite_devices::virtio::block::{self, BlockDevice};
+use boxlite_devices::virtio::block::{self, BlockCounters, BlockDevice};
 use boxlite_devices::virtio::rng::RngDevice;
 use boxlite_devices::virtio::vsock::{GUEST_CID, Vsock, VsockHandle};
 use boxlite_devices::virtio::{MMIO_QUEUE_NOTIFY, MmioTransport, VirtioDevice};
@@ -20,9 +20,10 @@ use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::boot_report::{self, Report};
 use super::console::Console;
+use super::control::{DiskMetrics, ExitCounts};
 use super::memory;
 use super::spec::{DiskFormat, DiskSpec, LaunchSpec, MEMORY_MIB, VCPUS};
-use super::vcpu::{self, Shared};
+use super::vcpu::{self, Counters, Gate, Shared};
 use crate::arch::{self, BootFiles, layout};
 use crate::softhost;
 
@@ -33,9 +34,25 @@ pub(super) enum Stop {
     Guest,
     /// A vCPU cannot go on.
     Failed(String),
-    /// The launcher asked for it.
-    Launcher,
 }
+
+/// What a machine says while it runs.
+#[derive(Debug)]
+pub(super) enum Said {
+    /// It is to stop.
+    Stop(Stop),
+    /// The agent said something about its boot.
+    Report(Report),
+    /// The host has no room for what the guest writes to this disk.
+    DiskFull(String),
+}
+
+/// Takes what a machine says, on whatever thread it says it.
+pub(super) type Tell = Arc<dyn Fn(Said) + Send + Sync>;
+
+/// How long vCPUs may take to leave the guest when the machine is paused: a kick takes microseconds,
+/// but the access that one is at may wait for a disk.
+const PAUSE_LIMIT: Duration = Duration::from_secs(5);
 
 /// A running machine.
 pub(super) struct Machine<V: Vm> {
@@ -43,6 +60,7 @@ pub(super) struct Machine<V: Vm> {
     vcpus: Vec<JoinHandle<()>>,
     devices: Vec<Arc<Mutex<MmioTransport>>>,
     workers: Vec<JoinHandle<()>>,
+    disks: Vec<Arc<BlockCounters>>,
     event_loop: LoopHandle,
     vsock: VsockHandle,
     console: Console,
@@ -50,22 +68,9 @@ pub(super) struct Machine<V: Vm> {
     memory: Arc<GuestMemory>,
 }
 
-/// What the machine tells while it runs.
-pub(super) struct Signals {
-    /// The machine is to stop.
-    pub(super) stop: Sender<Stop>,
-    /// The agent said something about its boot.
-    pub(super) report: Box<dyn Fn(Report) + Send + Sync>,
-}
-
 impl<V: Vm> Machine<V> {
     /// Builds the machine and starts its vCPUs.
-    pub(super) fn start(
-        vm: V,
-        spec: &LaunchSpec,
-        files: Vec<File>,
-        signals: Signals,
-    ) -> Result<Self> {
+    pub(super) fn start(vm: V, spec: &LaunchSpec, files: &[File], tell: Tell) -> Result<Self> {
         ensure!(VCPUS.contains(&spec.vcpus), "{} vCPUs: a box has 1 to 64", spec.vcpus);
         ensure!(
             MEMORY_MIB.contains(&spec.memory_mib),
@@ -82,25 +87,26 @@ impl<V: Vm> Machine<V> {
         let console = Console::new(spec.console.map(|n| files.get(n)).transpose()?);
         let mut board = Board::new(vm.clone(), memory.clone())?;
         for (n, disk) in spec.disks.iter().enumerate() {
-            board.add_disk(n, disk, &files)?;
+            board.add_disk(n, disk, &files, &tell)?;
         }
-        let vsock = board.add_vsock(Arc::from(signals.report))?;
+        let vsock = board.add_vsock(&tell)?;
         board.add(Box::new(RngDevice::new(board.event_loop.clone())))?;
-        board.add_legacy(&console, &signals.stop)?;
+        board.add_legacy(&console, &tell)?;
 
         let cmdline = cmdline(spec, board.devices.len());
         let boot_files =
             BootFiles { kernel: &spec.kernel, initramfs: &spec.initramfs, cmdline: &cmdline };
         let boot = arch::load(&memory, spec.vcpus, &boot_files)?;
 
-        let Board { mmio, pio, devices, workers, event_loop, .. } = board;
+        let Board { mmio, pio, devices, workers, disks, event_loop, .. } = board;
         let shared = Arc::new(Shared {
             vm,
             mmio: Arc::new(mmio),
             pio: Arc::new(pio),
-            stopping: AtomicBool::new(false),
-            stop: signals.stop,
+            gate: Gate::new(spec.vcpus.into()),
+            tell,
             all_bound: Barrier::new(spec.vcpus.into()),
+            counters: (0..spec.vcpus).map(|_| Counters::default()).collect(),
         });
         let vcpus = (0..u32::from(spec.vcpus))
             .map(|id| {
@@ -109,7 +115,7 @@ impl<V: Vm> Machine<V> {
             })
             .collect::<std::io::Result<_>>()
             .context("cannot start a vCPU's thread")?;
-        Ok(Self { shared, vcpus, devices, workers, event_loop, vsock, console, memory })
+        Ok(Self { shared, vcpus, devices, workers, disks, event_loop, vsock, console, memory })
     }
 
     /// Hands clients to the box's vsock.
@@ -122,14 +128,41 @@ impl<V: Vm> Machine<V> {
         &self.console
     }
 
-    /// Stops the vCPUs, then the devices: what the guest has flushed is on its disks.
-    pub(super) fn stop(self) {
-        self.shared.stopping.store(true, Ordering::SeqCst);
+    /// Stops the vCPUs where they are; devices go on with what they were told. Returns whether all
+    /// of them stand still.
+    pub(super) fn pause(&self) -> bool {
+        self.shared.gate.close();
+        self.kick();
+        self.shared.gate.all_wait(PAUSE_LIMIT)
+    }
+
+    /// Lets the vCPUs go on.
+    pub(super) fn resume(&self) {
+        self.shared.gate.open();
+    }
+
+    /// Exits of the vCPUs so far.
+    pub(super) fn exits(&self) -> ExitCounts {
+        self.shared.counters.iter().map(Counters::get).sum()
+    }
+
+    /// What the disks did so far, in the order of their devices.
+    pub(super) fn disks(&self) -> Vec<DiskMetrics> {
+        self.disks.iter().map(|disk| disk.get().into()).collect()
+    }
+
+    fn kick(&self) {
         for id in 0..self.vcpus.len() as u32 {
             if let Err(e) = self.shared.vm.kick(id) {
                 tracing::warn!("vCPU {id} does not stop: {e}");
             }
         }
+    }
+
+    /// Stops the vCPUs, then the devices: what the guest has flushed is on its disks.
+    pub(super) fn stop(self) {
+        self.shared.gate.end();
+        self.kick();
         for vcpu in self.vcpus {
             // A panic has been printed already.
             let _ = vcpu.join();
@@ -179,9 +212,9 @@ fn cmdline(spec: &LaunchSpec, devices: usize) -> String {
 }
 
 /// The files that came with the spec.
-struct Files(Vec<File>);
+struct Files<'a>(&'a [File]);
 
-impl Files {
+impl Files<'_> {
     fn get(&self, n: usize) -> Result<File> {
         let file = self.0.get(n).ok_or_else(|| anyhow!("the launcher did not send file {n}"))?;
         Ok(file.try_clone()?)
@@ -196,6 +229,7 @@ struct Board<V> {
     pio: Bus,
     devices: Vec<Arc<Mutex<MmioTransport>>>,
     workers: Vec<JoinHandle<()>>,
+    disks: Vec<Arc<BlockCounters>>,
     event_loop: LoopHandle,
 }
 
@@ -215,6 +249,7 @@ impl<V: Vm> Board<V> {
             pio: Bus::new(),
             devices: Vec::new(),
             workers: Vec::new(),
+            disks: Vec::new(),
             event_loop: handle,
         })
     }
@@ -237,7 +272,13 @@ impl<V: Vm> Board<V> {
         Ok(())
     }
 
-    fn add_disk(&mut self, n: usize, disk: &DiskSpec, files: &Files) -> Result<()> {
+    fn add_disk(
+        &mut self,
+        n: usize,
+        disk: &DiskSpec,
+        files: &Files<'_>,
+        tell: &Tell,
+    ) -> Result<()> {
         let name = format!("vd{}", char::from(b'a' + (n % 26) as u8));
         let image =
             |file, format| -> Result<_> { Ok(block::DiskImage { file: files.get(file)?, format }) };
@@ -251,24 +292,29 @@ impl<V: Vm> Board<V> {
         }
         spec.ephemeral = disk.ephemeral;
         let full = {
-            let name = name.clone();
-            move || tracing::error!("the host has no room left for what the box writes to {name}")
+            let (name, tell) = (name.clone(), tell.clone());
+            move || {
+                tracing::error!("the host has no room left for what the box writes to {name}");
+                tell(Said::DiskFull(name.clone()));
+            }
         };
         let (device, worker) = BlockDevice::open(spec, Some(Box::new(full)))?;
+        self.disks.push(device.counters());
         self.workers.push(thread::Builder::new().name(name).spawn(move || worker.run())?);
         self.add(Box::new(device))
     }
 
-    fn add_vsock(&mut self, report: Arc<dyn Fn(Report) + Send + Sync>) -> Result<VsockHandle> {
+    fn add_vsock(&mut self, tell: &Tell) -> Result<VsockHandle> {
         // The one port of the host that a guest can reach, and once: each report has a thread.
         let reported = AtomicBool::new(false);
+        let tell = tell.clone();
         let resolve = move |port: u32| -> std::io::Result<UnixStream> {
             if port != BOOT_REPORT_PORT || reported.swap(true, Ordering::SeqCst) {
                 return Err(std::io::ErrorKind::ConnectionRefused.into());
             }
             let (ours, guests) = UnixStream::pair()?;
-            let report = report.clone();
-            boot_report::listen(ours, move |said| report(said))?;
+            let tell = tell.clone();
+            boot_report::listen(ours, move |report| tell(Said::Report(report)))?;
             Ok(guests)
         };
         let device = Vsock::new(GUEST_CID, self.event_loop.clone(), resolve)?;
@@ -278,16 +324,13 @@ impl<V: Vm> Board<V> {
     }
 
     /// Serial port and reset line.
-    fn add_legacy(&mut self, console: &Console, stop: &Sender<Stop>) -> Result<()> {
+    fn add_legacy(&mut self, console: &Console, tell: &Tell) -> Result<()> {
         let irq = self.vm.irq(layout::SERIAL_IRQ)?;
         let serial = Serial::new(Interrupt::new(move || irq.raise()), Box::new(console.clone()));
         let ports = layout::SERIAL_PORT..layout::SERIAL_PORT + layout::SERIAL_PORT_SIZE;
         self.pio.insert(ports, Arc::new(Mutex::new(serial)))?;
-        let stop = stop.clone();
-        let i8042 = I8042::new(move || {
-            // The receiver is gone only when the machine is ending anyway.
-            let _ = stop.send(Stop::Guest);
-        });
+        let tell = tell.clone();
+        let i8042 = I8042::new(move || tell(Said::Stop(Stop::Guest)));
         let ports = layout::I8042_PORT..layout::I8042_PORT + layout::I8042_PORT_SIZE;
         self.pio.insert(ports, Arc::new(Mutex::new(i8042)))?;
         Ok(())

@@ -6,6 +6,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
+use boxlite_devices::virtio::block::BlockCounts;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
@@ -116,6 +117,46 @@ pub struct DiskMetrics {
     pub flushes: u64,
     /// Requests that failed.
     pub errors: u64,
+}
+
+impl std::ops::Add for ExitCounts {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            mmio: self.mmio + other.mmio,
+            pio: self.pio + other.pio,
+            other: self.other + other.other,
+        }
+    }
+}
+
+impl std::iter::Sum for ExitCounts {
+    fn sum<I: Iterator<Item = Self>>(counts: I) -> Self {
+        counts.fold(Self::default(), std::ops::Add::add)
+    }
+}
+
+impl From<BlockCounts> for DiskMetrics {
+    fn from(counts: BlockCounts) -> Self {
+        let BlockCounts { reads, bytes_read, writes, bytes_written, flushes, errors } = counts;
+        Self { reads, bytes_read, writes, bytes_written, flushes, errors }
+    }
+}
+
+impl std::ops::Add for DiskMetrics {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            reads: self.reads + other.reads,
+            bytes_read: self.bytes_read + other.bytes_read,
+            writes: self.writes + other.writes,
+            bytes_written: self.bytes_written + other.bytes_written,
+            flushes: self.flushes + other.flushes,
+            errors: self.errors + other.errors,
+        }
+    }
 }
 
 /// Stages of a boot, in their order.

@@ -18,10 +18,15 @@ mod boot_report;
 mod build;
 mod console;
 pub(crate) mod control;
+mod hub;
+mod lifecycle;
 mod memory;
 mod process;
+mod record;
+mod server;
 mod spec;
 pub(crate) mod status;
+mod sys;
 mod vcpu;
 
 pub use control::{BootStage, DiskMetrics, ExitCounts, MachineMetrics};

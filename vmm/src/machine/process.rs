@@ -1,26 +1,64 @@
 //! `boxlite-vmm machine`: the process of one box. Standard input is the socket to its launcher.
+//!
+//! The main thread owns the machine and does what the [lifecycle](super::lifecycle) says; all other
+//! threads tell it what has happened.
 
 use std::fs::File;
-use std::io;
-use std::os::fd::AsFd;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use boxlite_devices::virtio::vsock::VsockHandle;
+use boxlite_proto::frame::HEADER_LEN;
+use boxlite_proto::message::Control;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use super::boot_report::Report;
-use super::build::{Machine, Signals, Stop};
-use super::control::{self, BootStage, FromMachine, ToMachine};
-use super::spec::LaunchSpec;
-use super::status::{End, Ended, now_ms};
+use super::build::{Machine, Said, Stop, Tell};
+use super::control::{
+    self, BootStage, DiskMetrics, ExitCounts, FromMachine, MachineMetrics, ToMachine,
+};
+use super::hub::{self, Command, Commands, Hub, Note};
+use super::lifecycle::{Action, Input, Lifecycle, Plan};
+use super::record::Record;
+use super::server::{Reply, Server, Unsent, Vsock};
+use super::spec::{BoxSpec, LaunchSpec};
+use super::status::Ended;
+use super::sys;
 use crate::backend;
+use crate::events::EventKind;
 
-/// Runs the machine that the launcher at standard input asks for, until it ends or the launcher
-/// does.
+/// A launcher that takes nothing for so long is told nothing more.
+const LAUNCHER_LIMIT: Duration = Duration::from_secs(1);
+/// How long a guest that ended while it booted may have been heard too late to say why.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+/// How long answers may take to leave when the process ends.
+const ANSWERS_LIMIT: Duration = Duration::from_millis(500);
+/// How long the agent may take to take the time.
+const CLOCK_LIMIT: Duration = Duration::from_secs(5);
+
+/// What the main thread is told.
+#[derive(Debug)]
+pub(super) enum Message {
+    /// The machine of this boot said something.
+    Machine(u64, Said),
+    /// The hub said something.
+    Hub(Note),
+    /// Somebody asks for something, and is to be answered.
+    Asked(ToMachine, Reply),
+    /// The launcher is gone.
+    LauncherGone,
+    /// The process is to end.
+    Terminate,
+}
+
+/// Runs the machine that the launcher at standard input asks for, until it ends.
 pub fn main() -> Result<()> {
     let stdin = io::stdin().as_fd().try_clone_to_owned()?;
     let launcher = UnixStream::from(stdin);
@@ -30,111 +68,441 @@ pub fn main() -> Result<()> {
     let Some((ToMachine::Launch(spec), files)) = control::receive(&launcher)? else {
         bail!("the launcher sent no LaunchSpec");
     };
-    let started = Instant::now();
-    let events = Events { launcher: Arc::new(Mutex::new(launcher.try_clone()?)), started };
-    let (stop, stopped) = mpsc::channel();
-    let fatal = Arc::new(Mutex::new(None));
-
-    let signals = Signals { stop: stop.clone(), report: report(&events, &fatal) };
     // All of them, to the end of the process: the lock of the box's folder is among them.
-    let files: Vec<File> = files.into_iter().map(File::from).collect();
-    let machine = match start(&spec, files, signals) {
-        Ok(machine) => machine,
-        Err(e) => {
-            events.ended(End::Failed(format!("{e:#}")));
-            return Ok(());
-        }
-    };
-    events.stage(BootStage::Kernel);
-
-    let vsock = machine.vsock().clone();
-    let folder = spec.sandbox.map(|sandbox| sandbox.folder);
-    thread::Builder::new().name("launcher".into()).spawn(move || {
-        serve(&launcher, &vsock, &stop);
-        // The launcher is gone, and so is the box: at once, whatever the machine is doing.
-        if let Some(folder) = folder {
-            let _ = std::fs::remove_dir_all(folder);
-        }
-        std::process::exit(0)
-    })?;
-
-    let why = stopped.recv().unwrap_or(Stop::Guest);
-    let console = machine.console().clone();
-    machine.stop();
-    let fatal = fatal.lock().unwrap_or_else(PoisonError::into_inner).take();
-    events.ended(match (why, fatal, console.panic()) {
-        (Stop::Launcher, ..) => End::Stopped,
-        (_, Some(message), _) => End::Agent(message),
-        (_, None, Some(lines)) => End::Panic(lines),
-        (Stop::Failed(message), ..) => End::Failed(message),
-        (Stop::Guest, ..) => End::Guest,
-    });
+    let files = files.into_iter().map(File::from).collect();
+    Process::new(launcher, *spec, files)?.run();
     Ok(())
 }
 
-fn start(
-    spec: &LaunchSpec,
+/// The process, as its main thread sees it.
+struct Process {
+    spec: LaunchSpec,
     files: Vec<File>,
-    signals: Signals,
-) -> Result<Machine<backend::Machine>> {
-    Machine::start(backend::open(spec.vcpus)?, spec, files, signals)
+    launcher: Launcher,
+    sender: Sender<Message>,
+    inbox: Receiver<Message>,
+    life: Lifecycle,
+    vsock: Vsock,
+    hub: Option<Hub>,
+    record: Option<Record>,
+    unsent: Unsent,
+    machine: Option<Machine<backend::Machine>>,
+    /// The number of the boot, and when it began.
+    boot: (u64, Instant),
+    /// What machines before this one counted.
+    past: (ExitCounts, Vec<DiskMetrics>),
+    /// Nothing is left to be done.
+    drained: bool,
 }
 
-/// Takes what the launcher says, to the end of the connection.
-fn serve(launcher: &UnixStream, vsock: &VsockHandle, stop: &mpsc::Sender<Stop>) {
-    loop {
-        match control::receive(launcher) {
-            Ok(Some((ToMachine::Client, files))) => {
-                for file in files {
-                    if let Err(e) = vsock.attach(UnixStream::from(file)) {
-                        tracing::warn!("a vsock client is refused: {e}");
-                    }
+impl Process {
+    fn new(launcher: UnixStream, spec: LaunchSpec, files: Vec<File>) -> Result<Self> {
+        let now = Instant::now();
+        let (sender, inbox) = channel();
+        let vsock = Vsock::default();
+        let mut process = Self {
+            life: Lifecycle::new(Plan::of(&spec), now),
+            launcher: Launcher::new(launcher.try_clone()?),
+            sender: sender.clone(),
+            inbox,
+            vsock: vsock.clone(),
+            hub: None,
+            record: None,
+            unsent: Unsent::default(),
+            machine: None,
+            boot: (0, now),
+            past: Default::default(),
+            drained: false,
+            spec,
+            files,
+        };
+        // The guest boots while the rest is made.
+        process.act(now);
+        let unsent = process.unsent.clone();
+        let server = Server { inbox: sender, vsock, hub: None, unsent };
+        match process.spec.sandbox.clone() {
+            None => hear_launcher(launcher, server, None)?,
+            Some(sandbox) => {
+                if let Err(e) = process.become_box(&sandbox, launcher, server) {
+                    process.tell(Input::NotBuilt(format!("{e:#}")));
                 }
             }
-            Ok(Some((ToMachine::Kill, _))) => {
-                let _ = stop.send(Stop::Launcher);
+        }
+        Ok(process)
+    }
+
+    /// Makes what a box has over a bare machine.
+    fn become_box(
+        &mut self,
+        spec: &BoxSpec,
+        launcher: UnixStream,
+        mut server: Server,
+    ) -> Result<()> {
+        let file = |n: usize| -> Result<File> {
+            let file = self.files.get(n);
+            Ok(file.with_context(|| format!("the launcher did not send file {n}"))?.try_clone()?)
+        };
+        let record = Record::new(spec, file(spec.events)?);
+        record.event(EventKind::Starting);
+        let programs = Commands {
+            main: spec.main.as_ref().map(|main| main.exec.clone()),
+            check: spec.health.as_ref().map(|health| health.exec.clone()),
+        };
+        let sender = self.sender.clone();
+        let hub = Hub::start(programs, record.folder(), move |note| {
+            // The receiver is gone only when the process is ending.
+            let _ = sender.send(Message::Hub(note));
+        })?;
+        server.hub = Some(hub.clone());
+        server.listen_for_control(OwnedFd::from(file(spec.control)?).into())?;
+        server.listen_for_vsock(OwnedFd::from(file(spec.vsock)?).into())?;
+        hear_signals(self.sender.clone())?;
+        let orphan = Orphan {
+            record: record.try_clone()?,
+            remove: spec.remove,
+            outlives: Arc::new(AtomicBool::new(spec.detached)),
+        };
+        hear_launcher(launcher, server, Some(orphan))?;
+        self.hub = Some(hub);
+        self.record = Some(record);
+        self.act(Instant::now());
+        Ok(())
+    }
+
+    /// Lives to the end of the box.
+    fn run(mut self) {
+        let mut late = Vec::new();
+        while !self.drained {
+            let now = Instant::now();
+            let message = match self.life.deadline() {
+                _ if !late.is_empty() => Ok(late.remove(0)),
+                Some(deadline) => self.inbox.recv_timeout(deadline.saturating_duration_since(now)),
+                None => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match message {
+                Ok(Message::Machine(boot, Said::Stop(stop))) if boot == self.boot.0 => {
+                    self.hear_last_words(&mut late);
+                    self.ended(stop);
+                }
+                Ok(message) => self.handle(message),
+                Err(_) => self.tell(Input::Tick),
             }
-            Ok(Some((message, _))) => tracing::warn!(?message, "ignored"),
-            Ok(None) | Err(_) => return,
+        }
+        self.life.settle();
+        if let Some(ended) = self.life.ended() {
+            if let Some(record) = &self.record {
+                record.end(&self.life.status(), ended);
+            }
+            self.launcher.ended(ended);
+        }
+        self.unsent.wait(ANSWERS_LIMIT);
+    }
+
+    /// Takes what happened, and does what is to be done then.
+    fn tell(&mut self, input: Input) {
+        // Only pause and resume can be refused, and those are asked for in `answer`.
+        let now = Instant::now();
+        let _ = self.life.on(input, now);
+        self.act(now);
+    }
+
+    fn handle(&mut self, message: Message) {
+        match message {
+            Message::Machine(boot, said) if boot == self.boot.0 => match said {
+                Said::Report(Report::Stage(stage)) => self.stage(stage),
+                Said::Report(Report::Fatal(message)) => self.tell(Input::Fatal(message)),
+                Said::DiskFull(disk) => self.tell(Input::DiskFull(disk)),
+                Said::Stop(stop) => self.ended(stop),
+            },
+            // A machine that has been taken down.
+            Message::Machine(..) => {}
+            Message::Hub(note) => match note {
+                Note::Awaited => self.tell(Input::Awaited),
+                Note::MainStarted(pid) => self.tell(Input::MainStarted(pid)),
+                Note::MainEnded(end) => self.tell(Input::MainEnded(end)),
+                Note::AgentLost(why) => self.tell(Input::AgentLost(why)),
+                Note::Fatal(message) => self.tell(Input::Fatal(message)),
+                Note::Checked(number, result) => self.tell(Input::Checked(number, result)),
+                Note::Drained => self.drained = true,
+            },
+            Message::Asked(message, reply) => {
+                let answer = self.answer(message);
+                reply.send(answer);
+            }
+            Message::LauncherGone => self.tell(Input::LauncherGone),
+            Message::Terminate => self.tell(Input::Terminate),
         }
     }
-}
 
-/// Passes on what the agent says of its boot.
-fn report(
-    events: &Events,
-    fatal: &Arc<Mutex<Option<String>>>,
-) -> Box<dyn Fn(Report) + Send + Sync> {
-    let (events, fatal) = (events.clone(), fatal.clone());
-    Box::new(move |said| match said {
-        Report::Stage(stage) => events.stage(stage),
-        // The agent resets the machine after this, which ends it.
-        Report::Fatal(message) => {
-            *fatal.lock().unwrap_or_else(PoisonError::into_inner) = Some(message);
+    fn answer(&mut self, message: ToMachine) -> FromMachine {
+        let input = match message {
+            ToMachine::Metrics => return FromMachine::Metrics(self.metrics()),
+            ToMachine::Kill => Input::Kill,
+            ToMachine::Pause => Input::Pause,
+            ToMachine::Resume => Input::Resume,
+            ToMachine::Outlive => Input::Outlive,
+            ToMachine::Stop { grace_ms } if self.hub.is_some() => {
+                Input::Stop(Duration::from_millis(grace_ms))
+            }
+            _ => return FromMachine::Refused("the machine cannot do that".into()),
+        };
+        let now = Instant::now();
+        let result = self.life.on(input, now);
+        self.act(now);
+        match result {
+            Ok(()) => FromMachine::Done,
+            Err(why) => FromMachine::Refused(why),
         }
-    })
+    }
+
+    fn stage(&mut self, stage: BootStage) {
+        let micros = self.boot.1.elapsed().as_micros().try_into().unwrap_or(u64::MAX);
+        self.launcher.say(&FromMachine::Stage { stage, micros });
+        self.tell(Input::Stage(stage, micros));
+    }
+
+    /// A guest that gives up says why on another thread than the one that ends it.
+    fn hear_last_words(&mut self, late: &mut Vec<Message>) {
+        if !self.life.is_booting() {
+            return;
+        }
+        let until = Instant::now() + LAST_WORDS;
+        loop {
+            match self.inbox.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(Message::Machine(_, Said::Report(report))) => match report {
+                    Report::Stage(_) => {}
+                    Report::Fatal(message) => return self.tell(Input::Fatal(message)),
+                },
+                Ok(message) => late.push(message),
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn ended(&mut self, stop: Stop) {
+        let failed = match stop {
+            Stop::Guest => None,
+            Stop::Failed(message) => Some(message),
+        };
+        let panic = self.machine.as_ref().and_then(|machine| machine.console().panic());
+        self.tell(Input::MachineEnded { failed, panic });
+    }
+
+    /// Does what is to be done, and writes down what it came to.
+    fn act(&mut self, now: Instant) {
+        loop {
+            let actions = self.life.take_actions();
+            if actions.is_empty() {
+                break;
+            }
+            for action in actions {
+                self.do_one(action, now);
+            }
+        }
+        if let Some(record) = &self.record
+            && self.life.take_changed()
+        {
+            record.status(&self.life.status());
+        }
+    }
+
+    fn do_one(&mut self, action: Action, now: Instant) {
+        let command = match action {
+            Action::Boot => return self.boot(now),
+            Action::Pause => {
+                if self.machine.as_ref().is_some_and(|machine| !machine.pause()) {
+                    tracing::warn!("not all vCPUs stand still");
+                }
+                return;
+            }
+            Action::Resume => {
+                if let Some(machine) = &self.machine {
+                    machine.resume();
+                    self.set_clock();
+                }
+                return;
+            }
+            Action::StopMachine => return self.stop_machine(),
+            Action::Event(kind) => {
+                if let Some(record) = &self.record {
+                    record.event(kind);
+                }
+                return;
+            }
+            Action::Finish(patience) => {
+                self.drained = self.hub.is_none();
+                Command::Close(patience)
+            }
+            Action::Hurry => Command::Close(Some(Duration::from_secs(1))),
+            Action::Connect => match self.connect() {
+                Ok(Some(socket)) => Command::Connect(socket),
+                Ok(None) => return,
+                Err(e) => {
+                    // It is refused only in states that cannot be refused anything.
+                    let _ = self.life.on(Input::AgentLost(e.to_string()), now);
+                    return;
+                }
+            },
+            Action::StartMain => Command::StartMain,
+            Action::SignalMain(signal) => Command::ControlMain(Control::Signal(signal)),
+            Action::KillMain => Command::ControlMain(Control::Kill),
+            Action::ShutDown(grace) => Command::ShutDown(grace),
+            Action::Check(number) => Command::Check(number),
+            Action::CancelCheck => Command::CancelCheck,
+        };
+        if let Some(hub) = &self.hub {
+            hub.send(command);
+        }
+    }
+
+    fn boot(&mut self, now: Instant) {
+        let boot = self.boot.0 + 1;
+        self.boot = (boot, now);
+        let sender = self.sender.clone();
+        let tell: Tell = Arc::new(move |said| {
+            // The receiver is gone only when the process is ending.
+            let _ = sender.send(Message::Machine(boot, said));
+        });
+        let built = backend::open(self.spec.vcpus)
+            .map_err(anyhow::Error::from)
+            .and_then(|vm| Machine::start(vm, &self.spec, &self.files, tell));
+        match built {
+            Ok(machine) => {
+                self.vsock.set(Some(machine.vsock().clone()));
+                self.machine = Some(machine);
+                let micros = self.boot.1.elapsed().as_micros().try_into().unwrap_or(u64::MAX);
+                let stage = BootStage::Kernel;
+                self.launcher.say(&FromMachine::Stage { stage, micros });
+                let _ = self.life.on(Input::Stage(stage, micros), Instant::now());
+            }
+            Err(e) => {
+                let _ = self.life.on(Input::NotBuilt(format!("{e:#}")), Instant::now());
+            }
+        }
+    }
+
+    fn stop_machine(&mut self) {
+        self.vsock.set(None);
+        if let Some(machine) = self.machine.take() {
+            self.past = self.counted(&machine);
+            machine.stop();
+        }
+        if let Some(hub) = &self.hub {
+            hub.disconnect();
+        }
+    }
+
+    /// A client's socket to the agent, if there is somebody for it.
+    fn connect(&self) -> io::Result<Option<UnixStream>> {
+        if self.hub.is_none() {
+            return Ok(None);
+        }
+        let (ours, theirs) = UnixStream::pair()?;
+        self.vsock.attach(theirs)?;
+        Ok(Some(ours))
+    }
+
+    /// Tells the guest the time, by a connection to its agent that does nothing else.
+    fn set_clock(&self) {
+        let told = self.connect().and_then(|socket| {
+            let Some(mut socket) = socket else { return Ok(()) };
+            socket.set_read_timeout(Some(CLOCK_LIMIT))?;
+            socket.write_all(&hub::greeting())?;
+            thread::Builder::new().name("clock".into()).spawn(move || {
+                // "OK", a port, a hello: whatever comes, or does not, it has been told by then.
+                let mut answer = [0; HEADER_LEN + 8];
+                let _ = socket.read_exact(&mut answer);
+            })?;
+            Ok(())
+        });
+        if let Err(e) = told {
+            tracing::warn!("the guest's clock is not set: {e}");
+        }
+    }
+
+    fn counted(&self, machine: &Machine<backend::Machine>) -> (ExitCounts, Vec<DiskMetrics>) {
+        let (exits, disks) = &self.past;
+        let now = machine.disks();
+        let past = disks.iter().copied().chain(std::iter::repeat(DiskMetrics::default()));
+        (
+            *exits + machine.exits(),
+            now.into_iter().zip(past).map(|(now, past)| now + past).collect(),
+        )
+    }
+
+    fn metrics(&self) -> MachineMetrics {
+        let (exits, disks) = match &self.machine {
+            Some(machine) => self.counted(machine),
+            None => self.past.clone(),
+        };
+        let cpu_micros = sys::cpu_time().as_micros().try_into().unwrap_or(u64::MAX);
+        MachineMetrics { cpu_micros, rss: sys::resident(), exits, disks }
+    }
 }
 
 /// The way to the launcher.
-#[derive(Clone)]
-struct Events {
-    launcher: Arc<Mutex<UnixStream>>,
-    started: Instant,
+struct Launcher {
+    socket: UnixStream,
+    lost: bool,
 }
 
-impl Events {
-    fn stage(&self, stage: BootStage) {
-        let micros = self.started.elapsed().as_micros() as u64;
-        self.send(&FromMachine::Stage { stage, micros });
+impl Launcher {
+    fn new(socket: UnixStream) -> Self {
+        // Without it a launcher that stands still could hold the box up.
+        let lost = socket.set_write_timeout(Some(LAUNCHER_LIMIT)).is_err();
+        Self { socket, lost }
     }
 
-    fn ended(&self, end: End) {
-        self.send(&FromMachine::Ended(Ended { end, at_ms: now_ms(), main: None }));
+    fn ended(&mut self, ended: &Ended) {
+        self.say(&FromMachine::Ended(ended.clone()));
     }
 
-    fn send(&self, message: &FromMachine) {
-        let launcher = self.launcher.lock().unwrap_or_else(PoisonError::into_inner);
-        // A launcher that is gone is seen by `serve`.
-        let _ = control::send(&launcher, message, &[]);
+    fn say(&mut self, message: &FromMachine) {
+        // Half a message may have left: nothing can follow it.
+        self.lost = self.lost || control::send(&self.socket, message, &[]).is_err();
     }
+}
+
+/// What a box does without its launcher.
+struct Orphan {
+    record: Record,
+    remove: bool,
+    outlives: Arc<AtomicBool>,
+}
+
+/// Hears the launcher on a thread of its own. When it is gone a machine ends at once, whatever the
+/// main thread does, and so does a box of which nothing is kept.
+fn hear_launcher(launcher: UnixStream, server: Server, orphan: Option<Orphan>) -> io::Result<()> {
+    thread::Builder::new().name("launcher".into()).spawn(move || {
+        server.serve(&launcher, |message| {
+            if let (ToMachine::Outlive, Some(orphan)) = (message, &orphan) {
+                orphan.outlives.store(true, Ordering::SeqCst);
+            }
+        });
+        match orphan {
+            None => std::process::exit(0),
+            Some(orphan) if orphan.remove && !orphan.outlives.load(Ordering::SeqCst) => {
+                orphan.record.event(EventKind::Stopped { code: None });
+                orphan.record.remove();
+                std::process::exit(0)
+            }
+            Some(_) => {
+                let _ = server.inbox.send(Message::LauncherGone);
+            }
+        }
+    })?;
+    Ok(())
+}
+
+/// SIGTERM and SIGINT end the box in order, SIGHUP does nothing.
+fn hear_signals(inbox: Sender<Message>) -> io::Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    thread::Builder::new().name("signals".into()).spawn(move || {
+        for signal in signals.forever() {
+            if signal != SIGHUP && inbox.send(Message::Terminate).is_err() {
+                return;
+            }
+        }
+    })?;
+    Ok(())
 }

@@ -2,6 +2,7 @@
 //! whole at each change, and read by whoever wants to know the box's state. Whether the box runs,
 //! its lock says; this file says what it does, and how it ended.
 
+use std::fmt;
 use std::io;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -10,6 +11,7 @@ use boxlite_proto::message::ExitStatus;
 use serde::{Deserialize, Serialize};
 
 use super::control::BootStage;
+use crate::client::exit_code;
 
 /// The name of the file.
 pub(crate) const STATUS_FILE: &str = "status.json";
@@ -110,6 +112,50 @@ pub(crate) enum End {
     Unhealthy(String),
     /// The machine could not be built or could not go on.
     Failed(String),
+}
+
+impl fmt::Display for End {
+    /// One line for people. What a guest said is in it as it came.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Main => write!(f, "its main command ended"),
+            Self::Guest => write!(f, "the guest switched itself off"),
+            Self::Stopped => write!(f, "it was stopped"),
+            Self::Killed => write!(f, "it was killed"),
+            Self::Orphaned => write!(f, "the process that started it is gone"),
+            Self::Panic(lines) => {
+                let line = lines.iter().rev().find(|line| line.contains("panic"));
+                write!(f, "the guest's kernel panicked: {}", line.map_or("", |line| line.trim()))
+            }
+            Self::Agent(message) => write!(f, "the guest's agent gave up: {message}"),
+            Self::NotReady { timeout_ms, stage } => {
+                let doing = stage.map_or("the machine was being built", BootStage::doing);
+                write!(f, "the guest was not ready within {timeout_ms} ms: {doing}")
+            }
+            Self::DiskFull(disk) => {
+                write!(f, "the host has no room left for what the box writes to {disk}")
+            }
+            Self::Unhealthy(last) => write!(f, "its health checks failed: {}", last.trim()),
+            Self::Failed(message) => write!(f, "{message}"),
+        }
+    }
+}
+
+impl End {
+    /// Whether a box that ended so did what it was to do or was asked to; otherwise it failed.
+    pub(crate) fn is_orderly(&self) -> bool {
+        matches!(self, Self::Main | Self::Guest | Self::Stopped | Self::Killed | Self::Orphaned)
+    }
+}
+
+impl Ended {
+    /// The exit code of the main command, as a shell has it, if it ended.
+    pub(crate) fn code(&self) -> Option<u8> {
+        match self.main.as_ref()? {
+            MainEnd::Exited { status, .. } => Some(exit_code(*status)),
+            MainEnd::NotStarted { code, .. } => Some(*code),
+        }
+    }
 }
 
 /// What the health checks of a box say.

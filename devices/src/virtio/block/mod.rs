@@ -8,6 +8,7 @@
 //!
 //! Data moves between the image files and guest memory without a copy in between.
 
+mod counters;
 mod disk;
 mod request;
 mod worker;
@@ -29,6 +30,7 @@ use super::{ActivateError, Activation, VirtioDevice, read_bytes};
 use crate::Doorbell;
 use crate::log_limit::LogLimit;
 
+pub use counters::{BlockCounters, BlockCounts};
 pub use disk::{DiskError, DiskFormat, DiskImage, DiskSpec, create_overlay};
 pub use worker::BlockWorker;
 
@@ -53,6 +55,7 @@ pub struct BlockDevice {
     config: Vec<u8>,
     read_only: bool,
     write_back: Arc<AtomicBool>,
+    counters: Arc<BlockCounters>,
 }
 
 #[derive(Debug)]
@@ -84,12 +87,14 @@ impl BlockDevice {
         }
         let disk = Disk::open(spec)?;
         let (jobs, inbox) = channel();
+        let counters = Arc::new(BlockCounters::default());
         let device = Self {
             jobs,
             state: State::Inactive,
             config: config_space(&disk),
             read_only: disk.read_only,
             write_back: Arc::new(AtomicBool::new(true)),
+            counters: Arc::clone(&counters),
         };
         let worker = BlockWorker {
             disk,
@@ -97,9 +102,15 @@ impl BlockDevice {
             jobs: inbox,
             host_full,
             is_full: false,
+            counters,
             log: LogLimit::default(),
         };
         Ok((device, worker))
+    }
+
+    /// What the disk counts, to be kept and read while it works.
+    pub fn counters(&self) -> Arc<BlockCounters> {
+        Arc::clone(&self.counters)
     }
 }
 

@@ -63,6 +63,10 @@ pub(super) struct Outcome {
     pub(super) written: u32,
     /// Bytes moved between disk and memory.
     pub(super) moved: usize,
+    /// Bytes of data that a read or a write was about.
+    pub(super) data: usize,
+    /// The request's type, if it had one.
+    pub(super) kind: Option<u32>,
     /// Whether it was to change the disk.
     pub(super) writes: bool,
     pub(super) result: Result<(), RequestError>,
@@ -79,11 +83,17 @@ pub(super) fn execute(
 ) -> Outcome {
     let Some(status) = chain.writable.take_last() else {
         let result = Err(RequestError::NoStatus);
-        return Outcome { written: 0, moved: 0, writes: false, result };
+        return Outcome { written: 0, moved: 0, data: 0, kind: None, writes: false, result };
     };
     let moved = chain.readable.len().max(chain.writable.len());
     let header = Header::take(&mut chain);
     let writes = header.as_ref().is_some_and(Header::writes);
+    let kind = header.as_ref().map(|header| header.kind);
+    let data = match kind {
+        Some(VIRTIO_BLK_T_IN) => chain.writable.len(),
+        Some(VIRTIO_BLK_T_OUT) => chain.readable.len(),
+        _ => 0,
+    };
     let result = header
         .ok_or(RequestError::NoHeader)
         .and_then(|header| carry_out(disk, id, write_through, header, chain));
@@ -93,10 +103,10 @@ pub(super) fn execute(
     };
     // One byte that is known to be in guest memory.
     let _ = status.write_obj(byte, 0);
-    let data = *result.as_ref().unwrap_or(&0);
+    let written = *result.as_ref().unwrap_or(&0);
     // A chain's bytes, status included, fit u32.
-    let written = u32::try_from(data).unwrap_or(u32::MAX).saturating_add(1);
-    Outcome { written, moved, writes, result: result.map(drop) }
+    let written = u32::try_from(written).unwrap_or(u32::MAX).saturating_add(1);
+    Outcome { written, moved, data, kind, writes, result: result.map(drop) }
 }
 
 /// What a request starts with.

@@ -30,6 +30,7 @@ const UNSUPP: u8 = VIRTIO_BLK_S_UNSUPP as u8;
 struct TestDisk {
     driver: Option<Driver>,
     worker: Option<JoinHandle<()>>,
+    counters: Arc<BlockCounters>,
 }
 
 impl TestDisk {
@@ -40,7 +41,8 @@ impl TestDisk {
     fn open_telling(spec: DiskSpec, host_full: Option<HostFull>) -> Self {
         let (device, worker) = BlockDevice::open(spec, host_full).unwrap();
         let worker = thread::spawn(move || worker.run());
-        Self { driver: Some(Driver::new(device)), worker: Some(worker) }
+        let counters = device.counters();
+        Self { driver: Some(Driver::new(device)), worker: Some(worker), counters }
     }
 
     fn started(spec: DiskSpec) -> Self {
@@ -179,6 +181,27 @@ fn data_goes_round_on_every_format() {
         assert_eq!(disk.read_sectors(CAPACITY - 2, 2), [2; 1024]);
         assert_eq!(disk.send(VIRTIO_BLK_T_FLUSH, 0, &[]), OK);
     }
+}
+
+#[test]
+fn requests_are_counted_by_what_they_do() {
+    let mut disk = TestDisk::started(overlay_spec());
+    assert_eq!(disk.write_sectors(7, &[1; 512]), OK);
+    assert_eq!(disk.write_sectors(8, &[1; 1024]), OK);
+    disk.read_sectors(0, 3);
+    assert_eq!(disk.send(VIRTIO_BLK_T_FLUSH, 0, &[]), OK);
+    assert_eq!(disk.send(VIRTIO_BLK_T_GET_ID, 0, &[(DATA, 20, true)]), OK);
+    assert_eq!(disk.write_sectors(CAPACITY, &[1; 512]), IOERR);
+    assert_eq!(disk.send(99, 0, &[]), UNSUPP);
+    let expected = BlockCounts {
+        reads: 1,
+        bytes_read: 3 * 512,
+        writes: 2,
+        bytes_written: 3 * 512,
+        flushes: 1,
+        errors: 2,
+    };
+    assert_eq!(disk.counters.get(), expected);
 }
 
 #[test]

@@ -12,6 +12,7 @@ use tracing::warn;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH};
 use virtio_queue::{Error as QueueError, Queue, QueueOwnedT, QueueT};
 
+use super::counters::BlockCounters;
 use super::disk::Disk;
 use super::request::{self, ID_LEN, RequestError};
 use super::{HostFull, QUEUE_SIZE};
@@ -59,6 +60,7 @@ pub struct BlockWorker {
     pub(super) jobs: Receiver<Job>,
     pub(super) host_full: Option<HostFull>,
     pub(super) is_full: bool,
+    pub(super) counters: Arc<BlockCounters>,
     pub(super) log: LogLimit,
 }
 
@@ -127,6 +129,7 @@ impl BlockWorker {
     /// Returns the bytes written to guest memory, and the bytes moved.
     fn execute(&mut self, chain: Chain<'_>, job: &Job) -> (u32, usize) {
         let outcome = request::execute(&mut self.disk, &self.id, job.writes_through(), chain);
+        self.counters.count(&outcome);
         match &outcome.result {
             Ok(()) => self.is_full &= !outcome.writes,
             Err(e) => self.failed(e),

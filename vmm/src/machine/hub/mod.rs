@@ -1,0 +1,460 @@
+//! The hub: a thread that holds the box's one connection to the agent and shares the main command
+//! among the log and all who attach.
+//!
+//! ```text
+//!   peer ◀──frames──▶ ┐                       ┌ main command
+//!   peer ◀──frames──▶ ├ hub ◀──one vsock──▶ agent ┤ health check
+//!   main.log ◀──────── ┘  ▲ commands, notes       └ shutdown
+//!                    the box's lifecycle
+//! ```
+//!
+//! Nothing blocks but the log's writes. Memory is bounded by credit: the command may write a window
+//! of each channel ahead of the slowest peer, and a peer a window of input ahead of the command.
+
+mod agent;
+mod link;
+mod peer;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use boxlite_proto::frame::{Channel, MAX_DATA};
+use boxlite_proto::message::{Control, Exec};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use self::agent::{Agent, Said};
+use self::peer::{Ending, Peer, Wish};
+use super::status::MainEnd;
+use crate::logbook::{LogStream, Writer};
+
+pub(super) use self::agent::greeting;
+
+/// More peers than this at a time are refused.
+const MAX_PEERS: usize = 64;
+/// While more waits for the agent, no peer is heard.
+const AGENT_HIGH: usize = 512 << 10;
+/// Reads that empty the socket of a machine that is gone.
+const LAST_READS: usize = 32;
+/// How long [`Hub::disconnect`] waits for the thread.
+const DISCONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// What the hub is to do.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// A peer's socket.
+    Attach(UnixStream),
+    /// A vsock client's socket: the machine's agent is behind it.
+    Connect(UnixStream),
+    /// Forget the agent.
+    Disconnect(SyncSender<()>),
+    /// Run the main command.
+    StartMain,
+    /// Tell it something.
+    ControlMain(Control),
+    /// Begin the health check of this number.
+    Check(u64),
+    /// Kill the one that runs.
+    CancelCheck,
+    /// Ask the guest to end.
+    ShutDown(Duration),
+    /// Finish: [`Note::Drained`] when the peers have all that is theirs, or after so long.
+    Close(Option<Duration>),
+}
+
+/// What the hub tells.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Note {
+    /// A peer waits for the main command.
+    Awaited,
+    /// The main command runs.
+    MainStarted(u32),
+    /// It ended.
+    MainEnded(MainEnd),
+    /// The connection to the agent is lost.
+    AgentLost(String),
+    /// The agent gives up.
+    Fatal(String),
+    /// A health check ended.
+    Checked(u64, Result<String, String>),
+    /// The last note.
+    Drained,
+}
+
+/// What the hub runs in the guest.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Commands {
+    /// The main command.
+    pub(super) main: Option<Exec>,
+    /// The health check.
+    pub(super) check: Option<Exec>,
+}
+
+/// The way to the hub. Clones share it.
+#[derive(Clone, Debug)]
+pub(super) struct Hub {
+    commands: Sender<Command>,
+    bell: Arc<UnixStream>,
+}
+
+impl Hub {
+    /// Starts the thread; the log is in `folder`.
+    pub(super) fn start(
+        commands: Commands,
+        folder: &Path,
+        tell: impl Fn(Note) + Send + 'static,
+    ) -> io::Result<Self> {
+        let (bell, rung) = UnixStream::pair()?;
+        bell.set_nonblocking(true)?;
+        rung.set_nonblocking(true)?;
+        let (sender, inbox) = channel();
+        let log = Writer::open(folder);
+        let mut state = State {
+            programs: commands,
+            log,
+            inbox,
+            rung,
+            tell: Box::new(tell),
+            agent: None,
+            peers: Vec::new(),
+            closing: None,
+        };
+        thread::Builder::new().name("hub".into()).spawn(move || state.run())?;
+        Ok(Self { commands: sender, bell: Arc::new(bell) })
+    }
+
+    /// Gives it something to do.
+    pub(super) fn send(&self, command: Command) {
+        // A hub that is gone has said so, and a full bell is rung already.
+        let _ = self.commands.send(command);
+        let _ = io::Write::write(&mut &*self.bell, &[1]);
+    }
+
+    /// Forgets the agent. What it said before has been told when this returns.
+    pub(super) fn disconnect(&self) {
+        let (done, wait) = sync_channel(1);
+        self.send(Command::Disconnect(done));
+        let _ = wait.recv_timeout(DISCONNECT_LIMIT);
+    }
+}
+
+struct State {
+    programs: Commands,
+    log: Writer,
+    inbox: Receiver<Command>,
+    rung: UnixStream,
+    tell: Box<dyn Fn(Note) + Send>,
+    agent: Option<Agent>,
+    peers: Vec<Peer>,
+    closing: Option<Closing>,
+}
+
+struct Closing {
+    deadline: Option<Instant>,
+}
+
+impl State {
+    fn run(&mut self) {
+        loop {
+            if !self.take_commands() {
+                return;
+            }
+            loop {
+                self.pump();
+                self.flush();
+                if !self.can_move() {
+                    break;
+                }
+            }
+            self.peers.retain(|peer| !peer.is_over());
+            if let Some(closing) = &self.closing {
+                let late = closing.deadline.is_some_and(|deadline| deadline <= Instant::now());
+                if late || self.peers.is_empty() {
+                    return (self.tell)(Note::Drained);
+                }
+            }
+            if let Err(e) = self.wait() {
+                tracing::error!("the hub of the main command cannot wait: {e}");
+                (self.tell)(Note::AgentLost(e.to_string()));
+                return (self.tell)(Note::Drained);
+            }
+        }
+    }
+
+    /// Waits for something to happen, and takes what has come.
+    fn wait(&mut self) -> io::Result<()> {
+        let listen = self.agent.as_ref().is_none_or(|agent| agent.link.waiting() < AGENT_HIGH);
+        let mut fds = vec![PollFd::new(&self.rung, PollFlags::IN)];
+        let agent = self.agent.iter().map(|agent| &agent.link);
+        fds.extend(agent.map(|link| PollFd::from_borrowed_fd(link.fd(), link.interest(true))));
+        let peers = self.peers.iter().filter(|peer| !peer.gone).map(|peer| &peer.link);
+        fds.extend(peers.map(|link| PollFd::from_borrowed_fd(link.fd(), link.interest(listen))));
+        let deadline = self.closing.as_ref().and_then(|closing| closing.deadline);
+        let timeout = deadline.map(|deadline| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            Timespec::try_from(left + Duration::from_millis(1)).unwrap_or_default()
+        });
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+        let heard: Vec<bool> =
+            fds.iter().map(|fd| !(fd.revents() - PollFlags::OUT).is_empty()).collect();
+        drop(fds);
+        let mut heard = heard.into_iter();
+        if heard.next() == Some(true) {
+            // How often it was rung does not matter.
+            let _ = io::Read::read(&mut &self.rung, &mut [0; 256]);
+        }
+        if self.agent.is_some() && heard.next() == Some(true) {
+            self.hear_agent();
+        }
+        let ready: Vec<usize> = (0..self.peers.len())
+            .filter(|n| !self.peers[*n].gone)
+            .filter(|_| heard.next() == Some(true))
+            .collect();
+        for n in ready {
+            self.hear_peer(n);
+        }
+        Ok(())
+    }
+
+    /// False when nobody can give commands any more.
+    fn take_commands(&mut self) -> bool {
+        loop {
+            match self.inbox.try_recv() {
+                Ok(command) => self.obey(command),
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Attach(_) if self.peers.len() >= MAX_PEERS => {
+                tracing::warn!("{MAX_PEERS} are attached to the main command: one more is refused");
+            }
+            Command::Attach(socket) => match Peer::new(socket) {
+                Ok(peer) => self.peers.push(peer),
+                Err(e) => tracing::warn!("cannot serve who attached: {e}"),
+            },
+            Command::Connect(socket) => match Agent::connect(socket) {
+                Ok(agent) => self.agent = Some(agent),
+                Err(e) => (self.tell)(Note::AgentLost(e.to_string())),
+            },
+            Command::Disconnect(done) => {
+                // Its machine is gone; what it had said is in the socket.
+                for _ in 0..LAST_READS {
+                    self.hear_agent();
+                }
+                self.lose_agent();
+                let _ = done.send(());
+            }
+            Command::StartMain => {
+                if let (Some(agent), Some(exec)) = (&mut self.agent, &self.programs.main) {
+                    agent.start_main(exec);
+                }
+            }
+            Command::ControlMain(control) => {
+                if let Some(agent) = &mut self.agent {
+                    agent.control_main(control);
+                }
+            }
+            Command::Check(number) => {
+                let (Some(agent), Some(exec)) = (&mut self.agent, &self.programs.check) else {
+                    return;
+                };
+                if let Err(why) = agent.check(number, exec) {
+                    (self.tell)(Note::Checked(number, Err(why)));
+                }
+            }
+            Command::CancelCheck => {
+                if let Some(agent) = &mut self.agent {
+                    agent.cancel_check();
+                }
+            }
+            Command::ShutDown(grace) => {
+                if let Some(agent) = &mut self.agent {
+                    agent.shut_down(grace);
+                }
+            }
+            Command::Close(patience) => self.close(patience),
+        }
+    }
+
+    fn close(&mut self, patience: Option<Duration>) {
+        let deadline = patience.map(|patience| Instant::now() + patience);
+        match &mut self.closing {
+            Some(closing) => closing.deadline = closing.deadline.into_iter().chain(deadline).min(),
+            None => {
+                self.lose_agent();
+                self.closing = Some(Closing { deadline });
+            }
+        }
+        self.peers.iter_mut().for_each(Peer::leave);
+    }
+
+    /// The agent is gone, and with it the main command, if it ran.
+    fn lose_agent(&mut self) {
+        self.agent = None;
+        for peer in &mut self.peers {
+            if peer.attached.as_ref().is_some_and(|attached| attached.started) {
+                peer.end(Ending::HangUp);
+            }
+        }
+    }
+
+    fn hear_agent(&mut self) {
+        let Some(agent) = &mut self.agent else { return };
+        match agent.receive() {
+            Ok(said) => said.into_iter().for_each(|said| self.agent_said(said)),
+            Err(e) => {
+                self.lose_agent();
+                (self.tell)(Note::AgentLost(e.to_string()));
+            }
+        }
+    }
+
+    fn agent_said(&mut self, said: Said) {
+        match said {
+            Said::MainStarted(pid) => {
+                self.peers.iter_mut().for_each(|peer| peer.start(pid));
+                (self.tell)(Note::MainStarted(pid));
+            }
+            Said::Output(channel, bytes) => {
+                let stream = match channel {
+                    Channel::Stderr => LogStream::Stderr,
+                    _ => LogStream::Stdout,
+                };
+                self.log.append(stream, &bytes);
+                self.peers.iter_mut().for_each(|peer| peer.output(channel, &bytes));
+            }
+            Said::OutputEnded(channel) => {
+                self.peers.iter_mut().for_each(|peer| peer.output_ended(channel));
+            }
+            Said::MainEnded(response, end) => {
+                for peer in &mut self.peers {
+                    peer.end(Ending::Response(response.clone()));
+                }
+                (self.tell)(Note::MainEnded(end));
+            }
+            Said::Checked(number, result) => (self.tell)(Note::Checked(number, result)),
+            Said::Fatal(message) => (self.tell)(Note::Fatal(message)),
+        }
+    }
+
+    fn hear_peer(&mut self, n: usize) {
+        let Some(peer) = self.peers.get_mut(n) else { return };
+        let mut wishes = Vec::new();
+        let heard = peer.link.receive().and_then(|frames| {
+            frames.iter().try_for_each(|frame| peer.receive(frame, &mut wishes))
+        });
+        if let Err(e) = heard {
+            tracing::debug!("somebody who was attached is gone: {e}");
+            peer.gone = true;
+        }
+        for wish in wishes {
+            self.grant(n, wish);
+        }
+    }
+
+    fn grant(&mut self, n: usize, wish: Wish) {
+        let Some(peer) = self.peers.get_mut(n) else { return };
+        let main = self.agent.as_mut().and_then(|agent| agent.main.as_ref());
+        match wish {
+            Wish::Attach(stream) if self.programs.main.is_none() => {
+                peer.refuse(stream, "the box has no main command to attach to");
+            }
+            Wish::Attach(stream) if self.closing.is_some() => {
+                peer.refuse(stream, "the box's main command has ended");
+            }
+            Wish::Attach(stream) => {
+                peer.attach(stream);
+                match main.and_then(|main| main.pid) {
+                    Some(pid) => peer.start(pid),
+                    None => (self.tell)(Note::Awaited),
+                }
+            }
+            Wish::Control(control) => {
+                let started = peer.attached.as_ref().is_some_and(|attached| attached.started);
+                if let Some(agent) = self.agent.as_mut().filter(|_| started) {
+                    agent.control_main(control);
+                }
+            }
+        }
+    }
+
+    /// Moves what can be moved.
+    fn pump(&mut self) {
+        self.peers.iter_mut().for_each(Peer::pump);
+        let Some(agent) = &mut self.agent else { return };
+        for channel in agent.channels() {
+            let held = self.peers.iter_mut().map(|peer| peer.held(channel)).max();
+            agent.release(channel, held.unwrap_or(0));
+        }
+        for peer in &mut self.peers {
+            let Some(main) = agent.main.as_ref().filter(|main| main.pid.is_some()) else { return };
+            if main.stdin_ended {
+                peer.refuse_input();
+                continue;
+            }
+            pump_input(peer, agent);
+        }
+    }
+
+    /// Whether there is something left that could be moved now.
+    fn can_move(&self) -> bool {
+        let input = self.agent.as_ref().is_some_and(|agent| {
+            let room = agent.main.as_ref().is_some_and(|main| {
+                main.pid.is_some() && !main.stdin_ended && main.stdin.available() > 0
+            });
+            let pending = |peer: &Peer| peer.attached.as_ref().is_some_and(|a| a.has_input());
+            room && agent.link.waiting() < AGENT_HIGH && self.peers.iter().any(pending)
+        });
+        input || self.peers.iter().any(Peer::can_pump)
+    }
+
+    fn flush(&mut self) {
+        if let Some(Err(e)) = self.agent.as_mut().map(|agent| agent.link.flush()) {
+            // What it said before it hung up is still to be read.
+            tracing::debug!("the guest's agent does not listen: {e}");
+        }
+        for peer in self.peers.iter_mut().filter(|peer| !peer.gone) {
+            if peer.link.flush().is_err() {
+                peer.gone = true;
+            }
+        }
+    }
+}
+
+/// From a peer to the main command, as far as its window goes.
+fn pump_input(peer: &mut Peer, agent: &mut Agent) {
+    loop {
+        let Some(attached) = peer.attached.as_mut().filter(|attached| attached.started) else {
+            return;
+        };
+        let room = match &agent.main {
+            Some(main) if agent.link.waiting() < AGENT_HIGH => main.stdin.available(),
+            _ => 0,
+        };
+        let n = attached.stdin.queue.len().min(room).min(MAX_DATA);
+        if n > 0 {
+            let bytes: Vec<u8> = attached.stdin.queue.drain(..n).collect();
+            agent.input(&bytes);
+            peer.input_taken(n);
+            continue;
+        }
+        if attached.stdin.queue.is_empty() && std::mem::take(&mut attached.stdin.end) {
+            agent.end_input();
+        }
+        return;
+    }
+}

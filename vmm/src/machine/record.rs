@@ -1,0 +1,76 @@
+//! What a box's process leaves for others to read: `status.json` in its folder, and events in the
+//! home's log. A host that cannot take them must not stop the box.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::spec::BoxSpec;
+use super::status::{Ended, Status, now_ms};
+use crate::events::{Event, EventKind};
+
+/// Writes down what happens to a box. Clones write to the same places.
+#[derive(Debug)]
+pub(super) struct Record {
+    id: String,
+    folder: PathBuf,
+    remove: bool,
+    events: File,
+}
+
+impl Record {
+    /// `events` is the home's event log, open for appending.
+    pub(super) fn new(spec: &BoxSpec, events: File) -> Self {
+        let (id, folder) = (spec.id.clone(), spec.folder.clone());
+        Self { id, folder, remove: spec.remove, events }
+    }
+
+    pub(super) fn try_clone(&self) -> io::Result<Self> {
+        let Self { id, folder, remove, events } = self;
+        let (id, folder) = (id.clone(), folder.clone());
+        Ok(Self { id, folder, remove: *remove, events: events.try_clone()? })
+    }
+
+    /// The box's folder.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Replaces the status.
+    pub(super) fn status(&self, status: &Status) {
+        if let Err(e) = status.write(&self.folder) {
+            tracing::warn!("{}: the box's status cannot be written: {e}", self.folder.display());
+        }
+    }
+
+    /// Appends an event.
+    pub(super) fn event(&self, kind: EventKind) {
+        let event = Event { at_ms: now_ms(), id: self.id.clone(), kind };
+        if let Err(e) = event.append(&self.events) {
+            tracing::warn!("an event of the box cannot be written: {e}");
+        }
+    }
+
+    /// The last words; removes the folder of a box that is not to be kept.
+    pub(super) fn end(&self, status: &Status, ended: &Ended) {
+        if !self.remove {
+            self.status(status);
+        }
+        self.event(match ended.end.is_orderly() {
+            true => EventKind::Stopped { code: ended.code() },
+            false => EventKind::Failed { reason: ended.end.to_string() },
+        });
+        if self.remove {
+            self.remove();
+        }
+    }
+
+    /// Removes the box's folder.
+    pub(super) fn remove(&self) {
+        if let Err(e) = std::fs::remove_dir_all(&self.folder)
+            && e.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!("{}: the box's folder cannot be removed: {e}", self.folder.display());
+        }
+    }
+}

@@ -2,7 +2,8 @@
 //!
 //! The directory being read is the thread's working directory, so that every call gets a name and
 //! not a path. Directories below it wait for their turn by their path: however deep and wide a tree
-//! is, one directory is open at a time.
+//! is, one directory is open at a time. Its own entry comes right before those in it: tar programs
+//! set the time of a directory when they leave it.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -149,7 +150,7 @@ struct Walk<'a, W> {
 }
 
 impl<W: Write> Walk<'_, W> {
-    /// Writes the entries of a directory.
+    /// Writes the entry of a directory, and those in it.
     fn read_dir(&mut self, start: &Start, waiting: &Waiting) -> Result<(), PackError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let resolve = ResolveFlags::NO_SYMLINKS;
@@ -161,9 +162,13 @@ impl<W: Write> Walk<'_, W> {
         };
         let cannot_read = |errno| cannot("read the directory", &waiting.shown_as)(errno);
         // Something else is there now, or mounted there.
-        if Inode::of(&fstat(&dir).map_err(cannot_read)?) != waiting.inode {
+        let stat = fstat(&dir).map_err(cannot_read)?;
+        if Inode::of(&stat) != waiting.inode {
             return Ok(());
         }
+        let xattrs =
+            xattrs(|names| flistxattr(&dir, names), |key, value| fgetxattr(&dir, key, value));
+        self.write_header(&waiting.shown_as, EntryType::Directory, b"", &stat, &xattrs)?;
         fchdir(&dir).map_err(cannot_read)?;
         for entry in Dir::new(dir).map_err(cannot_read)? {
             let entry = entry.map_err(cannot_read)?;
@@ -208,6 +213,10 @@ impl<W: Write> Walk<'_, W> {
         };
         if kind == EntryType::Directory {
             shown_as.push(b'/');
+            if !self.kernel.have(stat) {
+                self.waiting.push(Waiting { path, shown_as, inode: Inode::of(stat) });
+                return Ok(());
+            }
         } else if let Some(first) = self.first_name(stat, &shown_as) {
             return self.write_header(&shown_as, EntryType::Link, &first, stat, &Vec::new());
         } else if kind == EntryType::Regular {
@@ -223,11 +232,7 @@ impl<W: Write> Walk<'_, W> {
         };
         let xattrs =
             xattrs(|names| llistxattr(name, names), |key, value| lgetxattr(name, key, value));
-        self.write_header(&shown_as, kind, &link, stat, &xattrs)?;
-        if kind == EntryType::Directory && !self.kernel.have(stat) {
-            self.waiting.push(Waiting { path, shown_as, inode: Inode::of(stat) });
-        }
-        Ok(())
+        self.write_header(&shown_as, kind, &link, stat, &xattrs)
     }
 
     /// The name that the file was packed under already.
@@ -349,14 +354,17 @@ fn xattrs(
     list: impl Fn(&mut [u8]) -> rustix::io::Result<usize>,
     get: impl Fn(&[u8], &mut [u8]) -> rustix::io::Result<usize>,
 ) -> Xattrs {
-    let len = match list(&mut []) {
-        Ok(len) if len > 0 => len,
-        _ => return Xattrs::new(),
+    let mut few = [0; 1024];
+    let mut many = Vec::new();
+    let names = match list(&mut few) {
+        Err(Errno::RANGE) => {
+            many.resize(MAX_XATTR, 0);
+            list(&mut many).ok().and_then(|len| many.get(..len))
+        }
+        result => result.ok().and_then(|len| few.get(..len)),
     };
-    // Room for some that are added meanwhile.
-    let mut names = vec![0; len.saturating_add(256).min(MAX_XATTR)];
-    let Ok(len) = list(&mut names) else { return Xattrs::new() };
-    let names = names.get(..len).unwrap_or_default();
+    let names = names.filter(|names| !names.is_empty());
+    let Some(names) = names else { return Xattrs::new() };
     let mut total = 0;
     let mut value = vec![0; MAX_XATTR];
     let mut xattrs = Xattrs::new();

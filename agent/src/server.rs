@@ -548,11 +548,9 @@ fn to_job(job: &mut Job, frame: Frame) -> Result<(), Broken> {
                 return job.grant(bytes).map_err(broken_credit);
             }
         }
-        _ => match frame.decode::<Control>()? {
-            Control::Kill => job.cancel(),
-            // It has no process and no terminal.
-            _ => {}
-        },
+        // It has no process to get a signal and no terminal to be resized.
+        _ if frame.decode::<Control>()? == Control::Kill => job.cancel(),
+        _ => {}
     }
     Ok(())
 }

@@ -82,7 +82,7 @@ impl Entry<'_> {
                 add(key, &decimal(id.into()));
             }
         }
-        let (seconds, nanoseconds) = (self.stat.st_mtime, self.stat.st_mtime_nsec as u64);
+        let (seconds, nanoseconds) = (self.stat.st_mtime, self.stat.st_mtime_nsec);
         if nanoseconds != 0 || !u64::try_from(seconds).is_ok_and(|seconds| seconds <= MAX_12) {
             add(b"mtime", &time(seconds, nanoseconds));
         }

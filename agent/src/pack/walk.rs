@@ -144,7 +144,7 @@ struct Walk<'a, W> {
     to: &'a mut W,
     kernel: KernelFileSystems,
     /// The first name of files that have more, and how many of those are still to come.
-    links: HashMap<Inode, (Vec<u8>, u64)>,
+    links: HashMap<Inode, (Vec<u8>, u128)>,
     waiting: Vec<Waiting>,
     buffer: Vec<u8>,
 }
@@ -251,7 +251,8 @@ impl<W: Write> Walk<'_, W> {
             }
             None => {
                 if self.links.len() < MAX_LINKED {
-                    let left = u64::try_from(stat.st_nlink).unwrap_or(u64::MAX) - 1;
+                    // Its type depends on the architecture.
+                    let left = u128::from(stat.st_nlink) - 1;
                     self.links.insert(inode, (shown_as.to_vec(), left));
                 }
                 None

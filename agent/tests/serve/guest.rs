@@ -51,7 +51,7 @@ fn a_detached_command_outlives_its_connection_and_is_reaped() {
     let dir = tempfile::tempdir().unwrap();
     let mark = dir.path().join("mark");
     let script = format!(
-        "readlink /proc/$$/fd/0 /proc/$$/fd/1 /proc/$$/fd/2 > {0}.fds; \
+        "fds=$(readlink /proc/$$/fd/0 /proc/$$/fd/1 /proc/$$/fd/2); echo \"$fds\" > {0}.fds; \
          sleep 0.4; head -c 1000000 /dev/zero; echo done > {0}",
         mark.display()
     );

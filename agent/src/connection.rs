@@ -81,8 +81,15 @@ impl Outbox {
 pub(crate) enum Service {
     /// The exec with this ID.
     Exec(u64),
-    /// The layer being unpacked.
-    Layer,
+    /// The job with this ID.
+    Job(u64),
+}
+
+/// Whom an answer is for: a stream of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) connection: u64,
+    pub(crate) stream: u32,
 }
 
 /// How a connection ended, or why it must.

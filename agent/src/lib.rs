@@ -9,13 +9,15 @@
 //!  server ── one thread, one epoll (edge-triggered)
 //!    ├── connection   frames in, frames out, bounded both ways
 //!    ├── exec         processes: user, pty, spawn, pump
-//!    ├── layer        hands the tar of a layer to ──▶ unpack, on a thread of its own
+//!    ├── job          what may block, each on a thread of its own:
+//!    │                  unpack, pack ── tars become files and files tars
+//!    │                  inspect ────── metrics, processes, what is at a path
 //!    ├── reaper       every zombie is reaped, every exec learns how it ended
 //!    └── shutdown     SIGTERM, SIGKILL, unmount, reset
 //! ```
 //!
-//! It is small and single-threaded because it is loaded into every box. It never panics on
-//! what the host sends: a malformed frame ends its connection with everything that it started.
+//! It is small and does almost everything on one thread because it is loaded into every box. It never
+//! panics on what the host sends: a malformed frame ends its connection with everything that it started.
 
 mod boot;
 mod clock;
@@ -23,10 +25,12 @@ mod connection;
 mod disk;
 mod exec;
 mod identity;
-mod layer;
+mod inspect;
+mod job;
 mod log;
 mod mounts;
 mod net;
+pub mod pack;
 mod poller;
 mod reaper;
 pub mod server;
@@ -34,5 +38,6 @@ mod shutdown;
 mod sys;
 mod transport;
 pub mod unpack;
+mod work;
 
 pub use boot::run;

@@ -1,29 +1,30 @@
-//! The agent's loop: one thread that serves every connection, exec and layer.
+//! The agent's loop: one thread that serves every connection, exec and job.
 //!
-//! Nothing here blocks. Each turn notes what has become ready, reaps, lets every connection and
-//! every exec do one piece of work, and sends. So streams take turns, and one whose reader
+//! Nothing here blocks; what may is a job. Each turn notes what has become ready, reaps, lets every
+//! connection and every exec do one piece of work, and sends. So streams take turns, and one whose reader
 //! has stopped (no credit, or a full socket) only stops itself.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use boxlite_proto::PROTOCOL_VERSION;
 use boxlite_proto::boot::Role;
 use boxlite_proto::frame::{Channel, Frame, FrameError, Kind};
-use boxlite_proto::message::{Control, Event, Failure, FailureKind, Hello, Request, Response};
+use boxlite_proto::message::{
+    self, Control, Event, Failure, FailureKind, Hello, Request, Response,
+};
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::io::{self, Errno, fcntl_dupfd_cloexec};
+use rustix::io::{self, Errno};
 
-use crate::connection::{Broken, CHUNK, Connection, Outbox, Service};
+use crate::connection::{Broken, CHUNK, Connection, Outbox, Place, Service};
 use crate::exec::{Cgroups, Exec};
-use crate::layer::Layer;
-use crate::mounts::BUILDER_DISK;
+use crate::job::Job;
 use crate::poller::{Poller, Token};
 use crate::reaper::{Reaped, reap};
 use crate::shutdown::{self, Shutdown};
-use crate::{clock, sys};
+use crate::{clock, sys, work};
 
 /// More connections than this at a time are closed at once.
 const MAX_CONNECTIONS: usize = 64;
@@ -31,11 +32,17 @@ const MAX_CONNECTIONS: usize = 64;
 /// More running execs than this are refused.
 const MAX_EXECS: usize = 4096;
 
+/// More jobs than this at a time are refused: each has a thread, and two windows of memory.
+const MAX_JOBS: usize = 32;
+
+/// How long jobs that have been told to stop may hold up the end of the machine.
+const JOBS_END: Duration = Duration::from_secs(1);
+
 /// Identifies the server's own descriptors; connections and execs have other IDs.
 const SERVER: u64 = 0;
 const LISTENER: u8 = 0;
 const CHILDREN: u8 = 1;
-const LAYER: u8 = 2;
+const JOBS: u8 = 2;
 
 /// Serves the host. To be made once in a process: it reaps every child.
 pub struct Server {
@@ -43,8 +50,11 @@ pub struct Server {
     poller: Poller,
     children: OwnedFd,
     child_ended: bool,
-    layer_bell: OwnedFd,
-    layer: Option<Layer>,
+    /// Rung by the threads of jobs.
+    job_bell: Arc<OwnedFd>,
+    jobs: BTreeMap<u64, Job>,
+    /// The job that unpacks a layer; there is one at a time, for they come one upon the other.
+    layer: Option<u64>,
     listener: Option<OwnedFd>,
     connections: BTreeMap<u64, Connection>,
     execs: BTreeMap<u64, Exec>,
@@ -62,15 +72,16 @@ impl Server {
         let poller = Poller::new()?;
         let children = sys::signal::on_child_ended()?;
         poller.watch(&children, Token { id: SERVER, slot: CHILDREN })?;
-        let layer_bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        poller.watch(&layer_bell, Token { id: SERVER, slot: LAYER })?;
+        let job_bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        poller.watch(&job_bell, Token { id: SERVER, slot: JOBS })?;
         Ok(Self {
             role,
             poller,
             children,
             // What ended before.
             child_ended: true,
-            layer_bell,
+            job_bell: Arc::new(job_bell),
+            jobs: BTreeMap::new(),
             layer: None,
             listener: None,
             connections: BTreeMap::new(),
@@ -129,7 +140,7 @@ impl Server {
                 self.serve(id);
             }
             self.pump_all();
-            self.advance_layer();
+            self.advance_jobs();
             self.flush_all();
             if self.shutdown.as_ref().is_some_and(|s| s.is_due(Instant::now())) {
                 self.finish_shutdown();
@@ -144,7 +155,7 @@ impl Server {
             match token {
                 Token { id: SERVER, slot: LISTENER } => accept = true,
                 Token { id: SERVER, slot: CHILDREN } => self.child_ended = true,
-                // The layer is looked after in every turn.
+                // Jobs are looked after in every turn.
                 Token { id: SERVER, .. } => {}
                 Token { id, slot } => {
                     if let Some(connection) = self.connections.get_mut(&id) {
@@ -165,9 +176,18 @@ impl Server {
     fn has_work(&self) -> bool {
         self.child_ended
             || self.connections.values().any(Connection::can_receive)
-            || self.execs.values().any(|exec| {
-                self.connections.get(&exec.connection).is_some_and(|c| exec.can_pump(&c.out))
+            || self.execs.values().any(|exec| match exec.place {
+                None => exec.can_pump(None),
+                Some(place) => self.outbox(place).is_some_and(|outbox| exec.can_pump(Some(outbox))),
             })
+            || self
+                .jobs
+                .values()
+                .any(|job| self.outbox(job.place).is_some_and(|outbox| job.can_advance(outbox)))
+    }
+
+    fn outbox(&self, place: Place) -> Option<&Outbox> {
+        self.connections.get(&place.connection).map(|connection| &connection.out)
     }
 
     /// How long to wait for events.
@@ -263,8 +283,8 @@ impl Server {
                         Some(exec) => to_exec(exec, &frame),
                         None => Ok(()),
                     },
-                    Some(Service::Layer) => match &mut self.layer {
-                        Some(layer) => to_layer(layer, frame),
+                    Some(Service::Job(job)) => match self.jobs.get_mut(job) {
+                        Some(job) => to_job(job, frame),
                         None => Ok(()),
                     },
                     // The stream has just ended, and the host did not know yet.
@@ -305,6 +325,7 @@ impl Server {
         stream: u32,
         request: Result<Request, FrameError>,
     ) {
+        let place = Place { connection: id, stream };
         let unsupported = |what: &str| {
             let message = format!("{what}: not in this role ({:?}) of the agent", self.role);
             Response::Failed(Failure { kind: FailureKind::Unsupported, message })
@@ -314,32 +335,18 @@ impl Server {
                 Response::Failed(other("the machine is shutting down".into()))
             }
             Ok(Request::Ping) => Response::Done,
-            Ok(Request::Exec(_)) if self.role == Role::Builder => unsupported("exec"),
-            Ok(Request::Exec(_)) if self.execs.len() >= MAX_EXECS => {
-                Response::Failed(other(format!("{MAX_EXECS} commands are running already")))
+            Ok(Request::Exec(_) | Request::ExecDetached(_)) if self.role == Role::Builder => {
+                unsupported("exec")
             }
-            Ok(Request::Exec(request)) => {
-                if self.role == Role::SoftHost {
-                    crate::mounts::see_host_changes();
+            Ok(Request::Exec(request)) => match self.start_exec(&request, Some(place)) {
+                Ok((exec, pid)) => {
+                    connection.streams.insert(stream, Service::Exec(exec));
+                    Response::Started { pid }
                 }
-                let exec_id = self.new_id();
-                let place = (id, stream);
-                match Exec::start(&request, exec_id, place, &mut self.cgroups, &self.poller) {
-                    Ok(exec) => {
-                        connection.streams.insert(stream, Service::Exec(exec_id));
-                        let pid = exec.pid.as_raw_nonzero().get().cast_unsigned();
-                        self.execs.insert(exec_id, exec);
-                        Response::Started { pid }
-                    }
-                    Err(failure) => Response::Failed(failure),
-                }
-            }
-            Ok(Request::UnpackLayer) if self.role != Role::Builder => unsupported("unpack a layer"),
-            Ok(Request::UnpackLayer) => match self.start_layer(id, stream) {
-                Ok(()) => {
-                    connection.streams.insert(stream, Service::Layer);
-                    return;
-                }
+                Err(failure) => Response::Failed(failure),
+            },
+            Ok(Request::ExecDetached(request)) => match self.start_exec(&request, None) {
+                Ok((_, pid)) => Response::Detached { pid },
                 Err(failure) => Response::Failed(failure),
             },
             Ok(Request::Sync) => match shutdown::sync() {
@@ -352,51 +359,91 @@ impl Server {
                 self.child_ended = true;
                 return;
             }
-            // A newer host's request, or a malformed one: its length was right, so the connection
-            // goes on.
-            Ok(_) | Err(_) => Response::Failed(Failure {
-                kind: FailureKind::Unsupported,
-                message: "this agent does not know the request: it is older than the host".into(),
-            }),
+            Ok(request) if !work::is_for(self.role, &request) => unsupported("this request"),
+            Ok(request) => match self.start_job(request, place) {
+                Ok(job) => {
+                    connection.streams.insert(stream, Service::Job(job));
+                    return;
+                }
+                Err(failure) => Response::Failed(failure),
+            },
+            // Malformed: its length was right, so the connection goes on.
+            Err(_) => Response::Failed(unknown_request()),
         };
         connection.out.push(&answer.frame(stream));
     }
 
-    fn start_layer(&mut self, id: u64, stream: u32) -> Result<(), Failure> {
-        if self.layer.is_some() {
+    /// Starts a command; its exec's ID and its process ID.
+    fn start_exec(
+        &mut self,
+        request: &message::Exec,
+        place: Option<Place>,
+    ) -> Result<(u64, u32), Failure> {
+        if self.execs.len() >= MAX_EXECS {
+            return Err(other(format!("{MAX_EXECS} commands are running already")));
+        }
+        if self.role == Role::SoftHost {
+            crate::mounts::see_host_changes();
+        }
+        let id = self.new_id();
+        let exec = Exec::start(request, id, place, &mut self.cgroups, &self.poller)?;
+        let pid = exec.pid.as_raw_nonzero().get().cast_unsigned();
+        self.execs.insert(id, exec);
+        Ok((id, pid))
+    }
+
+    fn start_job(&mut self, request: Request, place: Place) -> Result<u64, Failure> {
+        let is_layer = request == Request::UnpackLayer;
+        if is_layer && self.layer.is_some() {
             return Err(other(
                 "another layer is being unpacked; layers come one after another".into(),
             ));
         }
-        let layer = fcntl_dupfd_cloexec(&self.layer_bell, 3)
-            .map_err(std::io::Error::from)
-            .and_then(|bell| Layer::start(Path::new(BUILDER_DISK), bell, (id, stream)))
-            .map_err(|e| other(format!("cannot start unpacking: {e}")))?;
-        self.layer = Some(layer);
-        Ok(())
+        if self.jobs.len() >= MAX_JOBS {
+            return Err(other(format!(
+                "{MAX_JOBS} copies or questions are under way already; try again when one is done"
+            )));
+        }
+        let work = work::of(request).ok_or_else(unknown_request)?;
+        let job = Job::start(place, Arc::clone(&self.job_bell), work)
+            .map_err(|e| other(format!("cannot start a thread: {e}")))?;
+        let id = self.new_id();
+        self.jobs.insert(id, job);
+        if is_layer {
+            self.layer = Some(id);
+        }
+        Ok(id)
     }
 
-    fn advance_layer(&mut self) {
-        let Some(layer) = &mut self.layer else { return };
-        let mut nowhere = Outbox::default();
-        let mut connection = self.connections.get_mut(&layer.connection);
-        let out = connection.as_mut().map_or(&mut nowhere, |connection| &mut connection.out);
-        let Some(response) = layer.advance(out) else { return };
-        out.push(&response.frame(layer.stream));
-        if let Some(connection) = connection {
-            connection.streams.remove(&layer.stream);
-        }
-        self.layer = None;
+    fn advance_jobs(&mut self) {
+        self.jobs.retain(|id, job| {
+            let mut nowhere = Outbox::default();
+            let mut connection = self.connections.get_mut(&job.place.connection);
+            let out = connection.as_mut().map_or(&mut nowhere, |connection| &mut connection.out);
+            let Some(response) = job.advance(out) else { return true };
+            out.push(&response.frame(job.place.stream));
+            if let Some(connection) = connection {
+                connection.streams.remove(&job.place.stream);
+            }
+            self.layer.take_if(|layer| layer == id);
+            false
+        });
     }
 
     fn pump_all(&mut self) {
         let now = Instant::now();
         let mut over = Vec::new();
         for (id, exec) in &mut self.execs {
-            let Some(connection) = self.connections.get_mut(&exec.connection) else { continue };
-            if let Some(last) = exec.pump(&mut connection.out, &mut self.scratch, now) {
-                connection.out.push(&last.frame(exec.stream));
-                connection.streams.remove(&exec.stream);
+            let Some(place) = exec.place else {
+                if exec.pump(None, &mut self.scratch, now).is_some() {
+                    over.push(*id);
+                }
+                continue;
+            };
+            let Some(connection) = self.connections.get_mut(&place.connection) else { continue };
+            if let Some(last) = exec.pump(Some(&mut connection.out), &mut self.scratch, now) {
+                connection.out.push(&last.frame(place.stream));
+                connection.streams.remove(&place.stream);
                 over.push(*id);
             }
         }
@@ -434,9 +481,9 @@ impl Server {
                         exec.release(&mut self.cgroups);
                     }
                 }
-                Service::Layer => {
-                    if let Some(layer) = &mut self.layer {
-                        layer.abort();
+                Service::Job(id) => {
+                    if let Some(job) = self.jobs.get_mut(id) {
+                        job.cancel();
                     }
                 }
             }
@@ -448,11 +495,21 @@ impl Server {
 
     fn finish_shutdown(&mut self) {
         let Some(shutdown) = self.shutdown.take() else { return };
+        self.end_jobs();
         shutdown::end_everything();
         let Some((id, stream)) = shutdown.requested_by else { return };
         if let Some(mut connection) = self.connections.remove(&id) {
             connection.out.push(&Response::Done.frame(stream));
             shutdown::send_last(connection);
+        }
+    }
+
+    /// Stops the jobs, so that nothing writes to the disk any more.
+    fn end_jobs(&mut self) {
+        self.jobs.values_mut().for_each(Job::cancel);
+        let deadline = Instant::now() + JOBS_END;
+        while !self.jobs.values().all(Job::is_over) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 }
@@ -476,15 +533,33 @@ fn to_exec(exec: &mut Exec, frame: &Frame) -> Result<(), Broken> {
     }
 }
 
-fn to_layer(layer: &mut Layer, frame: Frame) -> Result<(), Broken> {
+fn to_job(job: &mut Job, frame: Frame) -> Result<(), Broken> {
+    let broken_credit = |_| Broken::Protocol("flow control");
     match frame.kind {
-        Kind::Stdin => layer.receive(frame.body).map_err(|_| Broken::Protocol("flow control")),
-        Kind::End if frame.ended_channel()? == Channel::Stdin => {
-            layer.end();
-            Ok(())
+        Kind::Stdin => return job.receive(frame.body).map_err(broken_credit),
+        Kind::End => match frame.ended_channel()? {
+            Channel::Stdin => job.end(),
+            Channel::Stdout => job.cancel(),
+            Channel::Stderr => {}
+        },
+        Kind::Credit => {
+            let (channel, bytes) = frame.granted_credit()?;
+            if channel == Channel::Stdout {
+                return job.grant(bytes).map_err(broken_credit);
+            }
         }
-        // It has no output, and nothing to be told.
-        _ => Ok(()),
+        // It has no process to get a signal and no terminal to be resized.
+        _ if frame.decode::<Control>()? == Control::Kill => job.cancel(),
+        _ => {}
+    }
+    Ok(())
+}
+
+/// A newer host's, or a malformed one.
+fn unknown_request() -> Failure {
+    Failure {
+        kind: FailureKind::Unsupported,
+        message: "this agent does not know the request: it is older than the host".into(),
     }
 }
 

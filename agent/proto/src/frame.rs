@@ -29,9 +29,9 @@ pub enum Kind {
     Control = 4,
     /// [`Event`](crate::message::Event), agent to host, on stream 0.
     Event = 5,
-    /// Raw bytes to standard input, or the tar of a layer.
+    /// Raw bytes to standard input, or of a tar to be unpacked.
     Stdin = 8,
-    /// Raw bytes of standard output (or of the terminal).
+    /// Raw bytes of standard output (or of the terminal), or of a tar that was asked for.
     Stdout = 9,
     /// Raw bytes of standard error.
     Stderr = 10,

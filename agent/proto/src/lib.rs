@@ -1,6 +1,6 @@
 //! The wire protocol between the host and the guest agent.
 //!
-//! One connection carries many *streams*: an exec, an unpacked layer. Stream 0 is the connection
+//! One connection carries many *streams*: an exec, an unpacked layer, a copied tree. Stream 0 is the connection
 //! itself. Everything is a [frame]: a header of nine bytes and a body that is raw bytes
 //! (stdio, credit) or a postcard-encoded [message]. Data flows under [credit], per
 //! stream and channel: a reader that stops reading stops the writer, and nothing is dropped.
@@ -25,6 +25,7 @@
 pub mod boot;
 pub mod credit;
 pub mod frame;
+pub mod guest;
 pub mod message;
 
 /// Version of the protocol that this crate speaks. A peer with another major version is refused.

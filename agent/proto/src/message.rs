@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::frame::{Frame, Kind};
+use crate::guest::{self, CopyIn, CopyOut, FileStat, GuestMetrics, Process, Stat};
 
 /// Opens a connection, in each direction.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +36,21 @@ pub enum Request {
         /// Milliseconds between SIGTERM and SIGKILL.
         grace_ms: u32,
     },
+    /// Runs a command that nobody waits for: it outlives the connection. Its standard streams are
+    /// `/dev/null`, or with [`Exec::terminal`] a terminal that nobody reads. Answered by
+    /// [`Response::Detached`].
+    ExecDetached(Exec),
+    /// How the machine is doing. Answered by [`Response::Metrics`].
+    Metrics,
+    /// What runs. Answered by [`Response::Processes`].
+    Processes,
+    /// What is at a path. Answered by [`Response::Stat`].
+    Stat(Stat),
+    /// Unpacks the tar that follows on stdin. Answered by [`Response::Unpacked`].
+    CopyIn(CopyIn),
+    /// Packs a file or a tree into a tar, which comes on stdout. Answered by [`Response::Done`] after
+    /// its last byte; a tar that is followed by [`Response::Failed`] is not whole.
+    CopyOut(CopyOut),
 }
 
 /// A command to run.
@@ -99,6 +115,21 @@ pub enum Response {
     },
     /// Done. Last frame of the stream.
     Done,
+    /// The command runs on its own. Last frame of the stream.
+    Detached {
+        /// Its process ID in the guest.
+        pid: u32,
+    },
+    /// As [`Exited`](Self::Exited), after the guest ran out of memory and its kernel killed the
+    /// command or something that it had started. Last frame of the stream.
+    ExitedOutOfMemory(ExitStatus),
+    /// How the machine is doing. Last frame of the stream.
+    Metrics(GuestMetrics),
+    /// What runs, by process ID; of more than [`MAX_PROCESSES`](crate::guest::MAX_PROCESSES), the
+    /// first ones. Last frame of the stream.
+    Processes(#[serde(deserialize_with = "guest::bounded_processes")] Vec<Process>),
+    /// What is there. Last frame of the stream.
+    Stat(FileStat),
 }
 
 /// How a command ended.
@@ -140,6 +171,12 @@ pub enum FailureKind {
     Unsupported,
     /// Something else; the message says what.
     Other,
+    /// The tar to be unpacked is malformed or hostile, or does not fit to what is there.
+    BadArchive,
+    /// There is nothing at the path.
+    NoSuchPath,
+    /// What is at the path is not a directory.
+    NotADirectory,
 }
 
 /// What the agent tells the host unasked, on stream 0.

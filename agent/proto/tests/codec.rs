@@ -6,6 +6,9 @@ use std::io::{self, Read};
 use boxlite_proto::frame::{
     Channel, Frame, FrameError, HEADER_LEN, Header, Kind, MAX_BODY, MAX_DATA,
 };
+use boxlite_proto::guest::{
+    CopyIn, CopyOut, FileKind, FileStat, GuestMetrics, MAX_PROCESSES, Owner, Process, Stat,
+};
 use boxlite_proto::message::{
     Control, Event, Exec, ExitStatus, Failure, FailureKind, Hello, Request, Response, Stage,
     TerminalSize,
@@ -39,6 +42,16 @@ fn request() -> impl Strategy<Value = Request> {
         Just(Request::UnpackLayer),
         Just(Request::Sync),
         any::<u32>().prop_map(|grace_ms| Request::Shutdown { grace_ms }),
+        exec().prop_map(Request::ExecDetached),
+        Just(Request::Metrics),
+        Just(Request::Processes),
+        any::<(Vec<u8>, bool)>().prop_map(|(path, follow)| Request::Stat(Stat { path, follow })),
+        any::<(Vec<u8>, bool, Option<(u32, u32)>)>().prop_map(|(path, create, owner)| {
+            let owner = owner.map(|(uid, gid)| Owner { uid, gid });
+            Request::CopyIn(CopyIn { path, create, owner })
+        }),
+        any::<(Vec<u8>, bool)>()
+            .prop_map(|(path, follow)| Request::CopyOut(CopyOut { path, follow })),
     ]
 }
 
@@ -52,6 +65,9 @@ fn response() -> impl Strategy<Value = Response> {
         FailureKind::DiskFull,
         FailureKind::Unsupported,
         FailureKind::Other,
+        FailureKind::BadArchive,
+        FailureKind::NoSuchPath,
+        FailureKind::NotADirectory,
     ]);
     prop_oneof![
         any::<u32>().prop_map(|pid| Response::Started { pid }),
@@ -60,7 +76,78 @@ fn response() -> impl Strategy<Value = Response> {
         (kind, ".*").prop_map(|(kind, message)| Response::Failed(Failure { kind, message })),
         any::<(u64, u64)>().prop_map(|(entries, bytes)| Response::Unpacked { entries, bytes }),
         Just(Response::Done),
+        any::<u32>().prop_map(|pid| Response::Detached { pid }),
+        any::<u8>().prop_map(|code| Response::ExitedOutOfMemory(ExitStatus::Code(code))),
+        metrics().prop_map(Response::Metrics),
+        vec(process(), 0..20).prop_map(Response::Processes),
+        file_stat().prop_map(Response::Stat),
     ]
+}
+
+fn metrics() -> impl Strategy<Value = GuestMetrics> {
+    any::<([u64; 10], [u32; 5], [u64; 5])>().prop_map(|(a, b, c)| GuestMetrics {
+        memory_total: a[0],
+        memory_used: a[1],
+        memory_available: a[2],
+        swap_total: a[3],
+        swap_used: a[4],
+        disk_size: a[5],
+        disk_used: a[6],
+        disk_free: a[7],
+        files_total: a[8],
+        files_free: a[9],
+        uptime_us: c[0],
+        load_x100: [b[0], b[1], b[2]],
+        processes: b[3],
+        cpus: b[4],
+        cpu_user_us: c[1],
+        cpu_system_us: c[2],
+        cpu_idle_us: c[3],
+        oom_kills: c[4],
+    })
+}
+
+fn process() -> impl Strategy<Value = Process> {
+    let numbers = any::<([u32; 4], [u64; 3], u8)>();
+    (numbers, any::<Vec<u8>>(), any::<Vec<u8>>()).prop_map(|((a, b, state), name, command)| {
+        Process {
+            pid: a[0],
+            ppid: a[1],
+            uid: a[2],
+            state,
+            threads: a[3],
+            started_us: b[0],
+            cpu_us: b[1],
+            rss: b[2],
+            name,
+            command,
+        }
+    })
+}
+
+fn file_stat() -> impl Strategy<Value = FileStat> {
+    let kind = prop::sample::select(vec![
+        FileKind::File,
+        FileKind::Directory,
+        FileKind::Symlink,
+        FileKind::Character,
+        FileKind::Block,
+        FileKind::Fifo,
+        FileKind::Socket,
+        FileKind::Other,
+    ]);
+    (kind, any::<(u64, [u32; 4], i64)>(), any::<Vec<u8>>()).prop_map(
+        |(kind, (size, [mode, uid, gid, mtime_ns], mtime), link_target)| FileStat {
+            kind,
+            size,
+            mode,
+            uid,
+            gid,
+            mtime,
+            mtime_ns,
+            link_target,
+        },
+    )
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -192,4 +279,34 @@ fn a_claimed_length_is_checked_before_anything_is_allocated() {
     let body = [1, 0xff, 0xff, 0xff, 0xff, 0x0f];
     let frame = Frame { stream: 1, kind: Kind::Request, body: body.to_vec() };
     assert!(matches!(frame.decode::<Request>(), Err(FrameError::Malformed(Kind::Request))));
+}
+
+#[test]
+fn no_more_processes_are_read_than_there_may_be() {
+    let read = |count| {
+        let response = Response::Processes(vec![Process::default(); count]);
+        response.frame(1).decode::<Response>()
+    };
+    assert!(read(MAX_PROCESSES).is_ok());
+    let too_many = read(MAX_PROCESSES + 1);
+    assert!(matches!(too_many, Err(FrameError::Malformed(Kind::Response))), "{too_many:?}");
+}
+
+#[test]
+fn the_longest_list_of_processes_fits_into_a_frame() {
+    use boxlite_proto::guest::{MAX_COMMAND, MAX_NAME};
+    let process = Process {
+        pid: u32::MAX,
+        ppid: u32::MAX,
+        uid: u32::MAX,
+        state: u8::MAX,
+        threads: u32::MAX,
+        started_us: u64::MAX,
+        cpu_us: u64::MAX,
+        rss: u64::MAX,
+        name: vec![b'n'; MAX_NAME],
+        command: vec![b'c'; MAX_COMMAND],
+    };
+    let frame = Response::Processes(vec![process; MAX_PROCESSES]).frame(1);
+    assert!(frame.body.len() <= MAX_BODY, "{}", frame.body.len());
 }

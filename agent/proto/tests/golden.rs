@@ -6,6 +6,9 @@ use std::collections::BTreeMap;
 
 use boxlite_proto::PROTOCOL_VERSION;
 use boxlite_proto::frame::{Channel, Frame, Kind};
+use boxlite_proto::guest::{
+    CopyIn, CopyOut, FileKind, FileStat, GuestMetrics, Owner, Process, Stat,
+};
 use boxlite_proto::message::{
     Control, Event, Exec, ExitStatus, Failure, FailureKind, Hello, Request, Response, Stage,
     TerminalSize,
@@ -22,6 +25,62 @@ fn exec() -> Exec {
         terminal: Some(TerminalSize { rows: 24, columns: 300 }),
         stdin: true,
     }
+}
+
+fn metrics() -> GuestMetrics {
+    GuestMetrics {
+        memory_total: 2 << 30,
+        memory_used: 300 << 20,
+        memory_available: 1748 << 20,
+        swap_total: 5,
+        swap_used: 4,
+        disk_size: 10 << 30,
+        disk_used: 6,
+        disk_free: 7,
+        files_total: 8,
+        files_free: 9,
+        uptime_us: 60_000_000,
+        load_x100: [101, 50, 0],
+        processes: 42,
+        cpus: 2,
+        cpu_user_us: 10,
+        cpu_system_us: 11,
+        cpu_idle_us: 12,
+        oom_kills: 1,
+    }
+}
+
+fn process() -> Process {
+    Process {
+        pid: 300,
+        ppid: 1,
+        uid: 1000,
+        state: b'S',
+        threads: 3,
+        started_us: 1_230_000,
+        cpu_us: 20_000,
+        rss: 1 << 20,
+        name: b"sleep".to_vec(),
+        command: b"sleep\x0060\0\xff".to_vec(),
+    }
+}
+
+fn file_stat(kind: FileKind, link_target: &[u8]) -> Frame {
+    let stat = FileStat {
+        kind,
+        size: 1 << 33,
+        mode: 0o4755,
+        uid: 1000,
+        gid: 33,
+        mtime: -2,
+        mtime_ns: 999_999_999,
+        link_target: link_target.to_vec(),
+    };
+    Response::Stat(stat).frame(10)
+}
+
+fn copy_in(owner: Option<Owner>) -> CopyIn {
+    CopyIn { path: b"/srv/www".to_vec(), create: true, owner }
 }
 
 /// One frame for each message that there is.
@@ -53,6 +112,31 @@ fn frames() -> Vec<(&'static str, Frame)> {
         ("failed-other", failed(FailureKind::Other)),
         ("unpacked", Response::Unpacked { entries: 10_000, bytes: 1 << 40 }.frame(2)),
         ("done", Response::Done.frame(1)),
+        ("exec-detached", Request::ExecDetached(exec()).frame(8)),
+        ("metrics", Request::Metrics.frame(10)),
+        ("processes", Request::Processes.frame(10)),
+        ("stat", Request::Stat(Stat { path: b"/etc/\xff".to_vec(), follow: true }).frame(10)),
+        ("copy-in", Request::CopyIn(copy_in(None)).frame(11)),
+        ("copy-in-owner", Request::CopyIn(copy_in(Some(Owner { uid: 1000, gid: 33 }))).frame(11)),
+        (
+            "copy-out",
+            Request::CopyOut(CopyOut { path: b"/var/log".to_vec(), follow: false }).frame(12),
+        ),
+        ("detached", Response::Detached { pid: 300 }.frame(8)),
+        ("out-of-memory", Response::ExitedOutOfMemory(ExitStatus::Signal(9)).frame(7)),
+        ("guest-metrics", Response::Metrics(metrics()).frame(10)),
+        ("process-list", Response::Processes(vec![process(), Process::default()]).frame(10)),
+        ("stat-file", file_stat(FileKind::File, b"")),
+        ("stat-directory", file_stat(FileKind::Directory, b"")),
+        ("stat-symlink", file_stat(FileKind::Symlink, b"../\xfe")),
+        ("stat-character", file_stat(FileKind::Character, b"")),
+        ("stat-block", file_stat(FileKind::Block, b"")),
+        ("stat-fifo", file_stat(FileKind::Fifo, b"")),
+        ("stat-socket", file_stat(FileKind::Socket, b"")),
+        ("stat-other", file_stat(FileKind::Other, b"")),
+        ("failed-bad-archive", failed(FailureKind::BadArchive)),
+        ("failed-no-such-path", failed(FailureKind::NoSuchPath)),
+        ("failed-not-a-directory", failed(FailureKind::NotADirectory)),
         ("stage-agent", Event::Stage(Stage::Agent).frame(0)),
         ("stage-root", Event::Stage(Stage::Root).frame(0)),
         ("stage-ready", Event::Stage(Stage::Ready).frame(0)),

@@ -1,8 +1,9 @@
 //! A control group per exec, so that `Kill` finds every descendant, whatever it did to its session,
 //! its parent or its process group.
 //!
-//! `/sys/fs/cgroup/boxlite/exec-N`, without controllers, which keeps it cheap. Where there is no
-//! cgroup v2, killing falls back to the process group of the exec.
+//! `/sys/fs/cgroup/boxlite/exec-N`, with the memory controller only, which counts those whom the
+//! kernel killed because memory ran out. Where there is no cgroup v2, killing falls back to the
+//! process group of the exec.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,8 @@ impl Cgroups {
         let usable = rustix::fs::mkdir(parent, Mode::from_raw_mode(0o755))
             .is_ok_and(|()| parent.join("cgroup.kill").exists())
             || parent.join("cgroup.kill").exists();
+        // Without it, nobody knows why a command was killed.
+        let _ = std::fs::write(parent.join("cgroup.subtree_control"), "+memory");
         Self { parent: usable.then(|| parent.to_owned()), leftover: Vec::new() }
     }
 
@@ -64,7 +67,32 @@ impl Cgroup {
         rustix::io::write(self.open("cgroup.kill")?, b"1").map(drop)
     }
 
+    /// Whether the kernel killed anything in it because memory ran out (kernel documentation,
+    /// "Control Group v2", `memory.events`).
+    pub(crate) fn ran_out_of_memory(&self) -> bool {
+        let events = std::fs::read_to_string(self.path.join("memory.events")).unwrap_or_default();
+        oom_kills(&events) > 0
+    }
+
     fn open(&self, file: &str) -> io::Result<OwnedFd> {
         rustix::fs::open(self.path.join(file), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+    }
+}
+
+fn oom_kills(events: &str) -> u64 {
+    let count = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
+    count.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_kills_count() {
+        assert_eq!(oom_kills("low 0\nhigh 1\nmax 7\noom 3\noom_kill 2\noom_group_kill 9\n"), 2);
+        assert_eq!(oom_kills("oom 3\noom_kill 0\n"), 0);
+        assert_eq!(oom_kills(""), 0);
+        assert_eq!(oom_kills("oom_kill x"), 0);
     }
 }

@@ -21,7 +21,7 @@ use rustix::process::Pid;
 use self::cgroup::Cgroup;
 pub(crate) use self::cgroup::Cgroups;
 use self::pump::{Input, Output, State};
-use crate::connection::Outbox;
+use crate::connection::{Outbox, Place};
 use crate::poller::{Poller, Ready, Token};
 use crate::sys::signal::signal_group;
 
@@ -35,9 +35,8 @@ const ERROR: u8 = 2;
 
 /// A running, or ended and not yet drained, command.
 pub(crate) struct Exec {
-    /// The connection and the stream that it belongs to.
-    pub(crate) connection: u64,
-    pub(crate) stream: u32,
+    /// Who hears of it; nobody of a detached one.
+    pub(crate) place: Option<Place>,
     pub(crate) pid: Pid,
     cgroup: Option<Cgroup>,
     terminal: bool,
@@ -49,21 +48,22 @@ pub(crate) struct Exec {
 #[derive(Clone, Copy)]
 struct Exited {
     status: ExitStatus,
+    out_of_memory: bool,
     /// When the grace is over; none once it was.
     last_call: Option<Instant>,
 }
 
 impl Exec {
-    /// Starts a command as the exec with this ID.
+    /// Starts a command as the exec with this ID, detached if it has no `place`.
     pub(crate) fn start(
         request: &message::Exec,
         id: u64,
-        (connection, stream): (u64, u32),
+        place: Option<Place>,
         cgroups: &mut Cgroups,
         poller: &Poller,
     ) -> Result<Self, Failure> {
         let cgroup = cgroups.create(id);
-        let started = spawn::start(request, cgroup.as_ref());
+        let started = spawn::start(request, place.is_none(), cgroup.as_ref());
         let (pid, stdio) = match started {
             Ok(started) => started,
             Err(failure) => {
@@ -76,12 +76,11 @@ impl Exec {
         let terminal = request.terminal.is_some();
         let [output, error] = stdio.outputs;
         let exec = Self {
-            connection,
-            stream,
+            place,
             pid,
             cgroup,
             terminal,
-            input: stdio.input.map(|fd| Input::new(fd, terminal)),
+            input: stdio.input.filter(|_| place.is_some()).map(|fd| Input::new(fd, terminal)),
             outputs: [
                 output.map(|fd| Output::new(fd, Channel::Stdout, terminal)),
                 error.map(|fd| Output::new(fd, Channel::Stderr, terminal)),
@@ -206,7 +205,8 @@ impl Exec {
     /// Its process has been reaped.
     pub(crate) fn exited(&mut self, status: ExitStatus, now: Instant) {
         self.input = None;
-        self.exited = Some(Exited { status, last_call: Some(now + GRACE) });
+        let out_of_memory = self.cgroup.as_ref().is_some_and(Cgroup::ran_out_of_memory);
+        self.exited = Some(Exited { status, out_of_memory, last_call: Some(now + GRACE) });
         for output in self.outputs.iter_mut().flatten() {
             output.notify(Ready { read: true, ..Ready::default() });
         }
@@ -218,9 +218,10 @@ impl Exec {
     }
 
     /// Whether [`pump`](Self::pump) would do something now.
-    pub(crate) fn can_pump(&self, out: &Outbox) -> bool {
+    pub(crate) fn can_pump(&self, out: Option<&Outbox>) -> bool {
         self.input.as_ref().is_some_and(Input::can_pump)
-            || out.has_room() && self.outputs.iter().flatten().any(Output::can_pump)
+            || out.is_none_or(Outbox::has_room)
+                && self.outputs.iter().flatten().any(Output::can_pump)
             || self.is_over()
     }
 
@@ -228,15 +229,19 @@ impl Exec {
         self.exited.is_some() && self.outputs.iter().all(Option::is_none)
     }
 
-    /// Moves data, one read for each output. Returns the last frame of the stream once it is over.
+    /// Moves data, one read for each output; that of a detached command goes nowhere. Returns the last
+    /// frame of the stream once it is over.
     pub(crate) fn pump(
         &mut self,
-        out: &mut Outbox,
+        mut out: Option<&mut Outbox>,
         scratch: &mut [u8],
         now: Instant,
     ) -> Option<Response> {
-        let stream = self.stream;
-        self.input.take_if(|input| input.can_pump() && input.pump(stream, out) == State::Closed);
+        let stream = self.place.map_or(0, |place| place.stream);
+        if let Some(out) = out.as_deref_mut() {
+            self.input
+                .take_if(|input| input.can_pump() && input.pump(stream, out) == State::Closed);
+        }
         let last_call = self
             .exited
             .as_mut()
@@ -247,13 +252,16 @@ impl Exec {
                 if last_call {
                     output.last_call();
                 }
-                out.has_room()
+                out.as_deref().is_none_or(Outbox::has_room)
                     && output.can_pump()
-                    && output.pump(stream, out, scratch) == State::Closed
+                    && output.pump(stream, out.as_deref_mut(), scratch) == State::Closed
             });
         }
         let exited = self.exited.filter(|_| self.is_over())?;
-        Some(Response::Exited(exited.status))
+        Some(match exited.out_of_memory {
+            true => Response::ExitedOutOfMemory(exited.status),
+            false => Response::Exited(exited.status),
+        })
     }
 
     /// Gives up its control group.

@@ -167,8 +167,13 @@ impl Output {
         self.remaining == Some(0) || self.ready.read && self.window.available() > 0
     }
 
-    /// Reads once and sends that.
-    pub(crate) fn pump(&mut self, stream: u32, out: &mut Outbox, scratch: &mut [u8]) -> State {
+    /// Reads once and sends that; drops it where there is nobody to send it to.
+    pub(crate) fn pump(
+        &mut self,
+        stream: u32,
+        mut out: Option<&mut Outbox>,
+        scratch: &mut [u8],
+    ) -> State {
         let mut limit = self.window.available().min(CHUNK).min(scratch.len());
         if let Some(remaining) = self.remaining {
             limit = limit.min(usize::try_from(remaining).unwrap_or(limit));
@@ -179,8 +184,10 @@ impl Output {
         match read(&self.fd, &mut scratch[..limit]) {
             Ok(0) => return self.finish(stream, out),
             Ok(n) => {
-                out.push_data(stream, self.channel, &scratch[..n]);
-                self.window.spend(n);
+                if let Some(out) = out.as_mut() {
+                    out.push_data(stream, self.channel, &scratch[..n]);
+                    self.window.spend(n);
+                }
                 // A pipe that gives less than was asked for is empty, and says when it is not.
                 if n < limit && !self.terminal && !self.ready.hung_up {
                     self.ready.read = false;
@@ -197,8 +204,10 @@ impl Output {
         State::Open
     }
 
-    fn finish(&self, stream: u32, out: &mut Outbox) -> State {
-        out.push(&Frame::end(stream, self.channel));
+    fn finish(&self, stream: u32, out: Option<&mut Outbox>) -> State {
+        if let Some(out) = out {
+            out.push(&Frame::end(stream, self.channel));
+        }
         State::Closed
     }
 }

@@ -15,14 +15,20 @@ use crate::sys::process::{Plan, Step, spawn};
 
 const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Starts `exec`. Returns its process and the agent's side of its stdio.
-pub(crate) fn start(exec: &Exec, cgroup: Option<&Cgroup>) -> Result<(Pid, Stdio), Failure> {
+/// Starts `exec`, of which the host hears no more if it is `detached`. Returns its process and the
+/// agent's side of its stdio.
+pub(crate) fn start(
+    exec: &Exec,
+    detached: bool,
+    cgroup: Option<&Cgroup>,
+) -> Result<(Pid, Stdio), Failure> {
     let identity =
         user::resolve(&exec.user).map_err(|e| failure(FailureKind::UnknownUser, e.to_string()))?;
     let command = Command::new(exec, &identity)?;
     make_working_dir(&command.working_dir)?;
     let stdio = match exec.terminal {
         Some(size) => Stdio::terminal(size, identity.uid()),
+        None if detached => Stdio::null(),
         None => Stdio::pipes(exec.stdin),
     }
     .map_err(|e| other("cannot open the command's stdio", e))?;

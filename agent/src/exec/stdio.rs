@@ -41,6 +41,13 @@ impl Stdio {
         Ok(Self { theirs: [stdin, stdout, stderr], input, outputs: [Some(output), Some(error)] })
     }
 
+    /// Nothing to read, and nobody who reads.
+    pub(crate) fn null() -> io::Result<Self> {
+        let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+        let theirs = [fcntl_dupfd_cloexec(&null, 3)?, fcntl_dupfd_cloexec(&null, 3)?, null];
+        Ok(Self { theirs, input: None, outputs: [None, None] })
+    }
+
     /// A terminal of this size, owned by `uid`.
     pub(crate) fn terminal(size: TerminalSize, uid: Uid) -> io::Result<Self> {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;

@@ -1,5 +1,6 @@
 //! System calls that no crate wraps safely. The only `unsafe` code of the agent.
 
+pub(crate) mod file;
 pub(crate) mod ioctl;
 pub(crate) mod process;
 pub(crate) mod signal;

@@ -166,10 +166,17 @@ fn last_errno() -> Errno {
     Errno::from_raw_os_error(unsafe { *libc::__errno_location() })
 }
 
+/// Gives the calling thread a working directory and a umask of its own; the latter masks nothing.
+pub(crate) fn own_working_directory() -> rustix::io::Result<()> {
+    // SAFETY: unsharing CLONE_FS affects only where this thread resolves paths from, and its umask.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS)? };
+    rustix::process::umask(rustix::fs::Mode::empty());
+    Ok(())
+}
+
 /// Gives the calling thread a root and working directory of its own at `root`.
 pub(crate) fn chroot_this_thread(root: &std::path::Path) -> rustix::io::Result<()> {
-    // SAFETY: unsharing CLONE_FS affects only where this thread resolves paths from.
-    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS)? };
+    own_working_directory()?;
     rustix::process::chroot(root)?;
     rustix::process::chdir("/")
 }

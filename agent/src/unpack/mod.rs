@@ -1,20 +1,25 @@
-//! Unpacking a layer: the tar of an OCI image layer onto what the layers below it left.
+//! Unpacking tars: the layers of an image onto what the layers below them left, and copies into a
+//! directory of a box.
 //!
-//! The work is done in a thread whose root directory *is* the disk, so that every path, every link
-//! and every symlink of the tar resolves inside it, whatever it says. Names are still normalized:
-//! one that climbs above the root is an error that names the entry, not a file elsewhere.
+//! A layer is unpacked by a thread whose root directory *is* the disk, so that every path, every link
+//! and every symlink of the tar resolves inside it, whatever it says. A copy is confined to its
+//! directory by looking where each path has led. Names are normalized in both: one that climbs above
+//! the root is an error that names the entry, not a file elsewhere.
 //!
 //! ```text
 //!  archive   blocks ─▶ members: headers, PAX and GNU extensions    pax, sparse: their formats
-//!  tree      members ─▶ files, links, nodes, directories
+//!  tree      members ─▶ files, links, nodes, directories           below: confined to a directory
 //!  whiteout  what a layer deletes of the layers below, and nothing of its own
 //! ```
 //!
 //! What engines leave open is decided as containerd does it: a later entry of the same name wins; a
 //! directory over a directory keeps its content; anything else replaces what was there; global PAX
-//! headers are ignored; a tar may end without its two zero blocks, but not inside an entry.
+//! headers are ignored; a tar may end without its two zero blocks, but not inside an entry. A copy
+//! differs in that whiteouts are ordinary files and that nothing but an empty directory gives way to
+//! what is not a directory.
 
 mod archive;
+mod below;
 mod name;
 mod pax;
 mod sparse;
@@ -24,13 +29,18 @@ mod whiteout;
 use std::io::BufRead;
 use std::path::Path;
 
+use boxlite_proto::guest::{CopyIn, Owner};
 use boxlite_proto::message::{Failure, FailureKind};
+use rustix::fs::CWD;
 use rustix::io::Errno;
 
 use self::archive::Archive;
+pub(crate) use self::name::shown;
 use self::tree::Tree;
+use crate::inspect::{from_root, path_failure};
+use crate::sys::process::{chroot_this_thread, own_working_directory};
 
-/// What a layer had.
+/// What a tar had.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Unpacked {
     /// Entries of the tar, whiteouts included.
@@ -39,7 +49,7 @@ pub struct Unpacked {
     pub bytes: u64,
 }
 
-/// A layer that could not be unpacked: the entry and what is wrong.
+/// A tar that could not be unpacked: the entry and what is wrong.
 #[derive(Debug, thiserror::Error)]
 #[error("{}{problem}", shown_entry(.entry))]
 pub struct UnpackError {
@@ -51,11 +61,11 @@ pub struct UnpackError {
 /// What is wrong with an entry.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Problem {
-    #[error("{0}; the layer is malformed or hostile")]
+    #[error("{0}; the tar is malformed, hostile, or does not fit to what is there")]
     Bad(String),
-    #[error("the tar ends in the middle of an entry; the layer is truncated")]
+    #[error("the tar ends in the middle of an entry; it is truncated")]
     Truncated,
-    #[error("the layer's stream was cut off: {0}")]
+    #[error("the tar's stream was cut off: {0}")]
     Read(#[source] std::io::Error),
     #[error("cannot {0}: the disk is full; make it larger")]
     Full(&'static str),
@@ -121,9 +131,38 @@ fn shown_entry(entry: &[u8]) -> String {
 pub fn unpack_in_root(root: &Path, tar: impl BufRead) -> Result<Unpacked, UnpackError> {
     let outside =
         |what| move |errno| UnpackError { entry: Vec::new(), problem: cannot(what)(errno) };
-    crate::sys::process::chroot_this_thread(root).map_err(outside("enter the disk"))?;
+    chroot_this_thread(root).map_err(outside("enter the disk"))?;
+    unpack(Tree::of_layer().map_err(outside("read the disk"))?, tar)
+}
+
+/// Unpacks `tar` below the directory that `request` names, to its end. Needs root's privileges. The
+/// calling thread is left with a working directory and a umask of its own, so it should be one of
+/// its own.
+pub fn unpack_below(request: &CopyIn, tar: impl BufRead) -> Result<Unpacked, Failure> {
+    let failed = |errno| path_failure("copy into", &request.path, errno);
+    if let Some(Owner { uid: u32::MAX, .. } | Owner { gid: u32::MAX, .. }) = request.owner {
+        // To the kernel, this one means "as it is".
+        let message = format!("nothing can belong to user or group {}", u32::MAX);
+        return Err(Failure { kind: FailureKind::UnknownUser, message });
+    }
+    own_working_directory().map_err(failed)?;
+    let path = from_root(&request.path).map_err(failed)?;
+    if request.create {
+        below::make_directories(path.to_bytes(), request.owner).map_err(failed)?;
+    }
+    let base = below::open_dir(CWD, path.to_bytes()).map_err(failed)?;
+    rustix::process::fchdir(&base).map_err(failed)?;
+    unpack(Tree::of_copy(base, request.owner), tar).map_err(|e| {
+        let mut failure = e.failure();
+        if failure.kind == FailureKind::BadLayer {
+            failure.kind = FailureKind::BadArchive;
+        }
+        failure
+    })
+}
+
+fn unpack(mut tree: Tree, tar: impl BufRead) -> Result<Unpacked, UnpackError> {
     let mut archive = Archive::new(tar);
-    let mut tree = Tree::new().map_err(outside("read the disk"))?;
     let mut unpacked = Unpacked::default();
     let mut unpack = || -> Result<(), Problem> {
         while let Some(member) = archive.next_member()? {

@@ -52,7 +52,7 @@ pub(super) fn split(path: &[u8]) -> (&[u8], &[u8]) {
 }
 
 /// For messages: quoted, escaped, and not too long.
-pub(super) fn shown(name: &[u8]) -> String {
+pub(crate) fn shown(name: &[u8]) -> String {
     match name.get(..MAX_SHOWN) {
         Some(start) => format!("\"{}…\"", start.escape_ascii()),
         None => format!("\"{}\"", name.escape_ascii()),

@@ -1,4 +1,8 @@
-//! Writing members to the disk.
+//! Writing members to the disk: a layer onto its own, or a copy into a directory of a live box.
+//!
+//! A layer's thread is confined to the disk by the kernel. In a box, paths resolve as everywhere in
+//! it, and others change it meanwhile; so nothing there is reached but through the descriptor of a
+//! directory that was found to be below the destination.
 //!
 //! Every system call counts where the guest itself is emulated, so what can be known is not asked:
 //! an entry is created as if nothing were there, its owner is set only if it is not already right,
@@ -7,24 +11,30 @@
 use std::io::BufRead;
 use std::os::fd::{AsFd, OwnedFd};
 
+use boxlite_proto::guest::Owner;
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chmodat,
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags,
     chownat, fchmod, fchown, fsetxattr, fstat, ftruncate, futimens, linkat, lsetxattr, makedev,
-    mkdirat, mknodat, openat, readlinkat, statat, symlinkat, utimensat,
+    mkdirat, mknodat, openat, readlinkat, statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::{Errno, pwrite, write};
+use rustix::process::fchdir;
 
 use super::archive::{Archive, Device, Kind, Member, Time};
 use super::name;
 use super::sparse::SparseMap;
 use super::whiteout::{DirRef, Meaning, Own, list, remove, remove_content};
-use super::{Problem, cannot};
+use super::{Problem, below, cannot};
+use crate::sys::file::chmod_nofollow;
 
 /// As the kernel does, a chain of more symlinks than this is taken for a loop.
 const MAX_SYMLINKS: usize = 40;
 
-/// The disk while a layer is written to it.
+/// What is being written to.
 pub(super) struct Tree {
+    /// The root of the disk or the destination; the thread's working directory.
+    base: OwnedFd,
+    purpose: Purpose,
     parent: Option<Parent>,
     /// None on an empty disk, where there is nothing below to be told from the layer's own.
     own: Option<Own>,
@@ -32,6 +42,15 @@ pub(super) struct Tree {
     directories: Vec<(Vec<u8>, Time)>,
     /// The entry that is being added took the place of another.
     replaced: bool,
+}
+
+/// What the tar is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// A layer: it may delete what is below it.
+    Layer,
+    /// A copy of files, all to belong to this owner if there is one.
+    Copy(Option<Owner>),
 }
 
 /// The directory that was written to last.
@@ -44,9 +63,7 @@ struct Parent {
 }
 
 impl Parent {
-    fn open(path: &[u8]) -> rustix::io::Result<Self> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = openat(CWD, or_dot(path), flags, Mode::empty())?;
+    fn new(path: &[u8], fd: OwnedFd) -> rustix::io::Result<Self> {
         let stat = fstat(&fd)?;
         let setgid = Mode::from_raw_mode(stat.st_mode).contains(Mode::SGID);
         Ok(Self { path: path.to_vec(), fd, ino: stat.st_ino, setgid })
@@ -55,20 +72,25 @@ impl Parent {
     fn as_ref(&self) -> DirRef<'_> {
         DirRef { fd: self.fd.as_fd(), ino: self.ino }
     }
-
-    /// Whether what is created here does not simply belong to root.
-    fn needs_owner(&self, member: &Member) -> bool {
-        self.setgid || member.uid != 0 || member.gid != 0
-    }
 }
 
 impl Tree {
-    /// The working directory must be the root directory.
-    pub(super) fn new() -> rustix::io::Result<Self> {
-        let root = Parent::open(b"")?;
-        let _ = rustix::fs::unlinkat(&root.fd, "lost+found", AtFlags::REMOVEDIR);
-        let own = if list(root.fd.as_fd())?.is_empty() { None } else { Some(Own::default()) };
-        Ok(Self { parent: None, own, directories: Vec::new(), replaced: false })
+    /// For a layer. The working directory must be the root directory.
+    pub(super) fn of_layer() -> rustix::io::Result<Self> {
+        let base = below::open_dir(CWD, b".")?;
+        let _ = unlinkat(&base, "lost+found", AtFlags::REMOVEDIR);
+        let own = if list(base.as_fd())?.is_empty() { None } else { Some(Own::default()) };
+        Ok(Self { own, ..Self::new(base, Purpose::Layer) })
+    }
+
+    /// For a copy into `base`, which must be the working directory.
+    pub(super) fn of_copy(base: OwnedFd, owner: Option<Owner>) -> Self {
+        Self::new(base, Purpose::Copy(owner))
+    }
+
+    fn new(base: OwnedFd, purpose: Purpose) -> Self {
+        let directories = Vec::new();
+        Self { base, purpose, parent: None, own: None, directories, replaced: false }
     }
 
     /// Writes a member. Returns the bytes of content written.
@@ -78,7 +100,10 @@ impl Tree {
         archive: &mut Archive<R>,
     ) -> Result<u64, Problem> {
         let path = name::normalize(&member.name)?;
-        let meaning = Meaning::of(&path)?;
+        let meaning = match self.purpose {
+            Purpose::Layer => Meaning::of(&path)?,
+            Purpose::Copy(_) => Meaning::Entry,
+        };
         let (dir, name) = name::split(&path);
         match meaning {
             Meaning::Entry => {}
@@ -110,15 +135,15 @@ impl Tree {
             Kind::HardLink(target) => self.add_hard_link(name, target)?,
             Kind::Symlink(target) => {
                 self.create(name, "make a symlink", |dir| symlinkat(&target[..], dir, name))?;
-                self.set_metadata(&path, name, member)?;
+                self.set_metadata(name, member)?;
             }
             Kind::Character(device) => {
-                self.add_node(&path, name, member, FileType::CharacterDevice, Some(device))?;
+                self.add_node(name, member, FileType::CharacterDevice, Some(device))?;
             }
             Kind::Block(device) => {
-                self.add_node(&path, name, member, FileType::BlockDevice, Some(device))?;
+                self.add_node(name, member, FileType::BlockDevice, Some(device))?;
             }
-            Kind::Fifo => self.add_node(&path, name, member, FileType::Fifo, None)?,
+            Kind::Fifo => self.add_node(name, member, FileType::Fifo, None)?,
         }
         let ino = self.parent()?.ino;
         if let Some(own) = &mut self.own {
@@ -134,9 +159,14 @@ impl Tree {
 
     /// Sets the times of the directories.
     pub(super) fn finish(self) {
-        for (path, time) in self.directories {
+        for (path, time) in &self.directories {
+            let (path, time) = (or_dot(path), timestamps(*time));
             // One that a later entry replaced has none of its own any more.
-            let _ = utimensat(CWD, or_dot(&path), &timestamps(time), AtFlags::SYMLINK_NOFOLLOW);
+            let _ = match self.purpose {
+                Purpose::Layer => utimensat(CWD, path, &time, AtFlags::SYMLINK_NOFOLLOW),
+                Purpose::Copy(_) => below::open_below(&self.base, path)
+                    .and_then(|dir| utimensat(dir, ".", &time, AtFlags::SYMLINK_NOFOLLOW)),
+            };
         }
     }
 
@@ -154,18 +184,27 @@ impl Tree {
         result
     }
 
+    /// The directory `path`.
+    fn open(&self, path: &[u8]) -> rustix::io::Result<Parent> {
+        let fd = match self.purpose {
+            Purpose::Layer => below::open_dir(CWD, or_dot(path)),
+            Purpose::Copy(_) => below::open_below(&self.base, or_dot(path)),
+        };
+        Parent::new(path, fd?)
+    }
+
     /// Opens the directory `path`, if it is one.
     fn find_parent(&mut self, path: &[u8]) -> Result<bool, Problem> {
         if self.parent.as_ref().is_some_and(|parent| parent.path == path) {
             return Ok(true);
         }
-        match Parent::open(path) {
+        match self.open(path) {
             Ok(parent) => {
                 self.parent = Some(parent);
                 Ok(true)
             }
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
-            Err(errno) => Err(cannot("open its directory")(errno)),
+            Err(errno) => Err(cannot_open(errno)),
         }
     }
 
@@ -175,43 +214,46 @@ impl Tree {
             return Ok(());
         }
         self.make_directories(path, 0)?;
-        match Parent::open(path) {
-            Ok(parent) => {
-                self.parent = Some(parent);
-                Ok(())
-            }
-            Err(errno) => Err(cannot("open its directory")(errno)),
-        }
+        self.parent = Some(self.open(path).map_err(cannot_open)?);
+        Ok(())
     }
 
-    /// Makes the missing directories of a path, and those that its dangling symlinks point to.
+    /// Makes the missing directories of a path, and, for a layer, those that its dangling symlinks
+    /// point to.
     fn make_directories(&mut self, path: &[u8], depth: usize) -> Result<(), Problem> {
         if depth > MAX_SYMLINKS {
             return Err(cannot("make its directory")(Errno::LOOP));
         }
         let mut made = Vec::new();
         for component in path.split(|b| *b == b'/') {
-            let dir = made.clone();
+            let parent = self.open(&made).map_err(cannot_open)?;
             if !made.is_empty() {
                 made.push(b'/');
             }
             made.extend_from_slice(component);
-            match mkdirat(CWD, &made[..], Mode::from_raw_mode(0o755)) {
+            match mkdirat(&parent.fd, component, Mode::from_raw_mode(0o755)) {
                 Ok(()) => {
-                    if let (Some(own), Ok(parent)) = (&mut self.own, Parent::open(&dir)) {
+                    if let Some(own) = &mut self.own {
                         own.insert(parent.ino, component);
                     }
+                    if let Purpose::Copy(Some(Owner { uid, gid })) = self.purpose {
+                        set_owner(&parent.fd, component, uid, gid)?;
+                    }
                 }
-                Err(Errno::EXIST) => {
-                    let Ok(target) = readlinkat(CWD, &made[..], Vec::new()) else { continue };
-                    if statat(CWD, &made[..], AtFlags::empty()).is_ok() {
+                Err(Errno::EXIST) if self.purpose == Purpose::Layer => {
+                    let Ok(target) = readlinkat(&parent.fd, component, Vec::new()) else {
+                        continue;
+                    };
+                    if statat(&parent.fd, component, AtFlags::empty()).is_ok() {
                         continue;
                     }
                     let target = target.to_bytes();
-                    let relative_to = if target.starts_with(b"/") { &b""[..] } else { &dir };
+                    let relative_to =
+                        if target.starts_with(b"/") { &b""[..] } else { &parent.path };
                     let target = name::resolve(relative_to, target);
                     self.make_directories(&target, depth + 1)?;
                 }
+                Err(Errno::EXIST) => {}
                 Err(errno) => return Err(cannot("make its directory")(errno)),
             }
         }
@@ -225,15 +267,28 @@ impl Tree {
         what: &'static str,
         create: impl Fn(&OwnedFd) -> rustix::io::Result<T>,
     ) -> Result<T, Problem> {
-        let parent = self.parent()?;
-        match create(&parent.fd) {
+        match create(&self.parent()?.fd) {
             Err(Errno::EXIST) => {}
             result => return result.map_err(cannot(what)),
         }
-        remove(parent.as_ref(), name, None)?;
-        let result = create(&parent.fd).map_err(cannot(what));
+        let created = self.replace(name, what, create)?;
         self.replaced = true;
-        result
+        Ok(created)
+    }
+
+    /// Removes what has the name, and creates the entry.
+    fn replace<T>(
+        &self,
+        name: &[u8],
+        what: &'static str,
+        create: impl Fn(&OwnedFd) -> rustix::io::Result<T>,
+    ) -> Result<T, Problem> {
+        let parent = self.parent()?;
+        match self.purpose {
+            Purpose::Layer => remove(parent.as_ref(), name, None)?,
+            Purpose::Copy(_) => make_way(&parent.fd, name)?,
+        }
+        create(&parent.fd).map_err(cannot(what))
     }
 
     /// After something was replaced: directories of that name have no times to be set any more.
@@ -263,8 +318,8 @@ impl Tree {
             None => archive.data(bytes, |data| write_all(&file, data))?,
             Some(map) => write_sparse(&file, map, archive)?,
         }
-        if self.parent()?.needs_owner(member) {
-            fchown(&file, Some(Uid::from_raw(member.uid)), Some(Gid::from_raw(member.gid)))
+        if let Some(Owner { uid, gid }) = self.owner_to_set(member)? {
+            fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
                 .map_err(cannot("set its owner"))?;
         }
         if member.mode & 0o7000 != 0 {
@@ -296,14 +351,14 @@ impl Tree {
             Err(errno) => return Err(cannot("make the directory")(errno)),
         };
         let parent = self.parent()?;
-        if !fresh || parent.needs_owner(member) {
-            set_owner(&parent.fd, name, member)?;
+        let owner = if fresh { self.owner_to_set(member)? } else { Some(self.owner(member)) };
+        if let Some(Owner { uid, gid }) = owner {
+            set_owner(&parent.fd, name, uid, gid)?;
         }
         if !fresh || parent.setgid || member.mode & 0o7000 != 0 {
-            chmodat(&parent.fd, name, Mode::from_raw_mode(member.mode), AtFlags::empty())
-                .map_err(cannot("set its mode"))?;
+            chmod_nofollow(&parent.fd, name, member.mode).map_err(cannot("set its mode"))?;
         }
-        set_xattrs(path, member)?;
+        self.set_xattrs(&parent.fd, name, member)?;
         self.directories.push((path.to_vec(), member.mtime));
         Ok(())
     }
@@ -313,10 +368,10 @@ impl Tree {
             return Err(Problem::bad("it would replace the root directory"));
         }
         self.parent = None;
-        set_owner(CWD, b".", member)?;
-        chmodat(CWD, ".", Mode::from_raw_mode(member.mode), AtFlags::empty())
-            .map_err(cannot("set its mode"))?;
-        set_xattrs(b"", member)?;
+        let Owner { uid, gid } = self.owner(member);
+        set_owner(&self.base, b".", uid, gid)?;
+        chmod_nofollow(&self.base, b".", member.mode).map_err(cannot("set its mode"))?;
+        self.set_xattrs(&self.base, b".", member)?;
         self.directories.push((Vec::new(), member.mtime));
         Ok(())
     }
@@ -326,37 +381,45 @@ impl Tree {
         if target.is_empty() {
             return Err(Problem::bad("it is a hard link to a directory"));
         }
-        let inode = |dir, path: &[u8]| {
-            statat(dir, path, AtFlags::SYMLINK_NOFOLLOW).map(|stat| (stat.st_dev, stat.st_ino))
+        let inode = |dir: &OwnedFd, name: &[u8]| {
+            let stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW);
+            stat.map(|Stat { st_dev, st_ino, .. }| (st_dev, st_ino))
         };
-        let link = |dir: &OwnedFd| linkat(CWD, &target[..], dir, name, AtFlags::empty());
+        let (target_dir, target_name) = name::split(&target);
         let parent = self.parent()?;
-        let failed = match link(&parent.fd) {
-            Ok(()) => return Ok(()),
-            Err(Errno::EXIST) => {
-                // Never remove what is to be linked.
-                let ours = inode(parent.fd.as_fd(), name).ok();
-                if ours.is_some() && ours == inode(CWD, &target).ok() {
-                    return Ok(());
+        let other_dir = (parent.path != target_dir).then(|| self.open(target_dir)).transpose();
+        let linked = other_dir.map_err(cannot("link it")).and_then(|other_dir| {
+            let target_dir = other_dir.as_ref().map_or(&parent.fd, |dir| &dir.fd);
+            let link = |dir: &OwnedFd| linkat(target_dir, target_name, dir, name, AtFlags::empty());
+            match link(&parent.fd) {
+                Ok(()) => Ok(false),
+                Err(Errno::EXIST) => {
+                    // Never remove what is to be linked.
+                    let ours = inode(&parent.fd, name).ok();
+                    if ours.is_some() && ours == inode(target_dir, target_name).ok() {
+                        return Ok(false);
+                    }
+                    self.replace(name, "link it", link).map(|()| true)
                 }
-                self.create(name, "link it", link).err()
+                Err(errno) => Err(cannot("link it")(errno)),
             }
-            Err(errno) => Some(cannot("link it")(errno)),
-        };
-        failed.map_or(Ok(()), |problem| match problem {
+        });
+        self.replaced |= matches!(linked, Ok(true));
+        linked.map(drop).map_err(|problem| match problem {
             Problem::System {
-                errno: errno @ (Errno::NOENT | Errno::PERM | Errno::NOTDIR), ..
+                errno:
+                    errno @ (Errno::NOENT | Errno::PERM | Errno::NOTDIR | Errno::XDEV | Errno::LOOP),
+                ..
             } => {
                 let target = name::shown(&target);
-                Err(Problem::bad(format!("its hard link to {target} is impossible: {errno}")))
+                Problem::bad(format!("its hard link to {target} is impossible: {errno}"))
             }
-            problem => Err(problem),
+            problem => problem,
         })
     }
 
     fn add_node(
         &mut self,
-        path: &[u8],
         name: &[u8],
         member: &Member,
         kind: FileType,
@@ -365,37 +428,79 @@ impl Tree {
         let number = device.map_or(0, |device| makedev(device.major, device.minor));
         let mode = Mode::from_raw_mode(member.mode & 0o777);
         self.create(name, "make the node", |dir| mknodat(dir, name, kind, mode, number))?;
-        self.set_metadata(path, name, member)
+        self.set_metadata(name, member)
     }
 
     /// Of a new entry that is neither a file nor a directory.
-    fn set_metadata(&self, path: &[u8], name: &[u8], member: &Member) -> Result<(), Problem> {
+    fn set_metadata(&self, name: &[u8], member: &Member) -> Result<(), Problem> {
         let parent = self.parent()?;
-        if parent.needs_owner(member) {
-            set_owner(&parent.fd, name, member)?;
+        if let Some(Owner { uid, gid }) = self.owner_to_set(member)? {
+            set_owner(&parent.fd, name, uid, gid)?;
         }
         if member.mode & 0o7000 != 0 && !matches!(member.kind, Kind::Symlink(_)) {
-            chmodat(&parent.fd, name, Mode::from_raw_mode(member.mode), AtFlags::empty())
-                .map_err(cannot("set its mode"))?;
+            chmod_nofollow(&parent.fd, name, member.mode).map_err(cannot("set its mode"))?;
         }
-        set_xattrs(path, member)?;
+        self.set_xattrs(&parent.fd, name, member)?;
         utimensat(&parent.fd, name, &timestamps(member.mtime), AtFlags::SYMLINK_NOFOLLOW)
             .map_err(cannot("set its time"))
     }
+
+    /// Whom the member is to belong to.
+    fn owner(&self, member: &Member) -> Owner {
+        match self.purpose {
+            Purpose::Copy(Some(owner)) => owner,
+            _ => Owner { uid: member.uid, gid: member.gid },
+        }
+    }
+
+    /// The same, unless what is created in the parent belongs to it by itself.
+    fn owner_to_set(&self, member: &Member) -> Result<Option<Owner>, Problem> {
+        let owner = self.owner(member);
+        let by_itself = owner == Owner { uid: 0, gid: 0 } && !self.parent()?.setgid;
+        Ok((!by_itself).then_some(owner))
+    }
+
+    /// Of what is not a file. The kernel takes a path for them, so it is a path of one component.
+    fn set_xattrs(&self, dir: &OwnedFd, name: &[u8], member: &Member) -> Result<(), Problem> {
+        if member.xattrs.is_empty() {
+            return Ok(());
+        }
+        fchdir(dir).map_err(cannot("enter its directory"))?;
+        let set = member.xattrs.iter().try_for_each(|(key, value)| {
+            lsetxattr(name, &key[..], value, XattrFlags::empty())
+                .or_else(|errno| xattr_failed(errno, key, value))
+        });
+        fchdir(&self.base).map_err(cannot("leave its directory"))?;
+        set
+    }
 }
 
-fn set_owner(dir: impl AsFd, name: &[u8], member: &Member) -> Result<(), Problem> {
-    let (uid, gid) = (Uid::from_raw(member.uid), Gid::from_raw(member.gid));
+fn cannot_open(errno: Errno) -> Problem {
+    match errno {
+        Errno::XDEV => Problem::bad("a symlink leads its directory out of the destination"),
+        errno => cannot("open its directory")(errno),
+    }
+}
+
+/// Removes what a copy replaces: as with `tar -x`, never a directory with something in it.
+fn make_way(dir: &OwnedFd, name: &[u8]) -> Result<(), Problem> {
+    let removed = match unlinkat(dir, name, AtFlags::empty()) {
+        Err(Errno::ISDIR) => unlinkat(dir, name, AtFlags::REMOVEDIR),
+        result => result,
+    };
+    match removed {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(Errno::NOTEMPTY) => {
+            Err(Problem::bad("in its place is a directory that is not empty; remove that first"))
+        }
+        Err(errno) => Err(cannot("remove what is in its place")(errno)),
+    }
+}
+
+fn set_owner(dir: impl AsFd, name: &[u8], uid: u32, gid: u32) -> Result<(), Problem> {
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
         .map_err(cannot("set its owner"))
-}
-
-fn set_xattrs(path: &[u8], member: &Member) -> Result<(), Problem> {
-    for (name, value) in &member.xattrs {
-        lsetxattr(or_dot(path), &name[..], value, XattrFlags::empty())
-            .or_else(|errno| xattr_failed(errno, name, value))?;
-    }
-    Ok(())
 }
 
 /// The file system refuses an attribute: because of its kind, or because it is too large.

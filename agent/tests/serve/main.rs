@@ -2,6 +2,7 @@
 //! is a test binary of its own, with one server for all tests. Needs root, as the agent has it.
 
 mod client;
+mod guest;
 
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -27,6 +28,8 @@ macro_rules! needs_root {
         }
     };
 }
+
+use needs_root;
 
 static SERVER: LazyLock<PathBuf> = LazyLock::new(|| {
     // As PID 1 does, inherit the orphans.

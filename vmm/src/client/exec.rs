@@ -38,11 +38,24 @@ struct Port {
     stream: Arc<Stream>,
 }
 
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// The code or the signal.
+    pub status: ExitStatus,
+    /// The guest ran out of memory, and its kernel killed the command or something that it had
+    /// started.
+    pub out_of_memory: bool,
+}
+
 /// What a command wrote, and how it ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Output {
     /// How it ended.
     pub status: ExitStatus,
+    /// The guest ran out of memory, and its kernel killed the command or something that it had
+    /// started.
+    pub out_of_memory: bool,
     /// All of its standard output that had not been read before.
     pub stdout: Vec<u8>,
     /// All of its standard error that had not been read before.
@@ -74,6 +87,15 @@ impl Running {
     /// The sending half of a stream that is no command's.
     pub(super) fn sender(&self) -> ExecStdin {
         ExecStdin(self.0.clone())
+    }
+
+    /// The receiving half of a stream that is no command's, once something has come.
+    pub(super) async fn receiver(&self) -> Result<ExecOutput, Error> {
+        self.0.stream.readable().await;
+        match self.0.stream.try_over() {
+            Some(Err(error)) if !self.0.stream.has_output() => Err(error),
+            _ => Ok(ExecOutput { port: self.0.clone(), channel: Channel::Stdout }),
+        }
     }
 
     pub(super) fn kill(&self) {
@@ -135,12 +157,17 @@ impl ExecHandle {
 
     /// As [`wait`](Self::wait), and leaves standard input alone.
     pub async fn exited(&self) -> Result<ExitStatus, Error> {
-        status(self.running.over().await)
+        Ok(self.exit().await?.status)
+    }
+
+    /// As [`exited`](Self::exited), and tells a lack of memory apart from every other end.
+    pub async fn exit(&self) -> Result<Exit, Error> {
+        exit(self.running.over().await)
     }
 
     /// The status, if the command has ended.
     pub fn try_wait(&self) -> Result<Option<ExitStatus>, Error> {
-        self.running.0.stream.try_over().map(status).transpose()
+        Ok(self.running.0.stream.try_over().map(exit).transpose()?.map(|exit| exit.status))
     }
 
     /// Closes standard input, reads all output, and waits for the end.
@@ -148,10 +175,11 @@ impl ExecHandle {
         self.stdin = None;
         let (stdout, stderr) = (self.stdout.take(), self.stderr.take());
         let (stdout, stderr) = tokio::join!(read_all(stdout), read_all(stderr));
-        let status = self.exited().await?;
+        let Exit { status, out_of_memory } = self.exit().await?;
         // Reading fails only as waiting does.
         Ok(Output {
             status,
+            out_of_memory,
             stdout: stdout.unwrap_or_default(),
             stderr: stderr.unwrap_or_default(),
         })
@@ -166,9 +194,9 @@ async fn read_all(output: Option<ExecOutput>) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn status(outcome: Result<Outcome, Error>) -> Result<ExitStatus, Error> {
+fn exit(outcome: Result<Outcome, Error>) -> Result<Exit, Error> {
     match outcome? {
-        Outcome::Exited(status) => Ok(status),
+        Outcome::Exited(exit) => Ok(exit),
         other => unreachable!("a command's stream accepts no {other:?}"),
     }
 }

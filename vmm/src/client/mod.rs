@@ -9,6 +9,7 @@
 
 mod attach;
 mod connection;
+mod copy;
 mod error;
 mod exec;
 mod stdio;
@@ -21,9 +22,9 @@ pub(crate) mod wire;
 use std::sync::Arc;
 use std::time::Duration;
 
-use boxlite_proto::frame::MAX_DATA;
+use boxlite_proto::guest::{FileStat, GuestMetrics, Process, Stat};
 use boxlite_proto::message::{Event, Exec, ExitStatus, Request};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use connection::Connection;
 pub(crate) use connection::greet;
@@ -32,8 +33,9 @@ use stream::{Outcome, Purpose};
 use wire::Outbox;
 
 pub use attach::{Attachment, Streams};
+pub use copy::{Archive, Unpacked};
 pub use error::{Error, Loss, Violation};
-pub use exec::{ExecHandle, ExecOutput, ExecStdin, Output};
+pub use exec::{ExecHandle, ExecOutput, ExecStdin, Exit, Output};
 
 /// The result of a request to an agent.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -50,15 +52,6 @@ impl Drop for Client {
     fn drop(&mut self) {
         self.0.outbox.close();
     }
-}
-
-/// What came out of unpacking a layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Unpacked {
-    /// Entries of the tar.
-    pub entries: u64,
-    /// Bytes of file content written.
-    pub bytes: u64,
 }
 
 impl AgentClient {
@@ -83,6 +76,45 @@ impl AgentClient {
         self.open(Purpose::Exec, &Request::Exec(exec))?.started(stdin, terminal).await
     }
 
+    /// Runs a command that nobody waits for: it outlives this connection, and its standard streams are
+    /// `/dev/null`, or with [`Exec::terminal`] a terminal that nobody reads. Returns its process ID in
+    /// the guest once it runs. Dropping the future leaves open whether it does.
+    pub async fn exec_detached(&self, exec: Exec) -> Result<u32> {
+        match self.answer(Purpose::Detach, &Request::ExecDetached(exec)).await? {
+            Outcome::Detached(pid) => Ok(pid),
+            other => unreachable!("a detached command is not answered by {other:?}"),
+        }
+    }
+
+    /// Asks how the machine is doing. Cancel safe.
+    pub async fn metrics(&self) -> Result<GuestMetrics> {
+        match self.answer(Purpose::Metrics, &Request::Metrics).await? {
+            Outcome::Metrics(metrics) => Ok(metrics),
+            other => unreachable!("metrics are not {other:?}"),
+        }
+    }
+
+    /// Asks what runs: at most [`MAX_PROCESSES`](boxlite_proto::guest::MAX_PROCESSES), those with the
+    /// smallest IDs. Cancel safe.
+    pub async fn processes(&self) -> Result<Vec<Process>> {
+        match self.answer(Purpose::Processes, &Request::Processes).await? {
+            Outcome::Processes(processes) => Ok(processes),
+            other => unreachable!("processes are not {other:?}"),
+        }
+    }
+
+    /// Asks what is at a path of the guest. Cancel safe.
+    ///
+    /// # Errors
+    /// A [`Failure`](boxlite_proto::message::Failure) of the kind
+    /// [`NoSuchPath`](boxlite_proto::message::FailureKind::NoSuchPath) where there is nothing.
+    pub async fn stat(&self, stat: Stat) -> Result<FileStat> {
+        match self.answer(Purpose::Stat, &Request::Stat(stat)).await? {
+            Outcome::Stat(stat) => Ok(stat),
+            other => unreachable!("a file is not {other:?}"),
+        }
+    }
+
     /// Asks whether the agent is there.
     pub async fn ping(&self) -> Result<()> {
         self.call(&Request::Ping).await
@@ -98,35 +130,6 @@ impl AgentClient {
     pub async fn shutdown(&self, grace: Duration) -> Result<()> {
         let grace_ms = grace.as_millis().try_into().unwrap_or(u32::MAX);
         self.call(&Request::Shutdown { grace_ms }).await
-    }
-
-    /// Sends an uncompressed tar, which the guest unpacks onto its disk.
-    pub async fn unpack_layer(&self, mut tar: impl AsyncRead + Unpin) -> Result<Unpacked> {
-        let running = self.open(Purpose::Unpack, &Request::UnpackLayer)?;
-        let send = async {
-            let mut sender = running.sender();
-            let mut buffer = Vec::with_capacity(MAX_DATA);
-            loop {
-                buffer.clear();
-                let read = tar.read_buf(&mut buffer).await.map_err(|error| {
-                    // Before the sender is dropped: half a tar must not look like a whole one.
-                    running.kill();
-                    Error::Source(Arc::new(error))
-                });
-                if read? == 0 {
-                    return Ok(());
-                }
-                // The guest wants no more: it has its answer, or will have one.
-                if sender.write_all(&buffer).await.is_err() {
-                    return Ok(());
-                }
-            }
-        };
-        let (_, outcome) = tokio::try_join!(send, running.over())?;
-        match outcome {
-            Outcome::Unpacked { entries, bytes } => Ok(Unpacked { entries, bytes }),
-            other => unreachable!("a layer's stream accepts no {other:?}"),
-        }
     }
 
     /// Whether the connection has ended.
@@ -148,7 +151,11 @@ impl AgentClient {
     }
 
     async fn call(&self, request: &Request) -> Result<()> {
-        self.0.0.ask(Purpose::Call, request)?.over().await.map(|_| ())
+        self.answer(Purpose::Call, request).await.map(drop)
+    }
+
+    async fn answer(&self, purpose: Purpose, request: &Request) -> Result<Outcome> {
+        self.0.0.ask(purpose, request)?.over().await
     }
 }
 

@@ -9,11 +9,13 @@ use std::task::{Context, Poll, Waker};
 
 use boxlite_proto::credit::{CreditError, ReceiveWindow, SendWindow};
 use boxlite_proto::frame::{Channel, Frame, Kind, MAX_DATA};
-use boxlite_proto::message::{ExitStatus, Response};
+use boxlite_proto::guest::{FileStat, GuestMetrics, MAX_COMMAND, MAX_LINK, MAX_NAME, Process};
+use boxlite_proto::message::Response;
 use tokio::io::ReadBuf;
 use tokio::sync::Notify;
 
 use super::error::{Error, Loss, Violation};
+use super::exec::Exit;
 use super::wire::{FrameRef, Outbox, lock};
 
 /// The longest message of a failure that is kept; the guest may send megabytes.
@@ -22,22 +24,47 @@ pub(super) const MAX_MESSAGE: usize = 4096;
 /// What a stream was opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// A question with one answer.
+    /// A question with one answer: done.
     Call,
+    /// A question about how the machine is doing.
+    Metrics,
+    /// A question about what runs.
+    Processes,
+    /// A question about a path.
+    Stat,
+    /// A command to be started and left alone.
+    Detach,
     /// A running command.
     Exec,
-    /// A layer on its way to the guest.
+    /// A tar on its way to the guest.
     Unpack,
+    /// A tar on its way from the guest.
+    Pack,
+}
+
+impl Purpose {
+    /// Whether the guest may grant credit for, and end, what is sent to it.
+    fn takes_input(self) -> bool {
+        matches!(self, Self::Exec | Self::Unpack)
+    }
 }
 
 /// How a request came out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     /// It is done.
     Done,
     /// The command ended.
-    Exited(ExitStatus),
-    /// The layer is unpacked.
+    Exited(Exit),
+    /// The command runs on its own, as this process.
+    Detached(u32),
+    /// How the machine is doing.
+    Metrics(GuestMetrics),
+    /// What runs.
+    Processes(Vec<Process>),
+    /// What is at the path.
+    Stat(FileStat),
+    /// The tar is unpacked.
     Unpacked {
         /// Entries of the tar.
         entries: u64,
@@ -134,9 +161,10 @@ impl State {
 impl Stream {
     pub(super) fn new(id: u32, purpose: Purpose) -> Self {
         let state = State {
-            phase: Phase::Asked,
+            // A tar comes as soon as it is asked for.
+            phase: if purpose == Purpose::Pack { Phase::Running } else { Phase::Asked },
             pid: None,
-            stdin: Outgoing { ended: purpose == Purpose::Call, ..Outgoing::default() },
+            stdin: Outgoing { ended: !purpose.takes_input(), ..Outgoing::default() },
             stdout: Incoming::default(),
             stderr: Incoming::default(),
         };
@@ -168,7 +196,8 @@ impl Stream {
 
     fn receive_data(&self, channel: Channel, data: &[u8]) -> Result<(), Loss> {
         let mut state = lock(&self.state);
-        let running = matches!(state.phase, Phase::Running);
+        let running = matches!(state.phase, Phase::Running)
+            && (self.purpose == Purpose::Exec || channel == Channel::Stdout);
         let Some(incoming) = state.incoming(channel).filter(|i| running && !i.ended) else {
             return Err(self.unexpected("output").into());
         };
@@ -176,9 +205,13 @@ impl Stream {
         if incoming.abandoned {
             return Ok(());
         }
+        let first = incoming.data.is_empty();
         incoming.data.extend(data);
         let waker = incoming.waker.take();
         drop(state);
+        if first && self.purpose == Purpose::Pack {
+            self.changed.notify_waiters();
+        }
         if let Some(waker) = waker {
             waker.wake();
         }
@@ -188,11 +221,15 @@ impl Stream {
     fn receive_end(&self, channel: Channel) -> Result<(), Loss> {
         let mut state = lock(&self.state);
         let waker = match state.incoming(channel) {
+            // Whether a tar is whole, only the answer tells.
+            Some(_) if self.purpose != Purpose::Exec => {
+                return Err(self.unexpected("end").into());
+            }
             Some(incoming) => {
                 incoming.ended = true;
                 incoming.waker.take()
             }
-            None if self.purpose == Purpose::Call => return Err(self.unexpected("end").into()),
+            None if !self.purpose.takes_input() => return Err(self.unexpected("end").into()),
             None => {
                 state.stdin.ended = true;
                 state.stdin.waker.take()
@@ -206,7 +243,7 @@ impl Stream {
     }
 
     fn receive_credit(&self, channel: Channel, bytes: u32) -> Result<(), Loss> {
-        if self.purpose == Purpose::Call || channel != Channel::Stdin {
+        if !self.purpose.takes_input() || channel != Channel::Stdin {
             return Err(self.unexpected("credit").into());
         }
         let mut state = lock(&self.state);
@@ -233,8 +270,30 @@ impl Stream {
                 self.changed.notify_waiters();
                 return Ok(Next::More);
             }
-            (Purpose::Exec, true, Response::Exited(status)) => Ok(Outcome::Exited(status)),
-            (Purpose::Call, _, Response::Done) => Ok(Outcome::Done),
+            (Purpose::Exec, true, Response::Exited(status)) => {
+                Ok(Outcome::Exited(Exit { status, out_of_memory: false }))
+            }
+            (Purpose::Exec, true, Response::ExitedOutOfMemory(status)) => {
+                Ok(Outcome::Exited(Exit { status, out_of_memory: true }))
+            }
+            (Purpose::Detach, _, Response::Detached { pid }) => Ok(Outcome::Detached(pid)),
+            (Purpose::Metrics, _, Response::Metrics(metrics)) => Ok(Outcome::Metrics(metrics)),
+            (Purpose::Processes, _, Response::Processes(processes)) => {
+                let fits = |process: &Process| {
+                    process.name.len() <= MAX_NAME && process.command.len() <= MAX_COMMAND
+                };
+                if !processes.iter().all(fits) {
+                    return Err(self.unexpected("length of a process's name or command").into());
+                }
+                Ok(Outcome::Processes(processes))
+            }
+            (Purpose::Stat, _, Response::Stat(stat)) => {
+                if stat.link_target.len() > MAX_LINK {
+                    return Err(self.unexpected("length of a link").into());
+                }
+                Ok(Outcome::Stat(stat))
+            }
+            (Purpose::Call | Purpose::Pack, _, Response::Done) => Ok(Outcome::Done),
             (Purpose::Unpack, _, Response::Unpacked { entries, bytes }) => {
                 Ok(Outcome::Unpacked { entries, bytes })
             }
@@ -272,9 +331,19 @@ impl Stream {
         .await
     }
 
+    /// Waits until there is output to read, or will never be any.
+    pub(super) async fn readable(&self) {
+        self.until(|state| (state.is_over() || !state.stdout.data.is_empty()).then_some(())).await;
+    }
+
     /// Waits for the end of the stream.
     pub(super) async fn over(&self) -> Result<Outcome, Error> {
         self.until(State::outcome).await
+    }
+
+    /// Whether standard output that arrived was not read.
+    pub(super) fn has_output(&self) -> bool {
+        !lock(&self.state).stdout.data.is_empty()
     }
 
     /// Whether the stream is over.

@@ -1,5 +1,6 @@
 //! The client against agents made for it: honest, slow and hostile ones.
 
+mod guest;
 mod hostile;
 
 use std::future::Future;
@@ -101,6 +102,14 @@ fn futures_can_move_between_threads() {
     fn send<T: Send>(_: fn(&'static AgentClient) -> T) {}
     send(|client| client.exec(Exec::default()));
     send(|client| client.unpack_layer(tokio::io::empty()));
+    send(|client| client.copy_in(Default::default(), tokio::io::empty()));
+    send(|client| client.copy_out(Default::default()));
+    send(|client| client.exec_detached(Exec::default()));
+    send(|client| client.metrics());
+    send(|client| client.processes());
+    send(|client| client.stat(Default::default()));
+    fn movable<T: Send + Unpin + 'static>() {}
+    movable::<Archive>();
     send(|_| AgentClient::connect(tokio::io::duplex(1).0, 0));
 }
 

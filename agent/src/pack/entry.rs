@@ -1,0 +1,184 @@
+//! The header of an entry: ustar (POSIX.1-2017, pax, "ustar Interchange Format"), with PAX records
+//! before it for all that ustar has no room for.
+
+use std::io::{self, Write};
+
+use tar::{EntryType, Header};
+
+/// A block of a tar.
+pub(super) const BLOCK: usize = 512;
+
+/// The largest octal number in a field of 12 bytes, and of 8.
+const MAX_12: u64 = 0o777_7777_7777;
+const MAX_8: u64 = 0o777_7777;
+
+/// What stands in a header.
+pub(super) struct Entry<'a> {
+    /// Its name; a directory's ends in a slash.
+    pub(super) name: &'a [u8],
+    pub(super) kind: EntryType,
+    /// The target of a link.
+    pub(super) link: &'a [u8],
+    pub(super) stat: &'a rustix::fs::Stat,
+    /// Bytes that follow in the tar.
+    pub(super) stored: u64,
+    /// The size of a sparse file, whose map comes before its data (GNU tar manual, "PAX Format,
+    /// Version 1.0").
+    pub(super) sparse_size: Option<u64>,
+    pub(super) xattrs: &'a [(Vec<u8>, Vec<u8>)],
+}
+
+impl Entry<'_> {
+    /// Writes all that comes before the data.
+    pub(super) fn write(&self, to: &mut impl Write) -> io::Result<()> {
+        let records = self.records();
+        if !records.is_empty() {
+            let mut header = header(EntryType::XHeader, b"PaxHeaders", b"", records.len() as u64);
+            header.set_cksum();
+            to.write_all(header.as_bytes())?;
+            to.write_all(&records)?;
+            to.write_all(padding(records.len() as u64))?;
+        }
+        // Readers that know nothing of sparse files call its map and data so.
+        let name = if self.sparse_size.is_some() { b"GNUSparseFile" } else { self.name };
+        let mut header = header(self.kind, name, self.link, self.stored.min(MAX_12));
+        header.set_mode(self.stat.st_mode & 0o7777);
+        header.set_uid(u64::from(self.stat.st_uid).min(MAX_8));
+        header.set_gid(u64::from(self.stat.st_gid).min(MAX_8));
+        header.set_mtime(u64::try_from(self.stat.st_mtime).unwrap_or(0).min(MAX_12));
+        if matches!(self.kind, EntryType::Char | EntryType::Block)
+            && let Some(ustar) = header.as_ustar_mut()
+        {
+            ustar.set_device_major(rustix::fs::major(self.stat.st_rdev));
+            ustar.set_device_minor(rustix::fs::minor(self.stat.st_rdev));
+        }
+        header.set_cksum();
+        to.write_all(header.as_bytes())
+    }
+
+    fn records(&self) -> Vec<u8> {
+        let mut records = Vec::new();
+        let mut add = |key: &[u8], value: &[u8]| append_record(&mut records, key, value);
+        let decimal = |number: u64| number.to_string().into_bytes();
+        let plain = |name: &[u8]| name.len() <= 100 && name.is_ascii();
+        match self.sparse_size {
+            Some(size) => {
+                add(b"GNU.sparse.major", b"1");
+                add(b"GNU.sparse.minor", b"0");
+                add(b"GNU.sparse.name", self.name);
+                add(b"GNU.sparse.realsize", &decimal(size));
+            }
+            None if !plain(self.name) => add(b"path", self.name),
+            None => {}
+        }
+        if !plain(self.link) {
+            add(b"linkpath", self.link);
+        }
+        if self.stored > MAX_12 {
+            add(b"size", &decimal(self.stored));
+        }
+        for (key, id) in [(b"uid", self.stat.st_uid), (b"gid", self.stat.st_gid)] {
+            if u64::from(id) > MAX_8 {
+                add(key, &decimal(id.into()));
+            }
+        }
+        let (seconds, nanoseconds) = (self.stat.st_mtime, self.stat.st_mtime_nsec);
+        if nanoseconds != 0 || !u64::try_from(seconds).is_ok_and(|seconds| seconds <= MAX_12) {
+            add(b"mtime", &time(seconds, nanoseconds));
+        }
+        for (name, value) in self.xattrs {
+            add(&[b"SCHILY.xattr.", &name[..]].concat(), value);
+        }
+        records
+    }
+}
+
+/// What fills the last block of `len` bytes.
+pub(super) fn padding(len: u64) -> &'static [u8] {
+    const ZEROS: [u8; BLOCK] = [0; BLOCK];
+    let missing = len.wrapping_neg() % BLOCK as u64;
+    ZEROS.get(..missing as usize).unwrap_or_default()
+}
+
+fn header(kind: EntryType, name: &[u8], link: &[u8], size: u64) -> Header {
+    let mut header = Header::new_ustar();
+    header.set_entry_type(kind);
+    header.set_size(size);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    let old = header.as_old_mut();
+    for (field, text) in [(&mut old.name, name), (&mut old.linkname, link)] {
+        // What is longer is in a record; here is how it begins.
+        let len = text.len().min(field.len());
+        if let (Some(field), Some(text)) = (field.get_mut(..len), text.get(..len)) {
+            field.copy_from_slice(text);
+        }
+    }
+    header
+}
+
+/// Seconds and a fraction. The kernel counts the nanoseconds forward from the second before, a
+/// negative decimal number counts backward.
+fn time(seconds: i64, nanoseconds: u64) -> Vec<u8> {
+    match (seconds < 0, nanoseconds) {
+        (true, 1..) => {
+            let whole = (seconds + 1).unsigned_abs();
+            format!("-{whole}.{:09}", 1_000_000_000_u64.saturating_sub(nanoseconds)).into_bytes()
+        }
+        (_, 0) => seconds.to_string().into_bytes(),
+        (false, _) => format!("{seconds}.{nanoseconds:09}").into_bytes(),
+    }
+}
+
+/// `LENGTH KEY=VALUE\n`, where the length counts its own digits.
+fn append_record(records: &mut Vec<u8>, key: &[u8], value: &[u8]) {
+    let payload = key.len() + value.len() + 3;
+    let mut len = payload + 1;
+    while len != payload + len.to_string().len() {
+        len = payload + len.to_string().len();
+    }
+    records.extend_from_slice(len.to_string().as_bytes());
+    for part in [b" ", key, b"=", value, b"\n"] {
+        records.extend_from_slice(part);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_count_their_own_length() {
+        let record = |value: &[u8]| {
+            let mut records = Vec::new();
+            append_record(&mut records, b"path", value);
+            records
+        };
+        assert_eq!(record(b"x"), b"9 path=x\n");
+        assert_eq!(record(b"xy"), b"11 path=xy\n");
+        assert_eq!(record(b""), b"8 path=\n");
+        for len in 0..2000 {
+            let record = record(&vec![b'v'; len]);
+            let digits = record.split(|b| *b == b' ').next().unwrap();
+            assert_eq!(std::str::from_utf8(digits).unwrap().parse(), Ok(record.len()));
+        }
+    }
+
+    #[test]
+    fn times_before_and_after_the_epoch() {
+        assert_eq!(time(1, 5), b"1.000000005");
+        assert_eq!(time(-1, 0), b"-1");
+        assert_eq!(time(-2, 750_000_000), b"-1.250000000");
+        assert_eq!(time(-1, 500_000_000), b"-0.500000000");
+        assert_eq!(time(i64::MIN, 1).first(), Some(&b'-'));
+    }
+
+    #[test]
+    fn padding_fills_the_block() {
+        for (len, missing) in [(0, 0), (1, 511), (511, 1), (512, 0), (513, 511)] {
+            assert_eq!(padding(len).len(), missing);
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! Changing files in ways that rustix lacks.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd};
+
+use rustix::fs::{AtFlags, Mode, chmodat};
+use rustix::io::{self, Errno};
+
+/// Sets the mode of what has this name in `dir`, and fails for a symlink.
+pub(crate) fn chmod_nofollow(dir: impl AsFd, name: &[u8], mode: u32) -> io::Result<()> {
+    let c_name = CString::new(name).map_err(|_| Errno::INVAL)?;
+    // SAFETY: the name is a C string that outlives the call; the rest are integers.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_fchmodat2,
+            dir.as_fd().as_raw_fd(),
+            c_name.as_ptr(),
+            mode,
+            libc::AT_SYMLINK_NOFOLLOW,
+        )
+    };
+    if result == 0 {
+        return Ok(());
+    }
+    match Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL) {
+        // A kernel before 6.6 only has the call that follows symlinks.
+        Errno::NOSYS => chmodat(dir, name, Mode::from_raw_mode(mode), AtFlags::empty()),
+        errno => Err(errno),
+    }
+}

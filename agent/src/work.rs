@@ -1,0 +1,61 @@
+//! Which requests are jobs, and what they do.
+
+use std::path::Path;
+
+use boxlite_proto::boot::Role;
+use boxlite_proto::message::{Failure, Request, Response};
+
+use crate::job::{Input, Output};
+use crate::mounts::BUILDER_DISK;
+use crate::unpack::{UnpackError, Unpacked, unpack_below, unpack_in_root};
+use crate::{inspect, pack};
+
+/// What the thread of a job does.
+pub(crate) type Work = Box<dyn FnOnce(Input, Output) -> Response + Send>;
+
+/// Whether an agent in this role does such jobs: a builder has a disk and no root of a box, a box
+/// has no layers.
+pub(crate) fn is_for(role: Role, request: &Request) -> bool {
+    match request {
+        Request::UnpackLayer => role == Role::Builder,
+        Request::CopyIn(_) | Request::CopyOut(_) | Request::Stat(_) => role != Role::Builder,
+        _ => true,
+    }
+}
+
+/// The work of a request, if it is one for a job.
+pub(crate) fn of(request: Request) -> Option<Work> {
+    Some(match request {
+        Request::UnpackLayer => {
+            Box::new(|input, _| unpacked(unpack_in_root(Path::new(BUILDER_DISK), input)))
+        }
+        Request::CopyIn(request) => Box::new(move |input, _| {
+            answer(unpack_below(&request, input), |Unpacked { entries, bytes }| {
+                Response::Unpacked { entries, bytes }
+            })
+        }),
+        Request::CopyOut(request) => {
+            Box::new(move |_, output| match pack::pack(&request, output) {
+                Ok(()) => Response::Done,
+                Err(e) => Response::Failed(e.failure()),
+            })
+        }
+        Request::Metrics => Box::new(|_, _| answer(inspect::metrics(), Response::Metrics)),
+        Request::Processes => Box::new(|_, _| answer(inspect::processes(), Response::Processes)),
+        Request::Stat(request) => {
+            Box::new(move |_, _| answer(inspect::stat(&request), Response::Stat))
+        }
+        _ => return None,
+    })
+}
+
+fn unpacked(result: Result<Unpacked, UnpackError>) -> Response {
+    match result {
+        Ok(Unpacked { entries, bytes }) => Response::Unpacked { entries, bytes },
+        Err(e) => Response::Failed(e.failure()),
+    }
+}
+
+fn answer<T>(result: Result<T, Failure>, response: impl FnOnce(T) -> Response) -> Response {
+    result.map_or_else(Response::Failed, response)
+}

@@ -1,0 +1,131 @@
+//! Tars on their way to a guest and from it.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use boxlite_proto::frame::MAX_DATA;
+use boxlite_proto::guest::{CopyIn, CopyOut};
+use boxlite_proto::message::Request;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
+
+use super::error::Error;
+use super::exec::{ExecOutput, Running};
+use super::stream::{Outcome, Purpose};
+use super::{AgentClient, Result};
+
+/// What came out of unpacking a tar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unpacked {
+    /// Entries of the tar.
+    pub entries: u64,
+    /// Bytes of file content written.
+    pub bytes: u64,
+}
+
+/// A tar that a guest makes, as a reader. Its end is that of a whole tar: one that breaks off, for
+/// whatever reason, is an error in its place, which carries an [`Error`].
+///
+/// The guest waits while nobody reads. Dropping it before the end ends the copy.
+#[derive(Debug)]
+pub struct Archive {
+    data: ExecOutput,
+    running: Running,
+}
+
+impl AgentClient {
+    /// Sends an uncompressed tar, which the guest unpacks onto its disk.
+    pub async fn unpack_layer(&self, tar: impl AsyncRead + Unpin) -> Result<Unpacked> {
+        self.send_tar(&Request::UnpackLayer, tar).await
+    }
+
+    /// Sends an uncompressed tar, which the guest unpacks below a directory of its. Dropping the
+    /// future ends that between two entries or in the middle of one; what was unpacked stays.
+    ///
+    /// # Errors
+    /// [`Error::Source`] if `tar` cannot be read; a [`Failure`](boxlite_proto::message::Failure) of
+    /// the kind `NoSuchPath` or `NotADirectory` for the directory, `BadArchive` for an entry,
+    /// `DiskFull`.
+    pub async fn copy_in(&self, to: CopyIn, tar: impl AsyncRead + Unpin) -> Result<Unpacked> {
+        self.send_tar(&Request::CopyIn(to), tar).await
+    }
+
+    /// Asks for a tar of a file or a tree of the guest; returns when it begins to arrive. It is in
+    /// the PAX format: extended attributes as `SCHILY.xattr.*`, sparse files in GNU's version 1.0.
+    ///
+    /// # Errors
+    /// A [`Failure`](boxlite_proto::message::Failure) of the kind `NoSuchPath` where there is nothing.
+    pub async fn copy_out(&self, from: CopyOut) -> Result<Archive> {
+        let running = self.open(Purpose::Pack, &Request::CopyOut(from))?;
+        let data = running.receiver().await?;
+        Ok(Archive { data, running })
+    }
+
+    async fn send_tar(
+        &self,
+        request: &Request,
+        mut tar: impl AsyncRead + Unpin,
+    ) -> Result<Unpacked> {
+        let running = self.open(Purpose::Unpack, request)?;
+        let send = async {
+            let mut sender = running.sender();
+            // Before the sender is dropped: half a tar must not look like a whole one.
+            let mut unfinished = KillOnDrop(Some(&running));
+            let mut buffer = Vec::with_capacity(MAX_DATA);
+            loop {
+                buffer.clear();
+                let read = tar.read_buf(&mut buffer).await;
+                if read.map_err(|error| Error::Source(Arc::new(error)))? == 0 {
+                    break;
+                }
+                // The guest wants no more: it has its answer, or will have one.
+                if sender.write_all(&buffer).await.is_err() {
+                    break;
+                }
+            }
+            unfinished.0 = None;
+            Ok(())
+        };
+        let (_, outcome) = tokio::try_join!(send, running.over())?;
+        match outcome {
+            Outcome::Unpacked { entries, bytes } => Ok(Unpacked { entries, bytes }),
+            other => unreachable!("a tar's stream accepts no {other:?}"),
+        }
+    }
+}
+
+impl Archive {
+    /// Drops what has not been read and waits for the guest to be done.
+    ///
+    /// # Errors
+    /// What broke the tar off.
+    pub async fn finish(mut self) -> Result<()> {
+        let mut dropped = Vec::with_capacity(MAX_DATA);
+        while self.data.read_buf(&mut dropped).await.is_ok_and(|n| n > 0) {
+            dropped.clear();
+        }
+        self.running.over().await.map(drop)
+    }
+}
+
+impl AsyncRead for Archive {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().data).poll_read(cx, into)
+    }
+}
+
+/// Kills what is still running when dropped.
+struct KillOnDrop<'a>(Option<&'a Running>);
+
+impl Drop for KillOnDrop<'_> {
+    fn drop(&mut self) {
+        if let Some(running) = self.0 {
+            running.kill();
+        }
+    }
+}

@@ -25,7 +25,9 @@ pub enum Error {
         reason: String,
     },
     /// The name is not in the store, and no registry was to be asked.
-    #[error("there is no image {name} here, and it was not to be pulled; pull it, or import one under this name")]
+    #[error(
+        "there is no image {name} here, and it was not to be pulled; pull it, or import one under this name"
+    )]
     NotStored {
         /// The name.
         name: String,
@@ -38,7 +40,7 @@ pub enum Error {
         /// The registry or mirror.
         registry: String,
         /// Its reason.
-        problem: RegistryProblem,
+        problem: Box<RegistryProblem>,
     },
     /// A file that says how to reach registries, or who is logged in, is not usable.
     #[error("{} cannot be used: {reason}; correct or remove it", file.display())]
@@ -49,7 +51,9 @@ pub enum Error {
         reason: String,
     },
     /// A program that keeps logins failed.
-    #[error("the credential helper {program} failed: {reason}; install it, or take it out of docker's config.json")]
+    #[error(
+        "the credential helper {program} failed: {reason}; install it, or take it out of docker's config.json"
+    )]
     CredentialHelper {
         /// The program.
         program: String,
@@ -240,7 +244,11 @@ impl Error {
         registry: &str,
         problem: RegistryProblem,
     ) -> Error {
-        Error::Registry { what: what.into(), registry: registry.to_owned(), problem }
+        Error::Registry {
+            what: what.into(),
+            registry: registry.to_owned(),
+            problem: Box::new(problem),
+        }
     }
 
     pub(crate) fn corrupt(what: impl Into<String>, reason: impl ToString) -> Error {

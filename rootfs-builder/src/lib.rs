@@ -45,6 +45,6 @@ pub use progress::{Event, LayerProgress, Progress, Silent};
 pub use reference::{ImageName, ImageReference, InvalidName};
 pub use registry::{LoginStore, RegistryConfig, RegistryOptions, RegistryProblem};
 pub use store::{
-    BaseDisk, DEFAULT_LAYER_LIMIT, DamagedRecord, DiskBuilder, ImageStore, Listing, PullPolicy,
-    Removed, StoredImage,
+    BaseDisk, DEFAULT_LAYER_LIMIT, DamagedRecord, DiskBuilder, ImageStore, Listing, Pruned,
+    PullPolicy, Removed, StoredImage,
 };

@@ -357,7 +357,10 @@ mod tests {
             (&pinned, "ghcr.io", "x/y", Some("v1")),
         ] {
             let name: ImageName = text.parse().unwrap();
-            assert_eq!((name.registry(), &*name.repository(), name.tag()), (registry, repository, tag));
+            assert_eq!(
+                (name.registry(), &*name.repository(), name.tag()),
+                (registry, repository, tag)
+            );
         }
         assert_eq!(pinned.parse::<ImageName>().unwrap().digest(), Some(digest));
         assert_eq!("alpine".parse::<ImageName>().unwrap().digest(), None);

@@ -27,7 +27,7 @@ impl Challenge {
     pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
         let mut basic = None;
         for header in headers.get_all(WWW_AUTHENTICATE).into_iter().take(8) {
-            let Some(challenges) = header.to_str().ok().and_then(|text| parse(text)) else {
+            let Some(challenges) = header.to_str().ok().and_then(parse) else {
                 continue;
             };
             for challenge in challenges {
@@ -190,8 +190,9 @@ fn bearer(token: &str) -> Result<HeaderValue, RegistryProblem> {
 }
 
 fn secret(text: String) -> Result<HeaderValue, RegistryProblem> {
-    let mut value = HeaderValue::try_from(text)
-        .map_err(|_| RegistryProblem::protocol("its token has characters that no header may have"))?;
+    let mut value = HeaderValue::try_from(text).map_err(|_| {
+        RegistryProblem::protocol("its token has characters that no header may have")
+    })?;
     value.set_sensitive(true);
     Ok(value)
 }

@@ -97,11 +97,11 @@ impl DockerConfig {
 
     /// The login for a registry, if there is one.
     pub(super) fn login(&self, registry: &str) -> Result<Option<Login>> {
-        if let Some((helper, key)) = self.helper(registry)? {
-            if let Some(credentials) = helper.get(&key)? {
-                let source_name = helper.program();
-                return Ok(Some(Login { credentials, source_name }));
-            }
+        if let Some((helper, key)) = self.helper(registry)?
+            && let Some(credentials) = helper.get(&key)?
+        {
+            let source_name = helper.program();
+            return Ok(Some(Login { credentials, source_name }));
         }
         let entries = self.auths().into_iter().flatten();
         let entry = entries.filter(|(key, _)| names_registry(key, registry));
@@ -336,8 +336,11 @@ mod tests {
     fn a_linked_file_stays_a_link() {
         let (dir, _) = config(json!({}));
         let other = tempfile::tempdir().unwrap();
-        std::os::unix::fs::symlink(dir.path().join("config.json"), other.path().join("config.json"))
-            .unwrap();
+        std::os::unix::fs::symlink(
+            dir.path().join("config.json"),
+            other.path().join("config.json"),
+        )
+        .unwrap();
         let mut config = DockerConfig::read(other.path()).unwrap();
         config.store("x.lan", &password("me", "s")).unwrap();
         assert!(other.path().join("config.json").is_symlink());

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER};
+use reqwest::header::{
+    ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER,
+};
 use reqwest::{Client, Response, StatusCode, Url};
 
 use super::options::{Endpoint, RegistryOptions};
@@ -86,7 +88,8 @@ impl Http {
             let mut headers = HeaderMap::new();
             headers.insert(ACCEPT, HeaderValue::from_static(request.accept));
             // A login is for the server that it was made for, and for no other.
-            if let Some(value) = request.authorization.filter(|_| url.origin() == request.url.origin())
+            if let Some(value) =
+                request.authorization.filter(|_| url.origin() == request.url.origin())
             {
                 headers.insert(AUTHORIZATION, value.clone());
             }
@@ -209,6 +212,11 @@ impl Refusal {
             fields.filter_map(|field| field.as_str()).map(printable).collect()
         };
         Self { status, retry_after, codes: field("code"), message: field("message").join("; ") }
+    }
+
+    /// Whether this is among its codes.
+    pub(super) fn says(&self, code: &str) -> bool {
+        self.codes.iter().any(|said| said == code)
     }
 
     /// The refusal as a problem, where nothing better can be said.

@@ -81,11 +81,10 @@ impl RegistryOptions {
             }
             Err(error) => return Err(error),
         };
-        let registries =
-            serde_json::from_slice(&json).map_err(|error| Error::RegistryConfig {
-                file: file.to_owned(),
-                reason: error.to_string(),
-            })?;
+        let registries = serde_json::from_slice(&json).map_err(|error| Error::RegistryConfig {
+            file: file.to_owned(),
+            reason: error.to_string(),
+        })?;
         Ok(Self { registries, ..Self::default() })
     }
 

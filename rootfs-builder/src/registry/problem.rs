@@ -100,7 +100,9 @@ pub enum RegistryProblem {
         message: String,
     },
     /// Not what the distribution specification says.
-    #[error("{reason}; check that this is the address of a registry, and that no proxy changes what it sends")]
+    #[error(
+        "{reason}; check that this is the address of a registry, and that no proxy changes what it sends"
+    )]
     Protocol {
         /// What is wrong.
         reason: String,
@@ -119,7 +121,9 @@ pub enum RegistryProblem {
         actual: Digest,
     },
     /// More or less content than what the manifest says.
-    #[error("{what} has not the {expected} bytes that its manifest says; the image is damaged, push it anew")]
+    #[error(
+        "{what} has not the {expected} bytes that its manifest says; the image is damaged, push it anew"
+    )]
     WrongLength {
         /// The blob.
         what: String,
@@ -224,7 +228,9 @@ fn known_tags(tags: &[String]) -> String {
 
 fn try_again(after: Option<Duration>) -> String {
     match after {
-        Some(after) => format!("try again in {} seconds, or log in for a higher limit", after.as_secs()),
+        Some(after) => {
+            format!("try again in {} seconds, or log in for a higher limit", after.as_secs())
+        }
         None => "try again later, or log in for a higher limit".to_owned(),
     }
 }

@@ -189,7 +189,8 @@ impl Session {
         let mut retried = false;
         loop {
             let authorization = seen.value.as_ref();
-            let response = self.http.get(Request { url: &url, accept, from, authorization }).await?;
+            let response =
+                self.http.get(Request { url: &url, accept, from, authorization }).await?;
             if response.status() != StatusCode::UNAUTHORIZED || retried {
                 return Ok(response);
             }
@@ -224,26 +225,36 @@ impl Session {
     /// Why there is no such manifest, and what there is in its place.
     async fn unknown(&self, reference: &str, refusal: &Refusal) -> RegistryProblem {
         let repository = self.repository.clone();
-        if refusal.codes.iter().any(|code| code == "NAME_UNKNOWN") {
-            return RegistryProblem::UnknownRepository { repository };
-        }
+        let tags = match refusal.says("NAME_UNKNOWN") {
+            true => None,
+            false => self.some_tags().await,
+        };
+        let Some(tags) = tags else { return RegistryProblem::UnknownRepository { repository } };
         let (reference, tags) = match reference.parse::<Digest>() {
             Ok(digest) => (format!("image {digest}"), Vec::new()),
-            Err(_) => (format!("tag {reference:?}"), self.some_tags().await.unwrap_or_default()),
+            Err(_) => (format!("tag {reference:?}"), tags),
         };
         RegistryProblem::UnknownReference { repository, reference, tags }
     }
 
-    /// A few of the tags that there are: only for a message.
+    /// A few of the tags that there are, for a message; none where there is not even a repository.
     async fn some_tags(&self) -> Option<Vec<String>> {
         const MAX_BYTES: u64 = 256 << 10;
-        let mut url = self.url(&["tags", "list"]).ok()?;
-        url.set_query(Some("n=20"));
-        let response = self.send(url, "application/json", 0).await.ok()?;
-        let body = body(response, "the tags", MAX_BYTES, self.http.stall()).await.ok()?;
-        let json: serde_json::Value = serde_json::from_slice(&body).ok()?;
-        let tags = json.get("tags")?.as_array()?;
-        Some(tags.iter().filter_map(|tag| tag.as_str()).map(printable).take(1000).collect())
+        let ask = async {
+            let mut url = self.url(&["tags", "list"])?;
+            url.set_query(Some("n=20"));
+            self.send(url, "application/json", 0).await
+        };
+        let Ok(response) = ask.await else { return Some(Vec::new()) };
+        if response.status() == StatusCode::NOT_FOUND {
+            let refusal = Refusal::read(response, self.http.stall()).await;
+            return (!refusal.says("NAME_UNKNOWN")).then(Vec::new);
+        }
+        let body = body(response, "the tags", MAX_BYTES, self.http.stall()).await;
+        let json: serde_json::Value =
+            serde_json::from_slice(&body.unwrap_or_default()).unwrap_or_default();
+        let tags = json.get("tags").and_then(|tags| tags.as_array()).into_iter().flatten();
+        Some(tags.filter_map(|tag| tag.as_str()).map(printable).take(1000).collect())
     }
 
     fn refused(&self, refusal: Refusal) -> RegistryProblem {
@@ -251,7 +262,9 @@ impl Session {
             (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, None) => {
                 RegistryProblem::LoginNeeded { registry: self.registry.clone() }
             }
-            (StatusCode::UNAUTHORIZED, Some(login)) if refusal.codes.is_empty() || self.is_basic() => {
+            (StatusCode::UNAUTHORIZED, Some(login))
+                if refusal.codes.is_empty() || self.is_basic() =>
+            {
                 auth::login_refused(&self.registry, login)
             }
             (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, Some(login)) => {

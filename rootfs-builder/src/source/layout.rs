@@ -241,8 +241,7 @@ impl Search<'_> {
         check_layer_count(&what, layers.len(), diff_ids.len())?;
         let layers = layers.into_iter().zip(diff_ids);
         let layers = layers.map(|(layer, diff_id)| self.layer(layer, diff_id));
-        let documents =
-            Documents { manifest: Some(manifest.into()), config: Some(json.into()) };
+        let documents = Documents { manifest: Some(manifest.into()), config: Some(json.into()) };
         Ok(Parts { digest, config, layers: layers.collect::<Result<_>>()?, documents })
     }
 

@@ -78,12 +78,13 @@ pub(super) fn sweep(folders: &Folders, leftovers: Leftovers) -> Result<u64> {
     Ok(freed)
 }
 
-/// Whether somebody has this disk open.
+/// Whether somebody has this disk open, or a hard link to it.
 pub(super) fn is_in_use(disk: &Path) -> Result<bool> {
     match File::open(disk) {
         Ok(file) => {
+            let links = file.metadata().map_err(Error::io("read", disk))?.nlink();
             let free = sys::try_lock(&file, Lock::Exclusive).map_err(Error::io("lock", disk))?;
-            Ok(!free)
+            Ok(!free || links > 1)
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(Error::io("open", disk)(error)),

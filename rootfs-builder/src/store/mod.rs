@@ -29,6 +29,7 @@ mod journal;
 mod partial;
 mod pull;
 mod record;
+mod removal;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -39,6 +40,7 @@ use draft::StoreLock;
 use garbage::Leftovers;
 pub use pull::PullPolicy;
 use record::{Record, Records, record_stem};
+pub use removal::{Pruned, Removed};
 
 use crate::config::ImageConfig;
 use crate::digest::Digest;
@@ -71,16 +73,22 @@ pub struct StoredImage {
     pub name: String,
     /// See [`Image::digest`].
     pub digest: Digest,
+    /// Of the index in which the image was found, where it is one of several for different
+    /// platforms: the digest that registries and docker show.
+    pub index: Option<Digest>,
     /// See [`Image::chain_id`].
     pub chain_id: Digest,
     /// What to run and how.
     pub config: ImageConfig,
-    /// From where it was imported; none: it is only cached.
+    /// From where it was pulled (`docker://…`) or imported; none: it is used where it lies, and only its
+    /// disk is cached.
     pub imported_from: Option<String>,
-    /// When it was imported or first used.
+    /// When it was pulled, imported or first used.
     pub time: SystemTime,
     /// Bytes that its disk and its layers take on the host's disk, shared ones included.
     pub size: u64,
+    /// Its base disk, as [`BaseDisk::path`] has it; none: it has not been built yet.
+    pub disk: Option<PathBuf>,
     /// What is wrong with its disk, if anything. It is built anew when next used.
     pub disk_problem: Option<String>,
 }
@@ -103,16 +111,6 @@ pub struct DamagedRecord {
     pub id: String,
     /// What is wrong with it.
     pub error: Error,
-}
-
-/// What [`ImageStore::remove`] did.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct Removed {
-    /// The name of the image, or the ID of a damaged record.
-    pub name: String,
-    /// Bytes that this freed on the host's disk.
-    pub freed: u64,
 }
 
 impl ImageStore {
@@ -308,90 +306,14 @@ impl ImageStore {
     /// The folder cannot be read. Damaged records and disks are no errors: they are in the list.
     pub fn list(&self) -> Result<Listing> {
         let records = Records::load_all(&self.folders)?;
-        let stored = |record: Record| {
-            let (disk_size, disk_problem) = self.folders.inspect_disk(&record);
-            let layers = record.import.iter().flat_map(|import| &import.layers);
-            StoredImage {
-                size: disk_size + layers.map(|layer| layer.size).sum::<u64>(),
-                disk_problem,
-                time: UNIX_EPOCH + Duration::from_secs(record.time.min(u32::MAX.into())),
-                imported_from: record.import.map(|import| import.origin.from),
-                name: record.name,
-                digest: record.digest,
-                chain_id: record.chain_id,
-                config: record.config,
-            }
-        };
         let damaged = records.damaged.into_iter().map(|(path, error)| DamagedRecord {
             id: path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
             error,
         });
         Ok(Listing {
-            images: records.good.into_iter().map(stored).collect(),
+            images: records.good.iter().map(|record| self.folders.describe(record)).collect(),
             damaged: damaged.collect(),
         })
-    }
-
-    /// Removes an image by its name, by the reference by which it was used, by (six or more
-    /// digits of) its digest, or by the ID of a damaged record; and with it the disk and layers
-    /// that no other image needs.
-    ///
-    /// # Errors
-    /// There is no such image or several, or a running box uses its disk.
-    pub fn remove(&self, text: &str) -> Result<Removed> {
-        let _guard = StoreLock::take(&self.folders.lock(), Lock::Exclusive)?;
-        let records = Records::load_all(&self.folders)?;
-        let name = text.parse::<ImageReference>().map(|reference| reference.to_string());
-        let named = name.ok().and_then(|name| records.named(&name));
-        let record = match (named, records.with_digest(text).as_slice()) {
-            (Some(record), _) | (None, &[record]) => record,
-            (None, []) => return self.remove_damaged(&records, text),
-            (None, several) => {
-                let names = several.iter().map(|record| record.name.clone()).collect();
-                return Err(Error::Ambiguous { text: text.to_owned(), names });
-            }
-        };
-        let path = self.folders.record(&record.name);
-        self.remove_record(&records, Some(record), &path)?;
-        let freed = garbage::sweep(&self.folders, Leftovers::Keep)?;
-        Ok(Removed { name: record.name.clone(), freed })
-    }
-
-    fn remove_record(&self, records: &Records, record: Option<&Record>, path: &Path) -> Result<()> {
-        if let Some(record) = record {
-            let users = records.good.iter().filter(|other| other.disk == record.disk).count();
-            if let Some(disk) = &record.disk
-                && users == 1
-                && garbage::is_in_use(&self.folders.disk(disk))?
-            {
-                return Err(Error::InUse { name: record.name.clone() });
-            }
-        }
-        fs::remove_file(path).map_err(Error::io("remove", path))
-    }
-
-    fn remove_damaged(&self, records: &Records, text: &str) -> Result<Removed> {
-        let stem = text.parse::<ImageReference>().map(|name| record_stem(&name.to_string()));
-        let is_meant = |path: &Path| {
-            path.file_stem().and_then(|stem| stem.to_str()).is_some_and(|id| {
-                text.len() >= 6 && id.starts_with(text)
-                    || stem.as_ref().is_ok_and(|stem| stem == id)
-            })
-        };
-        let paths: Vec<_> =
-            records.damaged.iter().map(|(path, _)| path).filter(|path| is_meant(path)).collect();
-        match paths.as_slice() {
-            [path] => {
-                self.remove_record(records, None, path)?;
-                let freed = garbage::sweep(&self.folders, Leftovers::Keep)?;
-                Ok(Removed { name: text.to_owned(), freed })
-            }
-            [] => Err(Error::NotFound { text: text.to_owned() }),
-            several => Err(Error::Ambiguous {
-                text: text.to_owned(),
-                names: several.iter().map(|path| path.display().to_string()).collect(),
-            }),
-        }
     }
 
     /// Removes what nobody needs, unless somebody is at work in the store: then that is the
@@ -453,6 +375,25 @@ impl Folders {
         let mut lens = records.good.iter().filter(is_of_it).map(|record| record.disk_len);
         let Some(first) = lens.next() else { return Ok(true) };
         Ok(first == len || lens.any(|other| other == len))
+    }
+
+    /// What people are told of a record.
+    fn describe(&self, record: &Record) -> StoredImage {
+        let (disk_size, disk_problem) = self.inspect_disk(record);
+        let import = record.import.as_ref();
+        let layers = import.iter().flat_map(|import| &import.layers);
+        StoredImage {
+            name: record.name.clone(),
+            digest: record.digest.clone(),
+            index: import.and_then(|import| import.origin.index.clone()),
+            chain_id: record.chain_id.clone(),
+            config: record.config.clone(),
+            imported_from: import.map(|import| import.origin.from.clone()),
+            time: UNIX_EPOCH + Duration::from_secs(record.time.min(u32::MAX.into())),
+            size: layers.map(|layer| layer.size).fold(disk_size, u64::saturating_add),
+            disk: record.disk.as_ref().map(|disk| self.disk(disk)),
+            disk_problem,
+        }
     }
 
     /// How many bytes a disk takes, and what is wrong with it.

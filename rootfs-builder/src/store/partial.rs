@@ -73,16 +73,19 @@ impl Fetch<'_> {
                 partial.restart()?;
                 if is_fresh {
                     let (what, expected) = (self.what.clone(), self.digest.clone());
-                    return Err(
-                        self.failed(RegistryProblem::WrongDigest { what, expected, actual })
-                    );
+                    return Err(self.failed(RegistryProblem::WrongDigest {
+                        what,
+                        expected,
+                        actual,
+                    }));
                 }
                 // What an earlier attempt left behind may have been at fault.
                 is_fresh = true;
                 last_break = 0;
             }
             let Err(problem) = self.fetch_rest(&mut partial).await? else { continue };
-            breaks = if partial.done.saturating_sub(last_break) >= WORTHWHILE { 1 } else { breaks + 1 };
+            breaks =
+                if partial.done.saturating_sub(last_break) >= WORTHWHILE { 1 } else { breaks + 1 };
             last_break = partial.done;
             if !problem.is_transient() || breaks >= MAX_BREAKS {
                 return Err(self.failed(problem));

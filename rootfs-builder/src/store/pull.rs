@@ -53,8 +53,7 @@ pub(super) fn pull(
             let driver = Driver::new(progress)?;
             progress.report(Event::Asking { registry: &endpoint.registry });
             let repository = name.repository();
-            let session =
-                Session::begin(options, endpoint, &repository, name.as_str(), login);
+            let session = Session::begin(options, endpoint, &repository, name.as_str(), login);
             let session = driver.run(session)?;
             Pull { folders, options, name, session: &session, driver: &driver, progress }.run()
         })
@@ -145,7 +144,8 @@ impl Pull<'_> {
         let missing = |&(_, digest, size): &(usize, &Digest, u64)| {
             let blob = self.folders.blob(digest);
             let len = |path: PathBuf| path.metadata().map_or(0, |file| file.len());
-            let stored = if partial::is_stored(&blob, size) { size } else { len(partial::path_of(&blob)) };
+            let stored =
+                if partial::is_stored(&blob, size) { size } else { len(partial::path_of(&blob)) };
             size.saturating_sub(stored)
         };
         let wanted = layers.iter().map(missing).fold(0, u64::saturating_add);

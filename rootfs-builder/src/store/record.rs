@@ -182,14 +182,23 @@ impl Records {
         Ok(records)
     }
 
+    /// The record that is named so, or those whose digest begins so.
+    pub(super) fn matching(&self, text: &str) -> Vec<&Record> {
+        let name = text.parse::<ImageReference>().map(|reference| reference.to_string());
+        match name.ok().and_then(|name| self.named(&name)) {
+            Some(record) => vec![record],
+            None => self.with_digest(text),
+        }
+    }
+
     /// The record of that name.
-    pub(super) fn named(&self, name: &str) -> Option<&Record> {
+    fn named(&self, name: &str) -> Option<&Record> {
         self.good.iter().find(|record| record.name == name)
     }
 
     /// The records whose digest begins so, with or without the algorithm; none for short prefixes,
     /// which would be names rather.
-    pub(super) fn with_digest(&self, prefix: &str) -> Vec<&Record> {
+    fn with_digest(&self, prefix: &str) -> Vec<&Record> {
         const MIN_PREFIX: usize = 6;
         let (algorithm, hex) = prefix.split_once(':').unwrap_or(("", prefix));
         let is_match = |digest: &Digest| {

@@ -1,5 +1,6 @@
 //! Pulls from a real docker-registry, filled by skopeo.
 
+mod faults;
 mod proxy;
 mod pulls;
 mod server;
@@ -38,7 +39,7 @@ fn problem(result: Result<Image, Error>) -> (RegistryProblem, String) {
     let error = result.expect_err("this cannot be pulled");
     let text = error.to_string();
     match error {
-        Error::Registry { problem, .. } => (problem, text),
+        Error::Registry { problem, .. } => (*problem, text),
         other => panic!("{other}"),
     }
 }

@@ -31,7 +31,10 @@ fn a_pulled_image_is_the_one_that_was_pushed() {
     assert_eq!(again.digest(), image.digest());
     let listed = store.list().unwrap().images;
     assert_eq!(listed.len(), 1);
-    assert_eq!(listed[0].imported_from.as_deref(), Some(&*format!("docker://{}", again.reference())));
+    assert_eq!(
+        listed[0].imported_from.as_deref(),
+        Some(&*format!("docker://{}", again.reference()))
+    );
     let (problem, text) = problem(pull(&place, &again.reference().to_string()));
     assert!(matches!(problem, RegistryProblem::Unreachable { .. }), "{text}");
     assert!(text.contains("refused") && text.contains("check its name"), "{text}");
@@ -79,8 +82,7 @@ fn an_import_of_that_name_comes_first() {
     let text = format!("{}/x:v", registry.address);
     let builder = Concatenate::default();
     let import = store.import(&imported.parse().unwrap(), &text, &builder, &Silent).unwrap();
-    let resolve =
-        |policy| store.resolve_with(&text.parse().unwrap(), policy, &Silent).unwrap();
+    let resolve = |policy| store.resolve_with(&text.parse().unwrap(), policy, &Silent).unwrap();
     assert_eq!(resolve(PullPolicy::Missing).digest(), import.digest());
     assert_ne!(resolve(PullPolicy::Always).digest(), import.digest());
 }
@@ -108,7 +110,8 @@ fn of_several_platforms_this_one() {
     let layer = |text: &str| TestLayer::gzip(&TestLayer::tar("arch", text.as_bytes()));
     let own = layout.image(HOST, &[layer(HOST)]);
     let foreign = layout.image(FOREIGN, &[layer(FOREIGN)]);
-    let both = layout.index_blob(&[for_platform(foreign.clone(), FOREIGN), for_platform(own, HOST)]);
+    let both =
+        layout.index_blob(&[for_platform(foreign.clone(), FOREIGN), for_platform(own, HOST)]);
     let index = both["digest"].as_str().unwrap().to_owned();
     let other = layout.index_blob(&[for_platform(foreign, FOREIGN)]);
     layout.write_index(&[tagged(both, "both"), tagged(other, "other")]);

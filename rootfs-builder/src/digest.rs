@@ -135,6 +135,14 @@ impl Hasher {
         }
     }
 
+    /// A new one of the same function.
+    pub(crate) fn fresh(&self) -> Self {
+        Self::new(match self {
+            Self::Sha256(_) => Algorithm::Sha256,
+            Self::Sha512(_) => Algorithm::Sha512,
+        })
+    }
+
     pub(crate) fn update(&mut self, bytes: &[u8]) {
         match self {
             Self::Sha256(hasher) => hasher.update(bytes),

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::digest::Digest;
+use crate::registry::RegistryProblem;
 
 /// The result of everything here.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -15,7 +16,7 @@ pub enum Error {
     /// The text is not an image reference.
     #[error(
         "{text:?} is not an image: {reason}; write oci:DIR[:tag], docker-archive:FILE[:tag], rootfs:DIR, \
-         or the name of an imported image"
+         or a name as in alpine:3.20, ghcr.io/owner/image"
     )]
     InvalidReference {
         /// The text.
@@ -23,16 +24,45 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// The name is not in the store, and registries cannot be asked yet.
+    /// The name is not in the store, and no registry was to be asked.
     #[error(
-        "no image named {name} has been imported, and pulling from registries is not available yet; \
-         fetch it with `skopeo copy docker://{name} oci:DIR`, then import oci:DIR as {name} or use \
-         oci:DIR directly"
+        "there is no image {name} here, and it was not to be pulled; pull it, or import one under this name"
     )]
-    NotImported {
+    NotStored {
         /// The name.
         name: String,
     },
+    /// A registry does not give the image, or takes no login.
+    #[error("cannot get {what} from {registry}: {problem}")]
+    Registry {
+        /// What was asked for.
+        what: String,
+        /// The registry or mirror.
+        registry: String,
+        /// Its reason.
+        problem: Box<RegistryProblem>,
+    },
+    /// A file that says how to reach registries, or who is logged in, is not usable.
+    #[error("{} cannot be used: {reason}; correct or remove it", file.display())]
+    RegistryConfig {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A program that keeps logins failed.
+    #[error(
+        "the credential helper {program} failed: {reason}; install it, or take it out of docker's config.json"
+    )]
+    CredentialHelper {
+        /// The program.
+        program: String,
+        /// What it says.
+        reason: String,
+    },
+    /// Somebody who watched the progress asked for an end.
+    #[error("cancelled")]
+    Cancelled,
     /// A file operation failed.
     #[error("cannot {action} {}: {source}{}", path.display(), remedy(source))]
     Io {
@@ -168,7 +198,7 @@ pub enum Error {
         layers: usize,
     },
     /// The disk has an open user.
-    #[error("{name} is in use by a running box; stop the box first")]
+    #[error("{name} is in use by a box; remove the box first, or the image by force")]
     InUse {
         /// The image.
         name: String,
@@ -206,6 +236,18 @@ impl Error {
             } else {
                 Error::Io { action: "write", path: path.to_owned(), source }
             }
+        }
+    }
+
+    pub(crate) fn registry(
+        what: impl Into<String>,
+        registry: &str,
+        problem: RegistryProblem,
+    ) -> Error {
+        Error::Registry {
+            what: what.into(),
+            registry: registry.to_owned(),
+            problem: Box::new(problem),
         }
     }
 
@@ -259,7 +301,7 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-fn list(items: &[String]) -> String {
+pub(crate) fn list(items: &[String]) -> String {
     const SHOWN: usize = 20;
     match items {
         [] => "(none)".to_owned(),

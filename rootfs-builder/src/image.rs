@@ -6,6 +6,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -22,8 +24,9 @@ pub struct Image {
     pub(crate) config: ImageConfig,
     pub(crate) chain_id: Digest,
     pub(crate) layers: Vec<Layer>,
-    /// From where it was imported; none: it is used where it lies.
-    pub(crate) imported_from: Option<String>,
+    pub(crate) documents: Documents,
+    /// None: it is used where it lies.
+    pub(crate) imported: Option<Imported>,
 }
 
 impl Image {
@@ -39,7 +42,8 @@ impl Image {
             config: parts.config,
             chain_id,
             layers: parts.layers,
-            imported_from: None,
+            documents: parts.documents,
+            imported: None,
         })
     }
 
@@ -69,6 +73,11 @@ impl Image {
         self.layers.len()
     }
 
+    /// Whether it came from a registry, which can give it again.
+    pub(crate) fn is_pulled(&self) -> bool {
+        self.imported.as_ref().is_some_and(|origin| origin.from.starts_with("docker://"))
+    }
+
     /// How a layer is called in messages.
     pub(crate) fn layer_label(&self, index: usize) -> String {
         let layer = self.layers.get(index);
@@ -84,6 +93,32 @@ pub(crate) struct Parts {
     pub(crate) digest: Digest,
     pub(crate) config: ImageConfig,
     pub(crate) layers: Vec<Layer>,
+    pub(crate) documents: Documents,
+}
+
+/// The JSON of an image as it was found: to be stored with it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Documents {
+    /// What [`Image::digest`] is the digest of, where the image has a manifest.
+    pub(crate) manifest: Option<Arc<[u8]>>,
+    /// What the layers are, and what to run.
+    pub(crate) config: Option<Arc<[u8]>>,
+}
+
+/// What the store knows of an image besides its layers, when they are its own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Imported {
+    /// The reference from which it came.
+    pub(crate) from: String,
+    /// Of the index through which it was found, where there was one.
+    #[serde(default)]
+    pub(crate) index: Option<Digest>,
+    /// Of its manifest in the store.
+    #[serde(default)]
+    pub(crate) manifest: Option<Digest>,
+    /// Of its config in the store.
+    #[serde(default)]
+    pub(crate) config: Option<Digest>,
 }
 
 /// One layer, not read yet.

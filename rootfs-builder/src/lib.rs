@@ -31,6 +31,7 @@ mod manifest;
 mod platform;
 mod progress;
 mod reference;
+mod registry;
 mod source;
 mod store;
 mod sys;
@@ -42,7 +43,8 @@ pub use image::Image;
 pub use layer::{LayerStream, LayerStreams};
 pub use progress::{Event, LayerProgress, Progress, Silent};
 pub use reference::{ImageName, ImageReference, InvalidName};
+pub use registry::{LoginStore, RegistryConfig, RegistryOptions, RegistryProblem};
 pub use store::{
-    BaseDisk, DEFAULT_LAYER_LIMIT, DamagedRecord, DiskBuilder, ImageStore, Listing, Removed,
-    StoredImage,
+    BaseDisk, DEFAULT_LAYER_LIMIT, DamagedRecord, DiskBuilder, ImageStore, Listing, Pruned,
+    PullPolicy, Removed, StoredImage,
 };

@@ -6,6 +6,12 @@ use std::path::Path;
 pub trait Progress: Send + Sync {
     /// Something went on.
     fn report(&self, event: Event<'_>);
+
+    /// Asked many times a second while something is fetched: once the answer is yes, that ends with
+    /// [`Error::Cancelled`](crate::Error::Cancelled), soon. What was fetched is kept for the next time.
+    fn is_cancelled(&self) -> bool {
+        false
+    }
 }
 
 /// Tells nobody.
@@ -22,7 +28,8 @@ impl<F: Fn(Event<'_>) + Send + Sync> Progress for F {
     }
 }
 
-/// One piece of progress. All numbers are bytes, `done` never shrinks within a phase.
+/// One piece of progress. All numbers are bytes, `done` never shrinks within a phase
+/// unless it says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event<'a> {
@@ -47,6 +54,16 @@ pub enum Event<'a> {
         /// The file that will appear.
         file: &'a Path,
     },
+    /// A registry (or a mirror) is asked for an image.
+    Asking {
+        /// The registry's name.
+        registry: &'a str,
+    },
+    /// A layer is being fetched from a registry; several are at a time. `done` begins with what
+    /// was fetched by an earlier attempt, and goes back where that turns out to be of no use.
+    Pulling(LayerProgress),
+    /// A layer is in the store already.
+    Present(LayerProgress),
     /// A layer is being copied into the store.
     Copying(LayerProgress),
     /// A layer is being read by the builder.

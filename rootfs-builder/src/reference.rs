@@ -121,6 +121,55 @@ impl ImageName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The registry's `host[:port]`: `docker.io` where the name says none.
+    pub fn registry(&self) -> &str {
+        split_host(self.path_and_tag().0).0.unwrap_or(DOCKER_HUB)
+    }
+
+    /// The name of the repository in its registry: `library/alpine`, `grafana/grafana`.
+    pub fn repository(&self) -> String {
+        match split_host(self.path_and_tag().0) {
+            (None, name) if !name.contains('/') => format!("library/{name}"),
+            (_, name) => name.to_owned(),
+        }
+    }
+
+    /// The tag, if the name has one.
+    pub fn tag(&self) -> Option<&str> {
+        self.path_and_tag().1
+    }
+
+    /// The digest that the name is pinned to, if it is.
+    pub fn digest(&self) -> Option<Digest> {
+        self.0.split_once('@').and_then(|(_, digest)| digest.parse().ok())
+    }
+
+    fn path_and_tag(&self) -> (&str, Option<&str>) {
+        split_tag(self.0.split_once('@').map_or(self.as_str(), |(name, _)| name))
+    }
+}
+
+/// The registry of names without a host.
+pub(crate) const DOCKER_HUB: &str = "docker.io";
+
+/// Splits the host off, where the first part of a path is one.
+fn split_host(path: &str) -> (Option<&str>, &str) {
+    match path.split_once('/') {
+        Some((first, rest)) if first.contains(['.', ':']) || first == "localhost" => {
+            (Some(first), rest)
+        }
+        _ => (None, path),
+    }
+}
+
+/// Splits the tag off. A colon before the last slash belongs to the port of the host.
+fn split_tag(name: &str) -> (&str, Option<&str>) {
+    let colon = name.rfind(':').filter(|colon| !name[*colon..].contains('/'));
+    match colon {
+        Some(colon) => (&name[..colon], Some(&name[colon + 1..])),
+        None => (name, None),
+    }
 }
 
 /// Why a text is not an image name.
@@ -149,26 +198,14 @@ impl FromStr for ImageName {
             },
             None => (text, None),
         };
-        // A colon before the last slash belongs to the port of the host.
-        let tag_colon = name.rfind(':').filter(|colon| !name[*colon..].contains('/'));
-        let (path, tag) = match tag_colon {
-            Some(colon) => (&name[..colon], Some(&name[colon + 1..])),
-            None => (name, None),
-        };
+        let (path, tag) = split_tag(name);
         if tag.is_some_and(|tag| !is_tag(tag)) {
             return invalid(
                 "a tag has at most 128 letters, digits, '_', '.' and '-', and begins with none of the last two",
             );
         }
 
-        let path = path.strip_prefix("docker.io/").unwrap_or(path);
-        let path = path.strip_prefix("library/").filter(|rest| !rest.contains('/')).unwrap_or(path);
-        let (host, rest) = match path.split_once('/') {
-            Some((first, rest)) if first.contains(['.', ':']) || first == "localhost" => {
-                (Some(first), rest)
-            }
-            _ => (None, path),
-        };
+        let (host, rest) = split_host(path);
         if host.is_some_and(|host| !is_host(host)) {
             return invalid("the registry's host name is malformed");
         }
@@ -177,6 +214,13 @@ impl FromStr for ImageName {
                 "the parts of a name have lower-case letters and digits, separated by '.', '_', '__' or '-'",
             );
         }
+        let path = match host {
+            // Without the host, what follows it must not look like one.
+            None | Some(DOCKER_HUB | "index.docker.io") if split_host(rest).0.is_none() => {
+                rest.strip_prefix("library/").filter(|rest| !rest.contains('/')).unwrap_or(rest)
+            }
+            _ => path,
+        };
 
         if TRANSPORTS.contains(&path) || FOREIGN_TRANSPORTS.contains(&path) {
             return Err(InvalidName(format!(
@@ -203,7 +247,11 @@ fn is_tag(tag: &str) -> bool {
         && tag.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
 }
 
-fn is_host(host: &str) -> bool {
+pub(crate) fn is_host(host: &str) -> bool {
+    if let Some((address, port)) = host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        let is_port = |port: &str| port.strip_prefix(':').is_some_and(|p| p.parse::<u16>().is_ok());
+        return address.parse::<std::net::Ipv6Addr>().is_ok() && (port.is_empty() || is_port(port));
+    }
     let (name, port) = host.split_once(':').unwrap_or((host, "0"));
     let is_label = |label: &str| {
         !label.is_empty()
@@ -286,11 +334,36 @@ mod tests {
             ("docker.io/grafana/grafana", "grafana/grafana:latest"),
             ("localhost:5000/x", "localhost:5000/x:latest"),
             ("quay.io:443/a/b-c__d.e_f---g:V1.2_-", "quay.io:443/a/b-c__d.e_f---g:V1.2_-"),
+            ("index.docker.io/library/alpine", "alpine:latest"),
+            ("docker.io/example.com/x", "docker.io/example.com/x:latest"),
+            ("[::1]:5000/x:1", "[::1]:5000/x:1"),
         ] {
             assert_eq!(parse(text).to_string(), name);
         }
         let digest = Digest::sha256(b"");
         assert_eq!(parse(&format!("alpine@{digest}")).to_string(), format!("alpine@{digest}"));
+    }
+
+    #[test]
+    fn names_say_where_to_ask_for_what() {
+        let digest = Digest::sha256(b"");
+        let pinned = format!("ghcr.io/x/y:v1@{digest}");
+        for (text, registry, repository, tag) in [
+            ("alpine", "docker.io", "library/alpine", Some("latest")),
+            ("grafana/grafana:1", "docker.io", "grafana/grafana", Some("1")),
+            ("docker.io/example.com/x", "docker.io", "example.com/x", Some("latest")),
+            ("localhost:5000/a:b", "localhost:5000", "a", Some("b")),
+            ("[::1]:5000/a/b:c", "[::1]:5000", "a/b", Some("c")),
+            (&pinned, "ghcr.io", "x/y", Some("v1")),
+        ] {
+            let name: ImageName = text.parse().unwrap();
+            assert_eq!(
+                (name.registry(), &*name.repository(), name.tag()),
+                (registry, repository, tag)
+            );
+        }
+        assert_eq!(pinned.parse::<ImageName>().unwrap().digest(), Some(digest));
+        assert_eq!("alpine".parse::<ImageName>().unwrap().digest(), None);
     }
 
     #[test]
@@ -315,6 +388,8 @@ mod tests {
             ("alpine@sha256:12", "digest"),
             ("bad_host.com/x", "host"),
             ("localhost:99999/x", "host"),
+            ("[::g]:5000/x", "host"),
+            ("[::1]5000/x", "host"),
             ("docker://", "empty"),
             ("docker://oci:latest", "transport"),
             ("docker:latest", "transport"),

@@ -14,7 +14,7 @@ use super::{Files, layout};
 use crate::config::{ConfigBlob, or_default};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::image::{Layer, Location, Parts, Slice};
+use crate::image::{Documents, Layer, Location, Parts, Slice};
 use crate::layer::{Compression, Decoder};
 use crate::manifest::{MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES};
 use crate::platform::Platform;
@@ -88,7 +88,8 @@ impl Archive {
             let digest = Digest::from_blob_path(path);
             Ok(Layer { digest, size: Some(len), diff_id, location })
         });
-        Ok(Parts { digest, config, layers: layers.collect::<Result<_>>()? })
+        let documents = Documents { manifest: None, config: Some(json.into()) };
+        Ok(Parts { digest, config, layers: layers.collect::<Result<_>>()?, documents })
     }
 
     fn pick<'a>(&self, images: &'a [SavedImage], tag: Option<&str>) -> Result<&'a SavedImage> {

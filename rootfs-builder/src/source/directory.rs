@@ -30,7 +30,7 @@ use super::tar_entry::Entry;
 use crate::config::ImageConfig;
 use crate::digest::{Algorithm, Hasher};
 use crate::error::{Error, Result};
-use crate::image::{Layer, Location, Parts};
+use crate::image::{Documents, Layer, Location, Parts};
 use crate::platform::Platform;
 use crate::progress::{Event, Pace, Progress};
 use crate::sys::{self, NodeStat};
@@ -61,7 +61,7 @@ pub(super) fn resolve(dir: &Path, progress: &dyn Progress) -> Result<Parts> {
     };
     let location = Location::Directory(dir.to_owned());
     let layer = Layer { digest: None, size: Some(done), diff_id: digest.clone(), location };
-    Ok(Parts { digest, config, layers: vec![layer] })
+    Ok(Parts { digest, config, layers: vec![layer], documents: Documents::default() })
 }
 
 /// The tar stream of a directory.

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::Files;
+use super::{Content, Files, Kind};
 use crate::config::ConfigBlob;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::image::{Layer, Location, Parts, read_small};
+use crate::image::{Documents, Layer, Location, Parts, read_small};
 use crate::manifest::{
     Descriptor, Document, MAX_CONFIG_BYTES, MAX_LAYERS, MAX_MANIFEST_BYTES, is_config_type,
     is_layer_type,
@@ -75,11 +75,21 @@ pub(super) fn resolve(files: &dyn Files, tag: Option<&str>, host: &Platform) -> 
         }
         Err(reason) => return Err(Error::corrupt(what, reason)),
     };
-    let mut search = Search { files, host, documents: 0 };
+    let mut search = Search { content: &files, host, documents: 0 };
     match search.pick_entry(entries, tag)? {
         Pick::One(entry) => search.descend(&entry, 0),
         Pick::ByPlatform(entries) => search.pick_platform(entries, 0),
     }
+}
+
+/// See [`super::resolve_document`].
+pub(super) fn resolve_document(
+    content: &dyn Content,
+    digest: Digest,
+    json: Vec<u8>,
+    host: &Platform,
+) -> Result<Parts> {
+    Search { content, host, documents: 1 }.document(digest, json, 0)
 }
 
 fn check_version(files: &dyn Files) -> Result<()> {
@@ -114,7 +124,7 @@ enum Pick {
 
 /// Looks for the manifest that fits.
 struct Search<'a> {
-    files: &'a dyn Files,
+    content: &'a dyn Content,
     host: &'a Platform,
     documents: usize,
 }
@@ -132,7 +142,7 @@ impl Search<'_> {
             None => images,
             Some(tag) => images.into_iter().filter(|entry| is_tagged(entry, tag)).collect(),
         };
-        let place = self.files.place();
+        let place = self.content.place();
         let Some(first) = chosen.first() else {
             return Err(match tag {
                 Some(tag) => Error::NoSuchTag { place, tag: tag.to_owned(), tags },
@@ -179,11 +189,11 @@ impl Search<'_> {
         }
         found.sort();
         found.dedup();
-        Err(Error::WrongPlatform { what: self.files.place(), found, host: self.host.to_string() })
+        Err(Error::WrongPlatform { what: self.content.place(), found, host: self.host.to_string() })
     }
 
     fn descend(&mut self, entry: &Descriptor, depth: usize) -> Result<Parts> {
-        let place = self.files.place();
+        let place = self.content.place();
         if depth > MAX_DEPTH {
             let what = format!("{place}: nested indexes");
             return Err(Error::TooMany { what, count: depth, limit: MAX_DEPTH });
@@ -193,27 +203,37 @@ impl Search<'_> {
             let what = format!("{place}: manifests to look through");
             return Err(Error::TooMany { what, count: self.documents, limit: MAX_DOCUMENTS });
         }
-        let json = read_verified(self.files, entry, "the manifest", MAX_MANIFEST_BYTES)?;
+        let json = read_verified(self.content, Kind::Manifest, entry)?;
+        self.document(entry.digest.clone(), json, depth)
+    }
+
+    /// The image that a document is, or leads to.
+    fn document(&mut self, digest: Digest, json: Vec<u8>, depth: usize) -> Result<Parts> {
         match Document::parse(&json) {
             Ok(Document::Index(entries)) => self.pick_platform(entries, depth + 1),
-            Ok(Document::Manifest { config, layers }) => {
-                self.image(entry.digest.clone(), &config, layers)
-            }
+            Ok(Document::Manifest { config, layers }) => self.image(digest, json, &config, layers),
             Err(reason) => {
-                Err(Error::corrupt(format!("the manifest {} in {place}", entry.digest), reason))
+                let what = format!("the manifest {digest} in {}", self.content.place());
+                Err(Error::corrupt(what, reason))
             }
         }
     }
 
-    fn image(&self, digest: Digest, config: &Descriptor, layers: Vec<Descriptor>) -> Result<Parts> {
-        let place = self.files.place();
+    fn image(
+        &self,
+        digest: Digest,
+        manifest: Vec<u8>,
+        config: &Descriptor,
+        layers: Vec<Descriptor>,
+    ) -> Result<Parts> {
+        let place = self.content.place();
         if !is_config_type(&config.media_type) {
             return Err(Error::Unsupported {
                 what: format!("{place}: an artifact of type {:?}", config.media_type),
                 remedy: "it is not a container image; use one that is".into(),
             });
         }
-        let json = read_verified(self.files, config, "the config", MAX_CONFIG_BYTES)?;
+        let json = read_verified(self.content, Kind::Config, config)?;
         let what = format!("the config {} in {place}", config.digest);
         let ConfigBlob { config, diff_ids } =
             ConfigBlob::parse(&json).map_err(|error| Error::corrupt(&what, error))?;
@@ -221,11 +241,12 @@ impl Search<'_> {
         check_layer_count(&what, layers.len(), diff_ids.len())?;
         let layers = layers.into_iter().zip(diff_ids);
         let layers = layers.map(|(layer, diff_id)| self.layer(layer, diff_id));
-        Ok(Parts { digest, config, layers: layers.collect::<Result<_>>()? })
+        let documents = Documents { manifest: Some(manifest.into()), config: Some(json.into()) };
+        Ok(Parts { digest, config, layers: layers.collect::<Result<_>>()?, documents })
     }
 
     fn layer(&self, layer: Descriptor, diff_id: Digest) -> Result<Layer> {
-        let place = self.files.place();
+        let place = self.content.place();
         let what = format!("the layer {} in {place}", layer.digest);
         if !is_layer_type(&layer.media_type) {
             return Err(Error::Unsupported {
@@ -234,7 +255,7 @@ impl Search<'_> {
             });
         }
         let path = layer.digest.blob_path();
-        let (location, len) = self.files.locate(&path)?.ok_or_else(|| Error::Missing {
+        let (location, len) = self.content.layer(&layer)?.ok_or_else(|| Error::Missing {
             what: format!("{what} ({path})"),
             remedy: "the copy is incomplete; make or copy the image anew".into(),
         })?;
@@ -295,14 +316,17 @@ fn check_len(what: &str, len: u64, expected: u64) -> Result<()> {
     Err(Error::corrupt(what, format!("it has {len} bytes instead of {expected}{hint}")))
 }
 
-fn read_verified(files: &dyn Files, blob: &Descriptor, what: &str, limit: u64) -> Result<Vec<u8>> {
-    let what = format!("{what} {} in {}", blob.digest, files.place());
+fn read_verified(content: &dyn Content, kind: Kind, blob: &Descriptor) -> Result<Vec<u8>> {
+    let (what, limit) = match kind {
+        Kind::Manifest => ("the manifest", MAX_MANIFEST_BYTES),
+        Kind::Config => ("the config", MAX_CONFIG_BYTES),
+    };
+    let what = format!("{what} {} in {}", blob.digest, content.place());
     if blob.size > limit {
         return Err(Error::TooLarge { what, limit });
     }
-    let path = blob.digest.blob_path();
-    let bytes = files.read(&path, limit)?.ok_or_else(|| Error::Missing {
-        what: format!("{what} ({path})"),
+    let bytes = content.document(kind, blob, limit)?.ok_or_else(|| Error::Missing {
+        what: format!("{what} ({})", blob.digest.blob_path()),
         remedy: "the copy is incomplete; make or copy the image anew".into(),
     })?;
     check_len(&what, bytes.len() as u64, blob.size)?;

@@ -132,7 +132,7 @@ pub(super) fn obtain(
         let _guard = StoreLock::take(&folders.lock(), Lock::Shared)?;
         draft.publish(&path)?;
         if let Some(disk) = BaseDisk::open(&path)? {
-            Record::of(image, &name, disk.len).save(folders)?;
+            Record::of(image, Some((&name, disk.len))).save(folders)?;
             return Ok(disk);
         }
     }
@@ -153,7 +153,7 @@ fn reuse(
         progress.report(Event::Warning(&warning));
         return Ok(None);
     }
-    Record::of(image, name, disk.len).save(folders)?;
+    Record::of(image, Some((name, disk.len))).save(folders)?;
     Ok(Some(disk))
 }
 

@@ -141,7 +141,7 @@ pub(super) fn is_at(file: &File, path: &Path) -> Result<bool> {
     }
 }
 
-fn sync_dir(file: &Path) -> Result<()> {
+pub(super) fn sync_dir(file: &Path) -> Result<()> {
     let dir = file.parent().unwrap_or(file);
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("sync", dir))
 }

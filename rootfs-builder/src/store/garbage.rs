@@ -8,15 +8,26 @@ use std::path::{Path, PathBuf};
 
 use super::Folders;
 use super::draft::{DRAFT_SUFFIX, StoreLock, remove_unlocked};
+use super::journal;
+use super::partial::{self, PARTIAL_SUFFIX};
 use super::record::Records;
 use crate::error::{Error, Result};
 use crate::sys::{self, Lock};
 
-/// Removes drafts of dead processes, disks without a record, and layers of no imported image;
-/// returns the bytes freed. The caller holds the store's lock exclusively.
+/// What is to happen to what an interrupted pull left behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Leftovers {
+    /// It waits for the pull to be begun again, unless it has waited for days.
+    Keep,
+    /// It goes.
+    Discard,
+}
+
+/// Removes drafts of dead processes, disks without a record, layers of no image in the store, and
+/// what interrupted pulls left; returns the bytes freed. The caller holds the store's lock exclusively.
 ///
 /// As long as there are damaged records, disks and layers stay: they may be theirs.
-pub(super) fn sweep(folders: &Folders) -> Result<u64> {
+pub(super) fn sweep(folders: &Folders, leftovers: Leftovers) -> Result<u64> {
     let records = Records::load_all(folders)?;
     let all_known = records.damaged.is_empty();
     let mut freed = 0;
@@ -24,36 +35,56 @@ pub(super) fn sweep(folders: &Folders) -> Result<u64> {
         freed += remove(&path, is_draft(&path))?;
     }
 
-    let disks: HashSet<PathBuf> =
-        records.good.iter().map(|record| folders.disk(&record.disk)).collect();
+    let disks: HashSet<PathBuf> = records
+        .good
+        .iter()
+        .filter_map(|record| record.disk.as_ref())
+        .map(|disk| folders.disk(disk))
+        .collect();
     for path in files_in(&folders.disks())? {
         freed += remove(&path, is_draft(&path) || all_known && !disks.contains(&path))?;
     }
 
-    // Layers that are being imported have no record yet.
+    // Layers that are being imported or pulled have no record yet.
     let Some(_guard) = StoreLock::try_exclusive(&folders.import_lock())? else { return Ok(freed) };
+    let mut awaited = HashSet::new();
+    for path in files_in(&folders.refs())? {
+        if !journal::is_journal(&path) {
+            continue;
+        }
+        match journal::blobs(&path).filter(|_| leftovers == Leftovers::Keep) {
+            Some(blobs) => awaited.extend(blobs.iter().map(|digest| folders.blob(digest))),
+            None => freed += remove(&path, true)?,
+        }
+    }
+    let partials: HashSet<PathBuf> = awaited.iter().map(|blob| partial::path_of(blob)).collect();
     let imports = records.good.iter().filter_map(|record| record.import.as_ref());
-    let layers: HashSet<PathBuf> = imports
-        .flat_map(|import| &import.layers)
-        .map(|layer| folders.blob(&layer.digest))
-        .collect();
+    let needed: HashSet<PathBuf> =
+        imports.flat_map(|import| import.blobs()).map(|blob| folders.blob(blob)).collect();
     for folder in entries(&folders.blobs())? {
         if !folder.is_dir() {
             continue;
         }
         for path in files_in(&folder)? {
-            freed += remove(&path, is_draft(&path) || all_known && !layers.contains(&path))?;
+            let is_garbage = if is_partial(&path) {
+                !partials.contains(&path)
+            } else {
+                let is_blob_needed = needed.contains(&path) || awaited.contains(&path);
+                is_draft(&path) || all_known && !is_blob_needed
+            };
+            freed += remove(&path, is_garbage)?;
         }
     }
     Ok(freed)
 }
 
-/// Whether somebody has this disk open.
+/// Whether somebody has this disk open, or a hard link to it.
 pub(super) fn is_in_use(disk: &Path) -> Result<bool> {
     match File::open(disk) {
         Ok(file) => {
+            let links = file.metadata().map_err(Error::io("read", disk))?.nlink();
             let free = sys::try_lock(&file, Lock::Exclusive).map_err(Error::io("lock", disk))?;
-            Ok(!free)
+            Ok(!free || links > 1)
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(Error::io("open", disk)(error)),
@@ -62,6 +93,10 @@ pub(super) fn is_in_use(disk: &Path) -> Result<bool> {
 
 fn is_draft(path: &Path) -> bool {
     path.to_str().is_some_and(|path| path.ends_with(DRAFT_SUFFIX))
+}
+
+fn is_partial(path: &Path) -> bool {
+    path.to_str().is_some_and(|path| path.ends_with(PARTIAL_SUFFIX))
 }
 
 /// Removes a file that is not needed, unless it is in use; returns the bytes freed.

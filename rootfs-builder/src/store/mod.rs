@@ -3,23 +3,33 @@
 //!
 //! ```text
 //! images/
-//!   blobs/<algorithm>/<hex>    layers of imported images
+//!   blobs/<algorithm>/<hex>    layers, manifests and configs of pulled and imported images
+//!   blobs/….partial            a blob that is being pulled, or whose pull was interrupted
 //!   disks/<chain>-<key>.raw    base disks, read-only; shared lock: in use
 //!   disks/….raw.part           a disk that is being built; exclusive lock: its builder lives
 //!   refs/<hash of name>.json   records
+//!   refs/<hash of name>.pull   what a pull that has not ended will need
 //!   .lock                      shared while a disk gets record and name, exclusive to remove things
-//!   .import.lock               shared while layers are copied, exclusive to remove layers
+//!   .import.lock               shared while layers are copied or pulled, exclusive to remove layers
 //! ```
 //!
 //! Any number of processes use it at once. Everything appears by a rename, so that a crash at any
 //! moment leaves a store that opens; what it leaves behind is recognized by its lock, which died
-//! with its process, and removed by whoever opens the store next.
+//! with its process, and removed by whoever opens the store next. What an interrupted pull has fetched
+//! is kept for three days, for the next attempt.
+//!
+//! Names of imports and of registries are of one kind: a name means what was imported or pulled under it
+//! last, and only where the store has nothing is a registry asked (see [`PullPolicy`]).
 
 mod blobs;
 mod disk;
 mod draft;
 mod garbage;
+mod journal;
+mod partial;
+mod pull;
 mod record;
+mod removal;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,15 +37,19 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use disk::{BaseDisk, DiskBuilder};
 use draft::StoreLock;
+use garbage::Leftovers;
+pub use pull::PullPolicy;
 use record::{Record, Records, record_stem};
+pub use removal::{Pruned, Removed};
 
 use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::image::Image;
+use crate::image::{Image, Imported, Layer};
 use crate::platform::Platform;
 use crate::progress::Progress;
 use crate::reference::{ImageName, ImageReference};
+use crate::registry::RegistryOptions;
 use crate::source::{Archive, LayoutDir, resolve_directory, resolve_layout};
 use crate::sys::Lock;
 
@@ -48,6 +62,7 @@ pub const DEFAULT_LAYER_LIMIT: u64 = 64 << 30;
 pub struct ImageStore {
     folders: Folders,
     layer_limit: u64,
+    registries: RegistryOptions,
 }
 
 /// An image in the store.
@@ -58,16 +73,22 @@ pub struct StoredImage {
     pub name: String,
     /// See [`Image::digest`].
     pub digest: Digest,
+    /// Of the index in which the image was found, where it is one of several for different
+    /// platforms: the digest that registries and docker show.
+    pub index: Option<Digest>,
     /// See [`Image::chain_id`].
     pub chain_id: Digest,
     /// What to run and how.
     pub config: ImageConfig,
-    /// From where it was imported; none: it is only cached.
+    /// From where it was pulled (`docker://…`) or imported; none: it is used where it lies, and only its
+    /// disk is cached.
     pub imported_from: Option<String>,
-    /// When it was imported or first used.
+    /// When it was pulled, imported or first used.
     pub time: SystemTime,
     /// Bytes that its disk and its layers take on the host's disk, shared ones included.
     pub size: u64,
+    /// Its base disk, as [`BaseDisk::path`] has it; none: it has not been built yet.
+    pub disk: Option<PathBuf>,
     /// What is wrong with its disk, if anything. It is built anew when next used.
     pub disk_problem: Option<String>,
 }
@@ -92,16 +113,6 @@ pub struct DamagedRecord {
     pub error: Error,
 }
 
-/// What [`ImageStore::remove`] did.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct Removed {
-    /// The name of the image, or the ID of a damaged record.
-    pub name: String,
-    /// Bytes that this freed on the host's disk.
-    pub freed: u64,
-}
-
 impl ImageStore {
     /// Opens the store in this folder (`$BOXLITE_HOME/images`); creates it where it is missing, and
     /// removes what killed processes left behind.
@@ -111,7 +122,11 @@ impl ImageStore {
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
         let root = std::path::absolute(dir).map_err(Error::io("find", dir))?;
-        let store = Self { folders: Folders { root }, layer_limit: DEFAULT_LAYER_LIMIT };
+        let store = Self {
+            folders: Folders { root },
+            layer_limit: DEFAULT_LAYER_LIMIT,
+            registries: RegistryOptions::default(),
+        };
         for folder in [store.folders.blobs(), store.folders.disks(), store.folders.refs()] {
             fs::create_dir_all(&folder).map_err(Error::write(&folder, 1))?;
         }
@@ -125,12 +140,37 @@ impl ImageStore {
         Self { layer_limit: bytes, ..self }
     }
 
+    /// Changes how registries are reached.
+    #[must_use]
+    pub fn with_registries(self, registries: RegistryOptions) -> Self {
+        Self { registries, ..self }
+    }
+
+    /// How registries are reached.
+    pub fn registries(&self) -> &RegistryOptions {
+        &self.registries
+    }
+
     /// Finds an image, and verifies its manifest and config. A directory is read as a whole to
-    /// learn its identity; an archive that is compressed is expanded.
+    /// learn its identity; an archive that is compressed is expanded; a name that the store does not
+    /// have is pulled from its registry.
     ///
     /// # Errors
-    /// It is missing, damaged, for another platform, or not (yet) to be had.
+    /// It is missing, damaged, for another platform, or not to be had.
     pub fn resolve(&self, reference: &ImageReference, progress: &dyn Progress) -> Result<Image> {
+        self.resolve_with(reference, PullPolicy::Missing, progress)
+    }
+
+    /// As [`resolve`](Self::resolve), and says when to ask a registry for a name.
+    ///
+    /// # Errors
+    /// It is missing, damaged, for another platform, or not to be had.
+    pub fn resolve_with(
+        &self,
+        reference: &ImageReference,
+        policy: PullPolicy,
+        progress: &dyn Progress,
+    ) -> Result<Image> {
         let host = Platform::host();
         let parts = match reference {
             ImageReference::OciLayout { dir, tag } => {
@@ -142,18 +182,59 @@ impl ImageStore {
                 archive.resolve(tag.as_deref(), &host)?
             }
             ImageReference::Directory { dir } => resolve_directory(dir, progress)?,
-            ImageReference::Name(name) => return self.imported(name),
+            ImageReference::Name(name) => return self.named(name, policy, progress),
         };
         Image::new(reference, parts)
     }
 
-    fn imported(&self, name: &ImageName) -> Result<Image> {
-        let path = self.folders.record(name.as_str());
-        if !path.exists() {
-            return Err(Error::NotImported { name: name.to_string() });
+    /// Gets an image from its registry as it is there now; fetches only what the store has not.
+    ///
+    /// # Errors
+    /// [`Error::Registry`] says what the registry answers. [`Error::Cancelled`] if the progress says
+    /// so: what was fetched is kept for the next attempt.
+    pub fn pull(&self, name: &ImageName, progress: &dyn Progress) -> Result<Image> {
+        let image = pull::pull(&self.folders, &self.registries, name, progress)?;
+        self.collect_garbage();
+        Ok(image)
+    }
+
+    fn named(
+        &self,
+        name: &ImageName,
+        policy: PullPolicy,
+        progress: &dyn Progress,
+    ) -> Result<Image> {
+        let stored = match policy {
+            PullPolicy::Always => None,
+            PullPolicy::Missing | PullPolicy::Never => self.stored(name)?,
+        };
+        match (stored, policy) {
+            (Some(image), _) => Ok(image),
+            (None, PullPolicy::Never) => Err(Error::NotStored { name: name.to_string() }),
+            (None, _) => self.pull(name, progress),
         }
-        let image = record::load(&path)?.image(&self.folders);
-        image.ok_or_else(|| Error::NotImported { name: name.to_string() })
+    }
+
+    /// The image of that name, or with the digest that the name is pinned to. None, too, where it
+    /// came from a registry and lacks layers: that can give them again.
+    fn stored(&self, name: &ImageName) -> Result<Option<Image>> {
+        let path = self.folders.record(name.as_str());
+        let record = match (path.exists(), name.digest()) {
+            (true, _) => Some(record::load(&path)?),
+            (false, Some(digest)) => {
+                let records = Records::load_all(&self.folders)?.good;
+                let is_meant = |record: &Record| record.digests().any(|known| *known == digest);
+                records.into_iter().find(is_meant)
+            }
+            (false, None) => None,
+        };
+        Ok(record.and_then(|record| record.image(&self.folders)).filter(|image| {
+            let is_there = |layer: &Layer| match (&layer.digest, layer.size) {
+                (Some(digest), Some(size)) => partial::is_stored(&self.folders.blob(digest), size),
+                _ => true,
+            };
+            !image.is_pulled() || image.layers.iter().all(is_there)
+        }))
     }
 
     /// The disk of an image: from the cache, or built now (once, however many processes ask).
@@ -185,15 +266,38 @@ impl ImageStore {
             .parse()
             .map_err(|reason: crate::reference::InvalidName| invalid(reason.to_string()))?;
         let mut image = self.resolve(reference, progress)?;
-        let from = image.imported_from.take().unwrap_or_else(|| reference.to_string());
+        let origin = image.imported.take();
         let guard = StoreLock::take(&self.folders.import_lock(), Lock::Shared)?;
-        image.layers = blobs::copy_layers(&self.folders, &image, self.layer_limit, progress)?;
-        image.imported_from = Some(from);
+        let layers = blobs::copy_layers(&self.folders, &image, self.layer_limit, progress)?;
+        image.imported = Some(match origin {
+            Some(origin) => origin,
+            None => self.store_documents(&mut image, &layers)?,
+        });
+        image.layers = layers;
         image.reference = ImageReference::Name(name);
         self.disk(&image, builder, progress)?;
         drop(guard);
         self.collect_garbage();
         Ok(image)
+    }
+
+    /// Puts manifest and config of an image beside its layers. The manifest stays out if it speaks of
+    /// other blobs, because layers were compressed.
+    fn store_documents(&self, image: &mut Image, layers: &[Layer]) -> Result<Imported> {
+        let mut documents = std::mem::take(&mut image.documents);
+        let digests = |layers: &[Layer]| -> Vec<_> {
+            layers.iter().map(|layer| layer.digest.clone()).collect()
+        };
+        if digests(layers) != digests(&image.layers) {
+            documents.manifest = None;
+        }
+        pull::store_documents(&self.folders, &image.digest, &documents)?;
+        Ok(Imported {
+            from: image.reference.to_string(),
+            index: None,
+            manifest: documents.manifest.map(|_| image.digest.clone()),
+            config: documents.config.as_deref().map(Digest::sha256),
+        })
     }
 
     /// All images that the store knows.
@@ -202,95 +306,21 @@ impl ImageStore {
     /// The folder cannot be read. Damaged records and disks are no errors: they are in the list.
     pub fn list(&self) -> Result<Listing> {
         let records = Records::load_all(&self.folders)?;
-        let stored = |record: Record| {
-            let (disk_size, disk_problem) = self.folders.inspect_disk(&record);
-            let layers = record.import.iter().flat_map(|import| &import.layers);
-            StoredImage {
-                size: disk_size + layers.map(|layer| layer.size).sum::<u64>(),
-                disk_problem,
-                time: UNIX_EPOCH + Duration::from_secs(record.time.min(u32::MAX.into())),
-                imported_from: record.import.map(|import| import.from),
-                name: record.name,
-                digest: record.digest,
-                chain_id: record.chain_id,
-                config: record.config,
-            }
-        };
         let damaged = records.damaged.into_iter().map(|(path, error)| DamagedRecord {
             id: path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
             error,
         });
         Ok(Listing {
-            images: records.good.into_iter().map(stored).collect(),
+            images: records.good.iter().map(|record| self.folders.describe(record)).collect(),
             damaged: damaged.collect(),
         })
-    }
-
-    /// Removes an image by its name, by the reference by which it was used, by (six or more
-    /// digits of) its digest, or by the ID of a damaged record; and with it the disk and layers
-    /// that no other image needs.
-    ///
-    /// # Errors
-    /// There is no such image or several, or a running box uses its disk.
-    pub fn remove(&self, text: &str) -> Result<Removed> {
-        let _guard = StoreLock::take(&self.folders.lock(), Lock::Exclusive)?;
-        let records = Records::load_all(&self.folders)?;
-        let name = text.parse::<ImageReference>().map(|reference| reference.to_string());
-        let named = name.ok().and_then(|name| records.named(&name));
-        let record = match (named, records.with_digest(text).as_slice()) {
-            (Some(record), _) | (None, &[record]) => record,
-            (None, []) => return self.remove_damaged(&records, text),
-            (None, several) => {
-                let names = several.iter().map(|record| record.name.clone()).collect();
-                return Err(Error::Ambiguous { text: text.to_owned(), names });
-            }
-        };
-        let path = self.folders.record(&record.name);
-        self.remove_record(&records, Some(record), &path)?;
-        let freed = garbage::sweep(&self.folders)?;
-        Ok(Removed { name: record.name.clone(), freed })
-    }
-
-    fn remove_record(&self, records: &Records, record: Option<&Record>, path: &Path) -> Result<()> {
-        if let Some(record) = record {
-            let users = records.good.iter().filter(|other| other.disk == record.disk).count();
-            let disk = self.folders.disk(&record.disk);
-            if users == 1 && garbage::is_in_use(&disk)? {
-                return Err(Error::InUse { name: record.name.clone() });
-            }
-        }
-        fs::remove_file(path).map_err(Error::io("remove", path))
-    }
-
-    fn remove_damaged(&self, records: &Records, text: &str) -> Result<Removed> {
-        let stem = text.parse::<ImageReference>().map(|name| record_stem(&name.to_string()));
-        let is_meant = |path: &Path| {
-            path.file_stem().and_then(|stem| stem.to_str()).is_some_and(|id| {
-                text.len() >= 6 && id.starts_with(text)
-                    || stem.as_ref().is_ok_and(|stem| stem == id)
-            })
-        };
-        let paths: Vec<_> =
-            records.damaged.iter().map(|(path, _)| path).filter(|path| is_meant(path)).collect();
-        match paths.as_slice() {
-            [path] => {
-                self.remove_record(records, None, path)?;
-                let freed = garbage::sweep(&self.folders)?;
-                Ok(Removed { name: text.to_owned(), freed })
-            }
-            [] => Err(Error::NotFound { text: text.to_owned() }),
-            several => Err(Error::Ambiguous {
-                text: text.to_owned(),
-                names: several.iter().map(|path| path.display().to_string()).collect(),
-            }),
-        }
     }
 
     /// Removes what nobody needs, unless somebody is at work in the store: then that is the
     /// business of the next one.
     fn collect_garbage(&self) {
         let collect = || match StoreLock::try_exclusive(&self.folders.lock())? {
-            Some(_guard) => garbage::sweep(&self.folders),
+            Some(_guard) => garbage::sweep(&self.folders, Leftovers::Keep),
             None => Ok(0),
         };
         if let Err(error) = collect() {
@@ -341,15 +371,36 @@ impl Folders {
     /// Whether a disk of this length is what a record says, or there is no record of it.
     fn is_recorded_len(&self, disk: &str, len: u64) -> Result<bool> {
         let records = Records::load_all(self)?;
-        let mut lens = records.good.iter().filter(|r| r.disk == disk).map(|r| r.disk_len);
+        let is_of_it = |record: &&Record| record.disk.as_deref() == Some(disk);
+        let mut lens = records.good.iter().filter(is_of_it).map(|record| record.disk_len);
         let Some(first) = lens.next() else { return Ok(true) };
         Ok(first == len || lens.any(|other| other == len))
+    }
+
+    /// What people are told of a record.
+    fn describe(&self, record: &Record) -> StoredImage {
+        let (disk_size, disk_problem) = self.inspect_disk(record);
+        let import = record.import.as_ref();
+        let layers = import.iter().flat_map(|import| &import.layers);
+        StoredImage {
+            name: record.name.clone(),
+            digest: record.digest.clone(),
+            index: import.and_then(|import| import.origin.index.clone()),
+            chain_id: record.chain_id.clone(),
+            config: record.config.clone(),
+            imported_from: import.map(|import| import.origin.from.clone()),
+            time: UNIX_EPOCH + Duration::from_secs(record.time.min(u32::MAX.into())),
+            size: layers.map(|layer| layer.size).fold(disk_size, u64::saturating_add),
+            disk: record.disk.as_ref().map(|disk| self.disk(disk)),
+            disk_problem,
+        }
     }
 
     /// How many bytes a disk takes, and what is wrong with it.
     fn inspect_disk(&self, record: &Record) -> (u64, Option<String>) {
         use std::os::unix::fs::MetadataExt;
-        match self.disk(&record.disk).metadata() {
+        let Some(disk) = &record.disk else { return (0, None) };
+        match self.disk(disk).metadata() {
             Ok(disk) => {
                 let problem = (disk.len() != record.disk_len)
                     .then(|| format!("it has {} bytes instead of {}", disk.len(), record.disk_len));

@@ -12,7 +12,7 @@ use super::draft::write_whole;
 use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::image::{Image, Layer, Location, chain_id, read_small};
+use crate::image::{Documents, Image, Imported, Layer, Location, chain_id, read_small};
 use crate::reference::ImageReference;
 
 const VERSION: u32 = 1;
@@ -27,8 +27,8 @@ pub(super) struct Record {
     pub(super) digest: Digest,
     pub(super) chain_id: Digest,
     pub(super) config: ImageConfig,
-    /// The file in `disks/` and its length.
-    pub(super) disk: String,
+    /// The file in `disks/` and its length; none: no disk has been built yet.
+    pub(super) disk: Option<String>,
     pub(super) disk_len: u64,
     /// Seconds since the epoch.
     pub(super) time: u64,
@@ -38,8 +38,17 @@ pub(super) struct Record {
 /// Of an imported image: where it was from, and its layers in `blobs/`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Import {
-    pub(super) from: String,
+    #[serde(flatten)]
+    pub(super) origin: Imported,
     pub(super) layers: Vec<StoredLayer>,
+}
+
+impl Import {
+    /// All blobs that it needs.
+    pub(super) fn blobs(&self) -> impl Iterator<Item = &Digest> {
+        let documents = self.origin.manifest.iter().chain(&self.origin.config);
+        self.layers.iter().map(|layer| &layer.digest).chain(documents)
+    }
 }
 
 /// A layer in `blobs/`.
@@ -51,7 +60,8 @@ pub(super) struct StoredLayer {
 }
 
 impl Record {
-    pub(super) fn of(image: &Image, disk: &str, disk_len: u64) -> Self {
+    /// Of an image and its disk, if it has one: the file and its length.
+    pub(super) fn of(image: &Image, disk: Option<(&str, u64)>) -> Self {
         let layers = || {
             let stored = |layer: &Layer| {
                 let (digest, diff_id) = (layer.digest.clone()?, layer.diff_id.clone());
@@ -59,7 +69,7 @@ impl Record {
             };
             image.layers.iter().filter_map(stored).collect()
         };
-        let import = image.imported_from.clone().map(|from| Import { from, layers: layers() });
+        let import = image.imported.clone().map(|origin| Import { origin, layers: layers() });
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
             version: VERSION,
@@ -67,8 +77,8 @@ impl Record {
             digest: image.digest.clone(),
             chain_id: image.chain_id.clone(),
             config: image.config.clone(),
-            disk: disk.to_owned(),
-            disk_len,
+            disk: disk.map(|(name, _)| name.to_owned()),
+            disk_len: disk.map_or(0, |(_, len)| len),
             time: now.as_secs(),
             import,
         }
@@ -89,8 +99,15 @@ impl Record {
             config: self.config.clone(),
             chain_id: self.chain_id.clone(),
             layers: layers.collect(),
-            imported_from: Some(import.from.clone()),
+            documents: Documents::default(),
+            imported: Some(import.origin.clone()),
         })
+    }
+
+    /// The digests by which people know it: its own, and that of the index it is in.
+    pub(super) fn digests(&self) -> impl Iterator<Item = &Digest> {
+        let index = self.import.as_ref().and_then(|import| import.origin.index.as_ref());
+        std::iter::once(&self.digest).chain(index)
     }
 
     /// Whether it says the same, at whatever time.
@@ -122,7 +139,7 @@ pub(super) fn load(path: &Path) -> Result<Record> {
         "another version of this program wrote it"
     } else if path.file_stem().is_none_or(|stem| stem != &*record_stem(&record.name)) {
         "it is of another name"
-    } else if !is_disk_name(&record.disk) {
+    } else if record.disk.as_deref().is_some_and(|disk| !is_disk_name(disk)) {
         "it names no disk"
     } else if record.import.is_some() && chain_id.as_ref() != Some(&record.chain_id) {
         "its layers are not those of its chain ID"
@@ -165,14 +182,23 @@ impl Records {
         Ok(records)
     }
 
+    /// The record that is named so, or those whose digest begins so.
+    pub(super) fn matching(&self, text: &str) -> Vec<&Record> {
+        let name = text.parse::<ImageReference>().map(|reference| reference.to_string());
+        match name.ok().and_then(|name| self.named(&name)) {
+            Some(record) => vec![record],
+            None => self.with_digest(text),
+        }
+    }
+
     /// The record of that name.
-    pub(super) fn named(&self, name: &str) -> Option<&Record> {
+    fn named(&self, name: &str) -> Option<&Record> {
         self.good.iter().find(|record| record.name == name)
     }
 
     /// The records whose digest begins so, with or without the algorithm; none for short prefixes,
     /// which would be names rather.
-    pub(super) fn with_digest(&self, prefix: &str) -> Vec<&Record> {
+    fn with_digest(&self, prefix: &str) -> Vec<&Record> {
         const MIN_PREFIX: usize = 6;
         let (algorithm, hex) = prefix.split_once(':').unwrap_or(("", prefix));
         let is_match = |digest: &Digest| {
@@ -180,6 +206,6 @@ impl Records {
                 && hex.len() >= MIN_PREFIX
                 && digest.hex().starts_with(hex)
         };
-        self.good.iter().filter(|record| is_match(&record.digest)).collect()
+        self.good.iter().filter(|record| record.digests().any(is_match)).collect()
     }
 }

@@ -3,6 +3,7 @@
 mod archives;
 mod directories;
 mod layouts;
+mod registry;
 mod store;
 mod support;
 mod tools;

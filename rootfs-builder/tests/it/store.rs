@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use boxlite_rootfs_builder::{
-    DiskBuilder, Error, ImageReference, ImageStore, LayerStreams, Silent,
+    DiskBuilder, Error, ImageReference, ImageStore, LayerStreams, PullPolicy, Silent,
 };
 
 use crate::support::*;
@@ -155,10 +155,11 @@ fn a_damaged_blob_in_the_store_is_copied_anew() {
 }
 
 #[test]
-fn names_that_were_not_imported_say_what_to_do() {
+fn names_that_are_none_say_what_to_do() {
     let place = Place::new();
-    let error = place.resolve("docker://alpine").unwrap_err().to_string();
-    assert!(error.contains("skopeo copy docker://alpine:latest oci:DIR"), "{error}");
+    let reference = "docker://alpine".parse().unwrap();
+    let error = place.store().resolve_with(&reference, PullPolicy::Never, &Silent).unwrap_err();
+    assert!(error.to_string().contains("no image alpine:latest here"), "{error}");
     let source: ImageReference = image(&place, "x").parse().unwrap();
     let error = place.store().import(&source, "Bad Name", &Concatenate::default(), &Silent);
     assert!(matches!(error, Err(Error::InvalidReference { .. })));
@@ -176,7 +177,7 @@ fn a_disk_in_use_is_not_removed() {
     let in_use = || {
         let error = store.remove(&reference).unwrap_err();
         assert!(matches!(error, Error::InUse { .. }), "{error}");
-        assert!(error.to_string().contains("in use by a running box"));
+        assert!(error.to_string().contains("in use by a box"));
     };
     in_use();
     // The lock goes with the file, to another process too.

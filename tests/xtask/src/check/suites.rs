@@ -5,7 +5,7 @@ use anyhow::Result;
 use crate::check::report::{Outcome, passes, tests, tests_heard};
 use crate::check::rerun::Deaths;
 use crate::image::Kind;
-use crate::{build, guest, image, softhost};
+use crate::{apt, build, guest, image, softhost};
 
 /// The package of the end-to-end tests: they need guest files, which the others do not.
 const E2E_PACKAGE: &str = "boxlite-tests";
@@ -29,8 +29,21 @@ pub(super) fn documentation() -> Result<Outcome> {
     )
 }
 
+/// Programs that the unit tests try the crates against, and the packages that have them. Without
+/// them, those tests say that they were skipped.
+const COUNTERPARTS: [(&str, &str); 5] = [
+    ("docker-registry", "docker-registry"),
+    ("htpasswd", "apache2-utils"),
+    ("openssl", "openssl"),
+    ("skopeo", "skopeo"),
+    ("umoci", "umoci"),
+];
+
 /// Unit, property and conformance tests: all that need no guest files.
 pub(super) fn unit() -> Result<Outcome> {
+    if let Err(error) = apt::ensure(&COUNTERPARTS) {
+        eprintln!("some tests will be skipped: {error:#}");
+    }
     tests(build::cargo().args(["test", "--workspace", "--exclude", E2E_PACKAGE, "--no-fail-fast"]))
 }
 

@@ -1,0 +1,368 @@
+//! Logins, kept where docker keeps them: in `config.json`, or with the credential helper that it names.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde_json::{Map, Value, json};
+
+use super::helper::Helper;
+use crate::error::{Error, Result};
+use crate::image::read_small;
+use crate::reference::DOCKER_HUB;
+
+/// What opens a registry.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) enum Credentials {
+    /// A user and a password (or an access token in its place).
+    Password { user: String, password: String },
+    /// An OAuth2 refresh token, to be exchanged for others.
+    IdentityToken(String),
+    /// A token that the registry itself takes.
+    RegistryToken(String),
+}
+
+/// Never with the secret.
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Credentials({})", self.user())
+    }
+}
+
+impl Credentials {
+    /// What a helper or a file says: docker marks identity tokens by the user's name.
+    pub(super) fn new(user: String, secret: String) -> Self {
+        match user.as_str() {
+            "<token>" => Self::IdentityToken(secret),
+            _ => Self::Password { user, password: secret },
+        }
+    }
+
+    /// Who it is, for messages.
+    pub(super) fn user(&self) -> &str {
+        match self {
+            Self::Password { user, .. } => user,
+            Self::IdentityToken(_) | Self::RegistryToken(_) => "<token>",
+        }
+    }
+}
+
+/// Credentials, and where they were found.
+#[derive(Clone, Debug)]
+pub(crate) struct Login {
+    pub(super) credentials: Credentials,
+    pub(super) source_name: String,
+}
+
+/// Where a login was put.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LoginStore {
+    /// In this file, readable for its owner only, but not encrypted.
+    File(PathBuf),
+    /// With the credential helper `docker-credential-<name>`.
+    Helper(String),
+}
+
+/// Docker's `config.json`.
+pub(super) struct DockerConfig {
+    path: PathBuf,
+    json: Map<String, Value>,
+}
+
+/// A configuration that is longer is none.
+const MAX_CONFIG_BYTES: u64 = 4 << 20;
+
+impl DockerConfig {
+    /// Reads it; an absent file is an empty one.
+    pub(super) fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join("config.json");
+        let bytes = match read_small(&path, MAX_CONFIG_BYTES) {
+            Ok(bytes) => bytes,
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(Self { path, json: Map::new() });
+            }
+            Err(error) => return Err(error),
+        };
+        let json = serde_json::from_slice(&bytes);
+        let json = json.map_err(|error| Error::RegistryConfig {
+            file: path.clone(),
+            reason: error.to_string(),
+        })?;
+        Ok(Self { path, json })
+    }
+
+    /// The login for a registry, if there is one.
+    pub(super) fn login(&self, registry: &str) -> Result<Option<Login>> {
+        if let Some((helper, key)) = self.helper(registry)?
+            && let Some(credentials) = helper.get(&key)?
+        {
+            let source_name = helper.program();
+            return Ok(Some(Login { credentials, source_name }));
+        }
+        let entries = self.auths().into_iter().flatten();
+        let entry = entries.filter(|(key, _)| names_registry(key, registry));
+        let found = entry.filter_map(|(_, entry)| credentials_of(entry)).next();
+        let source_name = self.path.display().to_string();
+        Ok(found.map(|credentials| Login { credentials, source_name }))
+    }
+
+    /// Keeps a login: with the helper, if one is configured, else in the file.
+    pub(super) fn store(
+        &mut self,
+        registry: &str,
+        credentials: &Credentials,
+    ) -> Result<LoginStore> {
+        let (user, secret) = match credentials {
+            Credentials::Password { user, password } => (user.as_str(), password),
+            Credentials::IdentityToken(token) | Credentials::RegistryToken(token) => ("", token),
+        };
+        if let Some((helper, key)) = self.helper(registry)? {
+            let user = if user.is_empty() { "<token>" } else { user };
+            helper.store(&key, user, secret)?;
+            // As docker does: an entry without a secret says that there is a login.
+            self.set_auth(registry, json!({}));
+            self.write()?;
+            return Ok(LoginStore::Helper(helper.name().to_owned()));
+        }
+        let entry = match credentials {
+            Credentials::Password { .. } => {
+                json!({ "auth": BASE64.encode(format!("{user}:{secret}")) })
+            }
+            Credentials::IdentityToken(_) => json!({ "identitytoken": secret }),
+            Credentials::RegistryToken(_) => json!({ "registrytoken": secret }),
+        };
+        self.set_auth(registry, entry);
+        self.write()?;
+        Ok(LoginStore::File(self.path.clone()))
+    }
+
+    /// Forgets a login; says whether there was one.
+    pub(super) fn erase(&mut self, registry: &str) -> Result<bool> {
+        let mut had_one = false;
+        if let Some((helper, key)) = self.helper(registry)? {
+            had_one = helper.get(&key)?.is_some();
+            if had_one {
+                helper.erase(&key)?;
+            }
+        }
+        if let Some(Value::Object(auths)) = self.json.get_mut("auths") {
+            let before = auths.len();
+            auths.retain(|key, _| !names_registry(key, registry));
+            if auths.len() != before {
+                had_one = true;
+                self.write()?;
+            }
+        }
+        Ok(had_one)
+    }
+
+    /// The helper that has this registry's login, and the registry's name there.
+    fn helper(&self, registry: &str) -> Result<Option<(Helper, String)>> {
+        let own = self.json.get("credHelpers").and_then(Value::as_object).and_then(|helpers| {
+            let named = helpers.iter().find(|(key, _)| names_registry(key, registry));
+            named.map(|(key, helper)| (helper, key.clone()))
+        });
+        let any = || Some((self.json.get("credsStore")?, key_of(registry)));
+        let Some((helper, key)) = own.or_else(any) else { return Ok(None) };
+        match helper.as_str() {
+            None | Some("") => Ok(None),
+            Some(name) => Helper::named(name, &self.path).map(|helper| Some((helper, key))),
+        }
+    }
+
+    fn auths(&self) -> Option<&Map<String, Value>> {
+        self.json.get("auths")?.as_object()
+    }
+
+    fn set_auth(&mut self, registry: &str, entry: Value) {
+        let auths = self.json.entry("auths").or_insert_with(|| json!({}));
+        if !auths.is_object() {
+            *auths = json!({});
+        }
+        if let Value::Object(auths) = auths {
+            auths.retain(|key, _| !names_registry(key, registry));
+            auths.insert(key_of(registry), entry);
+        }
+    }
+
+    /// Replaces the file in one step. Where it is a link, what it points to.
+    fn write(&self) -> Result<()> {
+        let target = fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
+        let dir = target.parent().unwrap_or(&target);
+        if !dir.exists() {
+            fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+            let private = fs::Permissions::from_mode(0o700);
+            fs::set_permissions(dir, private).map_err(Error::io("protect", dir))?;
+        }
+        let text = serde_json::to_vec_pretty(&self.json)
+            .map_err(|error| Error::corrupt(self.path.display().to_string(), error))?;
+        // Only its owner may read what tempfile makes.
+        let mut file = tempfile::Builder::new()
+            .prefix(".config.json.")
+            .tempfile_in(dir)
+            .map_err(Error::io("create a file in", dir))?;
+        let written = file.write_all(&text).and_then(|()| file.as_file().sync_all());
+        written.map_err(Error::write(&target, text.len() as u64))?;
+        file.persist(&target).map_err(|error| Error::io("replace", &target)(error.error))?;
+        File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("sync", dir))
+    }
+}
+
+/// Docker Hub's name in docker's configuration.
+const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
+
+/// How docker writes the name of a registry.
+fn key_of(registry: &str) -> String {
+    match host_of(registry) {
+        DOCKER_HUB => DOCKER_HUB_KEY.to_owned(),
+        host => host.to_owned(),
+    }
+}
+
+/// Whether an entry with this key (`host`, `https://host`, `https://host/v1/`) is meant.
+fn names_registry(key: &str, registry: &str) -> bool {
+    host_of(key) == host_of(registry)
+}
+
+/// The host of a key, all of Docker Hub's as one.
+pub(super) fn host_of(key: &str) -> &str {
+    let key = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
+    match key.split('/').next().unwrap_or_default() {
+        "docker.io" | "index.docker.io" | "registry-1.docker.io" | "registry.hub.docker.com" => {
+            DOCKER_HUB
+        }
+        host => host,
+    }
+}
+
+fn credentials_of(entry: &Value) -> Option<Credentials> {
+    let text = |name: &str| entry.get(name)?.as_str().filter(|text| !text.is_empty());
+    if let Some(token) = text("registrytoken") {
+        return Some(Credentials::RegistryToken(token.to_owned()));
+    }
+    if let Some(token) = text("identitytoken") {
+        return Some(Credentials::IdentityToken(token.to_owned()));
+    }
+    if let Some(auth) = text("auth") {
+        let decoded = String::from_utf8(BASE64.decode(auth.trim()).ok()?).ok()?;
+        // Docker fills up with NULs what it encrypts no more.
+        let (user, password) = decoded.trim_end_matches('\0').split_once(':')?;
+        return Some(Credentials::new(user.to_owned(), password.to_owned()));
+    }
+    Some(Credentials::new(text("username")?.to_owned(), text("password")?.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(json: Value) -> (tempfile::TempDir, DockerConfig) {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("config.json"), json.to_string()).unwrap();
+        let config = DockerConfig::read(dir.path()).unwrap();
+        (dir, config)
+    }
+
+    fn password(user: &str, password: &str) -> Credentials {
+        Credentials::Password { user: user.into(), password: password.into() }
+    }
+
+    #[test]
+    fn logins_are_found_under_every_spelling() {
+        let (_dir, config) = config(json!({ "auths": {
+            "https://index.docker.io/v1/": { "auth": BASE64.encode("me:pa:ss") },
+            "http://reg.lan:5000": { "username": "you", "password": "x" },
+            "https://quay.io/v2/": { "auth": "", "identitytoken": "refresh" },
+            "empty.lan": {},
+            "odd.lan": { "auth": "%%%" },
+        }}));
+        let login = |registry: &str| config.login(registry).unwrap().map(|l| l.credentials);
+        assert_eq!(login("docker.io"), Some(password("me", "pa:ss")));
+        assert_eq!(login("reg.lan:5000"), Some(password("you", "x")));
+        assert_eq!(login("quay.io"), Some(Credentials::IdentityToken("refresh".into())));
+        for none in ["reg.lan", "empty.lan", "odd.lan", "other"] {
+            assert_eq!(login(none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn what_is_stored_is_found_and_nothing_else_changes() {
+        let (dir, mut config) = config(json!({
+            "auths": { "other.lan": { "auth": "eDp5" }, "https://reg.lan": { "auth": "b2xkOm9sZA==" } },
+            "psFormat": "table", "nested": { "unknown": [1, null] },
+        }));
+        let file = dir.path().join("config.json");
+        assert_eq!(
+            config.store("reg.lan", &password("me", "s")).unwrap(),
+            LoginStore::File(file.clone())
+        );
+        let mode = fs::metadata(&file).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let read = || serde_json::from_slice::<Value>(&fs::read(&file).unwrap()).unwrap();
+        assert_eq!(
+            read(),
+            json!({
+                "auths": { "other.lan": { "auth": "eDp5" }, "reg.lan": { "auth": BASE64.encode("me:s") } },
+                "psFormat": "table", "nested": { "unknown": [1, null] },
+            })
+        );
+        let mut again = DockerConfig::read(dir.path()).unwrap();
+        assert_eq!(again.login("reg.lan").unwrap().unwrap().credentials, password("me", "s"));
+        assert!(again.erase("reg.lan").unwrap());
+        assert!(!again.erase("reg.lan").unwrap());
+        assert_eq!(read()["auths"], json!({ "other.lan": { "auth": "eDp5" } }));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_missing_file_is_made_for_its_owner_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("new");
+        let mut config = DockerConfig::read(&folder).unwrap();
+        assert!(config.login("docker.io").unwrap().is_none());
+        config.store("docker.io", &password("me", "s")).unwrap();
+        let mode = fs::metadata(&folder).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+        let json: Value =
+            serde_json::from_slice(&fs::read(folder.join("config.json")).unwrap()).unwrap();
+        assert!(json["auths"].get(DOCKER_HUB_KEY).is_some());
+    }
+
+    #[test]
+    fn a_linked_file_stays_a_link() {
+        let (dir, _) = config(json!({}));
+        let other = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(
+            dir.path().join("config.json"),
+            other.path().join("config.json"),
+        )
+        .unwrap();
+        let mut config = DockerConfig::read(other.path()).unwrap();
+        config.store("x.lan", &password("me", "s")).unwrap();
+        assert!(other.path().join("config.json").is_symlink());
+        let read = DockerConfig::read(dir.path()).unwrap();
+        assert!(read.login("x.lan").unwrap().is_some());
+    }
+
+    #[test]
+    fn a_damaged_file_is_named_and_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("config.json"), "[1]").unwrap();
+        let error = DockerConfig::read(dir.path()).err().unwrap().to_string();
+        assert!(error.contains("config.json"), "{error}");
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let shown = format!(
+            "{:?} {:?}",
+            password("me", "hunter2"),
+            Credentials::IdentityToken("hunter2".into())
+        );
+        assert!(!shown.contains("hunter2") && shown.contains("me"), "{shown}");
+    }
+}

@@ -1,0 +1,26 @@
+//! Registries: where they are, who may ask them, and what they say.
+//!
+//! The distribution protocol's pull is three kinds of requests; this speaks it on reqwest. (The oci-client
+//! crate reads manifests, tokens and errors of any length into memory, drops `Retry-After` and the reasons
+//! for refused tokens, and knows no identity tokens: registries are strangers here.)
+
+mod auth;
+mod credentials;
+mod driver;
+mod helper;
+mod http;
+mod login;
+mod options;
+mod problem;
+mod session;
+mod tls;
+
+pub use credentials::LoginStore;
+pub use options::{RegistryConfig, RegistryOptions};
+pub use problem::RegistryProblem;
+
+pub(crate) use driver::{Driver, on_own_thread};
+pub(crate) use http::backoff;
+pub(crate) use login::find_login;
+pub(crate) use options::Endpoint;
+pub(crate) use session::{Document, Session};

@@ -1,0 +1,268 @@
+//! Which registries are asked, and how: mirrors, TLS, logins.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::image::read_small;
+use crate::reference::DOCKER_HUB;
+
+/// How registries are reached. The default: as docker would, without mirrors.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct RegistryOptions {
+    /// By the name of the registry as image names have it (`docker.io`, `localhost:5000`).
+    pub registries: BTreeMap<String, RegistryConfig>,
+    /// The folder with docker's `config.json`, for logins: `$DOCKER_CONFIG`, else `~/.docker`.
+    pub docker_config: Option<PathBuf>,
+    /// Folders in which `<registry>/*.crt` are certificates of authorities that vouch for that
+    /// registry, docker's convention: `/etc/docker/certs.d`.
+    pub certs_dirs: Vec<PathBuf>,
+    /// How many layers are fetched at once; at least one.
+    pub parallel_layers: usize,
+    /// A registry that sends nothing for so long is given up.
+    pub stall_timeout: Duration,
+}
+
+impl Default for RegistryOptions {
+    fn default() -> Self {
+        let docker_config = std::env::var_os("DOCKER_CONFIG")
+            .filter(|dir| !dir.is_empty())
+            .map(PathBuf::from)
+            .or_else(|| std::env::home_dir().map(|home| home.join(".docker")));
+        Self {
+            registries: BTreeMap::new(),
+            docker_config,
+            certs_dirs: vec!["/etc/docker/certs.d".into(), "/etc/containers/certs.d".into()],
+            parallel_layers: 4,
+            stall_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// What is particular about one registry.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct RegistryConfig {
+    /// Asked first, in this order: `[https://|http://]host[:port][/path]`. What a mirror does not
+    /// have, the registry itself is asked for.
+    pub mirrors: Vec<String>,
+    /// Certificates are not checked, and plain HTTP will do. Always so for this machine's own
+    /// addresses (`localhost`, `127.0.0.0/8`, `::1`), unless an authority is named for them.
+    pub insecure: bool,
+    /// A file with certificates (PEM) of authorities that vouch for this registry besides those
+    /// that the system trusts.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// A file that is longer is none of ours.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+impl RegistryOptions {
+    /// The default, and what the file (`$BOXLITE_HOME/registries.json`) says, if it is there:
+    ///
+    /// ```json
+    /// { "docker.io": { "mirrors": ["mirror.example.com"] },
+    ///   "registry.lan:5000": { "insecure": true },
+    ///   "registry.example.com": { "ca_file": "/etc/ssl/example-ca.pem" } }
+    /// ```
+    ///
+    /// # Errors
+    /// The file cannot be read, or is not in that form.
+    pub fn load(file: &Path) -> Result<Self> {
+        let json = match read_small(file, MAX_FILE_BYTES) {
+            Ok(json) => json,
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(Self::default());
+            }
+            Err(error) => return Err(error),
+        };
+        let registries = serde_json::from_slice(&json).map_err(|error| Error::RegistryConfig {
+            file: file.to_owned(),
+            reason: error.to_string(),
+        })?;
+        Ok(Self { registries, ..Self::default() })
+    }
+
+    /// Where to ask for images of that registry: its mirrors, then itself.
+    pub(crate) fn endpoints(&self, registry: &str) -> Result<Vec<Endpoint>> {
+        let config = self.registries.get(registry).cloned().unwrap_or_default();
+        let mirrors = config.mirrors.iter().map(|mirror| self.mirror(registry, mirror));
+        let mut endpoints = mirrors.collect::<Result<Vec<_>>>()?;
+        endpoints.push(self.origin(registry));
+        Ok(endpoints)
+    }
+
+    /// The registry itself.
+    pub(super) fn origin(&self, registry: &str) -> Endpoint {
+        let address = match registry {
+            DOCKER_HUB | "index.docker.io" => "registry-1.docker.io",
+            other => other,
+        };
+        self.endpoint(registry, address, None, "")
+    }
+
+    fn mirror(&self, registry: &str, text: &str) -> Result<Endpoint> {
+        let invalid = || Error::RegistryConfig {
+            file: PathBuf::from("registries.json"),
+            reason: format!(
+                "{text:?} among the mirrors of {registry} is not [https://|http://]host[:port][/path]"
+            ),
+        };
+        let (scheme, rest) = match text.split_once("://") {
+            Some(("https", rest)) => (Some("https"), rest),
+            Some(("http", rest)) => (Some("http"), rest),
+            Some(_) => return Err(invalid()),
+            None => (None, text),
+        };
+        let (host, path) = rest.trim_end_matches('/').split_once('/').unwrap_or((rest, ""));
+        let host = host.trim_end_matches('/');
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-:[]/".contains(c);
+        if host.is_empty() || !rest.chars().all(is_plain) {
+            return Err(invalid());
+        }
+        let prefix = if path.is_empty() { String::new() } else { format!("{path}/") };
+        Ok(self.endpoint(host, host, scheme, &prefix))
+    }
+
+    fn endpoint(&self, name: &str, address: &str, scheme: Option<&str>, prefix: &str) -> Endpoint {
+        let config = self.registries.get(name).cloned().unwrap_or_default();
+        let mut ca_files: Vec<PathBuf> = config.ca_file.into_iter().collect();
+        let safe_name = !name.contains('/') && !name.starts_with('.');
+        for dir in self.certs_dirs.iter().filter(|_| safe_name) {
+            let entries = std::fs::read_dir(dir.join(name)).into_iter().flatten().flatten();
+            let mut found: Vec<_> = entries
+                .map(|entry| entry.path())
+                .filter(|path| path.extension().is_some_and(|extension| extension == "crt"))
+                .collect();
+            found.sort();
+            ca_files.extend(found);
+        }
+        let is_insecure = config.insecure || is_loopback(address) && ca_files.is_empty();
+        let bases: &[&str] = match scheme {
+            Some("http") => &["http"],
+            None if is_insecure => &["https", "http"],
+            _ => &["https"],
+        };
+        Endpoint {
+            registry: name.to_owned(),
+            bases: bases.iter().map(|scheme| format!("{scheme}://{address}/v2/")).collect(),
+            prefix: prefix.to_owned(),
+            is_insecure,
+            is_local: is_loopback(address),
+            ca_files,
+        }
+    }
+}
+
+/// A place that speaks the distribution protocol.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Endpoint {
+    /// Its name in messages, and by which logins are found.
+    pub(crate) registry: String,
+    /// Addresses of its `/v2/`, in the order in which they are tried.
+    pub(super) bases: Vec<String>,
+    /// What a mirror puts in front of every repository; ends with a slash unless empty.
+    pub(super) prefix: String,
+    /// Whether any certificate will do.
+    pub(super) is_insecure: bool,
+    /// Whether it is on this machine, where no proxy leads.
+    pub(super) is_local: bool,
+    /// Certificates of further authorities.
+    pub(super) ca_files: Vec<PathBuf>,
+}
+
+/// Whether this `host[:port]` is this machine.
+fn is_loopback(address: &str) -> bool {
+    let host = match address.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => address.split(':').next().unwrap_or_default(),
+    };
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(json: &str) -> Result<RegistryOptions> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("registries.json");
+        std::fs::write(&file, json).unwrap();
+        RegistryOptions::load(&file)
+    }
+
+    fn bases(options: &RegistryOptions, registry: &str) -> Vec<String> {
+        let endpoints = options.endpoints(registry).unwrap();
+        endpoints.iter().flat_map(|e| e.bases.iter().map(|b| format!("{b}{}", e.prefix))).collect()
+    }
+
+    #[test]
+    fn plain_http_is_for_this_machine_and_whoever_is_said_to_be_insecure() {
+        let options = options(r#"{ "old.lan": { "insecure": true } }"#).unwrap();
+        assert_eq!(bases(&options, "docker.io"), ["https://registry-1.docker.io/v2/"]);
+        assert_eq!(bases(&options, "quay.io"), ["https://quay.io/v2/"]);
+        for local in ["localhost:5000", "127.0.0.1:5000", "127.8.8.8", "[::1]:5000", "old.lan"] {
+            assert_eq!(
+                bases(&options, local),
+                [format!("https://{local}/v2/"), format!("http://{local}/v2/")]
+            );
+        }
+        for remote in ["localhost.example.com", "128.0.0.1", "old.lan:5000"] {
+            assert_eq!(bases(&options, remote), [format!("https://{remote}/v2/")]);
+        }
+    }
+
+    #[test]
+    fn mirrors_come_first() {
+        let options = options(
+            r#"{ "docker.io": { "mirrors": ["http://one.lan:5001/", "two.lan/hub", "localhost"] } }"#,
+        );
+        assert_eq!(
+            bases(&options.unwrap(), "docker.io"),
+            [
+                "http://one.lan:5001/v2/",
+                "https://two.lan/v2/hub/",
+                "https://localhost/v2/",
+                "http://localhost/v2/",
+                "https://registry-1.docker.io/v2/"
+            ]
+        );
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for json in ["[]", r#"{ "x": { "miror": [] } }"#, "{"] {
+            let error = options(json).unwrap_err().to_string();
+            assert!(error.contains("registries.json"), "{error}");
+        }
+        for mirror in ["ftp://x", "https://", "a b", "x?y", "user@host"] {
+            let options = options(&format!(r#"{{ "docker.io": {{ "mirrors": ["{mirror}"] }} }}"#));
+            let error = options.unwrap().endpoints("docker.io").unwrap_err().to_string();
+            assert!(error.contains("mirrors of docker.io"), "{error}");
+        }
+        let none = RegistryOptions::load(Path::new("/nonexistent/registries.json")).unwrap();
+        assert!(none.registries.is_empty());
+    }
+
+    #[test]
+    fn certificates_are_found_where_docker_has_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("registry.lan:5000");
+        std::fs::create_dir(&folder).unwrap();
+        for name in ["b.crt", "a.crt", "client.cert", "client.key"] {
+            std::fs::write(folder.join(name), "").unwrap();
+        }
+        let options = RegistryOptions {
+            certs_dirs: vec![dir.path().to_owned()],
+            ..RegistryOptions::default()
+        };
+        let found = options.origin("registry.lan:5000").ca_files;
+        assert_eq!(found, [folder.join("a.crt"), folder.join("b.crt")]);
+        assert!(options.origin("registry.lan").ca_files.is_empty());
+    }
+}

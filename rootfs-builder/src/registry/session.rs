@@ -1,0 +1,298 @@
+//! A conversation with one registry about one repository: its manifests and blobs.
+//!
+//! (OCI distribution specification 1.1, "Pull")
+
+use std::time::Duration;
+
+use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::{Response, StatusCode, Url};
+use tokio::sync::Mutex;
+
+use super::auth::{self, Challenge};
+use super::credentials::Login;
+use super::http::{Http, Refusal, Request, body};
+use super::options::{Endpoint, RegistryOptions};
+use super::problem::{RegistryProblem, printable};
+use crate::digest::Digest;
+use crate::error::Result;
+use crate::manifest::MAX_MANIFEST_BYTES;
+
+type Answer<T> = std::result::Result<T, RegistryProblem>;
+
+/// What is taken as a manifest: indexes and manifests, OCI's and Docker's.
+const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, \
+    application/vnd.docker.distribution.manifest.list.v2+json, \
+    application/vnd.oci.image.manifest.v1+json, \
+    application/vnd.docker.distribution.manifest.v2+json, application/json;q=0.5, */*;q=0.1";
+const ANYTHING: &str = "*/*";
+
+/// A conversation.
+#[derive(Debug)]
+pub(crate) struct Session {
+    http: Http,
+    /// Where its repositories begin.
+    base: Url,
+    registry: String,
+    repository: String,
+    login: Option<Login>,
+    authorization: Mutex<Authorization>,
+}
+
+/// What is sent with every request, and how often it has changed.
+#[derive(Clone, Debug, Default)]
+struct Authorization {
+    value: Option<HeaderValue>,
+    generation: u64,
+}
+
+/// A manifest or index as the registry has it.
+#[derive(Debug)]
+pub(crate) struct Document {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) media_type: String,
+    /// The digest that the registry says it has, in a header.
+    pub(crate) digest: Option<Digest>,
+}
+
+/// The content of a blob, coming in.
+#[derive(Debug)]
+pub(crate) struct BlobStream {
+    response: Response,
+    stall: Duration,
+    /// With which byte it begins: the one that was asked for, or the first.
+    pub(crate) start: u64,
+}
+
+impl BlobStream {
+    /// The next piece; none at the end.
+    pub(crate) async fn chunk(&mut self) -> Answer<Option<impl AsRef<[u8]> + use<>>> {
+        let chunk = self.response.chunk().await;
+        chunk.map_err(|error| RegistryProblem::of_request(&error, self.stall))
+    }
+}
+
+impl Session {
+    /// A session with a registry that has not been spoken to yet. An empty repository is for
+    /// logins, which are about none.
+    pub(super) fn new(
+        endpoint: &Endpoint,
+        base: &str,
+        repository: &str,
+        login: Option<Login>,
+        options: &RegistryOptions,
+    ) -> Result<Self> {
+        let base = Url::parse(base).map_err(|error| crate::error::Error::RegistryConfig {
+            file: "registries.json".into(),
+            reason: format!("{base}: {error}"),
+        })?;
+        Ok(Self {
+            http: Http::new(endpoint, options)?,
+            base,
+            registry: endpoint.registry.clone(),
+            repository: match repository {
+                "" => String::new(),
+                repository => format!("{}{repository}", endpoint.prefix),
+            },
+            login,
+            authorization: Mutex::default(),
+        })
+    }
+
+    /// Says hello: whether a registry is there, and what login it wants. Not tried again, so that a
+    /// name that is wrong is known at once.
+    pub(crate) async fn hello(&self) -> Answer<()> {
+        let authorization = self.authorization.lock().await.value.clone();
+        let authorization = authorization.as_ref();
+        let request = Request { url: &self.base, accept: ANYTHING, from: 0, authorization };
+        let response = self.http.get_once(request).await?;
+        match response.status() {
+            StatusCode::UNAUTHORIZED => self.authenticate(response.headers(), 0).await.map(drop),
+            // Not every registry has this page, and some limit it: the manifest will tell.
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks that the login is accepted.
+    pub(super) async fn check_login(&self) -> Answer<()> {
+        self.hello().await?;
+        let response = self.send(self.base.clone(), ANYTHING, 0).await?;
+        match response.status() {
+            status if status.is_success() => Ok(()),
+            StatusCode::NOT_FOUND => {
+                Err(RegistryProblem::protocol("it has no page /v2/, as registries do"))
+            }
+            _ => Err(self.refused(Refusal::read(response, self.http.stall()).await)),
+        }
+    }
+
+    /// A manifest or index, by tag or digest. It is not verified yet.
+    pub(crate) async fn manifest(&self, reference: &str) -> Answer<Document> {
+        let response = self.send(self.url(&["manifests", reference])?, MANIFESTS, 0).await?;
+        if response.status() != StatusCode::OK {
+            let refusal = Refusal::read(response, self.http.stall()).await;
+            return Err(match refusal.status {
+                StatusCode::NOT_FOUND => self.unknown(reference, &refusal).await,
+                _ => self.refused(refusal),
+            });
+        }
+        let header = |name: &str| {
+            let value = response.headers().get(name).and_then(|value| value.to_str().ok());
+            value.map(printable).unwrap_or_default()
+        };
+        let media_type = header(CONTENT_TYPE.as_str());
+        let digest = header("docker-content-digest").parse().ok();
+        if media_type.starts_with("text/html") {
+            return Err(RegistryProblem::protocol("it answers with a web page"));
+        }
+        let what = format!("the manifest {reference}");
+        let bytes = body(response, &what, MAX_MANIFEST_BYTES, self.http.stall()).await?;
+        Ok(Document { bytes, media_type, digest })
+    }
+
+    /// The content of a blob, from this byte on if the registry can do that.
+    pub(crate) async fn blob(&self, what: &str, digest: &Digest, from: u64) -> Answer<BlobStream> {
+        let url = self.url(&["blobs", &digest.to_string()])?;
+        let response = self.send(url, ANYTHING, from).await?;
+        let start = match response.status() {
+            StatusCode::OK => 0,
+            StatusCode::PARTIAL_CONTENT if starts_at(&response, from) => from,
+            StatusCode::PARTIAL_CONTENT => {
+                return Err(RegistryProblem::protocol("it sends another part than was asked for"));
+            }
+            StatusCode::NOT_FOUND => {
+                return Err(RegistryProblem::LostBlob { what: what.to_owned() });
+            }
+            _ => return Err(self.refused(Refusal::read(response, self.http.stall()).await)),
+        };
+        Ok(BlobStream { response, stall: self.http.stall(), start })
+    }
+
+    /// A whole small blob. It is not verified yet.
+    pub(crate) async fn small_blob(
+        &self,
+        what: &str,
+        digest: &Digest,
+        limit: u64,
+    ) -> Answer<Vec<u8>> {
+        let blob = self.blob(what, digest, 0).await?;
+        body(blob.response, what, limit, self.http.stall()).await
+    }
+
+    /// Its name.
+    pub(crate) fn registry(&self) -> &str {
+        &self.registry
+    }
+
+    /// Sends a request; where it is refused for want of a (valid) login, once more with one.
+    async fn send(&self, url: Url, accept: &'static str, from: u64) -> Answer<Response> {
+        let mut seen = self.authorization.lock().await.clone();
+        let mut retried = false;
+        loop {
+            let authorization = seen.value.as_ref();
+            let response =
+                self.http.get(Request { url: &url, accept, from, authorization }).await?;
+            if response.status() != StatusCode::UNAUTHORIZED || retried {
+                return Ok(response);
+            }
+            match self.authenticate(response.headers(), seen.generation).await? {
+                Some(new) => seen = new,
+                None => return Ok(response),
+            }
+            retried = true;
+        }
+    }
+
+    /// Meets the challenge of an answer, unless another request has done it since `seen`. None
+    /// where there is nothing new to send.
+    async fn authenticate(&self, headers: &HeaderMap, seen: u64) -> Answer<Option<Authorization>> {
+        let mut authorization = self.authorization.lock().await;
+        if authorization.generation != seen {
+            return Ok(Some(authorization.clone()));
+        }
+        let Some(challenge) = Challenge::of(headers) else { return Ok(None) };
+        let scope = format!("repository:{}:pull", self.repository);
+        let scope = (!self.repository.is_empty()).then_some(scope.as_str());
+        let login = self.login.as_ref();
+        let value = auth::answer(&self.http, &challenge, &self.registry, scope, login).await?;
+        // The same basic login again would be refused again.
+        if value.is_none() || value == authorization.value {
+            return Ok(None);
+        }
+        *authorization = Authorization { value, generation: seen.saturating_add(1) };
+        Ok(Some(authorization.clone()))
+    }
+
+    /// Why there is no such manifest, and what there is in its place.
+    async fn unknown(&self, reference: &str, refusal: &Refusal) -> RegistryProblem {
+        let repository = self.repository.clone();
+        let tags = match refusal.says("NAME_UNKNOWN") {
+            true => None,
+            false => self.some_tags().await,
+        };
+        let Some(tags) = tags else { return RegistryProblem::UnknownRepository { repository } };
+        let (reference, tags) = match reference.parse::<Digest>() {
+            Ok(digest) => (format!("image {digest}"), Vec::new()),
+            Err(_) => (format!("tag {reference:?}"), tags),
+        };
+        RegistryProblem::UnknownReference { repository, reference, tags }
+    }
+
+    /// A few of the tags that there are, for a message; none where there is not even a repository.
+    async fn some_tags(&self) -> Option<Vec<String>> {
+        const MAX_BYTES: u64 = 256 << 10;
+        let ask = async {
+            let mut url = self.url(&["tags", "list"])?;
+            url.set_query(Some("n=20"));
+            self.send(url, "application/json", 0).await
+        };
+        let Ok(response) = ask.await else { return Some(Vec::new()) };
+        if response.status() == StatusCode::NOT_FOUND {
+            let refusal = Refusal::read(response, self.http.stall()).await;
+            return (!refusal.says("NAME_UNKNOWN")).then(Vec::new);
+        }
+        let body = body(response, "the tags", MAX_BYTES, self.http.stall()).await;
+        let json: serde_json::Value =
+            serde_json::from_slice(&body.unwrap_or_default()).unwrap_or_default();
+        let tags = json.get("tags").and_then(|tags| tags.as_array()).into_iter().flatten();
+        Some(tags.filter_map(|tag| tag.as_str()).map(printable).take(1000).collect())
+    }
+
+    fn refused(&self, refusal: Refusal) -> RegistryProblem {
+        match (refusal.status, &self.login) {
+            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, None) => {
+                RegistryProblem::LoginNeeded { registry: self.registry.clone() }
+            }
+            (StatusCode::UNAUTHORIZED, Some(login))
+                if refusal.codes.is_empty() || self.is_basic() =>
+            {
+                auth::login_refused(&self.registry, login)
+            }
+            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, Some(login)) => {
+                let user = login.credentials.user().to_owned();
+                RegistryProblem::Forbidden { user, message: refusal.message }
+            }
+            _ => refusal.into_problem(),
+        }
+    }
+
+    /// Whether it is the login itself that is sent, and not a token made for it.
+    fn is_basic(&self) -> bool {
+        let authorization = self.authorization.try_lock();
+        authorization.is_ok_and(|authorization| {
+            let value = authorization.value.as_ref();
+            value.is_some_and(|value| value.as_bytes().starts_with(b"Basic "))
+        })
+    }
+
+    fn url(&self, parts: &[&str]) -> Answer<Url> {
+        let path = format!("{}/{}", self.repository, parts.join("/"));
+        self.base.join(&path).map_err(|error| RegistryProblem::protocol(error.to_string()))
+    }
+}
+
+/// Whether a partial answer begins with this byte: `Content-Range: bytes 5-9/10`. (RFC 9110, 14.4)
+fn starts_at(response: &Response, from: u64) -> bool {
+    let range = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
+    let start = range.and_then(|range| range.strip_prefix("bytes ")?.split('-').next());
+    start.is_some_and(|start| start.parse() == Ok(from))
+}

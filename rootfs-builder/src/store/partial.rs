@@ -1,0 +1,214 @@
+//! Blobs that come from a registry: fetched piece by piece into a file that outlives its process, so
+//! that the next attempt goes on where this one ended.
+//!
+//! `blobs/<algorithm>/<hex>.partial` belongs to whoever holds an exclusive lock on it. It gets its final name
+//! when all of it is there, and its digest is right.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::Folders;
+use super::draft::{is_at, sync_dir};
+use crate::digest::{Digest, Hasher};
+use crate::error::{Error, Result};
+use crate::progress::{Event, Progress};
+use crate::registry::{RegistryProblem, Session, backoff};
+use crate::sys::{self, Lock};
+
+/// The ending of a partial blob's name.
+pub(super) const PARTIAL_SUFFIX: &str = ".partial";
+
+/// How often it is looked whether another process is ready.
+const WAIT: Duration = Duration::from_millis(100);
+/// Connections that may break one after the other, with less than [`WORTHWHILE`] between them.
+const MAX_BREAKS: u32 = 5;
+/// A connection that brought so much was not in vain.
+const WORTHWHILE: u64 = 1 << 20;
+
+/// A blob to be fetched.
+pub(super) struct Fetch<'a> {
+    pub(super) folders: &'a Folders,
+    pub(super) session: &'a Session,
+    /// How it is called in messages.
+    pub(super) what: String,
+    pub(super) digest: &'a Digest,
+    pub(super) size: u64,
+    pub(super) progress: &'a dyn Progress,
+    /// Hears how much is there.
+    pub(super) report: &'a dyn Fn(u64),
+}
+
+/// Where the partial of a blob is.
+pub(super) fn path_of(blob: &Path) -> PathBuf {
+    let mut path = blob.as_os_str().to_owned();
+    path.push(PARTIAL_SUFFIX);
+    path.into()
+}
+
+/// Whether a blob of that length is there.
+pub(super) fn is_stored(blob: &Path, size: u64) -> bool {
+    blob.symlink_metadata().is_ok_and(|file| file.is_file() && file.len() == size)
+}
+
+impl Fetch<'_> {
+    /// Fetches what is missing of it. However many do so at once, in one process or in several, one
+    /// fetches and the others wait.
+    pub(super) async fn run(&self) -> Result<()> {
+        let target = self.folders.blob(self.digest);
+        let folder = target.parent().unwrap_or(&target);
+        fs::create_dir_all(folder).map_err(Error::write(folder, 1))?;
+        let Some(mut partial) = self.begin(&target).await? else { return Ok(()) };
+        let mut is_fresh = partial.done == 0;
+        let (mut breaks, mut last_break) = (0, partial.done);
+        loop {
+            (self.report)(partial.done);
+            if partial.done == self.size {
+                let actual = partial.hasher.clone().finish();
+                if actual == *self.digest {
+                    return partial.publish(&target);
+                }
+                partial.restart()?;
+                if is_fresh {
+                    let (what, expected) = (self.what.clone(), self.digest.clone());
+                    return Err(self.failed(RegistryProblem::WrongDigest {
+                        what,
+                        expected,
+                        actual,
+                    }));
+                }
+                // What an earlier attempt left behind may have been at fault.
+                is_fresh = true;
+                last_break = 0;
+            }
+            let Err(problem) = self.fetch_rest(&mut partial).await? else { continue };
+            breaks =
+                if partial.done.saturating_sub(last_break) >= WORTHWHILE { 1 } else { breaks + 1 };
+            last_break = partial.done;
+            if !problem.is_transient() || breaks >= MAX_BREAKS {
+                return Err(self.failed(problem));
+            }
+            tokio::time::sleep(backoff(breaks)).await;
+        }
+    }
+
+    /// Locks the partial. None: the blob is there, because somebody else was faster.
+    async fn begin(&self, target: &Path) -> Result<Option<Partial>> {
+        let path = path_of(target);
+        let mut has_told = false;
+        loop {
+            if is_stored(target, self.size) {
+                return Ok(None);
+            }
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(false).mode(0o600);
+            let file = options.open(&path).map_err(Error::write(&path, 1))?;
+            if sys::try_lock(&file, Lock::Exclusive).map_err(Error::io("lock", &path))? {
+                // Otherwise its owner gave it its final name, or it was swept away.
+                if is_at(&file, &path)? {
+                    return self.resume(file, path).await.map(Some);
+                }
+                continue;
+            }
+            if !has_told {
+                self.progress.report(Event::Waiting { file: target });
+                has_told = true;
+            }
+            tokio::time::sleep(WAIT).await;
+        }
+    }
+
+    /// Reads what an earlier attempt left.
+    async fn resume(&self, mut file: File, path: PathBuf) -> Result<Partial> {
+        let mut hasher = Hasher::new(self.digest.algorithm());
+        let len = file.metadata().map_err(Error::io("read", &path))?.len();
+        if len > self.size {
+            let mut partial = Partial { file, path, hasher, done: len };
+            partial.restart()?;
+            return Ok(partial);
+        }
+        let mut done = 0;
+        let mut buffer = vec![0; 1 << 20];
+        while done < len {
+            let count = file.read(&mut buffer).map_err(Error::io("read", &path))?;
+            if count == 0 {
+                break;
+            }
+            hasher.update(buffer.get(..count).unwrap_or_default());
+            done += count as u64;
+            // The other layers go on meanwhile.
+            tokio::task::yield_now().await;
+        }
+        Ok(Partial { file, path, hasher, done })
+    }
+
+    /// One request for what is missing. The inner result is the registry's part.
+    async fn fetch_rest(&self, partial: &mut Partial) -> Result<Result<(), RegistryProblem>> {
+        let blob = self.session.blob(&self.what, self.digest, partial.done).await;
+        // The session has tried again already what may be tried again.
+        let mut blob = blob.map_err(|problem| self.failed(problem))?;
+        if blob.start != partial.done {
+            partial.restart()?;
+        }
+        loop {
+            let chunk = match blob.chunk().await {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) if partial.done == self.size => return Ok(Ok(())),
+                Ok(None) => {
+                    let reason = format!("it ended after {} bytes", partial.done);
+                    return Ok(Err(RegistryProblem::Unreachable { reason }));
+                }
+                Err(problem) => return Ok(Err(problem)),
+            };
+            let chunk = chunk.as_ref();
+            if partial.done.saturating_add(chunk.len() as u64) > self.size {
+                let (what, expected) = (self.what.clone(), self.size);
+                return Err(self.failed(RegistryProblem::WrongLength { what, expected }));
+            }
+            partial.append(chunk)?;
+            (self.report)(partial.done);
+        }
+    }
+
+    fn failed(&self, problem: RegistryProblem) -> Error {
+        Error::registry(&self.what, self.session.registry(), problem)
+    }
+}
+
+/// A locked file with the first bytes of a blob.
+struct Partial {
+    file: File,
+    path: PathBuf,
+    hasher: Hasher,
+    done: u64,
+}
+
+impl Partial {
+    fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).map_err(Error::write(&self.path, bytes.len() as u64))?;
+        self.hasher.update(bytes);
+        self.done += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn restart(&mut self) -> Result<()> {
+        let emptied = self.file.set_len(0).and_then(|()| self.file.seek(SeekFrom::Start(0)));
+        emptied.map_err(Error::io("empty", &self.path))?;
+        self.hasher = self.hasher.fresh();
+        self.done = 0;
+        Ok(())
+    }
+
+    /// Gives the whole blob its name. The lock ends after that, so that whoever waited finds it there.
+    fn publish(self, target: &Path) -> Result<()> {
+        let seal = || {
+            self.file.set_permissions(Permissions::from_mode(0o400))?;
+            self.file.sync_all()
+        };
+        seal().map_err(Error::write(&self.path, self.done))?;
+        fs::rename(&self.path, target).map_err(Error::write(target, 1))?;
+        sync_dir(target)
+    }
+}

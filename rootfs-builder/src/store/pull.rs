@@ -1,0 +1,321 @@
+//! Pulls: an image in a registry becomes one in the store.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+
+use super::Folders;
+use super::draft::{StoreLock, write_whole};
+use super::journal::Journal;
+use super::partial::{self, Fetch};
+use super::record::{self, Record};
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::image::{Documents, Image, Imported, Layer, Location, read_small};
+use crate::manifest::Descriptor;
+use crate::platform::Platform;
+use crate::progress::{Event, LayerProgress, Pace, Progress};
+use crate::reference::{ImageName, ImageReference};
+use crate::registry::{
+    Document, Driver, Endpoint, RegistryOptions, RegistryProblem, Session, find_login,
+    on_own_thread,
+};
+use crate::source::{Content, Kind, resolve_document};
+use crate::sys::{self, Lock};
+
+/// When to ask a registry for a name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PullPolicy {
+    /// If no image of this name is in the store; an imported one counts.
+    #[default]
+    Missing,
+    /// Always: the registry says what the name means now, and an image that was imported under that
+    /// name is replaced. Layers that are in the store are not fetched again.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// Gets an image from its registry, or a mirror of that, and records it.
+pub(super) fn pull(
+    folders: &Folders,
+    options: &RegistryOptions,
+    name: &ImageName,
+    progress: &dyn Progress,
+) -> Result<Image> {
+    let mut endpoints = options.endpoints(name.registry())?;
+    let origin = endpoints.pop();
+    let pull = |endpoint: &Endpoint| {
+        let login = find_login(options, &endpoint.registry, progress);
+        on_own_thread(|| {
+            let driver = Driver::new(progress)?;
+            progress.report(Event::Asking { registry: &endpoint.registry });
+            let repository = name.repository();
+            let session = Session::begin(options, endpoint, &repository, name.as_str(), login);
+            let session = driver.run(session)?;
+            Pull { folders, options, name, session: &session, driver: &driver, progress }.run()
+        })
+    };
+    for mirror in &endpoints {
+        match pull(mirror) {
+            Err(error) if !is_ours(&error) => {
+                let warning = format!("the mirror is of no use here: {error}");
+                progress.report(Event::Warning(&warning));
+            }
+            other => return other,
+        }
+    }
+    match origin {
+        Some(origin) => pull(&origin),
+        None => Err(Error::NotStored { name: name.to_string() }),
+    }
+}
+
+/// Whether no other registry could do better.
+fn is_ours(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Cancelled | Error::DiskFull { .. } | Error::Io { .. } | Error::WrongPlatform { .. }
+    )
+}
+
+struct Pull<'a> {
+    folders: &'a Folders,
+    options: &'a RegistryOptions,
+    name: &'a ImageName,
+    session: &'a Session,
+    driver: &'a Driver<'a>,
+    progress: &'a dyn Progress,
+}
+
+impl Pull<'_> {
+    fn run(&self) -> Result<Image> {
+        let (top, json) = self.top_document()?;
+        let parts = resolve_document(self, top.clone(), json, &Platform::host())?;
+        let documents = parts.documents.clone();
+        let mut image = Image::new(&ImageReference::Name(self.name.clone()), parts)?;
+        let config = documents.config.as_deref().map(Digest::sha256);
+        image.imported = Some(Imported {
+            from: format!("docker://{}", self.name),
+            index: (top != image.digest).then_some(top),
+            manifest: Some(image.digest.clone()),
+            config: config.clone(),
+        });
+
+        // Nothing is swept away from here on.
+        let _guard = StoreLock::take(&self.folders.import_lock(), Lock::Shared)?;
+        let layers = unique(&image.layers);
+        let mut needed: Vec<&Digest> = layers.iter().map(|(_, digest, _)| *digest).collect();
+        needed.push(&image.digest);
+        needed.extend(&config);
+        let journal = Journal::write(self.folders, self.name.as_str(), &needed)?;
+        self.fetch_layers(&image, &layers)?;
+        store_documents(self.folders, &image.digest, &documents)?;
+        image.documents = Documents::default();
+        save(self.folders, &image)?;
+        journal.end();
+        Ok(image)
+    }
+
+    /// What the tag or digest stands for: the digest, verified, and the JSON.
+    fn top_document(&self) -> Result<(Digest, Vec<u8>)> {
+        let pinned = self.name.digest();
+        let tag = self.name.tag().unwrap_or("latest");
+        let reference = pinned.as_ref().map_or(tag.to_owned(), Digest::to_string);
+        let Document { bytes, media_type, digest } =
+            self.driver.run(async { self.ask(self.session.manifest(&reference).await) })?;
+        if is_old(&media_type, &bytes) {
+            return Err(Error::Unsupported {
+                what: format!("{}: a manifest of Docker's old schema 1", self.name),
+                remedy: "push the image anew with a tool of this decade, e.g. `skopeo copy --format oci`"
+                    .into(),
+            });
+        }
+        let what = format!("the manifest of {}", self.name);
+        match pinned.or(digest) {
+            Some(expected) => self.verify(what, &bytes, &expected).map(|()| (expected, bytes)),
+            None => Ok((Digest::sha256(&bytes), bytes)),
+        }
+    }
+
+    fn fetch_layers(&self, image: &Image, layers: &[(usize, &Digest, u64)]) -> Result<()> {
+        let missing = |&(_, digest, size): &(usize, &Digest, u64)| {
+            let blob = self.folders.blob(digest);
+            let len = |path: PathBuf| path.metadata().map_or(0, |file| file.len());
+            let stored =
+                if partial::is_stored(&blob, size) { size } else { len(partial::path_of(&blob)) };
+            size.saturating_sub(stored)
+        };
+        let wanted = layers.iter().map(missing).fold(0, u64::saturating_add);
+        let folder = self.folders.blobs();
+        let available = sys::free_bytes(&folder).map_err(Error::io("look at", &folder))?;
+        if wanted > available {
+            return Err(Error::DiskFull { folder, wanted, available });
+        }
+        let parallel = self.options.parallel_layers.max(1);
+        let work = stream::iter(layers.iter().copied())
+            .map(|(index, digest, size)| self.fetch_layer(image, index, digest, size))
+            .buffer_unordered(parallel);
+        self.driver.run(work.try_collect::<Vec<()>>()).map(drop)
+    }
+
+    async fn fetch_layer(
+        &self,
+        image: &Image,
+        index: usize,
+        digest: &Digest,
+        size: u64,
+    ) -> Result<()> {
+        let at = |done| LayerProgress {
+            layer: index,
+            layers: image.layers.len(),
+            done,
+            total: Some(size),
+        };
+        if self.is_sound(digest, size).await? {
+            self.progress.report(Event::Present(at(size)));
+            return Ok(());
+        }
+        let pace = Mutex::new(Pace::default());
+        let report = |done| {
+            let is_due = pace.lock().is_ok_and(|mut pace| pace.is_due(done));
+            if is_due || done == size {
+                self.progress.report(Event::Pulling(at(done)));
+            }
+        };
+        let what = image.layer_label(index);
+        let (folders, session, progress) = (self.folders, self.session, self.progress);
+        Fetch { folders, session, what, digest, size, progress, report: &report }.run().await
+    }
+
+    /// Whether a blob is in the store, and undamaged; a damaged one is removed.
+    async fn is_sound(&self, digest: &Digest, size: u64) -> Result<bool> {
+        let path = self.folders.blob(digest);
+        if !path.exists() {
+            return Ok(false);
+        }
+        let (expected, blob) = (digest.clone(), path.clone());
+        let check = tokio::task::spawn_blocking(move || {
+            let Ok(mut file) = sys::open_regular(&blob) else { return false };
+            partial::is_stored(&blob, size)
+                && crate::digest::Hasher::digest_of(expected.algorithm(), &mut file, |_| {})
+                    .is_ok_and(|actual| actual == expected)
+        });
+        if check.await.unwrap_or(false) {
+            return Ok(true);
+        }
+        self.progress.report(Event::Warning(&format!("{digest} is damaged; fetching it anew")));
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io("remove", &path)(error))
+            }
+            _ => Ok(false),
+        }
+    }
+
+    fn verify(&self, what: String, bytes: &[u8], expected: &Digest) -> Result<()> {
+        let actual = Digest::of(expected.algorithm(), bytes);
+        if actual == *expected {
+            return Ok(());
+        }
+        let expected = expected.clone();
+        self.ask(Err(RegistryProblem::WrongDigest { what, expected, actual }))
+    }
+
+    fn ask<T>(&self, answer: Result<T, RegistryProblem>) -> Result<T> {
+        answer.map_err(|problem| {
+            Error::registry(self.name.as_str(), self.session.registry(), problem)
+        })
+    }
+}
+
+impl Content for Pull<'_> {
+    fn place(&self) -> String {
+        self.name.to_string()
+    }
+
+    fn document(&self, kind: Kind, blob: &Descriptor, limit: u64) -> Result<Option<Vec<u8>>> {
+        let digest = &blob.digest;
+        let stored = read_small(&self.folders.blob(digest), limit).ok();
+        if let Some(bytes) = stored.filter(|bytes| Digest::of(digest.algorithm(), bytes) == *digest)
+        {
+            return Ok(Some(bytes));
+        }
+        let what = match kind {
+            Kind::Manifest => format!("the manifest {digest}"),
+            Kind::Config => format!("the config {digest}"),
+        };
+        let bytes = self.driver.run(async {
+            self.ask(match kind {
+                Kind::Manifest => {
+                    self.session.manifest(&digest.to_string()).await.map(|found| found.bytes)
+                }
+                Kind::Config => self.session.small_blob(&what, digest, limit).await,
+            })
+        })?;
+        self.verify(what, &bytes, digest).map(|()| Some(bytes))
+    }
+
+    fn layer(&self, layer: &Descriptor) -> Result<Option<(Location, u64)>> {
+        Ok(Some((Location::File(self.folders.blob(&layer.digest)), layer.size)))
+    }
+}
+
+/// Whether this is a manifest from before 2017.
+fn is_old(media_type: &str, json: &[u8]) -> bool {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Versioned {
+        schema_version: u64,
+    }
+    media_type.starts_with("application/vnd.docker.distribution.manifest.v1+")
+        || serde_json::from_slice::<Versioned>(json).is_ok_and(|it| it.schema_version == 1)
+}
+
+/// Each blob once: which layer it first is, its digest and its length.
+fn unique(layers: &[Layer]) -> Vec<(usize, &Digest, u64)> {
+    let mut first = HashMap::new();
+    for (index, layer) in layers.iter().enumerate() {
+        if let (Some(digest), Some(size)) = (&layer.digest, layer.size) {
+            first.entry(digest).or_insert((index, size));
+        }
+    }
+    let mut unique: Vec<_> =
+        first.into_iter().map(|(digest, (index, size))| (index, digest, size)).collect();
+    unique.sort();
+    unique
+}
+
+/// Puts manifest and config beside the layers.
+pub(super) fn store_documents(
+    folders: &Folders,
+    manifest: &Digest,
+    documents: &Documents,
+) -> Result<()> {
+    let config = documents.config.as_deref().map(|json| (Digest::sha256(json), json));
+    let manifest = documents.manifest.as_deref().map(|json| (manifest.clone(), json));
+    for (digest, json) in config.into_iter().chain(manifest) {
+        let path = folders.blob(&digest);
+        let folder = path.parent().unwrap_or(&path);
+        std::fs::create_dir_all(folder).map_err(Error::write(folder, 1))?;
+        if read_small(&path, json.len() as u64).is_ok_and(|stored| stored == json) {
+            continue;
+        }
+        write_whole(&path, json)?;
+    }
+    Ok(())
+}
+
+/// Records an image in the store. A disk that was built of the same layers stays its disk.
+pub(super) fn save(folders: &Folders, image: &Image) -> Result<()> {
+    let _guard = StoreLock::take(&folders.lock(), Lock::Shared)?;
+    let mut record = Record::of(image, None);
+    if let Ok(old) = record::load(&folders.record(&record.name))
+        && old.chain_id == record.chain_id
+    {
+        (record.disk, record.disk_len) = (old.disk, old.disk_len);
+    }
+    record.save(folders)
+}

@@ -1,0 +1,137 @@
+//! Removing images, and what nobody needs.
+
+use std::fs;
+use std::path::Path;
+
+use super::draft::StoreLock;
+use super::garbage::{self, Leftovers};
+use super::record::{Record, Records, record_stem};
+use super::{ImageStore, StoredImage};
+use crate::error::{Error, Result};
+use crate::reference::ImageReference;
+use crate::sys::Lock;
+
+/// What [`ImageStore::remove`] did.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Removed {
+    /// The name of the image, or the ID of a damaged record.
+    pub name: String,
+    /// Bytes that this freed on the host's disk.
+    pub freed: u64,
+}
+
+/// What [`ImageStore::prune`] did.
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub struct Pruned {
+    /// The names of the images that are gone.
+    pub removed: Vec<String>,
+    /// Bytes that this freed on the host's disk.
+    pub freed: u64,
+}
+
+/// Tells whether a box that is not running needs an image. (Those that run are known by their locks.)
+type InUse<'a> = &'a dyn Fn(&StoredImage) -> bool;
+
+impl ImageStore {
+    /// Removes an image by its name, by the reference by which it was used, by (six or more
+    /// digits of) its digest, or by the ID of a damaged record; and with it the disk and layers
+    /// that no other image needs.
+    ///
+    /// # Errors
+    /// There is no such image or several, or a box uses its disk.
+    pub fn remove(&self, text: &str) -> Result<Removed> {
+        self.remove_with(text, false, &|_| false)
+    }
+
+    /// As [`remove`](Self::remove), and refuses images that `in_use` says boxes need. With `force`, such
+    /// an image loses its name all the same, all its names where `text` is a digest; its disk goes with
+    /// the last box that has it open or a hard link to it.
+    ///
+    /// # Errors
+    /// There is no such image or several, or a box uses it.
+    pub fn remove_with(&self, text: &str, force: bool, in_use: InUse<'_>) -> Result<Removed> {
+        let _guard = StoreLock::take(&self.folders.lock(), Lock::Exclusive)?;
+        let records = Records::load_all(&self.folders)?;
+        let matching = records.matching(text);
+        let names = || matching.iter().map(|record| record.name.clone()).collect::<Vec<_>>();
+        match matching.as_slice() {
+            [] => return self.remove_damaged(&records, text),
+            [_, _, ..] if !force => {
+                return Err(Error::Ambiguous { text: text.to_owned(), names: names() });
+            }
+            some => {
+                for record in some {
+                    if !force && self.is_in_use(&records, record, in_use)? {
+                        return Err(Error::InUse { name: record.name.clone() });
+                    }
+                    self.remove_record(record)?;
+                }
+            }
+        }
+        let freed = garbage::sweep(&self.folders, Leftovers::Keep)?;
+        Ok(Removed { name: names().join(", "), freed })
+    }
+
+    /// Removes what nobody needs: what interrupted pulls left behind, layers and disks of no image, and
+    /// the cached disks of images that are used where they lie. With `all`, every image that no
+    /// box uses, as far as locks, hard links and `in_use` tell.
+    ///
+    /// # Errors
+    /// The store cannot be read or changed.
+    pub fn prune(&self, all: bool, in_use: InUse<'_>) -> Result<Pruned> {
+        let _guard = StoreLock::take(&self.folders.lock(), Lock::Exclusive)?;
+        let records = Records::load_all(&self.folders)?;
+        let mut pruned = Pruned::default();
+        for record in &records.good {
+            let is_candidate = all || record.import.is_none();
+            if is_candidate && !self.is_in_use(&records, record, in_use)? {
+                self.remove_record(record)?;
+                pruned.removed.push(record.name.clone());
+            }
+        }
+        pruned.freed = garbage::sweep(&self.folders, Leftovers::Discard)?;
+        Ok(pruned)
+    }
+
+    /// Whether a box needs this image; its disk alone does not count while another image keeps that.
+    fn is_in_use(&self, records: &Records, record: &Record, in_use: InUse<'_>) -> Result<bool> {
+        if in_use(&self.folders.describe(record)) {
+            return Ok(true);
+        }
+        let Some(disk) = &record.disk else { return Ok(false) };
+        let has_it = |other: &&Record| other.disk.as_ref() == Some(disk);
+        let is_last = records.good.iter().filter(has_it).count() == 1;
+        Ok(is_last && garbage::is_in_use(&self.folders.disk(disk))?)
+    }
+
+    fn remove_record(&self, record: &Record) -> Result<()> {
+        let path = self.folders.record(&record.name);
+        fs::remove_file(&path).map_err(Error::io("remove", &path))
+    }
+
+    fn remove_damaged(&self, records: &Records, text: &str) -> Result<Removed> {
+        let stem = text.parse::<ImageReference>().map(|name| record_stem(&name.to_string()));
+        let is_meant = |path: &Path| {
+            path.file_stem().and_then(|stem| stem.to_str()).is_some_and(|id| {
+                text.len() >= 6 && id.starts_with(text)
+                    || stem.as_ref().is_ok_and(|stem| stem == id)
+            })
+        };
+        let paths: Vec<_> =
+            records.damaged.iter().map(|(path, _)| path).filter(|path| is_meant(path)).collect();
+        match paths.as_slice() {
+            [path] => {
+                fs::remove_file(path).map_err(Error::io("remove", path))?;
+                let freed = garbage::sweep(&self.folders, Leftovers::Keep)?;
+                Ok(Removed { name: text.to_owned(), freed })
+            }
+            [] => Err(Error::NotFound { text: text.to_owned() }),
+            several => Err(Error::Ambiguous {
+                text: text.to_owned(),
+                names: several.iter().map(|path| path.display().to_string()).collect(),
+            }),
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Pulls from a real docker-registry, filled by skopeo.
+
+mod faults;
+mod proxy;
+mod pulls;
+mod server;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use boxlite_rootfs_builder::{
+    Error, Event, Image, ImageName, ImageStore, Progress, RegistryOptions, RegistryProblem, Silent,
+};
+
+use crate::support::*;
+use server::{Registry, Setup};
+
+/// Options that know nothing of this machine's user.
+fn options(place: &Place) -> RegistryOptions {
+    let mut options = RegistryOptions::default();
+    options.docker_config = Some(place.path("docker"));
+    options.certs_dirs = vec![place.path("certs.d")];
+    options
+}
+
+fn store(place: &Place) -> ImageStore {
+    place.store().with_registries(options(place))
+}
+
+fn name(text: &str) -> ImageName {
+    text.parse().unwrap()
+}
+
+fn pull(place: &Place, text: &str) -> Result<Image, Error> {
+    store(place).pull(&name(text), &Silent)
+}
+
+/// What the registry's problem is.
+fn problem(result: Result<Image, Error>) -> (RegistryProblem, String) {
+    let error = result.expect_err("this cannot be pulled");
+    let text = error.to_string();
+    match error {
+        Error::Registry { problem, .. } => (*problem, text),
+        other => panic!("{other}"),
+    }
+}
+
+/// An image of two layers, one of them of noise; returns its reference, and what its disk will be.
+fn two_layers(place: &Place, dir: &str, seed: u64, len: usize) -> (String, Vec<u8>) {
+    let layers = [
+        TestLayer::tar("etc/base", b"the base"),
+        TestLayer::tar("data", &server::noise(seed, len)),
+    ];
+    let compressed: Vec<_> = layers.iter().map(|layer| TestLayer::gzip(layer)).collect();
+    let layout = Layout::single(place.path(dir), &compressed);
+    (layout.reference(), on_disk(&[&layers[0], &layers[1]]))
+}
+
+/// The digest of the second layer of the only image in a layout.
+fn data_layer(place: &Place, dir: &str) -> String {
+    let read = |path: std::path::PathBuf| -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+    };
+    let layout = place.path(dir);
+    let digest = |value: &serde_json::Value| value["digest"].as_str().unwrap().replace(':', "/");
+    let index = read(layout.join("index.json"));
+    let manifest = read(layout.join("blobs").join(digest(&index["manifests"][0])));
+    manifest["layers"][1]["digest"].as_str().unwrap().to_owned()
+}
+
+/// Cancels once that much of a layer has come.
+struct CancelAt {
+    at: u64,
+    reached: AtomicBool,
+}
+
+impl Progress for CancelAt {
+    fn report(&self, event: Event<'_>) {
+        if let Event::Pulling(progress) = event
+            && progress.done >= self.at
+        {
+            self.reached.store(true, Ordering::Relaxed);
+        }
+    }
+    fn is_cancelled(&self) -> bool {
+        self.reached.load(Ordering::Relaxed)
+    }
+}
+
+fn disk_of(store: &ImageStore, image: &Image) -> Vec<u8> {
+    let disk = store.disk(image, &Concatenate::default(), &Silent).unwrap();
+    std::fs::read(disk.path()).unwrap()
+}
+
+fn bare() -> Option<Registry> {
+    Registry::start(&Setup::default())
+}

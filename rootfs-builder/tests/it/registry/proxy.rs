@@ -1,0 +1,166 @@
+//! A TCP proxy before a real registry, which does to answers what networks and strangers do to them.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// What becomes of an answer.
+#[derive(Clone, Debug)]
+pub(crate) enum Fault {
+    /// It goes through.
+    None,
+    /// The connection breaks after so many bytes of the body.
+    Cut(usize),
+    /// Nothing comes any more after so many bytes of the body.
+    Stall(usize),
+    /// A pause after every 64 KiB of the body.
+    Slow(Duration),
+    /// This byte of the body is another one.
+    Flip(usize),
+    /// The registry is not asked: this is the whole answer.
+    Instead(String),
+    /// As `Instead`, and then such pieces without an end.
+    Endless(String, Vec<u8>),
+}
+
+/// Decides by the head of a request, and how many had the same first line before.
+pub(crate) type Plan = dyn Fn(&str, usize) -> Fault + Send + Sync;
+
+/// A proxy.
+pub(crate) struct Proxy {
+    /// `127.0.0.1:port`.
+    pub(crate) address: String,
+    heads: Arc<Mutex<Vec<String>>>,
+}
+
+impl Proxy {
+    pub(crate) fn start(
+        registry: &str,
+        plan: impl Fn(&str, usize) -> Fault + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let heads = Arc::new(Mutex::new(Vec::new()));
+        let (registry, seen) = (registry.to_owned(), heads.clone());
+        let plan: Arc<Plan> = Arc::new(plan);
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                let (client, registry) = (client.unwrap(), registry.clone());
+                let (seen, plan) = (seen.clone(), plan.clone());
+                // Whichever end gives up first, the other hears of it.
+                std::thread::spawn(move || serve(client, &registry, &seen, &*plan));
+            }
+        });
+        Self { address, heads }
+    }
+
+    /// The heads of all requests so far.
+    pub(crate) fn heads(&self) -> Vec<String> {
+        self.heads.lock().unwrap().clone()
+    }
+
+    /// The heads of the requests with this in their first line.
+    pub(crate) fn requests(&self, part: &str) -> Vec<String> {
+        let mut heads = self.heads();
+        heads.retain(|head| head.lines().next().unwrap_or_default().contains(part));
+        heads
+    }
+}
+
+/// One request of a connection; there is no second.
+fn serve(
+    mut client: TcpStream,
+    registry: &str,
+    seen: &Mutex<Vec<String>>,
+    plan: &Plan,
+) -> Option<()> {
+    let (head, _) = read_head(&mut client)?;
+    if !head.starts_with("GET ") && !head.starts_with("POST ") {
+        // Somebody tries TLS.
+        client.write_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n").ok()?;
+        return None;
+    }
+    let line = head.lines().next().unwrap_or_default().to_owned();
+    let nth = {
+        let mut seen = seen.lock().unwrap();
+        let before = seen.iter().filter(|head| head.starts_with(&line)).count();
+        seen.push(head.clone());
+        before
+    };
+    let fault = plan(&head, nth);
+    if let Fault::Instead(answer) | Fault::Endless(answer, _) = &fault {
+        client.write_all(answer.as_bytes()).ok()?;
+        if let Fault::Endless(_, piece) = &fault {
+            loop {
+                client.write_all(piece).ok()?;
+            }
+        }
+        client.shutdown(Shutdown::Write).ok()?;
+        return Some(());
+    }
+    let mut upstream = TcpStream::connect(registry).ok()?;
+    let request = head.trim_end().to_owned() + "\r\nConnection: close\r\n\r\n";
+    upstream.write_all(request.as_bytes()).ok()?;
+    let (answer, rest) = read_head(&mut upstream)?;
+    client.write_all(answer.as_bytes()).ok()?;
+    forward(&mut client, &mut upstream, rest, &fault)
+}
+
+fn forward(
+    client: &mut TcpStream,
+    upstream: &mut TcpStream,
+    rest: Vec<u8>,
+    fault: &Fault,
+) -> Option<()> {
+    let mut sent = 0;
+    let mut piece = rest;
+    loop {
+        if let Fault::Flip(at) = fault
+            && (sent..sent + piece.len()).contains(at)
+        {
+            piece[at - sent] ^= 1;
+        }
+        if let Fault::Cut(at) | Fault::Stall(at) = fault
+            && sent + piece.len() > *at
+        {
+            client.write_all(&piece[..at - sent]).ok()?;
+            if let Fault::Stall(_) = fault {
+                // Until the other end has had enough.
+                let _ = client.read(&mut [0; 1]);
+            }
+            return None;
+        }
+        client.write_all(&piece).ok()?;
+        if let Fault::Slow(pause) = fault {
+            std::thread::sleep(*pause);
+        }
+        sent += piece.len();
+        piece.resize(64 << 10, 0);
+        let count = upstream.read(&mut piece).ok()?;
+        piece.truncate(count);
+        if count == 0 {
+            return Some(());
+        }
+    }
+}
+
+/// Everything up to the empty line, and what came behind it.
+fn read_head(stream: &mut TcpStream) -> Option<(String, Vec<u8>)> {
+    let mut bytes = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        if let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
+            let rest = bytes.split_off(end + 4);
+            return Some((String::from_utf8_lossy(&bytes).into_owned(), rest));
+        }
+        // No head in the first bytes of a TLS connection.
+        if bytes.first().is_some_and(|first| !first.is_ascii_uppercase()) {
+            return Some((String::new(), Vec::new()));
+        }
+        match stream.read(&mut buffer).ok()? {
+            0 => return None,
+            count => bytes.extend_from_slice(&buffer[..count]),
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! Names, tags, digests, platforms; what is fetched, and what is not fetched again.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use boxlite_rootfs_builder::{PullPolicy, RegistryConfig};
+
+use super::proxy::{Fault, Proxy};
+use super::server::free_address;
+use super::*;
+
+#[test]
+fn a_pulled_image_is_the_one_that_was_pushed() {
+    let place = Place::new();
+    let Some(mut registry) = bare() else { return };
+    let (reference, content) = two_layers(&place, "oci", 1, 300_000);
+    registry.push(&reference, "some/thing:v1");
+    let store = store(&place);
+    let text = format!("docker://{}/some/thing:v1", registry.address);
+    let notes = Notes::default();
+    let image = store.resolve(&text.parse().unwrap(), &notes).unwrap();
+    let pushed = place.resolve(&reference).unwrap();
+    assert_eq!((image.chain_id(), image.config()), (pushed.chain_id(), pushed.config()));
+    assert_eq!(image.digest(), pushed.digest());
+    assert!(notes.has("Asking") && notes.has("Pulling(LayerProgress { layer: 1, layers: 2"));
+    assert!(disk_of(&store, &image) == content);
+
+    // From now on it is here.
+    registry.stop();
+    let again = store.resolve(&text.parse().unwrap(), &Silent).unwrap();
+    assert_eq!(again.digest(), image.digest());
+    let listed = store.list().unwrap().images;
+    assert_eq!(listed.len(), 1);
+    assert_eq!(
+        listed[0].imported_from.as_deref(),
+        Some(&*format!("docker://{}", again.reference()))
+    );
+    let (problem, text) = problem(pull(&place, &again.reference().to_string()));
+    assert!(matches!(problem, RegistryProblem::Unreachable { .. }), "{text}");
+    assert!(text.contains("refused") && text.contains("check its name"), "{text}");
+    store.remove(&again.reference().to_string()).unwrap();
+    assert_eq!(place.store_files(), [""; 0]);
+}
+
+#[test]
+fn policies_say_when_the_registry_is_asked() {
+    let place = Place::new();
+    let Some(registry) = bare() else { return };
+    let (first, _) = two_layers(&place, "first", 1, 1000);
+    let (second, _) = two_layers(&place, "second", 2, 1000);
+    registry.push(&first, "x:v");
+    let store = store(&place);
+    let reference = format!("{}/x:v", registry.address).parse().unwrap();
+    let resolve = |policy| store.resolve_with(&reference, policy, &Silent);
+    let error = resolve(PullPolicy::Never).unwrap_err();
+    assert!(matches!(error, Error::NotStored { .. }), "{error}");
+    let one = resolve(PullPolicy::Missing).unwrap();
+    disk_of(&store, &one);
+    registry.push(&second, "x:v");
+    assert_eq!(resolve(PullPolicy::Missing).unwrap().digest(), one.digest());
+    assert_eq!(resolve(PullPolicy::Never).unwrap().digest(), one.digest());
+    let two = resolve(PullPolicy::Always).unwrap();
+    assert_ne!(two.digest(), one.digest());
+    assert_eq!(resolve(PullPolicy::Missing).unwrap().digest(), two.digest());
+    // The old one's disk and layer went with its name.
+    assert_eq!(place.store_files().iter().filter(|file| file.starts_with("blobs")).count(), 4);
+    assert!(place.store_files().iter().all(|file| !file.starts_with("disks")));
+    // An unchanged one keeps its disk.
+    disk_of(&store, &two);
+    resolve(PullPolicy::Always).unwrap();
+    assert_eq!(place.store_files().iter().filter(|file| file.starts_with("disks")).count(), 1);
+}
+
+#[test]
+fn an_import_of_that_name_comes_first() {
+    let place = Place::new();
+    let Some(registry) = bare() else { return };
+    let (pushed, _) = two_layers(&place, "pushed", 1, 1000);
+    let (imported, _) = two_layers(&place, "imported", 2, 1000);
+    registry.push(&pushed, "x:v");
+    let store = store(&place);
+    let text = format!("{}/x:v", registry.address);
+    let builder = Concatenate::default();
+    let import = store.import(&imported.parse().unwrap(), &text, &builder, &Silent).unwrap();
+    let resolve = |policy| store.resolve_with(&text.parse().unwrap(), policy, &Silent).unwrap();
+    assert_eq!(resolve(PullPolicy::Missing).digest(), import.digest());
+    assert_ne!(resolve(PullPolicy::Always).digest(), import.digest());
+}
+
+#[test]
+fn digests_pin() {
+    let place = Place::new();
+    let Some(mut registry) = bare() else { return };
+    let (reference, _) = two_layers(&place, "oci", 1, 1000);
+    registry.push(&reference, "x:v");
+    let digest = place.resolve(&reference).unwrap().digest().clone();
+    let pinned = format!("{}/x:other-tag@{digest}", registry.address);
+    assert_eq!(pull(&place, &pinned).unwrap().digest(), &digest);
+    // Whatever it was called: the digest is known.
+    registry.stop();
+    let again = format!("{}/x@{digest}", registry.address).parse().unwrap();
+    assert_eq!(store(&place).resolve(&again, &Silent).unwrap().digest(), &digest);
+}
+
+#[test]
+fn of_several_platforms_this_one() {
+    let place = Place::new();
+    let Some(registry) = bare() else { return };
+    let layout = Layout::new(place.path("oci"));
+    let layer = |text: &str| TestLayer::gzip(&TestLayer::tar("arch", text.as_bytes()));
+    let own = layout.image(HOST, &[layer(HOST)]);
+    let foreign = layout.image(FOREIGN, &[layer(FOREIGN)]);
+    let both =
+        layout.index_blob(&[for_platform(foreign.clone(), FOREIGN), for_platform(own, HOST)]);
+    let index = both["digest"].as_str().unwrap().to_owned();
+    let other = layout.index_blob(&[for_platform(foreign, FOREIGN)]);
+    layout.write_index(&[tagged(both, "both"), tagged(other, "other")]);
+    for tag in ["both", "other"] {
+        let from = format!("{}:{tag}", layout.reference());
+        registry.push_as(&from, &format!("x:{tag}"), &["--all", "--preserve-digests"]);
+    }
+    let image = pull(&place, &format!("{}/x:both", registry.address)).unwrap();
+    assert_eq!(image.config().architecture, HOST);
+    // The digest that people see in registries is the index's.
+    let pinned = format!("{}/x@{index}", registry.address);
+    assert_eq!(pull(&place, &pinned).unwrap().digest(), image.digest());
+    let error = pull(&place, &format!("{}/x:other", registry.address)).unwrap_err();
+    assert!(matches!(error, Error::WrongPlatform { .. }), "{error}");
+    let text = error.to_string();
+    assert!(text.contains(FOREIGN) && text.contains(HOST), "{text}");
+}
+
+#[test]
+fn what_images_share_is_fetched_once() {
+    let place = Place::new();
+    let Some(registry) = bare() else { return };
+    for (dir, seed) in [("one", 1), ("two", 2)] {
+        let (reference, _) = two_layers(&place, dir, seed, 10_000);
+        registry.push(&reference, &format!("{dir}:v"));
+    }
+    let proxy = Proxy::start(&registry.address, |_, _| Fault::None);
+    for dir in ["one", "two"] {
+        pull(&place, &format!("{}/{dir}:v", proxy.address)).unwrap();
+    }
+    let mut blobs: Vec<String> = proxy.requests("/blobs/");
+    blobs.iter_mut().for_each(|head| {
+        *head = head.lines().next().unwrap().rsplit('/').nth(1).unwrap().to_owned();
+    });
+    let count = blobs.len();
+    blobs.sort();
+    blobs.dedup();
+    assert_eq!((count, blobs.len()), (5, 5), "{:?}", proxy.heads());
+}
+
+#[test]
+fn a_damaged_or_missing_blob_is_fetched_anew() {
+    let place = Place::new();
+    let Some(registry) = bare() else { return };
+    let (reference, content) = two_layers(&place, "oci", 1, 10_000);
+    registry.push(&reference, "x:v");
+    let text = format!("{}/x:v", registry.address);
+    pull(&place, &text).unwrap();
+    let blob = place.path("store/blobs").join(data_layer(&place, "oci").replace(':', "/"));
+    let sound = std::fs::read(&blob).unwrap();
+    std::fs::remove_file(&blob).unwrap();
+    let store = store(&place);
+    store.resolve(&text.parse().unwrap(), &Silent).unwrap();
+    assert!(std::fs::read(&blob).unwrap() == sound);
+
+    std::fs::remove_file(&blob).unwrap();
+    std::fs::write(&blob, vec![0; sound.len()]).unwrap();
+    let notes = Notes::default();
+    let image = store.pull(&name(&text), &notes).unwrap();
+    assert!(notes.has("damaged"));
+    assert!(disk_of(&store, &image) == content);
+}
+
+#[test]
+fn mirrors_are_asked_first_and_the_registry_last() {
+    let place = Place::new();
+    let (Some(mirror), Some(registry)) = (bare(), bare()) else { return };
+    let (reference, _) = two_layers(&place, "oci", 1, 10_000);
+    mirror.push(&reference, "proxy/x:on-both");
+    registry.push(&reference, "x:on-both");
+    registry.push(&reference, "x:on-one");
+    let (mirror, registry) = (
+        Proxy::start(&mirror.address, |_, _| Fault::None),
+        Proxy::start(&registry.address, |_, _| Fault::None),
+    );
+    let mut options = options(&place);
+    let mut config = RegistryConfig::default();
+    config.mirrors = vec![free_address(), format!("http://{}/proxy", mirror.address)];
+    options.registries.insert(registry.address.clone(), config);
+    let store = place.store().with_registries(options);
+    let notes = Notes::default();
+    store.pull(&name(&format!("{}/x:on-both", registry.address)), &notes).unwrap();
+    assert_eq!(registry.heads(), [""; 0]);
+    assert!(notes.has("Warning(\"the mirror is of no use here: cannot get"));
+    store.pull(&name(&format!("{}/x:on-one", registry.address)), &Silent).unwrap();
+    assert!(!registry.heads().is_empty());
+    // Everything but the manifest is here already.
+    assert_eq!(registry.requests("/blobs/"), [""; 0]);
+}
+
+#[test]
+fn a_cancelled_pull_ends_soon_and_goes_on_later() {
+    let place = Place::new();
+    let Some(registry) = bare() else { return };
+    let (reference, content) = two_layers(&place, "oci", 1, 4 << 20);
+    registry.push(&reference, "x:v");
+    let proxy = Proxy::start(&registry.address, |head, nth| match head.contains("/blobs/") {
+        true if nth == 0 => Fault::Slow(Duration::from_millis(100)),
+        _ => Fault::None,
+    });
+    let text = format!("{}/x:v", proxy.address);
+    let progress = CancelAt { at: 1 << 20, reached: AtomicBool::new(false) };
+    let begin = Instant::now();
+    let error = store(&place).pull(&name(&text), &progress).unwrap_err();
+    assert!(matches!(error, Error::Cancelled), "{error}");
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    let image = pull(&place, &text).unwrap();
+    let ranged = proxy.requests(&data_layer(&place, "oci")).pop().unwrap().to_lowercase();
+    let from = ranged.split("range: bytes=").nth(1).unwrap().split('-').next().unwrap();
+    assert!(from.parse::<u64>().unwrap() >= 1 << 20, "{ranged}");
+    assert!(disk_of(&store(&place), &image) == content);
+}
+
+#[test]
+fn it_may_be_called_from_a_task() {
+    let place = Place::new();
+    let Some(registry) = bare() else { return };
+    let (reference, _) = two_layers(&place, "oci", 1, 1000);
+    registry.push(&reference, "x:v");
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let text = format!("{}/x:v", registry.address);
+    runtime.block_on(async { pull(&place, &text).unwrap() });
+    // And what it pulled is an image for others, too.
+    let copy = Command::new("skopeo").args(["--version"]).status().unwrap();
+    assert!(copy.success());
+}

@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::config::BoxConfig;
 use super::events::EventQuery;
-use super::images::{ImageCall, ImageInfo};
+use super::images::{ImageCall, ImageInfo, RemovedImages};
 use super::local::Local;
 use super::logs::LogQuery;
 use super::options::BoxOptions;
@@ -103,6 +103,7 @@ pub(super) enum Reply {
     Metrics(MachineMetrics),
     Image(Box<ImageInfo>),
     Images(Vec<ImageInfo>),
+    Removed(RemovedImages),
 }
 
 impl Reply {
@@ -151,6 +152,13 @@ impl Reply {
     pub(super) fn images(self) -> Result<Vec<ImageInfo>> {
         match self {
             Self::Images(images) => Ok(images),
+            other => Err(other.unexpected()),
+        }
+    }
+
+    pub(super) fn removed(self) -> Result<RemovedImages> {
+        match self {
+            Self::Removed(removed) => Ok(removed),
             other => Err(other.unexpected()),
         }
     }

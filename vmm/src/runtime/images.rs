@@ -21,8 +21,10 @@ pub(super) enum ImageCall {
     Get { image: String, pull: PullPolicy },
     /// Answered by the image.
     Import { source: String, name: String },
-    /// Answered by those that were removed.
+    /// Answered by what was removed.
     Remove { image: String, force: bool },
+    /// Answered by what was removed.
+    Prune { all: bool },
 }
 
 /// An image in the home.
@@ -33,6 +35,10 @@ pub struct ImageInfo {
     pub name: String,
     /// The digest of its manifest.
     pub digest: String,
+    /// The digest of the index in which it was found, which registries show, if there is one.
+    pub index: Option<String>,
+    /// The OCI chain ID of its layers.
+    pub chain_id: String,
     /// What to run and how.
     pub config: ImageConfig,
     /// From where it was imported or pulled; none: it is used where it lies.
@@ -46,6 +52,16 @@ pub struct ImageInfo {
     pub disk: Option<PathBuf>,
     /// What is wrong with its disk, if anything. It is made anew when next used.
     pub problem: Option<String>,
+}
+
+/// Images that were removed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct RemovedImages {
+    /// Their names; the ID, of a damaged record.
+    pub names: Vec<String>,
+    /// Bytes that this freed on the host's disk.
+    pub freed: u64,
 }
 
 /// The images of a home.
@@ -90,8 +106,14 @@ impl Images {
 
     /// Removes an image: by name, reference or digest. One that boxes were made of only by `force`; the
     /// boxes stay as they are.
-    pub async fn remove(&self, image: impl Into<String>, force: bool) -> Result<Vec<ImageInfo>> {
+    pub async fn remove(&self, image: impl Into<String>, force: bool) -> Result<RemovedImages> {
         let call = ImageCall::Remove { image: image.into(), force };
-        self.call(call, Arc::new(Silent)).await?.images()
+        self.call(call, Arc::new(Silent)).await?.removed()
+    }
+
+    /// Removes what nobody needs: leftovers, and disks of images that are used where they lie; with `all`
+    /// every image that no box was made of.
+    pub async fn prune(&self, all: bool) -> Result<RemovedImages> {
+        self.call(ImageCall::Prune { all }, Arc::new(Silent)).await?.removed()
     }
 }

@@ -57,7 +57,7 @@ pub use events::{EventQuery, Events};
 pub use exec::{Attached, Command, Execution, Output};
 pub use handle::BoxHandle;
 pub use home::Home;
-pub use images::{ImageInfo, Images};
+pub use images::{ImageInfo, Images, RemovedImages};
 pub use logs::{LogQuery, LogRecord, LogStream, Logs};
 pub use options::{
     BoxOptions, Forward, HealthCheck, Network, NetworkPolicy, Problem, Protocol, PullPolicy,

@@ -2,6 +2,7 @@
 //! What a box is stands in its folder, and what it does its process says; the database can be made anew from
 //! the folders.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -119,6 +120,16 @@ impl Store {
             let sql = format!("SELECT {COLUMNS} FROM boxes ORDER BY created_ms, id");
             let mut statement = connection.prepare(&sql)?;
             statement.query_map([], Entry::read)?.collect::<Result<_, _>>()
+        };
+        read().map_err(self.failed("read"))
+    }
+
+    /// The digests of the images that boxes were made of.
+    pub(super) fn image_digests(&self) -> Result<HashSet<String>> {
+        let connection = self.connection();
+        let read = || {
+            let mut statement = connection.prepare("SELECT DISTINCT image_digest FROM boxes")?;
+            statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()
         };
         read().map_err(self.failed("read"))
     }

@@ -22,7 +22,8 @@ impl Local {
     /// Makes a box. Blocks, for long if the image's disk must be made first.
     pub(super) fn create(&self, options: BoxOptions, progress: &dyn Progress) -> Result<BoxConfig> {
         options.validate()?;
-        let image = self.images.resolve(&options.image.parse()?, progress)?;
+        let image =
+            self.images.resolve_with(&options.image.parse()?, options.pull.into(), progress)?;
         let disk = self.images.disk(&image, &self.disk_builder(), progress)?;
         let id = new_id()?;
         let config = BoxConfig {

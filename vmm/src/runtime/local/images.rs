@@ -5,7 +5,7 @@ use boxlite_rootfs_builder::{Image, Progress, StoredImage};
 use super::Local;
 use crate::runtime::call::Reply;
 use crate::runtime::disk_builder::MicroVmBuilder;
-use crate::runtime::images::{ImageCall, ImageInfo};
+use crate::runtime::images::{ImageCall, ImageInfo, RemovedImages};
 use crate::runtime::{Error, Result};
 
 impl Local {
@@ -13,8 +13,8 @@ impl Local {
     pub(super) fn call_images(&self, call: ImageCall, progress: &dyn Progress) -> Result<Reply> {
         match call {
             ImageCall::List => self.list_images().map(Reply::Images),
-            ImageCall::Get { image, .. } => {
-                let image = self.images.resolve(&image.parse()?, progress)?;
+            ImageCall::Get { image, pull } => {
+                let image = self.images.resolve_with(&image.parse()?, pull.into(), progress)?;
                 self.images.disk(&image, &self.disk_builder(), progress)?;
                 self.found(&image)
             }
@@ -23,11 +23,18 @@ impl Local {
                 let image = self.images.import(&source, &name, &self.disk_builder(), progress)?;
                 self.found(&image)
             }
-            ImageCall::Remove { image, .. } => {
-                let before = self.list_images()?;
-                let removed = self.images.remove(&image)?;
-                let gone = before.into_iter().filter(|info| info.name == removed.name);
-                Ok(Reply::Images(gone.collect()))
+            ImageCall::Remove { image, force } => {
+                let used = self.store.image_digests()?;
+                let in_use = |image: &StoredImage| used.contains(&image.digest.to_string());
+                let removed = self.images.remove_with(&image, force, &in_use)?;
+                let names = vec![removed.name];
+                Ok(Reply::Removed(RemovedImages { names, freed: removed.freed }))
+            }
+            ImageCall::Prune { all } => {
+                let used = self.store.image_digests()?;
+                let in_use = |image: &StoredImage| used.contains(&image.digest.to_string());
+                let pruned = self.images.prune(all, &in_use)?;
+                Ok(Reply::Removed(RemovedImages { names: pruned.removed, freed: pruned.freed }))
             }
         }
     }
@@ -59,11 +66,13 @@ fn info(stored: StoredImage) -> ImageInfo {
     ImageInfo {
         name: stored.name,
         digest: stored.digest.to_string(),
+        index: stored.index.map(|digest| digest.to_string()),
+        chain_id: stored.chain_id.to_string(),
         config: stored.config,
         origin: stored.imported_from,
         time: stored.time,
         size: stored.size,
-        disk: None,
+        disk: stored.disk,
         problem: stored.disk_problem,
     }
 }

@@ -6,6 +6,7 @@
 //! or a leftover with a name that says so.
 
 mod boxes;
+mod cancel;
 mod control;
 mod images;
 mod launch;
@@ -103,9 +104,10 @@ impl Local {
         progress: Arc<dyn Progress>,
     ) -> Result<Reply> {
         let local = self.clone();
+        let (progress, _cancel) = cancel::on_drop(progress);
         match call {
             Call::Create(options) => {
-                let config = blocking(move || local.create(*options, &*progress)).await?;
+                let config = blocking(move || local.create(*options, &progress)).await?;
                 Ok(Reply::Config(Box::new(config)))
             }
             Call::Find(query) => {
@@ -117,7 +119,7 @@ impl Local {
             Call::Shutdown { grace_ms } => {
                 self.stop_dependents(grace_ms).await.map(|()| Reply::Done)
             }
-            Call::Images(call) => blocking(move || local.call_images(call, &*progress)).await,
+            Call::Images(call) => blocking(move || local.call_images(call, &progress)).await,
             Call::Box { id, call } => self.call_box(id, call).await,
         }
     }

@@ -20,6 +20,16 @@ pub enum PullPolicy {
     Never,
 }
 
+impl From<PullPolicy> for boxlite_rootfs_builder::PullPolicy {
+    fn from(policy: PullPolicy) -> Self {
+        match policy {
+            PullPolicy::Missing => Self::Missing,
+            PullPolicy::Always => Self::Always,
+            PullPolicy::Never => Self::Never,
+        }
+    }
+}
+
 /// A folder of the host in a box.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]

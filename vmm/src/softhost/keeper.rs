@@ -44,6 +44,9 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// Lines of logs in an error message.
 const LINES: usize = 15;
 
+/// Lines at the end of the console among which a panic is looked for.
+const CRASH_LINES: usize = 60;
+
 /// Runs the keeper until its software host has ended. Standard input is the lock, if a launcher
 /// started it.
 ///
@@ -203,6 +206,9 @@ impl Keeper {
         for part in [why, status].into_iter().flatten() {
             message.push_str(&format!(": {part}"));
         }
+        if kernel_crashed(&last_lines(&self.place.console(), CRASH_LINES)) {
+            message.push_str(&crash_advice());
+        }
         for (what, path) in [("console", self.place.console()), ("log", self.place.log())] {
             let lines = last_lines(&path, LINES);
             if !lines.is_empty() {
@@ -222,6 +228,23 @@ impl Keeper {
     }
 }
 
+/// Whether the kernel whose console ends with `lines` stopped because of a fault that it found in
+/// itself.
+fn kernel_crashed(lines: &str) -> bool {
+    lines.contains("] Kernel panic - not syncing: ")
+}
+
+/// What a crash means to who reads of it.
+fn crash_advice() -> String {
+    let emulator = qemu::version().map_or_else(|| qemu::PROGRAM.to_owned(), |v| v.to_string());
+    format!(
+        ".\nIts kernel crashed; most likely that is a fault of the emulator ({emulator}), not of the \
+         command. Boxes that ran in it are gone; the images and all else that was synced to the box \
+         home is there, and nothing else on this machine was changed: it is safe to run the command \
+         again, unless it began something elsewhere, over a network."
+    )
+}
+
 /// Carries frames once the agent has answered, until it is gone. Returns why it is.
 async fn carry(router: &Router, link: Link) -> String {
     let boot = async {
@@ -236,5 +259,18 @@ async fn carry(router: &Router, link: Link) -> String {
         }
         Ok(Err(loss)) => loss.to_string(),
         Err(_) => format!("its agent did not answer within {} s", BOOT.as_secs()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crash_is_told_from_an_end() {
+        let panic = "[    9.1] CS:  0010\n[    9.2] Kernel panic - not syncing: Fatal exception\n";
+        assert!(kernel_crashed(panic));
+        assert!(!kernel_crashed("[    9.2] reboot: Power down\n"));
+        assert!(crash_advice().contains("safe to run the command again"));
     }
 }

@@ -5,6 +5,7 @@
 mod deny;
 mod house;
 mod report;
+mod rerun;
 mod suites;
 
 use std::process::ExitCode;

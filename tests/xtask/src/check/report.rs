@@ -111,6 +111,11 @@ pub(super) fn passes(command: &mut Command) -> Result<Outcome> {
 
 /// Runs a `cargo test`, its output shown as it comes, and counts its tests.
 pub(super) fn tests(command: &mut Command) -> Result<Outcome> {
+    tests_heard(command, |_| ())
+}
+
+/// As [`tests`]; `hear` gets each line of the output.
+pub(super) fn tests_heard(command: &mut Command, mut hear: impl FnMut(&str)) -> Result<Outcome> {
     let mut child = command
         .stdout(Stdio::piped())
         .spawn()
@@ -122,6 +127,7 @@ pub(super) fn tests(command: &mut Command) -> Result<Outcome> {
             let line = String::from_utf8_lossy(&line);
             println!("{line}");
             outcome.count(&line);
+            hear(&line);
         }
     }
     let status = child.wait().context("cannot wait for the tests")?;

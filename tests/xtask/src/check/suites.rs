@@ -2,7 +2,8 @@
 
 use anyhow::Result;
 
-use crate::check::report::{Outcome, passes, tests};
+use crate::check::report::{Outcome, passes, tests, tests_heard};
+use crate::check::rerun::Deaths;
 use crate::image::Kind;
 use crate::{apt, build, guest, image};
 
@@ -49,18 +50,29 @@ pub(super) fn unit() -> Result<Outcome> {
 /// The end-to-end tests, on the launcher, guest files and images that are built first.
 ///
 /// They find them by `BOXLITE_GUEST_DIR`, `BOXLITE_TEST_LAUNCHER` (the launcher's path) and
-/// `BOXLITE_TEST_IMAGES` (a folder with the OCI layouts `busybox` and `debian`).
+/// `BOXLITE_TEST_IMAGES` (a folder with the OCI layouts `busybox` and `debian`). Those under which
+/// the software host died are run once more.
 pub(super) fn e2e() -> Result<Outcome> {
     let guest = guest::build(&guest::Options::default())?;
     let launcher = build::launcher()?;
     let images = build::target_dir().join("images");
     image::make_at(Kind::Busybox, &images.join("busybox"))?;
     image::make_at(Kind::Debian, &images.join("debian"))?;
-    tests(
-        build::cargo()
+    let run = || {
+        let mut command = build::cargo();
+        command
             .args(["test", "--package", E2E_PACKAGE, "--no-fail-fast"])
-            .env("BOXLITE_GUEST_DIR", guest)
-            .env("BOXLITE_TEST_LAUNCHER", launcher)
-            .env("BOXLITE_TEST_IMAGES", images),
-    )
+            .env("BOXLITE_GUEST_DIR", &guest)
+            .env("BOXLITE_TEST_LAUNCHER", &launcher)
+            .env("BOXLITE_TEST_IMAGES", &images);
+        command
+    };
+    let mut deaths = Deaths::default();
+    let first = tests_heard(&mut run(), |line| deaths.read(line))?;
+    if deaths.tests().len() == 0 {
+        return Ok(first);
+    }
+    println!("the software host died; running again what failed with it");
+    let again = tests(run().args(["--", "--exact"]).args(deaths.tests()))?;
+    Ok(deaths.outcome(first, &again))
 }

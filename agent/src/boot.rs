@@ -84,6 +84,7 @@ fn boot(transport: &mut Transport) -> Result<Server, BootError> {
             mounts::soft_host_root(params.home.as_deref())?;
             transport.reached(Stage::Root);
             mounts::open_kvm_to_all();
+            keep_off_first_cpu();
             // The boxes' memory is shared memory. A page fault of theirs goes through two emulated
             // machines: have as few as can be.
             write_setting("/sys/kernel/mm/transparent_hugepage/shmem_enabled", "advise");
@@ -97,6 +98,26 @@ fn boot(transport: &mut Transport) -> Result<Server, BootError> {
     }
     protect_from_oom_killer();
     Server::new(params.role).map_err(BootError::Serve)
+}
+
+/// Keeps this process, and with it all that it starts, off the first CPU.
+///
+/// No virtual machine may run there. In QEMU's TCG, every CPU that restores floating-point registers
+/// also clears a flag of the *first* CPU (`cpu_clear_ignne`), in a word that the first CPU's thread
+/// writes at the same time, without a lock. When that hits the first CPU as it enters or leaves a
+/// guest, it loses which of the two it did: host code goes on in the guest's address space, or is
+/// interrupted with the guest's segment bases, and the kernel crashes.
+fn keep_off_first_cpu() {
+    use rustix::thread::{sched_getaffinity, sched_setaffinity};
+    let narrow = || {
+        let mut cpus = sched_getaffinity(None)?;
+        cpus.unset(0);
+        // The only one is better than none.
+        if cpus.count() == 0 { Ok(()) } else { sched_setaffinity(None, &cpus) }
+    };
+    if let Err(e) = narrow() {
+        log::warn(format_args!("cannot keep off the first CPU: {e}"));
+    }
 }
 
 /// A kernel without a console starts PID 1 with no files open. Standard input, output and error

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use crate::image::Kind;
 use crate::ui::{Step, seconds};
-use crate::{build, guest, image};
+use crate::{build, guest, image, softhost};
 
 /// What the box runs: who it is, and that it is a machine of its own.
 const SCRIPT: &str =
@@ -17,6 +17,7 @@ const SCRIPT: &str =
 /// Builds what is missing and runs a box; its exit code is the box's.
 pub(crate) fn run() -> Result<ExitCode> {
     let started = Instant::now();
+    softhost::ensure_emulator()?;
     let guest = guest::build(&guest::Options::default())?;
     let step = Step::start("launcher");
     step.say("compiling");
@@ -38,5 +39,5 @@ pub(crate) fn run() -> Result<ExitCode> {
         seconds(running.elapsed()),
         seconds(started.elapsed())
     );
-    Ok(crate::softhost::exit_code(status))
+    Ok(softhost::exit_code(status))
 }

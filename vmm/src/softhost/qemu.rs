@@ -28,9 +28,13 @@ pub(super) const PROGRAM: &str = "qemu-system-x86_64";
 /// The name under which the agent finds the host's root on 9p.
 const ROOT_TAG: &str = "root";
 
-/// CPUs of the software host: two at least, since a nested guest and what runs it wait for each
-/// other, and no more than help.
+/// CPUs of the software host on which commands and boxes run: two at least, since a nested guest and
+/// what runs it wait for each other, and no more than help.
 const CPUS: std::ops::RangeInclusive<usize> = 2..=8;
+
+/// CPUs besides those: the first, on which no guest may run (the agent's `keep_off_first_cpu` says
+/// why). It has next to nothing to do.
+const IDLE_CPUS: usize = 1;
 
 /// The memory of the software host, in MiB, if this is set.
 pub const MEMORY_VARIABLE: &str = "BOXLITE_SOFTHOST_MEMORY";
@@ -96,7 +100,7 @@ impl Qemu {
             monitor: monitor_end.as_raw_fd(),
             cmdline: cmdline(home, clock.khz()),
             memory: memory(),
-            cpus: cpus(),
+            cpus: cpus() + IDLE_CPUS,
         };
         let mut command = Command::new(program);
         command.args(machine.args());
@@ -258,9 +262,10 @@ fn cmdline(home: &str, tsc_khz: Option<u64>) -> String {
         home: Some(home.to_owned()),
     };
     // Mitigations guard against speculation, and TCG does not speculate. A panic ends QEMU, by way
-    // of -no-reboot. `no_timer_check`: an interrupt may come late without the chip being broken.
+    // of -no-reboot; an oops is one, so that nobody waits for what a kernel with a fault still
+    // does. `no_timer_check`: an interrupt may come late without the chip being broken.
     let mut cmdline = format!(
-        "console=ttyS0 quiet reboot=t panic=-1 mitigations=off no_timer_check \
+        "console=ttyS0 quiet reboot=t panic=-1 oops=panic mitigations=off no_timer_check \
          8250.nr_uarts=1 random.trust_cpu=on {GUARD} {params}"
     );
     if let Some(khz) = tsc_khz {

@@ -5,7 +5,7 @@ use anyhow::Result;
 use crate::check::report::{Outcome, passes, tests, tests_heard};
 use crate::check::rerun::Deaths;
 use crate::image::Kind;
-use crate::{apt, build, guest, image};
+use crate::{apt, build, guest, image, softhost};
 
 /// The package of the end-to-end tests: they need guest files, which the others do not.
 const E2E_PACKAGE: &str = "boxlite-tests";
@@ -53,6 +53,7 @@ pub(super) fn unit() -> Result<Outcome> {
 /// `BOXLITE_TEST_IMAGES` (a folder with the OCI layouts `busybox` and `debian`). Those under which
 /// the software host died are run once more.
 pub(super) fn e2e() -> Result<Outcome> {
+    softhost::ensure_emulator()?;
     let guest = guest::build(&guest::Options::default())?;
     let launcher = build::launcher()?;
     let images = build::target_dir().join("images");

@@ -66,7 +66,7 @@ pub fn find() -> Option<PathBuf> {
 }
 
 /// What QEMU calls itself, `QEMU emulator version 7.2.22 (Debian …)`; none if it cannot be asked.
-pub fn version() -> Option<String> {
+pub(super) fn version() -> Option<String> {
     let output = std::process::Command::new(find()?).arg("--version").output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     Some(text.lines().next()?.trim().to_owned()).filter(|line| !line.is_empty())

@@ -89,3 +89,20 @@ fn processes_that_take_all_memory_end_and_the_box_goes_on() {
     let output = launcher.shell(["--memory", "128M"], script).output().success();
     assert!(output.ends_with("code 137\nstill here"), "{output}");
 }
+
+#[test]
+fn nothing_in_the_software_host_runs_on_its_first_cpu() {
+    let Some(launcher) = Launcher::find() else { return };
+    if launcher.has_hardware() {
+        println!("SKIPPED: boxes run without the software host here");
+        return;
+    }
+    // A guest there crashes it, sooner or later: the agent's `keep_off_first_cpu` says why.
+    let grep = ["softhost", "--", "grep", "Cpus_allowed_list", "/proc/self/status"];
+    let allowed = launcher.command(grep).output().success();
+    let list = allowed.split_ascii_whitespace().last().unwrap_or_default();
+    let first = list.split(['-', ',']).next().and_then(|cpu| cpu.parse::<u32>().ok());
+    assert_eq!(first, Some(1), "{allowed}");
+    let nproc = launcher.command(["softhost", "--", "nproc"]).output().success();
+    assert!(nproc.trim().parse::<u32>().expect("a number") >= 2, "{nproc}");
+}

@@ -423,15 +423,10 @@ impl State {
     }
 
     fn flush(&mut self) {
-        if let Some(Err(e)) = self.agent.as_mut().map(|agent| agent.link.flush()) {
-            // What it said before it hung up is still to be read.
-            tracing::debug!("the guest's agent does not listen: {e}");
+        if let Some(agent) = &mut self.agent {
+            agent.link.flush();
         }
-        for peer in self.peers.iter_mut().filter(|peer| !peer.gone) {
-            if peer.link.flush().is_err() {
-                peer.gone = true;
-            }
-        }
+        self.peers.iter_mut().for_each(|peer| peer.link.flush());
     }
 }
 

@@ -74,7 +74,7 @@ impl Plan {
 }
 
 /// What has happened.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Input {
     /// The machine cannot be built.
     NotBuilt(String),

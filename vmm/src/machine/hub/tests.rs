@@ -35,6 +35,17 @@ fn the_main_command_is_logged_and_its_end_told() {
 }
 
 #[test]
+fn a_command_that_ran_out_of_memory_is_told_apart() {
+    let mut box_ = Fixture::running();
+    let mut peer = box_.attached();
+    let killed = ExitStatus::Signal(9);
+    box_.say(&Response::ExitedOutOfMemory(killed).frame(1));
+    let end = MainEnd::Exited { status: killed, out_of_memory: true };
+    assert_eq!(box_.note(), Note::MainEnded(end));
+    assert_eq!(peer.response(), Response::ExitedOutOfMemory(killed));
+}
+
+#[test]
 fn a_command_that_cannot_be_started_says_so_to_all() {
     for (kind, expected) in
         [(FailureKind::NotFound, 127), (FailureKind::NotExecutable, 126), (FailureKind::Other, 125)]

@@ -402,7 +402,7 @@ impl Lifecycle {
     fn awaited(&mut self, now: Instant) {
         if let Main::Before { awaited } = &mut self.main {
             *awaited = true;
-            if self.is_up() {
+            if self.is_up() && self.paused.is_none() {
                 self.start_main(now);
             }
         }
@@ -596,6 +596,10 @@ impl Lifecycle {
             State::Ending { .. } | State::Over => Err("the box is ending".into()),
             _ => {
                 self.unpause(now);
+                // Somebody may have come meanwhile.
+                if self.is_up() && matches!(self.main, Main::Before { awaited: true }) {
+                    self.start_main(now);
+                }
                 Ok(())
             }
         }

@@ -115,18 +115,20 @@ impl Hub {
         bell.set_nonblocking(true)?;
         rung.set_nonblocking(true)?;
         let (sender, inbox) = channel();
-        let log = Writer::open(folder);
-        let mut state = State {
-            programs: commands,
-            log,
-            inbox,
-            rung,
-            tell: Box::new(tell),
-            agent: None,
-            peers: Vec::new(),
-            closing: None,
-        };
-        thread::Builder::new().name("hub".into()).spawn(move || state.run())?;
+        let folder = folder.to_owned();
+        thread::Builder::new().name("hub".into()).spawn(move || {
+            let mut state = State {
+                programs: commands,
+                log: Writer::open(&folder),
+                inbox,
+                rung,
+                tell: Box::new(tell),
+                agent: None,
+                peers: Vec::new(),
+                closing: None,
+            };
+            state.run();
+        })?;
         Ok(Self { commands: sender, bell: Arc::new(bell) })
     }
 

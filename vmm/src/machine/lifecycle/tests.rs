@@ -1,6 +1,7 @@
 //! Lives of boxes, by a clock that the test moves.
 
 use super::*;
+use crate::machine::spec::{HealthSpec, RestartPolicy};
 use crate::machine::status::Health;
 
 const MS: Duration = Duration::from_millis(1);
@@ -128,6 +129,16 @@ fn a_box_ends_with_its_main_command() {
     assert_eq!(life.end(), End::Main);
     assert_eq!(life.life.ended().and_then(Ended::code), Some(3));
     assert_eq!(life.events, [EventKind::Starting, EventKind::Running, EventKind::Stopping]);
+}
+
+#[test]
+fn an_end_that_is_heard_late_is_told() {
+    let mut life = Life::up(with_main());
+    life.on(Input::MainStarted(7));
+    life.guest_off();
+    assert_eq!(life.life.status().main_pid, None);
+    assert_eq!(life.on(Input::MainEnded(code(4))), []);
+    assert_eq!((life.main_end(), life.end()), (Some(code(4)), End::Guest));
 }
 
 #[test]

@@ -49,7 +49,7 @@ pub enum EventKind {
     Resumed,
     /// It has been asked to end.
     Stopping,
-    /// Its main command began anew.
+    /// Its main command, or its machine, began anew.
     Restarted {
         /// How often it has.
         restarts: u32,

@@ -6,7 +6,7 @@
 //!   record:  [length u32][stream u8][time u64][bytes]        time: nanoseconds since the Unix epoch
 //! ```
 //!
-//! One [`Writer`] at a time, the box's process; any number of [`Reader`]s, which follow it through
+//! One writer at a time, the box's process; any number of [`Reader`]s, which follow it through
 //! rotations by the files' sequence numbers. A process that is killed leaves half a record at most:
 //! readers wait for the rest of it, and the next writer cuts it off.
 

@@ -3,16 +3,18 @@
 //!
 //! ```text
 //!   launcher ──LaunchSpec, files──▶ process.rs (`boxlite-vmm machine`, one per box)
-//!                                      │ spec.rs     what to build
-//!                                      │ memory.rs   guest memory
-//!                                      ▼ build.rs    devices, address map, boot files
-//!                                   Machine ── vcpu.rs   a thread per vCPU
-//!            ◀──events──               ├─ console.rs     the guest's serial console
+//!   control socket ──server.rs──▶      │ spec.rs       what to build
+//!            ◀──answers, stages──      │ lifecycle/    what is to be done when
+//!                                      ▼ build.rs      devices, address map, boot files
+//!   peers, main.log ◀──hub/──▶ agent  Machine ── vcpu.rs   a thread per vCPU
+//!   status.json, events ◀──record.rs   ├─ memory.rs      guest memory
+//!                                      ├─ console.rs     the guest's serial console
 //!                                      └─ boot_report.rs what the agent says while it boots
 //! ```
 //!
-//! The process has no async runtime: vCPU threads, one device event loop, a worker per disk, and
-//! the thread that talks to the launcher.
+//! The process has no async runtime: vCPU threads, one device event loop, a worker per disk; for a
+//! box also the hub of its main command, and threads that listen to its sockets and signals. The main
+//! thread hears them all, and does what the lifecycle says.
 
 mod boot_report;
 mod build;

@@ -70,7 +70,12 @@ pub fn main() -> Result<()> {
     };
     // All of them, to the end of the process: the lock of the box's folder is among them.
     let files = files.into_iter().map(File::from).collect();
-    Process::new(launcher, *spec, files)?.run();
+    let process = Process::new(launcher, *spec, files)?;
+    // A machine that is no box ends by signals as any process does.
+    if process.spec.sandbox.is_some() {
+        hear_signals(process.sender.clone())?;
+    }
+    process.run();
     Ok(())
 }
 
@@ -156,7 +161,6 @@ impl Process {
         server.hub = Some(hub.clone());
         server.listen_for_control(OwnedFd::from(file(spec.control)?).into())?;
         server.listen_for_vsock(OwnedFd::from(file(spec.vsock)?).into())?;
-        hear_signals(self.sender.clone())?;
         let orphan = Orphan {
             record: record.try_clone()?,
             remove: spec.remove,
@@ -506,3 +510,7 @@ fn hear_signals(inbox: Sender<Message>) -> io::Result<()> {
     })?;
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "process_tests.rs"]
+mod tests;

@@ -3,7 +3,7 @@
 //! its lock says; this file says what it does, and how it ended.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -196,7 +196,8 @@ impl Status {
     /// Replaces the status in a box's folder.
     pub(crate) fn write(&self, folder: &Path) -> io::Result<()> {
         let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        serde_json::to_writer(&mut file, self)?;
+        // In one piece: a serializer would make a call of every word.
+        file.write_all(&serde_json::to_vec(self)?)?;
         file.persist(folder.join(STATUS_FILE))?;
         Ok(())
     }

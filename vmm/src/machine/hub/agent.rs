@@ -344,6 +344,9 @@ fn last_word(response: Response, running: bool) -> Option<(Response, MainEnd)> {
         Response::Exited(status) if running => {
             MainEnd::Exited { status: *status, out_of_memory: false }
         }
+        Response::ExitedOutOfMemory(status) if running => {
+            MainEnd::Exited { status: *status, out_of_memory: true }
+        }
         Response::Failed(failure) => {
             let code = match failure.kind {
                 FailureKind::NotFound => 127,
@@ -363,6 +366,7 @@ fn last_word(response: Response, running: bool) -> Option<(Response, MainEnd)> {
 /// What a health check says that ended so and wrote that.
 fn verdict(end: MainEnd, text: String) -> Result<String, String> {
     let why = match end {
+        MainEnd::Exited { out_of_memory: true, .. } => "the guest ran out of memory".to_owned(),
         MainEnd::Exited { status: ExitStatus::Code(0), .. } => return Ok(text),
         MainEnd::Exited { status: ExitStatus::Code(code), .. } => format!("exit code {code}"),
         MainEnd::Exited { status: ExitStatus::Signal(signal), .. } => format!("signal {signal}"),

@@ -38,13 +38,15 @@ pub(super) struct Link {
     out: Vec<u8>,
     /// Bytes of `out` that have left.
     sent: usize,
+    /// The other end takes nothing any more; what it said before can still be read.
+    deaf: bool,
 }
 
 impl Link {
     /// Takes a connected socket.
     pub(super) fn new(socket: UnixStream) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
-        Ok(Self { socket, partial: Vec::new(), out: Vec::new(), sent: 0 })
+        Ok(Self { socket, partial: Vec::new(), out: Vec::new(), sent: 0, deaf: false })
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
@@ -64,9 +66,16 @@ impl Link {
         self.out.len() - self.sent
     }
 
+    /// Whether the other end takes nothing any more.
+    pub(super) fn is_deaf(&self) -> bool {
+        self.deaf
+    }
+
     /// Adds bytes to what is to leave.
     pub(super) fn push_raw(&mut self, bytes: &[u8]) {
-        self.out.extend_from_slice(bytes);
+        if !self.deaf {
+            self.out.extend_from_slice(bytes);
+        }
     }
 
     /// Adds a frame.
@@ -77,8 +86,8 @@ impl Link {
     /// Adds a frame of which stream, kind and body are given apart.
     pub(super) fn push_parts(&mut self, stream: u32, kind: Kind, body: &[u8]) {
         let header = Header { len: body.len(), stream, kind }.encode();
-        self.out.extend_from_slice(&header);
-        self.out.extend_from_slice(body);
+        self.push_raw(&header);
+        self.push_raw(body);
     }
 
     /// Reads one byte; none if none is there.
@@ -121,14 +130,17 @@ impl Link {
     }
 
     /// Sends what can be sent now.
-    pub(super) fn flush(&mut self) -> Result<(), Broken> {
+    pub(super) fn flush(&mut self) {
         while self.waiting() > 0 {
             match (&self.socket).write(&self.out[self.sent..]) {
-                Ok(0) => return Err(Broken::Closed),
-                Ok(n) => self.sent += n,
+                Ok(n) if n > 0 => self.sent += n,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e.into()),
+                // The end of the connection is found by reading, after what comes before it.
+                Ok(_) | Err(_) => {
+                    self.deaf = true;
+                    self.sent = self.out.len();
+                }
             }
         }
         if self.waiting() == 0 {
@@ -139,6 +151,5 @@ impl Link {
             self.out.drain(..self.sent);
             self.sent = 0;
         }
-        Ok(())
     }
 }

@@ -115,18 +115,20 @@ impl Hub {
         bell.set_nonblocking(true)?;
         rung.set_nonblocking(true)?;
         let (sender, inbox) = channel();
-        let log = Writer::open(folder);
-        let mut state = State {
-            programs: commands,
-            log,
-            inbox,
-            rung,
-            tell: Box::new(tell),
-            agent: None,
-            peers: Vec::new(),
-            closing: None,
-        };
-        thread::Builder::new().name("hub".into()).spawn(move || state.run())?;
+        let folder = folder.to_owned();
+        thread::Builder::new().name("hub".into()).spawn(move || {
+            let mut state = State {
+                programs: commands,
+                log: Writer::open(&folder),
+                inbox,
+                rung,
+                tell: Box::new(tell),
+                agent: None,
+                peers: Vec::new(),
+                closing: None,
+            };
+            state.run();
+        })?;
         Ok(Self { commands: sender, bell: Arc::new(bell) })
     }
 
@@ -423,15 +425,10 @@ impl State {
     }
 
     fn flush(&mut self) {
-        if let Some(Err(e)) = self.agent.as_mut().map(|agent| agent.link.flush()) {
-            // What it said before it hung up is still to be read.
-            tracing::debug!("the guest's agent does not listen: {e}");
+        if let Some(agent) = &mut self.agent {
+            agent.link.flush();
         }
-        for peer in self.peers.iter_mut().filter(|peer| !peer.gone) {
-            if peer.link.flush().is_err() {
-                peer.gone = true;
-            }
-        }
+        self.peers.iter_mut().for_each(|peer| peer.link.flush());
     }
 }
 

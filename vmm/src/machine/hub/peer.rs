@@ -109,10 +109,9 @@ impl Peer {
 
     /// Takes a frame. Wishes are added to `wishes`, in their order.
     pub(super) fn receive(&mut self, frame: &Frame, wishes: &mut Vec<Wish>) -> Result<(), Broken> {
-        if self.leaving {
-            return Ok(());
-        }
         match frame.kind {
+            // Only what is left for it is of interest.
+            Kind::Hello | Kind::Request | Kind::Control if self.leaving => {}
             Kind::Hello if !self.greeted => self.greet(&frame.decode()?),
             _ if !self.greeted => return Err(Broken::Protocol("the first frame is not Hello")),
             Kind::Request => self.request(frame, wishes)?,
@@ -234,6 +233,9 @@ impl Peer {
     pub(super) fn pump(&mut self) {
         let Self { link, attached, .. } = self;
         let Some(running) = attached else { return };
+        if link.is_deaf() {
+            running.outputs.iter_mut().for_each(Output::close);
+        }
         if !running.started && running.ending.is_none() {
             return;
         }
@@ -311,8 +313,7 @@ impl Attached {
                 None => self.stdin.end = !self.stdin.refused,
                 Some(index) => {
                     if let Some(output) = self.outputs.get_mut(index) {
-                        output.closed = true;
-                        output.queue = VecDeque::new();
+                        output.close();
                     }
                 }
             },
@@ -330,6 +331,14 @@ impl Attached {
             }
         }
         Ok(())
+    }
+}
+
+impl Output {
+    /// Nobody reads it.
+    fn close(&mut self) {
+        self.closed = true;
+        self.queue = VecDeque::new();
     }
 }
 

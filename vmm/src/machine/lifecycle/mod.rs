@@ -15,6 +15,7 @@ mod health;
 mod restart;
 #[cfg(test)]
 mod tests;
+mod words;
 
 use std::time::{Duration, Instant};
 
@@ -23,9 +24,10 @@ use boxlite_proto::message::ExitStatus;
 use self::health::{Checks, Todo};
 use self::restart::Restarts;
 use super::control::BootStage;
-use super::spec::{BoxSpec, HealthSpec, LaunchSpec, RestartPolicy};
 use super::status::{End, Ended, HealthStatus, MainEnd, Phase, Status, now_ms};
 use crate::events::EventKind;
+
+pub(super) use self::words::{Action, Input, Plan};
 
 /// What a process that gets SIGTERM, or whose disk is full, gives its main command.
 const OWN_GRACE: Duration = Duration::from_secs(10);
@@ -44,107 +46,6 @@ const LONGEST: Duration = Duration::from_secs(1000 * 86_400);
 /// So many milliseconds after `moment`.
 fn later(moment: Instant, ms: u64) -> Instant {
     moment + Duration::from_millis(ms).min(LONGEST)
-}
-
-/// What the life of a box depends on.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Plan {
-    /// The main command: whether it waits for somebody to attach, and its stop signal.
-    main: Option<(bool, i32)>,
-    restart: RestartPolicy,
-    health: Option<HealthSpec>,
-    ready_timeout_ms: Option<u64>,
-    detached: bool,
-}
-
-impl Plan {
-    pub(super) fn of(spec: &LaunchSpec) -> Self {
-        let Some(BoxSpec { main, restart, health, ready_timeout_ms, detached, .. }) = &spec.sandbox
-        else {
-            return Self::default();
-        };
-        Self {
-            main: main.as_ref().map(|main| (main.wait_for_attach, main.stop_signal)),
-            restart: *restart,
-            health: health.clone(),
-            ready_timeout_ms: Some(*ready_timeout_ms),
-            detached: *detached,
-        }
-    }
-}
-
-/// What has happened.
-#[derive(Debug)]
-pub(super) enum Input {
-    /// The machine cannot be built.
-    NotBuilt(String),
-    /// The boot reached a stage, so many microseconds after its start.
-    Stage(BootStage, u64),
-    /// The agent gave up.
-    Fatal(String),
-    /// The host has no room for what the guest writes to this disk.
-    DiskFull(String),
-    /// The guest ended itself, or cannot go on (and why); the kernel's last lines, if it panicked.
-    MachineEnded { failed: Option<String>, panic: Option<Vec<String>> },
-    /// Somebody attaches, and waits for the main command.
-    Awaited,
-    /// The main command runs.
-    MainStarted(u32),
-    /// The main command ended.
-    MainEnded(MainEnd),
-    /// The connection to the agent is lost.
-    AgentLost(String),
-    /// The health check of this number ended: what it wrote, or why it failed.
-    Checked(u64, Result<String, String>),
-    /// Somebody asks for an orderly end.
-    Stop(Duration),
-    /// The process has been asked to end, by a signal.
-    Terminate,
-    /// Somebody asks for an end at once.
-    Kill,
-    /// The vCPUs are to stand still.
-    Pause,
-    /// The vCPUs are to go on.
-    Resume,
-    /// The launcher may go.
-    Outlive,
-    /// The launcher is gone.
-    LauncherGone,
-    /// Time passed.
-    Tick,
-}
-
-/// What is to be done.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Action {
-    /// Build the machine and start it.
-    Boot,
-    /// Connect to the agent.
-    Connect,
-    /// Let the vCPUs stand still.
-    Pause,
-    /// Let the vCPUs go on, and tell the guest the time.
-    Resume,
-    /// Run the main command.
-    StartMain,
-    /// Send it a signal.
-    SignalMain(i32),
-    /// Kill it with all that it started.
-    KillMain,
-    /// Ask the guest to end everything and itself.
-    ShutDown(Duration),
-    /// Begin the health check of this number.
-    Check(u64),
-    /// End the health check that runs.
-    CancelCheck,
-    /// Take the machine down, whatever it does.
-    StopMachine,
-    /// Write an event down.
-    Event(EventKind),
-    /// The process ends: so long may those who are attached take to get what is left for them.
-    Finish(Option<Duration>),
-    /// They may not any longer.
-    Hurry,
 }
 
 /// The life of a box.
@@ -257,8 +158,9 @@ impl Lifecycle {
             pid: std::process::id(),
             started_ms: self.started_ms,
             stages: self.stages.clone(),
-            main_pid: match self.main {
-                Main::Runs { pid, .. } => pid,
+            main_pid: match (&self.main, &self.state) {
+                (_, State::Over) => None,
+                (Main::Runs { pid, .. }, _) => *pid,
                 _ => None,
             },
             restarts: self.restarts.total(),
@@ -402,7 +304,7 @@ impl Lifecycle {
     fn awaited(&mut self, now: Instant) {
         if let Main::Before { awaited } = &mut self.main {
             *awaited = true;
-            if self.is_up() {
+            if self.is_up() && self.paused.is_none() {
                 self.start_main(now);
             }
         }
@@ -420,6 +322,10 @@ impl Lifecycle {
         let failed = !matches!(end, MainEnd::Exited { status: ExitStatus::Code(0), .. });
         // What cannot be started now cannot be started later either.
         let ran = matches!(end, MainEnd::Exited { .. });
+        if let Some(ended) = &mut self.ended {
+            // It was said before the machine ended, and heard later.
+            ended.main.get_or_insert(end.clone());
+        }
         self.main_end = Some(end);
         self.main = Main::Over;
         self.changed = true;
@@ -560,7 +466,7 @@ impl Lifecycle {
             Some(disk) if end != End::Killed => End::DiskFull(disk),
             _ => end,
         };
-        if !matches!(self.main, Main::None) {
+        if !matches!(self.main, Main::None | Main::Runs { .. }) {
             self.main = Main::Over;
         }
         let patience = match end {
@@ -596,6 +502,10 @@ impl Lifecycle {
             State::Ending { .. } | State::Over => Err("the box is ending".into()),
             _ => {
                 self.unpause(now);
+                // Somebody may have come meanwhile.
+                if self.is_up() && matches!(self.main, Main::Before { awaited: true }) {
+                    self.start_main(now);
+                }
                 Ok(())
             }
         }

@@ -1,4 +1,4 @@
-//! From OCI images to bootable disks: finds images in layouts, archives and directories, verifies
+//! From OCI images to bootable disks: finds images in registries, layouts, archives and directories, verifies
 //! them, hands their layers to a [`DiskBuilder`], and caches the disks it makes.
 //!
 //! ```no_run
@@ -6,7 +6,7 @@
 //!
 //! # fn example(builder: &dyn DiskBuilder) -> Result<(), boxlite_rootfs_builder::Error> {
 //! let store = ImageStore::open("/home/me/.boxlite/images")?;
-//! let reference: ImageReference = "oci:./busybox".parse()?;
+//! let reference: ImageReference = "alpine:3.20".parse()?; // or oci:DIR, docker-archive:FILE, rootfs:DIR
 //! let image = store.resolve(&reference, &Silent)?;
 //! let disk = store.disk(&image, builder, &Silent)?; // in use for as long as it is open
 //! println!("{:?} on {}", image.config().cmd, disk.path().display());
@@ -17,7 +17,9 @@
 //! Images come from strangers. Whatever they say is bounded before it is read (manifests 4 MiB,
 //! configs 8 MiB, 512 layers, 64 GiB for a decompressed layer) and checked against its digest; a
 //! layer is verified while it is read, in one pass, and no more of it than a buffer is in memory
-//! (a zstd layer may ask for a window of up to 128 MiB). Unpacking it is left to the builder, who
+//! (a zstd layer may ask for a window of up to 128 MiB). Registries are held to what a manifest says of the
+//! length of its blobs; their tokens, errors and redirects are bounded, and a login goes to its own
+//! registry only. All calls block, also those that use the network; [`Progress::is_cancelled`] ends those. Unpacking it is left to the builder, who
 //! does it inside a throw-away virtual machine.
 
 #![forbid(unsafe_code)]
@@ -45,6 +47,6 @@ pub use progress::{Event, LayerProgress, Progress, Silent};
 pub use reference::{ImageName, ImageReference, InvalidName};
 pub use registry::{LoginStore, RegistryConfig, RegistryOptions, RegistryProblem};
 pub use store::{
-    BaseDisk, DEFAULT_LAYER_LIMIT, DamagedRecord, DiskBuilder, ImageStore, Listing, Pruned,
-    PullPolicy, Removed, StoredImage,
+    BaseDisk, DEFAULT_LAYER_LIMIT, DamagedRecord, DiskBuilder, ImageDetails, ImageStore,
+    LayerDetails, Listing, Pruned, PullPolicy, Removed, StoredImage,
 };

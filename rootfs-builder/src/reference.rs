@@ -135,6 +135,13 @@ impl ImageName {
         }
     }
 
+    /// The name in its longest spelling: `docker.io/library/alpine:latest`.
+    pub fn full(&self) -> String {
+        let rest = self.path_and_tag().0.len();
+        let rest = self.0.get(rest..).unwrap_or_default();
+        format!("{}/{}{rest}", self.registry(), self.repository())
+    }
+
     /// The tag, if the name has one.
     pub fn tag(&self) -> Option<&str> {
         self.path_and_tag().1
@@ -362,7 +369,10 @@ mod tests {
                 (registry, repository, tag)
             );
         }
-        assert_eq!(pinned.parse::<ImageName>().unwrap().digest(), Some(digest));
+        let name: ImageName = pinned.parse().unwrap();
+        assert_eq!((name.full(), name.digest()), (pinned, Some(digest)));
+        let name: ImageName = "alpine".parse().unwrap();
+        assert_eq!(name.full(), "docker.io/library/alpine:latest");
         assert_eq!("alpine".parse::<ImageName>().unwrap().digest(), None);
     }
 

@@ -65,6 +65,30 @@ impl Archive {
         }
     }
 
+    /// The tags that [`resolve`](Self::resolve) takes, one for each name of each image; an image without
+    /// a name is an error.
+    pub(crate) fn tags(&self) -> Result<Vec<String>> {
+        let (mut tags, nameless) = match self.read("manifest.json", MAX_MANIFEST_BYTES)? {
+            Some(json) => {
+                let what = format!("manifest.json in {}", self.place);
+                let images: Vec<SavedImage> =
+                    serde_json::from_slice(&json).map_err(|error| Error::corrupt(what, error))?;
+                let nameless = images.iter().filter(|image| image.repo_tags.is_empty()).count();
+                (images.into_iter().flat_map(|image| image.repo_tags).collect(), nameless)
+            }
+            None => layout::tags(self)?,
+        };
+        tags.sort();
+        tags.dedup();
+        if nameless == 0 && !tags.is_empty() {
+            return Ok(tags);
+        }
+        Err(Error::Missing {
+            what: format!("the name of an image in {}", self.place),
+            remedy: "save it with its name, or import it under one".into(),
+        })
+    }
+
     fn resolve_saved(&self, json: &[u8], tag: Option<&str>, host: &Platform) -> Result<Parts> {
         let what = format!("manifest.json in {}", self.place);
         let images: Vec<SavedImage> =

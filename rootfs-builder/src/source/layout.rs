@@ -62,23 +62,36 @@ const MAX_DOCUMENTS: usize = 64;
 
 /// See [`super::resolve_layout`].
 pub(super) fn resolve(files: &dyn Files, tag: Option<&str>, host: &Platform) -> Result<Parts> {
+    let entries = index(files)?;
+    let mut search = Search { content: &files, host, documents: 0 };
+    match search.pick_entry(entries, tag)? {
+        Pick::One(entry) => search.descend(&entry, 0),
+        Pick::ByPlatform(entries) => search.pick_platform(entries, 0),
+    }
+}
+
+/// The tags of the images in a layout, and how many have none.
+pub(super) fn tags(files: &dyn Files) -> Result<(Vec<String>, usize)> {
+    let images: Vec<_> = index(files)?.into_iter().filter(Descriptor::may_be_image).collect();
+    let tags: Vec<String> = images.iter().filter_map(shown_tag).collect();
+    let nameless = images.len() - tags.len();
+    Ok((tags, nameless))
+}
+
+/// The entries of a layout's top index.
+fn index(files: &dyn Files) -> Result<Vec<Descriptor>> {
     check_version(files)?;
     let json = files.read("index.json", MAX_MANIFEST_BYTES)?.ok_or_else(|| Error::Missing {
         what: format!("index.json in {}", files.place()),
         remedy: "the layout is incomplete; make or copy it anew".into(),
     })?;
     let what = format!("index.json in {}", files.place());
-    let entries = match Document::parse(&json) {
-        Ok(Document::Index(entries)) => entries,
+    match Document::parse(&json) {
+        Ok(Document::Index(entries)) => Ok(entries),
         Ok(Document::Manifest { .. }) => {
-            return Err(Error::corrupt(what, "it is a manifest, not an index"));
+            Err(Error::corrupt(what, "it is a manifest, not an index"))
         }
-        Err(reason) => return Err(Error::corrupt(what, reason)),
-    };
-    let mut search = Search { content: &files, host, documents: 0 };
-    match search.pick_entry(entries, tag)? {
-        Pick::One(entry) => search.descend(&entry, 0),
-        Pick::ByPlatform(entries) => search.pick_platform(entries, 0),
+        Err(reason) => Err(Error::corrupt(what, reason)),
     }
 }
 

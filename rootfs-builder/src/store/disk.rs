@@ -10,7 +10,7 @@ use super::draft::{Draft, StoreLock, is_at};
 use super::record::Record;
 use crate::digest::Digest;
 use crate::error::{Error, Result, chain_is_disk_full};
-use crate::image::Image;
+use crate::image::{Image, Location};
 use crate::layer::{LayerStreams, VerifiedLayers};
 use crate::progress::{Event, Progress};
 use crate::sys::{self, Lock};
@@ -169,6 +169,7 @@ fn build(
     let result = builder.build(disk, &mut layers);
     let tally = layers.into_tally();
     if let Some(failure) = tally.failure {
+        discard_damaged(image, tally.verified, &failure);
         return Err(failure);
     }
     if let Err(error) = result {
@@ -180,6 +181,18 @@ fn build(
         return Err(Error::Unread { image: reference, read, layers });
     }
     Ok(())
+}
+
+/// Removes a damaged layer that the registry can give again: the image counts as missing then.
+fn discard_damaged(image: &Image, layer: usize, failure: &Error) {
+    let is_damage = matches!(failure, Error::Corrupt { .. } | Error::DigestMismatch { .. });
+    if let Some(Location::File(blob)) = image.layers.get(layer).map(|layer| &layer.location)
+        && is_damage
+        && image.is_pulled()
+    {
+        // If it stays, the next pull finds out.
+        let _ = std::fs::remove_file(blob);
+    }
 }
 
 /// What the builder's error means: one of ours passed on, a full disk, or its own.

@@ -30,6 +30,7 @@ mod partial;
 mod pull;
 mod record;
 mod removal;
+mod transfer;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -41,11 +42,12 @@ use garbage::Leftovers;
 pub use pull::PullPolicy;
 use record::{Record, Records, record_stem};
 pub use removal::{Pruned, Removed};
+pub use transfer::{ImageDetails, LayerDetails};
 
 use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::image::{Image, Imported, Layer};
+use crate::image::{Image, Layer};
 use crate::platform::Platform;
 use crate::progress::Progress;
 use crate::reference::{ImageName, ImageReference};
@@ -261,43 +263,14 @@ impl ImageStore {
         builder: &dyn DiskBuilder,
         progress: &dyn Progress,
     ) -> Result<Image> {
-        let invalid = |reason: String| Error::InvalidReference { text: name.to_owned(), reason };
-        let name: ImageName = name
-            .parse()
-            .map_err(|reason: crate::reference::InvalidName| invalid(reason.to_string()))?;
-        let mut image = self.resolve(reference, progress)?;
-        let origin = image.imported.take();
+        let name = transfer::parse_name(name)?;
+        let image = self.resolve(reference, progress)?;
         let guard = StoreLock::take(&self.folders.import_lock(), Lock::Shared)?;
-        let layers = blobs::copy_layers(&self.folders, &image, self.layer_limit, progress)?;
-        image.imported = Some(match origin {
-            Some(origin) => origin,
-            None => self.store_documents(&mut image, &layers)?,
-        });
-        image.layers = layers;
-        image.reference = ImageReference::Name(name);
+        let image = self.keep(image, name, progress)?;
         self.disk(&image, builder, progress)?;
         drop(guard);
         self.collect_garbage();
         Ok(image)
-    }
-
-    /// Puts manifest and config of an image beside its layers. The manifest stays out if it speaks of
-    /// other blobs, because layers were compressed.
-    fn store_documents(&self, image: &mut Image, layers: &[Layer]) -> Result<Imported> {
-        let mut documents = std::mem::take(&mut image.documents);
-        let digests = |layers: &[Layer]| -> Vec<_> {
-            layers.iter().map(|layer| layer.digest.clone()).collect()
-        };
-        if digests(layers) != digests(&image.layers) {
-            documents.manifest = None;
-        }
-        pull::store_documents(&self.folders, &image.digest, &documents)?;
-        Ok(Imported {
-            from: image.reference.to_string(),
-            index: None,
-            manifest: documents.manifest.map(|_| image.digest.clone()),
-            config: documents.config.as_deref().map(Digest::sha256),
-        })
     }
 
     /// All images that the store knows.

@@ -53,6 +53,30 @@ pub(super) fn is_stored(blob: &Path, size: u64) -> bool {
     blob.symlink_metadata().is_ok_and(|file| file.is_file() && file.len() == size)
 }
 
+/// Whether a blob is there, with that length and that digest.
+pub(super) async fn is_sound(blob: &Path, digest: &Digest, size: u64) -> bool {
+    let mut hasher = Hasher::new(digest.algorithm());
+    let Ok(mut file) = sys::open_regular(blob) else { return false };
+    is_stored(blob, size)
+        && hash(&mut file, &mut hasher).await.is_ok_and(|len| len == size)
+        && hasher.finish() == *digest
+}
+
+/// Hashes a file to its end; returns its length. Other work goes on meanwhile.
+async fn hash(file: &mut File, hasher: &mut Hasher) -> std::io::Result<u64> {
+    let mut buffer = vec![0; 1 << 20];
+    let mut len = 0;
+    loop {
+        let count = file.read(&mut buffer)?;
+        if count == 0 {
+            return Ok(len);
+        }
+        hasher.update(buffer.get(..count).unwrap_or_default());
+        len += count as u64;
+        tokio::task::yield_now().await;
+    }
+}
+
 impl Fetch<'_> {
     /// Fetches what is missing of it. However many do so at once, in one process or in several, one
     /// fetches and the others wait.
@@ -107,10 +131,15 @@ impl Fetch<'_> {
             let file = options.open(&path).map_err(Error::write(&path, 1))?;
             if sys::try_lock(&file, Lock::Exclusive).map_err(Error::io("lock", &path))? {
                 // Otherwise its owner gave it its final name, or it was swept away.
-                if is_at(&file, &path)? {
+                if !is_at(&file, &path)? {
+                    continue;
+                }
+                if !is_stored(target, self.size) {
                     return self.resume(file, path).await.map(Some);
                 }
-                continue;
+                // Its owner was ready before this file was made.
+                fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+                return Ok(None);
             }
             if !has_told {
                 self.progress.report(Event::Waiting { file: target });
@@ -129,18 +158,7 @@ impl Fetch<'_> {
             partial.restart()?;
             return Ok(partial);
         }
-        let mut done = 0;
-        let mut buffer = vec![0; 1 << 20];
-        while done < len {
-            let count = file.read(&mut buffer).map_err(Error::io("read", &path))?;
-            if count == 0 {
-                break;
-            }
-            hasher.update(buffer.get(..count).unwrap_or_default());
-            done += count as u64;
-            // The other layers go on meanwhile.
-            tokio::task::yield_now().await;
-        }
+        let done = hash(&mut file, &mut hasher).await.map_err(Error::io("read", &path))?;
         Ok(Partial { file, path, hasher, done })
     }
 
@@ -203,12 +221,11 @@ impl Partial {
 
     /// Gives the whole blob its name. The lock ends after that, so that whoever waited finds it there.
     fn publish(self, target: &Path) -> Result<()> {
-        let seal = || {
-            self.file.set_permissions(Permissions::from_mode(0o400))?;
-            self.file.sync_all()
-        };
-        seal().map_err(Error::write(&self.path, self.done))?;
+        self.file.sync_all().map_err(Error::write(&self.path, self.done))?;
         fs::rename(&self.path, target).map_err(Error::write(target, 1))?;
+        // Not before: a partial that cannot be written to could not be gone on with.
+        let protected = self.file.set_permissions(Permissions::from_mode(0o400));
+        protected.map_err(Error::io("protect", target))?;
         sync_dir(target)
     }
 }

@@ -196,14 +196,7 @@ impl Pull<'_> {
         if !path.exists() {
             return Ok(false);
         }
-        let (expected, blob) = (digest.clone(), path.clone());
-        let check = tokio::task::spawn_blocking(move || {
-            let Ok(mut file) = sys::open_regular(&blob) else { return false };
-            partial::is_stored(&blob, size)
-                && crate::digest::Hasher::digest_of(expected.algorithm(), &mut file, |_| {})
-                    .is_ok_and(|actual| actual == expected)
-        });
-        if check.await.unwrap_or(false) {
+        if partial::is_sound(&path, digest, size).await {
             return Ok(true);
         }
         self.progress.report(Event::Warning(&format!("{digest} is damaged; fetching it anew")));

@@ -13,7 +13,7 @@ use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::image::{Documents, Image, Imported, Layer, Location, chain_id, read_small};
-use crate::reference::ImageReference;
+use crate::reference::{ImageName, ImageReference};
 
 const VERSION: u32 = 1;
 const MAX_RECORD_BYTES: u64 = 16 << 20;
@@ -82,6 +82,11 @@ impl Record {
             time: now.as_secs(),
             import,
         }
+    }
+
+    /// The same image under another name.
+    pub(super) fn renamed(&self, name: &ImageName) -> Self {
+        Self { name: name.to_string(), ..self.clone() }
     }
 
     /// The image of an import, its layers in the store.

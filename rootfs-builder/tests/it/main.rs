@@ -7,3 +7,4 @@ mod registry;
 mod store;
 mod support;
 mod tools;
+mod transfer;

@@ -1,6 +1,8 @@
 //! Pulls from a real docker-registry, filled by skopeo.
 
 mod faults;
+mod logins;
+mod processes;
 mod proxy;
 mod pulls;
 mod server;

@@ -90,6 +90,7 @@ fn serve(
     };
     let fault = plan(&head, nth);
     if let Fault::Instead(answer) | Fault::Endless(answer, _) = &fault {
+        let answer = answer.replacen("\r\n", "\r\nConnection: close\r\n", 1);
         client.write_all(answer.as_bytes()).ok()?;
         if let Fault::Endless(_, piece) = &fault {
             loop {

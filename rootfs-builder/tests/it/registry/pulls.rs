@@ -1,6 +1,5 @@
 //! Names, tags, digests, platforms; what is fetched, and what is not fetched again.
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use boxlite_rootfs_builder::{PullPolicy, RegistryConfig};
@@ -172,6 +171,12 @@ fn a_damaged_or_missing_blob_is_fetched_anew() {
     let notes = Notes::default();
     let image = store.pull(&name(&text), &notes).unwrap();
     assert!(notes.has("damaged"));
+
+    // Found out only when it is used: it counts as missing from then on.
+    std::fs::remove_file(&blob).unwrap();
+    std::fs::write(&blob, vec![0; sound.len()]).unwrap();
+    store.disk(&image, &Concatenate::default(), &Silent).unwrap_err();
+    let image = store.resolve(&text.parse().unwrap(), &Silent).unwrap();
     assert!(disk_of(&store, &image) == content);
 }
 
@@ -234,7 +239,4 @@ fn it_may_be_called_from_a_task() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let text = format!("{}/x:v", registry.address);
     runtime.block_on(async { pull(&place, &text).unwrap() });
-    // And what it pulled is an image for others, too.
-    let copy = Command::new("skopeo").args(["--version"]).status().unwrap();
-    assert!(copy.success());
 }

@@ -1,0 +1,395 @@
+//! Images in and out of the store as archives, and under other names.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::draft::StoreLock;
+use super::record::{Import, Record, Records, StoredLayer};
+use super::{ImageStore, StoredImage, blobs, pull};
+use crate::config::ImageConfig;
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::image::{Image, Imported, Layer, read_small};
+use crate::layer::Compression;
+use crate::manifest::{MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES};
+use crate::platform::Platform;
+use crate::progress::{Event, LayerProgress, Pace, Progress};
+use crate::reference::{ImageName, ImageReference, InvalidName};
+use crate::source::Archive;
+use crate::sys::{self, Lock};
+
+/// What [`ImageStore::inspect`] finds.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ImageDetails {
+    /// What the list says of it.
+    pub image: StoredImage,
+    /// All names under which the store has this image, this one included.
+    pub names: Vec<String>,
+    /// Its layers, lowest first; none of an image that is used where it lies.
+    pub layers: Vec<LayerDetails>,
+    /// Its config as its maker wrote it (JSON), where the store has that.
+    pub config_json: Option<Vec<u8>>,
+}
+
+/// A layer in the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LayerDetails {
+    /// Digest of the blob.
+    pub digest: Digest,
+    /// Digest of the uncompressed tar.
+    pub diff_id: Digest,
+    /// Length of the blob in bytes.
+    pub size: u64,
+}
+
+impl ImageStore {
+    /// All that is known of an image, by its name, the reference by which it was used, or (six or more
+    /// digits of) its digest.
+    ///
+    /// # Errors
+    /// There is no such image, or several different ones.
+    pub fn inspect(&self, text: &str) -> Result<ImageDetails> {
+        let records = Records::load_all(&self.folders)?;
+        let record = one_image(&records, text)?;
+        let is_same = |other: &&Record| other.digest == record.digest;
+        let import = record.import.as_ref();
+        let config = import.and_then(|import| import.origin.config.as_ref());
+        let details = |layer: &StoredLayer| LayerDetails {
+            digest: layer.digest.clone(),
+            diff_id: layer.diff_id.clone(),
+            size: layer.size,
+        };
+        Ok(ImageDetails {
+            image: self.folders.describe(record),
+            names: records.good.iter().filter(is_same).map(|it| it.name.clone()).collect(),
+            layers: import.iter().flat_map(|import| &import.layers).map(details).collect(),
+            config_json: config
+                .and_then(|config| read_small(&self.folders.blob(config), MAX_CONFIG_BYTES).ok()),
+        })
+    }
+
+    /// Gives an image of the store another name; what had that name before loses it.
+    ///
+    /// # Errors
+    /// There is no such image, it is only used where it lies, or the name is none.
+    pub fn tag(&self, text: &str, name: &str) -> Result<()> {
+        let name = parse_name(name)?;
+        let _guard = StoreLock::take(&self.folders.lock(), Lock::Shared)?;
+        let records = Records::load_all(&self.folders)?;
+        let record = one_image(&records, text)?;
+        import_of(record)?;
+        record.renamed(&name).save(&self.folders)
+    }
+
+    /// Copies all images of an archive (`docker save`, or an OCI layout in a tar, compressed or not) into
+    /// the store, under the names that they have there. Disks are built when they are first used.
+    ///
+    /// # Errors
+    /// The archive is damaged, holds an image for another platform, or one without a name.
+    pub fn load(&self, file: &Path, progress: &dyn Progress) -> Result<Vec<Image>> {
+        let archive = Archive::open(file, &self.folders.blobs(), self.layer_limit, progress)?;
+        let stem = file.file_stem().and_then(|stem| stem.to_str()).unwrap_or("image");
+        let mut loaded = Vec::new();
+        for tag in archive.tags()? {
+            let reference =
+                ImageReference::DockerArchive { file: file.to_owned(), tag: Some(tag.clone()) };
+            let parts = archive.resolve(Some(&tag), &Platform::host())?;
+            let image = Image::new(&reference, parts)?;
+            // A tag without a name is one of an image that is called as its file is.
+            let name = match tag.contains([':', '/']) {
+                true => parse_name(&tag)?,
+                false => parse_name(&format!("{}:{tag}", stem.to_lowercase()))?,
+            };
+            let guard = StoreLock::take(&self.folders.import_lock(), Lock::Shared)?;
+            let image = self.keep(image, name, progress)?;
+            pull::save(&self.folders, &image)?;
+            drop(guard);
+            loaded.push(image);
+        }
+        self.collect_garbage();
+        Ok(loaded)
+    }
+
+    /// Copies layers, manifest and config of an image into the store. Whoever calls this holds the
+    /// import lock, until there is a record.
+    pub(super) fn keep(
+        &self,
+        mut image: Image,
+        name: ImageName,
+        progress: &dyn Progress,
+    ) -> Result<Image> {
+        let layers = blobs::copy_layers(&self.folders, &image, self.layer_limit, progress)?;
+        image.imported = Some(match image.imported.take() {
+            Some(origin) => origin,
+            None => self.keep_documents(&mut image, &layers)?,
+        });
+        image.layers = layers;
+        image.reference = ImageReference::Name(name);
+        Ok(image)
+    }
+
+    /// Puts manifest and config of an image beside its layers. The manifest stays out if it speaks of
+    /// other blobs, because layers were compressed.
+    fn keep_documents(&self, image: &mut Image, layers: &[Layer]) -> Result<Imported> {
+        let mut documents = std::mem::take(&mut image.documents);
+        let digests = |layers: &[Layer]| -> Vec<_> {
+            layers.iter().map(|layer| layer.digest.clone()).collect()
+        };
+        if digests(layers) != digests(&image.layers) {
+            documents.manifest = None;
+        }
+        pull::store_documents(&self.folders, &image.digest, &documents)?;
+        Ok(Imported {
+            from: image.reference.to_string(),
+            index: None,
+            manifest: documents.manifest.map(|_| image.digest.clone()),
+            config: documents.config.as_deref().map(Digest::sha256),
+        })
+    }
+
+    /// Writes images, with their names, as a tar of an OCI layout: `skopeo` (`oci-archive:`), `podman load`
+    /// and [`load`](Self::load) read it.
+    ///
+    /// # Errors
+    /// There is no such image, it is only used where it lies, its layers are gone, or the output fails.
+    pub fn save(
+        &self,
+        names: &[&str],
+        output: &mut dyn Write,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        // Nothing is removed meanwhile.
+        let _guard = StoreLock::take(&self.folders.lock(), Lock::Shared)?;
+        let records = Records::load_all(&self.folders)?;
+        let mut writer = LayoutWriter { tar: tar::Builder::new(output), written: Vec::new() };
+        let mut entries = Vec::new();
+        for name in names {
+            let record = one_image(&records, name)?;
+            entries.push(self.save_image(record, &mut writer, progress)?);
+        }
+        writer.finish(entries)
+    }
+
+    /// Writes one image; returns its entry for the index.
+    fn save_image(
+        &self,
+        record: &Record,
+        writer: &mut LayoutWriter<'_>,
+        progress: &dyn Progress,
+    ) -> Result<Value> {
+        let import = import_of(record)?;
+        let mut layers = Vec::new();
+        for (index, layer) in import.layers.iter().enumerate() {
+            let path = self.folders.blob(&layer.digest);
+            let file = sys::open_regular(&path).map_err(Error::io("open", &path))?;
+            let media_type = layer_type(&path)?;
+            layers.push(descriptor(media_type, &layer.digest, layer.size));
+            let mut pace = Pace::default();
+            let mut done = 0;
+            let reading = Reporting {
+                file,
+                report: |count| {
+                    done += count;
+                    if pace.is_due(done) || done == layer.size {
+                        let (layers, total) = (import.layers.len(), Some(layer.size));
+                        let at = LayerProgress { layer: index, layers, done, total };
+                        progress.report(Event::Copying(at));
+                    }
+                },
+            };
+            writer.blob(&layer.digest, layer.size, reading)?;
+        }
+        let stored = |digest: &Option<Digest>, limit: u64| {
+            let blob = digest.as_ref().map(|digest| self.folders.blob(digest));
+            blob.map(|blob| read_small(&blob, limit)).transpose()
+        };
+        let config = match stored(&import.origin.config, MAX_CONFIG_BYTES)? {
+            Some(config) => config,
+            None => config_json(&record.config, &import.layers).to_string().into_bytes(),
+        };
+        let config_digest = Digest::sha256(&config);
+        writer.blob(&config_digest, config.len() as u64, config.as_slice())?;
+        let manifest = match stored(&import.origin.manifest, MAX_MANIFEST_BYTES)? {
+            Some(manifest) => manifest,
+            None => {
+                let config = descriptor(CONFIG_TYPE, &config_digest, config.len() as u64);
+                let manifest = json!({
+                    "schemaVersion": 2,
+                    "mediaType": MANIFEST_TYPE,
+                    "config": config,
+                    "layers": layers,
+                });
+                manifest.to_string().into_bytes()
+            }
+        };
+        let digest = match &import.origin.manifest {
+            Some(digest) => digest.clone(),
+            None => Digest::sha256(&manifest),
+        };
+        writer.blob(&digest, manifest.len() as u64, manifest.as_slice())?;
+        let media_type = serde_json::from_slice::<Value>(&manifest).ok();
+        let media_type = media_type.as_ref().and_then(|json| json.get("mediaType")?.as_str());
+        let mut entry =
+            descriptor(media_type.unwrap_or(MANIFEST_TYPE), &digest, manifest.len() as u64);
+        if let (Some(entry), Ok(name)) = (entry.as_object_mut(), record.name.parse::<ImageName>()) {
+            let full = name.full();
+            entry.insert(
+                "annotations".into(),
+                json!({ "org.opencontainers.image.ref.name": full, "io.containerd.image.name": full }),
+            );
+        }
+        Ok(entry)
+    }
+}
+
+const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
+
+/// The one image that is meant, under whichever of its names.
+fn one_image<'a>(records: &'a Records, text: &str) -> Result<&'a Record> {
+    let matching = records.matching(text);
+    let Some(first) = matching.first() else {
+        return Err(Error::NotFound { text: text.to_owned() });
+    };
+    if matching.iter().any(|record| record.digest != first.digest) {
+        let names = matching.iter().map(|record| record.name.clone()).collect();
+        return Err(Error::Ambiguous { text: text.to_owned(), names });
+    }
+    Ok(first)
+}
+
+/// The part of a record that an image of the store's own has.
+fn import_of(record: &Record) -> Result<&Import> {
+    record.import.as_ref().ok_or_else(|| Error::Unsupported {
+        what: format!("{}, which is used where it lies,", record.name),
+        remedy: "import it under a name first".into(),
+    })
+}
+
+pub(super) fn parse_name(text: &str) -> Result<ImageName> {
+    text.parse().map_err(|reason: InvalidName| Error::InvalidReference {
+        text: text.to_owned(),
+        reason: reason.to_string(),
+    })
+}
+
+/// The media type of a layer's blob, by what it begins with.
+fn layer_type(path: &Path) -> Result<&'static str> {
+    let file = sys::open_regular(path).map_err(Error::io("open", path))?;
+    let mut magic = Vec::new();
+    let read = file.take(Compression::MAGIC_LEN as u64).read_to_end(&mut magic);
+    read.map_err(Error::io("read", path))?;
+    Ok(match Compression::of(&magic) {
+        Compression::Gzip => "application/vnd.oci.image.layer.v1.tar+gzip",
+        Compression::Zstd => "application/vnd.oci.image.layer.v1.tar+zstd",
+        _ => "application/vnd.oci.image.layer.v1.tar",
+    })
+}
+
+fn descriptor(media_type: &str, digest: &Digest, size: u64) -> Value {
+    json!({ "mediaType": media_type, "digest": digest.to_string(), "size": size })
+}
+
+/// A config for an image that came without one.
+fn config_json(config: &ImageConfig, layers: &[StoredLayer]) -> Value {
+    let host = Platform::host();
+    let or = |text: &str, other: &str| if text.is_empty() { other } else { text }.to_owned();
+    let diff_ids: Vec<String> = layers.iter().map(|layer| layer.diff_id.to_string()).collect();
+    let mut json = json!({
+        "architecture": or(&config.architecture, &host.architecture),
+        "os": or(&config.os, &host.os),
+        "config": {
+            "Env": config.env, "Entrypoint": config.entrypoint, "Cmd": config.cmd,
+            "WorkingDir": config.working_dir, "User": config.user,
+            "StopSignal": config.stop_signal, "Labels": config.labels,
+        },
+        "rootfs": { "type": "layers", "diff_ids": diff_ids },
+    });
+    if let (false, Some(json)) = (config.created.is_empty(), json.as_object_mut()) {
+        json.insert("created".into(), config.created.clone().into());
+    }
+    json
+}
+
+/// Writes the members of an OCI layout.
+struct LayoutWriter<'a> {
+    tar: tar::Builder<&'a mut dyn Write>,
+    written: Vec<Digest>,
+}
+
+impl LayoutWriter<'_> {
+    /// Writes a blob, unless another image had it.
+    fn blob(&mut self, digest: &Digest, size: u64, content: impl Read) -> Result<()> {
+        if self.written.contains(digest) {
+            return Ok(());
+        }
+        // The tar goes wrong if there is less or more than its header says.
+        let mut content = Exactly { inner: content, left: size };
+        self.member(&digest.blob_path(), size, &mut content)?;
+        self.written.push(digest.clone());
+        Ok(())
+    }
+
+    fn finish(mut self, entries: Vec<Value>) -> Result<()> {
+        let version = br#"{"imageLayoutVersion":"1.0.0"}"#;
+        self.member("oci-layout", version.len() as u64, &mut &version[..])?;
+        let index = json!({ "schemaVersion": 2, "manifests": entries }).to_string();
+        self.member("index.json", index.len() as u64, &mut index.as_bytes())?;
+        let output = self.tar.into_inner().map_err(failed)?;
+        output.flush().map_err(failed)
+    }
+
+    fn member(&mut self, path: &str, size: u64, content: &mut dyn Read) -> Result<()> {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(size);
+        header.set_mode(0o644);
+        header.set_cksum();
+        self.tar.append_data(&mut header, path, content).map_err(failed)
+    }
+}
+
+/// An archive that could not be written, or a blob that could not be read for it.
+fn failed(error: io::Error) -> Error {
+    match error.downcast::<Error>() {
+        Ok(error) => error,
+        Err(error) => Error::io("write", Path::new("the archive"))(error),
+    }
+}
+
+/// Exactly so many bytes, or an error.
+struct Exactly<R> {
+    inner: R,
+    left: u64,
+}
+
+impl<R: Read> Read for Exactly<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let wanted = usize::try_from(self.left).unwrap_or(usize::MAX).min(buf.len());
+        let count = self.inner.read(buf.get_mut(..wanted).unwrap_or_default())?;
+        if count == 0 && wanted > 0 {
+            let reason = "it is shorter than recorded; pull or import the image anew";
+            return Err(Error::corrupt("a blob in the store", reason).into_io());
+        }
+        self.left = self.left.saturating_sub(count as u64);
+        Ok(count)
+    }
+}
+
+/// A file whose reads are told of.
+struct Reporting<F> {
+    file: File,
+    report: F,
+}
+
+impl<F: FnMut(u64)> Read for Reporting<F> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read(buf)?;
+        (self.report)(count as u64);
+        Ok(count)
+    }
+}

@@ -1,0 +1,411 @@
+//! Who may pull: basic and token logins, docker's configuration, credential helpers; and whom to trust.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use boxlite_rootfs_builder::{LoginStore, RegistryConfig};
+use serde_json::json;
+
+use super::proxy::{Fault, Proxy};
+use super::*;
+
+const CREDS: &str = "--dest-creds=me:open sesame";
+
+/// A registry for `me` with the password `open sesame`, and a reference in it.
+fn guarded(place: &Place) -> Option<(Registry, String)> {
+    let users = Command::new("htpasswd").args(["-Bbn", "-C4", "me", "open sesame"]).output();
+    let Ok(users) = users else {
+        eprintln!("SKIPPED: htpasswd is not installed");
+        return None;
+    };
+    let file = place.path("htpasswd");
+    fs::write(&file, users.stdout).unwrap();
+    let registry = Registry::start(&Setup { htpasswd: Some(&file), ..Setup::default() })?;
+    let (reference, _) = two_layers(place, "oci", 1, 1000);
+    registry.push_as(&reference, "x:v", &[CREDS]);
+    let text = format!("{}/x:v", registry.address);
+    Some((registry, text))
+}
+
+fn docker_config(place: &Place, json: &serde_json::Value) -> PathBuf {
+    fs::create_dir_all(place.path("docker")).unwrap();
+    let file = place.path("docker/config.json");
+    fs::write(&file, json.to_string()).unwrap();
+    file
+}
+
+#[test]
+fn a_guarded_registry_asks_for_a_login_and_takes_it() {
+    let place = Place::new();
+    let Some((registry, text)) = guarded(&place) else { return };
+    let address = &registry.address;
+    let (first, message) = problem(pull(&place, &text));
+    assert!(matches!(first, RegistryProblem::LoginNeeded { .. }), "{message}");
+    assert!(message.contains(&format!("log in to {address}")), "{message}");
+
+    let options = options(&place);
+    let error = options.login(address, "me", "wrong").unwrap_err().to_string();
+    assert!(error.contains("refuses the login of \"me\"") && !error.contains("wrong"), "{error}");
+    assert!(!place.path("docker/config.json").exists());
+    let stored = options.login(&format!("https://{address}/"), "me", "open sesame").unwrap();
+    assert_eq!(stored, LoginStore::File(place.path("docker/config.json")));
+    pull(&place, &text).unwrap();
+
+    // Docker's own tools read what was written.
+    run(Command::new("skopeo")
+        .args(["inspect", "--tls-verify=false", "--authfile"])
+        .arg(place.path("docker/config.json"))
+        .arg(format!("docker://{text}")));
+    assert!(options.logout(address).unwrap());
+    assert!(!options.logout(address).unwrap());
+    let (second, message) = problem(pull(&place, &text));
+    assert!(matches!(second, RegistryProblem::LoginNeeded { .. }), "{message}");
+
+    let auth = STANDARD.encode("me:stale");
+    docker_config(&place, &json!({ "auths": { (address): { "auth": auth } } }));
+    let (third, message) = problem(pull(&place, &text));
+    assert!(matches!(third, RegistryProblem::LoginRefused { .. }), "{message}");
+    assert!(message.contains("docker/config.json") && !message.contains("stale"), "{message}");
+}
+
+/// A credential helper in the folder `bin`, which keeps its logins in files beside it.
+fn install_helper(place: &Place) -> PathBuf {
+    let bin = place.path("bin");
+    fs::create_dir_all(&bin).unwrap();
+    let helper = bin.join("docker-credential-boxlite-test");
+    let script = r#"#!/bin/sh
+dir=$(dirname "$0")
+input=$(cat)
+file=$dir/$(printf %s "${input}" | sed 's/.*"ServerURL":"\([^"]*\)".*/\1/; s/[^a-zA-Z0-9.]/_/g').login
+case $1 in
+store) printf %s "$input" > "$file" ;;
+get) cat "$file" 2>/dev/null || { echo "credentials not found in native keychain"; exit 1; } ;;
+erase) rm "$file" ;;
+esac
+"#;
+    fs::write(&helper, script).unwrap();
+    fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).unwrap();
+    bin
+}
+
+/// A part of the test below, in a process whose `PATH` has the helper.
+#[test]
+#[ignore = "a part of another test, run in a process of its own"]
+fn with_a_helper() {
+    let Ok(text) = std::env::var("CHILD_IMAGE") else { return };
+    let dir = PathBuf::from(std::env::var("CHILD_DIR").unwrap());
+    let mut options = RegistryOptions::default();
+    options.docker_config = Some(dir.join("docker"));
+    let store = ImageStore::open(dir.join("store")).unwrap().with_registries(options.clone());
+    let address = name(&text).registry().to_owned();
+    assert!(store.pull(&name(&text), &Silent).is_err());
+    let stored = options.login(&address, "me", "open sesame").unwrap();
+    assert_eq!(stored, LoginStore::Helper("boxlite-test".into()));
+    store.pull(&name(&text), &Silent).unwrap();
+    let config = fs::read_to_string(dir.join("docker/config.json")).unwrap();
+    assert!(config.contains(&address) && !config.contains("\"auth\""), "{config}");
+    assert!(options.logout(&address).unwrap());
+    assert!(store.pull(&name(&text), &Silent).is_err());
+}
+
+#[test]
+fn helpers_keep_logins() {
+    let place = Place::new();
+    let Some((registry, text)) = guarded(&place) else { return };
+    let bin = install_helper(&place);
+    let path = std::env::var("PATH").unwrap();
+    for config in [
+        json!({ "credsStore": "boxlite-test" }),
+        json!({ "credHelpers": { (&registry.address): "boxlite-test" }, "credsStore": "missing" }),
+    ] {
+        docker_config(&place, &config);
+        run(Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "registry::logins::with_a_helper", "--ignored"])
+            .env("CHILD_IMAGE", &text)
+            .env("CHILD_DIR", place.dir.path())
+            .env("PATH", format!("{}:{path}", bin.display())));
+    }
+    let left = fs::read_dir(&bin).unwrap().count();
+    assert_eq!(left, 1, "logins were left behind");
+}
+
+#[test]
+fn a_broken_helper_does_not_keep_public_images_away() {
+    let place = Place::new();
+    let Some(registry) = bare() else { return };
+    let (reference, _) = two_layers(&place, "oci", 1, 1000);
+    registry.push(&reference, "x:v");
+    docker_config(&place, &json!({ "credsStore": "boxlite-is-not-installed" }));
+    let notes = Notes::default();
+    let text = format!("{}/x:v", registry.address);
+    store(&place).pull(&name(&text), &notes).unwrap();
+    assert!(notes.has("docker-credential-boxlite-is-not-installed"));
+    let error = options(&place).login(&registry.address, "me", "x").unwrap_err();
+    assert!(matches!(error, Error::CredentialHelper { .. }), "{error}");
+}
+
+#[test]
+fn logins_are_not_given_to_others() {
+    let place = Place::new();
+    let Some((registry, _)) = guarded(&place) else { return };
+    let other = Proxy::start(&registry.address, |_, _| Fault::None);
+    let target = other.address.clone();
+    let proxy = Proxy::start(&registry.address, move |head, _| match head.contains("/blobs/") {
+        true => {
+            let path = head.split(' ').nth(1).unwrap();
+            Fault::Instead(format!(
+                "HTTP/1.1 307 Go\r\nLocation: http://{target}{path}\r\nContent-Length: 0\r\n\r\n"
+            ))
+        }
+        false => Fault::None,
+    });
+    let auth = STANDARD.encode("me:open sesame");
+    docker_config(&place, &json!({ "auths": { (&proxy.address): { "auth": auth } } }));
+    pull(&place, &format!("{}/x:v", proxy.address)).unwrap_err();
+    assert!(proxy.requests("/manifests/")[0].to_lowercase().contains("authorization: basic"));
+    let asked = other.requests("/blobs/");
+    assert!(!asked.is_empty());
+    assert!(asked.iter().all(|head| !head.to_lowercase().contains("authorization")), "{asked:?}");
+}
+
+/// A certificate authority of our own, and a certificate of it for 127.0.0.1.
+fn certificates(place: &Place) -> Option<[PathBuf; 3]> {
+    if !has_tool("openssl") {
+        eprintln!("SKIPPED: openssl is not installed");
+        return None;
+    }
+    let [ca, ca_key, certificate, key, request, extensions] =
+        ["ca.pem", "ca.key", "cert.pem", "key.pem", "request", "extensions"].map(|f| place.path(f));
+    let new_key = ["-newkey", "rsa:2048", "-nodes", "-days", "2"];
+    run(Command::new("openssl")
+        .args(["req", "-x509", "-subj", "/CN=Our own"])
+        .args(new_key)
+        .args(["-addext", "basicConstraints=critical,CA:TRUE", "-keyout"])
+        .args([&ca_key, Path::new("-out"), &ca]));
+    run(Command::new("openssl")
+        .args(["req", "-subj", "/CN=registry", "-newkey", "rsa:2048", "-nodes", "-keyout"])
+        .args([&key, Path::new("-out"), &request]));
+    fs::write(
+        &extensions,
+        "subjectAltName=IP:127.0.0.1,DNS:localhost\nextendedKeyUsage=serverAuth\n",
+    )
+    .unwrap();
+    run(Command::new("openssl")
+        .args(["x509", "-req", "-days", "2", "-CAcreateserial", "-in"])
+        .args([
+            &request,
+            Path::new("-CA"),
+            &ca,
+            Path::new("-CAkey"),
+            &ca_key,
+            Path::new("-extfile"),
+            &extensions,
+            Path::new("-out"),
+            &certificate,
+        ]));
+    Some([ca, certificate, key])
+}
+
+#[test]
+fn private_authorities_are_trusted_where_they_are_named() {
+    let place = Place::new();
+    let Some([ca, certificate, key]) = certificates(&place) else { return };
+    let setup = Setup { tls: Some((&certificate, &key)), ..Setup::default() };
+    let Some(registry) = Registry::start(&setup) else { return };
+    let (reference, _) = two_layers(&place, "oci", 1, 1000);
+    registry.push(&reference, "x:v");
+    let text = format!("{}/x:v", registry.address);
+    let with_ca = |file: &Path| {
+        let mut options = options(&place);
+        let mut config = RegistryConfig::default();
+        config.ca_file = Some(file.to_owned());
+        options.registries.insert(registry.address.clone(), config);
+        place.store().with_registries(options).pull(&name(&text), &Silent)
+    };
+    with_ca(&ca).unwrap();
+    // Somebody else's authority, which a second call makes.
+    let other = Place::new();
+    let Some([stranger, ..]) = certificates(&other) else { return };
+    let (trouble, message) = problem(with_ca(&stranger));
+    assert!(matches!(trouble, RegistryProblem::Tls { .. }), "{message}");
+    assert!(message.contains("ca_file") && message.contains("certificate"), "{message}");
+    for bad in [place.path("oci/index.json"), place.path("missing.pem")] {
+        let error = with_ca(&bad).unwrap_err();
+        assert!(matches!(error, Error::RegistryConfig { .. }), "{error}");
+    }
+    // Docker's convention, and this machine's own registry without any.
+    let folder = place.path("certs.d").join(&registry.address);
+    fs::create_dir_all(&folder).unwrap();
+    fs::copy(&stranger, folder.join("ca.crt")).unwrap();
+    assert!(matches!(problem(pull(&place, &text)).0, RegistryProblem::Tls { .. }));
+    fs::copy(&ca, folder.join("ca.crt")).unwrap();
+    pull(&place, &text).unwrap();
+    fs::remove_dir_all(&folder).unwrap();
+    pull(&place, &text).unwrap();
+}
+
+#[test]
+fn a_registry_without_tls_is_refused_where_tls_is_wanted() {
+    let place = Place::new();
+    let (Some(registry), Some([ca, ..])) = (bare(), certificates(&place)) else { return };
+    let mut options = options(&place);
+    let mut config = RegistryConfig::default();
+    config.ca_file = Some(ca);
+    options.registries.insert(registry.address.clone(), config);
+    let store = place.store().with_registries(options);
+    let (trouble, message) =
+        problem(store.pull(&name(&format!("{}/x:v", registry.address)), &Silent));
+    assert!(matches!(trouble, RegistryProblem::Tls { .. }), "{message}");
+    assert!(message.contains("does not speak TLS") && message.contains("insecure"), "{message}");
+}
+
+/// A server that gives out tokens; the registry checks their signatures.
+struct TokenServer {
+    realm: String,
+    requests: Arc<Mutex<Vec<String>>>,
+}
+
+impl TokenServer {
+    fn start(certificate: PathBuf, key: PathBuf) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let realm = format!("http://{}/token", listener.local_addr().unwrap());
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let seen = requests.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let Some(request) = read_request(&mut BufReader::new(&stream)) else { continue };
+                let answer = give_token(&request, &certificate, &key);
+                seen.lock().unwrap().push(request);
+                let _ = stream.write_all(answer.as_bytes());
+            }
+        });
+        Self { realm, requests }
+    }
+
+    fn requests(&self) -> Vec<String> {
+        std::mem::take(&mut *self.requests.lock().unwrap())
+    }
+}
+
+/// Head and body of a request.
+fn read_request(stream: &mut impl BufRead) -> Option<String> {
+    let mut request = String::new();
+    while stream.read_line(&mut request).ok()? > 2 {}
+    let lower = request.to_lowercase();
+    let length = lower.split("content-length: ").nth(1).and_then(|rest| rest.lines().next());
+    let length = length.and_then(|length| length.parse().ok());
+    let mut body = String::new();
+    stream.take(length.unwrap_or(0)).read_to_string(&mut body).ok()?;
+    Some(request + &body)
+}
+
+/// Lets `me` pull and push; anybody pull from `public`.
+fn give_token(request: &str, certificate: &Path, key: &Path) -> String {
+    let login = STANDARD.encode("me:open sesame");
+    let is_me = request.contains(&login) || request.contains("refresh_token=my-identity");
+    let has_login = request.to_lowercase().contains("authorization: basic")
+        || request.contains("refresh_token=");
+    let is_wrong = has_login && !is_me;
+    if is_wrong || !request.contains("service=test-service") {
+        return "HTTP/1.1 401 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_owned();
+    }
+    let decoded = request.replace("%3A", ":").replace("%2F", "/").replace("%2C", ",");
+    let scopes = decoded.split("scope=repository:").skip(1);
+    let access: Vec<_> = scopes
+        .filter_map(|scope| {
+            let scope = scope.split(['&', ' ']).next()?;
+            let (name, actions) = scope.split_once(':')?;
+            let actions: Vec<&str> = actions.split(',').collect();
+            let is_allowed = is_me || name == "public";
+            is_allowed.then(|| json!({ "type": "repository", "name": name, "actions": actions }))
+        })
+        .collect();
+    let pem = fs::read_to_string(certificate).unwrap();
+    let der: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
+    let header = json!({ "typ": "JWT", "alg": "RS256", "x5c": [der] });
+    let claims = json!({
+        "iss": "test-issuer", "aud": "test-service", "sub": "", "jti": "1",
+        "nbf": 0, "iat": 0, "exp": 4_000_000_000u64, "access": access,
+    });
+    let encode = |json: &serde_json::Value| URL_SAFE_NO_PAD.encode(json.to_string());
+    let signed = format!("{}.{}", encode(&header), encode(&claims));
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("signed");
+    fs::write(&file, &signed).unwrap();
+    let signature = Command::new("openssl")
+        .args(["dgst", "-sha256", "-sign"])
+        .args([key, &file])
+        .output()
+        .unwrap()
+        .stdout;
+    let token = format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature));
+    let body = json!({ "token": token, "expires_in": 300 }).to_string();
+    let length = body.len();
+    format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}")
+}
+
+#[test]
+fn tokens_are_fetched_and_shown() {
+    let place = Place::new();
+    let Some([_, certificate, key]) = certificates(&place) else { return };
+    let tokens = TokenServer::start(certificate.clone(), key);
+    let setup = Setup { token: Some((&tokens.realm, &certificate)), ..Setup::default() };
+    let Some(registry) = Registry::start(&setup) else { return };
+    let (reference, content) = two_layers(&place, "oci", 1, 1000);
+    registry.push_as(&reference, "public:v", &[CREDS]);
+    registry.push_as(&reference, "secret:v", &[CREDS]);
+    tokens.requests();
+    let text = |name: &str| format!("{}/{name}:v", registry.address);
+
+    // Anonymous, with one token for all requests.
+    let image = pull(&place, &text("public")).unwrap();
+    assert!(disk_of(&store(&place), &image) == content);
+    let requests = tokens.requests();
+    assert_eq!(requests.len(), 1, "{requests:?}");
+    let (trouble, message) = problem(pull(&place, &text("secret")));
+    assert!(matches!(trouble, RegistryProblem::LoginNeeded { .. }), "{message}");
+
+    // With a login: the password goes to the token server, a token to the registry.
+    let options = options(&place);
+    assert!(options.login(&registry.address, "me", "wrong").is_err());
+    options.login(&registry.address, "me", "open sesame").unwrap();
+    pull(&place, &text("secret")).unwrap();
+    let (trouble, message) = problem(pull(&place, &text("nothing")));
+    assert!(matches!(trouble, RegistryProblem::UnknownRepository { .. }), "{message}");
+
+    let config = |entry: serde_json::Value| {
+        docker_config(&place, &json!({ "auths": { (&registry.address): entry } }));
+    };
+    config(json!({ "identitytoken": "my-identity" }));
+    tokens.requests();
+    pull(&place, &text("secret")).unwrap();
+    let request = tokens.requests().remove(0);
+    assert!(request.starts_with("POST /token "), "{request}");
+    assert!(request.contains("grant_type=refresh_token"), "{request}");
+    config(json!({ "identitytoken": "another" }));
+    let (trouble, message) = problem(pull(&place, &text("secret")));
+    assert!(matches!(trouble, RegistryProblem::LoginRefused { .. }), "{message}");
+    assert!(!message.contains("another"), "{message}");
+}
+
+#[test]
+fn a_hostile_token_server_is_bounded() {
+    let place = Place::new();
+    let Some([_, certificate, _]) = certificates(&place) else { return };
+    let endless = Proxy::start("127.0.0.1:1", |_, _| {
+        Fault::Endless("HTTP/1.1 200 OK\r\n\r\n".into(), vec![b'['; 1 << 16])
+    });
+    let realm = format!("http://{}/token", endless.address);
+    let setup = Setup { token: Some((&realm, &certificate)), ..Setup::default() };
+    let Some(registry) = Registry::start(&setup) else { return };
+    let (trouble, message) = problem(pull(&place, &format!("{}/x:v", registry.address)));
+    assert!(matches!(trouble, RegistryProblem::TooLarge { .. }), "{message}");
+}

@@ -324,11 +324,12 @@ impl Attached {
                 output.window.grant(bytes).map_err(broken_credit)?;
             }
             // What a newer peer says is not for this command.
-            _ => {
-                if let (Ok(control), None) = (frame.decode(), &self.ending) {
-                    wishes.push(Wish::Control(control));
-                }
-            }
+            _ => match (frame.decode(), &self.ending) {
+                // Said by a client that loses interest; the command is not its own.
+                (Ok(Control::Kill), _) => {}
+                (Ok(control), None) => wishes.push(Wish::Control(control)),
+                _ => {}
+            },
         }
         Ok(())
     }

@@ -18,7 +18,7 @@ use crate::image::{Documents, Layer, Location, Parts, Slice};
 use crate::layer::{Compression, Decoder};
 use crate::manifest::{MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES};
 use crate::platform::Platform;
-use crate::progress::{Event, Pace, Progress};
+use crate::progress::{Event, Pace, Progress, Silent};
 use crate::reference::ImageName;
 use crate::sys;
 
@@ -146,6 +146,22 @@ impl Archive {
             remedy: "the archive is incomplete; save the image anew".into(),
         }
     }
+}
+
+/// The names under which a file of `docker save` has images. One without a name has none here.
+///
+/// # Errors
+/// The file cannot be read, or is no such archive.
+pub fn saved_names(file: &Path) -> Result<Vec<String>> {
+    let temp = std::env::temp_dir();
+    let archive = Archive::open(file, &temp, crate::store::DEFAULT_LAYER_LIMIT, &Silent)?;
+    let Some(json) = archive.read("manifest.json", MAX_MANIFEST_BYTES)? else {
+        return Ok(Vec::new());
+    };
+    let what = format!("manifest.json in {}", archive.place);
+    let images: Vec<SavedImage> =
+        serde_json::from_slice(&json).map_err(|error| Error::corrupt(what, error))?;
+    Ok(images.into_iter().flat_map(|image| image.repo_tags).collect())
 }
 
 impl Files for Archive {

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use boxlite_kernel::GuestFiles;
 
 use super::args::{Accel, Global};
@@ -28,21 +28,6 @@ impl Global {
             eprintln!("boxlite-vmm: {why}; using the software host, which is slower");
         }
         Ok(Runtime::open(options).await?)
-    }
-
-    /// Runs this whole command line again in the software host, if boxes cannot run here. Returns
-    /// its exit code then.
-    pub(super) async fn elsewhere(&self) -> Result<Option<u8>> {
-        match Place::choose(self.options().accel)? {
-            Place::Here => Ok(None),
-            Place::SoftHost { why } => {
-                eprintln!("boxlite-vmm: {why}; using the software host, which is slower");
-                let argv = std::env::args_os().skip(1);
-                let this = std::env::current_exe().context("cannot find this executable")?;
-                let argv = std::iter::once(this.into_os_string()).chain(argv);
-                run_in_softhost(self, argv.collect()).await.map(Some)
-            }
-        }
     }
 
     /// The home of this command.

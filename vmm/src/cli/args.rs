@@ -1,35 +1,35 @@
-//! What can be said on the command line.
+//! What can be said on the command line: the commands, and what all of them take. What a command takes
+//! itself is beside it.
 
 // The doc comments are help texts, where brackets say what may be left out.
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::{Args, Parser, ValueEnum};
 
-use super::size;
+use super::{
+    attach, completion, copy, create, doctor, events, exec, image, inspect, lifecycle, list, login,
+    logs, run, stats,
+};
 
 const EXAMPLES: &str = "\
 Examples:
-  boxlite-vmm run oci:./alpine                        a shell command of the image's own
+  boxlite-vmm run oci:./alpine echo hello             a command in a box, which goes with it
   boxlite-vmm run -it oci:./debian bash               a terminal in a box
-  boxlite-vmm run --cpus 2 --memory 1G oci:./py python3 -c 'print(1)'
+  boxlite-vmm run -d --name db oci:./postgres         a box that lives on
+  boxlite-vmm exec -it db sh                          a command in it
+  boxlite-vmm logs -f db                              what its main command writes
+  boxlite-vmm stop db && boxlite-vmm start db         everything is where it was
+  boxlite-vmm ls -a                                   all boxes
   tar c . | boxlite-vmm run -i oci:./alpine tar x -C /tmp
-  boxlite-vmm image import oci:./debian debian        keep it, and call it debian
-  boxlite-vmm run debian cat /etc/os-release
+  boxlite-vmm image import oci:./debian debian        keep an image, and call it debian
   boxlite-vmm doctor                                  what this machine can do
 
-An image is an OCI layout folder (oci:DIR[:tag], e.g. made by `skopeo copy docker://alpine oci:alpine`),
-a `docker save` file (docker-archive:FILE), a folder with a root file system (rootfs:DIR) or the name
-of an imported image.";
-
-const RUN_HELP: &str = "\
-The exit code is the command's; 128+n if signal n ended it; 124 if --timeout did; 125 if the box could
-not be run, 126 if the command cannot be executed, 127 if it does not exist.
-
-The box is thrown away at the end, with all that was written in it.";
+An image is a name (alpine:latest, ghcr.io/owner/app@sha256:…), an OCI layout folder (oci:DIR[:tag]), a
+`docker save` file (docker-archive:FILE) or a folder with a root file system (rootfs:DIR).
+Boxes are named by their names, their IDs, or what their IDs begin with.";
 
 /// Runs OCI images in micro-VMs: a kernel of their own, no daemon, no root.
 #[derive(Debug, Parser)]
@@ -43,6 +43,7 @@ pub(super) struct Cli {
 
 /// What every command takes.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
 pub(super) struct Global {
     /// Folder of boxes and images [default: $BOXLITE_HOME, else ~/.boxlite]
     #[arg(long, global = true, value_name = "DIR")]
@@ -70,15 +71,74 @@ pub(super) enum Accel {
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Subcommand {
     /// Run a command in a new box
-    #[command(after_help = RUN_HELP)]
-    Run(Run),
+    #[command(after_help = run::HELP)]
+    Run(Box<run::Run>),
+    /// Make a box, to be started later
+    #[command(after_help = create::HELP)]
+    Create(Box<create::Create>),
+    /// Start boxes
+    #[command(after_help = lifecycle::START_HELP)]
+    Start(lifecycle::Start),
+    /// Stop boxes in good order
+    #[command(after_help = lifecycle::STOP_HELP)]
+    Stop(lifecycle::Stop),
+    /// Stop boxes and start them again
+    Restart(lifecycle::Stop),
+    /// End boxes at once, or send their main commands a signal
+    Kill(lifecycle::Kill),
+    /// Remove boxes with their disks
+    #[command(visible_alias = "remove")]
+    Rm(lifecycle::Remove),
+    /// List boxes
+    #[command(visible_aliases = ["ps", "list"], after_help = list::HELP)]
+    Ls(list::List),
+    /// Tell all that is known of boxes, as JSON
+    Inspect(inspect::Inspect),
+    /// Run a command in a box that runs
+    #[command(after_help = exec::HELP)]
+    Exec(exec::Exec),
+    /// Connect this terminal to a box's main command
+    #[command(after_help = attach::HELP)]
+    Attach(attach::Attach),
+    /// Copy files between a box and this machine
+    #[command(visible_alias = "copy", after_help = copy::HELP)]
+    Cp(copy::Copy),
+    /// Show what boxes' main commands wrote
+    #[command(after_help = logs::HELP)]
+    Logs(logs::Logs),
+    /// Show what boxes use, live
+    Stats(stats::Stats),
+    /// List the processes in a box
+    Top(stats::Top),
+    /// Let boxes stand still
+    Pause(lifecycle::Targets),
+    /// Let paused boxes go on
+    #[command(visible_alias = "unpause")]
+    Resume(lifecycle::Targets),
+    /// Give a box another name
+    Rename(lifecycle::Rename),
+    /// Wait until boxes have ended, and print their exit codes
+    Wait(lifecycle::Targets),
+    /// Remove all boxes that are not running
+    Prune(lifecycle::Prune),
+    /// Show what happens to boxes
+    #[command(after_help = events::HELP)]
+    Events(events::Events),
     /// Manage images
     Image {
         #[command(subcommand)]
-        command: Image,
+        command: image::Image,
     },
+    /// Keep a login for a registry, where docker keeps it too
+    #[command(after_help = login::HELP)]
+    Login(login::Login),
+    /// Forget the login for a registry
+    Logout(login::Logout),
     /// Say what this machine can do, and what to do about what it cannot
-    Doctor,
+    Doctor(doctor::Doctor),
+    /// Print a script that completes commands in a shell
+    #[command(after_help = completion::HELP)]
+    Completion(completion::Completion),
     /// Run any command in the software host
     Softhost {
         /// The command and its arguments
@@ -102,92 +162,15 @@ pub(super) enum Subcommand {
     },
 }
 
-#[derive(Debug, Args)]
-pub(super) struct Run {
-    /// Number of vCPUs, 1 to 64
-    #[arg(long, default_value_t = 1, value_name = "N")]
-    pub(super) cpus: u8,
-    /// Memory, 128M to 64G; a plain number is MiB
-    #[arg(long, short, default_value = "2048M", value_name = "SIZE", value_parser = size::mib)]
-    pub(super) memory: u64,
-    /// Size of the disk, 1G to 1T; a plain number is GiB [default: 10G]
-    #[arg(long, value_name = "SIZE", value_parser = size::gib)]
-    pub(super) disk_size: Option<u64>,
-    /// Set an environment variable; without a value, take it from here (may be repeated)
-    #[arg(long, short, value_name = "NAME[=VALUE]")]
-    pub(super) env: Vec<String>,
-    /// Working directory [default: the image's]
-    #[arg(long, short, value_name = "DIR")]
-    pub(super) workdir: Option<String>,
-    /// User, as name or uid, with :group or :gid [default: the image's]
-    #[arg(long, short, value_name = "USER")]
-    pub(super) user: Option<String>,
-    /// Pass standard input on
-    #[arg(long, short)]
-    pub(super) interactive: bool,
-    /// Give the command a terminal
-    #[arg(long, short)]
-    pub(super) tty: bool,
-    /// Name of the box, which is its host name too
-    #[arg(long, value_name = "NAME")]
-    pub(super) name: Option<String>,
-    /// Run this in place of the image's entry point; "" for none
-    #[arg(long, value_name = "PROGRAM")]
-    pub(super) entrypoint: Option<String>,
-    /// Kill the command when it has run so long: 90s, 2m, 1h30m
-    #[arg(long, value_name = "DURATION", value_parser = size::duration)]
-    pub(super) timeout: Option<Duration>,
-    /// Give up when the box has not booted after so long
-    #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = size::duration)]
-    pub(super) ready_timeout: Duration,
-    /// The image: oci:DIR[:tag], docker-archive:FILE, rootfs:DIR, or an imported name; then the
-    /// command and its arguments [default: the image's]
-    // One list, so that a flag right behind the image is the command's.
-    #[arg(
-        required = true,
-        trailing_var_arg = true,
-        allow_hyphen_values = true,
-        value_names = ["IMAGE", "COMMAND"]
-    )]
-    image_and_command: Vec<OsString>,
-}
-
-impl Run {
-    /// The image.
-    pub(super) fn image(&self) -> Result<String, String> {
-        let image = self.image_and_command.first().and_then(|image| image.to_str());
-        match image {
-            Some(image) if image.starts_with('-') => {
-                Err(format!("unknown option {image}; see `boxlite-vmm run --help`"))
-            }
-            Some(image) => Ok(image.to_owned()),
-            None => Err("the image's name is not UTF-8".into()),
+impl Subcommand {
+    /// Whether its exit code is that of a command in a box, so that its own failures need another.
+    pub(super) fn stands_in(&self) -> bool {
+        match self {
+            Self::Run(_) | Self::Exec(_) | Self::Attach(_) | Self::Softhost { .. } => true,
+            Self::Start(start) => start.is_attached(),
+            _ => false,
         }
     }
-
-    /// The command and its arguments.
-    pub(super) fn command(&self) -> impl Iterator<Item = &OsString> {
-        self.image_and_command.iter().skip(1)
-    }
-}
-
-#[derive(Debug, clap::Subcommand)]
-pub(super) enum Image {
-    /// Copy an image into the home under a name, and make its disk
-    Import {
-        /// The image: oci:DIR[:tag], docker-archive:FILE or rootfs:DIR
-        source: String,
-        /// Its name from now on [default: the name of the folder or file]
-        name: Option<String>,
-    },
-    /// List the images in the home
-    Ls,
-    /// Remove images from the home
-    Rm {
-        /// Names, references or digests, as `image ls` shows them
-        #[arg(required = true)]
-        images: Vec<String>,
-    },
 }
 
 #[cfg(test)]
@@ -202,23 +185,67 @@ mod tests {
     }
 
     #[test]
-    fn flags_behind_the_image_are_the_commands() {
-        let cli = Cli::parse_from(["x", "run", "-it", "oci:d", "ls", "-l", "--memory", "3"]);
-        let Subcommand::Run(run) = cli.command else { panic!() };
-        assert!(run.interactive && run.tty && run.memory == 2048);
-        assert_eq!(run.image(), Ok("oci:d".into()));
-        assert!(run.command().eq(["ls", "-l", "--memory", "3"]));
+    fn every_command_says_what_it_does() {
+        for command in Cli::command().get_subcommands() {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            for arg in command.get_arguments().filter(|arg| !arg.is_hide_set()) {
+                let named = (command.get_name(), arg.get_id());
+                assert!(arg.get_help().is_some(), "{named:?}");
+            }
+        }
     }
 
     #[test]
-    fn a_flag_right_behind_the_image_is_the_commands_and_an_unknown_one_before_it_is_an_error() {
-        let run = |args: &[&str]| match Cli::parse_from([&["x", "run"], args].concat()).command {
-            Subcommand::Run(run) => run,
-            _ => panic!(),
-        };
-        let flagged = run(&["--entrypoint", "id", "oci:d", "-u"]);
-        assert_eq!(flagged.image(), Ok("oci:d".into()));
-        assert!(flagged.command().eq(["-u"]) && flagged.user.is_none());
-        assert!(run(&["--memry", "3", "oci:d"]).image().is_err());
+    fn habits_of_dockers_users_are_understood() {
+        for line in [
+            "ps -aq --no-trunc --filter status=running",
+            "list --format json -n 3",
+            "run -dit --name x alpine",
+            "run --rm -e A=1 -e B alpine env -i",
+            "run -p 8080:80 -v /a:/b --detach-keys ctrl-a alpine",
+            "create -l a=b --restart always alpine sleep 3",
+            "start -ai x",
+            "stop -t 3 a b",
+            "restart --time 3 a",
+            "kill -s HUP a",
+            "rm -f a b",
+            "exec -it -u root -w / -e A=1 x sh -c ls",
+            "exec -d x sleep 1000",
+            "attach --no-stdin x",
+            "cp -a x:/etc/hosts -",
+            "cp -L - x:/tmp",
+            "logs -ft --tail 10 --since 10m x",
+            "logs -n all x",
+            "stats --no-stream",
+            "top x",
+            "unpause x",
+            "rename a b",
+            "wait a b",
+            "events --since 1h --until 10m --format json",
+            "image ls -q",
+            "image rm -f a",
+            "login -u me --password-stdin ghcr.io",
+            "logout",
+            "prune -f",
+            "doctor --format json",
+            "completion bash",
+        ] {
+            let words = std::iter::once("boxlite-vmm").chain(line.split(' '));
+            if let Err(e) = Cli::try_parse_from(words) {
+                panic!("{line}\n{e}");
+            }
+        }
+    }
+
+    #[test]
+    fn flags_behind_the_command_are_the_commands() {
+        let cli = Cli::parse_from(["x", "run", "-it", "oci:d", "ls", "-l", "--memory", "3"]);
+        let Subcommand::Run(run) = &cli.command else { panic!() };
+        let options = run.options(&cli.global).unwrap();
+        assert!(options.interactive && options.tty && options.memory_mib == 2048);
+        assert_eq!(options.cmd.unwrap(), ["ls", "-l", "--memory", "3"]);
+        let cli = Cli::parse_from(["x", "exec", "-i", "b", "ls", "-it", "--help"]);
+        let Subcommand::Exec(exec) = cli.command else { panic!() };
+        assert_eq!(exec.command, ["ls", "-it", "--help"]);
     }
 }

@@ -1,40 +1,162 @@
-//! `boxlite-vmm image`: import, list, remove.
+//! `boxlite-vmm image`: pull, import, load, list, inspect, remove.
 
-use std::path::Path;
-use std::time::SystemTime;
+// The doc comments are help texts, where brackets say what may be left out.
+#![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
+
+use std::io;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use boxlite_rootfs_builder::{ImageReference, ImageStore};
-use indicatif::{BinaryBytes, HumanDuration};
+use boxlite_rootfs_builder::{ImageReference, saved_names};
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
 
-use super::args::{Global, Image};
+use super::args::Global;
+use super::lifecycle::confirmed;
+use super::out::{self, Format};
 use super::progress::ImageBar;
+use super::table::{Table, plain};
+use super::{FAILED, human, report};
+use crate::runtime::{ImageInfo, Images, PullPolicy};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Image {
+    /// Fetch images from their registries
+    Pull(Pull),
+    /// List the images in the home
+    #[command(visible_alias = "list")]
+    Ls(List),
+    /// Remove images from the home
+    #[command(visible_alias = "remove")]
+    Rm(Remove),
+    /// Tell all that is known of images, as JSON
+    Inspect(Named),
+    /// Copy an image into the home under a name, and make its disk
+    Import(Import),
+    /// Import the images of a `docker save` file under their own names
+    Load(Load),
+    /// Remove what nobody needs: interrupted pulls, cached disks of images that are used where they lie
+    Prune(Prune),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Pull {
+    /// Draw no progress bars; print names alone
+    #[arg(long, short)]
+    quiet: bool,
+    /// Names (alpine:3.20, ghcr.io/owner/app, quay.io/app@sha256:…)
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct List {
+    /// Only digests
+    #[arg(long, short)]
+    quiet: bool,
+    /// Whole digests
+    #[arg(long)]
+    no_trunc: bool,
+    /// For people or for programs
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    format: Format,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Remove {
+    /// Also those that boxes were made of; the boxes stay as they are
+    #[arg(long, short)]
+    force: bool,
+    #[command(flatten)]
+    named: Named,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Named {
+    /// Names, references or digests, as `image ls` shows them
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Import {
+    /// Draw no progress bars
+    #[arg(long, short)]
+    quiet: bool,
+    /// The image: oci:DIR[:tag], docker-archive:FILE or rootfs:DIR
+    source: String,
+    /// Its name from now on [default: the name of the folder or file]
+    name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Load {
+    /// The file [default: standard input]
+    #[arg(long, short, value_name = "FILE")]
+    input: Option<PathBuf>,
+    /// Draw no progress bars
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Prune {
+    /// Also every image that no box was made of
+    #[arg(long, short)]
+    all: bool,
+    /// Do not ask
+    #[arg(long, short)]
+    force: bool,
+}
 
 pub(super) async fn image(global: &Global, command: Image) -> Result<u8> {
-    // Images lie where boxes run: a disk of the software host's is not to be seen from here.
-    if let Some(code) = global.elsewhere().await? {
-        return Ok(code);
+    if let Image::Prune(Prune { all: true, force: false }) = command
+        && !confirmed("This removes all images that no box was made of.")?
+    {
+        return Ok(0);
     }
+    let images = global.runtime().await?.images();
     match command {
-        Image::Import { source, name } => import(global, &source, name).await,
-        Image::Ls => list(&store(global)?),
-        Image::Rm { images } => remove(&store(global)?, &images),
+        Image::Pull(args) => pull(&images, &args).await,
+        Image::Ls(args) => list(&images, &args).await,
+        Image::Rm(args) => remove(&images, &args).await,
+        Image::Inspect(args) => inspect(&images, &args).await,
+        Image::Import(args) => import(&images, args).await,
+        Image::Load(args) => load(&images, &args).await,
+        Image::Prune(args) => {
+            let removed = images.prune(args.all).await?;
+            for name in &removed.names {
+                out::line(format_args!("removed {name}"))?;
+            }
+            out::line(format_args!("freed {}", human::bytes(removed.freed)))?;
+            Ok(0)
+        }
     }
 }
 
-fn store(global: &Global) -> Result<ImageStore> {
-    Ok(ImageStore::open(global.home()?.path().join("images"))?)
+async fn pull(images: &Images, args: &Pull) -> Result<u8> {
+    let mut code = 0;
+    for name in &args.images {
+        match images.get(name, PullPolicy::Always, ImageBar::new(args.quiet)).await {
+            Ok(image) if args.quiet => out::line(image.name)?,
+            Ok(image) => out::line(format_args!("{} {}", image.name, image.digest))?,
+            Err(error) => {
+                report(&error.into());
+                code = FAILED;
+            }
+        }
+    }
+    Ok(code)
 }
 
-async fn import(global: &Global, source: &str, name: Option<String>) -> Result<u8> {
-    let source: ImageReference = source.parse()?;
-    let name = match name.or_else(|| default_name(&source)) {
+async fn import(images: &Images, args: Import) -> Result<u8> {
+    let source: ImageReference = args.source.parse()?;
+    let name = match args.name.or_else(|| default_name(&source)) {
         Some(name) => name,
         None => bail!("what is the image to be called? Give a name behind {source}"),
     };
-    let images = global.runtime().await?.images();
-    let image = images.import(source.to_string(), name, ImageBar::new()).await?;
-    println!("{} {}", image.name, image.digest);
+    let image = images.import(source.to_string(), name, ImageBar::new(args.quiet)).await?;
+    out::line(format_args!("{} {}", image.name, image.digest))?;
     Ok(0)
 }
 
@@ -55,49 +177,172 @@ fn default_name(source: &ImageReference) -> Option<String> {
     }
 }
 
-fn list(store: &ImageStore) -> Result<u8> {
-    let listing = store.list()?;
-    let rows: Vec<[String; 4]> = listing
-        .images
-        .iter()
-        .map(|image| {
-            let digest: String = image.digest.hex().chars().take(12).collect();
-            let age = SystemTime::now().duration_since(image.time).unwrap_or_default();
-            let size = BinaryBytes(image.size).to_string();
-            [image.name.clone(), digest, size, format!("{} ago", HumanDuration(age))]
-        })
-        .collect();
-    let header = ["NAME", "DIGEST", "SIZE", "CREATED"].map(String::from);
-    print_table(&header, &rows);
-    for image in &listing.images {
-        if let Some(problem) = &image.disk_problem {
-            eprintln!(
-                "boxlite-vmm: {}: {problem}; its disk is made anew when it is used",
-                image.name
-            );
+async fn load(images: &Images, args: &Load) -> Result<u8> {
+    let mut spool = None;
+    let file = match &args.input {
+        Some(file) => std::path::absolute(file)?,
+        None => {
+            let mut file = tempfile::Builder::new().prefix("boxlite-load-").tempfile()?;
+            io::copy(&mut io::stdin().lock(), &mut file).context("cannot read standard input")?;
+            spool.insert(file).path().to_owned()
+        }
+    };
+    let names = saved_names(&file)?;
+    if names.is_empty() {
+        bail!(
+            "{} names no image: say what it is to be called with `image import docker-archive:FILE NAME`",
+            file.display()
+        );
+    }
+    for name in names {
+        let source = format!("docker-archive:{}:{name}", file.display());
+        let image = images.import(source, name, ImageBar::new(args.quiet)).await?;
+        out::line(format_args!("{} {}", image.name, image.digest))?;
+    }
+    Ok(0)
+}
+
+async fn list(images: &Images, args: &List) -> Result<u8> {
+    let found = images.list().await?;
+    if args.quiet {
+        let digests = found.iter().map(|image| digest(image, args.no_trunc) + "\n");
+        out::print(digests.collect::<String>())?;
+        return Ok(0);
+    }
+    if args.format == Format::Json {
+        for image in &found {
+            out::json_line(&as_json(image)?)?;
+        }
+        return Ok(0);
+    }
+    let mut table = Table::new(["NAME", "DIGEST", "SIZE", "CREATED"]);
+    for image in &found {
+        table.row([
+            plain(&image.name).into_owned(),
+            digest(image, args.no_trunc),
+            human::bytes(image.size),
+            human::ago(image.time),
+        ]);
+    }
+    out::print(table.text())?;
+    for image in &found {
+        if let Some(problem) = &image.problem {
+            let name = plain(&image.name);
+            eprintln!("boxlite-vmm: {name}: {problem}; its disk is made anew when it is used");
         }
     }
-    for damaged in &listing.damaged {
-        eprintln!("boxlite-vmm: {}; remove it with `image rm {}`", damaged.error, damaged.id);
-    }
     Ok(0)
 }
 
-fn print_table(header: &[String; 4], rows: &[[String; 4]]) {
-    let width = |column: usize| {
-        std::iter::once(header).chain(rows).map(|row| row[column].len()).max().unwrap_or(0)
+/// A digest as people read it: twelve digits, or the whole with its algorithm.
+fn digest(image: &ImageInfo, whole: bool) -> String {
+    match image.digest.split_once(':') {
+        Some((_, hex)) if !whole => human::id(hex, false),
+        _ => image.digest.clone(),
+    }
+}
+
+fn as_json(image: &ImageInfo) -> Result<Value> {
+    let mut value = serde_json::to_value(image)?;
+    if let Some(object) = value.as_object_mut() {
+        object.insert("time".into(), json!(human::rfc3339(image.time, 3)));
+    }
+    Ok(value)
+}
+
+async fn remove(images: &Images, args: &Remove) -> Result<u8> {
+    let mut code = 0;
+    for name in &args.named.images {
+        match images.remove(name, args.force).await {
+            Ok(removed) => {
+                let (names, freed) = (removed.names.join(", "), human::bytes(removed.freed));
+                out::line(format_args!("removed {names}, freed {freed}"))?;
+            }
+            Err(error) => {
+                report(&anyhow::Error::new(error).context(format!("cannot remove {name}")));
+                code = FAILED;
+            }
+        }
+    }
+    Ok(code)
+}
+
+async fn inspect(images: &Images, args: &Named) -> Result<u8> {
+    let all = images.list().await?;
+    let (mut found, mut code) = (Vec::new(), 0);
+    for name in &args.images {
+        match pick(&all, name) {
+            Ok(image) => found.push(as_json(image)?),
+            Err(error) => {
+                report(&error);
+                code = FAILED;
+            }
+        }
+    }
+    out::json_pretty(&found)?;
+    Ok(code)
+}
+
+/// The image that is called so, in any spelling, or whose digest begins so.
+fn pick<'a>(images: &'a [ImageInfo], text: &str) -> Result<&'a ImageInfo> {
+    let reference = text.parse::<ImageReference>().map(|reference| reference.to_string());
+    let is_named = |image: &&ImageInfo| {
+        image.name == text || reference.as_ref().is_ok_and(|name| image.name == *name)
     };
-    let widths = [0, 1, 2, 3].map(width);
-    for row in std::iter::once(header).chain(rows) {
-        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
-        println!("{}", cells.collect::<Vec<_>>().join("   ").trim_end());
+    if let Some(image) = images.iter().find(is_named) {
+        return Ok(image);
+    }
+    let hex = text.strip_prefix("sha256:").unwrap_or(text);
+    let has_digest = |image: &&ImageInfo| {
+        let digests = std::iter::once(&image.digest).chain(&image.index);
+        let mut hexes = digests.filter_map(|digest| Some(digest.split_once(':')?.1));
+        hex.len() >= 6 && hexes.any(|digest| digest.starts_with(hex))
+    };
+    let by_digest: Vec<_> = images.iter().filter(has_digest).collect();
+    match by_digest[..] {
+        [image] => Ok(image),
+        [] => bail!("no image is called {text}; `image ls` lists them"),
+        _ => {
+            let names: Vec<_> = by_digest.iter().map(|image| image.name.as_str()).collect();
+            bail!("{text} could be each of {}; name one", names.join(", "))
+        }
     }
 }
 
-fn remove(store: &ImageStore, images: &[String]) -> Result<u8> {
-    for image in images {
-        let removed = store.remove(image).with_context(|| format!("cannot remove {image}"))?;
-        println!("removed {}, freed {}", removed.name, BinaryBytes(removed.freed));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(name: &str, hex: &str) -> ImageInfo {
+        let digest = format!("sha256:{hex:0<64}");
+        let value = json!({
+            "name": name, "digest": digest, "index": null, "chain_id": digest, "config": {
+                "os": "linux", "architecture": "amd64", "env": [], "entrypoint": [], "cmd": [],
+                "working_dir": "/", "user": "", "stop_signal": "", "exposed_ports": [],
+                "volumes": [], "labels": {}, "healthcheck": null,
+            },
+            "origin": null, "time": 0, "size": 1, "disk": null, "problem": null,
+        });
+        serde_json::from_value(value).unwrap()
     }
-    Ok(0)
+
+    #[test]
+    fn images_are_found_by_name_and_digest() {
+        let images = [image("alpine:latest", "abcdef1"), image("debian:latest", "abcdef2")];
+        let name = |text| pick(&images, text).map(|image| &*image.name).map_err(|e| e.to_string());
+        assert_eq!(name("alpine:latest"), Ok("alpine:latest"));
+        assert_eq!(name("abcdef2"), Ok("debian:latest"));
+        assert_eq!(name("sha256:abcdef1"), Ok("alpine:latest"));
+        assert!(name("abcdef").unwrap_err().contains("debian"));
+        assert!(name("abc").unwrap_err().contains("image ls"));
+    }
+
+    #[test]
+    fn an_import_is_named_by_its_folder() {
+        let name = |text: &str| default_name(&text.parse().unwrap());
+        assert_eq!(name("oci:/x/Debian"), Some("debian".into()));
+        assert_eq!(name("oci:/x/debian:12"), Some("debian:12".into()));
+        assert_eq!(name("docker-archive:/x/a.tar:b:1"), Some("b:1".into()));
+        assert_eq!(name("rootfs:/x/root"), Some("root".into()));
+    }
 }

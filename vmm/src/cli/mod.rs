@@ -1,30 +1,57 @@
 //! The command line: `boxlite-vmm`.
 //!
-//! - `args`: what can be said
-//! - `run`, `image`, `doctor`: the commands
+//! - `args`: the commands; what each takes is in its own room
+//! - `run`, `create`, `lifecycle`, `exec`, `attach`, `logs`, `copy`: boxes; `options` is what can be said of
+//!   one that is to be made, `stand_in` this process in place of a box's main command
+//! - `list`, `inspect`, `stats`, `events`: what is known of them
+//! - `image`, `login`: where they come from; `doctor`, `completion`: the rest
 //! - `accel`: where they run, on this host's virtualization or in the software host
-//! - `progress`: bars for people
+//! - `out`, `table`, `human`, `progress`: what people and programs read
+//! - `parse`, `size`: what they write
 
 mod accel;
 mod args;
+mod attach;
+mod completion;
+mod copy;
+mod create;
 mod doctor;
+mod events;
+mod exec;
+mod human;
 mod image;
+mod inspect;
+mod lifecycle;
+mod list;
+mod login;
+mod logs;
+mod options;
+mod out;
+mod parse;
 mod progress;
 mod run;
 mod size;
+mod stand_in;
+mod stats;
+mod table;
+mod targets;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use boxlite_proto::message::FailureKind;
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
-use crate::{machine, runtime, softhost};
+use crate::runtime::{self, Error};
+use crate::{machine, softhost};
 use args::{Cli, Subcommand};
 
-/// Our own failure, as `docker run` has it.
-const FAILED: u8 = 125;
+/// Our own failure, where no command's exit code could be meant.
+const FAILED: u8 = 1;
+/// Our own failure where it could, and a command line that is not understood, as `docker run` has it.
+const FAILED_OURSELVES: u8 = 125;
 /// The command exists and cannot be executed.
 const NOT_EXECUTABLE: u8 = 126;
 /// The command does not exist.
@@ -39,22 +66,29 @@ pub fn main() -> ExitCode {
         Err(e) => {
             // Help and version are no failures.
             let _ = e.print();
-            return ExitCode::from(if e.use_stderr() { FAILED } else { 0 });
+            return ExitCode::from(if e.use_stderr() { FAILED_OURSELVES } else { 0 });
         }
     };
     log_to_stderr(cli.global.debug);
-    match dispatch(cli) {
-        Ok(code) => ExitCode::from(code),
+    let stands_in = cli.command.stands_in();
+    let code = match dispatch(cli) {
+        Ok(code) => code,
+        // As with `| head`: there is nobody to tell.
+        Err(e) if out::is_closed_pipe(&e) => 0,
         Err(e) => {
-            eprintln!("boxlite-vmm: {e:#}");
-            ExitCode::from(FAILED)
+            report(&e);
+            match command_code(&e) {
+                Some(code) if stands_in => code,
+                _ if stands_in => FAILED_OURSELVES,
+                _ => FAILED,
+            }
         }
-    }
+    };
+    ExitCode::from(code)
 }
 
 fn dispatch(cli: Cli) -> Result<u8> {
-    let Cli { global, command } = cli;
-    match command {
+    match cli.command {
         // A box's process has no async runtime.
         Subcommand::Machine => machine::main().map(|()| 0),
         Subcommand::SofthostKeeper { args } => {
@@ -64,17 +98,62 @@ fn dispatch(cli: Cli) -> Result<u8> {
             Ok(0)
         }
         Subcommand::AwaitBoxes => {
-            global.home()?.wait_for_boxes()?;
+            cli.global.home()?.wait_for_boxes()?;
             Ok(0)
         }
         Subcommand::Serve => on_tokio(async {
-            runtime::serve(global.options()).await?;
+            runtime::serve(cli.global.options()).await?;
             Ok(0)
         }),
-        Subcommand::Run(args) => on_tokio(run::run(&global, args)),
-        Subcommand::Image { command } => on_tokio(image::image(&global, command)),
-        Subcommand::Doctor => doctor::doctor(&global),
-        Subcommand::Softhost { command } => on_tokio(accel::run_in_softhost(&global, command)),
+        Subcommand::Doctor(args) => doctor::doctor(&cli.global, &args),
+        Subcommand::Completion(args) => completion::completion(&args),
+        Subcommand::Login(args) => login::login(&cli.global, args),
+        Subcommand::Logout(args) => login::logout(&cli.global, &args),
+        Subcommand::Softhost { command } => on_tokio(accel::run_in_softhost(&cli.global, command)),
+        _ => on_tokio(with_boxes(cli)),
+    }
+}
+
+/// The commands that need boxes or images.
+async fn with_boxes(Cli { global, command }: Cli) -> Result<u8> {
+    // Before a slow machine is started for nothing.
+    match &command {
+        Subcommand::Run(args) => args.options(&global)?.validate()?,
+        Subcommand::Create(args) => args.options(&global)?.validate()?,
+        _ => {}
+    }
+    match command {
+        Subcommand::Run(args) => run::run(&global, *args).await,
+        Subcommand::Create(args) => create::create(&global, *args).await,
+        Subcommand::Start(args) => lifecycle::start(&global, args).await,
+        Subcommand::Stop(args) => lifecycle::stop(&global, args).await,
+        Subcommand::Restart(args) => lifecycle::restart(&global, args).await,
+        Subcommand::Kill(args) => lifecycle::kill(&global, args).await,
+        Subcommand::Rm(args) => lifecycle::remove(&global, args).await,
+        Subcommand::Pause(args) => lifecycle::pause(&global, args).await,
+        Subcommand::Resume(args) => lifecycle::resume(&global, args).await,
+        Subcommand::Rename(args) => lifecycle::rename(&global, &args).await,
+        Subcommand::Wait(args) => lifecycle::wait(&global, args).await,
+        Subcommand::Prune(args) => lifecycle::prune(&global, &args).await,
+        Subcommand::Ls(args) => list::list(&global, &args).await,
+        Subcommand::Inspect(args) => inspect::inspect(&global, &args).await,
+        Subcommand::Exec(args) => exec::exec(&global, args).await,
+        Subcommand::Attach(args) => attach::attach(&global, &args).await,
+        Subcommand::Cp(args) => copy::copy(&global, &args).await,
+        Subcommand::Logs(args) => logs::logs(&global, &args).await,
+        Subcommand::Stats(args) => stats::stats(&global, &args).await,
+        Subcommand::Top(args) => stats::top(&global, &args).await,
+        Subcommand::Events(args) => events::events(&global, &args).await,
+        Subcommand::Image { command } => image::image(&global, command).await,
+        Subcommand::Machine
+        | Subcommand::SofthostKeeper { .. }
+        | Subcommand::AwaitBoxes
+        | Subcommand::Serve
+        | Subcommand::Doctor(_)
+        | Subcommand::Completion(_)
+        | Subcommand::Login(_)
+        | Subcommand::Logout(_)
+        | Subcommand::Softhost { .. } => anyhow::bail!("this command needs no boxes"),
     }
 }
 
@@ -86,6 +165,24 @@ fn on_tokio(command: impl Future<Output = Result<u8>>) -> Result<u8> {
     result
 }
 
+/// Says what went wrong.
+fn report(error: &anyhow::Error) {
+    eprintln!("boxlite-vmm: {error:#}");
+}
+
+/// What a shell says to a command that it cannot run; none for our own failures.
+fn command_code(error: &anyhow::Error) -> Option<u8> {
+    match error.downcast_ref::<Error>()? {
+        Error::CommandTimeout => Some(TIMED_OUT),
+        Error::Guest(guest) => match guest.failure()?.kind {
+            FailureKind::NotFound => Some(NOT_FOUND),
+            FailureKind::NotExecutable => Some(NOT_EXECUTABLE),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
 /// `RUST_LOG` decides; without it, warnings, or with `--debug` more of what this project does.
 fn log_to_stderr(debug: bool) {
     const DEBUG: &str = "warn,boxlite_vmm=debug,boxlite_devices=debug,boxlite_rootfs_builder=debug";
@@ -94,6 +191,6 @@ fn log_to_stderr(debug: bool) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(console::colors_enabled_stderr() && std::io::stderr().is_terminal())
         .init();
 }

@@ -1,37 +1,76 @@
 //! Bars for people who wait. Nothing is drawn where stderr is no terminal.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use boxlite_rootfs_builder::{Event, LayerProgress, Progress};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// A bar for the making of an image's disk.
+use super::table::plain;
+
+/// Between two turns of a spinner.
+const TICK: Duration = Duration::from_millis(120);
+
+/// Bars for what has to be done until an image can be used: one for the work at hand, one for each layer
+/// that is being fetched.
 #[derive(Debug)]
-pub(super) struct ImageBar(ProgressBar);
+pub(super) struct ImageBar {
+    bars: MultiProgress,
+    work: ProgressBar,
+    layers: Mutex<BTreeMap<usize, ProgressBar>>,
+}
 
 impl ImageBar {
-    pub(super) fn new() -> Self {
-        let bar = if std::io::stderr().is_terminal() {
-            ProgressBar::no_length()
-        } else {
-            ProgressBar::hidden()
-        };
-        bar.set_style(style("{spinner} {msg}"));
-        Self(bar)
+    /// Nothing is drawn if `quiet`.
+    pub(super) fn new(quiet: bool) -> Self {
+        let shown = !quiet && std::io::stderr().is_terminal();
+        let target =
+            if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bars = MultiProgress::with_draw_target(target);
+        let work = bars.add(ProgressBar::no_length());
+        work.set_style(style("{spinner} {msg}"));
+        Self { bars, work, layers: Mutex::default() }
     }
 
-    fn bytes(&self, message: String, done: u64, total: Option<u64>) {
-        match total {
-            Some(total) => {
-                self.0.set_style(style("{spinner} {msg} {wide_bar} {bytes}/{total_bytes} {eta}"));
-                self.0.set_length(total);
-            }
-            None => self.0.set_style(style("{spinner} {msg} {bytes}")),
-        }
-        self.0.set_message(message);
-        self.0.set_position(done);
+    fn spin(&self, message: String) {
+        self.work.set_style(style("{spinner} {msg}"));
+        self.work.set_message(message);
+        self.work.enable_steady_tick(TICK);
     }
+
+    /// The layers are there: what comes now is one thing after the other.
+    fn bytes(&self, message: String, done: u64, total: Option<u64>) {
+        for bar in std::mem::take(&mut *self.layers()).into_values() {
+            bar.finish_and_clear();
+        }
+        self.work.disable_steady_tick();
+        show(&self.work, message, done, total);
+    }
+
+    fn pulling(&self, progress: LayerProgress) {
+        let mut layers = self.layers();
+        let bar =
+            layers.entry(progress.layer).or_insert_with(|| self.bars.add(ProgressBar::no_length()));
+        show(bar, layer("pulling", &progress), progress.done, progress.total);
+    }
+
+    fn layers(&self) -> std::sync::MutexGuard<'_, BTreeMap<usize, ProgressBar>> {
+        self.layers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn show(bar: &ProgressBar, message: String, done: u64, total: Option<u64>) {
+    match total {
+        Some(total) => {
+            bar.set_style(style("{spinner} {msg} {wide_bar} {bytes}/{total_bytes} {eta}"));
+            bar.set_length(total);
+        }
+        None => bar.set_style(style("{spinner} {msg} {bytes}")),
+    }
+    bar.set_message(message);
+    bar.set_position(done);
 }
 
 fn style(template: &str) -> ProgressStyle {
@@ -52,9 +91,12 @@ impl Progress for ImageBar {
                 self.bytes(format!("reading {}", dir.display()), done, None);
             }
             Event::Waiting { .. } => {
-                self.0.set_style(style("{spinner} {msg}"));
-                self.0.set_message("waiting for another process that makes the same disk");
-                self.0.enable_steady_tick(Duration::from_millis(120));
+                self.spin("waiting for another process that makes the same".into());
+            }
+            Event::Asking { registry } => self.spin(format!("asking {}", plain(registry))),
+            Event::Pulling(progress) => self.pulling(progress),
+            Event::Present(progress) => {
+                self.work.set_message(layer("have", &progress));
             }
             Event::Copying(progress) => {
                 self.bytes(layer("copying", &progress), progress.done, progress.total);
@@ -62,12 +104,10 @@ impl Progress for ImageBar {
             Event::Unpacking(progress) => {
                 self.bytes(layer("unpacking", &progress), progress.done, progress.total);
             }
-            Event::Syncing => {
-                self.0.set_style(style("{spinner} {msg}"));
-                self.0.set_message("writing the disk out");
-                self.0.enable_steady_tick(Duration::from_millis(120));
+            Event::Syncing => self.spin("writing the disk out".into()),
+            Event::Warning(text) => {
+                self.bars.suspend(|| eprintln!("boxlite-vmm: warning: {}", plain(text)));
             }
-            Event::Warning(text) => self.0.suspend(|| eprintln!("boxlite-vmm: warning: {text}")),
             _ => {}
         }
     }
@@ -75,6 +115,9 @@ impl Progress for ImageBar {
 
 impl Drop for ImageBar {
     fn drop(&mut self) {
-        self.0.finish_and_clear();
+        for bar in std::mem::take(&mut *self.layers()).into_values() {
+            bar.finish_and_clear();
+        }
+        self.work.finish_and_clear();
     }
 }

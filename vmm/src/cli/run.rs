@@ -1,124 +1,160 @@
-//! `boxlite-vmm run`: a new box, a command in it, and the box thrown away.
+//! `boxlite-vmm run`: a new box, a command in it, and the box thrown away unless it is to stay.
+
+// The doc comments are help texts, where brackets say what may be left out.
+#![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
+
+use std::time::Duration;
 
 use anyhow::{Context, Result};
-use boxlite_proto::message::{Control, FailureKind};
+use clap::Args;
 
-use super::args::{Global, Run};
+use super::args::Global;
+use super::options::BoxArgs;
 use super::progress::ImageBar;
-use super::{NOT_EXECUTABLE, NOT_FOUND, TIMED_OUT};
-use crate::client::{Attachment, Streams, exit_code};
-use crate::runtime::{Attached, BoxOptions, Error};
+use super::stand_in::{Ended, StandIn, TerminalArgs};
+use super::{out, size};
+use crate::client::Attachment;
+use crate::runtime::{BoxHandle, BoxOptions, RestartPolicy, Runtime};
+
+pub(super) const HELP: &str = "\
+Examples:
+  boxlite-vmm run alpine echo hello             the box goes with its command
+  boxlite-vmm run --name dev -it debian bash    the box stays: `start -ai dev` goes on with it
+  boxlite-vmm run -d --name web nginx           it runs on; its ID is printed
+  boxlite-vmm run --rm -d --timeout 1h …        (a timeout needs the command in the foreground)
+  boxlite-vmm run --restart on-failure:3 -d --health-cmd 'wget -qO- localhost' nginx
+
+A box without --name and without -d is thrown away at the end of its command, with all that was written
+in it. With --name, -d or --restart it stays, stopped, until it is removed; with --rm it does not.
+A box in the foreground ends with this process, however that ends, unless you leave it by the detach keys.
+
+The exit code is the command's; 128+n if signal n ended it; 124 if --timeout did; 125 if the box could
+not be run, 126 if the command cannot be executed, 127 if it does not exist. It is 0 after the detach keys.";
+
+/// How long throwing away a box may take whose start was given up.
+const DISCARD: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Args)]
+pub(super) struct Run {
+    #[command(flatten)]
+    sandbox: BoxArgs,
+    /// Let the box run on in the background, and print its ID
+    #[arg(long, short)]
+    detach: bool,
+    /// Kill the command when it has run so long: 90s, 2m, 1h30m
+    #[arg(long, value_name = "DURATION", value_parser = size::duration, conflicts_with = "detach")]
+    timeout: Option<Duration>,
+    #[command(flatten)]
+    terminal: TerminalArgs,
+}
+
+impl Run {
+    /// The options of the box.
+    pub(super) fn options(&self, global: &Global) -> Result<BoxOptions> {
+        let args = &self.sandbox;
+        let restarts = args.restart != RestartPolicy::No;
+        let stays = args.name.is_some() || self.detach || restarts;
+        // As with docker, what begins anew does so whether somebody looks on or not.
+        let options = args.options(global)?.detach(self.detach || restarts);
+        Ok(if stays { options } else { options.auto_remove(true) })
+    }
+}
 
 pub(super) async fn run(global: &Global, args: Run) -> Result<u8> {
-    let options = options(global, &args)?;
-    // Before a slow machine is started for nothing.
-    options.validate()?;
-    let mut attachment = Attachment::new(args.tty).context("cannot handle signals")?;
-    let runtime = tokio::select! {
-        runtime = global.runtime() => runtime?,
-        signal = attachment.interrupted() => return Ok(128 | (signal & 0x7f) as u8),
+    let options = args.options(global)?;
+    let bar = ImageBar::new(args.sandbox.quiet);
+    if args.detach {
+        let sandbox = global.runtime().await?.create_with_progress(options, bar).await?;
+        if let Err(error) = sandbox.start_detached().await {
+            discard(&sandbox).await;
+            return Err(error.into());
+        }
+        out::line(sandbox.id())?;
+        return Ok(0);
+    }
+    let mut attachment = Attachment::new(args.sandbox.tty).context("cannot handle signals")?;
+    let interrupted = |signal: i32| Ok(128 | (signal & 0x7f) as u8);
+    let create = create(global, options, bar);
+    let (runtime, sandbox) = tokio::select! {
+        created = create => created?,
+        signal = attachment.interrupted() => return interrupted(signal),
     };
     let size = attachment.terminal_size();
-    let started = async {
-        let sandbox = runtime.create_with_progress(options, ImageBar::new()).await?;
-        let attached = sandbox.start_attached(size).await?;
-        Ok::<_, Error>((sandbox, attached))
-    };
-    let (sandbox, attached) = tokio::select! {
-        started = started => match started {
-            Ok(started) => started,
-            Err(e) => return failed(e),
-        },
-        signal = attachment.interrupted() => return Ok(128 | (signal & 0x7f) as u8),
-    };
-    let deadline = args.timeout.map(|timeout| tokio::time::Instant::now() + timeout);
-    let ended = stand_in(attachment, attached, deadline).await;
-    if matches!(ended, Err(Error::CommandTimeout)) {
-        sandbox.kill().await?;
-    }
-    // Its process ends with its command; the folder is gone when it has.
-    sandbox.wait().await?;
-    match ended {
-        Ok(code) => Ok(code),
-        Err(e) => failed(e),
-    }
-}
-
-fn options(global: &Global, args: &Run) -> Result<BoxOptions> {
-    let mut options = BoxOptions::new(args.image().map_err(anyhow::Error::msg)?)
-        .cpus(args.cpus)
-        .memory_mib(args.memory)
-        .ready_timeout(args.ready_timeout)
-        .console(global.debug);
-    options.name = args.name.clone();
-    options.disk_size_gb = args.disk_size;
-    options.working_dir = args.workdir.clone();
-    options.user = args.user.clone();
-    options.main_command = true;
-    options.interactive = args.interactive;
-    options.tty = args.tty;
-    options.auto_remove = true;
-    let command: Vec<String> = args
-        .command()
-        .map(|word| word.clone().into_string())
-        .collect::<Result<_, _>>()
-        .map_err(|word| anyhow::anyhow!("{word:?} is not UTF-8"))?;
-    options.cmd = (!command.is_empty()).then_some(command);
-    options.entrypoint = args
-        .entrypoint
-        .as_ref()
-        .map(|program| if program.is_empty() { vec![] } else { vec![program.clone()] });
-    for variable in &args.env {
-        let (name, value) = match variable.split_once('=') {
-            Some((name, value)) => (name, value.to_owned()),
-            // As docker has it: a variable that is not set here is not set there.
-            None => match std::env::var(variable) {
-                Ok(value) => (variable.as_str(), value),
-                Err(_) => continue,
-            },
-        };
-        options = options.env(name, value);
-    }
-    Ok(options)
-}
-
-/// Stands in for the main command with this process's streams, signals and terminal.
-async fn stand_in(
-    attachment: Attachment,
-    mut attached: Attached,
-    deadline: Option<tokio::time::Instant>,
-) -> Result<u8, Error> {
-    let streams =
-        Streams { stdin: attached.stdin(), stdout: attached.stdout(), stderr: attached.stderr() };
-    let attached = attached;
-    let control = |control| match control {
-        Control::Signal(signal) => attached.signal(signal),
-        Control::Resize(size) => attached.resize(size),
-        _ => {}
-    };
-    let wait = async {
-        match deadline {
-            None => attached.wait().await,
-            Some(deadline) => match tokio::time::timeout_at(deadline, attached.wait()).await {
-                Ok(status) => status,
-                Err(_) => Err(Error::CommandTimeout),
-            },
+    let attached = tokio::select! {
+        attached = sandbox.start_attached(size) => attached,
+        signal = attachment.interrupted() => {
+            discard(&sandbox).await;
+            return interrupted(signal);
         }
     };
-    Ok(exit_code(attachment.run(streams, control, wait).await?))
+    let attached = match attached {
+        Ok(attached) => attached,
+        Err(error) => {
+            discard(&sandbox).await;
+            return Err(error.into());
+        }
+    };
+    let stand_in = StandIn { timeout: args.timeout, ..args.terminal.stand_in() };
+    let ended = stand_in.run(attachment, &sandbox, attached).await;
+    if let Ok(Ended::Left) = ended {
+        sandbox.detach().await?;
+        return Ok(0);
+    }
+    if sandbox.config().options.restart == RestartPolicy::No {
+        // Its process ends with its command; what it leaves is complete, or gone, when it has.
+        sandbox.wait().await?;
+    }
+    drop(runtime);
+    Ok(ended?.code())
 }
 
-/// What a shell says to a command that it cannot run; everything else is our own failure.
-fn failed(error: Error) -> Result<u8> {
-    let code = match &error {
-        Error::CommandTimeout => TIMED_OUT,
-        Error::Guest(guest) => match guest.failure().map(|failure| failure.kind) {
-            Some(FailureKind::NotFound) => NOT_FOUND,
-            Some(FailureKind::NotExecutable) => NOT_EXECUTABLE,
-            _ => return Err(error.into()),
-        },
-        _ => return Err(error.into()),
-    };
-    eprintln!("boxlite-vmm: {error}");
-    Ok(code)
+async fn create(
+    global: &Global,
+    options: BoxOptions,
+    bar: ImageBar,
+) -> Result<(Runtime, BoxHandle)> {
+    let runtime = global.runtime().await?;
+    let sandbox = runtime.create_with_progress(options, bar).await?;
+    Ok((runtime, sandbox))
+}
+
+/// Throws away a box that was not to stay and did not start.
+async fn discard(sandbox: &BoxHandle) {
+    if sandbox.config().options.auto_remove {
+        // It may have gone by itself; whatever is left is for `prune`.
+        let _ = tokio::time::timeout(DISCARD, sandbox.remove(true)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::args::{Cli, Subcommand};
+
+    /// Whether the box is removed at its end, and whether it goes on without this process.
+    fn fate(args: &[&str]) -> (bool, bool) {
+        let cli = Cli::parse_from([&["x", "run"], args, &["image"]].concat());
+        let Subcommand::Run(run) = cli.command else { panic!() };
+        let options = run.options(&cli.global).unwrap();
+        (options.auto_remove, options.detach)
+    }
+
+    #[test]
+    fn what_stays_and_what_goes() {
+        assert_eq!(fate(&[]), (true, false));
+        assert_eq!(fate(&["--rm"]), (true, false));
+        assert_eq!(fate(&["--name", "x"]), (false, false));
+        assert_eq!(fate(&["--name", "x", "--rm"]), (true, false));
+        assert_eq!(fate(&["-d"]), (false, true));
+        assert_eq!(fate(&["-d", "--rm"]), (true, true));
+        assert_eq!(fate(&["--restart", "always"]), (false, true));
+    }
+
+    #[test]
+    fn nobody_would_end_a_command_in_the_background_in_time() {
+        let parsed = Cli::try_parse_from(["x", "run", "-d", "--timeout", "1s", "image"]);
+        assert!(parsed.is_err());
+    }
 }

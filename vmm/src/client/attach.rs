@@ -4,13 +4,16 @@
 use std::future::Future;
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use boxlite_proto::message::{Control, ExitStatus, TerminalSize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
+use super::detach_keys::{DetachKeys, Scanner};
 use super::exec::{ExecOutput, ExecStdin};
 use super::stdio::{CHUNK, read_in_background, write_in_background};
 use super::terminal::{self, RawMode};
@@ -20,10 +23,14 @@ use super::terminal::{self, RawMode};
 const FORWARDED: [i32; 7] = [1, 2, 3, 10, 12, 14, 15];
 const WINCH: i32 = 28;
 
+/// How long keys that may begin the detach keys are held back.
+const HOLD: Duration = Duration::from_millis(500);
+
 /// This process, about to stand in for a command.
 #[derive(Debug)]
 pub struct Attachment {
     terminal: bool,
+    detach_keys: Option<DetachKeys>,
     signals: mpsc::UnboundedReceiver<i32>,
     _listeners: JoinSet<()>,
 }
@@ -37,6 +44,15 @@ pub struct Streams {
     pub stdout: Option<ExecOutput>,
     /// Goes to this process's standard error.
     pub stderr: Option<ExecOutput>,
+}
+
+/// How standing in for a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The command ended.
+    Exited(ExitStatus),
+    /// The person at the terminal left it.
+    Left,
 }
 
 impl Attachment {
@@ -58,7 +74,14 @@ impl Attachment {
                 while signal.recv().await.is_some() && sender.send(number).is_ok() {}
             });
         }
-        Ok(Self { terminal, signals, _listeners: listeners })
+        Ok(Self { terminal, detach_keys: None, signals, _listeners: listeners })
+    }
+
+    /// Lets a person who types these keys leave the command. Has no effect where standard input is
+    /// no terminal.
+    pub fn detach_keys(mut self, keys: DetachKeys) -> Self {
+        self.detach_keys = Some(keys).filter(|_| self.terminal && io::stdin().is_terminal());
+        self
     }
 
     /// Whether standard input, output and error are all terminals, so that a command can have them
@@ -84,7 +107,8 @@ impl Attachment {
     }
 
     /// Connects `streams`, and passes signals and terminal sizes to `control`, until the command
-    /// has `exited` and all of its output is written. A terminal is in raw mode meanwhile.
+    /// has `exited` and all of its output is written, or until it is left by its
+    /// [detach keys](Self::detach_keys). A terminal is in raw mode meanwhile.
     ///
     /// Standard input is read by a thread that outlives this call: it may take input that comes
     /// after the command's end.
@@ -96,12 +120,13 @@ impl Attachment {
         streams: Streams,
         control: impl Fn(Control),
         exited: impl Future<Output = Result<ExitStatus, E>>,
-    ) -> Result<ExitStatus, E> {
+    ) -> Result<Ended, E> {
         let _raw = self.terminal.then(|| RawMode::enter(io::stdin().as_fd()));
         if let Some(size) = self.terminal_size() {
             control(Control::Resize(size));
         }
-        let stdin = send(own(io::stdin().as_fd()), streams.stdin);
+        let scanner = self.detach_keys.take().map(Scanner::new);
+        let stdin = send(own(io::stdin().as_fd()), streams.stdin, scanner);
         let output = async {
             tokio::join!(
                 receive(streams.stdout, own(io::stdout().as_fd())),
@@ -116,8 +141,11 @@ impl Attachment {
         let mut sending = true;
         loop {
             tokio::select! {
-                status = &mut end => return status,
-                () = &mut stdin, if sending => sending = false,
+                status = &mut end => return status.map(Ended::Exited),
+                left = &mut stdin, if sending => match left {
+                    true => return Ok(Ended::Left),
+                    false => sending = false,
+                },
                 Some(number) = self.signals.recv() => match number {
                     WINCH => control(Control::Resize(terminal::size(io::stdout().as_fd()))),
                     number => control(Control::Signal(number)),
@@ -132,13 +160,34 @@ fn own(fd: impl AsFd) -> Option<OwnedFd> {
     fd.as_fd().try_clone_to_owned().ok()
 }
 
-/// Sends what can be read to the command, and its end.
-async fn send(from: Option<OwnedFd>, to: Option<ExecStdin>) {
-    let (Some(from), Some(mut to)) = (from, to) else { return };
+/// Sends what can be read to the command, and its end. True when the keys that leave it were typed:
+/// then its input does not end.
+async fn send(from: Option<OwnedFd>, to: Option<ExecStdin>, mut scanner: Option<Scanner>) -> bool {
+    let (Some(from), Some(mut to)) = (from, to) else { return false };
     let mut chunks = read_in_background(from);
-    while let Some(chunk) = chunks.recv().await {
-        if to.write_all(&chunk).await.is_err() {
-            return;
+    loop {
+        let mut bytes = Vec::new();
+        let mut left = false;
+        match &mut scanner {
+            None => match chunks.recv().await {
+                Some(chunk) => bytes = chunk,
+                None => return false,
+            },
+            Some(scanner) => {
+                let hold = if scanner.holds() { HOLD } else { Duration::MAX };
+                match timeout(hold, chunks.recv()).await {
+                    Ok(Some(chunk)) => left = scanner.scan(&chunk, &mut bytes),
+                    Ok(None) | Err(_) if !scanner.holds() => return false,
+                    Ok(None) | Err(_) => scanner.release(&mut bytes),
+                }
+            }
+        }
+        if to.write_all(&bytes).await.is_err() {
+            return false;
+        }
+        if left {
+            to.leave();
+            return true;
         }
     }
 }

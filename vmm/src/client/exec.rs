@@ -76,7 +76,7 @@ impl Running {
         let pid = self.0.stream.started().await?;
         let output = |channel| ExecOutput { port: self.0.clone(), channel };
         Ok(ExecHandle {
-            stdin: with_stdin.then(|| ExecStdin(self.0.clone())),
+            stdin: with_stdin.then(|| ExecStdin::new(self.0.clone())),
             stdout: Some(output(Channel::Stdout)),
             stderr: (!with_terminal).then(|| output(Channel::Stderr)),
             pid,
@@ -86,7 +86,7 @@ impl Running {
 
     /// The sending half of a stream that is no command's.
     pub(super) fn sender(&self) -> ExecStdin {
-        ExecStdin(self.0.clone())
+        ExecStdin::new(self.0.clone())
     }
 
     /// The receiving half of a stream that is no command's, once something has come.
@@ -205,7 +205,21 @@ fn exit(outcome: Result<Outcome, Error>) -> Result<Exit, Error> {
 /// waits while the command does not read, and fails with [`io::ErrorKind::BrokenPipe`] once it
 /// cannot any more.
 #[derive(Debug)]
-pub struct ExecStdin(Port);
+pub struct ExecStdin {
+    port: Port,
+    ends: bool,
+}
+
+impl ExecStdin {
+    fn new(port: Port) -> Self {
+        Self { port, ends: true }
+    }
+
+    /// Drops it without the end of the input: others may have more for the command.
+    pub fn leave(mut self) {
+        self.ends = false;
+    }
+}
 
 impl AsyncWrite for ExecStdin {
     fn poll_write(
@@ -213,7 +227,7 @@ impl AsyncWrite for ExecStdin {
         cx: &mut Context<'_>,
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.0.stream.poll_send(cx, data, self.0.client.outbox())
+        self.port.stream.poll_send(cx, data, self.port.client.outbox())
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -221,14 +235,16 @@ impl AsyncWrite for ExecStdin {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.stream.end_stdin(self.0.client.outbox());
+        self.port.stream.end_stdin(self.port.client.outbox());
         Poll::Ready(Ok(()))
     }
 }
 
 impl Drop for ExecStdin {
     fn drop(&mut self) {
-        self.0.stream.end_stdin(self.0.client.outbox());
+        if self.ends {
+            self.port.stream.end_stdin(self.port.client.outbox());
+        }
     }
 }
 

@@ -10,6 +10,7 @@
 mod attach;
 mod connection;
 mod copy;
+mod detach_keys;
 mod error;
 mod exec;
 mod stdio;
@@ -32,8 +33,9 @@ use exec::Running;
 use stream::{Outcome, Purpose};
 use wire::Outbox;
 
-pub use attach::{Attachment, Streams};
+pub use attach::{Attachment, Ended, Streams};
 pub use copy::{Archive, Unpacked};
+pub use detach_keys::{DetachKeys, InvalidKey};
 pub use error::{Error, Loss, Violation};
 pub use exec::{ExecHandle, ExecOutput, ExecStdin, Exit, Output};
 

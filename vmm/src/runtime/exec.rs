@@ -78,6 +78,19 @@ impl Command {
         Ok(Execution { sandbox, handle, deadline })
     }
 
+    /// Starts the command for nobody: it goes on when this process ends, has no input, and its output is
+    /// dropped. Its timeout does not count. Returns its process ID in the box.
+    pub async fn spawn_detached(self) -> Result<u32> {
+        let Self { sandbox, exec, .. } = self;
+        let program = exec.argv.first().map(|word| String::from_utf8_lossy(word).into_owned());
+        let pid = match sandbox.agent().await?.exec_detached(exec).await {
+            Ok(pid) => pid,
+            Err(e) => return Err(sandbox.explain(e).await),
+        };
+        sandbox.note(EventKind::ExecStarted { pid, program: program.unwrap_or_default() }).await;
+        Ok(pid)
+    }
+
     /// Runs the command to its end and collects what it wrote.
     pub async fn output(self) -> Result<Output> {
         let Execution { sandbox, handle, deadline } = self.spawn().await?;

@@ -26,6 +26,7 @@ mod disk_builder;
 mod error;
 mod events;
 mod exec;
+mod guest;
 mod handle;
 mod home;
 mod images;
@@ -50,6 +51,7 @@ pub use crate::events::{Event, EventKind};
 pub use crate::machine::{
     BootStage, DiskMetrics, ExitCounts, Health, HealthStatus, MachineMetrics, RestartPolicy,
 };
+pub use boxlite_proto::guest::{GuestMetrics, Process};
 pub use boxlite_proto::message::{ExitStatus, TerminalSize};
 pub use config::BoxConfig;
 pub use error::{Error, ErrorKind, RemoteError, Result};

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::error::is_hang_up;
 use super::place::{Place, last_lines};
 use super::{Error, INSIDE_VARIABLE, Options, qemu, sys};
-use crate::client::{self, AgentClient, Attachment, ExecHandle, Streams, exit_code};
+use crate::client::{self, AgentClient, Attachment, Ended, ExecHandle, Streams, exit_code};
 
 /// How long to wait for a software host: its boot, and before that the end of an earlier one.
 const DEADLINE: Duration = Duration::from_secs(240);
@@ -107,8 +107,11 @@ pub async fn run(options: &Options, command: Command) -> Result<u8, Error> {
         Control::Resize(size) => handle.resize(size),
         _ => handle.kill(),
     };
-    let status = attachment.run(streams, control, handle.exited()).await;
-    status.map(exit_code).map_err(|error| Error::of_connection(error, &place))
+    match attachment.run(streams, control, handle.exited()).await {
+        Ok(Ended::Exited(status)) => Ok(exit_code(status)),
+        Ok(Ended::Left) => Ok(0),
+        Err(error) => Err(Error::of_connection(error, &place)),
+    }
 }
 
 /// Starts a command in the software host of `options`' home, which is started if need be. Dropping

@@ -1,0 +1,38 @@
+//! `boxlite-vmm attach`: this process in place of the main command of a box that runs.
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use super::args::Global;
+use super::stand_in::{StandIn, TerminalArgs};
+use crate::client::Attachment;
+
+pub(super) const HELP: &str = "\
+What the command wrote before is in `logs`. The detach keys (ctrl-p ctrl-q) leave the box to itself; without a
+terminal (a box made without -t), signals go to the command, unless --sig-proxy=false: then ctrl-c leaves it.
+
+The exit code is the command's, as `run` has it; 0 after the detach keys.";
+
+#[derive(Debug, Args)]
+pub(super) struct Attach {
+    /// Connect the output alone
+    #[arg(long)]
+    no_stdin: bool,
+    #[command(flatten)]
+    terminal: TerminalArgs,
+    /// Name or ID
+    #[arg(value_name = "BOX")]
+    name: String,
+}
+
+pub(super) async fn attach(global: &Global, args: &Attach) -> Result<u8> {
+    let sandbox = global.runtime().await?.get(&args.name).await?;
+    let tty = sandbox.config().options.tty;
+    let mut attachment = Attachment::new(tty).context("cannot handle signals")?;
+    let attached = tokio::select! {
+        attached = sandbox.attach() => attached?,
+        signal = attachment.interrupted() => return Ok(128 | (signal & 0x7f) as u8),
+    };
+    let stand_in = StandIn { stdin: !args.no_stdin, ..args.terminal.stand_in() };
+    Ok(stand_in.run(attachment, &sandbox, attached).await?.code())
+}

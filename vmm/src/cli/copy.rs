@@ -1,0 +1,135 @@
+//! `boxlite-vmm cp`: files between a box and this machine.
+
+// The doc comments are help texts, where brackets say what may be left out.
+#![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use anyhow::{Result, bail};
+use clap::Args;
+
+use super::args::Global;
+use crate::runtime::BoxHandle;
+
+pub(super) const HELP: &str = "\
+Examples:
+  boxlite-vmm cp ./src dev:/work                 a file or a folder into a box
+  boxlite-vmm cp dev:/var/log/app.log .          and out of one
+  boxlite-vmm cp dev:/etc - | tar tv             as a tar on standard output
+  tar c . | boxlite-vmm cp - dev:/work           a tar from standard input, unpacked there
+  boxlite-vmm cp ./src/. dev:/work               what is in a folder, without the folder
+
+A path of this machine that has a colon in it begins with / or . (./a:b). As with `cp -r`, a copy goes into
+a destination that is a folder, and otherwise gets its name. Modes, times, links and sparse files are kept; with
+-a, owners too.";
+
+#[derive(Debug, Args)]
+pub(super) struct Copy {
+    /// Keep the owners' numeric IDs
+    #[arg(long, short)]
+    archive: bool,
+    /// Copy what a symlink SOURCE leads to, rather than the link
+    #[arg(long, short = 'L')]
+    follow_link: bool,
+    /// From where: BOX:PATH, a path of this machine, or - for a tar on standard input
+    source: Place,
+    /// To where: BOX:PATH, a path of this machine, or - for a tar on standard output
+    dest: Place,
+}
+
+/// One end of a copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Place {
+    /// A path in a box.
+    InBox { name: String, path: String },
+    /// A path of this machine.
+    Host(PathBuf),
+    /// Standard input or output.
+    Stdio,
+}
+
+impl FromStr for Place {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "-" {
+            return Ok(Self::Stdio);
+        }
+        let is_path = text.starts_with(['/', '.']);
+        match text.split_once(':') {
+            Some((name, path)) if !is_path => match (name, path) {
+                ("", _) => Err("the box before the colon has no name".into()),
+                (_, "") => Err("there is no path behind the colon, as in BOX:/path".into()),
+                _ => Ok(Self::InBox { name: name.to_owned(), path: path.to_owned() }),
+            },
+            _ if text.is_empty() => Err("the path is empty".into()),
+            _ => Ok(Self::Host(text.into())),
+        }
+    }
+}
+
+pub(super) async fn copy(global: &Global, args: &Copy) -> Result<u8> {
+    let runtime = global.runtime().await?;
+    match (&args.source, &args.dest) {
+        (Place::InBox { name, path }, dest) if !matches!(dest, Place::InBox { .. }) => {
+            let sandbox = runtime.get(name).await?;
+            copy_out(&sandbox, path, dest.host(), args).await?;
+        }
+        (source, Place::InBox { name, path }) if !matches!(source, Place::InBox { .. }) => {
+            let sandbox = runtime.get(name).await?;
+            copy_in(&sandbox, source.host(), path, args).await?;
+        }
+        (Place::InBox { .. }, _) => {
+            bail!(
+                "both are in boxes: copy to this machine first, or pipe: cp A:PATH - | cp - B:PATH"
+            )
+        }
+        _ => bail!("neither is in a box: one of the two is BOX:PATH, and the box has to run"),
+    }
+    Ok(0)
+}
+
+impl Place {
+    /// The path of this machine; none for a standard stream.
+    fn host(&self) -> Option<&Path> {
+        match self {
+            Self::Host(path) => Some(path),
+            _ => None,
+        }
+    }
+}
+
+/// Copies from a box to a path of this machine, or as a tar to standard output.
+async fn copy_out(sandbox: &BoxHandle, from: &str, to: Option<&Path>, args: &Copy) -> Result<()> {
+    let _ = (from, to, args.archive, args.follow_link);
+    bail!("the box {}: this build copies no files", sandbox.name())
+}
+
+/// Copies a path of this machine, or a tar from standard input, into a box.
+async fn copy_in(sandbox: &BoxHandle, from: Option<&Path>, to: &str, args: &Copy) -> Result<()> {
+    let _ = (from, to, args.archive, args.follow_link);
+    bail!("the box {}: this build copies no files", sandbox.name())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_a_path_a_box_or_a_stream() {
+        let place = |text: &str| text.parse::<Place>();
+        let in_box = |name: &str, path: &str| {
+            Ok(Place::InBox { name: name.to_owned(), path: path.to_owned() })
+        };
+        assert_eq!(place("-"), Ok(Place::Stdio));
+        assert_eq!(place("dev:/etc/a:b"), in_box("dev", "/etc/a:b"));
+        assert_eq!(place("dev:relative"), in_box("dev", "relative"));
+        for path in ["/a:b", "./a:b", "../a", "a", "a/b", "."] {
+            assert_eq!(place(path), Ok(Place::Host(path.into())));
+        }
+        for bad in ["", ":", ":/a", "dev:"] {
+            assert!(place(bad).is_err(), "{bad}");
+        }
+    }
+}

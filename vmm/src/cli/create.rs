@@ -1,0 +1,70 @@
+//! `boxlite-vmm create`: a box that is not started yet.
+
+use anyhow::Result;
+use clap::Args;
+
+use super::args::Global;
+use super::options::BoxArgs;
+use super::out;
+use super::progress::ImageBar;
+use crate::runtime::BoxOptions;
+
+pub(super) const HELP: &str = "\
+Examples:
+  boxlite-vmm create --name dev debian sleep infinity    prints the box's ID
+  boxlite-vmm start dev
+  boxlite-vmm create --idle --name tools alpine          a box for `exec` alone";
+
+#[derive(Debug, Args)]
+pub(super) struct Create {
+    #[command(flatten)]
+    pub(super) sandbox: BoxArgs,
+    /// Give the box no main command: it runs until it is stopped
+    #[arg(long, conflicts_with_all = ["interactive", "tty", "entrypoint"])]
+    idle: bool,
+}
+
+impl Create {
+    /// The options of the box.
+    pub(super) fn options(&self, global: &Global) -> Result<BoxOptions> {
+        // Whoever starts it is gone soon.
+        let mut options = self.sandbox.options(global)?.detach(true);
+        if self.idle {
+            if options.cmd.is_some() {
+                anyhow::bail!("--idle: a box without a main command has no arguments for it");
+            }
+            options.main_command = false;
+        }
+        Ok(options)
+    }
+}
+
+pub(super) async fn create(global: &Global, args: Create) -> Result<u8> {
+    let options = args.options(global)?;
+    let bar = ImageBar::new(args.sandbox.quiet);
+    let sandbox = global.runtime().await?.create_with_progress(options, bar).await?;
+    out::line(sandbox.id())?;
+    Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::args::{Cli, Subcommand};
+
+    #[test]
+    fn a_created_box_outlives_whoever_starts_it() {
+        let options = |args: &[&str]| {
+            let cli = Cli::parse_from([&["x", "create"], args].concat());
+            let Subcommand::Create(create) = cli.command else { panic!() };
+            create.options(&cli.global)
+        };
+        let plain = options(&["image", "sleep", "9"]).unwrap();
+        assert!(plain.detach && plain.main_command && !plain.auto_remove);
+        let idle = options(&["--idle", "--rm", "image"]).unwrap();
+        assert!(idle.detach && !idle.main_command && idle.auto_remove);
+        assert!(options(&["--idle", "image", "sleep"]).is_err());
+    }
+}

@@ -1,0 +1,242 @@
+//! From start to end: `start`, `stop`, `restart`, `kill`, `pause`, `resume`, `wait`, `rename`, `rm`,
+//! `prune`.
+
+// The doc comments are help texts, where brackets say what may be left out.
+#![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use super::args::Global;
+use super::stand_in::{StandIn, TerminalArgs};
+use super::targets::each;
+use super::{human, out, parse, size};
+use crate::client::Attachment;
+use crate::runtime::{BoxHandle, Runtime};
+
+pub(super) const START_HELP: &str = "\
+Examples:
+  boxlite-vmm start web db        both go on in the background
+  boxlite-vmm start -ai dev       this terminal is its main command's
+
+With -a, the exit code is the main command's, as `run` has it.";
+
+pub(super) const STOP_HELP: &str = "\
+The main command gets its stop signal, and then every process SIGTERM; what has not ended after the grace
+is killed. What was written is on the box's disk then.";
+
+/// How long a signal may take to reach the main command.
+const DELIVERY: Duration = Duration::from_millis(200);
+
+/// The signal that a box cannot see.
+const SIGKILL: i32 = 9;
+
+#[derive(Debug, Args)]
+pub(super) struct Targets {
+    /// Names or IDs
+    #[arg(required = true, value_name = "BOX")]
+    boxes: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Start {
+    /// Connect the main command's output, and pass signals on
+    #[arg(long, short)]
+    attach: bool,
+    /// Connect its input too, if the box was made with -i
+    #[arg(long, short)]
+    interactive: bool,
+    #[command(flatten)]
+    terminal: TerminalArgs,
+    /// Names or IDs; one alone with -a or -i
+    #[arg(required = true, value_name = "BOX")]
+    boxes: Vec<String>,
+}
+
+impl Start {
+    /// Whether this process stands in for the main command.
+    pub(super) fn is_attached(&self) -> bool {
+        self.attach || self.interactive
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Stop {
+    /// Grace before what has not ended is killed; a plain number is seconds
+    #[arg(long, short, visible_alias = "timeout", value_name = "DURATION", default_value = "10", value_parser = size::duration)]
+    time: Duration,
+    #[command(flatten)]
+    targets: Targets,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Kill {
+    /// Send the main command this signal; KILL ends the whole box, as a loss of power does
+    #[arg(long, short, value_name = "SIGNAL", default_value = "KILL", value_parser = parse::signal)]
+    signal: i32,
+    #[command(flatten)]
+    targets: Targets,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Remove {
+    /// End those that run, too
+    #[arg(long, short)]
+    force: bool,
+    #[command(flatten)]
+    targets: Targets,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Rename {
+    /// Name or ID
+    #[arg(value_name = "BOX")]
+    name: String,
+    /// The new name
+    new_name: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Prune {
+    /// Do not ask
+    #[arg(long, short)]
+    force: bool,
+}
+
+pub(super) async fn start(global: &Global, args: Start) -> Result<u8> {
+    if !args.is_attached() {
+        return each(global, args.boxes, |runtime, name| async move {
+            runtime.get(&name).await?.start_detached().await?;
+            Ok(name)
+        })
+        .await;
+    }
+    let [name] = &*args.boxes else { bail!("-a and -i take one box") };
+    let sandbox = global.runtime().await?.get(name).await?;
+    let mut attachment =
+        Attachment::new(sandbox.config().options.tty).context("cannot handle signals")?;
+    let size = attachment.terminal_size();
+    let attached = tokio::select! {
+        attached = sandbox.start_attached(size) => attached?,
+        signal = attachment.interrupted() => return Ok(128 | (signal & 0x7f) as u8),
+    };
+    // One that `run --name` made in the foreground would end with this process.
+    sandbox.detach().await.ok();
+    let stand_in = StandIn { stdin: args.interactive, ..args.terminal.stand_in() };
+    Ok(stand_in.run(attachment, &sandbox, attached).await?.code())
+}
+
+pub(super) async fn stop(global: &Global, args: Stop) -> Result<u8> {
+    each(global, args.targets.boxes, move |runtime, name| async move {
+        runtime.get(&name).await?.stop(args.time).await?;
+        Ok(name)
+    })
+    .await
+}
+
+pub(super) async fn restart(global: &Global, args: Stop) -> Result<u8> {
+    each(global, args.targets.boxes, move |runtime, name| async move {
+        let sandbox = runtime.get(&name).await?;
+        sandbox.stop(args.time).await?;
+        sandbox.start_detached().await?;
+        Ok(name)
+    })
+    .await
+}
+
+pub(super) async fn kill(global: &Global, args: Kill) -> Result<u8> {
+    each(global, args.targets.boxes, move |runtime, name| async move {
+        let sandbox = runtime.get(&name).await?;
+        let info = sandbox.info().await?;
+        if !info.state.is_live() {
+            bail!("the box {name} is {}: there is nothing to kill", info.state);
+        }
+        match args.signal {
+            SIGKILL => sandbox.kill().await?,
+            signal => send_signal(&sandbox, signal).await?,
+        }
+        Ok(name)
+    })
+    .await
+}
+
+/// Sends a signal to a box's main command.
+async fn send_signal(sandbox: &BoxHandle, signal: i32) -> Result<()> {
+    let mut attached = sandbox.attach().await?;
+    if let Some(stdin) = attached.stdin() {
+        stdin.leave();
+    }
+    attached.signal(signal);
+    // Until the command has ended by it, or the signal is surely on its way.
+    let _ = tokio::time::timeout(DELIVERY, attached.wait()).await;
+    Ok(())
+}
+
+pub(super) async fn pause(global: &Global, args: Targets) -> Result<u8> {
+    each(global, args.boxes, |runtime, name| async move {
+        runtime.get(&name).await?.pause().await?;
+        Ok(name)
+    })
+    .await
+}
+
+pub(super) async fn resume(global: &Global, args: Targets) -> Result<u8> {
+    each(global, args.boxes, |runtime, name| async move {
+        runtime.get(&name).await?.resume().await?;
+        Ok(name)
+    })
+    .await
+}
+
+pub(super) async fn wait(global: &Global, args: Targets) -> Result<u8> {
+    each(global, args.boxes, |runtime, name| async move {
+        let info = runtime.get(&name).await?.wait().await?;
+        // A box without a main command ended as it was told.
+        Ok(info.exit_code.unwrap_or(0).to_string())
+    })
+    .await
+}
+
+pub(super) async fn rename(global: &Global, args: &Rename) -> Result<u8> {
+    let sandbox = global.runtime().await?.get(&args.name).await?;
+    sandbox.rename(&args.new_name).await?;
+    Ok(0)
+}
+
+pub(super) async fn remove(global: &Global, args: Remove) -> Result<u8> {
+    each(global, args.targets.boxes, move |runtime: Runtime, name| async move {
+        runtime.remove(&name, args.force).await?;
+        Ok(name)
+    })
+    .await
+}
+
+pub(super) async fn prune(global: &Global, args: &Prune) -> Result<u8> {
+    if !args.force && !confirmed("This removes all boxes that are not running, with their disks.")?
+    {
+        return Ok(0);
+    }
+    let removed = global.runtime().await?.prune().await?;
+    for info in &removed {
+        out::line(format_args!("{} {}", human::id(&info.id, false), info.name))?;
+    }
+    match removed.len() {
+        1 => out::line("1 box removed")?,
+        n => out::line(format_args!("{n} boxes removed"))?,
+    }
+    Ok(0)
+}
+
+/// Asks the person at the terminal; where there is none, the command line is the answer.
+pub(super) fn confirmed(what: &str) -> Result<bool> {
+    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+        return Ok(true);
+    }
+    eprint!("{what}\nGo on? [y/N] ");
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
+}

@@ -1,0 +1,128 @@
+//! This process in place of a box's main command.
+
+// The doc comments are help texts, where brackets say what may be left out.
+#![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
+
+use std::time::Duration;
+
+use boxlite_proto::message::Control;
+use clap::Args;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use crate::client::{self, Attachment, DetachKeys, Streams, exit_code};
+use crate::runtime::{Attached, BoxHandle, Error};
+
+/// How a person can leave a command, and which signals are the command's.
+#[derive(Clone, Debug, Args)]
+pub(super) struct TerminalArgs {
+    /// Keys that leave the box to itself, typed at its terminal; "" for none
+    #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
+    detach_keys: DetachKeys,
+    /// Pass signals on to the command
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set,
+        num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    sig_proxy: bool,
+}
+
+impl TerminalArgs {
+    pub(super) fn stand_in(&self) -> StandIn {
+        StandIn {
+            detach_keys: self.detach_keys.clone(),
+            signals: self.sig_proxy,
+            stdin: true,
+            timeout: None,
+        }
+    }
+}
+
+/// How to stand in.
+#[derive(Clone, Debug)]
+pub(super) struct StandIn {
+    /// Keys that leave the command.
+    pub(super) detach_keys: DetachKeys,
+    /// Whether signals are passed on; otherwise the first leaves the command.
+    pub(super) signals: bool,
+    /// Whether standard input is passed on.
+    pub(super) stdin: bool,
+    /// The command, and its box with it, is ended after so long.
+    pub(super) timeout: Option<Duration>,
+}
+
+/// How it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// The command ended, with this exit code as a shell has it.
+    Exited(u8),
+    /// The person at the terminal left it.
+    Left,
+    /// A signal (Linux number) came that is not the command's.
+    Interrupted(i32),
+}
+
+impl Ended {
+    /// The exit code of this process.
+    pub(super) fn code(self) -> u8 {
+        match self {
+            Self::Exited(code) => code,
+            Self::Left => 0,
+            Self::Interrupted(signal) => 128 | (signal & 0x7f) as u8,
+        }
+    }
+}
+
+impl StandIn {
+    /// Stands in for the main command with this process's streams, signals and terminal.
+    pub(super) async fn run(
+        &self,
+        attachment: Attachment,
+        sandbox: &BoxHandle,
+        mut attached: Attached,
+    ) -> Result<Ended, Error> {
+        let attachment = attachment.detach_keys(self.detach_keys.clone());
+        let mut stdin = attached.stdin();
+        if !self.stdin
+            && let Some(stdin) = stdin.take()
+        {
+            // Its end would be that of all others' input.
+            stdin.leave();
+        }
+        let streams = Streams { stdin, stdout: attached.stdout(), stderr: attached.stderr() };
+        let attached = attached;
+        let (interrupt, mut interrupted) = mpsc::unbounded_channel();
+        let control = |control| match control {
+            Control::Signal(signal) if self.signals => attached.signal(signal),
+            Control::Signal(signal) => drop(interrupt.send(signal)),
+            Control::Resize(size) => attached.resize(size),
+            _ => {}
+        };
+        let wait = async {
+            match self.timeout {
+                None => attached.wait().await,
+                Some(limit) => match timeout(limit, attached.wait()).await {
+                    Ok(status) => status,
+                    Err(_) => {
+                        // Here, so that its streams end, which are waited for too.
+                        end(sandbox).await?;
+                        Err(Error::CommandTimeout)
+                    }
+                },
+            }
+        };
+        tokio::select! {
+            ended = attachment.run(streams, control, wait) => Ok(match ended? {
+                client::Ended::Exited(status) => Ended::Exited(exit_code(status)),
+                client::Ended::Left => Ended::Left,
+            }),
+            Some(signal) = interrupted.recv() => Ok(Ended::Interrupted(signal)),
+        }
+    }
+}
+
+/// Ends a box whose command took too long. What it wrote stays, if it does.
+async fn end(sandbox: &BoxHandle) -> Result<(), Error> {
+    match sandbox.config().options.auto_remove {
+        true => sandbox.kill().await,
+        false => sandbox.stop(Duration::ZERO).await,
+    }
+}

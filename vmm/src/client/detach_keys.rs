@@ -1,0 +1,201 @@
+//! Keys that are for this process rather than for the command: a person types them to leave a command
+//! that goes on.
+
+use std::str::FromStr;
+
+/// A sequence of keys, written as docker has it: characters and `ctrl-X`, with commas between them.
+/// An empty one is never typed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DetachKeys(Vec<u8>);
+
+/// That is no sequence of keys.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is no key: keys are single characters or ctrl- with a letter, @, [, \\, ], ^ or _, with commas \
+     between them, as in ctrl-p,ctrl-q"
+)]
+pub struct InvalidKey(String);
+
+impl Default for DetachKeys {
+    /// `ctrl-p,ctrl-q`
+    fn default() -> Self {
+        Self(vec![0x10, 0x11])
+    }
+}
+
+impl FromStr for DetachKeys {
+    type Err = InvalidKey;
+
+    fn from_str(text: &str) -> Result<Self, InvalidKey> {
+        if text.is_empty() {
+            return Ok(Self(Vec::new()));
+        }
+        let keys =
+            text.split(',').map(|key| byte_of(key).ok_or_else(|| InvalidKey(key.to_owned())));
+        Ok(Self(keys.collect::<Result<_, _>>()?))
+    }
+}
+
+/// What a terminal sends for a key.
+fn byte_of(key: &str) -> Option<u8> {
+    if let [byte] = *key.as_bytes() {
+        return byte.is_ascii().then_some(byte);
+    }
+    if key.eq_ignore_ascii_case("del") {
+        return Some(0x7f);
+    }
+    let (ctrl, letter) = key.split_at_checked(5)?;
+    match letter.as_bytes() {
+        [letter @ (b'a'..=b'z' | b'A'..=b'Z' | b'@' | b'['..=b'_')]
+            if ctrl.eq_ignore_ascii_case("ctrl-") =>
+        {
+            Some(letter.to_ascii_uppercase() - b'@')
+        }
+        _ => None,
+    }
+}
+
+/// Finds the keys in what is typed.
+///
+/// Keys that may begin the sequence are held back until it is known, and no others; whoever scans
+/// releases them when nothing comes for a while, after which the sequence can still be completed.
+#[derive(Clone, Debug)]
+pub(super) struct Scanner {
+    keys: Vec<u8>,
+    /// How many of the keys have been typed.
+    typed: usize,
+    /// How many of those have been passed on.
+    passed: usize,
+}
+
+impl Scanner {
+    pub(super) fn new(keys: DetachKeys) -> Self {
+        Self { keys: keys.0, typed: 0, passed: 0 }
+    }
+
+    /// Takes what was typed, and adds to `pass` what is for the command. True once the keys have
+    /// been typed; what follows them is nobody's.
+    pub(super) fn scan(&mut self, bytes: &[u8], pass: &mut Vec<u8>) -> bool {
+        if self.keys.is_empty() {
+            pass.extend_from_slice(bytes);
+            return false;
+        }
+        for &byte in bytes {
+            let window: Vec<u8> =
+                self.keys.iter().copied().take(self.typed).chain([byte]).collect();
+            // The longest end of what was typed with which the sequence begins.
+            let start = (0..=window.len()).find(|&at| self.keys.starts_with(&window[at..]));
+            let start = start.unwrap_or(window.len());
+            pass.extend(window.iter().take(start).skip(self.passed));
+            self.typed = window.len() - start;
+            self.passed = self.passed.saturating_sub(start);
+            if self.typed == self.keys.len() {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Whether keys are held back.
+    pub(super) fn holds(&self) -> bool {
+        self.passed < self.typed
+    }
+
+    /// Adds to `pass` what is held back.
+    pub(super) fn release(&mut self, pass: &mut Vec<u8>) {
+        pass.extend(self.keys.iter().take(self.typed).skip(self.passed));
+        self.passed = self.typed;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn keys(text: &str) -> DetachKeys {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn keys_are_written_as_docker_has_them() {
+        assert_eq!(keys("ctrl-p,ctrl-q"), DetachKeys::default());
+        assert_eq!(
+            keys("a,ctrl-a,Ctrl-Z,ctrl-@,ctrl-[,ctrl-\\,ctrl-],ctrl-^,ctrl-_,DEL").0,
+            [b'a', 1, 26, 0, 27, 28, 29, 30, 31, 127]
+        );
+        assert_eq!(keys("").0, []);
+        for bad in ["ctrl-", "ctrl-1", "ctrl-pq", "ab", "a,,b", "ü", "alt-x", "ctrl-ü"] {
+            assert!(bad.parse::<DetachKeys>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_could_begin_the_sequence_waits_and_is_not_lost() {
+        let mut scanner = Scanner::new(DetachKeys::default());
+        let mut pass = Vec::new();
+        assert!(!scanner.scan(b"ls\x10", &mut pass));
+        assert_eq!((&*pass, scanner.holds()), (&b"ls"[..], true));
+        assert!(!scanner.scan(b"x", &mut pass));
+        assert_eq!((&*pass, scanner.holds()), (&b"ls\x10x"[..], false));
+        // Typed twice: one of them may still begin it.
+        assert!(!scanner.scan(b"\x10\x10", &mut pass));
+        assert_eq!(pass, b"ls\x10x\x10");
+        assert!(scanner.scan(b"\x11rest", &mut pass));
+        assert_eq!(pass, b"ls\x10x\x10");
+    }
+
+    #[test]
+    fn what_was_released_still_counts() {
+        let mut scanner = Scanner::new(keys("a,a,b"));
+        let mut pass = Vec::new();
+        scanner.scan(b"a", &mut pass);
+        scanner.release(&mut pass);
+        assert_eq!((&*pass, scanner.holds()), (&b"a"[..], false));
+        assert!(!scanner.scan(b"aa", &mut pass));
+        assert_eq!(pass, b"a");
+        assert!(scanner.scan(b"b", &mut pass));
+        assert_eq!(pass, b"a");
+    }
+
+    proptest! {
+        /// Against a search in the whole: whatever is typed, in whatever pieces, is passed on up to
+        /// the first place where the sequence stands.
+        #[test]
+        fn nothing_is_lost_and_the_first_sequence_is_found(
+            sequence in prop::collection::vec(0_u8..3, 1..5),
+            pieces in prop::collection::vec(prop::collection::vec(0_u8..3, 0..6), 0..12),
+            release in any::<bool>(),
+        ) {
+            let typed = pieces.concat();
+            let found = typed.windows(sequence.len()).position(|window| window == sequence);
+            let mut scanner = Scanner::new(DetachKeys(sequence.clone()));
+            let mut pass = Vec::new();
+            let mut left = false;
+            for piece in &pieces {
+                left = scanner.scan(piece, &mut pass);
+                if left {
+                    break;
+                }
+                if release {
+                    scanner.release(&mut pass);
+                    prop_assert!(!scanner.holds());
+                }
+                prop_assert!(typed.starts_with(&pass));
+            }
+            prop_assert_eq!(left, found.is_some());
+            match found {
+                // Released keys of the sequence itself have been passed on.
+                Some(at) if release => {
+                    prop_assert!(pass.len() >= at && pass.len() < at + sequence.len());
+                }
+                Some(at) => prop_assert_eq!(&*pass, &typed[..at]),
+                None => {
+                    scanner.release(&mut pass);
+                    prop_assert_eq!(pass, typed);
+                }
+            }
+        }
+    }
+}

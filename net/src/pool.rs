@@ -26,9 +26,12 @@ impl Pool {
         Some(self.free.pop().unwrap_or_else(|| vec![0; CHUNK].into_boxed_slice()))
     }
 
+    /// Takes a buffer back; one that [`Pool::take`] did not make is freed.
     pub(crate) fn give_back(&mut self, chunk: Box<[u8]>) {
-        self.out = self.out.saturating_sub(1);
-        self.free.push(chunk);
+        if chunk.len() == CHUNK {
+            self.out = self.out.saturating_sub(1);
+            self.free.push(chunk);
+        }
     }
 
     /// Frees what was not needed lately.

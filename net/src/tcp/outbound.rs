@@ -12,13 +12,17 @@ use rustix::io::Errno;
 
 use super::Seq;
 use super::rto::Rto;
-use crate::pool::{CHUNK, Pool};
+use crate::pool::Pool;
 use crate::sockets;
 use crate::wire::egress::MAX_PIECES;
 use crate::wire::segment::Options;
 
 /// A chunk with less room is not read into any more.
 const MIN_ROOM: usize = 16 << 10;
+/// What is smaller gets a buffer of its size: an answer of a few bytes must not hold 64 KiB.
+const SMALL: usize = 4 << 10;
+/// Small buffers of a flow; more are not worth it.
+const MAX_SMALL: usize = 16;
 /// Acknowledgements without news that mean a loss.
 const DUPLICATES: u8 = 3;
 /// Timeouts in a row after which the guest is taken for gone: about 14 minutes.
@@ -319,22 +323,23 @@ impl Outbound {
             if wanted == 0 {
                 break;
             }
-            let room = self.queue.back().map_or(0, |chunk| CHUNK - chunk.end);
+            let room = self.queue.back().map_or(0, |chunk| chunk.data.len() - chunk.end);
             let fresh = room < wanted.min(MIN_ROOM);
             if fresh {
                 let Some(data) = pool.take() else { break };
                 self.queue.push_back(Chunk { data, start: 0, end: 0 });
             }
             let Some(chunk) = self.queue.back_mut() else { break };
-            let end = CHUNK.min(chunk.end + wanted);
+            let end = chunk.data.len().min(chunk.end + wanted);
             let buffer = chunk.data.get_mut(chunk.end..end).unwrap_or_default();
             let len = buffer.len();
             let result = sockets::receive(&socket, buffer);
             let n = *result.as_ref().ok().and_then(Option::as_ref).unwrap_or(&0);
             chunk.end += n;
             self.queued += n;
-            if fresh && n == 0 {
-                self.queue.pop_back().into_iter().for_each(|chunk| pool.give_back(chunk.data));
+            let small = n < SMALL && self.queue.len() <= MAX_SMALL;
+            if fresh && (small || n == 0) {
+                self.shrink_last(pool);
             }
             match result? {
                 Some(0) => self.eof = true,
@@ -344,6 +349,17 @@ impl Outbound {
             }
         }
         Ok(())
+    }
+
+    /// Gives the last chunk's buffer back, for one that is as large as what it holds.
+    fn shrink_last(&mut self, pool: &mut Pool) {
+        let Some(chunk) = self.queue.pop_back() else { return };
+        let held = chunk.data.get(chunk.start..chunk.end).unwrap_or_default();
+        if !held.is_empty() {
+            let (data, end) = (Box::from(held), held.len());
+            self.queue.push_back(Chunk { data, start: 0, end });
+        }
+        pool.give_back(chunk.data);
     }
 
     /// The segment to send next, at most `burst` bytes.

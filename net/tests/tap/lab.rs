@@ -1,4 +1,6 @@
-//! Two network namespaces for each test, and the network between them.
+//! Two network namespaces for each test, and the network between them. The benchmark of the network
+//! has this file, too.
+#![allow(dead_code)]
 
 use std::fs::File;
 use std::io::Write;
@@ -10,7 +12,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use boxlite_net::sys::TapLink;
-use boxlite_net::{Counters, Handle, LinkFeatures, Network, NetworkOptions};
+use boxlite_net::{Counters, Handle, Link, LinkFeatures, Network, NetworkOptions};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// An address of the "Internet", where servers of the tests listen.
@@ -65,7 +67,7 @@ pub(crate) fn missing(programs: &[&str]) -> Option<String> {
 }
 
 impl Lab {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let id = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let lab = Self { host: format!("bxh-{id}"), guest: format!("bxg-{id}") };
@@ -88,6 +90,27 @@ impl Lab {
     pub(crate) fn start_with(&self, options: NetworkOptions, features: LinkFeatures) -> Running {
         let mtu = options.mtu;
         let running = self.start_bare(options, features);
+        self.configure_guest(mtu);
+        running
+    }
+
+    /// Starts a network whose guest has a device `eth0` that is down.
+    pub(crate) fn start_bare(&self, options: NetworkOptions, features: LinkFeatures) -> Running {
+        let tap = self.tap(features);
+        Running::start(options, Box::new(tap))
+    }
+
+    /// The guest's device, which is down.
+    pub(crate) fn tap(&self, features: LinkFeatures) -> TapLink {
+        let tap = TapLink::create("eth0", features).expect("a TAP device");
+        // As a virtio-net device has it: the network knows where to send its first frame.
+        let mac = "02:62:6f:78:00:02";
+        run(Command::new("ip").args(["link", "set", "eth0", "address", mac, "netns", &self.guest]));
+        tap
+    }
+
+    /// Gives the guest its static configuration.
+    pub(crate) fn configure_guest(&self, mtu: u16) {
         self.guest(move || {
             batch(&format!(
                 "link set lo up\nlink set eth0 mtu {mtu} up\n\
@@ -97,18 +120,6 @@ impl Lab {
                  route add default via fdb0:786c:6974::1\n"
             ));
         });
-        running
-    }
-
-    /// Starts a network whose guest has a device `eth0` that is down.
-    pub(crate) fn start_bare(&self, options: NetworkOptions, features: LinkFeatures) -> Running {
-        let tap = TapLink::create("eth0", features).expect("a TAP device");
-        run(Command::new("ip").args(["link", "set", "eth0", "netns", &self.guest]));
-        let network = Network::new(options).expect("a network");
-        let handle = network.handle();
-        handle.attach(Box::new(tap)).expect("a link");
-        let thread = thread::spawn(move || network.run().expect("the network runs"));
-        Running { handle, thread: Some(thread) }
     }
 
     /// Runs something as the guest.
@@ -120,6 +131,11 @@ impl Lab {
             });
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
+    }
+
+    /// The name of the guest's namespace.
+    pub(crate) fn guest_name(&self) -> &str {
+        &self.guest
     }
 
     /// Runs a program as the guest.
@@ -137,6 +153,14 @@ impl Drop for Lab {
 }
 
 impl Running {
+    pub(crate) fn start(options: NetworkOptions, link: Box<dyn Link>) -> Self {
+        let network = Network::new(options).expect("a network");
+        let handle = network.handle();
+        handle.attach(link).expect("a link");
+        let thread = thread::spawn(move || network.run().expect("the network runs"));
+        Self { handle, thread: Some(thread) }
+    }
+
     pub(crate) fn counters(&self) -> Counters {
         self.handle.counters()
     }

@@ -13,6 +13,8 @@ mod icmp;
 #[cfg(target_os = "linux")]
 mod loss;
 #[cfg(target_os = "linux")]
+mod many;
+#[cfg(target_os = "linux")]
 mod policy;
 #[cfg(target_os = "linux")]
 mod tcp;
@@ -20,3 +22,5 @@ mod tcp;
 mod tools;
 #[cfg(target_os = "linux")]
 mod udp;
+#[cfg(target_os = "linux")]
+mod wire;

@@ -119,12 +119,17 @@ impl Home {
         Ok(BoxFolder { path })
     }
 
-    /// Gives a folder that is complete its place. Only with the boxes' lock.
-    pub(super) fn settle(&self, new: BoxFolder, id: &str) -> Result<BoxFolder> {
+    /// Gives a folder that is complete its place; for good, even if power is lost then, if `durable`.
+    /// Only with the boxes' lock.
+    pub(super) fn settle(&self, new: BoxFolder, id: &str, durable: bool) -> Result<BoxFolder> {
         let folder = self.folder(id);
-        sync(&new.path).map_err(Error::home("cannot be written", &new.path))?;
+        if durable {
+            sync(&new.path).map_err(Error::home("cannot be written", &new.path))?;
+        }
         fs::rename(&new.path, &folder.path).map_err(Error::home("cannot be made", &folder.path))?;
-        sync(&self.boxes()).map_err(Error::home("cannot be written", self.boxes()))?;
+        if durable {
+            sync(&self.boxes()).map_err(Error::home("cannot be written", self.boxes()))?;
+        }
         Ok(folder)
     }
 
@@ -239,12 +244,19 @@ impl BoxFolder {
         read().map_err(Error::home("cannot be read", &path))
     }
 
-    /// Writes a file of JSON, as a whole or not at all.
-    pub(super) fn write_json(&self, name: &str, value: &impl Serialize) -> Result<()> {
+    /// Writes a file of JSON, as a whole or not at all; for good if `durable`.
+    pub(super) fn write_json(
+        &self,
+        name: &str,
+        value: &impl Serialize,
+        durable: bool,
+    ) -> Result<()> {
         let write = || -> io::Result<()> {
             let mut file = tempfile::NamedTempFile::new_in(&self.path)?;
             serde_json::to_writer_pretty(&mut file, value)?;
-            file.as_file().sync_all()?;
+            if durable {
+                file.as_file().sync_all()?;
+            }
             file.persist(self.file(name))?;
             Ok(())
         };
@@ -333,10 +345,10 @@ mod tests {
         let home = Home::open(Some(dir.path().join("new/home"))).unwrap();
         let _guard = home.lock_boxes().unwrap();
         let new = home.new_folder("a").unwrap();
-        home.settle(new, "a").unwrap();
+        home.settle(new, "a", true).unwrap();
         home.new_folder("b").unwrap();
         let new = home.new_folder("c").unwrap();
-        home.settle(new, "c").unwrap();
+        home.settle(new, "c", false).unwrap();
         home.retire("c").unwrap();
         home.retire("never there").unwrap();
         assert_eq!(home.ids().unwrap(), ["a"]);

@@ -67,7 +67,8 @@ impl Store {
         // Not for a database of a newer release.
         check_version(path, version(&connection).map_err(failed)?)?;
         connection.pragma_update(None, "journal_mode", "WAL").map_err(failed)?;
-        connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
+        // After a loss of power the last rows may be missing; the folders that they stood for are not.
+        connection.pragma_update(None, "synchronous", "NORMAL").map_err(failed)?;
         migrate(&mut connection, path, &MIGRATIONS)?;
         Ok(Self { path: path.to_owned(), connection: Mutex::new(connection) })
     }

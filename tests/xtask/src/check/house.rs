@@ -29,7 +29,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
             "boxlite-rootfs-builder",
         ],
     ),
-    ("boxlite-benches", &["boxlite-vmm"]),
+    ("boxlite-benches", &["boxlite-vmm", "boxlite-net"]),
     ("boxlite-tests", &["boxlite-vmm"]),
     ("boxlite-xtask", &["boxlite-kernel"]),
 ];

@@ -31,10 +31,18 @@ pub(super) fn documentation() -> Result<Outcome> {
 
 /// Programs that the unit tests try the crates against, and the packages that have them. Without
 /// them, those tests say that they were skipped.
-const COUNTERPARTS: [(&str, &str); 5] = [
+const COUNTERPARTS: [(&str, &str); 13] = [
+    ("busybox", "busybox"),
+    ("curl", "curl"),
+    ("dig", "bind9-dnsutils"),
+    ("dnsmasq", "dnsmasq-base"),
     ("docker-registry", "docker-registry"),
     ("htpasswd", "apache2-utils"),
+    ("ip", "iproute2"),
+    ("iperf3", "iperf3"),
+    ("nginx", "nginx-light"),
     ("openssl", "openssl"),
+    ("ping", "iputils-ping"),
     ("skopeo", "skopeo"),
     ("umoci", "umoci"),
 ];

@@ -62,11 +62,12 @@ impl Local {
         // The image may be removed while the box stays.
         let link = folder.file(BASE);
         fs::hard_link(base, &link).map_err(Error::home("cannot be made", link))?;
-        if !config.options.auto_remove {
+        let stays = !config.options.auto_remove;
+        if stays {
             make_overlay(folder.create(DISK)?, &folder, config, size)?;
         }
-        folder.write_json(CONFIG, config)?;
-        self.home.settle(folder, &config.id)?;
+        folder.write_json(CONFIG, config, stays)?;
+        self.home.settle(folder, &config.id, stays)?;
         Ok(())
     }
 
@@ -85,7 +86,7 @@ impl Local {
         // For the day when the database is lost.
         let mut config = self.config(&entry)?;
         config.name = name.to_owned();
-        self.home.folder(&entry.id).write_json(CONFIG, &config)?;
+        self.home.folder(&entry.id).write_json(CONFIG, &config, true)?;
         self.note(&entry.id, EventKind::Renamed { name: name.to_owned() });
         Ok(())
     }

@@ -1,0 +1,116 @@
+//! User-mode network stacks side by side: throughput and connection latency between a network
+//! namespace, which is the guest, and another, which is the host.
+//!
+//! ```text
+//! cargo run --release -p boxlite-benches --bin network [-- --seconds 3 --only ours,pasta]
+//! ```
+//!
+//! Needs root, iproute2 and iperf3; of the other stacks, those that are installed are measured.
+//! Figures of different runs differ with the machine's load: compare the ratios.
+
+mod client;
+#[path = "../../../../net/tests/tap/lab.rs"]
+mod lab;
+mod stack;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::stack::Stack;
+
+const MTUS: [u16; 2] = [65_520, 1500];
+
+struct Options {
+    seconds: u32,
+    only: Option<Vec<String>>,
+}
+
+fn main() -> Result<()> {
+    let options = options()?;
+    if let Some(reason) = lab::missing(&["ip", "iperf3"]) {
+        println!("SKIPPED: {reason}");
+        return Ok(());
+    }
+    let mut results: BTreeMap<(u16, &str), Vec<(Stack, f64)>> = BTreeMap::new();
+    for mtu in MTUS {
+        for stack in Stack::ALL {
+            if options.only.as_ref().is_some_and(|only| !only.iter().any(|o| o == stack.name())) {
+                continue;
+            }
+            if let Some(reason) = stack.missing() {
+                println!("SKIPPED: {}: {reason}", stack.name());
+                continue;
+            }
+            let seconds = options.seconds;
+            // A lab belongs to the thread that makes it.
+            let measured = std::thread::spawn(move || measure(stack, mtu, seconds)).join();
+            match measured {
+                Ok(Ok(figures)) => {
+                    for (name, value) in figures {
+                        println!("{:<12} mtu {mtu:<6} {name:<24} {value:>10.2}", stack.name());
+                        results.entry((mtu, name)).or_default().push((stack, value));
+                    }
+                }
+                Ok(Err(e)) => println!("FAILED: {} at MTU {mtu}: {e:#}", stack.name()),
+                Err(_) => println!("FAILED: {} at MTU {mtu}: a panic", stack.name()),
+            }
+        }
+    }
+    ratios(&results);
+    Ok(())
+}
+
+fn options() -> Result<Options> {
+    let mut options = Options { seconds: 3, only: None };
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        let value = args.next().with_context(|| format!("{arg} needs a value"))?;
+        match arg.as_str() {
+            "--seconds" => options.seconds = value.parse()?,
+            "--only" => options.only = Some(value.split(',').map(str::to_owned).collect()),
+            _ => bail!("{arg}: there are --seconds N and --only STACK,STACK"),
+        }
+    }
+    Ok(options)
+}
+
+/// All figures of one stack: Gbit/s, then microseconds.
+fn measure(stack: Stack, mtu: u16, seconds: u32) -> Result<Vec<(&'static str, f64)>> {
+    let lab = lab::Lab::new();
+    let (_running, server) = stack.start(&lab, mtu)?;
+    let mut figures = Vec::new();
+    for (name, flows, reverse) in [
+        ("guest to host, 1 flow", 1, false),
+        ("host to guest, 1 flow", 1, true),
+        ("guest to host, 8 flows", 8, false),
+        ("host to guest, 8 flows", 8, true),
+    ] {
+        figures.push((name, client::throughput(&lab, &server, flows, reverse, seconds)?));
+    }
+    let (p50, p99) = client::latency(&lab, &server, Duration::from_secs(seconds.into()))?;
+    figures.push(("connection, p50 in µs", p50));
+    figures.push(("connection, p99 in µs", p99));
+    Ok(figures)
+}
+
+/// How ours compares: above 1 is better, whatever is measured.
+fn ratios(results: &BTreeMap<(u16, &str), Vec<(Stack, f64)>>) {
+    println!("\nours against the others (above 1 is better)");
+    for ((mtu, name), figures) in results {
+        let Some((_, ours)) = figures.iter().find(|(stack, _)| *stack == Stack::Ours) else {
+            continue;
+        };
+        let smaller_is_better = name.contains("µs");
+        let others: Vec<String> = figures
+            .iter()
+            .filter(|(stack, _)| *stack != Stack::Ours)
+            .map(|(stack, theirs)| {
+                let ratio = if smaller_is_better { theirs / ours } else { ours / theirs };
+                format!("{} {ratio:.2}", stack.name())
+            })
+            .collect();
+        println!("mtu {mtu:<6} {name:<24} {ours:>10.2}   {}", others.join("   "));
+    }
+}

@@ -1,0 +1,93 @@
+//! Who is who on a box's link.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use smoltcp::wire::EthernetAddress;
+
+/// The addresses of a box's link. All of them lie in `subnet` and `subnet6`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// The IPv4 network of the link.
+    pub subnet: Ipv4Net,
+    /// Router and resolver.
+    pub gateway: Ipv4Addr,
+    /// The guest.
+    pub guest: Ipv4Addr,
+    /// Stands for the host's 127.0.0.1: `host.boxlite.internal`.
+    pub host: Ipv4Addr,
+    /// The IPv6 network of the link, a /64.
+    pub subnet6: Ipv6Net,
+    /// Router and resolver.
+    pub gateway6: Ipv6Addr,
+    /// The guest, where it is not configured by router advertisements.
+    pub guest6: Ipv6Addr,
+    /// Stands for the host's `::1`.
+    pub host6: Ipv6Addr,
+    /// The gateway's Ethernet address.
+    pub gateway_mac: [u8; 6],
+    /// The guest's Ethernet address until its frames show another.
+    pub guest_mac: [u8; 6],
+}
+
+impl Default for Addresses {
+    /// 192.168.127.0/24 and `fdb0:786c:6974::/64`: gateway 1, guest 2, host 254.
+    fn default() -> Self {
+        let v4 = |host| Ipv4Addr::new(192, 168, 127, host);
+        let v6 = |host| Ipv6Addr::new(0xfdb0, 0x786c, 0x6974, 0, 0, 0, 0, host);
+        Self {
+            subnet: Ipv4Net::new_assert(v4(0), 24),
+            gateway: v4(1),
+            guest: v4(2),
+            host: v4(254),
+            subnet6: Ipv6Net::new_assert(v6(0), 64),
+            gateway6: v6(1),
+            guest6: v6(2),
+            host6: v6(0xfe),
+            gateway_mac: [0x02, 0x62, 0x6f, 0x78, 0x00, 0x01],
+            guest_mac: [0x02, 0x62, 0x6f, 0x78, 0x00, 0x02],
+        }
+    }
+}
+
+impl Addresses {
+    /// The gateway's link-local address, the source of router advertisements.
+    pub(crate) const GATEWAY_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+
+    pub(crate) fn gateway_mac(&self) -> EthernetAddress {
+        EthernetAddress(self.gateway_mac)
+    }
+
+    /// One of the gateway's own addresses.
+    pub(crate) fn is_gateway(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(v4) => v4 == self.gateway,
+            IpAddr::V6(v6) => v6 == self.gateway6 || v6 == Self::GATEWAY_LINK_LOCAL,
+        }
+    }
+
+    /// An address that stands for the host's loopback.
+    pub(crate) fn is_host(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(v4) => v4 == self.host,
+            IpAddr::V6(v6) => v6 == self.host6,
+        }
+    }
+
+    /// On the link, whoever it is.
+    pub(crate) fn on_link(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(v4) => self.subnet.contains(&v4),
+            IpAddr::V6(v6) => self.subnet6.contains(&v6) || v6.is_unicast_link_local(),
+        }
+    }
+
+    /// An address that a guest may send from.
+    pub(crate) fn may_be_guest(&self, address: IpAddr) -> bool {
+        let network = match address {
+            IpAddr::V4(v4) => v4 == self.subnet.network() || v4 == self.subnet.broadcast(),
+            IpAddr::V6(v6) => v6 == self.subnet6.network(),
+        };
+        self.on_link(address) && !network && !self.is_gateway(address) && !self.is_host(address)
+    }
+}

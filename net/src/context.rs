@@ -1,0 +1,130 @@
+//! What every protocol needs: the way to the guest, the clock, the policy, timers and memory.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
+
+use crate::addresses::Addresses;
+use crate::counters::Meter;
+use crate::limit::Bucket;
+use crate::policy::Gate;
+use crate::pool::{Budget, Pool};
+use crate::timers::Timers;
+use crate::wire::Egress;
+
+/// What every protocol needs.
+pub(crate) struct Context {
+    pub(crate) out: Egress,
+    pub(crate) addresses: Addresses,
+    pub(crate) gate: Gate,
+    pub(crate) timers: Timers,
+    pub(crate) pool: Pool,
+    pub(crate) budget: Budget,
+    pub(crate) to_guest: Bucket,
+    pub(crate) meter: Arc<Meter>,
+    /// The time of this turn.
+    pub(crate) now: Instant,
+    pub(crate) registry: Registry,
+    /// TCP and UDP flows that there may be.
+    pub(crate) max_flows: usize,
+    /// Streams over which the guest speaks DNS, on their way to the resolver.
+    pub(crate) dns_streams: Vec<OwnedFd>,
+}
+
+/// Whose file descriptor an event is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    Wake,
+    Link,
+    /// By their places in the tables.
+    Tcp(usize),
+    Udp(usize),
+    Forward(usize),
+    Ping(usize),
+    Dns(usize),
+    DnsStream(usize),
+}
+
+impl Source {
+    const KINDS: usize = 8;
+
+    pub(crate) fn token(self) -> Token {
+        let (kind, index) = match self {
+            Self::Wake => (0, 0),
+            Self::Link => (1, 0),
+            Self::Tcp(index) => (2, index),
+            Self::Udp(index) => (3, index),
+            Self::Forward(index) => (4, index),
+            Self::Ping(index) => (5, index),
+            Self::Dns(index) => (6, index),
+            Self::DnsStream(index) => (7, index),
+        };
+        Token(index * Self::KINDS + kind)
+    }
+
+    pub(crate) fn of(token: Token) -> Self {
+        let index = token.0 / Self::KINDS;
+        match token.0 % Self::KINDS {
+            0 => Self::Wake,
+            1 => Self::Link,
+            2 => Self::Tcp(index),
+            3 => Self::Udp(index),
+            4 => Self::Forward(index),
+            5 => Self::Ping(index),
+            6 => Self::Dns(index),
+            _ => Self::DnsStream(index),
+        }
+    }
+}
+
+impl Context {
+    /// Watches a socket, edge-triggered, until it is closed.
+    pub(crate) fn watch(&self, socket: impl AsFd, source: Source) -> io::Result<()> {
+        let fd = socket.as_fd().as_raw_fd();
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        self.registry.register(&mut SourceFd(&fd), source.token(), interest)
+    }
+
+    /// True if data may go to the guest now; else whoever asks waits for the link or the limit.
+    pub(crate) fn may_send(&mut self) -> bool {
+        self.out.is_open() && self.to_guest.wait(self.now).is_none()
+    }
+
+    /// Takes what was sent since the last time out of the limit.
+    pub(crate) fn charge(&mut self) {
+        let sent = self.out.take_sent();
+        self.to_guest.spend(sent);
+    }
+
+    /// There may be one more TCP or UDP flow.
+    pub(crate) fn has_room_for_flow(&self) -> bool {
+        let open = self.meter.tcp_open.get() + self.meter.udp_open.get();
+        open < self.max_flows as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_come_back_as_what_they_were() {
+        for source in [
+            Source::Wake,
+            Source::Link,
+            Source::Tcp(0),
+            Source::Tcp(70_000),
+            Source::Udp(1),
+            Source::Forward(2),
+            Source::Ping(3),
+            Source::Dns(4),
+            Source::DnsStream(5),
+        ] {
+            assert_eq!(Source::of(source.token()), source);
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! The host's resolver configuration, read again when it changes.
+
+use std::fs::Metadata;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{Mode, OFlags};
+
+/// A file that changed is noticed that much later at most.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// More than any sane configuration has.
+const MAX_LEN: usize = 64 << 10;
+
+/// Name servers and search domains of the host.
+pub(super) struct Config {
+    path: PathBuf,
+    /// What tells one version of the file from another.
+    version: Option<(u64, u64, i64, i64, u64)>,
+    checked: Option<Instant>,
+    pub(super) servers: Vec<SocketAddr>,
+    search: Arc<Mutex<Vec<String>>>,
+}
+
+impl Config {
+    pub(super) fn new(path: PathBuf, search: Arc<Mutex<Vec<String>>>) -> Self {
+        Self { path, version: None, checked: None, servers: vec![fallback()], search }
+    }
+
+    /// Reads the file again if it may have changed. True if it has.
+    pub(super) fn refresh(&mut self, now: Instant) -> bool {
+        if self.checked.is_some_and(|at| now.saturating_duration_since(at) < INTERVAL) {
+            return false;
+        }
+        self.checked = Some(now);
+        let version = std::fs::metadata(&self.path).ok().map(|m| version(&m));
+        if version == self.version {
+            return false;
+        }
+        self.version = version;
+        let (servers, search) = parse(&self.read());
+        self.servers = servers;
+        *self.search.lock().unwrap_or_else(PoisonError::into_inner) = search;
+        tracing::debug!("network: name servers are {:?}", self.servers);
+        true
+    }
+
+    /// Looks at the file again with the next question.
+    pub(super) fn forget(&mut self) {
+        self.checked = None;
+    }
+
+    fn read(&self) -> Vec<u8> {
+        // It may be anything, a pipe as well.
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let mut bytes = vec![0; MAX_LEN];
+        let mut len = 0;
+        if let Ok(file) = rustix::fs::open(&self.path, flags, Mode::empty()) {
+            while let Ok(n @ 1..) =
+                rustix::io::read(&file, bytes.get_mut(len..).unwrap_or_default())
+            {
+                len += n;
+            }
+        }
+        bytes.truncate(len);
+        bytes
+    }
+}
+
+/// resolv.conf(5): without any, the name server of this machine.
+fn fallback() -> SocketAddr {
+    SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 53)
+}
+
+fn version(m: &Metadata) -> (u64, u64, i64, i64, u64) {
+    (m.dev(), m.ino(), m.mtime(), m.mtime_nsec(), m.len())
+}
+
+fn parse(text: &[u8]) -> (Vec<SocketAddr>, Vec<String>) {
+    // What one line gets wrong must not cost the others.
+    let lines =
+        text.split(|byte| *byte == b'\n').filter(|line| resolv_conf::Config::parse(line).is_ok());
+    let text: Vec<u8> = lines.flat_map(|line| [line, b"\n"].concat()).collect();
+    let config = resolv_conf::Config::parse(&text).unwrap_or_default();
+    let mut servers: Vec<SocketAddr> = config
+        .nameservers
+        .iter()
+        .map(|server| match server {
+            resolv_conf::ScopedIp::V4(ip) => SocketAddr::new(IpAddr::V4(*ip), 53),
+            resolv_conf::ScopedIp::V6(ip, scope) => {
+                let scope = scope.as_deref().map_or(0, scope_id);
+                SocketAddr::V6(std::net::SocketAddrV6::new(*ip, 53, 0, scope))
+            }
+        })
+        .take(3)
+        .collect();
+    if servers.is_empty() {
+        servers.push(fallback());
+    }
+    let search = config.get_last_search_or_domain();
+    let search = search.map(|name| name.to_ascii_lowercase()).take(16).collect();
+    (servers, search)
+}
+
+/// The number of a link, by its name or as it is.
+fn scope_id(scope: &str) -> u32 {
+    scope.parse().unwrap_or_else(|_| {
+        let index = std::fs::read_to_string(format!("/sys/class/net/{scope}/ifindex"));
+        index.ok().and_then(|index| index.trim().parse().ok()).unwrap_or(0)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_and_domains_are_found_whatever_else_is_there() {
+        let text = b"# c\nnameserver 10.0.0.1\nnonsense\nnameserver ::1\nsearch Corp.example lan\n\
+            options edns0 trust-ad unknown:7\nnameserver x\n";
+        let (servers, search) = parse(text);
+        assert_eq!(servers, ["10.0.0.1:53".parse().unwrap(), "[::1]:53".parse().unwrap()]);
+        assert_eq!(search, ["corp.example", "lan"]);
+        assert_eq!(parse(b"").0, [fallback()]);
+        assert_eq!(parse(&[0xff; 1000]).0, [fallback()]);
+    }
+
+    #[test]
+    fn a_changed_file_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("resolv.conf");
+        std::fs::write(&path, "nameserver 10.0.0.1\n").unwrap();
+        let search = Arc::new(Mutex::new(Vec::new()));
+        let mut config = Config::new(path.clone(), Arc::clone(&search));
+        let now = Instant::now();
+        assert!(config.refresh(now));
+        assert!(!config.refresh(now + INTERVAL));
+        std::fs::write(&path, "nameserver 10.0.0.22\nsearch lan\n").unwrap();
+        assert!(!config.refresh(now + INTERVAL), "not that often");
+        assert!(config.refresh(now + INTERVAL * 2));
+        assert_eq!(config.servers, ["10.0.0.22:53".parse().unwrap()]);
+        assert_eq!(*search.lock().unwrap(), ["lan"]);
+        std::fs::remove_file(&path).unwrap();
+        config.forget();
+        assert!(config.refresh(now));
+        assert_eq!(config.servers, [fallback()]);
+    }
+}

@@ -1,0 +1,220 @@
+//! All questions of the guest, from the first byte to the answer.
+
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use slab::Slab;
+
+use super::config::Config;
+use super::message::{Answer, Asked, Question, parse_question, with_id};
+use super::query::{Client, Progress, Query};
+use super::stream::Stream;
+use crate::context::{Context, Source};
+use crate::timers::Alarm;
+
+/// Questions on their way; more are not answered, and asked again later.
+const MAX_QUERIES: usize = 1024;
+/// Streams; the oldest idle one would be a kinder victim, but a guest has few.
+const MAX_STREAMS: usize = 256;
+/// Answers of servers to one question that are looked at, wrong ones included.
+const MAX_MESSAGES: usize = 16;
+
+/// The resolver at the gateway.
+pub(crate) struct Resolver {
+    config: Config,
+    search: Arc<Mutex<Vec<String>>>,
+    queries: Slab<Query>,
+    streams: Slab<Stream>,
+    /// Questions and streams so far.
+    count: u64,
+    secret: RandomState,
+    buffer: Box<[u8]>,
+}
+
+impl Resolver {
+    /// `search` is kept up to date with the host's search domains.
+    pub(crate) fn new(resolv_conf: PathBuf, search: Arc<Mutex<Vec<String>>>, now: Instant) -> Self {
+        let mut config = Config::new(resolv_conf, Arc::clone(&search));
+        config.refresh(now);
+        Self {
+            config,
+            search,
+            queries: Slab::new(),
+            streams: Slab::new(),
+            count: 0,
+            secret: RandomState::new(),
+            buffer: vec![0; 65_536].into_boxed_slice(),
+        }
+    }
+
+    /// The host's search domains.
+    pub(crate) fn search(&self) -> Vec<String> {
+        self.search.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The guest asked by a datagram.
+    pub(crate) fn on_datagram(
+        &mut self,
+        guest: SocketAddr,
+        resolver: SocketAddr,
+        message: &[u8],
+        cx: &mut Context,
+    ) {
+        self.ask(Client::Datagram { guest, resolver }, message, cx);
+    }
+
+    /// Takes in streams that the guest opened.
+    pub(crate) fn take_streams(&mut self, cx: &mut Context) {
+        while let Some(socket) = cx.dns_streams.pop() {
+            if self.streams.len() == MAX_STREAMS {
+                cx.meter.dropped.add(1);
+                continue;
+            }
+            self.count += 1;
+            let index = self.streams.insert(Stream::new(socket, self.count, cx.now));
+            let Some(stream) = self.streams.get(index) else { continue };
+            if cx.watch(stream.socket(), Source::DnsStream(index)).is_err() {
+                self.streams.remove(index);
+            }
+        }
+    }
+
+    /// Epoll says that a stream is ready.
+    pub(crate) fn on_stream(&mut self, index: usize, cx: &mut Context) {
+        let Some(stream) = self.streams.get_mut(index) else { return };
+        let number = stream.number;
+        match stream.exchange(&mut self.buffer, cx.now) {
+            Some(messages) => {
+                for message in messages {
+                    self.ask(Client::Stream { index, number }, &message, cx);
+                }
+            }
+            None => {
+                self.streams.try_remove(index);
+            }
+        }
+    }
+
+    fn ask(&mut self, client: Client, message: &[u8], cx: &mut Context) {
+        let question = match parse_question(message) {
+            Asked::Question(question) => question,
+            Asked::Wrong(reply) => return self.reply(client, &reply, cx),
+            Asked::Nonsense => return cx.meter.malformed.add(1),
+        };
+        cx.meter.dns_queries.add(1);
+        if let Some(reply) = question.answer_here(message, &cx.addresses) {
+            return self.reply(client, &reply, cx);
+        }
+        if !cx.gate.may_ask(&question.name) {
+            cx.meter.denied.add(1);
+            tracing::debug!("network: the policy lets nobody ask for {}", question.name);
+            if let Some(reply) = Question::refused(message) {
+                self.reply(client, &reply, cx);
+            }
+            return;
+        }
+        if self.queries.len() == MAX_QUERIES {
+            return cx.meter.dropped.add(1);
+        }
+        self.config.refresh(cx.now);
+        let query = Query::new(client, question, message.to_vec(), cx.now);
+        let index = self.queries.insert(query);
+        self.ask_next(index, cx);
+    }
+
+    /// Asks the next server; tells the guest if there is none left.
+    fn ask_next(&mut self, index: usize, cx: &mut Context) {
+        self.count += 1;
+        // The upper half of a keyed hash: nobody outside can guess it.
+        let id = (self.secret.hash_one(self.count) >> 48) as u16;
+        let Some(query) = self.queries.get_mut(index) else { return };
+        let watched = match query.ask_next(&self.config.servers, id, cx.now) {
+            Some(socket) => cx.watch(socket, Source::Dns(index)).is_ok(),
+            None => false,
+        };
+        if watched {
+            cx.timers.set(query.deadline, Alarm::Dns(index));
+            return;
+        }
+        let query = self.queries.remove(index);
+        cx.meter.dns_failures.add(1);
+        if let Some(reply) = Question::failed(&query.message) {
+            self.reply(query.client, &reply, cx);
+        }
+    }
+
+    /// Epoll says that a name server's socket is ready.
+    pub(crate) fn on_socket(&mut self, index: usize, cx: &mut Context) {
+        for _ in 0..MAX_MESSAGES {
+            let Some(query) = self.queries.get_mut(index) else { return };
+            let message = match query.progress(&mut self.buffer) {
+                Progress::Waits => return,
+                Progress::Failed => return self.ask_next(index, cx),
+                Progress::Message(message) => message,
+            };
+            let Answer::Addresses(addresses) = query.question.read_answer(&message, query.id)
+            else {
+                continue;
+            };
+            let query = self.queries.remove(index);
+            let name = &query.question.name;
+            let fits = addresses.iter().all(|(ip, ttl)| cx.gate.answer(name, *ip, *ttl, cx.now));
+            if fits {
+                let message = with_id(&message, query.question.id);
+                return self.reply(query.client, &message, cx);
+            }
+            tracing::info!("network: {name} leads to an address of the host; it is not answered");
+            cx.meter.dns_failures.add(1);
+            if let Some(reply) = Question::no_data(&query.message) {
+                self.reply(query.client, &reply, cx);
+            }
+            return;
+        }
+    }
+
+    /// A question's alarm goes off.
+    pub(crate) fn on_alarm(&mut self, index: usize, cx: &mut Context) {
+        // Another question may have its place by now.
+        if self.queries.get(index).is_some_and(|query| query.deadline <= cx.now) {
+            self.ask_next(index, cx);
+        }
+    }
+
+    /// Regular housekeeping; `slept` says that the host was suspended.
+    pub(crate) fn housekeep(&mut self, slept: bool, cx: &mut Context) {
+        if slept {
+            self.config.forget();
+        }
+        if self.config.refresh(cx.now) || slept {
+            // What was asked went to servers that may be out of reach now.
+            let open: Vec<usize> = self.queries.iter().map(|(index, _)| index).collect();
+            for index in open {
+                if let Some(query) = self.queries.get_mut(index) {
+                    query.start_over();
+                }
+                self.ask_next(index, cx);
+            }
+        }
+        self.streams.retain(|_, stream| !stream.is_idle(cx.now));
+    }
+
+    fn reply(&mut self, client: Client, message: &[u8], cx: &mut Context) {
+        match client {
+            Client::Datagram { guest, resolver } => {
+                if !cx.out.udp(resolver, guest, message) {
+                    cx.meter.dropped.add(1);
+                }
+            }
+            Client::Stream { index, number } => {
+                let stream = self.streams.get_mut(index).filter(|stream| stream.number == number);
+                if stream.is_some_and(|stream| stream.answer(message).is_err()) {
+                    self.streams.try_remove(index);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! DNS over TCP (RFC 7766): messages with their lengths in front, in any order of answers.
+
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+
+use crate::sockets;
+
+/// Answers that wait for the guest; then no more is read.
+const MAX_UNSENT: usize = 256 << 10;
+/// A stream on which nothing happens for so long is closed.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// Our end of a stream that the guest asks over.
+pub(super) struct Stream {
+    socket: OwnedFd,
+    /// Tells it from others that had its place in the table.
+    pub(super) number: u64,
+    received: Vec<u8>,
+    unsent: Vec<u8>,
+    heard: Instant,
+}
+
+impl Stream {
+    pub(super) fn new(socket: OwnedFd, number: u64, now: Instant) -> Self {
+        Self { socket, number, received: Vec::new(), unsent: Vec::new(), heard: now }
+    }
+
+    pub(super) fn socket(&self) -> &OwnedFd {
+        &self.socket
+    }
+
+    pub(super) fn is_idle(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.heard) >= IDLE
+    }
+
+    /// Sends what waits, and returns the messages that have come. None if the stream is over.
+    pub(super) fn exchange(&mut self, buffer: &mut [u8], now: Instant) -> Option<Vec<Vec<u8>>> {
+        self.flush().ok()?;
+        let mut messages = Vec::new();
+        while self.unsent.len() <= MAX_UNSENT {
+            let Some(n) = sockets::receive(&self.socket, buffer).ok()? else { break };
+            if n == 0 {
+                // Answers to what was asked before the end are of no use to most; those who asked
+                // over a half-open stream ask again.
+                return None;
+            }
+            self.heard = now;
+            self.received.extend(buffer.get(..n)?);
+            let mut rest = &self.received[..];
+            while let [a, b, after @ ..] = rest
+                && let Some((message, next)) =
+                    after.split_at_checked(u16::from_be_bytes([*a, *b]).into())
+            {
+                messages.push(message.to_vec());
+                rest = next;
+            }
+            self.received = rest.to_vec();
+        }
+        Some(messages)
+    }
+
+    /// Sends an answer, now or later.
+    pub(super) fn answer(&mut self, message: &[u8]) -> Result<(), Errno> {
+        let Ok(len) = u16::try_from(message.len()) else { return Ok(()) };
+        self.unsent.extend(len.to_be_bytes());
+        self.unsent.extend(message);
+        self.flush()
+    }
+
+    fn flush(&mut self) -> Result<(), Errno> {
+        if !self.unsent.is_empty() {
+            let sent = sockets::send(&self.socket, &self.unsent)?.unwrap_or(0);
+            self.unsent.drain(..sent);
+        }
+        Ok(())
+    }
+}

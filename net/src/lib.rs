@@ -1,0 +1,55 @@
+//! The user-mode network of a box: Ethernet frames on one side, host sockets on the other.
+//!
+//! A guest's flows end here and are carried on by plain sockets of the host, so that nothing needs
+//! root, a TAP device or a helper process. One thread ([`Network::run`]) owns everything; a
+//! [`Handle`] gives it work from other threads.
+//!
+//! ```text
+//!   virtio-net, TAP, …                                        host
+//!        │ Link                                                │
+//!        ▼                                                     ▼
+//!     wire: frames ⇄ packets ── tcp ──────────── a socket for each flow
+//!        │                  ├── udp ──────────── a socket for each flow
+//!        │                  ├── ping ─────────── unprivileged ICMP sockets
+//!        │                  └── dns ──────────── the host's name servers
+//!        └── local: ARP, NDP, router advertisements, DHCP, echo
+//!     policy: what may go out       forward: what may come in
+//! ```
+//!
+//! The guest sees a gateway that is its resolver, too, and one more address, which stands for the
+//! host's loopback ([`Addresses`]). Whatever a frame holds is checked, and memory is bounded: a
+//! guest can break its own flows only.
+
+#![deny(unsafe_code)]
+
+mod addresses;
+mod context;
+mod counters;
+mod dns;
+mod engine;
+mod error;
+mod forward;
+mod limit;
+pub mod link;
+mod local;
+mod network;
+mod options;
+mod ping;
+pub mod policy;
+mod pool;
+mod sockets;
+pub mod sys;
+mod tcp;
+mod timers;
+mod udp;
+mod wire;
+
+pub use addresses::Addresses;
+pub use counters::Counters;
+pub use error::{ForwardError, NetworkError, ParseError};
+pub use forward::{BoundForward, PortForward, Protocol};
+pub use limit::{RateLimit, RateLimits};
+pub use link::{Link, LinkFeatures, Offload, Received, Segmentation, Sent};
+pub use network::{Handle, Network};
+pub use options::NetworkOptions;
+pub use policy::{Action, Policy, Rule};

@@ -1,0 +1,81 @@
+//! DHCP (RFC 2131): the guest has one address, and gets that.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use smoltcp::wire::{
+    DHCP_CLIENT_PORT, DHCP_SERVER_PORT, DhcpMessageType, DhcpOption, DhcpPacket, DhcpRepr,
+    EthernetAddress,
+};
+
+use crate::context::Context;
+
+/// Seconds. The address is the guest's for good; this is how often it asks.
+const LEASE: u32 = 86_400;
+const OPTION_MTU: u8 = 26;
+const OPTION_SEARCH: u8 = 119;
+/// An option's length is one byte.
+const MAX_OPTION: usize = 255;
+
+/// Answers a client's message.
+pub(crate) fn answer(message: &[u8], search: &[String], cx: &mut Context) {
+    let Ok(packet) = DhcpPacket::new_checked(message) else { return };
+    let Ok(request) = DhcpRepr::parse(&packet) else { return };
+    let a = &cx.addresses;
+    let (gateway, guest) = (a.gateway, a.guest);
+    let for_another = request.server_identifier.is_some_and(|server| server != gateway);
+    let kind = match request.message_type {
+        DhcpMessageType::Discover => DhcpMessageType::Offer,
+        DhcpMessageType::Request if for_another => return,
+        DhcpMessageType::Request => {
+            let wanted = request.requested_ip.unwrap_or(request.client_ip);
+            if wanted == guest { DhcpMessageType::Ack } else { DhcpMessageType::Nak }
+        }
+        DhcpMessageType::Inform => DhcpMessageType::Ack,
+        _ => return,
+    };
+    let inform = request.message_type == DhcpMessageType::Inform;
+    let leases = kind != DhcpMessageType::Nak && !inform;
+    let tells = kind != DhcpMessageType::Nak;
+    let mtu = cx.out.mtu().to_be_bytes();
+    let domains = crate::dns::wire_names(search, MAX_OPTION);
+    let mut options = vec![DhcpOption { kind: OPTION_MTU, data: &mtu }];
+    if !domains.is_empty() {
+        options.push(DhcpOption { kind: OPTION_SEARCH, data: &domains });
+    }
+    let reply = DhcpRepr {
+        message_type: kind,
+        transaction_id: request.transaction_id,
+        secs: 0,
+        client_hardware_address: request.client_hardware_address,
+        client_ip: if tells { request.client_ip } else { Ipv4Addr::UNSPECIFIED },
+        your_ip: if leases { guest } else { Ipv4Addr::UNSPECIFIED },
+        server_ip: Ipv4Addr::UNSPECIFIED,
+        router: tells.then_some(gateway),
+        subnet_mask: tells.then(|| a.subnet.netmask()),
+        relay_agent_ip: Ipv4Addr::UNSPECIFIED,
+        broadcast: request.broadcast,
+        requested_ip: None,
+        client_identifier: None,
+        server_identifier: Some(gateway),
+        parameter_request_list: None,
+        dns_servers: tells.then(|| std::iter::once(gateway).collect()),
+        max_size: None,
+        lease_duration: leases.then_some(LEASE),
+        renew_duration: None,
+        rebind_duration: None,
+        additional_options: if tells { &options } else { &[] },
+    };
+    let mut buffer = vec![0; reply.buffer_len()];
+    if reply.emit(&mut DhcpPacket::new_unchecked(&mut buffer[..])).is_err() {
+        return;
+    }
+    // A client without an address takes broadcasts only.
+    let has_address = request.client_ip == guest && tells;
+    let to = if has_address { guest } else { Ipv4Addr::BROADCAST };
+    let client = SocketAddr::new(to.into(), DHCP_CLIENT_PORT);
+    let server = SocketAddr::new(gateway.into(), DHCP_SERVER_PORT);
+    if request.client_hardware_address != EthernetAddress([0; 6]) {
+        cx.out.guest_mac = request.client_hardware_address;
+    }
+    cx.out.udp(server, client, &buffer);
+}

@@ -1,0 +1,174 @@
+//! A network from the outside: made, run on a thread of its own, and handled from others.
+
+use std::io;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use mio::{Poll, Waker};
+
+use crate::context::Source;
+use crate::counters::{Counters, Meter};
+use crate::engine::Engine;
+use crate::error::NetworkError;
+use crate::forward::{BoundForward, Listener, PortForward};
+use crate::link::Link;
+use crate::options::NetworkOptions;
+
+/// What other threads want of the network's.
+pub(crate) enum Command {
+    Attach(Box<dyn Link>),
+    Detach(Sender<Option<Box<dyn Link>>>),
+    Forward(BoundForward, Listener),
+    Unforward(BoundForward, Sender<bool>),
+    Stop,
+}
+
+/// The network of a box, ready to run.
+///
+/// Its ports are taken when it is made, so that an error comes before anything boots; those who
+/// connect wait until there is a guest.
+pub struct Network {
+    parts: Parts,
+    handle: Handle,
+}
+
+/// What an engine is made of, on the thread that it runs on.
+struct Parts {
+    options: NetworkOptions,
+    poll: Poll,
+    commands: Receiver<Command>,
+    listeners: Vec<(BoundForward, Listener)>,
+}
+
+/// Gives a [`Network`] work from any thread. It works on with no handle left; [`Handle::stop`]
+/// ends it.
+#[derive(Clone)]
+pub struct Handle {
+    commands: Sender<Command>,
+    waker: Arc<Waker>,
+    meter: Arc<Meter>,
+    forwards: Arc<Mutex<Vec<BoundForward>>>,
+    search: Arc<Mutex<Vec<String>>>,
+}
+
+impl Network {
+    /// Makes a network: takes its ports, and opens nothing else.
+    ///
+    /// # Errors
+    /// Names the option that is wrong, or the port that cannot be had.
+    pub fn new(mut options: NetworkOptions) -> Result<Self, NetworkError> {
+        options.check()?;
+        let poll = Poll::new()?;
+        let waker = Waker::new(poll.registry(), Source::Wake.token())?;
+        let (sender, commands) = channel();
+        let listeners = std::mem::take(&mut options.forwards)
+            .into_iter()
+            .map(PortForward::bind)
+            .collect::<Result<Vec<_>, _>>()?;
+        let handle = Handle {
+            commands: sender,
+            waker: Arc::new(waker),
+            meter: Arc::new(Meter::default()),
+            forwards: Arc::new(Mutex::new(listeners.iter().map(|(bound, _)| *bound).collect())),
+            search: Arc::new(Mutex::new(Vec::new())),
+        };
+        Ok(Self { parts: Parts { options, poll, commands, listeners }, handle })
+    }
+
+    /// A handle, to give it work.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Works on this thread until [`Handle::stop`]. Flows and ports end with it.
+    ///
+    /// # Errors
+    /// The kernel refused something that the event loop needs.
+    pub fn run(self) -> Result<(), NetworkError> {
+        let Parts { options, poll, commands, listeners } = self.parts;
+        let (meter, search) = (Arc::clone(&self.handle.meter), Arc::clone(&self.handle.search));
+        let mut engine = Engine::new(options, poll, meter, search, commands)?;
+        for (bound, listener) in listeners {
+            engine.add_forward(bound, listener);
+        }
+        // Without this one, a network whose handles are gone would be seen to be alone.
+        drop(self.handle);
+        Ok(engine.run()?)
+    }
+}
+
+impl Handle {
+    /// Connects a guest. Another one that was connected is dropped.
+    ///
+    /// # Errors
+    /// The network has stopped.
+    pub fn attach(&self, link: Box<dyn Link>) -> Result<(), NetworkError> {
+        self.send(Command::Attach(link))
+    }
+
+    /// Disconnects the guest and returns its link, which is not used any more then; `Box<dyn Any>`
+    /// gets its type back. Flows live on for a while, so that a guest whose driver is
+    /// started anew can go on. Waits for the network's thread, which must be running.
+    ///
+    /// # Errors
+    /// The network has stopped.
+    pub fn detach(&self) -> Result<Option<Box<dyn Link>>, NetworkError> {
+        let (reply, answer) = channel();
+        self.send(Command::Detach(reply))?;
+        answer.recv().map_err(|_| NetworkError::Stopped)
+    }
+
+    /// Opens a port of the host; the one returned says which.
+    ///
+    /// # Errors
+    /// The port cannot be had, or the network has stopped.
+    pub fn add_forward(&self, forward: PortForward) -> Result<BoundForward, NetworkError> {
+        let (bound, listener) = forward.bind()?;
+        self.send(Command::Forward(bound, listener))?;
+        lock(&self.forwards).push(bound);
+        Ok(bound)
+    }
+
+    /// Closes a port of the host, which is free when this returns; TCP flows that came through it
+    /// live on. False if there was none. Waits for the network's thread, which must be running.
+    ///
+    /// # Errors
+    /// The network has stopped.
+    pub fn remove_forward(&self, bound: BoundForward) -> Result<bool, NetworkError> {
+        let (reply, answer) = channel();
+        self.send(Command::Unforward(bound, reply))?;
+        lock(&self.forwards).retain(|known| *known != bound);
+        answer.recv().map_err(|_| NetworkError::Stopped)
+    }
+
+    /// The ports of the host that lead to the guest, with the numbers that they have.
+    pub fn forwards(&self) -> Vec<BoundForward> {
+        lock(&self.forwards).clone()
+    }
+
+    /// What has happened so far.
+    pub fn counters(&self) -> Counters {
+        self.meter.read()
+    }
+
+    /// The host's search domains, for a guest that is told its configuration by other means than
+    /// DHCP and router advertisements. Empty until the network runs.
+    pub fn search_domains(&self) -> Vec<String> {
+        lock(&self.search).clone()
+    }
+
+    /// Ends [`Network::run`].
+    pub fn stop(&self) {
+        // It may have ended already.
+        let _ = self.send(Command::Stop);
+    }
+
+    fn send(&self, command: Command) -> Result<(), NetworkError> {
+        self.commands.send(command).map_err(|_| NetworkError::Stopped)?;
+        self.waker.wake().map_err(|e: io::Error| NetworkError::Loop(e))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,80 @@
+//! What a network is made from.
+
+use std::path::PathBuf;
+
+use crate::addresses::Addresses;
+use crate::error::NetworkError;
+use crate::forward::PortForward;
+use crate::limit::RateLimits;
+use crate::policy::Policy;
+
+/// The largest MTU: a TCP segment then fills one 64 KiB packet, Ethernet header included.
+pub(crate) const MAX_MTU: u16 = 65520;
+
+/// IPv6 asks for as much (RFC 8200, section 5).
+const MIN_MTU: u16 = 1280;
+
+/// What a [`Network`](crate::Network) is made from.
+#[derive(Clone, Debug)]
+pub struct NetworkOptions {
+    /// Who is who on the link.
+    pub addresses: Addresses,
+    /// The link's MTU in bytes, 1280 to 65520. The guest must have the same.
+    pub mtu: u16,
+    /// What the guest may reach.
+    pub policy: Policy,
+    /// Ports of the host that lead to the guest.
+    pub forwards: Vec<PortForward>,
+    /// How fast it may be.
+    pub limits: RateLimits,
+    /// The host's resolver configuration, read again when it changes.
+    pub resolv_conf: PathBuf,
+    /// How many TCP and UDP flows there may be at a time. Each has a file descriptor, so
+    /// `RLIMIT_NOFILE` has to be higher.
+    pub max_flows: usize,
+}
+
+impl Default for NetworkOptions {
+    fn default() -> Self {
+        Self {
+            addresses: Addresses::default(),
+            mtu: MAX_MTU,
+            policy: Policy::default(),
+            forwards: Vec::new(),
+            limits: RateLimits::default(),
+            resolv_conf: PathBuf::from("/etc/resolv.conf"),
+            max_flows: 65_536,
+        }
+    }
+}
+
+impl NetworkOptions {
+    pub(crate) fn check(&self) -> Result<(), NetworkError> {
+        let wrong = |what: String| Err(NetworkError::Options(what));
+        if !(MIN_MTU..=MAX_MTU).contains(&self.mtu) {
+            return wrong(format!("MTU {} is not between {MIN_MTU} and {MAX_MTU}", self.mtu));
+        }
+        if self.max_flows == 0 {
+            return wrong("a network with no flows at all; give max_flows a number".to_owned());
+        }
+        let a = &self.addresses;
+        let v4 = [a.gateway, a.guest, a.host];
+        if let Some(outside) = v4.iter().find(|address| !a.subnet.contains(*address)) {
+            return wrong(format!("{outside} is not in {}", a.subnet));
+        }
+        let v6 = [a.gateway6, a.guest6, a.host6];
+        if let Some(outside) = v6.iter().find(|address| !a.subnet6.contains(*address)) {
+            return wrong(format!("{outside} is not in {}", a.subnet6));
+        }
+        if a.subnet6.prefix_len() != 64 {
+            return wrong(format!("{} is no /64, so a guest cannot configure itself", a.subnet6));
+        }
+        fn differ<T: PartialEq>([a, b, c]: [T; 3]) -> bool {
+            a != b && b != c && a != c
+        }
+        if !differ(v4) || !differ(v6) {
+            return wrong("gateway, guest and host must have addresses of their own".to_owned());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,195 @@
+//! ICMP echo to the outside, over the host's unprivileged ICMP sockets (`icmp(7)`,
+//! `net.ipv4.ping_group_range`). Where the host forbids those, whatever the policy lets the guest
+//! reach is answered here.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use slab::Slab;
+
+use crate::context::{Context, Source};
+use crate::forward::Protocol;
+use crate::policy::{self, Route, Verdict};
+use crate::sockets;
+use crate::timers::Alarm;
+use crate::udp::reason;
+use crate::wire::{Packet, Unreachable, protocol};
+
+const MAX_FLOWS: usize = 256;
+const IDLE: Duration = Duration::from_secs(30);
+/// Bytes of an echo's header: type, code, checksum, identifier, sequence number.
+const HEADER: usize = 8;
+
+/// Who pings whom: addresses and identifier.
+type Key = (IpAddr, IpAddr, [u8; 2]);
+
+struct Flow {
+    key: Key,
+    socket: OwnedFd,
+    heard: Instant,
+    armed: Option<Instant>,
+}
+
+/// The guest's pings to the outside.
+pub(crate) struct Ping {
+    flows: Slab<Flow>,
+    by_key: HashMap<Key, usize>,
+    buffer: Box<[u8]>,
+}
+
+/// An echo's type: request and reply of either version.
+fn kinds(address: IpAddr) -> (u8, u8) {
+    if address.is_ipv4() { (8, 0) } else { (128, 129) }
+}
+
+/// Answers an echo request here.
+pub(crate) fn answer(packet: &Packet<'_>, cx: &mut Context) {
+    let (_, reply) = kinds(packet.source);
+    let mut message = packet.payload.to_vec();
+    if let [kind, code, ..] = &mut message[..] {
+        (*kind, *code) = (reply, 0);
+    }
+    if !cx.out.icmp(packet.destination, packet.source, &mut message) {
+        cx.meter.dropped.add(1);
+    }
+}
+
+/// True for an echo request.
+pub(crate) fn is_request(packet: &Packet<'_>) -> bool {
+    let (request, _) = kinds(packet.source);
+    packet.payload.len() >= HEADER && packet.payload.starts_with(&[request, 0])
+}
+
+impl Ping {
+    pub(crate) fn new() -> Self {
+        Self {
+            flows: Slab::new(),
+            by_key: HashMap::new(),
+            buffer: vec![0; 65_535].into_boxed_slice(),
+        }
+    }
+
+    /// An echo request to somewhere that is not the gateway.
+    pub(crate) fn on_request(&mut self, packet: &Packet<'_>, cx: &mut Context) {
+        let &[_, _, _, _, a, b, ..] = packet.payload else { return };
+        let destination = SocketAddr::new(packet.destination, 0);
+        let (address, host) = match Route::to(&cx.addresses, destination) {
+            Route::Gateway => return answer(packet, cx),
+            Route::Nowhere => return self.fail(packet, Unreachable::Host, cx),
+            Route::Host(address) => (address, true),
+            Route::Outside(address) => (address, false),
+        };
+        let flow = policy::Flow { protocol: Protocol::Icmp, destination, host };
+        // That the host is there is no secret.
+        if host {
+            return answer(packet, cx);
+        }
+        if cx.gate.ask(flow, cx.now) == Verdict::Denied {
+            return self.fail(packet, Unreachable::Prohibited, cx);
+        }
+        let key = (packet.source, packet.destination, [a, b]);
+        let index = match self.by_key.get(&key).copied() {
+            Some(index) => index,
+            None => match sockets::connect_ping(address) {
+                Ok(socket) if self.flows.len() < MAX_FLOWS => self.insert(key, socket, cx),
+                Ok(_) => return cx.meter.dropped.add(1),
+                // This host forbids them, or has none.
+                Err(Errno::ACCESS | Errno::PERM | Errno::PROTONOSUPPORT | Errno::INVAL) => {
+                    return answer(packet, cx);
+                }
+                Err(e) => return self.fail(packet, reason(e), cx),
+            },
+        };
+        let Some(flow) = self.flows.get_mut(index) else { return };
+        flow.heard = cx.now;
+        match sockets::send(&flow.socket, packet.payload) {
+            Ok(Some(_)) => {}
+            Ok(None) => cx.meter.dropped.add(1),
+            Err(e) => {
+                // The next request gets a new socket: the host may have other addresses now.
+                self.remove(index);
+                self.fail(packet, reason(e), cx);
+            }
+        }
+    }
+
+    fn fail(&self, packet: &Packet<'_>, why: Unreachable, cx: &mut Context) {
+        let (gateway, kind): (IpAddr, u8) = match packet.source {
+            IpAddr::V4(_) => (cx.addresses.gateway.into(), protocol::ICMP),
+            IpAddr::V6(_) => (cx.addresses.gateway6.into(), protocol::ICMPV6),
+        };
+        let addresses = (packet.source, packet.destination);
+        cx.out.unreachable(why, gateway, addresses, kind, packet.payload);
+    }
+
+    fn insert(&mut self, key: Key, socket: OwnedFd, cx: &mut Context) -> usize {
+        let index = self.flows.insert(Flow { key, socket, heard: cx.now, armed: None });
+        self.by_key.insert(key, index);
+        if let Some(flow) = self.flows.get_mut(index) {
+            if let Err(e) = cx.watch(&flow.socket, Source::Ping(index)) {
+                tracing::warn!("network: a ping's answers will not be heard: {e}");
+            }
+            cx.timers.arm(&mut flow.armed, cx.now + IDLE, Alarm::Ping(index));
+        }
+        index
+    }
+
+    fn remove(&mut self, index: usize) {
+        if let Some(flow) = self.flows.try_remove(index) {
+            self.by_key.remove(&flow.key);
+        }
+    }
+
+    /// Epoll says that a socket has something.
+    pub(crate) fn on_socket(&mut self, index: usize, cx: &mut Context) {
+        let Some(flow) = self.flows.get_mut(index) else { return };
+        let (guest, remote, ident) = flow.key;
+        let (_, reply) = kinds(guest);
+        loop {
+            match sockets::receive(&flow.socket, &mut self.buffer) {
+                Ok(Some(n)) => {
+                    flow.heard = cx.now;
+                    let Some(message) = self.buffer.get_mut(..n) else { return };
+                    // The kernel's identifier is the socket's.
+                    if let [kind, _, _, _, a, b, ..] = message
+                        && *kind == reply
+                    {
+                        [*a, *b] = ident;
+                        if !cx.out.icmp(remote, guest, message) {
+                            cx.meter.dropped.add(1);
+                        }
+                    }
+                }
+                Ok(None) => return,
+                Err(e) => {
+                    let request = [kinds(guest).0, 0, 0, 0, ident[0], ident[1], 0, 0];
+                    let kind = if guest.is_ipv4() { protocol::ICMP } else { protocol::ICMPV6 };
+                    let packet = Packet {
+                        source: guest,
+                        destination: remote,
+                        protocol: kind,
+                        payload: &request,
+                    };
+                    return self.fail(&packet, reason(e), cx);
+                }
+            }
+        }
+    }
+
+    /// A flow's alarm, set for `at`, goes off.
+    pub(crate) fn on_alarm(&mut self, index: usize, at: Instant, cx: &mut Context) {
+        let Some(flow) = self.flows.get_mut(index).filter(|flow| flow.armed == Some(at)) else {
+            return;
+        };
+        flow.armed = None;
+        let deadline = flow.heard + IDLE;
+        if deadline <= cx.now {
+            self.remove(index);
+        } else {
+            cx.timers.arm(&mut flow.armed, deadline, Alarm::Ping(index));
+        }
+    }
+}

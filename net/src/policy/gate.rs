@@ -1,0 +1,169 @@
+//! The policy at work: verdicts, pinned names, and a log line for each flow that is denied.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+
+use super::names::Names;
+use super::{Action, Policy, Rule, Target, is_local, is_private, is_protected};
+use crate::counters::Meter;
+use crate::forward::Protocol;
+
+/// Denied flows that are remembered, so as to be logged once.
+const MAX_LOGGED: usize = 1024;
+
+/// A flow that a guest wants to open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Flow {
+    pub(crate) protocol: Protocol,
+    /// As the guest says it.
+    pub(crate) destination: SocketAddr,
+    /// It leads to the host's loopback.
+    pub(crate) host: bool,
+}
+
+/// What becomes of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Allowed,
+    Denied,
+}
+
+/// The policy at work.
+pub(crate) struct Gate {
+    policy: Policy,
+    names: Names,
+    logged: HashSet<Flow>,
+    meter: Arc<Meter>,
+}
+
+impl Gate {
+    pub(crate) fn new(policy: Policy, meter: Arc<Meter>) -> Self {
+        Self { policy, names: Names::default(), logged: HashSet::new(), meter }
+    }
+
+    /// Decides; a denial is counted, and logged the first time.
+    pub(crate) fn ask(&mut self, flow: Flow, now: Instant) -> Verdict {
+        let (action, rule) = self.decide(flow, now);
+        if action == Action::Allow {
+            return Verdict::Allowed;
+        }
+        self.meter.denied.add(1);
+        if !self.logged.contains(&flow) {
+            let Flow { protocol, destination, host } = flow;
+            let why = match rule {
+                Some(rule) => format!("rule `{rule}`"),
+                None if host => "the host's loopback is closed; open it by `host`".to_owned(),
+                None if is_protected(destination.ip()) => {
+                    "link-local and metadata addresses are closed".to_owned()
+                }
+                None => "no rule allows it".to_owned(),
+            };
+            tracing::warn!("network: denied {protocol} to {destination}: {why}");
+            if self.logged.len() == MAX_LOGGED {
+                self.logged.clear();
+            }
+            self.logged.insert(flow);
+        }
+        Verdict::Denied
+    }
+
+    fn decide(&self, flow: Flow, now: Instant) -> (Action, Option<&Rule>) {
+        let protected = flow.host || is_protected(flow.destination.ip());
+        for rule in &self.policy.rules {
+            if self.matches(rule, flow, now)
+                && (rule.action == Action::Deny || !protected || names_protected(rule))
+            {
+                return (rule.action, Some(rule));
+            }
+        }
+        (if protected { Action::Deny } else { self.policy.default }, None)
+    }
+
+    fn matches(&self, rule: &Rule, flow: Flow, now: Instant) -> bool {
+        let Flow { protocol, destination, host } = flow;
+        if rule.protocol.is_some_and(|p| p != protocol)
+            || rule.ports.as_ref().is_some_and(|ports| !ports.contains(&destination.port()))
+        {
+            return false;
+        }
+        let ip = destination.ip();
+        match &rule.target {
+            Target::Any => true,
+            Target::Host => host,
+            Target::Net(net) => net.contains(&ip) || host && net.contains(&loopback(ip)),
+            // What a name leads to is for others to say: an allowing one opens nothing private.
+            Target::Name(_) if rule.action == Action::Allow && (host || is_private(ip)) => false,
+            Target::Name(pattern) => self.names.any(ip, now, |name| pattern.matches(name)),
+        }
+    }
+
+    /// True if the guest may ask for `name`: where only names open anything, other questions have
+    /// no use but to carry secrets out.
+    pub(crate) fn may_ask(&self, name: &str) -> bool {
+        let names = |rule: &Rule| match &rule.target {
+            Target::Name(pattern) => pattern.matches(name),
+            _ => false,
+        };
+        let rules = &self.policy.rules;
+        for rule in rules {
+            let whole = rule.ports.is_none() && rule.protocol.is_none();
+            match rule.action {
+                Action::Allow if names(rule) => return true,
+                Action::Deny if names(rule) && whole => return false,
+                Action::Deny if rule.target == Target::Any && whole => break,
+                _ => {}
+            }
+        }
+        let open = |rule: &Rule| {
+            rule.action == Action::Allow && matches!(rule.target, Target::Any | Target::Net(_))
+        };
+        let closed = self.policy.default == Action::Deny
+            || rules.iter().any(|rule| {
+                rule.action == Action::Deny
+                    && rule.target == Target::Any
+                    && rule.ports.is_none()
+                    && rule.protocol.is_none()
+            });
+        !closed || rules.iter().any(open)
+    }
+
+    /// An answer that the guest gets. False if no answer may hold this address: then it is not
+    /// given.
+    pub(crate) fn answer(&mut self, name: &str, ip: IpAddr, ttl: Duration, now: Instant) -> bool {
+        if is_local(ip) || is_protected(ip) {
+            return false;
+        }
+        self.names.pin(ip.to_canonical(), name, ttl, now);
+        true
+    }
+}
+
+/// A rule that can open what is protected: one about nothing else.
+fn names_protected(rule: &Rule) -> bool {
+    match &rule.target {
+        Target::Any | Target::Name(_) => false,
+        Target::Host => true,
+        Target::Net(net) => {
+            let (first, last) = (net.network(), net.broadcast());
+            // A network is a range, and so is each protected one: its ends decide, where it is
+            // small.
+            let small = match net {
+                IpNet::V4(_) => net.prefix_len() >= 8,
+                IpNet::V6(_) => net.prefix_len() >= 10,
+            };
+            let closed = |ip| is_protected(ip) || is_local(ip);
+            small && closed(first) && closed(last) || net.prefix_len() == net.max_prefix_len()
+        }
+    }
+}
+
+fn loopback(like: IpAddr) -> IpAddr {
+    match like {
+        IpAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+    }
+}

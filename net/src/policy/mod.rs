@@ -1,0 +1,159 @@
+//! What a guest may reach.
+//!
+//! Rules are asked in order, and the first that matches decides; where none does, the default
+//! decides. Some destinations are protected: the host's loopback, link-local addresses and the
+//! metadata services of clouds. Only a rule that names them opens them; `any`, or a network that
+//! merely contains them, does not. Multicast, loopback addresses and other boxes are never reached.
+
+mod gate;
+mod names;
+mod rule;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+pub use rule::{Rule, Target};
+
+pub(crate) use gate::{Flow, Gate, Verdict};
+
+use crate::addresses::Addresses;
+
+/// Let through, or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Let through.
+    Allow,
+    /// Refused, and logged once.
+    Deny,
+}
+
+/// What a guest may reach.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// The first that matches decides.
+    pub rules: Vec<Rule>,
+    /// What holds where no rule matches. Protected destinations are denied even so.
+    pub default: Action,
+}
+
+impl Default for Policy {
+    /// Everything but what is protected.
+    fn default() -> Self {
+        Self { rules: Vec::new(), default: Action::Allow }
+    }
+}
+
+impl Policy {
+    /// Nothing.
+    pub fn none() -> Self {
+        Self { rules: Vec::new(), default: Action::Deny }
+    }
+
+    /// These rules. Where one of them allows something outside, whatever is not allowed is denied;
+    /// where they only deny, or open the host, the rest is allowed.
+    pub fn from_rules(rules: Vec<Rule>) -> Self {
+        let lists = |rule: &Rule| rule.action == Action::Allow && rule.target != Target::Host;
+        let default = if rules.iter().any(lists) { Action::Deny } else { Action::Allow };
+        Self { rules, default }
+    }
+}
+
+/// Where a destination that a guest names is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// The gateway itself.
+    Gateway,
+    /// The host's loopback, under its own name.
+    Host(SocketAddr),
+    /// Wherever the host's routes lead.
+    Outside(SocketAddr),
+    /// Nowhere.
+    Nowhere,
+}
+
+impl Route {
+    pub(crate) fn to(addresses: &Addresses, destination: SocketAddr) -> Self {
+        let ip = destination.ip();
+        if addresses.is_gateway(ip) {
+            return Self::Gateway;
+        }
+        if addresses.is_host(ip) {
+            let loopback: IpAddr = match ip {
+                IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+                IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+            };
+            return Self::Host(SocketAddr::new(loopback, destination.port()));
+        }
+        if addresses.on_link(ip) || !is_global_unicast(ip) {
+            return Self::Nowhere;
+        }
+        Self::Outside(destination)
+    }
+}
+
+/// An address that a packet may be sent to, seen from anywhere on the Internet or in a private
+/// network.
+fn is_global_unicast(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => {
+            let [first, ..] = v4.octets();
+            // 0.0.0.0/8 and 240.0.0.0/4 mean hosts to some systems, the own one among them.
+            first != 0 && first < 240 && !v4.is_loopback() && !v4.is_multicast()
+        }
+        IpAddr::V6(v6) => {
+            // ::/96 and ::ffff:0:0/96 are IPv4 addresses to a socket, 127.0.0.1 among them.
+            let embeds = v6.segments()[..5] == [0; 5] && matches!(v6.segments()[5], 0 | 0xffff);
+            // ::ffff:0:0:0/96 is one more name for IPv4 (RFC 2765).
+            let translated = v6.segments()[..4] == [0; 4] && v6.segments()[4] == 0xffff;
+            !embeds && !translated && !v6.is_multicast() && !v6.is_unicast_link_local()
+        }
+    }
+}
+
+/// The IPv4 address that a NAT64 gateway (RFC 6052) would translate it to.
+fn nat64(v6: Ipv6Addr) -> Option<Ipv4Addr> {
+    let [a @ .., x, y] = v6.segments();
+    let [[x1, x2], [y1, y2]] = [x.to_be_bytes(), y.to_be_bytes()];
+    (a == [0x64, 0xff9b, 0, 0, 0, 0]).then(|| Ipv4Addr::new(x1, x2, y1, y2))
+}
+
+/// Link-local addresses and metadata services: open to a rule that names them only.
+pub(crate) fn is_protected(ip: IpAddr) -> bool {
+    const METADATA: [Ipv4Addr; 3] = [
+        Ipv4Addr::new(100, 100, 100, 200),
+        Ipv4Addr::new(168, 63, 129, 16),
+        Ipv4Addr::new(192, 0, 0, 192),
+    ];
+    const METADATA6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+    match ip {
+        IpAddr::V4(v4) => v4.is_link_local() || METADATA.contains(&v4),
+        IpAddr::V6(v6) => {
+            v6.is_unicast_link_local()
+                || v6 == METADATA6
+                || nat64(v6).is_some_and(|v4| is_protected(v4.into()) || is_local(v4.into()))
+        }
+    }
+}
+
+/// An address that no name out of the Internet should lead to: the host's own, and those of its
+/// link.
+pub(crate) fn is_local(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(v4) => v4.is_loopback() || v4.is_link_local() || v4.octets()[0] == 0,
+        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unspecified() || v6.is_unicast_link_local(),
+    }
+}
+
+/// An address of a private network.
+pub(crate) fn is_private(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(v4) => {
+            let [a, b, ..] = v4.octets();
+            // 100.64.0.0/10 is for carriers, and for overlay networks.
+            v4.is_private() || a == 100 && b & 0xc0 == 64
+        }
+        IpAddr::V6(v6) => v6.is_unique_local() || nat64(v6).is_some_and(|v4| is_private(v4.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests;

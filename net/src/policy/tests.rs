@@ -1,0 +1,202 @@
+//! Rules as they are written, and as they decide.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::counters::Meter;
+use crate::forward::Protocol;
+
+fn gate(rules: &[&str]) -> Gate {
+    let rules = rules.iter().map(|rule| rule.parse().unwrap()).collect();
+    Gate::new(Policy::from_rules(rules), Arc::new(Meter::default()))
+}
+
+fn ask(gate: &mut Gate, protocol: Protocol, destination: &str) -> bool {
+    let destination: SocketAddr = destination.parse().unwrap();
+    let route = Route::to(&Addresses::default(), destination);
+    let host = matches!(route, Route::Host(_));
+    let verdict = gate.ask(Flow { protocol, destination, host }, Instant::now());
+    verdict == Verdict::Allowed
+}
+
+fn tcp(gate: &mut Gate, destination: &str) -> bool {
+    ask(gate, Protocol::Tcp, destination)
+}
+
+#[test]
+fn the_default_is_everything_outside_but_what_is_protected() {
+    let mut gate = gate(&[]);
+    for open in ["93.184.216.34:443", "10.1.2.3:22", "[2606:2800::1]:443", "[fd12::1]:80"] {
+        assert!(tcp(&mut gate, open), "{open}");
+    }
+    for closed in [
+        "192.168.127.254:22",
+        "[fdb0:786c:6974::fe]:22",
+        "169.254.169.254:80",
+        "[fe80::1]:80",
+        "[fd00:ec2::254]:80",
+        "100.100.100.200:80",
+        "[64:ff9b::a9fe:a9fe]:80",
+        "[64:ff9b::7f00:1]:80",
+    ] {
+        assert!(!tcp(&mut gate, closed), "{closed}");
+    }
+}
+
+#[test]
+fn addresses_that_lead_back_to_the_host_lead_nowhere() {
+    let addresses = Addresses::default();
+    for nowhere in [
+        "127.0.0.1:1",
+        "0.0.0.0:1",
+        "0.1.2.3:1",
+        "224.0.0.1:1",
+        "255.255.255.255:1",
+        "240.0.0.1:1",
+        "192.168.127.77:1",
+        "[::]:1",
+        "[::1]:1",
+        "[::ffff:127.0.0.1]:1",
+        "[::127.0.0.1]:1",
+        "[::ffff:0:127.0.0.1]:1",
+        "[ff02::1]:1",
+        "[fe80::5]:1",
+        "[fdb0:786c:6974::77]:1",
+    ] {
+        let destination = nowhere.parse().unwrap();
+        assert_eq!(Route::to(&addresses, destination), Route::Nowhere, "{nowhere}");
+    }
+    let to = |text: &str| Route::to(&addresses, text.parse().unwrap());
+    assert_eq!(to("192.168.127.1:53"), Route::Gateway);
+    assert_eq!(to("[fe80::1]:53"), Route::Gateway);
+    assert_eq!(to("192.168.127.254:80"), Route::Host("127.0.0.1:80".parse().unwrap()));
+    assert_eq!(to("[fdb0:786c:6974::fe]:80"), Route::Host("[::1]:80".parse().unwrap()));
+    assert_eq!(to("1.2.3.4:80"), Route::Outside("1.2.3.4:80".parse().unwrap()));
+}
+
+#[test]
+fn the_first_rule_that_matches_decides() {
+    let mut gate =
+        gate(&["deny tcp:10.0.0.5:22", "allow 10.0.0.0/8", "allow udp:any:53", "deny any"]);
+    assert!(!tcp(&mut gate, "10.0.0.5:22"));
+    assert!(tcp(&mut gate, "10.0.0.5:23"));
+    assert!(ask(&mut gate, Protocol::Udp, "10.0.0.5:22"));
+    assert!(ask(&mut gate, Protocol::Udp, "8.8.8.8:53"));
+    assert!(!ask(&mut gate, Protocol::Udp, "8.8.8.8:54"));
+    assert!(!tcp(&mut gate, "8.8.8.8:53"));
+}
+
+#[test]
+fn what_is_protected_opens_to_rules_that_name_it() {
+    let mut wide =
+        gate(&["allow any", "allow 0.0.0.0/0", "allow 168.0.0.0/6", "allow 192.0.0.0/8"]);
+    assert!(!tcp(&mut wide, "169.254.169.254:80"));
+    assert!(!tcp(&mut wide, "192.168.127.254:5432"));
+    let mut host = gate(&["allow tcp:host:5432"]);
+    assert!(tcp(&mut host, "192.168.127.254:5432"));
+    assert!(tcp(&mut host, "[fdb0:786c:6974::fe]:5432"));
+    assert!(!tcp(&mut host, "192.168.127.254:5433"));
+    assert!(tcp(&mut host, "1.2.3.4:80"), "opening the host closes nothing else");
+    let mut loopback = gate(&["allow 127.0.0.1:80", "allow 169.254.0.0/16:80"]);
+    assert!(tcp(&mut loopback, "192.168.127.254:80"));
+    assert!(tcp(&mut loopback, "169.254.169.254:80"));
+    assert!(!tcp(&mut loopback, "1.2.3.4:80"));
+}
+
+#[test]
+fn names_open_the_addresses_that_the_guest_was_told() {
+    let mut gate = gate(&["deny evil.example.org", "allow *.example.org:443"]);
+    let now = Instant::now();
+    let mut answer = |name, ip: &str| gate.answer(name, ip.parse().unwrap(), Duration::ZERO, now);
+    assert!(answer("www.example.org", "203.0.113.1"));
+    assert!(answer("evil.example.org", "203.0.113.2"));
+    assert!(answer("example.org", "203.0.113.3"), "not below itself");
+    assert!(answer("badexample.org", "203.0.113.4"));
+    assert!(answer("www.example.org", "10.0.0.1"), "told, but not opened");
+    for local in ["127.0.0.1", "::1", "169.254.169.254", "fe80::1", "0.0.0.0", "::ffff:127.0.0.1"] {
+        assert!(!answer("www.example.org", local), "{local}");
+    }
+    assert!(tcp(&mut gate, "203.0.113.1:443"));
+    assert!(!tcp(&mut gate, "203.0.113.1:80"));
+    for closed in ["203.0.113.2:443", "203.0.113.3:443", "203.0.113.4:443", "10.0.0.1:443"] {
+        assert!(!tcp(&mut gate, closed), "{closed}");
+    }
+    assert!(gate.may_ask("www.example.org"));
+    assert!(!gate.may_ask("evil.example.org"));
+    assert!(!gate.may_ask("secret.attacker.net"));
+}
+
+#[test]
+fn questions_are_free_where_addresses_are() {
+    assert!(gate(&[]).may_ask("anything"));
+    assert!(gate(&["allow 10.0.0.0/8"]).may_ask("anything"));
+    assert!(gate(&["deny tcp:any:25"]).may_ask("anything"));
+    assert!(!gate(&["deny any"]).may_ask("anything"));
+    assert!(gate(&["allow a.org", "deny any"]).may_ask("a.org"));
+    assert!(!gate(&["allow a.org", "deny any"]).may_ask("b.org"));
+    let none = Gate::new(Policy::none(), Arc::new(Meter::default()));
+    assert!(!none.may_ask("anything"));
+}
+
+#[test]
+fn denials_are_counted_each_time() {
+    let meter = Arc::new(Meter::default());
+    let mut gate = Gate::new(Policy::none(), Arc::clone(&meter));
+    for _ in 0..3 {
+        assert!(!tcp(&mut gate, "1.2.3.4:80"));
+    }
+    assert_eq!(meter.denied.get(), 3);
+}
+
+#[test]
+fn rules_are_read_as_they_are_written() {
+    for text in [
+        "allow any",
+        "deny udp:any:53",
+        "allow tcp:10.0.0.0/8:80-90",
+        "allow 2001:db8::/32",
+        "deny [2001:db8::/32]:53",
+        "allow tcp:*.example.org:443",
+        "allow icmp:10.0.0.1/32",
+        "deny host:22",
+    ] {
+        assert_eq!(text.parse::<Rule>().unwrap().to_string(), text);
+    }
+    assert_eq!(Rule::allow("10.1.2.3/8").unwrap().to_string(), "allow 10.0.0.0/8");
+    assert_eq!(Rule::allow("*").unwrap().target, Target::Any);
+    assert_eq!(Rule::allow("Example.ORG.").unwrap(), Rule::allow("example.org").unwrap());
+    assert_eq!(Rule::allow("host.docker.internal:80").unwrap(), Rule::allow("host:80").unwrap());
+}
+
+#[test]
+fn what_is_wrong_with_a_rule_is_said() {
+    for (text, problem) in [
+        ("", "neither an address"),
+        ("10.0.0.0/33", "neither an address"),
+        ("10.0.0.256", "neither an address"),
+        ("example.org:0", "`0` is no port"),
+        ("example.org:70000", "`70000` is no port"),
+        ("example.org:90-80", "empty range"),
+        ("icmp:any:80", "ICMP has no ports"),
+        ("[::1", "no `]`"),
+        ("[2001:db8::]/32:53", "inside"),
+        ("a b", "neither an address"),
+        ("exa*mple.org", "neither an address"),
+    ] {
+        let error = Rule::allow(text).unwrap_err().to_string();
+        assert!(error.contains(problem) && error.contains("TARGET"), "{text}: {error}");
+    }
+    assert!("permit any".parse::<Rule>().is_err());
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_a_rule_or_an_error(text in "\\PC{0,40}") {
+        if let Ok(rule) = Rule::deny(&text) {
+            prop_assert_eq!(rule.to_string().parse::<Rule>().unwrap(), rule);
+        }
+    }
+}

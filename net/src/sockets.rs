@@ -1,0 +1,136 @@
+//! Sockets of the host, non-blocking and closed on exec.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, Protocol, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, sockopt,
+};
+
+/// A host that is silent for so long is asked whether it is there.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(300);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+const KEEPALIVE_COUNT: u32 = 5;
+
+/// How a connection attempt stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Connect {
+    Done,
+    Pending,
+}
+
+fn socket(
+    address: SocketAddr,
+    kind: SocketType,
+    protocol: Option<Protocol>,
+) -> rustix::io::Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    rustix::net::socket_with(family, kind, flags, protocol)
+}
+
+/// A TCP socket on its way to `address`.
+pub(crate) fn connect_tcp(address: SocketAddr) -> rustix::io::Result<(OwnedFd, Connect)> {
+    let socket = socket(address, SocketType::STREAM, None)?;
+    tune(&socket)?;
+    let state = connect(&socket, address)?;
+    Ok((socket, state))
+}
+
+/// Begins to connect, or asks how far that is.
+pub(crate) fn connect(socket: &OwnedFd, address: SocketAddr) -> rustix::io::Result<Connect> {
+    match rustix::net::connect(socket, &address) {
+        Ok(()) | Err(Errno::ISCONN) => Ok(Connect::Done),
+        Err(Errno::INPROGRESS | Errno::ALREADY | Errno::AGAIN | Errno::INTR) => {
+            Ok(Connect::Pending)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// Options of every TCP socket that carries a flow: the guest's segments are not held back, and a
+/// host that vanished is noticed.
+pub(crate) fn tune(socket: &OwnedFd) -> rustix::io::Result<()> {
+    sockopt::set_tcp_nodelay(socket, true)?;
+    sockopt::set_socket_keepalive(socket, true)?;
+    sockopt::set_tcp_keepidle(socket, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(socket, KEEPALIVE_INTERVAL)?;
+    sockopt::set_tcp_keepcnt(socket, KEEPALIVE_COUNT)
+}
+
+/// A UDP socket that exchanges datagrams with `address` only.
+pub(crate) fn connect_udp(address: SocketAddr) -> rustix::io::Result<OwnedFd> {
+    let socket = socket(address, SocketType::DGRAM, None)?;
+    rustix::net::connect(&socket, &address)?;
+    Ok(socket)
+}
+
+/// An unprivileged ICMP socket, where the host allows them, that exchanges echoes with `address`.
+pub(crate) fn connect_ping(address: SocketAddr) -> rustix::io::Result<OwnedFd> {
+    let protocol =
+        if address.is_ipv4() { rustix::net::ipproto::ICMP } else { rustix::net::ipproto::ICMPV6 };
+    let socket = socket(address, SocketType::DGRAM, Some(protocol))?;
+    rustix::net::connect(&socket, &address)?;
+    Ok(socket)
+}
+
+/// A pair of connected streams.
+pub(crate) fn stream_pair() -> rustix::io::Result<(OwnedFd, OwnedFd)> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+}
+
+/// Receives into `buffer`; None if there is nothing now.
+pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> rustix::io::Result<Option<usize>> {
+    loop {
+        match rustix::net::recv(&socket, &mut *buffer, RecvFlags::DONTWAIT) {
+            Ok((n, _)) => return Ok(Some(n)),
+            Err(Errno::AGAIN) => return Ok(None),
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Sends what there is room for; None if there is none now.
+pub(crate) fn send(socket: impl AsFd, data: &[u8]) -> rustix::io::Result<Option<usize>> {
+    loop {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        match rustix::net::send(&socket, data, flags) {
+            Ok(n) => return Ok(Some(n)),
+            Err(Errno::AGAIN | Errno::NOBUFS) => return Ok(None),
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// No more data follows.
+pub(crate) fn end(socket: impl AsFd) {
+    // It is connected, or it is broken, which is noticed elsewhere.
+    let _ = rustix::net::shutdown(socket, Shutdown::Write);
+}
+
+/// Closes a stream so that its peer sees a reset.
+pub(crate) fn reset(socket: OwnedFd) {
+    // A Unix stream has none.
+    let _ = sockopt::set_socket_linger(&socket, Some(Duration::ZERO));
+}
+
+/// The error that is waiting on a socket, if there is one.
+pub(crate) fn error(socket: impl AsFd) -> Option<Errno> {
+    sockopt::socket_error(socket).unwrap_or_else(Err).err()
+}
+
+/// True if this process, or this machine, has no file descriptor or memory left for a socket.
+pub(crate) fn is_exhausted(error: Errno) -> bool {
+    matches!(error, Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)
+}
+
+/// [`io::Error`], for logs.
+pub(crate) fn describe(error: Errno) -> io::Error {
+    error.into()
+}

@@ -1,0 +1,117 @@
+//! Data that came before what precedes it.
+
+use super::Seq;
+
+/// Pieces that are kept; more are dropped, and the guest sends them again.
+const MAX_PIECES: usize = 256;
+
+/// Pieces of the stream beyond the next byte that is expected, in order, without overlaps.
+#[derive(Default)]
+pub(super) struct Gaps {
+    pieces: Vec<(Seq, Vec<u8>)>,
+}
+
+impl Gaps {
+    pub(super) fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    /// Bytes in memory.
+    pub(super) fn len(&self) -> usize {
+        self.pieces.iter().map(|(_, data)| data.len()).sum()
+    }
+
+    /// The part of `data` at `seq` that is not here yet and can be kept in one piece: its place
+    /// among the pieces, and the range of `data`.
+    pub(super) fn missing(&self, seq: Seq, data: &[u8]) -> Option<(usize, usize, usize)> {
+        if self.pieces.len() == MAX_PIECES {
+            return None;
+        }
+        let place = self.pieces.partition_point(|(start, _)| !start.is_after(seq));
+        let before = place.checked_sub(1).and_then(|i| self.pieces.get(i));
+        let from = before.map_or(0, |(start, data)| (*start + data.len()).since(seq));
+        let to = self.pieces.get(place).map_or(data.len(), |(start, _)| start.since(seq));
+        let to = to.min(data.len());
+        (from < to).then_some((place, from, to))
+    }
+
+    /// Keeps what [`Gaps::missing`] found.
+    pub(super) fn insert(
+        &mut self,
+        seq: Seq,
+        data: &[u8],
+        (place, from, to): (usize, usize, usize),
+    ) {
+        if let Some(part) = data.get(from..to) {
+            self.pieces.insert(place.min(self.pieces.len()), (seq + from, part.to_vec()));
+        }
+    }
+
+    /// Takes the first piece, if the stream has come that far.
+    pub(super) fn take(&mut self, next: Seq) -> Option<(Seq, Vec<u8>)> {
+        let (start, _) = self.pieces.first()?;
+        if start.is_after(next) { None } else { Some(self.pieces.remove(0)) }
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.pieces = Vec::new();
+    }
+
+    /// What selective acknowledgements say (RFC 2018): the stretch that `recent` is in first.
+    pub(super) fn ranges(&self, recent: Seq) -> [Option<(Seq, Seq)>; 3] {
+        let mut ranges: Vec<(Seq, Seq)> = Vec::new();
+        for (start, data) in &self.pieces {
+            let end = *start + data.len();
+            match ranges.last_mut() {
+                Some((_, last)) if *last == *start => *last = end,
+                _ => ranges.push((*start, end)),
+            }
+        }
+        if let Some(first) =
+            ranges.iter().position(|(from, to)| !from.is_after(recent) && to.is_after(recent))
+        {
+            ranges.swap(0, first);
+        }
+        let mut ranges = ranges.into_iter();
+        std::array::from_fn(|_| ranges.next())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Whatever pieces come, in whatever order, the stream comes out as it is.
+        #[test]
+        fn pieces_make_the_stream(
+            start: u32,
+            pieces in proptest::collection::vec((0..900_usize, 1..200_usize), 0..400),
+        ) {
+            let stream: Vec<u8> = (0..1100_u32).map(|n| (n * 7 % 251) as u8).collect();
+            let origin = Seq(start);
+            let mut gaps = Gaps::default();
+            for (at, len) in pieces {
+                let data = &stream[at..at + len];
+                if let Some(missing) = gaps.missing(origin + at, data) {
+                    gaps.insert(origin + at, data, missing);
+                }
+                prop_assert!(gaps.pieces.len() <= MAX_PIECES);
+                let sorted = gaps.pieces.windows(2).all(|w| !(w[0].0 + w[0].1.len()).is_after(w[1].0));
+                prop_assert!(sorted);
+                for (from, to) in gaps.ranges(origin + at).into_iter().flatten() {
+                    prop_assert!(to.is_after(from));
+                }
+            }
+            let mut next = origin;
+            while let Some((seq, data)) = gaps.take(next) {
+                prop_assert_eq!(seq, next);
+                let at = seq.since(origin);
+                prop_assert_eq!(&data[..], &stream[at..at + data.len()]);
+                next += data.len();
+            }
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! All flows: where segments and events find theirs, and where flows begin and end.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, RandomState};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+use rustix::io::Errno;
+use slab::Slab;
+
+use super::Seq;
+use super::flow::{Fate, Flow, PROTOCOL};
+use super::time_wait::{Key, TimeWait};
+use crate::context::{Context, Source};
+use crate::forward::Protocol;
+use crate::policy::{self, Route, Verdict};
+use crate::sockets::{self, Connect};
+use crate::timers::Alarm;
+use crate::wire::egress::{TcpHeader, TcpOptions};
+use crate::wire::{Packet, Segment, Unreachable};
+
+/// The port of DNS.
+const DNS: u16 = 53;
+/// Ports for flows from the host whose own is taken.
+const PORT_ATTEMPTS: u16 = 64;
+
+/// The TCP flows of a guest.
+#[derive(Default)]
+pub(crate) struct Table {
+    flows: Slab<Flow>,
+    by_key: HashMap<Key, usize>,
+    /// Flows that have work.
+    ready: VecDeque<usize>,
+    over: TimeWait,
+    numbers: Numbers,
+}
+
+/// Initial sequence numbers that nobody outside can guess (RFC 6528).
+#[derive(Default)]
+struct Numbers {
+    secret: RandomState,
+    count: u32,
+}
+
+impl Numbers {
+    fn next(&mut self, key: &Key) -> Seq {
+        // Each connection's numbers start beyond those of the last one with the same addresses.
+        self.count = self.count.wrapping_add(64_000);
+        Seq((self.secret.hash_one(key) as u32).wrapping_add(self.count))
+    }
+}
+
+impl Table {
+    /// A TCP packet of the guest.
+    pub(crate) fn on_packet(&mut self, packet: &Packet<'_>, cx: &mut Context) {
+        let Some(segment) = Segment::parse(packet.payload) else {
+            cx.meter.malformed.add(1);
+            return;
+        };
+        let key = Key {
+            guest: SocketAddr::new(packet.source, segment.source_port),
+            remote: SocketAddr::new(packet.destination, segment.destination_port),
+        };
+        if let Some(&index) = self.by_key.get(&key) {
+            let Some(flow) = self.flows.get_mut(index) else { return };
+            let fate = flow.on_segment(&segment, cx);
+            return self.settle(index, fate, cx);
+        }
+        if let Some((ours, guests)) = self.over.get(&key, cx.now) {
+            if !segment.syn {
+                if !segment.rst && segment.len() > 0 {
+                    reply(key, ours, Some(guests), false, cx);
+                }
+                return;
+            }
+            self.over.remove(&key);
+        }
+        if segment.syn && segment.ack.is_none() && !segment.rst {
+            self.open(key, &segment, cx);
+        } else if !segment.rst {
+            refuse(key, &segment, cx);
+        }
+    }
+
+    /// The guest wants a connection.
+    fn open(&mut self, key: Key, segment: &Segment<'_>, cx: &mut Context) {
+        let route = Route::to(&cx.addresses, key.remote);
+        let (destination, host) = match route {
+            Route::Gateway if key.remote.port() == DNS => return self.open_dns(key, segment, cx),
+            Route::Gateway => return refuse(key, segment, cx),
+            Route::Nowhere => return unreachable(key, segment.seq, Unreachable::Host, cx),
+            Route::Host(address) => (address, true),
+            Route::Outside(address) => (address, false),
+        };
+        let flow = policy::Flow { protocol: Protocol::Tcp, destination: key.remote, host };
+        if cx.gate.ask(flow, cx.now) == Verdict::Denied {
+            return unreachable(key, segment.seq, Unreachable::Prohibited, cx);
+        }
+        if !cx.has_room_for_flow() {
+            cx.meter.dropped.add(1);
+            return refuse(key, segment, cx);
+        }
+        match sockets::connect_tcp(destination) {
+            Ok((socket, state)) => {
+                let iss = self.numbers.next(&key);
+                let flow = Flow::from_guest(key, destination, socket, segment, iss, cx);
+                let index = self.insert(flow, cx);
+                self.begin(index, state, cx);
+            }
+            Err(e) => {
+                if sockets::is_exhausted(e) {
+                    tracing::warn!(
+                        "network: no socket for a connection of the guest: {}",
+                        sockets::describe(e)
+                    );
+                }
+                match e {
+                    Errno::NETUNREACH | Errno::ADDRNOTAVAIL | Errno::INVAL | Errno::AFNOSUPPORT => {
+                        unreachable(key, segment.seq, Unreachable::Network, cx);
+                    }
+                    Errno::HOSTUNREACH => unreachable(key, segment.seq, Unreachable::Host, cx),
+                    Errno::ACCESS | Errno::PERM => {
+                        unreachable(key, segment.seq, Unreachable::Prohibited, cx);
+                    }
+                    _ => refuse(key, segment, cx),
+                }
+            }
+        }
+    }
+
+    /// A stream to our own resolver.
+    fn open_dns(&mut self, key: Key, segment: &Segment<'_>, cx: &mut Context) {
+        let Ok((socket, resolver)) = sockets::stream_pair() else {
+            return refuse(key, segment, cx);
+        };
+        cx.dns_streams.push(resolver);
+        let iss = self.numbers.next(&key);
+        let flow = Flow::from_guest(key, key.remote, socket, segment, iss, cx);
+        let index = self.insert(flow, cx);
+        self.begin(index, Connect::Done, cx);
+    }
+
+    /// Watches a new flow; one over the loopback stands already.
+    fn begin(&mut self, index: usize, state: Connect, cx: &mut Context) {
+        let Some(flow) = self.flows.get_mut(index) else { return };
+        if cx.watch(&flow.socket, Source::Tcp(index)).is_err() {
+            return self.settle(index, Fate::Failed(Errno::NOMEM), cx);
+        }
+        let fate = match state {
+            Connect::Done => {
+                flow.accept(cx);
+                Fate::Lives
+            }
+            Connect::Pending => flow.connected(cx),
+        };
+        self.settle(index, fate, cx);
+    }
+
+    /// A connection to a port of the host: the guest is asked for one from `remote`, or, if that
+    /// address is in use, from another port of it. False if that is not possible.
+    pub(crate) fn open_from_host(
+        &mut self,
+        socket: OwnedFd,
+        peer: SocketAddr,
+        mut remote: SocketAddr,
+        guest: SocketAddr,
+        cx: &mut Context,
+    ) -> bool {
+        if !cx.has_room_for_flow() {
+            cx.meter.dropped.add(1);
+            return false;
+        }
+        let taken = |remote| self.by_key.contains_key(&Key { guest, remote });
+        for attempt in 0..PORT_ATTEMPTS {
+            if !taken(remote) {
+                break;
+            }
+            let port = 49_152 + (peer.port().wrapping_add(attempt.wrapping_mul(257)) % 16_384);
+            remote.set_port(port);
+        }
+        let key = Key { guest, remote };
+        if self.by_key.contains_key(&key) || sockets::tune(&socket).is_err() {
+            return false;
+        }
+        self.over.remove(&key);
+        let iss = self.numbers.next(&key);
+        let flow = Flow::from_host(key, peer, socket, iss, cx);
+        let index = self.insert(flow, cx);
+        let Some(flow) = self.flows.get(index) else { return false };
+        let fate = match cx.watch(&flow.socket, Source::Tcp(index)) {
+            Ok(()) => Fate::Lives,
+            Err(_) => Fate::ResetByGuest,
+        };
+        self.settle(index, fate, cx);
+        true
+    }
+
+    fn insert(&mut self, flow: Flow, cx: &Context) -> usize {
+        cx.meter.tcp_flows.add(1);
+        let key = flow.key;
+        let index = self.flows.insert(flow);
+        self.by_key.insert(key, index);
+        cx.meter.tcp_open.set(self.flows.len() as u64);
+        index
+    }
+
+    /// Epoll says something about a flow's socket.
+    pub(crate) fn on_socket(&mut self, index: usize, event: &mio::event::Event, cx: &mut Context) {
+        let Some(flow) = self.flows.get_mut(index) else { return };
+        flow.on_socket(event.is_readable(), event.is_writable(), event.is_read_closed());
+        let fate = if event.is_error() { flow.on_error() } else { Fate::Lives };
+        self.settle(index, fate, cx);
+    }
+
+    /// A flow's alarm, set for `at`, goes off.
+    pub(crate) fn on_alarm(&mut self, index: usize, at: Instant, cx: &mut Context) {
+        let Some(flow) = self.flows.get_mut(index).filter(|flow| flow.armed == Some(at)) else {
+            return;
+        };
+        flow.armed = None;
+        let fate = if flow.deadline() <= cx.now { flow.on_deadline(cx) } else { Fate::Lives };
+        self.settle(index, fate, cx);
+    }
+
+    /// Serves every flow that has work. True if some have more that can be done at once.
+    pub(crate) fn serve(&mut self, cx: &mut Context) -> bool {
+        for _ in 0..self.ready.len() {
+            let Some(index) = self.ready.pop_front() else { break };
+            let Some(flow) = self.flows.get_mut(index) else { continue };
+            flow.queued = false;
+            let (fate, more) = flow.serve(cx);
+            if more && fate == Fate::Lives {
+                flow.queued = true;
+                self.ready.push_back(index);
+                self.arm(index, cx);
+            } else {
+                self.finish(index, fate, cx);
+            }
+        }
+        !self.ready.is_empty() && cx.may_send()
+    }
+
+    /// True if flows wait for room in the link, or for the rate limit.
+    pub(crate) fn has_work(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Forgets what is long over.
+    pub(crate) fn housekeep(&mut self, now: Instant) {
+        self.over.expire(now);
+        if self.flows.is_empty() && self.flows.capacity() > 1024 {
+            self.flows = Slab::new();
+            self.by_key = HashMap::new();
+            self.ready = VecDeque::new();
+        }
+    }
+
+    /// Something happened to a flow: it is served in this turn, or removed.
+    fn settle(&mut self, index: usize, fate: Fate, cx: &mut Context) {
+        if fate != Fate::Lives {
+            return self.finish(index, fate, cx);
+        }
+        if let Some(flow) = self.flows.get_mut(index)
+            && !flow.queued
+        {
+            flow.queued = true;
+            self.ready.push_back(index);
+        }
+    }
+
+    fn finish(&mut self, index: usize, fate: Fate, cx: &mut Context) {
+        if fate == Fate::Lives {
+            return self.arm(index, cx);
+        }
+        let Some(mut flow) = self.flows.try_remove(index) else { return };
+        let key = flow.key;
+        self.by_key.remove(&key);
+        cx.meter.tcp_open.set(self.flows.len() as u64);
+        match fate {
+            Fate::Failed(error) => flow.fail(error, cx),
+            Fate::ResetByHost => flow.reset_guest(cx),
+            Fate::Lives | Fate::Ended | Fate::ResetByGuest => {}
+        }
+        let (ours, guests) = flow.close(fate == Fate::ResetByGuest, cx);
+        if fate == Fate::Ended {
+            self.over.insert(key, ours, guests, cx.now);
+        }
+    }
+
+    fn arm(&mut self, index: usize, cx: &mut Context) {
+        if let Some(flow) = self.flows.get_mut(index) {
+            let deadline = flow.deadline();
+            cx.timers.arm(&mut flow.armed, deadline, Alarm::Tcp(index));
+        }
+    }
+}
+
+/// Answers a segment that belongs to no flow (RFC 9293, section 3.10.7.1).
+fn refuse(key: Key, segment: &Segment<'_>, cx: &mut Context) {
+    match segment.ack {
+        Some(ack) => reply(key, ack, None, true, cx),
+        None => reply(key, Seq(0), Some(segment.seq + segment.len() as usize), true, cx),
+    }
+}
+
+fn reply(key: Key, seq: Seq, ack: Option<Seq>, rst: bool, cx: &mut Context) {
+    let header = TcpHeader {
+        source: key.remote,
+        destination: key.guest,
+        seq,
+        ack,
+        syn: false,
+        fin: false,
+        rst,
+        push: false,
+        window: 0,
+        options: TcpOptions::None,
+        mss: usize::MAX,
+    };
+    if !cx.out.tcp(&header, &[]) {
+        cx.meter.dropped.add(1);
+    }
+}
+
+/// Tells the guest by ICMP that its SYN with the number `seq` went nowhere.
+pub(super) fn unreachable(key: Key, seq: Seq, why: Unreachable, cx: &mut Context) {
+    let gateway: IpAddr = match key.guest.ip() {
+        IpAddr::V4(_) => cx.addresses.gateway.into(),
+        IpAddr::V6(_) => cx.addresses.gateway6.into(),
+    };
+    let mut transport = [0; 20];
+    transport[..2].copy_from_slice(&key.guest.port().to_be_bytes());
+    transport[2..4].copy_from_slice(&key.remote.port().to_be_bytes());
+    transport[4..8].copy_from_slice(&seq.0.to_be_bytes());
+    transport[12] = 5 << 4;
+    transport[13] = 2;
+    let addresses = (key.guest.ip(), key.remote.ip());
+    cx.out.unreachable(why, gateway, addresses, PROTOCOL, &transport);
+}

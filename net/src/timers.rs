@@ -1,0 +1,75 @@
+//! Deadlines of flows, cheap to move: an alarm may go off early, and who it is for then asks
+//! for another.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::time::Instant;
+
+/// What an alarm is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Alarm {
+    /// A TCP flow, by its place in the table.
+    Tcp(usize),
+    /// A UDP flow, by its place in the table.
+    Udp(usize),
+    /// A flow over a ping socket, by its place in the table.
+    Ping(usize),
+    /// A DNS question, by its place in the table.
+    Dns(usize),
+    /// Flows that a rate limit holds back.
+    Limit,
+    /// Regular housekeeping.
+    Housekeeping,
+}
+
+#[derive(Default)]
+pub(crate) struct Timers(BinaryHeap<Reverse<(Instant, Alarm)>>);
+
+impl Timers {
+    pub(crate) fn set(&mut self, at: Instant, alarm: Alarm) {
+        self.0.push(Reverse((at, alarm)));
+    }
+
+    /// Sets an alarm for `deadline`, unless one that was set (`armed`) goes off before it. For an
+    /// owner that keeps one alarm and asks again when it went off.
+    pub(crate) fn arm(&mut self, armed: &mut Option<Instant>, deadline: Instant, alarm: Alarm) {
+        if armed.is_none_or(|at| deadline < at) {
+            *armed = Some(deadline);
+            self.set(deadline, alarm);
+        }
+    }
+
+    pub(crate) fn next(&self) -> Option<Instant> {
+        self.0.peek().map(|Reverse((at, _))| *at)
+    }
+
+    pub(crate) fn pop(&mut self, now: Instant) -> Option<(Instant, Alarm)> {
+        if self.next()? > now {
+            return None;
+        }
+        self.0.pop().map(|Reverse(alarm)| alarm)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn alarms_go_off_in_order_and_moving_one_later_costs_nothing() {
+        let now = Instant::now();
+        let later = |s| now + Duration::from_secs(s);
+        let mut timers = Timers::default();
+        let mut armed = None;
+        timers.arm(&mut armed, later(5), Alarm::Tcp(1));
+        timers.arm(&mut armed, later(9), Alarm::Tcp(1));
+        timers.set(later(3), Alarm::Housekeeping);
+        assert_eq!(timers.next(), Some(later(3)));
+        assert_eq!(timers.pop(later(2)), None);
+        assert_eq!(timers.pop(later(6)), Some((later(3), Alarm::Housekeeping)));
+        assert_eq!(timers.pop(later(6)), Some((later(5), Alarm::Tcp(1))));
+        assert_eq!(timers.pop(later(60)), None);
+    }
+}

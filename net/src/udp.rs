@@ -1,0 +1,357 @@
+//! UDP: a socket of the host for each pair of addresses, and ports of the host that lead in.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use slab::Slab;
+use smoltcp::wire::UdpPacket;
+
+use crate::context::{Context, Source};
+use crate::forward::Protocol;
+use crate::policy::{self, Route, Verdict};
+use crate::sockets;
+use crate::timers::Alarm;
+use crate::wire::{Packet, Unreachable, protocol};
+
+/// Flows; one more makes an old one go.
+const MAX_FLOWS: usize = 16_384;
+/// A flow that had an answer lives longer than one that only asked (RFC 4787, section 4.3).
+const ANSWERED: Duration = Duration::from_secs(180);
+const ASKED: Duration = Duration::from_secs(30);
+/// Datagrams of one flow in a turn.
+const TURN: usize = 32;
+/// The largest datagram.
+const MAX_DATAGRAM: usize = 65_535;
+
+/// The addresses of a flow, as the guest sees them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    guest: SocketAddr,
+    remote: SocketAddr,
+}
+
+/// Where a flow's datagrams go on the host.
+enum Host {
+    /// The guest began: a socket of its own, connected to this address.
+    Own { socket: OwnedFd, address: SocketAddr },
+    /// Somebody sent to a port of the host: back through that.
+    Forward { socket: Rc<UdpSocket>, peer: SocketAddr },
+}
+
+struct Flow {
+    key: Key,
+    host: Host,
+    readable: bool,
+    queued: bool,
+    answered: bool,
+    heard: Instant,
+    armed: Option<Instant>,
+}
+
+/// The UDP flows of a guest.
+pub(crate) struct Udp {
+    flows: Slab<Flow>,
+    by_key: HashMap<Key, usize>,
+    ready: VecDeque<usize>,
+    buffer: Box<[u8]>,
+    /// Where the next victim is looked for.
+    hand: usize,
+}
+
+impl Udp {
+    pub(crate) fn new() -> Self {
+        Self {
+            flows: Slab::new(),
+            by_key: HashMap::new(),
+            ready: VecDeque::new(),
+            buffer: vec![0; MAX_DATAGRAM].into_boxed_slice(),
+            hand: 0,
+        }
+    }
+
+    /// A datagram of the guest, to somewhere that is not the gateway.
+    pub(crate) fn on_packet(&mut self, packet: &Packet<'_>, cx: &mut Context) {
+        let Ok(datagram) = UdpPacket::new_checked(packet.payload) else {
+            cx.meter.malformed.add(1);
+            return;
+        };
+        let key = Key {
+            guest: SocketAddr::new(packet.source, datagram.src_port()),
+            remote: SocketAddr::new(packet.destination, datagram.dst_port()),
+        };
+        let known = self.by_key.get(&key).copied();
+        let Some(index) = known.or_else(|| self.open(key, packet.payload, cx)) else { return };
+        let Some(flow) = self.flows.get_mut(index) else { return };
+        flow.heard = cx.now;
+        let data = datagram.payload();
+        let result = match flow.send(data) {
+            // What is reported is an older datagram's fate, or the host has other addresses now.
+            Err(Errno::CONNREFUSED) => {
+                flow.unreachable(Unreachable::Port, cx);
+                flow.send(data)
+            }
+            Err(_) => match flow.reopen() {
+                Ok(true) => {
+                    if let Host::Own { socket, .. } = &flow.host {
+                        // Without being watched it hears no answer; the next error tries again.
+                        let _ = cx.watch(socket, Source::Udp(index));
+                    }
+                    flow.send(data)
+                }
+                Ok(false) => Ok(()),
+                Err(e) => Err(e),
+            },
+            sent => sent,
+        };
+        match result {
+            Ok(()) => {}
+            Err(Errno::AGAIN | Errno::MSGSIZE) => cx.meter.dropped.add(1),
+            Err(e) => flow.unreachable(reason(e), cx),
+        }
+    }
+
+    fn open(&mut self, key: Key, transport: &[u8], cx: &mut Context) -> Option<usize> {
+        let fail = |why, cx: &mut Context| {
+            let gateway = gateway(key, cx);
+            let addresses = (key.guest.ip(), key.remote.ip());
+            cx.out.unreachable(why, gateway, addresses, protocol::UDP, transport);
+            None
+        };
+        let (address, host) = match Route::to(&cx.addresses, key.remote) {
+            Route::Gateway => return fail(Unreachable::Port, cx),
+            // Nobody wants to hear that a broadcast was not heard.
+            Route::Nowhere if !cx.addresses.on_link(key.remote.ip()) => return None,
+            Route::Nowhere => return fail(Unreachable::Host, cx),
+            Route::Host(address) => (address, true),
+            Route::Outside(address) => (address, false),
+        };
+        if key.remote.port() == 0 || key.guest.port() == 0 {
+            return None;
+        }
+        let flow = policy::Flow { protocol: Protocol::Udp, destination: key.remote, host };
+        if cx.gate.ask(flow, cx.now) == Verdict::Denied {
+            return fail(Unreachable::Prohibited, cx);
+        }
+        let socket = match sockets::connect_udp(address) {
+            Ok(socket) => socket,
+            Err(e) if sockets::is_exhausted(e) => {
+                cx.meter.dropped.add(1);
+                return None;
+            }
+            Err(e) => return fail(reason(e), cx),
+        };
+        self.insert(key, Host::Own { socket, address }, cx)
+    }
+
+    /// A datagram came to a port of the host, from `peer`, which the guest knows as `remote`.
+    pub(crate) fn on_forward(
+        &mut self,
+        socket: &Rc<UdpSocket>,
+        peer: SocketAddr,
+        remote: SocketAddr,
+        guest: SocketAddr,
+        data: &[u8],
+        cx: &mut Context,
+    ) {
+        let key = Key { guest, remote };
+        let index = match self.by_key.get(&key).copied() {
+            Some(index) => Some(index),
+            None => {
+                let host = Host::Forward { socket: Rc::clone(socket), peer };
+                self.insert(key, host, cx)
+            }
+        };
+        let Some(flow) = index.and_then(|index| self.flows.get_mut(index)) else { return };
+        flow.heard = cx.now;
+        // The last who sends from there gets the answers: two peers may look the same here.
+        if let Host::Forward { peer: last, .. } = &mut flow.host {
+            *last = peer;
+        }
+        if !cx.may_send() || !cx.out.udp(remote, guest, data) {
+            cx.meter.dropped.add(1);
+        }
+        cx.charge();
+    }
+
+    fn insert(&mut self, key: Key, host: Host, cx: &mut Context) -> Option<usize> {
+        while self.flows.len() >= MAX_FLOWS || !cx.has_room_for_flow() {
+            // TCP may have all of the room.
+            self.evict(cx)?;
+        }
+        let flow = Flow {
+            key,
+            host,
+            readable: false,
+            queued: false,
+            answered: false,
+            heard: cx.now,
+            armed: None,
+        };
+        let index = self.flows.insert(flow);
+        let flow = self.flows.get_mut(index)?;
+        if let Host::Own { socket, .. } = &flow.host
+            && cx.watch(socket, Source::Udp(index)).is_err()
+        {
+            self.flows.remove(index);
+            cx.meter.dropped.add(1);
+            return None;
+        }
+        cx.timers.arm(&mut flow.armed, cx.now + ASKED, Alarm::Udp(index));
+        self.by_key.insert(key, index);
+        cx.meter.udp_flows.add(1);
+        cx.meter.udp_open.set(self.flows.len() as u64);
+        Some(index)
+    }
+
+    /// Removes a flow, another one each time; None if there is none.
+    fn evict(&mut self, cx: &Context) -> Option<()> {
+        let next = self.flows.iter().map(|(index, _)| index).find(|index| *index >= self.hand);
+        let index = next.or_else(|| self.flows.iter().next().map(|(index, _)| index))?;
+        self.hand = index + 1;
+        self.remove(index, cx);
+        Some(())
+    }
+
+    fn remove(&mut self, index: usize, cx: &Context) {
+        if let Some(flow) = self.flows.try_remove(index) {
+            self.by_key.remove(&flow.key);
+        }
+        if self.flows.is_empty() && self.flows.capacity() > 1024 {
+            self.flows = Slab::new();
+            self.by_key = HashMap::new();
+        }
+        cx.meter.udp_open.set(self.flows.len() as u64);
+    }
+
+    /// Epoll says that a flow's socket has something.
+    pub(crate) fn on_socket(&mut self, index: usize, readable: bool) {
+        let Some(flow) = self.flows.get_mut(index).filter(|_| readable) else { return };
+        flow.readable = true;
+        if !flow.queued {
+            flow.queued = true;
+            self.ready.push_back(index);
+        }
+    }
+
+    /// Passes on what came for the guest. True if there is more that can be passed on now.
+    pub(crate) fn serve(&mut self, cx: &mut Context) -> bool {
+        for _ in 0..self.ready.len() {
+            let Some(index) = self.ready.pop_front() else { break };
+            let Some(flow) = self.flows.get_mut(index) else { continue };
+            flow.queued = false;
+            flow.receive(&mut self.buffer, cx);
+            if flow.readable {
+                flow.queued = true;
+                self.ready.push_back(index);
+            }
+        }
+        !self.ready.is_empty() && cx.may_send()
+    }
+
+    /// True if flows wait for room in the link, or for the rate limit.
+    pub(crate) fn has_work(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// A flow's alarm, set for `at`, goes off.
+    pub(crate) fn on_alarm(&mut self, index: usize, at: Instant, cx: &mut Context) {
+        let Some(flow) = self.flows.get_mut(index).filter(|flow| flow.armed == Some(at)) else {
+            return;
+        };
+        flow.armed = None;
+        let deadline = flow.heard + if flow.answered { ANSWERED } else { ASKED };
+        if deadline <= cx.now {
+            self.remove(index, cx);
+        } else {
+            cx.timers.arm(&mut flow.armed, deadline, Alarm::Udp(index));
+        }
+    }
+
+    /// A port of the host is closed: its flows end.
+    pub(crate) fn close_forward(&mut self, closed: &Rc<UdpSocket>, cx: &Context) {
+        let ours = |flow: &Flow| match &flow.host {
+            Host::Forward { socket, .. } => Rc::ptr_eq(socket, closed),
+            Host::Own { .. } => false,
+        };
+        let indices: Vec<usize> =
+            self.flows.iter().filter(|(_, flow)| ours(flow)).map(|(index, _)| index).collect();
+        indices.into_iter().for_each(|index| self.remove(index, cx));
+    }
+}
+
+impl Flow {
+    fn send(&self, data: &[u8]) -> Result<(), Errno> {
+        match &self.host {
+            Host::Own { socket, .. } => match sockets::send(socket, data)? {
+                Some(_) => Ok(()),
+                None => Err(Errno::AGAIN),
+            },
+            Host::Forward { socket, peer } => match socket.send_to(data, peer) {
+                Ok(_) => Ok(()),
+                Err(e) => Err(Errno::from_io_error(&e).unwrap_or(Errno::IO)),
+            },
+        }
+    }
+
+    /// A new socket, for when the old one's own address is gone. False if it has none of its own.
+    fn reopen(&mut self) -> Result<bool, Errno> {
+        let Host::Own { socket, address } = &mut self.host else { return Ok(false) };
+        *socket = sockets::connect_udp(*address)?;
+        Ok(true)
+    }
+
+    fn receive(&mut self, buffer: &mut [u8], cx: &mut Context) {
+        let Host::Own { socket, .. } = &self.host else { return };
+        for _ in 0..TURN {
+            if !cx.may_send() {
+                return;
+            }
+            match sockets::receive(socket, buffer) {
+                Ok(Some(n)) => {
+                    self.heard = cx.now;
+                    self.answered = true;
+                    let data = buffer.get(..n).unwrap_or_default();
+                    if !cx.out.udp(self.key.remote, self.key.guest, data) {
+                        cx.meter.dropped.add(1);
+                    }
+                    cx.charge();
+                }
+                Ok(None) => {
+                    self.readable = false;
+                    return;
+                }
+                Err(e) => return self.unreachable(reason(e), cx),
+            }
+        }
+    }
+
+    fn unreachable(&self, why: Unreachable, cx: &mut Context) {
+        let mut transport = [0; 8];
+        transport[..2].copy_from_slice(&self.key.guest.port().to_be_bytes());
+        transport[2..4].copy_from_slice(&self.key.remote.port().to_be_bytes());
+        transport[5] = 8;
+        let addresses = (self.key.guest.ip(), self.key.remote.ip());
+        // A port that nobody listens on is what the host itself says.
+        let from =
+            if why == Unreachable::Port { self.key.remote.ip() } else { gateway(self.key, cx) };
+        cx.out.unreachable(why, from, addresses, protocol::UDP, &transport);
+    }
+}
+
+fn gateway(key: Key, cx: &Context) -> IpAddr {
+    if key.guest.is_ipv4() { cx.addresses.gateway.into() } else { cx.addresses.gateway6.into() }
+}
+
+/// What an error of a socket means for the guest.
+pub(crate) fn reason(error: Errno) -> Unreachable {
+    match error {
+        Errno::CONNREFUSED => Unreachable::Port,
+        Errno::ACCESS | Errno::PERM => Unreachable::Prohibited,
+        Errno::HOSTUNREACH | Errno::HOSTDOWN => Unreachable::Host,
+        _ => Unreachable::Network,
+    }
+}

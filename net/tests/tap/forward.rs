@@ -1,0 +1,111 @@
+//! Ports of the host that lead to the guest.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
+use std::thread;
+use std::time::Duration;
+
+use boxlite_net::{Network, NetworkError, NetworkOptions, PortForward};
+
+use crate::lab::{OUTSIDE, in_lab};
+
+fn forward(text: &str) -> PortForward {
+    text.parse().unwrap()
+}
+
+#[test]
+fn connections_reach_the_guest_from_where_they_came() {
+    in_lab(|lab| {
+        let forwards = vec![forward("0:8000"), forward(&format!("{OUTSIDE}:0:8000"))];
+        let network = lab.start(NetworkOptions { forwards, ..Default::default() });
+        let [local, outside] = network.handle.forwards()[..] else { panic!() };
+        assert_ne!(local.listen.port(), 0);
+        let listener = lab.guest(|| TcpListener::bind("0.0.0.0:8000").unwrap());
+        for (bound, seen) in [(local, "192.168.127.254"), (outside, OUTSIDE)] {
+            let mut client = TcpStream::connect(bound.listen).unwrap();
+            let (mut server, peer) = listener.accept().unwrap();
+            assert_eq!(peer.ip().to_string(), seen);
+            assert_eq!(peer.port(), client.local_addr().unwrap().port());
+            client.write_all(b"ping").unwrap();
+            client.shutdown(Shutdown::Write).unwrap();
+            let mut request = String::new();
+            server.read_to_string(&mut request).unwrap();
+            assert_eq!(request, "ping");
+            server.write_all(b"pong").unwrap();
+            drop(server);
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).unwrap();
+            assert_eq!(answer, "pong");
+        }
+        network.wait_for("all flows end", |c| c.tcp_open == 0);
+    });
+}
+
+#[test]
+fn a_port_that_the_guest_does_not_serve_is_reset_and_one_in_use_is_an_error() {
+    in_lab(|lab| {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let forwards = vec![forward(&format!("{port}:80"))];
+        let error = Network::new(NetworkOptions { forwards, ..Default::default() }).err().unwrap();
+        assert!(matches!(error, NetworkError::Forward(_)));
+        assert!(error.to_string().contains(&port.to_string()), "{error}");
+
+        let network = lab.start(NetworkOptions::default());
+        let bound = network.handle.add_forward(forward("0:81")).unwrap();
+        let mut client = TcpStream::connect(bound.listen).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        assert_eq!(client.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert!(network.handle.add_forward(bound).is_err(), "it is in use by us");
+        assert!(network.handle.remove_forward(bound).unwrap());
+        assert!(!network.handle.remove_forward(bound).unwrap());
+        let error = TcpStream::connect(bound.listen).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+        assert_eq!(network.handle.forwards(), []);
+    });
+}
+
+#[test]
+fn who_connects_before_the_guest_is_there_is_served_when_it_is() {
+    in_lab(|lab| {
+        let network = lab.start(NetworkOptions::default());
+        let bound = network.handle.add_forward(forward("0:8000")).unwrap();
+        let link = network.handle.detach().unwrap().unwrap();
+        let mut client = TcpStream::connect(bound.listen).unwrap();
+        client.write_all(b"early").unwrap();
+        let listener = lab.guest(|| TcpListener::bind("0.0.0.0:8000").unwrap());
+        thread::sleep(Duration::from_millis(100));
+        network.handle.attach(link).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        let mut request = [0; 5];
+        server.read_exact(&mut request).unwrap();
+        assert_eq!(&request, b"early");
+    });
+}
+
+#[test]
+fn datagrams_reach_the_guest_and_answers_find_their_way_back() {
+    in_lab(|lab| {
+        let network = lab.start(NetworkOptions::default());
+        let bound = network.handle.add_forward(forward("0:5000/udp")).unwrap();
+        let server = lab.guest(|| UdpSocket::bind("0.0.0.0:5000").unwrap());
+        server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let clients: Vec<_> = (0..20).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
+        for client in &clients {
+            client.send_to(b"question", bound.listen).unwrap();
+            let mut buffer = [0; 100];
+            let (n, peer) = server.recv_from(&mut buffer).unwrap();
+            assert_eq!(&buffer[..n], b"question");
+            assert_eq!(peer.ip().to_string(), "192.168.127.254");
+            server.send_to(peer.port().to_string().as_bytes(), peer).unwrap();
+        }
+        for client in &clients {
+            client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            let mut buffer = [0; 100];
+            let (n, from) = client.recv_from(&mut buffer).unwrap();
+            assert_eq!(from, bound.listen);
+            let port = client.local_addr().unwrap().port().to_string();
+            assert_eq!(String::from_utf8_lossy(&buffer[..n]), port);
+        }
+    });
+}

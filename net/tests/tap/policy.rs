@@ -1,0 +1,106 @@
+//! What the guest may reach, seen from the guest; and how fast.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use boxlite_net::{NetworkOptions, Policy, RateLimit, RateLimits, Rule};
+
+use crate::lab::{Lab, OUTSIDE, OUTSIDE6, in_lab};
+
+fn connects(lab: &Lab, address: &str) -> bool {
+    let address = address.parse().unwrap();
+    lab.guest(|| TcpStream::connect_timeout(&address, Duration::from_secs(5)).is_ok())
+}
+
+fn listen(ip: &str) -> u16 {
+    let listener = TcpListener::bind((ip.parse::<IpAddr>().unwrap(), 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || listener.incoming().for_each(drop));
+    port
+}
+
+#[test]
+fn the_hosts_loopback_is_closed_unless_asked_for() {
+    in_lab(|lab| {
+        let (v4, v6) = (listen("127.0.0.1"), listen("::1"));
+        {
+            let network = lab.start(NetworkOptions::default());
+            assert!(!connects(lab, &format!("192.168.127.254:{v4}")));
+            assert!(!connects(lab, &format!("[fdb0:786c:6974::fe]:{v6}")));
+            assert!(!connects(lab, &format!("127.0.0.1:{v4}")), "the guest's own");
+            assert!(!connects(lab, &format!("[::ffff:127.0.0.1]:{v4}")));
+            assert!(!connects(lab, &format!("0.0.0.0:{v4}")));
+            assert!(network.counters().denied >= 2);
+        }
+    });
+    in_lab(|lab| {
+        let (v4, v6) = (listen("127.0.0.1"), listen("::1"));
+        let policy = Policy::from_rules(vec![Rule::allow(&format!("tcp:host:{v4}")).unwrap()]);
+        let _network = lab.start(NetworkOptions { policy, ..Default::default() });
+        assert!(connects(lab, &format!("192.168.127.254:{v4}")));
+        assert!(!connects(lab, &format!("[fdb0:786c:6974::fe]:{v6}")));
+    });
+}
+
+#[test]
+fn rules_hold_for_tcp_and_udp() {
+    in_lab(|lab| {
+        let (port, port6) = (listen(OUTSIDE), listen(OUTSIDE6));
+        let rules = [format!("allow tcp:{OUTSIDE}:{port}"), "deny any".to_owned()];
+        let rules = rules.iter().map(|rule| rule.parse().unwrap()).collect();
+        let policy = Policy::from_rules(rules);
+        let network = lab.start(NetworkOptions { policy, ..Default::default() });
+        assert!(connects(lab, &format!("{OUTSIDE}:{port}")));
+        assert!(!connects(lab, &format!("[{OUTSIDE6}]:{port6}")));
+        let server = UdpSocket::bind((OUTSIDE, port)).unwrap();
+        server.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        lab.guest(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.send_to(b"x", (OUTSIDE, port)).unwrap();
+        });
+        assert!(server.recv(&mut [0; 8]).is_err(), "a datagram passed");
+        assert_eq!(network.counters().denied, 2);
+    });
+}
+
+#[test]
+fn limits_hold_in_their_direction() {
+    const LEN: usize = 3_000_000;
+    const RATE: u64 = 4_000_000;
+    in_lab(|lab| {
+        let limit = Some(RateLimit::new(RATE));
+        for to_guest in [true, false] {
+            let limits = RateLimits {
+                to_guest: limit.filter(|_| to_guest),
+                from_guest: limit.filter(|_| !to_guest),
+            };
+            let network = lab.start(NetworkOptions { limits, mtu: 9000, ..Default::default() });
+            let listener = TcpListener::bind((OUTSIDE, 0)).unwrap();
+            let address = listener.local_addr().unwrap();
+            let guest = lab.guest(|| TcpStream::connect(address).unwrap());
+            let (host, _) = listener.accept().unwrap();
+            for guest_sends in [true, false] {
+                let (mut from, mut to) =
+                    if guest_sends { (&guest, &host) } else { (&host, &guest) };
+                let started = Instant::now();
+                thread::scope(|scope| {
+                    scope.spawn(move || from.write_all(&vec![1; LEN]).unwrap());
+                    to.read_exact(&mut vec![0; LEN]).unwrap();
+                });
+                let time = started.elapsed().as_secs_f64();
+                // An eighth of a second's worth goes at once, and a frame may overdraw.
+                let least = LEN as f64 / RATE as f64 - 0.15;
+                if guest_sends != to_guest {
+                    assert!((least..least + 1.0).contains(&time), "{time} s, limited");
+                } else {
+                    assert!(time < least, "{time} s, though not limited");
+                }
+            }
+            drop((guest, host, network));
+            // The next network makes a device of the same name.
+            thread::sleep(Duration::from_millis(50));
+        }
+    });
+}

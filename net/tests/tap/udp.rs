@@ -1,0 +1,101 @@
+//! Datagrams: small, large and refused.
+
+use std::io::ErrorKind;
+use std::net::{SocketAddr, UdpSocket};
+use std::thread;
+use std::time::Duration;
+
+use boxlite_net::{LinkFeatures, NetworkOptions};
+
+use crate::lab::{FEATURES, Lab, OUTSIDE, OUTSIDE6, in_lab};
+
+const TIMEOUT: Option<Duration> = Some(Duration::from_secs(5));
+
+/// A server outside that sends everything back.
+fn echo(ip: &str) -> SocketAddr {
+    let socket = UdpSocket::bind((ip, 0)).unwrap();
+    let address = socket.local_addr().unwrap();
+    thread::spawn(move || {
+        let mut buffer = [0; 65_536];
+        while let Ok((n, peer)) = socket.recv_from(&mut buffer) {
+            if n == 0 {
+                return;
+            }
+            socket.send_to(&buffer[..n], peer).unwrap();
+        }
+    });
+    address
+}
+
+fn client(lab: &Lab, server: SocketAddr) -> UdpSocket {
+    lab.guest(|| {
+        let any = if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let socket = UdpSocket::bind(any).unwrap();
+        socket.set_read_timeout(TIMEOUT).unwrap();
+        socket.connect(server).unwrap();
+        socket
+    })
+}
+
+#[test]
+fn datagrams_of_every_size_come_back() {
+    for (mtu, features) in [(65_520, FEATURES), (1500, FEATURES), (1280, LinkFeatures::default())] {
+        in_lab(move |lab| {
+            let network = lab.start_with(NetworkOptions { mtu, ..Default::default() }, features);
+            for ip in [OUTSIDE, OUTSIDE6] {
+                let socket = client(lab, echo(ip));
+                let mut buffer = vec![0; 65_536];
+                for len in [1, 2, 1000, 1199, 1473, 1472, 9000, 65_000, 65_507] {
+                    let data: Vec<u8> = (0..len).map(|n| (n * 31 % 251) as u8).collect();
+                    socket.send(&data).unwrap();
+                    let n = socket.recv(&mut buffer).unwrap_or_else(|e| panic!("{ip} {len}: {e}"));
+                    assert!(buffer[..n] == data, "{len} bytes");
+                }
+                socket.send(&[]).unwrap();
+            }
+            assert_eq!((network.counters().udp_flows, network.counters().malformed), (2, 0));
+        });
+    }
+}
+
+#[test]
+fn refused_and_denied_datagrams_are_told() {
+    in_lab(|lab| {
+        let _network = lab.start(NetworkOptions::default());
+        for (address, kind) in [
+            (format!("{OUTSIDE}:9"), ErrorKind::ConnectionRefused),
+            (format!("[{OUTSIDE6}]:9"), ErrorKind::ConnectionRefused),
+            ("192.168.127.1:9".to_owned(), ErrorKind::ConnectionRefused),
+            // Linux tells datagram sockets of lasting errors only.
+            ("169.254.169.254:9".to_owned(), ErrorKind::HostUnreachable),
+            ("[fd00:ec2::254]:9".to_owned(), ErrorKind::PermissionDenied),
+        ] {
+            let socket = client(lab, address.parse().unwrap());
+            let error = (0..20).find_map(|_| {
+                let sent = socket.send(b"x");
+                thread::sleep(Duration::from_millis(20));
+                sent.err()
+            });
+            assert_eq!(error.map(|e| e.kind()), Some(kind), "{address}");
+        }
+    });
+}
+
+#[test]
+fn a_socket_talks_to_many_and_hears_from_each() {
+    in_lab(|lab| {
+        let network = lab.start(NetworkOptions::default());
+        let servers: Vec<_> = (0..50).map(|_| echo(OUTSIDE)).collect();
+        let socket = lab.guest(|| UdpSocket::bind("0.0.0.0:4433").unwrap());
+        socket.set_read_timeout(TIMEOUT).unwrap();
+        for server in &servers {
+            socket.send_to(server.to_string().as_bytes(), server).unwrap();
+        }
+        for _ in &servers {
+            let mut buffer = [0; 100];
+            let (n, from) = socket.recv_from(&mut buffer).unwrap();
+            assert_eq!(String::from_utf8_lossy(&buffer[..n]), from.to_string());
+        }
+        assert_eq!(network.counters().udp_open, 50);
+    });
+}

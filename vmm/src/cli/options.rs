@@ -128,7 +128,7 @@ struct HealthArgs {
     #[arg(long = "health-interval", value_name = "DURATION", value_parser = size::duration, requires = "cmd", help_heading = LIFETIME)]
     interval: Option<Duration>,
     /// A check that takes longer has failed [default: 30s]
-    #[arg(long = "health-timeout", value_name = "DURATION", value_parser = size::duration, requires = "cmd", help_heading = LIFETIME)]
+    #[arg(id = "health_timeout", long = "health-timeout", value_name = "DURATION", value_parser = size::duration, requires = "cmd", help_heading = LIFETIME)]
     timeout: Option<Duration>,
     /// So many failures in a row make the box unhealthy [default: 3]
     #[arg(long = "health-retries", value_name = "N", requires = "cmd", help_heading = LIFETIME)]

@@ -48,6 +48,13 @@ pub struct Record {
     pub bytes: Vec<u8>,
 }
 
+impl Record {
+    /// A record.
+    pub fn new(at_ns: u64, stream: LogStream, bytes: Vec<u8>) -> Self {
+        Self { at_ns, stream, bytes }
+    }
+}
+
 /// Where a main command wrote something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

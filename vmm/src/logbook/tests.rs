@@ -190,3 +190,39 @@ fn a_log_that_cannot_be_written_stops_nothing() {
     writer.append(LogStream::Stdout, b"kept");
     assert_eq!(of(&read(&path, Query::default()))[0], b"kept");
 }
+
+/// What is kept on a disk that fills up is whole, and goes on when there is room again.
+#[test]
+fn a_full_disk_loses_records_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let mount = |program: &str, args: &[&str]| {
+        let status = std::process::Command::new(program).args(args).arg(path).status();
+        status.is_ok_and(|status| status.success())
+    };
+    if !mount("mount", &["-t", "tmpfs", "-o", "size=256k", "tmpfs"]) {
+        return eprintln!("SKIPPED: this user cannot mount a small disk");
+    }
+    let filler = path.join("filler");
+    fs::write(&filler, [0; 100 << 10]).unwrap();
+    let mut writer = Writer::open(path);
+    let record = |n: u8| vec![n; 30 << 10];
+    for n in 0..10 {
+        writer.append_at(LogStream::Stdout, &record(n), n.into());
+    }
+    let kept = read(path, Query::default());
+    fs::remove_file(&filler).unwrap();
+    writer.append_at(LogStream::Stdout, &record(99), 99);
+    let after = read(path, Query::default());
+    drop(writer);
+    assert!(mount("umount", &[]));
+    assert!((1..10).contains(&kept.len()), "{} records", kept.len());
+    for record in &kept {
+        assert!(
+            record.bytes.len() == 30 << 10
+                && record.bytes.iter().all(|b| u64::from(*b) == record.at_ns)
+        );
+    }
+    assert_eq!(after[..kept.len()], kept);
+    assert_eq!((after.len(), after[kept.len()].at_ns), (kept.len() + 1, 99));
+}

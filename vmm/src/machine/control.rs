@@ -36,6 +36,8 @@ pub(crate) enum ToMachine {
     Client,
     /// The descriptor beside it becomes a connection in the agent's protocol to the main command:
     /// `Request::Exec` there is answered as if it started the command; closing it ends nothing. Without an answer.
+    /// What is said there is for the command, `End` of standard input and `Control::Kill` too: whoever
+    /// only wants to leave closes the socket without them.
     Attach,
     /// Do not end with the launcher from now on.
     Outlive,

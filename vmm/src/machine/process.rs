@@ -363,7 +363,12 @@ impl Process {
         let boot = self.boot.0 + 1;
         self.boot = (boot, now);
         let sender = self.sender.clone();
+        let stopped = AtomicBool::new(false);
         let tell: Tell = Arc::new(move |said| {
+            // A guest may ask for its reset as often as it likes before it is stopped.
+            if matches!(said, Said::Stop(_)) && stopped.swap(true, Ordering::SeqCst) {
+                return;
+            }
             // The receiver is gone only when the process is ending.
             let _ = sender.send(Message::Machine(boot, said));
         });

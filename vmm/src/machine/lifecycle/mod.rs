@@ -229,7 +229,7 @@ impl Lifecycle {
             Input::Fatal(message) => self.fatal = Some(message),
             Input::DiskFull(disk) => {
                 self.disk_full = Some(disk.clone());
-                if self.is_up() {
+                if self.is_up() && self.plan.is_box {
                     self.end_in_order(End::DiskFull(disk), Some(OWN_GRACE), SHUTDOWN_LIMIT, now);
                 }
             }

@@ -101,7 +101,8 @@ impl Life {
 }
 
 fn with_main() -> Plan {
-    Plan { main: Some((false, SIGTERM)), ready_timeout_ms: Some(10_000), ..Plan::default() }
+    let main = Some((false, SIGTERM));
+    Plan { main, ready_timeout_ms: Some(10_000), is_box: true, ..Plan::default() }
 }
 
 fn without_main() -> Plan {
@@ -323,6 +324,11 @@ fn a_full_disk_ends_the_box_in_order_and_is_told() {
     life.on(Input::DiskFull("vda".into()));
     life.guest_off();
     assert_eq!(life.end(), End::DiskFull("vda".into()));
+    // Whoever runs a bare machine hears of it from what the guest cannot do.
+    let mut bare = Life::up(Plan::default());
+    assert_eq!(bare.on(Input::DiskFull("vda".into())), []);
+    bare.guest_off();
+    assert_eq!(bare.end(), End::DiskFull("vda".into()));
 }
 
 #[test]

@@ -16,6 +16,8 @@ pub(in crate::machine) struct Plan {
     pub(super) health: Option<HealthSpec>,
     pub(super) ready_timeout_ms: Option<u64>,
     pub(super) detached: bool,
+    /// Whether the guest can be asked to end, by a hub that speaks to its agent.
+    pub(super) is_box: bool,
 }
 
 impl Plan {
@@ -30,6 +32,7 @@ impl Plan {
             health: health.clone(),
             ready_timeout_ms: Some(*ready_timeout_ms),
             detached: *detached,
+            is_box: true,
         }
     }
 }

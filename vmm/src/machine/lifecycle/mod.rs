@@ -344,6 +344,10 @@ impl Lifecycle {
                 };
                 match delay {
                     Some(delay) => self.main = Main::Delayed { until: now + delay },
+                    None if self.plan.disposable => {
+                        self.act(Action::StopMachine);
+                        self.finish(End::Main);
+                    }
                     None => {
                         self.end_in_order(End::Main, Some(Duration::ZERO), SHUTDOWN_LIMIT, now);
                     }

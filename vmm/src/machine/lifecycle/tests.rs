@@ -163,6 +163,14 @@ fn the_main_command_may_wait_for_somebody() {
 }
 
 #[test]
+fn a_guest_that_is_thrown_away_is_not_asked() {
+    let mut life = Life::up(Plan { disposable: true, ..with_main() });
+    life.on(Input::MainStarted(7));
+    assert_eq!(life.on(Input::MainEnded(code(3))), [Action::StopMachine, Action::Finish(None)]);
+    assert_eq!(life.end(), End::Main);
+}
+
+#[test]
 fn stopping_asks_then_kills_then_shuts_down() {
     let mut life = Life::up(with_main());
     life.on(Input::MainStarted(7));

@@ -16,13 +16,16 @@ pub(in crate::machine) struct Plan {
     pub(super) health: Option<HealthSpec>,
     pub(super) ready_timeout_ms: Option<u64>,
     pub(super) detached: bool,
+    /// Whether nothing of the guest is needed after its end.
+    pub(super) disposable: bool,
     /// Whether the guest can be asked to end, by a hub that speaks to its agent.
     pub(super) is_box: bool,
 }
 
 impl Plan {
     pub(in crate::machine) fn of(spec: &LaunchSpec) -> Self {
-        let Some(BoxSpec { main, restart, health, ready_timeout_ms, detached, .. }) = &spec.sandbox
+        let Some(BoxSpec { main, restart, health, ready_timeout_ms, detached, remove, .. }) =
+            &spec.sandbox
         else {
             return Self::default();
         };
@@ -32,6 +35,7 @@ impl Plan {
             health: health.clone(),
             ready_timeout_ms: Some(*ready_timeout_ms),
             detached: *detached,
+            disposable: *remove,
             is_box: true,
         }
     }

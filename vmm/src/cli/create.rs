@@ -51,7 +51,6 @@ pub(super) async fn create(global: &Global, args: Create) -> Result<u8> {
 mod tests {
     use clap::Parser;
 
-    use super::*;
     use crate::cli::args::{Cli, Subcommand};
 
     #[test]

@@ -11,11 +11,11 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use super::args::Global;
-use super::stand_in::{StandIn, TerminalArgs};
+use super::stand_in::{Ended, StandIn, TerminalArgs};
 use super::targets::each;
 use super::{human, out, parse, size};
 use crate::client::Attachment;
-use crate::runtime::{BoxHandle, Runtime};
+use crate::runtime::{BoxHandle, RestartPolicy, Runtime};
 
 pub(super) const START_HELP: &str = "\
 Examples:
@@ -126,7 +126,12 @@ pub(super) async fn start(global: &Global, args: Start) -> Result<u8> {
     // One that `run --name` made in the foreground would end with this process.
     sandbox.detach().await.ok();
     let stand_in = StandIn { stdin: args.interactive, ..args.terminal.stand_in() };
-    Ok(stand_in.run(attachment, &sandbox, attached).await?.code())
+    let ended = stand_in.run(attachment, &sandbox, attached).await?;
+    if matches!(ended, Ended::Exited(_)) && sandbox.config().options.restart == RestartPolicy::No {
+        // What it leaves is complete when its process has ended.
+        sandbox.wait().await?;
+    }
+    Ok(ended.code())
 }
 
 pub(super) async fn stop(global: &Global, args: Stop) -> Result<u8> {

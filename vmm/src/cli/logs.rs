@@ -117,13 +117,12 @@ impl Stamps {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::logbook::Record;
 
     #[test]
     fn every_line_gets_the_time_of_its_beginning() {
         let mut stamps = Stamps::default();
         let mut stamp = |stream, at_ns, bytes: &[u8]| {
-            let record = Record::new(at_ns, stream, bytes.to_vec());
+            let record = LogRecord { at_ns, stream, bytes: bytes.to_vec() };
             String::from_utf8(stamps.stamp(&record)).unwrap()
         };
         const ONE: &str = "1970-01-01T00:00:01.000000000Z";

@@ -130,7 +130,6 @@ async fn discard(sandbox: &BoxHandle) {
 mod tests {
     use clap::Parser;
 
-    use super::*;
     use crate::cli::args::{Cli, Subcommand};
 
     /// Whether the box is removed at its end, and whether it goes on without this process.

@@ -13,6 +13,8 @@ use boxlite_agent::pack::pack;
 use boxlite_agent::unpack::{Unpacked, unpack_below};
 use boxlite_proto::guest::{CopyIn, CopyOut, Owner};
 use boxlite_proto::message::{Failure, FailureKind};
+use proptest::collection::vec;
+use proptest::prelude::*;
 use tar::EntryType;
 
 use self::common::{Layer, describe, needs_root, tree_of_everything};
@@ -93,6 +95,106 @@ fn a_tree_of_everything_goes_out_and_in_again() {
     // And once more over itself: nothing changes, nothing fails.
     copy_in(to.path(), &tar).unwrap();
     assert_eq!(describe(to.path()), got);
+}
+
+/// A file with anything that a tar can tell of it.
+#[derive(Debug)]
+struct AnyFile {
+    name: Vec<u8>,
+    content: Vec<u8>,
+    owner: (u32, u32),
+    mode: u32,
+    time: (i64, i64),
+    note: Vec<u8>,
+    /// Of a symlink beside it.
+    target: Vec<u8>,
+}
+
+fn any_file() -> impl Strategy<Value = AnyFile> {
+    let byte = (1..=255_u8).prop_filter("no slash", |b| *b != b'/');
+    let bytes = move |len| vec(byte.clone(), len);
+    let numbers = (0..u32::MAX, 0..u32::MAX, 0..0o10000_u32);
+    let time = (-2_000_000_000..8_000_000_000_i64, 0..1_000_000_000_i64);
+    (
+        bytes(1..240),
+        vec(any::<u8>(), 0..2000),
+        numbers,
+        time,
+        vec(any::<u8>(), 1..300),
+        bytes(1..400),
+    )
+        .prop_map(|(name, content, (uid, gid, mode), time, note, target)| AnyFile {
+            name: [b"n", &name[..]].concat(),
+            content,
+            owner: (uid, gid),
+            mode,
+            time,
+            note,
+            target,
+        })
+}
+
+fn make(root: &Path, file: &AnyFile) {
+    use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, XattrFlags, lsetxattr, utimensat};
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let path = root.join(OsStr::from_bytes(&file.name));
+    fs::write(&path, &file.content).unwrap();
+    let link = root.join(OsStr::from_bytes(&[b"l", &file.name[..]].concat()));
+    symlink(OsStr::from_bytes(&file.target), &link).unwrap();
+    let (tv_sec, tv_nsec) = file.time;
+    let time = Timespec { tv_sec, tv_nsec };
+    for path in [&path, &link] {
+        std::os::unix::fs::lchown(path, Some(file.owner.0), Some(file.owner.1)).unwrap();
+    }
+    fs::set_permissions(&path, fs::Permissions::from_mode(file.mode)).unwrap();
+    lsetxattr(&path, "user.note", &file.note, XattrFlags::empty()).unwrap();
+    let times = Timestamps { last_access: time, last_modification: time };
+    for path in [&path, &link] {
+        utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn any_files_go_out_and_in_again(files in vec(any_file(), 0..6)) {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIPPED: needs root");
+            return Ok(());
+        }
+        let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        files.iter().for_each(|file| make(from.path(), file));
+        let tar = copy_out(from.path().join(".")).unwrap();
+        copy_in(to.path(), &tar).unwrap();
+        prop_assert_eq!(describe(to.path()), describe(from.path()));
+    }
+
+    /// As well as those with a file's metadata, which comes from who knows where.
+    #[test]
+    fn damaged_tars_never_panic_nor_leave(seed: Vec<(prop::sample::Index, u8)>) {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIPPED: needs root");
+            return Ok(());
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        fs::create_dir(&root).unwrap();
+        let mut tar = Layer::new()
+            .pax(&[("SCHILY.xattr.user.note", b"x"), ("mtime", b"1.5")])
+            .file("dir/file", &[1; 600])
+            .symlink("dir/link", "../..")
+            .file("dir/link/x", b"x")
+            .done();
+        for (index, byte) in seed {
+            let at = index.index(tar.len());
+            tar[at] = byte;
+        }
+        let _ = copy_in(&root, &tar);
+        let beside: Vec<_> = fs::read_dir(dir.path()).unwrap().collect();
+        prop_assert_eq!(beside.len(), 1);
+    }
 }
 
 #[test]

@@ -89,6 +89,7 @@ impl Exec {
         };
         if let Err(e) = exec.watch(id, poller) {
             exec.kill();
+            exec.release(cgroups);
             let message = format!("cannot watch the command's stdio: {e}");
             return Err(Failure { kind: message::FailureKind::Other, message });
         }

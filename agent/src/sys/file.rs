@@ -6,13 +6,16 @@ use std::os::fd::{AsFd, AsRawFd};
 use rustix::fs::{AtFlags, Mode, chmodat};
 use rustix::io::{self, Errno};
 
+/// `fchmodat2`, the same number on every architecture; libc does not have it for all.
+const SYS_FCHMODAT2: libc::c_long = 452;
+
 /// Sets the mode of what has this name in `dir`, and fails for a symlink.
 pub(crate) fn chmod_nofollow(dir: impl AsFd, name: &[u8], mode: u32) -> io::Result<()> {
     let c_name = CString::new(name).map_err(|_| Errno::INVAL)?;
     // SAFETY: the name is a C string that outlives the call; the rest are integers.
     let result = unsafe {
         libc::syscall(
-            libc::SYS_fchmodat2,
+            SYS_FCHMODAT2,
             dir.as_fd().as_raw_fd(),
             c_name.as_ptr(),
             mode,

@@ -96,7 +96,7 @@ fn the_groups_of_detached_commands_are_released() {
     let group = |pid: u32| {
         let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
         let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?.to_owned();
-        path.contains("/boxlite/exec-").then(|| format!("/sys/fs/cgroup{path}"))
+        path.contains("/boxlite/slot-").then(|| format!("/sys/fs/cgroup{path}"))
     };
     let host = connect();
     let Response::Detached { pid } = host.ask(&Request::ExecDetached(sh("sleep 0.3"))) else {

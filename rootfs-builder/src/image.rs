@@ -73,9 +73,10 @@ impl Image {
         self.layers.len()
     }
 
-    /// Whether it came from a registry, which can give it again.
+    /// Whether it came from a registry under this very name, and so can be had again by it.
     pub(crate) fn is_pulled(&self) -> bool {
-        self.imported.as_ref().is_some_and(|origin| origin.from.starts_with("docker://"))
+        let again = format!("docker://{}", self.reference);
+        self.imported.as_ref().is_some_and(|origin| origin.from == again)
     }
 
     /// How a layer is called in messages.

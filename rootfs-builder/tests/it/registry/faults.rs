@@ -32,6 +32,24 @@ fn a_broken_layer_goes_on_where_it_broke() {
 }
 
 #[test]
+fn a_registry_that_cannot_go_on_begins_again() {
+    let place = Place::new();
+    let Some(registry) = bare() else { return };
+    let (reference, content) = two_layers(&place, "oci", 1, 1 << 20);
+    registry.push(&reference, "x:v");
+    let layer = data_layer(&place, "oci");
+    let cut = layer.clone();
+    let proxy = Proxy::start(&registry.address, move |head, nth| match nth {
+        0 if head.contains(&cut) => Fault::Cut(700_000),
+        _ => Fault::Whole,
+    });
+    let image = pull(&place, &format!("{}/x:v", proxy.address)).unwrap();
+    let ranges: Vec<_> = proxy.requests(&layer).iter().map(|head| range_of(head)).collect();
+    assert_eq!(ranges, [None, Some(700_000)]);
+    assert!(disk_of(&store(&place), &image) == content);
+}
+
+#[test]
 fn a_layer_that_breaks_again_and_again_is_given_up_and_kept() {
     let place = Place::new();
     let Some(registry) = bare() else { return };

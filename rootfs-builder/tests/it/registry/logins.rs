@@ -397,6 +397,28 @@ fn tokens_are_fetched_and_shown() {
 }
 
 #[test]
+fn no_login_goes_unencrypted_from_a_secure_registry() {
+    let place = Place::new();
+    let Some([ca, certificate, key]) = certificates(&place) else { return };
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let realm = format!("http://{}/token", listener.local_addr().unwrap());
+    let setup = Setup {
+        tls: Some((&certificate, &key)),
+        token: Some((&realm, &certificate)),
+        ..Setup::default()
+    };
+    let Some(registry) = Registry::start(&setup) else { return };
+    let mut options = options(&place);
+    let mut config = RegistryConfig::default();
+    config.ca_file = Some(ca);
+    options.registries.insert(registry.address.clone(), config);
+    let error = options.login(&registry.address, "me", "open sesame").unwrap_err().to_string();
+    assert!(error.contains("unencrypted"), "{error}");
+    assert!(listener.accept().is_err(), "somebody was asked for a token");
+}
+
+#[test]
 fn a_hostile_token_server_is_bounded() {
     let place = Place::new();
     let Some([_, certificate, _]) = certificates(&place) else { return };

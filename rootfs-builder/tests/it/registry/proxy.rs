@@ -18,6 +18,8 @@ pub(crate) enum Fault {
     Slow(Duration),
     /// This byte of the body is another one.
     Flip(usize),
+    /// The registry does not hear from where on to send.
+    Whole,
     /// The registry is not asked: this is the whole answer.
     Instead(String),
     /// As `Instead`, and then such pieces without an end.
@@ -101,7 +103,12 @@ fn serve(
         return Some(());
     }
     let mut upstream = TcpStream::connect(registry).ok()?;
-    let request = head.trim_end().to_owned() + "\r\nConnection: close\r\n\r\n";
+    let wanted = |line: &&str| {
+        let is_range = line.to_lowercase().starts_with("range:");
+        !(is_range && matches!(fault, Fault::Whole))
+    };
+    let head: Vec<&str> = head.trim_end().lines().filter(wanted).collect();
+    let request = head.join("\r\n") + "\r\nConnection: close\r\n\r\n";
     upstream.write_all(request.as_bytes()).ok()?;
     let (answer, rest) = read_head(&mut upstream)?;
     client.write_all(answer.as_bytes()).ok()?;

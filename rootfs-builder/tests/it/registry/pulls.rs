@@ -1,5 +1,7 @@
 //! Names, tags, digests, platforms; what is fetched, and what is not fetched again.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use boxlite_rootfs_builder::{PullPolicy, RegistryConfig};
@@ -178,6 +180,56 @@ fn a_damaged_or_missing_blob_is_fetched_anew() {
     store.disk(&image, &Concatenate::default(), &Silent).unwrap_err();
     let image = store.resolve(&text.parse().unwrap(), &Silent).unwrap();
     assert!(disk_of(&store, &image) == content);
+}
+
+#[test]
+fn another_name_is_not_taken_for_one_in_a_registry() {
+    let place = Place::new();
+    let Some(registry) = bare() else { return };
+    let (reference, _) = two_layers(&place, "oci", 1, 1000);
+    let (stranger, _) = two_layers(&place, "stranger", 2, 1000);
+    registry.push(&reference, "x:v");
+    registry.push(&stranger, "mine:v");
+    let (text, alias) =
+        (format!("{}/x:v", registry.address), format!("{}/mine:v", registry.address));
+    let digest = pull(&place, &text).unwrap().digest().clone();
+    let store = store(&place);
+    store.tag(&text, &alias).unwrap();
+    store.remove(&text).unwrap();
+    let resolve = || store.resolve(&alias.parse().unwrap(), &Silent).unwrap();
+    assert_eq!(resolve().digest(), &digest);
+    // Not even when it is damaged: the registry's image of this name is another one.
+    std::fs::remove_dir_all(place.path("store/blobs/sha256")).unwrap();
+    assert_eq!(resolve().digest(), &digest);
+    let error = store.disk(&resolve(), &Concatenate::default(), &Silent).unwrap_err();
+    assert!(error.to_string().contains("anew"), "{error}");
+}
+
+#[test]
+fn layers_are_fetched_several_at_a_time_and_no_more() {
+    let place = Place::new();
+    let Some(registry) = bare() else { return };
+    let layers: Vec<_> =
+        (0..7u8).map(|n| TestLayer::gzip(&TestLayer::tar("file", &[n; 100]))).collect();
+    registry.push(&Layout::single(place.path("oci"), &layers).reference(), "x:v");
+    let config = place.resolve(&format!("oci:{}", place.path("oci").display())).unwrap();
+    assert_eq!(config.layer_count(), 7);
+    let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (current, highest) = (now.clone(), most.clone());
+    let proxy = Proxy::start(&registry.address, move |head, _| {
+        if head.contains("/blobs/") {
+            highest.fetch_max(current.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            std::thread::sleep(Duration::from_millis(300));
+            current.fetch_sub(1, Ordering::SeqCst);
+        }
+        Fault::None
+    });
+    let mut options = options(&place);
+    options.parallel_layers = 3;
+    let store = place.store().with_registries(options);
+    store.pull(&name(&format!("{}/x:v", proxy.address)), &Silent).unwrap();
+    assert_eq!(most.load(Ordering::SeqCst), 3);
+    assert_eq!(now.load(Ordering::SeqCst), 0);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use super::progress::ImageBar;
 use super::stand_in::{Ended, StandIn, TerminalArgs};
 use super::{out, size};
 use crate::client::Attachment;
-use crate::runtime::{BoxHandle, BoxOptions, RestartPolicy, Runtime};
+use crate::runtime::{BoxHandle, BoxOptions, ErrorKind, RestartPolicy, Runtime};
 
 pub(super) const HELP: &str = "\
 Examples:
@@ -102,7 +102,10 @@ pub(super) async fn run(global: &Global, args: Run) -> Result<u8> {
     }
     if sandbox.config().options.restart == RestartPolicy::No {
         // Its process ends with its command; what it leaves is complete, or gone, when it has.
-        sandbox.wait().await?;
+        match sandbox.wait().await {
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            waited => drop(waited?),
+        }
     }
     drop(runtime);
     Ok(ended?.code())

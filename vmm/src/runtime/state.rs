@@ -172,6 +172,27 @@ impl BoxInfo {
     }
 }
 
+impl BoxInfo {
+    /// The same box after it ended so.
+    pub(super) fn ended(self, ended: &Ended) -> Self {
+        Self {
+            state: end_state(ended),
+            exit_code: end_code(ended, self.command.is_some()),
+            finished: Some(time(ended.at_ms)),
+            pid: None,
+            main_pid: None,
+            health: None,
+            ..self
+        }
+    }
+
+    /// The same box after its process ended without a word.
+    pub(super) fn died(self) -> Self {
+        let state = BoxState::Failed(FailureReason::ProcessDied);
+        Self { state, pid: None, main_pid: None, health: None, ..self }
+    }
+}
+
 /// The state that a box is in, if its process `lives` or not, and said `status` last.
 pub(super) fn judge(lives: bool, status: Option<&Status>) -> BoxState {
     match (lives, status) {

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
 
-use super::Local;
 use super::launch::within;
+use super::{Dependent, Local};
 use crate::machine::MachineMetrics;
 use crate::machine::control::{self, FromMachine, ToMachine};
 use crate::runtime::home::{BoxFolder, CONTROL_SOCKET};
-use crate::runtime::state::{BoxInfo, BoxState};
+use crate::runtime::state::BoxInfo;
 use crate::runtime::{Error, Result, blocking};
 
 /// How long a box's process may take for an answer.
@@ -120,16 +120,16 @@ impl Local {
 
     /// Waits until a box does not live, and tells how it ended.
     pub(super) async fn wait(self: &Arc<Self>, id: &str) -> Result<BoxInfo> {
-        let entry = self.entry(id)?;
-        let before = self.info(&entry)?;
-        self.gone_from(&self.home.folder(&entry.id)).await?;
-        self.dependents().remove(&entry.id);
-        match self.info(&entry) {
-            // It removed itself: what its last words were is known only to who watched.
-            Err(Error::NoSuchBox { .. }) => {
-                Ok(BoxInfo { state: BoxState::Stopped, pid: None, ..before })
+        self.gone_from(&self.home.folder(id)).await?;
+        let dependent = self.dependents().remove(id);
+        let info = self.entry(id).and_then(|entry| self.info(&entry));
+        match (info, dependent) {
+            // It removed itself; its last words were for this process.
+            (Err(Error::NoSuchBox { .. }), Some(Dependent { machine, info })) => {
+                let Some(ended) = machine.said_last().await else { return Ok(info.died()) };
+                Ok(info.ended(&ended))
             }
-            info => info,
+            (info, _) => info,
         }
     }
 

@@ -9,7 +9,7 @@ use boxlite_proto::boot::{BootParams, Role};
 use boxlite_proto::message::TerminalSize;
 
 use super::boxes::make_overlay;
-use super::{Local, MachineProcess};
+use super::{Dependent, Local, MachineProcess};
 use crate::machine::status::STATUS_FILE;
 use crate::machine::{BoxSpec, DiskFormat, DiskSpec, LaunchSpec};
 use crate::runtime::call::Start;
@@ -23,6 +23,9 @@ use crate::runtime::{Error, Result, blocking};
 /// How long another process that is about to start or end the box is waited for, beside the boot.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// More boxes of this process than this are kept in mind only while they live.
+const MANY: usize = 256;
+
 /// Between two looks at the box.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -32,7 +35,7 @@ impl Local {
     /// Boots a box; returns once it serves commands. One that runs is left as it is.
     pub(super) async fn start(self: &Arc<Self>, id: &str, how: Start) -> Result<()> {
         let entry = self.entry(id)?;
-        let config = self.config(&entry)?;
+        let (config, info) = (self.config(&entry)?, self.info(&entry)?);
         let folder = self.home.folder(&entry.id);
         let patience = config.options.ready_timeout + PATIENCE;
         let lock = async {
@@ -60,7 +63,12 @@ impl Local {
         let machine = blocking(move || local.launch(&folder, &config, how, lock)).await?;
         machine.ready(Some(&name)).await?;
         if !detach {
-            self.dependents().insert(entry.id, machine);
+            let mut dependents = self.dependents();
+            if dependents.len() >= MANY {
+                // Nobody has asked how they ended.
+                dependents.retain(|_, other| other.machine.said().is_none());
+            }
+            dependents.insert(entry.id, Dependent { machine, info });
         }
         Ok(())
     }

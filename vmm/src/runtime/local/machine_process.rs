@@ -135,6 +135,21 @@ impl MachineProcess {
         Some(ended.ok()?.ok()?.end.clone()?.into_error(None))
     }
 
+    /// How it said that it ended, if it has.
+    pub(super) fn said(&self) -> Option<Ended> {
+        match self.state.borrow().end.clone()? {
+            End::Said(ended) => Some(ended),
+            End::Silently(_) => None,
+        }
+    }
+
+    /// How it says that it ends, when it does.
+    pub(super) async fn said_last(&self) -> Option<Ended> {
+        let mut state = self.state.clone();
+        let _ = state.wait_for(|state| state.end.is_some()).await;
+        self.said()
+    }
+
     /// Waits for the process to end, in good order.
     pub(crate) async fn ended(&self) -> Result<()> {
         let mut state = self.state.clone();

@@ -40,7 +40,15 @@ pub(super) struct Local {
     pub(super) guest: GuestFiles,
     pub(super) launcher: PathBuf,
     /// Boxes that end with this process: dropping one ends it.
-    dependents: Mutex<HashMap<String, MachineProcess>>,
+    dependents: Mutex<HashMap<String, Dependent>>,
+}
+
+/// A box that ends with this process.
+#[derive(Debug)]
+struct Dependent {
+    machine: MachineProcess,
+    /// What was known of it at its start: nothing of it need be left after its end.
+    info: BoxInfo,
 }
 
 impl Local {
@@ -234,7 +242,7 @@ impl Local {
         }
     }
 
-    fn dependents(&self) -> std::sync::MutexGuard<'_, HashMap<String, MachineProcess>> {
+    fn dependents(&self) -> std::sync::MutexGuard<'_, HashMap<String, Dependent>> {
         self.dependents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -90,6 +90,11 @@ impl Invocation {
         self.spawn().wait()
     }
 
+    /// Runs it to its end, however that comes, with nobody to hear what it says.
+    pub(crate) fn quiet(mut self) -> std::io::Result<ExitStatus> {
+        self.command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status()
+    }
+
     /// Starts it.
     #[track_caller]
     pub fn spawn(mut self) -> Running {
@@ -162,6 +167,11 @@ impl Running {
         if !self.stdout.wait_for(text, self.deadline) {
             self.give_up(&format!("it did not write {text:?}"));
         }
+    }
+
+    /// What it wrote to standard output so far, from its beginning; not all of it if that is much.
+    pub fn stdout_so_far(&self) -> String {
+        self.stdout.text()
     }
 
     /// Ends its standard input and waits for its end.
@@ -277,10 +287,22 @@ impl Output {
         output.stdout_lossy().trim().to_owned()
     }
 
-    /// Fails the test unless the launcher failed by itself, with all of this in its message.
+    /// Fails the test unless the launcher failed by itself where it could have been a command in a box that
+    /// failed, with all of this in its message.
     #[track_caller]
     pub fn fails_with(self, parts: &[&str]) -> Self {
-        let output = self.expect(125);
+        self.expect(125).says(parts)
+    }
+
+    /// Fails the test unless the launcher could not do what was asked, with all of this in its message.
+    #[track_caller]
+    pub fn refuses_with(self, parts: &[&str]) -> Self {
+        self.expect(1).says(parts)
+    }
+
+    #[track_caller]
+    fn says(self, parts: &[&str]) -> Self {
+        let output = self;
         for part in parts {
             assert!(
                 output.stderr.contains(part),

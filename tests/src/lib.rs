@@ -2,6 +2,7 @@
 //!
 //! - [`Launcher`]: finds what is to be tested, or says why there is nothing to test
 //! - [`Invocation`], [`Running`], [`Output`]: one run of the launcher, which always has a deadline
+//! - [`Sandbox`]: a box that stays for as long as a test has it
 //! - [`Terminal`]: a run of the launcher on a terminal of its own
 //! - [`image`]: OCI layouts, honest and hostile
 //!
@@ -11,10 +12,12 @@
 pub mod image;
 mod invocation;
 mod launcher;
+mod sandbox;
 mod terminal;
 mod transcript;
 
 pub use image::Compression;
 pub use invocation::{Invocation, Output, Running};
 pub use launcher::{BUSYBOX, DEBIAN, Launcher, is_long};
+pub use sandbox::{Sandbox, unique};
 pub use terminal::Terminal;

@@ -94,13 +94,13 @@ fn a_guest_that_does_not_get_ready_says_how_far_it_came() {
 #[test]
 fn two_boxes_of_one_name() {
     let Some(launcher) = Launcher::find() else { return };
-    let mut first = launcher.shell(["--name", "only-one"], "echo up; sleep 1000").spawn();
+    let run = |script: &str| launcher.shell(["--rm", "--name", "only-one"], script);
+    let mut first = run("echo up; sleep 1000").spawn();
     first.wait_for("up");
-    let second = launcher.shell(["--name", "only-one"], "true").output();
-    second.fails_with(&["only-one", "another name"]);
+    run("true").output().fails_with(&["only-one", "another name"]);
     first.signal(rustix::process::Signal::TERM);
     first.wait().expect(143);
-    launcher.shell(["--name", "only-one"], "true").output().success();
+    run("true").output().success();
 }
 
 #[test]

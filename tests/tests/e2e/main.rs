@@ -3,6 +3,7 @@
 //! Each test boots its boxes itself. Where there is no hardware virtualization they run in the software host.
 #![forbid(unsafe_code)]
 
+mod boxes;
 mod command;
 mod data;
 mod errors;

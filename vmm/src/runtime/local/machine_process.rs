@@ -77,7 +77,8 @@ impl MachineProcess {
     ) -> Result<Self> {
         let failed = |source| Error::Spawn { launcher: launcher.to_owned(), source };
         let (control, theirs) = UnixStream::pair().map_err(failed)?;
-        let outlive = spec.sandbox.as_ref().is_some_and(|sandbox| sandbox.detached);
+        // A box that is not detached ends with us by itself, in good order: it hears that we are gone.
+        let outlive = spec.sandbox.is_some();
         let mut child = std::process::Command::new(launcher)
             .arg("machine")
             // A terminal's Ctrl-C is for the command in the box, not for the box.

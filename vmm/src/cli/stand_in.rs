@@ -118,7 +118,14 @@ impl StandIn {
         };
         match ended {
             Ok(client::Ended::Exited(status)) => Ok(Ended::Exited(exit_code(status))),
-            Ok(client::Ended::Left) => Ok(Ended::Left),
+            Ok(client::Ended::Left) => {
+                // On a line of its own: the cursor is where the command left it.
+                eprintln!(
+                    "\nboxlite-vmm: the box {} goes on without this terminal",
+                    sandbox.name()
+                );
+                Ok(Ended::Left)
+            }
             // Somebody ended the box: as docker has it, its command was killed.
             Err(Error::Ended { .. }) => {
                 let info = sandbox.info().await.ok();

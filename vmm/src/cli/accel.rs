@@ -24,7 +24,7 @@ impl Global {
     /// The runtime of this command, here or in the software host.
     pub(super) async fn runtime(&self) -> Result<Runtime> {
         let options = self.options();
-        if let Place::SoftHost { why } = Place::choose(options.accel)? {
+        if let (Place::SoftHost { why }, true) = (Place::choose(options.accel)?, self.announce) {
             eprintln!("boxlite-vmm: {why}; using the software host, which is slower");
         }
         Ok(Runtime::open(options).await?)

@@ -54,6 +54,9 @@ pub(super) struct Global {
     /// Say more on stderr, and keep the guest's console in boxes/<id>/console.log
     #[arg(long, global = true)]
     pub(super) debug: bool,
+    /// Whether to say where boxes run, which matters to who starts one
+    #[arg(skip)]
+    pub(super) announce: bool,
 }
 
 /// What runs the boxes.
@@ -163,6 +166,11 @@ pub(super) enum Subcommand {
 }
 
 impl Subcommand {
+    /// Whether it starts a machine.
+    pub(super) fn starts_boxes(&self) -> bool {
+        matches!(self, Self::Run(_) | Self::Create(_) | Self::Start(_) | Self::Restart(_))
+    }
+
     /// Whether its exit code is that of a command in a box, so that its own failures need another.
     pub(super) fn stands_in(&self) -> bool {
         match self {
@@ -186,7 +194,7 @@ mod tests {
 
     #[test]
     fn every_command_says_what_it_does() {
-        for command in Cli::command().get_subcommands() {
+        for command in Cli::command().get_subcommands().filter(|command| !command.is_hide_set()) {
             assert!(command.get_about().is_some(), "{}", command.get_name());
             for arg in command.get_arguments().filter(|arg| !arg.is_hide_set()) {
                 let named = (command.get_name(), arg.get_id());

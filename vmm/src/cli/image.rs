@@ -316,11 +316,8 @@ mod tests {
     fn image(name: &str, hex: &str) -> ImageInfo {
         let digest = format!("sha256:{hex:0<64}");
         let value = json!({
-            "name": name, "digest": digest, "index": null, "chain_id": digest, "config": {
-                "os": "linux", "architecture": "amd64", "env": [], "entrypoint": [], "cmd": [],
-                "working_dir": "/", "user": "", "stop_signal": "", "exposed_ports": [],
-                "volumes": [], "labels": {}, "healthcheck": null,
-            },
+            "name": name, "digest": digest, "index": null, "chain_id": digest,
+            "config": boxlite_rootfs_builder::ImageConfig::default(),
             "origin": null, "time": 0, "size": 1, "disk": null, "problem": null,
         });
         serde_json::from_value(value).unwrap()

@@ -287,8 +287,8 @@ mod tests {
     fn boxes() -> Vec<BoxInfo> {
         vec![
             info("one", json!({ "state": "configured" }), 7200),
-            info("two", json!({ "state": "running" }), 60),
-            info("three", json!({ "state": "stopped", "exit_code": 3 }), 300),
+            info("two", json!({ "state": "running" }), 600),
+            info("three", json!({ "state": "stopped", "exit_code": 3 }), 1200),
             info("four", json!({ "state": "failed", "reason": { "kind": "process-died" } }), 10),
         ]
     }
@@ -333,12 +333,12 @@ mod tests {
         let said: Vec<_> = boxes().iter().map(status).collect();
         assert_eq!(
             said,
-            ["Created", "Up 1 minute", "Exited (3) 5 minutes ago", "Failed 10 seconds ago"]
+            ["Created", "Up 10 minutes", "Exited (3) 20 minutes ago", "Failed 10 seconds ago"]
         );
         let health = json!({ "status": "healthy", "failures": 0, "last": "" });
         let healthy = info("x", json!({ "state": "running", "health": health }), 7200);
         assert_eq!(status(&healthy), "Up 2 hours (healthy)");
-        assert_eq!(status(&info("x", json!({ "state": "paused" }), 60)), "Up 1 minute (paused)");
+        assert_eq!(status(&info("x", json!({ "state": "paused" }), 600)), "Up 10 minutes (paused)");
     }
 
     #[test]
@@ -347,9 +347,9 @@ mod tests {
         let text = console::strip_ansi_codes(&text);
         assert_eq!(
             text,
-            "BOX ID         IMAGE    COMMAND       CREATED        STATUS        NAME\n\
-             one000000000   alpine   sh -c 'a b'   2 hours ago    Created       one\n\
-             two000000000   alpine   sh -c 'a b'   1 minute ago   Up 1 minute   two\n"
+            "BOX ID         IMAGE    COMMAND       CREATED          STATUS          NAME\n\
+             one000000000   alpine   sh -c 'a b'   2 hours ago      Created         one\n\
+             two000000000   alpine   sh -c 'a b'   10 minutes ago   Up 10 minutes   two\n"
         );
     }
 

@@ -115,7 +115,8 @@ fn dispatch(cli: Cli) -> Result<u8> {
 }
 
 /// The commands that need boxes or images.
-async fn with_boxes(Cli { global, command }: Cli) -> Result<u8> {
+async fn with_boxes(Cli { mut global, command }: Cli) -> Result<u8> {
+    global.announce = command.starts_boxes();
     // Before a slow machine is started for nothing.
     match &command {
         Subcommand::Run(args) => args.options(&global)?.validate()?,

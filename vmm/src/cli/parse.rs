@@ -123,7 +123,7 @@ fn time_before(text: &str, now: SystemTime, zone: &TimeZone) -> Result<SystemTim
         return UNIX_EPOCH.checked_add(since).ok_or_else(|| "that is too late".into());
     }
     if let Ok(ago) = size::duration(text) {
-        return Ok(now.checked_sub(ago).unwrap_or(UNIX_EPOCH));
+        return Ok(now.checked_sub(ago).unwrap_or(UNIX_EPOCH).max(UNIX_EPOCH));
     }
     let local = || text.parse::<DateTime>().or_else(|_| text.parse::<Date>().map(DateTime::from));
     let time = text.parse().or_else(|_| local().and_then(|local| zone.to_timestamp(local)));

@@ -13,6 +13,9 @@ use tokio::time::timeout;
 use crate::client::{self, Attachment, DetachKeys, Streams, exit_code};
 use crate::runtime::{Attached, BoxHandle, Error};
 
+/// The exit code of a command that was killed, as a shell has it.
+const KILLED: u8 = 137;
+
 /// How a person can leave a command, and which signals are the command's.
 #[derive(Clone, Debug, Args)]
 pub(super) struct TerminalArgs {
@@ -109,12 +112,26 @@ impl StandIn {
                 },
             }
         };
-        tokio::select! {
-            ended = attachment.run(streams, control, wait) => Ok(match ended? {
-                client::Ended::Exited(status) => Ended::Exited(exit_code(status)),
-                client::Ended::Left => Ended::Left,
-            }),
-            Some(signal) = interrupted.recv() => Ok(Ended::Interrupted(signal)),
+        let ended = tokio::select! {
+            ended = attachment.run(streams, control, wait) => ended,
+            Some(signal) = interrupted.recv() => return Ok(Ended::Interrupted(signal)),
+        };
+        match ended {
+            Ok(client::Ended::Exited(status)) => Ok(Ended::Exited(exit_code(status))),
+            Ok(client::Ended::Left) => {
+                // On a line of its own: the cursor is where the command left it.
+                eprintln!(
+                    "\nboxlite-vmm: the box {} goes on without this terminal",
+                    sandbox.name()
+                );
+                Ok(Ended::Left)
+            }
+            // Somebody ended the box: as docker has it, its command was killed.
+            Err(Error::Ended { .. }) => {
+                let info = sandbox.info().await.ok();
+                Ok(Ended::Exited(info.and_then(|info| info.exit_code).unwrap_or(KILLED)))
+            }
+            Err(error) => Err(error),
         }
     }
 }

@@ -50,6 +50,9 @@ pub(super) struct Stats {
 
 #[derive(Debug, Args)]
 pub(super) struct Top {
+    /// Also the kernel's own
+    #[arg(long, short)]
+    all: bool,
     /// For people or for programs
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     format: Format,
@@ -279,7 +282,8 @@ impl Screen {
 
 pub(super) async fn top(global: &Global, args: &Top) -> Result<u8> {
     let sandbox = global.runtime().await?.get(&args.name).await?;
-    let processes = sandbox.processes().await?;
+    let mut processes = sandbox.processes().await?;
+    processes.retain(|process| args.all || !is_kernels(process));
     if args.format == Format::Json {
         for process in &processes {
             out::json_line(&process_json(process))?;
@@ -302,6 +306,12 @@ pub(super) async fn top(global: &Global, args: &Top) -> Result<u8> {
     }
     out::print(table.text())?;
     Ok(0)
+}
+
+/// Whether it is a thread of the kernel: those descend from its thread 2.
+fn is_kernels(process: &Process) -> bool {
+    const KTHREADD: u32 = 2;
+    process.pid == KTHREADD || process.ppid == KTHREADD
 }
 
 fn process_json(process: &Process) -> Value {

@@ -25,19 +25,25 @@ fn boot(criterion: &mut Criterion) {
     };
     let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let tokio = tokio.expect("a tokio runtime");
-    let runtime = Runtime::open(RuntimeOptions::default()).expect("a home and guest files");
-    let options = || BoxOptions::new(&image).memory_mib(256);
+    let runtime = tokio.block_on(Runtime::open(RuntimeOptions::default()));
+    let runtime = runtime.expect("a home and guest files");
+    let options = || BoxOptions::new(&image).memory_mib(256).auto_remove(true);
+    let start = async || {
+        let sandbox = runtime.create(options()).await.expect("a box");
+        sandbox.start().await.expect("a running box");
+        sandbox
+    };
     // Makes the image's disk, once.
-    let running = tokio.block_on(runtime.create(options())).expect("a box");
+    let running = tokio.block_on(start());
 
     let mut group = criterion.benchmark_group("boot");
     group.sample_size(10).measurement_time(Duration::from_secs(30));
     group.bench_function("cold run", |bencher| {
         bencher.iter(|| {
             tokio.block_on(async {
-                let sandbox = runtime.create(options()).await.expect("a box");
+                let sandbox = start().await;
                 let status = sandbox.exec(["true"]).status().await.expect("a command");
-                sandbox.stop().await.expect("an end");
+                sandbox.kill().await.expect("an end");
                 status
             })
         });

@@ -22,6 +22,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod archive;
 pub mod boot;
 pub mod credit;
 pub mod frame;

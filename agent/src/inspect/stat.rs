@@ -7,7 +7,7 @@ use boxlite_proto::message::{Failure, FailureKind};
 use rustix::fs::{AtFlags, CWD, FileType, readlinkat, statat};
 use rustix::io::Errno;
 
-use crate::unpack::shown;
+use boxlite_proto::archive::name::shown;
 
 /// Looks at the path.
 pub(crate) fn stat(request: &Stat) -> Result<FileStat, Failure> {

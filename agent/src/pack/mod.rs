@@ -1,9 +1,8 @@
 //! Packing a file or a tree into a tar, for a host that may read it slowly or not at all.
 //!
 //! ```text
-//!  walk    a tree ─▶ entries, one directory open at a time
-//!  entry   an entry ─▶ header with PAX records where ustar has no room for it
-//!  sparse  where the data of a file is, so that holes do not travel
+//!  walk     a tree ─▶ entries, one directory open at a time
+//!  archive  entries ─▶ headers and sparse maps (boxlite-proto, with which the host writes as well)
 //! ```
 //!
 //! The box goes on meanwhile. What disappears is left out; a file keeps the size that its header
@@ -11,9 +10,7 @@
 //! a directory was a moment ago, and what is mounted there of the kernel's own (`/proc`, `/sys`,
 //! `/dev`) is an empty directory.
 
-mod entry;
 mod mounts;
-mod sparse;
 mod walk;
 
 use std::io::{self, BufWriter, Write};
@@ -25,7 +22,7 @@ use rustix::io::Errno;
 
 use crate::inspect::path_failure;
 use crate::sys::process::own_working_directory;
-use crate::unpack::shown;
+use boxlite_proto::archive::name::shown;
 
 /// A path that could not be packed.
 #[derive(Debug, thiserror::Error)]

@@ -7,23 +7,23 @@
 
 use std::collections::HashMap;
 use std::io::Write;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 
+use boxlite_proto::archive::{Attributes, Device, Entry, EntryType, Piece, Time, holes, padding};
 use boxlite_proto::guest::CopyOut;
 use boxlite_proto::message::{Failure, FailureKind};
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, fgetxattr, flistxattr, fstat,
-    lgetxattr, llistxattr, openat, openat2, readlinkat, statat,
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, SeekFrom, Stat, fgetxattr, flistxattr,
+    fstat, lgetxattr, llistxattr, openat, openat2, readlinkat, seek, statat,
 };
 use rustix::io::Errno;
 use rustix::process::fchdir;
-use tar::EntryType;
 
-use super::entry::{Entry, padding};
 use super::mounts::KernelFileSystems;
-use super::{PackError, cannot, sparse};
+use super::{PackError, cannot};
 use crate::inspect::{from_root, path_failure};
-use crate::unpack::shown;
+use boxlite_proto::archive::name::shown;
 
 /// Files with several names of which not all have been met: more are not remembered, and travel
 /// once for each name.
@@ -268,7 +268,13 @@ impl<W: Write> Walk<'_, W> {
         stat: &Stat,
         xattrs: &Xattrs,
     ) -> Result<(), PackError> {
-        let entry = Entry { name, kind, link, stat, stored: 0, sparse_size: None, xattrs };
+        let device = matches!(kind, EntryType::Char | EntryType::Block).then(|| Device {
+            major: rustix::fs::major(stat.st_rdev),
+            minor: rustix::fs::minor(stat.st_rdev),
+        });
+        let attributes = attributes(stat);
+        let entry =
+            Entry { name, kind, link, attributes, device, stored: 0, sparse_size: None, xattrs };
         Ok(entry.write(self.to)?)
     }
 
@@ -292,9 +298,9 @@ impl<W: Write> Walk<'_, W> {
         }
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         let blocks = if self.kernel.have(&stat) { u64::MAX } else { stat.st_blocks as u64 };
-        let pieces = sparse::pieces(&file, size, blocks);
-        let map = pieces.as_ref().map(|pieces| sparse::map(pieces, size));
-        let pieces = pieces.unwrap_or_else(|| vec![sparse::Piece { offset: 0, len: size }]);
+        let pieces = holes::pieces(size, blocks, |at| next_data(&file, at));
+        let map = pieces.as_ref().map(|pieces| holes::map(pieces, size));
+        let pieces = pieces.unwrap_or_else(|| vec![Piece { offset: 0, len: size }]);
         let data: u64 = pieces.iter().map(|piece| piece.len).sum();
         let xattrs =
             xattrs(|names| flistxattr(&file, names), |key, value| fgetxattr(&file, key, value));
@@ -302,7 +308,8 @@ impl<W: Write> Walk<'_, W> {
             name: shown_as,
             kind: EntryType::Regular,
             link: b"",
-            stat: &stat,
+            attributes: attributes(&stat),
+            device: None,
             stored: data + map.as_ref().map_or(0, |map| map.len() as u64),
             sparse_size: map.is_some().then_some(size),
             xattrs: &xattrs,
@@ -321,7 +328,7 @@ impl<W: Write> Walk<'_, W> {
     }
 
     /// Writes a piece of a file; zeros for what is not there any more.
-    fn copy(&mut self, file: impl AsFd, piece: sparse::Piece) -> Result<(), CopyError> {
+    fn copy(&mut self, file: impl AsFd, piece: Piece) -> Result<(), CopyError> {
         let (mut offset, mut left) = (piece.offset, piece.len);
         while left > 0 {
             let max = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
@@ -342,6 +349,27 @@ impl<W: Write> Walk<'_, W> {
         }
         Ok(())
     }
+}
+
+/// What all kinds of entries have.
+fn attributes(stat: &Stat) -> Attributes {
+    let nanoseconds = u32::try_from(stat.st_mtime_nsec).unwrap_or(0);
+    Attributes {
+        mode: stat.st_mode & 0o7777,
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        mtime: Time { seconds: stat.st_mtime, nanoseconds },
+    }
+}
+
+/// The first data of a file at or after an offset.
+fn next_data(file: &OwnedFd, at: u64) -> rustix::io::Result<Option<Range<u64>>> {
+    let start = match seek(file, SeekFrom::Data(at)) {
+        Ok(start) => start,
+        Err(Errno::NXIO) => return Ok(None),
+        Err(errno) => return Err(errno),
+    };
+    Ok(Some(start..seek(file, SeekFrom::Hole(start))?))
 }
 
 enum CopyError {
@@ -382,6 +410,8 @@ fn xattrs(
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
     use super::*;
 
     #[test]
@@ -399,5 +429,23 @@ mod tests {
         ] {
             assert_eq!(last_component(path.as_bytes()), name.as_bytes(), "{path}");
         }
+    }
+
+    #[test]
+    fn holes_are_found() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(8 << 20).unwrap();
+        file.write_all_at(&[1; 4096], 1 << 20).unwrap();
+        file.write_all_at(&[1; 4096], 5 << 20).unwrap();
+        let blocks = file.metadata().unwrap().blocks();
+        if blocks * 512 >= 8 << 20 {
+            eprintln!("SKIPPED: the temporary directory's file system has no holes");
+            return;
+        }
+        let file = OwnedFd::from(file);
+        let pieces = holes::pieces(8 << 20, blocks, |at| next_data(&file, at)).unwrap();
+        let total: u64 = pieces.iter().map(|piece| piece.len).sum();
+        assert!(pieces.len() == 2 && (8192..1 << 20).contains(&total), "{pieces:?}");
+        assert!(pieces[0].offset <= 1 << 20 && pieces[0].offset + pieces[0].len > 1 << 20);
     }
 }

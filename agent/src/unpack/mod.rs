@@ -7,7 +7,7 @@
 //! the root is an error that names the entry, not a file elsewhere.
 //!
 //! ```text
-//!  archive   blocks ─▶ members: headers, PAX and GNU extensions    pax, sparse: their formats
+//!  archive   blocks ─▶ members (boxlite-proto, which the host reads with as well)
 //!  tree      members ─▶ files, links, nodes, directories           below: confined to a directory
 //!  whiteout  what a layer deletes of the layers below, and nothing of its own
 //! ```
@@ -18,24 +18,19 @@
 //! differs in that whiteouts are ordinary files and that nothing but an empty directory gives way to
 //! what is not a directory.
 
-mod archive;
 mod below;
-mod name;
-mod pax;
-mod sparse;
 mod tree;
 mod whiteout;
 
 use std::io::BufRead;
 use std::path::Path;
 
+use boxlite_proto::archive::{Archive, ArchiveError, name};
 use boxlite_proto::guest::{CopyIn, Owner};
 use boxlite_proto::message::{Failure, FailureKind};
 use rustix::fs::CWD;
 use rustix::io::Errno;
 
-use self::archive::Archive;
-pub(crate) use self::name::shown;
 use self::tree::Tree;
 use crate::inspect::{from_root, path_failure};
 use crate::sys::process::{chroot_this_thread, own_working_directory};
@@ -61,12 +56,8 @@ pub struct UnpackError {
 /// What is wrong with an entry.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Problem {
-    #[error("{0}; the tar is malformed, hostile, or does not fit to what is there")]
-    Bad(String),
-    #[error("the tar ends in the middle of an entry; it is truncated")]
-    Truncated,
-    #[error("the tar's stream was cut off: {0}")]
-    Read(#[source] std::io::Error),
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
     #[error("cannot {0}: the disk is full; make it larger")]
     Full(&'static str),
     #[error("cannot {what}: {errno}")]
@@ -75,14 +66,7 @@ pub(crate) enum Problem {
 
 impl Problem {
     fn bad(what: impl Into<String>) -> Self {
-        Self::Bad(what.into())
-    }
-
-    fn reading(error: std::io::Error) -> Self {
-        match error.kind() {
-            std::io::ErrorKind::UnexpectedEof => Self::Truncated,
-            _ => Self::Read(error),
-        }
+        Self::Archive(ArchiveError::bad(what))
     }
 }
 
@@ -98,7 +82,9 @@ impl UnpackError {
     /// The failure as the host learns it.
     pub fn failure(&self) -> Failure {
         let kind = match &self.problem {
-            Problem::Bad(_) | Problem::Truncated => FailureKind::BadLayer,
+            Problem::Archive(ArchiveError::Bad(_) | ArchiveError::Truncated) => {
+                FailureKind::BadLayer
+            }
             Problem::Full(_) => FailureKind::DiskFull,
             // What only a name, a link or a size of the tar's can cause.
             Problem::System {
@@ -116,7 +102,7 @@ impl UnpackError {
                     | Errno::OVERFLOW,
                 ..
             } => FailureKind::BadLayer,
-            Problem::Read(_) | Problem::System { .. } => FailureKind::Other,
+            Problem::Archive(ArchiveError::Read(_)) | Problem::System { .. } => FailureKind::Other,
         };
         Failure { kind, message: self.to_string() }
     }
@@ -169,7 +155,7 @@ fn unpack(mut tree: Tree, tar: impl BufRead) -> Result<Unpacked, UnpackError> {
             unpacked.bytes += tree.add(&member, &mut archive)?;
             unpacked.entries += 1;
         }
-        archive.drain()
+        Ok(archive.drain()?)
     };
     match unpack() {
         Ok(()) => {

@@ -11,6 +11,7 @@
 use std::io::BufRead;
 use std::os::fd::{AsFd, OwnedFd};
 
+use boxlite_proto::archive::{Archive, Device, Kind, Member, SparseMap, Time, name};
 use boxlite_proto::guest::Owner;
 use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags,
@@ -20,9 +21,6 @@ use rustix::fs::{
 use rustix::io::{Errno, pwrite, write};
 use rustix::process::fchdir;
 
-use super::archive::{Archive, Device, Kind, Member, Time};
-use super::name;
-use super::sparse::SparseMap;
 use super::whiteout::{DirRef, Meaning, Own, list, remove, remove_content};
 use super::{Problem, below, cannot};
 use crate::sys::file::chmod_nofollow;

@@ -177,6 +177,14 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
+    /// What the box sent as a copy is not one.
+    #[error("the copy that the box sent is refused: entry {entry}: {reason}")]
+    BadArchive {
+        /// The name of the entry, quoted and escaped.
+        entry: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The software host.
     #[error(transparent)]
     SoftHost(#[from] crate::softhost::Error),
@@ -251,8 +259,10 @@ impl Error {
             Self::SoftHost(_) | Self::NoVirtualization { .. } => ErrorKind::Host,
             Self::Home { source, .. } | Self::Copy { source, .. } => match source.kind() {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::DiskFull,
+                io::ErrorKind::NotFound if matches!(self, Self::Copy { .. }) => ErrorKind::NotFound,
                 _ => ErrorKind::Storage,
             },
+            Self::BadArchive { .. } => ErrorKind::Guest,
             Self::Store { .. } | Self::NewerHome { .. } => ErrorKind::Storage,
             Self::NameInUse { .. } => ErrorKind::AlreadyExists,
             Self::NoSuchBox { .. } => ErrorKind::NotFound,
@@ -261,10 +271,12 @@ impl Error {
             Self::Failed { .. } => ErrorKind::BoxFailed,
             Self::Ended { .. } => ErrorKind::BoxEnded,
             Self::Guest(error) => match error.failure().map(|failure| failure.kind) {
-                Some(FailureKind::NotFound) => ErrorKind::NotFound,
+                Some(FailureKind::NotFound | FailureKind::NoSuchPath) => ErrorKind::NotFound,
                 Some(FailureKind::NotExecutable) => ErrorKind::NotExecutable,
                 Some(FailureKind::DiskFull) => ErrorKind::DiskFull,
-                Some(FailureKind::UnknownUser | FailureKind::WorkingDir) => ErrorKind::Invalid,
+                Some(
+                    FailureKind::UnknownUser | FailureKind::WorkingDir | FailureKind::NotADirectory,
+                ) => ErrorKind::Invalid,
                 _ => ErrorKind::Guest,
             },
             Self::CommandTimeout | Self::Timeout { .. } => ErrorKind::Timeout,

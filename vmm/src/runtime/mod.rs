@@ -22,6 +22,7 @@
 
 mod call;
 mod config;
+mod copy;
 mod disk_builder;
 mod error;
 mod events;
@@ -46,7 +47,7 @@ use std::time::Duration;
 
 use boxlite_rootfs_builder::{Progress, Silent};
 
-pub use crate::client::{ExecOutput, ExecStdin};
+pub use crate::client::{Archive, ExecOutput, ExecStdin};
 pub use crate::events::{Event, EventKind};
 pub use crate::machine::{
     BootStage, DiskMetrics, ExitCounts, Health, HealthStatus, MachineMetrics, RestartPolicy,
@@ -54,6 +55,7 @@ pub use crate::machine::{
 pub use boxlite_proto::guest::{GuestMetrics, Process};
 pub use boxlite_proto::message::{ExitStatus, TerminalSize};
 pub use config::BoxConfig;
+pub use copy::{Copied, CopyOptions, Skipped};
 pub use error::{Error, ErrorKind, RemoteError, Result};
 pub use events::{EventQuery, Events};
 pub use exec::{Attached, Command, Execution, Output};

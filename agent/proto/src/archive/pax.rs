@@ -3,8 +3,8 @@
 //! The length frames a record, not the newline: values are bytes and may contain newlines, as those
 //! of `SCHILY.xattr.security.capability` do.
 
-use super::Problem;
-use super::archive::Time;
+use super::ArchiveError;
+use super::read::Time;
 use super::sparse::PaxSparse;
 
 /// What a PAX header says about the next member.
@@ -22,13 +22,16 @@ pub(super) struct Pax {
 
 impl Pax {
     /// Reads all records. Keys that mean nothing to a file system are skipped.
-    pub(super) fn parse(mut records: &[u8]) -> Result<Self, Problem> {
+    pub(super) fn parse(mut records: &[u8]) -> Result<Self, ArchiveError> {
         let mut pax = Self::default();
         while !records.is_empty() {
             let (key, value, rest) = record(records)
-                .ok_or_else(|| Problem::bad("its PAX header has a malformed record"))?;
+                .ok_or_else(|| ArchiveError::bad("its PAX header has a malformed record"))?;
             pax.set(key, value).ok_or_else(|| {
-                Problem::bad(format!("its PAX record {} is malformed", super::name::shown(key)))
+                ArchiveError::bad(format!(
+                    "its PAX record {} is malformed",
+                    super::name::shown(key)
+                ))
             })?;
             records = rest;
         }

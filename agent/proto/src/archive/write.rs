@@ -5,32 +5,55 @@ use std::io::{self, Write};
 
 use tar::{EntryType, Header};
 
+use super::read::{Device, Time};
+
 /// A block of a tar.
-pub(super) const BLOCK: usize = 512;
+pub const BLOCK: usize = 512;
 
 /// The largest octal number in a field of 12 bytes, and of 8.
 const MAX_12: u64 = 0o777_7777_7777;
 const MAX_8: u64 = 0o777_7777;
 
 /// What stands in a header.
-pub(super) struct Entry<'a> {
+pub struct Entry<'a> {
     /// Its name; a directory's ends in a slash.
-    pub(super) name: &'a [u8],
-    pub(super) kind: EntryType,
+    pub name: &'a [u8],
+    /// What it is.
+    pub kind: EntryType,
     /// The target of a link.
-    pub(super) link: &'a [u8],
-    pub(super) stat: &'a rustix::fs::Stat,
+    pub link: &'a [u8],
+    /// Whose it is, and so on.
+    pub attributes: Attributes,
+    /// The number of a device.
+    pub device: Option<Device>,
     /// Bytes that follow in the tar.
-    pub(super) stored: u64,
+    pub stored: u64,
     /// The size of a sparse file, whose map comes before its data (GNU tar manual, "PAX Format,
     /// Version 1.0").
-    pub(super) sparse_size: Option<u64>,
-    pub(super) xattrs: &'a [(Vec<u8>, Vec<u8>)],
+    pub sparse_size: Option<u64>,
+    /// Extended attributes: names, without an equals sign, and values.
+    pub xattrs: &'a [(Vec<u8>, Vec<u8>)],
+}
+
+/// What all kinds of entries have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Attributes {
+    /// Permissions with setuid, setgid and sticky bits (`0o7777`).
+    pub mode: u32,
+    /// The owner.
+    pub uid: u32,
+    /// The group.
+    pub gid: u32,
+    /// When it was changed.
+    pub mtime: Time,
 }
 
 impl Entry<'_> {
     /// Writes all that comes before the data.
-    pub(super) fn write(&self, to: &mut impl Write) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// Those of `to`.
+    pub fn write(&self, to: &mut impl Write) -> io::Result<()> {
         let records = self.records();
         if !records.is_empty() {
             let mut header = header(EntryType::XHeader, b"PaxHeaders", b"", records.len() as u64);
@@ -42,15 +65,14 @@ impl Entry<'_> {
         // Readers that know nothing of sparse files call its map and data so.
         let name = if self.sparse_size.is_some() { b"GNUSparseFile" } else { self.name };
         let mut header = header(self.kind, name, self.link, self.stored.min(MAX_12));
-        header.set_mode(self.stat.st_mode & 0o7777);
-        header.set_uid(u64::from(self.stat.st_uid).min(MAX_8));
-        header.set_gid(u64::from(self.stat.st_gid).min(MAX_8));
-        header.set_mtime(u64::try_from(self.stat.st_mtime).unwrap_or(0).min(MAX_12));
-        if matches!(self.kind, EntryType::Char | EntryType::Block)
-            && let Some(ustar) = header.as_ustar_mut()
-        {
-            ustar.set_device_major(rustix::fs::major(self.stat.st_rdev));
-            ustar.set_device_minor(rustix::fs::minor(self.stat.st_rdev));
+        let Attributes { mode, uid, gid, mtime } = self.attributes;
+        header.set_mode(mode & 0o7777);
+        header.set_uid(u64::from(uid).min(MAX_8));
+        header.set_gid(u64::from(gid).min(MAX_8));
+        header.set_mtime(u64::try_from(mtime.seconds).unwrap_or(0).min(MAX_12));
+        if let (Some(device), Some(ustar)) = (self.device, header.as_ustar_mut()) {
+            ustar.set_device_major(device.major);
+            ustar.set_device_minor(device.minor);
         }
         header.set_cksum();
         to.write_all(header.as_bytes())
@@ -77,12 +99,12 @@ impl Entry<'_> {
         if self.stored > MAX_12 {
             add(b"size", &decimal(self.stored));
         }
-        for (key, id) in [(b"uid", self.stat.st_uid), (b"gid", self.stat.st_gid)] {
+        for (key, id) in [(b"uid", self.attributes.uid), (b"gid", self.attributes.gid)] {
             if u64::from(id) > MAX_8 {
                 add(key, &decimal(id.into()));
             }
         }
-        let (seconds, nanoseconds) = (self.stat.st_mtime, self.stat.st_mtime_nsec);
+        let Time { seconds, nanoseconds } = self.attributes.mtime;
         if nanoseconds != 0 || !u64::try_from(seconds).is_ok_and(|seconds| seconds <= MAX_12) {
             add(b"mtime", &time(seconds, nanoseconds));
         }
@@ -94,7 +116,7 @@ impl Entry<'_> {
 }
 
 /// What fills the last block of `len` bytes.
-pub(super) fn padding(len: u64) -> &'static [u8] {
+pub fn padding(len: u64) -> &'static [u8] {
     const ZEROS: [u8; BLOCK] = [0; BLOCK];
     let missing = len.wrapping_neg() % BLOCK as u64;
     ZEROS.get(..missing as usize).unwrap_or_default()
@@ -121,11 +143,11 @@ fn header(kind: EntryType, name: &[u8], link: &[u8], size: u64) -> Header {
 
 /// Seconds and a fraction. The kernel counts the nanoseconds forward from the second before, a
 /// negative decimal number counts backward.
-fn time(seconds: i64, nanoseconds: u64) -> Vec<u8> {
+fn time(seconds: i64, nanoseconds: u32) -> Vec<u8> {
     match (seconds < 0, nanoseconds) {
         (true, 1..) => {
             let whole = (seconds + 1).unsigned_abs();
-            format!("-{whole}.{:09}", 1_000_000_000_u64.saturating_sub(nanoseconds)).into_bytes()
+            format!("-{whole}.{:09}", 1_000_000_000_u32.saturating_sub(nanoseconds)).into_bytes()
         }
         (_, 0) => seconds.to_string().into_bytes(),
         (false, _) => format!("{seconds}.{nanoseconds:09}").into_bytes(),

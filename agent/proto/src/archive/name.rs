@@ -1,21 +1,21 @@
 //! Names in a tar, and the paths that they mean.
 
-use super::Problem;
+use super::ArchiveError;
 
 /// The most of a name that messages repeat.
 const MAX_SHOWN: usize = 200;
 
 /// The path that a name means: without leading slashes, empty components, `.` and `..`.
-pub(super) fn normalize(name: &[u8]) -> Result<Vec<u8>, Problem> {
+pub fn normalize(name: &[u8]) -> Result<Vec<u8>, ArchiveError> {
     let mut path = Vec::with_capacity(name.len());
-    append(&mut path, name)
-        .then_some(path)
-        .ok_or_else(|| Problem::bad(format!("{} climbs above the root directory", shown(name))))
+    append(&mut path, name).then_some(path).ok_or_else(|| {
+        ArchiveError::bad(format!("{} climbs above the root directory", shown(name)))
+    })
 }
 
 /// The path that the target of a symlink in the directory `dir` means. As for the kernel, above the
 /// root is the root.
-pub(super) fn resolve(dir: &[u8], target: &[u8]) -> Vec<u8> {
+pub fn resolve(dir: &[u8], target: &[u8]) -> Vec<u8> {
     let mut path = if target.starts_with(b"/") { Vec::new() } else { dir.to_vec() };
     append(&mut path, target);
     path
@@ -44,7 +44,7 @@ fn append(path: &mut Vec<u8>, name: &[u8]) -> bool {
 }
 
 /// A normalized path's directory and last component.
-pub(super) fn split(path: &[u8]) -> (&[u8], &[u8]) {
+pub fn split(path: &[u8]) -> (&[u8], &[u8]) {
     match path.iter().rposition(|b| *b == b'/') {
         Some(slash) => (&path[..slash], &path[slash + 1..]),
         None => (b"", path),
@@ -52,7 +52,7 @@ pub(super) fn split(path: &[u8]) -> (&[u8], &[u8]) {
 }
 
 /// For messages: quoted, escaped, and not too long.
-pub(crate) fn shown(name: &[u8]) -> String {
+pub fn shown(name: &[u8]) -> String {
     match name.get(..MAX_SHOWN) {
         Some(start) => format!("\"{}…\"", start.escape_ascii()),
         None => format!("\"{}\"", name.escape_ascii()),

@@ -3,7 +3,7 @@
 //! Four formats (GNU tar manual, "Sparse Formats"): the old GNU header with its extension blocks,
 //! and PAX 0.0 (a record per number), 0.1 (one record with all) and 1.0 (a text before the data).
 
-use super::Problem;
+use super::ArchiveError;
 use super::pax::decimal;
 
 /// More pieces than this are refused; they would be held in memory.
@@ -11,43 +11,48 @@ const MAX_PIECES: usize = 1 << 20;
 
 /// A piece of a file that the tar holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Piece {
-    pub(super) offset: u64,
-    pub(super) len: u64,
+pub struct Piece {
+    /// Where it begins.
+    pub offset: u64,
+    /// Its bytes.
+    pub len: u64,
 }
 
 /// Where the data of a sparse file belongs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct SparseMap {
-    pub(super) pieces: Vec<Piece>,
+pub struct SparseMap {
+    /// In order, apart, and inside the file.
+    pub pieces: Vec<Piece>,
     /// Size of the file, holes included.
-    pub(super) size: u64,
+    pub size: u64,
 }
 
 impl SparseMap {
     /// Adds a piece; unlike [`check`](Self::check), bounds the memory while the map is being read.
-    pub(super) fn push(&mut self, offset: u64, len: u64) -> Result<(), Problem> {
+    pub(super) fn push(&mut self, offset: u64, len: u64) -> Result<(), ArchiveError> {
         if self.pieces.len() >= MAX_PIECES {
-            return Err(Problem::bad(format!("its sparse map has more than {MAX_PIECES} pieces")));
+            return Err(ArchiveError::bad(format!(
+                "its sparse map has more than {MAX_PIECES} pieces"
+            )));
         }
         self.pieces.push(Piece { offset, len });
         Ok(())
     }
 
     /// Pieces must be in order, apart, inside the file, and together what the tar holds.
-    pub(super) fn check(self, stored: u64) -> Result<Self, Problem> {
+    pub(super) fn check(self, stored: u64) -> Result<Self, ArchiveError> {
         let mut end = 0;
         let mut total = 0_u64;
         for Piece { offset, len } in &self.pieces {
             let piece_end = offset.checked_add(*len).filter(|piece_end| *piece_end <= self.size);
-            end = piece_end
-                .filter(|_| *offset >= end)
-                .ok_or_else(|| Problem::bad("its sparse map is out of order or out of the file"))?;
+            end = piece_end.filter(|_| *offset >= end).ok_or_else(|| {
+                ArchiveError::bad("its sparse map is out of order or out of the file")
+            })?;
             // Cannot overflow: the pieces are apart and inside the file.
             total += len;
         }
         if total != stored {
-            return Err(Problem::bad(format!(
+            return Err(ArchiveError::bad(format!(
                 "its sparse map has {total} bytes of data, the tar {stored}"
             )));
         }
@@ -105,18 +110,20 @@ impl PaxSparse {
     }
 
     /// The map, or where to find it; none for a file that is not sparse.
-    pub(super) fn map(&self) -> Result<Option<PaxMap>, Problem> {
+    pub(super) fn map(&self) -> Result<Option<PaxMap>, ArchiveError> {
         let Some(size) = self.size else { return Ok(None) };
         match self.version {
             (1, 0) => return Ok(Some(PaxMap::BeforeData(size))),
             (0, 0 | 1) => {}
             (major, minor) => {
-                return Err(Problem::bad(format!("its sparse format {major}.{minor} is unknown")));
+                return Err(ArchiveError::bad(format!(
+                    "its sparse format {major}.{minor} is unknown"
+                )));
             }
         }
         let mut map = SparseMap { pieces: Vec::new(), size };
         let (pairs, []) = self.numbers.as_chunks::<2>() else {
-            return Err(Problem::bad("its sparse map ends in the middle of a pair"));
+            return Err(ArchiveError::bad("its sparse map ends in the middle of a pair"));
         };
         for [offset, len] in pairs {
             map.push(*offset, *len)?;
@@ -129,13 +136,13 @@ impl PaxSparse {
 /// the pairs; padded to a full block. `next_block` gives the blocks.
 pub(super) fn read_map_before_data(
     size: u64,
-    mut next_block: impl FnMut() -> Result<[u8; 512], Problem>,
-) -> Result<SparseMap, Problem> {
-    let malformed = || Problem::bad("its sparse map is malformed");
+    mut next_block: impl FnMut() -> Result<[u8; 512], ArchiveError>,
+) -> Result<SparseMap, ArchiveError> {
+    let malformed = || ArchiveError::bad("its sparse map is malformed");
     let mut map = SparseMap { pieces: Vec::new(), size };
     let mut block = [0; 512].into_iter();
     block.by_ref().for_each(drop);
-    let mut number = || -> Result<u64, Problem> {
+    let mut number = || -> Result<u64, ArchiveError> {
         let mut digits = Vec::new();
         loop {
             let byte = match block.next() {
@@ -229,7 +236,7 @@ mod tests {
             bytes.resize(1024, 0);
             let mut blocks = bytes.chunks(512);
             let _ = read_map_before_data(1, || {
-                blocks.next().map(|b| b.try_into().unwrap()).ok_or(Problem::Truncated)
+                blocks.next().map(|b| b.try_into().unwrap()).ok_or(ArchiveError::Truncated)
             });
         }
     }

@@ -7,7 +7,7 @@ use std::io::BufRead;
 
 use tar::Header;
 
-use super::Problem;
+use super::ArchiveError;
 use super::pax::{Pax, decimal};
 use super::sparse::{PaxMap, SparseMap, read_map_before_data};
 
@@ -19,10 +19,11 @@ const MAX_EXTENSION: u64 = 1 << 20;
 
 /// A point in time, before or after the epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Time {
-    pub(super) seconds: i64,
+pub struct Time {
+    /// Since the epoch.
+    pub seconds: i64,
     /// 0 to 999,999,999, counted forward.
-    pub(super) nanoseconds: u32,
+    pub nanoseconds: u32,
 }
 
 impl Time {
@@ -56,41 +57,53 @@ fn decimal_digits(text: &[u8]) -> Option<()> {
 
 /// What a member is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub enum Kind {
     /// Its data is in the archive; with a map, only what is not a hole.
     File(Option<SparseMap>),
     /// To another member, by its name.
     HardLink(Vec<u8>),
+    /// With its target.
     Symlink(Vec<u8>),
+    /// Its content is in other members.
     Directory,
+    /// A character device.
     Character(Device),
+    /// A block device.
     Block(Device),
+    /// A named pipe.
     Fifo,
 }
 
 /// A device number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Device {
-    pub(super) major: u32,
-    pub(super) minor: u32,
+pub struct Device {
+    /// The driver.
+    pub major: u32,
+    /// Which of its devices.
+    pub minor: u32,
 }
 
 /// A member of the archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Member {
+pub struct Member {
     /// As the archive has it.
-    pub(super) name: Vec<u8>,
-    pub(super) kind: Kind,
+    pub name: Vec<u8>,
+    /// What it is.
+    pub kind: Kind,
     /// Permissions with setuid, setgid and sticky bits.
-    pub(super) mode: u32,
-    pub(super) uid: u32,
-    pub(super) gid: u32,
-    pub(super) mtime: Time,
-    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub mode: u32,
+    /// The owner.
+    pub uid: u32,
+    /// The group.
+    pub gid: u32,
+    /// When it was changed.
+    pub mtime: Time,
+    /// Extended attributes: names and values.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 /// A tar being read.
-pub(super) struct Archive<R> {
+pub struct Archive<R> {
     reader: R,
     /// Data of the current member that has not been read, and the padding after it.
     data: u64,
@@ -107,17 +120,21 @@ struct Extensions {
 }
 
 impl<R: BufRead> Archive<R> {
-    pub(super) fn new(reader: R) -> Self {
+    /// Reads from its start.
+    pub fn new(reader: R) -> Self {
         Self { reader, data: 0, padding: 0, last_name: Vec::new() }
     }
 
     /// The name of the member that was read last.
-    pub(super) fn last_name(&self) -> &[u8] {
+    pub fn last_name(&self) -> &[u8] {
         &self.last_name
     }
 
     /// The next member. Its data is then read by [`data`](Self::data); what is not read is skipped.
-    pub(super) fn next_member(&mut self) -> Result<Option<Member>, Problem> {
+    ///
+    /// # Errors
+    /// When the tar is malformed or breaks off.
+    pub fn next_member(&mut self) -> Result<Option<Member>, ArchiveError> {
         let mut extensions = Extensions::default();
         loop {
             self.skip_rest()?;
@@ -134,16 +151,19 @@ impl<R: BufRead> Archive<R> {
     }
 
     /// Reads `len` bytes of the member's data, in pieces as they come.
-    pub(super) fn data(
+    ///
+    /// # Errors
+    /// Those of the archive and of the sink.
+    pub fn data<E: From<ArchiveError>>(
         &mut self,
         len: u64,
-        mut sink: impl FnMut(&[u8]) -> Result<(), Problem>,
-    ) -> Result<(), Problem> {
+        mut sink: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
         let mut left = len.min(self.data);
         while left > 0 {
             let available = fill(&mut self.reader)?;
             if available.is_empty() {
-                return Err(Problem::Truncated);
+                return Err(ArchiveError::Truncated.into());
             }
             let n = available.len().min(usize::try_from(left).unwrap_or(usize::MAX));
             sink(&available[..n])?;
@@ -155,12 +175,15 @@ impl<R: BufRead> Archive<R> {
     }
 
     /// How much of the member's data is left.
-    pub(super) fn data_left(&self) -> u64 {
+    pub fn data_left(&self) -> u64 {
         self.data
     }
 
     /// Reads whatever follows the archive.
-    pub(super) fn drain(&mut self) -> Result<(), Problem> {
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn drain(&mut self) -> Result<(), ArchiveError> {
         loop {
             let n = fill(&mut self.reader)?.len();
             if n == 0 {
@@ -170,23 +193,23 @@ impl<R: BufRead> Archive<R> {
         }
     }
 
-    fn skip_rest(&mut self) -> Result<(), Problem> {
+    fn skip_rest(&mut self) -> Result<(), ArchiveError> {
         self.data += std::mem::take(&mut self.padding);
-        self.data(u64::MAX, |_| Ok(()))
+        self.data(u64::MAX, |_| Ok::<_, ArchiveError>(()))
     }
 
     /// Expects `size` bytes of data, padded to whole blocks.
-    fn expect_data(&mut self, size: u64) -> Result<(), Problem> {
+    fn expect_data(&mut self, size: u64) -> Result<(), ArchiveError> {
         self.padding = size.wrapping_neg() % BLOCK;
         // So that data and padding together cannot overflow.
         self.data = Some(size)
             .filter(|size| *size <= i64::MAX as u64)
-            .ok_or_else(|| Problem::bad(format!("its size of {size} bytes is impossible")))?;
+            .ok_or_else(|| ArchiveError::bad(format!("its size of {size} bytes is impossible")))?;
         Ok(())
     }
 
     /// The next header; none at the end of the archive: a block of zeros, or the end of the stream.
-    fn header(&mut self) -> Result<Option<Header>, Problem> {
+    fn header(&mut self) -> Result<Option<Header>, ArchiveError> {
         let Some(block) = self.block()? else { return Ok(None) };
         if block == [0; 512] {
             return Ok(None);
@@ -194,20 +217,20 @@ impl<R: BufRead> Archive<R> {
         let header = Header::from_byte_slice(&block).clone();
         if !checksum_matches(&header, &block) {
             let name = super::name::shown(&header.path_bytes());
-            return Err(Problem::bad(format!(
+            return Err(ArchiveError::bad(format!(
                 "the header after it, perhaps of {name}, has a wrong checksum"
             )));
         }
         Ok(Some(header))
     }
 
-    fn block(&mut self) -> Result<Option<[u8; 512]>, Problem> {
+    fn block(&mut self) -> Result<Option<[u8; 512]>, ArchiveError> {
         let mut block = [0; 512];
         let mut have = 0;
         while have < block.len() {
             let available = fill(&mut self.reader)?;
             if available.is_empty() {
-                return if have == 0 { Ok(None) } else { Err(Problem::Truncated) };
+                return if have == 0 { Ok(None) } else { Err(ArchiveError::Truncated) };
             }
             let n = available.len().min(block.len() - have);
             block[have..have + n].copy_from_slice(&available[..n]);
@@ -218,15 +241,15 @@ impl<R: BufRead> Archive<R> {
     }
 
     /// The data of an extension header.
-    fn extension(&mut self, size: u64) -> Result<Vec<u8>, Problem> {
+    fn extension(&mut self, size: u64) -> Result<Vec<u8>, ArchiveError> {
         if size > MAX_EXTENSION {
-            return Err(Problem::bad(format!("an extension header has {size} bytes")));
+            return Err(ArchiveError::bad(format!("an extension header has {size} bytes")));
         }
         self.expect_data(size)?;
         let mut bytes = Vec::new();
         self.data(size, |data| {
             bytes.extend_from_slice(data);
-            Ok(())
+            Ok::<_, ArchiveError>(())
         })?;
         Ok(bytes)
     }
@@ -236,7 +259,7 @@ impl<R: BufRead> Archive<R> {
         header: &Header,
         size: u64,
         extensions: Extensions,
-    ) -> Result<Member, Problem> {
+    ) -> Result<Member, ArchiveError> {
         let Extensions { long_name, long_link, pax } = extensions;
         let old = header.as_old();
         let sparse = pax.sparse;
@@ -248,7 +271,7 @@ impl<R: BufRead> Archive<R> {
             .unwrap_or_else(|| header.path_bytes().into_owned());
         self.last_name.clone_from(&name);
         if name.contains(&0) {
-            return Err(Problem::bad("its name contains a NUL byte"));
+            return Err(ArchiveError::bad("its name contains a NUL byte"));
         }
         let link = pax
             .link
@@ -256,7 +279,7 @@ impl<R: BufRead> Archive<R> {
             .or_else(|| header.link_name_bytes().map(std::borrow::Cow::into_owned))
             .unwrap_or_default();
         if link.contains(&0) {
-            return Err(Problem::bad("its link contains a NUL byte"));
+            return Err(ArchiveError::bad("its link contains a NUL byte"));
         }
         let size = pax.size.unwrap_or(size);
         // Only files have data, whatever the size field says.
@@ -277,7 +300,7 @@ impl<R: BufRead> Archive<R> {
             b'6' => Kind::Fifo,
             other => {
                 let kind = other.escape_ascii();
-                return Err(Problem::bad(format!("its type '{kind}' is unknown")));
+                return Err(ArchiveError::bad(format!("its type '{kind}' is unknown")));
             }
         };
         Ok(Member {
@@ -297,7 +320,7 @@ impl<R: BufRead> Archive<R> {
     fn pax_sparse(
         &mut self,
         sparse: &super::sparse::PaxSparse,
-    ) -> Result<Option<SparseMap>, Problem> {
+    ) -> Result<Option<SparseMap>, ArchiveError> {
         let map = match sparse.map()? {
             None => return Ok(None),
             Some(PaxMap::Here(map)) => map,
@@ -307,10 +330,10 @@ impl<R: BufRead> Archive<R> {
                 self.data(BLOCK, |data| {
                     block[have..have + data.len()].copy_from_slice(data);
                     have += data.len();
-                    Ok(())
+                    Ok::<_, ArchiveError>(())
                 })?;
                 if have < block.len() {
-                    return Err(Problem::bad("its sparse map is longer than its data"));
+                    return Err(ArchiveError::bad("its sparse map is longer than its data"));
                 }
                 Ok(block)
             })?,
@@ -319,15 +342,15 @@ impl<R: BufRead> Archive<R> {
     }
 
     /// The old GNU format: four pieces in the header, more in blocks before the data.
-    fn gnu_sparse(&mut self, header: &Header, size: u64) -> Result<SparseMap, Problem> {
+    fn gnu_sparse(&mut self, header: &Header, size: u64) -> Result<SparseMap, ArchiveError> {
         let gnu = header
             .as_gnu()
-            .ok_or_else(|| Problem::bad("it is a GNU sparse file without a GNU header"))?;
+            .ok_or_else(|| ArchiveError::bad("it is a GNU sparse file without a GNU header"))?;
         let mut map = SparseMap { pieces: Vec::new(), size: unsigned("real size", &gnu.realsize)? };
         push_pieces(&mut map, &gnu.sparse)?;
         let mut extended = gnu.is_extended();
         while extended {
-            let block = self.block()?.ok_or(Problem::Truncated)?;
+            let block = self.block()?.ok_or(ArchiveError::Truncated)?;
             let mut extension = tar::GnuExtSparseHeader::new();
             extension.as_mut_bytes().copy_from_slice(&block);
             push_pieces(&mut map, extension.sparse())?;
@@ -338,15 +361,15 @@ impl<R: BufRead> Archive<R> {
     }
 }
 
-fn push_pieces(map: &mut SparseMap, pieces: &[tar::GnuSparseHeader]) -> Result<(), Problem> {
+fn push_pieces(map: &mut SparseMap, pieces: &[tar::GnuSparseHeader]) -> Result<(), ArchiveError> {
     for piece in pieces.iter().filter(|piece| !piece.is_empty()) {
         map.push(unsigned("offset", &piece.offset)?, unsigned("length", &piece.numbytes)?)?;
     }
     Ok(())
 }
 
-fn fill(reader: &mut impl BufRead) -> Result<&[u8], Problem> {
-    reader.fill_buf().map_err(Problem::reading)
+fn fill(reader: &mut impl BufRead) -> Result<&[u8], ArchiveError> {
+    reader.fill_buf().map_err(ArchiveError::reading)
 }
 
 fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
@@ -365,16 +388,17 @@ fn checksum_matches(header: &Header, block: &[u8; 512]) -> bool {
     expected == unsigned || expected == signed
 }
 
-fn size_field(header: &Header) -> Result<u64, Problem> {
+fn size_field(header: &Header) -> Result<u64, ArchiveError> {
     unsigned("size", &header.as_old().size)
 }
 
-fn unsigned(what: &str, field: &[u8]) -> Result<u64, Problem> {
-    u64::try_from(number(what, field)?).map_err(|_| Problem::bad(format!("its {what} is negative")))
+fn unsigned(what: &str, field: &[u8]) -> Result<u64, ArchiveError> {
+    u64::try_from(number(what, field)?)
+        .map_err(|_| ArchiveError::bad(format!("its {what} is negative")))
 }
 
 /// A user or group ID; the largest one means "none" to the kernel.
-fn id(what: &str, pax: Option<u64>, field: &[u8]) -> Result<u32, Problem> {
+fn id(what: &str, pax: Option<u64>, field: &[u8]) -> Result<u32, ArchiveError> {
     let id = match pax {
         Some(id) => id,
         None => unsigned(what, field)?,
@@ -382,33 +406,33 @@ fn id(what: &str, pax: Option<u64>, field: &[u8]) -> Result<u32, Problem> {
     u32::try_from(id)
         .ok()
         .filter(|id| *id != u32::MAX)
-        .ok_or_else(|| Problem::bad(format!("its {what} {id} is out of range")))
+        .ok_or_else(|| ArchiveError::bad(format!("its {what} {id} is out of range")))
 }
 
-fn device(header: &Header) -> Result<Device, Problem> {
+fn device(header: &Header) -> Result<Device, ArchiveError> {
     let (major, minor) = match (header.as_ustar(), header.as_gnu()) {
         (Some(ustar), _) => (&ustar.dev_major, &ustar.dev_minor),
         (_, Some(gnu)) => (&gnu.dev_major, &gnu.dev_minor),
-        _ => return Err(Problem::bad("it is a device without a number")),
+        _ => return Err(ArchiveError::bad("it is a device without a number")),
     };
     let device = Device {
         // What the kernel has room for.
         major: u32::try_from(number("major number", major)?)
             .ok()
             .filter(|n| *n < 1 << 12)
-            .ok_or_else(|| Problem::bad("its major number is out of range"))?,
+            .ok_or_else(|| ArchiveError::bad("its major number is out of range"))?,
         minor: u32::try_from(number("minor number", minor)?)
             .ok()
             .filter(|n| *n < 1 << 20)
-            .ok_or_else(|| Problem::bad("its minor number is out of range"))?,
+            .ok_or_else(|| ArchiveError::bad("its minor number is out of range"))?,
     };
     Ok(device)
 }
 
 /// A numeric field: octal digits, or, with the first bit set, big-endian two's complement (GNU
 /// base-256). Blank is 0.
-fn number(what: &str, field: &[u8]) -> Result<i64, Problem> {
-    let malformed = || Problem::bad(format!("its {what} is not a number"));
+fn number(what: &str, field: &[u8]) -> Result<i64, ArchiveError> {
+    let malformed = || ArchiveError::bad(format!("its {what} is not a number"));
     match field {
         [first @ (0x80 | 0xff), rest @ ..] => {
             // All that does not fit into eight bytes must be sign.
@@ -486,7 +510,7 @@ mod tests {
         let read = |header: &Header| Archive::new(&header.as_bytes()[..]).next_member();
         assert_eq!(read(&header).unwrap().unwrap().name, b"file");
         header.as_mut_bytes()[0] ^= 1;
-        assert!(matches!(read(&header), Err(Problem::Bad(_))));
+        assert!(matches!(read(&header), Err(ArchiveError::Bad(_))));
     }
 
     proptest! {

@@ -1,0 +1,412 @@
+//! A tar that comes from a guest, as files of the host's. The guest is hostile.
+//!
+//! - A name may neither be absolute nor contain `..`, and must be what was asked for, or below it.
+//! - Directories are opened step by step, never through a symlink; so a symlink may say what it likes.
+//! - Files are written under a name that nobody knows, and get their own when they are whole. What is there
+//!   is replaced, never written to.
+//! - Devices and pipes are not made, setuid, setgid and sticky bits are dropped, and of the extended
+//!   attributes only `user.*` are kept.
+//! - A directory that was there keeps its owner, mode and time.
+
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, BufRead};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use boxlite_proto::archive::{Archive, ArchiveError, Kind, Member, SparseMap, Time, name::shown};
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chownat, fchmod,
+    fchown, fsetxattr, ftruncate, futimens, linkat, mkdirat, openat, renameat, statat, symlinkat,
+    unlinkat, utimensat,
+};
+use rustix::io::{Errno, pwrite};
+
+use super::Copied;
+use super::below::{open_below, open_child};
+
+/// Whom everything is to belong to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ownership {
+    /// The caller, as for everything that it makes.
+    Caller,
+    /// Whom the tar says. Needs the host's root.
+    Tar,
+}
+
+/// Where a tar goes.
+pub(super) struct Target {
+    /// A directory that exists.
+    pub(super) dir: OwnedFd,
+    /// Where that is, for messages.
+    pub(super) path: PathBuf,
+    /// The name in it; none: what is at the top of the tar goes right into it.
+    pub(super) name: Option<Vec<u8>>,
+    /// What the tar was asked for: the name of its top. None: `.`.
+    pub(super) asked: Option<Vec<u8>>,
+    pub(super) ownership: Ownership,
+}
+
+/// A tar that could not be unpacked, or not to its end.
+#[derive(Debug, thiserror::Error)]
+#[error("entry {}: {problem}", shown(.entry))]
+pub(super) struct UnpackError {
+    /// The name of the entry, as the tar has it.
+    pub(super) entry: Vec<u8>,
+    /// What was to be written.
+    pub(super) path: PathBuf,
+    pub(super) problem: Problem,
+}
+
+/// What is wrong.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Problem {
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    /// Something that is there is in the way.
+    #[error("{0}")]
+    InTheWay(&'static str),
+    #[error("{0}")]
+    System(#[from] Errno),
+}
+
+impl Problem {
+    fn bad(what: &str) -> Self {
+        Self::Archive(ArchiveError::bad(what))
+    }
+}
+
+type Result<T, E = Problem> = std::result::Result<T, E>;
+
+/// Unpacks `tar`, to its end.
+pub(super) fn unpack(target: Target, tar: impl BufRead) -> Result<Copied, UnpackError> {
+    let mut archive = Archive::new(tar);
+    let mut tree = Tree::new(target);
+    let mut unpack = || -> Result<()> {
+        while let Some(member) = archive.next_member()? {
+            tree.add(&member, &mut archive)?;
+            tree.copied.entries += 1;
+        }
+        Ok(archive.drain()?)
+    };
+    let result = unpack();
+    tree.finish();
+    match result {
+        Ok(()) => Ok(tree.copied),
+        Err(problem) => {
+            let path = tree.shown_path();
+            Err(UnpackError { entry: archive.last_name().to_vec(), path, problem })
+        }
+    }
+}
+
+struct Tree {
+    target: Target,
+    /// The entry that is being written, from the target's directory.
+    current: Vec<Vec<u8>>,
+    /// The directory that was written to last.
+    parent: Option<(Vec<Vec<u8>>, OwnedFd)>,
+    /// Directories that were made, to get their modes and times when nothing is made in them any more.
+    made: Vec<Made>,
+    names: TemporaryNames,
+    copied: Copied,
+}
+
+struct Made {
+    path: Vec<Vec<u8>>,
+    mode: u32,
+    mtime: Time,
+}
+
+impl Tree {
+    fn new(target: Target) -> Self {
+        Self {
+            target,
+            current: Vec::new(),
+            parent: None,
+            made: Vec::new(),
+            names: TemporaryNames(RandomState::new(), 0),
+            copied: Copied::default(),
+        }
+    }
+
+    /// The path of the entry that is being written, for messages.
+    fn shown_path(&self) -> PathBuf {
+        let mut path = self.target.path.clone();
+        path.extend(self.current.iter().map(|name| std::ffi::OsStr::from_bytes(name)));
+        path
+    }
+
+    /// Where a name of the tar leads, from the target's directory.
+    fn resolve(&self, name: &[u8]) -> Result<Vec<Vec<u8>>> {
+        if name.starts_with(b"/") {
+            return Err(Problem::bad("its name is absolute"));
+        }
+        let mut names = name.split(|b| *b == b'/').filter(|name| !matches!(*name, b"" | b"."));
+        if names.clone().any(|name| name == b"..") {
+            return Err(Problem::bad("its name has a '..' in it"));
+        }
+        if let Some(asked) = &self.target.asked
+            && names.next() != Some(asked)
+        {
+            return Err(Problem::bad("it is not what was asked for, nor in it"));
+        }
+        Ok(self.target.name.iter().cloned().chain(names.map(<[u8]>::to_vec)).collect())
+    }
+
+    /// Opens the directory that is to have the entry.
+    fn open(&mut self, path: &[Vec<u8>]) -> Result<()> {
+        if self.parent.as_ref().is_some_and(|(open, _)| open == path) {
+            return Ok(());
+        }
+        // The caller's own, as the step before may have been.
+        let dir = match &self.parent {
+            Some((open, dir)) if path.split_last().is_some_and(|(_, above)| above == open) => {
+                path.last().map_or(Err(Errno::INVAL), |name| open_child(dir, name))
+            }
+            _ => open_below(&self.target.dir, path),
+        };
+        let dir = dir.map_err(not_a_directory)?;
+        self.parent = Some((path.to_vec(), dir));
+        Ok(())
+    }
+
+    fn dir(&self) -> Result<&OwnedFd> {
+        self.parent.as_ref().map(|(_, dir)| dir).ok_or_else(|| Problem::bad("it has no directory"))
+    }
+
+    fn add<R: BufRead>(&mut self, member: &Member, archive: &mut Archive<R>) -> Result<()> {
+        self.current.clear();
+        let mut path = self.resolve(&member.name)?;
+        self.current.clone_from(&path);
+        let Some(name) = path.pop() else {
+            return match member.kind {
+                // The target's directory itself, which was there.
+                Kind::Directory => Ok(()),
+                _ => Err(Problem::bad("it would replace the destination")),
+            };
+        };
+        self.open(&path)?;
+        match &member.kind {
+            Kind::File(map) => self.add_file(&name, member, map.as_ref(), archive),
+            Kind::Directory => self.add_directory(path, name, member),
+            Kind::Symlink(target) => self.add_symlink(&name, target, member),
+            Kind::HardLink(target) => self.add_hard_link(&name, target),
+            Kind::Character(_) | Kind::Block(_) => self.skip(member, "devices are not made here"),
+            Kind::Fifo => self.skip(member, "named pipes are not made here"),
+        }
+    }
+
+    fn skip(&mut self, member: &Member, why: &str) -> Result<()> {
+        self.copied.skip(shown(&member.name), why);
+        Ok(())
+    }
+
+    fn add_file<R: BufRead>(
+        &mut self,
+        name: &[u8],
+        member: &Member,
+        map: Option<&SparseMap>,
+        archive: &mut Archive<R>,
+    ) -> Result<()> {
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let private = Mode::RUSR | Mode::WUSR;
+        let temporary = self.names.next();
+        let dir = self.dir()?;
+        let file = openat(dir, &temporary[..], flags, private)?;
+        let unfinished = Unfinished { dir, name: &temporary };
+        let bytes = archive.data_left();
+        let whole = [boxlite_proto::archive::Piece { offset: 0, len: bytes }];
+        let pieces = map.map_or(&whole[..], |map| &map.pieces);
+        if let Some(map) = map {
+            ftruncate(&file, map.size)?;
+        }
+        for piece in pieces {
+            let mut offset = piece.offset;
+            archive.data(piece.len, |data| write_at(&file, data, &mut offset))?;
+        }
+        if self.target.ownership == Ownership::Tar {
+            let (uid, gid) = (Uid::from_raw(member.uid), Gid::from_raw(member.gid));
+            fchown(&file, Some(uid), Some(gid))?;
+        }
+        let lost = set_xattrs(&file, member)?;
+        fchmod(&file, permissions(member.mode))?;
+        futimens(&file, &timestamps(member.mtime))?;
+        unfinished.rename(name)?;
+        self.copied.bytes += bytes;
+        if lost {
+            self.copied
+                .skip(shown(&member.name), "an extended attribute of it cannot be kept here");
+        }
+        Ok(())
+    }
+
+    fn add_directory(
+        &mut self,
+        mut path: Vec<Vec<u8>>,
+        name: Vec<u8>,
+        member: &Member,
+    ) -> Result<()> {
+        let ownership = self.target.ownership;
+        let dir = self.dir()?;
+        match mkdirat(dir, &name[..], Mode::RWXU) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => {
+                let there = statat(dir, &name[..], AtFlags::SYMLINK_NOFOLLOW)?;
+                return match FileType::from_raw_mode(there.st_mode) {
+                    FileType::Directory => Ok(()),
+                    _ => Err(Problem::InTheWay("in its place is something that is no directory")),
+                };
+            }
+            Err(errno) => return Err(errno.into()),
+        }
+        let made = open_child(dir, &name)?;
+        if ownership == Ownership::Tar {
+            let (uid, gid) = (Uid::from_raw(member.uid), Gid::from_raw(member.gid));
+            fchown(&made, Some(uid), Some(gid))?;
+        }
+        let lost = set_xattrs(&made, member)?;
+        path.push(name);
+        self.made.push(Made { path, mode: member.mode, mtime: member.mtime });
+        if lost {
+            self.copied
+                .skip(shown(&member.name), "an extended attribute of it cannot be kept here");
+        }
+        Ok(())
+    }
+
+    fn add_symlink(&mut self, name: &[u8], target: &[u8], member: &Member) -> Result<()> {
+        let temporary = self.names.next();
+        let dir = self.dir()?;
+        symlinkat(target, dir, &temporary[..])?;
+        let unfinished = Unfinished { dir, name: &temporary };
+        if self.target.ownership == Ownership::Tar {
+            let (uid, gid) = (Uid::from_raw(member.uid), Gid::from_raw(member.gid));
+            chownat(dir, &temporary[..], Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+        }
+        let times = timestamps(member.mtime);
+        utimensat(dir, &temporary[..], &times, AtFlags::SYMLINK_NOFOLLOW)?;
+        unfinished.rename(name)
+    }
+
+    fn add_hard_link(&mut self, name: &[u8], target: &[u8]) -> Result<()> {
+        let mut path = self.resolve(target)?;
+        let target = path.pop().ok_or_else(|| Problem::bad("it is a hard link to a directory"))?;
+        let target_dir = open_below(&self.target.dir, &path).map_err(not_a_directory)?;
+        let temporary = self.names.next();
+        let dir = self.dir()?;
+        match linkat(&target_dir, &target[..], dir, &temporary[..], AtFlags::empty()) {
+            Ok(()) => Unfinished { dir, name: &temporary }.rename(name),
+            Err(Errno::NOENT) => Err(Problem::bad("it is a hard link to nothing")),
+            Err(Errno::PERM) => Err(Problem::bad("it is a hard link to what cannot be linked")),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Gives the directories that were made their modes and times: the innermost first, since a
+    /// mode may lock its directory.
+    fn finish(&mut self) {
+        self.parent = None;
+        for Made { path, mode, mtime } in self.made.drain(..).rev() {
+            // One that somebody removed or replaced meanwhile has none of its own any more.
+            if let Ok(dir) = open_below(&self.target.dir, &path) {
+                let _ = futimens(&dir, &timestamps(mtime));
+                let _ = fchmod(&dir, permissions(mode));
+            }
+        }
+    }
+}
+
+/// An entry that does not have its own name yet. Removed when it is dropped.
+struct Unfinished<'a> {
+    dir: &'a OwnedFd,
+    name: &'a [u8],
+}
+
+impl Unfinished<'_> {
+    /// Gives it its name, in the place of what has it.
+    fn rename(self, name: &[u8]) -> Result<()> {
+        match renameat(self.dir, self.name, self.dir, name) {
+            // Of two names of one file, both stay.
+            Ok(()) => Ok(()),
+            Err(Errno::ISDIR | Errno::EXIST | Errno::NOTEMPTY) => {
+                Err(Problem::InTheWay("in its place is a directory"))
+            }
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        let _ = unlinkat(self.dir, self.name, AtFlags::empty());
+    }
+}
+
+/// Names that a tar cannot know beforehand.
+struct TemporaryNames(RandomState, u64);
+
+impl TemporaryNames {
+    fn next(&mut self) -> Vec<u8> {
+        self.1 += 1;
+        format!(".boxlite-copy-{:016x}", self.0.hash_one(self.1)).into_bytes()
+    }
+}
+
+fn not_a_directory(errno: Errno) -> Problem {
+    match errno {
+        Errno::LOOP | Errno::NOTDIR => {
+            Problem::InTheWay("what should be its directory is a symlink or no directory")
+        }
+        Errno::NOENT => Problem::bad("its directory does not come before it"),
+        errno => errno.into(),
+    }
+}
+
+fn write_at(file: &OwnedFd, mut data: &[u8], offset: &mut u64) -> Result<()> {
+    while !data.is_empty() {
+        match pwrite(file, data, *offset) {
+            Ok(n) => {
+                data = data.get(n..).unwrap_or_default();
+                *offset += n as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Keeps what means nothing to the system. True if something that should have been kept was not.
+fn set_xattrs(file: &OwnedFd, member: &Member) -> Result<bool> {
+    let mut lost = false;
+    for (name, value) in member.xattrs.iter().filter(|(name, _)| name.starts_with(b"user.")) {
+        match fsetxattr(file, &name[..], value, XattrFlags::empty()) {
+            Ok(()) => {}
+            Err(errno @ (Errno::IO | Errno::DQUOT)) => return Err(errno.into()),
+            // The file system has none, or no room for this one.
+            Err(_) => lost = true,
+        }
+    }
+    Ok(lost)
+}
+
+/// Without the bits that give more than they say.
+fn permissions(mode: u32) -> Mode {
+    Mode::from_raw_mode(mode & 0o777)
+}
+
+fn timestamps(time: Time) -> Timestamps {
+    let time = Timespec { tv_sec: time.seconds, tv_nsec: time.nanoseconds.into() };
+    Timestamps { last_access: time, last_modification: time }
+}
+
+impl From<&UnpackError> for io::Error {
+    fn from(error: &UnpackError) -> Self {
+        match &error.problem {
+            Problem::System(errno) => (*errno).into(),
+            other => Self::other(other.to_string()),
+        }
+    }
+}

@@ -15,7 +15,7 @@ use super::stand_in::{Ended, StandIn, TerminalArgs};
 use super::targets::each;
 use super::{human, out, parse, size};
 use crate::client::Attachment;
-use crate::runtime::{BoxHandle, RestartPolicy, Runtime};
+use crate::runtime::{RestartPolicy, Runtime};
 
 pub(super) const START_HELP: &str = "\
 Examples:
@@ -27,9 +27,6 @@ With -a, the exit code is the main command's, as `run` has it.";
 pub(super) const STOP_HELP: &str = "\
 The main command gets its stop signal, and then every process SIGTERM; what has not ended after the grace
 is killed. What was written is on the box's disk then.";
-
-/// How long a signal may take to reach the main command.
-const DELIVERY: Duration = Duration::from_millis(200);
 
 /// The signal that a box cannot see.
 const SIGKILL: i32 = 9;
@@ -161,23 +158,11 @@ pub(super) async fn kill(global: &Global, args: Kill) -> Result<u8> {
         }
         match args.signal {
             SIGKILL => sandbox.kill().await?,
-            signal => send_signal(&sandbox, signal).await?,
+            signal => sandbox.signal(signal).await?,
         }
         Ok(name)
     })
     .await
-}
-
-/// Sends a signal to a box's main command.
-async fn send_signal(sandbox: &BoxHandle, signal: i32) -> Result<()> {
-    let mut attached = sandbox.attach().await?;
-    if let Some(stdin) = attached.stdin() {
-        stdin.leave();
-    }
-    attached.signal(signal);
-    // Until the command has ended by it, or the signal is surely on its way.
-    let _ = tokio::time::timeout(DELIVERY, attached.wait()).await;
-    Ok(())
 }
 
 pub(super) async fn pause(global: &Global, args: Targets) -> Result<u8> {

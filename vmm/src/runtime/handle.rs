@@ -13,7 +13,7 @@ use super::exec::{Attached, Command};
 use super::logs::{LogQuery, Logs};
 use super::state::{BoxInfo, BoxState};
 use super::{Error, Result};
-use crate::client::{self, AgentClient};
+use crate::client::{self, AgentClient, ExecHandle};
 use crate::events::EventKind;
 use crate::machine::MachineMetrics;
 
@@ -148,6 +148,26 @@ impl BoxHandle {
 
     /// The main command's streams, from now on. Several may be attached at once.
     pub async fn attach(&self) -> Result<Attached> {
+        let (_, handle) = self.main_command().await?;
+        Ok(Attached::new(self.clone(), handle))
+    }
+
+    /// Sends a signal (Linux number) to the main command's process group.
+    pub async fn signal(&self, signal: i32) -> Result<()> {
+        let (agent, mut handle) = self.main_command().await?;
+        if let Some(stdin) = handle.stdin.take() {
+            stdin.leave();
+        }
+        handle.signal(signal);
+        // Answered after what came before. If the connection is lost meanwhile, the signal was heard, too.
+        match agent.ping().await {
+            Err(e) if !matches!(e, client::Error::Lost(_)) => Err(Error::Guest(e)),
+            _ => Ok(()),
+        }
+    }
+
+    /// A connection to the main command alone.
+    async fn main_command(&self) -> Result<(AgentClient, ExecHandle)> {
         let stream = self.open(Channel::Main { id: self.id().to_owned() }).await?;
         let options = &self.0.config.options;
         let connected = async {
@@ -157,10 +177,11 @@ impl BoxHandle {
                 terminal: options.tty.then_some(TerminalSize { rows: 24, columns: 80 }),
                 ..Exec::default()
             };
-            agent.exec(exec).await
+            let handle = agent.exec(exec).await?;
+            Ok((agent, handle))
         };
         match connected.await {
-            Ok(handle) => Ok(Attached::new(self.clone(), handle)),
+            Ok(connected) => Ok(connected),
             Err(e) => Err(self.explain(e).await),
         }
     }

@@ -80,7 +80,7 @@ fn arguments_arrive_as_they_are() {
 #[test]
 fn the_working_directory_is_made() {
     let Some(launcher) = Launcher::find() else { return };
-    let options = ["-w", "/new/and deep", "--name", "web-1.example"];
+    let options = ["-w", "/new/and deep", "--rm", "--name", "web-1.example"];
     let output = launcher.shell(options, "pwd; hostname; cat /proc/sys/kernel/hostname").output();
     assert_eq!(output.success(), "/new/and deep\nweb-1.example\nweb-1.example");
 }

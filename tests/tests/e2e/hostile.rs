@@ -99,7 +99,7 @@ fn entries_that_would_lead_out_of_the_root() {
     let (_folder, image) = with_layer(&launcher, layer);
     let script = "cat /proc/sys/kernel/hostname; ls -ld /out /etc/other; cat /etc/other/file";
     let output =
-        launcher.command(["run", "--name", "mine", &image.reference(), "sh", "-c", script]);
+        launcher.command(["run", "--rm", "--name", "mine", &image.reference(), "sh", "-c", script]);
     let output = output.output();
     if output.code == Some(125) {
         assert!(output.stderr.contains("out/hostname"), "{}", output.stderr);

@@ -6,7 +6,9 @@
 mod boxes;
 mod command;
 mod data;
+mod ends;
 mod errors;
+mod execs;
 mod hostile;
 mod images;
 mod lifecycle;

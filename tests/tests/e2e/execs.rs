@@ -1,0 +1,206 @@
+//! Commands in boxes that run: `exec`, `attach`, and what is kept of what a main command wrote.
+
+use std::time::{Duration, Instant};
+
+use boxlite_tests::{BUSYBOX, Launcher, Sandbox, Terminal};
+use rustix::process::Signal;
+
+const NO_OPTIONS: [&str; 0] = [];
+
+#[test]
+fn commands_are_run_as_they_are_asked_for() {
+    let Some(launcher) = Launcher::find() else { return };
+    let options = ["-e", "A=box", "-e", "B=box", "-w", "/srv", "-u", "1234"];
+    let sandbox = Sandbox::idle(&launcher, "asked", &options);
+    let exec = |options: &[&str], script: &str| sandbox.exec(options, script).output();
+    // What the box was made with, unless the command asks for something else.
+    let show = "echo $A $B $(pwd) $(id -u)";
+    assert_eq!(exec(&[], show).success(), "box box /srv 1234");
+    let other = ["-e", "B=own", "-w", "/new/dir", "-u", "root"];
+    assert_eq!(exec(&other, show).success(), "box own /new/dir 0");
+    let output = exec(&[], "echo out; echo err >&2; exit 3").expect(3);
+    assert_eq!((&*output.stdout, &*output.stderr), (&b"out\n"[..], "err\n"));
+    exec(&[], "kill -TERM $$").expect(143);
+    let run = |command: &str| launcher.command(["exec", sandbox.name(), command]).output();
+    run("no-such-program").expect(127);
+    run("/etc").expect(126);
+    launcher.command(["exec", "no-such-box", "true"]).output().fails_with(&["no-such-box"]);
+    // Input goes in, and its end, only when asked for.
+    let wc = sandbox.exec(["-i"], "wc -c").stdin(vec![0xff; 100_000]).output();
+    assert_eq!(wc.success(), "100000");
+    assert_eq!(sandbox.exec(NO_OPTIONS, "wc -c").stdin("x").output().success(), "0");
+    // A timeout ends it with all that it started, a signal is its own.
+    let late = exec(&["--timeout", "1s"], "sleep 5555 & sleep 5555").expect(124);
+    assert!(late.stderr.contains("timeout"), "{}", late.stderr);
+    let mut trap = sandbox.exec(NO_OPTIONS, "trap 'exit 44' TERM; echo up; sleep 9 & wait").spawn();
+    trap.wait_for("up");
+    trap.signal(Signal::TERM);
+    trap.wait().expect(44);
+    // A killed launcher's command is not gone on with; one in the background is.
+    let mut orphan = sandbox.exec(NO_OPTIONS, "echo up; sleep 6666").spawn();
+    orphan.wait_for("up");
+    orphan.signal(Signal::KILL);
+    orphan.wait();
+    let pid: u32 = exec(&["-d"], "sleep 7777; exit 0").success().parse().expect("a process ID");
+    assert!(pid > 1);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while sandbox.shell("ps | grep -cE '[s]leep (5555|6666)' || true") != "0" {
+        assert!(Instant::now() < deadline, "{}", sandbox.shell("ps"));
+    }
+    assert_eq!(sandbox.shell("ps | grep -c '[s]leep 7777' || true"), "2");
+}
+
+#[test]
+fn programs_for_terminals_work() {
+    let Some(launcher) = Launcher::find() else { return };
+    let sandbox = Sandbox::idle(&launcher, "terminal", &["-e", "PS1=prompt> "]);
+    let shell = ["exec", "-it", sandbox.name(), "sh", "-i"];
+    let mut terminal = Terminal::run(&launcher, 24, 80, &shell);
+    let before = terminal.modes();
+    terminal.wait_for("prompt> ");
+    let mut say = |keys: &str, answer: &str| {
+        terminal.type_keys(keys);
+        terminal.wait_for(answer);
+    };
+    // Jobs: stopped, listed, gone on with in the background, brought back, interrupted.
+    say("sleep 4444\r", "sleep 4444\r\n");
+    std::thread::sleep(Duration::from_secs(1));
+    say("\x1a", "Stopped");
+    say("jobs\r", "Stopped");
+    say("bg %1\r", "sleep 4444");
+    say("jobs; echo ju''st\r", "just");
+    say("fg %1\r", "sleep 4444");
+    std::thread::sleep(Duration::from_secs(1));
+    say("\x03", "prompt> ");
+    say("echo code $?\r", "code 130");
+    // A program that paints the screen.
+    say("top -d 1\r", "Mem:");
+    say("", "CPU:");
+    terminal.type_keys("q");
+    terminal.wait_for("prompt> ");
+    // An editor.
+    terminal.type_keys("vi /tmp/file\r");
+    terminal.wait_for("/tmp/file");
+    terminal.type_keys("ihello from vi\x1b");
+    std::thread::sleep(Duration::from_secs(1));
+    terminal.type_keys(":wq\r");
+    terminal.wait_for("prompt> ");
+    terminal.type_keys("exit 6\r");
+    assert_eq!(terminal.wait(), Some(6), "{}", terminal.screen());
+    assert_eq!(terminal.modes(), before);
+    assert_eq!(sandbox.shell("cat /tmp/file"), "hello from vi");
+}
+
+#[test]
+fn what_a_main_command_wrote_is_kept() {
+    let Some(launcher) = Launcher::find() else { return };
+    let script = "echo one; echo two >&2; printf 'not text: \\377\\n'; sleep 3; echo late; \
+                  while test ! -e /end; do sleep 0.2; done; printf 'no newline'";
+    let sandbox = Sandbox::run(&launcher, "logs", &[], script);
+    let mut follow = sandbox.on(["logs", "-f"]).spawn();
+    follow.wait_for("late\n");
+    let logs = |options: &[&str]| {
+        let output = launcher.command(["logs"]).args(options).args([sandbox.name()]).output();
+        output.expect(0)
+    };
+    let all = logs(&[]);
+    assert_eq!(all.stdout, b"one\nnot text: \xff\nlate\n");
+    assert_eq!(all.stderr, "two\n");
+    assert_eq!(logs(&["--tail", "1"]).stdout, b"late\n");
+    let stamped = logs(&["-t", "--tail", "1"]).success();
+    let (stamp, line) = stamped.split_once(' ').expect(&stamped);
+    assert!(line == "late" && stamp.ends_with('Z') && stamp.starts_with("20"), "{stamped}");
+    // From that moment on, and until shortly before it.
+    assert_eq!(logs(&["--since", stamp]).stdout, b"late\n");
+    assert_eq!(logs(&["--since", "0s"]).stdout, b"");
+    sandbox.shell("touch /end");
+    let followed = follow.wait().expect(0);
+    assert_eq!(followed.stdout, b"one\nnot text: \xff\nlate\nno newline");
+    // They are there when the box is not, and the next run's come behind them.
+    assert_eq!(logs(&["--tail", "1"]).stdout, b"no newline");
+    sandbox.on(["start"]).output().success();
+    sandbox.on(["wait"]).output().success();
+    let twice = logs(&[]).stdout;
+    assert!(twice.starts_with(b"one\n") && twice.ends_with(b"no newline"), "{twice:?}");
+    assert_eq!(twice.iter().filter(|byte| **byte == b'\n').count(), 4, "{twice:?}");
+}
+
+#[test]
+fn the_log_of_a_chatty_command_is_bounded() {
+    let Some(launcher) = Launcher::find() else { return };
+    // 10 MiB twice, and a bit of a third.
+    let script = "seq -w 1 3200000; sleep 1000";
+    let sandbox = Sandbox::run(&launcher, "chatty", &[], script);
+    let deadline = Instant::now() + Duration::from_secs(200);
+    while sandbox.on(["logs", "--tail", "1"]).output().success() != "3200000" {
+        assert!(Instant::now() < deadline, "it has not said all");
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    let kept = sandbox.on(["logs"]).output().success();
+    let mib = kept.len() as f64 / f64::from(1 << 20);
+    assert!((9.0..=21.0).contains(&mib), "{mib} MiB are kept");
+    // What is kept is the end, in one piece; its first line may not be whole.
+    let mut numbers = kept.lines().skip(1).map(|line| line.parse::<u32>().expect(line));
+    let first = numbers.next().unwrap();
+    assert!((2..1_700_000).contains(&first), "{first}");
+    assert!(numbers.eq(first + 1..=3_200_000), "something is missing in between");
+}
+
+#[test]
+fn several_are_attached_at_once_and_leave_by_keys() {
+    let Some(launcher) = Launcher::find() else { return };
+    let script =
+        "echo up; while read line; do echo \"<$line>\"; test \"$line\" = end && exit 8; done";
+    let sandbox = Sandbox::run(&launcher, "attach", &["-it"], script);
+    let attach = ["attach", sandbox.name()];
+    let mut one = Terminal::run(&launcher, 24, 80, &attach);
+    let own_keys = ["attach", "--detach-keys", "ctrl-a,x", sandbox.name()];
+    let mut two = Terminal::run(&launcher, 24, 80, &own_keys);
+    // Both have to be there before they can hear.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    for (terminal, word) in [(&mut one, "first"), (&mut two, "second")] {
+        loop {
+            terminal.type_keys(&format!("{word}\r"));
+            std::thread::sleep(Duration::from_millis(500));
+            if terminal.screen().contains(&format!("<{word}>")) {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{}", terminal.screen());
+        }
+    }
+    one.type_keys("both\r");
+    one.wait_for("<both>");
+    two.wait_for("<both>");
+    // One leaves, by the keys that are its own.
+    let before = one.modes();
+    one.type_keys("\x10\x11");
+    assert_eq!(one.wait(), Some(0), "{}", one.screen());
+    assert_ne!(one.modes(), before);
+    two.type_keys("still\r");
+    two.wait_for("<still>");
+    two.type_keys("\x01x");
+    assert_eq!(two.wait(), Some(0), "{}", two.screen());
+    assert_eq!(sandbox.state(), "running");
+    // The exit code is the command's.
+    let mut last = Terminal::run(&launcher, 24, 80, &attach);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !last.screen().contains("<more>") {
+        assert!(Instant::now() < deadline, "{}", last.screen());
+        last.type_keys("more\r");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    last.type_keys("end\r");
+    assert_eq!(last.wait(), Some(8), "{}", last.screen());
+    let left = launcher.command(["attach", sandbox.name()]).output();
+    left.fails_with(&[sandbox.name(), "start"]);
+    // `run` can be left too: what is in it goes on.
+    let image = launcher.image(BUSYBOX);
+    let other = Sandbox::named(&launcher, boxlite_tests::unique("left"));
+    let run = ["run", "-it", "--name", other.name(), &image, "sh", "-c", "echo up; sleep 1000"];
+    let mut terminal = Terminal::run(&launcher, 24, 80, &run);
+    terminal.wait_for("up\r\n");
+    terminal.type_keys("\x10\x11");
+    assert_eq!(terminal.wait(), Some(0), "{}", terminal.screen());
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(other.state(), "running");
+}

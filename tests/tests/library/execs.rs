@@ -1,0 +1,180 @@
+//! Commands: many at once, slow readers, timeouts.
+
+use std::time::{Duration, Instant};
+
+use boxlite_vmm::runtime::{BoxHandle, ErrorKind, ExitStatus, TerminalSize};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinSet;
+
+use crate::{Embedder, shell};
+
+/// Commands that run at once.
+const MANY: usize = 32;
+
+/// Bytes of each of their streams.
+const EACH: usize = 128 << 10;
+
+/// What the command of this number is given: no two alike, and no text.
+fn noise(number: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64 ^ ((number as u64 + 1) << 32);
+    let mut bytes = Vec::with_capacity(EACH + 8);
+    while bytes.len() < EACH {
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        bytes.extend_from_slice(&state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes());
+    }
+    bytes.truncate(EACH);
+    bytes
+}
+
+/// Sends bytes through a command that writes them to both of its outputs.
+async fn round_trip(sandbox: BoxHandle, number: usize) {
+    let script = "tee /dev/stderr; exit $0";
+    let command = sandbox.exec(["sh", "-c", script, &(number + 1).to_string()]);
+    let mut command = command.stdin(true).spawn().await.unwrap();
+    let (mut stdin, mut stdout, mut stderr) =
+        (command.stdin().unwrap(), command.stdout().unwrap(), command.stderr().unwrap());
+    let sent = noise(number);
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let write = async {
+        // In pieces of odd sizes, between which others get their turns.
+        for piece in sent.chunks(4093 + number) {
+            stdin.write_all(piece).await.unwrap();
+        }
+        stdin.shutdown().await.unwrap();
+    };
+    let (_, read, also_read) =
+        tokio::join!(write, stdout.read_to_end(&mut out), stderr.read_to_end(&mut err));
+    read.and(also_read).unwrap();
+    let status = command.wait().await.unwrap();
+    assert_eq!(status, ExitStatus::Code(number as u8 + 1));
+    assert!(out == sent, "command {number}: {} of {} bytes", out.len(), sent.len());
+    assert!(err == sent, "command {number}: {} of {} bytes of stderr", err.len(), sent.len());
+}
+
+#[test]
+fn many_commands_at_once_lose_nothing() {
+    let Some(embedder) = Embedder::find() else { return };
+    embedder.run(async {
+        let runtime = embedder.open().await;
+        let sandbox = embedder.start(&runtime, "many").await;
+        let mut commands = JoinSet::new();
+        for number in 0..MANY {
+            commands.spawn(round_trip(sandbox.clone(), number));
+        }
+        while let Some(done) = commands.join_next().await {
+            done.unwrap();
+        }
+        // All of them are over there, too.
+        assert_eq!(shell(&sandbox, "ps | grep -c '[t]ee /dev' || true").await, "0");
+        runtime.shutdown(Duration::ZERO).await.unwrap();
+    });
+}
+
+#[test]
+fn a_slow_reader_stops_the_writer_and_nobody_else() {
+    let Some(embedder) = Embedder::find() else { return };
+    embedder.run(async {
+        let runtime = embedder.open().await;
+        let sandbox = embedder.start(&runtime, "slow").await;
+        shell(&sandbox, "seq 1 1000 | sha256sum").await;
+        let before = sandbox.machine_metrics().await.unwrap().rss;
+        // Far more than all windows, pipes and buffers on the way hold.
+        let script = "i=0; while [ $i -lt 96 ]; do head -c 262144 /dev/zero; i=$((i + 1)); \
+                      echo $i > /tmp/progress; done";
+        let mut command = sandbox.exec(["sh", "-c", script]).spawn().await.unwrap();
+        let mut stdout = command.stdout().unwrap();
+        let progress = async || {
+            let script = "cat /tmp/progress 2> /dev/null || echo 0";
+            shell(&sandbox, script).await.parse::<u32>().unwrap()
+        };
+        // Others are served, while it gets nowhere.
+        let mut last = progress().await;
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            let now = progress().await;
+            if now == last {
+                break;
+            }
+            assert!(Instant::now() < deadline, "it goes on though nobody reads: {now}");
+            last = now;
+        }
+        assert!(last < 90, "{last} of 96 pieces went into nowhere");
+        let stuck = sandbox.machine_metrics().await.unwrap().rss;
+        let grown = stuck.saturating_sub(before) >> 20;
+        assert!(grown < 24, "the box's process has grown by {grown} MiB");
+        let (mut total, mut chunk) = (0, vec![0; 64 << 10]);
+        loop {
+            match stdout.read(&mut chunk).await.unwrap() {
+                0 => break,
+                n => total += n,
+            }
+        }
+        assert_eq!(total, 96 << 18);
+        assert_eq!(command.wait().await.unwrap(), ExitStatus::Code(0));
+        runtime.shutdown(Duration::ZERO).await.unwrap();
+    });
+}
+
+#[test]
+fn commands_are_what_they_are_asked_to_be_and_end_when_they_are_told_to() {
+    let Some(embedder) = Embedder::find() else { return };
+    embedder.run(async {
+        let runtime = embedder.open().await;
+        let sandbox = embedder.start(&runtime, "asked").await;
+        let script = "echo $A; pwd; id -u; echo err >&2; exit 7";
+        let command = sandbox.exec(["sh", "-c", script]).env("A", "b c").working_dir("/new/dir");
+        let output = command.user("nobody").output().await.unwrap();
+        assert_eq!(output.stdout, b"b c\n/new/dir\n65534\n");
+        assert_eq!((output.stderr.as_slice(), output.status), (&b"err\n"[..], ExitStatus::Code(7)));
+        let status = sandbox.exec(["sh", "-c", "kill -9 $$"]).status().await.unwrap();
+        assert_eq!(status, ExitStatus::Signal(9));
+
+        // A timeout ends it with all that it started.
+        let tree = "sleep 88888 & sleep 88888";
+        let begun = Instant::now();
+        let late = sandbox.exec(["sh", "-c", tree]).timeout(Duration::from_secs(1)).output().await;
+        assert_eq!(late.unwrap_err().kind(), ErrorKind::Timeout);
+        assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+        let command = sandbox.exec(["sh", "-c", tree]).timeout(Duration::from_secs(1));
+        let command = command.spawn().await.unwrap();
+        assert_eq!(command.wait().await.unwrap_err().kind(), ErrorKind::Timeout);
+        // Being told to, and being dropped, do so too.
+        let command = sandbox.exec(["sh", "-c", tree]).spawn().await.unwrap();
+        command.kill();
+        assert_eq!(command.wait().await.unwrap(), ExitStatus::Signal(9));
+        drop(sandbox.exec(["sh", "-c", tree]).spawn().await.unwrap());
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while shell(&sandbox, "ps | grep -c '[s]leep 88888' || true").await != "0" {
+            assert!(Instant::now() < deadline, "commands are left over");
+        }
+        // In the background, it is nobody's.
+        let pid = sandbox.exec(["sleep", "99999"]).spawn_detached().await.unwrap();
+        let line = shell(&sandbox, &format!("tr '\\0' ' ' < /proc/{pid}/cmdline")).await;
+        assert_eq!(line, "sleep 99999");
+
+        // Signals and terminals.
+        let script = "trap 'echo size $(stty size)' WINCH; trap 'exit 33' USR1; echo ready; \
+                      while :; do sleep 0.1; done";
+        let command = sandbox.exec(["sh", "-c", script]);
+        let size = |rows, columns| TerminalSize { rows, columns };
+        let mut command = command.terminal(size(20, 70)).spawn().await.unwrap();
+        let mut screen = command.stdout().unwrap();
+        let (mut text, mut chunk) = (String::new(), [0; 256]);
+        let mut until = async |wanted: &str| {
+            while !text.contains(wanted) {
+                let read = screen.read(&mut chunk).await.unwrap();
+                assert!(read > 0, "no {wanted:?} in {text:?}");
+                text.push_str(&String::from_utf8_lossy(&chunk[..read]));
+            }
+        };
+        until("ready").await;
+        command.resize(size(40, 90));
+        until("size 40 90").await;
+        command.signal(10);
+        assert_eq!(command.wait().await.unwrap(), ExitStatus::Code(33));
+        runtime.shutdown(Duration::ZERO).await.unwrap();
+    });
+}

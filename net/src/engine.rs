@@ -131,34 +131,42 @@ impl Engine {
                 Err(e) => return Err(e),
             }
             self.cx.now = Instant::now();
-            for event in &events {
-                match Source::of(event.token()) {
-                    Source::Wake => {
-                        if !self.obey() {
-                            return Ok(());
-                        }
-                    }
-                    Source::Link => self.wake_link(),
-                    Source::Tcp(index) => self.tcp.on_socket(index, event, &mut self.cx),
-                    Source::Udp(index) => {
-                        self.udp.on_socket(index, event.is_readable() || event.is_error());
-                    }
-                    Source::Forward(index) => {
-                        if let Some(forward) = self.forwards.get_mut(index) {
-                            forward.ready = true;
-                        }
-                    }
-                    Source::Ping(index) => self.ping.on_socket(index, &mut self.cx),
-                    Source::Dns(index) => self.dns.on_socket(index, &mut self.cx),
-                    Source::DnsStream(index) => self.dns.on_stream(index, &mut self.cx),
-                }
+            if !self.hear(&events) {
+                return Ok(());
             }
             more = self.turn();
         }
     }
 
+    /// Takes note of what has happened. False to stop.
+    fn hear(&mut self, events: &Events) -> bool {
+        for event in events {
+            match Source::of(event.token()) {
+                Source::Wake => {
+                    if !self.obey() {
+                        return false;
+                    }
+                }
+                Source::Link => self.wake_link(),
+                Source::Tcp(index) => self.tcp.on_socket(index, event, &mut self.cx),
+                Source::Udp(index) => {
+                    self.udp.on_socket(index, event.is_readable() || event.is_error());
+                }
+                Source::Forward(index) => {
+                    if let Some(forward) = self.forwards.get_mut(index) {
+                        forward.ready = true;
+                    }
+                }
+                Source::Ping(index) => self.ping.on_socket(index, &mut self.cx),
+                Source::Dns(index) => self.dns.on_socket(index, &mut self.cx),
+                Source::DnsStream(index) => self.dns.on_stream(index, &mut self.cx),
+            }
+        }
+        true
+    }
+
     /// One turn for everybody. True if there is more to do at once.
-    pub(crate) fn turn(&mut self) -> bool {
+    fn turn(&mut self) -> bool {
         let frames = self.take_frames();
         let forwards = self.take_forwards();
         self.dns.take_streams(&mut self.cx);
@@ -497,3 +505,6 @@ fn receive(
     }
     true
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,5 @@
 //! Sockets of the host, non-blocking and closed on exec.
 
-use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
@@ -128,9 +127,4 @@ pub(crate) fn error(socket: impl AsFd) -> Option<Errno> {
 /// True if this process, or this machine, has no file descriptor or memory left for a socket.
 pub(crate) fn is_exhausted(error: Errno) -> bool {
     matches!(error, Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)
-}
-
-/// [`io::Error`], for logs.
-pub(crate) fn describe(error: Errno) -> io::Error {
-    error.into()
 }

@@ -110,10 +110,7 @@ impl Table {
             }
             Err(e) => {
                 if sockets::is_exhausted(e) {
-                    tracing::warn!(
-                        "network: no socket for a connection of the guest: {}",
-                        sockets::describe(e)
-                    );
+                    cx.complain("no socket for a connection of the guest", e.into());
                 }
                 match e {
                     Errno::NETUNREACH | Errno::ADDRNOTAVAIL | Errno::INVAL | Errno::AFNOSUPPORT => {
@@ -276,6 +273,7 @@ impl Table {
         let Some(mut flow) = self.flows.try_remove(index) else { return };
         let key = flow.key;
         self.by_key.remove(&key);
+        cx.timers.disarm(flow.armed, Alarm::Tcp(index));
         cx.meter.tcp_open.set(self.flows.len() as u64);
         match fate {
             Fate::Failed(error) => flow.fail(error, cx),

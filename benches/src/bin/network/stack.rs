@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use boxlite_net::link::MAX_FRAME;
 use boxlite_net::sys::TapLink;
-use boxlite_net::{Link, LinkFeatures, NetworkOptions, Offload};
+use boxlite_net::{Link, LinkFeatures, NetworkOptions};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketType};
 use tempfile::TempDir;
@@ -120,27 +120,38 @@ fn start_gvproxy(lab: &Lab, mtu: u16) -> Result<(Started, String)> {
         thread::sleep(Duration::from_millis(20));
     }
     let tap = lab.tap(LinkFeatures::default());
-    thread::spawn(move || relay(tap, &socket));
+    let (out, socket_out) = (tap.fd().try_clone_to_owned()?, socket.try_clone()?);
+    // Each may block while the other goes on.
+    thread::spawn(move || from_guest(tap, &socket));
+    thread::spawn(move || to_guest(&out, &socket_out));
     lab.configure_guest(mtu);
     Ok((started, "192.168.127.254".to_owned()))
 }
 
-/// Carries frames until gvproxy ends.
-fn relay(mut tap: TapLink, socket: &OwnedFd) -> Option<()> {
+/// Carries the guest's frames until gvproxy ends.
+fn from_guest(mut tap: TapLink, socket: &OwnedFd) -> Option<()> {
     let mut buffer = vec![0; MAX_FRAME];
     loop {
-        let mut ready =
-            [PollFd::from_borrowed_fd(tap.fd(), PollFlags::IN), PollFd::new(socket, PollFlags::IN)];
+        let mut ready = [PollFd::from_borrowed_fd(tap.fd(), PollFlags::IN)];
         poll(&mut ready, None).ok()?;
-        while let Ok(Some(frame)) = tap.receive(&mut buffer) {
+        while let Some(frame) = tap.receive(&mut buffer).ok()? {
             net::send(socket, &buffer[..frame.len], SendFlags::NOSIGNAL).ok()?;
         }
-        while let Ok((n, _)) = net::recv(socket, &mut buffer[..], RecvFlags::DONTWAIT) {
-            if n == 0 {
-                return None;
-            }
-            tap.send(&[IoSlice::new(&buffer[..n])], Offload::default()).ok()?;
+    }
+}
+
+/// Carries gvproxy's frames until it ends.
+fn to_guest(tap: &OwnedFd, socket: &OwnedFd) -> Option<()> {
+    // A `virtio_net_hdr` that asks for nothing.
+    let header = [0; 10];
+    let mut buffer = vec![0; MAX_FRAME];
+    loop {
+        let (n, _) = net::recv(socket, &mut buffer[..], RecvFlags::empty()).ok()?;
+        if n == 0 {
+            return None;
         }
+        // A frame that is refused is lost, as on any link.
+        let _ = rustix::io::writev(tap, &[IoSlice::new(&header), IoSlice::new(&buffer[..n])]);
     }
 }
 

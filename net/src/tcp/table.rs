@@ -16,6 +16,7 @@ use crate::context::{Context, Source};
 use crate::forward::Protocol;
 use crate::policy::{self, Route, Verdict};
 use crate::sockets::{self, Connect};
+use crate::sys;
 use crate::timers::Alarm;
 use crate::wire::egress::{TcpHeader, TcpOptions};
 use crate::wire::{Packet, Segment, Unreachable};
@@ -177,7 +178,8 @@ impl Table {
             remote.set_port(port);
         }
         let key = Key { guest, remote };
-        if self.by_key.contains_key(&key) || sockets::tune(&socket).is_err() {
+        let prepared = sys::prepare(&socket).and_then(|()| sockets::tune(&socket));
+        if self.by_key.contains_key(&key) || prepared.is_err() {
             return false;
         }
         self.over.remove(&key);

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
@@ -15,6 +15,9 @@ use crate::policy::Gate;
 use crate::pool::{Budget, Pool};
 use crate::timers::Timers;
 use crate::wire::Egress;
+
+/// How long nothing is said after a complaint.
+const QUIET: Duration = Duration::from_secs(10);
 
 /// What every protocol needs.
 pub(crate) struct Context {
@@ -31,6 +34,8 @@ pub(crate) struct Context {
     pub(crate) registry: Registry,
     /// TCP and UDP flows that there may be.
     pub(crate) max_flows: usize,
+    /// When something last went wrong for want of resources, and was said.
+    pub(crate) complained: Option<Instant>,
     /// Streams over which the guest speaks DNS, on their way to the resolver.
     pub(crate) dns_streams: Vec<OwnedFd>,
 }
@@ -98,6 +103,16 @@ impl Context {
     pub(crate) fn charge(&mut self) {
         let sent = self.out.take_sent();
         self.to_guest.spend(sent);
+    }
+
+    /// Says what goes wrong for want of resources: not each time, as a guest can bring it about.
+    pub(crate) fn complain(&mut self, what: &str, error: io::Error) {
+        let again =
+            self.complained.is_none_or(|at| self.now.saturating_duration_since(at) >= QUIET);
+        if again {
+            self.complained = Some(self.now);
+            tracing::warn!("network: {what}: {error}");
+        }
     }
 
     /// There may be one more TCP or UDP flow.

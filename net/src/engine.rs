@@ -73,6 +73,8 @@ pub(crate) struct Engine {
     frame: Box<[u8]>,
     commands: Receiver<Command>,
     advertised: Instant,
+    /// When a rate limit lets somebody go on.
+    limited: Option<Instant>,
     asleep: Duration,
 }
 
@@ -98,6 +100,7 @@ impl Engine {
             now,
             registry: poll.registry().try_clone()?,
             max_flows: options.max_flows,
+            complained: None,
             dns_streams: Vec::new(),
         };
         Ok(Self {
@@ -114,6 +117,7 @@ impl Engine {
             frame: vec![0; MAX_FRAME].into_boxed_slice(),
             commands,
             advertised: now,
+            limited: None,
             asleep: sys::time_asleep(),
         })
     }
@@ -131,34 +135,42 @@ impl Engine {
                 Err(e) => return Err(e),
             }
             self.cx.now = Instant::now();
-            for event in &events {
-                match Source::of(event.token()) {
-                    Source::Wake => {
-                        if !self.obey() {
-                            return Ok(());
-                        }
-                    }
-                    Source::Link => self.wake_link(),
-                    Source::Tcp(index) => self.tcp.on_socket(index, event, &mut self.cx),
-                    Source::Udp(index) => {
-                        self.udp.on_socket(index, event.is_readable() || event.is_error());
-                    }
-                    Source::Forward(index) => {
-                        if let Some(forward) = self.forwards.get_mut(index) {
-                            forward.ready = true;
-                        }
-                    }
-                    Source::Ping(index) => self.ping.on_socket(index, &mut self.cx),
-                    Source::Dns(index) => self.dns.on_socket(index, &mut self.cx),
-                    Source::DnsStream(index) => self.dns.on_stream(index, &mut self.cx),
-                }
+            if !self.hear(&events) {
+                return Ok(());
             }
             more = self.turn();
         }
     }
 
+    /// Takes note of what has happened. False to stop.
+    fn hear(&mut self, events: &Events) -> bool {
+        for event in events {
+            match Source::of(event.token()) {
+                Source::Wake => {
+                    if !self.obey() {
+                        return false;
+                    }
+                }
+                Source::Link => self.wake_link(),
+                Source::Tcp(index) => self.tcp.on_socket(index, event, &mut self.cx),
+                Source::Udp(index) => {
+                    self.udp.on_socket(index, event.is_readable() || event.is_error());
+                }
+                Source::Forward(index) => {
+                    if let Some(forward) = self.forwards.get_mut(index) {
+                        forward.ready = true;
+                    }
+                }
+                Source::Ping(index) => self.ping.on_socket(index, &mut self.cx),
+                Source::Dns(index) => self.dns.on_socket(index, &mut self.cx),
+                Source::DnsStream(index) => self.dns.on_stream(index, &mut self.cx),
+            }
+        }
+        true
+    }
+
     /// One turn for everybody. True if there is more to do at once.
-    pub(crate) fn turn(&mut self) -> bool {
+    fn turn(&mut self) -> bool {
         let frames = self.take_frames();
         let forwards = self.take_forwards();
         self.dns.take_streams(&mut self.cx);
@@ -168,7 +180,7 @@ impl Engine {
                 Alarm::Udp(index) => self.udp.on_alarm(index, at, &mut self.cx),
                 Alarm::Ping(index) => self.ping.on_alarm(index, at, &mut self.cx),
                 Alarm::Dns(index) => self.dns.on_alarm(index, &mut self.cx),
-                Alarm::Limit => {}
+                Alarm::Limit => self.limited = None,
                 Alarm::Housekeeping => self.housekeep(),
             }
         }
@@ -192,7 +204,7 @@ impl Engine {
             .flatten();
         let from_guest = self.link_ready.then(|| self.from_guest.wait(now)).flatten();
         if let Some(at) = [to_guest, from_guest].into_iter().flatten().min() {
-            self.cx.timers.set(at, Alarm::Limit);
+            self.cx.timers.arm(&mut self.limited, at, Alarm::Limit);
         }
     }
 
@@ -385,7 +397,7 @@ impl Engine {
         let index = self.forwards.iter().find(|(_, f)| f.bound == bound).map(|(index, _)| index);
         let Some(forward) = index.map(|index| self.forwards.remove(index)) else { return false };
         if let ForwardSocket::Udp(socket) = &forward.socket {
-            self.udp.close_forward(socket, &self.cx);
+            self.udp.close_forward(socket, &mut self.cx);
         }
         true
     }
@@ -422,6 +434,9 @@ impl Engine {
         self.dns.housekeep(slept, &mut self.cx);
         self.tcp.housekeep(now);
         self.cx.pool.shrink();
+        self.cx.gate.housekeep();
+        // Those that could not be let in, for want of file descriptors, are not announced again.
+        self.forwards.iter_mut().for_each(|(_, forward)| forward.ready = true);
         if now.saturating_duration_since(self.advertised) >= ADVERTISE {
             self.advertised = now;
             local::advertise(&self.dns.search(), &mut self.cx);
@@ -463,8 +478,8 @@ fn accept(
                     io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted
                 ) => {}
             Err(e) => {
-                // Out of file descriptors, most likely: the next connection brings another look.
-                tracing::warn!("network: cannot accept a connection: {e}");
+                // Out of file descriptors, most likely; there is another look soon.
+                cx.complain("cannot accept a connection", e);
                 return false;
             }
         }
@@ -497,3 +512,6 @@ fn receive(
     }
     true
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,6 +9,9 @@ use crate::error::{ForwardError, ParseError};
 const EXPECTED: &str = "write [IP:]HOST:GUEST[/tcp|udp], as in 8080:80, 0.0.0.0:53:53/udp or \
     [::1]:8080:80; HOST may be 0 for a free port";
 
+/// Connections that wait for a guest, which may be booting.
+const BACKLOG: i32 = 4096;
+
 /// What a flow or a port is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Protocol {
@@ -108,6 +111,8 @@ impl PortForward {
         let (listen, listener) = match self.protocol {
             Protocol::Tcp => {
                 let socket = TcpListener::bind(self.listen).map_err(fail)?;
+                // The standard library's backlog is for servers that accept at once.
+                rustix::net::listen(&socket, BACKLOG).map_err(|e| fail(e.into()))?;
                 socket.set_nonblocking(true).map_err(fail)?;
                 (socket.local_addr().map_err(fail)?, Listener::Tcp(socket))
             }

@@ -110,7 +110,7 @@ impl Ping {
             Ok(None) => cx.meter.dropped.add(1),
             Err(e) => {
                 // The next request gets a new socket: the host may have other addresses now.
-                self.remove(index);
+                self.remove(index, cx);
                 self.fail(packet, reason(e), cx);
             }
         }
@@ -137,8 +137,9 @@ impl Ping {
         index
     }
 
-    fn remove(&mut self, index: usize) {
+    fn remove(&mut self, index: usize, cx: &mut Context) {
         if let Some(flow) = self.flows.try_remove(index) {
+            cx.timers.disarm(flow.armed, Alarm::Ping(index));
             self.by_key.remove(&flow.key);
         }
     }
@@ -187,7 +188,7 @@ impl Ping {
         flow.armed = None;
         let deadline = flow.heard + IDLE;
         if deadline <= cx.now {
-            self.remove(index);
+            self.remove(index, cx);
         } else {
             cx.timers.arm(&mut flow.armed, deadline, Alarm::Ping(index));
         }

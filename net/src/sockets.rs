@@ -1,14 +1,13 @@
 //! Sockets of the host, non-blocking and closed on exec.
 
-use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, Protocol, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, sockopt,
-};
+use rustix::net::{AddressFamily, Protocol, RecvFlags, Shutdown, SocketType, sockopt};
+
+use crate::sys::{self, SEND_FLAGS, SOCKET_FLAGS};
 
 /// A host that is silent for so long is asked whether it is there.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(300);
@@ -28,8 +27,9 @@ fn socket(
     protocol: Option<Protocol>,
 ) -> rustix::io::Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    rustix::net::socket_with(family, kind, flags, protocol)
+    let socket = rustix::net::socket_with(family, kind, SOCKET_FLAGS, protocol)?;
+    sys::prepare(&socket)?;
+    Ok(socket)
 }
 
 /// A TCP socket on its way to `address`.
@@ -79,8 +79,11 @@ pub(crate) fn connect_ping(address: SocketAddr) -> rustix::io::Result<OwnedFd> {
 
 /// A pair of connected streams.
 pub(crate) fn stream_pair() -> rustix::io::Result<(OwnedFd, OwnedFd)> {
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+    let unix = AddressFamily::UNIX;
+    let pair = rustix::net::socketpair(unix, SocketType::STREAM, SOCKET_FLAGS, None)?;
+    sys::prepare(&pair.0)?;
+    sys::prepare(&pair.1)?;
+    Ok(pair)
 }
 
 /// Receives into `buffer`; None if there is nothing now.
@@ -98,8 +101,7 @@ pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> rustix::io::Resul
 /// Sends what there is room for; None if there is none now.
 pub(crate) fn send(socket: impl AsFd, data: &[u8]) -> rustix::io::Result<Option<usize>> {
     loop {
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        match rustix::net::send(&socket, data, flags) {
+        match rustix::net::send(&socket, data, SEND_FLAGS) {
             Ok(n) => return Ok(Some(n)),
             Err(Errno::AGAIN | Errno::NOBUFS) => return Ok(None),
             Err(Errno::INTR) => {}
@@ -128,9 +130,4 @@ pub(crate) fn error(socket: impl AsFd) -> Option<Errno> {
 /// True if this process, or this machine, has no file descriptor or memory left for a socket.
 pub(crate) fn is_exhausted(error: Errno) -> bool {
     matches!(error, Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)
-}
-
-/// [`io::Error`], for logs.
-pub(crate) fn describe(error: Errno) -> io::Error {
-    error.into()
 }

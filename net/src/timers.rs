@@ -1,8 +1,7 @@
 //! Deadlines of flows, cheap to move: an alarm may go off early, and who it is for then asks
 //! for another.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 /// What an alarm is for.
@@ -22,32 +21,41 @@ pub(crate) enum Alarm {
     Housekeeping,
 }
 
+/// Alarms in the order of their times.
 #[derive(Default)]
-pub(crate) struct Timers(BinaryHeap<Reverse<(Instant, Alarm)>>);
+pub(crate) struct Timers(BTreeSet<(Instant, Alarm)>);
 
 impl Timers {
     pub(crate) fn set(&mut self, at: Instant, alarm: Alarm) {
-        self.0.push(Reverse((at, alarm)));
+        self.0.insert((at, alarm));
     }
 
-    /// Sets an alarm for `deadline`, unless one that was set (`armed`) goes off before it. For an
-    /// owner that keeps one alarm and asks again when it went off.
+    /// Sets an alarm for `deadline`, unless the one that was set, for `armed`, goes off before it.
+    /// For an owner that keeps one alarm and asks again when it went off.
     pub(crate) fn arm(&mut self, armed: &mut Option<Instant>, deadline: Instant, alarm: Alarm) {
         if armed.is_none_or(|at| deadline < at) {
+            self.disarm(*armed, alarm);
             *armed = Some(deadline);
             self.set(deadline, alarm);
         }
     }
 
+    /// Forgets an alarm whose owner goes.
+    pub(crate) fn disarm(&mut self, armed: Option<Instant>, alarm: Alarm) {
+        if let Some(at) = armed {
+            self.0.remove(&(at, alarm));
+        }
+    }
+
     pub(crate) fn next(&self) -> Option<Instant> {
-        self.0.peek().map(|Reverse((at, _))| *at)
+        self.0.first().map(|(at, _)| *at)
     }
 
     pub(crate) fn pop(&mut self, now: Instant) -> Option<(Instant, Alarm)> {
         if self.next()? > now {
             return None;
         }
-        self.0.pop().map(|Reverse(alarm)| alarm)
+        self.0.pop_first()
     }
 }
 
@@ -70,6 +78,10 @@ mod tests {
         assert_eq!(timers.pop(later(2)), None);
         assert_eq!(timers.pop(later(6)), Some((later(3), Alarm::Housekeeping)));
         assert_eq!(timers.pop(later(6)), Some((later(5), Alarm::Tcp(1))));
+        armed = None;
+        timers.arm(&mut armed, later(2), Alarm::Tcp(1));
+        timers.arm(&mut armed, later(1), Alarm::Tcp(1));
+        assert_eq!(timers.pop(later(60)), Some((later(1), Alarm::Tcp(1))), "and none is left over");
         assert_eq!(timers.pop(later(60)), None);
     }
 }

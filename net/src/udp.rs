@@ -139,6 +139,7 @@ impl Udp {
         let socket = match sockets::connect_udp(address) {
             Ok(socket) => socket,
             Err(e) if sockets::is_exhausted(e) => {
+                cx.complain("no socket for datagrams of the guest", e.into());
                 cx.meter.dropped.add(1);
                 return None;
             }
@@ -208,7 +209,7 @@ impl Udp {
     }
 
     /// Removes a flow, another one each time; None if there is none.
-    fn evict(&mut self, cx: &Context) -> Option<()> {
+    fn evict(&mut self, cx: &mut Context) -> Option<()> {
         let next = self.flows.iter().map(|(index, _)| index).find(|index| *index >= self.hand);
         let index = next.or_else(|| self.flows.iter().next().map(|(index, _)| index))?;
         self.hand = index + 1;
@@ -216,8 +217,9 @@ impl Udp {
         Some(())
     }
 
-    fn remove(&mut self, index: usize, cx: &Context) {
+    fn remove(&mut self, index: usize, cx: &mut Context) {
         if let Some(flow) = self.flows.try_remove(index) {
+            cx.timers.disarm(flow.armed, Alarm::Udp(index));
             self.by_key.remove(&flow.key);
         }
         if self.flows.is_empty() && self.flows.capacity() > 1024 {
@@ -272,7 +274,7 @@ impl Udp {
     }
 
     /// A port of the host is closed: its flows end.
-    pub(crate) fn close_forward(&mut self, closed: &Rc<UdpSocket>, cx: &Context) {
+    pub(crate) fn close_forward(&mut self, closed: &Rc<UdpSocket>, cx: &mut Context) {
         let ours = |flow: &Flow| match &flow.host {
             Host::Forward { socket, .. } => Rc::ptr_eq(socket, closed),
             Host::Own { .. } => false,

@@ -111,7 +111,7 @@ impl Resolver {
         }
         if !cx.gate.may_ask(&question.name) {
             cx.meter.denied.add(1);
-            tracing::debug!("network: the policy lets nobody ask for {}", question.name);
+            tracing::debug!("network: the policy lets nobody ask for {:?}", question.name);
             if let Some(reply) = Question::refused(message) {
                 self.reply(client, &reply, cx);
             }
@@ -167,7 +167,7 @@ impl Resolver {
                 let message = with_id(&message, query.question.id);
                 return self.reply(query.client, &message, cx);
             }
-            tracing::info!("network: {name} leads to an address of the host; it is not answered");
+            cx.gate.withheld(name);
             cx.meter.dns_failures.add(1);
             if let Some(reply) = Question::no_data(&query.message) {
                 self.reply(query.client, &reply, cx);

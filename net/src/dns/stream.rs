@@ -66,6 +66,10 @@ impl Stream {
         let Ok(len) = u16::try_from(message.len()) else { return Ok(()) };
         self.unsent.extend(len.to_be_bytes());
         self.unsent.extend(message);
+        // A guest that asks and asks, and does not listen.
+        if self.unsent.len() > 4 * MAX_UNSENT {
+            return Err(Errno::NOBUFS);
+        }
         self.flush()
     }
 

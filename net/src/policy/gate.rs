@@ -13,7 +13,10 @@ use crate::counters::Meter;
 use crate::forward::Protocol;
 
 /// Denied flows that are remembered, so as to be logged once.
-const MAX_LOGGED: usize = 1024;
+const MAX_LOGGED: usize = 4096;
+
+/// Lines that a guest can bring into the log between two times of housekeeping.
+const MAX_LINES: u32 = 64;
 
 /// A flow that a guest wants to open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -37,12 +40,15 @@ pub(crate) struct Gate {
     policy: Policy,
     names: Names,
     logged: HashSet<Flow>,
+    /// Lines logged since the last housekeeping, and denials that were not.
+    lines: u32,
+    untold: u64,
     meter: Arc<Meter>,
 }
 
 impl Gate {
     pub(crate) fn new(policy: Policy, meter: Arc<Meter>) -> Self {
-        Self { policy, names: Names::default(), logged: HashSet::new(), meter }
+        Self { policy, names: Names::default(), logged: HashSet::new(), lines: 0, untold: 0, meter }
     }
 
     /// Decides; a denial is counted, and logged the first time.
@@ -51,24 +57,47 @@ impl Gate {
         if action == Action::Allow {
             return Verdict::Allowed;
         }
+        let rule = rule.filter(|_| !self.logged.contains(&flow)).map(Rule::to_string);
         self.meter.denied.add(1);
-        if !self.logged.contains(&flow) {
-            let Flow { protocol, destination, host } = flow;
-            let why = match rule {
-                Some(rule) => format!("rule `{rule}`"),
-                None if host => "the host's loopback is closed; open it by `host`".to_owned(),
-                None if is_protected(destination.ip()) => {
-                    "link-local and metadata addresses are closed".to_owned()
-                }
-                None => "no rule allows it".to_owned(),
-            };
-            tracing::warn!("network: denied {protocol} to {destination}: {why}");
-            if self.logged.len() == MAX_LOGGED {
-                self.logged.clear();
-            }
-            self.logged.insert(flow);
+        if self.logged.contains(&flow) {
+            return Verdict::Denied;
         }
+        if self.lines == MAX_LINES {
+            self.untold += 1;
+            return Verdict::Denied;
+        }
+        self.lines += 1;
+        if self.logged.len() == MAX_LOGGED {
+            self.logged.clear();
+        }
+        self.logged.insert(flow);
+        let Flow { protocol, destination, host } = flow;
+        let why = match rule {
+            Some(rule) => format!("rule `{rule}`"),
+            None if host => "the host's loopback is closed; open it by `host`".to_owned(),
+            None if is_protected(destination.ip()) => {
+                "link-local and metadata addresses are closed".to_owned()
+            }
+            None => "no rule allows it".to_owned(),
+        };
+        tracing::warn!("network: denied {protocol} to {destination}: {why}");
         Verdict::Denied
+    }
+
+    /// An answer to `name` was withheld.
+    pub(crate) fn withheld(&mut self, name: &str) {
+        if self.lines < MAX_LINES {
+            self.lines += 1;
+            tracing::warn!("network: {name:?} leads to an address of the host; it is not answered");
+        }
+    }
+
+    /// Regular housekeeping.
+    pub(crate) fn housekeep(&mut self) {
+        if self.untold > 0 {
+            tracing::warn!("network: denied {} more flows", self.untold);
+        }
+        (self.lines, self.untold) = (0, 0);
     }
 
     fn decide(&self, flow: Flow, now: Instant) -> (Action, Option<&Rule>) {

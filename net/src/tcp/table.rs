@@ -16,6 +16,7 @@ use crate::context::{Context, Source};
 use crate::forward::Protocol;
 use crate::policy::{self, Route, Verdict};
 use crate::sockets::{self, Connect};
+use crate::sys;
 use crate::timers::Alarm;
 use crate::wire::egress::{TcpHeader, TcpOptions};
 use crate::wire::{Packet, Segment, Unreachable};
@@ -110,10 +111,7 @@ impl Table {
             }
             Err(e) => {
                 if sockets::is_exhausted(e) {
-                    tracing::warn!(
-                        "network: no socket for a connection of the guest: {}",
-                        sockets::describe(e)
-                    );
+                    cx.complain("no socket for a connection of the guest", e.into());
                 }
                 match e {
                     Errno::NETUNREACH | Errno::ADDRNOTAVAIL | Errno::INVAL | Errno::AFNOSUPPORT => {
@@ -180,7 +178,8 @@ impl Table {
             remote.set_port(port);
         }
         let key = Key { guest, remote };
-        if self.by_key.contains_key(&key) || sockets::tune(&socket).is_err() {
+        let prepared = sys::prepare(&socket).and_then(|()| sockets::tune(&socket));
+        if self.by_key.contains_key(&key) || prepared.is_err() {
             return false;
         }
         self.over.remove(&key);
@@ -276,6 +275,7 @@ impl Table {
         let Some(mut flow) = self.flows.try_remove(index) else { return };
         let key = flow.key;
         self.by_key.remove(&key);
+        cx.timers.disarm(flow.armed, Alarm::Tcp(index));
         cx.meter.tcp_open.set(self.flows.len() as u64);
         match fate {
             Fate::Failed(error) => flow.fail(error, cx),

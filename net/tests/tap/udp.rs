@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use boxlite_net::{LinkFeatures, NetworkOptions};
 
-use crate::lab::{FEATURES, Lab, OUTSIDE, OUTSIDE6, in_lab};
+use crate::lab::{FEATURES, Lab, OUTSIDE, OUTSIDE6, batch, in_lab};
 
 const TIMEOUT: Option<Duration> = Some(Duration::from_secs(5));
 
@@ -97,5 +97,30 @@ fn a_socket_talks_to_many_and_hears_from_each() {
             assert_eq!(String::from_utf8_lossy(&buffer[..n]), from.to_string());
         }
         assert_eq!(network.counters().udp_open, 50);
+    });
+}
+
+#[test]
+fn an_address_of_the_host_that_goes_takes_no_flow_with_it() {
+    in_lab(|lab| {
+        let network = lab.start(NetworkOptions::default());
+        let server = UdpSocket::bind((OUTSIDE, 0)).unwrap();
+        server.set_read_timeout(TIMEOUT).unwrap();
+        let address = server.local_addr().unwrap();
+        let way = format!("route replace table local local {OUTSIDE} dev lo src");
+        batch(&format!("addr add 203.0.113.7/32 dev lo\n{way} 203.0.113.7\n"));
+        let socket = client(lab, address);
+        let ask = || {
+            socket.send(b"x").unwrap();
+            let (_, peer) = server.recv_from(&mut [0; 8]).unwrap();
+            server.send_to(b"y", peer).unwrap();
+            socket.recv(&mut [0; 8]).unwrap();
+            peer.ip().to_string()
+        };
+        assert_eq!(ask(), "203.0.113.7");
+        // The host is in another network now.
+        batch(&format!("{way} {OUTSIDE}\naddr del 203.0.113.7/32 dev lo\n"));
+        assert_eq!(ask(), OUTSIDE);
+        assert_eq!(network.counters().udp_flows, 1);
     });
 }

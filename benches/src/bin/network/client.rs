@@ -28,15 +28,28 @@ pub(crate) fn throughput(
         .stdout(Stdio::null())
         .spawn()?;
     wait_until_listening()?;
+    // Some stacks lose a connection now and then, and iperf3 waits for it.
+    let limit = (10 + 2 * seconds).to_string();
     let (flows, seconds) = (flows.to_string(), seconds.to_string());
-    let mut args = vec!["--client", server, "--json", "--parallel", &flows, "--time", &seconds];
+    let mut args = vec![
+        &limit,
+        "iperf3",
+        "--client",
+        server,
+        "--json",
+        "--parallel",
+        &flows,
+        "--time",
+        &seconds,
+    ];
     args.extend(["--omit", "1"]);
     if reverse {
         args.push("--reverse");
     }
-    let output = lab.guest_run("iperf3", &args);
+    let output = lab.guest_run("timeout", &args);
     let _ = serving.kill();
     serving.wait()?;
+    ensure!(output.status.code() != Some(124), "iperf3 had no end");
     let report: Value = serde_json::from_slice(&output.stdout).context("iperf3's report")?;
     let bits = report["end"]["sum_received"]["bits_per_second"].as_f64();
     let bits = bits.with_context(|| format!("iperf3: {}", report["error"]))?;

@@ -1,11 +1,19 @@
 //! The stacks, and how each is put between two namespaces.
 
+use std::io::IoSlice;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use boxlite_net::{NetworkOptions, Policy};
+use boxlite_net::link::MAX_FRAME;
+use boxlite_net::sys::TapLink;
+use boxlite_net::{Link, LinkFeatures, NetworkOptions};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketType};
+use tempfile::TempDir;
 
 use crate::lab::{Lab, OUTSIDE, Running, batch, missing};
 
@@ -18,22 +26,25 @@ pub(crate) enum Stack {
     Ours,
     Pasta,
     Slirp4netns,
+    Gvproxy,
 }
 
 /// Something that runs until it is dropped.
 pub(crate) enum Started {
     Ours { _network: Running },
     Program(Child),
+    Gvproxy { process: Child, _dir: TempDir },
 }
 
 impl Stack {
-    pub(crate) const ALL: [Self; 3] = [Self::Ours, Self::Pasta, Self::Slirp4netns];
+    pub(crate) const ALL: [Self; 4] = [Self::Ours, Self::Pasta, Self::Slirp4netns, Self::Gvproxy];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Ours => "ours",
             Self::Pasta => "pasta",
             Self::Slirp4netns => "slirp4netns",
+            Self::Gvproxy => "gvproxy",
         }
     }
 
@@ -43,6 +54,11 @@ impl Stack {
             Self::Ours => None,
             Self::Pasta => missing(&["pasta"]),
             Self::Slirp4netns => missing(&["slirp4netns"]),
+            Self::Gvproxy if gvproxy().is_file() => None,
+            Self::Gvproxy => Some(
+                "not installed; Debian 13 has a package, or BOXLITE_GVPROXY names the program"
+                    .to_owned(),
+            ),
         }
     }
 
@@ -52,8 +68,7 @@ impl Stack {
         let mtu_arg = mtu.to_string();
         let (program, server) = match self {
             Self::Ours => {
-                let policy = Policy::default();
-                let network = lab.start(NetworkOptions { mtu, policy, ..Default::default() });
+                let network = lab.start(NetworkOptions { mtu, ..Default::default() });
                 return Ok((Started::Ours { _network: network }, OUTSIDE.to_owned()));
             }
             Self::Pasta => {
@@ -74,10 +89,69 @@ impl Stack {
                 slirp.args([&guest, "tap0"]);
                 (slirp, "10.0.2.2")
             }
+            Self::Gvproxy => return start_gvproxy(lab, mtu),
         };
         let started = start(program)?;
         wait_for_route(lab, self)?;
         Ok((started, server.to_owned()))
+    }
+}
+
+fn gvproxy() -> PathBuf {
+    std::env::var_os("BOXLITE_GVPROXY").map_or_else(|| "/usr/bin/gvproxy".into(), PathBuf::from)
+}
+
+/// gvproxy speaks frames over a socket, so a TAP device needs a relay, as its own forwarder is.
+fn start_gvproxy(lab: &Lab, mtu: u16) -> Result<(Started, String)> {
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("frames");
+    let process = Command::new(gvproxy())
+        .args(["-mtu", &mtu.to_string(), "-listen-bess"])
+        .arg(format!("unixpacket://{}", path.display()))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let started = Started::Gvproxy { process, _dir: dir };
+    let address = SocketAddrUnix::new(&path)?;
+    let socket = net::socket(AddressFamily::UNIX, SocketType::SEQPACKET, None)?;
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while net::connect(&socket, &address).is_err() {
+        ensure!(Instant::now() < deadline, "gvproxy does not listen");
+        thread::sleep(Duration::from_millis(20));
+    }
+    let tap = lab.tap(LinkFeatures::default());
+    let (out, socket_out) = (tap.fd().try_clone_to_owned()?, socket.try_clone()?);
+    // Each may block while the other goes on.
+    thread::spawn(move || from_guest(tap, &socket));
+    thread::spawn(move || to_guest(&out, &socket_out));
+    lab.configure_guest(mtu);
+    Ok((started, "192.168.127.254".to_owned()))
+}
+
+/// Carries the guest's frames until gvproxy ends.
+fn from_guest(mut tap: TapLink, socket: &OwnedFd) -> Option<()> {
+    let mut buffer = vec![0; MAX_FRAME];
+    loop {
+        let mut ready = [PollFd::from_borrowed_fd(tap.fd(), PollFlags::IN)];
+        poll(&mut ready, None).ok()?;
+        while let Some(frame) = tap.receive(&mut buffer).ok()? {
+            net::send(socket, &buffer[..frame.len], SendFlags::NOSIGNAL).ok()?;
+        }
+    }
+}
+
+/// Carries gvproxy's frames until it ends.
+fn to_guest(tap: &OwnedFd, socket: &OwnedFd) -> Option<()> {
+    // A `virtio_net_hdr` that asks for nothing.
+    let header = [0; 10];
+    let mut buffer = vec![0; MAX_FRAME];
+    loop {
+        let (n, _) = net::recv(socket, &mut buffer[..], RecvFlags::empty()).ok()?;
+        if n == 0 {
+            return None;
+        }
+        // A frame that is refused is lost, as on any link.
+        let _ = rustix::io::writev(tap, &[IoSlice::new(&header), IoSlice::new(&buffer[..n])]);
     }
 }
 
@@ -103,7 +177,7 @@ fn wait_for_route(lab: &Lab, stack: Stack) -> Result<()> {
 
 impl Drop for Started {
     fn drop(&mut self) {
-        if let Self::Program(child) = self {
+        if let Self::Program(child) | Self::Gvproxy { process: child, .. } = self {
             let _ = child.kill();
             let _ = child.wait();
         }

@@ -1,0 +1,5 @@
+//! A guest made by hand, frame by frame, with a clock that is set by hand.
+
+mod frames;
+mod guest;
+mod tcp;

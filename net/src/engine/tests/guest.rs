@@ -1,0 +1,223 @@
+//! The guest: an engine without a thread, and the frames on its link.
+
+use std::io::Read;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use mio::{Events, Poll};
+use smoltcp::phy::ChecksumCapabilities;
+use smoltcp::wire::{
+    EthernetAddress, EthernetFrame, EthernetProtocol, IpAddress, IpProtocol, Ipv4Packet, Ipv4Repr,
+    TcpControl, TcpPacket, TcpRepr, TcpSeqNumber,
+};
+
+use crate::counters::{Counters, Meter};
+use crate::engine::Engine;
+use crate::link::{LinkFeatures, memory};
+use crate::options::NetworkOptions;
+use crate::policy::{Policy, Rule};
+
+/// Where the guest's connections begin.
+pub(super) const PORT: u16 = 40_000;
+/// The guest's first sequence number: it wraps around soon.
+pub(super) const ISS: u32 = u32::MAX - 20;
+
+/// An engine, the guest's end of its link, and a server on the host's loopback.
+pub(super) struct Rig {
+    pub(super) engine: Engine,
+    pub(super) guest: memory::MemoryGuest,
+    pub(super) now: Instant,
+    pub(super) listener: TcpListener,
+    events: Events,
+    meter: Arc<Meter>,
+}
+
+/// A TCP segment for the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Got {
+    pub(super) control: TcpControl,
+    pub(super) seq: u32,
+    pub(super) ack: Option<u32>,
+    pub(super) window: u16,
+    pub(super) sack: Option<(u32, u32)>,
+    pub(super) payload: Vec<u8>,
+}
+
+impl Rig {
+    /// A guest that reaches nothing but a server of the test's own.
+    pub(super) fn new() -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let rules =
+            vec![Rule::allow(&format!("tcp:host:{port}")).unwrap(), Rule::deny("any").unwrap()];
+        let options = NetworkOptions {
+            policy: Policy::from_rules(rules),
+            resolv_conf: "/nonexistent".into(),
+            ..Default::default()
+        };
+        let poll = Poll::new().unwrap();
+        let meter = Arc::new(Meter::default());
+        let search = Arc::new(Mutex::new(Vec::new()));
+        let (_, commands) = channel();
+        let mut engine = Engine::new(options, poll, Arc::clone(&meter), search, commands).unwrap();
+        let features = LinkFeatures { checksum: true, ..LinkFeatures::default() };
+        let (link, guest) = memory::pair(features).unwrap();
+        engine.attach(Box::new(link));
+        let now = Instant::now();
+        Self { engine, guest, now, listener, events: Events::with_capacity(64), meter }
+    }
+
+    /// Lets the engine do all that it can at this time.
+    pub(super) fn settle(&mut self) {
+        for _ in 0..100 {
+            let timeout = Some(Duration::from_millis(1));
+            self.engine.poll.poll(&mut self.events, timeout).unwrap();
+            self.engine.cx.now = self.now;
+            let quiet = self.events.is_empty();
+            let events = std::mem::replace(&mut self.events, Events::with_capacity(64));
+            assert!(self.engine.hear(&events));
+            self.events = events;
+            if !self.engine.turn() && quiet {
+                return;
+            }
+        }
+        panic!("the engine is never done");
+    }
+
+    /// Sets the clock, and lets the engine work.
+    pub(super) fn pass(&mut self, time: Duration) {
+        self.now += time;
+        self.settle();
+    }
+
+    pub(super) fn counters(&self) -> Counters {
+        self.meter.read()
+    }
+
+    /// The server, as the guest knows it.
+    pub(super) fn server(&self) -> SocketAddr {
+        let host = self.engine.cx.addresses.host;
+        SocketAddr::new(host.into(), self.listener.local_addr().unwrap().port())
+    }
+
+    /// Sends a segment of the guest's; `SYN` and options are the connection's own.
+    pub(super) fn send(&mut self, segment: TcpRepr<'_>) {
+        self.send_raw(segment);
+        self.settle();
+    }
+
+    pub(super) fn send_raw(&mut self, segment: TcpRepr<'_>) {
+        let addresses = &self.engine.cx.addresses;
+        let ip = Ipv4Repr {
+            src_addr: addresses.guest,
+            dst_addr: addresses.host,
+            next_header: IpProtocol::Tcp,
+            payload_len: segment.buffer_len(),
+            hop_limit: 64,
+        };
+        let mut frame = vec![0; 14 + 20 + segment.buffer_len()];
+        let mut ethernet = EthernetFrame::new_unchecked(&mut frame[..]);
+        ethernet.set_src_addr(EthernetAddress(addresses.guest_mac));
+        ethernet.set_dst_addr(EthernetAddress(addresses.gateway_mac));
+        ethernet.set_ethertype(EthernetProtocol::Ipv4);
+        let caps = ChecksumCapabilities::default();
+        ip.emit(&mut Ipv4Packet::new_unchecked(&mut frame[14..]), &caps);
+        let (from, to) = (IpAddress::from(ip.src_addr), IpAddress::from(ip.dst_addr));
+        segment.emit(&mut TcpPacket::new_unchecked(&mut frame[34..]), &from, &to, &caps);
+        assert!(self.guest.send(frame));
+    }
+
+    /// An empty segment with an acknowledgement, `sent` and `received` bytes into the streams.
+    pub(super) fn segment(&self, sent: usize, ack: u32) -> TcpRepr<'static> {
+        TcpRepr {
+            src_port: PORT,
+            dst_port: self.server().port(),
+            control: TcpControl::None,
+            seq_number: TcpSeqNumber(ISS.wrapping_add(1 + sent as u32).cast_signed()),
+            ack_number: Some(TcpSeqNumber(ack.cast_signed())),
+            window_len: 0xffff,
+            window_scale: None,
+            max_seg_size: None,
+            sack_permitted: false,
+            sack_ranges: [None; 3],
+            timestamp: None,
+            payload: &[],
+        }
+    }
+
+    /// The guest's SYN.
+    pub(super) fn syn(&self) -> TcpRepr<'static> {
+        TcpRepr {
+            control: TcpControl::Syn,
+            seq_number: TcpSeqNumber(ISS.cast_signed()),
+            ack_number: None,
+            max_seg_size: Some(1000),
+            window_scale: Some(0),
+            sack_permitted: true,
+            ..self.segment(0, 0)
+        }
+    }
+
+    /// What the guest got since the last time.
+    pub(super) fn received(&mut self) -> Vec<Got> {
+        let frames = std::iter::from_fn(|| self.guest.receive());
+        frames.filter_map(|(frame, _)| parse(&frame)).collect()
+    }
+
+    /// The only segment that the guest got.
+    pub(super) fn one(&mut self) -> Got {
+        let mut all = self.received();
+        assert_eq!(all.len(), 1, "{all:?}");
+        all.remove(0)
+    }
+
+    /// Opens a connection: our number of the first byte, and the server's end.
+    pub(super) fn connect(&mut self) -> (u32, TcpStream) {
+        self.send(self.syn());
+        let answer = self.one();
+        assert_eq!((answer.control, answer.ack), (TcpControl::Syn, Some(ISS.wrapping_add(1))));
+        let first = answer.seq.wrapping_add(1);
+        self.send(self.segment(0, first));
+        assert_eq!(self.received(), []);
+        let (stream, _) = self.listener.accept().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        (first, stream)
+    }
+}
+
+/// All that a stream holds now.
+pub(super) fn read(mut stream: &TcpStream) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut buffer = [0; 65_536];
+    while let Ok(n @ 1..) = stream.read(&mut buffer) {
+        bytes.extend(&buffer[..n]);
+    }
+    bytes
+}
+
+fn parse(frame: &[u8]) -> Option<Got> {
+    let ethernet = EthernetFrame::new_checked(frame).unwrap();
+    if ethernet.ethertype() != EthernetProtocol::Ipv4 {
+        return None;
+    }
+    let ip = Ipv4Packet::new_checked(ethernet.payload()).unwrap();
+    assert!(ip.verify_checksum());
+    if ip.next_header() != IpProtocol::Tcp {
+        return None;
+    }
+    let packet = TcpPacket::new_checked(ip.payload()).unwrap();
+    // Its checksum is left to the guest.
+    let caps = ChecksumCapabilities::ignored();
+    let (from, to) = (ip.src_addr().into(), ip.dst_addr().into());
+    let repr = TcpRepr::parse(&packet, &from, &to, &caps).unwrap();
+    Some(Got {
+        control: repr.control,
+        seq: repr.seq_number.0.cast_unsigned(),
+        ack: repr.ack_number.map(|ack| ack.0.cast_unsigned()),
+        window: repr.window_len,
+        sack: repr.sack_ranges[0],
+        payload: repr.payload.to_vec(),
+    })
+}

@@ -1,0 +1,335 @@
+//! What a guest's TCP can do, and what it hears.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use smoltcp::wire::{TcpControl, TcpRepr, TcpSeqNumber};
+
+use super::guest::{Got, ISS, Rig, read};
+
+const MS: fn(u64) -> Duration = Duration::from_millis;
+
+#[test]
+fn a_connection_stands_when_the_hosts_does() {
+    let mut rig = Rig::new();
+    let _server = rig.connect();
+    assert_eq!(rig.counters().tcp_open, 1);
+    // The policy's verdict is ICMP, the host's a reset.
+    let dst_port = rig.server().port() ^ 1;
+    rig.send(TcpRepr { src_port: 1, dst_port, ..rig.syn() });
+    assert_eq!(rig.received(), []);
+    assert_eq!(rig.counters().denied, 1);
+    let syn = TcpRepr { src_port: 2, ..rig.syn() };
+    let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    rig.listener = unused;
+    rig.send(syn);
+    let answer = rig.one();
+    assert_eq!((answer.control, answer.ack), (TcpControl::Rst, Some(ISS.wrapping_add(1))));
+}
+
+#[test]
+fn what_belongs_to_no_connection_is_reset() {
+    let mut rig = Rig::new();
+    rig.send(TcpRepr { payload: b"x", ..rig.segment(0, 77) });
+    let reset = rig.one();
+    assert_eq!((reset.control, reset.seq), (TcpControl::Rst, 77));
+    rig.send(TcpRepr { control: TcpControl::Rst, ..rig.segment(0, 77) });
+    assert_eq!(rig.received(), [], "a reset is never answered");
+}
+
+#[test]
+fn a_lost_answer_is_sent_again() {
+    let mut rig = Rig::new();
+    rig.send(rig.syn());
+    let answer = rig.one();
+    rig.send(rig.syn());
+    assert_eq!(rig.one(), answer);
+    rig.pass(MS(900));
+    assert_eq!(rig.received(), []);
+    rig.pass(MS(1200));
+    assert_eq!(rig.one(), answer);
+    // Nobody is there: the host's side ends.
+    for _ in 0..10 {
+        rig.pass(Duration::from_secs(64));
+    }
+    assert_eq!(rig.counters().tcp_open, 0);
+}
+
+#[test]
+fn what_is_not_acknowledged_is_sent_again_ever_later() {
+    let mut rig = Rig::new();
+    let (first, mut server) = rig.connect();
+    server.write_all(b"hello").unwrap();
+    rig.settle();
+    let segment = rig.one();
+    assert_eq!((segment.seq, &segment.payload[..]), (first, &b"hello"[..]));
+    let mut waits = Vec::new();
+    for _ in 0..4 {
+        let mut wait = Duration::ZERO;
+        let again = loop {
+            rig.pass(MS(50));
+            wait += MS(50);
+            if let Some(again) = rig.received().pop() {
+                break again;
+            }
+        };
+        assert_eq!((again.seq, &again.payload[..]), (first, &b"hello"[..]));
+        waits.push(wait);
+    }
+    assert!(waits[0] >= MS(200) && waits[0] <= MS(1050), "{waits:?}");
+    let doubles = |pair: &[Duration]| pair[1] > pair[0] * 18 / 10 && pair[1] < pair[0] * 22 / 10;
+    assert!(waits[1..].windows(2).all(doubles), "{waits:?}");
+    rig.send(rig.segment(0, first.wrapping_add(5)));
+    rig.pass(Duration::from_secs(30));
+    assert_eq!(rig.received(), []);
+    assert_eq!(rig.counters().retransmits, 4);
+}
+
+#[test]
+fn a_guest_that_never_answers_is_given_up() {
+    let mut rig = Rig::new();
+    let (_, mut server) = rig.connect();
+    server.write_all(b"hello").unwrap();
+    for _ in 0..30 {
+        rig.pass(Duration::from_secs(60));
+    }
+    assert_eq!(rig.counters().tcp_open, 0);
+    assert_eq!(server.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn three_duplicate_acknowledgements_bring_the_missing_segment_at_once() {
+    let mut rig = Rig::new();
+    let (first, mut server) = rig.connect();
+    server.write_all(&[7; 6000]).unwrap();
+    rig.settle();
+    let all = rig.received();
+    assert_eq!(all.iter().map(|s| s.payload.len()).sum::<usize>(), 6000);
+    assert!(all.iter().all(|segment| segment.payload.len() <= 1000), "the guest's MSS");
+    rig.send(rig.segment(0, first.wrapping_add(1000)));
+    for n in 1..=3 {
+        rig.send(rig.segment(0, first.wrapping_add(1000)));
+        let again = rig.received();
+        assert_eq!(again.len(), usize::from(n == 3), "after {n}");
+        if let Some(again) = again.first() {
+            assert_eq!((again.seq, again.payload.len()), (first.wrapping_add(1000), 1000));
+        }
+    }
+    // A partial acknowledgement shows the next hole (RFC 6582).
+    rig.send(rig.segment(0, first.wrapping_add(3000)));
+    assert_eq!(rig.one().seq, first.wrapping_add(3000));
+    rig.send(rig.segment(0, first.wrapping_add(6000)));
+    assert_eq!(rig.received(), []);
+    assert_eq!(rig.counters().retransmits, 2);
+}
+
+#[test]
+fn a_shut_window_is_asked_about_until_it_opens() {
+    let mut rig = Rig::new();
+    let (first, mut server) = rig.connect();
+    rig.send(TcpRepr { window_len: 0, payload: b"x", ..rig.segment(0, first) });
+    rig.received();
+    server.write_all(&[7; 500]).unwrap();
+    rig.settle();
+    assert_eq!(rig.received(), [], "the window is shut");
+    for _ in 0..5 {
+        rig.pass(Duration::from_secs(61));
+        let probe = rig.one();
+        assert_eq!((probe.seq, probe.payload.len()), (first.wrapping_sub(1), 0));
+        rig.send(TcpRepr { window_len: 0, ..rig.segment(1, first) });
+        assert_eq!(rig.received(), []);
+    }
+    rig.send(TcpRepr { window_len: 200, ..rig.segment(1, first) });
+    assert_eq!(rig.one().payload, [7; 200]);
+    rig.send(TcpRepr { window_len: 1000, ..rig.segment(1, first.wrapping_add(200)) });
+    assert_eq!(rig.one().payload, [7; 300]);
+}
+
+#[test]
+fn segments_out_of_order_are_put_in_order_and_what_is_missing_is_said() {
+    let mut rig = Rig::new();
+    let (first, server) = rig.connect();
+    let data: Vec<u8> = (0..100).collect();
+    let part = |rig: &mut Rig, from: usize, to: usize| {
+        rig.send(TcpRepr { payload: &data[from..to], ..rig.segment(from, first) });
+        rig.received()
+    };
+    let byte = |n: u32| ISS.wrapping_add(1 + n);
+    let heard = part(&mut rig, 40, 60);
+    assert_eq!((heard[0].ack, heard[0].sack), (Some(byte(0)), Some((byte(40), byte(60)))));
+    let heard = part(&mut rig, 80, 100);
+    assert_eq!((heard[0].ack, heard[0].sack), (Some(byte(0)), Some((byte(80), byte(100)))));
+    part(&mut rig, 30, 70);
+    let heard = part(&mut rig, 0, 40);
+    assert_eq!(heard[0].ack, Some(byte(60)), "the overlap was cut off");
+    let heard = part(&mut rig, 50, 90);
+    assert_eq!((heard[0].ack, heard[0].sack), (Some(byte(100)), None));
+    assert_eq!(read(&server), data);
+    let heard = part(&mut rig, 0, 100);
+    assert_eq!(heard[0].ack, Some(byte(100)), "an old segment is acknowledged again");
+    assert_eq!(read(&server), b"");
+}
+
+#[test]
+fn a_fin_out_of_order_waits_for_what_precedes_it() {
+    let mut rig = Rig::new();
+    let (first, mut server) = rig.connect();
+    rig.send(TcpRepr { control: TcpControl::Fin, payload: b"world", ..rig.segment(6, first) });
+    assert_eq!(rig.one().ack, Some(ISS.wrapping_add(1)));
+    rig.send(TcpRepr { payload: b"hello ", ..rig.segment(0, first) });
+    assert_eq!(rig.one().ack, Some(ISS.wrapping_add(1 + 11 + 1)));
+    server.set_nonblocking(false).unwrap();
+    let mut said = String::new();
+    server.read_to_string(&mut said).unwrap();
+    assert_eq!(said, "hello world");
+}
+
+#[test]
+fn ends_are_acknowledged_even_when_the_acknowledgement_was_lost() {
+    let mut rig = Rig::new();
+    let (first, server) = rig.connect();
+    server.shutdown(Shutdown::Write).unwrap();
+    rig.settle();
+    let fin = rig.one();
+    assert_eq!((fin.control, fin.seq), (TcpControl::Fin, first));
+    let end = TcpRepr { control: TcpControl::Fin, ..rig.segment(0, first.wrapping_add(1)) };
+    rig.send(end);
+    let last = rig.one();
+    assert_eq!(last.ack, Some(ISS.wrapping_add(2)));
+    assert_eq!(rig.counters().tcp_open, 0);
+    rig.send(end);
+    let again = rig.one();
+    assert_eq!((again.control, again.seq, again.ack), (TcpControl::None, last.seq, last.ack));
+    rig.pass(Duration::from_secs(10));
+    rig.send(end);
+    assert_eq!(rig.one().control, TcpControl::Rst, "it is forgotten");
+    // The same addresses can be used again, at once.
+    rig.connect();
+}
+
+#[test]
+fn resets_that_are_guessed_are_not_believed() {
+    let mut rig = Rig::new();
+    let (first, mut server) = rig.connect();
+    rig.send(TcpRepr { control: TcpControl::Rst, ..rig.segment(1000, first) });
+    assert_eq!(rig.one().control, TcpControl::None, "a challenge");
+    rig.send(TcpRepr { control: TcpControl::Rst, ..rig.segment(1 << 30, first) });
+    assert_eq!(rig.received(), []);
+    rig.send(TcpRepr { control: TcpControl::Syn, ..rig.segment(50, first) });
+    assert_eq!(rig.one().control, TcpControl::None, "a challenge");
+    rig.send(TcpRepr { payload: b"x", ..rig.segment(0, first.wrapping_add(1 << 20)) });
+    assert_eq!(rig.one().ack, Some(ISS.wrapping_add(1)), "it acknowledges what was never sent");
+    assert_eq!(rig.counters().tcp_open, 1);
+    rig.send(TcpRepr { control: TcpControl::Rst, ..rig.segment(0, first) });
+    assert_eq!(rig.counters().tcp_open, 0);
+    server.set_nonblocking(false).unwrap();
+    assert_eq!(server.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn a_silent_flow_lives_while_the_guest_answers() {
+    let mut rig = Rig::new();
+    let (first, server) = rig.connect();
+    for _ in 0..3 {
+        rig.pass(Duration::from_secs(601));
+        let probe = rig.one();
+        assert_eq!((probe.seq, probe.payload.len()), (first.wrapping_sub(1), 0));
+        rig.send(rig.segment(0, first));
+    }
+    for _ in 0..7 {
+        rig.pass(Duration::from_secs(601));
+        rig.received();
+    }
+    assert_eq!(rig.counters().tcp_open, 0);
+    drop(server);
+}
+
+#[test]
+fn a_host_that_does_not_read_closes_the_window_and_nothing_is_lost() {
+    let mut rig = Rig::new();
+    let (first, server) = rig.connect();
+    let data: Vec<u8> = (0..10_000).map(|n| (n % 251) as u8).collect();
+    let (mut sent, mut edge) = (0, 0);
+    loop {
+        let part = TcpRepr { payload: &data, ..rig.segment(sent, first) };
+        rig.send(part);
+        let heard = rig.received().pop().unwrap();
+        let acked = heard.ack.unwrap().wrapping_sub(ISS.wrapping_add(1)) as usize;
+        edge = edge.max(acked + (usize::from(heard.window) << 7));
+        sent = acked;
+        if edge - sent < data.len() {
+            break;
+        }
+        assert!(sent < 64 << 20, "no end of room");
+    }
+    // What goes beyond the window is cut off.
+    let beyond = vec![1; 60_000];
+    rig.send(TcpRepr { payload: &beyond[..edge - sent + 5000], ..rig.segment(sent, first) });
+    let heard = rig.received().pop().unwrap();
+    assert_eq!(heard.ack.unwrap().wrapping_sub(ISS.wrapping_add(1)) as usize, edge);
+    assert_eq!(heard.window, 0);
+    let mut got = 0;
+    while got < edge {
+        got += read(&server).len();
+        rig.settle();
+    }
+    assert_eq!(got, edge);
+    assert!(rig.received().pop().unwrap().window > 0, "the window is open again");
+}
+
+#[test]
+fn a_guest_that_takes_no_frames_holds_no_memory() {
+    let mut rig = Rig::new();
+    let (first, mut server) = rig.connect();
+    rig.send(TcpRepr { window_len: 0xffff, ..rig.segment(0, first) });
+    // Answers that nobody takes fill the link.
+    for _ in 0..1500 {
+        rig.send(TcpRepr { payload: b"x", ..rig.segment(5, first) });
+    }
+    let _ = server.write(&[1; 100_000]);
+    rig.settle();
+    let taken = rig.received().len();
+    assert!(taken <= 1024, "{taken} frames in the link");
+    rig.settle();
+    let data: usize = rig.received().iter().map(|segment| segment.payload.len()).sum();
+    assert!(data > 0, "it goes on when there is room");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever segments come for a connection, the host's side reads what was sent, in order.
+    #[test]
+    fn any_segments_leave_the_stream_whole(
+        segments in proptest::collection::vec(
+            (0..3000_usize, 0..1200_usize, any::<u16>(), -3000..3000_i32, 0..40_u8), 1..60),
+    ) {
+        let stream: Vec<u8> = (0..5000_u32).map(|n| (n * 13 % 251) as u8).collect();
+        let mut rig = Rig::new();
+        let (first, mut server) = rig.connect();
+        let _ = server.write_all(&[9; 2000]);
+        for (at, len, window, ack, kind) in segments {
+            let control = match kind {
+                0 => TcpControl::Syn,
+                1..4 => TcpControl::Psh,
+                _ => TcpControl::None,
+            };
+            let ack = first.wrapping_add_signed(ack);
+            let ack = (kind != 5).then_some(TcpSeqNumber(ack.cast_signed()));
+            let payload = &stream[at..at + len];
+            rig.send(TcpRepr { control, window_len: window, ack_number: ack, payload, ..rig.segment(at, first) });
+            for Got { payload, .. } in rig.received() {
+                prop_assert!(payload.iter().all(|byte| *byte == 9));
+            }
+            if kind == 6 {
+                rig.pass(Duration::from_secs(3));
+            }
+        }
+        rig.send(TcpRepr { payload: &stream, ..rig.segment(0, first) });
+        let got = read(&server);
+        prop_assert!(rig.counters().tcp_open == 0 || got == stream, "{} bytes", got.len());
+        prop_assert!(stream.starts_with(&got));
+    }
+}

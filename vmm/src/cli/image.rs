@@ -3,7 +3,7 @@
 // The doc comments are help texts, where brackets say what may be left out.
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
 
-use std::io;
+use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -17,7 +17,7 @@ use super::out::{self, Format};
 use super::progress::ImageBar;
 use super::table::{Table, plain};
 use super::{FAILED, human, report};
-use crate::runtime::{ImageInfo, Images, PullPolicy};
+use crate::runtime::{ImageDetails, ImageInfo, Images, PullPolicy};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Image {
@@ -35,6 +35,8 @@ pub(super) enum Image {
     Import(Import),
     /// Import the images of a `docker save` file under their own names
     Load(Load),
+    /// Write images to a file (an OCI layout in a tar), layers and all
+    Save(Save),
     /// Remove what nobody needs: interrupted pulls, cached disks of images that are used where they lie
     Prune(Prune),
 }
@@ -100,6 +102,15 @@ pub(super) struct Load {
 }
 
 #[derive(Debug, Args)]
+pub(super) struct Save {
+    /// The file, which appears once it is complete [default: standard output]
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    named: Named,
+}
+
+#[derive(Debug, Args)]
 pub(super) struct Prune {
     /// Also every image that no box was made of
     #[arg(long, short)]
@@ -123,6 +134,7 @@ pub(super) async fn image(global: &Global, command: Image) -> Result<u8> {
         Image::Inspect(args) => inspect(&images, &args).await,
         Image::Import(args) => import(&images, args).await,
         Image::Load(args) => load(&images, &args).await,
+        Image::Save(args) => save(&images, &args).await,
         Image::Prune(args) => {
             let removed = images.prune(args.all).await?;
             for name in &removed.names {
@@ -242,6 +254,14 @@ fn digest(image: &ImageInfo, whole: bool) -> String {
     }
 }
 
+fn details_as_json(details: &ImageDetails) -> Result<Value> {
+    let mut value = serde_json::to_value(details)?;
+    if let Some(object) = value.as_object_mut() {
+        object.insert("time".into(), json!(human::rfc3339(details.image.time, 3)));
+    }
+    Ok(value)
+}
+
 fn as_json(image: &ImageInfo) -> Result<Value> {
     let mut value = serde_json::to_value(image)?;
     if let Some(object) = value.as_object_mut() {
@@ -267,12 +287,40 @@ async fn remove(images: &Images, args: &Remove) -> Result<u8> {
     Ok(code)
 }
 
+/// Writes images to a file that gets its name when it is whole, or to standard output.
+async fn save(images: &Images, args: &Save) -> Result<u8> {
+    let mut saved = images.save(&args.named.images).await?;
+    let Some(path) = &args.output else {
+        if io::stdout().is_terminal() {
+            bail!("an image is nothing to look at: redirect standard output, or use --output");
+        }
+        let mut stdout = io::stdout().lock();
+        while let Some(piece) = saved.next().await? {
+            stdout.write_all(&piece).context("cannot write to standard output")?;
+        }
+        return Ok(0);
+    };
+    let cannot = || format!("cannot write {}", path.display());
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(folder).with_context(cannot)?;
+    while let Some(piece) = saved.next().await? {
+        file.write_all(&piece).with_context(cannot)?;
+    }
+    file.persist(path).map_err(|e| e.error).with_context(cannot)?;
+    Ok(0)
+}
+
 async fn inspect(images: &Images, args: &Named) -> Result<u8> {
     let all = images.list().await?;
     let (mut found, mut code) = (Vec::new(), 0);
     for name in &args.images {
-        match pick(&all, name) {
-            Ok(image) => found.push(as_json(image)?),
+        let details = match pick(&all, name) {
+            Ok(image) => images.details(&image.name).await.map_err(anyhow::Error::from),
+            Err(error) => Err(error),
+        };
+        match details {
+            Ok(details) => found.push(details_as_json(&details)?),
             Err(error) => {
                 report(&error);
                 code = FAILED;

@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::config::BoxConfig;
 use super::events::EventQuery;
-use super::images::{ImageCall, ImageInfo, RemovedImages};
+use super::images::{ImageCall, ImageDetails, ImageInfo, RemovedImages};
 use super::local::Local;
 use super::logs::LogQuery;
 use super::options::BoxOptions;
@@ -104,6 +104,7 @@ pub(super) enum Reply {
     Image(Box<ImageInfo>),
     Images(Vec<ImageInfo>),
     Removed(RemovedImages),
+    ImageDetails(Box<ImageDetails>),
 }
 
 impl Reply {
@@ -163,6 +164,13 @@ impl Reply {
         }
     }
 
+    pub(super) fn details(self) -> Result<ImageDetails> {
+        match self {
+            Self::ImageDetails(details) => Ok(*details),
+            other => Err(other.unexpected()),
+        }
+    }
+
     fn unexpected(self) -> Error {
         Error::Internal(format!("unexpected answer {self:?}"))
     }
@@ -187,6 +195,11 @@ pub(super) enum Channel {
         id: String,
         /// Which.
         query: LogQuery,
+    },
+    /// Images as the tar of an OCI layout, from it, in [chunks](super::saved_images).
+    SavedImages {
+        /// Their names or digests.
+        images: Vec<String>,
     },
     /// Events of all boxes, from it: one [`Event`](crate::events::Event) as JSON a line.
     Events {

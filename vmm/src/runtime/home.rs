@@ -80,6 +80,24 @@ impl Home {
         self.path.join("images")
     }
 
+    /// How registries are reached: `$BOXLITE_REGISTRIES`; in the home, which the software host has on a disk of its
+    /// own; or among the user's settings. It need not exist.
+    pub(crate) fn registries(&self) -> PathBuf {
+        const NAME: &str = "registries.json";
+        let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        if let Some(path) = set("BOXLITE_REGISTRIES") {
+            return path.into();
+        }
+        let own = self.path.join(NAME);
+        let settings = set("XDG_CONFIG_HOME")
+            .map(PathBuf::from)
+            .or_else(|| set("HOME").map(|home| Path::new(&home).join(".config")));
+        match settings {
+            Some(settings) if !own.exists() => settings.join("boxlite").join(NAME),
+            _ => own,
+        }
+    }
+
     /// The database.
     pub(super) fn database(&self) -> PathBuf {
         self.path.join("boxlite.db")

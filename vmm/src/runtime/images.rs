@@ -8,8 +8,9 @@ use boxlite_rootfs_builder::{ImageConfig, Progress, Silent};
 use serde::{Deserialize, Serialize};
 
 use super::Result;
-use super::call::{Call, Host, Reply};
+use super::call::{Call, Channel, Host, Reply};
 use super::options::PullPolicy;
+use super::saved_images::SavedImages;
 use super::state::millis;
 
 /// A request about images.
@@ -21,6 +22,8 @@ pub(super) enum ImageCall {
     Get { image: String, pull: PullPolicy },
     /// Answered by the image.
     Import { source: String, name: String },
+    /// Answered by all that is known of it.
+    Details { image: String },
     /// Answered by what was removed.
     Remove { image: String, force: bool },
     /// Answered by what was removed.
@@ -54,6 +57,33 @@ pub struct ImageInfo {
     pub problem: Option<String>,
 }
 
+/// All that is known of an image.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ImageDetails {
+    /// What the list says of it.
+    #[serde(flatten)]
+    pub image: ImageInfo,
+    /// All names under which the home has this image, this one included.
+    pub names: Vec<String>,
+    /// Its layers, lowest first; none of an image that is used where it lies.
+    pub layers: Vec<LayerInfo>,
+    /// Its config as its maker wrote it, where the home has that.
+    pub config_json: Option<serde_json::Value>,
+}
+
+/// A layer in the home.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct LayerInfo {
+    /// Digest of the blob.
+    pub digest: String,
+    /// Digest of the uncompressed tar.
+    pub diff_id: String,
+    /// Length of the blob in bytes.
+    pub size: u64,
+}
+
 /// Images that were removed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -80,6 +110,21 @@ impl Images {
     /// All images, by name.
     pub async fn list(&self) -> Result<Vec<ImageInfo>> {
         self.call(ImageCall::List, Arc::new(Silent)).await?.images()
+    }
+
+    /// All that is known of an image, by its name, the reference by which it was used, or its digest.
+    pub async fn details(&self, image: impl Into<String>) -> Result<ImageDetails> {
+        let call = ImageCall::Details { image: image.into() };
+        self.call(call, Arc::new(Silent)).await?.details()
+    }
+
+    /// Imported or pulled images as the tar of an OCI layout, to be read to its end.
+    pub async fn save<S: Into<String>>(
+        &self,
+        images: impl IntoIterator<Item = S>,
+    ) -> Result<SavedImages> {
+        let images = images.into_iter().map(Into::into).collect();
+        Ok(SavedImages::new(self.0.open(Channel::SavedImages { images }).await?))
     }
 
     /// Fetches an image, if `pull` says so, and makes its disk.

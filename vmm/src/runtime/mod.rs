@@ -37,6 +37,7 @@ mod logs;
 mod options;
 mod place;
 mod remote;
+mod saved_images;
 pub mod signals;
 mod state;
 mod store;
@@ -61,13 +62,14 @@ pub use events::{EventQuery, Events};
 pub use exec::{Attached, Command, Execution, Output};
 pub use handle::BoxHandle;
 pub use home::Home;
-pub use images::{ImageInfo, Images, RemovedImages};
+pub use images::{ImageDetails, ImageInfo, Images, LayerInfo, RemovedImages};
 pub use logs::{LogQuery, LogRecord, LogStream, Logs};
 pub use options::{
     BoxOptions, Forward, HealthCheck, Network, NetworkPolicy, Problem, Protocol, PullPolicy,
     SecurityOptions, Volume,
 };
 pub use place::{Accel, Place};
+pub use saved_images::SavedImages;
 pub use state::{BoxInfo, BoxState, FailureReason};
 
 use call::{Call, Host, Reply};

@@ -5,7 +5,7 @@ use boxlite_rootfs_builder::{Image, Progress, StoredImage};
 use super::Local;
 use crate::runtime::call::Reply;
 use crate::runtime::disk_builder::MicroVmBuilder;
-use crate::runtime::images::{ImageCall, ImageInfo, RemovedImages};
+use crate::runtime::images::{ImageCall, ImageDetails, ImageInfo, LayerInfo, RemovedImages};
 use crate::runtime::{Error, Result};
 
 impl Local {
@@ -22,6 +22,22 @@ impl Local {
                 let source = source.parse()?;
                 let image = self.images.import(&source, &name, &self.disk_builder(), progress)?;
                 self.found(&image)
+            }
+            ImageCall::Details { image } => {
+                let found = self.images.inspect(&image)?;
+                let layers = found.layers.into_iter().map(|layer| LayerInfo {
+                    digest: layer.digest.to_string(),
+                    diff_id: layer.diff_id.to_string(),
+                    size: layer.size,
+                });
+                Ok(Reply::ImageDetails(Box::new(ImageDetails {
+                    image: info(found.image),
+                    names: found.names,
+                    layers: layers.collect(),
+                    config_json: found
+                        .config_json
+                        .and_then(|json| serde_json::from_slice(&json).ok()),
+                })))
             }
             ImageCall::Remove { image, force } => {
                 let used = self.store.image_digests()?;

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use boxlite_proto::AGENT_PORT;
+use boxlite_rootfs_builder::Silent;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
@@ -12,7 +13,7 @@ use super::Local;
 use crate::machine::control::ToMachine;
 use crate::runtime::call::{Channel, Duplex};
 use crate::runtime::home::VSOCK_SOCKET;
-use crate::runtime::{Error, Result, blocking, events, logs};
+use crate::runtime::{Error, Result, blocking, events, logs, saved_images};
 
 /// The longest answer to `CONNECT`: "OK" and a port.
 const MAX_ANSWER: usize = 32;
@@ -30,6 +31,13 @@ impl Local {
                 let folder = self.folder(&id)?;
                 Box::new(logs::stream(folder.path().to_owned(), query, {
                     move || folder.is_live()
+                }))
+            }
+            Channel::SavedImages { images } => {
+                let local = self.clone();
+                Box::new(saved_images::stream(move |output| {
+                    let names: Vec<&str> = images.iter().map(String::as_str).collect();
+                    Ok(local.images.save(&names, output, &Silent)?)
                 }))
             }
             Channel::Events { query } => Box::new(events::stream(self.home.events(), query)),

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use boxlite_proto::PROTOCOL_VERSION;
 use boxlite_proto::boot::Role;
 use boxlite_proto::frame::{Channel, Frame, FrameError, Kind};
+use boxlite_proto::guest::ExecCounts;
 use boxlite_proto::message::{
-    self, Control, Event, Failure, FailureKind, Hello, Request, Response,
+    self, Control, Event, ExitStatus, Failure, FailureKind, Hello, Request, Response,
 };
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::{self, Errno};
@@ -58,6 +59,7 @@ pub struct Server {
     listener: Option<OwnedFd>,
     connections: BTreeMap<u64, Connection>,
     execs: BTreeMap<u64, Exec>,
+    exec_counts: ExecCounts,
     cgroups: Cgroups,
     next_id: u64,
     scratch: Vec<u8>,
@@ -86,6 +88,7 @@ impl Server {
             listener: None,
             connections: BTreeMap::new(),
             execs: BTreeMap::new(),
+            exec_counts: ExecCounts::default(),
             cgroups: Cgroups::new(),
             next_id: 1,
             scratch: vec![0; CHUNK],
@@ -230,7 +233,10 @@ impl Server {
                 Reaped::Child(pid, status) => {
                     let mut execs = self.execs.values_mut();
                     if let Some(exec) = execs.find(|exec| exec.runs_as(pid)) {
-                        exec.exited(status, now);
+                        let out_of_memory = exec.exited(status, now);
+                        let counts = &mut self.exec_counts;
+                        counts.failed += u64::from(status != ExitStatus::Code(0));
+                        counts.out_of_memory += u64::from(out_of_memory);
                     }
                 }
                 Reaped::NothingNew => break,
@@ -349,6 +355,10 @@ impl Server {
                 Ok((_, pid)) => Response::Detached { pid },
                 Err(failure) => Response::Failed(failure),
             },
+            Ok(Request::ExecCounts) => {
+                let running = self.execs.values().filter(|exec| exec.is_running()).count() as u64;
+                Response::ExecCounts(ExecCounts { running, ..self.exec_counts })
+            }
             Ok(Request::Sync) => match shutdown::sync() {
                 Ok(()) => Response::Done,
                 Err(e) => Response::Failed(other(format!("cannot write everything to disk: {e}"))),
@@ -375,6 +385,18 @@ impl Server {
 
     /// Starts a command; its exec's ID and its process ID.
     fn start_exec(
+        &mut self,
+        request: &message::Exec,
+        place: Option<Place>,
+    ) -> Result<(u64, u32), Failure> {
+        let started = self.try_start_exec(request, place);
+        let counts = &mut self.exec_counts;
+        counts.started += u64::from(started.is_ok());
+        counts.refused += u64::from(started.is_err());
+        started
+    }
+
+    fn try_start_exec(
         &mut self,
         request: &message::Exec,
         place: Option<Place>,
@@ -477,6 +499,8 @@ impl Server {
             match service {
                 Service::Exec(id) => {
                     if let Some(exec) = self.execs.remove(id) {
+                        // Nobody will see it end.
+                        self.exec_counts.failed += u64::from(exec.is_running());
                         exec.kill();
                         exec.release(&mut self.cgroups);
                     }

@@ -61,6 +61,21 @@ pub struct GuestMetrics {
     pub oom_kills: u64,
 }
 
+/// What became of the commands that hosts asked for, since the boot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecCounts {
+    /// Commands that were started, a box's main command and its health checks among them.
+    pub started: u64,
+    /// Commands that could not be: there was no such program, user or directory, or too many ran.
+    pub refused: u64,
+    /// Those that run now.
+    pub running: u64,
+    /// Those that ended with another exit code than 0, or by a signal.
+    pub failed: u64,
+    /// Of these, those that ended because memory ran out.
+    pub out_of_memory: u64,
+}
+
 /// A process.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::frame::{Frame, Kind};
-use crate::guest::{self, CopyIn, CopyOut, FileStat, GuestMetrics, Process, Stat};
+use crate::guest::{self, CopyIn, CopyOut, ExecCounts, FileStat, GuestMetrics, Process, Stat};
 
 /// Opens a connection, in each direction.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +51,8 @@ pub enum Request {
     /// Packs a file or a tree into a tar, which comes on stdout. Answered by [`Response::Done`] after
     /// its last byte; a tar that is followed by [`Response::Failed`] is not whole.
     CopyOut(CopyOut),
+    /// What became of the commands that were asked for. Answered by [`Response::ExecCounts`].
+    ExecCounts,
 }
 
 /// A command to run.
@@ -130,6 +132,8 @@ pub enum Response {
     Processes(#[serde(deserialize_with = "guest::bounded_processes")] Vec<Process>),
     /// What is there. Last frame of the stream.
     Stat(FileStat),
+    /// What became of the commands. Last frame of the stream.
+    ExecCounts(ExecCounts),
 }
 
 /// How a command ended.

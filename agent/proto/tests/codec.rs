@@ -7,7 +7,8 @@ use boxlite_proto::frame::{
     Channel, Frame, FrameError, HEADER_LEN, Header, Kind, MAX_BODY, MAX_DATA,
 };
 use boxlite_proto::guest::{
-    CopyIn, CopyOut, FileKind, FileStat, GuestMetrics, MAX_PROCESSES, Owner, Process, Stat,
+    CopyIn, CopyOut, ExecCounts, FileKind, FileStat, GuestMetrics, MAX_PROCESSES, Owner, Process,
+    Stat,
 };
 use boxlite_proto::message::{
     Control, Event, Exec, ExitStatus, Failure, FailureKind, Hello, Request, Response, Stage,
@@ -45,6 +46,7 @@ fn request() -> impl Strategy<Value = Request> {
         exec().prop_map(Request::ExecDetached),
         Just(Request::Metrics),
         Just(Request::Processes),
+        Just(Request::ExecCounts),
         any::<(Vec<u8>, bool)>().prop_map(|(path, follow)| Request::Stat(Stat { path, follow })),
         any::<(Vec<u8>, bool, Option<(u32, u32)>)>().prop_map(|(path, create, owner)| {
             let owner = owner.map(|(uid, gid)| Owner { uid, gid });
@@ -81,6 +83,9 @@ fn response() -> impl Strategy<Value = Response> {
         metrics().prop_map(Response::Metrics),
         vec(process(), 0..20).prop_map(Response::Processes),
         file_stat().prop_map(Response::Stat),
+        any::<[u64; 5]>().prop_map(|[started, refused, running, failed, out_of_memory]| {
+            Response::ExecCounts(ExecCounts { started, refused, running, failed, out_of_memory })
+        }),
     ]
 }
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use boxlite_proto::PROTOCOL_VERSION;
 use boxlite_proto::frame::{Channel, Frame, Kind};
 use boxlite_proto::guest::{
-    CopyIn, CopyOut, FileKind, FileStat, GuestMetrics, Owner, Process, Stat,
+    CopyIn, CopyOut, ExecCounts, FileKind, FileStat, GuestMetrics, Owner, Process, Stat,
 };
 use boxlite_proto::message::{
     Control, Event, Exec, ExitStatus, Failure, FailureKind, Hello, Request, Response, Stage,
@@ -122,10 +122,22 @@ fn frames() -> Vec<(&'static str, Frame)> {
             "copy-out",
             Request::CopyOut(CopyOut { path: b"/var/log".to_vec(), follow: false }).frame(12),
         ),
+        ("exec-counts", Request::ExecCounts.frame(10)),
         ("detached", Response::Detached { pid: 300 }.frame(8)),
         ("out-of-memory", Response::ExitedOutOfMemory(ExitStatus::Signal(9)).frame(7)),
         ("guest-metrics", Response::Metrics(metrics()).frame(10)),
         ("process-list", Response::Processes(vec![process(), Process::default()]).frame(10)),
+        (
+            "counted-execs",
+            Response::ExecCounts(ExecCounts {
+                started: 300,
+                refused: 2,
+                running: 1,
+                failed: 4,
+                out_of_memory: 3,
+            })
+            .frame(10),
+        ),
         ("stat-file", file_stat(FileKind::File, b"")),
         ("stat-directory", file_stat(FileKind::Directory, b"")),
         ("stat-symlink", file_stat(FileKind::Symlink, b"../\xfe")),

@@ -203,14 +203,20 @@ impl Exec {
         }
     }
 
-    /// Its process has been reaped.
-    pub(crate) fn exited(&mut self, status: ExitStatus, now: Instant) {
+    /// Its process has been reaped. Tells whether that was for a lack of memory.
+    pub(crate) fn exited(&mut self, status: ExitStatus, now: Instant) -> bool {
         self.input = None;
         let out_of_memory = self.cgroup.as_ref().is_some_and(Cgroup::ran_out_of_memory);
         self.exited = Some(Exited { status, out_of_memory, last_call: Some(now + GRACE) });
         for output in self.outputs.iter_mut().flatten() {
             output.notify(Ready { read: true, ..Ready::default() });
         }
+        out_of_memory
+    }
+
+    /// Whether its process has not been reaped.
+    pub(crate) fn is_running(&self) -> bool {
+        self.exited.is_none()
     }
 
     /// When the grace of an ended command will be over.

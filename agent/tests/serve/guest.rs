@@ -133,6 +133,30 @@ fn the_machine_and_its_processes_are_told() {
 }
 
 #[test]
+fn commands_are_counted() {
+    needs_root!();
+    let host = connect();
+    let counts = || match host.ask(&Request::ExecCounts) {
+        Response::ExecCounts(counts) => counts,
+        other => panic!("{other:?}"),
+    };
+    // The server is that of other tests, too, which run commands meanwhile.
+    let before = counts();
+    for argv in [&["true"][..], &["false"], &["/no/such/program"]] {
+        host.finish(host.exec(command(argv)));
+    }
+    let sleep = host.exec(command(&["sleep", "60"]));
+    host.wait_for(sleep, |seen| !seen.responses.is_empty());
+    let running = counts();
+    assert!(running.started >= before.started + 3 && running.refused > before.refused);
+    assert!(running.failed > before.failed && running.running >= 1);
+    assert!(running.started >= running.running + running.failed);
+    host.control(sleep, Control::Kill);
+    host.finish(sleep);
+    assert!(counts().failed > running.failed);
+}
+
+#[test]
 fn paths_are_looked_at() {
     needs_root!();
     let _room = share_room();

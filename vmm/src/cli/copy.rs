@@ -3,14 +3,17 @@
 // The doc comments are help texts, where brackets say what may be left out.
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
 
+use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Result, bail};
 use clap::Args;
+use tokio::io::AsyncWriteExt;
 
 use super::args::Global;
-use crate::runtime::BoxHandle;
+use super::table::plain;
+use crate::runtime::{BoxHandle, Copied, CopyOptions};
 
 pub(super) const HELP: &str = "\
 Examples:
@@ -36,6 +39,12 @@ pub(super) struct Copy {
     source: Place,
     /// To where: BOX:PATH, a path of this machine, or - for a tar on standard output
     dest: Place,
+}
+
+impl Copy {
+    fn options(&self) -> CopyOptions {
+        CopyOptions::default().follow_links(self.follow_link).keep_ownership(self.archive)
+    }
 }
 
 /// One end of a copy.
@@ -102,14 +111,40 @@ impl Place {
 
 /// Copies from a box to a path of this machine, or as a tar to standard output.
 async fn copy_out(sandbox: &BoxHandle, from: &str, to: Option<&Path>, args: &Copy) -> Result<()> {
-    let _ = (from, to, args.archive, args.follow_link);
-    bail!("the box {}: this build copies no files", sandbox.name())
+    let options = args.options();
+    let Some(to) = to else {
+        if io::stdout().is_terminal() {
+            bail!("a tar is nothing for a terminal: send it to a file or a pipe");
+        }
+        let mut tar = sandbox.copy_out_tar(from, options).await?;
+        let mut stdout = tokio::io::stdout();
+        tokio::io::copy(&mut tar, &mut stdout).await?;
+        return Ok(stdout.flush().await?);
+    };
+    report(&sandbox.copy_out_with(from, to, options).await?);
+    Ok(())
 }
 
 /// Copies a path of this machine, or a tar from standard input, into a box.
 async fn copy_in(sandbox: &BoxHandle, from: Option<&Path>, to: &str, args: &Copy) -> Result<()> {
-    let _ = (from, to, args.archive, args.follow_link);
-    bail!("the box {}: this build copies no files", sandbox.name())
+    let options = args.options();
+    let copied = match from {
+        Some(from) => sandbox.copy_into_with(from, to, options).await?,
+        None => sandbox.copy_into_tar(tokio::io::stdin(), to, options).await?,
+    };
+    report(&copied);
+    Ok(())
+}
+
+/// Says what was left out.
+fn report(copied: &Copied) {
+    for skipped in &copied.skipped {
+        eprintln!("boxlite-vmm: warning: {}: {}", plain(&skipped.name), skipped.why);
+    }
+    let unnamed = copied.skipped_count.saturating_sub(copied.skipped.len() as u64);
+    if unnamed > 0 {
+        eprintln!("boxlite-vmm: warning: and {unnamed} more were not copied as they are");
+    }
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ pub(crate) mod wire;
 use std::sync::Arc;
 use std::time::Duration;
 
-use boxlite_proto::guest::{FileStat, GuestMetrics, Process, Stat};
+use boxlite_proto::guest::{ExecCounts, FileStat, GuestMetrics, Process, Stat};
 use boxlite_proto::message::{Event, Exec, ExitStatus, Request};
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -93,6 +93,14 @@ impl AgentClient {
         match self.answer(Purpose::Metrics, &Request::Metrics).await? {
             Outcome::Metrics(metrics) => Ok(metrics),
             other => unreachable!("metrics are not {other:?}"),
+        }
+    }
+
+    /// Asks what became of the commands that were asked for since the boot. Cancel safe.
+    pub async fn exec_counts(&self) -> Result<ExecCounts> {
+        match self.answer(Purpose::ExecCounts, &Request::ExecCounts).await? {
+            Outcome::ExecCounts(counts) => Ok(counts),
+            other => unreachable!("counts are not {other:?}"),
         }
     }
 

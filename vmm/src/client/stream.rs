@@ -9,7 +9,9 @@ use std::task::{Context, Poll, Waker};
 
 use boxlite_proto::credit::{CreditError, ReceiveWindow, SendWindow};
 use boxlite_proto::frame::{Channel, Frame, Kind, MAX_DATA};
-use boxlite_proto::guest::{FileStat, GuestMetrics, MAX_COMMAND, MAX_LINK, MAX_NAME, Process};
+use boxlite_proto::guest::{
+    ExecCounts, FileStat, GuestMetrics, MAX_COMMAND, MAX_LINK, MAX_NAME, Process,
+};
 use boxlite_proto::message::Response;
 use tokio::io::ReadBuf;
 use tokio::sync::Notify;
@@ -28,6 +30,8 @@ pub(super) enum Purpose {
     Call,
     /// A question about how the machine is doing.
     Metrics,
+    /// A question about the commands that were asked for.
+    ExecCounts,
     /// A question about what runs.
     Processes,
     /// A question about a path.
@@ -60,6 +64,8 @@ pub(super) enum Outcome {
     Detached(u32),
     /// How the machine is doing.
     Metrics(GuestMetrics),
+    /// What became of the commands.
+    ExecCounts(ExecCounts),
     /// What runs.
     Processes(Vec<Process>),
     /// What is at the path.
@@ -278,6 +284,9 @@ impl Stream {
             }
             (Purpose::Detach, _, Response::Detached { pid }) => Ok(Outcome::Detached(pid)),
             (Purpose::Metrics, _, Response::Metrics(metrics)) => Ok(Outcome::Metrics(metrics)),
+            (Purpose::ExecCounts, _, Response::ExecCounts(counts)) => {
+                Ok(Outcome::ExecCounts(counts))
+            }
             (Purpose::Processes, _, Response::Processes(processes)) => {
                 let fits = |process: &Process| {
                     process.name.len() <= MAX_NAME && process.command.len() <= MAX_COMMAND

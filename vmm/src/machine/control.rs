@@ -83,6 +83,9 @@ pub(crate) enum FromMachine {
 pub struct MachineMetrics {
     /// Processor time of the process, in microseconds.
     pub cpu_micros: u64,
+    /// How long the process has been there, in microseconds.
+    #[serde(default)]
+    pub up_micros: u64,
     /// Resident memory of the process, guest memory that was touched included, in bytes.
     pub rss: u64,
     /// Exits of the vCPUs to the machine, by their kind.

@@ -94,6 +94,8 @@ struct Process {
     machine: Option<Machine<backend::Machine>>,
     /// The number of the boot, and when it began.
     boot: (u64, Instant),
+    /// When this process began.
+    since: Instant,
     /// What machines before this one counted.
     past: (ExitCounts, Vec<DiskMetrics>),
     /// Nothing is left to be done.
@@ -116,6 +118,7 @@ impl Process {
             unsent: Unsent::default(),
             machine: None,
             boot: (0, now),
+            since: now,
             past: Default::default(),
             drained: false,
             spec,
@@ -445,7 +448,8 @@ impl Process {
             None => self.past.clone(),
         };
         let cpu_micros = sys::cpu_time().as_micros().try_into().unwrap_or(u64::MAX);
-        MachineMetrics { cpu_micros, rss: sys::resident(), exits, disks }
+        let up_micros = self.since.elapsed().as_micros().try_into().unwrap_or(u64::MAX);
+        MachineMetrics { cpu_micros, up_micros, rss: sys::resident(), exits, disks }
     }
 }
 

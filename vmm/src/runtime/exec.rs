@@ -10,7 +10,7 @@ use super::{Error, Result};
 use crate::client::{ExecHandle, ExecOutput, ExecStdin};
 use crate::events::EventKind;
 
-pub use crate::client::Output;
+pub use crate::client::{Exit, Output};
 
 /// A command to run in a box.
 #[derive(Clone, Debug)]
@@ -91,7 +91,11 @@ impl Command {
         Ok(pid)
     }
 
-    /// Runs the command to its end and collects what it wrote.
+    /// Runs the command to its end and collects what it wrote: all of it, in memory. Of a command that may
+    /// write more than there is room for, read [`Execution::stdout`] and [`Execution::stderr`] instead, as far
+    /// as wanted.
+    ///
+    /// Dropping the future kills the command.
     pub async fn output(self) -> Result<Output> {
         let Execution { sandbox, handle, deadline } = self.spawn().await?;
         let pid = handle.pid();
@@ -168,7 +172,12 @@ impl Execution {
     /// Waits for the command to end, by its timeout at the latest. Standard input stays open if it
     /// was taken. Cancel safe.
     pub async fn wait(&self) -> Result<ExitStatus> {
-        let exited = self.handle.exited();
+        Ok(self.exit().await?.status)
+    }
+
+    /// As [`wait`](Self::wait), and tells a lack of memory apart from every other end.
+    pub async fn exit(&self) -> Result<Exit> {
+        let exited = self.handle.exit();
         let result = match self.deadline {
             None => exited.await,
             Some(deadline) => match tokio::time::timeout_at(deadline, exited).await {
@@ -180,9 +189,10 @@ impl Execution {
             },
         };
         match result {
-            Ok(status) => {
-                self.sandbox.note(EventKind::ExecEnded { pid: self.pid(), status }).await;
-                Ok(status)
+            Ok(exit) => {
+                let ended = EventKind::ExecEnded { pid: self.pid(), status: exit.status };
+                self.sandbox.note(ended).await;
+                Ok(exit)
             }
             Err(e) => Err(self.sandbox.explain(e).await),
         }

@@ -19,7 +19,8 @@ impl BoxHandle {
         self.explained(answer).await
     }
 
-    async fn explained<T>(&self, answer: client::Result<T>) -> Result<T> {
+    /// What the agent answered, or what ended the box if that is why it did not.
+    pub(super) async fn explained<T>(&self, answer: client::Result<T>) -> Result<T> {
         match answer {
             Ok(answer) => Ok(answer),
             Err(error) => Err(self.explain(error).await),

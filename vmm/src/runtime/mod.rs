@@ -34,6 +34,7 @@ mod images;
 mod json_lines;
 mod local;
 mod logs;
+mod metrics;
 mod options;
 mod place;
 mod remote;
@@ -53,17 +54,18 @@ pub use crate::events::{Event, EventKind};
 pub use crate::machine::{
     BootStage, DiskMetrics, ExitCounts, Health, HealthStatus, MachineMetrics, RestartPolicy,
 };
-pub use boxlite_proto::guest::{GuestMetrics, Process};
+pub use boxlite_proto::guest::{ExecCounts, GuestMetrics, Process};
 pub use boxlite_proto::message::{ExitStatus, TerminalSize};
 pub use config::BoxConfig;
 pub use copy::{Copied, CopyOptions, Skipped};
 pub use error::{Error, ErrorKind, RemoteError, Result};
 pub use events::{EventQuery, Events};
-pub use exec::{Attached, Command, Execution, Output};
+pub use exec::{Attached, Command, Execution, Exit, Output};
 pub use handle::BoxHandle;
 pub use home::Home;
 pub use images::{ImageDetails, ImageInfo, Images, LayerInfo, RemovedImages};
 pub use logs::{LogQuery, LogRecord, LogStream, Logs};
+pub use metrics::BoxMetrics;
 pub use options::{
     BoxOptions, Forward, HealthCheck, Network, NetworkPolicy, Problem, Protocol, PullPolicy,
     SecurityOptions, Volume,

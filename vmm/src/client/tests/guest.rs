@@ -1,8 +1,8 @@
 //! What is asked of a guest beside commands that are waited for.
 
 use boxlite_proto::guest::{
-    CopyIn, CopyOut, FileKind, FileStat, GuestMetrics, MAX_COMMAND, MAX_LINK, MAX_NAME, Process,
-    Stat,
+    CopyIn, CopyOut, ExecCounts, FileKind, FileStat, GuestMetrics, MAX_COMMAND, MAX_LINK, MAX_NAME,
+    Process, Stat,
 };
 
 use super::*;
@@ -33,10 +33,12 @@ fn questions_are_answered() {
         let (client, mut agent) = connected().await;
         let metrics = GuestMetrics { memory_total: 7, ..GuestMetrics::default() };
         let processes = vec![Process { pid: 1, name: b"init".to_vec(), ..Process::default() }];
+        let counts = ExecCounts { started: 3, failed: 1, ..ExecCounts::default() };
         let path = Stat { path: b"/link".to_vec(), follow: false };
         let ask = async {
             assert_eq!(client.metrics().await.unwrap(), metrics);
             assert_eq!(client.processes().await.unwrap(), processes);
+            assert_eq!(client.exec_counts().await.unwrap(), counts);
             assert_eq!(client.stat(path.clone()).await.unwrap(), file_stat(b"to".to_vec()));
             assert_eq!(client.exec_detached(exec(false)).await.unwrap(), 77);
         };
@@ -45,6 +47,8 @@ fn questions_are_answered() {
             assert_eq!(asked, Request::Metrics);
             let asked = answer(&mut agent, Response::Processes(processes.clone())).await;
             assert_eq!(asked, Request::Processes);
+            let asked = answer(&mut agent, Response::ExecCounts(counts)).await;
+            assert_eq!(asked, Request::ExecCounts);
             let asked = answer(&mut agent, Response::Stat(file_stat(b"to".to_vec()))).await;
             assert_eq!(asked, Request::Stat(path.clone()));
             let asked = answer(&mut agent, Response::Detached { pid: 77 }).await;

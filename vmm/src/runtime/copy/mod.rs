@@ -222,10 +222,7 @@ impl BoxHandle {
         let follow = options.follow_links || spelled_dir;
         let agent = self.agent().await?;
         let stat = Stat { path: from.clone(), follow };
-        let stat = match agent.stat(stat).await {
-            Ok(stat) => stat,
-            Err(e) => return Err(self.explain(e).await),
-        };
+        let stat = self.explained(agent.stat(stat).await).await?;
         let is_dir = match stat.kind {
             FileKind::Directory => true,
             FileKind::File | FileKind::Symlink => false,
@@ -242,10 +239,7 @@ impl BoxHandle {
             false => Ownership::Caller,
         };
         let target = blocking(move || target(&to, is_dir, asked, ownership)).await?;
-        let archive = match agent.copy_out(CopyOut { path, follow }).await {
-            Ok(archive) => archive,
-            Err(e) => return Err(self.explain(e).await),
-        };
+        let archive = self.explained(agent.copy_out(CopyOut { path, follow }).await).await?;
         let (feed, tar) = pipe::to_thread();
         let unpacked = tokio::task::spawn_blocking(move || unpack(target, tar));
         let fed = pump(archive, feed).await;
@@ -274,10 +268,8 @@ impl BoxHandle {
     ) -> Result<Copied> {
         let path = not_empty(to.as_ref())?;
         let request = CopyIn { path, create: false, owner: options.owner.map(as_owner) };
-        match self.agent().await?.copy_in(request, tar).await {
-            Ok(unpacked) => Ok(unpacked.into()),
-            Err(e) => Err(self.explain(e).await),
-        }
+        let unpacked = self.agent().await?.copy_in(request, tar).await;
+        Ok(self.explained(unpacked).await?.into())
     }
 
     /// A tar of a file or a directory of the box, in the PAX format: extended attributes as
@@ -296,10 +288,8 @@ impl BoxHandle {
     ) -> Result<Archive> {
         let path = not_empty(from.as_ref())?;
         let request = CopyOut { path, follow: options.follow_links };
-        match self.agent().await?.copy_out(request).await {
-            Ok(archive) => Ok(archive),
-            Err(e) => Err(self.explain(e).await),
-        }
+        let archive = self.agent().await?.copy_out(request).await;
+        self.explained(archive).await
     }
 
     /// What is at a path of the box.

@@ -21,7 +21,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::Copied;
-use super::below::{open_below, open_dir};
+use super::below::{join, open_below, open_dir};
 use super::place::Spelling;
 use crate::runtime::{Error, Result};
 
@@ -109,20 +109,18 @@ pub(super) fn pack(source: &Source, packing: &Packing, to: impl Write) -> Result
         buffer: vec![0; BUFFER],
         copied: Copied::default(),
     };
-    let names: Vec<Vec<u8>> = source.in_dir.iter().cloned().collect();
-    let top = walk.open(&names)?;
-    match (&packing.name, names.last()) {
-        // A file, or a directory under its name.
+    match (&packing.name, &source.in_dir) {
         (Some(shown_as), Some(name)) if !source.is_dir => {
-            walk.add(&source.dir, name, Vec::new(), shown_as.clone())?;
+            walk.add(&source.dir, name, b"", shown_as.clone())?;
         }
-        (shown_as, _) => {
-            let Some(dir) = top else {
-                return Err(copy_error(&source.path, Errno::NOENT.into()));
+        (shown_as, in_dir) => {
+            let path = in_dir.clone().unwrap_or_default();
+            let Some(dir) = walk.open(&path)? else {
+                return Err(copy_error(&source.path, Errno::NOTDIR.into()));
             };
             let stat = fstat(&dir).map_err(|e| copy_error(&source.path, e.into()))?;
             let shown_as = shown_as.as_ref().map(|name| [&name[..], b"/"].concat());
-            walk.waiting.push(Waiting { names, shown_as, inode: Inode::of(&stat) });
+            walk.waiting.push(Waiting { path, shown_as, inode: Inode::of(&stat) });
         }
     }
     while let Some(waiting) = walk.waiting.pop() {
@@ -145,7 +143,7 @@ fn gone(source: io::Error) -> Error {
 /// A directory that has not been read yet.
 struct Waiting {
     /// From the source's directory.
-    names: Vec<Vec<u8>>,
+    path: Vec<u8>,
     /// In the tar, with a slash at its end; none: it is the top.
     shown_as: Option<Vec<u8>>,
     inode: Inode,
@@ -175,35 +173,33 @@ struct Walk<'a, W: Write> {
 }
 
 impl<W: Write> Walk<'_, W> {
-    /// The path of something in the tree, for messages.
-    fn path(&self, names: &[Vec<u8>], name: &[u8]) -> PathBuf {
-        let mut path = self.source.path.clone();
-        let below = names.iter().skip(usize::from(self.source.in_dir.is_some()));
-        path.extend(below.map(|name| std::ffi::OsStr::from_bytes(name)));
-        if !names.is_empty() || self.source.in_dir.is_none() {
-            path.push(std::ffi::OsStr::from_bytes(name));
-        }
-        path
+    /// An error of something in the tree, whose path is from the source's directory.
+    fn failed(&self, path: &[u8], errno: Errno) -> Error {
+        let below = match &self.source.in_dir {
+            Some(top) => path.get(top.len() + 1..).unwrap_or_default(),
+            None => path,
+        };
+        let path = match below.is_empty() {
+            true => self.source.path.clone(),
+            false => self.source.path.join(std::ffi::OsStr::from_bytes(below)),
+        };
+        Error::Copy { path, source: errno.into() }
     }
 
     /// Opens a directory of the tree; none if it is gone or something else by now.
-    fn open(&self, names: &[Vec<u8>]) -> Result<Option<OwnedFd>> {
-        if !self.source.is_dir {
-            return Ok(None);
-        }
-        match open_below(&self.source.dir, names) {
+    fn open(&self, path: &[u8]) -> Result<Option<OwnedFd>> {
+        match open_below(&self.source.dir, path) {
             Ok(dir) => Ok(Some(dir)),
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
-            Err(errno) => Err(copy_error(&self.path(names, b""), errno.into())),
+            Err(errno) => Err(self.failed(path, errno)),
         }
     }
 
     /// Writes the entry of a directory, and those in it.
     fn read_dir(&mut self, waiting: &Waiting) -> Result<()> {
-        let Waiting { names, shown_as, inode } = waiting;
-        let Some(dir) = self.open(names)? else { return Ok(()) };
-        let failed = |walk: &Self, errno: Errno| copy_error(&walk.path(names, b""), errno.into());
-        let stat = fstat(&dir).map_err(|e| failed(self, e))?;
+        let Waiting { path, shown_as, inode } = waiting;
+        let Some(dir) = self.open(path)? else { return Ok(()) };
+        let stat = fstat(&dir).map_err(|e| self.failed(path, e))?;
         if Inode::of(&stat) != *inode {
             return Ok(());
         }
@@ -211,37 +207,37 @@ impl<W: Write> Walk<'_, W> {
             let xattrs = self.xattrs(&dir);
             self.write_entry(shown_as, EntryType::Directory, b"", &stat, &xattrs)?;
         }
-        for entry in Dir::read_from(&dir).map_err(|e| failed(self, e))? {
-            let entry = entry.map_err(|e| failed(self, e))?;
+        for entry in Dir::read_from(&dir).map_err(|e| self.failed(path, e))? {
+            let entry = entry.map_err(|e| self.failed(path, e))?;
             let name = entry.file_name().to_bytes();
             if name == b"." || name == b".." {
                 continue;
             }
             let shown_as = [shown_as.as_deref().unwrap_or_default(), name].concat();
-            self.add(&dir, name, names.clone(), shown_as)?;
+            self.add(&dir, name, path, shown_as)?;
         }
         Ok(())
     }
 
-    /// Writes the entry of what has this `name` in `dir`, which `names` lead to, or remembers it.
+    /// Writes the entry of what has this `name` in `dir`, whose path is `parent`, or remembers it.
     fn add(
         &mut self,
         dir: &OwnedFd,
         name: &[u8],
-        mut names: Vec<Vec<u8>>,
+        parent: &[u8],
         mut shown_as: Vec<u8>,
     ) -> Result<()> {
+        let path = join(parent, name);
         let stat = match statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
             Err(Errno::NOENT) => return Ok(()),
-            Err(errno) => return Err(copy_error(&self.path(&names, name), errno.into())),
+            Err(errno) => return Err(self.failed(&path, errno)),
         };
         let kind = match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => {
-                names.push(name.to_vec());
                 shown_as.push(b'/');
                 let inode = Inode::of(&stat);
-                self.waiting.push(Waiting { names, shown_as: Some(shown_as), inode });
+                self.waiting.push(Waiting { path, shown_as: Some(shown_as), inode });
                 return Ok(());
             }
             FileType::RegularFile => EntryType::Regular,
@@ -258,13 +254,13 @@ impl<W: Write> Walk<'_, W> {
             return self.write_entry(&shown_as, EntryType::Link, &first, &stat, &Xattrs::new());
         }
         if kind == EntryType::Regular {
-            return self.add_file(dir, name, &names, &shown_as, &stat);
+            return self.add_file(dir, name, &path, &shown_as, &stat);
         }
         let link = match kind {
             EntryType::Symlink => match readlinkat(dir, name, Vec::new()) {
                 Ok(target) => target.into_bytes(),
                 Err(Errno::NOENT | Errno::INVAL) => return Ok(self.forget(&stat)),
-                Err(errno) => return Err(copy_error(&self.path(&names, name), errno.into())),
+                Err(errno) => return Err(self.failed(&path, errno)),
             },
             _ => Vec::new(),
         };
@@ -314,7 +310,7 @@ impl<W: Write> Walk<'_, W> {
         &mut self,
         dir: &OwnedFd,
         name: &[u8],
-        names: &[Vec<u8>],
+        path: &[u8],
         shown_as: &[u8],
         seen: &Stat,
     ) -> Result<()> {
@@ -322,10 +318,9 @@ impl<W: Write> Walk<'_, W> {
         let file = match openat(dir, name, flags | OFlags::NOCTTY, Mode::empty()) {
             Ok(file) => file,
             Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => return Ok(self.forget(seen)),
-            Err(errno) => return Err(copy_error(&self.path(names, name), errno.into())),
+            Err(errno) => return Err(self.failed(path, errno)),
         };
-        let failed = |walk: &Self, errno: Errno| copy_error(&walk.path(names, name), errno.into());
-        let stat = fstat(&file).map_err(|e| failed(self, e))?;
+        let stat = fstat(&file).map_err(|e| self.failed(path, e))?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile
             || Inode::of(&stat) != Inode::of(seen)
         {
@@ -354,18 +349,13 @@ impl<W: Write> Walk<'_, W> {
             self.to.write_all(map).map_err(gone)?;
         }
         for piece in pieces {
-            self.copy(&file, piece, |walk, errno| failed(walk, errno))?;
+            self.copy(&file, piece, path)?;
         }
         self.to.write_all(padding(data)).map_err(gone)
     }
 
     /// Writes a piece of a file; zeros for what is not there any more.
-    fn copy(
-        &mut self,
-        file: &OwnedFd,
-        piece: Piece,
-        failed: impl Fn(&Self, Errno) -> Error,
-    ) -> Result<()> {
+    fn copy(&mut self, file: &OwnedFd, piece: Piece, path: &[u8]) -> Result<()> {
         let (mut offset, mut left) = (piece.offset, piece.len);
         while left > 0 {
             let max = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
@@ -377,7 +367,7 @@ impl<W: Write> Walk<'_, W> {
                 }
                 Ok(n) => n,
                 Err(Errno::INTR) => continue,
-                Err(errno) => return Err(failed(self, errno)),
+                Err(errno) => return Err(self.failed(path, errno)),
             };
             self.to.write_all(buffer.get(..n).unwrap_or_default()).map_err(gone)?;
             self.copied.bytes += n as u64;

@@ -23,7 +23,7 @@ use rustix::fs::{
 use rustix::io::{Errno, pwrite};
 
 use super::Copied;
-use super::below::{open_below, open_child};
+use super::below::{join, open_below, open_child, split};
 
 /// Whom everything is to belong to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +76,9 @@ impl Problem {
     }
 }
 
+/// The longest path of an entry, in bytes.
+const MAX_PATH: usize = 8192;
+
 type Result<T, E = Problem> = std::result::Result<T, E>;
 
 /// Unpacks `tar`, to its end.
@@ -90,7 +93,8 @@ pub(super) fn unpack(target: Target, tar: impl BufRead) -> Result<Copied, Unpack
         Ok(archive.drain()?)
     };
     let result = unpack();
-    tree.finish();
+    // Whatever came of it.
+    tree.leave(b"");
     match result {
         Ok(()) => Ok(tree.copied),
         Err(problem) => {
@@ -103,17 +107,18 @@ pub(super) fn unpack(target: Target, tar: impl BufRead) -> Result<Copied, Unpack
 struct Tree {
     target: Target,
     /// The entry that is being written, from the target's directory.
-    current: Vec<Vec<u8>>,
+    current: Vec<u8>,
     /// The directory that was written to last.
-    parent: Option<(Vec<Vec<u8>>, OwnedFd)>,
-    /// Directories that were made, to get their modes and times when nothing is made in them any more.
+    parent: Option<(Vec<u8>, OwnedFd)>,
+    /// Directories that were made, each in the one before, to get their modes and times when something outside of
+    /// them comes: then nothing is made in them any more.
     made: Vec<Made>,
     names: TemporaryNames,
     copied: Copied,
 }
 
 struct Made {
-    path: Vec<Vec<u8>>,
+    path: Vec<u8>,
     mode: u32,
     mtime: Time,
 }
@@ -132,13 +137,14 @@ impl Tree {
 
     /// The path of the entry that is being written, for messages.
     fn shown_path(&self) -> PathBuf {
-        let mut path = self.target.path.clone();
-        path.extend(self.current.iter().map(|name| std::ffi::OsStr::from_bytes(name)));
-        path
+        self.target.path.join(std::ffi::OsStr::from_bytes(&self.current))
     }
 
     /// Where a name of the tar leads, from the target's directory.
-    fn resolve(&self, name: &[u8]) -> Result<Vec<Vec<u8>>> {
+    fn resolve(&self, name: &[u8]) -> Result<Vec<u8>> {
+        if name.len() > MAX_PATH {
+            return Err(Problem::bad("its name is too long"));
+        }
         if name.starts_with(b"/") {
             return Err(Problem::bad("its name is absolute"));
         }
@@ -151,19 +157,18 @@ impl Tree {
         {
             return Err(Problem::bad("it is not what was asked for, nor in it"));
         }
-        Ok(self.target.name.iter().cloned().chain(names.map(<[u8]>::to_vec)).collect())
+        let top = self.target.name.clone().unwrap_or_default();
+        Ok(names.fold(top, |path, name| join(&path, name)))
     }
 
     /// Opens the directory that is to have the entry.
-    fn open(&mut self, path: &[Vec<u8>]) -> Result<()> {
+    fn open(&mut self, path: &[u8]) -> Result<()> {
         if self.parent.as_ref().is_some_and(|(open, _)| open == path) {
             return Ok(());
         }
-        // The caller's own, as the step before may have been.
+        let (above, name) = split(path);
         let dir = match &self.parent {
-            Some((open, dir)) if path.split_last().is_some_and(|(_, above)| above == open) => {
-                path.last().map_or(Err(Errno::INVAL), |name| open_child(dir, name))
-            }
+            Some((open, dir)) if open == above && !name.is_empty() => open_child(dir, name),
             _ => open_below(&self.target.dir, path),
         };
         let dir = dir.map_err(not_a_directory)?;
@@ -177,21 +182,23 @@ impl Tree {
 
     fn add<R: BufRead>(&mut self, member: &Member, archive: &mut Archive<R>) -> Result<()> {
         self.current.clear();
-        let mut path = self.resolve(&member.name)?;
+        let path = self.resolve(&member.name)?;
         self.current.clone_from(&path);
-        let Some(name) = path.pop() else {
+        self.leave(&path);
+        if path.is_empty() {
             return match member.kind {
                 // The target's directory itself, which was there.
                 Kind::Directory => Ok(()),
                 _ => Err(Problem::bad("it would replace the destination")),
             };
-        };
-        self.open(&path)?;
+        }
+        let (parent, name) = split(&path);
+        self.open(parent)?;
         match &member.kind {
-            Kind::File(map) => self.add_file(&name, member, map.as_ref(), archive),
-            Kind::Directory => self.add_directory(path, name, member),
-            Kind::Symlink(target) => self.add_symlink(&name, target, member),
-            Kind::HardLink(target) => self.add_hard_link(&name, target),
+            Kind::File(map) => self.add_file(name, member, map.as_ref(), archive),
+            Kind::Directory => self.add_directory(&path, name, member),
+            Kind::Symlink(target) => self.add_symlink(name, target, member),
+            Kind::HardLink(target) => self.add_hard_link(name, target),
             Kind::Character(_) | Kind::Block(_) => self.skip(member, "devices are not made here"),
             Kind::Fifo => self.skip(member, "named pipes are not made here"),
         }
@@ -242,18 +249,13 @@ impl Tree {
         Ok(())
     }
 
-    fn add_directory(
-        &mut self,
-        mut path: Vec<Vec<u8>>,
-        name: Vec<u8>,
-        member: &Member,
-    ) -> Result<()> {
+    fn add_directory(&mut self, path: &[u8], name: &[u8], member: &Member) -> Result<()> {
         let ownership = self.target.ownership;
         let dir = self.dir()?;
-        match mkdirat(dir, &name[..], Mode::RWXU) {
+        match mkdirat(dir, name, Mode::RWXU) {
             Ok(()) => {}
             Err(Errno::EXIST) => {
-                let there = statat(dir, &name[..], AtFlags::SYMLINK_NOFOLLOW)?;
+                let there = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
                 return match FileType::from_raw_mode(there.st_mode) {
                     FileType::Directory => Ok(()),
                     _ => Err(Problem::InTheWay("in its place is something that is no directory")),
@@ -261,14 +263,13 @@ impl Tree {
             }
             Err(errno) => return Err(errno.into()),
         }
-        let made = open_child(dir, &name)?;
+        let made = open_child(dir, name)?;
         if ownership == Ownership::Tar {
             let (uid, gid) = (Uid::from_raw(member.uid), Gid::from_raw(member.gid));
             fchown(&made, Some(uid), Some(gid))?;
         }
         let lost = set_xattrs(&made, member)?;
-        path.push(name);
-        self.made.push(Made { path, mode: member.mode, mtime: member.mtime });
+        self.made.push(Made { path: path.to_vec(), mode: member.mode, mtime: member.mtime });
         if lost {
             self.copied
                 .skip(shown(&member.name), "an extended attribute of it cannot be kept here");
@@ -291,12 +292,15 @@ impl Tree {
     }
 
     fn add_hard_link(&mut self, name: &[u8], target: &[u8]) -> Result<()> {
-        let mut path = self.resolve(target)?;
-        let target = path.pop().ok_or_else(|| Problem::bad("it is a hard link to a directory"))?;
-        let target_dir = open_below(&self.target.dir, &path).map_err(not_a_directory)?;
+        let path = self.resolve(target)?;
+        let (target_dir, target) = split(&path);
+        if target.is_empty() {
+            return Err(Problem::bad("it is a hard link to a directory"));
+        }
+        let target_dir = open_below(&self.target.dir, target_dir).map_err(not_a_directory)?;
         let temporary = self.names.next();
         let dir = self.dir()?;
-        match linkat(&target_dir, &target[..], dir, &temporary[..], AtFlags::empty()) {
+        match linkat(&target_dir, target, dir, &temporary[..], AtFlags::empty()) {
             Ok(()) => Unfinished { dir, name: &temporary }.rename(name),
             Err(Errno::NOENT) => Err(Problem::bad("it is a hard link to nothing")),
             Err(Errno::PERM) => Err(Problem::bad("it is a hard link to what cannot be linked")),
@@ -304,11 +308,14 @@ impl Tree {
         }
     }
 
-    /// Gives the directories that were made their modes and times: the innermost first, since a
-    /// mode may lock its directory.
-    fn finish(&mut self) {
-        self.parent = None;
-        for Made { path, mode, mtime } in self.made.drain(..).rev() {
+    /// Gives the directories that were made and do not lead to `path` their modes and times: the innermost
+    /// first, since a mode may lock its directory.
+    fn leave(&mut self, path: &[u8]) {
+        let leads_there = |made: &Made| match path.strip_prefix(&made.path[..]) {
+            Some(below) => below.is_empty() || below.starts_with(b"/"),
+            None => false,
+        };
+        while let Some(Made { path, mode, mtime }) = self.made.pop_if(|made| !leads_there(made)) {
             // One that somebody removed or replaced meanwhile has none of its own any more.
             if let Ok(dir) = open_below(&self.target.dir, &path) {
                 let _ = futimens(&dir, &timestamps(mtime));

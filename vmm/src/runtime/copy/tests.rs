@@ -22,7 +22,9 @@ use super::*;
 fn tar_of(from: &Path, archive: bool) -> (Vec<u8>, Copied) {
     let source = Source::find(from, false).unwrap();
     let mut tar = Vec::new();
-    let packing = Packing { name: source.name.clone(), archive };
+    // As the agent names what has no name.
+    let name = source.name.clone().unwrap_or_else(|| b".".to_vec());
+    let packing = Packing { name: Some(name), archive };
     let copied = pack(&source, &packing, &mut tar).unwrap();
     (tar, copied)
 }

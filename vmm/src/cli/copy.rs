@@ -3,15 +3,16 @@
 // The doc comments are help texts, where brackets say what may be left out.
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use tokio::io::AsyncWriteExt;
+use tokio::io::AsyncReadExt;
 
 use super::args::Global;
+use super::human;
 use super::table::plain;
 use crate::runtime::{BoxHandle, Copied, CopyOptions};
 
@@ -25,26 +26,26 @@ Examples:
 
 A path of this machine that has a colon in it begins with / or . (./a:b). As with `cp -r`, a copy goes into
 a destination that is a folder, and otherwise gets its name. Modes, times, links and sparse files are kept; with
--a, owners too.";
+-a, owners too: without, files belong to the box's root, or here to you. A tar's owners are kept in any case.";
+
+/// Bytes that are passed on at once.
+const CHUNK: usize = 256 << 10;
 
 #[derive(Debug, Args)]
 pub(super) struct Copy {
-    /// Keep the owners' numeric IDs
+    /// Keep the owners' numeric IDs, and file capabilities
     #[arg(long, short)]
     archive: bool,
     /// Copy what a symlink SOURCE leads to, rather than the link
     #[arg(long, short = 'L')]
     follow_link: bool,
+    /// Do not say how much was copied
+    #[arg(long, short)]
+    quiet: bool,
     /// From where: BOX:PATH, a path of this machine, or - for a tar on standard input
     source: Place,
     /// To where: BOX:PATH, a path of this machine, or - for a tar on standard output
     dest: Place,
-}
-
-impl Copy {
-    fn options(&self) -> CopyOptions {
-        CopyOptions::default().follow_links(self.follow_link).keep_ownership(self.archive)
-    }
 }
 
 /// One end of a copy.
@@ -79,22 +80,34 @@ impl FromStr for Place {
 }
 
 pub(super) async fn copy(global: &Global, args: &Copy) -> Result<u8> {
-    let runtime = global.runtime().await?;
-    match (&args.source, &args.dest) {
-        (Place::InBox { name, path }, dest) if !matches!(dest, Place::InBox { .. }) => {
-            let sandbox = runtime.get(name).await?;
-            copy_out(&sandbox, path, dest.host(), args).await?;
-        }
-        (source, Place::InBox { name, path }) if !matches!(source, Place::InBox { .. }) => {
-            let sandbox = runtime.get(name).await?;
-            copy_in(&sandbox, source.host(), path, args).await?;
-        }
-        (Place::InBox { .. }, _) => {
+    let (sandbox, copied) = match (&args.source, &args.dest) {
+        (Place::InBox { .. }, Place::InBox { .. }) => {
             bail!(
                 "both are in boxes: copy to this machine first, or pipe: cp A:PATH - | cp - B:PATH"
             )
         }
+        (Place::InBox { name, path }, dest) => {
+            let sandbox = global.runtime().await?.get(name).await?;
+            let copied = args.copy_out(&sandbox, path, dest.host()).await?;
+            (sandbox, copied)
+        }
+        (source, Place::InBox { name, path }) => {
+            let sandbox = global.runtime().await?.get(name).await?;
+            let copied = args.copy_into(&sandbox, source.host(), path).await?;
+            (sandbox, copied)
+        }
         _ => bail!("neither is in a box: one of the two is BOX:PATH, and the box has to run"),
+    };
+    for skipped in &copied.skipped {
+        eprintln!("boxlite-vmm: {}: {}: {}", sandbox.name(), skipped.name, plain(&skipped.why));
+    }
+    let untold = copied.skipped_count.saturating_sub(copied.skipped.len() as u64);
+    if untold > 0 {
+        eprintln!("boxlite-vmm: {}: and {untold} more like these", sandbox.name());
+    }
+    if !args.quiet && copied.entries > 0 && io::stderr().is_terminal() {
+        let what = if copied.entries == 1 { "entry" } else { "entries" };
+        eprintln!("copied {} {what}, {}", copied.entries, human::bytes(copied.bytes));
     }
     Ok(0)
 }
@@ -109,41 +122,44 @@ impl Place {
     }
 }
 
-/// Copies from a box to a path of this machine, or as a tar to standard output.
-async fn copy_out(sandbox: &BoxHandle, from: &str, to: Option<&Path>, args: &Copy) -> Result<()> {
-    let options = args.options();
-    let Some(to) = to else {
-        if io::stdout().is_terminal() {
-            bail!("a tar is nothing for a terminal: send it to a file or a pipe");
-        }
-        let mut tar = sandbox.copy_out_tar(from, options).await?;
-        let mut stdout = tokio::io::stdout();
-        tokio::io::copy(&mut tar, &mut stdout).await?;
-        return Ok(stdout.flush().await?);
-    };
-    report(&sandbox.copy_out_with(from, to, options).await?);
-    Ok(())
-}
-
-/// Copies a path of this machine, or a tar from standard input, into a box.
-async fn copy_in(sandbox: &BoxHandle, from: Option<&Path>, to: &str, args: &Copy) -> Result<()> {
-    let options = args.options();
-    let copied = match from {
-        Some(from) => sandbox.copy_into_with(from, to, options).await?,
-        None => sandbox.copy_into_tar(tokio::io::stdin(), to, options).await?,
-    };
-    report(&copied);
-    Ok(())
-}
-
-/// Says what was left out.
-fn report(copied: &Copied) {
-    for skipped in &copied.skipped {
-        eprintln!("boxlite-vmm: warning: {}: {}", plain(&skipped.name), skipped.why);
+impl Copy {
+    fn options(&self) -> CopyOptions {
+        CopyOptions::default().follow_links(self.follow_link).keep_ownership(self.archive)
     }
-    let unnamed = copied.skipped_count.saturating_sub(copied.skipped.len() as u64);
-    if unnamed > 0 {
-        eprintln!("boxlite-vmm: warning: and {unnamed} more were not copied as they are");
+
+    /// Copies from a box to a path of this machine, or as a tar to standard output.
+    async fn copy_out(&self, sandbox: &BoxHandle, from: &str, to: Option<&Path>) -> Result<Copied> {
+        if let Some(to) = to {
+            return Ok(sandbox.copy_out_with(from, to, self.options()).await?);
+        }
+        let mut stdout = io::stdout();
+        if stdout.is_terminal() {
+            bail!("a tar is nothing for a terminal: send standard output elsewhere");
+        }
+        let mut tar = sandbox.copy_out_tar(from, self.options()).await?;
+        let mut bytes = Vec::with_capacity(CHUNK);
+        while tar.read_buf(&mut bytes).await? > 0 {
+            stdout.write_all(&bytes)?;
+            bytes.clear();
+        }
+        stdout.flush()?;
+        Ok(Copied::default())
+    }
+
+    /// Copies a path of this machine, or a tar from standard input, into a box.
+    async fn copy_into(
+        &self,
+        sandbox: &BoxHandle,
+        from: Option<&Path>,
+        to: &str,
+    ) -> Result<Copied> {
+        if let Some(from) = from {
+            return Ok(sandbox.copy_into_with(from, to, self.options()).await?);
+        }
+        if io::stdin().is_terminal() {
+            bail!("a tar is nothing to be typed: standard input comes from elsewhere");
+        }
+        Ok(sandbox.copy_into_tar(tokio::io::stdin(), to, self.options()).await?)
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::client::{self, Attachment, DetachKeys, Streams, exit_code};
-use crate::runtime::{Attached, BoxHandle, Error};
+use crate::runtime::{Attached, BoxHandle, Error, ErrorKind};
 
 /// The exit code of a command that was killed, as a shell has it.
 const KILLED: u8 = 137;
@@ -127,7 +127,7 @@ impl StandIn {
                 Ok(Ended::Left)
             }
             // Somebody ended the box: as docker has it, its command was killed.
-            Err(Error::Ended { .. }) => {
+            Err(error) if error.kind() == ErrorKind::BoxEnded => {
                 let info = sandbox.info().await.ok();
                 Ok(Ended::Exited(info.and_then(|info| info.exit_code).unwrap_or(KILLED)))
             }

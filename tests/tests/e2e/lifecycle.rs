@@ -1,60 +1,15 @@
 //! What is left of boxes, however they end: nothing. These tests run where boxes run, and look.
 
-use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
 
 use boxlite_tests::{Launcher, Running, is_long};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
+
+use crate::traces::{files, machines, no_machine, wait_until};
 
 const NO_OPTIONS: [&str; 0] = [];
-
-/// How long a machine may take to go once its launcher is gone.
-const MOMENT: Duration = Duration::from_secs(20);
-
-/// The processes of boxes of this home.
-fn machines(launcher: &Launcher) -> Vec<Pid> {
-    let home = format!("BOXLITE_HOME={}", launcher.home().display());
-    let is_machine = |process: &Path| {
-        let words = |file: &str| fs::read(process.join(file)).unwrap_or_default();
-        let has =
-            |file: &str, word: &str| words(file).split(|b| *b == 0).any(|w| w == word.as_bytes());
-        has("cmdline", "machine") && has("environ", &home)
-    };
-    let processes = fs::read_dir("/proc").unwrap().filter_map(|entry| Some(entry.ok()?.path()));
-    processes
-        .filter(|process| is_machine(process))
-        .filter_map(|process| Pid::from_raw(process.file_name()?.to_str()?.parse().ok()?))
-        .collect()
-}
-
-/// All files of the home, but for those of the software host that it may lie in.
-fn files(launcher: &Launcher) -> BTreeSet<PathBuf> {
-    let mut files = BTreeSet::new();
-    let mut folders = vec![launcher.home().to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                folders.push(entry.path());
-            }
-            files.insert(entry.path());
-        }
-    }
-    files
-}
-
-fn wait_until(what: &str, done: impl Fn() -> bool) {
-    let deadline = Instant::now() + MOMENT;
-    while !done() {
-        assert!(Instant::now() < deadline, "{what}, still after {MOMENT:?}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-fn no_machine(launcher: &Launcher) {
-    wait_until("a machine's process is left over", || machines(launcher).is_empty());
-}
 
 /// Bytes that could be had, with nothing kept in caches; none where others use the machine as well.
 fn available_memory(launcher: &Launcher) -> Option<i64> {

@@ -9,6 +9,7 @@ mod data;
 mod ends;
 mod errors;
 mod execs;
+mod faults;
 mod hostile;
 mod images;
 mod lifecycle;
@@ -16,6 +17,7 @@ mod machine;
 mod programs;
 mod signals;
 mod terminal;
+mod traces;
 
 /// What a file of `len` bytes holds in these tests: always the same, and no two parts of it alike.
 fn noise(len: usize) -> Vec<u8> {

@@ -1,0 +1,59 @@
+//! What boxes leave where they run: processes and files.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use boxlite_tests::Launcher;
+use rustix::process::Pid;
+
+/// How long a machine may take to go once its launcher is gone.
+const MOMENT: Duration = Duration::from_secs(20);
+
+/// The processes of boxes of this home.
+pub(crate) fn machines(launcher: &Launcher) -> Vec<Pid> {
+    let home = format!("BOXLITE_HOME={}", launcher.home().display());
+    let is_machine = |process: &Path| {
+        let words = |file: &str| fs::read(process.join(file)).unwrap_or_default();
+        let has =
+            |file: &str, word: &str| words(file).split(|b| *b == 0).any(|w| w == word.as_bytes());
+        has("cmdline", "machine") && has("environ", &home)
+    };
+    let processes = fs::read_dir("/proc").unwrap().filter_map(|entry| Some(entry.ok()?.path()));
+    processes
+        .filter(|process| is_machine(process))
+        .filter_map(|process| Pid::from_raw(process.file_name()?.to_str()?.parse().ok()?))
+        .collect()
+}
+
+/// All files of the home, but for those of the software host that it may lie in.
+pub(crate) fn files(launcher: &Launcher) -> BTreeSet<PathBuf> {
+    let mut files = BTreeSet::new();
+    let mut folders = vec![launcher.home().to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                folders.push(entry.path());
+            }
+            files.insert(entry.path());
+        }
+    }
+    files
+}
+
+/// Fails the test if something is not done in a moment.
+#[track_caller]
+pub(crate) fn wait_until(what: &str, done: impl Fn() -> bool) {
+    let deadline = Instant::now() + MOMENT;
+    while !done() {
+        assert!(Instant::now() < deadline, "{what}, still after {MOMENT:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Fails the test if a process of a box is there for longer than a moment.
+#[track_caller]
+pub(crate) fn no_machine(launcher: &Launcher) {
+    wait_until("a machine's process is left over", || machines(launcher).is_empty());
+}

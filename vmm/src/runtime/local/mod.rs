@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use boxlite_kernel::GuestFiles;
-use boxlite_rootfs_builder::{ImageStore, Progress};
+use boxlite_rootfs_builder::{ImageStore, Progress, RegistryOptions};
 
 pub(super) use machine_process::{MachineProcess, find_launcher};
 
@@ -65,7 +65,8 @@ impl Local {
 
     /// Opens the home, and puts right what killed processes left.
     fn open(home: Home, guest: GuestFiles, launcher: PathBuf) -> Result<Self> {
-        let images = ImageStore::open(home.images())?;
+        let registries = RegistryOptions::load(&home.registries())?;
+        let images = ImageStore::open(home.images())?.with_registries(registries);
         let store = Store::open(&home.database())?;
         let dependents = Mutex::default();
         let local = Self { home, store, images, guest, launcher, dependents };

@@ -1,16 +1,20 @@
-//! A command in a box, from an application. Needs guest files and the launcher:
-//! `cargo xtask demo` makes them; then
+//! A command in a box, from an application. Needs guest files and the launcher: `cargo xtask demo`
+//! makes them and an image; then
 //! `BOXLITE_GUEST_DIR=target/guest cargo run --release --example hello_box -- oci:target/images/busybox`
+
+use std::time::Duration;
 
 use boxlite_vmm::runtime::{BoxOptions, Runtime, RuntimeOptions};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let image = std::env::args().nth(1).ok_or("which image? e.g. oci:target/images/busybox")?;
-    let runtime = Runtime::open(RuntimeOptions::default())?;
-    let sandbox = runtime.create(BoxOptions::new(image).memory_mib(256)).await?;
+    let runtime = Runtime::open(RuntimeOptions::default()).await?;
+    let options = BoxOptions::new(image).memory_mib(256).auto_remove(true);
+    let sandbox = runtime.create(options).await?;
+    sandbox.start().await?;
     let output = sandbox.exec(["sh", "-c", "echo hello from $(hostname)"]).output().await?;
     print!("{}", String::from_utf8_lossy(&output.stdout));
-    sandbox.stop().await?;
+    sandbox.stop(Duration::from_secs(5)).await?;
     Ok(())
 }

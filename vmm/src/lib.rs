@@ -14,3 +14,8 @@ pub mod machine;
 pub mod runtime;
 pub mod softhost;
 mod sparse;
+
+/// The guide's snippets compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/library.md")]
+struct LibraryGuide;

@@ -93,7 +93,7 @@ pub(super) fn logout(global: &Global, args: &Logout) -> Result<u8> {
 }
 
 fn registries(global: &Global) -> Result<RegistryOptions> {
-    Ok(RegistryOptions::load(&global.home()?.path().join("registries.json"))?)
+    Ok(RegistryOptions::load(&global.home()?.registries())?)
 }
 
 /// Asks the person at the terminal.

@@ -13,6 +13,7 @@
 //! boxes/<id>/status.json  what its process does, or how that ended
 //! boxes/<id>/{machine,vsock}.sock, main.log*, machine.log, console.log
 //! images/                 see boxlite-rootfs-builder
+//! registries.json         how registries are reached, if somebody wrote that down
 //! ```
 
 use std::fs::{self, DirBuilder, File, OpenOptions};

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use boxlite_proto::boot::{BootParams, Role};
-use boxlite_proto::message::TerminalSize;
+use boxlite_proto::message::{Failure, FailureKind, TerminalSize};
 
 use super::boxes::make_overlay;
 use super::{Dependent, Local, MachineProcess};
-use crate::machine::status::STATUS_FILE;
+use crate::client;
+use crate::machine::status::{MainEnd, STATUS_FILE};
 use crate::machine::{BoxSpec, DiskFormat, DiskSpec, LaunchSpec};
 use crate::runtime::call::Start;
 use crate::runtime::config::BoxConfig;
@@ -59,9 +60,12 @@ impl Local {
             return Ok(());
         };
         let (local, detach) = (self.clone(), how.detach || config.options.detach);
-        let name = config.name.clone();
+        let (name, has_main) = (config.name.clone(), config.options.main_command);
         let machine = blocking(move || local.launch(&folder, &config, how, lock)).await?;
         machine.ready(Some(&name)).await?;
+        if has_main && !how.wait_for_attach {
+            self.main_begun(&entry.id, &machine).await?;
+        }
         if !detach {
             let mut dependents = self.dependents();
             if dependents.len() >= MANY {
@@ -71,6 +75,28 @@ impl Local {
             dependents.insert(entry.id, Dependent { machine, info });
         }
         Ok(())
+    }
+
+    /// Waits until the main command runs.
+    async fn main_begun(&self, id: &str, machine: &MachineProcess) -> Result<()> {
+        let folder = self.home.folder(id);
+        loop {
+            let said = machine.said();
+            if said.is_none()
+                && let (true, status) = self.look(&folder)?
+            {
+                if status.is_some_and(|status| status.main_pid.is_some()) {
+                    return Ok(());
+                }
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+            // It is over: that may have been all that it was to do.
+            return match machine.said_last().await.and_then(|ended| ended.main) {
+                Some(MainEnd::NotStarted { code, message }) => Err(cannot_start(code, message)),
+                _ => Ok(()),
+            };
+        }
     }
 
     /// Starts the process of a box whose lock is held. Blocks, shortly.
@@ -143,6 +169,16 @@ impl Local {
         make_overlay(file.try_clone().map_err(failed())?, folder, config, size)?;
         Ok(file)
     }
+}
+
+/// As the agent says it of any command.
+fn cannot_start(code: u8, message: String) -> Error {
+    let kind = match code {
+        127 => FailureKind::NotFound,
+        126 => FailureKind::NotExecutable,
+        _ => FailureKind::Other,
+    };
+    Error::Guest(client::Error::Failed(Failure { kind, message }))
 }
 
 /// The files of a spec, in their order.

@@ -15,7 +15,7 @@ pub enum Error {
     Failed(#[from] Failure),
     /// The connection is gone, and every request on it with it.
     #[error("lost the connection to the guest's agent: {0}")]
-    Lost(#[from] Arc<Loss>),
+    Lost(Arc<Loss>),
     /// The request does not fit into a frame.
     #[error(
         "the command with its arguments and environment has {size} bytes, more than the {max} that \
@@ -39,6 +39,12 @@ impl Error {
             Self::Failed(failure) => Some(failure),
             _ => None,
         }
+    }
+}
+
+impl From<Arc<Loss>> for Error {
+    fn from(loss: Arc<Loss>) -> Self {
+        Self::Lost(loss)
     }
 }
 

@@ -33,6 +33,7 @@ mod vcpu;
 
 pub use control::{BootStage, DiskMetrics, ExitCounts, MachineMetrics};
 pub use process::main;
+pub(crate) use record::GONE;
 pub(crate) use spec::{BoxSpec, DiskFormat, DiskSpec, HealthSpec, LaunchSpec, MainSpec};
 pub use spec::{MEMORY_MIB, RestartPolicy, VCPUS};
 pub use status::{Health, HealthStatus};

@@ -9,6 +9,9 @@ use super::spec::BoxSpec;
 use super::status::{Ended, Status, now_ms};
 use crate::events::{Event, EventKind};
 
+/// What stands before a box's ID in the name of a folder that is being removed.
+pub(crate) const GONE: &str = ".gone-";
+
 /// Writes down what happens to a box. Clones write to the same places.
 #[derive(Debug)]
 pub(super) struct Record {
@@ -65,12 +68,21 @@ impl Record {
         }
     }
 
-    /// Removes the box's folder.
+    /// Removes the box's folder. What is left of it if this process is killed meanwhile has a name
+    /// that says so.
     pub(super) fn remove(&self) {
-        if let Err(e) = std::fs::remove_dir_all(&self.folder)
-            && e.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!("{}: the box's folder cannot be removed: {e}", self.folder.display());
+        let gone = self.folder.with_file_name(format!("{GONE}{}", self.id));
+        let removed = match std::fs::rename(&self.folder, &gone) {
+            Ok(()) => std::fs::remove_dir_all(&gone),
+            Err(e) => Err(e),
+        };
+        match removed {
+            Ok(()) => self.event(EventKind::Removed),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => {
+                let folder = self.folder.display();
+                tracing::warn!("{folder}: the box's folder cannot be removed: {e}");
+            }
         }
     }
 }

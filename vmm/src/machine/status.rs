@@ -184,10 +184,28 @@ pub enum HealthStatus {
 }
 
 impl Status {
-    /// Reads the status in a box's folder; none if there is none.
+    /// The status of a box whose process has not said anything.
+    pub(crate) fn starting() -> Self {
+        Self {
+            phase: Phase::Starting,
+            pid: 0,
+            started_ms: now_ms(),
+            stages: Vec::new(),
+            main_pid: None,
+            restarts: 0,
+            health: None,
+            ended: None,
+        }
+    }
+
+    /// Reads the status in a box's folder; none if there is none. One that a host that went down left
+    /// half-written says that the box was there, and not how it ended.
     pub(crate) fn read(folder: &Path) -> io::Result<Option<Self>> {
         match std::fs::read(folder.join(STATUS_FILE)) {
-            Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+            Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes).unwrap_or_else(|e| {
+                tracing::warn!("{}: {STATUS_FILE} cannot be read: {e}", folder.display());
+                Self::starting()
+            }))),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e),
         }

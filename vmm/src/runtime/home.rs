@@ -28,6 +28,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{Error, Result};
+use crate::machine::GONE;
 
 pub(super) const CONFIG: &str = "config.json";
 pub(super) const BASE: &str = "base.img";
@@ -37,8 +38,9 @@ pub(super) const MACHINE_LOG: &str = "machine.log";
 pub(super) const CONTROL_SOCKET: &str = "machine.sock";
 pub(super) const VSOCK_SOCKET: &str = "vsock.sock";
 const LOCK: &str = "lock";
+/// Held by the process that made a box that removes itself, until the box is started.
+const MAKER: &str = "maker";
 const NEW: &str = ".new-";
-const GONE: &str = ".gone-";
 
 /// The folder of boxes and images.
 #[derive(Clone, Debug)]
@@ -241,6 +243,20 @@ impl BoxFolder {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Takes the lock of the box's maker.
+    pub(super) fn lock_as_maker(&self) -> Result<File> {
+        let lock = self.create(MAKER)?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|e| Error::home("cannot be locked", self.file(MAKER))(e.into()))?;
+        Ok(lock)
+    }
+
+    /// Whether the process that made the box lives and has not started it.
+    pub(super) fn is_in_the_making(&self) -> bool {
+        File::open(self.file(MAKER))
+            .is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockShared).is_err())
     }
 
     /// Takes the lock; none if the box lives.

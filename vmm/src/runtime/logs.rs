@@ -63,11 +63,11 @@ impl LogQuery {
     }
 
     fn query(&self) -> logbook::Query {
-        let mut query = logbook::Query::default();
-        query.tail = self.tail;
-        query.since_ns = self.since_ms.map(|ms| ms.saturating_mul(1_000_000));
-        query.stream = self.stream;
-        query
+        logbook::Query {
+            tail: self.tail,
+            since_ns: self.since_ms.map(|ms| ms.saturating_mul(1_000_000)),
+            stream: self.stream,
+        }
     }
 }
 

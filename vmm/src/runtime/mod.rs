@@ -47,7 +47,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use boxlite_rootfs_builder::{Progress, Silent};
+pub use boxlite_rootfs_builder::{Event as ProgressEvent, LayerProgress, Progress, Silent};
 
 pub use crate::client::{Archive, ExecOutput, ExecStdin};
 pub use crate::events::{Event, EventKind};

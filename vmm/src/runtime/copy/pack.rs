@@ -259,7 +259,10 @@ impl<W: Write> Walk<'_, W> {
         let link = match kind {
             EntryType::Symlink => match readlinkat(dir, name, Vec::new()) {
                 Ok(target) => target.into_bytes(),
-                Err(Errno::NOENT | Errno::INVAL) => return Ok(self.forget(&stat)),
+                Err(Errno::NOENT | Errno::INVAL) => {
+                    self.forget(&stat);
+                    return Ok(());
+                }
                 Err(errno) => return Err(self.failed(&path, errno)),
             },
             _ => Vec::new(),
@@ -317,14 +320,18 @@ impl<W: Write> Walk<'_, W> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = match openat(dir, name, flags | OFlags::NOCTTY, Mode::empty()) {
             Ok(file) => file,
-            Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => return Ok(self.forget(seen)),
+            Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => {
+                self.forget(seen);
+                return Ok(());
+            }
             Err(errno) => return Err(self.failed(path, errno)),
         };
         let stat = fstat(&file).map_err(|e| self.failed(path, e))?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile
             || Inode::of(&stat) != Inode::of(seen)
         {
-            return Ok(self.forget(seen));
+            self.forget(seen);
+            return Ok(());
         }
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         let blocks = u64::try_from(stat.st_blocks).unwrap_or(u64::MAX);

@@ -39,10 +39,11 @@ impl Local {
         }
         let _guard = self.home.lock_boxes()?;
         // A box of this name may have removed itself without a trace in the database.
-        if let Ok(namesake) = self.store.find(&config.name) {
-            if namesake.name == config.name && !self.home.folder(&namesake.id).path().exists() {
-                self.store.remove(&namesake.id)?;
-            }
+        if let Ok(namesake) = self.store.find(&config.name)
+            && namesake.name == config.name
+            && !self.home.folder(&namesake.id).path().exists()
+        {
+            self.store.remove(&namesake.id)?;
         }
         self.store.add(&entry(&config))?;
         let made = self.make_folder(&config, disk.path(), disk.len());
@@ -67,6 +68,9 @@ impl Local {
             make_overlay(folder.create(DISK)?, &folder, config, size)?;
         }
         folder.write_json(CONFIG, config, stays)?;
+        if !stays {
+            self.made().insert(config.id.clone(), folder.lock_as_maker()?);
+        }
         self.home.settle(folder, &config.id, stays)?;
         Ok(())
     }

@@ -11,7 +11,7 @@ use boxlite_proto::message::{Failure, FailureKind, TerminalSize};
 use super::boxes::make_overlay;
 use super::{Dependent, Local, MachineProcess};
 use crate::client;
-use crate::machine::status::{MainEnd, STATUS_FILE};
+use crate::machine::status::{MainEnd, STATUS_FILE, Status};
 use crate::machine::{BoxSpec, DiskFormat, DiskSpec, LaunchSpec};
 use crate::runtime::call::Start;
 use crate::runtime::config::BoxConfig;
@@ -153,7 +153,10 @@ impl Local {
         files.add(lock);
         let log = folder.create(MACHINE_LOG)?;
         // What it said in an earlier life is over.
-        folder.remove(STATUS_FILE)?;
+        Status::starting()
+            .write(folder.path())
+            .map_err(Error::home("cannot be written", folder.file(STATUS_FILE)))?;
+        self.made().remove(&config.id);
         MachineProcess::start(&self.launcher, spec, &files.0, Some(log))
     }
 

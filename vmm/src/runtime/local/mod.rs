@@ -14,6 +14,7 @@ mod machine_process;
 mod streams;
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -39,6 +40,9 @@ pub(super) struct Local {
     pub(super) images: ImageStore,
     pub(super) guest: GuestFiles,
     pub(super) launcher: PathBuf,
+    /// Boxes that remove themselves, and that this process has made and not started: the locks of their
+    /// maker.
+    made: Mutex<HashMap<String, File>>,
     /// Boxes that end with this process: dropping one ends it.
     dependents: Mutex<HashMap<String, Dependent>>,
 }
@@ -68,8 +72,8 @@ impl Local {
         let registries = RegistryOptions::load(&home.registries())?;
         let images = ImageStore::open(home.images())?.with_registries(registries);
         let store = Store::open(&home.database())?;
-        let dependents = Mutex::default();
-        let local = Self { home, store, images, guest, launcher, dependents };
+        let (made, dependents) = (Mutex::default(), Mutex::default());
+        let local = Self { home, store, images, guest, launcher, made, dependents };
         local.reconcile()?;
         Ok(local)
     }
@@ -82,10 +86,13 @@ impl Local {
         let ids = self.home.ids()?;
         let known = self.store.list()?;
         for entry in &known {
-            if !ids.contains(&entry.id) {
+            if !ids.contains(&entry.id) || self.is_left_over(&self.home.folder(&entry.id)) {
+                self.home.retire(&entry.id)?;
                 self.store.remove(&entry.id)?;
             }
         }
+        self.home.sweep()?;
+        let ids = self.home.ids()?;
         for id in ids.iter().filter(|id| known.iter().all(|entry| entry.id != **id)) {
             match self.home.folder(id).read_json::<BoxConfig>(CONFIG) {
                 Ok(config) => self.adopt(config)?,
@@ -93,6 +100,14 @@ impl Local {
             }
         }
         Ok(())
+    }
+
+    /// Whether a box was to remove itself and could not.
+    fn is_left_over(&self, folder: &BoxFolder) -> bool {
+        let config = folder.read_json::<BoxConfig>(CONFIG);
+        config.is_ok_and(|config| config.options.auto_remove)
+            && !folder.is_in_the_making()
+            && !folder.is_live()
     }
 
     /// Takes a box into the database that has a folder only.
@@ -192,7 +207,7 @@ impl Local {
             created: time(config.created_ms),
             started: status.as_ref().map(|status| time(status.started_ms)),
             finished: ended.map(|ended| time(ended.at_ms)),
-            pid: live.map(|status| status.pid),
+            pid: live.map(|status| status.pid).filter(|pid| *pid != 0),
             main_pid: live.and_then(|status| status.main_pid),
             restarts: status.as_ref().map_or(0, |status| status.restarts),
             health: live.and_then(|status| status.health.clone()),
@@ -241,6 +256,10 @@ impl Local {
         if !matches!(written, Ok(Ok(()))) {
             tracing::warn!(?event, "cannot be written down");
         }
+    }
+
+    fn made(&self) -> std::sync::MutexGuard<'_, HashMap<String, File>> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn dependents(&self) -> std::sync::MutexGuard<'_, HashMap<String, Dependent>> {

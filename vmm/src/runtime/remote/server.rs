@@ -20,13 +20,14 @@ const PROGRESS: usize = 64;
 /// Serves one runtime on standard input and output, until the other end is gone.
 pub(crate) async fn serve(options: RuntimeOptions) -> Result<()> {
     let io = tokio::io::join(tokio::io::stdin(), tokio::io::stdout());
-    serve_on(io, Local::open_with(options).await?).await;
+    let local = Local::open_with(options).await.map_err(|e| RemoteError::from(&e));
+    serve_on(io, local).await;
     Ok(())
 }
 
 async fn serve_on(
     io: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
-    local: Arc<Local>,
+    local: Result<Arc<Local>, RemoteError>,
 ) {
     // Never opens any itself, and must be there until the end.
     let (_opener, requests) = mux::opener();
@@ -45,8 +46,13 @@ async fn serve_on(
     }
 }
 
-async fn answer(mut stream: Stream, local: Arc<Local>) -> std::io::Result<()> {
-    match wire::receive(&mut stream).await? {
+async fn answer(mut stream: Stream, local: Result<Arc<Local>, RemoteError>) -> std::io::Result<()> {
+    let request = wire::receive(&mut stream).await?;
+    let local = match local {
+        Ok(local) => local,
+        Err(e) => return wire::send(&mut stream, &Answer::Failed(e)).await,
+    };
+    match request {
         Request::Call(call) => answer_call(stream, local, call).await,
         Request::Open(channel) => match local.open_stream(channel).await {
             Ok(mut channel) => {

@@ -5,6 +5,7 @@
 
 mod boxes;
 mod command;
+mod copies;
 mod data;
 mod ends;
 mod errors;

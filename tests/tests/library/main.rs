@@ -4,6 +4,7 @@
 mod boxes;
 mod execs;
 mod futures;
+mod many;
 
 use std::future::Future;
 use std::time::Duration;

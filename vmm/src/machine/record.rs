@@ -59,9 +59,9 @@ impl Record {
         if !self.remove {
             self.status(status);
         }
-        self.event(match ended.end.is_orderly() {
-            true => EventKind::Stopped { code: ended.code() },
-            false => EventKind::Failed { reason: ended.end.to_string() },
+        self.event(match ended.failure() {
+            None => EventKind::Stopped { code: ended.code() },
+            Some(reason) => EventKind::Failed { reason },
         });
         if self.remove {
             self.remove();

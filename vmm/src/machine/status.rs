@@ -141,14 +141,23 @@ impl fmt::Display for End {
     }
 }
 
-impl End {
-    /// Whether a box that ended so did what it was to do or was asked to; otherwise it failed.
-    pub(crate) fn is_orderly(&self) -> bool {
-        matches!(self, Self::Main | Self::Guest | Self::Stopped | Self::Killed | Self::Orphaned)
-    }
-}
-
 impl Ended {
+    /// Why the box failed; none if it did what it was to do or was asked to.
+    pub(crate) fn failure(&self) -> Option<String> {
+        match self.end {
+            End::Main if self.is_out_of_memory() => {
+                Some("its main command ended: the guest ran out of memory".into())
+            }
+            End::Main | End::Guest | End::Stopped | End::Killed | End::Orphaned => None,
+            _ => Some(self.end.to_string()),
+        }
+    }
+
+    /// Whether the main command was killed because the guest ran out of memory.
+    pub(crate) fn is_out_of_memory(&self) -> bool {
+        matches!(&self.main, Some(MainEnd::Exited { out_of_memory: true, .. }))
+    }
+
     /// The exit code of the main command, as a shell has it, if it ended.
     pub(crate) fn code(&self) -> Option<u8> {
         match self.main.as_ref()? {

@@ -52,6 +52,8 @@ pub(super) enum Call {
 pub(super) enum BoxCall {
     /// What is known of it.
     Info,
+    /// Nothing: an error, unless it serves commands.
+    Expect,
     /// Boots it, if it does not run.
     Start(Start),
     /// Asks it to end; after so many milliseconds it is made to.

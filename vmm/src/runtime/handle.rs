@@ -200,6 +200,8 @@ impl BoxHandle {
     pub(super) async fn agent(&self) -> Result<AgentClient> {
         let mut cached = self.0.agent.lock().await;
         if let Some(agent) = cached.as_ref().filter(|agent| !agent.is_lost()) {
+            // A paused box would answer one day.
+            self.call(BoxCall::Expect).await?;
             return Ok(agent.clone());
         }
         let stream = self.open(Channel::Agent { id: self.id().to_owned() }).await?;

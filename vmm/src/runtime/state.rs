@@ -213,9 +213,8 @@ pub(super) fn judge(lives: bool, status: Option<&Status>) -> BoxState {
 
 /// The state that an end leaves a box in.
 pub(super) fn end_state(ended: &Ended) -> BoxState {
-    let out_of_memory = matches!(&ended.main, Some(MainEnd::Exited { out_of_memory: true, .. }));
     let reason = match ended.end.clone() {
-        End::Main if out_of_memory => FailureReason::OutOfMemory,
+        End::Main if ended.is_out_of_memory() => FailureReason::OutOfMemory,
         End::Main | End::Guest | End::Stopped | End::Killed | End::Orphaned => {
             return BoxState::Stopped;
         }

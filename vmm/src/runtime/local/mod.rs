@@ -157,6 +157,7 @@ impl Local {
             }
             BoxCall::Wait => return Ok(Reply::Info(Box::new(self.wait(&id).await?))),
             BoxCall::Metrics => return self.metrics(&id).await.map(Reply::Metrics),
+            BoxCall::Expect => blocking(move || local.expect_serving(&id)).await?,
             BoxCall::Start(how) => self.start(&id, how).await?,
             BoxCall::Stop { grace_ms } => self.stop(&id, grace_ms).await?,
             BoxCall::Kill => self.kill(&id).await?,

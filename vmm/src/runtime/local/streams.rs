@@ -70,7 +70,7 @@ impl Local {
     }
 
     /// An error, unless the box serves commands.
-    fn expect_serving(&self, id: &str) -> Result<()> {
+    pub(super) fn expect_serving(&self, id: &str) -> Result<()> {
         use crate::runtime::BoxState::{Paused, Running, Starting};
         let info = self.info(&self.entry(id)?)?;
         let remedy = match info.state {

@@ -297,6 +297,23 @@ fn a_guest_that_takes_no_frames_holds_no_memory() {
     assert!(data > 0, "it goes on when there is room");
 }
 
+#[test]
+fn where_there_is_no_memory_data_waits_at_the_host() {
+    let mut rig = Rig::new();
+    let (_, mut server) = rig.connect();
+    let pool = &mut rig.engine.cx.pool;
+    let all: Vec<_> = std::iter::from_fn(|| pool.take()).collect();
+    server.write_all(&[7; 5000]).unwrap();
+    rig.settle();
+    rig.pass(Duration::from_secs(3));
+    assert_eq!(rig.received(), []);
+    all.into_iter().for_each(|buffer| rig.engine.cx.pool.give_back(buffer));
+    rig.pass(Duration::from_secs(3));
+    let sent: usize = rig.received().iter().map(|segment| segment.payload.len()).sum();
+    assert_eq!(sent, 5000);
+    assert_eq!(rig.counters().retransmits, 0);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

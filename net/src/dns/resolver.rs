@@ -110,8 +110,7 @@ impl Resolver {
             return self.reply(client, &reply, cx);
         }
         if !cx.gate.may_ask(&question.name) {
-            cx.meter.denied.add(1);
-            tracing::debug!("network: the policy lets nobody ask for {:?}", question.name);
+            cx.gate.deny_name(&question.name, "no rule allows it");
             if let Some(reply) = Question::refused(message) {
                 self.reply(client, &reply, cx);
             }
@@ -167,8 +166,7 @@ impl Resolver {
                 let message = with_id(&message, query.question.id);
                 return self.reply(query.client, &message, cx);
             }
-            cx.gate.withheld(name);
-            cx.meter.dns_failures.add(1);
+            cx.gate.deny_name(name, "it leads to an address of the host");
             if let Some(reply) = Question::no_data(&query.message) {
                 self.reply(query.client, &reply, cx);
             }

@@ -2,8 +2,8 @@
 
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use mio::{Events, Poll};
@@ -14,6 +14,7 @@ use smoltcp::wire::{
 };
 
 use crate::counters::{Counters, Meter};
+use crate::dns;
 use crate::engine::Engine;
 use crate::link::{LinkFeatures, memory};
 use crate::options::NetworkOptions;
@@ -52,16 +53,12 @@ impl Rig {
         let port = listener.local_addr().unwrap().port();
         let rules =
             vec![Rule::allow(&format!("tcp:host:{port}")).unwrap(), Rule::deny("any").unwrap()];
-        let options = NetworkOptions {
-            policy: Policy::from_rules(rules),
-            resolv_conf: "/nonexistent".into(),
-            ..Default::default()
-        };
+        let options = NetworkOptions { policy: Policy::from_rules(rules), ..Default::default() };
         let poll = Poll::new().unwrap();
         let meter = Arc::new(Meter::default());
-        let search = Arc::new(Mutex::new(Vec::new()));
+        let conf = dns::Config::new("/nonexistent".into(), Arc::default(), Instant::now());
         let (_, commands) = channel();
-        let mut engine = Engine::new(options, poll, Arc::clone(&meter), search, commands).unwrap();
+        let mut engine = Engine::new(options, poll, Arc::clone(&meter), conf, commands).unwrap();
         let features = LinkFeatures { checksum: true, ..LinkFeatures::default() };
         let (link, guest) = memory::pair(features).unwrap();
         engine.attach(Box::new(link));

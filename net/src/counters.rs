@@ -50,11 +50,11 @@ counters! {
     udp_flows,
     /// UDP flows open now.
     udp_open,
-    /// Flows that the policy denied.
+    /// Flows and names that the policy denied.
     denied,
     /// DNS questions of the guest.
     dns_queries,
-    /// DNS questions that no name server of the host answered, or whose answer was refused.
+    /// DNS questions that no name server of the host answered.
     dns_failures,
 }
 

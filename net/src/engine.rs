@@ -4,8 +4,8 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::mpsc::Receiver;
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
@@ -15,7 +15,7 @@ use smoltcp::wire::{DHCP_SERVER_PORT, UdpPacket};
 
 use crate::context::{Context, Source};
 use crate::counters::Meter;
-use crate::dns::Resolver;
+use crate::dns;
 use crate::forward::{BoundForward, Listener};
 use crate::limit::Bucket;
 use crate::link::{Link, MAX_FRAME, Received};
@@ -64,7 +64,7 @@ pub(crate) struct Engine {
     tcp: tcp::Table,
     udp: Udp,
     ping: Ping,
-    dns: Resolver,
+    dns: dns::Resolver,
     forwards: Slab<Forward>,
     reassembly: Reassembly,
     from_guest: Bucket,
@@ -83,7 +83,7 @@ impl Engine {
         options: NetworkOptions,
         poll: Poll,
         meter: Arc<Meter>,
-        search: Arc<Mutex<Vec<String>>>,
+        resolver: dns::Config,
         commands: Receiver<Command>,
     ) -> io::Result<Self> {
         let now = Instant::now();
@@ -109,7 +109,7 @@ impl Engine {
             tcp: tcp::Table::default(),
             udp: Udp::new(),
             ping: Ping::new(),
-            dns: Resolver::new(options.resolv_conf, search, now),
+            dns: dns::Resolver::new(resolver),
             forwards: Slab::new(),
             reassembly: Reassembly::default(),
             from_guest: Bucket::new(options.limits.from_guest, now),

@@ -3,11 +3,13 @@
 use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use mio::{Poll, Waker};
 
 use crate::context::Source;
 use crate::counters::{Counters, Meter};
+use crate::dns;
 use crate::engine::Engine;
 use crate::error::NetworkError;
 use crate::forward::{BoundForward, Listener, PortForward};
@@ -36,6 +38,7 @@ pub struct Network {
 struct Parts {
     options: NetworkOptions,
     poll: Poll,
+    resolver: dns::Config,
     commands: Receiver<Command>,
     listeners: Vec<(BoundForward, Listener)>,
 }
@@ -52,7 +55,8 @@ pub struct Handle {
 }
 
 impl Network {
-    /// Makes a network: takes its ports, and opens nothing else.
+    /// Makes a network: takes its ports, and opens the host's resolver configuration, so that a
+    /// jail may follow.
     ///
     /// # Errors
     /// Names the option that is wrong, or the port that cannot be had.
@@ -65,14 +69,17 @@ impl Network {
             .into_iter()
             .map(PortForward::bind)
             .collect::<Result<Vec<_>, _>>()?;
+        let search = Arc::new(Mutex::new(Vec::new()));
+        let resolv_conf = options.resolv_conf.clone();
+        let resolver = dns::Config::new(resolv_conf, Arc::clone(&search), Instant::now());
         let handle = Handle {
             commands: sender,
             waker: Arc::new(waker),
             meter: Arc::new(Meter::default()),
             forwards: Arc::new(Mutex::new(listeners.iter().map(|(bound, _)| *bound).collect())),
-            search: Arc::new(Mutex::new(Vec::new())),
+            search,
         };
-        Ok(Self { parts: Parts { options, poll, commands, listeners }, handle })
+        Ok(Self { parts: Parts { options, poll, resolver, commands, listeners }, handle })
     }
 
     /// A handle, to give it work.
@@ -85,9 +92,9 @@ impl Network {
     /// # Errors
     /// The kernel refused something that the event loop needs.
     pub fn run(self) -> Result<(), NetworkError> {
-        let Parts { options, poll, commands, listeners } = self.parts;
-        let (meter, search) = (Arc::clone(&self.handle.meter), Arc::clone(&self.handle.search));
-        let mut engine = Engine::new(options, poll, meter, search, commands)?;
+        let Parts { options, poll, resolver, commands, listeners } = self.parts;
+        let meter = Arc::clone(&self.handle.meter);
+        let mut engine = Engine::new(options, poll, meter, resolver, commands)?;
         for (bound, listener) in listeners {
             engine.add_forward(bound, listener);
         }
@@ -152,7 +159,7 @@ impl Handle {
     }
 
     /// The host's search domains, for a guest that is told its configuration by other means than
-    /// DHCP and router advertisements. Empty until the network runs.
+    /// DHCP and router advertisements.
     pub fn search_domains(&self) -> Vec<String> {
         lock(&self.search).clone()
     }

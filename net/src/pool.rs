@@ -2,42 +2,72 @@
 
 /// Bytes of a buffer: one TCP segment of the largest size.
 pub(crate) const CHUNK: usize = 65_536;
+/// Bytes of a small buffer: an answer of a few bytes must not hold 64 KiB.
+pub(crate) const SMALL: usize = 4096;
 
-/// Buffers that all flows together may hold: 64 MiB.
-const MAX_CHUNKS: usize = 1024;
+/// Bytes that the buffers of each size may have that all flows together hold.
+const MAX_BYTES: usize = 64 << 20;
 
-/// A pool of buffers of [`CHUNK`] bytes. The one given back last is given out first: its memory is
-/// in the processor's cache.
-#[derive(Default)]
+/// Buffers of two sizes.
 pub(crate) struct Pool {
+    large: Shelf,
+    small: Shelf,
+}
+
+/// Buffers of one size. The one given back last is given out first: its memory is in the
+/// processor's cache.
+struct Shelf {
+    size: usize,
     free: Vec<Box<[u8]>>,
     out: usize,
     /// Most that were out since the last [`Pool::shrink`].
     peak: usize,
 }
 
+impl Default for Pool {
+    fn default() -> Self {
+        Self { large: Shelf::new(CHUNK), small: Shelf::new(SMALL) }
+    }
+}
+
 impl Pool {
+    /// A buffer of [`CHUNK`] bytes; None if there may be no more.
     pub(crate) fn take(&mut self) -> Option<Box<[u8]>> {
-        if self.out == MAX_CHUNKS {
-            return None;
-        }
-        self.out += 1;
-        self.peak = self.peak.max(self.out);
-        Some(self.free.pop().unwrap_or_else(|| vec![0; CHUNK].into_boxed_slice()))
+        self.large.take()
     }
 
-    /// Takes a buffer back; one that [`Pool::take`] did not make is freed.
-    pub(crate) fn give_back(&mut self, chunk: Box<[u8]>) {
-        if chunk.len() == CHUNK {
-            self.out = self.out.saturating_sub(1);
-            self.free.push(chunk);
-        }
+    /// A buffer of [`SMALL`] bytes; None if there may be no more.
+    pub(crate) fn take_small(&mut self) -> Option<Box<[u8]>> {
+        self.small.take()
+    }
+
+    pub(crate) fn give_back(&mut self, buffer: Box<[u8]>) {
+        let shelf = if buffer.len() == CHUNK { &mut self.large } else { &mut self.small };
+        shelf.out = shelf.out.saturating_sub(1);
+        shelf.free.push(buffer);
     }
 
     /// Frees what was not needed lately.
     pub(crate) fn shrink(&mut self) {
-        self.free.truncate(self.peak.saturating_sub(self.out));
-        self.peak = self.out;
+        for shelf in [&mut self.large, &mut self.small] {
+            shelf.free.truncate(shelf.peak.saturating_sub(shelf.out));
+            shelf.peak = shelf.out;
+        }
+    }
+}
+
+impl Shelf {
+    fn new(size: usize) -> Self {
+        Self { size, free: Vec::new(), out: 0, peak: 0 }
+    }
+
+    fn take(&mut self) -> Option<Box<[u8]>> {
+        if self.out * self.size >= MAX_BYTES {
+            return None;
+        }
+        self.out += 1;
+        self.peak = self.peak.max(self.out);
+        Some(self.free.pop().unwrap_or_else(|| vec![0; self.size].into_boxed_slice()))
     }
 }
 
@@ -78,17 +108,21 @@ mod tests {
     #[test]
     fn buffers_are_reused_bounded_and_freed() {
         let mut pool = Pool::default();
-        let chunks: Vec<_> = std::iter::from_fn(|| pool.take()).collect();
-        assert_eq!(chunks.len(), MAX_CHUNKS);
-        chunks.into_iter().for_each(|chunk| pool.give_back(chunk));
-        assert_eq!(pool.free.len(), MAX_CHUNKS);
+        for (size, take) in [(CHUNK, Pool::take as fn(&mut Pool) -> _), (SMALL, Pool::take_small)] {
+            let buffers: Vec<_> = std::iter::from_fn(|| take(&mut pool)).collect();
+            assert!(buffers.iter().all(|buffer| buffer.len() == size));
+            assert_eq!(buffers.len(), MAX_BYTES / size);
+            buffers.into_iter().for_each(|buffer| pool.give_back(buffer));
+        }
+        let free = |pool: &Pool| (pool.large.free.len(), pool.small.free.len());
+        assert_eq!(free(&pool), (MAX_BYTES / CHUNK, MAX_BYTES / SMALL));
         pool.shrink();
-        let chunk = pool.take().unwrap();
-        pool.give_back(chunk);
+        let buffer = pool.take().unwrap();
+        pool.give_back(buffer);
         pool.shrink();
-        assert_eq!(pool.free.len(), 1);
+        assert_eq!(free(&pool), (1, 0));
         pool.shrink();
-        assert_eq!(pool.free.len(), 0);
+        assert_eq!(free(&pool), (0, 0));
     }
 
     #[test]

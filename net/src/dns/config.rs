@@ -1,9 +1,12 @@
 //! The host's resolver configuration, read again when it changes.
 
-use std::fs::Metadata;
+use std::ffi::OsString;
+use std::fs::{File, Metadata};
+use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,35 +15,47 @@ use rustix::fs::{Mode, OFlags};
 /// A file that changed is noticed that much later at most.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// More than any sane configuration has.
-const MAX_LEN: usize = 64 << 10;
+const MAX_LEN: u64 = 64 << 10;
 
 /// Name servers and search domains of the host.
-pub(super) struct Config {
+pub(crate) struct Config {
     path: PathBuf,
-    /// What tells one version of the file from another.
-    version: Option<(u64, u64, i64, i64, u64)>,
+    /// The folder that the file is in, and its name there: a jail that is built around this process
+    /// takes the path away, but not these.
+    place: Option<(OwnedFd, OsString)>,
+    version: Option<Version>,
     checked: Option<Instant>,
     pub(super) servers: Vec<SocketAddr>,
     search: Arc<Mutex<Vec<String>>>,
 }
 
+/// What tells one version of the file from another: device, inode, time of change, length.
+type Version = (u64, u64, i64, i64, u64);
+
 impl Config {
-    pub(super) fn new(path: PathBuf, search: Arc<Mutex<Vec<String>>>) -> Self {
-        Self { path, version: None, checked: None, servers: vec![fallback()], search }
+    /// The configuration as it is now. `search` is kept up to date with the search domains.
+    pub(crate) fn new(path: PathBuf, search: Arc<Mutex<Vec<String>>>, now: Instant) -> Self {
+        let servers = vec![fallback()];
+        let place = place(&path);
+        let mut config = Self { path, place, version: None, checked: None, servers, search };
+        config.refresh(now);
+        config
     }
 
-    /// Reads the file again if it may have changed. True if it has.
+    /// Reads the file again if it may have changed; one that cannot be read has not. True if it
+    /// has.
     pub(super) fn refresh(&mut self, now: Instant) -> bool {
         if self.checked.is_some_and(|at| now.saturating_duration_since(at) < INTERVAL) {
             return false;
         }
         self.checked = Some(now);
-        let version = std::fs::metadata(&self.path).ok().map(|m| version(&m));
+        let Some(file) = self.open() else { return false };
+        let version = file.metadata().ok().map(|metadata| version(&metadata));
         if version == self.version {
             return false;
         }
         self.version = version;
-        let (servers, search) = parse(&self.read());
+        let (servers, search) = parse(&read(file));
         self.servers = servers;
         *self.search.lock().unwrap_or_else(PoisonError::into_inner) = search;
         tracing::debug!("network: name servers are {:?}", self.servers);
@@ -52,21 +67,36 @@ impl Config {
         self.checked = None;
     }
 
-    fn read(&self) -> Vec<u8> {
+    /// The host's search domains.
+    pub(super) fn search(&self) -> Vec<String> {
+        self.search.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn open(&self) -> Option<File> {
         // It may be anything, a pipe as well.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let mut bytes = vec![0; MAX_LEN];
-        let mut len = 0;
-        if let Ok(file) = rustix::fs::open(&self.path, flags, Mode::empty()) {
-            while let Ok(n @ 1..) =
-                rustix::io::read(&file, bytes.get_mut(len..).unwrap_or_default())
-            {
-                len += n;
-            }
-        }
-        bytes.truncate(len);
-        bytes
+        let file = rustix::fs::open(&self.path, flags, Mode::empty());
+        let file = file.ok().or_else(|| {
+            let (folder, name) = self.place.as_ref()?;
+            rustix::fs::openat(folder, name, flags, Mode::empty()).ok()
+        });
+        file.map(File::from)
     }
+}
+
+/// Where a file is, behind all symbolic links.
+fn place(path: &Path) -> Option<(OwnedFd, OsString)> {
+    let path = path.canonicalize().ok()?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let folder = rustix::fs::open(path.parent()?, flags, Mode::empty()).ok()?;
+    Some((folder, path.file_name()?.to_owned()))
+}
+
+fn read(file: File) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    // What can be read of it counts.
+    let _ = file.take(MAX_LEN).read_to_end(&mut bytes);
+    bytes
 }
 
 /// resolv.conf(5): without any, the name server of this machine.
@@ -74,7 +104,7 @@ fn fallback() -> SocketAddr {
     SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 53)
 }
 
-fn version(m: &Metadata) -> (u64, u64, i64, i64, u64) {
+fn version(m: &Metadata) -> Version {
     (m.dev(), m.ino(), m.mtime(), m.mtime_nsec(), m.len())
 }
 
@@ -133,18 +163,31 @@ mod tests {
         let path = dir.path().join("resolv.conf");
         std::fs::write(&path, "nameserver 10.0.0.1\n").unwrap();
         let search = Arc::new(Mutex::new(Vec::new()));
-        let mut config = Config::new(path.clone(), Arc::clone(&search));
         let now = Instant::now();
-        assert!(config.refresh(now));
+        let mut config = Config::new(path.clone(), Arc::clone(&search), now);
+        assert_eq!(config.servers, ["10.0.0.1:53".parse().unwrap()]);
         assert!(!config.refresh(now + INTERVAL));
         std::fs::write(&path, "nameserver 10.0.0.22\nsearch lan\n").unwrap();
         assert!(!config.refresh(now + INTERVAL), "not that often");
         assert!(config.refresh(now + INTERVAL * 2));
         assert_eq!(config.servers, ["10.0.0.22:53".parse().unwrap()]);
         assert_eq!(*search.lock().unwrap(), ["lan"]);
-        std::fs::remove_file(&path).unwrap();
+        // In a jail the path leads nowhere, but the folder is still the same.
+        config.path = "/nonexistent".into();
+        std::fs::write(dir.path().join("new"), "nameserver 10.0.0.3\n").unwrap();
+        std::fs::rename(dir.path().join("new"), &path).unwrap();
         config.forget();
         assert!(config.refresh(now));
+        assert_eq!(config.servers, ["10.0.0.3:53".parse().unwrap()]);
+        std::fs::remove_file(&path).unwrap();
+        config.forget();
+        assert!(!config.refresh(now));
+        assert_eq!(config.servers, ["10.0.0.3:53".parse().unwrap()]);
+    }
+
+    #[test]
+    fn without_a_file_this_machine_is_asked() {
+        let config = Config::new("/nonexistent".into(), Arc::default(), Instant::now());
         assert_eq!(config.servers, [fallback()]);
     }
 }

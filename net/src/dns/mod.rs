@@ -13,6 +13,7 @@ mod query;
 mod resolver;
 mod stream;
 
+pub(crate) use config::Config;
 pub(crate) use resolver::Resolver;
 
 /// Names as DNS has them on the wire, one behind the other, as many as fit into `most` bytes.

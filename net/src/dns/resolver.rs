@@ -3,9 +3,6 @@
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
 
 use slab::Slab;
 
@@ -26,7 +23,6 @@ const MAX_MESSAGES: usize = 16;
 /// The resolver at the gateway.
 pub(crate) struct Resolver {
     config: Config,
-    search: Arc<Mutex<Vec<String>>>,
     queries: Slab<Query>,
     streams: Slab<Stream>,
     /// Questions and streams so far.
@@ -36,13 +32,10 @@ pub(crate) struct Resolver {
 }
 
 impl Resolver {
-    /// `search` is kept up to date with the host's search domains.
-    pub(crate) fn new(resolv_conf: PathBuf, search: Arc<Mutex<Vec<String>>>, now: Instant) -> Self {
-        let mut config = Config::new(resolv_conf, Arc::clone(&search));
-        config.refresh(now);
+    /// A resolver that asks the name servers of `config`.
+    pub(crate) fn new(config: Config) -> Self {
         Self {
             config,
-            search,
             queries: Slab::new(),
             streams: Slab::new(),
             count: 0,
@@ -53,7 +46,7 @@ impl Resolver {
 
     /// The host's search domains.
     pub(crate) fn search(&self) -> Vec<String> {
-        self.search.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.config.search()
     }
 
     /// The guest asked by a datagram.
@@ -110,8 +103,7 @@ impl Resolver {
             return self.reply(client, &reply, cx);
         }
         if !cx.gate.may_ask(&question.name) {
-            cx.meter.denied.add(1);
-            tracing::debug!("network: the policy lets nobody ask for {:?}", question.name);
+            cx.gate.deny_name(&question.name, "no rule allows it");
             if let Some(reply) = Question::refused(message) {
                 self.reply(client, &reply, cx);
             }
@@ -167,8 +159,7 @@ impl Resolver {
                 let message = with_id(&message, query.question.id);
                 return self.reply(query.client, &message, cx);
             }
-            cx.gate.withheld(name);
-            cx.meter.dns_failures.add(1);
+            cx.gate.deny_name(name, "it leads to an address of the host");
             if let Some(reply) = Question::no_data(&query.message) {
                 self.reply(query.client, &reply, cx);
             }

@@ -40,6 +40,7 @@ pub(crate) struct Gate {
     policy: Policy,
     names: Names,
     logged: HashSet<Flow>,
+    names_logged: HashSet<String>,
     /// Lines logged since the last housekeeping, and denials that were not.
     lines: u32,
     untold: u64,
@@ -48,7 +49,15 @@ pub(crate) struct Gate {
 
 impl Gate {
     pub(crate) fn new(policy: Policy, meter: Arc<Meter>) -> Self {
-        Self { policy, names: Names::default(), logged: HashSet::new(), lines: 0, untold: 0, meter }
+        Self {
+            policy,
+            names: Names::default(),
+            logged: HashSet::new(),
+            names_logged: HashSet::new(),
+            lines: 0,
+            untold: 0,
+            meter,
+        }
     }
 
     /// Decides; a denial is counted, and logged the first time.
@@ -84,12 +93,22 @@ impl Gate {
         Verdict::Denied
     }
 
-    /// An answer to `name` was withheld.
-    pub(crate) fn withheld(&mut self, name: &str) {
-        if self.lines < MAX_LINES {
-            self.lines += 1;
-            tracing::warn!("network: {name:?} leads to an address of the host; it is not answered");
+    /// A question was not asked, or an answer not given; logged once for each name.
+    pub(crate) fn deny_name(&mut self, name: &str, why: &str) {
+        self.meter.denied.add(1);
+        if self.names_logged.contains(name) {
+            return;
         }
+        if self.lines == MAX_LINES {
+            self.untold += 1;
+            return;
+        }
+        self.lines += 1;
+        if self.names_logged.len() == MAX_LOGGED {
+            self.names_logged.clear();
+        }
+        self.names_logged.insert(name.to_owned());
+        tracing::warn!("network: denied the name {name:?}: {why}");
     }
 
     /// Regular housekeeping.

@@ -12,15 +12,13 @@ use rustix::io::Errno;
 
 use super::Seq;
 use super::rto::Rto;
-use crate::pool::Pool;
+use crate::pool::{Pool, SMALL};
 use crate::sockets;
 use crate::wire::egress::MAX_PIECES;
 use crate::wire::segment::Options;
 
 /// A chunk with less room is not read into any more.
 const MIN_ROOM: usize = 16 << 10;
-/// What is smaller gets a buffer of its size: an answer of a few bytes must not hold 64 KiB.
-const SMALL: usize = 4 << 10;
 /// Small buffers of a flow; more are not worth it.
 const MAX_SMALL: usize = 16;
 /// Acknowledgements without news that mean a loss.
@@ -351,13 +349,16 @@ impl Outbound {
         Ok(())
     }
 
-    /// Gives the last chunk's buffer back, for one that is as large as what it holds.
+    /// Gives the last chunk's buffer back, for a small one if it holds anything.
     fn shrink_last(&mut self, pool: &mut Pool) {
         let Some(chunk) = self.queue.pop_back() else { return };
         let held = chunk.data.get(chunk.start..chunk.end).unwrap_or_default();
         if !held.is_empty() {
-            let (data, end) = (Box::from(held), held.len());
-            self.queue.push_back(Chunk { data, start: 0, end });
+            let Some(mut data) = pool.take_small() else { return self.queue.push_back(chunk) };
+            if let Some(room) = data.get_mut(..held.len()) {
+                room.copy_from_slice(held);
+            }
+            self.queue.push_back(Chunk { data, start: 0, end: held.len() });
         }
         pool.give_back(chunk.data);
     }

@@ -16,12 +16,14 @@ fn forward(text: &str) -> PortForward {
 #[test]
 fn connections_reach_the_guest_from_where_they_came() {
     in_lab(|lab| {
-        let forwards = vec![forward("0:8000"), forward(&format!("{OUTSIDE}:0:8000"))];
+        let outside = format!("{OUTSIDE}:0:8000");
+        let forwards = vec![forward("0:8000"), forward("[::1]:0:8000"), forward(&outside)];
         let network = lab.start(NetworkOptions { forwards, ..Default::default() });
-        let [local, outside] = network.handle.forwards()[..] else { panic!() };
+        let [local, local6, outside] = network.handle.forwards()[..] else { panic!() };
         assert_ne!(local.listen.port(), 0);
         let listener = lab.guest(|| TcpListener::bind("0.0.0.0:8000").unwrap());
-        for (bound, seen) in [(local, "192.168.127.254"), (outside, OUTSIDE)] {
+        let host = "192.168.127.254";
+        for (bound, seen) in [(local, host), (local6, host), (outside, OUTSIDE)] {
             let mut client = TcpStream::connect(bound.listen).unwrap();
             let (mut server, peer) = listener.accept().unwrap();
             assert_eq!(peer.ip().to_string(), seen);

@@ -10,7 +10,7 @@ use crate::lab::{FEATURES, Lab, NO_ROUTE, OUTSIDE, OUTSIDE6, in_lab, missing};
 
 /// What ping says of three echoes.
 fn ping(lab: &Lab, args: &[&str]) -> String {
-    let args = [&["-n", "-c", "3", "-i", "0.05", "-W", "1"], args].concat();
+    let args = [&["-n", "-c", "3", "-i", "0.05", "-w", "5"], args].concat();
     String::from_utf8(lab.guest_run("ping", &args).stdout).unwrap()
 }
 

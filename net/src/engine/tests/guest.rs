@@ -2,8 +2,8 @@
 
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use mio::{Events, Poll};
@@ -14,6 +14,7 @@ use smoltcp::wire::{
 };
 
 use crate::counters::{Counters, Meter};
+use crate::dns;
 use crate::engine::Engine;
 use crate::link::{LinkFeatures, memory};
 use crate::options::NetworkOptions;
@@ -23,6 +24,9 @@ use crate::policy::{Policy, Rule};
 pub(super) const PORT: u16 = 40_000;
 /// The guest's first sequence number: it wraps around soon.
 pub(super) const ISS: u32 = u32::MAX - 20;
+
+/// For what happens at once, unless the machine is busy.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// An engine, the guest's end of its link, and a server on the host's loopback.
 pub(super) struct Rig {
@@ -52,16 +56,12 @@ impl Rig {
         let port = listener.local_addr().unwrap().port();
         let rules =
             vec![Rule::allow(&format!("tcp:host:{port}")).unwrap(), Rule::deny("any").unwrap()];
-        let options = NetworkOptions {
-            policy: Policy::from_rules(rules),
-            resolv_conf: "/nonexistent".into(),
-            ..Default::default()
-        };
+        let options = NetworkOptions { policy: Policy::from_rules(rules), ..Default::default() };
         let poll = Poll::new().unwrap();
         let meter = Arc::new(Meter::default());
-        let search = Arc::new(Mutex::new(Vec::new()));
+        let conf = dns::Config::new("/nonexistent".into(), Arc::default(), Instant::now());
         let (_, commands) = channel();
-        let mut engine = Engine::new(options, poll, Arc::clone(&meter), search, commands).unwrap();
+        let mut engine = Engine::new(options, poll, Arc::clone(&meter), conf, commands).unwrap();
         let features = LinkFeatures { checksum: true, ..LinkFeatures::default() };
         let (link, guest) = memory::pair(features).unwrap();
         engine.attach(Box::new(link));
@@ -166,11 +166,26 @@ impl Rig {
         frames.filter_map(|(frame, _)| parse(&frame)).collect()
     }
 
-    /// The only segment that the guest got.
+    /// The only segment that the guest gets. A busy kernel takes its time even over its loopback.
     pub(super) fn one(&mut self) -> Got {
-        let mut all = self.received();
+        let mut all = self.wait_for(|all| !all.is_empty());
         assert_eq!(all.len(), 1, "{all:?}");
         all.remove(0)
+    }
+
+    /// Segments with `len` bytes of data.
+    pub(super) fn data(&mut self, len: usize) -> Vec<Got> {
+        self.wait_for(|all| all.iter().map(|segment| segment.payload.len()).sum::<usize>() >= len)
+    }
+
+    fn wait_for(&mut self, done: impl Fn(&[Got]) -> bool) -> Vec<Got> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut all = self.received();
+        while !done(&all) && Instant::now() < deadline {
+            self.settle();
+            all.extend(self.received());
+        }
+        all
     }
 
     /// Opens a connection: our number of the first byte, and the server's end.
@@ -187,14 +202,18 @@ impl Rig {
     }
 }
 
-/// All that a stream holds now.
-pub(super) fn read(mut stream: &TcpStream) -> Vec<u8> {
+/// All that a stream holds, once that is `len` bytes or patience ends.
+pub(super) fn read(mut stream: &TcpStream, len: usize) -> Vec<u8> {
+    let deadline = Instant::now() + PATIENCE;
     let mut bytes = Vec::new();
     let mut buffer = [0; 65_536];
-    while let Ok(n @ 1..) = stream.read(&mut buffer) {
-        bytes.extend(&buffer[..n]);
+    loop {
+        match stream.read(&mut buffer) {
+            Ok(n @ 1..) => bytes.extend(&buffer[..n]),
+            _ if bytes.len() >= len || Instant::now() >= deadline => return bytes,
+            _ => std::thread::sleep(Duration::from_millis(1)),
+        }
     }
-    bytes
 }
 
 fn parse(frame: &[u8]) -> Option<Got> {

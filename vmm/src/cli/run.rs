@@ -53,7 +53,8 @@ impl Run {
     pub(super) fn options(&self, global: &Global) -> Result<BoxOptions> {
         let args = &self.sandbox;
         let restarts = args.restart != RestartPolicy::No;
-        let stays = args.name.is_some() || self.detach || restarts;
+        // What was asked for is a log in its folder.
+        let stays = args.name.is_some() || self.detach || restarts || global.debug;
         // As with docker, what begins anew does so whether somebody looks on or not.
         let options = args.options(global)?.detach(self.detach || restarts);
         Ok(if stays { options } else { options.auto_remove(true) })

@@ -154,6 +154,8 @@ impl Process {
         record.event(EventKind::Starting);
         let programs = Commands {
             main: spec.main.as_ref().map(|main| main.exec.clone()),
+            ends_with_readers: !spec.detached
+                && spec.main.as_ref().is_some_and(|main| main.wait_for_attach),
             check: spec.health.as_ref().map(|health| health.exec.clone()),
         };
         let sender = self.sender.clone();

@@ -191,7 +191,7 @@ pub(super) enum Channel {
         /// The box's ID.
         id: String,
     },
-    /// The lines of a box's log, from it: one [`LogLine`](super::LogLine) as JSON each.
+    /// The records of a box's log, from it.
     Logs {
         /// The box's ID.
         id: String,

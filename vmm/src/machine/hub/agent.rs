@@ -170,6 +170,13 @@ impl Agent {
         }
     }
 
+    /// Nobody reads that output of the main command any more.
+    pub(super) fn close_output(&mut self, channel: Channel) {
+        if let Some(main) = &self.main {
+            self.link.push(&Frame::end(main.stream, channel));
+        }
+    }
+
     /// Of a channel's output, somebody has not taken `held` bytes: the command may write as much more
     /// as has been taken.
     pub(super) fn release(&mut self, channel: Channel, held: usize) {

@@ -93,6 +93,9 @@ pub(super) enum Note {
 pub(super) struct Commands {
     /// The main command.
     pub(super) main: Option<Exec>,
+    /// Whether output that nobody attached reads any more is closed, as a broken pipe is; otherwise
+    /// the log alone reads it.
+    pub(super) ends_with_readers: bool,
     /// The health check.
     pub(super) check: Option<Exec>,
 }
@@ -383,6 +386,16 @@ impl State {
                 match main.and_then(|main| main.pid) {
                     Some(pid) => peer.start(pid),
                     None => (self.tell)(Note::Awaited),
+                }
+            }
+            Wish::Unread(channel) => {
+                let mut others = self.peers.iter().filter_map(|peer| peer.attached.as_ref());
+                let read = others.any(|attached| attached.reads(channel));
+                if let Some(agent) = &mut self.agent
+                    && self.programs.ends_with_readers
+                    && !read
+                {
+                    agent.close_output(channel);
                 }
             }
             Wish::Control(control) => {

@@ -79,6 +79,8 @@ struct Output {
 pub(super) enum Wish {
     /// The main command, on that stream.
     Attach(u32),
+    /// No more of that output.
+    Unread(Channel),
     /// That the command is told something.
     Control(Control),
 }
@@ -293,6 +295,13 @@ impl Attached {
     }
 
     /// Whether it has input for the command that runs.
+    /// Whether it takes that output.
+    pub(super) fn reads(&self, channel: Channel) -> bool {
+        index(channel)
+            .and_then(|index| self.outputs.get(index))
+            .is_some_and(|output| !output.closed)
+    }
+
     pub(super) fn has_input(&self) -> bool {
         self.started && self.stdin.is_pending()
     }
@@ -315,6 +324,7 @@ impl Attached {
                     if let Some(output) = self.outputs.get_mut(index) {
                         output.close();
                     }
+                    wishes.extend(OUTPUTS.get(index).copied().map(Wish::Unread));
                 }
             },
             Kind::Credit => {

@@ -1,6 +1,7 @@
 //! Making, renaming and removing boxes.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use boxlite_devices::virtio::block::create_overlay;
@@ -37,6 +38,14 @@ impl Local {
         if config.options.main_command {
             config.main_argv()?;
         }
+        self.settle(&config, disk.path(), disk.len())?;
+        let (name, image) = (config.name.clone(), config.options.image.clone());
+        self.note(&config.id, EventKind::Created { name, image });
+        Ok(config)
+    }
+
+    /// Gives a box its row and its folder, over the disk `base` of `size` bytes.
+    pub(super) fn settle(&self, config: &BoxConfig, base: &Path, size: u64) -> Result<()> {
         let _guard = self.home.lock_boxes()?;
         // A box of this name may have removed itself without a trace in the database.
         if let Ok(namesake) = self.store.find(&config.name)
@@ -45,20 +54,17 @@ impl Local {
         {
             self.store.remove(&namesake.id)?;
         }
-        self.store.add(&entry(&config))?;
-        let made = self.make_folder(&config, disk.path(), disk.len());
+        self.store.add(&entry(config))?;
+        let made = self.make_folder(config, base, size);
         if made.is_err() {
             // Whatever is left is swept away later.
             let _ = self.store.remove(&config.id);
             let _ = self.home.sweep();
         }
-        made?;
-        let (name, image) = (config.name.clone(), config.options.image.clone());
-        self.note(&config.id, EventKind::Created { name, image });
-        Ok(config)
+        made
     }
 
-    fn make_folder(&self, config: &BoxConfig, base: &std::path::Path, size: u64) -> Result<()> {
+    fn make_folder(&self, config: &BoxConfig, base: &Path, size: u64) -> Result<()> {
         let folder = self.home.new_folder(&config.id)?;
         // The image may be removed while the box stays.
         let link = folder.file(BASE);
@@ -112,7 +118,7 @@ impl Local {
     }
 
     /// Removes a box that does not live. It must not be started meanwhile: its lock is held.
-    fn remove_dead(&self, id: &str) -> Result<()> {
+    pub(super) fn remove_dead(&self, id: &str) -> Result<()> {
         let guard = self.home.lock_boxes()?;
         let folder = self.home.folder(id);
         if folder.path().exists() {

@@ -11,6 +11,8 @@ mod control;
 mod images;
 mod launch;
 mod machine_process;
+#[cfg(test)]
+mod model_tests;
 mod streams;
 
 use std::collections::HashMap;

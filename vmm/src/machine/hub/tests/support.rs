@@ -48,7 +48,11 @@ impl Fixture {
             let argv = vec![name.as_bytes().to_vec()];
             Some(Exec { argv, stdin: name == "main", ..Exec::default() })
         };
-        let mut fixture = Self::with(Commands { main: exec("main"), check: exec("check") });
+        let mut fixture = Self::with(Commands {
+            main: exec("main"),
+            check: exec("check"),
+            ..Commands::default()
+        });
         fixture.connect();
         fixture
     }

@@ -122,7 +122,7 @@ fn what_a_main_command_wrote_is_kept() {
     sandbox.on(["wait"]).output().success();
     let twice = logs(&[]).stdout;
     assert!(twice.starts_with(b"one\n") && twice.ends_with(b"no newline"), "{twice:?}");
-    assert_eq!(twice.iter().filter(|byte| **byte == b'\n').count(), 4, "{twice:?}");
+    assert_eq!(twice.iter().filter(|byte| **byte == b'\n').count(), 6, "{twice:?}");
 }
 
 #[test]

@@ -19,7 +19,9 @@ fn exchange(lab: &Lab, len: u32) {
     let data: Vec<u8> = (0..len).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     thread::scope(|scope| {
         for stream in [&guest, &host] {
-            stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+            // On a busy machine each turn of the wire waits for the processor.
+            stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+            stream.set_write_timeout(Some(Duration::from_secs(60))).unwrap();
             let data = &data;
             scope.spawn(move || {
                 let mut stream = stream;
@@ -54,29 +56,29 @@ fn on_a_bad_link(faults: Faults, mtu: u16, len: u32) {
 
 #[test]
 fn loss() {
-    on_a_bad_link(Faults { lost: 2, ..Default::default() }, 1500, 3_000_000);
-    on_a_bad_link(Faults { lost: 5, ..Default::default() }, 65_520, 8_000_000);
+    on_a_bad_link(Faults { lost: 2, ..Default::default() }, 1500, 1_000_000);
+    on_a_bad_link(Faults { lost: 5, ..Default::default() }, 65_520, 4_000_000);
 }
 
 #[test]
 fn reordering() {
     let jitter = Duration::from_millis(2);
-    on_a_bad_link(Faults { reordered: 10, jitter, ..Default::default() }, 1500, 3_000_000);
+    on_a_bad_link(Faults { reordered: 10, jitter, ..Default::default() }, 1500, 1_000_000);
 }
 
 #[test]
 fn duplicates() {
-    on_a_bad_link(Faults { repeated: 20, ..Default::default() }, 1500, 4_000_000);
+    on_a_bad_link(Faults { repeated: 20, ..Default::default() }, 1500, 1_000_000);
 }
 
 #[test]
 fn delay() {
     let delay = Duration::from_millis(20);
-    on_a_bad_link(Faults { delay, ..Default::default() }, 65_520, 16_000_000);
+    on_a_bad_link(Faults { delay, ..Default::default() }, 65_520, 4_000_000);
 }
 
 #[test]
 fn all_at_once() {
     let (delay, jitter) = (Duration::from_millis(3), Duration::from_millis(2));
-    on_a_bad_link(Faults { lost: 1, repeated: 2, reordered: 5, delay, jitter }, 9000, 3_000_000);
+    on_a_bad_link(Faults { lost: 1, repeated: 2, reordered: 5, delay, jitter }, 9000, 1_500_000);
 }

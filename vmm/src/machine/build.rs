@@ -291,6 +291,7 @@ impl<V: Vm> Board<V> {
             spec.backing.push(image(backing, block::DiskFormat::Raw)?);
         }
         spec.ephemeral = disk.ephemeral;
+        spec.recover = disk.recover;
         let full = {
             let (name, tell) = (name.clone(), tell.clone());
             move || {

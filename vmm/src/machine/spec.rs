@@ -115,6 +115,8 @@ pub(crate) struct DiskSpec {
     pub(crate) backing: Option<usize>,
     /// Whether the disk is thrown away with the machine: nothing then has to reach the host's disk.
     pub(crate) ephemeral: bool,
+    /// Whether the last writer of a qcow2 disk may have been killed.
+    pub(crate) recover: bool,
 }
 
 /// Disk image formats.

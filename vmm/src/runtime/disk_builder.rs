@@ -75,6 +75,7 @@ impl MicroVmBuilder {
                 format: DiskFormat::Raw,
                 backing: None,
                 ephemeral: true,
+                recover: false,
             }],
             console: None,
             sandbox: None,

@@ -16,6 +16,8 @@ use imago::{DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder, FormatDrive
 use rustix::fs::{OFlags, fcntl_getfl};
 use vm_memory::VolatileSlice;
 
+use super::qcow2_recovery;
+
 /// The unit of virtio-blk's addresses, in bytes (virtio 1.3, section 5.2.4).
 pub(super) const SECTOR: u64 = 512;
 
@@ -55,6 +57,8 @@ pub struct DiskSpec {
     pub read_only: bool,
     /// Whether the disk is thrown away with the machine: a flush then has nothing to do.
     pub ephemeral: bool,
+    /// Whether the last writer of a qcow2 image may have been killed: then the image is put right first.
+    pub recover: bool,
     /// The identification string, as in the guest's `/dev/disk/by-id/virtio-*`; at most 20 bytes
     /// of it are used.
     pub id: String,
@@ -63,7 +67,8 @@ pub struct DiskSpec {
 impl DiskSpec {
     /// A writable disk of one image.
     pub fn new(image: DiskImage, id: impl Into<String>) -> Self {
-        Self { image, backing: Vec::new(), read_only: false, ephemeral: false, id: id.into() }
+        let (read_only, ephemeral, recover) = (false, false, false);
+        Self { image, backing: Vec::new(), read_only, ephemeral, recover, id: id.into() }
     }
 }
 
@@ -164,7 +169,7 @@ pub(super) struct Disk {
 
 impl Disk {
     pub(super) fn open(spec: DiskSpec) -> Result<Self, DiskError> {
-        let DiskSpec { image, backing, read_only, ephemeral, id } = spec;
+        let DiskSpec { image, backing, read_only, ephemeral, recover, id } = spec;
         let failed = |layer| {
             let id = id.clone();
             move |source| DiskError::Open { id, layer, source }
@@ -174,6 +179,9 @@ impl Disk {
             if flags & OFlags::ACCMODE != OFlags::RDWR {
                 return Err(DiskError::FileReadOnly(id));
             }
+        }
+        if recover && !read_only && image.format == DiskFormat::Qcow2 {
+            qcow2_recovery::count_all_clusters(&image.file).map_err(failed(0))?;
         }
         let sync = match read_only || ephemeral {
             true => None,

@@ -10,6 +10,7 @@
 
 mod counters;
 mod disk;
+mod qcow2_recovery;
 mod request;
 mod worker;
 

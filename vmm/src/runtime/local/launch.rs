@@ -63,6 +63,7 @@ impl Local {
         let (name, has_main) = (config.name.clone(), config.options.main_command);
         let machine = blocking(move || local.launch(&folder, &config, how, lock)).await?;
         machine.ready(Some(&name)).await?;
+        tracing::debug!(id = entry.id, name, "the box is ready");
         if has_main && !how.wait_for_attach {
             self.main_begun(&entry.id, &machine).await?;
         }
@@ -116,6 +117,7 @@ impl Local {
             format: DiskFormat::Qcow2,
             backing: Some(files.add(base)),
             ephemeral: options.auto_remove,
+            recover: self.was_cut_off(folder)?,
         };
         let console = options.console.then(|| folder.create(CONSOLE_LOG)).transpose()?;
         let sandbox = BoxSpec {
@@ -158,6 +160,12 @@ impl Local {
             .map_err(Error::home("cannot be written", folder.file(STATUS_FILE)))?;
         self.made().remove(&config.id);
         MachineProcess::start(&self.launcher, spec, &files.0, Some(log))
+    }
+
+    /// Whether the last process of a box ended without a word.
+    fn was_cut_off(&self, folder: &BoxFolder) -> Result<bool> {
+        let (_, status) = self.look(folder)?;
+        Ok(status.is_some_and(|status| status.ended.is_none()))
     }
 
     /// The box's own disk. One that goes with the box has no name, so that nothing is left of it

@@ -129,7 +129,7 @@ impl Pieces {
     ) -> impl Iterator<Item = VolatileSlice<'m>> + use<'_, 'm> {
         self.list.get(self.first..).unwrap_or_default().iter().flat_map(|piece| {
             memory
-                .get_slices(piece.address, piece.len, Permissions::ReadWrite)
+                .get_slices(piece.address, piece.len, Permissions::Read)
                 .into_iter()
                 .flatten()
                 .flatten()

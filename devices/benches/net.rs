@@ -5,6 +5,9 @@
 //! An iteration is a turn of the network: frames are received or sent, and then flushed. Their memory
 //! is in the CPU's caches.
 
+// `criterion_group!` makes a public function without documentation.
+#![allow(missing_docs)]
+
 use std::hint::black_box;
 use std::io::{self, IoSlice};
 use std::sync::{Arc, Mutex};

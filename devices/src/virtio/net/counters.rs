@@ -38,7 +38,7 @@ impl NetMeter {
     /// The counters as they are now.
     pub fn counters(&self) -> NetCounters {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let (from, to) = (self.from_guest(), self.to_guest());
+        let (from, to) = (self.tx(), self.rx());
         NetCounters {
             frames_from_guest: read(&from.frames),
             bytes_from_guest: read(&from.bytes),
@@ -49,14 +49,16 @@ impl NetMeter {
         }
     }
 
-    pub(super) fn from_guest(&self) -> &Direction {
-        let [from, _] = &*self.0;
-        from
+    /// From the guest.
+    pub(super) fn tx(&self) -> &Direction {
+        let [tx, _] = &*self.0;
+        tx
     }
 
-    pub(super) fn to_guest(&self) -> &Direction {
-        let [_, to] = &*self.0;
-        to
+    /// To the guest.
+    pub(super) fn rx(&self) -> &Direction {
+        let [_, rx] = &*self.0;
+        rx
     }
 }
 

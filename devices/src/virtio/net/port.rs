@@ -236,8 +236,8 @@ impl NetPort {
         let len = frame.iter().map(|piece| piece.len()).sum();
         let sent = self.guarded(|port| port.place(frame, len, offload))?;
         match sent {
-            Sent::Sent => self.shared.meter.to_guest().passed(len),
-            Sent::Dropped => self.shared.meter.to_guest().dropped(),
+            Sent::Sent => self.shared.meter.rx().passed(len),
+            Sent::Dropped => self.shared.meter.rx().dropped(),
             Sent::Full => {}
         }
         Ok(sent)
@@ -297,11 +297,11 @@ impl NetPort {
             match self.parse(&memory, chain) {
                 Ok(offload) => {
                     self.received = Some(head);
-                    self.shared.meter.from_guest().passed(self.frame.len());
+                    self.shared.meter.tx().passed(self.frame.len());
                     return Ok(Some(offload));
                 }
                 Err(e) => {
-                    self.shared.meter.from_guest().dropped();
+                    self.shared.meter.tx().dropped();
                     self.skipped(format_args!("a frame of the guest is dropped: {e}"));
                     self.tx.give_back(&memory, head, 0)?;
                 }
@@ -412,8 +412,8 @@ impl NetPort {
     fn collect(&mut self, memory: &GuestMemory, need: usize) -> Result<Option<Claim>, PortError> {
         let mergeable = has_feature(self.features, VIRTIO_NET_F_MRG_RXBUF);
         let (limit, size) = (self.rx.chain_limit(), usize::from(self.rx.size()));
-        let Some(mut available) = self.rx.available(memory)? else { return Ok(None) };
-        while let Some(chain) = available.next() {
+        let Some(available) = self.rx.available(memory)? else { return Ok(None) };
+        for chain in available {
             let head = chain.head_index();
             let room = match self.room.add(memory, chain, limit, Permissions::Write, HEADER_SIZE) {
                 Ok(room @ HEADER_SIZE..) => room,

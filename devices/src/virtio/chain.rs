@@ -4,7 +4,9 @@
 //! look at the bytes of a chain and never at its descriptors.
 
 use virtio_queue::DescriptorChain;
-use vm_memory::{Bytes, GuestMemory as _, GuestMemoryError, Permissions, VolatileSlice};
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemory as _, GuestMemoryError, Permissions, VolatileSlice,
+};
 
 use crate::GuestMemory;
 
@@ -38,29 +40,49 @@ impl<'m> Chain<'m> {
         limit: usize,
     ) -> Result<Self, ChainError> {
         let (mut readable, mut writable) = (Buffers::default(), Buffers::default());
-        // The iterator ends without a word at what it cannot follow: then the last descriptor that
-        // it gave names a next one, or there was none.
-        let mut goes_on = true;
-        for (count, descriptor) in descriptors.enumerate() {
-            if count == limit {
-                return Err(ChainError::TooLong(limit));
-            }
-            goes_on = descriptor.has_next();
-            let (buffers, access) = match descriptor.is_write_only() {
-                true => (&mut writable, Permissions::Write),
-                false if writable.slices.is_empty() => (&mut readable, Permissions::Read),
-                false => return Err(ChainError::Order),
+        walk(descriptors, limit, |address, len, access| {
+            let buffers = match access {
+                Permissions::Write => &mut writable,
+                _ => &mut readable,
             };
-            // The chain's total fits u32, or the iterator had ended.
-            let len = usize::try_from(descriptor.len()).map_err(|_| ChainError::Broken)?;
-            for slice in memory.get_slices(descriptor.addr(), len, access)? {
+            for slice in memory.get_slices(address, len, access)? {
                 buffers.push(slice?);
             }
+            Ok(())
+        })?;
+        Ok(Self { readable, writable })
+    }
+}
+
+/// Visits `descriptors`, of which there may be `limit`: where each is, its length in bytes, and
+/// whether the device reads or writes it. Those to be read come first.
+pub(crate) fn walk(
+    descriptors: DescriptorChain<&GuestMemory>,
+    limit: usize,
+    mut visit: impl FnMut(GuestAddress, usize, Permissions) -> Result<(), ChainError>,
+) -> Result<(), ChainError> {
+    // The iterator ends without a word at what it cannot follow: then the last descriptor that
+    // it gave names a next one, or there was none.
+    let mut goes_on = true;
+    let mut writes = false;
+    for (count, descriptor) in descriptors.enumerate() {
+        if count == limit {
+            return Err(ChainError::TooLong(limit));
         }
-        match goes_on {
-            true => Err(ChainError::Broken),
-            false => Ok(Self { readable, writable }),
-        }
+        goes_on = descriptor.has_next();
+        let access = match descriptor.is_write_only() {
+            true => Permissions::Write,
+            false if !writes => Permissions::Read,
+            false => return Err(ChainError::Order),
+        };
+        writes = access == Permissions::Write;
+        // The chain's total fits u32, or the iterator had ended.
+        let len = usize::try_from(descriptor.len()).map_err(|_| ChainError::Broken)?;
+        visit(descriptor.addr(), len, access)?;
+    }
+    match goes_on {
+        true => Err(ChainError::Broken),
+        false => Ok(()),
     }
 }
 
@@ -72,6 +94,15 @@ pub(crate) struct Buffers<'m> {
 }
 
 impl<'m> Buffers<'m> {
+    /// The `len` bytes at `address`.
+    #[cfg(test)]
+    pub(crate) fn of(memory: &'m GuestMemory, address: u64, len: usize) -> Self {
+        let mut buffers = Self::default();
+        let slices = memory.get_slices(GuestAddress(address), len, Permissions::Read).unwrap();
+        slices.for_each(|slice| buffers.push(slice.unwrap()));
+        buffers
+    }
+
     fn push(&mut self, slice: VolatileSlice<'m>) {
         self.len += slice.len();
         self.slices.push(slice);

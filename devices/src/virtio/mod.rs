@@ -14,6 +14,7 @@ pub mod block;
 mod chain;
 mod interrupt;
 mod mmio;
+pub mod net;
 pub mod rng;
 #[cfg(test)]
 pub(crate) mod testing;

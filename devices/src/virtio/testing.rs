@@ -189,6 +189,30 @@ impl Driver {
         self.memory.write_obj(index, GuestAddress(ring + 2)).unwrap();
     }
 
+    /// Without EVENT_IDX: whether the driver wants no interrupts.
+    pub(crate) fn set_avail_flags(&self, queue: u32, flags: u16) {
+        let ring = QUEUE_STRIDE * u64::from(queue) + AVAIL;
+        self.memory.write_obj(flags, GuestAddress(ring)).unwrap();
+    }
+
+    /// Without EVENT_IDX: whether the device wants no doorbell.
+    pub(crate) fn used_flags(&self, queue: u32) -> u16 {
+        let ring = QUEUE_STRIDE * u64::from(queue) + USED;
+        self.memory.read_obj(GuestAddress(ring)).unwrap()
+    }
+
+    /// With EVENT_IDX: the used index after which the driver wants an interrupt.
+    pub(crate) fn set_used_event(&self, queue: u32, index: u16) {
+        let ring = QUEUE_STRIDE * u64::from(queue) + AVAIL;
+        self.memory.write_obj(index, GuestAddress(ring + 4 + 2 * u64::from(SIZE))).unwrap();
+    }
+
+    /// With EVENT_IDX: the available index after which the device wants the doorbell.
+    pub(crate) fn avail_event(&self, queue: u32) -> u16 {
+        let ring = QUEUE_STRIDE * u64::from(queue) + USED;
+        self.memory.read_obj(GuestAddress(ring + 4 + 8 * u64::from(SIZE))).unwrap()
+    }
+
     pub(crate) fn kick(&mut self, queue: u32) {
         self.write(VIRTIO_MMIO_QUEUE_NOTIFY, queue);
     }

@@ -64,7 +64,7 @@ fn layers_that_are_no_whole_tar() {
     let tar = noise_tar();
     let cut = &tar[..700];
     let rubbish = crate::noise(4096);
-    for (bytes, words) in [(cut, "truncated"), (&rubbish[..], "layer")] {
+    for (bytes, words) in [(cut, "truncated"), (&rubbish[..], "malformed")] {
         let folder = launcher.folder();
         let image = ImageBuilder::on(&launcher.layout(BUSYBOX))
             .raw_layer(bytes, &digest(bytes), Compression::Gzip)

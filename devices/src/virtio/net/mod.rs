@@ -1,0 +1,249 @@
+//! virtio-net (virtio 1.3, section 5.1): Ethernet frames between a guest and a network.
+//!
+//! ```text
+//!   vCPU thread                              network's thread
+//!   NetDevice ── attach(NetPort) ─▶ NetBackend ─▶ receive, send, flush
+//!        ◀────── detach() ─────────────┘
+//! ```
+//!
+//! The device knows no network: a [`NetBackend`] takes the queues, as a [`NetPort`], to the thread
+//! that works on them, and brings them back. A frame from the guest can be used where it lies; one to
+//! the guest is copied once, into its buffers.
+
+mod control;
+mod counters;
+mod header;
+mod pieces;
+mod port;
+mod ring;
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use virtio_bindings::virtio_config::VIRTIO_F_RING_RESET;
+use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
+use virtio_bindings::virtio_net::*;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_queue::{Queue, QueueT};
+
+use self::control::{Mac, Settings, is_multicast};
+use super::{ActivateError, Activation, VirtioDevice, read_bytes};
+
+pub use counters::{NetCounters, NetMeter};
+pub use header::{MAX_FRAME, Offload, PartialChecksum, PortFeatures, Segmentation};
+pub use port::{NetPort, PortError, Sent, TxFrame};
+
+const NAME: &str = "virtio-net";
+
+/// The size of the control queue: Linux sends one command at a time.
+const CONTROL_QUEUE_SIZE: u16 = 64;
+
+/// The least MTU a device may have (section 5.1.4.1).
+const MIN_MTU: u16 = 68;
+
+/// What a network device is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NetOptions {
+    /// The guest's Ethernet address.
+    pub mac: [u8; 6],
+    /// The largest IP packet in bytes, from 68 on, that is not to be segmented.
+    pub mtu: u16,
+    /// The guest may leave the segmentation of TCP to the network: frames up to [`MAX_FRAME`]
+    /// whatever the MTU.
+    pub tso_from_guest: bool,
+    /// The network may leave the segmentation of TCP to the guest.
+    pub tso_to_guest: bool,
+    /// How many chains the receive queue holds at most, and the transmit queue: a power of two. With
+    /// mergeable buffers Linux fills the receive queue with one page per chain.
+    pub queue_size: u16,
+}
+
+impl NetOptions {
+    /// A link with a large MTU, so that nothing needs to be segmented.
+    pub fn new(mac: [u8; 6]) -> Self {
+        Self { mac, mtu: 65_520, tso_from_guest: false, tso_to_guest: false, queue_size: 256 }
+    }
+}
+
+/// Why there is no network device.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NetOptionsError {
+    /// It would be the address of many.
+    #[error("virtio-net: {0:02x?} is a multicast address; give the guest a unicast one")]
+    MulticastMac([u8; 6]),
+    /// It would be too small.
+    #[error("virtio-net: an MTU of {0} bytes is below the least, {MIN_MTU}")]
+    Mtu(u16),
+}
+
+/// What carries a guest's frames. The transport's thread calls it, at activation and reset of the
+/// device.
+pub trait NetBackend: Send {
+    /// Gives the network a port to work on, on a thread of its own.
+    ///
+    /// # Errors
+    /// The network takes none; the driver is told to reset the device.
+    fn attach(&mut self, port: NetPort) -> io::Result<()>;
+
+    /// Takes the port back: nobody uses it any more when this returns. `None` when it is lost,
+    /// because the network has ended.
+    fn detach(&mut self) -> Option<NetPort>;
+}
+
+/// A network device.
+pub struct NetDevice {
+    backend: Box<dyn NetBackend>,
+    options: NetOptions,
+    queue_sizes: [u16; 3],
+    shared: Arc<Shared>,
+    attached: bool,
+    /// What the driver had set when the queues were taken from the network.
+    settings: Option<Settings>,
+}
+
+/// What vCPUs see of a device that the network's thread works on.
+#[derive(Debug, Default)]
+struct Shared {
+    mac: AtomicU64,
+    meter: NetMeter,
+}
+
+impl Shared {
+    fn mac(&self) -> Mac {
+        let [a, b, c, d, e, f, _, _] = self.mac.load(Ordering::Relaxed).to_le_bytes();
+        [a, b, c, d, e, f]
+    }
+
+    fn set_mac(&self, [a, b, c, d, e, f]: Mac) {
+        self.mac.store(u64::from_le_bytes([a, b, c, d, e, f, 0, 0]), Ordering::Relaxed);
+    }
+}
+
+impl NetDevice {
+    /// A device whose frames `backend` carries.
+    ///
+    /// # Errors
+    /// The address or the MTU cannot be a device's.
+    pub fn new(
+        options: NetOptions,
+        backend: impl NetBackend + 'static,
+    ) -> Result<Self, NetOptionsError> {
+        if is_multicast(options.mac) {
+            return Err(NetOptionsError::MulticastMac(options.mac));
+        }
+        if options.mtu < MIN_MTU {
+            return Err(NetOptionsError::Mtu(options.mtu));
+        }
+        let shared = Arc::<Shared>::default();
+        shared.set_mac(options.mac);
+        Ok(Self {
+            backend: Box::new(backend),
+            options,
+            queue_sizes: [options.queue_size, options.queue_size, CONTROL_QUEUE_SIZE],
+            shared,
+            attached: false,
+            settings: None,
+        })
+    }
+
+    /// Counts what passes through the device, for other threads.
+    pub fn meter(&self) -> NetMeter {
+        self.shared.meter.clone()
+    }
+}
+
+impl VirtioDevice for NetDevice {
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_NET
+    }
+
+    fn features(&self) -> u64 {
+        let always = [
+            VIRTIO_NET_F_CSUM,
+            VIRTIO_NET_F_GUEST_CSUM,
+            VIRTIO_NET_F_MTU,
+            VIRTIO_NET_F_MAC,
+            VIRTIO_NET_F_MRG_RXBUF,
+            VIRTIO_NET_F_STATUS,
+            VIRTIO_NET_F_CTRL_VQ,
+            VIRTIO_NET_F_CTRL_RX,
+            VIRTIO_NET_F_CTRL_MAC_ADDR,
+            VIRTIO_RING_F_INDIRECT_DESC,
+            VIRTIO_RING_F_EVENT_IDX,
+            VIRTIO_F_RING_RESET,
+        ];
+        let from_guest = [VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_ECN];
+        let to_guest = [VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6];
+        let bits = |bits: &[u32], offered: bool| {
+            bits.iter().filter(|_| offered).fold(0, |features, bit| features | 1 << bit)
+        };
+        bits(&always, true)
+            | bits(&from_guest, self.options.tso_from_guest)
+            | bits(&to_guest, self.options.tso_to_guest)
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &self.queue_sizes
+    }
+
+    /// `struct virtio_net_config` (section 5.1.4).
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let [a, b, c, d, e, f] = self.shared.mac();
+        let [up_low, up_high] = (VIRTIO_NET_S_LINK_UP as u16).to_le_bytes();
+        let [mtu_low, mtu_high] = self.options.mtu.to_le_bytes();
+        // max_virtqueue_pairs, before the MTU, is not offered.
+        let config = [a, b, c, d, e, f, up_low, up_high, 0, 0, mtu_low, mtu_high];
+        read_bytes(&config, offset, data);
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        let failed = |reason: String| ActivateError { device: NAME, reason };
+        let mut activation = activation;
+        let queues = std::mem::take(&mut activation.queues);
+        let queues =
+            <[Queue; 3]>::try_from(queues).map_err(|_| failed("it has three queues".to_owned()))?;
+        // A queue that has moved on was taken away so that another one could be reset: the driver
+        // is the same and has not set anything anew.
+        let goes_on = queues.iter().any(|queue| queue.next_avail() != 0);
+        let settings = self.settings.take().filter(|_| goes_on);
+        let settings = settings.unwrap_or_else(|| Settings::new(self.options.mac));
+        self.shared.set_mac(settings.mac);
+        let shared = Arc::clone(&self.shared);
+        let port = NetPort::new(activation, queues, self.options.mtu, settings, shared);
+        self.backend.attach(port).map_err(|e| failed(e.to_string()))?;
+        self.attached = true;
+        Ok(())
+    }
+
+    fn reset(&mut self) -> Vec<Queue> {
+        if !std::mem::take(&mut self.attached) {
+            return Vec::new();
+        }
+        self.shared.set_mac(self.options.mac);
+        let Some(port) = self.backend.detach() else { return Vec::new() };
+        let (queues, settings) = port.into_parts();
+        self.settings = Some(settings);
+        queues
+    }
+}
+
+impl Drop for NetDevice {
+    /// Takes the port away from the network.
+    fn drop(&mut self) {
+        self.reset();
+    }
+}
+
+impl fmt::Debug for NetDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NetDevice")
+            .field("options", &self.options)
+            .field("attached", &self.attached)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,138 @@
+//! The memory of descriptor chains, kept in a list that is used again: no frame allocates.
+//!
+//! A list outlives the chain that it was filled from, so it holds addresses and not references.
+//! They were checked when they came in, and guest memory does not change its layout.
+
+use virtio_queue::DescriptorChain;
+use vm_memory::{
+    Address, Bytes, GuestAddress, GuestMemory as _, GuestMemoryError, Permissions, VolatileSlice,
+};
+
+use crate::GuestMemory;
+use crate::virtio::chain::{ChainError, walk};
+
+/// Pieces of guest memory, in order.
+#[derive(Debug, Default)]
+pub(super) struct Pieces {
+    list: Vec<Piece>,
+    /// What came before has been cut off.
+    first: usize,
+    len: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    address: GuestAddress,
+    /// Not 0.
+    len: usize,
+}
+
+impl Piece {
+    /// Without its first `count` bytes, of which it has at least that many.
+    fn after(self, count: usize) -> Self {
+        Self { address: self.address.unchecked_add(count as u64), len: self.len - count }
+    }
+}
+
+impl Pieces {
+    /// Forgets all pieces, and keeps the list's memory.
+    pub(super) fn clear(&mut self) {
+        self.list.clear();
+        self.first = 0;
+        self.len = 0;
+    }
+
+    /// In bytes.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Adds what the device may read (or write) of a chain of at most `limit` descriptors, and
+    /// returns its length in bytes. Nothing is added of a chain that is broken, or has less than
+    /// `least` bytes.
+    pub(super) fn add(
+        &mut self,
+        memory: &GuestMemory,
+        descriptors: DescriptorChain<&GuestMemory>,
+        limit: usize,
+        wanted: Permissions,
+        least: usize,
+    ) -> Result<usize, ChainError> {
+        let (count, len) = (self.list.len(), self.len);
+        let walked = walk(descriptors, limit, |address, len, access| {
+            if access == wanted && len > 0 {
+                if !memory.check_range(address, len, access) {
+                    return Err(GuestMemoryError::InvalidGuestAddress(address).into());
+                }
+                self.list.push(Piece { address, len });
+                self.len = self.len.saturating_add(len);
+            }
+            Ok(())
+        });
+        let added = self.len - len;
+        if walked.is_err() || added < least {
+            self.list.truncate(count);
+            self.len = len;
+        }
+        walked.map(|()| added)
+    }
+
+    /// Copies the first bytes into `buffer`, as many as it takes, and cuts them off. Returns how
+    /// many.
+    pub(super) fn read(&mut self, memory: &GuestMemory, buffer: &mut [u8]) -> usize {
+        let mut read = 0;
+        while let Some(piece) = self.list.get_mut(self.first)
+            && let Some(missing) = buffer.get_mut(read..).filter(|missing| !missing.is_empty())
+        {
+            let count = piece.len.min(missing.len());
+            let Some(now) = missing.get_mut(..count) else { break };
+            if memory.read_slice(now, piece.address).is_err() {
+                break;
+            }
+            read += count;
+            self.cut(count);
+        }
+        read
+    }
+
+    /// Writes `bytes` over the first bytes and cuts them off. Returns how many there was room for.
+    pub(super) fn write(&mut self, memory: &GuestMemory, bytes: &[u8]) -> usize {
+        let mut left = bytes;
+        while let Some(piece) = self.list.get(self.first)
+            && !left.is_empty()
+        {
+            let (now, later) = left.split_at(piece.len.min(left.len()));
+            if memory.write_slice(now, piece.address).is_err() {
+                break;
+            }
+            left = later;
+            self.cut(now.len());
+        }
+        bytes.len() - left.len()
+    }
+
+    /// Cuts `count` bytes off the first piece, which has as many.
+    fn cut(&mut self, count: usize) {
+        let Some(piece) = self.list.get_mut(self.first) else { return };
+        if count == piece.len {
+            self.first += 1;
+        } else {
+            *piece = piece.after(count);
+        }
+        self.len -= count;
+    }
+
+    /// The memory itself, for vectored I/O.
+    pub(super) fn slices<'m>(
+        &self,
+        memory: &'m GuestMemory,
+    ) -> impl Iterator<Item = VolatileSlice<'m>> + use<'_, 'm> {
+        self.list.get(self.first..).unwrap_or_default().iter().flat_map(|piece| {
+            memory
+                .get_slices(piece.address, piece.len, Permissions::Read)
+                .into_iter()
+                .flatten()
+                .flatten()
+        })
+    }
+}

@@ -1,0 +1,162 @@
+//! A guest's driver on one side, a test in the network's place on the other.
+
+mod any;
+mod link;
+mod receive;
+mod send;
+
+use std::io::IoSlice;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex};
+
+use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
+use virtio_bindings::virtio_mmio::{
+    VIRTIO_MMIO_CONFIG_GENERATION, VIRTIO_MMIO_QUEUE_READY, VIRTIO_MMIO_QUEUE_SEL,
+};
+
+use super::*;
+use crate::virtio::testing::{Buffer, DATA, DRIVER_OK, Driver, MEMORY_END, SIZE};
+
+const RX: u32 = 0;
+const TX: u32 = 1;
+const CONTROL: u32 = 2;
+
+const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
+const MERGEABLE: u64 = 1 << VIRTIO_NET_F_MRG_RXBUF;
+const GUEST_CSUM: u64 = 1 << VIRTIO_NET_F_GUEST_CSUM;
+
+const MAC: Mac = [2, 0xb0, 0, 0, 0, 1];
+
+/// `struct virtio_net_hdr` that says nothing.
+const PLAIN: [u8; 12] = [0; 12];
+
+/// The network's place: the port is here while the device runs.
+#[derive(Clone, Default)]
+struct Slot {
+    port: Arc<Mutex<Option<NetPort>>>,
+    refuses: bool,
+}
+
+impl NetBackend for Slot {
+    fn attach(&mut self, port: NetPort) -> io::Result<()> {
+        if self.refuses {
+            return Err(io::Error::other("not today"));
+        }
+        assert!(self.port.lock().unwrap().replace(port).is_none());
+        Ok(())
+    }
+
+    fn detach(&mut self) -> Option<NetPort> {
+        self.port.lock().unwrap().take()
+    }
+}
+
+/// A guest and its network.
+struct Pair {
+    driver: Driver,
+    slot: Slot,
+    meter: NetMeter,
+}
+
+impl Pair {
+    fn new(options: NetOptions) -> Self {
+        let slot = Slot::default();
+        let device = NetDevice::new(options, slot.clone()).unwrap();
+        let meter = device.meter();
+        Self { driver: Driver::new(device), slot, meter }
+    }
+
+    /// A running pair.
+    fn start(features: u64) -> Self {
+        let mut pair = Self::new(NetOptions::new(MAC));
+        pair.driver.start(features, 3);
+        pair
+    }
+
+    fn port<T>(&self, work: impl FnOnce(&mut NetPort) -> T) -> T {
+        work(self.slot.port.lock().unwrap().as_mut().expect("a port"))
+    }
+
+    /// The guest sends a chain, made of descriptors from `head` on.
+    fn transmit(&mut self, head: u16, buffers: &[Buffer]) {
+        self.driver.write_chain(TX, head, buffers);
+        self.driver.make_available(TX, head);
+    }
+
+    /// The guest sends a header and a frame, from memory of the chain's own.
+    fn transmit_frame(&mut self, head: u16, header: [u8; 12], frame: &[u8]) {
+        let at = DATA + 0x1000 * u64::from(head);
+        self.driver.put(at, &[&header, frame].concat());
+        let len = u32::try_from(header.len() + frame.len()).unwrap();
+        self.transmit(head, &[(at, len, false)]);
+    }
+
+    /// The next frame of the guest, copied.
+    fn received(&self) -> Option<(Vec<u8>, Offload)> {
+        self.port(|port| {
+            let mut frame = port.receive().unwrap()?;
+            let mut bytes = vec![0; frame.remaining()];
+            assert_eq!(frame.read(&mut bytes), bytes.len());
+            assert_eq!(frame.remaining(), 0);
+            Some((bytes, frame.offload()))
+        })
+    }
+
+    /// The guest gives a buffer in one piece, from memory of the chain's own.
+    fn give(&mut self, head: u16, address: u64, len: u32) {
+        self.driver.write_chain(RX, head, &[(address, len, true)]);
+        self.driver.make_available(RX, head);
+    }
+
+    fn send(&self, frame: &[u8]) -> Sent {
+        self.send_with(frame, &Offload::default())
+    }
+
+    fn send_with(&self, frame: &[u8], offload: &Offload) -> Sent {
+        // Cut where nothing else is.
+        let (a, b) = frame.split_at(frame.len().min(5));
+        self.port(|port| port.send(&[IoSlice::new(a), IoSlice::new(b)], offload)).unwrap()
+    }
+
+    fn flush(&self) {
+        self.port(|port| port.flush()).unwrap();
+    }
+
+    /// The guest gives a command, and the network is woken. Returns the answer.
+    fn command(&mut self, command: &[u8]) -> Option<u8> {
+        let len = u32::try_from(command.len()).unwrap();
+        self.driver.put(DATA, command);
+        self.driver.put(DATA + 0x1000, &[0xaa]);
+        self.driver.write_chain(CONTROL, 0, &[(DATA, len, false), (DATA + 0x1000, 1, true)]);
+        self.driver.make_available(CONTROL, 0);
+        self.driver.kick(CONTROL);
+        self.port(|port| port.woken());
+        match self.driver.wait_used(CONTROL) {
+            (0, 1) => Some(self.driver.get(DATA + 0x1000, 1)[0]),
+            (0, 0) => None,
+            other => panic!("not the command: {other:?}"),
+        }
+    }
+
+    /// Whether somebody has rung for the network since the last call.
+    fn rung(&self) -> bool {
+        self.port(|port| rustix::io::read(port.as_fd(), &mut [0u8; 8]).is_ok())
+    }
+
+    /// The address in the configuration space.
+    fn mac(&mut self) -> Mac {
+        let [a, b, c, d, e, f, ..] = self.driver.config::<8>(0);
+        [a, b, c, d, e, f]
+    }
+
+    fn needs_reset(&mut self) -> bool {
+        self.driver.status() & VIRTIO_CONFIG_S_NEEDS_RESET != 0
+    }
+}
+
+/// A frame of `len` bytes to everybody, all different from others' with other seeds.
+fn frame(len: usize, seed: u8) -> Vec<u8> {
+    let mut frame = vec![0xff; 6];
+    frame.extend((6..len).map(|i| (i as u8).wrapping_mul(31) ^ (i >> 8) as u8 ^ seed));
+    frame
+}

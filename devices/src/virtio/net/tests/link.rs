@@ -1,0 +1,162 @@
+//! What the device says of itself, and how it starts, stops and starts again.
+
+use super::*;
+
+#[test]
+fn it_is_a_network_device() {
+    let mut pair = Pair::new(NetOptions { mtu: 65_520, ..NetOptions::new(MAC) });
+    assert_eq!(pair.mac(), MAC);
+    assert_eq!(pair.driver.config::<2>(6), [1, 0], "the link is up");
+    assert_eq!(pair.driver.config::<2>(10), 65_520u16.to_le_bytes());
+    assert_eq!(pair.driver.config::<4>(12), [0; 4]);
+    let offered = pair.driver.offered();
+    for bit in [0, 1, 3, 5, 15, 16, 17, 18, 23, 28, 29, 32] {
+        assert_ne!(offered & 1 << bit, 0, "feature {bit}");
+    }
+    for bit in [7, 8, 10, 11, 12, 13, 14] {
+        assert_eq!(offered & 1 << bit, 0, "feature {bit}");
+    }
+}
+
+#[test]
+fn segmentation_is_offered_when_it_is_wanted() {
+    let tso = |from, to| {
+        let options = NetOptions { tso_from_guest: from, tso_to_guest: to, ..NetOptions::new(MAC) };
+        Pair::new(options).driver.offered() & 0x7f80
+    };
+    assert_eq!(tso(false, false), 0);
+    assert_eq!(tso(true, false), 1 << 11 | 1 << 12 | 1 << 13);
+    assert_eq!(tso(false, true), 1 << 7 | 1 << 8);
+}
+
+#[test]
+fn what_cannot_be_is_refused() {
+    let refused = |options| NetDevice::new(options, Slot::default()).unwrap_err();
+    let group = [1, 0, 0, 0, 0, 0];
+    assert_eq!(refused(NetOptions::new(group)), NetOptionsError::MulticastMac(group));
+    assert_eq!(refused(NetOptions { mtu: 67, ..NetOptions::new(MAC) }), NetOptionsError::Mtu(67));
+}
+
+#[test]
+fn the_network_sees_what_was_negotiated() {
+    let options = NetOptions { tso_to_guest: true, ..NetOptions::new(MAC) };
+    for (features, expected) in [
+        (0, PortFeatures::default()),
+        (GUEST_CSUM, PortFeatures { checksum: true, ..PortFeatures::default() }),
+        (u64::MAX, PortFeatures { checksum: true, tso4: true, tso6: true }),
+    ] {
+        let mut pair = Pair::new(options);
+        pair.driver.start(features, 3);
+        assert_eq!(pair.port(|port| port.features()), expected);
+    }
+}
+
+#[test]
+fn a_network_that_refuses_needs_a_reset() {
+    let slot = Slot { refuses: true, ..Slot::default() };
+    let mut driver = Driver::new(NetDevice::new(NetOptions::new(MAC), slot).unwrap());
+    driver.negotiate(0);
+    (0..3).for_each(|queue| driver.make_ready(queue));
+    assert_eq!(driver.set_status(DRIVER_OK), DRIVER_OK | VIRTIO_CONFIG_S_NEEDS_RESET);
+    assert_eq!(driver.set_status(0), 0);
+}
+
+#[test]
+fn a_network_that_has_ended_needs_a_reset() {
+    let mut pair = Pair::start(u64::MAX);
+    drop(pair.slot.port.lock().unwrap().take());
+    pair.driver.write(VIRTIO_MMIO_QUEUE_SEL, RX);
+    pair.driver.write(VIRTIO_MMIO_QUEUE_READY, 0);
+    assert!(pair.needs_reset());
+    pair.driver.start(u64::MAX, 3);
+    pair.transmit_frame(0, PLAIN, &frame(60, 0));
+    assert_eq!(pair.received().unwrap().0, frame(60, 0));
+}
+
+#[test]
+fn a_reset_in_the_middle_takes_everything_back() {
+    let mut pair = Pair::start(EVENT_IDX | MERGEABLE);
+    for round in 0..3 {
+        pair.transmit_frame(0, PLAIN, &frame(60, round));
+        pair.transmit_frame(1, PLAIN, &frame(61, round));
+        pair.give(0, DATA + 0x8000, 100);
+        assert_eq!(pair.received().unwrap().0, frame(60, round));
+        // One frame is received and one is not; a buffer is there, and it is not enough.
+        assert_eq!(pair.send(&frame(1000, 0)), Sent::Full);
+        pair.driver.set_status(0);
+        assert!(pair.slot.port.lock().unwrap().is_none(), "the port is with the network");
+        pair.driver.start(EVENT_IDX | MERGEABLE, 3);
+        assert_eq!(pair.received(), None);
+    }
+    assert_eq!(pair.meter.counters().frames_from_guest, 3);
+}
+
+#[test]
+fn the_other_queues_go_on_when_one_is_reset() {
+    let mut pair = Pair::start(u64::MAX);
+    assert_eq!(pair.command(&[0, 0, 0]), Some(0));
+    assert_eq!(pair.command(&[1, 1, 2, 9, 9, 9, 9, 9]), Some(0));
+    pair.transmit_frame(0, PLAIN, &frame(60, 0));
+    pair.transmit_frame(1, PLAIN, &frame(60, 1));
+    assert_eq!(pair.received().unwrap().0, frame(60, 0));
+    pair.driver.write(VIRTIO_MMIO_QUEUE_SEL, RX);
+    pair.driver.write(VIRTIO_MMIO_QUEUE_READY, 0);
+    assert_eq!(pair.send(&frame(60, 0)), Sent::Full, "there is no receive queue");
+    // What was received is given back, and only that.
+    assert_eq!(pair.driver.wait_used(TX), (0, 0));
+    pair.driver.make_ready(RX);
+    assert_eq!(pair.received().unwrap().0, frame(60, 1));
+    assert_eq!(pair.received(), None);
+    pair.give(0, DATA, 2000);
+    let to = |mac: &[u8]| [mac, &frame(60, 0)[6..]].concat();
+    assert_eq!(pair.send(&to(&MAC)), Sent::Dropped, "the driver has set another address");
+    assert_eq!(pair.send(&to(&[2, 9, 9, 9, 9, 9])), Sent::Sent);
+}
+
+#[test]
+fn the_driver_s_settings_end_with_it() {
+    let mut pair = Pair::start(u64::MAX);
+    let generation = pair.driver.read(VIRTIO_MMIO_CONFIG_GENERATION);
+    assert_eq!(pair.command(&[1, 1, 2, 9, 9, 9, 9, 9]), Some(0));
+    assert_eq!(pair.command(&[0, 0, 0]), Some(0));
+    assert_eq!(pair.mac(), [2, 9, 9, 9, 9, 9]);
+    assert_ne!(pair.driver.read(VIRTIO_MMIO_CONFIG_GENERATION), generation);
+    pair.driver.set_status(0);
+    assert_eq!(pair.mac(), MAC);
+    pair.driver.start(u64::MAX, 3);
+    assert_eq!(pair.mac(), MAC);
+    pair.give(0, DATA, 2000);
+    assert_eq!(pair.send(&[&[4; 6][..], &frame(60, 0)[6..]].concat()), Sent::Sent);
+}
+
+#[test]
+fn commands_are_answered() {
+    let mut pair = Pair::start(EVENT_IDX);
+    let raised = pair.driver.raised();
+    assert_eq!(pair.command(&[0, 1, 1]), Some(0));
+    assert_eq!(pair.command(&[9, 9]), Some(1));
+    assert_eq!(pair.command(&[0]), Some(1));
+    pair.flush();
+    assert!(pair.driver.raised() > raised);
+    assert!(pair.rung());
+    // Without a place for the answer there is none, and commands in bad memory are not obeyed.
+    for (head, chain) in [(3, (DATA, 3, false)), (4, (MEMORY_END, 3, false))] {
+        pair.driver.write_chain(CONTROL, head, &[chain]);
+        pair.driver.make_available(CONTROL, head);
+        pair.port(|port| port.woken());
+        assert_eq!(pair.driver.wait_used(CONTROL), (head.into(), 0));
+    }
+    assert_eq!(pair.driver.avail_event(CONTROL), 5);
+}
+
+#[test]
+fn a_broken_control_queue_stops_the_port() {
+    let mut pair = Pair::start(0);
+    pair.driver.set_avail_index(CONTROL, SIZE + 1);
+    pair.port(|port| port.woken());
+    assert!(pair.needs_reset());
+    assert!(matches!(pair.port(|port| port.receive().map(drop)), Err(PortError::Failed)));
+    pair.driver.start(0, 3);
+    assert!(!pair.needs_reset());
+    assert_eq!(pair.command(&[0, 1, 1]), Some(0));
+}

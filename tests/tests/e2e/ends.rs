@@ -6,6 +6,8 @@ use boxlite_tests::{BUSYBOX, Launcher, Sandbox, unique};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::traces::wait_until;
+
 const NO_OPTIONS: [&str; 0] = [];
 
 /// The reason for which a box failed.
@@ -149,9 +151,12 @@ fn a_killed_software_host_costs_nothing_that_was_synced() {
         exec(write).success();
         let processes = processes_of(&home.display().to_string(), victim);
         assert_eq!(processes.len(), 1, "{victim}");
-        for process in processes {
-            kill_process(process, Signal::KILL).unwrap();
+        for process in &processes {
+            kill_process(*process, Signal::KILL).unwrap();
         }
+        wait_until("QEMU ends", || {
+            processes_of(&home.display().to_string(), "qemu-system").is_empty()
+        });
         // A new one is started for the next who comes: it knows what became of the box.
         let begun = Instant::now();
         let text = command(&["inspect", &name]).output().success();

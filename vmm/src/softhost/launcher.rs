@@ -180,6 +180,9 @@ impl<'a> Search<'a> {
                 match AgentClient::connect(connection, 0).await {
                     Ok(client) => return Ok(client),
                     Err(client::Error::Lost(loss)) if is_hang_up(&loss) => {}
+                    // What an earlier one ended of is no affair of ours: the next is for us.
+                    Err(client::Error::Lost(loss))
+                        if self.keeper.is_none() && matches!(*loss, client::Loss::Fatal(_)) => {}
                     Err(error) => return Err(Error::of_connection(error, &self.place)),
                 }
             } else {

@@ -109,12 +109,7 @@ pub(super) fn passes(command: &mut Command) -> Result<Outcome> {
     if status.success() { Ok(Outcome::passed()) } else { bail!("failed ({status})") }
 }
 
-/// Runs a `cargo test`, its output shown as it comes, and counts its tests.
-pub(super) fn tests(command: &mut Command) -> Result<Outcome> {
-    tests_heard(command, |_| ())
-}
-
-/// As [`tests`]; `hear` gets each line of the output.
+/// Runs a `cargo test`, its output shown as it comes, and counts its tests; `hear` gets each line.
 pub(super) fn tests_heard(command: &mut Command, mut hear: impl FnMut(&str)) -> Result<Outcome> {
     let mut child = command
         .stdout(Stdio::piped())
@@ -149,6 +144,10 @@ mod tests {
         command
     }
 
+    fn counted(command: &mut Command) -> Result<Outcome> {
+        tests_heard(command, |_| ())
+    }
+
     #[test]
     fn tests_are_counted_over_all_programs() {
         let line = |result: &str, counts: &str| format!("echo 'test result: {result}. {counts}'; ");
@@ -159,14 +158,14 @@ mod tests {
             "FAILED",
             "1 passed; 4 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s",
         ) + "exit 101";
-        let outcome = super::tests(&mut shell(&script)).unwrap();
+        let outcome = counted(&mut shell(&script)).unwrap();
         assert_eq!((outcome.passed, outcome.failed, outcome.skipped), (34, 4, 2));
     }
 
     #[test]
     fn a_test_program_that_dies_is_a_failure() {
-        assert_eq!(super::tests(&mut shell("exit 101")).unwrap().failed, 1);
-        assert_eq!(super::tests(&mut shell("true")).unwrap(), Outcome::default());
+        assert_eq!(counted(&mut shell("exit 101")).unwrap().failed, 1);
+        assert_eq!(counted(&mut shell("true")).unwrap(), Outcome::default());
     }
 
     #[test]

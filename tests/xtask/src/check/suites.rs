@@ -1,9 +1,11 @@
 //! The checks that cargo makes, and the end-to-end tests.
 
+use std::process::Command;
+
 use anyhow::Result;
 
-use crate::check::report::{Outcome, passes, tests, tests_heard};
-use crate::check::rerun::Deaths;
+use crate::check::report::{Outcome, passes, tests_heard};
+use crate::check::rerun::Transcript;
 use crate::image::Kind;
 use crate::{apt, build, guest, image, softhost};
 
@@ -52,14 +54,17 @@ pub(super) fn unit() -> Result<Outcome> {
     if let Err(error) = apt::ensure(&COUNTERPARTS) {
         eprintln!("some tests will be skipped: {error:#}");
     }
-    tests(build::cargo().args(["test", "--workspace", "--exclude", E2E_PACKAGE, "--no-fail-fast"]))
+    twice(|| {
+        let mut command = build::cargo();
+        command.args(["test", "--workspace", "--exclude", E2E_PACKAGE, "--no-fail-fast"]);
+        command
+    })
 }
 
 /// The end-to-end tests, on the launcher, guest files and images that are built first.
 ///
 /// They find them by `BOXLITE_GUEST_DIR`, `BOXLITE_TEST_LAUNCHER` (the launcher's path) and
-/// `BOXLITE_TEST_IMAGES` (a folder with the OCI layouts `busybox` and `debian`). Those under which
-/// the software host died are run once more.
+/// `BOXLITE_TEST_IMAGES` (a folder with the OCI layouts `busybox` and `debian`).
 pub(super) fn e2e() -> Result<Outcome> {
     softhost::ensure_emulator()?;
     let guest = guest::build(&guest::Options::default())?;
@@ -67,7 +72,7 @@ pub(super) fn e2e() -> Result<Outcome> {
     let images = build::target_dir().join("images");
     image::make_at(Kind::Busybox, &images.join("busybox"))?;
     image::make_at(Kind::Debian, &images.join("debian"))?;
-    let run = || {
+    twice(|| {
         let mut command = build::cargo();
         command
             .args(["test", "--package", E2E_PACKAGE, "--no-fail-fast"])
@@ -75,13 +80,21 @@ pub(super) fn e2e() -> Result<Outcome> {
             .env("BOXLITE_TEST_LAUNCHER", &launcher)
             .env("BOXLITE_TEST_IMAGES", &images);
         command
-    };
-    let mut deaths = Deaths::default();
-    let first = tests_heard(&mut run(), |line| deaths.read(line))?;
-    if deaths.tests().len() == 0 {
-        return Ok(first);
+    })
+}
+
+/// Runs tests, and those that failed once more, alone.
+fn twice(cargo_test: impl Fn() -> Command) -> Result<Outcome> {
+    let mut first = Transcript::default();
+    let outcome = tests_heard(&mut cargo_test(), |line| first.read(line))?;
+    let suspects = first.suspects(&outcome);
+    if suspects.is_empty() {
+        return Ok(outcome);
     }
-    println!("the software host died; running again what failed with it");
-    let again = tests(run().args(["--", "--exact"]).args(deaths.tests()))?;
-    Ok(deaths.outcome(first, &again))
+    println!("running again what failed: {}", suspects.join(", "));
+    let mut again = Transcript::default();
+    let mut command = cargo_test();
+    command.args(["--", "--exact", "--test-threads=1"]).args(&suspects);
+    tests_heard(&mut command, |line| again.read(line))?;
+    Ok(first.outcome(outcome, &again))
 }

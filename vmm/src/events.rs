@@ -1,10 +1,13 @@
 //! What happens to boxes: one line of JSON for each event in `<home>/events.jsonl`, appended by
-//! whoever makes it happen, a box's process among them.
+//! whoever makes it happen, a box's process among them. The log before it is
+//! `<home>/events.old.jsonl`.
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 
 use boxlite_proto::message::ExitStatus;
+use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::machine::HealthStatus;
@@ -89,9 +92,70 @@ pub enum EventKind {
 
 impl Event {
     /// Appends the event to a log that is open for appending: whole, whatever others append.
-    pub(crate) fn append(&self, mut log: &File) -> io::Result<()> {
+    pub(crate) fn append(&self, log: &File) -> io::Result<()> {
         let mut line = serde_json::to_vec(self)?;
         line.push(b'\n');
-        log.write_all(&line)
+        // Not while it is moved aside.
+        with_lock(log, || (&mut &*log).write_all(&line))
+    }
+}
+
+/// The log before the one at `path`.
+pub(crate) fn older(path: &Path) -> PathBuf {
+    path.with_extension("old.jsonl")
+}
+
+/// Moves what is in a log of more than `max` bytes aside, in place of what was there. The log stays
+/// the same file: others have it open.
+pub(crate) fn move_aside(path: &Path, max: u64) -> io::Result<()> {
+    if std::fs::metadata(path)?.len() <= max {
+        return Ok(());
+    }
+    let log = File::options().append(true).open(path)?;
+    with_lock(&log, || {
+        if log.metadata()?.len() > max {
+            std::fs::copy(path, older(path))?;
+            log.set_len(0)?;
+        }
+        Ok(())
+    })
+}
+
+/// Does something while nobody else writes to a log.
+fn with_lock(log: &File, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    rustix::io::retry_on_intr(|| flock(log, FlockOperation::LockExclusive))?;
+    let done = work();
+    flock(log, FlockOperation::Unlock)?;
+    done
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_log_is_moved_aside_and_who_has_it_open_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events.jsonl");
+        let log = File::options().append(true).create(true).open(&path).unwrap();
+        let note = |id: &str| {
+            let event = Event { at_ms: 1, id: id.into(), kind: EventKind::Running };
+            event.append(&log).unwrap();
+        };
+        let ids = |path: &Path| -> Vec<String> {
+            let text = std::fs::read_to_string(path).unwrap();
+            text.lines().map(|l| serde_json::from_str::<Event>(l).unwrap().id).collect()
+        };
+        note("a");
+        let len = log.metadata().unwrap().len();
+        move_aside(&path, len).unwrap();
+        assert!(!older(&path).exists());
+        note("b");
+        move_aside(&path, len).unwrap();
+        note("c");
+        assert_eq!(
+            (ids(&older(&path)), ids(&path)),
+            (vec!["a".into(), "b".into()], vec!["c".into()])
+        );
     }
 }

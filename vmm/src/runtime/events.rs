@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 use super::call::Duplex;
 use super::json_lines::JsonLines;
-use crate::events::Event;
+use crate::events::{self, Event};
 
 /// Between two looks at the log.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -80,9 +80,10 @@ pub(super) fn stream(log: PathBuf, query: EventQuery) -> DuplexStream {
     let end = std::fs::metadata(&log).map_or(0, |log| log.len());
     let start = if query.since_ms.is_some() { 0 } else { end };
     tokio::spawn(async move {
-        let mut tail = Tail { path: log, at: start, rest: Vec::new() };
+        let mut older = query.since_ms.map(|_| Tail::new(events::older(&log), 0));
+        let mut tail = Tail::new(log, start);
         loop {
-            let lines = tail.read().unwrap_or_default();
+            let lines = older.as_mut().unwrap_or(&mut tail).read().unwrap_or_default();
             for line in lines.split_inclusive(|byte| *byte == b'\n') {
                 let event = serde_json::from_slice::<Event>(line);
                 let wanted = event.is_ok_and(|event| query.wants(&event));
@@ -90,7 +91,7 @@ pub(super) fn stream(log: PathBuf, query: EventQuery) -> DuplexStream {
                     return;
                 }
             }
-            if !lines.is_empty() {
+            if !lines.is_empty() || older.take().is_some() {
                 continue;
             }
             if !query.follow {
@@ -116,6 +117,10 @@ struct Tail {
 }
 
 impl Tail {
+    fn new(path: PathBuf, at: u64) -> Self {
+        Self { path, at, rest: Vec::new() }
+    }
+
     /// Whole lines that have come since the last time; none at the end.
     fn read(&mut self) -> io::Result<Vec<u8>> {
         let mut file = File::open(&self.path)?;
@@ -153,6 +158,7 @@ mod tests {
     async fn events_are_told_as_they_are_written() {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("events");
+        note(&events::older(&log), 1, "older");
         note(&log, 1, "old");
         let query = EventQuery { id: Some("a".into()), ..EventQuery::follow() };
         let mut mine = Events::new(Box::new(stream(log.clone(), query)));
@@ -175,6 +181,6 @@ mod tests {
         while let Some(event) = events.next().await.unwrap() {
             times.push(event.at_ms);
         }
-        assert_eq!(times, [1, 2, 3, 4, 5]);
+        assert_eq!(times, [1, 1, 2, 3, 4, 5]);
     }
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! boxlite.db              which boxes there are, and their names
 //! events.jsonl            what happened to them
+//! events.old.jsonl        and before that
 //! boxes/.lock             held by whoever makes, renames or removes boxes
 //! boxes/.new-<id>/        a box that is being made    ─┐ cleared away when nobody
 //! boxes/.gone-<id>/       a box that is being removed ─┘ holds boxes/.lock any more
@@ -28,6 +29,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{Error, Result};
+use crate::events;
 use crate::machine::GONE;
 
 pub(super) const CONFIG: &str = "config.json";
@@ -41,6 +43,9 @@ const LOCK: &str = "lock";
 /// Held by the process that made a box that removes itself, until the box is started.
 const MAKER: &str = "maker";
 const NEW: &str = ".new-";
+
+/// Bytes of events before they are moved aside.
+const MAX_EVENTS: u64 = 8 << 20;
 
 /// The folder of boxes and images.
 #[derive(Clone, Debug)]
@@ -116,6 +121,11 @@ impl Home {
         let path = self.events();
         let mut options = OpenOptions::new();
         options.append(true).create(true).mode(0o600);
+        if let Err(e) = events::move_aside(&path, MAX_EVENTS)
+            && e.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!("{}: cannot be moved aside: {e}", path.display());
+        }
         options.open(&path).map_err(Error::home("cannot be written", path))
     }
 

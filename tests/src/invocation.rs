@@ -300,8 +300,9 @@ impl Output {
         self.expect(1).says(parts)
     }
 
+    /// Fails the test unless all of this is in the launcher's message.
     #[track_caller]
-    fn says(self, parts: &[&str]) -> Self {
+    pub fn says(self, parts: &[&str]) -> Self {
         let output = self;
         for part in parts {
             assert!(

@@ -195,7 +195,7 @@ fn images_are_imported_listed_and_removed() {
     assert!(!lists(&name), "{}", list());
     // No registry has it either, if one can be asked.
     run().fails_with(&["kept"]);
-    launcher.command(["image", "rm", "kept"]).output().fails_with(&["kept"]);
+    launcher.command(["image", "rm", "kept"]).output().refuses_with(&["kept"]);
 }
 
 #[test]

@@ -111,7 +111,7 @@ fn a_killed_machine_is_told_of() {
     run.wait_for("up");
     let machine = machines(&launcher)[0];
     kill_process(machine, Signal::KILL).unwrap();
-    run.wait().fails_with(&["ended unexpectedly", "signal: 9"]);
+    run.wait().fails_with(&["ended unexpectedly", "killed"]);
     assert_eq!(files(&launcher), before);
 }
 

@@ -69,17 +69,26 @@ fn the_disk_is_as_large_as_asked_and_keeps_what_is_written() {
 #[test]
 fn a_panic_of_the_kernel_is_reported_with_its_last_lines() {
     let Some(launcher) = Launcher::find() else { return };
+    let script = "echo c > /proc/sysrq-trigger; echo survived";
+    let output = launcher.shell(NO_OPTIONS, script).output();
+    assert!(!output.stdout_lossy().contains("survived"), "the kernel did not panic");
+    output.fails_with(&["kernel panicked", "Kernel panic - not syncing", "sysrq"]);
+}
+
+#[test]
+fn a_kernel_without_memory_is_told_from_other_panics() {
+    let Some(launcher) = Launcher::find() else { return };
     let script = "echo 2 > /proc/sys/vm/panic_on_oom; tail /dev/zero; echo survived";
     let output = launcher.shell(["--memory", "128M"], script).output();
     assert!(!output.stdout_lossy().contains("survived"), "the kernel did not panic");
-    output.fails_with(&["kernel panicked", "Kernel panic - not syncing", "panic_on_oom"]);
+    output.fails_with(&["the guest ran out of memory", "--memory"]);
 }
 
 #[test]
 fn a_box_that_is_switched_off_from_inside_says_so() {
     let Some(launcher) = Launcher::find() else { return };
     let output = launcher.shell(NO_OPTIONS, "reboot -f; sleep 100").output();
-    output.fails_with(&["the guest ended by itself"]);
+    output.expect(137).says(&["ended while it was in use"]);
 }
 
 #[test]

@@ -11,7 +11,7 @@ fn the_command_has_a_terminal_of_the_size_of_ours() {
     let (code, screen) = Terminal::run(&launcher, 33, 111, &args).finish();
     assert_eq!(code, Some(5), "{screen}");
     assert_eq!(screen.matches("/dev/pts/").count(), 3, "{screen}");
-    assert!(screen.contains("\r\n33 111\r\nTERM=vt100\r\n"), "{screen:?}");
+    assert!(screen.contains("\r\n33 111\r\nTERM=xterm\r\n"), "{screen:?}");
 }
 
 #[test]

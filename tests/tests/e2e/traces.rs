@@ -36,7 +36,11 @@ pub(crate) fn files(launcher: &Launcher) -> BTreeSet<PathBuf> {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 folders.push(entry.path());
             }
-            files.insert(entry.path());
+            // The database's own, which stay while nobody opens it anew.
+            let name = entry.file_name();
+            if name != "boxlite.db-wal" && name != "boxlite.db-shm" {
+                files.insert(entry.path());
+            }
         }
     }
     files

@@ -128,6 +128,7 @@ impl StandIn {
             }
             // Somebody ended the box: as docker has it, its command was killed.
             Err(error) if error.kind() == ErrorKind::BoxEnded => {
+                eprintln!("boxlite-vmm: {error}");
                 let info = sandbox.info().await.ok();
                 Ok(Ended::Exited(info.and_then(|info| info.exit_code).unwrap_or(KILLED)))
             }

@@ -5,7 +5,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
 
@@ -66,7 +66,7 @@ impl Store {
         connection.busy_timeout(BUSY).map_err(failed)?;
         // Not for a database of a newer release.
         check_version(path, version(&connection).map_err(failed)?)?;
-        connection.pragma_update(None, "journal_mode", "WAL").map_err(failed)?;
+        patiently(|| connection.pragma_update(None, "journal_mode", "WAL")).map_err(failed)?;
         // After a loss of power the last rows may be missing; the folders that they stood for are not.
         connection.pragma_update(None, "synchronous", "NORMAL").map_err(failed)?;
         migrate(&mut connection, path, &MIGRATIONS)?;
@@ -174,6 +174,23 @@ fn check_version(path: &Path, found: i64) -> Result<()> {
     Ok(())
 }
 
+/// Does again what fails because the database is busy: SQLite itself does not wait for others where
+/// a lock is changed into a stronger one, as when several processes open a new database at once.
+fn patiently(mut work: impl FnMut() -> rusqlite::Result<()>) -> rusqlite::Result<()> {
+    let begun = Instant::now();
+    loop {
+        match work() {
+            Err(e)
+                if e.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy)
+                    && begun.elapsed() < BUSY =>
+            {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            done => return done,
+        }
+    }
+}
+
 /// Brings the database to the newest schema, in one step or not at all; another process may be
 /// about to do the same.
 fn migrate(connection: &mut Connection, path: &Path, migrations: &[&str]) -> Result<()> {
@@ -230,6 +247,19 @@ mod tests {
             assert!(matches!(find(none), Err(Error::NoSuchBox { .. })), "{none:?}");
         }
         assert_eq!(find("%").unwrap(), "%_");
+    }
+
+    #[test]
+    fn many_open_and_close_at_once() {
+        for _ in 0..20 {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("db");
+            std::thread::scope(|scope| {
+                for _ in 0..8 {
+                    scope.spawn(|| (0..10).for_each(|_| drop(Store::open(&path).unwrap())));
+                }
+            });
+        }
     }
 
     #[test]

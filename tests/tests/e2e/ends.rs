@@ -10,6 +10,12 @@ use crate::traces::wait_until;
 
 const NO_OPTIONS: [&str; 0] = [];
 
+/// Root overwrites what process 1 executes: it cannot be shielded from that, and its end is the kernel's.
+pub(crate) const KERNEL_PANIC: &str = "set -- $(grep -m 1 r-xp /proc/1/maps | tr - ' '); \
+    page=$((0x$1 / 4096)); \
+    dd if=/dev/zero of=/proc/1/mem bs=4096 seek=$page count=$((0x$2 / 4096 - page)) conv=notrunc; \
+    sleep 1000";
+
 /// The reason for which a box failed.
 #[track_caller]
 fn failure(info: &Value) -> &str {
@@ -102,11 +108,7 @@ fn failures_are_told_apart() {
     let greedy = Sandbox::run(&launcher, "greedy", &memory, "exec tail /dev/zero");
     let panicking = "sleep 1; echo 2 > /proc/sys/vm/panic_on_oom; tail /dev/zero";
     let panicking = Sandbox::run(&launcher, "panicking", &memory, panicking);
-    // Root overwrites what process 1 executes: it cannot be shielded from that, and its end is the kernel's.
-    let crashing = "sleep 1; set -- $(grep -m 1 r-xp /proc/1/maps | tr - ' '); page=$((0x$1 / 4096)); \
-                    dd if=/dev/zero of=/proc/1/mem bs=4096 seek=$page count=$((0x$2 / 4096 - page)) \
-                    conv=notrunc; sleep 1000";
-    let crashing = Sandbox::run(&launcher, "crashing", &[], crashing);
+    let crashing = Sandbox::run(&launcher, "crashing", &[], &format!("sleep 1; {KERNEL_PANIC}"));
     let info = greedy.wait_until("at its end", is_over);
     assert_eq!((failure(&info), &info["exit_code"]), ("out-of-memory", &137.into()));
     let info = panicking.wait_until("at its end", is_over);

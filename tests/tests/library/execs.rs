@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use boxlite_vmm::runtime::{BoxHandle, ErrorKind, ExitStatus, TerminalSize};
+use boxlite_vmm::runtime::{BoxHandle, ErrorKind, EventKind, EventQuery, ExitStatus, TerminalSize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 
@@ -132,7 +132,10 @@ fn commands_are_what_they_are_asked_to_be_and_end_when_they_are_told_to() {
         let status = sandbox.exec(["sh", "-c", "kill -9 $$"]).status().await.unwrap();
         assert_eq!(status, ExitStatus::Signal(9));
 
-        // A timeout ends it with all that it started.
+        // A timeout ends it with all that it started, which is an event as every other end.
+        let mut query = EventQuery::follow();
+        query.id = Some(sandbox.id().to_owned());
+        let mut events = runtime.events(query).await.unwrap();
         let tree = "sleep 88888 & sleep 88888";
         let begun = Instant::now();
         let late = sandbox.exec(["sh", "-c", tree]).timeout(Duration::from_secs(1)).output().await;
@@ -141,6 +144,14 @@ fn commands_are_what_they_are_asked_to_be_and_end_when_they_are_told_to() {
         let command = sandbox.exec(["sh", "-c", tree]).timeout(Duration::from_secs(1));
         let command = command.spawn().await.unwrap();
         assert_eq!(command.wait().await.unwrap_err().kind(), ErrorKind::Timeout);
+        let mut ends = 0;
+        while ends < 2 {
+            if let EventKind::ExecEnded { status, .. } = events.next().await.unwrap().unwrap().kind
+            {
+                assert_eq!(status, ExitStatus::Signal(9));
+                ends += 1;
+            }
+        }
         // Being told to, and being dropped, do so too.
         let command = sandbox.exec(["sh", "-c", tree]).spawn().await.unwrap();
         command.kill();

@@ -105,7 +105,9 @@ pub(super) async fn run(global: &Global, args: Run) -> Result<u8> {
         // Its process ends with its command; what it leaves is complete, or gone, when it has.
         match sandbox.wait().await {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
-            waited => drop(waited?),
+            // It was killed: nobody else throws away what it left.
+            Ok(_) => discard(&sandbox).await,
+            Err(error) => return Err(error.into()),
         }
     }
     drop(runtime);
@@ -122,7 +124,7 @@ async fn create(
     Ok((runtime, sandbox))
 }
 
-/// Throws away a box that was not to stay and did not start.
+/// Throws away a box that was not to stay.
 async fn discard(sandbox: &BoxHandle) {
     if sandbox.config().options.auto_remove {
         // It may have gone by itself; whatever is left is for `prune`.

@@ -12,6 +12,9 @@ use crate::events::EventKind;
 
 pub use crate::client::{Exit, Output};
 
+/// How a command ends that took too long.
+const KILLED: ExitStatus = ExitStatus::Signal(9);
+
 /// A command to run in a box.
 #[derive(Clone, Debug)]
 #[must_use = "a command runs when it is spawned"]
@@ -104,7 +107,10 @@ impl Command {
             None => output.await,
             Some(deadline) => match tokio::time::timeout_at(deadline, output).await {
                 Ok(result) => result,
-                Err(_) => return Err(Error::CommandTimeout),
+                Err(_) => {
+                    sandbox.note(EventKind::ExecEnded { pid, status: KILLED }).await;
+                    return Err(Error::CommandTimeout);
+                }
             },
         };
         match result {
@@ -184,6 +190,8 @@ impl Execution {
                 Ok(result) => result,
                 Err(_) => {
                     self.handle.kill();
+                    let ended = EventKind::ExecEnded { pid: self.pid(), status: KILLED };
+                    self.sandbox.note(ended).await;
                     return Err(Error::CommandTimeout);
                 }
             },

@@ -8,6 +8,7 @@ use boxlite_proto::message::FailureKind;
 use serde::{Deserialize, Serialize};
 
 use super::options::Problem;
+use super::remedy;
 use super::state::{BoxState, FailureReason};
 use crate::client;
 
@@ -15,7 +16,8 @@ use crate::client;
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why the runtime could not do what was asked. [`kind`](Self::kind) is for programs, the message
-/// for people; [`source`](std::error::Error::source) is what is behind it.
+/// for people, which [`remedy`](Self::remedy) is the end of;
+/// [`source`](std::error::Error::source) is what is behind it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -35,7 +37,7 @@ pub enum Error {
     #[error(transparent)]
     GuestFiles(#[from] boxlite_kernel::LocateError),
     /// The home folder, or a file in it.
-    #[error("{path}: {action}: {source}{}", full_disk(source))]
+    #[error("{path}: {action}: {source}{}", remedy::of_io(source))]
     Home {
         /// The file or folder.
         path: PathBuf,
@@ -45,10 +47,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The home's database.
-    #[error(
-        "{path}: the list of boxes cannot be {action}: {source}; if it is damaged, remove it: it is made \
-         anew from the boxes' folders"
-    )]
+    #[error("{path}: the list of boxes cannot be {action}: {source}; {}", remedy::NEW_DATABASE)]
     Store {
         /// The database.
         path: PathBuf,
@@ -59,8 +58,8 @@ pub enum Error {
     },
     /// The home was last used by a newer release.
     #[error(
-        "{path} was written by a newer release (schema {found}, this one knows {known}): use that \
-         release, or another home"
+        "{path} was written by a newer release (schema {found}, this one knows {known}): {}",
+        remedy::NEWER_RELEASE
     )]
     NewerHome {
         /// The database.
@@ -71,28 +70,28 @@ pub enum Error {
         known: i64,
     },
     /// There is no home folder to be found.
-    #[error("there is no home folder: set BOXLITE_HOME or HOME, or pass --home")]
+    #[error("there is no home folder: {}", remedy::SET_HOME)]
     NoHome,
     /// The executable of the boxes' processes is not there.
-    #[error("cannot find the boxlite-vmm executable {tried}: set BOXLITE_VMM to its path")]
+    #[error("cannot find the boxlite-vmm executable {tried}: {}", remedy::SET_LAUNCHER)]
     NoLauncher {
         /// Where it was looked for.
         tried: String,
     },
     /// A box of this name exists.
-    #[error("a box named {name} exists already: choose another name, or remove it (rm {name})")]
+    #[error("a box named {name} exists already: {}", remedy::name_in_use(name))]
     NameInUse {
         /// The name.
         name: String,
     },
     /// No box is called so.
-    #[error("no box is called {query}, and no box's ID begins so; `ls --all` lists them")]
+    #[error("no box is called {query}, and no box's ID begins so; {}", remedy::LIST_BOXES)]
     NoSuchBox {
         /// What was looked for.
         query: String,
     },
     /// Several boxes could be meant.
-    #[error("{query} could be each of {}; give more of the ID", .matches.join(", "))]
+    #[error("{query} could be each of {}; {}", .matches.join(", "), remedy::MORE_OF_ID)]
     Ambiguous {
         /// What was looked for.
         query: String,
@@ -156,13 +155,13 @@ pub enum Error {
         timeout: Duration,
     },
     /// There is no command: neither the caller nor the image gave one.
-    #[error("no command to run: the image {image} has none, so give one")]
+    #[error("no command to run: the image {image} has none, so {}", remedy::GIVE_COMMAND)]
     NoCommand {
         /// The image.
         image: String,
     },
     /// A copy between box and host failed on the host's side.
-    #[error("cannot copy {path}: {source}{}", full_disk(source))]
+    #[error("cannot copy {path}: {source}{}", remedy::of_io(source))]
     Copy {
         /// The host's file.
         path: PathBuf,
@@ -192,7 +191,7 @@ pub enum Error {
     #[error(transparent)]
     Remote(#[from] Box<RemoteError>),
     /// A task of the runtime itself failed: a bug.
-    #[error("internal error: {0}; please report it")]
+    #[error("internal error: {0}; {remedy}", remedy = remedy::REPORT)]
     Internal(String),
 }
 
@@ -242,6 +241,8 @@ pub struct RemoteError {
     pub sandbox: Option<String>,
     /// What happened, to which thing, and what to do.
     pub message: String,
+    /// What to do, alone, if that is known.
+    pub remedy: Option<String>,
 }
 
 impl Error {
@@ -315,16 +316,8 @@ impl From<&Error> for RemoteError {
             kind: error.kind(),
             sandbox: error.sandbox().map(str::to_owned),
             message: error.to_string(),
+            remedy: error.remedy(),
         }
-    }
-}
-
-fn full_disk(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            ": free some room there, or choose another home (--home)"
-        }
-        _ => "",
     }
 }
 

@@ -37,6 +37,7 @@ mod logs;
 mod metrics;
 mod options;
 mod place;
+mod remedy;
 mod remote;
 mod saved_images;
 pub mod signals;

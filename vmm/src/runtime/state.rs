@@ -90,30 +90,29 @@ pub enum FailureReason {
 impl fmt::Display for FailureReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::ProcessDied => f.write_str(
-                "its process ended unexpectedly (killed, or the host went down); start it again",
-            ),
+            Self::ProcessDied => {
+                f.write_str("its process ended unexpectedly (killed, or the host went down)")
+            }
             Self::Panic(lines) => {
                 write!(f, "the guest's kernel panicked; its last lines:\n{}", Lines(lines))
             }
-            Self::OutOfMemory => {
-                f.write_str("the guest ran out of memory; give it more (--memory)")
-            }
-            Self::DiskFull(what) => {
-                write!(f, "the host's disk is full ({what}); free some room, then start it again")
-            }
+            Self::OutOfMemory => f.write_str("the guest ran out of memory"),
+            Self::DiskFull(what) => write!(f, "the host's disk is full ({what})"),
             Self::Unhealthy(last) => write!(f, "its health checks failed; the last said: {last}"),
             Self::Agent(message) => write!(f, "the guest could not set the box up: {message}"),
             Self::NotReady { timeout_ms, stage } => {
                 let doing = stage.map_or("the machine was being built", BootStage::doing);
                 write!(
                     f,
-                    "the box was not ready after {:?}: {doing}; run with --debug and look into \
-                     console.log in the box's folder, or give it more time (--ready-timeout)",
+                    "the box was not ready after {:?}: {doing}",
                     Duration::from_millis(*timeout_ms)
                 )
             }
             Self::Machine(message) => f.write_str(message),
+        }?;
+        match self.remedy() {
+            Some(remedy) => write!(f, "; {remedy}"),
+            None => Ok(()),
         }
     }
 }

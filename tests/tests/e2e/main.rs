@@ -16,6 +16,7 @@ mod images;
 mod lifecycle;
 mod machine;
 mod programs;
+mod registry;
 mod signals;
 mod terminal;
 mod traces;

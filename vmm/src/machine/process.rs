@@ -268,6 +268,9 @@ impl Process {
         let micros = self.boot.1.elapsed().as_micros().try_into().unwrap_or(u64::MAX);
         self.launcher.say(&FromMachine::Stage { stage, micros });
         self.tell(Input::Stage(stage, micros));
+        if stage == BootStage::Ready {
+            sys::release_startup_code();
+        }
     }
 
     /// A guest that gives up says why on another thread than the one that ends it.

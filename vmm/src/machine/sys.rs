@@ -35,6 +35,41 @@ pub(super) fn resident() -> u64 {
     parse_resident(&std::fs::read_to_string("/proc/self/status").unwrap_or_default())
 }
 
+/// Unmaps the code that this process has run so far and its constants, with what the kernel mapped
+/// around them: most of it made the machine and will not run again. What does is mapped again, from
+/// the page cache.
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code)]
+pub(super) fn release_startup_code() {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    for (start, len) in maps.lines().filter_map(parse_code) {
+        // SAFETY: the pages are a file's, mapped privately, and were never writable: they are as they
+        // were read, and are read again when they are needed.
+        let _ = unsafe { libc::madvise(start as *mut libc::c_void, len, libc::MADV_DONTNEED) };
+    }
+}
+
+/// Other systems keep what they find good.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn release_startup_code() {}
+
+/// Address and length in bytes of a line of `/proc/self/maps`, if it is code of a file or where the
+/// constants of one begin. What is further on may have been relocated before it was protected.
+#[cfg_attr(not(target_os = "linux"), allow(dead_code))]
+fn parse_code(line: &str) -> Option<(usize, usize)> {
+    let mut fields = line.split_whitespace();
+    let (range, rights, offset) = (fields.next()?, fields.next()?, fields.next()?);
+    let path = fields.nth(2)?;
+    let as_read = rights == "r-xp" || (rights == "r--p" && offset == "00000000");
+    if !as_read || !path.starts_with('/') {
+        return None;
+    }
+    let (start, end) = range.split_once('-')?;
+    let start = usize::from_str_radix(start, 16).ok()?;
+    let end = usize::from_str_radix(end, 16).ok()?;
+    Some((start, end.checked_sub(start)?))
+}
+
 fn parse_resident(status: &str) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kib: Option<u64> = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
@@ -55,5 +90,24 @@ mod tests {
         if cfg!(target_os = "linux") {
             assert!(resident() > 100 << 10);
         }
+    }
+
+    #[test]
+    fn only_code_of_files_is_released_and_this_goes_on() {
+        let code = "1000-3000 r-xp 00001000 fe:00 42  /usr/bin/x y";
+        assert_eq!(parse_code(code), Some((0x1000, 0x2000)));
+        let constants = "1000-3000 r--p 00000000 fe:00 42  /usr/bin/x";
+        assert_eq!(parse_code(constants), Some((0x1000, 0x2000)));
+        for other in [
+            "1000-3000 r--p 00001000 fe:00 42  /usr/bin/x",
+            "1000-3000 rwxp 00001000 fe:00 42  /usr/bin/x",
+            "1000-3000 r-xp 00000000 00:00 0   [vdso]",
+            "1000-3000 r-xp 00000000 00:00 0",
+            "3000-1000 r-xp 00001000 fe:00 42  /usr/bin/x",
+            "",
+        ] {
+            assert_eq!(parse_code(other), None, "{other}");
+        }
+        release_startup_code();
     }
 }

@@ -1,6 +1,6 @@
 //! From the kernel's hand to a served machine.
 
-use boxlite_proto::boot::{BootParams, Role, UnknownRole};
+use boxlite_proto::boot::{BadParams, BootParams, Role};
 use boxlite_proto::message::Stage;
 use rustix::io;
 use rustix::process::{Resource, Rlimit, setrlimit};
@@ -8,7 +8,7 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 use crate::mounts::{self, MountError};
 use crate::server::Server;
 use crate::transport::{Transport, TransportError};
-use crate::{identity, log, net, shutdown};
+use crate::{etc, identity, log, net, shutdown};
 
 /// Open files that a process may raise its limit to.
 const MAX_FILES: u64 = 1 << 20;
@@ -21,9 +21,11 @@ enum BootError {
     #[error("cannot read the kernel command line: {0}")]
     CommandLine(#[source] std::io::Error),
     #[error(transparent)]
-    Role(#[from] UnknownRole),
+    Params(#[from] BadParams),
     #[error(transparent)]
     Transport(#[from] TransportError),
+    #[error(transparent)]
+    Network(#[from] net::NetworkError),
     #[error("cannot serve the host: {0}")]
     Serve(#[source] io::Errno),
 }
@@ -72,7 +74,13 @@ fn boot(transport: &mut Transport) -> Result<Server, BootError> {
             mounts::box_root()?;
             transport.reached(Stage::Root);
             net::loopback_up();
-            identity::name_box(params.hostname.as_deref().unwrap_or("localhost"));
+            let hostname = params.hostname.as_deref().unwrap_or("localhost");
+            identity::name(hostname);
+            etc::name(hostname, params.network.as_ref());
+            if let Some(network) = &params.network {
+                net::box_network(network)?;
+                etc::resolve_by(network, &params.search);
+            }
             settings(1024);
         }
         Role::Builder => {

@@ -4,7 +4,7 @@
 //! host until it is told to shut down:
 //!
 //! ```text
-//!  boot ──── mounts, disk, net, identity, clock        once, in order, any failure is fatal
+//!  boot ──── mounts, disk, net, etc, clock             once, in order, any failure is fatal
 //!    │
 //!  server ── one thread, one epoll (edge-triggered)
 //!    ├── connection   frames in, frames out, bounded both ways
@@ -23,6 +23,7 @@ mod boot;
 mod clock;
 mod connection;
 mod disk;
+mod etc;
 mod exec;
 mod identity;
 mod inspect;

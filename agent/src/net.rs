@@ -1,8 +1,9 @@
 //! Links, addresses and routes, by rtnetlink (`man 7 rtnetlink`).
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
 
+use boxlite_proto::network::NetworkParams;
 use rustix::io::{self, Errno};
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{
@@ -27,12 +28,12 @@ pub(crate) fn loopback_up() {
 pub(crate) fn qemu_user_network() {
     let configure = || {
         let mut netlink = Netlink::open()?;
-        match netlink.up("eth0") {
+        match netlink.up(LINK) {
             Err(Errno::NODEV) => return Ok(()),
             result => result?,
         }
-        netlink.add_address("eth0", QEMU_GUEST, QEMU_PREFIX)?;
-        netlink.add_default_route(QEMU_GATEWAY)?;
+        netlink.add_address(LINK, QEMU_GUEST.into(), QEMU_PREFIX)?;
+        netlink.add_default_route(QEMU_GATEWAY.into())?;
         let resolv_conf = format!("nameserver {QEMU_RESOLVER}\n");
         crate::mounts::replace_file("/etc/resolv.conf", resolv_conf.as_bytes())
     };
@@ -40,6 +41,32 @@ pub(crate) fn qemu_user_network() {
         crate::log::warn(format_args!("cannot configure the network eth0: {e}"));
     }
 }
+
+/// A box's network that cannot be configured.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot configure the box's network: {0}")]
+pub(crate) struct NetworkError(#[source] Errno);
+
+/// Configures `eth0` of a box as the host says. Its MTU is the device's.
+pub(crate) fn box_network(params: &NetworkParams) -> Result<(), NetworkError> {
+    // What the router would announce is here already.
+    if let Err(e) = std::fs::write("/proc/sys/net/ipv6/conf/eth0/accept_ra", "0") {
+        crate::log::warn(format_args!("eth0 will configure itself, too: {e}"));
+    }
+    let configure = || {
+        let mut netlink = Netlink::open()?;
+        netlink.up(LINK)?;
+        let ((v4, prefix4), (v6, prefix6)) = (params.address, params.address6);
+        netlink.add_address(LINK, v4.into(), prefix4)?;
+        netlink.add_address(LINK, v6.into(), prefix6)?;
+        netlink.add_default_route(params.gateway.into())?;
+        netlink.add_default_route(params.gateway6.into())
+    };
+    configure().map_err(NetworkError)
+}
+
+/// The one network device.
+const LINK: &str = "eth0";
 
 struct Netlink {
     socket: OwnedFd,
@@ -66,23 +93,27 @@ impl Netlink {
         self.request(message)
     }
 
-    fn add_address(&mut self, link: &str, address: Ipv4Addr, prefix: u8) -> io::Result<()> {
+    fn add_address(&mut self, link: &str, address: IpAddr, prefix: u8) -> io::Result<()> {
         let index = index_of(link)?;
         let mut message = Message::new(libc::RTM_NEWADDR, CREATE);
         // struct ifaddrmsg: family, prefix length, flags, scope, index
-        message.put(&[libc::AF_INET as u8, prefix, 0, libc::RT_SCOPE_UNIVERSE]);
+        message.put(&[family(address), prefix, 0, libc::RT_SCOPE_UNIVERSE]);
         message.put(&index.to_ne_bytes());
-        message.attribute(libc::IFA_LOCAL, &address.octets());
-        message.attribute(libc::IFA_ADDRESS, &address.octets());
+        message.address(libc::IFA_LOCAL, address);
+        message.address(libc::IFA_ADDRESS, address);
+        if address.is_ipv6() {
+            // Nobody else is on the link: to ask whether somebody has the address takes a second.
+            message.attribute(libc::IFA_FLAGS, &libc::IFA_F_NODAD.to_ne_bytes());
+        }
         self.request(message)
     }
 
-    fn add_default_route(&mut self, gateway: Ipv4Addr) -> io::Result<()> {
+    fn add_default_route(&mut self, gateway: IpAddr) -> io::Result<()> {
         let mut message = Message::new(libc::RTM_NEWROUTE, CREATE);
         // struct rtmsg: family, destination and source prefix length, TOS, table, protocol, scope,
         // type, flags
         message.put(&[
-            libc::AF_INET as u8,
+            family(gateway),
             0,
             0,
             0,
@@ -92,7 +123,7 @@ impl Netlink {
             libc::RTN_UNICAST,
         ]);
         message.put(&0_u32.to_ne_bytes());
-        message.attribute(libc::RTA_GATEWAY, &gateway.octets());
+        message.address(libc::RTA_GATEWAY, gateway);
         self.request(message)
     }
 
@@ -137,6 +168,13 @@ impl Message {
         self.0.resize(self.0.len().next_multiple_of(4), 0);
     }
 
+    fn address(&mut self, kind: u16, address: IpAddr) {
+        match address {
+            IpAddr::V4(v4) => self.attribute(kind, &v4.octets()),
+            IpAddr::V6(v6) => self.attribute(kind, &v6.octets()),
+        }
+    }
+
     fn finish(mut self, sequence: u32) -> Vec<u8> {
         let len = self.0.len() as u32;
         self.0[..4].copy_from_slice(&len.to_ne_bytes());
@@ -156,6 +194,10 @@ fn verdict(answer: &[u8]) -> io::Result<()> {
         }
         _ => Err(Errno::PROTO),
     }
+}
+
+fn family(address: IpAddr) -> u8 {
+    (if address.is_ipv6() { libc::AF_INET6 } else { libc::AF_INET }) as u8
 }
 
 fn index_of(link: &str) -> io::Result<i32> {

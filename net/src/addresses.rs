@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use smoltcp::wire::EthernetAddress;
 
 /// The addresses of a box's link. All of them lie in `subnet` and `subnet6`.
@@ -14,7 +14,7 @@ pub struct Addresses {
     pub gateway: Ipv4Addr,
     /// The guest.
     pub guest: Ipv4Addr,
-    /// Stands for the host's 127.0.0.1: `host.boxlite.internal`.
+    /// Stands for the host's loopback: `host.boxlite.internal`.
     pub host: Ipv4Addr,
     /// The IPv6 network of the link, a /64.
     pub subnet6: Ipv6Net,
@@ -22,8 +22,15 @@ pub struct Addresses {
     pub gateway6: Ipv6Addr,
     /// The guest, where it is not configured by router advertisements.
     pub guest6: Ipv6Addr,
-    /// Stands for the host's `::1`.
+    /// Stands for the host's loopback, too.
     pub host6: Ipv6Addr,
+    /// Where `host` leads to: the host's 127.0.0.1, or what stands for it where this process is not
+    /// on the host itself.
+    pub loopback: Ipv4Addr,
+    /// Where `host6` leads to.
+    pub loopback6: Ipv6Addr,
+    /// Networks of this process's that the guest never reaches under their own addresses.
+    pub closed: Vec<IpNet>,
     /// The gateway's Ethernet address.
     pub gateway_mac: [u8; 6],
     /// The guest's Ethernet address until its frames show another.
@@ -44,6 +51,9 @@ impl Default for Addresses {
             gateway6: v6(1),
             guest6: v6(2),
             host6: v6(0xfe),
+            loopback: Ipv4Addr::LOCALHOST,
+            loopback6: Ipv6Addr::LOCALHOST,
+            closed: Vec::new(),
             gateway_mac: [0x02, 0x62, 0x6f, 0x78, 0x00, 0x01],
             guest_mac: [0x02, 0x62, 0x6f, 0x78, 0x00, 0x02],
         }

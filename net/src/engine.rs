@@ -1,7 +1,7 @@
 //! The loop: frames and events in, everything else follows.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -91,7 +91,7 @@ impl Engine {
         let cx = Context {
             out,
             addresses: options.addresses,
-            gate: Gate::new(options.policy, Arc::clone(&meter)),
+            gate: Gate::new(options.policy, Arc::clone(&meter), options.denials),
             timers: Timers::default(),
             pool: Pool::default(),
             budget: Budget::default(),
@@ -447,8 +447,9 @@ impl Engine {
 /// The address under which the guest sees a peer: its own, where answers to that come back here.
 fn seen_as(peer: SocketAddr, cx: &Context) -> SocketAddr {
     let a = &cx.addresses;
+    let host = |v4: Ipv4Addr| v4.is_loopback() || v4.is_unspecified() || v4 == a.loopback;
     let ip = match peer.ip().to_canonical() {
-        IpAddr::V4(v4) if !v4.is_loopback() && !v4.is_unspecified() && !a.on_link(v4.into()) => v4,
+        IpAddr::V4(v4) if !host(v4) && !a.on_link(v4.into()) => v4,
         // The host itself, or somebody with an address of the other kind.
         _ => a.host,
     };

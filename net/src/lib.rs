@@ -46,10 +46,12 @@ mod wire;
 
 pub use addresses::Addresses;
 pub use counters::Counters;
+pub use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
 pub use error::{ForwardError, NetworkError, ParseError};
 pub use forward::{BoundForward, PortForward, Protocol};
 pub use limit::{RateLimit, RateLimits};
 pub use link::{Link, LinkFeatures, Offload, Received, Segmentation, Sent};
 pub use network::{Handle, Network};
-pub use options::NetworkOptions;
+pub use options::{Denials, NetworkOptions};
 pub use policy::{Action, Policy, Rule};

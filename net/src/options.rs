@@ -1,6 +1,8 @@
 //! What a network is made from.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::addresses::Addresses;
 use crate::error::NetworkError;
@@ -32,6 +34,30 @@ pub struct NetworkOptions {
     /// How many TCP and UDP flows there may be at a time. Each has a file descriptor, so
     /// `RLIMIT_NOFILE` has to be higher.
     pub max_flows: usize,
+    /// Who is told of what the policy denied; otherwise it goes to this process's log.
+    pub denials: Option<Denials>,
+}
+
+/// Takes what the policy denied: the flow or name, and why. Each once, and no more than so many in a
+/// while. It is called on the network's thread.
+#[derive(Clone)]
+pub struct Denials(Arc<dyn Fn(&str, &str) + Send + Sync>);
+
+impl Denials {
+    /// Calls `tell` with what was denied, `tcp to 192.0.2.1:80`, and why.
+    pub fn new(tell: impl Fn(&str, &str) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(tell))
+    }
+
+    pub(crate) fn tell(&self, what: &str, why: &str) {
+        (self.0)(what, why);
+    }
+}
+
+impl fmt::Debug for Denials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Denials").finish_non_exhaustive()
+    }
 }
 
 impl Default for NetworkOptions {
@@ -44,6 +70,7 @@ impl Default for NetworkOptions {
             limits: RateLimits::default(),
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
             max_flows: 65_536,
+            denials: None,
         }
     }
 }

@@ -86,6 +86,13 @@ pub enum EventKind {
         /// How.
         status: ExitStatus,
     },
+    /// Its network policy denied something; each flow and name is told of once.
+    Denied {
+        /// The flow or name: `tcp to 192.0.2.1:80`.
+        what: String,
+        /// The rule, or the default.
+        why: String,
+    },
     /// It was removed.
     Removed,
 }

@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use crate::network::{BadNetwork, NetworkParams, search_domains};
+
 /// What the agent is there for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Role {
@@ -37,11 +39,15 @@ pub struct BootParams {
     pub hostname: Option<String>,
     /// Software host: where the box home (`/dev/vda`) is mounted; an absolute path.
     pub home: Option<String>,
+    /// Box: its network, if it has one.
+    pub network: Option<NetworkParams>,
+    /// Box: where names that are not whole are looked for.
+    pub search: Vec<String>,
 }
 
 impl BootParams {
     /// Reads the parameters out of a kernel command line. Other words are the kernel's.
-    pub fn parse(cmdline: &str) -> Result<Self, UnknownRole> {
+    pub fn parse(cmdline: &str) -> Result<Self, BadParams> {
         let mut params = Self::default();
         for word in cmdline.split_ascii_whitespace() {
             let Some((key, value)) =
@@ -54,10 +60,12 @@ impl BootParams {
                     params.role = [Role::Box, Role::Builder, Role::SoftHost]
                         .into_iter()
                         .find(|role| role.name() == value)
-                        .ok_or_else(|| UnknownRole(value.to_owned()))?;
+                        .ok_or_else(|| BadParams::UnknownRole(value.to_owned()))?;
                 }
                 "hostname" => params.hostname = Some(unescape(value)),
                 "home" => params.home = Some(unescape(value)),
+                "net" => params.network = Some(value.parse()?),
+                "search" => params.search = search_domains(value.split(',')),
                 _ => {}
             }
         }
@@ -75,14 +83,26 @@ impl fmt::Display for BootParams {
         if let Some(home) = &self.home {
             write!(f, " boxlite.home={}", escape(home))?;
         }
+        if let Some(network) = &self.network {
+            write!(f, " boxlite.net={network}")?;
+        }
+        if !self.search.is_empty() {
+            write!(f, " boxlite.search={}", self.search.join(","))?;
+        }
         Ok(())
     }
 }
 
 /// A host that is newer than this agent.
 #[derive(Debug, thiserror::Error)]
-#[error("unknown boxlite.role={0}: the guest's agent is older than the host")]
-pub struct UnknownRole(String);
+pub enum BadParams {
+    /// The agent is there for something that it does not know.
+    #[error("unknown boxlite.role={0}: the guest's agent is older than the host")]
+    UnknownRole(String),
+    /// The network is something that it does not know.
+    #[error(transparent)]
+    Network(#[from] BadNetwork),
+}
 
 /// Percent-encodes what would end a word or confuse the kernel's parser.
 fn escape(value: &str) -> String {
@@ -131,8 +151,17 @@ mod tests {
             role in prop_oneof![Just(Role::Box), Just(Role::Builder), Just(Role::SoftHost)],
             hostname in proptest::option::of(".*"),
             home in proptest::option::of(".*"),
+            network in proptest::option::of(any::<(u32, u32, u32, u128, u128)>()),
+            search in proptest::collection::vec("[a-z0-9._-]{1,30}", 0..6),
         ) {
-            let params = BootParams { role, hostname, home };
+            let network = network.map(|(a, b, c, d, e)| NetworkParams {
+                address: (a.into(), 24),
+                gateway: b.into(),
+                host: c.into(),
+                address6: (d.into(), 64),
+                gateway6: e.into(),
+            });
+            let params = BootParams { role, hostname, home, network, search };
             let cmdline = format!("console=ttyS0 {params} quiet");
             prop_assert_eq!(BootParams::parse(&cmdline).unwrap(), params);
         }

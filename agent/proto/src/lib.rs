@@ -28,6 +28,7 @@ pub mod credit;
 pub mod frame;
 pub mod guest;
 pub mod message;
+pub mod network;
 
 /// Version of the protocol that this crate speaks. A peer with another major version is refused.
 pub const PROTOCOL_VERSION: u16 = 1;

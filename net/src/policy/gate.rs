@@ -11,6 +11,7 @@ use super::names::Names;
 use super::{Action, Policy, Rule, Target, is_local, is_private, is_protected};
 use crate::counters::Meter;
 use crate::forward::Protocol;
+use crate::options::Denials;
 
 /// Denied flows that are remembered, so as to be logged once.
 const MAX_LOGGED: usize = 4096;
@@ -45,10 +46,11 @@ pub(crate) struct Gate {
     lines: u32,
     untold: u64,
     meter: Arc<Meter>,
+    denials: Option<Denials>,
 }
 
 impl Gate {
-    pub(crate) fn new(policy: Policy, meter: Arc<Meter>) -> Self {
+    pub(crate) fn new(policy: Policy, meter: Arc<Meter>, denials: Option<Denials>) -> Self {
         Self {
             policy,
             names: Names::default(),
@@ -57,6 +59,7 @@ impl Gate {
             lines: 0,
             untold: 0,
             meter,
+            denials,
         }
     }
 
@@ -89,7 +92,7 @@ impl Gate {
             }
             None => "no rule allows it".to_owned(),
         };
-        tracing::warn!("network: denied {protocol} to {destination}: {why}");
+        self.tell(&format!("{protocol} to {destination}"), &why);
         Verdict::Denied
     }
 
@@ -108,7 +111,14 @@ impl Gate {
             self.names_logged.clear();
         }
         self.names_logged.insert(name.to_owned());
-        tracing::warn!("network: denied the name {name:?}: {why}");
+        self.tell(&format!("the name {name:?}"), why);
+    }
+
+    fn tell(&self, what: &str, why: &str) {
+        match &self.denials {
+            Some(denials) => denials.tell(what, why),
+            None => tracing::warn!("network: denied {what}: {why}"),
+        }
     }
 
     /// Regular housekeeping.

@@ -78,12 +78,13 @@ impl Route {
         }
         if addresses.is_host(ip) {
             let loopback: IpAddr = match ip {
-                IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-                IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+                IpAddr::V4(_) => addresses.loopback.into(),
+                IpAddr::V6(_) => addresses.loopback6.into(),
             };
             return Self::Host(SocketAddr::new(loopback, destination.port()));
         }
-        if addresses.on_link(ip) || !is_global_unicast(ip) {
+        let closed = addresses.closed.iter().any(|net| net.contains(&ip));
+        if closed || addresses.on_link(ip) || !is_global_unicast(ip) {
             return Self::Nowhere;
         }
         Self::Outside(destination)

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 
 use super::*;
+use crate::Denials;
 use crate::counters::Meter;
 use crate::forward::Protocol;
 
 fn gate(rules: &[&str]) -> Gate {
     let rules = rules.iter().map(|rule| rule.parse().unwrap()).collect();
-    Gate::new(Policy::from_rules(rules), Arc::new(Meter::default()))
+    Gate::new(Policy::from_rules(rules), Arc::new(Meter::default()), None)
 }
 
 fn ask(gate: &mut Gate, protocol: Protocol, destination: &str) -> bool {
@@ -78,6 +79,23 @@ fn addresses_that_lead_back_to_the_host_lead_nowhere() {
 }
 
 #[test]
+fn where_the_host_is_another_machine_its_loopback_is_what_stands_for_it() {
+    let addresses = Addresses {
+        loopback: "10.0.2.2".parse().unwrap(),
+        loopback6: "fec0::2".parse().unwrap(),
+        closed: vec!["10.0.2.0/24".parse().unwrap(), "fec0::/64".parse().unwrap()],
+        ..Addresses::default()
+    };
+    let to = |text: &str| Route::to(&addresses, text.parse().unwrap());
+    assert_eq!(to("192.168.127.254:80"), Route::Host("10.0.2.2:80".parse().unwrap()));
+    assert_eq!(to("[fdb0:786c:6974::fe]:80"), Route::Host("[fec0::2]:80".parse().unwrap()));
+    for nowhere in ["10.0.2.2:80", "10.0.2.3:53", "10.0.2.15:80", "[fec0::2]:80", "127.0.0.1:80"] {
+        assert_eq!(to(nowhere), Route::Nowhere, "{nowhere}");
+    }
+    assert_eq!(to("10.0.3.2:80"), Route::Outside("10.0.3.2:80".parse().unwrap()));
+}
+
+#[test]
 fn the_first_rule_that_matches_decides() {
     let mut gate =
         gate(&["deny tcp:10.0.0.5:22", "allow 10.0.0.0/8", "allow udp:any:53", "deny any"]);
@@ -137,18 +155,26 @@ fn questions_are_free_where_addresses_are() {
     assert!(!gate(&["deny any"]).may_ask("anything"));
     assert!(gate(&["allow a.org", "deny any"]).may_ask("a.org"));
     assert!(!gate(&["allow a.org", "deny any"]).may_ask("b.org"));
-    let none = Gate::new(Policy::none(), Arc::new(Meter::default()));
+    let none = Gate::new(Policy::none(), Arc::new(Meter::default()), None);
     assert!(!none.may_ask("anything"));
 }
 
 #[test]
 fn denials_are_counted_each_time() {
     let meter = Arc::new(Meter::default());
-    let mut gate = Gate::new(Policy::none(), Arc::clone(&meter));
+    let told = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let sink = Arc::clone(&told);
+    let denials =
+        Denials::new(move |what, why| sink.lock().unwrap().push(format!("{what}: {why}")));
+    let mut gate = Gate::new(Policy::none(), Arc::clone(&meter), Some(denials));
     for _ in 0..3 {
         assert!(!tcp(&mut gate, "1.2.3.4:80"));
+        gate.deny_name("a.org", "closed");
     }
-    assert_eq!(meter.denied.get(), 3);
+    assert_eq!(meter.denied.get(), 6);
+    // Once each.
+    let told = told.lock().unwrap();
+    assert_eq!(*told, ["tcp to 1.2.3.4:80: no rule allows it", "the name \"a.org\": closed"]);
 }
 
 #[test]

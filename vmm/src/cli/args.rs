@@ -11,7 +11,7 @@ use clap::{Args, Parser, ValueEnum};
 
 use super::{
     attach, completion, copy, create, doctor, events, exec, image, inspect, lifecycle, list, login,
-    logs, run, stats,
+    logs, port, run, stats,
 };
 
 const EXAMPLES: &str = "\
@@ -19,6 +19,7 @@ Examples:
   boxlite-vmm run oci:./alpine echo hello             a command in a box, which goes with it
   boxlite-vmm run -it oci:./debian bash               a terminal in a box
   boxlite-vmm run -d --name db oci:./postgres         a box that lives on
+  boxlite-vmm run -d -p 8080:80 nginx                 http://localhost:8080 leads into the box
   boxlite-vmm exec -it db sh                          a command in it
   boxlite-vmm logs -f db                              what its main command writes
   boxlite-vmm stop db && boxlite-vmm start db         everything is where it was
@@ -97,6 +98,9 @@ pub(super) enum Subcommand {
     Ls(list::List),
     /// Tell all that is known of boxes, as JSON
     Inspect(inspect::Inspect),
+    /// List the ports of this machine that lead into a box
+    #[command(after_help = port::HELP)]
+    Port(port::Ports),
     /// Run a command in a box that runs
     #[command(after_help = exec::HELP)]
     Exec(exec::Exec),
@@ -157,6 +161,12 @@ pub(super) enum Subcommand {
     /// The process of a box; the launcher starts it
     #[command(hide = true)]
     Machine,
+    /// Carries a box's request for ports of this machine to the keeper of the software host; QEMU starts it
+    #[command(hide = true, name = crate::softhost::PORTS_SUBCOMMAND)]
+    SofthostPorts {
+        /// The home
+        home: PathBuf,
+    },
     /// The process that keeps the software host; the launcher starts it
     #[command(hide = true)]
     SofthostKeeper {

@@ -115,6 +115,7 @@ fn what(kind: &EventKind) -> String {
         EventKind::ExecEnded { pid, status } => {
             format!("exec ended: {pid} (exit code {})", exit_code(*status))
         }
+        EventKind::Denied { what, why } => format!("network denied {what}: {why}"),
         EventKind::Removed => "removed".into(),
     }
 }

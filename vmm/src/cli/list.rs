@@ -86,7 +86,8 @@ impl List {
 }
 
 fn table(boxes: &[BoxInfo], whole: bool) -> Table {
-    let mut table = Table::new(["BOX ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "NAME"]);
+    let mut table =
+        Table::new(["BOX ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "NAME"]);
     for info in boxes {
         let command = plain(&command(info)).into_owned();
         table.row([
@@ -95,6 +96,7 @@ fn table(boxes: &[BoxInfo], whole: bool) -> Table {
             if whole { command } else { cut(&command, COMMAND) },
             human::ago(info.created),
             out::in_color_of(&info.state, status(info)),
+            info.ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
             info.name.clone(),
         ]);
     }
@@ -285,9 +287,10 @@ mod tests {
     }
 
     fn boxes() -> Vec<BoxInfo> {
+        let port = json!({ "protocol": "tcp", "host": "127.0.0.1:8080", "guest": 80 });
         vec![
             info("one", json!({ "state": "configured" }), 7200),
-            info("two", json!({ "state": "running" }), 600),
+            info("two", json!({ "state": "running", "ports": [port] }), 600),
             info("three", json!({ "state": "stopped", "exit_code": 3 }), 1200),
             info("four", json!({ "state": "failed", "reason": { "kind": "process-died" } }), 10),
         ]
@@ -347,9 +350,9 @@ mod tests {
         let text = console::strip_ansi_codes(&text);
         assert_eq!(
             text,
-            "BOX ID         IMAGE    COMMAND       CREATED          STATUS          NAME\n\
-             one000000000   alpine   sh -c 'a b'   2 hours ago      Created         one\n\
-             two000000000   alpine   sh -c 'a b'   10 minutes ago   Up 10 minutes   two\n"
+            "BOX ID         IMAGE    COMMAND       CREATED          STATUS          PORTS                    NAME\n\
+             one000000000   alpine   sh -c 'a b'   2 hours ago      Created                                  one\n\
+             two000000000   alpine   sh -c 'a b'   10 minutes ago   Up 10 minutes   127.0.0.1:8080->80/tcp   two\n"
         );
     }
 

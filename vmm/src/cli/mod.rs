@@ -3,7 +3,7 @@
 //! - `args`: the commands; what each takes is in its own room
 //! - `run`, `create`, `lifecycle`, `exec`, `attach`, `logs`, `copy`: boxes; `options` is what can be said of
 //!   one that is to be made, `stand_in` this process in place of a box's main command
-//! - `list`, `inspect`, `stats`, `events`: what is known of them
+//! - `list`, `inspect`, `port`, `stats`, `events`: what is known of them
 //! - `image`, `login`: where they come from; `doctor`, `completion`: the rest
 //! - `accel`: where they run, on this host's virtualization or in the software host
 //! - `out`, `table`, `human`, `progress`: what people and programs read
@@ -28,6 +28,7 @@ mod logs;
 mod options;
 mod out;
 mod parse;
+mod port;
 mod progress;
 mod run;
 mod size;
@@ -97,6 +98,10 @@ fn dispatch(cli: Cli) -> Result<u8> {
             softhost::keeper::main(&options)?;
             Ok(0)
         }
+        Subcommand::SofthostPorts { home } => {
+            softhost::carry_ports(&home)?;
+            Ok(0)
+        }
         Subcommand::AwaitBoxes => {
             cli.global.home()?.wait_for_boxes()?;
             Ok(0)
@@ -137,6 +142,7 @@ async fn with_boxes(Cli { mut global, command }: Cli) -> Result<u8> {
         Subcommand::Wait(args) => lifecycle::wait(&global, args).await,
         Subcommand::Prune(args) => lifecycle::prune(&global, &args).await,
         Subcommand::Ls(args) => list::list(&global, &args).await,
+        Subcommand::Port(args) => port::port(&global, &args).await,
         Subcommand::Inspect(args) => inspect::inspect(&global, &args).await,
         Subcommand::Exec(args) => exec::exec(&global, args).await,
         Subcommand::Attach(args) => attach::attach(&global, &args).await,
@@ -148,6 +154,7 @@ async fn with_boxes(Cli { mut global, command }: Cli) -> Result<u8> {
         Subcommand::Image { command } => image::image(&global, command).await,
         Subcommand::Machine
         | Subcommand::SofthostKeeper { .. }
+        | Subcommand::SofthostPorts { .. }
         | Subcommand::AwaitBoxes
         | Subcommand::Serve
         | Subcommand::Doctor(_)

@@ -82,18 +82,27 @@ pub(super) struct BoxArgs {
     /// Share a folder of this machine with the box (may be repeated)
     #[arg(long, short, value_name = "HOST:BOX[:ro]", value_parser = parse::volume, help_heading = SURROUNDINGS)]
     volume: Vec<Volume>,
-    /// Let a port of this machine lead into the box (may be repeated)
+    /// Let a port of this machine lead into the box; 0 or none: a free one, which `ls` and `port` tell
+    /// (may be repeated)
     #[arg(long, short, value_name = "[ADDRESS:]HOST:BOX[/udp]", value_parser = parse::forward, help_heading = SURROUNDINGS)]
     publish: Vec<Forward>,
-    /// What the box reaches: none, or nat for the internet
+    /// What the box reaches: nat for what this machine reaches, but not this machine itself, or none
+    /// [default: nat]
     #[arg(long, value_name = "MODE", value_parser = parse::network, help_heading = SURROUNDINGS)]
     network: Option<Network>,
-    /// Let the box reach only this: a name, address or network, with :port (may be repeated)
+    /// Let the box reach only this: a name, *.name, an address or a network, with tcp: or udp: before it and
+    /// :port behind it if need be; `host` is this machine's loopback, and closes nothing else (may be repeated)
     #[arg(long, value_name = "RULE", help_heading = SURROUNDINGS)]
     allow: Vec<String>,
-    /// Keep the box from reaching this (may be repeated)
+    /// Keep the box from reaching this, even if it is allowed (may be repeated)
     #[arg(long, value_name = "RULE", help_heading = SURROUNDINGS)]
     deny: Vec<String>,
+    /// What the box may receive in a second: 500K, 10M
+    #[arg(long, value_name = "BYTES", value_parser = size::rate, help_heading = SURROUNDINGS)]
+    limit_down: Option<u64>,
+    /// What the box may send in a second
+    #[arg(long, value_name = "BYTES", value_parser = size::rate, help_heading = SURROUNDINGS)]
+    limit_up: Option<u64>,
 
     /// The image: a name, with a registry and a tag or without (alpine:3.20), oci:DIR[:tag],
     /// docker-archive:FILE or rootfs:DIR; then the command and its arguments [default: the image's]
@@ -175,14 +184,11 @@ impl BoxArgs {
             volume.host = std::path::absolute(&volume.host)?;
         }
         options.ports = self.publish.clone();
-        let ruled = !self.allow.is_empty() || !self.deny.is_empty();
-        options.network.mode = match self.network {
-            Some(mode) => mode,
-            None if ruled => Network::Nat,
-            None => options.network.mode,
-        };
+        options.network.mode = self.network.unwrap_or_default();
         options.network.allow = self.allow.clone();
         options.network.deny = self.deny.clone();
+        options.network.limit_down = self.limit_down;
+        options.network.limit_up = self.limit_up;
         Ok(options)
     }
 
@@ -304,15 +310,19 @@ mod tests {
 
     #[test]
     fn what_this_version_cannot_do_is_said_all_at_once() {
-        let args =
-            ["-p", "80:80/udp", "-v", "/a:/b:ro", "--network", "nat", "--memory", "1M", "img"];
-        let got = options(&args).unwrap();
+        let words =
+            "-p 80:80/udp -v /a:/b:ro --network none --allow x:y --limit-up 1K --memory 1M img";
+        let got = options(&words.split(' ').collect::<Vec<_>>()).unwrap();
         assert_eq!(got.ports[0].protocol, Protocol::Udp);
         assert!(got.volumes[0].read_only);
         let Err(Error::Options(problems)) = got.validate() else { panic!() };
         let named: Vec<_> = problems.iter().map(|problem| &*problem.option).collect();
-        assert_eq!(named, ["memory", "volume", "publish", "network"]);
-        assert_eq!(options(&["--deny", "x", "img"]).unwrap().network.mode, Network::Nat);
+        assert_eq!(named, ["memory", "volume", "allow", "publish", "allow", "limit-up"]);
+        let words = ["--deny", "x", "--allow", "y:80", "--limit-down", "10M", "img"];
+        let got = options(&words).unwrap();
+        assert_eq!(got.network.mode, Network::Nat);
+        assert_eq!((got.network.limit_down, got.network.limit_up), (Some(10 << 20), None));
+        got.validate().unwrap();
     }
 
     #[test]

@@ -88,6 +88,18 @@ pub(super) fn forward(text: &str) -> Result<Forward, String> {
     Ok(forward)
 }
 
+/// `PORT[/tcp|/udp]` of a box.
+pub(super) fn port(text: &str) -> Result<(u16, Protocol), String> {
+    let (port, protocol) = match text.split_once('/') {
+        None => (text, Protocol::Tcp),
+        Some((port, "tcp")) => (port, Protocol::Tcp),
+        Some((port, "udp")) => (port, Protocol::Udp),
+        Some(_) => return Err("a protocol is tcp or udp".into()),
+    };
+    let port = port.parse().map_err(|_| format!("{port:?} is no port from 1 to 65535"))?;
+    Ok((port, protocol))
+}
+
 /// `HOST:GUEST[:ro|:rw]`.
 pub(super) fn volume(text: &str) -> Result<Volume, String> {
     const FORM: &str = "a volume is HOST-FOLDER:FOLDER-IN-THE-BOX[:ro], as in ./src:/src";
@@ -155,6 +167,13 @@ mod tests {
         {
             assert!(forward(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn ports_of_a_box() {
+        assert_eq!(port("80"), Ok((80, Protocol::Tcp)));
+        assert_eq!(port("53/udp"), Ok((53, Protocol::Udp)));
+        assert!(port("80/sctp").is_err() && port("x").is_err() && port("70000").is_err());
     }
 
     #[test]

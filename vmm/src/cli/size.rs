@@ -14,6 +14,12 @@ pub(super) fn gib(text: &str) -> Result<u64, String> {
     bytes(text, KIB * KIB * KIB).map(|bytes| bytes.div_ceil(KIB * KIB * KIB))
 }
 
+/// Bytes a second: `500K`, `10M`, `1G`; a plain number is bytes.
+pub(super) fn rate(text: &str) -> Result<u64, String> {
+    let number = text.strip_suffix("/s").unwrap_or(text);
+    bytes(number, 1).map_err(|_| "a rate is bytes a second, with K, M or G, as in 10M".into())
+}
+
 fn bytes(text: &str, default_unit: u64) -> Result<u64, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);

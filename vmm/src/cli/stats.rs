@@ -198,7 +198,7 @@ impl Sample {
         Some(guest.memory_used as f64 * 100.0 / guest.memory_total as f64)
     }
 
-    fn row(&self, whole: bool) -> [String; 8] {
+    fn row(&self, whole: bool) -> [String; 9] {
         let or_unknown = |text: Option<String>| text.unwrap_or_else(|| UNKNOWN.into());
         let percent = |value: Option<f64>| or_unknown(value.map(|value| format!("{value:.2}%")));
         let memory = self.guest.as_ref().map(|guest| {
@@ -208,6 +208,10 @@ impl Sample {
         let disk = self
             .disk()
             .map(|(read, written)| format!("{} / {}", human::bytes(read), human::bytes(written)));
+        let network = self.machine.as_ref().and_then(|machine| machine.network).map(|network| {
+            let (down, up) = (network.bytes_received, network.bytes_sent);
+            format!("{} / {}", human::bytes(down), human::bytes(up))
+        });
         [
             human::id(&self.info.id, whole),
             self.info.name.clone(),
@@ -215,6 +219,7 @@ impl Sample {
             or_unknown(memory),
             percent(self.memory_percent()),
             or_unknown(self.machine.as_ref().map(|machine| human::bytes(machine.rss))),
+            or_unknown(network),
             or_unknown(disk),
             or_unknown(self.guest.as_ref().map(|guest| guest.processes.to_string())),
         ]
@@ -243,6 +248,7 @@ fn table(samples: &[Sample], whole: bool) -> Table {
         "MEM USAGE / LIMIT",
         "MEM %",
         "HOST MEM",
+        "NET RECEIVED / SENT",
         "DISK READ / WRITTEN",
         "PIDS",
     ]);
@@ -382,7 +388,7 @@ mod tests {
             "memory_mib": 128, "auto_remove": false, "labels": {},
         });
         let mut sample = Sample::new(serde_json::from_value(info).unwrap());
-        assert_eq!(sample.row(false)[2..], [UNKNOWN; 6]);
+        assert_eq!(sample.row(false)[2..], [UNKNOWN; 7]);
         sample.guest = Some(GuestMetrics {
             memory_total: 4 << 30,
             memory_used: 1 << 30,
@@ -390,6 +396,6 @@ mod tests {
             ..GuestMetrics::default()
         });
         let row = sample.row(false);
-        assert_eq!((&*row[3], &*row[4], &*row[7]), ("1.00 GiB / 4.00 GiB", "25.00%", "7"));
+        assert_eq!((&*row[3], &*row[4], &*row[8]), ("1.00 GiB / 4.00 GiB", "25.00%", "7"));
     }
 }

@@ -16,12 +16,14 @@ use boxlite_devices::virtio::{MMIO_QUEUE_NOTIFY, MmioTransport, VirtioDevice};
 use boxlite_devices::{Bus, Doorbell, EventLoop, GuestMemory, Interrupt, LoopHandle};
 use boxlite_hv::{BootState, Perms, Vm};
 use boxlite_proto::BOOT_REPORT_PORT;
+use boxlite_proto::boot::BootParams;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::boot_report::{self, Report};
 use super::console::Console;
 use super::control::{DiskMetrics, ExitCounts};
 use super::memory;
+use super::network::BoxNetwork;
 use super::spec::{DiskFormat, DiskSpec, LaunchSpec, MEMORY_MIB, VCPUS};
 use super::vcpu::{self, Counters, Gate, Shared};
 use crate::arch::{self, BootFiles, layout};
@@ -70,7 +72,13 @@ pub(super) struct Machine<V: Vm> {
 
 impl<V: Vm> Machine<V> {
     /// Builds the machine and starts its vCPUs.
-    pub(super) fn start(vm: V, spec: &LaunchSpec, files: &[File], tell: Tell) -> Result<Self> {
+    pub(super) fn start(
+        vm: V,
+        spec: &LaunchSpec,
+        files: &[File],
+        network: Option<&BoxNetwork>,
+        tell: Tell,
+    ) -> Result<Self> {
         ensure!(VCPUS.contains(&spec.vcpus), "{} vCPUs: a box has 1 to 64", spec.vcpus);
         ensure!(
             MEMORY_MIB.contains(&spec.memory_mib),
@@ -90,10 +98,13 @@ impl<V: Vm> Machine<V> {
             board.add_disk(n, disk, &files, &tell)?;
         }
         let vsock = board.add_vsock(&tell)?;
+        if let Some(network) = network {
+            board.add(Box::new(network.device()?))?;
+        }
         board.add(Box::new(RngDevice::new(board.event_loop.clone())))?;
         board.add_legacy(&console, &tell)?;
 
-        let cmdline = cmdline(spec, board.devices.len());
+        let cmdline = cmdline(spec, network, board.devices.len())?;
         let boot_files =
             BootFiles { kernel: &spec.kernel, initramfs: &spec.initramfs, cmdline: &cmdline };
         let boot = arch::load(&memory, spec.vcpus, &boot_files)?;
@@ -195,11 +206,17 @@ fn map<V: Vm>(vm: &V, memory: &GuestMemory) -> Result<()> {
 }
 
 /// The kernel command line.
-fn cmdline(spec: &LaunchSpec, devices: usize) -> String {
+fn cmdline(spec: &LaunchSpec, network: Option<&BoxNetwork>, devices: usize) -> Result<String> {
     // The console prints a panic, in any case (which it would not at level 0), and everything if
     // somebody keeps it: output is slow.
     let verbosity = if spec.console.is_some() { "loglevel=7" } else { "quiet loglevel=1" };
-    let mut cmdline = format!("console=ttyS0 {verbosity} reboot=k panic=-1 {}", spec.boot);
+    let mut boot = BootParams::parse(&spec.boot)?;
+    if let Some(network) = network {
+        (boot.network, boot.search) = (Some(network.params()), network.search());
+    }
+    // Made by programs of the box if they want one; the kernel would make one that nobody asked for.
+    let mut cmdline =
+        format!("console=ttyS0 {verbosity} reboot=k panic=-1 dummy.numdummies=0 {boot}");
     if softhost::is_inside() {
         cmdline.push(' ');
         cmdline.push_str(softhost::KERNEL_GUARD);
@@ -208,7 +225,7 @@ fn cmdline(spec: &LaunchSpec, devices: usize) -> String {
         let at = layout::MMIO_START + n * layout::MMIO_SIZE;
         cmdline.push_str(&format!(" virtio_mmio.device=4K@{at:#x}:{irq}"));
     }
-    cmdline
+    Ok(cmdline)
 }
 
 /// The files that came with the spec.

@@ -92,6 +92,9 @@ pub struct MachineMetrics {
     pub exits: ExitCounts,
     /// Disks, in the order of their devices.
     pub disks: Vec<DiskMetrics>,
+    /// The network, if the box has one.
+    #[serde(default)]
+    pub network: Option<NetworkMetrics>,
 }
 
 /// Exits of the vCPUs.
@@ -122,6 +125,40 @@ pub struct DiskMetrics {
     pub flushes: u64,
     /// Requests that failed.
     pub errors: u64,
+}
+
+/// What a box's network did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct NetworkMetrics {
+    /// Bytes that the guest sent, in Ethernet frames.
+    pub bytes_sent: u64,
+    /// Those frames; with segmentation offload, one may hold what takes many elsewhere.
+    pub packets_sent: u64,
+    /// Bytes that the guest received.
+    pub bytes_received: u64,
+    /// The frames that they came in.
+    pub packets_received: u64,
+    /// Frames and datagrams that were dropped: malformed, or something was full.
+    pub dropped: u64,
+    /// TCP segments sent to the guest again.
+    pub retransmits: u64,
+    /// TCP segments of the guest that came out of order.
+    pub out_of_order: u64,
+    /// TCP connections so far.
+    pub tcp_flows: u64,
+    /// TCP connections now.
+    pub tcp_open: u64,
+    /// UDP flows so far.
+    pub udp_flows: u64,
+    /// UDP flows now.
+    pub udp_open: u64,
+    /// Flows and names that the policy denied.
+    pub denied: u64,
+    /// DNS questions of the guest.
+    pub dns_queries: u64,
+    /// DNS questions that no name server answered.
+    pub dns_failures: u64,
 }
 
 impl std::ops::Add for ExitCounts {

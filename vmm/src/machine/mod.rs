@@ -5,6 +5,7 @@
 //!   launcher ──LaunchSpec, files──▶ process.rs (`boxlite-vmm machine`, one per box)
 //!   control socket ──server.rs──▶      │ spec.rs       what to build
 //!            ◀──answers, stages──      │ lifecycle/    what is to be done when
+//!                                      │ network/      the box's network, through its boots
 //!                                      ▼ build.rs      devices, address map, boot files
 //!   peers, main.log ◀──hub/──▶ agent  Machine ── vcpu.rs   a thread per vCPU
 //!   status.json, events ◀──record.rs   ├─ memory.rs      guest memory
@@ -23,6 +24,7 @@ pub(crate) mod control;
 mod hub;
 mod lifecycle;
 mod memory;
+mod network;
 mod process;
 mod record;
 mod server;
@@ -31,9 +33,11 @@ pub(crate) mod status;
 mod sys;
 mod vcpu;
 
-pub use control::{BootStage, DiskMetrics, ExitCounts, MachineMetrics};
+pub use control::{BootStage, DiskMetrics, ExitCounts, MachineMetrics, NetworkMetrics};
 pub use process::main;
 pub(crate) use record::GONE;
-pub(crate) use spec::{BoxSpec, DiskFormat, DiskSpec, HealthSpec, LaunchSpec, MainSpec};
-pub use spec::{MEMORY_MIB, RestartPolicy, VCPUS};
+pub(crate) use spec::{
+    BoxSpec, DiskFormat, DiskSpec, HealthSpec, LaunchSpec, MainSpec, NetworkSpec,
+};
+pub use spec::{MEMORY_MIB, Port, Protocol, RestartPolicy, VCPUS};
 pub use status::{Health, HealthStatus};

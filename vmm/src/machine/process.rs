@@ -26,10 +26,11 @@ use super::control::{
 };
 use super::hub::{self, Command, Commands, Hub, Note};
 use super::lifecycle::{Action, Input, Lifecycle, Plan};
+use super::network::BoxNetwork;
 use super::record::Record;
 use super::server::{Reply, Server, Unsent, Vsock};
 use super::spec::{BoxSpec, LaunchSpec};
-use super::status::Ended;
+use super::status::{Ended, Status};
 use super::sys;
 use crate::backend;
 use crate::events::EventKind;
@@ -92,6 +93,8 @@ struct Process {
     record: Option<Record>,
     unsent: Unsent,
     machine: Option<Machine<backend::Machine>>,
+    /// The box's network, from its first boot on.
+    network: Option<BoxNetwork>,
     /// The number of the boot, and when it began.
     boot: (u64, Instant),
     /// When this process began.
@@ -117,6 +120,7 @@ impl Process {
             record: None,
             unsent: Unsent::default(),
             machine: None,
+            network: None,
             boot: (0, now),
             since: now,
             past: Default::default(),
@@ -146,10 +150,7 @@ impl Process {
         launcher: UnixStream,
         mut server: Server,
     ) -> Result<()> {
-        let file = |n: usize| -> Result<File> {
-            let file = self.files.get(n);
-            Ok(file.with_context(|| format!("the launcher did not send file {n}"))?.try_clone()?)
-        };
+        let file = |n: usize| self.file(n);
         let record = Record::new(spec, file(spec.events)?);
         record.event(EventKind::Starting);
         let programs = Commands {
@@ -200,7 +201,7 @@ impl Process {
         self.life.settle();
         if let Some(ended) = self.life.ended() {
             if let Some(record) = &self.record {
-                record.end(&self.life.status(), ended);
+                record.end(&self.status(), ended);
             }
             self.launcher.ended(ended);
         }
@@ -314,7 +315,7 @@ impl Process {
         if let Some(record) = &self.record
             && self.life.take_changed()
         {
-            record.status(&self.life.status());
+            record.status(&self.status());
         }
     }
 
@@ -380,10 +381,7 @@ impl Process {
             // The receiver is gone only when the process is ending.
             let _ = sender.send(Message::Machine(boot, said));
         });
-        let built = backend::open(self.spec.vcpus)
-            .map_err(anyhow::Error::from)
-            .and_then(|vm| Machine::start(vm, &self.spec, &self.files, tell));
-        match built {
+        match self.build(tell) {
             Ok(machine) => {
                 self.vsock.set(Some(machine.vsock().clone()));
                 self.machine = Some(machine);
@@ -396,6 +394,41 @@ impl Process {
                 let _ = self.life.on(Input::NotBuilt(format!("{e:#}")), Instant::now());
             }
         }
+    }
+
+    fn build(&mut self, tell: Tell) -> Result<Machine<backend::Machine>> {
+        if let (None, Some(spec)) = (&self.network, &self.spec.network) {
+            // Before anything boots: a port may be taken.
+            let record = match &self.spec.sandbox {
+                Some(sandbox) => Some(Record::new(sandbox, self.file(sandbox.events)?)),
+                None => None,
+            };
+            let denied = move |what: &str, why: &str| {
+                tracing::warn!("network: denied {what}: {why}");
+                if let Some(record) = &record {
+                    record.event(EventKind::Denied { what: what.into(), why: why.into() });
+                }
+            };
+            self.network = Some(BoxNetwork::start(spec, denied)?);
+        }
+        let vm = backend::open(self.spec.vcpus)?;
+        Machine::start(vm, &self.spec, &self.files, self.network.as_ref(), tell)
+    }
+
+    fn file(&self, n: usize) -> Result<File> {
+        let file = self.files.get(n);
+        Ok(file.with_context(|| format!("the launcher did not send file {n}"))?.try_clone()?)
+    }
+
+    /// What is to be known of the box.
+    fn status(&self) -> Status {
+        let mut status = self.life.status();
+        if status.ended.is_none()
+            && let Some(network) = &self.network
+        {
+            status.ports = network.ports().to_vec();
+        }
+        status
     }
 
     fn stop_machine(&mut self) {
@@ -454,7 +487,8 @@ impl Process {
         };
         let cpu_micros = sys::cpu_time().as_micros().try_into().unwrap_or(u64::MAX);
         let up_micros = self.since.elapsed().as_micros().try_into().unwrap_or(u64::MAX);
-        MachineMetrics { cpu_micros, up_micros, rss: sys::resident(), exits, disks }
+        let network = self.network.as_ref().map(BoxNetwork::metrics);
+        MachineMetrics { cpu_micros, up_micros, rss: sys::resident(), exits, disks, network }
     }
 }
 

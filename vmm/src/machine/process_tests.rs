@@ -106,6 +106,7 @@ impl TestBox {
             boot: String::new(),
             disks: Vec::new(),
             console: None,
+            network: None,
             sandbox: Some(sandbox),
         };
         let (launcher, theirs) = UnixStream::pair().unwrap();

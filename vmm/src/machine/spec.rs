@@ -1,5 +1,7 @@
 //! What a machine is to be: the LaunchSpec, which the launcher hands over with open files.
 
+use std::fmt;
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
@@ -31,8 +33,61 @@ pub(crate) struct LaunchSpec {
     /// The file that takes the guest's console, which then says all it does. Without one the console
     /// is only kept for the report of a panic.
     pub(crate) console: Option<usize>,
+    /// The network; none: the guest has its own loopback only.
+    #[serde(default)]
+    pub(crate) network: Option<NetworkSpec>,
     /// The box that the machine is; none for one that unpacks layers.
     pub(crate) sandbox: Option<BoxSpec>,
+}
+
+/// A box's network.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct NetworkSpec {
+    /// The policy: rules with their verdicts, in order.
+    pub(crate) rules: Vec<String>,
+    /// Ports of the host that lead to the guest; host port 0 is any.
+    pub(crate) ports: Vec<Port>,
+    /// What the guest may receive, in bytes a second.
+    pub(crate) limit_down: Option<u64>,
+    /// What the guest may send, in bytes a second.
+    pub(crate) limit_up: Option<u64>,
+}
+
+/// A protocol with ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
+/// A port of the host that leads into a box.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Port {
+    /// Of which protocol.
+    pub protocol: Protocol,
+    /// Where the host listens.
+    pub host: SocketAddr,
+    /// The box's port.
+    pub guest: u16,
+}
+
+impl fmt::Display for Port {
+    /// As `docker ps` has it: `127.0.0.1:8080->80/tcp`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}->{}/{}", self.host, self.guest, self.protocol)
+    }
 }
 
 /// What makes a machine a box: where it is found, what it runs, when it ends.

@@ -11,6 +11,7 @@ use boxlite_proto::message::ExitStatus;
 use serde::{Deserialize, Serialize};
 
 use super::control::BootStage;
+use super::spec::Port;
 use crate::client::exit_code;
 
 /// The name of the file.
@@ -33,6 +34,9 @@ pub(crate) struct Status {
     pub(crate) restarts: u32,
     /// What the health checks say.
     pub(crate) health: Option<Health>,
+    /// Ports of the host that lead into it.
+    #[serde(default)]
+    pub(crate) ports: Vec<Port>,
     /// How it ended. With [`Phase::Ended`].
     pub(crate) ended: Option<Ended>,
 }
@@ -203,6 +207,7 @@ impl Status {
             main_pid: None,
             restarts: 0,
             health: None,
+            ports: Vec::new(),
             ended: None,
         }
     }

@@ -78,6 +78,7 @@ impl MicroVmBuilder {
                 recover: false,
             }],
             console: None,
+            network: None,
             sandbox: None,
         };
         let failed = Error::home("cannot be opened", &self.launcher);

@@ -53,7 +53,8 @@ pub use boxlite_rootfs_builder::{Event as ProgressEvent, LayerProgress, Progress
 pub use crate::client::{Archive, ExecOutput, ExecStdin};
 pub use crate::events::{Event, EventKind};
 pub use crate::machine::{
-    BootStage, DiskMetrics, ExitCounts, Health, HealthStatus, MachineMetrics, RestartPolicy,
+    BootStage, DiskMetrics, ExitCounts, Health, HealthStatus, MachineMetrics, NetworkMetrics, Port,
+    Protocol, RestartPolicy,
 };
 pub use boxlite_proto::guest::{ExecCounts, GuestMetrics, Process};
 pub use boxlite_proto::message::{ExitStatus, TerminalSize};
@@ -68,8 +69,8 @@ pub use images::{ImageDetails, ImageInfo, Images, LayerInfo, RemovedImages};
 pub use logs::{LogQuery, LogRecord, LogStream, Logs};
 pub use metrics::BoxMetrics;
 pub use options::{
-    BoxOptions, Forward, HealthCheck, Network, NetworkPolicy, Problem, Protocol, PullPolicy,
-    SecurityOptions, Volume,
+    BoxOptions, Forward, HealthCheck, Network, NetworkPolicy, Problem, PullPolicy, SecurityOptions,
+    Volume,
 };
 pub use place::{Accel, Place};
 pub use saved_images::SavedImages;

@@ -11,10 +11,10 @@ use serde::{Deserialize, Serialize};
 pub use check::Problem;
 pub(super) use check::{bad_name, is_name};
 pub use parts::{
-    Forward, HealthCheck, Network, NetworkPolicy, Protocol, PullPolicy, SecurityOptions, Volume,
+    Forward, HealthCheck, Network, NetworkPolicy, PullPolicy, SecurityOptions, Volume,
 };
 
-use crate::machine::RestartPolicy;
+use crate::machine::{NetworkSpec, Port, RestartPolicy};
 
 /// A box to be made.
 ///
@@ -66,7 +66,8 @@ pub struct BoxOptions {
     pub volumes: Vec<Volume>,
     /// Ports of the host that lead into the box.
     pub ports: Vec<Forward>,
-    /// What the box reaches.
+    /// What the box reaches; default: everything but the host's loopback, link-local addresses and
+    /// metadata services.
     pub network: NetworkPolicy,
     /// Whether the box is removed when it ends.
     pub auto_remove: bool,
@@ -120,6 +121,21 @@ impl Default for BoxOptions {
 }
 
 impl BoxOptions {
+    /// The network of the box's machine.
+    pub(super) fn network_spec(&self) -> Option<NetworkSpec> {
+        let policy = &self.network;
+        let port = |forward: &Forward| {
+            let Forward { guest, protocol, .. } = *forward;
+            Port { protocol, host: forward.listen(), guest }
+        };
+        (policy.mode == Network::Nat).then(|| NetworkSpec {
+            rules: policy.rules(),
+            ports: self.ports.iter().map(port).collect(),
+            limit_down: policy.limit_down,
+            limit_up: policy.limit_up,
+        })
+    }
+
     /// A box of this image, and the defaults for the rest.
     pub fn new(image: impl Into<String>) -> Self {
         Self { image: image.into(), ..Self::default() }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::error::Lines;
 use crate::client::exit_code;
 use crate::machine::status::{End, Ended, MainEnd, Phase, Status};
-use crate::machine::{BootStage, Health};
+use crate::machine::{BootStage, Health, Port};
 
 /// The state of a box.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -151,6 +151,9 @@ pub struct BoxInfo {
     pub restarts: u32,
     /// What its health checks say.
     pub health: Option<Health>,
+    /// Ports of the host that lead into it, while it lives.
+    #[serde(default)]
+    pub ports: Vec<Port>,
     /// The stages of its last boot: microseconds after its beginning.
     pub boot: Vec<(BootStage, u64)>,
     /// Number of vCPUs.
@@ -305,6 +308,7 @@ mod tests {
             main_pid: None,
             restarts: 0,
             health: None,
+            ports: vec![],
             ended,
         }
     }

@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::busy::until_no_box_lives;
 use super::place::{Place, last_lines};
+use super::ports::Ports;
 use super::qemu::{self, Link, Qemu};
 use super::router::Router;
 use super::sys::TscClock;
@@ -75,7 +76,10 @@ async fn keep(options: &Options) -> Result<(), Error> {
     let (qemu, link) = Qemu::start(options, &place, for_qemu, &clock)?;
     tracing::info!("QEMU runs");
     let options = options.clone();
-    let keeper = Keeper { place, qemu, options, router: Arc::default(), launchers: JoinSet::new() };
+    let ports = Arc::new(Ports::default());
+    tokio::spawn(serve_ports(place.listen_for_ports()?, Arc::clone(&ports)));
+    let (router, launchers) = (Arc::default(), JoinSet::new());
+    let keeper = Keeper { place, qemu, options, router, ports, launchers };
     let result = keeper.run(listener, link).await;
     drop(lock);
     result
@@ -119,13 +123,14 @@ struct Keeper {
     qemu: Qemu,
     options: Options,
     router: Arc<Router>,
+    ports: Arc<Ports>,
     launchers: JoinSet<()>,
 }
 
 impl Keeper {
     async fn run(mut self, listener: UnixListener, link: Link) -> Result<(), Error> {
-        let router = Arc::clone(&self.router);
-        let link = carry(&router, link);
+        let (router, ports) = (Arc::clone(&self.router), Arc::clone(&self.ports));
+        let link = carry(&router, &ports, link);
         tokio::pin!(link);
         let end = tokio::select! {
             why = &mut link => End::Link(why),
@@ -264,11 +269,28 @@ fn crash_advice() -> String {
     )
 }
 
+/// Serves boxes that want ports of this host, for as long as the keeper lives.
+async fn serve_ports(listener: UnixListener, ports: Arc<Ports>) {
+    loop {
+        match listener.accept().await {
+            Ok((connection, _)) => {
+                let ports = Arc::clone(&ports);
+                tokio::spawn(async move { ports.serve(connection).await });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a box that wants ports");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
 /// Carries frames once the agent has answered, until it is gone. Returns why it is.
-async fn carry(router: &Router, link: Link) -> String {
+async fn carry(router: &Router, ports: &Ports, link: Link) -> String {
     let boot = async {
-        let agent = link.open().await.map_err(Loss::Write)?;
+        let (agent, monitor) = link.open().await.map_err(Loss::Write)?;
         tracing::info!("the agent is there");
+        ports.set_monitor(monitor).await;
         greet(agent, 0).await
     };
     match timeout(BOOT, boot).await {

@@ -19,7 +19,10 @@ pub mod detect;
 mod error;
 pub mod keeper;
 mod launcher;
+mod monitor;
+pub(crate) mod network;
 mod place;
+pub(crate) mod ports;
 mod qemu;
 mod router;
 mod sys;
@@ -40,9 +43,21 @@ pub const INSIDE_VARIABLE: &str = "BOXLITE_IN_SOFTHOST";
 /// [`Options::from_args`] reads.
 pub const KEEPER_SUBCOMMAND: &str = "softhost-keeper";
 
+/// The subcommand that is to run [`carry_ports`] with the home as its argument; QEMU starts it.
+pub const PORTS_SUBCOMMAND: &str = "softhost-ports";
+
 /// The subcommand of the launcher that ends when no box of the home lives any more; the keeper
 /// runs it in the software host before it stops that.
 pub const AWAIT_SUBCOMMAND: &str = "await-boxes";
+
+/// Carries a box's request for ports of this host from standard input to the keeper of `home`.
+///
+/// # Errors
+/// There is no keeper, or it has gone.
+pub fn carry_ports(home: &Path) -> Result<(), Error> {
+    let keeper = place::Place::open(home)?.connect_for_ports()?;
+    ports::carry(keeper).map_err(Error::Runtime)
+}
 
 /// Whether this process runs in the software host.
 pub fn is_inside() -> bool {

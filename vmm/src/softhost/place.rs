@@ -81,6 +81,22 @@ impl Place {
         format!("/proc/self/fd/{}/control.sock", self.dir.as_raw_fd()).into()
     }
 
+    fn ports_socket(&self) -> PathBuf {
+        format!("/proc/self/fd/{}/ports.sock", self.dir.as_raw_fd()).into()
+    }
+
+    /// Listens for boxes that want ports of this host. Only for who has the lock.
+    pub(super) fn listen_for_ports(&self) -> Result<UnixListener, Error> {
+        let _ = fs::remove_file(self.ports_socket());
+        UnixListener::bind(self.ports_socket()).map_err(self.failed("ports.sock"))
+    }
+
+    /// Connects to the keeper for a box that wants ports of this host.
+    pub(super) fn connect_for_ports(&self) -> Result<std::os::unix::net::UnixStream, Error> {
+        let socket = self.ports_socket();
+        std::os::unix::net::UnixStream::connect(socket).map_err(self.failed("ports.sock"))
+    }
+
     /// Listens for launchers. Only for who has the lock.
     pub(super) fn listen(&self) -> Result<UnixListener, Error> {
         self.stop_listening();

@@ -13,14 +13,14 @@ use std::process::{ExitStatus, Stdio};
 use boxlite_proto::SERIAL_PORT_NAME;
 use boxlite_proto::boot::{BootParams, Role};
 use rustix::io::{FdFlags, fcntl_setfd};
-use serde::Deserialize;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
+use super::monitor::Monitor;
 use super::place::Place;
+use super::ports;
 use super::sys::{self, TscClock};
-use super::{Error, Options};
+use super::{Error, Options, PORTS_SUBCOMMAND};
 
 /// The emulator that is run.
 pub(super) const PROGRAM: &str = "qemu-system-x86_64";
@@ -99,6 +99,7 @@ impl Qemu {
             agent: agent_end.as_raw_fd(),
             monitor: monitor_end.as_raw_fd(),
             cmdline: cmdline(home, clock.khz()),
+            network: network(&this_executable()?, home),
             memory: memory(),
             cpus: cpus() + IDLE_CPUS,
         };
@@ -132,33 +133,11 @@ pub(super) struct Link {
 impl Link {
     /// Waits until the agent is there, so that nothing that is sent to it is out of date when it
     /// reads it: the time, above all.
-    pub(super) async fn open(self) -> io::Result<UnixStream> {
-        let (events, mut commands) = self.monitor.into_split();
-        // The monitor (QMP) greets, takes this, and then tells what happens, a line each.
-        commands.write_all(b"{\"execute\": \"qmp_capabilities\"}\n").await?;
-        let mut events = BufReader::new(events).lines();
-        while let Some(line) = events.next_line().await? {
-            let message: Message = serde_json::from_str(&line)?;
-            if message.event.as_deref() == Some("VSERPORT_CHANGE") && message.data.open {
-                return Ok(self.agent);
-            }
-        }
-        Err(io::ErrorKind::UnexpectedEof.into())
+    pub(super) async fn open(self) -> io::Result<(UnixStream, Monitor)> {
+        let mut monitor = Monitor::new(self.monitor);
+        monitor.port_opened().await?;
+        Ok((self.agent, monitor))
     }
-}
-
-/// A message of the monitor; events alone have what is looked for.
-#[derive(Deserialize)]
-struct Message {
-    event: Option<String>,
-    #[serde(default)]
-    data: EventData,
-}
-
-#[derive(Default, Deserialize)]
-struct EventData {
-    #[serde(default)]
-    open: bool,
 }
 
 /// A connection, and its other end for a child to inherit. That is QEMU alone: this process starts
@@ -194,6 +173,7 @@ struct Machine<'a> {
     /// The descriptor of the monitor's socket.
     monitor: i32,
     cmdline: String,
+    network: String,
     /// In MiB.
     memory: u64,
     cpus: usize,
@@ -223,7 +203,7 @@ impl Machine<'_> {
         // QEMU tells of a port that it can name only.
         add(&["-device", &format!("virtserialport,id=port,chardev=agent,name={SERIAL_PORT_NAME}")]);
         add(&["-device", "virtio-blk-device,drive=home"]);
-        add(&["-netdev", "user,id=net", "-device", "virtio-net-device,netdev=net"]);
+        add(&["-netdev", &self.network, "-device", "virtio-net-device,netdev=net"]);
         add(&["-device", "virtio-rng-device"]);
         // Memory that the software host has freed goes back to the real one.
         add(&["-device", "virtio-balloon-device,free-page-reporting=on"]);
@@ -254,12 +234,28 @@ fn with_path(option: &str, path: &Path) -> OsString {
     OsString::from_vec(bytes)
 }
 
+/// A file that can be executed by its name, which QEMU's children cannot learn from `/proc/self`.
+fn this_executable() -> Result<String, Error> {
+    let path = std::env::current_exe().map_err(Error::Qemu)?;
+    path.into_os_string().into_string().map_err(|path| Error::Home(path.into()))
+}
+
+/// QEMU's user network, and how boxes ask for ports of the host: a program that QEMU starts when
+/// somebody connects to its address.
+fn network(launcher: &str, home: &str) -> String {
+    let quote = |word: &str| format!("'{}'", word.replace('\'', "'\\''"));
+    let (address, port) = ports::SERVICE;
+    let command = [launcher, PORTS_SUBCOMMAND, home].map(quote).join(" ").replace(',', ",,");
+    format!("user,id=net,guestfwd=tcp:{address}:{port}-cmd:{command}")
+}
+
 /// The kernel's command line.
 fn cmdline(home: &str, tsc_khz: Option<u64>) -> String {
     let params = BootParams {
         role: Role::SoftHost,
         hostname: rustix::system::uname().nodename().to_str().ok().map(str::to_owned),
         home: Some(home.to_owned()),
+        ..Default::default()
     };
     // Mitigations guard against speculation, and TCG does not speculate. A panic ends QEMU, by way
     // of -no-reboot; an oops is one, so that nobody waits for what a kernel with a fault still
@@ -307,6 +303,13 @@ mod tests {
     #[test]
     fn commas_in_paths_are_doubled() {
         assert_eq!(with_path("file,path=", Path::new("/a,b/c")), "file,path=/a,,b/c");
+    }
+
+    #[test]
+    fn paths_with_anything_in_them_are_words_of_a_shell() {
+        let network = network("/opt/x y/boxlite-vmm", "/h,o/it's");
+        let words = "'/opt/x y/boxlite-vmm' 'softhost-ports' '/h,,o/it'\\''s'";
+        assert_eq!(network, format!("user,id=net,guestfwd=tcp:10.0.2.100:1-cmd:{words}"));
     }
 
     #[test]

@@ -165,6 +165,7 @@ impl Lifecycle {
             },
             restarts: self.restarts.total(),
             health: self.checks.as_ref().map(|checks| checks.health().clone()),
+            ports: Vec::new(),
             ended: self.ended.clone().filter(|_| self.settled),
         }
     }

@@ -149,6 +149,7 @@ impl Local {
             boot: boot.to_string(),
             disks: vec![disk],
             console: console.map(|console| files.add(console)),
+            network: options.network_spec(),
             sandbox: Some(sandbox),
         };
         // Held by the process from here on, and by nobody else.

@@ -214,6 +214,7 @@ impl Local {
             main_pid: live.and_then(|status| status.main_pid),
             restarts: status.as_ref().map_or(0, |status| status.restarts),
             health: live.and_then(|status| status.health.clone()),
+            ports: live.map(|status| status.ports.clone()).unwrap_or_default(),
             boot: status.as_ref().map(|status| status.stages.clone()).unwrap_or_default(),
             cpus: options.cpus,
             memory_mib: options.memory_mib,

@@ -5,13 +5,18 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{BoxOptions, Network};
+use boxlite_net::Rule;
+
+use super::{BoxOptions, Forward, Network, NetworkPolicy};
 use crate::machine::{MEMORY_MIB, RestartPolicy, VCPUS};
 use crate::runtime::signals;
 use crate::runtime::{Error, Result};
 
 /// Sizes of a box's disk in GiB.
 const DISK_GB: std::ops::RangeInclusive<u64> = 1..=1024;
+
+/// The least rate of a network, in bytes a second: one at which something still arrives.
+const MIN_RATE: u64 = 1024;
 
 /// The longest host name of Linux.
 const NAME_MAX: usize = 63;
@@ -135,17 +140,44 @@ impl BoxOptions {
                 )
             });
         }
-        for port in &self.ports {
-            problems.unless(false, "publish", || {
-                format!("{}: this version forwards no ports yet", port.guest)
+        self.check_network(problems);
+    }
+
+    fn check_network(&self, problems: &mut Problems) {
+        let NetworkPolicy { mode, allow, deny, limit_down, limit_up } = &self.network;
+        let rules = allow.iter().map(|rule| ("allow", Rule::allow(rule)));
+        for (option, rule) in rules.chain(deny.iter().map(|rule| ("deny", Rule::deny(rule)))) {
+            if let Err(e) = rule {
+                problems.0.push(Problem::new(option, e.to_string()));
+            }
+        }
+        for (option, limit) in [("limit-down", limit_down), ("limit-up", limit_up)] {
+            problems.unless(limit.is_none_or(|limit| limit >= MIN_RATE), option, || {
+                format!("is at least {MIN_RATE} bytes a second")
             });
         }
-        let network = &self.network;
-        let none =
-            network.mode == Network::None && network.allow.is_empty() && network.deny.is_empty();
-        problems.unless(none, "network", || {
-            "this version gives boxes no network yet; leave it at none".into()
-        });
+        for (n, port) in self.ports.iter().enumerate() {
+            problems.unless(port.guest != 0, "publish", || "a box has no port 0".into());
+            let same = |other: &Forward| {
+                port.host != 0 && (other.listen(), other.protocol) == (port.listen(), port.protocol)
+            };
+            let twice = self.ports.iter().take(n).any(same);
+            problems.unless(!twice, "publish", || {
+                format!("{}/{}: a port leads to one place only", port.listen(), port.protocol)
+            });
+        }
+        let unused = [
+            ("publish", !self.ports.is_empty()),
+            ("allow", !allow.is_empty()),
+            ("deny", !deny.is_empty()),
+            ("limit-down", limit_down.is_some()),
+            ("limit-up", limit_up.is_some()),
+        ];
+        for (option, given) in unused {
+            problems.unless(*mode == Network::Nat || !given, option, || {
+                "needs a network (--network nat)".into()
+            });
+        }
     }
 }
 
@@ -205,6 +237,32 @@ mod tests {
             "health-retries",
         ];
         assert_eq!(options, expected);
+    }
+
+    #[test]
+    fn a_network_is_checked_as_a_whole() {
+        let mut options = BoxOptions::new("x").port(Forward::tcp(80, 0)).port(Forward::udp(53, 53));
+        options = options.port(Forward::udp(53, 54)).port(Forward::udp(53, 54).on([127, 0, 0, 2]));
+        options = options.port(Forward::tcp(0, 1)).port(Forward::tcp(0, 2));
+        options.network = NetworkPolicy::default().allow("tcp:x:y").deny("10.0.0.0/33").deny("any");
+        options.network.limit_up = Some(1);
+        let named = |options: &BoxOptions| match options.validate() {
+            Err(Error::Options(problems)) => {
+                problems.iter().map(|p| p.option.clone()).collect::<Vec<_>>().join(" ")
+            }
+            _ => String::new(),
+        };
+        assert_eq!(named(&options), "allow deny limit-up publish publish");
+        let mut none = BoxOptions::new("x").port(Forward::tcp(1, 1));
+        none.network = NetworkPolicy::none().allow("any");
+        assert_eq!(named(&none), "publish allow");
+        assert_eq!(named(&BoxOptions::new("x").network(NetworkPolicy::none())), "");
+    }
+
+    #[test]
+    fn what_is_denied_is_asked_first_and_any_last() {
+        let policy = NetworkPolicy::default().allow("10.0.0.0/8").deny("any").deny("tcp:10.0.0.5");
+        assert_eq!(policy.rules(), ["deny tcp:10.0.0.5/32", "allow 10.0.0.0/8", "deny any"]);
     }
 
     #[test]

@@ -1,10 +1,14 @@
 //! The parts of [`BoxOptions`](super::BoxOptions) that have parts themselves.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use boxlite_net::Rule;
+use boxlite_net::policy::Target;
 use serde::{Deserialize, Serialize};
+
+use crate::machine::Protocol;
 
 /// When an image is asked for at its registry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,29 +72,76 @@ impl Forward {
     pub fn tcp(host: u16, guest: u16) -> Self {
         Self { address: None, host, guest, protocol: Protocol::Tcp }
     }
-}
 
-/// A protocol with ports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Protocol {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
+    /// UDP port `host` of the host's loopback, leading to port `guest` of the box.
+    pub fn udp(host: u16, guest: u16) -> Self {
+        Self { protocol: Protocol::Udp, ..Self::tcp(host, guest) }
+    }
+
+    /// Listens on this address of the host in place of its loopback; `0.0.0.0` is all of them.
+    pub fn on(mut self, address: impl Into<IpAddr>) -> Self {
+        self.address = Some(address.into());
+        self
+    }
+
+    /// Where the host is asked to listen.
+    pub(in crate::runtime) fn listen(&self) -> SocketAddr {
+        SocketAddr::new(self.address.unwrap_or(Ipv4Addr::LOCALHOST.into()), self.host)
+    }
 }
 
 /// What a box reaches.
+///
+/// Rules are written `[tcp:|udp:|icmp:]TARGET[:PORT[-PORT]]`, where the target is an address, a network
+/// (`10.0.0.0/8`), a name (`example.org`, `*.example.org`), `host` for the host's loopback, or `any`.
+/// What is denied is asked first, but for `any`, which is asked last. Where something is allowed
+/// besides the host, nothing else is reached. Without a rule that names them, the host's loopback,
+/// link-local addresses and the metadata services of clouds are closed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct NetworkPolicy {
     /// Whether there is a network at all.
     pub mode: Network,
-    /// Rules of what is allowed, before those of what is denied.
+    /// Rules of what is allowed.
     pub allow: Vec<String>,
     /// Rules of what is denied.
     pub deny: Vec<String>,
+    /// What the box may receive, in bytes a second.
+    pub limit_down: Option<u64>,
+    /// What the box may send, in bytes a second.
+    pub limit_up: Option<u64>,
+}
+
+impl NetworkPolicy {
+    /// No network: the box has its own loopback only.
+    pub fn none() -> Self {
+        Self { mode: Network::None, ..Self::default() }
+    }
+
+    /// Allows this, and nothing that is not allowed.
+    pub fn allow(mut self, rule: impl Into<String>) -> Self {
+        self.allow.push(rule.into());
+        self
+    }
+
+    /// Denies this.
+    pub fn deny(mut self, rule: impl Into<String>) -> Self {
+        self.deny.push(rule.into());
+        self
+    }
+
+    /// The rules in the order in which they are asked, as far as they can be understood.
+    pub(in crate::runtime) fn rules(&self) -> Vec<String> {
+        let denied = self.deny.iter().filter_map(|rule| Rule::deny(rule).ok());
+        let (last, first): (Vec<_>, Vec<_>) = denied.partition(is_everything);
+        let allowed = self.allow.iter().filter_map(|rule| Rule::allow(rule).ok());
+        first.into_iter().chain(allowed).chain(last).map(|rule| rule.to_string()).collect()
+    }
+}
+
+fn is_everything(rule: &Rule) -> bool {
+    rule.target == Target::Any && rule.protocol.is_none() && rule.ports.is_none()
 }
 
 /// Whether a box has a network.
@@ -99,9 +150,9 @@ pub struct NetworkPolicy {
 #[non_exhaustive]
 pub enum Network {
     /// Its own loopback only.
-    #[default]
     None,
     /// The internet, through the host's sockets.
+    #[default]
     Nat,
 }
 

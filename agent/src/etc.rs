@@ -1,0 +1,174 @@
+//! Files in a box's `/etc` that the agent has a part in, and that are otherwise the image's and its
+//! user's.
+//!
+//! They are written on the box's disk, not mounted over it: whoever edits them keeps the edit, at the
+//! next boot too. In `hosts`, a marked part is the agent's. `resolv.conf` is the agent's as a whole
+//! for as long as its first line says so; at the first boot it takes the place of what the image
+//! brought, which is from wherever that was built.
+
+use std::fmt::Write;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use boxlite_proto::network::{HOST_NAMES, NetworkParams};
+use rustix::fs::{Mode, OFlags, XattrFlags};
+use rustix::io::Errno;
+
+/// Longer files are left as they are.
+const MAX_LEN: u64 = 1 << 20;
+
+const BEGIN: &str = "# boxlite: these lines are written anew at each boot\n";
+const END: &str = "# boxlite: end\n";
+const OURS: &str = "# boxlite writes this file anew at each boot, unless this line is removed\n";
+
+/// On the root directory of a box that has had its `resolv.conf`.
+const SEEN: &str = "trusted.boxlite.resolv_conf";
+
+/// Writes `/etc/hostname`, where it is missing or empty, and the agent's part of `/etc/hosts`.
+pub(crate) fn name(hostname: &str, network: Option<&NetworkParams>) {
+    update("/etc/hostname", |old| old.is_empty().then(|| format!("{hostname}\n").into_bytes()));
+    let lines = hosts_lines(hostname, network);
+    update("/etc/hosts", |old| Some(hosts(old, &lines)));
+}
+
+/// Writes `/etc/resolv.conf`, unless somebody has made it their own.
+pub(crate) fn resolve_by(network: &NetworkParams, search: &[String]) {
+    let mut content = format!("{OURS}nameserver {}\n", network.gateway);
+    if !search.is_empty() {
+        let _ = writeln!(content, "search {}", search.join(" "));
+    }
+    let first = is_first();
+    update("/etc/resolv.conf", |old| {
+        let ours = first || old.trim_ascii().is_empty() || old.starts_with(OURS.as_bytes());
+        ours.then(|| content.into_bytes())
+    });
+}
+
+/// Whether this box has not had its `resolv.conf`. It has from now on.
+fn is_first() -> bool {
+    match rustix::fs::setxattr("/", SEEN, b"1", XattrFlags::CREATE) {
+        Ok(()) => true,
+        Err(Errno::EXIST) => false,
+        Err(e) => {
+            crate::log::warn(format_args!("cannot mark the box's disk: {e}"));
+            false
+        }
+    }
+}
+
+fn hosts_lines(hostname: &str, network: Option<&NetworkParams>) -> String {
+    match network {
+        None => format!("127.0.1.1\t{hostname}\n"),
+        Some(NetworkParams { address: (own, _), host, .. }) => {
+            format!("{own}\t{hostname}\n{host}\t{}\n", HOST_NAMES.join(" "))
+        }
+    }
+}
+
+/// `old` with the agent's part as it is now; the rest stays.
+fn hosts(old: &[u8], lines: &str) -> Vec<u8> {
+    const LOCALHOST: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
+    let find = |text: &[u8], what: &str| {
+        text.windows(what.len()).position(|window| window == what.as_bytes())
+    };
+    let old = if old.is_empty() { LOCALHOST.as_bytes() } else { old };
+    let begin = find(old, BEGIN);
+    let (before, rest) = old.split_at(begin.unwrap_or(old.len()));
+    let end = find(rest, END).map_or(rest.len().min(BEGIN.len()), |at| at + END.len());
+    let after = rest.get(end..).unwrap_or_default();
+    let newline: &[u8] = if before.ends_with(b"\n") || before.is_empty() { b"" } else { b"\n" };
+    [before, newline, BEGIN.as_bytes(), lines.as_bytes(), END.as_bytes(), after].concat()
+}
+
+fn update(path: &str, edit: impl FnOnce(&[u8]) -> Option<Vec<u8>>) {
+    if let Err(e) = try_update(Path::new(path), edit) {
+        crate::log::warn(format_args!("cannot write {path}: {e}"));
+    }
+}
+
+/// Replaces the content of a file, which is made if it is not there, by what `edit` makes of it. An
+/// image may have anything in its place: never wait for a FIFO or write to a device.
+fn try_update(path: &Path, edit: impl FnOnce(&[u8]) -> Option<Vec<u8>>) -> io::Result<()> {
+    let mut file = open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() || metadata.len() > MAX_LEN {
+        return Ok(());
+    }
+    let mut old = Vec::new();
+    Read::by_ref(&mut file).take(MAX_LEN).read_to_end(&mut old)?;
+    if let Some(new) = edit(&old)
+        && new != old
+    {
+        file.write_all_at(&new, 0)?;
+        file.set_len(new.len() as u64)?;
+    }
+    Ok(())
+}
+
+/// A file, or what a link there leads to: systemd's `resolv.conf` is one into `/run`, which is empty
+/// where systemd does not run.
+fn open(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    match rustix::fs::open(path, flags, Mode::empty()) {
+        Err(Errno::NOENT) => {}
+        result => return Ok(result?.into()),
+    }
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    let target = match std::fs::read_link(path) {
+        Ok(target) => folder.join(target),
+        Err(_) => path.to_owned(),
+    };
+    std::fs::create_dir_all(target.parent().unwrap_or(folder))?;
+    Ok(rustix::fs::open(path, flags | OFlags::CREATE, Mode::from_raw_mode(0o644))?.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::{CWD, FileType, mknodat};
+
+    use super::*;
+
+    #[test]
+    fn missing_files_and_what_links_lead_to_are_made_and_nothing_else_is_touched() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::write(path("full"), "mine, and long\n").unwrap();
+        std::os::unix::fs::symlink("run/made/stub", path("dangling")).unwrap();
+        std::os::unix::fs::symlink("loop", path("loop")).unwrap();
+        mknodat(CWD, path("fifo"), FileType::Fifo, Mode::from_raw_mode(0o644), 0).unwrap();
+        for name in ["no/such/missing", "full", "dangling", "fifo"] {
+            try_update(&path(name), |_| Some(b"ours\n".to_vec())).unwrap();
+        }
+        assert!(try_update(&path("loop"), |_| None).is_err());
+        for name in ["no/such/missing", "full", "dangling", "run/made/stub"] {
+            assert_eq!(std::fs::read_to_string(path(name)).unwrap(), "ours\n", "{name}");
+        }
+        assert!(path("dangling").is_symlink());
+    }
+
+    #[test]
+    fn what_is_somebody_elses_in_hosts_stays() {
+        let text =
+            |old: &str, lines: &str| String::from_utf8(hosts(old.as_bytes(), lines)).unwrap();
+        let first = text("", "1.1.1.1\ta\n");
+        assert!(first.starts_with("127.0.0.1\tlocalhost\n"), "{first}");
+        assert!(first.ends_with(&format!("{BEGIN}1.1.1.1\ta\n{END}")), "{first}");
+        assert_eq!(text(&first, "1.1.1.1\ta\n"), first);
+        let edited = format!("9.9.9.9 mine\n{first}8.8.8.8 too");
+        let renamed = text(&edited, "1.1.1.1\tb\n");
+        assert_eq!(renamed, edited.replace("\ta\n", "\tb\n"));
+        assert_eq!(text("x y", "l\n"), format!("x y\n{BEGIN}l\n{END}"));
+        let cut = text(&format!("x\n{BEGIN}1.1.1.1 a\n"), "l\n");
+        assert_eq!(cut, format!("x\n{BEGIN}l\n{END}1.1.1.1 a\n"));
+    }
+
+    #[test]
+    fn the_host_is_in_hosts_where_there_is_a_network() {
+        let network = "10.0.0.2/24,10.0.0.1,10.0.0.254,fd00::2/64,fd00::1".parse().unwrap();
+        let lines = hosts_lines("me", Some(&network));
+        assert_eq!(lines, "10.0.0.2\tme\n10.0.0.254\thost.boxlite.internal host.docker.internal\n");
+        assert_eq!(hosts_lines("me", None), "127.0.1.1\tme\n");
+    }
+}

@@ -1,0 +1,73 @@
+//! The device's end of a box's network and the network's, joined: what the device calls a port is a
+//! link to the network. They say the same of a frame in types of their own, so that neither crate
+//! knows the other.
+
+use std::any::Any;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use boxlite_devices::virtio::net::{self as device, NetBackend, NetPort};
+use boxlite_net::{Handle, Link, LinkFeatures, Offload, Received, Sent};
+
+/// Carries the port of a machine's device to the thread of its box's network, and back.
+#[derive(Clone)]
+pub(super) struct Backend(pub(super) Handle);
+
+impl NetBackend for Backend {
+    fn attach(&mut self, port: NetPort) -> io::Result<()> {
+        self.0.attach(Box::new(PortLink(port))).map_err(io::Error::other)
+    }
+
+    fn detach(&mut self) -> Option<NetPort> {
+        let link: Box<dyn Any> = self.0.detach().ok()??;
+        link.downcast::<PortLink>().ok().map(|link| link.0)
+    }
+}
+
+/// A device's port as a link.
+struct PortLink(NetPort);
+
+impl Link for PortLink {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    fn features(&self) -> LinkFeatures {
+        let device::PortFeatures { checksum, tso4, tso6 } = self.0.features();
+        LinkFeatures { checksum, tso4, tso6 }
+    }
+
+    fn woken(&mut self) {
+        self.0.woken();
+    }
+
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Option<Received>> {
+        let Some(mut frame) = self.0.receive().map_err(io::Error::other)? else { return Ok(None) };
+        // A partial checksum is the guest's word that nothing has happened to the frame since.
+        let checksum_valid = frame.offload().checksum.is_some();
+        Ok(Some(Received { len: frame.read(buffer), checksum_valid }))
+    }
+
+    fn send(&mut self, frame: &[IoSlice<'_>], offload: Offload) -> io::Result<Sent> {
+        match self.0.send(frame, &to_device(offload)).map_err(io::Error::other)? {
+            device::Sent::Full => Ok(Sent::Full),
+            // The device counts those that the guest does not want.
+            device::Sent::Sent | device::Sent::Dropped => Ok(Sent::Sent),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush().map_err(io::Error::other)
+    }
+}
+
+fn to_device(Offload { checksum, segmentation }: Offload) -> device::Offload {
+    device::Offload {
+        checksum: checksum.map(|c| device::PartialChecksum { start: c.start, offset: c.offset }),
+        segmentation: segmentation.map(|s| device::Segmentation {
+            v6: s.v6,
+            header_len: s.header_len,
+            segment_size: s.segment_size,
+        }),
+    }
+}

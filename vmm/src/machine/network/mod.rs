@@ -1,0 +1,219 @@
+//! A box's network: the user-mode stack on a thread of its own, and what joins it to the machine's
+//! device and to the host's ports.
+//!
+//! ```text
+//!   vCPU ── virtio-net ── link ── boxlite-net (thread "network") ── sockets of the host
+//!                                  ports: listens here; in the software host, `relay` has the
+//!                                  real host listen, too
+//! ```
+//!
+//! It is made once, before the first boot, and stays through restarts of the machine: ports are taken
+//! or refused before anything boots, and keep their numbers.
+
+mod link;
+
+use std::thread;
+
+use anyhow::{Context, Result};
+use boxlite_devices::virtio::net::{NetDevice, NetOptions};
+use boxlite_net::{
+    Addresses, Counters, Denials, Handle, Network, NetworkOptions, Policy, PortForward, RateLimit,
+    RateLimits, Rule,
+};
+use boxlite_proto::network::{NetworkParams, search_domains};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use super::control::NetworkMetrics;
+use super::spec::{NetworkSpec, Port, Protocol};
+use crate::softhost;
+use crate::softhost::ports::Held;
+
+/// The MTU of the link: a TCP segment fills a packet of 64 KiB.
+const MTU: u16 = 65_520;
+
+/// Descriptors that are not for flows.
+const RESERVED: u64 = 512;
+
+/// A network that runs.
+pub(super) struct BoxNetwork {
+    handle: Handle,
+    addresses: Addresses,
+    ports: Vec<Port>,
+    /// In the software host: the ports of the real host.
+    _held: Option<Held>,
+}
+
+impl BoxNetwork {
+    /// Takes the ports and starts the network. `denied` hears what the policy denies.
+    ///
+    /// # Errors
+    /// A port cannot be had, and which; or a rule cannot be understood.
+    pub(super) fn start(
+        spec: &NetworkSpec,
+        denied: impl Fn(&str, &str) + Send + Sync + 'static,
+    ) -> Result<Self> {
+        let addresses = addresses();
+        let rules: Vec<Rule> =
+            spec.rules.iter().map(|rule| rule.parse()).collect::<Result<_, _>>()?;
+        let limit = |rate: Option<u64>| rate.map(RateLimit::new);
+        let options = NetworkOptions {
+            addresses: addresses.clone(),
+            mtu: MTU,
+            policy: Policy::from_rules(rules),
+            forwards: spec.ports.iter().map(|port| listener(*port)).collect(),
+            limits: RateLimits {
+                to_guest: limit(spec.limit_down),
+                from_guest: limit(spec.limit_up),
+            },
+            max_flows: max_flows(),
+            denials: Some(Denials::new(denied)),
+            ..NetworkOptions::default()
+        };
+        let network = Network::new(options)?;
+        let handle = network.handle();
+        let mut ports: Vec<Port> = handle.forwards().iter().map(port).collect();
+        let held = match softhost::is_inside() && !ports.is_empty() {
+            true => Some(hold(&spec.ports, &ports)?),
+            false => None,
+        };
+        if let Some(held) = &held {
+            for (port, real) in ports.iter_mut().zip(&held.ports) {
+                port.host = real.host;
+            }
+        }
+        let run = move || {
+            if let Err(e) = network.run() {
+                tracing::error!("the box's network ended: {e}");
+            }
+        };
+        thread::Builder::new()
+            .name("network".into())
+            .spawn(run)
+            .context("cannot start the network's thread")?;
+        Ok(Self { handle, addresses, ports, _held: held })
+    }
+
+    /// A device for a machine of the box. One at a time is connected.
+    pub(super) fn device(&self) -> Result<NetDevice> {
+        let mut options = NetOptions::new(self.addresses.guest_mac);
+        options.mtu = MTU;
+        (options.tso_from_guest, options.tso_to_guest) = (true, true);
+        Ok(NetDevice::new(options, link::Backend(self.handle.clone()))?)
+    }
+
+    /// What the guest is to know.
+    pub(super) fn params(&self) -> NetworkParams {
+        let Addresses { subnet, gateway, guest, host, subnet6, gateway6, guest6, .. } =
+            self.addresses;
+        NetworkParams {
+            address: (guest, subnet.prefix_len()),
+            gateway,
+            host,
+            address6: (guest6, subnet6.prefix_len()),
+            gateway6,
+        }
+    }
+
+    /// The host's search domains, as far as the guest can be told.
+    pub(super) fn search(&self) -> Vec<String> {
+        let domains = self.handle.search_domains();
+        search_domains(domains.iter().map(String::as_str))
+    }
+
+    /// The ports of the host that lead to the guest.
+    pub(super) fn ports(&self) -> &[Port] {
+        &self.ports
+    }
+
+    /// What it has done so far.
+    pub(super) fn metrics(&self) -> NetworkMetrics {
+        self.handle.counters().into()
+    }
+}
+
+impl Drop for BoxNetwork {
+    fn drop(&mut self) {
+        self.handle.stop();
+    }
+}
+
+/// Who is who on the link, and what the host is.
+fn addresses() -> Addresses {
+    let mut addresses = Addresses::default();
+    if softhost::is_inside() {
+        // QEMU's user network stands between us and the host: its gateway is the host's loopback, its
+        // name server the host's resolver, and our own address that of all boxes here.
+        addresses.loopback = softhost::network::HOST;
+        addresses.loopback6 = softhost::network::HOST6;
+        addresses.closed =
+            vec![softhost::network::NETWORK.into(), softhost::network::NETWORK6.into()];
+    }
+    addresses
+}
+
+/// Where this process listens for a port: in the software host, where QEMU passes on to it.
+fn listener(Port { protocol, host, guest }: Port) -> PortForward {
+    let listen = if softhost::is_inside() { (softhost::network::GUEST, 0).into() } else { host };
+    PortForward { protocol: protocol.into(), listen, guest }
+}
+
+/// Has the real host listen where it was asked to, and lead to where this process does.
+fn hold(asked: &[Port], ours: &[Port]) -> Result<Held> {
+    let pairs = asked.iter().zip(ours);
+    let ports = pairs.map(|(asked, ours)| Port { guest: ours.host.port(), ..*asked }).collect();
+    Ok(softhost::ports::hold(ports)?)
+}
+
+fn port(forward: &PortForward) -> Port {
+    let protocol = match forward.protocol {
+        boxlite_net::Protocol::Udp => Protocol::Udp,
+        _ => Protocol::Tcp,
+    };
+    Port { protocol, host: forward.listen, guest: forward.guest }
+}
+
+impl From<Protocol> for boxlite_net::Protocol {
+    fn from(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Tcp => Self::Tcp,
+            Protocol::Udp => Self::Udp,
+        }
+    }
+}
+
+/// As many flows as this process may have files open, for which its limit is raised.
+fn max_flows() -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let limit = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(e) => {
+            tracing::warn!("cannot raise the limit on open files: {e}");
+            limit.current
+        }
+    };
+    let most = NetworkOptions::default().max_flows;
+    let room = limit.map_or(u64::MAX, |limit| limit.saturating_sub(RESERVED).max(RESERVED / 2));
+    usize::try_from(room).unwrap_or(most).min(most)
+}
+
+impl From<Counters> for NetworkMetrics {
+    fn from(counters: Counters) -> Self {
+        Self {
+            bytes_sent: counters.bytes_from_guest,
+            packets_sent: counters.frames_from_guest,
+            bytes_received: counters.bytes_to_guest,
+            packets_received: counters.frames_to_guest,
+            dropped: counters.dropped + counters.malformed,
+            retransmits: counters.retransmits,
+            out_of_order: counters.out_of_order,
+            tcp_flows: counters.tcp_flows,
+            tcp_open: counters.tcp_open,
+            udp_flows: counters.udp_flows,
+            udp_open: counters.udp_open,
+            denied: counters.denied,
+            dns_queries: counters.dns_queries,
+            dns_failures: counters.dns_failures,
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! QEMU's monitor (QMP): what happens to the machine, and commands to it, a line of JSON each.
+
+use std::io;
+
+use serde::Deserialize;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+
+/// A connection to the monitor.
+#[derive(Debug)]
+pub(super) struct Monitor {
+    said: Lines<BufReader<OwnedReadHalf>>,
+    commands: OwnedWriteHalf,
+    /// The number of the last command.
+    last: u64,
+}
+
+/// What the monitor says; events and answers have different parts of it.
+#[derive(Debug, Deserialize)]
+struct Message {
+    event: Option<String>,
+    #[serde(default)]
+    data: EventData,
+    id: Option<u64>,
+    #[serde(rename = "return")]
+    answer: Option<serde_json::Value>,
+    error: Option<Refusal>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct EventData {
+    #[serde(default)]
+    open: bool,
+}
+
+#[derive(Debug, Deserialize)]
+struct Refusal {
+    desc: String,
+}
+
+impl Monitor {
+    pub(super) fn new(connection: UnixStream) -> Self {
+        let (said, commands) = connection.into_split();
+        Self { said: BufReader::new(said).lines(), commands, last: 0 }
+    }
+
+    /// Waits until somebody in the machine has opened the port of its virtio console.
+    pub(super) async fn port_opened(&mut self) -> io::Result<()> {
+        // It greets, takes this, and then tells what happens.
+        self.commands.write_all(b"{\"execute\": \"qmp_capabilities\"}\n").await?;
+        loop {
+            let message = self.next().await?;
+            if message.event.as_deref() == Some("VSERPORT_CHANGE") && message.data.open {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Gives the command as a person would, and returns what is said to it.
+    pub(super) async fn tell(&mut self, line: &str) -> io::Result<String> {
+        self.last += 1;
+        let command = serde_json::json!({
+            "execute": "human-monitor-command",
+            "arguments": {"command-line": line},
+            "id": self.last,
+        });
+        self.commands.write_all(format!("{command}\n").as_bytes()).await?;
+        loop {
+            // Answers to those who have not waited for them have other numbers.
+            let message = self.next().await?;
+            if message.id == Some(self.last) {
+                return match (message.answer, message.error) {
+                    (_, Some(refusal)) => Err(io::Error::other(refusal.desc)),
+                    (Some(serde_json::Value::String(said)), None) => Ok(said),
+                    _ => Ok(String::new()),
+                };
+            }
+        }
+    }
+
+    async fn next(&mut self) -> io::Result<Message> {
+        match self.said.next_line().await? {
+            Some(line) => Ok(serde_json::from_str(&line)?),
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+}

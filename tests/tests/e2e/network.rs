@@ -2,8 +2,7 @@
 //! is counted.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
-use std::process::Command;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -12,7 +11,7 @@ use std::time::{Duration, Instant};
 use boxlite_tests::{Launcher, Sandbox, unique};
 
 /// How long something of the network may take that emulated machines have a part in.
-const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 /// A web server in a box.
 const SERVER: &str = "mkdir -p /www; echo served >/www/index.html; httpd -f -p 80 -h /www";
@@ -68,7 +67,7 @@ fn try_fetch(address: SocketAddr) -> std::io::Result<String> {
 
 /// Where the host is told to listen for a port of a box.
 #[track_caller]
-fn published(sandbox: &Sandbox<'_>, port: &str) -> SocketAddr {
+pub(crate) fn published(sandbox: &Sandbox<'_>, port: &str) -> SocketAddr {
     let text = sandbox.on(["port"]).args([port]).output().success();
     text.parse().unwrap_or_else(|_| panic!("`port` says {text:?}"))
 }
@@ -105,7 +104,8 @@ fn a_box_is_configured_and_keeps_what_its_user_edits() {
     assert!(own.contains("host.boxlite.internal host.docker.internal"), "{own}");
     assert_eq!(own.matches(sandbox.name()).count(), 2, "{own}");
     // The resolver knows the host, too, and is the one that programs ask.
-    let host = sandbox.shell("sed -i /boxlite.internal/d /etc/hosts; nslookup host.boxlite.internal");
+    let host =
+        sandbox.shell("sed -i /boxlite.internal/d /etc/hosts; nslookup host.boxlite.internal");
     assert!(host.contains("192.168.127.254"), "{host}");
     sandbox.shell("echo 192.0.2.7 mine >>/etc/hosts; echo nameserver 192.0.2.9 >/etc/resolv.conf");
     sandbox.on(["stop"]).output().success();
@@ -119,7 +119,8 @@ fn a_box_is_configured_and_keeps_what_its_user_edits() {
 #[test]
 fn without_a_network_there_is_the_loopback_only() {
     let Some(launcher) = Launcher::find() else { return };
-    let links = launcher.shell(["--network", "none"], "ls /sys/class/net; ping -c 1 127.0.0.1").output();
+    let links =
+        launcher.shell(["--network", "none"], "ls /sys/class/net; ping -c 1 127.0.0.1").output();
     let links = links.success();
     assert!(links.starts_with("lo\nPING"), "{links}");
     for option in [["-p", "1:1"], ["--allow", "any"], ["--limit-up", "1M"]] {
@@ -203,7 +204,8 @@ fn a_box_that_is_thrown_away_has_ports_and_gives_them_back_when_it_is_killed() {
     let Some(launcher) = Launcher::find() else { return };
     let name = unique("thrown");
     let sandbox = Sandbox::named(&launcher, name.clone());
-    let free = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port");
+    let free =
+        TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port");
     let port = format!("{}:80", free.port());
     let options = ["--rm", "--name", &name, "-p", &port, "--memory", "192M"];
     let mut run = launcher.shell(options, &format!("echo up; {SERVER}")).spawn();
@@ -222,7 +224,16 @@ fn rules_decide_by_network_and_rates_are_kept() {
     let sandbox = Sandbox::idle(
         &launcher,
         "ruled",
-        &["--allow", "192.0.2.0/24", "--allow", "host", "--deny", "tcp:192.0.2.1:80", "--limit-down", "100K"],
+        &[
+            "--allow",
+            "192.0.2.0/24",
+            "--allow",
+            "host",
+            "--deny",
+            "tcp:192.0.2.1:80",
+            "--limit-down",
+            "100K",
+        ],
     );
     sandbox.shell(probe);
     let events = events_of(&sandbox);
@@ -248,116 +259,4 @@ fn rules_decide_by_network_and_rates_are_kept() {
     let took = uptime(ended).zip(uptime(begun.trim())).map(|(ended, begun)| ended - begun);
     assert_eq!(bytes.trim(), "300000");
     assert!(took > Some(2.0), "{took:?} s");
-}
-
-#[test]
-fn programs_of_a_distribution_find_their_servers() {
-    let Some(launcher) = Launcher::find() else { return };
-    let image = launcher.debian();
-    let name = unique("debian-net");
-    let make = launcher.command(["create", "--name", &name, "--idle", "--memory", "512M"]);
-    make.args(["-p", "0:5300/udp", "-p", "0:8000", &image]).output().success();
-    let sandbox = Sandbox::named(&launcher, name);
-    sandbox.on(["start"]).output().success();
-    let shell = |script: &str| {
-        let command = sandbox.exec([] as [&str; 0], script).deadline(Duration::from_secs(900));
-        command.output().success()
-    };
-
-    // Datagrams, through a port of the host, there and back.
-    let echo = "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('', 5300))\n\
-                while True: d, a = s.recvfrom(65536); s.sendto(d.upper(), a)";
-    sandbox.exec(["-d"], &format!("exec python3 -c \"{echo}\"")).output().success();
-    let client = UdpSocket::bind("127.0.0.1:0").expect("a socket");
-    client.connect(published(&sandbox, "5300/udp")).expect("a peer");
-    client.set_read_timeout(Some(Duration::from_millis(500))).expect("a timeout");
-    let deadline = Instant::now() + SOON;
-    let mut answer = [0; 64];
-    loop {
-        // Until the server is up, nobody hears.
-        let _ = client.send(b"datagram");
-        match client.recv(&mut answer) {
-            Ok(len) => break assert_eq!(answer.get(..len), Some(&b"DATAGRAM"[..])),
-            Err(e) => assert!(Instant::now() < deadline, "{e}"),
-        }
-    }
-
-    names_are_resolved_as_on_the_host(&shell);
-    packages_are_installed(&launcher, &sandbox, &shell);
-    wheels_are_downloaded(&launcher, &sandbox, &shell);
-}
-
-/// A name that this machine can resolve, a box can.
-fn names_are_resolved_as_on_the_host(shell: &dyn Fn(&str) -> String) {
-    let name = "deb.debian.org";
-    let Ok(mut found) = (name, 80).to_socket_addrs() else {
-        return println!("SKIPPED: this machine cannot resolve {name}");
-    };
-    let expected = found.next().expect("an address");
-    let script = format!("import socket; print(socket.getaddrinfo('{name}', 80)[0][4][0])");
-    let heard = shell(&format!("python3 -c \"{script}\""));
-    assert!(heard.parse::<std::net::IpAddr>().is_ok(), "{name} is {expected} here, and {heard} there");
-}
-
-/// A package is installed as anybody would, from where this machine gets its own, else from a repository that is made
-/// here and served on the host's loopback.
-fn packages_are_installed(sandbox: &Sandbox<'_>, shell: &dyn Fn(&str) -> String) {
-    let Some(mirror) = mirror() else {
-        return println!("SKIPPED: this machine's own packages come from no mirror that can be reached");
-    };
-    let suite = shell(". /etc/os-release && echo $VERSION_CODENAME");
-    shell(&format!(
-        "rm -rf /etc/apt/sources.list /etc/apt/sources.list.d/*; \
-         echo 'deb {mirror} {suite} main' >/etc/apt/sources.list"
-    ));
-    let clock = "-o Acquire::Check-Valid-Until=false -o Acquire::Check-Date=false";
-    let install = "apt-get install -y --no-install-recommends hello";
-    shell(&format!("apt-get {clock} update && DEBIAN_FRONTEND=noninteractive {install} && hello"));
-    let network = metrics(sandbox);
-    for (counter, least) in [("bytes_received", 1_000_000), ("tcp_flows", 1), ("dns_queries", 1)] {
-        assert!(network[counter].as_u64() > Some(least - 1), "{counter}: {network}");
-    }
-}
-
-/// Where this machine's packages come from, without TLS, if that can be reached.
-fn mirror() -> Option<String> {
-    let targets = ["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"];
-    let output = Command::new("apt-get").args(targets).output().ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    text.lines().find(|uri| is_reachable(uri).is_some()).map(str::to_owned)
-}
-
-fn is_reachable(uri: &str) -> Option<TcpStream> {
-    // Whoever has a mirror on this machine, or behind a proxy, has one that a box does not reach.
-    let host = uri.strip_prefix("http://")?.split('/').next()?;
-    let address = (host, 80).to_socket_addrs().ok()?.find(|address| !address.ip().is_loopback())?;
-    TcpStream::connect_timeout(&address, Duration::from_secs(5)).ok()
-}
-
-/// A package for Python is downloaded from where this machine gets its own, else from a folder that is served on the
-/// host's loopback.
-fn wheels_are_downloaded(sandbox: &Sandbox<'_>, shell: &dyn Fn(&str) -> String) {
-    const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
-    let Some(pip) = wheel_of_pip() else {
-        return println!("SKIPPED: this machine has no wheel of pip");
-    };
-    sandbox.copy_in(&pip, "/root/");
-    let pip = pip.file_name().and_then(|name| name.to_str()).expect("a name").to_owned();
-    // Whom this machine trusts may be more than whom the image does.
-    if std::path::Path::new(CERTIFICATES).exists() {
-        sandbox.copy_in(std::path::Path::new(CERTIFICATES), "/root/trusted.crt");
-    }
-    let config = Command::new("python3").args(["-m", "pip", "config", "get", "global.index-url"]);
-    let index = config.output_text().unwrap_or_else(|| "https://pypi.org/simple".into());
-    let download = format!(
-        "python3 /root/{pip}/pip download --no-deps --no-cache-dir --disable-pip-version-check \
-         --retries 1 -d /tmp/wheels"
-    );
-    if is_reachable_tls(&index) {
-        shell(&format!("{download} --cert /root/trusted.crt -i {index} six"));
-    } else {
-        // A wheel of nothing, in an index of one.
-        println!("{index} cannot be reached: a local index takes its place");
-    }
-    assert!(shell("ls /tmp/wheels").starts_with("six-"));
 }

@@ -5,6 +5,7 @@ mod boxes;
 mod execs;
 mod futures;
 mod many;
+mod network;
 
 use std::future::Future;
 use std::time::Duration;

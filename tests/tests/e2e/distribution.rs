@@ -164,9 +164,11 @@ fn make_repository(folder: &Path) {
     let control = "Package: hello\nVersion: 0.1\nArchitecture: all\n\
                    Maintainer: nobody <nobody@example.org>\nDescription: says hello\n";
     fs::write(root.join("DEBIAN/control"), control).expect("a file");
-    let built =
-        Command::new("dpkg-deb").args(["--root-owner-group", "--build", "hello", "hello.deb"]);
-    let status = { built }.current_dir(folder).stdout(Stdio::null()).status();
+    let status = Command::new("dpkg-deb")
+        .args(["--root-owner-group", "--build", "hello", "hello.deb"])
+        .current_dir(folder)
+        .stdout(Stdio::null())
+        .status();
     assert!(status.expect("this machine has dpkg-deb").success());
     let package = fs::read(folder.join("hello.deb")).expect("the package");
     let digest: String =

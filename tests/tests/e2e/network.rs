@@ -69,7 +69,8 @@ fn try_fetch(address: SocketAddr) -> std::io::Result<String> {
 #[track_caller]
 pub(crate) fn published(sandbox: &Sandbox<'_>, port: &str) -> SocketAddr {
     let text = sandbox.on(["port"]).args([port]).output().success();
-    text.parse().unwrap_or_else(|_| panic!("`port` says {text:?}"))
+    let first = text.lines().next().unwrap_or_default();
+    first.parse().unwrap_or_else(|_| panic!("`port` says {text:?}"))
 }
 
 /// What has happened to a box.

@@ -41,7 +41,9 @@ pub struct NetworkOptions {
 /// Takes what the policy denied: the flow or name, and why. Each once, and no more than so many in a
 /// while. It is called on the network's thread.
 #[derive(Clone)]
-pub struct Denials(Arc<dyn Fn(&str, &str) + Send + Sync>);
+pub struct Denials(Arc<Tell>);
+
+type Tell = dyn Fn(&str, &str) + Send + Sync;
 
 impl Denials {
     /// Calls `tell` with what was denied, `tcp to 192.0.2.1:80`, and why.

@@ -191,7 +191,7 @@ fn mirror() -> Option<String> {
 }
 
 /// Whether somebody answers there, who is not this machine itself.
-fn is_reachable(host: &str, port: u16) -> bool {
+pub(crate) fn is_reachable(host: &str, port: u16) -> bool {
     let addresses = (host, port).to_socket_addrs().into_iter().flatten();
     let mut others = addresses.filter(|address| !address.ip().is_loopback());
     others.any(|other| TcpStream::connect_timeout(&other, Duration::from_secs(5)).is_ok())

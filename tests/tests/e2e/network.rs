@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use boxlite_tests::{Launcher, Sandbox, unique};
 
+use crate::distribution::is_reachable;
+
 /// How long something of the network may take that emulated machines have a part in.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
@@ -215,6 +217,29 @@ fn a_box_that_is_thrown_away_has_ports_and_gives_them_back_when_it_is_killed() {
     sandbox.on(["kill"]).output().success();
     run.wait().expect(137);
     wait_until_free(free);
+}
+
+#[test]
+fn names_open_what_they_lead_to_and_nothing_else() {
+    const NAME: &str = "deb.debian.org";
+    let Some(launcher) = Launcher::find() else { return };
+    if !is_reachable(NAME, 80) {
+        return println!("SKIPPED: {NAME} cannot be reached from this machine");
+    }
+    let options = ["--allow", "deb.debian.org:80", "--deny", "*.security.debian.org"];
+    let sandbox = Sandbox::idle(&launcher, "named", &options);
+    let get = |url: &str| {
+        sandbox.shell(&format!("wget -T 20 -qO /dev/null {url} && echo got || echo not"))
+    };
+    assert_eq!(get("http://deb.debian.org/debian/dists/stable/Release"), "got");
+    // Another port, another name, the address of another.
+    assert_eq!(get("http://deb.debian.org:81/"), "not");
+    assert_eq!(get("http://www.example.org/"), "not");
+    assert_eq!(get("http://192.0.2.1/"), "not");
+    let events = events_of(&sandbox);
+    for denied in [":81: no rule", "the name \"www.example.org\"", "tcp to 192.0.2.1:80"] {
+        assert!(events.contains(denied), "{denied}: {events}");
+    }
 }
 
 #[test]

@@ -106,6 +106,7 @@ impl Place {
     /// Launchers that come now find nobody. Only for who has the lock.
     pub(super) fn stop_listening(&self) {
         let _ = fs::remove_file(self.socket());
+        let _ = fs::remove_file(self.ports_socket());
     }
 
     /// Connects to the keeper; none if there is none.

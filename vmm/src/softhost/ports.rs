@@ -10,7 +10,7 @@
 //! ends, as it does with its process. So nothing has to be cleared away, whatever ends.
 
 use std::io::{self, BufRead, BufReader, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use boxlite_net::ForwardError;
@@ -174,7 +174,7 @@ fn outside(port: Port) -> String {
 /// kernel does.
 fn free(port: &Port) -> io::Result<SocketAddr> {
     let asked = port.host;
-    if let IpAddr::V6(_) = asked.ip() {
+    if asked.is_ipv6() {
         let why = io::Error::other("the software host forwards ports of IPv4 addresses only");
         return Err(refused(port, why).into());
     }

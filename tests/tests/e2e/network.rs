@@ -2,7 +2,7 @@
 //! is counted.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use boxlite_tests::{Launcher, Sandbox, unique};
 
 use crate::distribution::is_reachable;
+use crate::noise;
 
 /// How long something of the network may take that emulated machines have a part in.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
@@ -217,6 +218,32 @@ fn a_box_that_is_thrown_away_has_ports_and_gives_them_back_when_it_is_killed() {
     sandbox.on(["kill"]).output().success();
     run.wait().expect(137);
     wait_until_free(free);
+}
+
+#[test]
+fn much_goes_both_ways_whole() {
+    const LEN: usize = 16 << 20;
+    let Some(launcher) = Launcher::find() else { return };
+    let data = noise(LEN);
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let sent = data.clone();
+    let server = thread::spawn(move || {
+        let (mut guest, _) = listener.accept().expect("a guest");
+        guest.write_all(&sent).expect("a guest that reads");
+        guest.shutdown(Shutdown::Write).expect("an end");
+        let (mut guest, _) = listener.accept().expect("a guest again");
+        let mut back = Vec::new();
+        guest.read_to_end(&mut back).expect("a guest that writes");
+        back
+    });
+    let script = format!(
+        "nc host.boxlite.internal {port} </dev/null >/tmp/data; wc -c </tmp/data; \
+         nc host.boxlite.internal {port} </tmp/data"
+    );
+    let said = launcher.shell(["--allow", "host"], &script).output().success();
+    assert_eq!(said, LEN.to_string());
+    assert!(server.join().expect("the server") == data, "what came back is something else");
 }
 
 #[test]

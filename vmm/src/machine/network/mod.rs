@@ -217,3 +217,49 @@ impl From<Counters> for NetworkMetrics {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn start(ports: Vec<Port>) -> Result<BoxNetwork> {
+        let spec = NetworkSpec { ports, ..NetworkSpec::default() };
+        BoxNetwork::start(&spec, |_, _| {})
+    }
+
+    #[test]
+    fn ports_are_taken_told_and_given_back() {
+        let any = "127.0.0.1:0".parse().unwrap();
+        let wanted = Port { protocol: Protocol::Tcp, host: any, guest: 80 };
+        let network = start(vec![wanted, Port { protocol: Protocol::Udp, ..wanted }]).unwrap();
+        let [tcp, udp] = *network.ports() else { panic!("{:?}", network.ports()) };
+        assert_eq!((tcp.protocol, udp.protocol, tcp.guest), (Protocol::Tcp, Protocol::Udp, 80));
+        assert!(tcp.host.port() != 0 && udp.host.port() != 0);
+        let error = start(vec![tcp]).err().unwrap().to_string();
+        assert!(error.contains(&format!("tcp port {} of 127.0.0.1", tcp.host.port())), "{error}");
+        assert!(error.contains("in use"), "{error}");
+        drop(network);
+        // Its thread has a moment's work to end.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while let Err(e) = start(vec![tcp]) {
+            assert!(std::time::Instant::now() < deadline, "{e}");
+        }
+    }
+
+    #[test]
+    fn a_rule_that_nobody_understands_is_no_policy() {
+        let spec = NetworkSpec { rules: vec!["permit any".into()], ..NetworkSpec::default() };
+        assert!(BoxNetwork::start(&spec, |_, _| {}).is_err());
+    }
+
+    #[test]
+    fn the_guest_is_told_what_the_network_has() {
+        let network = start(Vec::new()).unwrap();
+        let words = network.params().to_string();
+        let expected = "192.168.127.2/24,192.168.127.1,192.168.127.254,fdb0:786c:6974::2/64,\
+                        fdb0:786c:6974::1";
+        assert_eq!(words, expected);
+        assert_eq!(network.metrics(), NetworkMetrics::default());
+        network.device().unwrap();
+    }
+}

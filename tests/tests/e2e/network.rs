@@ -199,7 +199,7 @@ fn ports_of_the_host_lead_into_boxes_for_as_long_as_they_run() {
 
     // Neither the box itself nor another one reaches it through the host.
     let port = published(&sandbox, "80").port();
-    let other = format!("wget -T 5 -qO- http://host.boxlite.internal:{port}/ || echo closed");
+    let other = format!("timeout 10 wget -qO- http://host.boxlite.internal:{port}/ || echo closed");
     assert_eq!(launcher.shell([] as [&str; 0], &other).output().success(), "closed");
 }
 
@@ -256,7 +256,7 @@ fn names_open_what_they_lead_to_and_nothing_else() {
     let options = ["--allow", "deb.debian.org:80", "--deny", "*.security.debian.org"];
     let sandbox = Sandbox::idle(&launcher, "named", &options);
     let get = |url: &str| {
-        sandbox.shell(&format!("wget -T 20 -qO /dev/null {url} && echo got || echo not"))
+        sandbox.shell(&format!("timeout 20 wget -qO /dev/null {url} && echo got || echo not"))
     };
     assert_eq!(get("http://deb.debian.org/debian/dists/stable/Release"), "got");
     // Another port, another name, the address of another.

@@ -98,6 +98,8 @@ impl Network {
         for (bound, listener) in listeners {
             engine.add_forward(bound, listener);
         }
+        // A wake-up that nobody has heard is lost with the last waker.
+        let _waker = Arc::clone(&self.handle.waker);
         // Without this one, a network whose handles are gone would be seen to be alone.
         drop(self.handle);
         Ok(engine.run()?)

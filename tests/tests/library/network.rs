@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use boxlite_vmm::runtime::{
-    BoxOptions, EventKind, EventQuery, Forward, NetworkPolicy, Port, Protocol,
+    BoxOptions, ErrorKind, EventKind, EventQuery, Forward, NetworkPolicy, Port, Protocol,
 };
 
 use super::{Embedder, shell};
@@ -56,7 +56,9 @@ fn ports_are_told_and_used_and_what_passes_is_counted() {
         // Another box cannot have it.
         let second = embedder.options("taken").port(Forward::tcp(host.port(), 7));
         let second = runtime.create(second).await.unwrap();
-        let error = second.start().await.unwrap_err().to_string();
+        let error = second.start().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Port);
+        let error = error.to_string();
         assert!(error.contains(&host.port().to_string()) && error.contains("in use"), "{error}");
         sandbox.stop(Duration::ZERO).await.unwrap();
         let deadline = Instant::now() + SOON;

@@ -26,11 +26,11 @@ use super::control::{
 };
 use super::hub::{self, Command, Commands, Hub, Note};
 use super::lifecycle::{Action, Input, Lifecycle, Plan};
-use super::network::BoxNetwork;
+use super::network::{BoxNetwork, PortError};
 use super::record::Record;
 use super::server::{Reply, Server, Unsent, Vsock};
 use super::spec::{BoxSpec, LaunchSpec};
-use super::status::{Ended, Status};
+use super::status::{End, Ended, Status};
 use super::sys;
 use crate::backend;
 use crate::events::EventKind;
@@ -136,7 +136,7 @@ impl Process {
             None => hear_launcher(launcher, server, None)?,
             Some(sandbox) => {
                 if let Err(e) = process.become_box(&sandbox, launcher, server) {
-                    process.tell(Input::NotBuilt(format!("{e:#}")));
+                    process.tell(Input::NotBuilt(End::Failed(format!("{e:#}"))));
                 }
             }
         }
@@ -391,7 +391,11 @@ impl Process {
                 let _ = self.life.on(Input::Stage(stage, micros), Instant::now());
             }
             Err(e) => {
-                let _ = self.life.on(Input::NotBuilt(format!("{e:#}")), Instant::now());
+                let end = match e.downcast_ref::<PortError>() {
+                    Some(port) => End::Port(port.to_string()),
+                    None => End::Failed(format!("{e:#}")),
+                };
+                let _ = self.life.on(Input::NotBuilt(end), Instant::now());
             }
         }
     }

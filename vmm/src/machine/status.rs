@@ -112,6 +112,8 @@ pub(crate) enum End {
     },
     /// The host has no room left for what the guest wrote to this disk.
     DiskFull(String),
+    /// A port of the host cannot be had: which and why.
+    Port(String),
     /// Its health checks failed; what the last one said.
     Unhealthy(String),
     /// The machine could not be built or could not go on.
@@ -140,7 +142,7 @@ impl fmt::Display for End {
                 write!(f, "the host has no room left for what the box writes to {disk}")
             }
             Self::Unhealthy(last) => write!(f, "its health checks failed: {}", last.trim()),
-            Self::Failed(message) => write!(f, "{message}"),
+            Self::Port(message) | Self::Failed(message) => write!(f, "{message}"),
         }
     }
 }

@@ -216,6 +216,8 @@ pub enum ErrorKind {
     Host,
     /// The host's disk is full.
     DiskFull,
+    /// A port of the host cannot be had.
+    Port,
     /// The home's files.
     Storage,
     /// The box failed: its process, its kernel, its agent.
@@ -269,6 +271,7 @@ impl Error {
             Self::NoSuchBox { .. } => ErrorKind::NotFound,
             Self::WrongState { .. } | Self::Refused { .. } => ErrorKind::WrongState,
             Self::Failed { reason: FailureReason::DiskFull(_), .. } => ErrorKind::DiskFull,
+            Self::Failed { reason: FailureReason::Port(_), .. } => ErrorKind::Port,
             Self::Failed { .. } => ErrorKind::BoxFailed,
             Self::Ended { .. } => ErrorKind::BoxEnded,
             Self::Guest(error) => match error.failure().map(|failure| failure.kind) {

@@ -43,6 +43,8 @@ impl FailureReason {
                 "run with --debug and look into console.log in the box's folder, or give it more \
                  time (--ready-timeout)",
             ),
+            // Its message has the remedy.
+            Self::Port(_) => None,
             Self::Panic(_) | Self::Unhealthy(_) | Self::Agent(_) | Self::Machine(_) => None,
         }
     }

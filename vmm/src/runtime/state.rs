@@ -83,6 +83,8 @@ pub enum FailureReason {
         /// The last stage that was reached.
         stage: Option<BootStage>,
     },
+    /// A port of the host cannot be had: which, why, and what to do.
+    Port(String),
     /// Its machine could not be built or could not go on.
     Machine(String),
 }
@@ -108,7 +110,7 @@ impl fmt::Display for FailureReason {
                     Duration::from_millis(*timeout_ms)
                 )
             }
-            Self::Machine(message) => f.write_str(message),
+            Self::Port(message) | Self::Machine(message) => f.write_str(message),
         }?;
         match self.remedy() {
             Some(remedy) => write!(f, "; {remedy}"),
@@ -227,6 +229,7 @@ pub(super) fn end_state(ended: &Ended) -> BoxState {
         End::Agent(message) => FailureReason::Agent(message),
         End::NotReady { timeout_ms, stage } => FailureReason::NotReady { timeout_ms, stage },
         End::DiskFull(what) => FailureReason::DiskFull(what),
+        End::Port(message) => FailureReason::Port(message),
         End::Unhealthy(last) => FailureReason::Unhealthy(last),
         End::Failed(message) => FailureReason::Machine(message),
     };

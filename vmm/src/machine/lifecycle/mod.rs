@@ -221,10 +221,10 @@ impl Lifecycle {
     /// Takes what has happened. The error says why it cannot be done.
     pub(super) fn on(&mut self, input: Input, now: Instant) -> Result<(), String> {
         match input {
-            Input::NotBuilt(why) => match self.restarts.total() {
+            Input::NotBuilt(end) => match self.restarts.total() {
                 // Somebody waits for the first start and would rather know.
-                0 => self.finish(End::Failed(why)),
-                _ => self.machine_over(End::Failed(why), now),
+                0 => self.finish(end),
+                _ => self.machine_over(end, now),
             },
             Input::Stage(stage, micros) => self.stage(stage, micros, now),
             Input::Fatal(message) => self.fatal = Some(message),

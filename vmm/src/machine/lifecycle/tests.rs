@@ -302,7 +302,7 @@ fn machines_begin_anew_as_the_policy_says() {
     assert_eq!(life.end(), End::Stopped);
 
     let mut life = Life::new(restarting(RestartPolicy::Always));
-    life.on(Input::NotBuilt("no /dev/kvm".into()));
+    life.on(Input::NotBuilt(End::Failed("no /dev/kvm".into())));
     assert_eq!(life.end(), End::Failed("no /dev/kvm".into()));
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::events::EventKind;
 use crate::machine::control::BootStage;
 use crate::machine::spec::{BoxSpec, HealthSpec, LaunchSpec, RestartPolicy};
-use crate::machine::status::MainEnd;
+use crate::machine::status::{End, MainEnd};
 
 /// What the life of a box depends on.
 #[derive(Clone, Debug, Default)]
@@ -45,7 +45,7 @@ impl Plan {
 #[derive(Clone, Debug)]
 pub(in crate::machine) enum Input {
     /// The machine cannot be built.
-    NotBuilt(String),
+    NotBuilt(End),
     /// The boot reached a stage, so many microseconds after its start.
     Stage(BootStage, u64),
     /// The agent gave up.

@@ -17,8 +17,8 @@ use std::thread;
 use anyhow::{Context, Result};
 use boxlite_devices::virtio::net::{NetDevice, NetOptions};
 use boxlite_net::{
-    Addresses, Counters, Denials, Handle, Network, NetworkOptions, Policy, PortForward, RateLimit,
-    RateLimits, Rule,
+    Addresses, Counters, Denials, Handle, Network, NetworkError, NetworkOptions, Policy,
+    PortForward, RateLimit, RateLimits, Rule,
 };
 use boxlite_proto::network::{NetworkParams, search_domains};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -33,6 +33,11 @@ const MTU: u16 = 65_520;
 
 /// Descriptors that are not for flows.
 const RESERVED: u64 = 512;
+
+/// A port of the host that cannot be had: which, why, and what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct PortError(String);
 
 /// A network that runs.
 pub(super) struct BoxNetwork {
@@ -69,7 +74,10 @@ impl BoxNetwork {
             denials: Some(Denials::new(denied)),
             ..NetworkOptions::default()
         };
-        let network = Network::new(options)?;
+        let network = Network::new(options).map_err(|e| match e {
+            NetworkError::Forward(e) => PortError(e.to_string()).into(),
+            e => anyhow::Error::from(e),
+        })?;
         let handle = network.handle();
         let mut ports: Vec<Port> = handle.forwards().iter().map(port).collect();
         let held = match softhost::is_inside() && !ports.is_empty() {
@@ -161,7 +169,7 @@ fn listener(Port { protocol, host, guest }: Port) -> PortForward {
 fn hold(asked: &[Port], ours: &[Port]) -> Result<Held> {
     let pairs = asked.iter().zip(ours);
     let ports = pairs.map(|(asked, ours)| Port { guest: ours.host.port(), ..*asked }).collect();
-    Ok(softhost::ports::hold(ports)?)
+    softhost::ports::hold(ports).map_err(|e| PortError(e.to_string()).into())
 }
 
 fn port(forward: &PortForward) -> Port {

@@ -3,8 +3,8 @@
 //!
 //! ```text
 //!   vCPU ── virtio-net ── link ── boxlite-net (thread "network") ── sockets of the host
-//!                                  ports: listens here; in the software host, `relay` has the
-//!                                  real host listen, too
+//!                                  ports: listens here; in the software host,
+//!                                  `softhost::ports` has the real host listen, too
 //! ```
 //!
 //! It is made once, before the first boot, and stays through restarts of the machine: ports are taken

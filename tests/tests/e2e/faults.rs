@@ -135,7 +135,8 @@ fn several_processes_share_a_home() {
         let raced = [&["stop", "-t", "1"][..], &["start"], &["kill"], &["restart", "-t", "1"]];
         all(raced.map(verb).into()).iter().for_each(sane);
         let state = state(&launcher, &name).expect("nobody removed it");
-        assert!(matches!(&*state, "running" | "stopped"), "{state}");
+        let how = || launcher.command(["inspect", &name]).output().stdout_lossy();
+        assert!(matches!(&*state, "running" | "stopped"), "{}", how());
         let removed = [&["rm", "-f"][..], &["start"], &["rm", "-f"], &["stop", "-t", "1"]];
         all(removed.map(verb).into()).iter().for_each(sane);
         assert_eq!(self::state(&launcher, &name), None);

@@ -82,7 +82,7 @@ fn a_slow_reader_stops_the_writer_and_nobody_else() {
         let before = sandbox.machine_metrics().await.unwrap().rss;
         // Far more than all windows, pipes and buffers on the way hold.
         let script = "i=0; while [ $i -lt 96 ]; do head -c 262144 /dev/zero; i=$((i + 1)); \
-                      echo $i > /tmp/progress; done";
+                      echo $i > /tmp/next; mv /tmp/next /tmp/progress; done";
         let mut command = sandbox.exec(["sh", "-c", script]).spawn().await.unwrap();
         let mut stdout = command.stdout().unwrap();
         let progress = async || {

@@ -133,6 +133,8 @@ impl Keeper {
         let link = carry(&router, &ports, link);
         tokio::pin!(link);
         let end = tokio::select! {
+            // First of all: nobody is to be let in when the software host is gone.
+            biased;
             why = &mut link => End::Link(why),
             end = self.serve(&listener) => end?,
         };

@@ -21,6 +21,12 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// How long a box may take to be gone after its grace, and a killed one.
 const GONE: Duration = Duration::from_secs(20);
 
+/// How long a box may take to be gone that does not hear any more: most likely it is ending.
+const ENDING: Duration = Duration::from_secs(5);
+
+/// How long the end of a connection is waited for before the box is looked at again.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// Between two looks at a box that is about to end.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -28,9 +34,7 @@ impl Local {
     /// Asks a box to end, and waits until it has. One that does not live is left as it is.
     pub(super) async fn stop(self: &Arc<Self>, id: &str, grace_ms: u64) -> Result<()> {
         let folder = self.folder(id)?;
-        if !folder.is_live() {
-            return Ok(());
-        }
+        let Some(pid) = self.process_of(&folder)? else { return Ok(()) };
         match self.ask(id, ToMachine::Stop { grace_ms }).await {
             Ok(_) => {}
             Err(_) if !folder.is_live() => return Ok(()),
@@ -41,7 +45,7 @@ impl Local {
             }
         }
         let patience = Duration::from_millis(grace_ms) + GONE;
-        match within(patience, "the end of the box", self.gone_from(&folder)).await {
+        match within(patience, "the end of the box", self.process_gone(&folder, pid)).await {
             Err(Error::Timeout { .. }) => self.kill(id).await,
             other => other,
         }
@@ -72,26 +76,23 @@ impl Local {
     /// Ends a box at once.
     pub(super) async fn kill(self: &Arc<Self>, id: &str) -> Result<()> {
         let folder = self.folder(id)?;
-        if !folder.is_live() {
-            return Ok(());
-        }
-        let asked = self.ask(id, ToMachine::Kill).await;
-        if asked.is_ok() {
-            let gone = within(GONE, "the end of the box", self.gone_from(&folder)).await;
-            if !matches!(gone, Err(Error::Timeout { .. })) {
-                return gone;
-            }
+        let Some(pid) = self.process_of(&folder)? else { return Ok(()) };
+        let patience = if self.ask(id, ToMachine::Kill).await.is_ok() { GONE } else { ENDING };
+        let gone = within(patience, "the end of the box", self.process_gone(&folder, pid)).await;
+        if !matches!(gone, Err(Error::Timeout { .. })) {
+            return gone;
         }
         // It does not hear, or does not end.
-        let (lives, status) = self.look(&folder)?;
-        if !lives {
-            return Ok(());
+        if let Some(victim) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
+            let _ = rustix::process::kill_process(victim, rustix::process::Signal::KILL);
         }
-        let pid = status.and_then(|status| i32::try_from(status.pid).ok());
-        if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-        }
-        within(GONE, "the end of the killed box", self.gone_from(&folder)).await
+        within(GONE, "the end of the killed box", self.process_gone(&folder, pid)).await
+    }
+
+    /// The process of a box, if it lives; 0 if that has not said who it is.
+    fn process_of(&self, folder: &BoxFolder) -> Result<Option<u32>> {
+        let (lives, status) = self.look(folder)?;
+        Ok(lives.then(|| status.map_or(0, |status| status.pid)))
     }
 
     pub(super) async fn pause(self: &Arc<Self>, id: &str) -> Result<()> {
@@ -120,7 +121,7 @@ impl Local {
 
     /// Waits until a box does not live, and tells how it ended.
     pub(super) async fn wait(self: &Arc<Self>, id: &str) -> Result<BoxInfo> {
-        self.gone_from(&self.home.folder(id)).await?;
+        self.process_gone(&self.home.folder(id), 0).await?;
         let dependent = self.dependents().remove(id);
         let info = self.entry(id).and_then(|entry| self.info(&entry));
         match (info, dependent) {
@@ -183,15 +184,22 @@ impl Local {
         blocking(move || folder.connect(CONTROL_SOCKET)).await
     }
 
-    /// Waits until nobody holds the lock of a box.
-    async fn gone_from(&self, folder: &BoxFolder) -> Result<()> {
-        while folder.is_live() {
+    /// Waits until a box does not live, or lives as another process than `pid`, if that is not 0: others
+    /// may start it as soon as it has ended.
+    async fn process_gone(&self, folder: &BoxFolder, pid: u32) -> Result<()> {
+        while let Some(now) = self.process_of(folder)?
+            && (pid == 0 || pid == now)
+        {
             // Its process never says a word here; the end of the connection is its own.
             if let Ok(socket) = self.control_socket(folder).await
                 && socket.set_nonblocking(true).is_ok()
                 && let Ok(mut socket) = tokio::net::UnixStream::from_std(socket)
             {
-                let _ = socket.read_u8().await;
+                let end = socket.read_u8();
+                match pid {
+                    0 => drop(end.await),
+                    _ => drop(tokio::time::timeout(LOOK, end).await),
+                }
             }
             tokio::time::sleep(PAUSE).await;
         }

@@ -156,8 +156,10 @@ fn a_killed_software_host_costs_nothing_that_was_synced() {
         for process in &processes {
             kill_process(*process, Signal::KILL).unwrap();
         }
-        wait_until("QEMU ends", || {
-            processes_of(&home.display().to_string(), "qemu-system").is_empty()
+        // Each ends with the other.
+        wait_until("the software host ends", || {
+            let home = home.display().to_string();
+            ["qemu-system", "softhost-keeper"].iter().all(|it| processes_of(&home, it).is_empty())
         });
         // A new one is started for the next who comes: it knows what became of the box.
         let begun = Instant::now();

@@ -58,7 +58,12 @@ impl Drop for Server {
 }
 
 impl<'a> Debian<'a> {
-    fn start(launcher: &'a Launcher, name: &str, options: &[&str]) -> Self {
+    /// Starts it; not, and says so, where this machine has no Python to serve files with.
+    fn start(launcher: &'a Launcher, name: &str, options: &[&str]) -> Option<Self> {
+        if Command::new("python3").arg("--version").output().is_err() {
+            println!("SKIPPED: python3 is not installed");
+            return None;
+        }
         let image = launcher.debian();
         let name = unique(name);
         let make = launcher.command(["create", "--name", &name, "--idle", "--memory", "512M"]);
@@ -67,7 +72,7 @@ impl<'a> Debian<'a> {
         sandbox.on(["start"]).output().success();
         let files = launcher.folder();
         let server = Server::start(files.path());
-        Self { launcher, sandbox, files, server }
+        Some(Self { launcher, sandbox, files, server })
     }
 
     #[track_caller]
@@ -86,7 +91,7 @@ impl<'a> Debian<'a> {
 #[test]
 fn datagrams_and_names_go_as_on_the_host() {
     let Some(launcher) = Launcher::find() else { return };
-    let debian = Debian::start(&launcher, "datagrams", &["-p", "0:5300/udp"]);
+    let Some(debian) = Debian::start(&launcher, "datagrams", &["-p", "0:5300/udp"]) else { return };
     let echo = "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('', 5300))\n\
                 while True: d, a = s.recvfrom(65536); s.sendto(d.upper(), a)";
     let server = format!("exec python3 -c \"{echo}\"");
@@ -122,7 +127,7 @@ fn datagrams_and_names_go_as_on_the_host() {
 #[test]
 fn apt_installs_packages() {
     let Some(launcher) = Launcher::find() else { return };
-    let debian = Debian::start(&launcher, "apt", &[]);
+    let Some(debian) = Debian::start(&launcher, "apt", &[]) else { return };
     let install = |source: &str| {
         debian.shell(&format!(
             "rm -rf /etc/apt/sources.list /etc/apt/sources.list.d/*; echo '{source}' >/etc/apt/sources.list"
@@ -203,7 +208,7 @@ fn pip_downloads_packages() {
     let Some(pip) = ask_python("import pip, os; print(os.path.dirname(pip.__file__))") else {
         return println!("SKIPPED: this machine has no pip to lend to the box");
     };
-    let debian = Debian::start(&launcher, "pip", &[]);
+    let Some(debian) = Debian::start(&launcher, "pip", &[]) else { return };
     debian.shell("mkdir -p /root/lib");
     debian.copy_in(&PathBuf::from(pip), "/root/lib/");
     let download = |options: &str| {

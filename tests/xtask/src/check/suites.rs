@@ -31,9 +31,9 @@ pub(super) fn documentation() -> Result<Outcome> {
     )
 }
 
-/// Programs that the unit tests try the crates against, and the packages that have them. Without
-/// them, those tests say that they were skipped.
-const COUNTERPARTS: [(&str, &str); 13] = [
+/// Programs that tests try the project against, and the packages that have them. Without them, those
+/// tests say that they were skipped.
+const COUNTERPARTS: [(&str, &str); 14] = [
     ("busybox", "busybox"),
     ("curl", "curl"),
     ("dig", "bind9-dnsutils"),
@@ -45,6 +45,7 @@ const COUNTERPARTS: [(&str, &str); 13] = [
     ("nginx", "nginx-light"),
     ("openssl", "openssl"),
     ("ping", "iputils-ping"),
+    ("python3", "python3"),
     ("skopeo", "skopeo"),
     ("umoci", "umoci"),
 ];

@@ -228,7 +228,10 @@ impl Process {
             Message::Machine(..) => {}
             Message::Hub(note) => match note {
                 Note::Awaited => self.tell(Input::Awaited),
-                Note::MainStarted(pid) => self.tell(Input::MainStarted(pid)),
+                Note::MainStarted(pid) => {
+                    self.tell(Input::MainStarted(pid));
+                    sys::release_startup_code();
+                }
                 Note::MainEnded(end) => self.tell(Input::MainEnded(end)),
                 Note::AgentLost(why) => self.tell(Input::AgentLost(why)),
                 Note::Fatal(message) => self.tell(Input::Fatal(message)),

@@ -38,8 +38,8 @@ pub struct NetworkOptions {
     pub denials: Option<Denials>,
 }
 
-/// Takes what the policy denied: the flow or name, and why. Each once, and no more than so many in a
-/// while. It is called on the network's thread.
+/// Takes what the policy denied: the flow or name, and why. Each once, no more than so many in a
+/// while, and 4096 flows and as many names in all. It is called on the network's thread.
 #[derive(Clone)]
 pub struct Denials(Arc<Tell>);
 

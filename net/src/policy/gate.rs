@@ -13,7 +13,8 @@ use crate::counters::Meter;
 use crate::forward::Protocol;
 use crate::options::Denials;
 
-/// Denied flows that are remembered, so as to be logged once.
+/// Denied flows that are logged, once each, and as many names: what a guest can bring into a log on the
+/// host's disk is bounded. More are counted.
 const MAX_LOGGED: usize = 4096;
 
 /// Lines that a guest can bring into the log between two times of housekeeping.
@@ -71,7 +72,7 @@ impl Gate {
         }
         let rule = rule.filter(|_| !self.logged.contains(&flow)).map(Rule::to_string);
         self.meter.denied.add(1);
-        if self.logged.contains(&flow) {
+        if self.logged.len() == MAX_LOGGED || self.logged.contains(&flow) {
             return Verdict::Denied;
         }
         if self.lines == MAX_LINES {
@@ -79,10 +80,10 @@ impl Gate {
             return Verdict::Denied;
         }
         self.lines += 1;
-        if self.logged.len() == MAX_LOGGED {
-            self.logged.clear();
-        }
         self.logged.insert(flow);
+        if self.logged.len() == MAX_LOGGED {
+            tracing::warn!("network: more denied flows are counted, not logged");
+        }
         let Flow { protocol, destination, host } = flow;
         let why = match rule {
             Some(rule) => format!("rule `{rule}`"),
@@ -99,7 +100,7 @@ impl Gate {
     /// A question was not asked, or an answer not given; logged once for each name.
     pub(crate) fn deny_name(&mut self, name: &str, why: &str) {
         self.meter.denied.add(1);
-        if self.names_logged.contains(name) {
+        if self.names_logged.len() == MAX_LOGGED || self.names_logged.contains(name) {
             return;
         }
         if self.lines == MAX_LINES {
@@ -107,10 +108,10 @@ impl Gate {
             return;
         }
         self.lines += 1;
-        if self.names_logged.len() == MAX_LOGGED {
-            self.names_logged.clear();
-        }
         self.names_logged.insert(name.to_owned());
+        if self.names_logged.len() == MAX_LOGGED {
+            tracing::warn!("network: more denied names are counted, not logged");
+        }
         self.tell(&format!("the name {name:?}"), why);
     }
 

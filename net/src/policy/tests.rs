@@ -178,6 +178,24 @@ fn denials_are_counted_each_time() {
 }
 
 #[test]
+fn a_guest_that_tries_everything_fills_no_log() {
+    let meter = Arc::new(Meter::default());
+    let told = Arc::new(std::sync::Mutex::new(0));
+    let sink = Arc::clone(&told);
+    let denials = Denials::new(move |_, _| *sink.lock().unwrap() += 1);
+    let mut gate = Gate::new(Policy::none(), Arc::clone(&meter), Some(denials));
+    for n in 0..20_000_u64 {
+        assert!(!tcp(&mut gate, &format!("1.2.{}.{}:80", n / 256, n % 256)));
+        gate.deny_name(&format!("{n}.org"), "closed");
+        if n % 16 == 0 {
+            gate.housekeep();
+        }
+    }
+    assert_eq!(meter.denied.get(), 40_000);
+    assert_eq!(*told.lock().unwrap(), 2 * 4096);
+}
+
+#[test]
 fn rules_are_read_as_they_are_written() {
     for text in [
         "allow any",

@@ -214,7 +214,7 @@ fn a_peer_waits_through_restarts_and_machines() {
     assert_eq!(box_.note(), Note::MainStarted(8));
     assert_eq!(peer.response(), Response::Started { pid: 8 });
     // The machine goes down under it: nobody knows how the command ended.
-    let mut waiting = box_.attach_anew();
+    let mut waiting = box_.attach();
     box_.hub.disconnect();
     assert!(peer.is_hung_up_on());
     assert_eq!(waiting.response(), Response::Started { pid: 8 });

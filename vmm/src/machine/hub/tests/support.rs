@@ -175,10 +175,6 @@ impl Fixture {
         peer
     }
 
-    pub(super) fn attach_anew(&self) -> TestPeer {
-        self.attach()
-    }
-
     /// A peer of the command that runs.
     pub(super) fn attached(&self) -> TestPeer {
         let mut peer = self.attach();

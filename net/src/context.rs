@@ -13,6 +13,7 @@ use crate::counters::Meter;
 use crate::limit::Bucket;
 use crate::policy::Gate;
 use crate::pool::{Budget, Pool};
+use crate::quota::{Kind, Place, Quotas};
 use crate::timers::Timers;
 use crate::wire::Egress;
 
@@ -32,12 +33,12 @@ pub(crate) struct Context {
     /// The time of this turn.
     pub(crate) now: Instant,
     pub(crate) registry: Registry,
-    /// TCP and UDP flows that there may be.
-    pub(crate) max_flows: usize,
+    /// How many flows there may be.
+    pub(crate) quotas: Quotas,
     /// When something last went wrong for want of resources, and was said.
     pub(crate) complained: Option<Instant>,
     /// Streams over which the guest speaks DNS, on their way to the resolver.
-    pub(crate) dns_streams: Vec<OwnedFd>,
+    pub(crate) dns_streams: Vec<(OwnedFd, Place)>,
 }
 
 /// Whose file descriptor an event is about.
@@ -115,10 +116,14 @@ impl Context {
         }
     }
 
-    /// There may be one more TCP or UDP flow.
-    pub(crate) fn has_room_for_flow(&self) -> bool {
-        let open = self.meter.tcp_open.get() + self.meter.udp_open.get();
-        open < self.max_flows as u64
+    /// True if the guest may open one more flow of this kind now. One that may not is dropped
+    /// without an answer: who means it tries again.
+    pub(crate) fn may_open(&mut self, kind: Kind) -> bool {
+        let may = self.quotas.may_open(kind, self.now);
+        if !may {
+            self.meter.dropped.add(1);
+        }
+        may
     }
 }
 

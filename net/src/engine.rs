@@ -25,6 +25,7 @@ use crate::options::NetworkOptions;
 use crate::ping::{self, Ping};
 use crate::policy::Gate;
 use crate::pool::{Budget, Pool};
+use crate::quota::Quotas;
 use crate::sys;
 use crate::tcp;
 use crate::timers::{Alarm, Timers};
@@ -99,7 +100,7 @@ impl Engine {
             meter,
             now,
             registry: poll.registry().try_clone()?,
-            max_flows: options.max_flows,
+            quotas: Quotas::new(options.max_descriptors, now),
             complained: None,
             dns_streams: Vec::new(),
         };

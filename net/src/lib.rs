@@ -37,6 +37,7 @@ mod options;
 mod ping;
 pub mod policy;
 mod pool;
+mod quota;
 mod sockets;
 pub mod sys;
 mod tcp;

@@ -50,7 +50,11 @@ impl Bucket {
         let gained = nanos.saturating_mul(rate) / 1_000_000_000;
         if gained > 0 {
             self.tokens = self.tokens.saturating_add(gained).min(limit.burst.max(1).into());
-            self.filled = now;
+            // What is less than a token counts the next time.
+            let rest = (nanos.saturating_mul(rate) % 1_000_000_000) / rate;
+            self.filled = now
+                .checked_sub(Duration::from_nanos(u64::try_from(rest).unwrap_or(0)))
+                .unwrap_or(now);
         }
         if self.tokens > 0 {
             return None;
@@ -93,6 +97,20 @@ mod tests {
             }
         }
         assert!((9_900_000..10_300_000).contains(&sent), "{sent} bytes in ten seconds");
+    }
+
+    #[test]
+    fn what_is_asked_often_gains_no_less() {
+        let start = Instant::now();
+        let mut bucket = Bucket::new(Some(RateLimit { bytes_per_second: 1000, burst: 1 }), start);
+        let mut taken = 0;
+        for step in 0..10_000_u32 {
+            if bucket.wait(start + Duration::from_micros(700) * step).is_none() {
+                bucket.spend(1);
+                taken += 1;
+            }
+        }
+        assert!((6900..=7001).contains(&taken), "{taken} tokens in seven seconds");
     }
 
     #[test]

@@ -16,6 +16,9 @@ pub(crate) const MAX_MTU: u16 = 65520;
 /// IPv6 asks for as much (RFC 8200, section 5).
 const MIN_MTU: u16 = 1280;
 
+/// Every kind of flow has a share in them.
+const MIN_DESCRIPTORS: usize = 64;
+
 /// What a [`Network`](crate::Network) is made from.
 #[derive(Clone, Debug)]
 pub struct NetworkOptions {
@@ -31,9 +34,9 @@ pub struct NetworkOptions {
     pub limits: RateLimits,
     /// The host's resolver configuration, read again when it changes.
     pub resolv_conf: PathBuf,
-    /// How many TCP and UDP flows there may be at a time. Each has a file descriptor, so
-    /// `RLIMIT_NOFILE` has to be higher.
-    pub max_flows: usize,
+    /// Descriptors that all flows together may hold. `RLIMIT_NOFILE` has to be higher by what the
+    /// process needs for other work.
+    pub max_descriptors: usize,
     /// Who is told of what the policy denied; otherwise it goes to this process's log.
     pub denials: Option<Denials>,
 }
@@ -71,7 +74,7 @@ impl Default for NetworkOptions {
             forwards: Vec::new(),
             limits: RateLimits::default(),
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
-            max_flows: 65_536,
+            max_descriptors: 65_536,
             denials: None,
         }
     }
@@ -83,8 +86,11 @@ impl NetworkOptions {
         if !(MIN_MTU..=MAX_MTU).contains(&self.mtu) {
             return wrong(format!("MTU {} is not between {MIN_MTU} and {MAX_MTU}", self.mtu));
         }
-        if self.max_flows == 0 {
-            return wrong("a network with no flows at all; give max_flows a number".to_owned());
+        if self.max_descriptors < MIN_DESCRIPTORS {
+            return wrong(format!(
+                "{} descriptors are too few for the flows of a guest; {MIN_DESCRIPTORS} are needed",
+                self.max_descriptors
+            ));
         }
         let a = &self.addresses;
         let v4 = [a.gateway, a.guest, a.host];

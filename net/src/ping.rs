@@ -13,12 +13,12 @@ use slab::Slab;
 use crate::context::{Context, Source};
 use crate::forward::Protocol;
 use crate::policy::{self, Route, Verdict};
+use crate::quota::{Kind, Place};
 use crate::sockets;
 use crate::timers::Alarm;
 use crate::udp::reason;
 use crate::wire::{Packet, Unreachable, protocol};
 
-const MAX_FLOWS: usize = 256;
 const IDLE: Duration = Duration::from_secs(30);
 /// Bytes of an echo's header: type, code, checksum, identifier, sequence number.
 const HEADER: usize = 8;
@@ -29,6 +29,7 @@ type Key = (IpAddr, IpAddr, [u8; 2]);
 struct Flow {
     key: Key,
     socket: OwnedFd,
+    _place: Place,
     heard: Instant,
     armed: Option<Instant>,
 }
@@ -93,9 +94,9 @@ impl Ping {
         let key = (packet.source, packet.destination, [a, b]);
         let index = match self.by_key.get(&key).copied() {
             Some(index) => index,
-            None => match sockets::connect_ping(address) {
-                Ok(socket) if self.flows.len() < MAX_FLOWS => self.insert(key, socket, cx),
-                Ok(_) => return cx.meter.dropped.add(1),
+            None => match self.open(key, address, cx) {
+                Ok(Some(index)) => index,
+                Ok(None) => return,
                 // This host forbids them, or has none.
                 Err(Errno::ACCESS | Errno::PERM | Errno::PROTONOSUPPORT | Errno::INVAL) => {
                     return answer(packet, cx);
@@ -125,8 +126,27 @@ impl Ping {
         cx.out.unreachable(why, gateway, addresses, kind, packet.payload);
     }
 
-    fn insert(&mut self, key: Key, socket: OwnedFd, cx: &mut Context) -> usize {
-        let index = self.flows.insert(Flow { key, socket, heard: cx.now, armed: None });
+    /// A socket for a new flow; None if there may be no more now.
+    fn open(
+        &mut self,
+        key: Key,
+        address: SocketAddr,
+        cx: &mut Context,
+    ) -> Result<Option<usize>, Errno> {
+        if !cx.may_open(Kind::Ping) {
+            return Ok(None);
+        }
+        let Some(place) = cx.quotas.take(Kind::Ping) else {
+            cx.meter.dropped.add(1);
+            return Ok(None);
+        };
+        let socket = sockets::connect_ping(address)?;
+        Ok(Some(self.insert(key, socket, place, cx)))
+    }
+
+    fn insert(&mut self, key: Key, socket: OwnedFd, place: Place, cx: &mut Context) -> usize {
+        let flow = Flow { key, socket, _place: place, heard: cx.now, armed: None };
+        let index = self.flows.insert(flow);
         self.by_key.insert(key, index);
         if let Some(flow) = self.flows.get_mut(index) {
             if let Err(e) = cx.watch(&flow.socket, Source::Ping(index)) {

@@ -13,12 +13,11 @@ use smoltcp::wire::UdpPacket;
 use crate::context::{Context, Source};
 use crate::forward::Protocol;
 use crate::policy::{self, Route, Verdict};
+use crate::quota::{Kind, Place};
 use crate::sockets;
 use crate::timers::Alarm;
 use crate::wire::{Packet, Unreachable, protocol};
 
-/// Flows; one more makes an old one go.
-const MAX_FLOWS: usize = 16_384;
 /// A flow that had an answer lives longer than one that only asked (RFC 4787, section 4.3).
 const ANSWERED: Duration = Duration::from_secs(180);
 const ASKED: Duration = Duration::from_secs(30);
@@ -50,6 +49,7 @@ struct Flow {
     answered: bool,
     heard: Instant,
     armed: Option<Instant>,
+    _place: Place,
 }
 
 /// The UDP flows of a guest.
@@ -58,8 +58,6 @@ pub(crate) struct Udp {
     by_key: HashMap<Key, usize>,
     ready: VecDeque<usize>,
     buffer: Box<[u8]>,
-    /// Where the next victim is looked for.
-    hand: usize,
 }
 
 impl Udp {
@@ -69,7 +67,6 @@ impl Udp {
             by_key: HashMap::new(),
             ready: VecDeque::new(),
             buffer: vec![0; MAX_DATAGRAM].into_boxed_slice(),
-            hand: 0,
         }
     }
 
@@ -136,6 +133,10 @@ impl Udp {
         if cx.gate.ask(flow, cx.now) == Verdict::Denied {
             return fail(Unreachable::Prohibited, cx);
         }
+        if !cx.may_open(Kind::Udp) {
+            return None;
+        }
+        let place = self.place(Kind::Udp, cx)?;
         let socket = match sockets::connect_udp(address) {
             Ok(socket) => socket,
             Err(e) if sockets::is_exhausted(e) => {
@@ -145,7 +146,7 @@ impl Udp {
             }
             Err(e) => return fail(reason(e), cx),
         };
-        self.insert(key, Host::Own { socket, address }, cx)
+        self.insert(key, Host::Own { socket, address }, place, cx)
     }
 
     /// A datagram came to a port of the host, from `peer`, which the guest knows as `remote`.
@@ -161,10 +162,14 @@ impl Udp {
         let key = Key { guest, remote };
         let index = match self.by_key.get(&key).copied() {
             Some(index) => Some(index),
-            None => {
-                let host = Host::Forward { socket: Rc::clone(socket), peer };
-                self.insert(key, host, cx)
-            }
+            None => cx
+                .may_open(Kind::Visitor)
+                .then(|| self.place(Kind::Visitor, cx))
+                .flatten()
+                .and_then(|place| {
+                    let host = Host::Forward { socket: Rc::clone(socket), peer };
+                    self.insert(key, host, place, cx)
+                }),
         };
         let Some(flow) = index.and_then(|index| self.flows.get_mut(index)) else { return };
         flow.heard = cx.now;
@@ -178,11 +183,18 @@ impl Udp {
         cx.charge();
     }
 
-    fn insert(&mut self, key: Key, host: Host, cx: &mut Context) -> Option<usize> {
-        while self.flows.len() >= MAX_FLOWS || !cx.has_room_for_flow() {
-            // TCP may have all of the room.
-            self.evict(cx)?;
+    /// A place for one more flow, if need be that of an old one of the same kind.
+    fn place(&mut self, kind: Kind, cx: &mut Context) -> Option<Place> {
+        if let Some(place) = cx.quotas.take(kind) {
+            return Some(place);
         }
+        let flows = self.flows.iter().filter(|(_, flow)| flow.kind() == kind);
+        let (oldest, _) = flows.max_by_key(|(_, flow)| flow.age(cx.now))?;
+        self.remove(oldest, cx);
+        cx.quotas.take(kind)
+    }
+
+    fn insert(&mut self, key: Key, host: Host, place: Place, cx: &mut Context) -> Option<usize> {
         let flow = Flow {
             key,
             host,
@@ -191,6 +203,7 @@ impl Udp {
             answered: false,
             heard: cx.now,
             armed: None,
+            _place: place,
         };
         let index = self.flows.insert(flow);
         let flow = self.flows.get_mut(index)?;
@@ -206,15 +219,6 @@ impl Udp {
         cx.meter.udp_flows.add(1);
         cx.meter.udp_open.set(self.flows.len() as u64);
         Some(index)
-    }
-
-    /// Removes a flow, another one each time; None if there is none.
-    fn evict(&mut self, cx: &mut Context) -> Option<()> {
-        let next = self.flows.iter().map(|(index, _)| index).find(|index| *index >= self.hand);
-        let index = next.or_else(|| self.flows.iter().next().map(|(index, _)| index))?;
-        self.hand = index + 1;
-        self.remove(index, cx);
-        Some(())
     }
 
     fn remove(&mut self, index: usize, cx: &mut Context) {
@@ -265,7 +269,7 @@ impl Udp {
             return;
         };
         flow.armed = None;
-        let deadline = flow.heard + if flow.answered { ANSWERED } else { ASKED };
+        let deadline = flow.heard + flow.lifetime();
         if deadline <= cx.now {
             self.remove(index, cx);
         } else {
@@ -286,6 +290,24 @@ impl Udp {
 }
 
 impl Flow {
+    fn kind(&self) -> Kind {
+        match self.host {
+            Host::Own { .. } => Kind::Udp,
+            Host::Forward { .. } => Kind::Visitor,
+        }
+    }
+
+    fn lifetime(&self) -> Duration {
+        if self.answered { ANSWERED } else { ASKED }
+    }
+
+    /// Silence as a share of the lifetime, in thousandths: a flow that had an answer ages more
+    /// slowly than one that only asked.
+    fn age(&self, now: Instant) -> u128 {
+        let silence = now.saturating_duration_since(self.heard);
+        silence.as_micros() * 1000 / self.lifetime().as_micros().max(1)
+    }
+
     fn send(&self, data: &[u8]) -> Result<(), Errno> {
         match &self.host {
             Host::Own { socket, .. } => match sockets::send(socket, data)? {

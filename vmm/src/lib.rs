@@ -9,6 +9,7 @@ pub mod client;
 pub mod events;
 #[cfg(target_os = "linux")]
 mod kvm;
+mod limits;
 pub mod logbook;
 pub mod machine;
 pub mod runtime;

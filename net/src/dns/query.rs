@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use super::message::{self, Question};
+use crate::quota::Place;
 use crate::sockets::{self, Connect};
 
 /// How long a name server has to answer (resolv.conf(5) waits for five seconds; the guest's own
@@ -35,6 +36,7 @@ pub(super) struct Query {
     attempt: usize,
     transport: Option<Transport>,
     pub(super) deadline: Instant,
+    _place: Place,
 }
 
 enum Transport {
@@ -59,9 +61,16 @@ pub(super) enum Progress {
 }
 
 impl Query {
-    pub(super) fn new(client: Client, question: Question, message: Vec<u8>, now: Instant) -> Self {
+    pub(super) fn new(
+        client: Client,
+        question: Question,
+        message: Vec<u8>,
+        place: Place,
+        now: Instant,
+    ) -> Self {
         let deadline = now + TIMEOUT;
-        Self { client, question, message, id: 0, attempt: 0, transport: None, deadline }
+        let (id, attempt, transport) = (0, 0, None);
+        Self { client, question, message, id, attempt, transport, deadline, _place: place }
     }
 
     /// Asks the next server under the number `id`. None if all were asked.

@@ -11,12 +11,9 @@ use super::message::{Answer, Asked, Question, parse_question, with_id};
 use super::query::{Client, Progress, Query};
 use super::stream::Stream;
 use crate::context::{Context, Source};
+use crate::quota::Kind;
 use crate::timers::Alarm;
 
-/// Questions on their way; more are not answered, and asked again later.
-const MAX_QUERIES: usize = 1024;
-/// Streams; the oldest idle one would be a kinder victim, but a guest has few.
-const MAX_STREAMS: usize = 256;
 /// Answers of servers to one question that are looked at, wrong ones included.
 const MAX_MESSAGES: usize = 16;
 
@@ -62,13 +59,9 @@ impl Resolver {
 
     /// Takes in streams that the guest opened.
     pub(crate) fn take_streams(&mut self, cx: &mut Context) {
-        while let Some(socket) = cx.dns_streams.pop() {
-            if self.streams.len() == MAX_STREAMS {
-                cx.meter.dropped.add(1);
-                continue;
-            }
+        while let Some((socket, place)) = cx.dns_streams.pop() {
             self.count += 1;
-            let index = self.streams.insert(Stream::new(socket, self.count, cx.now));
+            let index = self.streams.insert(Stream::new(socket, place, self.count, cx.now));
             let Some(stream) = self.streams.get(index) else { continue };
             if cx.watch(stream.socket(), Source::DnsStream(index)).is_err() {
                 self.streams.remove(index);
@@ -109,11 +102,13 @@ impl Resolver {
             }
             return;
         }
-        if self.queries.len() == MAX_QUERIES {
-            return cx.meter.dropped.add(1);
+        // What is dropped is asked again later.
+        if !cx.may_open(Kind::DnsQuery) {
+            return;
         }
+        let Some(place) = cx.quotas.take(Kind::DnsQuery) else { return cx.meter.dropped.add(1) };
         self.config.refresh(cx.now);
-        let query = Query::new(client, question, message.to_vec(), cx.now);
+        let query = Query::new(client, question, message.to_vec(), place, cx.now);
         let index = self.queries.insert(query);
         self.ask_next(index, cx);
     }

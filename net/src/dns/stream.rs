@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
+use crate::quota::Place;
 use crate::sockets;
 
 /// Answers that wait for the guest; then no more is read.
@@ -20,11 +21,13 @@ pub(super) struct Stream {
     received: Vec<u8>,
     unsent: Vec<u8>,
     heard: Instant,
+    _place: Place,
 }
 
 impl Stream {
-    pub(super) fn new(socket: OwnedFd, number: u64, now: Instant) -> Self {
-        Self { socket, number, received: Vec::new(), unsent: Vec::new(), heard: now }
+    pub(super) fn new(socket: OwnedFd, place: Place, number: u64, now: Instant) -> Self {
+        let (received, unsent) = (Vec::new(), Vec::new());
+        Self { socket, number, received, unsent, heard: now, _place: place }
     }
 
     pub(super) fn socket(&self) -> &OwnedFd {

@@ -1,5 +1,6 @@
 //! A guest made by hand, frame by frame, with a clock that is set by hand.
 
+mod bounds;
 mod frames;
 mod guest;
 mod tcp;

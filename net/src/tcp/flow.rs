@@ -11,6 +11,7 @@ use super::inbound::{Arrival, Inbound, SCALE};
 use super::outbound::{Ack, Due, Outbound};
 use super::time_wait::Key;
 use crate::context::Context;
+use crate::quota::Place;
 use crate::sockets::{self, Connect};
 use crate::wire::egress::{TcpHeader, TcpOptions};
 use crate::wire::segment::{Options, Segment};
@@ -59,6 +60,7 @@ pub(super) struct Flow {
     /// Where the host connects to; for a flow from the host, where it came from.
     host: SocketAddr,
     pub(super) socket: OwnedFd,
+    _place: Place,
     state: State,
     inbound: Inbound,
     outbound: Outbound,
@@ -74,7 +76,7 @@ pub(super) struct Flow {
     /// When its alarm goes off.
     pub(super) armed: Option<Instant>,
     /// When something last happened.
-    heard: Instant,
+    pub(super) heard: Instant,
     probes: u8,
 }
 
@@ -83,7 +85,7 @@ impl Flow {
     pub(super) fn from_guest(
         key: Key,
         host: SocketAddr,
-        socket: OwnedFd,
+        socket: (OwnedFd, Place),
         segment: &Segment<'_>,
         iss: Seq,
         cx: &Context,
@@ -100,7 +102,7 @@ impl Flow {
     pub(super) fn from_host(
         key: Key,
         host: SocketAddr,
-        socket: OwnedFd,
+        socket: (OwnedFd, Place),
         iss: Seq,
         cx: &mut Context,
     ) -> Self {
@@ -112,15 +114,17 @@ impl Flow {
     fn new(
         key: Key,
         host: SocketAddr,
-        socket: OwnedFd,
+        socket: (OwnedFd, Place),
         state: State,
         iss: Seq,
         now: Instant,
     ) -> Self {
+        let (socket, place) = socket;
         Self {
             key,
             host,
             socket,
+            _place: place,
             state,
             inbound: Inbound::new(Seq(0), 0),
             outbound: Outbound::new(iss),

@@ -15,6 +15,7 @@ use super::time_wait::{Key, TimeWait};
 use crate::context::{Context, Source};
 use crate::forward::Protocol;
 use crate::policy::{self, Route, Verdict};
+use crate::quota::Kind;
 use crate::sockets::{self, Connect};
 use crate::sys;
 use crate::timers::Alarm;
@@ -23,6 +24,9 @@ use crate::wire::{Packet, Segment, Unreachable};
 
 /// The port of DNS.
 const DNS: u16 = 53;
+/// Places for each flow to the resolver: it and the resolver's end have one, and the end of one that
+/// was reset keeps its place until it is looked at.
+const DNS_PLACES: usize = 4;
 /// Ports for flows from the host whose own is taken.
 const PORT_ATTEMPTS: u16 = 64;
 
@@ -33,6 +37,8 @@ pub(crate) struct Table {
     by_key: HashMap<Key, usize>,
     /// Flows that have work.
     ready: VecDeque<usize>,
+    /// Flows to the resolver.
+    dns: Vec<usize>,
     over: TimeWait,
     numbers: Numbers,
 }
@@ -98,13 +104,17 @@ impl Table {
         if cx.gate.ask(flow, cx.now) == Verdict::Denied {
             return unreachable(key, segment.seq, Unreachable::Prohibited, cx);
         }
-        if !cx.has_room_for_flow() {
+        if !cx.may_open(Kind::Tcp) {
+            return;
+        }
+        let Some(place) = cx.quotas.take(Kind::Tcp) else {
             cx.meter.dropped.add(1);
             return refuse(key, segment, cx);
-        }
+        };
         match sockets::connect_tcp(destination) {
             Ok((socket, state)) => {
                 let iss = self.numbers.next(&key);
+                let socket = (socket, place);
                 let flow = Flow::from_guest(key, destination, socket, segment, iss, cx);
                 let index = self.insert(flow, cx);
                 self.begin(index, state, cx);
@@ -129,14 +139,39 @@ impl Table {
 
     /// A stream to our own resolver.
     fn open_dns(&mut self, key: Key, segment: &Segment<'_>, cx: &mut Context) {
-        let Ok((socket, resolver)) = sockets::stream_pair() else {
+        if !cx.may_open(Kind::DnsStream) {
+            return;
+        }
+        if self.dns.len() >= cx.quotas.most(Kind::DnsStream) / DNS_PLACES {
+            self.end_idle_dns(cx);
+        }
+        let places = (cx.quotas.take(Kind::DnsStream), cx.quotas.take(Kind::DnsStream));
+        let (Some(ours), Some(theirs)) = places else {
+            cx.meter.dropped.add(1);
             return refuse(key, segment, cx);
         };
-        cx.dns_streams.push(resolver);
+        let (socket, resolver) = match sockets::stream_pair() {
+            Ok(pair) => pair,
+            Err(e) => {
+                cx.complain("no sockets for DNS over TCP", e.into());
+                return refuse(key, segment, cx);
+            }
+        };
+        cx.dns_streams.push((resolver, theirs));
         let iss = self.numbers.next(&key);
-        let flow = Flow::from_guest(key, key.remote, socket, segment, iss, cx);
+        let flow = Flow::from_guest(key, key.remote, (socket, ours), segment, iss, cx);
         let index = self.insert(flow, cx);
+        self.dns.push(index);
         self.begin(index, Connect::Done, cx);
+    }
+
+    /// Resets the stream to the resolver that was silent for longest, so that programs that never
+    /// close theirs do not lock out others.
+    fn end_idle_dns(&mut self, cx: &mut Context) {
+        let silent = |index: &usize| self.flows.get(*index).map(|flow| flow.heard);
+        if let Some(index) = self.dns.iter().copied().min_by_key(silent) {
+            self.finish(index, Fate::ResetByHost, cx);
+        }
     }
 
     /// Watches a new flow; one over the loopback stands already.
@@ -165,10 +200,10 @@ impl Table {
         guest: SocketAddr,
         cx: &mut Context,
     ) -> bool {
-        if !cx.has_room_for_flow() {
+        let Some(place) = cx.quotas.take(Kind::Tcp) else {
             cx.meter.dropped.add(1);
             return false;
-        }
+        };
         let taken = |remote| self.by_key.contains_key(&Key { guest, remote });
         for attempt in 0..PORT_ATTEMPTS {
             if !taken(remote) {
@@ -184,7 +219,7 @@ impl Table {
         }
         self.over.remove(&key);
         let iss = self.numbers.next(&key);
-        let flow = Flow::from_host(key, peer, socket, iss, cx);
+        let flow = Flow::from_host(key, peer, (socket, place), iss, cx);
         let index = self.insert(flow, cx);
         let Some(flow) = self.flows.get(index) else { return false };
         let fate = match cx.watch(&flow.socket, Source::Tcp(index)) {
@@ -275,6 +310,7 @@ impl Table {
         let Some(mut flow) = self.flows.try_remove(index) else { return };
         let key = flow.key;
         self.by_key.remove(&key);
+        self.dns.retain(|dns| *dns != index);
         cx.timers.disarm(flow.armed, Alarm::Tcp(index));
         cx.meter.tcp_open.set(self.flows.len() as u64);
         match fate {

@@ -61,6 +61,7 @@ pub(super) enum Message {
 
 /// Runs the machine that the launcher at standard input asks for, until it ends.
 pub fn main() -> Result<()> {
+    crate::limits::raise_open_files();
     let stdin = io::stdin().as_fd().try_clone_to_owned()?;
     let launcher = UnixStream::from(stdin);
     launcher.peer_addr().context(

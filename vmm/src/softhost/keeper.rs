@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::fcntl_dupfd_cloexec;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -71,7 +70,8 @@ async fn keep(options: &Options) -> Result<(), Error> {
     // From here on launchers wait for us.
     let listener = place.listen()?;
     place.ensure_image(&options.template)?;
-    raise_file_limit();
+    // QEMU keeps a file open for each one that the guest has.
+    crate::limits::raise_open_files();
     let for_qemu = lock.try_clone().map_err(Error::Qemu)?;
     let (qemu, link) = Qemu::start(options, &place, for_qemu, &clock)?;
     tracing::info!("QEMU runs");
@@ -89,15 +89,6 @@ async fn keep(options: &Options) -> Result<(), Error> {
 fn inherited_lock(place: &Place) -> Option<File> {
     let stdin = fcntl_dupfd_cloexec(std::io::stdin(), 3).ok().map(File::from);
     stdin.filter(|file| place.is_our_lock(file))
-}
-
-/// QEMU keeps a file open for each one that the guest has: as many as this user may have.
-fn raise_file_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        tracing::warn!(%error, "cannot raise the limit on open files");
-    }
 }
 
 /// How long the software host stays up for a next launcher.

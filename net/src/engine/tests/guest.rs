@@ -10,7 +10,7 @@ use mio::{Events, Poll};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
     EthernetAddress, EthernetFrame, EthernetProtocol, IpAddress, IpProtocol, Ipv4Packet, Ipv4Repr,
-    TcpControl, TcpPacket, TcpRepr, TcpSeqNumber,
+    TcpControl, TcpPacket, TcpRepr, TcpSeqNumber, UdpPacket, UdpRepr,
 };
 
 use crate::counters::{Counters, Meter};
@@ -52,11 +52,17 @@ pub(super) struct Got {
 impl Rig {
     /// A guest that reaches nothing but a server of the test's own.
     pub(super) fn new() -> Self {
+        Self::with(&[], NetworkOptions::default())
+    }
+
+    /// The same, with more that it reaches.
+    pub(super) fn with(allowed: &[&str], options: NetworkOptions) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let rules =
-            vec![Rule::allow(&format!("tcp:host:{port}")).unwrap(), Rule::deny("any").unwrap()];
-        let options = NetworkOptions { policy: Policy::from_rules(rules), ..Default::default() };
+        let mut rules = vec![Rule::allow(&format!("tcp:host:{port}")).unwrap()];
+        rules.extend(allowed.iter().map(|rule| Rule::allow(rule).unwrap()));
+        rules.push(Rule::deny("any").unwrap());
+        let options = NetworkOptions { policy: Policy::from_rules(rules), ..options };
         let poll = Poll::new().unwrap();
         let meter = Arc::new(Meter::default());
         let conf = dns::Config::new("/nonexistent".into(), Arc::default(), Instant::now());
@@ -109,23 +115,57 @@ impl Rig {
     }
 
     pub(super) fn send_raw(&mut self, segment: TcpRepr<'_>) {
+        let host = self.engine.cx.addresses.host;
+        self.send_raw_to(host, segment);
+    }
+
+    /// Sends a segment to another address than the server's.
+    pub(super) fn send_raw_to(&mut self, to: Ipv4Addr, segment: TcpRepr<'_>) {
+        let (from, to) = (self.engine.cx.addresses.guest, IpAddress::from(to));
+        let mut bytes = vec![0; segment.buffer_len()];
+        let caps = ChecksumCapabilities::default();
+        segment.emit(&mut TcpPacket::new_unchecked(&mut bytes[..]), &from.into(), &to, &caps);
+        let IpAddress::Ipv4(to) = to else { unreachable!() };
+        self.send_packet(from, to, IpProtocol::Tcp, &bytes);
+    }
+
+    /// Sends a datagram of the guest's.
+    pub(super) fn send_datagram(&mut self, from: u16, to: (Ipv4Addr, u16), payload: &[u8]) {
+        let guest = self.engine.cx.addresses.guest;
+        let datagram = UdpRepr { src_port: from, dst_port: to.1 };
+        let mut bytes = vec![0; 8 + payload.len()];
+        let (source, destination) = (IpAddress::from(guest), IpAddress::from(to.0));
+        let mut packet = UdpPacket::new_unchecked(&mut bytes[..]);
+        let caps = ChecksumCapabilities::default();
+        let fill = |room: &mut [u8]| room.copy_from_slice(payload);
+        datagram.emit(&mut packet, &source, &destination, payload.len(), fill, &caps);
+        self.send_packet(guest, to.0, IpProtocol::Udp, &bytes);
+    }
+
+    /// Sends a packet whose transport header is in `payload`.
+    pub(super) fn send_packet(
+        &mut self,
+        from: Ipv4Addr,
+        to: Ipv4Addr,
+        protocol: IpProtocol,
+        payload: &[u8],
+    ) {
         let addresses = &self.engine.cx.addresses;
         let ip = Ipv4Repr {
-            src_addr: addresses.guest,
-            dst_addr: addresses.host,
-            next_header: IpProtocol::Tcp,
-            payload_len: segment.buffer_len(),
+            src_addr: from,
+            dst_addr: to,
+            next_header: protocol,
+            payload_len: payload.len(),
             hop_limit: 64,
         };
-        let mut frame = vec![0; 14 + 20 + segment.buffer_len()];
+        let mut frame = vec![0; 14 + 20 + payload.len()];
         let mut ethernet = EthernetFrame::new_unchecked(&mut frame[..]);
         ethernet.set_src_addr(EthernetAddress(addresses.guest_mac));
         ethernet.set_dst_addr(EthernetAddress(addresses.gateway_mac));
         ethernet.set_ethertype(EthernetProtocol::Ipv4);
         let caps = ChecksumCapabilities::default();
         ip.emit(&mut Ipv4Packet::new_unchecked(&mut frame[14..]), &caps);
-        let (from, to) = (IpAddress::from(ip.src_addr), IpAddress::from(ip.dst_addr));
-        segment.emit(&mut TcpPacket::new_unchecked(&mut frame[34..]), &from, &to, &caps);
+        frame[34..].copy_from_slice(payload);
         assert!(self.guest.send(frame));
     }
 

@@ -21,7 +21,7 @@ use boxlite_net::{
     PortForward, RateLimit, RateLimits, Rule,
 };
 use boxlite_proto::network::{NetworkParams, search_domains};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, getrlimit};
 
 use super::control::NetworkMetrics;
 use super::spec::{NetworkSpec, Port, Protocol};
@@ -31,8 +31,9 @@ use crate::softhost::ports::Held;
 /// The MTU of the link: a TCP segment fills a packet of 64 KiB.
 const MTU: u16 = 65_520;
 
-/// Descriptors that are not for flows.
-const RESERVED: u64 = 512;
+/// Descriptors that flows never take, where the limit allows it: whatever a guest does, the box can
+/// be stopped, looked at and have commands run in it.
+const RESERVED: u64 = 4096;
 
 /// A port of the host that cannot be had: which, why, and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -70,7 +71,7 @@ impl BoxNetwork {
                 to_guest: limit(spec.limit_down),
                 from_guest: limit(spec.limit_up),
             },
-            max_flows: max_flows(),
+            max_descriptors: max_descriptors(),
             denials: Some(Denials::new(denied)),
             ..NetworkOptions::default()
         };
@@ -189,19 +190,11 @@ impl From<Protocol> for boxlite_net::Protocol {
     }
 }
 
-/// As many flows as this process may have files open, for which its limit is raised.
-fn max_flows() -> usize {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    let limit = match setrlimit(Resource::Nofile, raised) {
-        Ok(()) => limit.maximum,
-        Err(e) => {
-            tracing::warn!("cannot raise the limit on open files: {e}");
-            limit.current
-        }
-    };
-    let most = NetworkOptions::default().max_flows;
-    let room = limit.map_or(u64::MAX, |limit| limit.saturating_sub(RESERVED).max(RESERVED / 2));
+/// Descriptors for flows: what this process may have without its reserve, which is half of few.
+fn max_descriptors() -> usize {
+    let limit = getrlimit(Resource::Nofile).current;
+    let most = NetworkOptions::default().max_descriptors;
+    let room = limit.map_or(u64::MAX, |limit| limit - RESERVED.min(limit / 2));
     usize::try_from(room).unwrap_or(most).min(most)
 }
 

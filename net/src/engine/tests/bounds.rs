@@ -1,0 +1,66 @@
+//! What a guest can use up of the host.
+
+use std::time::Duration;
+
+use smoltcp::wire::{TcpControl, TcpRepr};
+
+use super::guest::{ISS, Rig};
+use crate::options::NetworkOptions;
+use crate::quota::Kind;
+
+/// The guest opens a stream to the resolver at the gateway from `port`.
+fn ask_over_tcp(rig: &mut Rig, port: u16) {
+    let gateway = rig.engine.cx.addresses.gateway;
+    let syn = TcpRepr { src_port: port, dst_port: 53, ..rig.syn() };
+    rig.send_raw_to(gateway, syn);
+}
+
+#[test]
+fn dns_over_tcp_holds_few_descriptors_and_stays_there_for_others() {
+    let mut rig = Rig::new();
+    for round in 0..20_u16 {
+        for n in 0..100 {
+            ask_over_tcp(&mut rig, 10_000 + round * 100 + n);
+        }
+        rig.pass(Duration::from_millis(100));
+        let quotas = &rig.engine.cx.quotas;
+        assert!(quotas.held(Kind::DnsStream) <= quotas.most(Kind::DnsStream));
+        assert!(rig.counters().tcp_open <= 64, "{} flows", rig.counters().tcp_open);
+        while rig.guest.receive().is_some() {}
+    }
+    assert!(rig.counters().tcp_flows <= 256 + 200 * 2, "{} flows so far", rig.counters().tcp_flows);
+    // Those who hold them open do not keep others away.
+    rig.pass(Duration::from_secs(1));
+    rig.received();
+    ask_over_tcp(&mut rig, 50_000);
+    rig.settle();
+    let answers = rig.received();
+    let answer = answers.iter().find(|answer| answer.control == TcpControl::Syn);
+    assert_eq!(answer.unwrap().ack, Some(ISS.wrapping_add(1)));
+}
+
+#[test]
+fn datagrams_to_everywhere_hold_few_descriptors() {
+    let options = NetworkOptions { max_descriptors: 256, ..Default::default() };
+    let mut rig = Rig::with(&["udp:host"], options);
+    let host = rig.engine.cx.addresses.host;
+    for n in 0..6000_u16 {
+        rig.send_datagram(PORT_OF_FLOOD, (host, 1000 + n), b"x");
+        if n % 64 == 0 {
+            rig.settle();
+            while rig.guest.receive().is_some() {}
+        }
+    }
+    rig.settle();
+    let counters = rig.counters();
+    assert!(counters.udp_open <= 64, "{} flows", counters.udp_open);
+    assert_eq!(counters.udp_flows, 4096, "what may be opened at once");
+    rig.pass(Duration::from_millis(100));
+    for n in 0..1000 {
+        rig.send_datagram(PORT_OF_FLOOD, (host, 10_000 + n), b"x");
+    }
+    rig.settle();
+    assert_eq!(rig.counters().udp_flows, 4196, "and a tenth of a second later");
+}
+
+const PORT_OF_FLOOD: u16 = 7000;

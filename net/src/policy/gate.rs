@@ -1,14 +1,17 @@
 //! The policy at work: verdicts, pinned names, and a log line for each flow that is denied.
 
 use std::collections::HashSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 use super::names::Names;
-use super::{Action, Policy, Rule, Target, is_local, is_private, is_protected};
+use super::{
+    Action, Policy, Rule, Target, certain_faces, faces, is_local, is_private, is_protected,
+    protected,
+};
 use crate::counters::Meter;
 use crate::forward::Protocol;
 use crate::options::Denials;
@@ -19,6 +22,8 @@ const MAX_LOGGED: usize = 4096;
 
 /// Lines that a guest can bring into the log between two times of housekeeping.
 const MAX_LINES: u32 = 64;
+
+const LOOPBACK: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8));
 
 /// A flow that a guest wants to open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -153,10 +158,15 @@ impl Gate {
         match &rule.target {
             Target::Any => true,
             Target::Host => host,
-            Target::Net(net) => net.contains(&ip) || host && net.contains(&loopback(ip)),
+            Target::Net(net) => {
+                covers(rule.action, ip, |face| net.contains(&face))
+                    || host && net.contains(&loopback(ip))
+            }
             // What a name leads to is for others to say: an allowing one opens nothing private.
             Target::Name(_) if rule.action == Action::Allow && (host || is_private(ip)) => false,
-            Target::Name(pattern) => self.names.any(ip, now, |name| pattern.matches(name)),
+            Target::Name(pattern) => covers(rule.action, ip, |face| {
+                self.names.any(face, now, |name| pattern.matches(name))
+            }),
         }
     }
 
@@ -207,22 +217,23 @@ fn names_protected(rule: &Rule) -> bool {
         Target::Any | Target::Name(_) => false,
         Target::Host => true,
         Target::Net(net) => {
-            let (first, last) = (net.network(), net.broadcast());
-            // A network is a range, and so is each protected one: its ends decide, where it is
-            // small.
-            let small = match net {
-                IpNet::V4(_) => net.prefix_len() >= 8,
-                IpNet::V6(_) => net.prefix_len() >= 10,
-            };
-            let closed = |ip| is_protected(ip) || is_local(ip);
-            small && closed(first) && closed(last) || net.prefix_len() == net.max_prefix_len()
+            net.prefix_len() == net.max_prefix_len()
+                || protected().chain([LOOPBACK]).any(|closed| closed.contains(net))
         }
+    }
+}
+
+/// True if what `matches` says of an address, it says of one of the forms that count.
+fn covers(action: Action, ip: IpAddr, matches: impl FnMut(IpAddr) -> bool) -> bool {
+    match action {
+        Action::Deny => faces(ip).any(matches),
+        Action::Allow => certain_faces(ip).any(matches),
     }
 }
 
 fn loopback(like: IpAddr) -> IpAddr {
     match like {
-        IpAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
     }
 }

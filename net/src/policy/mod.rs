@@ -3,16 +3,21 @@
 //! Rules are asked in order, and the first that matches decides; where none does, the default
 //! decides. Some destinations are protected: the host's loopback, link-local addresses and the
 //! metadata services of clouds. Only a rule that names them opens them; `any`, or a network that
-//! merely contains them, does not. Multicast, loopback addresses and other boxes are never reached.
+//! merely contains them, does not. An IPv6 address that holds an IPv4 address is asked about as
+//! both. Multicast, loopback addresses and other boxes are never reached.
 
+mod embedded;
 mod gate;
 mod names;
 mod rule;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
 pub use rule::{Rule, Target};
 
+use embedded::{certain_faces, faces};
 pub(crate) use gate::{Flow, Gate, Verdict};
 
 use crate::addresses::Addresses;
@@ -110,50 +115,66 @@ fn is_global_unicast(ip: IpAddr) -> bool {
     }
 }
 
-/// The IPv4 address that a NAT64 gateway (RFC 6052) would translate it to.
-fn nat64(v6: Ipv6Addr) -> Option<Ipv4Addr> {
-    let [a @ .., x, y] = v6.segments();
-    let [[x1, x2], [y1, y2]] = [x.to_be_bytes(), y.to_be_bytes()];
-    (a == [0x64, 0xff9b, 0, 0, 0, 0]).then(|| Ipv4Addr::new(x1, x2, y1, y2))
+/// Where clouds serve instances their credentials, beside link-local addresses.
+const METADATA: [Ipv4Net; 4] = [
+    // Alibaba.
+    Ipv4Net::new_assert(Ipv4Addr::new(100, 100, 100, 200), 32),
+    // Volcano Engine, BytePlus.
+    Ipv4Net::new_assert(Ipv4Addr::new(100, 96, 0, 96), 32),
+    // Azure.
+    Ipv4Net::new_assert(Ipv4Addr::new(168, 63, 129, 16), 32),
+    // Oracle.
+    Ipv4Net::new_assert(Ipv4Addr::new(192, 0, 0, 192), 32),
+];
+const METADATA6: [Ipv6Net; 6] = [
+    // Amazon: instances, pods, and other services of the platform.
+    Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0), 32),
+    // Google.
+    Ipv6Net::new_assert(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0), 64),
+    // Oracle.
+    Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0xc1, 0, 0, 0, 0, 0, 0), 64),
+    // Scaleway.
+    Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, 0), 64),
+    // Akamai.
+    Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0xa9fe, 0xa9fe, 0, 0, 0, 0, 0), 64),
+    // Alibaba.
+    Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0x100, 0, 0, 0, 0, 0, 0), 64),
+];
+const LINK_LOCAL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16);
+const LINK_LOCAL6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10);
+
+/// Networks that are open to rules that name them only.
+fn protected() -> impl Iterator<Item = IpNet> {
+    let v4 = METADATA.into_iter().chain([LINK_LOCAL]).map(IpNet::V4);
+    v4.chain(METADATA6.into_iter().chain([LINK_LOCAL6]).map(IpNet::V6))
 }
 
-/// Link-local addresses and metadata services: open to a rule that names them only.
+/// Link-local addresses and metadata services, in any form, and the host's loopback in disguise:
+/// open to a rule that names them only.
 pub(crate) fn is_protected(ip: IpAddr) -> bool {
-    const METADATA: [Ipv4Addr; 3] = [
-        Ipv4Addr::new(100, 100, 100, 200),
-        Ipv4Addr::new(168, 63, 129, 16),
-        Ipv4Addr::new(192, 0, 0, 192),
-    ];
-    const METADATA6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
-    match ip {
-        IpAddr::V4(v4) => v4.is_link_local() || METADATA.contains(&v4),
-        IpAddr::V6(v6) => {
-            v6.is_unicast_link_local()
-                || v6 == METADATA6
-                || nat64(v6).is_some_and(|v4| is_protected(v4.into()) || is_local(v4.into()))
-        }
-    }
+    let closed = |face: IpAddr| protected().any(|net| net.contains(&face));
+    faces(ip).any(|face| closed(face) || ip.is_ipv6() && face.is_ipv4() && is_local(face))
 }
 
 /// An address that no name out of the Internet should lead to: the host's own, and those of its
 /// link.
 pub(crate) fn is_local(ip: IpAddr) -> bool {
-    match ip.to_canonical() {
+    faces(ip).any(|face| match face {
         IpAddr::V4(v4) => v4.is_loopback() || v4.is_link_local() || v4.octets()[0] == 0,
         IpAddr::V6(v6) => v6.is_loopback() || v6.is_unspecified() || v6.is_unicast_link_local(),
-    }
+    })
 }
 
 /// An address of a private network.
 pub(crate) fn is_private(ip: IpAddr) -> bool {
-    match ip.to_canonical() {
+    faces(ip).any(|face| match face {
         IpAddr::V4(v4) => {
             let [a, b, ..] = v4.octets();
             // 100.64.0.0/10 is for carriers, and for overlay networks.
             v4.is_private() || a == 100 && b & 0xc0 == 64
         }
-        IpAddr::V6(v6) => v6.is_unique_local() || nat64(v6).is_some_and(|v4| is_private(v4.into())),
-    }
+        IpAddr::V6(v6) => v6.is_unique_local(),
+    })
 }
 
 #[cfg(test)]

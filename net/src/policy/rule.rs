@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 use super::Action;
 use crate::error::ParseError;
@@ -150,10 +150,10 @@ impl Target {
             _ => {}
         }
         if let Ok(net) = text.parse::<IpNet>() {
-            return Ok(Self::Net(net.trunc()));
+            return Ok(Self::Net(canonical(net.trunc())));
         }
         if let Ok(address) = text.parse::<IpAddr>() {
-            return Ok(Self::Net(address.into()));
+            return Ok(Self::Net(address.to_canonical().into()));
         }
         let (wildcard, name) = match text.strip_prefix("*.") {
             Some(name) => (true, name),
@@ -170,6 +170,16 @@ impl Target {
         }
         Ok(Self::Name(NamePattern { wildcard, name }))
     }
+}
+
+/// A network of IPv4 addresses in the form that sockets have for them is one of IPv4.
+fn canonical(net: IpNet) -> IpNet {
+    let mapped = match net {
+        IpNet::V6(v6) if v6.prefix_len() >= 96 => v6.network().to_ipv4_mapped(),
+        _ => None,
+    };
+    let v4 = mapped.and_then(|v4| Ipv4Net::new(v4, net.prefix_len() - 96).ok());
+    v4.map_or(net, IpNet::V4)
 }
 
 /// Splits the ports off: they follow the last colon that belongs to no IPv6 address.

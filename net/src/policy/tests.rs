@@ -48,6 +48,65 @@ fn the_default_is_everything_outside_but_what_is_protected() {
 }
 
 #[test]
+fn every_clouds_credentials_are_closed_unless_a_rule_names_them() {
+    let services = [
+        "169.254.169.254",
+        "169.254.170.2",
+        "169.254.42.42",
+        "169.254.0.23",
+        "100.100.100.200",
+        "100.96.0.96",
+        "168.63.129.16",
+        "192.0.0.192",
+        "fe80::a9fe:a9fe",
+        "fd00:ec2::254",
+        "fd00:ec2::23",
+        "fd00:ec2:ffff::1",
+        "fd20:ce::254",
+        "fd00:c1::a9fe:a9fe",
+        "fd00:42::42",
+        "fd00:a9fe:a9fe::1",
+        "fd00:100::100:200",
+    ];
+    for service in services {
+        let service = SocketAddr::new(service.parse().unwrap(), 80).to_string();
+        assert!(!tcp(&mut gate(&[]), &service), "{service}");
+        let mut wide = gate(&["allow any", "allow fd00::/8", "allow 2000::/3", "allow 0.0.0.0/0"]);
+        assert!(!tcp(&mut wide, &service), "{service}");
+    }
+    let mut named = gate(&["allow fd00:ec2::254", "allow 100.100.100.200", "allow fd00:42::/64"]);
+    for open in ["[fd00:ec2::254]:80", "100.100.100.200:80", "[fd00:42::42]:80"] {
+        assert!(tcp(&mut named, open), "{open}");
+    }
+    assert!(!tcp(&mut named, "[fd00:ec2::23]:80"));
+}
+
+#[test]
+fn a_rule_is_about_all_forms_of_an_address() {
+    // As sockets write IPv4 addresses.
+    assert_eq!(Rule::deny("::ffff:10.0.0.0/104").unwrap(), Rule::deny("10.0.0.0/8").unwrap());
+    assert_eq!(Rule::deny("::ffff:10.1.2.3").unwrap(), Rule::deny("10.1.2.3").unwrap());
+    // What is allowed is, where it is certain to be the same.
+    let mut allowed = gate(&["allow 203.0.113.5"]);
+    assert!(tcp(&mut allowed, "[64:ff9b::cb00:7105]:80"));
+    assert!(!tcp(&mut allowed, "[64:ff9b:1::cb00:7105]:80"));
+    assert!(!tcp(&mut allowed, "[2002:cb00:7105::1]:80"));
+    // An operator's translator is not closed by the bits that it does not use.
+    assert!(tcp(&mut gate(&[]), "[64:ff9b:1::cb00:7105]:80"));
+    // A network of tunnels does not name what some of them lead to.
+    let mut tunnels = gate(&["allow 2001::/32", "allow 2002::/16", "allow 64:ff9b::/96"]);
+    for form in embedded::tests::forms([169, 254, 169, 254].into()) {
+        assert!(!tcp(&mut tunnels, &SocketAddr::new(form.into(), 80).to_string()), "{form}");
+    }
+    // Names, too.
+    let mut names = gate(&["deny evil.example.org", "allow any"]);
+    let (ip, now) = ("203.0.113.9".parse().unwrap(), Instant::now());
+    assert!(names.answer("evil.example.org", ip, Duration::ZERO, now));
+    assert!(!tcp(&mut names, "[64:ff9b::cb00:7109]:443"));
+    assert!(tcp(&mut names, "[64:ff9b::cb00:7108]:443"));
+}
+
+#[test]
 fn addresses_that_lead_back_to_the_host_lead_nowhere() {
     let addresses = Addresses::default();
     for nowhere in [
@@ -237,6 +296,36 @@ fn what_is_wrong_with_a_rule_is_said() {
 }
 
 proptest! {
+    /// Whatever IPv4 address is denied, by a rule or for good, is so in each of its forms.
+    #[test]
+    fn what_is_denied_is_denied_in_every_form(
+        v4 in any::<[u8; 4]>(),
+        len in 0..=32_u8,
+        services in 0..5_usize,
+        port in 1..=u16::MAX,
+    ) {
+        let v4 = std::net::Ipv4Addr::from(v4);
+        let mut denying = gate(&[&format!("deny {v4}/{len}"), "allow any", "allow 2000::/3"]);
+        let closed: [[u8; 4]; 5] = [
+            [169, 254, v4.octets()[2], v4.octets()[3]],
+            [100, 100, 100, 200],
+            [168, 63, 129, 16],
+            [192, 0, 0, 192],
+            [127, v4.octets()[1], 0, 1],
+        ];
+        let mut open = gate(&["allow any", "allow 64:ff9b::/96", "allow 2002::/16"]);
+        for form in embedded::tests::forms(v4) {
+            // Zeroes are not looked for where they may be padding.
+            let padding = v4.octets()[0] == 0 && form.segments()[..3] == [0x64, 0xff9b, 1];
+            let address = SocketAddr::new(form.into(), port).to_string();
+            prop_assert!(padding || !tcp(&mut denying, &address), "{}", address);
+        }
+        for form in embedded::tests::forms(closed[services].into()) {
+            let address = SocketAddr::new(form.into(), port).to_string();
+            prop_assert!(!tcp(&mut open, &address), "{}", address);
+        }
+    }
+
     #[test]
     fn any_text_is_a_rule_or_an_error(text in "\\PC{0,40}") {
         if let Ok(rule) = Rule::deny(&text) {

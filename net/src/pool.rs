@@ -1,5 +1,7 @@
 //! Buffers for what the guest has not acknowledged yet, and the bound on all of them.
 
+use std::collections::VecDeque;
+
 /// Bytes of a buffer: one TCP segment of the largest size.
 pub(crate) const CHUNK: usize = 65_536;
 /// Bytes of a small buffer: an answer of a few bytes must not hold 64 KiB.
@@ -95,15 +97,106 @@ impl Budget {
         self.used = self.used.saturating_sub(bytes);
     }
 
+    #[cfg(test)]
+    pub(crate) fn used(&self) -> usize {
+        self.used
+    }
+
     /// Windows had better be small.
     pub(crate) fn is_tight(&self) -> bool {
         self.used > Self::MAX / 4
     }
 }
 
+/// Bytes that wait for a socket, charged to a [`Budget`] by the memory that they hold, which is more
+/// than their number.
+#[derive(Default)]
+pub(crate) struct Backlog {
+    bytes: VecDeque<u8>,
+    charged: usize,
+}
+
+impl Backlog {
+    /// The least memory that one has.
+    const LEAST: usize = 256;
+
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// The bytes that are next, or some of them.
+    pub(crate) fn first(&self) -> &[u8] {
+        self.bytes.as_slices().0
+    }
+
+    /// Keeps `data`, if there may be so much memory.
+    pub(crate) fn push(&mut self, data: &[u8], budget: &mut Budget) -> bool {
+        let wanted = self.bytes.len().saturating_add(data.len());
+        if wanted > self.bytes.capacity() {
+            // Twice as much each time: else every byte would be moved with each that follows.
+            let capacity = wanted.next_power_of_two().max(Self::LEAST);
+            if !budget.take(capacity.saturating_sub(self.charged)) {
+                return false;
+            }
+            self.charged = self.charged.max(capacity);
+            self.bytes.reserve_exact(capacity - self.bytes.len());
+        }
+        self.bytes.extend(data);
+        true
+    }
+
+    /// Forgets the first `len` bytes.
+    pub(crate) fn consume(&mut self, len: usize, budget: &mut Budget) {
+        self.bytes.drain(..len.min(self.bytes.len()));
+        if self.bytes.len() <= self.charged / 4 {
+            let rest = if self.bytes.is_empty() { 0 } else { self.bytes.len().max(Self::LEAST) };
+            self.bytes.shrink_to(rest);
+            budget.give_back(self.charged.saturating_sub(rest));
+            self.charged = rest;
+        }
+    }
+
+    pub(crate) fn clear(&mut self, budget: &mut Budget) {
+        self.bytes = VecDeque::new();
+        budget.give_back(std::mem::take(&mut self.charged));
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        /// A backlog is its bytes in order, and never holds more memory than it is charged for.
+        #[test]
+        fn a_backlog_is_charged_what_it_holds(
+            steps in proptest::collection::vec((0..5000_usize, 0..6000_usize), 0..60),
+        ) {
+            let (mut backlog, mut budget) = (Backlog::default(), Budget::default());
+            let (mut pushed, mut consumed) = (0_usize, 0_usize);
+            for (push, consume) in steps {
+                let data: Vec<u8> = (pushed..pushed + push).map(|n| n as u8).collect();
+                prop_assert!(backlog.push(&data, &mut budget));
+                pushed += push;
+                prop_assert!(backlog.bytes.capacity() <= budget.used);
+                let expected = (consumed..pushed).map(|n| n as u8);
+                prop_assert!(backlog.bytes.iter().copied().eq(expected));
+                let len = consume.min(backlog.first().len());
+                backlog.consume(len, &mut budget);
+                consumed += len;
+                prop_assert!(backlog.bytes.capacity() <= budget.used);
+                prop_assert!(budget.used <= (4 * backlog.len()).max(Backlog::LEAST));
+            }
+            backlog.clear(&mut budget);
+            prop_assert_eq!(budget.used, 0);
+        }
+    }
 
     #[test]
     fn buffers_are_reused_bounded_and_freed() {

@@ -5,6 +5,15 @@ use super::Seq;
 /// Pieces that are kept; more are dropped, and the guest sends them again.
 const MAX_PIECES: usize = 256;
 
+/// Bytes that a piece takes beside its data: its entry, of which a table that has grown may have two,
+/// and what the allocator adds.
+const OVERHEAD: usize = 128;
+
+/// Memory that a piece of `len` bytes takes.
+pub(super) fn cost(len: usize) -> usize {
+    len.saturating_add(OVERHEAD)
+}
+
 /// Pieces of the stream beyond the next byte that is expected, in order, without overlaps.
 #[derive(Default)]
 pub(super) struct Gaps {
@@ -16,9 +25,14 @@ impl Gaps {
         self.pieces.is_empty()
     }
 
-    /// Bytes in memory.
+    /// Bytes of the stream that are here.
     pub(super) fn len(&self) -> usize {
         self.pieces.iter().map(|(_, data)| data.len()).sum()
+    }
+
+    /// Memory that they take.
+    pub(super) fn cost(&self) -> usize {
+        self.pieces.iter().map(|(_, data)| cost(data.len())).sum()
     }
 
     /// The part of `data` at `seq` that is not here yet and can be kept in one piece: its place
@@ -50,7 +64,14 @@ impl Gaps {
     /// Takes the first piece, if the stream has come that far.
     pub(super) fn take(&mut self, next: Seq) -> Option<(Seq, Vec<u8>)> {
         let (start, _) = self.pieces.first()?;
-        if start.is_after(next) { None } else { Some(self.pieces.remove(0)) }
+        if start.is_after(next) {
+            return None;
+        }
+        let piece = self.pieces.remove(0);
+        if self.pieces.len() < self.pieces.capacity() / 4 {
+            self.pieces.shrink_to_fit();
+        }
+        Some(piece)
     }
 
     pub(super) fn clear(&mut self) {
@@ -99,6 +120,10 @@ mod tests {
                     gaps.insert(origin + at, data, missing);
                 }
                 prop_assert!(gaps.pieces.len() <= MAX_PIECES);
+                let data: usize = gaps.pieces.iter().map(|(_, data)| data.capacity()).sum();
+                let entries = gaps.pieces.capacity() * size_of::<(Seq, Vec<u8>)>();
+                // The smallest table has room for four.
+                prop_assert!(data + entries <= gaps.cost() + 4 * size_of::<(Seq, Vec<u8>)>());
                 let sorted = gaps.pieces.windows(2).all(|w| !(w[0].0 + w[0].1.len()).is_after(w[1].0));
                 prop_assert!(sorted);
                 for (from, to) in gaps.ranges(origin + at).into_iter().flatten() {

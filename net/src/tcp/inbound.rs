@@ -1,13 +1,12 @@
 //! What the guest sends: put in order, given to the host's socket, acknowledged.
 
-use std::collections::VecDeque;
 use std::os::fd::AsFd;
 
 use rustix::io::Errno;
 
 use super::Seq;
-use super::gaps::Gaps;
-use crate::pool::Budget;
+use super::gaps::{self, Gaps};
+use crate::pool::{Backlog, Budget};
 use crate::sockets;
 use crate::wire::Segment;
 
@@ -27,7 +26,7 @@ pub(super) struct Inbound {
     /// 0 if the guest does not scale.
     pub(super) scale: u8,
     /// What the host's socket had no room for.
-    pending: VecDeque<u8>,
+    pending: Backlog,
     gaps: Gaps,
     /// Where the last segment out of order began.
     recent: Seq,
@@ -57,7 +56,7 @@ impl Inbound {
             next,
             edge: next,
             scale,
-            pending: VecDeque::new(),
+            pending: Backlog::default(),
             gaps: Gaps::default(),
             recent: next,
             fin: None,
@@ -116,7 +115,7 @@ impl Inbound {
         if seq.is_after(self.next) {
             self.recent = seq;
             if let Some(missing @ (_, from, to)) = self.gaps.missing(seq, data)
-                && budget.take(to - from)
+                && budget.take(gaps::cost(to - from))
             {
                 self.gaps.insert(seq, data, missing);
             }
@@ -126,7 +125,7 @@ impl Inbound {
         self.next += taken;
         let filled = !self.gaps.is_empty();
         while let Some((seq, data)) = self.gaps.take(self.next) {
-            budget.give_back(data.len());
+            budget.give_back(gaps::cost(data.len()));
             let known = self.next.since(seq).min(data.len());
             let rest = data.get(known..).unwrap_or_default();
             let taken = self.deliver(rest, &socket, writable, budget)?;
@@ -158,10 +157,9 @@ impl Inbound {
             *writable = sent == data.len();
         }
         let rest = data.get(sent..).unwrap_or_default();
-        if rest.is_empty() || !budget.take(rest.len()) {
+        if rest.is_empty() || !self.pending.push(rest, budget) {
             return Ok(sent);
         }
-        self.pending.extend(rest);
         Ok(data.len())
     }
 
@@ -176,21 +174,15 @@ impl Inbound {
         budget: &mut Budget,
     ) -> Result<(), Errno> {
         while *writable && !self.pending.is_empty() {
-            let (first, _) = self.pending.as_slices();
+            let first = self.pending.first();
             let len = first.len();
             let sent = sockets::send(&socket, first)?.unwrap_or(0);
             *writable = sent == len;
-            self.pending.drain(..sent);
-            budget.give_back(sent);
+            self.pending.consume(sent, budget);
         }
-        if self.pending.is_empty() {
-            if self.pending.capacity() > 0 {
-                self.pending = VecDeque::new();
-            }
-            if self.ended && !self.end_passed {
-                sockets::end(socket);
-                self.end_passed = true;
-            }
+        if self.pending.is_empty() && self.ended && !self.end_passed {
+            sockets::end(socket);
+            self.end_passed = true;
         }
         Ok(())
     }
@@ -202,8 +194,8 @@ impl Inbound {
 
     /// Frees what is kept.
     pub(super) fn clear(&mut self, budget: &mut Budget) {
-        budget.give_back(self.pending.len() + self.gaps.len());
-        self.pending = VecDeque::new();
+        budget.give_back(self.gaps.cost());
+        self.pending.clear(budget);
         self.gaps.clear();
     }
 

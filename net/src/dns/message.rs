@@ -15,6 +15,8 @@ const HOST_NAMES: [&str; 2] = ["host.boxlite.internal", "host.docker.internal"];
 const GATEWAY_NAME: &str = "gateway.boxlite.internal";
 /// Seconds for which names of the host are good.
 const HOST_TTL: u32 = 60;
+/// Bytes of a question with all of its options: a name has 255.
+const MAX_QUESTION: usize = 4096;
 /// Links of a chain of aliases.
 const MAX_ALIASES: usize = 32;
 
@@ -41,14 +43,17 @@ pub(super) enum Asked {
 /// What can be made of a name server's answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// Addresses that it gives to the name, with their times to live.
-    Addresses(Vec<(IpAddr, Duration)>),
+    /// The addresses in it, with their times to live; None if it is another name's.
+    Addresses(Vec<(IpAddr, Option<Duration>)>),
     /// It is no answer to the question.
     Foreign,
 }
 
 /// Understands a message of the guest.
 pub(super) fn parse_question(message: &[u8]) -> Asked {
+    if message.len() > MAX_QUESTION {
+        return wrong(message, 1);
+    }
     let Ok(packet) = Packet::parse(message) else { return wrong(message, 1) };
     if packet.has_flags(PacketFlag::RESPONSE) {
         return Asked::Nonsense;
@@ -75,10 +80,31 @@ fn wrong(message: &[u8], error: u8) -> Asked {
     Asked::Wrong(vec![a, b, 0x80 | flags & 0x79, 0x80 | error, 0, 0, 0, 0, 0, 0, 0, 0])
 }
 
-/// A name as text: its labels may hold any bytes, of which only letters are changed.
+/// A name as text, in small letters. Its labels may hold any bytes: a dot that is one of them is no
+/// border, so that no name passes for another.
 fn text(name: &Name<'_>) -> String {
-    let labels = name.as_bytes().map(|label| String::from_utf8_lossy(label).to_ascii_lowercase());
-    labels.collect::<Vec<_>>().join(".")
+    let label = |label: &[u8]| {
+        String::from_utf8_lossy(label)
+            .to_ascii_lowercase()
+            .replace('\\', "\\\\")
+            .replace('.', "\\.")
+    };
+    name.as_bytes().map(label).collect::<Vec<_>>().join(".")
+}
+
+/// An answer to a question, without any records.
+fn reply(query: &[u8]) -> Option<Packet<'_>> {
+    let query = Packet::parse(query).ok()?;
+    // It is copied (RFC 1035, section 4.1.1).
+    let desired = query.has_flags(PacketFlag::RECURSION_DESIRED);
+    let mut reply = query.into_reply();
+    reply.set_flags(PacketFlag::RECURSION_AVAILABLE);
+    if desired {
+        reply.set_flags(PacketFlag::RECURSION_DESIRED);
+    }
+    reply.additional_records.clear();
+    *reply.opt_mut() = None;
+    Some(reply)
 }
 
 impl Question {
@@ -91,10 +117,8 @@ impl Question {
         } else {
             return None;
         };
-        let mut reply = Packet::parse(query).ok()?.into_reply();
-        reply.set_flags(PacketFlag::RECURSION_AVAILABLE | PacketFlag::AUTHORITATIVE_ANSWER);
-        reply.additional_records.clear();
-        *reply.opt_mut() = None;
+        let mut reply = reply(query)?;
+        reply.set_flags(PacketFlag::AUTHORITATIVE_ANSWER);
         let name = reply.questions.first()?.qname.clone();
         let record = |data| ResourceRecord::new(name.clone(), CLASS::IN, HOST_TTL, data);
         let asks = |kind| [QTYPE::ANY, QTYPE::TYPE(kind)].contains(&self.kind);
@@ -121,10 +145,7 @@ impl Question {
     }
 
     fn error(query: &[u8], code: RCODE) -> Option<Vec<u8>> {
-        let mut reply = Packet::parse(query).ok()?.into_reply();
-        reply.set_flags(PacketFlag::RECURSION_AVAILABLE);
-        reply.additional_records.clear();
-        *reply.opt_mut() = None;
+        let mut reply = reply(query)?;
         *reply.rcode_mut() = code;
         reply.build_bytes_vec_compressed().ok()
     }
@@ -144,24 +165,34 @@ impl Question {
         if !same || packet.questions.len() > 1 {
             return Answer::Foreign;
         }
-        let mut names = vec![self.name.clone()];
-        let mut addresses = Vec::new();
-        // Aliases come before what they stand for, in any sane answer.
-        for record in &packet.answers {
-            let ttl = Duration::from_secs(record.ttl.into());
+        let names = self.aliases(&packet);
+        let addresses = packet.answers.iter().filter_map(|record| {
+            let ip = match &record.rdata {
+                RData::A(a) => IpAddr::V4(a.address.into()),
+                RData::AAAA(a) => IpAddr::V6(a.address.into()),
+                _ => return None,
+            };
+            // Those of other names are checked, but lead nowhere.
             let ours = names.contains(&text(&record.name));
-            match &record.rdata {
-                RData::A(a) => addresses.push((ours, IpAddr::V4(a.address.into()), ttl)),
-                RData::AAAA(a) => addresses.push((ours, IpAddr::V6(a.address.into()), ttl)),
-                RData::CNAME(alias) if ours && names.len() < MAX_ALIASES => {
-                    names.push(text(&alias.0));
-                }
-                _ => {}
-            }
+            Some((ip, ours.then(|| Duration::from_secs(record.ttl.into()))))
+        });
+        Answer::Addresses(addresses.collect())
+    }
+
+    /// The name, and those that it is an alias of, in whatever order they are said.
+    fn aliases(&self, packet: &Packet<'_>) -> Vec<String> {
+        let aliases = packet.answers.iter().filter_map(|record| match &record.rdata {
+            RData::CNAME(alias) => Some((text(&record.name), text(&alias.0))),
+            _ => None,
+        });
+        let aliases: Vec<(String, String)> = aliases.take(MAX_ALIASES).collect();
+        let mut names = vec![self.name.clone()];
+        while let Some((_, next)) =
+            aliases.iter().find(|(name, to)| names.contains(name) && !names.contains(to))
+        {
+            names.push(next.clone());
         }
-        // Addresses of other names are checked, but lead nowhere.
-        let ttl = |ours, ttl| if ours { ttl } else { Duration::ZERO };
-        Answer::Addresses(addresses.into_iter().map(|(ours, ip, t)| (ip, ttl(ours, t))).collect())
+        names
     }
 }
 
@@ -231,14 +262,43 @@ mod tests {
         assert_eq!(
             question.read_answer(&bytes, 7),
             Answer::Addresses(vec![
-                ([1, 2, 3, 4].into(), Duration::from_secs(60)),
-                ([127, 0, 0, 1].into(), Duration::ZERO)
+                ([1, 2, 3, 4].into(), Some(Duration::from_secs(60))),
+                ([127, 0, 0, 1].into(), None)
             ])
         );
         assert_eq!(question.read_answer(&bytes, 8), Answer::Foreign);
         assert_eq!(question.read_answer(&query, 7), Answer::Foreign);
         let other = Question { name: "other.org".to_owned(), ..question };
         assert_eq!(other.read_answer(&bytes, 7), Answer::Foreign);
+    }
+
+    #[test]
+    fn aliases_are_followed_in_any_order_and_without_end() {
+        let query = query("a.org", TYPE::A);
+        let mut reply = Packet::parse(&query).unwrap().into_reply();
+        let name = |text| Name::new(text).unwrap();
+        let record = |from, data| ResourceRecord::new(name(from), CLASS::IN, 60, data);
+        let alias = |from, to| record(from, RData::CNAME(CNAME(name(to))));
+        reply.answers.push(record("d.net", RData::A(A { address: 1 })));
+        for (from, to) in [("c.net", "d.net"), ("b.net", "c.net"), ("A.ORG", "b.net")] {
+            reply.answers.push(alias(from, to));
+        }
+        reply.answers.push(alias("d.net", "a.org"));
+        reply.answers.push(record("evil.com", RData::A(A { address: 2 })));
+        let bytes = reply.build_bytes_vec_compressed().unwrap();
+        let Answer::Addresses(found) = question(&query).read_answer(&bytes, 7) else { panic!() };
+        let ours: Vec<bool> = found.iter().map(|(_, ttl)| ttl.is_some()).collect();
+        assert_eq!(ours, [true, false]);
+    }
+
+    #[test]
+    fn a_dot_in_a_label_is_no_border_and_long_questions_are_none() {
+        let mut bytes = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        bytes.extend(b"\x09x.Example\x03org\0\0\x01\0\x01");
+        assert_eq!(question(&bytes).name, "x\\.example.org");
+        let mut long = query("a.org", TYPE::A);
+        long.resize(MAX_QUESTION + 1, 0);
+        assert!(matches!(parse_question(&long), Asked::Wrong(_)));
     }
 
     #[test]

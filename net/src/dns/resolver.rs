@@ -73,15 +73,30 @@ impl Resolver {
     pub(crate) fn on_stream(&mut self, index: usize, cx: &mut Context) {
         let Some(stream) = self.streams.get_mut(index) else { return };
         let number = stream.number;
-        match stream.exchange(&mut self.buffer, cx.now) {
-            Some(messages) => {
-                for message in messages {
-                    self.ask(Client::Stream { index, number }, &message, cx);
-                }
-            }
-            None => {
-                self.streams.try_remove(index);
-            }
+        let Some(asked) = stream.exchange(&mut self.buffer, cx.now) else {
+            self.streams.remove(index);
+            return;
+        };
+        for message in asked.messages {
+            self.ask(Client::Stream { index, number }, &message, cx);
+        }
+        if asked.ended
+            && let Some(stream) = self.streams.get_mut(index)
+        {
+            stream.end();
+        }
+        self.end_stream(index);
+    }
+
+    /// Ends a stream over which nothing more will be asked, once all is answered (RFC 7766, section
+    /// 6.2.3: whoever asks may shut its half at once).
+    fn end_stream(&mut self, index: usize) {
+        let Some(stream) = self.streams.get(index).filter(|stream| stream.is_over()) else {
+            return;
+        };
+        let client = Client::Stream { index, number: stream.number };
+        if !self.queries.iter().any(|(_, query)| query.client == client) {
+            self.streams.remove(index);
         }
     }
 
@@ -200,6 +215,7 @@ impl Resolver {
                 if stream.is_some_and(|stream| stream.answer(message).is_err()) {
                     self.streams.try_remove(index);
                 }
+                self.end_stream(index);
             }
         }
     }

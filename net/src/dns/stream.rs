@@ -9,7 +9,7 @@ use crate::quota::Place;
 use crate::sockets;
 
 /// Answers that wait for the guest; then no more is read.
-const MAX_UNSENT: usize = 256 << 10;
+const MAX_UNSENT: usize = 64 << 10;
 /// A stream on which nothing happens for so long is closed.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -21,13 +21,23 @@ pub(super) struct Stream {
     received: Vec<u8>,
     unsent: Vec<u8>,
     heard: Instant,
+    /// The guest asks no more: what it asked is answered, then the stream ends.
+    asked_all: bool,
     _place: Place,
+}
+
+/// What has come over a stream.
+#[derive(Default)]
+pub(super) struct Asked {
+    pub(super) messages: Vec<Vec<u8>>,
+    /// Nothing follows.
+    pub(super) ended: bool,
 }
 
 impl Stream {
     pub(super) fn new(socket: OwnedFd, place: Place, number: u64, now: Instant) -> Self {
         let (received, unsent) = (Vec::new(), Vec::new());
-        Self { socket, number, received, unsent, heard: now, _place: place }
+        Self { socket, number, received, unsent, heard: now, asked_all: false, _place: place }
     }
 
     pub(super) fn socket(&self) -> &OwnedFd {
@@ -38,16 +48,25 @@ impl Stream {
         now.saturating_duration_since(self.heard) >= IDLE
     }
 
-    /// Sends what waits, and returns the messages that have come. None if the stream is over.
-    pub(super) fn exchange(&mut self, buffer: &mut [u8], now: Instant) -> Option<Vec<Vec<u8>>> {
+    /// The guest has shut its half, and all that it asked was taken.
+    pub(super) fn end(&mut self) {
+        self.asked_all = true;
+    }
+
+    /// Nobody waits for anything, unless questions are on their way still.
+    pub(super) fn is_over(&self) -> bool {
+        self.asked_all && self.unsent.is_empty()
+    }
+
+    /// Sends what waits, and returns the messages that have come. None if the stream is broken.
+    pub(super) fn exchange(&mut self, buffer: &mut [u8], now: Instant) -> Option<Asked> {
         self.flush().ok()?;
-        let mut messages = Vec::new();
+        let mut asked = Asked::default();
         while self.unsent.len() <= MAX_UNSENT {
             let Some(n) = sockets::receive(&self.socket, buffer).ok()? else { break };
             if n == 0 {
-                // Answers to what was asked before the end are of no use to most; those who asked
-                // over a half-open stream ask again.
-                return None;
+                asked.ended = true;
+                break;
             }
             self.heard = now;
             self.received.extend(buffer.get(..n)?);
@@ -56,12 +75,12 @@ impl Stream {
                 && let Some((message, next)) =
                     after.split_at_checked(u16::from_be_bytes([*a, *b]).into())
             {
-                messages.push(message.to_vec());
+                asked.messages.push(message.to_vec());
                 rest = next;
             }
             self.received = rest.to_vec();
         }
-        Some(messages)
+        Some(asked)
     }
 
     /// Sends an answer, now or later.

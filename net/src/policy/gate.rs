@@ -201,12 +201,20 @@ impl Gate {
     }
 
     /// An answer that the guest gets. False if no answer may hold this address: then it is not
-    /// given.
-    pub(crate) fn answer(&mut self, name: &str, ip: IpAddr, ttl: Duration, now: Instant) -> bool {
+    /// given. Without a time to live, the address is not the name's.
+    pub(crate) fn answer(
+        &mut self,
+        name: &str,
+        ip: IpAddr,
+        ttl: Option<Duration>,
+        now: Instant,
+    ) -> bool {
         if is_local(ip) || is_protected(ip) {
             return false;
         }
-        self.names.pin(ip.to_canonical(), name, ttl, now);
+        if let Some(ttl) = ttl {
+            self.names.pin(ip.to_canonical(), name, ttl, now);
+        }
         true
     }
 }

@@ -101,7 +101,7 @@ fn a_rule_is_about_all_forms_of_an_address() {
     // Names, too.
     let mut names = gate(&["deny evil.example.org", "allow any"]);
     let (ip, now) = ("203.0.113.9".parse().unwrap(), Instant::now());
-    assert!(names.answer("evil.example.org", ip, Duration::ZERO, now));
+    assert!(names.answer("evil.example.org", ip, Some(Duration::ZERO), now));
     assert!(!tcp(&mut names, "[64:ff9b::cb00:7109]:443"));
     assert!(tcp(&mut names, "[64:ff9b::cb00:7108]:443"));
 }
@@ -187,7 +187,8 @@ fn what_is_protected_opens_to_rules_that_name_it() {
 fn names_open_the_addresses_that_the_guest_was_told() {
     let mut gate = gate(&["deny evil.example.org", "allow *.example.org:443"]);
     let now = Instant::now();
-    let mut answer = |name, ip: &str| gate.answer(name, ip.parse().unwrap(), Duration::ZERO, now);
+    let mut answer =
+        |name, ip: &str| gate.answer(name, ip.parse().unwrap(), Some(Duration::ZERO), now);
     assert!(answer("www.example.org", "203.0.113.1"));
     assert!(answer("evil.example.org", "203.0.113.2"));
     assert!(answer("example.org", "203.0.113.3"), "not below itself");

@@ -95,6 +95,13 @@ impl Context {
         self.registry.register(&mut SourceFd(&fd), source.token(), interest)
     }
 
+    /// Watches a socket no more that lives on.
+    pub(crate) fn unwatch(&self, socket: impl AsFd) {
+        let fd = socket.as_fd().as_raw_fd();
+        // One that is not watched need not be told.
+        let _ = self.registry.deregister(&mut SourceFd(&fd));
+    }
+
     /// True if data may go to the guest now; else whoever asks waits for the link or the limit.
     pub(crate) fn may_send(&mut self) -> bool {
         self.out.is_open() && self.to_guest.wait(self.now).is_none()

@@ -411,11 +411,11 @@ impl Engine {
             if !forward.ready || self.cx.out.any_link().is_none() {
                 continue;
             }
-            let guest = SocketAddr::new(self.cx.addresses.guest.into(), forward.bound.guest);
+            let port = forward.bound.guest;
             forward.ready = match &forward.socket {
-                ForwardSocket::Tcp(socket) => accept(socket, guest, &mut self.tcp, &mut self.cx),
+                ForwardSocket::Tcp(socket) => accept(socket, port, &mut self.tcp, &mut self.cx),
                 ForwardSocket::Udp(socket) => {
-                    receive(socket, guest, &mut self.udp, &mut self.frame, &mut self.cx)
+                    receive(socket, port, &mut self.udp, &mut self.frame, &mut self.cx)
                 }
             };
             more |= forward.ready && self.cx.may_send();
@@ -445,7 +445,8 @@ impl Engine {
     }
 }
 
-/// The address under which the guest sees a peer: its own, where answers to that come back here.
+/// The address under which the guest sees a peer over IPv4: its own, where answers to that come back
+/// here.
 fn seen_as(peer: SocketAddr, cx: &Context) -> SocketAddr {
     let a = &cx.addresses;
     let host = |v4: Ipv4Addr| v4.is_loopback() || v4.is_unspecified() || v4 == a.loopback;
@@ -457,20 +458,28 @@ fn seen_as(peer: SocketAddr, cx: &Context) -> SocketAddr {
     SocketAddr::new(ip.into(), peer.port())
 }
 
+/// The addresses of a connection to the guest's `port`: the peer as the guest sees it, and the guest.
+/// A peer with an IPv6 address of the world comes over IPv6; a guest that serves IPv4 only is asked
+/// once more, by the address that stands for the host.
+fn ends(peer: SocketAddr, port: u16, cx: &Context) -> (SocketAddr, SocketAddr) {
+    let a = &cx.addresses;
+    let ip = peer.ip().to_canonical();
+    let local = ip.is_loopback() || ip.is_unspecified() || ip == IpAddr::V6(a.loopback6);
+    if ip.is_ipv6() && !local && !a.on_link(ip) {
+        return (SocketAddr::new(ip, peer.port()), SocketAddr::new(a.guest6.into(), port));
+    }
+    (seen_as(peer, cx), SocketAddr::new(a.guest.into(), port))
+}
+
 /// Accepts connections. True if there may be more.
-fn accept(
-    listener: &TcpListener,
-    guest: SocketAddr,
-    tcp: &mut tcp::Table,
-    cx: &mut Context,
-) -> bool {
+fn accept(listener: &TcpListener, port: u16, tcp: &mut tcp::Table, cx: &mut Context) -> bool {
     for _ in 0..FORWARD_TURN {
         match listener.accept() {
             Ok((stream, peer)) => {
                 if stream.set_nonblocking(true).is_err() {
                     continue;
                 }
-                let remote = seen_as(peer, cx);
+                let (remote, guest) = ends(peer, port, cx);
                 tcp.open_from_host(OwnedFd::from(stream), peer, remote, guest, cx);
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return false,
@@ -492,11 +501,12 @@ fn accept(
 /// Takes datagrams. True if there may be more.
 fn receive(
     socket: &Rc<UdpSocket>,
-    guest: SocketAddr,
+    port: u16,
     udp: &mut Udp,
     buffer: &mut [u8],
     cx: &mut Context,
 ) -> bool {
+    let guest = SocketAddr::new(cx.addresses.guest.into(), port);
     for _ in 0..FORWARD_TURN {
         if !cx.may_send() {
             return true;

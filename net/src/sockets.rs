@@ -77,6 +77,12 @@ pub(crate) fn connect_ping(address: SocketAddr) -> rustix::io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// Ports to try in the place of one that is taken.
+pub(crate) fn other_ports(port: u16) -> impl Iterator<Item = u16> {
+    const ATTEMPTS: u16 = 64;
+    (0..ATTEMPTS).map(move |attempt| 49_152 + (port.wrapping_add(attempt * 257) % 16_384))
+}
+
 /// A pair of connected streams.
 pub(crate) fn stream_pair() -> rustix::io::Result<(OwnedFd, OwnedFd)> {
     let unix = AddressFamily::UNIX;

@@ -56,6 +56,8 @@ struct Flow {
 pub(crate) struct Udp {
     flows: Slab<Flow>,
     by_key: HashMap<Key, usize>,
+    /// Flows from ports of the host, by the port's socket and who sent to it.
+    visitors: HashMap<(*const UdpSocket, SocketAddr), usize>,
     ready: VecDeque<usize>,
     buffer: Box<[u8]>,
 }
@@ -65,6 +67,7 @@ impl Udp {
         Self {
             flows: Slab::new(),
             by_key: HashMap::new(),
+            visitors: HashMap::new(),
             ready: VecDeque::new(),
             buffer: vec![0; MAX_DATAGRAM].into_boxed_slice(),
         }
@@ -149,7 +152,8 @@ impl Udp {
         self.insert(key, Host::Own { socket, address }, place, cx)
     }
 
-    /// A datagram came to a port of the host, from `peer`, which the guest knows as `remote`.
+    /// A datagram came to a port of the host, from `peer`, which the guest knows as `remote`, or as
+    /// another port of that address if that is somebody else.
     pub(crate) fn on_forward(
         &mut self,
         socket: &Rc<UdpSocket>,
@@ -159,28 +163,36 @@ impl Udp {
         data: &[u8],
         cx: &mut Context,
     ) {
-        let key = Key { guest, remote };
-        let index = match self.by_key.get(&key).copied() {
-            Some(index) => Some(index),
-            None => cx
-                .may_open(Kind::Visitor)
-                .then(|| self.place(Kind::Visitor, cx))
-                .flatten()
-                .and_then(|place| {
-                    let host = Host::Forward { socket: Rc::clone(socket), peer };
-                    self.insert(key, host, place, cx)
-                }),
-        };
+        let known = self.visitors.get(&(Rc::as_ptr(socket), peer)).copied();
+        let index = known.or_else(|| self.admit(socket, peer, Key { guest, remote }, cx));
         let Some(flow) = index.and_then(|index| self.flows.get_mut(index)) else { return };
         flow.heard = cx.now;
-        // The last who sends from there gets the answers: two peers may look the same here.
-        if let Host::Forward { peer: last, .. } = &mut flow.host {
-            *last = peer;
-        }
-        if !cx.may_send() || !cx.out.udp(remote, guest, data) {
+        if !cx.may_send() || !cx.out.udp(flow.key.remote, guest, data) {
             cx.meter.dropped.add(1);
         }
         cx.charge();
+    }
+
+    /// A flow for somebody who was not heard of before.
+    fn admit(
+        &mut self,
+        socket: &Rc<UdpSocket>,
+        peer: SocketAddr,
+        mut key: Key,
+        cx: &mut Context,
+    ) -> Option<usize> {
+        if !cx.may_open(Kind::Visitor) {
+            return None;
+        }
+        let mut ports = sockets::other_ports(peer.port());
+        while self.by_key.contains_key(&key) {
+            key.remote.set_port(ports.next()?);
+        }
+        let place = self.place(Kind::Visitor, cx)?;
+        let index =
+            self.insert(key, Host::Forward { socket: Rc::clone(socket), peer }, place, cx)?;
+        self.visitors.insert((Rc::as_ptr(socket), peer), index);
+        Some(index)
     }
 
     /// A place for one more flow, if need be that of an old one of the same kind.
@@ -225,10 +237,14 @@ impl Udp {
         if let Some(flow) = self.flows.try_remove(index) {
             cx.timers.disarm(flow.armed, Alarm::Udp(index));
             self.by_key.remove(&flow.key);
+            if let Host::Forward { socket, peer } = &flow.host {
+                self.visitors.remove(&(Rc::as_ptr(socket), *peer));
+            }
         }
         if self.flows.is_empty() && self.flows.capacity() > 1024 {
             self.flows = Slab::new();
             self.by_key = HashMap::new();
+            self.visitors = HashMap::new();
         }
         cx.meter.udp_open.set(self.flows.len() as u64);
     }

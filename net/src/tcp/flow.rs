@@ -50,6 +50,8 @@ pub(super) enum Fate {
     ResetByGuest,
     /// The host's side is gone; the guest has to be told.
     ResetByHost,
+    /// The guest serves no such port, or not by this IP version.
+    Refused,
     /// The host could not connect.
     Failed(Errno),
 }
@@ -60,7 +62,7 @@ pub(super) struct Flow {
     /// Where the host connects to; for a flow from the host, where it came from.
     host: SocketAddr,
     pub(super) socket: OwnedFd,
-    _place: Place,
+    place: Place,
     state: State,
     inbound: Inbound,
     outbound: Outbound,
@@ -78,6 +80,8 @@ pub(super) struct Flow {
     /// When something last happened.
     pub(super) heard: Instant,
     probes: u8,
+    /// An acknowledgement of another connection answered the SYN.
+    rejected: bool,
 }
 
 impl Flow {
@@ -124,7 +128,7 @@ impl Flow {
             key,
             host,
             socket,
-            _place: place,
+            place,
             state,
             inbound: Inbound::new(Seq(0), 0),
             outbound: Outbound::new(iss),
@@ -137,6 +141,7 @@ impl Flow {
             armed: None,
             heard: now,
             probes: 0,
+            rejected: false,
         }
     }
 
@@ -202,11 +207,13 @@ impl Flow {
 
     /// The guest's answer to our SYN.
     fn on_answer(&mut self, segment: &Segment<'_>, cx: &mut Context) -> Fate {
-        let Some(ack) = segment.ack.filter(|ack| *ack == self.outbound.una + 1) else {
+        let Some(ack) = segment.ack else { return Fate::Lives };
+        if ack != self.outbound.una + 1 {
+            self.reject_ack(segment, ack, cx);
             return Fate::Lives;
-        };
+        }
         if segment.rst {
-            return Fate::ResetByGuest;
+            return Fate::Refused;
         }
         if !segment.syn {
             return Fate::Lives;
@@ -219,6 +226,21 @@ impl Flow {
         self.state = State::Open;
         self.ack_due = true;
         Fate::Lives
+    }
+
+    /// The guest acknowledges what was never sent: it knows another connection with the same
+    /// addresses, most likely one in TIME-WAIT, and answers our SYN with that one's numbers. A reset
+    /// with those ends that one (RFC 9293, section 3.10.7.3), so that the SYN can be sent again.
+    fn reject_ack(&mut self, segment: &Segment<'_>, ack: Seq, cx: &mut Context) {
+        if segment.rst {
+            return;
+        }
+        let header = TcpHeader { rst: true, ack: None, window: 0, ..self.header(ack, cx) };
+        cx.out.tcp(&TcpHeader { options: TcpOptions::None, ..header }, &[]);
+        // At once, but once: a guest that stays at it is asked again by the clock.
+        if self.state == State::SynSent && !std::mem::replace(&mut self.rejected, true) {
+            self.send_syn(cx);
+        }
     }
 
     /// RFC 9293, section 3.10.7.4, and RFC 5961 for what comes from who knows where.
@@ -243,6 +265,7 @@ impl Flow {
         let Some(ack) = segment.ack else { return Fate::Lives };
         if self.state == State::SynReceived {
             if !self.outbound.syn_acked(ack, cx.now) {
+                self.reject_ack(segment, ack, cx);
                 return Fate::Lives;
             }
             self.state = State::Open;
@@ -422,6 +445,8 @@ impl Flow {
     fn on_timeout(&mut self, cx: &mut Context) -> Fate {
         match self.state {
             State::Connecting => Fate::Lives,
+            // It has no IPv6, perhaps.
+            State::SynSent if self.key.guest.is_ipv6() => Fate::Refused,
             State::SynReceived | State::SynSent => {
                 if self.outbound.retries() == SYN_RETRIES || !self.outbound.timeout() {
                     return Fate::ResetByGuest;
@@ -488,6 +513,14 @@ impl Flow {
             _ => return self.reset_guest(cx),
         };
         super::table::unreachable(self.key, self.inbound.next - 1, why, cx);
+    }
+
+    /// Frees all but the socket, and says where that came from.
+    pub(super) fn into_socket(mut self, cx: &mut Context) -> (OwnedFd, Place, SocketAddr) {
+        self.inbound.clear(&mut cx.budget);
+        self.outbound.clear(&mut cx.pool);
+        cx.unwatch(&self.socket);
+        (self.socket, self.place, self.host)
     }
 
     /// Frees what it holds; `reset` says how the host's side ends. Returns our next sequence number

@@ -15,7 +15,7 @@ use super::time_wait::{Key, TimeWait};
 use crate::context::{Context, Source};
 use crate::forward::Protocol;
 use crate::policy::{self, Route, Verdict};
-use crate::quota::Kind;
+use crate::quota::{Kind, Place};
 use crate::sockets::{self, Connect};
 use crate::sys;
 use crate::timers::Alarm;
@@ -27,8 +27,6 @@ const DNS: u16 = 53;
 /// Places for each flow to the resolver: it and the resolver's end have one, and the end of one that
 /// was reset keeps its place until it is looked at.
 const DNS_PLACES: usize = 4;
-/// Ports for flows from the host whose own is taken.
-const PORT_ATTEMPTS: u16 = 64;
 
 /// The TCP flows of a guest.
 #[derive(Default)]
@@ -196,20 +194,32 @@ impl Table {
         &mut self,
         socket: OwnedFd,
         peer: SocketAddr,
+        remote: SocketAddr,
+        guest: SocketAddr,
+        cx: &mut Context,
+    ) -> bool {
+        match cx.quotas.take(Kind::Tcp) {
+            Some(place) => self.ask_guest((socket, place), peer, remote, guest, cx),
+            None => {
+                cx.meter.dropped.add(1);
+                false
+            }
+        }
+    }
+
+    fn ask_guest(
+        &mut self,
+        (socket, place): (OwnedFd, Place),
+        peer: SocketAddr,
         mut remote: SocketAddr,
         guest: SocketAddr,
         cx: &mut Context,
     ) -> bool {
-        let Some(place) = cx.quotas.take(Kind::Tcp) else {
-            cx.meter.dropped.add(1);
-            return false;
-        };
         let taken = |remote| self.by_key.contains_key(&Key { guest, remote });
-        for attempt in 0..PORT_ATTEMPTS {
-            if !taken(remote) {
-                break;
-            }
-            let port = 49_152 + (peer.port().wrapping_add(attempt.wrapping_mul(257)) % 16_384);
+        let mut ports = sockets::other_ports(peer.port());
+        while taken(remote)
+            && let Some(port) = ports.next()
+        {
             remote.set_port(port);
         }
         let key = Key { guest, remote };
@@ -228,6 +238,16 @@ impl Table {
         };
         self.settle(index, fate, cx);
         true
+    }
+
+    /// The guest does not take by IPv6 who came by it: asks again by IPv4, where everybody who has no
+    /// address of that kind looks like the host.
+    fn ask_over_ipv4(&mut self, flow: Flow, cx: &mut Context) {
+        let Key { guest, remote } = flow.key;
+        let remote = SocketAddr::new(cx.addresses.host.into(), remote.port());
+        let guest = SocketAddr::new(cx.addresses.guest.into(), guest.port());
+        let (socket, place, peer) = flow.into_socket(cx);
+        self.ask_guest((socket, place), peer, remote, guest, cx);
     }
 
     fn insert(&mut self, flow: Flow, cx: &Context) -> usize {
@@ -316,9 +336,11 @@ impl Table {
         match fate {
             Fate::Failed(error) => flow.fail(error, cx),
             Fate::ResetByHost => flow.reset_guest(cx),
-            Fate::Lives | Fate::Ended | Fate::ResetByGuest => {}
+            Fate::Refused if key.guest.is_ipv6() => return self.ask_over_ipv4(flow, cx),
+            Fate::Lives | Fate::Ended | Fate::ResetByGuest | Fate::Refused => {}
         }
-        let (ours, guests) = flow.close(fate == Fate::ResetByGuest, cx);
+        let reset = matches!(fate, Fate::ResetByGuest | Fate::Refused);
+        let (ours, guests) = flow.close(reset, cx);
         if fate == Fate::Ended {
             self.over.insert(key, ours, guests, cx.now);
         }

@@ -1,13 +1,23 @@
 //! Ports of the host that lead to the guest.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
 use boxlite_net::{Network, NetworkError, NetworkOptions, PortForward};
+use rustix::net::{AddressFamily, SocketType};
 
-use crate::lab::{OUTSIDE, in_lab};
+use crate::lab::{OUTSIDE, OUTSIDE6, in_lab};
+
+/// A connection from this port, whatever was there before.
+fn connect_from(from: u16, to: SocketAddr) -> TcpStream {
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    rustix::net::sockopt::set_socket_reuseaddr(&socket, true).unwrap();
+    rustix::net::bind(&socket, &SocketAddr::from(([127, 0, 0, 1], from))).unwrap();
+    rustix::net::connect(&socket, &to).unwrap();
+    TcpStream::from(socket)
+}
 
 fn forward(text: &str) -> PortForward {
     text.parse().unwrap()
@@ -40,6 +50,57 @@ fn connections_reach_the_guest_from_where_they_came() {
             assert_eq!(answer, "pong");
         }
         network.wait_for("all flows end", |c| c.tcp_open == 0);
+    });
+}
+
+#[test]
+fn peers_with_ipv6_addresses_keep_them_where_the_guest_serves_them() {
+    in_lab(|lab| {
+        let forwards = vec![forward("[::]:0:8000"), forward("[::]:0:8001")];
+        let network = lab.start(NetworkOptions { forwards, ..Default::default() });
+        let both = lab.guest(|| TcpListener::bind("[::]:8000").unwrap());
+        let four = lab.guest(|| TcpListener::bind("0.0.0.0:8001").unwrap());
+        let ports = network.handle.forwards();
+        let seen = [(both, OUTSIDE6), (four, "192.168.127.254")];
+        for (bound, (listener, seen)) in ports.iter().zip(seen) {
+            // On the way to one of its own addresses, the host's source is that address.
+            let mut client = TcpStream::connect((OUTSIDE6, bound.listen.port())).unwrap();
+            let (mut server, peer) = listener.accept().unwrap();
+            assert_eq!(peer.ip().to_canonical().to_string(), seen);
+            assert_eq!(peer.port(), client.local_addr().unwrap().port());
+            client.write_all(b"ping").unwrap();
+            let mut request = [0; 4];
+            server.read_exact(&mut request).unwrap();
+            assert_eq!(&request, b"ping");
+        }
+    });
+}
+
+/// The guest closes first and is in TIME-WAIT; the client comes back from the same port at once.
+#[test]
+fn a_client_that_comes_back_from_the_same_port_does_not_wait() {
+    in_lab(|lab| {
+        let forwards = vec![forward("0:8000")];
+        let network = lab.start(NetworkOptions { forwards, ..Default::default() });
+        let port = network.handle.forwards()[0].listen;
+        let listener = lab.guest(|| TcpListener::bind("0.0.0.0:8000").unwrap());
+        let mut from = None;
+        for _ in 0..5 {
+            let client = connect_from(from.unwrap_or(0), port);
+            from = Some(client.local_addr().unwrap().port());
+            let (mut server, peer) = listener.accept().unwrap();
+            assert_eq!(Some(peer.port()), from, "as it is, so that the guest remembers it");
+            // More than the next connection's first number is beyond this one's.
+            let data = vec![7; 1 << 20];
+            thread::scope(|scope| {
+                scope.spawn(|| (&client).write_all(&data).unwrap());
+                server.read_exact(&mut vec![0; data.len()]).unwrap();
+            });
+            drop(server);
+            assert_eq!((&client).read(&mut [0]).unwrap(), 0);
+            drop(client);
+            network.wait_for("the flow ends", |c| c.tcp_open == 0);
+        }
     });
 }
 

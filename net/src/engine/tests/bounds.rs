@@ -1,5 +1,6 @@
 //! What a guest can use up of the host.
 
+use std::net::UdpSocket;
 use std::time::Duration;
 
 use smoltcp::wire::{TcpControl, TcpRepr};
@@ -61,6 +62,44 @@ fn datagrams_to_everywhere_hold_few_descriptors() {
     }
     rig.settle();
     assert_eq!(rig.counters().udp_flows, 4196, "and a tenth of a second later");
+}
+
+#[test]
+fn bytes_out_of_order_are_charged_what_they_take() {
+    let mut rig = Rig::new();
+    let (first, _server) = rig.connect();
+    for n in 0..256 {
+        rig.send_raw(TcpRepr { payload: b"x", ..rig.segment(2 + 2 * n, first) });
+    }
+    rig.settle();
+    let used = rig.engine.cx.budget.used();
+    assert!(used >= 256 * 96, "{used} bytes for 256 pieces of one byte");
+    rig.send(TcpRepr { control: TcpControl::Rst, ..rig.segment(0, first) });
+    assert_eq!((rig.engine.cx.budget.used(), rig.counters().tcp_open), (0, 0));
+}
+
+#[test]
+fn two_peers_that_look_the_same_get_their_own_answers() {
+    let mut rig = Rig::new();
+    let port = rig.publish("0:80/udp");
+    let one = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let two = UdpSocket::bind(("127.0.0.2", one.local_addr().unwrap().port())).unwrap();
+    let mut seen = Vec::new();
+    for client in [&one, &two, &one, &two] {
+        client.send_to(b"question", port).unwrap();
+        seen.push(rig.datagram());
+    }
+    assert_eq!((seen[0], seen[1]), (seen[2], seen[3]));
+    assert_ne!(seen[0], seen[1]);
+    let host = rig.engine.cx.addresses.host;
+    for (client, seen) in [(&one, seen[0]), (&two, seen[1])] {
+        rig.send_datagram(80, (host, seen), &seen.to_be_bytes());
+        rig.settle();
+        client.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
+        let mut answer = [0; 2];
+        client.recv(&mut answer).unwrap();
+        assert_eq!(answer, seen.to_be_bytes());
+    }
 }
 
 const PORT_OF_FLOOD: u16 = 7000;

@@ -16,6 +16,7 @@ use smoltcp::wire::{
 use crate::counters::{Counters, Meter};
 use crate::dns;
 use crate::engine::Engine;
+use crate::forward::PortForward;
 use crate::link::{LinkFeatures, memory};
 use crate::options::NetworkOptions;
 use crate::policy::{Policy, Rule};
@@ -41,6 +42,8 @@ pub(super) struct Rig {
 /// A TCP segment for the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Got {
+    /// Where it comes from.
+    pub(super) port: u16,
     pub(super) control: TcpControl,
     pub(super) seq: u32,
     pub(super) ack: Option<u32>,
@@ -206,6 +209,20 @@ impl Rig {
         frames.filter_map(|(frame, _)| parse(&frame)).collect()
     }
 
+    /// The port that the next datagram for the guest comes from.
+    pub(super) fn datagram(&mut self) -> u16 {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let frame = self.guest.receive();
+            // Ethernet and IPv4 without options.
+            if let Some((frame, _)) = frame.filter(|(frame, _)| frame.get(23) == Some(&17)) {
+                return u16::from_be_bytes([frame[34], frame[35]]);
+            }
+            assert!(Instant::now() < deadline, "no datagram comes");
+            self.settle();
+        }
+    }
+
     /// The only segment that the guest gets. A busy kernel takes its time even over its loopback.
     pub(super) fn one(&mut self) -> Got {
         let mut all = self.wait_for(|all| !all.is_empty());
@@ -218,7 +235,7 @@ impl Rig {
         self.wait_for(|all| all.iter().map(|segment| segment.payload.len()).sum::<usize>() >= len)
     }
 
-    fn wait_for(&mut self, done: impl Fn(&[Got]) -> bool) -> Vec<Got> {
+    pub(super) fn wait_for(&mut self, done: impl Fn(&[Got]) -> bool) -> Vec<Got> {
         let deadline = Instant::now() + PATIENCE;
         let mut all = self.received();
         while !done(&all) && Instant::now() < deadline {
@@ -226,6 +243,13 @@ impl Rig {
             all.extend(self.received());
         }
         all
+    }
+
+    /// A port of the host that leads to the guest's port 80.
+    pub(super) fn publish(&mut self, port: &str) -> SocketAddr {
+        let (bound, listener) = port.parse::<PortForward>().unwrap().bind().unwrap();
+        self.engine.add_forward(bound, listener);
+        bound.listen
     }
 
     /// Opens a connection: our number of the first byte, and the server's end.
@@ -272,6 +296,7 @@ fn parse(frame: &[u8]) -> Option<Got> {
     let (from, to) = (ip.src_addr().into(), ip.dst_addr().into());
     let repr = TcpRepr::parse(&packet, &from, &to, &caps).unwrap();
     Some(Got {
+        port: repr.src_port,
         control: repr.control,
         seq: repr.seq_number.0.cast_unsigned(),
         ack: repr.ack_number.map(|ack| ack.0.cast_unsigned()),

@@ -211,6 +211,52 @@ fn ends_are_acknowledged_even_when_the_acknowledgement_was_lost() {
 }
 
 #[test]
+fn a_question_is_answered_after_the_half_that_asked_is_shut() {
+    let mut rig = Rig::new();
+    let gateway = rig.engine.cx.addresses.gateway;
+    rig.send_raw_to(gateway, TcpRepr { dst_port: 53, ..rig.syn() });
+    rig.settle();
+    let first = rig.one().seq.wrapping_add(1);
+    let mut question = vec![0, 39, 0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    question.extend(b"\x04host\x07boxlite\x08internal\0\0\x01\0\x01");
+    let segment = TcpRepr { dst_port: 53, payload: &question, ..rig.segment(0, first) };
+    rig.send_raw_to(gateway, TcpRepr { control: TcpControl::Fin, ..segment });
+    let heard = rig.data(30);
+    let answer = heard.iter().find(|segment| !segment.payload.is_empty()).unwrap();
+    assert_eq!(answer.payload[2..6], [0, 7, 0x85, 0x80], "its number, and no error");
+    assert!(answer.payload.ends_with(&[192, 168, 127, 254]));
+    let received = answer.payload.len();
+    let ack = first.wrapping_add(received as u32);
+    rig.send_raw_to(gateway, TcpRepr { dst_port: 53, ..rig.segment(question.len() + 1, ack) });
+    let fin = |all: &[Got]| all.iter().any(|segment| segment.control == TcpControl::Fin);
+    assert!(fin(&heard) || fin(&rig.wait_for(fin)));
+}
+
+#[test]
+fn a_peer_whose_last_connection_the_guest_remembers_gets_through() {
+    let mut rig = Rig::new();
+    let port = rig.publish("0:80");
+    let mut client = std::net::TcpStream::connect(port).unwrap();
+    let syn = rig.one();
+    assert_eq!((syn.control, syn.ack), (TcpControl::Syn, None));
+    // The guest is in TIME-WAIT for a connection with the same addresses.
+    let segment = TcpRepr { src_port: 80, dst_port: syn.port, ..rig.segment(0, 0) };
+    let old = TcpSeqNumber(12_345);
+    rig.send(TcpRepr { ack_number: Some(old), ..segment });
+    let heard = rig.received();
+    assert_eq!((heard[0].control, heard[0].seq, heard[0].ack), (TcpControl::Rst, 12_345, None));
+    assert_eq!((heard.len(), &heard[1]), (2, &syn), "and at once again");
+    rig.send(TcpRepr { ack_number: Some(old), ..segment });
+    assert_eq!(rig.received().len(), 1, "but no more than once");
+    let ack_number = Some(TcpSeqNumber(syn.seq.wrapping_add(1).cast_signed()));
+    rig.send(TcpRepr { control: TcpControl::Syn, ack_number, ..segment });
+    assert_eq!(rig.one().control, TcpControl::None);
+    client.write_all(b"hello").unwrap();
+    rig.settle();
+    assert_eq!(rig.data(5)[0].payload, b"hello");
+}
+
+#[test]
 fn resets_that_are_guessed_are_not_believed() {
     let mut rig = Rig::new();
     let (first, mut server) = rig.connect();

@@ -26,9 +26,8 @@ impl Local {
         options.validate()?;
         let image =
             self.images.resolve_with(&options.image.parse()?, options.pull.into(), progress)?;
-        let disk = self.images.disk(&image, &self.disk_builder(), progress)?;
         let id = new_id()?;
-        let config = BoxConfig {
+        let mut config = BoxConfig {
             name: options.name.clone().unwrap_or_else(|| default_name(&id)),
             id,
             created_ms: now_ms(),
@@ -36,9 +35,10 @@ impl Local {
             image_digest: image.digest().to_string(),
             image: image.config().clone(),
         };
-        if config.options.main_command {
-            config.main_argv()?;
-        }
+        // Before a disk is made, which takes long.
+        config.check_sizes()?;
+        let disk = self.images.disk(&image, &self.disk_builder(), progress)?;
+        config.created_ms = now_ms();
         self.settle(&config, disk.path(), disk.len())?;
         let (name, image) = (config.name.clone(), config.options.image.clone());
         self.note(&config.id, EventKind::Created { name, image });

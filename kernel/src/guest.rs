@@ -181,12 +181,15 @@ impl GuestFiles {
 
     /// Opens the guest files in `dir`, of whatever architecture; compares sizes, not hashes.
     pub fn open(dir: &Path) -> Result<Self, LocateError> {
+        // The files are opened by processes with other working directories, too.
+        let dir = std::path::absolute(dir)
+            .map_err(|source| LocateError::Io { path: dir.to_owned(), source })?;
         let manifest = Manifest::read(&dir.join(MANIFEST_FILE))?;
         let files = Self {
-            dir: dir.to_owned(),
             kernel: dir.join(manifest.arch.kernel_file()),
             initramfs: dir.join(INITRAMFS_FILE),
             template: dir.join(TEMPLATE_FILE),
+            dir,
             manifest,
         };
         files.check(|path, info| {

@@ -26,6 +26,7 @@
 
 mod config;
 mod digest;
+pub mod durable;
 mod error;
 mod image;
 mod layer;

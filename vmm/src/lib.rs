@@ -15,6 +15,7 @@ pub mod machine;
 pub mod runtime;
 pub mod softhost;
 mod sparse;
+mod sys;
 
 /// The guide's snippets compile.
 #[cfg(doctest)]

@@ -1,6 +1,6 @@
 //! Logins, kept where docker keeps them: in `config.json`, or with the credential helper that it names.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Map, Value, json};
 
 use super::helper::Helper;
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::image::read_small;
 use crate::reference::DOCKER_HUB;
@@ -205,10 +206,10 @@ impl DockerConfig {
             .prefix(".config.json.")
             .tempfile_in(dir)
             .map_err(Error::io("create a file in", dir))?;
-        let written = file.write_all(&text).and_then(|()| file.as_file().sync_all());
+        let written = file.write_all(&text).and_then(|()| durable::sync_file(file.as_file()));
         written.map_err(Error::write(&target, text.len() as u64))?;
         file.persist(&target).map_err(|error| Error::io("replace", &target)(error.error))?;
-        File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("sync", dir))
+        durable::sync_dir(dir).map_err(Error::io("sync", dir))
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use super::Folders;
 use super::draft::Draft;
 use crate::digest::{Algorithm, Digest, Hasher};
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::image::{Image, Layer, Location};
 use crate::layer::{Compression, Metered, VerifiedLayer};
@@ -135,7 +136,7 @@ impl Copying<'_> {
 
     fn begin(&self, target: &Path, progress: &dyn Progress) -> Result<Draft> {
         let folder = target.parent().unwrap_or(target);
-        std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+        durable::create_dir_all(folder, 0o700).map_err(Error::write(folder, 1))?;
         Draft::begin(target, || progress.report(Event::Waiting { file: target }))
     }
 

@@ -12,6 +12,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::sys::{self, Lock};
 
@@ -67,7 +68,7 @@ impl Draft {
         let len = self.file.metadata().map_err(Error::io("read", &self.path))?.len();
         let seal = || {
             self.file.set_permissions(Permissions::from_mode(0o400))?;
-            self.file.sync_all()
+            durable::sync_file(&self.file)
         };
         seal().map_err(Error::write(&self.path, len))
     }
@@ -80,7 +81,7 @@ impl Draft {
         }
         fs::rename(&self.path, target).map_err(Error::write(target, 1))?;
         self.published = true;
-        sync_dir(target)
+        durable::sync_parent(target).map_err(Error::io("sync the folder of", target))
     }
 }
 
@@ -139,11 +140,6 @@ pub(super) fn is_at(file: &File, path: &Path) -> Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(Error::io("read", path)(error)),
     }
-}
-
-pub(super) fn sync_dir(file: &Path) -> Result<()> {
-    let dir = file.parent().unwrap_or(file);
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("sync", dir))
 }
 
 /// Writes a small file so that it appears whole, replacing what was there.

@@ -32,7 +32,6 @@ mod record;
 mod removal;
 mod transfer;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -46,6 +45,7 @@ pub use transfer::{ImageDetails, LayerDetails};
 
 use crate::config::ImageConfig;
 use crate::digest::Digest;
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::image::{Image, Layer};
 use crate::platform::Platform;
@@ -130,7 +130,7 @@ impl ImageStore {
             registries: RegistryOptions::default(),
         };
         for folder in [store.folders.blobs(), store.folders.disks(), store.folders.refs()] {
-            fs::create_dir_all(&folder).map_err(Error::write(&folder, 1))?;
+            durable::create_dir_all(&folder, 0o700).map_err(Error::write(&folder, 1))?;
         }
         store.collect_garbage();
         Ok(store)

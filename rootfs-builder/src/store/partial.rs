@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::Folders;
-use super::draft::{is_at, sync_dir};
+use super::draft::is_at;
 use crate::digest::{Digest, Hasher};
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::progress::{Event, Progress};
 use crate::registry::{RegistryProblem, Session, backoff};
@@ -83,7 +84,7 @@ impl Fetch<'_> {
     pub(super) async fn run(&self) -> Result<()> {
         let target = self.folders.blob(self.digest);
         let folder = target.parent().unwrap_or(&target);
-        fs::create_dir_all(folder).map_err(Error::write(folder, 1))?;
+        durable::create_dir_all(folder, 0o700).map_err(Error::write(folder, 1))?;
         let Some(mut partial) = self.begin(&target).await? else { return Ok(()) };
         let mut is_fresh = partial.done == 0;
         let (mut breaks, mut last_break) = (0, partial.done);
@@ -221,11 +222,10 @@ impl Partial {
 
     /// Gives the whole blob its name. The lock ends after that, so that whoever waited finds it there.
     fn publish(self, target: &Path) -> Result<()> {
-        self.file.sync_all().map_err(Error::write(&self.path, self.done))?;
-        fs::rename(&self.path, target).map_err(Error::write(target, 1))?;
+        durable::sync_file(&self.file).map_err(Error::write(&self.path, self.done))?;
+        durable::rename(&self.path, target).map_err(Error::write(target, 1))?;
         // Not before: a partial that cannot be written to could not be gone on with.
         let protected = self.file.set_permissions(Permissions::from_mode(0o400));
-        protected.map_err(Error::io("protect", target))?;
-        sync_dir(target)
+        protected.map_err(Error::io("protect", target))
     }
 }

@@ -12,6 +12,7 @@ use super::journal::Journal;
 use super::partial::{self, Fetch};
 use super::record::{self, Record};
 use crate::digest::Digest;
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::image::{Documents, Image, Imported, Layer, Location, read_small};
 use crate::manifest::Descriptor;
@@ -292,7 +293,7 @@ pub(super) fn store_documents(
     for (digest, json) in config.into_iter().chain(manifest) {
         let path = folders.blob(&digest);
         let folder = path.parent().unwrap_or(&path);
-        std::fs::create_dir_all(folder).map_err(Error::write(folder, 1))?;
+        durable::create_dir_all(folder, 0o700).map_err(Error::write(folder, 1))?;
         if read_small(&path, json.len() as u64).is_ok_and(|stored| stored == json) {
             continue;
         }

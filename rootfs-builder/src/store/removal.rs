@@ -7,6 +7,7 @@ use super::draft::StoreLock;
 use super::garbage::{self, Leftovers};
 use super::record::{Record, Records, record_stem};
 use super::{ImageStore, StoredImage};
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::reference::ImageReference;
 use crate::sys::Lock;
@@ -108,7 +109,7 @@ impl ImageStore {
 
     fn remove_record(&self, record: &Record) -> Result<()> {
         let path = self.folders.record(&record.name);
-        fs::remove_file(&path).map_err(Error::io("remove", &path))
+        remove(&path)
     }
 
     fn remove_damaged(&self, records: &Records, text: &str) -> Result<Removed> {
@@ -123,7 +124,7 @@ impl ImageStore {
             records.damaged.iter().map(|(path, _)| path).filter(|path| is_meant(path)).collect();
         match paths.as_slice() {
             [path] => {
-                fs::remove_file(path).map_err(Error::io("remove", path))?;
+                remove(path)?;
                 let freed = garbage::sweep(&self.folders, Leftovers::Keep)?;
                 Ok(Removed { name: text.to_owned(), freed })
             }
@@ -134,4 +135,10 @@ impl ImageStore {
             }),
         }
     }
+}
+
+/// Removes a record for good, before what it needs: otherwise a loss of power could bring it back without that.
+fn remove(record: &Path) -> Result<()> {
+    fs::remove_file(record).map_err(Error::io("remove", record))?;
+    durable::sync_parent(record).map_err(Error::io("sync the folder of", record))
 }

@@ -1,12 +1,13 @@
 //! How boxes end, told apart, and what they have when they start again.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use boxlite_tests::{BUSYBOX, Launcher, Sandbox, unique};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::traces::wait_until;
+use crate::traces::{inheritance, wait_until};
 
 const NO_OPTIONS: [&str; 0] = [];
 
@@ -145,7 +146,24 @@ fn a_killed_software_host_costs_nothing_that_was_synced() {
     let name = unique("survivor");
     let script = "echo begun; sleep 1000";
     let run = ["run", "-d", "--memory", "192M", "--name", &name, &image, "sh", "-c", script];
-    command(&run).output().success();
+    // Whoever starts the software host holds a lock, and is in a folder that others unmount.
+    let lock = folder.path().canonicalize().unwrap().join("lock");
+    let started = std::process::Command::new("sh")
+        .args(["-c", "exec 9>lock; exec \"$@\"", "sh"])
+        .args([launcher.program(), "--home".as_ref(), &home])
+        .args(run)
+        .current_dir(folder.path())
+        .env("BOXLITE_SOFTHOST_IDLE", "60")
+        .output()
+        .unwrap();
+    assert!(started.status.success(), "{started:?}");
+    for process in ["qemu-system", "softhost-keeper"] {
+        let pids = processes_of(&home.display().to_string(), process);
+        let has = inheritance(pids[0]);
+        assert!(has.cwd == Path::new("/") && !has.holds(&lock), "{process}: {has:?}");
+        let keeper = processes_of(&home.display().to_string(), "softhost-keeper")[0];
+        assert_eq!(has.session, keeper.as_raw_nonzero().get(), "{process}: {has:?}");
+    }
     let write = "echo mark >> /data/marks; sync";
     let exec = |script: &str| command(&["exec", &name, "sh", "-c", script]).output();
     exec("mkdir /data").success();

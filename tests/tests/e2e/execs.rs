@@ -204,3 +204,33 @@ fn several_are_attached_at_once_and_leave_by_keys() {
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!(other.state(), "running");
 }
+
+#[test]
+fn a_megabyte_of_environment_reaches_commands_and_more_than_linux_allows_is_refused() {
+    let Some(launcher) = Launcher::find() else { return };
+    let folder = launcher.folder();
+    let file = |name: &str, variables: usize| {
+        let path = folder.path().join(name);
+        let lines = (0..variables).map(|n| format!("V{n}={}\n", "x".repeat(100_000)));
+        std::fs::write(&path, lines.collect::<String>()).unwrap();
+        path.into_os_string().into_string().unwrap()
+    };
+    let (large, too_large) = (file("large", 11), file("too-large", 22));
+    let main = "env | wc -c; exec sleep 1000";
+    let sandbox = Sandbox::run(&launcher, "environment", &["--env-file", &large], main);
+    let is_whole = |size: &str| size.trim().parse::<usize>().unwrap() > 1 << 20;
+    assert!(is_whole(&sandbox.shell("env | wc -c")), "an exec has the box's environment");
+    let logged = sandbox.on(["logs", "--tail", "1"]);
+    assert!(is_whole(&logged.output().success()), "the main command");
+    let own = sandbox.exec(["--env-file", &*large], "echo ${#V10}").output().success();
+    assert_eq!(own, "100000");
+    // The box, and others that exec in it, are none the worse for a refusal.
+    let refused = sandbox.exec(["--env-file", &*too_large], "true").output();
+    refused.fails_with(&["Linux allows", "environment"]);
+    assert_eq!(sandbox.shell("echo fine"), "fine");
+    let name = boxlite_tests::unique("too-large");
+    let image = launcher.image(boxlite_tests::BUSYBOX);
+    let create = ["create", "--name", &name, "--env-file", &too_large, &image];
+    launcher.command(create).output().refuses_with(&["--env", "Linux allows"]);
+    launcher.command(["inspect", &name]).output().refuses_with(&[&name]);
+}

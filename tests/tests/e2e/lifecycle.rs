@@ -4,10 +4,10 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use boxlite_tests::{Launcher, Running, is_long};
+use boxlite_tests::{BUSYBOX, Launcher, Running, Sandbox, is_long, unique};
 use rustix::process::{Signal, kill_process};
 
-use crate::traces::{files, machines, no_machine, wait_until};
+use crate::traces::{files, inheritance, machines, no_machine, wait_until};
 
 const NO_OPTIONS: [&str; 0] = [];
 
@@ -150,8 +150,8 @@ fn whatever_is_killed_whenever_the_home_opens() {
 fn a_disk_that_is_killed_in_the_making_is_made_anew() {
     let name = "lifecycle::a_disk_that_is_killed_in_the_making_is_made_anew";
     let Some(launcher) = Launcher::where_boxes_run(name) else { return };
+    use boxlite_tests::Compression;
     use boxlite_tests::image::{ImageBuilder, Layer};
-    use boxlite_tests::{BUSYBOX, Compression};
     launcher.shell(NO_OPTIONS, "true").output().success();
     for moment in [200, 700, 1500, 2500] {
         let folder = launcher.folder();
@@ -178,4 +178,39 @@ fn a_disk_that_is_killed_in_the_making_is_made_anew() {
         })
         .collect();
     assert!(unfinished.is_empty(), "{unfinished:?}");
+}
+
+#[test]
+fn a_detached_box_holds_nothing_of_its_launcher() {
+    let name = "lifecycle::a_detached_box_holds_nothing_of_its_launcher";
+    let Some(launcher) = Launcher::where_boxes_run(name) else { return };
+    let folder = launcher.folder();
+    let folder = folder.path().canonicalize().unwrap();
+    // Paths that are relative where the launcher is.
+    std::os::unix::fs::symlink(launcher.program(), folder.join("launcher")).unwrap();
+    let guest = std::env::var_os("BOXLITE_GUEST_DIR").unwrap();
+    std::os::unix::fs::symlink(fs::canonicalize(guest).unwrap(), folder.join("guest")).unwrap();
+    let sandbox = Sandbox::named(&launcher, unique("alone"));
+    let image = launcher.image(BUSYBOX);
+    let options = ["run", "-d", "--memory", "192M", "--name", sandbox.name(), &image];
+    let made = std::process::Command::new("sh")
+        .args(["-c", "exec 9>lock 8<.; exec \"$@\"", "sh", "./launcher"])
+        .args(options)
+        .args(["sleep", "1000"])
+        .current_dir(&folder)
+        .env("BOXLITE_HOME", launcher.home())
+        .env("BOXLITE_GUEST_DIR", "guest")
+        .env("BOXLITE_VMM", "./launcher")
+        // A box that held these pipes would let this wait for it.
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let machine = machines(&launcher)[0];
+    let has = inheritance(machine);
+    assert_eq!((&*has.cwd, has.session), ("/".as_ref(), machine.as_raw_nonzero().get()), "{has:?}");
+    assert!(!has.holds(&folder.join("lock")) && !has.holds(&folder), "{has:?}");
+    let log = |path: &PathBuf| path.ends_with("machine.log") || path.ends_with("null");
+    let stdio = has.files.iter().filter(|(number, _)| (1..=2).contains(number));
+    assert!(stdio.clone().count() == 2 && stdio.clone().all(|(_, path)| log(path)), "{has:?}");
+    assert_eq!(sandbox.shell("echo it serves"), "it serves");
 }

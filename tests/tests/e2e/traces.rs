@@ -61,3 +61,37 @@ pub(crate) fn wait_until(what: &str, done: impl Fn() -> bool) {
 pub(crate) fn no_machine(launcher: &Launcher) {
     wait_until("a machine's process is left over", || machines(launcher).is_empty());
 }
+
+/// What a process has of whoever started it.
+#[derive(Debug)]
+pub(crate) struct Inheritance {
+    /// The working directory.
+    pub(crate) cwd: PathBuf,
+    /// The process that leads its session.
+    pub(crate) session: i32,
+    /// What its descriptors lead to, by number.
+    pub(crate) files: Vec<(i32, PathBuf)>,
+}
+
+/// Looks at a process.
+pub(crate) fn inheritance(pid: Pid) -> Inheritance {
+    let process = PathBuf::from(format!("/proc/{}", pid.as_raw_nonzero()));
+    let stat = fs::read_to_string(process.join("stat")).unwrap();
+    // Behind the name, which may hold anything: state, parent, group, session.
+    let (_, fields) = stat.rsplit_once(") ").unwrap();
+    let session = fields.split(' ').nth(3).unwrap().parse().unwrap();
+    let files = fs::read_dir(process.join("fd")).unwrap().flatten();
+    let target = |path: PathBuf| {
+        let number = path.file_name()?.to_str()?.parse().ok()?;
+        Some((number, fs::read_link(path).ok()?))
+    };
+    let files = files.filter_map(|entry| target(entry.path())).collect();
+    Inheritance { cwd: fs::read_link(process.join("cwd")).unwrap(), session, files }
+}
+
+impl Inheritance {
+    /// Whether a descriptor leads there.
+    pub(crate) fn holds(&self, path: &Path) -> bool {
+        self.files.iter().any(|(_, target)| target == path)
+    }
+}

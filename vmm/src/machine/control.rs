@@ -17,8 +17,9 @@ use serde::{Deserialize, Serialize};
 use super::spec::LaunchSpec;
 use super::status::Ended;
 
-/// The largest message, in bytes.
-const MAX_MESSAGE: usize = 1 << 20;
+/// The largest message, in bytes: a LaunchSpec with a main command and a health check that have as large an environment
+/// as Linux allows (2 MiB each, as base64).
+const MAX_MESSAGE: usize = 8 << 20;
 /// The most descriptors beside a message.
 const MAX_FILES: usize = 32;
 

@@ -8,9 +8,11 @@ use std::thread::JoinHandle;
 
 use boxlite_proto::message::Exec;
 
+use boxlite_rootfs_builder::durable::power_cut::Watch;
+
 use super::*;
 use crate::events::Event;
-use crate::machine::spec::{MainSpec, RestartPolicy};
+use crate::machine::spec::{DiskFormat, DiskSpec, MainSpec, RestartPolicy};
 use crate::machine::status::{End, Phase, Status};
 
 /// Writes to a port that nothing answers, for ever.
@@ -70,6 +72,14 @@ struct TestBox {
 impl TestBox {
     /// None where no machine can be made.
     fn start(program: &[u8], change: impl FnOnce(&mut BoxSpec)) -> Option<Self> {
+        Self::start_with(program, |_, spec, _| spec.sandbox.as_mut().map_or((), change))
+    }
+
+    /// As `start`; `change` is given the folder, what the machine is to be, and its files.
+    fn start_with(
+        program: &[u8],
+        change: impl FnOnce(&Path, &mut LaunchSpec, &mut Vec<File>),
+    ) -> Option<Self> {
         if let Err(e) = File::options().read(true).write(true).open("/dev/kvm") {
             eprintln!("SKIPPED: /dev/kvm: {e}");
             return None;
@@ -79,12 +89,12 @@ impl TestBox {
         fs::write(path("vmlinux"), kernel(program)).unwrap();
         fs::write(path("initramfs"), [0; 512]).unwrap();
         fs::create_dir(path("box")).unwrap();
-        let files: Vec<File> = vec![
+        let mut files: Vec<File> = vec![
             OwnedFd::from(UnixListener::bind(path("control.sock")).unwrap()).into(),
             OwnedFd::from(UnixListener::bind(path("vsock.sock")).unwrap()).into(),
             File::options().create(true).append(true).open(path("events.jsonl")).unwrap(),
         ];
-        let mut sandbox = BoxSpec {
+        let sandbox = BoxSpec {
             id: "abc".into(),
             folder: path("box"),
             remove: false,
@@ -97,8 +107,7 @@ impl TestBox {
             restart: RestartPolicy::No,
             health: None,
         };
-        change(&mut sandbox);
-        let spec = LaunchSpec {
+        let mut spec = LaunchSpec {
             vcpus: 1,
             memory_mib: 128,
             kernel: path("vmlinux"),
@@ -109,6 +118,7 @@ impl TestBox {
             network: None,
             sandbox: Some(sandbox),
         };
+        change(folder.path(), &mut spec, &mut files);
         let (launcher, theirs) = UnixStream::pair().unwrap();
         launcher.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         let (sender, receiver) = channel();
@@ -323,4 +333,48 @@ fn connections_are_bounded() {
     drop(held);
     ask(test.launcher.as_ref().unwrap(), &ToMachine::Kill);
     test.thread.join().unwrap();
+}
+
+/// What a loss of power may leave of a box that has a disk: for each state, whether the status says that the disk
+/// is in order, and whether it is.
+fn after_power_cut(program: &[u8], end: impl FnOnce(&TestBox)) -> Option<Vec<(bool, bool)>> {
+    const WRITTEN: [u8; 1024] = [5; 1024];
+    let mut watch = None;
+    let test = TestBox::start_with(program, |folder, spec, files| {
+        fs::write(folder.join("box/disk"), [0; 1024]).unwrap();
+        watch = Some(Watch::begin(folder));
+        // What the guest wrote, and has not flushed.
+        fs::write(folder.join("box/disk"), WRITTEN).unwrap();
+        files.push(File::options().read(true).write(true).open(folder.join("box/disk")).unwrap());
+        spec.disks = vec![DiskSpec {
+            file: files.len() - 1,
+            format: DiskFormat::Raw,
+            backing: None,
+            ephemeral: false,
+            recover: false,
+        }];
+    })?;
+    end(&test);
+    test.ended();
+    test.thread.join().unwrap();
+    let (during, after) = watch.unwrap().end();
+    let look = |cut: &boxlite_rootfs_builder::durable::power_cut::Cut| {
+        let folder = cut.path().join("box");
+        let status = Status::read(&folder).unwrap();
+        let in_order = status.is_some_and(|status| !status.was_cut_off());
+        (in_order, fs::read(folder.join("disk")).unwrap() == WRITTEN)
+    };
+    let looks: Vec<_> = during.iter().chain(&after).map(look).collect();
+    assert!(looks.iter().all(|(in_order, is)| *is || !in_order), "{looks:?}");
+    Some(after.iter().map(look).collect())
+}
+
+#[test]
+fn a_status_says_that_a_disk_is_in_order_only_when_it_is_on_stable_storage() {
+    let Some(after) = after_power_cut(RESET, |_| {}) else { return };
+    assert_eq!(after, [(true, true)], "it ended by itself");
+    let kill = |test: &TestBox| drop(ask(&test.control(), &ToMachine::Kill));
+    // It is not waited for its disk, which the next start puts right.
+    let Some(after) = after_power_cut(CHATTER, kill) else { return };
+    assert!(after.iter().all(|(in_order, _)| !in_order), "{after:?}");
 }

@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use boxlite_rootfs_builder::durable::Durability;
+
 use super::spec::BoxSpec;
 use super::status::{Ended, Status, now_ms};
 use crate::events::{Event, EventKind};
@@ -41,7 +43,12 @@ impl Record {
 
     /// Replaces the status.
     pub(super) fn status(&self, status: &Status) {
-        if let Err(e) = status.write(&self.folder) {
+        // After a loss of power the box died with its host, whatever it did last.
+        self.write(status, Durability::Process);
+    }
+
+    fn write(&self, status: &Status, durability: Durability) {
+        if let Err(e) = status.write(&self.folder, durability) {
             tracing::warn!("{}: the box's status cannot be written: {e}", self.folder.display());
         }
     }
@@ -57,7 +64,7 @@ impl Record {
     /// The last words; removes the folder of a box that is not to be kept.
     pub(super) fn end(&self, status: &Status, ended: &Ended) {
         if !self.remove {
-            self.status(status);
+            self.write(status, Durability::Power);
         }
         self.event(match ended.failure() {
             None => EventKind::Stopped { code: ended.code() },

@@ -121,6 +121,7 @@ pub(crate) struct BoxSpec {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct MainSpec {
     /// The command.
+    #[serde(with = "packed")]
     pub(crate) exec: Exec,
     /// It begins only when somebody has attached, so that nothing of it is missed.
     pub(crate) wait_for_attach: bool,
@@ -146,6 +147,7 @@ pub enum RestartPolicy {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct HealthSpec {
     /// The command; code 0 means well.
+    #[serde(with = "packed")]
     pub(crate) exec: Exec,
     /// Milliseconds between two checks.
     pub(crate) interval_ms: u64,
@@ -181,4 +183,51 @@ pub(crate) enum DiskFormat {
     Raw,
     /// qcow2, version 3.
     Qcow2,
+}
+
+/// Commands as text: their arguments and environment are bytes, of which JSON would make a number each.
+mod packed {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
+    use boxlite_proto::frame::{Frame, Kind};
+    use boxlite_proto::message::{Exec, Request};
+    use serde::de::Error as _;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(exec: &Exec, to: S) -> Result<S::Ok, S::Error> {
+        let frame = Request::Exec(exec.clone()).frame(0);
+        to.serialize_str(&BASE64.encode(frame.body))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Exec, D::Error> {
+        let text = String::deserialize(from)?;
+        let body = BASE64.decode(text).map_err(D::Error::custom)?;
+        match (Frame { stream: 0, kind: Kind::Request, body }).decode() {
+            Ok(Request::Exec(exec)) => Ok(exec),
+            Ok(_) => Err(D::Error::custom("not a command")),
+            Err(e) => Err(D::Error::custom(e)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_takes_little_more_than_its_bytes() {
+        let exec = Exec {
+            argv: vec![b"sh".to_vec(), vec![0xff, 0x80]],
+            env: vec![[b"A=".to_vec(), vec![b'x'; 100_000]].concat(); 10],
+            ..Exec::default()
+        };
+        let main = MainSpec { exec, wait_for_attach: true, stop_signal: 15 };
+        let json = serde_json::to_string(&main).unwrap();
+        assert!(json.len() < 1_400_000, "{}", json.len());
+        assert_eq!(serde_json::from_str::<MainSpec>(&json).unwrap().exec, main.exec);
+        for bad in ["!", "AAAA", ""] {
+            let json = format!(r#"{{"exec":"{bad}","wait_for_attach":true,"stop_signal":15}}"#);
+            assert!(serde_json::from_str::<MainSpec>(&json).is_err(), "{bad}");
+        }
+    }
 }

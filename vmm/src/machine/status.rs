@@ -3,11 +3,12 @@
 //! its lock says; this file says what it does, and how it ended.
 
 use std::fmt;
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use boxlite_proto::message::ExitStatus;
+use boxlite_rootfs_builder::durable::{self, Durability};
 use serde::{Deserialize, Serialize};
 
 use super::control::BootStage;
@@ -39,6 +40,9 @@ pub(crate) struct Status {
     pub(crate) ports: Vec<Port>,
     /// How it ended. With [`Phase::Ended`].
     pub(crate) ended: Option<Ended>,
+    /// Whether the box's disk was complete on stable storage before this was written. With [`Phase::Ended`].
+    #[serde(default)]
+    pub(crate) disk_synced: bool,
 }
 
 /// What a box's process does.
@@ -211,6 +215,7 @@ impl Status {
             health: None,
             ports: Vec::new(),
             ended: None,
+            disk_synced: false,
         }
     }
 
@@ -227,13 +232,14 @@ impl Status {
         }
     }
 
-    /// Replaces the status in a box's folder.
-    pub(crate) fn write(&self, folder: &Path) -> io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        // In one piece: a serializer would make a call of every word.
-        file.write_all(&serde_json::to_vec(self)?)?;
-        file.persist(folder.join(STATUS_FILE))?;
-        Ok(())
+    /// Replaces the status in a box's folder. Only for who has the box's lock.
+    pub(crate) fn write(&self, folder: &Path, durability: Durability) -> io::Result<()> {
+        durable::replace(&folder.join(STATUS_FILE), &serde_json::to_vec(self)?, durability)
+    }
+
+    /// Whether the disk may be as a killed process or a loss of power leaves it.
+    pub(crate) fn was_cut_off(&self) -> bool {
+        self.ended.is_none() || !self.disk_synced
     }
 }
 

@@ -1,11 +1,14 @@
 //! What is written down of a box when it is made: `config.json`.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
 use boxlite_proto::message::{Exec, TerminalSize};
 use boxlite_rootfs_builder::ImageConfig;
 use serde::{Deserialize, Serialize};
 
 use super::options::BoxOptions;
-use super::{Error, Result, signals};
+use super::{Error, Result, limits, signals};
 use crate::machine::{HealthSpec, MainSpec};
 
 /// SIGTERM.
@@ -49,18 +52,11 @@ impl BoxConfig {
     /// A command with the environment, user and working directory of the box.
     pub(super) fn exec(&self, argv: Vec<Vec<u8>>) -> Exec {
         let Self { options, image, .. } = self;
-        let mut env = Environment(Vec::new());
-        for variable in &image.env {
-            if let Some((name, value)) = variable.split_once('=') {
-                env.set(name.as_bytes(), value.as_bytes());
-            }
-        }
-        for (name, value) in &options.env {
-            env.set(name.as_bytes(), value.as_bytes());
-        }
+        let of_image = image.env.iter().filter_map(|variable| variable.split_once('='));
+        let of_box = options.env.iter().map(|(name, value)| (&**name, &**value));
         Exec {
             argv,
-            env: env.0,
+            env: Environment::of(of_image.chain(of_box)).0,
             working_dir: options.working_dir.as_ref().unwrap_or(&image.working_dir).clone().into(),
             user: options.user.as_ref().unwrap_or(&image.user).clone(),
             terminal: None,
@@ -87,6 +83,18 @@ impl BoxConfig {
         Ok(MainSpec { exec, wait_for_attach, stop_signal })
     }
 
+    /// Checks that Linux can run the commands.
+    pub(super) fn check_sizes(&self) -> Result<()> {
+        let main = match self.options.main_command {
+            true => self.main(TerminalSize { rows: 0, columns: 0 }, false)?.exec,
+            false => self.exec(Vec::new()),
+        };
+        let health = self.health().map(|health| health.exec);
+        let problems: Vec<_> =
+            [main].iter().chain(&health).filter_map(|exec| limits::check(exec).err()).collect();
+        if problems.is_empty() { Ok(()) } else { Err(Error::Options(problems)) }
+    }
+
     /// The health checks.
     pub(super) fn health(&self) -> Option<HealthSpec> {
         let health = self.options.health.as_ref()?;
@@ -107,6 +115,22 @@ impl BoxConfig {
 pub(super) struct Environment(pub(super) Vec<Vec<u8>>);
 
 impl Environment {
+    /// The last value counts.
+    fn of<'a>(variables: impl Iterator<Item = (&'a str, &'a str)>) -> Self {
+        let (mut lines, mut places) = (Vec::new(), HashMap::new());
+        for (name, value) in variables {
+            let line = [name, "=", value].concat().into_bytes();
+            match places.entry(name) {
+                Entry::Occupied(place) => lines[*place.get()] = line,
+                Entry::Vacant(place) => {
+                    place.insert(lines.len());
+                    lines.push(line);
+                }
+            }
+        }
+        Self(lines)
+    }
+
     pub(super) fn set(&mut self, name: &[u8], value: &[u8]) {
         let prefix = [name, b"="].concat();
         self.0.retain(|variable| !variable.starts_with(&prefix));
@@ -162,5 +186,21 @@ mod tests {
         assert_eq!(main.exec.terminal, Some(size));
         let env: Vec<_> = main.exec.env.iter().map(|v| String::from_utf8_lossy(v)).collect();
         assert_eq!(env, ["PATH=/bin", "A=2", "TERM=xterm"]);
+    }
+
+    #[test]
+    fn what_linux_cannot_run_is_refused_before_a_box_is_made_for_it() {
+        let env = |value: usize, count: usize| {
+            (0..count).fold(BoxOptions::new("x"), |options, n| {
+                options.env(format!("V{n}"), "x".repeat(value))
+            })
+        };
+        config(env(100_000, 10)).check_sizes().unwrap();
+        config(env(20, 20_000)).check_sizes().unwrap();
+        let refused = |options| matches!(config(options).check_sizes(), Err(Error::Options(_)));
+        assert!(refused(env(140_000, 1)) && refused(env(100_000, 25)));
+        assert!(refused(BoxOptions::new("x").cmd(["x".repeat(140_000)])));
+        // Whatever a box without a main command runs has its environment.
+        assert!(refused(env(140_000, 1).main_command(false)));
     }
 }

@@ -6,8 +6,8 @@ use boxlite_proto::message::{Exec, ExitStatus, TerminalSize};
 
 use super::config::Environment;
 use super::handle::BoxHandle;
-use super::{Error, Result};
-use crate::client::{ExecHandle, ExecOutput, ExecStdin};
+use super::{Error, Result, limits};
+use crate::client::{self, ExecHandle, ExecOutput, ExecStdin};
 use crate::events::EventKind;
 
 pub use crate::client::{Exit, Output};
@@ -71,6 +71,7 @@ impl Command {
     pub async fn spawn(self) -> Result<Execution> {
         let Self { sandbox, exec, timeout } = self;
         let deadline = timeout.map(|timeout| tokio::time::Instant::now() + timeout);
+        check_size(&exec)?;
         let program = exec.argv.first().map(|word| String::from_utf8_lossy(word).into_owned());
         let handle = match sandbox.agent().await?.exec(exec).await {
             Ok(handle) => handle,
@@ -85,6 +86,7 @@ impl Command {
     /// dropped. Its timeout does not count. Returns its process ID in the box.
     pub async fn spawn_detached(self) -> Result<u32> {
         let Self { sandbox, exec, .. } = self;
+        check_size(&exec)?;
         let program = exec.argv.first().map(|word| String::from_utf8_lossy(word).into_owned());
         let pid = match sandbox.agent().await?.exec_detached(exec).await {
             Ok(pid) => pid,
@@ -128,6 +130,12 @@ impl Command {
         (execution.handle.stdout, execution.handle.stderr) = (None, None);
         execution.wait().await
     }
+}
+
+/// Refuses what no agent could run, as an agent would: a request that is too large would end the connection.
+fn check_size(exec: &Exec) -> Result<()> {
+    limits::check(exec)
+        .map_err(|problem| Error::Guest(client::Error::Failed(limits::failure(&problem))))
 }
 
 /// A running command. Dropping it kills the command with everything that it started.

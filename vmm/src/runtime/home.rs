@@ -24,6 +24,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use boxlite_rootfs_builder::durable::{self, Durability};
 use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -39,6 +40,8 @@ pub(super) const CONSOLE_LOG: &str = "console.log";
 pub(super) const MACHINE_LOG: &str = "machine.log";
 pub(super) const CONTROL_SOCKET: &str = "machine.sock";
 pub(super) const VSOCK_SOCKET: &str = "vsock.sock";
+/// The mode of folders.
+const PRIVATE: u32 = 0o700;
 const LOCK: &str = "lock";
 /// Held by the process that made a box that removes itself, until the box is started.
 const MAKER: &str = "maker";
@@ -62,7 +65,9 @@ impl Home {
         };
         let path = std::path::absolute(&path).map_err(Error::home("cannot be used", &path))?;
         let home = Self { path };
-        create_private(&home.boxes())?;
+        // What is made in it could be lost with it.
+        durable::create_dir_all(&home.boxes(), PRIVATE)
+            .map_err(Error::home("cannot be made", home.boxes()))?;
         Ok(home)
     }
 
@@ -146,28 +151,32 @@ impl Home {
     /// The folder of a box that is being made. Only with the boxes' lock.
     pub(super) fn new_folder(&self, id: &str) -> Result<BoxFolder> {
         let path = self.boxes().join(format!("{NEW}{id}"));
-        create_private(&path)?;
+        let made = DirBuilder::new().mode(PRIVATE).create(&path);
+        made.map_err(Error::home("cannot be made", &path))?;
         Ok(BoxFolder { path })
     }
 
-    /// Gives a folder that is complete its place; for good, even if power is lost then, if `durable`.
-    /// Only with the boxes' lock.
-    pub(super) fn settle(&self, new: BoxFolder, id: &str, durable: bool) -> Result<BoxFolder> {
+    /// Gives a folder that is complete its place. Only with the boxes' lock.
+    pub(super) fn settle(
+        &self,
+        new: BoxFolder,
+        id: &str,
+        durability: Durability,
+    ) -> Result<BoxFolder> {
         let folder = self.folder(id);
-        if durable {
-            sync(&new.path).map_err(Error::home("cannot be written", &new.path))?;
+        if durability == Durability::Power {
+            durable::sync_dir(&new.path).map_err(Error::home("cannot be written", &new.path))?;
         }
-        fs::rename(&new.path, &folder.path).map_err(Error::home("cannot be made", &folder.path))?;
-        if durable {
-            sync(&self.boxes()).map_err(Error::home("cannot be written", self.boxes()))?;
-        }
+        rename(&new.path, &folder.path, durability)
+            .map_err(Error::home("cannot be made", &folder.path))?;
         Ok(folder)
     }
 
-    /// Takes a box's folder out of its place, for [`sweep`](Self::sweep). Only with the boxes' lock.
-    pub(super) fn retire(&self, id: &str) -> Result<()> {
+    /// Takes a box's folder out of its place, for [`sweep`](Self::sweep). Only with the boxes' lock. Its new name
+    /// is on stable storage before anything in it is removed: a loss of power brings back no half of a box.
+    pub(super) fn retire(&self, id: &str, durability: Durability) -> Result<()> {
         let (from, to) = (self.folder(id).path, self.boxes().join(format!("{GONE}{id}")));
-        match fs::rename(&from, to) {
+        match rename(&from, &to, durability) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 Err(Error::home("cannot be removed", from)(e))
             }
@@ -289,21 +298,16 @@ impl BoxFolder {
         read().map_err(Error::home("cannot be read", &path))
     }
 
-    /// Writes a file of JSON, as a whole or not at all; for good if `durable`.
+    /// Writes a file of JSON, as a whole or not at all. Only for who alone may write it.
     pub(super) fn write_json(
         &self,
         name: &str,
         value: &impl Serialize,
-        durable: bool,
+        durability: Durability,
     ) -> Result<()> {
         let write = || -> io::Result<()> {
-            let mut file = tempfile::NamedTempFile::new_in(&self.path)?;
-            serde_json::to_writer_pretty(&mut file, value)?;
-            if durable {
-                file.as_file().sync_all()?;
-            }
-            file.persist(self.file(name))?;
-            Ok(())
+            let json = serde_json::to_vec_pretty(value)?;
+            durable::replace(&self.file(name), &json, durability)
         };
         write().map_err(Error::home("cannot be written", self.file(name)))
     }
@@ -367,17 +371,11 @@ fn socket_path(_: &File, dir: &Path, name: &str) -> PathBuf {
     dir.join(name)
 }
 
-fn create_private(path: &Path) -> Result<()> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(Error::home("cannot be made", path))
-}
-
-/// Makes a folder's entries durable.
-fn sync(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
+fn rename(from: &Path, to: &Path, durability: Durability) -> io::Result<()> {
+    match durability {
+        Durability::Process => fs::rename(from, to),
+        Durability::Power => durable::rename(from, to),
+    }
 }
 
 #[cfg(test)]
@@ -390,12 +388,12 @@ mod tests {
         let home = Home::open(Some(dir.path().join("new/home"))).unwrap();
         let _guard = home.lock_boxes().unwrap();
         let new = home.new_folder("a").unwrap();
-        home.settle(new, "a", true).unwrap();
+        home.settle(new, "a", Durability::Power).unwrap();
         home.new_folder("b").unwrap();
         let new = home.new_folder("c").unwrap();
-        home.settle(new, "c", false).unwrap();
-        home.retire("c").unwrap();
-        home.retire("never there").unwrap();
+        home.settle(new, "c", Durability::Process).unwrap();
+        home.retire("c", Durability::Power).unwrap();
+        home.retire("never there", Durability::Power).unwrap();
         assert_eq!(home.ids().unwrap(), ["a"]);
         home.sweep().unwrap();
         assert_eq!(home.entries().unwrap(), ["a"]);

@@ -1,8 +1,9 @@
 //! Whether boxes live in the software host, though no launcher is there.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use boxlite_proto::message::ExitStatus;
 use tokio::net::UnixStream;
@@ -12,12 +13,32 @@ use super::router::Router;
 use super::{AWAIT_SUBCOMMAND, Options, this_program};
 use crate::client::{self, AgentClient};
 
-/// Waits until no box lives there.
+/// Pauses after a question that failed: the first, and the longest.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
+
+/// What the name of an executable ends in whose file was removed or replaced.
+const DELETED: &str = " (deleted)";
+
+/// Waits until it is known that no box lives there. As long as that cannot be told, boxes may live.
 pub(super) async fn until_no_box_lives(router: &Arc<Router>, options: &Options) {
-    match ask(router, options).await {
-        Ok(ExitStatus::Code(0)) => {}
-        Ok(status) => tracing::warn!(?status, "whether boxes live cannot be told"),
-        Err(error) => tracing::warn!(%error, "whether boxes live cannot be told"),
+    until_answered(PAUSES, async || ask(router, options).await).await;
+}
+
+/// Asks until the answer is success.
+async fn until_answered(
+    (mut pause, longest): (Duration, Duration),
+    ask: impl AsyncFn() -> client::Result<ExitStatus>,
+) {
+    loop {
+        match ask().await {
+            Ok(ExitStatus::Code(0)) => return,
+            Ok(status) => {
+                tracing::warn!(?status, "whether boxes live cannot be told; asking again")
+            }
+            Err(error) => tracing::warn!(%error, "whether boxes live cannot be told; asking again"),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(longest);
     }
 }
 
@@ -29,7 +50,7 @@ async fn ask(router: &Arc<Router>, options: &Options) -> client::Result<ExitStat
     let asking = async {
         let agent = AgentClient::connect(ours, 0).await?;
         let argv: [OsString; 4] = [
-            std::fs::canonicalize(this_program()).unwrap_or_else(|_| this_program()).into(),
+            by_name(&this_program()).into(),
             "--home".into(),
             options.home.clone().into(),
             AWAIT_SUBCOMMAND.into(),
@@ -45,5 +66,51 @@ async fn ask(router: &Arc<Router>, options: &Options) -> client::Result<ExitStat
     tokio::select! {
         answer = asking => answer,
         () = serving => Err(client::Loss::Closed.into()),
+    }
+}
+
+/// A program by the name that it has in the software host, too. If it was replaced by another release since, that
+/// one can tell as well.
+fn by_name(program: &Path) -> PathBuf {
+    if let Ok(path) = std::fs::canonicalize(program) {
+        return path;
+    }
+    let link = std::fs::read_link(program).ok();
+    let replaced = link.as_ref().and_then(|link| link.to_str()?.strip_suffix(DELETED));
+    replaced.map_or_else(|| program.to_owned(), PathBuf::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    #[test]
+    fn as_long_as_it_cannot_be_told_boxes_may_live() {
+        let lost = || Err(client::Error::from(client::Loss::Closed));
+        let answers =
+            RefCell::new(vec![lost(), Ok(ExitStatus::Code(1)), Ok(ExitStatus::Signal(9)), lost()]);
+        let asked = RefCell::new(0);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(until_answered((Duration::ZERO, Duration::ZERO), async || {
+            *asked.borrow_mut() += 1;
+            answers.borrow_mut().pop().unwrap_or(Ok(ExitStatus::Code(0)))
+        }));
+        assert_eq!(*asked.borrow(), 5, "failed questions were taken for an answer");
+    }
+
+    #[test]
+    fn a_program_that_was_replaced_is_asked_by_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().canonicalize().unwrap();
+        let (program, link) = (dir.join("program"), dir.join("exe"));
+        std::fs::write(&program, "").unwrap();
+        std::os::unix::fs::symlink(&program, &link).unwrap();
+        assert_eq!(by_name(&link), program);
+        std::fs::remove_file(&link).unwrap();
+        let deleted = format!("{}{DELETED}", program.display());
+        std::os::unix::fs::symlink(deleted, &link).unwrap();
+        assert_eq!(by_name(&link), program);
     }
 }

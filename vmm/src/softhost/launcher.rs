@@ -14,8 +14,9 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::error::is_hang_up;
 use super::place::{Place, last_lines};
-use super::{Error, INSIDE_VARIABLE, Options, qemu, sys};
+use super::{Error, INSIDE_VARIABLE, Options, qemu};
 use crate::client::{self, AgentClient, Attachment, Ended, ExecHandle, Streams, exit_code};
+use crate::sys::{in_new_session, inherit_only};
 
 /// How long to wait for a software host: its boot, and before that the end of an earlier one.
 const DEADLINE: Duration = Duration::from_secs(240);
@@ -217,7 +218,8 @@ impl<'a> Search<'a> {
             .stdin(Stdio::from(lock))
             .stdout(Stdio::null());
         command.stderr(Stdio::from(log));
-        sys::in_new_session(&mut command);
+        in_new_session(command.as_std_mut());
+        inherit_only(command.as_std_mut(), Vec::new());
         self.keeper = Some(command.spawn().map_err(Error::Qemu)?);
         self.started += 1;
         Ok(())

@@ -3,12 +3,13 @@
 //! The lock in it belongs to the keeper and to the QEMU that it started: as long as either lives,
 //! nobody else opens the disk image.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use boxlite_rootfs_builder::durable::{self, Durability};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use tokio::net::{UnixListener, UnixStream};
@@ -28,7 +29,7 @@ impl Place {
     pub(super) fn open(home: &Path) -> Result<Self, Error> {
         let path = home.join("softhost");
         let open = || {
-            DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
+            durable::create_dir_all(&path, 0o700)?;
             File::open(&path)
         };
         let dir = open().map_err(|source| Error::Folder { path: path.clone(), source })?;
@@ -130,21 +131,24 @@ impl Place {
         log.map_err(self.failed("log"))
     }
 
-    /// Makes the disk image for the box home, if there is none.
+    /// Makes the disk image for the box home, if there is none. Only for who has the lock.
     pub(super) fn ensure_image(&self, template: &Path) -> Result<(), Error> {
+        self.ensure_image_of(IMAGE_SIZE, template)
+    }
+
+    fn ensure_image_of(&self, size: u64, template: &Path) -> Result<(), Error> {
         let image = self.image();
         if image.exists() {
             return Ok(());
         }
-        let make = || -> io::Result<()> {
-            let mut file = tempfile::NamedTempFile::new_in(&self.path)?;
+        let write = |file: &mut File| {
             let mut source = zstd::Decoder::new(File::open(template)?)?;
-            crate::sparse::copy(&mut source, file.as_file_mut())?;
-            file.as_file().set_len(IMAGE_SIZE)?;
-            file.persist(&image)?;
-            Ok(())
+            crate::sparse::copy(&mut source, file)?;
+            file.set_len(size)
         };
-        make().map_err(|source| Error::Image { path: image.clone(), source })
+        // A half-written image would never be made again.
+        durable::replace_with(&image, Durability::Power, write)
+            .map_err(|source| Error::Image { path: image.clone(), source })
     }
 }
 
@@ -171,6 +175,8 @@ pub(super) fn last_lines(path: &Path, lines: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use boxlite_rootfs_builder::durable::power_cut::{Cut, Watch};
+
     use super::*;
 
     #[test]
@@ -203,6 +209,24 @@ mod tests {
             let _listener = place.listen().unwrap();
             assert!(place.connect().await.unwrap().is_some());
         });
+    }
+
+    #[test]
+    fn a_loss_of_power_leaves_no_half_of_an_image() {
+        let home = tempfile::tempdir().unwrap();
+        let template = home.path().join("template");
+        fs::write(&template, zstd::encode_all(&[7; 5000][..], 0).unwrap()).unwrap();
+        let place = Place::open(home.path()).unwrap();
+        // Of a keeper that was killed.
+        fs::write(home.path().join("softhost/.home.ext4.new"), [1; 9000]).unwrap();
+        let watch = Watch::begin(home.path());
+        place.ensure_image_of(8192, &template).unwrap();
+        let (during, after) = watch.end();
+        let whole = [&[7; 5000][..], &[0; 3192]].concat();
+        let image = |cut: &Cut| fs::read(cut.path().join("softhost/home.ext4")).ok();
+        assert!(during.iter().map(image).all(|image| image.is_none_or(|image| image == whole)));
+        assert!(after.iter().map(image).all(|image| image.as_ref() == Some(&whole)));
+        assert!(!home.path().join("softhost/.home.ext4.new").exists());
     }
 
     #[test]

@@ -12,7 +12,6 @@ use std::process::{ExitStatus, Stdio};
 
 use boxlite_proto::SERIAL_PORT_NAME;
 use boxlite_proto::boot::{BootParams, Role};
-use rustix::io::{FdFlags, fcntl_setfd};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
@@ -21,6 +20,7 @@ use super::place::Place;
 use super::ports;
 use super::sys::{self, TscClock};
 use super::{Error, Options, PORTS_SUBCOMMAND};
+use crate::sys::inherit_only;
 
 /// The emulator that is run.
 pub(super) const PROGRAM: &str = "qemu-system-x86_64";
@@ -88,8 +88,8 @@ impl Qemu {
         clock: &TscClock,
     ) -> Result<(Self, Link), Error> {
         let program = find().ok_or(Error::NoQemu)?;
-        let (agent, agent_end) = inheritable_pair().map_err(Error::Qemu)?;
-        let (monitor, monitor_end) = inheritable_pair().map_err(Error::Qemu)?;
+        let (agent, agent_end) = pair().map_err(Error::Qemu)?;
+        let (monitor, monitor_end) = pair().map_err(Error::Qemu)?;
         let home = options.home.to_str().ok_or_else(|| Error::Home(options.home.clone()))?;
         let machine = Machine {
             kernel: &options.kernel,
@@ -106,6 +106,8 @@ impl Qemu {
         let mut command = Command::new(program);
         command.args(machine.args());
         command.stdin(Stdio::from(lock)).kill_on_drop(true);
+        let keep = vec![agent_end.as_raw_fd(), monitor_end.as_raw_fd()];
+        inherit_only(command.as_std_mut(), keep);
         sys::die_with_us(&mut command);
         let child = command.spawn().map_err(Error::Qemu)?;
         Ok((Self { child }, Link { agent, monitor }))
@@ -140,12 +142,10 @@ impl Link {
     }
 }
 
-/// A connection, and its other end for a child to inherit. That is QEMU alone: this process starts
-/// no other, and closes it right after.
-fn inheritable_pair() -> io::Result<(UnixStream, OwnedFd)> {
+/// A connection, and its other end for a child.
+fn pair() -> io::Result<(UnixStream, OwnedFd)> {
     let (ours, theirs) = StdUnixStream::pair()?;
     ours.set_nonblocking(true)?;
-    fcntl_setfd(&theirs, FdFlags::empty())?;
     Ok((UnixStream::from_std(ours)?, theirs.into()))
 }
 

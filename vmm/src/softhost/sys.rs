@@ -7,12 +7,6 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, getpid, getppid};
 use tokio::process::Command;
 
-/// Makes the child the leader of a session of its own, so that no terminal's signals reach it.
-pub(super) fn in_new_session(command: &mut Command) {
-    // SAFETY: setsid is async-signal-safe, and nothing is allocated.
-    unsafe { command.pre_exec(|| Ok(rustix::process::setsid().map(|_| ())?)) };
-}
-
 /// Has the kernel kill the child when this *thread* ends, however it ends.
 pub(super) fn die_with_us(command: &mut Command) {
     let us = getpid();

@@ -167,6 +167,7 @@ impl Lifecycle {
             health: self.checks.as_ref().map(|checks| checks.health().clone()),
             ports: Vec::new(),
             ended: self.ended.clone().filter(|_| self.settled),
+            disk_synced: false,
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use boxlite_devices::virtio::block::create_overlay;
 use boxlite_rootfs_builder::Progress;
+use boxlite_rootfs_builder::durable::{self, Durability};
 
 use super::{Local, default_name, entry};
 use crate::events::EventKind;
@@ -25,9 +26,8 @@ impl Local {
         options.validate()?;
         let image =
             self.images.resolve_with(&options.image.parse()?, options.pull.into(), progress)?;
-        let disk = self.images.disk(&image, &self.disk_builder(), progress)?;
         let id = new_id()?;
-        let config = BoxConfig {
+        let mut config = BoxConfig {
             name: options.name.clone().unwrap_or_else(|| default_name(&id)),
             id,
             created_ms: now_ms(),
@@ -35,9 +35,10 @@ impl Local {
             image_digest: image.digest().to_string(),
             image: image.config().clone(),
         };
-        if config.options.main_command {
-            config.main_argv()?;
-        }
+        // Before a disk is made, which takes long.
+        config.check_sizes()?;
+        let disk = self.images.disk(&image, &self.disk_builder(), progress)?;
+        config.created_ms = now_ms();
         self.settle(&config, disk.path(), disk.len())?;
         let (name, image) = (config.name.clone(), config.options.image.clone());
         self.note(&config.id, EventKind::Created { name, image });
@@ -69,15 +70,17 @@ impl Local {
         // The image may be removed while the box stays.
         let link = folder.file(BASE);
         fs::hard_link(base, &link).map_err(Error::home("cannot be made", link))?;
-        let stays = !config.options.auto_remove;
-        if stays {
-            make_overlay(folder.create(DISK)?, &folder, config, size)?;
-        }
-        folder.write_json(CONFIG, config, stays)?;
-        if !stays {
+        let durability = durability(config);
+        if config.options.auto_remove {
             self.made().insert(config.id.clone(), folder.lock_as_maker()?);
+        } else {
+            let failed = || Error::home("cannot be written", folder.file(DISK));
+            let disk = folder.create(DISK)?;
+            make_overlay(disk.try_clone().map_err(failed())?, &folder, config, size)?;
+            durable::sync_file(&disk).map_err(failed())?;
         }
-        self.home.settle(folder, &config.id, stays)?;
+        folder.write_json(CONFIG, config, durability)?;
+        self.home.settle(folder, &config.id, durability)?;
         Ok(())
     }
 
@@ -92,11 +95,15 @@ impl Local {
         if entry.name == name {
             return Ok(());
         }
-        self.store.rename(&entry.id, name)?;
-        // For the day when the database is lost.
         let mut config = self.config(&entry)?;
         config.name = name.to_owned();
-        self.home.folder(&entry.id).write_json(CONFIG, &config, true)?;
+        // The database keeps names apart. What the box is called says its folder, also if the database is lost.
+        self.store.rename(&entry.id, name)?;
+        let written = self.home.folder(&entry.id).write_json(CONFIG, &config, durability(&config));
+        if let Err(e) = written {
+            self.store.rename(&entry.id, &entry.name)?;
+            return Err(e);
+        }
         self.note(&entry.id, EventKind::Renamed { name: name.to_owned() });
         Ok(())
     }
@@ -123,7 +130,9 @@ impl Local {
         let folder = self.home.folder(id);
         if folder.path().exists() {
             let _lock = self.lock_dead(&folder)?;
-            self.home.retire(id)?;
+            let config = folder.read_json::<BoxConfig>(CONFIG);
+            let durability = config.as_ref().map_or(Durability::Power, durability);
+            self.home.retire(id, durability)?;
         }
         self.store.remove(id)?;
         self.note(id, EventKind::Removed);
@@ -156,6 +165,11 @@ impl Local {
         }
         Ok(removed)
     }
+}
+
+/// Of a box that removes itself nothing has to survive a loss of power: what is left of it is cleared away.
+fn durability(config: &BoxConfig) -> Durability {
+    Durability::power_if(!config.options.auto_remove)
 }
 
 /// Formats a box's own disk: an overlay of its image's.

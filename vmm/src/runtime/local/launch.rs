@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use boxlite_proto::boot::{BootParams, Role};
 use boxlite_proto::message::{Failure, FailureKind, TerminalSize};
+use boxlite_rootfs_builder::durable::Durability;
 
 use super::boxes::make_overlay;
 use super::{Dependent, Local, MachineProcess};
@@ -18,6 +19,7 @@ use crate::runtime::config::BoxConfig;
 use crate::runtime::home::{
     BASE, BoxFolder, CONSOLE_LOG, CONTROL_SOCKET, DISK, MACHINE_LOG, VSOCK_SOCKET,
 };
+use crate::runtime::options::BoxOptions;
 use crate::runtime::state::{BoxState, judge};
 use crate::runtime::{Error, Result, blocking};
 
@@ -155,18 +157,23 @@ impl Local {
         // Held by the process from here on, and by nobody else.
         files.add(lock);
         let log = folder.create(MACHINE_LOG)?;
-        // What it said in an earlier life is over.
-        Status::starting()
-            .write(folder.path())
-            .map_err(Error::home("cannot be written", folder.file(STATUS_FILE)))?;
+        Self::begin_status(folder, options)?;
         self.made().remove(&config.id);
         MachineProcess::start(&self.launcher, spec, &files.0, Some(log))
     }
 
-    /// Whether the last process of a box ended without a word.
+    /// What the box said in an earlier life is over: also after a loss of power, nothing may say that the disk to
+    /// which the guest is about to write is in order.
+    pub(super) fn begin_status(folder: &BoxFolder, options: &BoxOptions) -> Result<()> {
+        Status::starting()
+            .write(folder.path(), Durability::power_if(!options.auto_remove))
+            .map_err(Error::home("cannot be written", folder.file(STATUS_FILE)))
+    }
+
+    /// Whether the disk may be as a killed process or a loss of power left it.
     fn was_cut_off(&self, folder: &BoxFolder) -> Result<bool> {
         let (_, status) = self.look(folder)?;
-        Ok(status.is_some_and(|status| status.ended.is_none()))
+        Ok(status.is_some_and(|status| status.was_cut_off()))
     }
 
     /// The box's own disk. One that goes with the box has no name, so that nothing is left of it

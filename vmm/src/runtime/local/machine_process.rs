@@ -4,9 +4,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -20,6 +19,7 @@ use crate::machine::{BootStage, LaunchSpec};
 use crate::runtime::state::{BoxState, FailureReason, end_state};
 use crate::runtime::{Error, Result};
 use crate::softhost;
+use crate::sys::{in_new_session, inherit_only};
 
 const EXECUTABLE: &str = "boxlite-vmm";
 
@@ -79,15 +79,18 @@ impl MachineProcess {
         let (control, theirs) = UnixStream::pair().map_err(failed)?;
         // A box that is not detached ends with us by itself, in good order: it hears that we are gone.
         let outlive = spec.sandbox.is_some();
-        let mut child = std::process::Command::new(launcher)
+        let mut command = Command::new(launcher);
+        command
             .arg("machine")
-            // A terminal's Ctrl-C is for the command in the box, not for the box.
-            .process_group(0)
+            // Whoever unmounts where the launcher was need not end the box.
+            .current_dir("/")
             .stdin(OwnedFd::from(theirs))
             .stdout(Stdio::null())
-            .stderr(log.map_or_else(Stdio::inherit, Stdio::from))
-            .spawn()
-            .map_err(failed)?;
+            .stderr(log.map_or_else(Stdio::inherit, Stdio::from));
+        // A terminal's Ctrl-C is for the command in the box, not for the box.
+        in_new_session(&mut command);
+        inherit_only(&mut command, Vec::new());
+        let mut child = command.spawn().map_err(failed)?;
         let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
         if outlive {
             softhost::outlive(child.id());
@@ -195,8 +198,13 @@ fn follow(
     state.send_modify(|state| state.end = Some(end));
 }
 
-/// The executable of the boxes' processes.
+/// The executable of the boxes' processes: an absolute path, since they are started in another folder.
 pub(crate) fn find_launcher(given: Option<PathBuf>) -> Result<PathBuf> {
+    let found = search_launcher(given)?;
+    std::path::absolute(&found).map_err(|source| Error::Spawn { launcher: found, source })
+}
+
+fn search_launcher(given: Option<PathBuf>) -> Result<PathBuf> {
     if let Some(path) = given.or_else(|| std::env::var_os("BOXLITE_VMM").map(PathBuf::from)) {
         return if path.is_file() {
             Ok(path)

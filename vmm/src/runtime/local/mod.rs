@@ -13,6 +13,8 @@ mod launch;
 mod machine_process;
 #[cfg(test)]
 mod model_tests;
+#[cfg(test)]
+mod power_tests;
 mod streams;
 
 use std::collections::HashMap;
@@ -21,13 +23,14 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use boxlite_kernel::GuestFiles;
+use boxlite_rootfs_builder::durable::Durability;
 use boxlite_rootfs_builder::{ImageStore, Progress, RegistryOptions};
 
 pub(super) use machine_process::{MachineProcess, find_launcher};
 
 use super::call::{BoxCall, Call, Reply};
 use super::config::BoxConfig;
-use super::home::{BoxFolder, CONFIG, Home};
+use super::home::{BoxFolder, CONFIG, DISK, Home};
 use super::state::{BoxInfo, end_code, judge, time};
 use super::store::{Entry, Store};
 use super::{Error, Result, RuntimeOptions, blocking};
@@ -81,35 +84,57 @@ impl Local {
     }
 
     /// Makes database and folders agree: a row without a folder is a box that was never finished
-    /// or is gone; a folder without a row is a box whose database was lost.
+    /// or is gone; a folder without a row is a box whose database was lost, and one with another name has a
+    /// database that lost its last changes.
     fn reconcile(&self) -> Result<()> {
         let _guard = self.home.lock_boxes()?;
-        self.home.sweep()?;
-        let ids = self.home.ids()?;
-        let known = self.store.list()?;
-        for entry in &known {
-            if !ids.contains(&entry.id) || self.is_left_over(&self.home.folder(&entry.id)) {
-                self.home.retire(&entry.id)?;
-                self.store.remove(&entry.id)?;
-            }
+        for id in self.home.ids()?.iter().filter(|id| self.is_left_over(&self.home.folder(id))) {
+            self.home.retire(id, Durability::Process)?;
         }
         self.home.sweep()?;
         let ids = self.home.ids()?;
-        for id in ids.iter().filter(|id| known.iter().all(|entry| entry.id != **id)) {
-            match self.home.folder(id).read_json::<BoxConfig>(CONFIG) {
-                Ok(config) => self.adopt(config)?,
-                Err(e) => tracing::warn!("{e}; the folder is left as it is"),
+        let (known, gone): (Vec<_>, Vec<_>) =
+            self.store.list()?.into_iter().partition(|entry| ids.contains(&entry.id));
+        gone.iter().try_for_each(|entry| self.store.remove(&entry.id))?;
+        let (mut renamed, mut unknown) = (Vec::new(), Vec::new());
+        for id in &ids {
+            let row = known.iter().find(|entry| entry.id == *id);
+            match (self.home.folder(id).read_json::<BoxConfig>(CONFIG), row) {
+                (Ok(config), None) => unknown.push(config),
+                (Ok(config), Some(row)) if config.name != row.name => renamed.push(config),
+                (Err(e), None) => tracing::warn!("{e}; the folder is left as it is"),
+                (_, Some(_)) => {}
+            }
+        }
+        self.put_names_right(&renamed)?;
+        unknown.into_iter().try_for_each(|config| self.adopt(config))
+    }
+
+    /// Gives boxes the names that their folders say.
+    fn put_names_right(&self, configs: &[BoxConfig]) -> Result<()> {
+        // A name that one of them gives up may be the next one's.
+        for config in configs {
+            self.store.rename(&config.id, &format!("\0{}", config.id))?;
+        }
+        for config in configs {
+            match self.store.rename(&config.id, &config.name) {
+                Err(Error::NameInUse { .. }) => {
+                    self.store.rename(&config.id, &default_name(&config.id))?;
+                }
+                result => result?,
             }
         }
         Ok(())
     }
 
-    /// Whether a box was to remove itself and could not.
+    /// Whether a box was to remove itself and could not. A loss of power may leave such a box without its
+    /// config; there is no disk in its folder, and so nothing that could be lost.
     fn is_left_over(&self, folder: &BoxFolder) -> bool {
-        let config = folder.read_json::<BoxConfig>(CONFIG);
-        config.is_ok_and(|config| config.options.auto_remove)
-            && !folder.is_in_the_making()
-            && !folder.is_live()
+        let was_to_go = match folder.read_json::<BoxConfig>(CONFIG) {
+            Ok(config) => config.options.auto_remove,
+            Err(_) => !folder.file(DISK).exists(),
+        };
+        was_to_go && !folder.is_in_the_making() && !folder.is_live()
     }
 
     /// Takes a box into the database that has a folder only.

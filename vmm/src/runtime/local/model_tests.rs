@@ -20,7 +20,13 @@ enum Step {
     MakeAndCrashEarly(u8),
     /// The process dies when the folder has its place, and the database was lost with it.
     MakeAndCrashLate(u8),
+    /// The process dies when the box is there that was to remove itself; a loss of power may take its config.
+    MakeThrowAwayAndCrash(u8, bool),
     Rename(u8, u8),
+    /// The process dies when the database has the new name and the folder the old one.
+    RenameAndCrash(u8, u8),
+    /// The process dies when a file is about to replace another one.
+    ReplaceAndCrash(u8),
     Remove(u8),
     /// The process dies when the folder is out of its place.
     RemoveAndCrash(u8),
@@ -41,6 +47,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => n().prop_map(Step::MakeAndCrashEarly),
         1 => n().prop_map(Step::MakeAndCrashLate),
         1 => (n(), n()).prop_map(|(which, name)| Step::Rename(which, name)),
+        1 => (n(), n()).prop_map(|(which, name)| Step::RenameAndCrash(which, name)),
+        1 => (n(), any::<bool>()).prop_map(|(name, cut)| Step::MakeThrowAwayAndCrash(name, cut)),
+        1 => n().prop_map(Step::ReplaceAndCrash),
         1 => n().prop_map(Step::Remove),
         1 => n().prop_map(Step::RemoveAndCrash),
         2 => n().prop_map(Step::Start),
@@ -62,7 +71,7 @@ struct World {
     made: u32,
 }
 
-fn open(dir: &std::path::Path) -> Local {
+pub(super) fn open(dir: &std::path::Path) -> Local {
     let manifest = json!({
         "format": 1, "arch": "x86_64", "kernel_release": "", "agent_version": "",
         "kernel_source": { "version": "", "origin": "", "sha256": "", "pinned": true }, "files": {}
@@ -118,7 +127,7 @@ impl World {
     }
 
     fn write(&self, id: &str, status: &Status) {
-        status.write(self.local.home.folder(id).path()).unwrap();
+        status.write(self.local.home.folder(id).path(), Durability::Process).unwrap();
     }
 
     fn step(&mut self, step: Step) {
@@ -160,6 +169,30 @@ impl World {
                     self.model.get_mut(&id).unwrap().0 = name;
                 }
             }
+            Step::MakeThrowAwayAndCrash(name, cut) => {
+                let mut config = self.config(name);
+                config.options = config.options.auto_remove(true);
+                if self.local.settle(&config, &base, 1024).is_ok() && cut {
+                    let folder = self.local.home.folder(&config.id);
+                    std::fs::write(folder.file(CONFIG), "").unwrap();
+                }
+                self.local.made().clear();
+                self.reopen();
+            }
+            Step::RenameAndCrash(which, name) => {
+                let Some(id) = self.pick(which) else { return };
+                // Unless it is taken.
+                let _ = self.local.store.rename(&id, &format!("name-{name}"));
+                self.reopen();
+            }
+            Step::ReplaceAndCrash(which) => {
+                let Some(id) = self.pick(which) else { return };
+                let folder = self.local.home.folder(&id);
+                for name in [".config.json.new", ".status.json.new"] {
+                    std::fs::write(folder.file(name), "{\"half").unwrap();
+                }
+                self.reopen();
+            }
             Step::Remove(which) => {
                 let Some(id) = self.pick(which).filter(|id| !self.locks.contains_key(id)) else {
                     return;
@@ -172,7 +205,7 @@ impl World {
                     return;
                 };
                 let guard = self.local.home.lock_boxes().unwrap();
-                self.local.home.retire(&id).unwrap();
+                self.local.home.retire(&id, Durability::Power).unwrap();
                 drop(guard);
                 self.model.remove(&id);
                 self.reopen();

@@ -23,6 +23,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
@@ -43,6 +44,9 @@ const LOCK: &str = "lock";
 /// Held by the process that made a box that removes itself, until the box is started.
 const MAKER: &str = "maker";
 const NEW: &str = ".new-";
+
+/// Timeout for a connection to a socket of a box.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
 /// Bytes of events before they are moved aside.
 const MAX_EVENTS: u64 = 8 << 20;
@@ -344,7 +348,7 @@ impl BoxFolder {
     /// Connects to a socket in it; an error of kind `NotFound` or `ConnectionRefused` if nobody
     /// listens.
     pub(super) fn connect(&self, name: &str) -> Result<UnixStream> {
-        self.at_socket(name, |path| UnixStream::connect(path))
+        self.at_socket(name, connect_in_time)
     }
 
     /// A socket's name may have only 107 bytes, a home's more: it is reached through the folder.
@@ -355,6 +359,17 @@ impl BoxFolder {
         };
         reach().map_err(Error::home("cannot be reached", self.file(name)))
     }
+}
+
+/// Connects to a socket; what is written to it fails after [`CONNECT_LIMIT`], too. Without a limit, a
+/// process that stands still and has as many waiting as its socket takes would hold up the rest.
+fn connect_in_time(path: &Path) -> io::Result<UnixStream> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
+    let socket = UnixStream::from(socket(AddressFamily::UNIX, SocketType::STREAM, None)?);
+    rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC)?;
+    socket.set_write_timeout(Some(CONNECT_LIMIT))?;
+    rustix::io::retry_on_intr(|| connect(&socket, &SocketAddrUnix::new(path)?))?;
+    Ok(socket)
 }
 
 #[cfg(target_os = "linux")]

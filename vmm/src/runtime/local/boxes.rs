@@ -103,18 +103,23 @@ impl Local {
 
     /// Removes a box; one that lives only by force.
     pub(super) async fn remove(self: &std::sync::Arc<Self>, id: &str, force: bool) -> Result<()> {
-        let entry = self.entry(id)?;
-        let folder = self.home.folder(&entry.id);
-        if folder.is_live() {
-            if !force {
-                let state = self.info(&entry)?.state;
+        let (local, query) = (self.clone(), id.to_owned());
+        let (id, lives) = blocking(move || {
+            let entry = local.entry(&query)?;
+            let lives = local.home.folder(&entry.id).is_live();
+            if lives && !force {
+                let state = local.info(&entry)?.state;
                 let remedy = "stop it first, or remove it by force (rm --force)".to_owned();
                 return Err(Error::WrongState { name: entry.name, state, remedy });
             }
-            self.kill(&entry.id).await?;
+            Ok((entry.id, lives))
+        })
+        .await?;
+        if lives {
+            self.kill(&id).await?;
         }
         let local = self.clone();
-        blocking(move || local.remove_dead(&entry.id)).await
+        blocking(move || local.remove_dead(&id)).await
     }
 
     /// Removes a box that does not live. It must not be started meanwhile: its lock is held.

@@ -28,7 +28,7 @@ struct LiveBox {
     process: Child,
     control: UnixListener,
     vsock: UnixListener,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl LiveBox {
@@ -45,7 +45,7 @@ impl LiveBox {
         let status = Status { phase: Phase::Running, pid: process.id(), ..Status::starting() };
         status.write(folder.path()).unwrap();
         let (control, vsock) = (folder.listen(CONTROL_SOCKET), folder.listen(VSOCK_SOCKET));
-        Self { local, config, process, control: control.unwrap(), vsock: vsock.unwrap(), _dir: dir }
+        Self { local, config, process, control: control.unwrap(), vsock: vsock.unwrap(), dir }
     }
 
     fn handle(&self) -> BoxHandle {
@@ -136,4 +136,23 @@ async fn many_wait_for_a_box_and_take_nothing_of_it() {
     live.control.set_nonblocking(true).unwrap();
     let asked = live.control.accept();
     assert_eq!(asked.unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "the box was asked");
+}
+
+#[test]
+fn whoever_waits_for_a_box_to_end_holds_nobody_up() {
+    let mut live = LiveBox::new();
+    let (local, id) = (live.local.clone(), live.config.id.clone());
+    let remover = std::thread::spawn(move || local.remove_dead(&id));
+    // Whatever it does first, it has done by then.
+    std::thread::sleep(Duration::from_millis(100));
+    let other = config(2, 2);
+    live.local.settle(&other, &live.dir.path().join("base"), 1024).unwrap();
+    open(live.dir.path());
+    let pruned = live.local.prune().unwrap();
+    assert_eq!(pruned.into_iter().map(|info| info.id).collect::<Vec<_>>(), [other.id]);
+    assert!(!remover.is_finished(), "others waited for as long as it did");
+    live.process.kill().unwrap();
+    live.process.wait().unwrap();
+    remover.join().unwrap().unwrap();
+    assert!(!live.local.home.folder(&live.config.id).path().exists());
 }

@@ -85,8 +85,7 @@ impl Local {
     /// Makes database and folders agree: a row without a folder is a box that was never finished
     /// or is gone; a folder without a row is a box whose database was lost.
     fn reconcile(&self) -> Result<()> {
-        let _guard = self.home.lock_boxes()?;
-        self.home.sweep()?;
+        let guard = self.home.lock_boxes()?;
         let ids = self.home.ids()?;
         let known = self.store.list()?;
         for entry in &known {
@@ -95,7 +94,7 @@ impl Local {
                 self.store.remove(&entry.id)?;
             }
         }
-        self.home.sweep()?;
+        let left = self.home.leftovers()?;
         let ids = self.home.ids()?;
         for id in ids.iter().filter(|id| known.iter().all(|entry| entry.id != **id)) {
             match self.home.folder(id).read_json::<BoxConfig>(CONFIG) {
@@ -103,6 +102,8 @@ impl Local {
                 Err(e) => tracing::warn!("{e}; the folder is left as it is"),
             }
         }
+        drop(guard);
+        left.delete();
         Ok(())
     }
 

@@ -3,14 +3,13 @@
 use boxlite_proto::boot::{BadParams, BootParams, Role};
 use boxlite_proto::message::Stage;
 use rustix::io;
-use rustix::process::{Resource, Rlimit, setrlimit};
 
 use crate::mounts::{self, MountError};
 use crate::server::Server;
 use crate::transport::{Transport, TransportError};
-use crate::{etc, identity, log, net, shutdown};
+use crate::{etc, identity, log, net, shutdown, sys};
 
-/// Open files that a process may raise its limit to.
+/// Open files that the agent may have, and that a process may raise its limit to.
 const MAX_FILES: u64 = 1 << 20;
 
 /// Why a machine cannot be booted.
@@ -144,8 +143,7 @@ fn open_stdio() {
 
 /// Limits that commands inherit, and the kernel's settings of a machine of one's own.
 fn settings(open_files: u64) {
-    let limit = Rlimit { current: Some(open_files), maximum: Some(MAX_FILES) };
-    if let Err(e) = setrlimit(Resource::Nofile, limit) {
+    if let Err(e) = sys::process::limit_open_files(open_files, MAX_FILES) {
         log::warn(format_args!("cannot set the limit on open files: {e}"));
     }
     // Every user may ping.

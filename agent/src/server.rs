@@ -27,8 +27,9 @@ use crate::reaper::{Reaped, reap};
 use crate::shutdown::{self, Shutdown};
 use crate::{clock, sys, work};
 
-/// More connections than this at a time are closed at once.
-const MAX_CONNECTIONS: usize = 64;
+/// More connections than this at a time are told so and closed: one for each command line that runs
+/// a command, and each program on the host that uses the box. The host's device has a few more.
+const MAX_CONNECTIONS: usize = 1000;
 
 /// More running execs than this are refused.
 const MAX_EXECS: usize = 4096;
@@ -105,9 +106,19 @@ impl Server {
         Ok(())
     }
 
-    /// Serves a connection, which must be non-blocking.
+    /// Serves a connection, which must be non-blocking. One too many is told why and closed.
     pub fn connect(&mut self, fd: OwnedFd) -> io::Result<()> {
-        self.add(fd, false)
+        if self.connections.len() < MAX_CONNECTIONS {
+            return self.add(fd, false);
+        }
+        let message = format!(
+            "{MAX_CONNECTIONS} connections to the agent are open already; \
+             try again when a command has ended"
+        );
+        crate::log::warn(format_args!("refused a connection: {message}"));
+        // A new connection has room for it. Whoever has hung up does not want to know.
+        let _ = rustix::io::write(fd, &Event::Fatal { message }.frame(0).to_bytes());
+        Ok(())
     }
 
     /// Serves the host on a virtio-serial port, for as long as the machine lives: when the host
@@ -216,9 +227,7 @@ impl Server {
             }
         }
         for fd in accepted {
-            if self.connections.len() >= MAX_CONNECTIONS {
-                crate::log::warn(format_args!("refused a connection: {MAX_CONNECTIONS} are open"));
-            } else if let Err(e) = self.connect(fd) {
+            if let Err(e) = self.connect(fd) {
                 crate::log::warn(format_args!("cannot watch a connection: {e}"));
             }
         }

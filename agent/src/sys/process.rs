@@ -8,9 +8,10 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::io::Errno;
-use rustix::process::{Gid, Pid, Uid};
+use rustix::process::{Gid, Pid, Resource, Rlimit, Uid, getrlimit, setrlimit};
 
 /// A process to be started.
 pub(crate) struct Plan<'a> {
@@ -42,6 +43,16 @@ pub(crate) enum Step {
 }
 
 const STACK: usize = 32 << 10;
+
+/// The soft limit on open files that processes start with; 0 for the agent's own.
+static OPEN_FILES: AtomicU64 = AtomicU64::new(0);
+
+/// Sets the limits on open files: the agent may have as many as anybody may, since every command
+/// costs it several, and what it starts begins with the soft limit `given`.
+pub(crate) fn limit_open_files(given: u64, most: u64) -> rustix::io::Result<()> {
+    OPEN_FILES.store(given, Ordering::Relaxed);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: Some(most) })
+}
 
 struct Child<'a> {
     plan: &'a Plan<'a>,
@@ -141,6 +152,12 @@ fn prepare(plan: &Plan<'_>) -> Result<(), (Step, Errno)> {
 /// Undoes what the agent set for itself.
 fn reset_inherited() {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    let open_files = OPEN_FILES.load(Ordering::Relaxed);
+    if open_files != 0 {
+        // Limits are the process's own, though the memory is not yet.
+        let limit = Rlimit { current: Some(open_files), ..getrlimit(Resource::Nofile) };
+        let _ = setrlimit(Resource::Nofile, limit);
+    }
     // SAFETY: plain system calls on valid arguments. The signal actions are the child's own
     // (no CLONE_SIGHAND); caught signals become default ones by themselves on exec.
     unsafe {

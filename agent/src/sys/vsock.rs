@@ -8,6 +8,10 @@ use rustix::io;
 use rustix::ioctl::{Getter, ioctl, opcode};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
+/// Connections that wait to be accepted; one too many is refused. As many as may come at once: the
+/// agent starts a command between two looks at its listener.
+const BACKLOG: i32 = 1024;
+
 const GET_LOCAL_CID: rustix::ioctl::Opcode = opcode::none(7, 0xb9);
 
 /// The host's context ID.
@@ -31,7 +35,7 @@ pub(crate) fn listen(port: u32) -> io::Result<OwnedFd> {
     let address = address(libc::VMADDR_CID_ANY, port);
     // SAFETY: the address is a sockaddr_vm and its length is told.
     check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), LEN) })?;
-    rustix::net::listen(&socket, 16)?;
+    rustix::net::listen(&socket, BACKLOG)?;
     Ok(socket)
 }
 

@@ -250,6 +250,33 @@ fn many_commands_at_once_do_not_mix() {
 }
 
 #[test]
+fn hundreds_of_connections_have_a_command_each() {
+    needs_root!();
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: files.maximum, ..files };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).unwrap();
+    // Each is in the test's process twice, and in the server's, with its command's pipes.
+    if files.maximum.is_some_and(|most| most < 4000) {
+        eprintln!("SKIPPED: no more than {:?} open files", files.maximum);
+        return;
+    }
+    let hosts: Vec<_> = (0..300).map(|_| connect()).collect();
+    let cat = || Exec { stdin: true, ..command(&["cat"]) };
+    let streams: Vec<_> = hosts.iter().map(|host| host.exec(cat())).collect();
+    // All of them run before the first ends.
+    for (host, stream) in hosts.iter().zip(&streams) {
+        let seen = host.wait_for(*stream, |seen| !seen.responses.is_empty());
+        assert!(matches!(seen.responses[..], [Response::Started { .. }]), "{seen:?}");
+    }
+    for (n, (host, stream)) in hosts.iter().zip(streams).enumerate() {
+        let line = format!("command {n}");
+        host.write_stdin(stream, line.as_bytes());
+        host.end_stdin(stream);
+        assert_eq!(host.finish(stream).result(), (code(0), line, String::new()));
+    }
+}
+
+#[test]
 fn a_reader_that_stops_stops_only_its_writer() {
     needs_root!();
     let (slow, other) = (connect(), connect());

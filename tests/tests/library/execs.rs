@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use boxlite_tests::is_long;
 use boxlite_vmm::runtime::{BoxHandle, ErrorKind, EventKind, EventQuery, ExitStatus, TerminalSize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
@@ -187,5 +188,49 @@ fn commands_are_what_they_are_asked_to_be_and_end_when_they_are_told_to() {
         command.signal(10);
         assert_eq!(command.wait().await.unwrap(), ExitStatus::Code(33));
         runtime.shutdown(Duration::ZERO).await.unwrap();
+    });
+}
+
+/// Waiters of one box.
+const WAITERS: usize = 100;
+
+#[test]
+fn hundreds_of_commands_and_waiters_at_once() {
+    let Some(embedder) = Embedder::find() else { return };
+    // Beside emulated hardware, many commands take their time.
+    let count = if is_long() { 500 } else { 150 };
+    embedder.run(async {
+        let runtime = embedder.open().await;
+        let options = embedder.options("crowd").memory_mib(512);
+        let sandbox = runtime.create(options).await.unwrap();
+        sandbox.start().await.unwrap();
+        let mut waiters = JoinSet::new();
+        for _ in 0..WAITERS {
+            let handle = runtime.get(sandbox.name()).await.unwrap();
+            waiters.spawn(async move { handle.wait().await });
+        }
+        // Each by a handle of its own.
+        let mut commands = JoinSet::new();
+        for number in 0..count {
+            let handle = runtime.get(sandbox.name()).await.unwrap();
+            let script = format!("read line; echo $line {number}");
+            let command = handle.exec(["sh", "-c", &script]).stdin(true);
+            commands.spawn(async move { (number, command.spawn().await) });
+        }
+        let commands = commands.join_all().await;
+        // All run before the first ends.
+        for (number, command) in commands {
+            let mut command = command.unwrap_or_else(|e| panic!("command {number}: {e}"));
+            let (mut stdin, mut stdout) = (command.stdin().unwrap(), command.stdout().unwrap());
+            stdin.write_all(b"number\n").await.unwrap();
+            let mut line = String::new();
+            stdout.read_to_string(&mut line).await.unwrap();
+            assert_eq!(line, format!("number {number}\n"));
+            assert_eq!(command.wait().await.unwrap(), ExitStatus::Code(0), "command {number}");
+        }
+        sandbox.stop(Duration::from_secs(10)).await.unwrap();
+        for waited in waiters.join_all().await {
+            assert!(!waited.unwrap().state.is_live());
+        }
     });
 }

@@ -328,10 +328,20 @@ fn connections_are_bounded() {
     for control in &held {
         assert!(matches!(ask(control, &ToMachine::Metrics), FromMachine::Metrics(_)));
     }
+    // Beyond that, only the end of the box can be asked for.
+    assert!(matches!(ask(&test.control(), &ToMachine::Metrics), FromMachine::Refused(_)));
+    let idle: Vec<_> = (0..16).map(|_| test.control()).collect();
     let refused = control::receive(&test.control()).unwrap().unwrap().0;
     assert!(matches!(refused, FromMachine::Refused(_)));
+    // Whoever asks for nothing does not keep a reserved place.
+    for control in idle {
+        control.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        assert!(control::receive::<FromMachine>(&control).unwrap().is_none());
+    }
+    let answer = ask(&test.control(), &ToMachine::Stop { grace_ms: 0 });
+    assert!(matches!(answer, FromMachine::Done), "{answer:?}");
+    assert_eq!(test.ended().end, End::Stopped);
     drop(held);
-    ask(test.launcher.as_ref().unwrap(), &ToMachine::Kill);
     test.thread.join().unwrap();
 }
 

@@ -17,8 +17,15 @@ use super::hub::{Command, Hub};
 use super::process::Message;
 use super::sys;
 
-/// More connections to the control socket than this at a time are refused.
+/// Connections to the control socket that may ask for anything. Whoever comes after them may only end
+/// the box.
 const MAX_CONNECTIONS: usize = 64;
+/// Places beside those: to ask for the end of a box there is room whatever else goes on.
+const RESERVED_CONNECTIONS: usize = 16;
+/// A connection that asks for nothing so long is closed, so that places come free.
+const IDLE_LIMIT: Duration = Duration::from_secs(60);
+/// The same for a connection in a reserved place.
+const RESERVED_IDLE_LIMIT: Duration = Duration::from_secs(2);
 /// Whoever does not take an answer for so long is hung up on.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// After a failed `accept` (too many open files): until some may have been closed.
@@ -89,20 +96,46 @@ impl Reply {
 }
 
 impl Server {
+    /// Serves a connection in a place of its own, or in one that is kept for those who end the box.
+    fn serve_in(&self, place: Place, peer: &UnixStream) {
+        let idle = match place {
+            Place::Any => IDLE_LIMIT,
+            Place::Reserved => RESERVED_IDLE_LIMIT,
+        };
+        if peer.set_read_timeout(Some(idle)).is_err() {
+            return;
+        }
+        match place {
+            Place::Any => self.serve(peer, |_| {}),
+            Place::Reserved => match control::receive(peer) {
+                Ok(Some((message, files))) if ends_the_box(&message) => {
+                    self.reply(peer, message, files);
+                }
+                Ok(Some(_)) => refuse(peer),
+                _ => {}
+            },
+        }
+    }
+
     /// Takes what somebody says, to the end of the connection. `heard` sees each message first.
     pub(super) fn serve(&self, peer: &UnixStream, mut heard: impl FnMut(&ToMachine)) {
         // Anything else than whole messages ends the connection.
         while let Ok(Some((message, files))) = control::receive(peer) {
             heard(&message);
-            let Some((answer, counted)) = self.answer(message, files) else { continue };
-            let sent = control::send(peer, &answer, &[]);
-            if counted {
-                self.unsent.change(|count| *count = count.saturating_sub(1));
-            }
-            if sent.is_err() {
+            if !self.reply(peer, message, files) {
                 return;
             }
         }
+    }
+
+    /// Answers a message; false if the answer cannot be sent.
+    fn reply(&self, peer: &UnixStream, message: ToMachine, files: Vec<OwnedFd>) -> bool {
+        let Some((answer, counted)) = self.answer(message, files) else { return true };
+        let sent = control::send(peer, &answer, &[]);
+        if counted {
+            self.unsent.change(|count| *count = count.saturating_sub(1));
+        }
+        sent.is_ok()
     }
 
     /// The answer to a message, if it has one, and whether it is counted as unsent.
@@ -145,14 +178,10 @@ impl Server {
         accept("control", listener, move |peer| {
             let _ = peer.set_write_timeout(Some(ANSWER_LIMIT));
             let slot = Slot::take(&connections);
-            if slot.0.load(Ordering::SeqCst) > MAX_CONNECTIONS {
-                let why = format!("{MAX_CONNECTIONS} connections to the box are open already");
-                let _ = control::send(&peer, &FromMachine::Refused(why), &[]);
-                return;
-            }
+            let Some(place) = slot.place() else { return refuse(&peer) };
             let server = server.clone();
             let spawned = thread::Builder::new().name("control".into()).spawn(move || {
-                server.serve(&peer, |_| {});
+                server.serve_in(place, &peer);
                 drop(slot);
             });
             if let Err(e) = spawned {
@@ -172,6 +201,29 @@ impl Server {
     }
 }
 
+/// Whether a message is answered in a reserved place.
+fn ends_the_box(message: &ToMachine) -> bool {
+    matches!(message, ToMachine::Stop { .. } | ToMachine::Kill)
+}
+
+/// Tells somebody that there is no place.
+fn refuse(peer: &UnixStream) {
+    let why = format!(
+        "{MAX_CONNECTIONS} connections to its process are open already, which leaves room only for \
+         ending it; try again"
+    );
+    let _ = control::send(peer, &FromMachine::Refused(why), &[]);
+}
+
+/// What a connection may ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// Anything.
+    Any,
+    /// The end of the box.
+    Reserved,
+}
+
 /// One of a bounded number of connections.
 struct Slot(Arc<AtomicUsize>);
 
@@ -179,6 +231,15 @@ impl Slot {
     fn take(all: &Arc<AtomicUsize>) -> Self {
         all.fetch_add(1, Ordering::SeqCst);
         Self(all.clone())
+    }
+
+    /// The place for the connection that was counted last; none if all are taken.
+    fn place(&self) -> Option<Place> {
+        match self.0.load(Ordering::SeqCst) {
+            0..=MAX_CONNECTIONS => Some(Place::Any),
+            n if n <= MAX_CONNECTIONS + RESERVED_CONNECTIONS => Some(Place::Reserved),
+            _ => None,
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use boxlite_rootfs_builder::Progress;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::agents::{Agents, BoxAgent, Failure as NoAgent};
 use super::config::BoxConfig;
 use super::events::EventQuery;
 use super::images::{ImageCall, ImageDetails, ImageInfo, RemovedImages};
@@ -17,6 +18,7 @@ use super::options::BoxOptions;
 use super::remote::Remote;
 use super::state::BoxInfo;
 use super::{Error, Result};
+use crate::client::AgentClient;
 use crate::events::EventKind;
 use crate::machine::MachineMetrics;
 
@@ -214,17 +216,48 @@ pub(super) enum Channel {
 pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
+/// A runtime as its handles see it.
+#[derive(Clone, Debug)]
+pub(super) struct Host {
+    serving: Serving,
+    agents: Arc<Agents>,
+}
+
+impl Host {
+    pub(super) fn new(serving: Serving) -> Self {
+        Self { serving, agents: Arc::default() }
+    }
+
+    pub(super) async fn call(&self, call: Call, progress: Arc<dyn Progress>) -> Result<Reply> {
+        self.serving.call(call, progress).await
+    }
+
+    pub(super) async fn open(&self, channel: Channel) -> Result<Box<dyn Duplex>> {
+        self.serving.open(channel).await
+    }
+
+    /// The agent of the box with this ID, which [`connect`](Self::connect) takes.
+    pub(super) fn agent(&self, id: &str) -> Arc<BoxAgent> {
+        self.agents.of(id)
+    }
+
+    /// The connection to an agent, which all share.
+    pub(super) async fn connect(&self, agent: &Arc<BoxAgent>) -> Result<AgentClient, NoAgent> {
+        agent.connect(&self.serving).await
+    }
+}
+
 /// Where calls are answered.
 #[derive(Clone, Debug)]
-pub(super) enum Host {
+pub(super) enum Serving {
     /// In this process.
     Here(Arc<Local>),
     /// In the software host.
     There(Arc<Remote>),
 }
 
-impl Host {
-    pub(super) async fn call(&self, call: Call, progress: Arc<dyn Progress>) -> Result<Reply> {
+impl Serving {
+    async fn call(&self, call: Call, progress: Arc<dyn Progress>) -> Result<Reply> {
         match self {
             Self::Here(local) => local.call(call, progress).await,
             Self::There(remote) => remote.call(call, progress).await,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use boxlite_proto::message::{Exec, ExitStatus, TerminalSize};
+use tokio::time::Instant;
 
 use super::config::Environment;
 use super::handle::BoxHandle;
@@ -61,39 +62,51 @@ impl Command {
         self.env("TERM", std::env::var("TERM").unwrap_or_else(|_| "xterm".into()))
     }
 
-    /// Kills the command when it has run so long.
+    /// Kills the command when it has taken so long since [`spawn`](Self::spawn): starting it counts,
+    /// and so does waiting for a guest that does not answer.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
     }
 
     /// Starts the command; returns once it runs.
+    ///
+    /// # Errors
+    /// [`Error::CommandTimeout`] when it does not run within its [timeout](Self::timeout): it is
+    /// killed then, if it was about to run.
     pub async fn spawn(self) -> Result<Execution> {
         let Self { sandbox, exec, timeout } = self;
-        let deadline = timeout.map(|timeout| tokio::time::Instant::now() + timeout);
         check_size(&exec)?;
-        let program = exec.argv.first().map(|word| String::from_utf8_lossy(word).into_owned());
-        let handle = match sandbox.agent().await?.exec(exec).await {
-            Ok(handle) => handle,
-            Err(e) => return Err(sandbox.explain(e).await),
-        };
-        let pid = handle.pid();
-        sandbox.note(EventKind::ExecStarted { pid, program: program.unwrap_or_default() }).await;
+        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        let handle = by(deadline, async {
+            let program = program(&exec);
+            let handle = match sandbox.agent().await?.exec(exec).await {
+                Ok(handle) => handle,
+                Err(e) => return Err(sandbox.explain(e).await),
+            };
+            sandbox.note(EventKind::ExecStarted { pid: handle.pid(), program }).await;
+            Ok(handle)
+        });
+        let handle = handle.await?;
         Ok(Execution { sandbox, handle, deadline })
     }
 
     /// Starts the command for nobody: it goes on when this process ends, has no input, and its output is
-    /// dropped. Its timeout does not count. Returns its process ID in the box.
+    /// dropped. Its timeout is for its start alone. Returns its process ID in the box.
     pub async fn spawn_detached(self) -> Result<u32> {
-        let Self { sandbox, exec, .. } = self;
+        let Self { sandbox, exec, timeout } = self;
         check_size(&exec)?;
-        let program = exec.argv.first().map(|word| String::from_utf8_lossy(word).into_owned());
-        let pid = match sandbox.agent().await?.exec_detached(exec).await {
-            Ok(pid) => pid,
-            Err(e) => return Err(sandbox.explain(e).await),
-        };
-        sandbox.note(EventKind::ExecStarted { pid, program: program.unwrap_or_default() }).await;
-        Ok(pid)
+        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        let started = by(deadline, async {
+            let program = program(&exec);
+            let pid = match sandbox.agent().await?.exec_detached(exec).await {
+                Ok(pid) => pid,
+                Err(e) => return Err(sandbox.explain(e).await),
+            };
+            sandbox.note(EventKind::ExecStarted { pid, program }).await;
+            Ok(pid)
+        });
+        started.await
     }
 
     /// Runs the command to its end and collects what it wrote: all of it, in memory. Of a command that may
@@ -105,22 +118,16 @@ impl Command {
         let Execution { sandbox, handle, deadline } = self.spawn().await?;
         let pid = handle.pid();
         let output = handle.wait_with_output();
-        let result = match deadline {
-            None => output.await,
-            Some(deadline) => match tokio::time::timeout_at(deadline, output).await {
-                Ok(result) => result,
-                Err(_) => {
-                    sandbox.note(EventKind::ExecEnded { pid, status: KILLED }).await;
-                    return Err(Error::CommandTimeout);
-                }
-            },
-        };
-        match result {
-            Ok(output) => {
+        match by(deadline, async { Ok(output.await) }).await {
+            Ok(Ok(output)) => {
                 sandbox.note(EventKind::ExecEnded { pid, status: output.status }).await;
                 Ok(output)
             }
-            Err(e) => Err(sandbox.explain(e).await),
+            Ok(Err(e)) => Err(sandbox.explain(e).await),
+            Err(timeout) => {
+                sandbox.note(EventKind::ExecEnded { pid, status: KILLED }).await;
+                Err(timeout)
+            }
         }
     }
 
@@ -138,12 +145,28 @@ fn check_size(exec: &Exec) -> Result<()> {
         .map_err(|problem| Error::Guest(client::Error::Failed(limits::failure(&problem))))
 }
 
+/// Awaits something by a command's deadline, if it has one.
+async fn by<T>(deadline: Option<Instant>, work: impl Future<Output = Result<T>>) -> Result<T> {
+    match deadline {
+        None => work.await,
+        Some(deadline) => {
+            tokio::time::timeout_at(deadline, work).await.unwrap_or(Err(Error::CommandTimeout))
+        }
+    }
+}
+
+/// The program of a command, for people.
+fn program(exec: &Exec) -> String {
+    let program = exec.argv.first().map(|word| String::from_utf8_lossy(word).into_owned());
+    program.unwrap_or_default()
+}
+
 /// A running command. Dropping it kills the command with everything that it started.
 #[derive(Debug)]
 pub struct Execution {
     sandbox: BoxHandle,
     handle: ExecHandle,
-    deadline: Option<tokio::time::Instant>,
+    deadline: Option<Instant>,
 }
 
 impl Execution {
@@ -191,26 +214,18 @@ impl Execution {
 
     /// As [`wait`](Self::wait), and tells a lack of memory apart from every other end.
     pub async fn exit(&self) -> Result<Exit> {
-        let exited = self.handle.exit();
-        let result = match self.deadline {
-            None => exited.await,
-            Some(deadline) => match tokio::time::timeout_at(deadline, exited).await {
-                Ok(result) => result,
-                Err(_) => {
-                    self.handle.kill();
-                    let ended = EventKind::ExecEnded { pid: self.pid(), status: KILLED };
-                    self.sandbox.note(ended).await;
-                    return Err(Error::CommandTimeout);
-                }
-            },
-        };
-        match result {
-            Ok(exit) => {
-                let ended = EventKind::ExecEnded { pid: self.pid(), status: exit.status };
-                self.sandbox.note(ended).await;
+        let ended = |status| EventKind::ExecEnded { pid: self.pid(), status };
+        match by(self.deadline, async { Ok(self.handle.exit().await) }).await {
+            Ok(Ok(exit)) => {
+                self.sandbox.note(ended(exit.status)).await;
                 Ok(exit)
             }
-            Err(e) => Err(self.sandbox.explain(e).await),
+            Ok(Err(e)) => Err(self.sandbox.explain(e).await),
+            Err(timeout) => {
+                self.handle.kill();
+                self.sandbox.note(ended(KILLED)).await;
+                Err(timeout)
+            }
         }
     }
 }

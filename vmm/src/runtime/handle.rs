@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use boxlite_proto::message::{Exec, TerminalSize};
 use boxlite_rootfs_builder::Silent;
-use tokio::sync::Mutex;
 
+use super::agents::{self, BoxAgent};
 use super::call::{BoxCall, Call, Channel, Host, Reply, Start};
 use super::config::BoxConfig;
 use super::exec::{Attached, Command};
@@ -17,6 +17,9 @@ use crate::client::{self, AgentClient, ExecHandle};
 use crate::events::EventKind;
 use crate::machine::MachineMetrics;
 
+/// Timeout for writing down that something happened in a box.
+const NOTE_LIMIT: Duration = Duration::from_secs(2);
+
 /// A box. Cheap to clone. Dropping it changes nothing: a box ends when it is stopped, when its main
 /// command ends, or, if it is not detached, with the [`Runtime`](super::Runtime) that started it.
 #[derive(Clone, Debug)]
@@ -26,13 +29,14 @@ pub struct BoxHandle(Arc<Shared>);
 struct Shared {
     host: Host,
     config: BoxConfig,
-    /// A connection to the guest's agent, while there is one.
-    agent: Mutex<Option<AgentClient>>,
+    /// Shared by all handles of the box that come from one runtime.
+    agent: Arc<BoxAgent>,
 }
 
 impl BoxHandle {
     pub(super) fn new(host: Host, config: BoxConfig) -> Self {
-        Self(Arc::new(Shared { host, config, agent: Mutex::default() }))
+        let agent = host.agent(&config.id);
+        Self(Arc::new(Shared { host, config, agent }))
     }
 
     /// The box's ID: 32 hexadecimal digits.
@@ -196,25 +200,21 @@ impl BoxHandle {
         self.0.host.open(channel).await
     }
 
-    /// The connection to the guest's agent, made if there is none.
+    /// The connection to the guest's agent, made if there is none. Cancel safe.
     pub(super) async fn agent(&self) -> Result<AgentClient> {
-        let mut cached = self.0.agent.lock().await;
-        if let Some(agent) = cached.as_ref().filter(|agent| !agent.is_lost()) {
-            // A paused box would answer one day.
-            self.call(BoxCall::Expect).await?;
-            return Ok(agent.clone());
-        }
-        let stream = self.open(Channel::Agent { id: self.id().to_owned() }).await?;
-        match AgentClient::connect(stream, 0).await {
-            Ok(agent) => Ok(cached.insert(agent).clone()),
-            Err(e) => Err(self.explain(e).await),
+        // A paused box would answer one day.
+        self.call(BoxCall::Expect).await?;
+        match self.0.host.connect(&self.0.agent).await {
+            Ok(agent) => Ok(agent),
+            Err(agents::Failure::Lost(e)) => Err(self.explain(e).await),
+            Err(agents::Failure::NotMade(e)) => Err(Box::new(e).into()),
         }
     }
 
     /// Writes down that something happened in the box.
     pub(super) async fn note(&self, kind: EventKind) {
-        // Said by who writes it, if it cannot be.
-        let _ = self.call(BoxCall::Note(kind)).await;
+        // Said by who writes it, if it cannot be. A command's caller does not wait for a home that hangs.
+        let _ = tokio::time::timeout(NOTE_LIMIT, self.call(BoxCall::Note(kind))).await;
     }
 
     /// An error of an agent connection, or what ended the box if that is why.

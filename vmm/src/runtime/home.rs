@@ -6,7 +6,7 @@
 //! events.old.jsonl        and before that
 //! boxes/.lock             held by whoever makes, renames or removes boxes
 //! boxes/.new-<id>/        a box that is being made    ─┐ cleared away when nobody
-//! boxes/.gone-<id>/       a box that is being removed ─┘ holds boxes/.lock any more
+//! boxes/.gone-<id>/       a box that is being removed ─┘ holds boxes/.lock, or the folder, any more
 //! boxes/<id>/lock         held by the box's process: while it is, the box lives
 //! boxes/<id>/config.json  what the box is
 //! boxes/<id>/base.img     its image's disk, a hard link
@@ -23,9 +23,12 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use boxlite_rootfs_builder::durable::{self, Durability};
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -46,6 +49,15 @@ const LOCK: &str = "lock";
 /// Held by the process that made a box that removes itself, until the box is started.
 const MAKER: &str = "maker";
 const NEW: &str = ".new-";
+
+/// Timeout for the boxes' lock: whoever has it is done in a moment, unless its disk hangs.
+const LOCK_LIMIT: Duration = Duration::from_secs(60);
+
+/// Between two attempts to get the boxes' lock.
+const LOCK_PAUSE: Duration = Duration::from_millis(2);
+
+/// Timeout for a connection to a socket of a box.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
 /// Bytes of events before they are moved aside.
 const MAX_EVENTS: u64 = 8 << 20;
@@ -134,13 +146,24 @@ impl Home {
         options.open(&path).map_err(Error::home("cannot be written", path))
     }
 
-    /// Keeps others from making, renaming and removing boxes until it is dropped. Blocks.
+    /// Keeps others from making, renaming and removing boxes until it is dropped. Nobody who has it
+    /// waits for a box, or deletes more than names. Blocks for [`LOCK_LIMIT`] at most.
     pub(super) fn lock_boxes(&self) -> Result<File> {
         let path = self.boxes().join(".lock");
         let lock = File::create(&path).map_err(Error::home("cannot be written", &path))?;
-        rustix::io::retry_on_intr(|| flock(&lock, FlockOperation::LockExclusive))
-            .map_err(|e| Error::home("cannot be locked", path)(e.into()))?;
-        Ok(lock)
+        let deadline = Instant::now() + LOCK_LIMIT;
+        loop {
+            match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(lock),
+                Err(Errno::INTR) => {}
+                Err(Errno::WOULDBLOCK) if Instant::now() < deadline => thread::sleep(LOCK_PAUSE),
+                Err(Errno::WOULDBLOCK) => {
+                    let what = format!("the release of {} by another process", path.display());
+                    return Err(Error::Timeout { what, timeout: LOCK_LIMIT });
+                }
+                Err(e) => return Err(Error::home("cannot be locked", path)(e.into())),
+            }
+        }
     }
 
     /// The folder of a box, which need not exist.
@@ -172,30 +195,39 @@ impl Home {
         Ok(folder)
     }
 
-    /// Takes a box's folder out of its place, for [`sweep`](Self::sweep). Only with the boxes' lock. Its new name
-    /// is on stable storage before anything in it is removed: a loss of power brings back no half of a box.
+    /// Takes a box's folder out of its place, for [`leftovers`](Self::leftovers). Only with the boxes' lock. Its
+    /// new name is on stable storage before anything in it is removed: a loss of power brings back no half of a box.
     pub(super) fn retire(&self, id: &str, durability: Durability) -> Result<()> {
-        let (from, to) = (self.folder(id).path, self.boxes().join(format!("{GONE}{id}")));
-        match rename(&from, &to, durability) {
+        self.move_aside(&self.folder(id).path, id, durability)
+    }
+
+    /// Takes what is left of boxes that were being made or removed out of the way. Only with the
+    /// boxes' lock; deleting it takes longer, and is for after that.
+    pub(super) fn leftovers(&self) -> Result<Leftovers> {
+        let mut gone = Vec::new();
+        for name in self.entries()? {
+            let path = self.boxes().join(&name);
+            if let Some(id) = name.strip_prefix(NEW) {
+                self.move_aside(&path, id, Durability::Process)?;
+                gone.push(self.gone(id));
+            } else if name.starts_with(GONE) {
+                gone.push(path);
+            }
+        }
+        Ok(Leftovers(gone))
+    }
+
+    fn gone(&self, id: &str) -> PathBuf {
+        self.boxes().join(format!("{GONE}{id}"))
+    }
+
+    fn move_aside(&self, from: &Path, id: &str, durability: Durability) -> Result<()> {
+        match rename(from, &self.gone(id), durability) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 Err(Error::home("cannot be removed", from)(e))
             }
             _ => Ok(()),
         }
-    }
-
-    /// Clears away what is left of boxes that were being made or removed. Only with the boxes'
-    /// lock. What cannot be removed now is tried again next time.
-    pub(super) fn sweep(&self) -> Result<()> {
-        for name in self.entries()? {
-            if name.starts_with(NEW) || name.starts_with(GONE) {
-                let path = self.boxes().join(&name);
-                if let Err(e) = fs::remove_dir_all(&path) {
-                    tracing::warn!("{} cannot be removed: {e}", path.display());
-                }
-            }
-        }
-        Ok(())
     }
 
     /// Waits until no box lives. Blocks.
@@ -220,6 +252,30 @@ impl Home {
             .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
             .filter_map(|entry| entry.file_name().into_string().ok())
             .collect())
+    }
+}
+
+/// Folders of boxes that are no more.
+#[derive(Debug)]
+#[must_use = "it is there until it is deleted"]
+pub(super) struct Leftovers(Vec<PathBuf>);
+
+impl Leftovers {
+    /// Deletes them, but for what another process deletes. What cannot be deleted now is tried again
+    /// next time.
+    pub(super) fn delete(self) {
+        for path in self.0 {
+            let Ok(folder) = File::open(&path) else { continue };
+            if flock(&folder, FlockOperation::NonBlockingLockExclusive).is_err() {
+                continue;
+            }
+            match fs::remove_dir_all(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!("{} cannot be removed: {e}", path.display());
+                }
+                _ => {}
+            }
+        }
     }
 }
 
@@ -348,7 +404,7 @@ impl BoxFolder {
     /// Connects to a socket in it; an error of kind `NotFound` or `ConnectionRefused` if nobody
     /// listens.
     pub(super) fn connect(&self, name: &str) -> Result<UnixStream> {
-        self.at_socket(name, |path| UnixStream::connect(path))
+        self.at_socket(name, connect_in_time)
     }
 
     /// A socket's name may have only 107 bytes, a home's more: it is reached through the folder.
@@ -359,6 +415,17 @@ impl BoxFolder {
         };
         reach().map_err(Error::home("cannot be reached", self.file(name)))
     }
+}
+
+/// Connects to a socket; what is written to it fails after [`CONNECT_LIMIT`], too. Without a limit, a
+/// process that stands still and has as many waiting as its socket takes would hold up the rest.
+fn connect_in_time(path: &Path) -> io::Result<UnixStream> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
+    let socket = UnixStream::from(socket(AddressFamily::UNIX, SocketType::STREAM, None)?);
+    rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC)?;
+    socket.set_write_timeout(Some(CONNECT_LIMIT))?;
+    rustix::io::retry_on_intr(|| connect(&socket, &SocketAddrUnix::new(path)?))?;
+    Ok(socket)
 }
 
 #[cfg(target_os = "linux")]
@@ -395,7 +462,7 @@ mod tests {
         home.retire("c", Durability::Power).unwrap();
         home.retire("never there", Durability::Power).unwrap();
         assert_eq!(home.ids().unwrap(), ["a"]);
-        home.sweep().unwrap();
+        home.leftovers().unwrap().delete();
         assert_eq!(home.entries().unwrap(), ["a"]);
     }
 

@@ -20,6 +20,7 @@
 //! `boxlite-vmm machine` process of its own. That process ends with the [`Runtime`] that started the box, however
 //! that ends, unless the box is detached.
 
+mod agents;
 mod call;
 mod config;
 mod copy;
@@ -44,6 +45,7 @@ mod saved_images;
 pub mod signals;
 mod state;
 mod store;
+mod sys;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -77,7 +79,7 @@ pub use place::{Accel, Place};
 pub use saved_images::SavedImages;
 pub use state::{BoxInfo, BoxState, FailureReason};
 
-use call::{Call, Host, Reply};
+use call::{Call, Host, Reply, Serving};
 use local::Local;
 use remote::Remote;
 pub(crate) use remote::{SERVE_SUBCOMMAND, serve};
@@ -128,11 +130,11 @@ impl Runtime {
     /// left in it. Where this machine cannot run boxes, that is in the software host, which is started
     /// if need be; [`Place::choose`] says so beforehand.
     pub async fn open(options: RuntimeOptions) -> Result<Self> {
-        let host = match Place::choose(options.accel)? {
-            Place::Here => Host::Here(Local::open_with(options).await?),
-            Place::SoftHost { .. } => Host::There(Arc::new(Remote::start(options).await?)),
+        let serving = match Place::choose(options.accel)? {
+            Place::Here => Serving::Here(Local::open_with(options).await?),
+            Place::SoftHost { .. } => Serving::There(Arc::new(Remote::start(options).await?)),
         };
-        Ok(Self { host })
+        Ok(Self { host: Host::new(serving) })
     }
 
     async fn call(&self, call: Call) -> Result<Reply> {

@@ -12,8 +12,9 @@ use rustix::net::{RecvFlags, recv};
 
 use super::Token;
 
-/// How many clients may be thinking at the same time.
-pub(super) const MAX_CLIENTS: usize = 128;
+/// How many clients may be thinking at the same time: as many as can be connected, for that many
+/// may come at once.
+pub(super) const MAX_CLIENTS: usize = super::MAX_CONNECTIONS;
 
 /// `CONNECT 4294967295\n`.
 const MAX_LINE: usize = 19;

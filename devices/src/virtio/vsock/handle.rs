@@ -17,7 +17,7 @@ impl VsockHandle {
     /// Hands over the stream of a client, as if it had connected to the listening socket: the client
     /// says `CONNECT <port>\n`, and gets `OK <port>\n` and the connection, or is hung up on.
     ///
-    /// While the guest has not started the device, up to 128 clients wait for it; a further one is
+    /// While the guest has not started the device, up to 1024 clients wait for it; a further one is
     /// refused with [`WouldBlock`](io::ErrorKind::WouldBlock).
     pub fn attach(&self, client: UnixStream) -> io::Result<()> {
         let mut inbox = self.0.inbox();

@@ -17,7 +17,7 @@ mod peer;
 #[cfg(test)]
 mod tests;
 
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use boxlite_proto::frame::{Channel, MAX_DATA};
-use boxlite_proto::message::{Control, Exec};
+use boxlite_proto::message::{Control, Event, Exec};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
@@ -37,8 +37,8 @@ use crate::logbook::{LogStream, Writer};
 
 pub(super) use self::agent::greeting;
 
-/// More peers than this at a time are refused.
-const MAX_PEERS: usize = 64;
+/// More peers than this at a time are told so and hung up on.
+const MAX_PEERS: usize = 256;
 /// While more waits for the agent, no peer is heard.
 const AGENT_HIGH: usize = 512 << 10;
 /// Reads that empty the socket of a machine that is gone.
@@ -165,6 +165,15 @@ struct Closing {
     deadline: Option<Instant>,
 }
 
+/// Tells somebody that too many are attached.
+fn refuse(mut socket: UnixStream) {
+    let message = format!("{MAX_PEERS} are attached to the main command already");
+    tracing::warn!("{message}: one more is refused");
+    let event = Event::Fatal { message }.frame(0);
+    // A new socket has room for it, and is not waited for if it has none.
+    let _ = socket.set_nonblocking(true).and_then(|()| socket.write_all(&event.to_bytes()));
+}
+
 impl State {
     fn run(&mut self) {
         loop {
@@ -244,9 +253,7 @@ impl State {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Attach(_) if self.peers.len() >= MAX_PEERS => {
-                tracing::warn!("{MAX_PEERS} are attached to the main command: one more is refused");
-            }
+            Command::Attach(socket) if self.peers.len() >= MAX_PEERS => refuse(socket),
             Command::Attach(socket) => match Peer::new(socket) {
                 Ok(peer) => self.peers.push(peer),
                 Err(e) => tracing::warn!("cannot serve who attached: {e}"),

@@ -293,13 +293,16 @@ fn the_guest_is_asked_to_end() {
 fn there_is_room_for_so_many() {
     let box_ = Fixture::running();
     let mut peers: Vec<TestPeer> = (0..MAX_PEERS).map(|_| box_.attached()).collect();
-    assert!(box_.connect_peer().is_hung_up_on());
+    let mut refused = box_.connect_peer();
+    let why = Frame::read(&mut refused.0).unwrap().unwrap().decode().unwrap();
+    assert!(matches!(&why, Event::Fatal { message } if message.contains("already")), "{why:?}");
+    assert!(refused.is_hung_up_on());
     peers.pop();
     // It is noticed when the hub next looks.
     let admitted = (0..100).any(|_| {
         let mut peer = box_.connect_peer();
         let _ = hello().write(&mut peer.0);
-        matches!(Frame::read(&mut peer.0), Ok(Some(_)))
+        matches!(Frame::read(&mut peer.0), Ok(Some(frame)) if frame.kind == Kind::Hello)
     });
     assert!(admitted);
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use boxlite_devices::virtio::block::create_overlay;
 use boxlite_rootfs_builder::Progress;
@@ -12,13 +12,16 @@ use super::{Local, default_name, entry};
 use crate::events::EventKind;
 use crate::machine::status::now_ms;
 use crate::runtime::config::BoxConfig;
-use crate::runtime::home::{BASE, BoxFolder, CONFIG, DISK};
+use crate::runtime::home::{BASE, BoxFolder, CONFIG, DISK, Leftovers};
 use crate::runtime::options::{BoxOptions, bad_name, is_name};
 use crate::runtime::state::BoxInfo;
 use crate::runtime::{Error, Result, blocking};
 
 /// How long a killed box may take to be gone.
 const GONE: Duration = Duration::from_secs(20);
+
+/// Between two looks at a box that is about to end.
+const PAUSE: Duration = Duration::from_millis(10);
 
 impl Local {
     /// Makes a box. Blocks, for long if the image's disk must be made first.
@@ -47,7 +50,7 @@ impl Local {
 
     /// Gives a box its row and its folder, over the disk `base` of `size` bytes.
     pub(super) fn settle(&self, config: &BoxConfig, base: &Path, size: u64) -> Result<()> {
-        let _guard = self.home.lock_boxes()?;
+        let guard = self.home.lock_boxes()?;
         // A box of this name may have removed itself without a trace in the database.
         if let Ok(namesake) = self.store.find(&config.name)
             && namesake.name == config.name
@@ -58,9 +61,11 @@ impl Local {
         self.store.add(&entry(config))?;
         let made = self.make_folder(config, base, size);
         if made.is_err() {
-            // Whatever is left is swept away later.
             let _ = self.store.remove(&config.id);
-            let _ = self.home.sweep();
+            let left = self.home.leftovers();
+            drop(guard);
+            // Whatever else is left is deleted later.
+            let _ = left.map(Leftovers::delete);
         }
         made
     }
@@ -110,49 +115,55 @@ impl Local {
 
     /// Removes a box; one that lives only by force.
     pub(super) async fn remove(self: &std::sync::Arc<Self>, id: &str, force: bool) -> Result<()> {
-        let entry = self.entry(id)?;
-        let folder = self.home.folder(&entry.id);
-        if folder.is_live() {
-            if !force {
-                let state = self.info(&entry)?.state;
+        let (local, query) = (self.clone(), id.to_owned());
+        let (id, lives) = blocking(move || {
+            let entry = local.entry(&query)?;
+            let lives = local.home.folder(&entry.id).is_live();
+            if lives && !force {
+                let state = local.info(&entry)?.state;
                 let remedy = "stop it first, or remove it by force (rm --force)".to_owned();
                 return Err(Error::WrongState { name: entry.name, state, remedy });
             }
-            self.kill(&entry.id).await?;
+            Ok((entry.id, lives))
+        })
+        .await?;
+        if lives {
+            self.kill(&id).await?;
         }
         let local = self.clone();
-        blocking(move || local.remove_dead(&entry.id)).await
+        blocking(move || local.remove_dead(&id)).await
     }
 
-    /// Removes a box that does not live. It must not be started meanwhile: its lock is held.
+    /// Removes a box that does not live, or is about to end: nobody else is held up meanwhile.
     pub(super) fn remove_dead(&self, id: &str) -> Result<()> {
+        let deadline = Instant::now() + GONE;
+        while !self.try_remove(id)? {
+            if Instant::now() > deadline {
+                let folder = self.home.folder(id);
+                let what = format!("the end of the box in {}", folder.path().display());
+                return Err(Error::Timeout { what, timeout: GONE });
+            }
+            std::thread::sleep(PAUSE);
+        }
+        Ok(())
+    }
+
+    /// Removes a box, unless it lives. It cannot be started meanwhile: its lock is held.
+    fn try_remove(&self, id: &str) -> Result<bool> {
         let guard = self.home.lock_boxes()?;
         let folder = self.home.folder(id);
         if folder.path().exists() {
-            let _lock = self.lock_dead(&folder)?;
+            let Some(_lock) = folder.lock()? else { return Ok(false) };
             let config = folder.read_json::<BoxConfig>(CONFIG);
             let durability = config.as_ref().map_or(Durability::Power, durability);
             self.home.retire(id, durability)?;
         }
         self.store.remove(id)?;
         self.note(id, EventKind::Removed);
-        self.home.sweep()?;
+        let left = self.home.leftovers()?;
         drop(guard);
-        Ok(())
-    }
-
-    fn lock_dead(&self, folder: &BoxFolder) -> Result<fs::File> {
-        let deadline = std::time::Instant::now() + GONE;
-        loop {
-            if let Some(lock) = folder.lock()? {
-                return Ok(lock);
-            }
-            if std::time::Instant::now() > deadline {
-                let what = format!("the end of the box in {}", folder.path().display());
-                return Err(Error::Timeout { what, timeout: GONE });
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        left.delete();
+        Ok(true)
     }
 
     /// Removes all boxes that do not live.
@@ -160,8 +171,10 @@ impl Local {
         self.reconcile()?;
         let mut removed = Vec::new();
         for info in self.list()?.into_iter().filter(|info| !info.state.is_live()) {
-            self.remove_dead(&info.id)?;
-            removed.push(info);
+            // Somebody may have started it meanwhile.
+            if self.try_remove(&info.id)? {
+                removed.push(info);
+            }
         }
         Ok(removed)
     }

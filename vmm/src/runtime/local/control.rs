@@ -1,11 +1,8 @@
 //! Talking to the process of a box that lives, whoever started it.
 
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
-
-use tokio::io::AsyncReadExt;
 
 use super::launch::within;
 use super::{Dependent, Local};
@@ -13,6 +10,7 @@ use crate::machine::MachineMetrics;
 use crate::machine::control::{self, FromMachine, ToMachine};
 use crate::runtime::home::{BoxFolder, CONTROL_SOCKET};
 use crate::runtime::state::BoxInfo;
+use crate::runtime::sys::ProcessEnd;
 use crate::runtime::{Error, Result, blocking};
 
 /// How long a box's process may take for an answer.
@@ -24,20 +22,22 @@ const GONE: Duration = Duration::from_secs(20);
 /// How long a box may take to be gone that does not hear any more: most likely it is ending.
 const ENDING: Duration = Duration::from_secs(5);
 
-/// How long the end of a connection is waited for before the box is looked at again.
-const LOOK: Duration = Duration::from_secs(1);
+/// How long the end of a process is waited for before the box is looked at again, in case that its
+/// status named another's process.
+const LOOK: Duration = Duration::from_secs(30);
 
-/// Between two looks at a box that is about to end.
-const PAUSE: Duration = Duration::from_millis(5);
+/// Between two looks at a box whose process cannot be waited for: it has not said who it is, is about
+/// to end, or is out of sight.
+const PAUSE: Duration = Duration::from_millis(50);
 
 impl Local {
     /// Asks a box to end, and waits until it has. One that does not live is left as it is.
     pub(super) async fn stop(self: &Arc<Self>, id: &str, grace_ms: u64) -> Result<()> {
-        let folder = self.folder(id)?;
-        let Some(pid) = self.process_of(&folder)? else { return Ok(()) };
+        let (folder, process) = self.folder_and_process(id).await?;
+        let Some(pid) = process else { return Ok(()) };
         match self.ask(id, ToMachine::Stop { grace_ms }).await {
             Ok(_) => {}
-            Err(_) if !folder.is_live() => return Ok(()),
+            Err(_) if !self.lives(&folder).await? => return Ok(()),
             Err(e @ Error::Refused { .. }) => return Err(e),
             Err(e) => {
                 tracing::warn!("{e}; it is killed");
@@ -75,8 +75,8 @@ impl Local {
 
     /// Ends a box at once.
     pub(super) async fn kill(self: &Arc<Self>, id: &str) -> Result<()> {
-        let folder = self.folder(id)?;
-        let Some(pid) = self.process_of(&folder)? else { return Ok(()) };
+        let (folder, process) = self.folder_and_process(id).await?;
+        let Some(pid) = process else { return Ok(()) };
         let patience = if self.ask(id, ToMachine::Kill).await.is_ok() { GONE } else { ENDING };
         let gone = within(patience, "the end of the box", self.process_gone(&folder, pid)).await;
         if !matches!(gone, Err(Error::Timeout { .. })) {
@@ -89,10 +89,22 @@ impl Local {
         within(GONE, "the end of the killed box", self.process_gone(&folder, pid)).await
     }
 
+    /// The folder of a box, and its process as [`process_of`](Self::process_of) tells it.
+    async fn folder_and_process(self: &Arc<Self>, id: &str) -> Result<(BoxFolder, Option<u32>)> {
+        let (local, id) = (self.clone(), id.to_owned());
+        let folder = blocking(move || local.folder(&id)).await?;
+        let process = self.process_of(&folder).await?;
+        Ok((folder, process))
+    }
+
     /// The process of a box, if it lives; 0 if that has not said who it is.
-    fn process_of(&self, folder: &BoxFolder) -> Result<Option<u32>> {
-        let (lives, status) = self.look(folder)?;
+    async fn process_of(self: &Arc<Self>, folder: &BoxFolder) -> Result<Option<u32>> {
+        let (lives, status) = self.look_at(folder).await?;
         Ok(lives.then(|| status.map_or(0, |status| status.pid)))
+    }
+
+    async fn lives(self: &Arc<Self>, folder: &BoxFolder) -> Result<bool> {
+        Ok(self.process_of(folder).await?.is_some())
     }
 
     pub(super) async fn pause(self: &Arc<Self>, id: &str) -> Result<()> {
@@ -105,8 +117,8 @@ impl Local {
 
     pub(super) async fn outlive(self: &Arc<Self>, id: &str) -> Result<()> {
         self.ask(id, ToMachine::Outlive).await?;
-        if let (_, Some(status)) = self.look(&self.folder(id)?)? {
-            crate::softhost::outlive(status.pid);
+        if let (_, Some(pid @ 1..)) = self.folder_and_process(id).await? {
+            crate::softhost::outlive(pid);
         }
         self.dependents().remove(id);
         Ok(())
@@ -121,10 +133,11 @@ impl Local {
 
     /// Waits until a box does not live, and tells how it ended.
     pub(super) async fn wait(self: &Arc<Self>, id: &str) -> Result<BoxInfo> {
+        // Of one that removes itself, each of those who wait is told the end.
+        let dependent = self.dependents().get(id).cloned();
         self.process_gone(&self.home.folder(id), 0).await?;
-        let dependent = self.dependents().remove(id);
-        let info = self.entry(id).and_then(|entry| self.info(&entry));
-        match (info, dependent) {
+        self.forget(id, dependent.as_ref());
+        match (self.info_of(id).await, dependent) {
             // It removed itself; its last words were for this process.
             (Err(Error::NoSuchBox { .. }), Some(Dependent { machine, info })) => {
                 let Some(ended) = machine.said_last().await else { return Ok(info.died()) };
@@ -134,33 +147,44 @@ impl Local {
         }
     }
 
+    /// Forgets a box that ended, unless it lives again already.
+    fn forget(&self, id: &str, ended: Option<&Dependent>) {
+        let mut dependents = self.dependents();
+        let is_same =
+            |now: &Dependent| ended.is_some_and(|it| Arc::ptr_eq(&now.machine, &it.machine));
+        if dependents.get(id).is_some_and(is_same) {
+            dependents.remove(id);
+        }
+    }
+
     pub(super) fn folder(&self, id: &str) -> Result<BoxFolder> {
         Ok(self.home.folder(&self.entry(id)?.id))
     }
 
     /// Asks the process of a box that lives.
     async fn ask(self: &Arc<Self>, id: &str, message: ToMachine) -> Result<FromMachine> {
-        let entry = self.entry(id)?;
-        let info = self.info(&entry)?;
-        if !info.state.is_live() {
-            let remedy = format!("start it first (start {})", entry.name);
-            return Err(Error::WrongState { name: entry.name, state: info.state, remedy });
-        }
-        let socket = self.control_socket(&self.home.folder(&entry.id)).await?;
-        let answer = blocking(move || {
+        let (local, id) = (self.clone(), id.to_owned());
+        let (name, answer) = blocking(move || {
+            let entry = local.entry(&id)?;
+            let info = local.info(&entry)?;
+            if !info.state.is_live() {
+                let remedy = format!("start it first (start {})", entry.name);
+                return Err(Error::WrongState { name: entry.name, state: info.state, remedy });
+            }
+            let socket = local.home.folder(&entry.id).connect(CONTROL_SOCKET)?;
             let answer = || -> std::io::Result<_> {
                 socket.set_read_timeout(Some(ANSWER))?;
                 control::send(&socket, &message, &[])?;
                 control::receive::<FromMachine>(&socket)
             };
-            answer().map_err(Error::home("the box's process does not answer", CONTROL_SOCKET))
-        });
-        match answer.await? {
-            Some((FromMachine::Refused(reason), _)) => {
-                Err(Error::Refused { name: entry.name, reason })
-            }
+            let answer = answer().map_err(not_answered())?;
+            Ok((entry.name, answer))
+        })
+        .await?;
+        match answer {
+            Some((FromMachine::Refused(reason), _)) => Err(Error::Refused { name, reason }),
             Some((answer, _)) => Ok(answer),
-            None => Err(Error::Ended { name: entry.name, how: "its process is gone".into() }),
+            None => Err(Error::Ended { name, how: "its process is gone".into() }),
         }
     }
 
@@ -171,38 +195,34 @@ impl Local {
         message: ToMachine,
         file: std::os::fd::OwnedFd,
     ) -> Result<()> {
-        let socket = self.control_socket(&self.folder(id)?).await?;
+        let (local, id) = (self.clone(), id.to_owned());
         blocking(move || {
-            control::send(&socket, &message, &[file.as_fd()])
-                .map_err(Error::home("the box's process does not answer", CONTROL_SOCKET))
+            let socket = local.folder(&id)?.connect(CONTROL_SOCKET)?;
+            control::send(&socket, &message, &[file.as_fd()]).map_err(not_answered())
         })
         .await
     }
 
-    async fn control_socket(&self, folder: &BoxFolder) -> Result<UnixStream> {
-        let folder = folder.clone();
-        blocking(move || folder.connect(CONTROL_SOCKET)).await
-    }
-
     /// Waits until a box does not live, or lives as another process than `pid`, if that is not 0: others
-    /// may start it as soon as it has ended.
-    async fn process_gone(&self, folder: &BoxFolder, pid: u32) -> Result<()> {
-        while let Some(now) = self.process_of(folder)?
+    /// may start it as soon as it has ended. That takes nothing of the box's process.
+    async fn process_gone(self: &Arc<Self>, folder: &BoxFolder, pid: u32) -> Result<()> {
+        while let Some(now) = self.process_of(folder).await?
             && (pid == 0 || pid == now)
         {
-            // Its process never says a word here; the end of the connection is its own.
-            if let Ok(socket) = self.control_socket(folder).await
-                && socket.set_nonblocking(true).is_ok()
-                && let Ok(mut socket) = tokio::net::UnixStream::from_std(socket)
-            {
-                let end = socket.read_u8();
-                match pid {
-                    0 => drop(end.await),
-                    _ => drop(tokio::time::timeout(LOOK, end).await),
-                }
+            let end = ProcessEnd::watch(now);
+            // The process that lives had its ID already when the watch began.
+            if self.process_of(folder).await? != Some(now) {
+                continue;
             }
-            tokio::time::sleep(PAUSE).await;
+            match end {
+                Ok(end) => drop(tokio::time::timeout(LOOK, end.ended()).await),
+                Err(_) => tokio::time::sleep(PAUSE).await,
+            }
         }
         Ok(())
     }
+}
+
+fn not_answered() -> impl FnOnce(std::io::Error) -> Error {
+    Error::home("the box's process does not answer", CONTROL_SOCKET)
 }

@@ -75,7 +75,7 @@ impl Local {
                 // Nobody has asked how they ended.
                 dependents.retain(|_, other| other.machine.said().is_none());
             }
-            dependents.insert(entry.id, Dependent { machine, info });
+            dependents.insert(entry.id, Dependent { machine: Arc::new(machine), info });
         }
         Ok(())
     }

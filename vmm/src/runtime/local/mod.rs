@@ -10,6 +10,8 @@ mod cancel;
 mod control;
 mod images;
 mod launch;
+#[cfg(test)]
+mod live_tests;
 mod machine_process;
 #[cfg(test)]
 mod model_tests;
@@ -53,9 +55,9 @@ pub(super) struct Local {
 }
 
 /// A box that ends with this process.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Dependent {
-    machine: MachineProcess,
+    machine: Arc<MachineProcess>,
     /// What was known of it at its start: nothing of it need be left after its end.
     info: BoxInfo,
 }
@@ -87,11 +89,11 @@ impl Local {
     /// or is gone; a folder without a row is a box whose database was lost, and one with another name has a
     /// database that lost its last changes.
     fn reconcile(&self) -> Result<()> {
-        let _guard = self.home.lock_boxes()?;
+        let guard = self.home.lock_boxes()?;
         for id in self.home.ids()?.iter().filter(|id| self.is_left_over(&self.home.folder(id))) {
             self.home.retire(id, Durability::Process)?;
         }
-        self.home.sweep()?;
+        let left = self.home.leftovers()?;
         let ids = self.home.ids()?;
         let (known, gone): (Vec<_>, Vec<_>) =
             self.store.list()?.into_iter().partition(|entry| ids.contains(&entry.id));
@@ -107,7 +109,10 @@ impl Local {
             }
         }
         self.put_names_right(&renamed)?;
-        unknown.into_iter().try_for_each(|config| self.adopt(config))
+        unknown.into_iter().try_for_each(|config| self.adopt(config))?;
+        drop(guard);
+        left.delete();
+        Ok(())
     }
 
     /// Gives boxes the names that their folders say.
@@ -178,10 +183,7 @@ impl Local {
     async fn call_box(self: &Arc<Self>, id: String, call: BoxCall) -> Result<Reply> {
         let local = self.clone();
         match call {
-            BoxCall::Info => {
-                let info = blocking(move || local.info(&local.store.find(&id)?)).await?;
-                return Ok(Reply::Info(Box::new(info)));
-            }
+            BoxCall::Info => return Ok(Reply::Info(Box::new(self.info_of(&id).await?))),
             BoxCall::Wait => return Ok(Reply::Info(Box::new(self.wait(&id).await?))),
             BoxCall::Metrics => return self.metrics(&id).await.map(Reply::Metrics),
             BoxCall::Expect => blocking(move || local.expect_serving(&id)).await?,
@@ -193,7 +195,13 @@ impl Local {
             BoxCall::Outlive => self.outlive(&id).await?,
             BoxCall::Remove { force } => self.remove(&id, force).await?,
             BoxCall::Rename(name) => blocking(move || local.rename(&id, &name)).await?,
-            BoxCall::Note(kind) => self.note(&id, kind),
+            BoxCall::Note(kind) => {
+                blocking(move || {
+                    local.note(&id, kind);
+                    Ok(())
+                })
+                .await?;
+            }
         }
         Ok(Reply::Done)
     }
@@ -263,6 +271,18 @@ impl Local {
             }
         }
         Ok((false, read()?))
+    }
+
+    /// As [`look`](Self::look), off the async threads.
+    async fn look_at(self: &Arc<Self>, folder: &BoxFolder) -> Result<(bool, Option<Status>)> {
+        let (local, folder) = (self.clone(), folder.clone());
+        blocking(move || local.look(&folder)).await
+    }
+
+    /// What is known of the box with this ID, off the async threads.
+    async fn info_of(self: &Arc<Self>, id: &str) -> Result<BoxInfo> {
+        let (local, id) = (self.clone(), id.to_owned());
+        blocking(move || local.info(&local.entry(&id)?)).await
     }
 
     fn list(&self) -> Result<Vec<BoxInfo>> {

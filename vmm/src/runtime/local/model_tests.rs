@@ -71,6 +71,7 @@ struct World {
     made: u32,
 }
 
+/// A home of its own in `dir`, without guest files.
 pub(super) fn open(dir: &std::path::Path) -> Local {
     let manifest = json!({
         "format": 1, "arch": "x86_64", "kernel_release": "", "agent_version": "",
@@ -86,6 +87,18 @@ pub(super) fn open(dir: &std::path::Path) -> Local {
     };
     let home = Home::open(Some(dir.join("home"))).unwrap();
     Local::open(home, guest, path).unwrap()
+}
+
+/// The box of this number, with the name of that.
+pub(super) fn config(number: u32, name: u8) -> BoxConfig {
+    BoxConfig {
+        id: format!("{number:032x}"),
+        name: format!("name-{name}"),
+        created_ms: number.into(),
+        options: BoxOptions::new("image"),
+        image_digest: "sha256:0".into(),
+        image: Default::default(),
+    }
 }
 
 impl World {
@@ -108,14 +121,7 @@ impl World {
 
     fn config(&mut self, name: u8) -> BoxConfig {
         self.made += 1;
-        BoxConfig {
-            id: format!("{:032x}", self.made),
-            name: format!("name-{name}"),
-            created_ms: self.made.into(),
-            options: BoxOptions::new("image"),
-            image_digest: "sha256:0".into(),
-            image: Default::default(),
-        }
+        config(self.made, name)
     }
 
     fn is_taken(&self, name: &str) -> bool {

@@ -28,7 +28,8 @@ impl Local {
             Channel::Agent { id } => Box::new(self.agent(&id).await?),
             Channel::Main { id } => Box::new(self.main(&id).await?),
             Channel::Logs { id, query } => {
-                let folder = self.folder(&id)?;
+                let local = self.clone();
+                let folder = blocking(move || local.folder(&id)).await?;
                 Box::new(logs::stream(folder.path().to_owned(), query, {
                     move || folder.is_live()
                 }))
@@ -45,24 +46,31 @@ impl Local {
     }
 
     async fn agent(self: &Arc<Self>, id: &str) -> Result<UnixStream> {
-        self.expect_serving(id)?;
-        let folder = self.folder(id)?;
-        let lost = Error::home("the box's agent cannot be reached", folder.file(VSOCK_SOCKET));
-        let socket = blocking(move || folder.connect(VSOCK_SOCKET)).await?;
+        let (local, id) = (self.clone(), id.to_owned());
+        let (socket, path) = blocking(move || {
+            local.expect_serving(&id)?;
+            let folder = local.folder(&id)?;
+            Ok((folder.connect(VSOCK_SOCKET)?, folder.file(VSOCK_SOCKET)))
+        })
+        .await?;
         let connect = async {
             socket.set_nonblocking(true)?;
             connect_agent(UnixStream::from_std(socket)?).await
         };
-        connect.await.map_err(lost)
+        connect.await.map_err(Error::home("the box's agent cannot be reached", path))
     }
 
     async fn main(self: &Arc<Self>, id: &str) -> Result<UnixStream> {
-        let entry = self.entry(id)?;
-        if !self.config(&entry)?.options.main_command {
-            let reason = "it has no main command to attach to; use exec".to_owned();
-            return Err(Error::Refused { name: entry.name, reason });
-        }
-        self.expect_serving(id)?;
+        let (local, query) = (self.clone(), id.to_owned());
+        blocking(move || {
+            let entry = local.entry(&query)?;
+            if !local.config(&entry)?.options.main_command {
+                let reason = "it has no main command to attach to; use exec".to_owned();
+                return Err(Error::Refused { name: entry.name, reason });
+            }
+            local.expect_serving(&query)
+        })
+        .await?;
         let pair = UnixStream::pair().and_then(|(ours, theirs)| Ok((ours, theirs.into_std()?)));
         let (ours, theirs) = pair.map_err(|e| Error::Internal(e.to_string()))?;
         self.hand_over(id, ToMachine::Attach, OwnedFd::from(theirs)).await?;
@@ -89,10 +97,14 @@ pub(super) async fn connect_agent(mut client: UnixStream) -> io::Result<UnixStre
     // One byte at a time: what follows the line belongs to the agent's protocol.
     let mut answer = Vec::new();
     while answer.last() != Some(&b'\n') && answer.len() < MAX_ANSWER {
-        answer.push(client.read_u8().await?);
+        match client.read_u8().await {
+            Ok(byte) => answer.push(byte),
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => break,
+            Err(e) => return Err(e),
+        }
     }
     if !answer.starts_with(b"OK ") {
-        let message = "the guest's agent does not accept connections";
+        let message = "the guest does not accept a connection: it ends, or has as many as it can";
         return Err(io::Error::new(io::ErrorKind::ConnectionRefused, message));
     }
     Ok(client)

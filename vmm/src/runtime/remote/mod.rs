@@ -1,9 +1,9 @@
 //! A home's runtime in the software host.
 //!
 //! ```text
-//!   this process                          software host
-//!   Runtime ── Host::There ── yamux over ── boxlite-vmm serve ── Local ── boxes' processes
-//!                             an exec's stdio
+//!   this process                             software host
+//!   Runtime ── Serving::There ── yamux over ── boxlite-vmm serve ── Local ── boxes' processes
+//!                                an exec's stdio
 //! ```
 //!
 //! `serve` runs as a command of the software host's agent, and answers calls and opens channels, a yamux stream

@@ -1,0 +1,126 @@
+//! Connections to the agents of boxes: one for each box that a runtime uses, whatever number of
+//! handles and commands share it.
+//!
+//! Nobody holds a lock while a connection is made: one task makes it, within [`CONNECT_LIMIT`], and
+//! all who need it wait for that task, each as long as it likes.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::call::{Channel, Serving};
+use super::{Error, RemoteError, Result};
+use crate::client::wire::lock;
+use crate::client::{self, AgentClient};
+
+/// Timeout for an agent to accept a connection and to answer its greeting: that of a guest that is
+/// slow, not of one that hangs.
+const CONNECT_LIMIT: Duration = Duration::from_secs(60);
+
+/// The agents of a runtime's boxes, by the boxes' IDs. Those are there that a handle leads to.
+#[derive(Debug, Default)]
+pub(super) struct Agents(Mutex<HashMap<String, Weak<BoxAgent>>>);
+
+/// The agent of a box, and the connection to it while there is one.
+#[derive(Debug)]
+pub(super) struct BoxAgent {
+    id: String,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+enum State {
+    #[default]
+    Unconnected,
+    Connecting(watch::Receiver<Option<Outcome>>),
+    Connected(AgentClient),
+}
+
+/// What came of an attempt, for all who waited for it.
+type Outcome = Result<AgentClient, Failure>;
+
+/// Why there is no connection.
+#[derive(Clone, Debug)]
+pub(super) enum Failure {
+    /// It was lost before it was used.
+    Lost(client::Error),
+    /// It could not be made.
+    NotMade(RemoteError),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::NotMade(RemoteError::from(&error))
+    }
+}
+
+impl Agents {
+    /// The agent of the box with this ID.
+    pub(super) fn of(&self, id: &str) -> Arc<BoxAgent> {
+        let mut agents = lock(&self.0);
+        if let Some(agent) = agents.get(id).and_then(Weak::upgrade) {
+            return agent;
+        }
+        agents.retain(|_, agent| agent.strong_count() > 0);
+        let agent = Arc::new(BoxAgent { id: id.to_owned(), state: Mutex::default() });
+        agents.insert(id.to_owned(), Arc::downgrade(&agent));
+        agent
+    }
+}
+
+impl BoxAgent {
+    /// The connection, made if there is none. Cancel safe: the others' wait goes on.
+    pub(super) async fn connect(self: &Arc<Self>, serving: &Serving) -> Outcome {
+        let mut attempt = match self.connected_or_attempt(serving) {
+            Ok(agent) => return Ok(agent),
+            Err(attempt) => attempt,
+        };
+        let outcome = attempt.wait_for(Option::is_some).await.ok().and_then(|it| it.clone());
+        outcome.unwrap_or_else(|| {
+            // The async runtime that it was made on has ended.
+            *lock(&self.state) = State::Unconnected;
+            Err(Error::Internal("a connection to an agent was given up".into()).into())
+        })
+    }
+
+    fn connected_or_attempt(
+        self: &Arc<Self>,
+        serving: &Serving,
+    ) -> Result<AgentClient, watch::Receiver<Option<Outcome>>> {
+        let mut state = lock(&self.state);
+        match &*state {
+            State::Connected(agent) if !agent.is_lost() => return Ok(agent.clone()),
+            State::Connecting(attempt) => return Err(attempt.clone()),
+            _ => {}
+        }
+        let (sender, attempt) = watch::channel(None);
+        *state = State::Connecting(attempt.clone());
+        drop(state);
+        let (this, serving) = (self.clone(), serving.clone());
+        tokio::spawn(async move {
+            let outcome = make(&serving, &this.id).await;
+            *lock(&this.state) = match &outcome {
+                Ok(agent) => State::Connected(agent.clone()),
+                Err(_) => State::Unconnected,
+            };
+            sender.send_replace(Some(outcome));
+        });
+        Err(attempt)
+    }
+}
+
+async fn make(serving: &Serving, id: &str) -> Outcome {
+    let made = async {
+        let stream = serving.open(Channel::Agent { id: id.to_owned() }).await?;
+        AgentClient::connect(stream, 0).await.map_err(Failure::Lost)
+    };
+    match tokio::time::timeout(CONNECT_LIMIT, made).await {
+        Ok(outcome) => outcome,
+        Err(_) => {
+            let what = "an answer of the guest's agent".to_owned();
+            Err(Error::Timeout { what, timeout: CONNECT_LIMIT }.into())
+        }
+    }
+}

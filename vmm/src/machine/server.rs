@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -73,6 +73,8 @@ pub(super) struct Server {
     pub(super) vsock: Vsock,
     pub(super) hub: Option<Hub>,
     pub(super) unsent: Unsent,
+    /// Whether the box goes on without its launcher, whoever said so.
+    pub(super) outlives: Arc<AtomicBool>,
 }
 
 /// The way of an answer.
@@ -89,11 +91,13 @@ impl Reply {
 }
 
 impl Server {
-    /// Takes what somebody says, to the end of the connection. `heard` sees each message first.
-    pub(super) fn serve(&self, peer: &UnixStream, mut heard: impl FnMut(&ToMachine)) {
+    /// Takes what somebody says, to the end of the connection.
+    pub(super) fn serve(&self, peer: &UnixStream) {
         // Anything else than whole messages ends the connection.
         while let Ok(Some((message, files))) = control::receive(peer) {
-            heard(&message);
+            if matches!(message, ToMachine::Outlive) {
+                self.outlive();
+            }
             let Some((answer, counted)) = self.answer(message, files) else { continue };
             let sent = control::send(peer, &answer, &[]);
             if counted {
@@ -102,6 +106,14 @@ impl Server {
             if sent.is_err() {
                 return;
             }
+        }
+    }
+
+    /// Lets the box go on without its launcher. Here, because the thread that sees that go asks nobody else.
+    fn outlive(&self) {
+        self.outlives.store(true, Ordering::SeqCst);
+        if let Some(hub) = &self.hub {
+            hub.send(Command::KeepOutput);
         }
     }
 
@@ -152,7 +164,7 @@ impl Server {
             }
             let server = server.clone();
             let spawned = thread::Builder::new().name("control".into()).spawn(move || {
-                server.serve(&peer, |_| {});
+                server.serve(&peer);
                 drop(slot);
             });
             if let Err(e) = spawned {

@@ -1,5 +1,6 @@
 //! Talking to the process of a box that lives, whoever started it.
 
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -29,6 +30,21 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// Between two looks at a box that is about to end.
 const PAUSE: Duration = Duration::from_millis(5);
+
+/// Why the process of the box `name` could not be asked.
+fn unanswered(name: String, error: io::Error) -> Error {
+    match error.kind() {
+        // It ended while it was asked.
+        io::ErrorKind::BrokenPipe
+        | io::ErrorKind::ConnectionReset
+        | io::ErrorKind::UnexpectedEof => gone(name),
+        _ => Error::home("the box's process does not answer", CONTROL_SOCKET)(error),
+    }
+}
+
+fn gone(name: String) -> Error {
+    Error::Ended { name, how: "its process is gone".into() }
+}
 
 impl Local {
     /// Asks a box to end, and waits until it has. One that does not live is left as it is.
@@ -147,20 +163,21 @@ impl Local {
             return Err(Error::WrongState { name: entry.name, state: info.state, remedy });
         }
         let socket = self.control_socket(&self.home.folder(&entry.id)).await?;
+        let name = entry.name.clone();
         let answer = blocking(move || {
             let answer = || -> std::io::Result<_> {
                 socket.set_read_timeout(Some(ANSWER))?;
                 control::send(&socket, &message, &[])?;
                 control::receive::<FromMachine>(&socket)
             };
-            answer().map_err(Error::home("the box's process does not answer", CONTROL_SOCKET))
+            answer().map_err(|e| unanswered(name, e))
         });
         match answer.await? {
             Some((FromMachine::Refused(reason), _)) => {
                 Err(Error::Refused { name: entry.name, reason })
             }
             Some((answer, _)) => Ok(answer),
-            None => Err(Error::Ended { name: entry.name, how: "its process is gone".into() }),
+            None => Err(gone(entry.name)),
         }
     }
 
@@ -171,10 +188,10 @@ impl Local {
         message: ToMachine,
         file: std::os::fd::OwnedFd,
     ) -> Result<()> {
-        let socket = self.control_socket(&self.folder(id)?).await?;
+        let entry = self.entry(id)?;
+        let socket = self.control_socket(&self.home.folder(&entry.id)).await?;
         blocking(move || {
-            control::send(&socket, &message, &[file.as_fd()])
-                .map_err(Error::home("the box's process does not answer", CONTROL_SOCKET))
+            control::send(&socket, &message, &[file.as_fd()]).map_err(|e| unanswered(entry.name, e))
         })
         .await
     }

@@ -145,10 +145,14 @@ fn a_killed_software_host_costs_nothing_that_was_synced() {
     let name = unique("survivor");
     let script = "echo begun; sleep 1000";
     let run = ["run", "-d", "--memory", "192M", "--name", &name, &image, "sh", "-c", script];
-    command(&run).output().success();
+    let first = command(&run).output();
+    assert!(first.started_softhost, "{first:?}");
+    first.success();
     let write = "echo mark >> /data/marks; sync";
     let exec = |script: &str| command(&["exec", &name, "sh", "-c", script]).output();
-    exec("mkdir /data").success();
+    let second = exec("mkdir /data");
+    assert!(!second.started_softhost, "said once, not by each command: {second:?}");
+    second.success();
     for victim in ["qemu-system", "softhost-keeper"] {
         exec(write).success();
         let processes = processes_of(&home.display().to_string(), victim);

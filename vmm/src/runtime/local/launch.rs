@@ -160,7 +160,7 @@ impl Local {
             .write(folder.path())
             .map_err(Error::home("cannot be written", folder.file(STATUS_FILE)))?;
         self.made().remove(&config.id);
-        MachineProcess::start(&self.launcher, spec, &files.0, Some(log))
+        MachineProcess::start(&self.launcher, self.debug, spec, &files.0, Some(log))
     }
 
     /// Whether the last process of a box ended without a word.

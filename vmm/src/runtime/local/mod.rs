@@ -42,6 +42,8 @@ pub(super) struct Local {
     pub(super) images: ImageStore,
     pub(super) guest: GuestFiles,
     pub(super) launcher: PathBuf,
+    /// Whether machines' processes say more in their logs.
+    pub(super) debug: bool,
     /// Boxes that remove themselves, and that this process has made and not started: the locks of their
     /// maker.
     made: Mutex<HashMap<String, File>>,
@@ -64,7 +66,8 @@ impl Local {
             let home = Home::open(options.home)?;
             let guest = GuestFiles::locate()?;
             let launcher = find_launcher(options.launcher)?;
-            Ok(Arc::new(Self::open(home, guest, launcher)?))
+            let local = Self::open(home, guest, launcher)?;
+            Ok(Arc::new(Self { debug: options.debug, ..local }))
         })
         .await
     }
@@ -75,7 +78,8 @@ impl Local {
         let images = ImageStore::open(home.images())?.with_registries(registries);
         let store = Store::open(&home.database())?;
         let (made, dependents) = (Mutex::default(), Mutex::default());
-        let local = Self { home, store, images, guest, launcher, made, dependents };
+        let debug = false;
+        let local = Self { home, store, images, guest, launcher, debug, made, dependents };
         local.reconcile()?;
         Ok(local)
     }
@@ -104,12 +108,22 @@ impl Local {
         Ok(())
     }
 
-    /// Whether a box was to remove itself and could not.
+    /// Whether a box was to remove itself and could not: it has run and is dead, or whoever made it is gone
+    /// and it was to end with that.
     fn is_left_over(&self, folder: &BoxFolder) -> bool {
-        let config = folder.read_json::<BoxConfig>(CONFIG);
-        config.is_ok_and(|config| config.options.auto_remove)
-            && !folder.is_in_the_making()
-            && !folder.is_live()
+        let Ok(BoxConfig { options, .. }) = folder.read_json(CONFIG) else { return false };
+        if !options.auto_remove || folder.is_in_the_making() {
+            return false;
+        }
+        let (lives, status) = match self.look(folder) {
+            Ok(seen) => seen,
+            Err(e) => {
+                tracing::warn!("{e}; the box is left as it is");
+                return false;
+            }
+        };
+        let has_run = status.is_some();
+        !lives && (has_run || !options.detach)
     }
 
     /// Takes a box into the database that has a folder only.

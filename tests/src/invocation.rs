@@ -1,6 +1,7 @@
 //! One run of the launcher. Every run has a deadline, at which it is killed and the test fails.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -21,8 +22,8 @@ const LAST_WORDS: Duration = Duration::from_secs(20);
 /// Bytes of output that a failure shows.
 const SHOWN: usize = 16 << 10;
 
-/// What the launcher says of the software host, which is of no interest to most tests.
-const SOFTHOST_NOTE: &str = "using the software host";
+/// What the launcher says when it starts a software host, which is of no interest to most tests.
+pub const SOFTHOST_NOTE: &str = "starting the software host";
 
 /// A run of the launcher, not yet begun.
 #[derive(Debug)]
@@ -30,6 +31,7 @@ const SOFTHOST_NOTE: &str = "using the software host";
 pub struct Invocation {
     command: Command,
     stdin: Input,
+    stdout: Option<File>,
     deadline: Duration,
     slowness: Duration,
 }
@@ -45,7 +47,8 @@ enum Input {
 
 impl Invocation {
     pub(crate) fn new(command: Command) -> Self {
-        Self { command, stdin: Input::None, deadline: DEADLINE, slowness: Duration::ZERO }
+        let (stdin, stdout) = (Input::None, None);
+        Self { command, stdin, stdout, deadline: DEADLINE, slowness: Duration::ZERO }
     }
 
     /// Adds arguments.
@@ -69,6 +72,12 @@ impl Invocation {
     /// Gives the launcher a pipe as standard input: see [`Running::stdin`].
     pub fn stdin_pipe(mut self) -> Self {
         self.stdin = Input::Pipe;
+        self
+    }
+
+    /// Gives the launcher this as standard output, of which nothing is kept then.
+    pub fn stdout(mut self, file: impl Into<File>) -> Self {
+        self.stdout = Some(file.into());
         self
     }
 
@@ -99,7 +108,8 @@ impl Invocation {
     #[track_caller]
     pub fn spawn(mut self) -> Running {
         let input = if matches!(self.stdin, Input::None) { Stdio::null() } else { Stdio::piped() };
-        self.command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let stdout = self.stdout.map_or_else(Stdio::piped, Stdio::from);
+        self.command.stdin(input).stdout(stdout).stderr(Stdio::piped());
         let what = describe(&self.command);
         let begun = Instant::now();
         let mut child =
@@ -190,11 +200,13 @@ impl Running {
         if !self.stdout.wait_for_end(deadline) || !self.stderr.wait_for_end(deadline) {
             self.give_up("it ended, but something that it left behind holds its output open");
         }
+        let stderr = String::from_utf8_lossy(&self.stderr.bytes()).into_owned();
         Output {
             code: status.code(),
             signal: status.signal(),
             stdout: self.stdout.bytes(),
-            stderr: without_note(&String::from_utf8_lossy(&self.stderr.bytes())),
+            started_softhost: stderr.contains(SOFTHOST_NOTE),
+            stderr: without_note(&stderr),
             elapsed,
             what: self.what.clone(),
         }
@@ -255,6 +267,8 @@ pub struct Output {
     pub stdout: Vec<u8>,
     /// What it wrote to standard error, without the line about the software host.
     pub stderr: String,
+    /// Whether it said that it starts a software host.
+    pub started_softhost: bool,
     /// How long it took.
     pub elapsed: Duration,
     what: String,

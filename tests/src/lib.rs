@@ -17,7 +17,7 @@ mod terminal;
 mod transcript;
 
 pub use image::Compression;
-pub use invocation::{Invocation, Output, Running};
+pub use invocation::{Invocation, Output, Running, SOFTHOST_NOTE};
 pub use launcher::{BUSYBOX, DEBIAN, Launcher, is_long};
 pub use sandbox::{Sandbox, unique};
 pub use terminal::Terminal;

@@ -1,9 +1,13 @@
 //! What happens to boxes: one line of JSON for each event in `<home>/events.jsonl`, appended by
 //! whoever makes it happen, a box's process among them. The log before it is
 //! `<home>/events.old.jsonl`.
+//!
+//! A log that has one before it begins with a line that numbers it, by which followers know that it was moved
+//! aside while they looked elsewhere.
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use boxlite_proto::message::ExitStatus;
@@ -112,6 +116,30 @@ pub(crate) fn older(path: &Path) -> PathBuf {
     path.with_extension("old.jsonl")
 }
 
+/// The first line of a log, if there is one before it.
+#[derive(Serialize, Deserialize)]
+struct Heading {
+    /// How many logs there have been before it.
+    log: u64,
+}
+
+/// The longest heading, in bytes.
+const MAX_HEADING: usize = 64;
+
+/// Which log a file is: how many there have been before it. None while it is being begun anew.
+pub(crate) fn number(log: &File) -> io::Result<Option<u64>> {
+    let mut start = [0; MAX_HEADING];
+    let read = log.read_at(&mut start, 0)?;
+    let start = start.get(..read).unwrap_or_default();
+    let line = start.split_inclusive(|byte| *byte == b'\n').next().unwrap_or_default();
+    Ok(match serde_json::from_slice::<Heading>(line) {
+        Ok(Heading { log }) => Some(log),
+        // The first has no heading. What is written anew has one before anything else.
+        Err(_) if read == 0 => None,
+        Err(_) => Some(0),
+    })
+}
+
 /// Moves what is in a log of more than `max` bytes aside, in place of what was there. The log stays
 /// the same file: others have it open.
 pub(crate) fn move_aside(path: &Path, max: u64) -> io::Result<()> {
@@ -121,8 +149,16 @@ pub(crate) fn move_aside(path: &Path, max: u64) -> io::Result<()> {
     let log = File::options().append(true).open(path)?;
     with_lock(&log, || {
         if log.metadata()?.len() > max {
-            std::fs::copy(path, older(path))?;
+            let number = number(&File::open(path)?)?.unwrap_or(0);
+            let mut heading = serde_json::to_vec(&Heading { log: number + 1 })?;
+            heading.push(b'\n');
+            // In one step, for whoever reads it.
+            let folder = path.parent().unwrap_or(Path::new("."));
+            let copy = tempfile::NamedTempFile::new_in(folder)?;
+            std::fs::copy(path, copy.path())?;
+            copy.persist(older(path))?;
             log.set_len(0)?;
+            (&mut &log).write_all(&heading)?;
         }
         Ok(())
     })
@@ -151,15 +187,18 @@ mod tests {
         };
         let ids = |path: &Path| -> Vec<String> {
             let text = std::fs::read_to_string(path).unwrap();
-            text.lines().map(|l| serde_json::from_str::<Event>(l).unwrap().id).collect()
+            text.lines().flat_map(serde_json::from_str::<Event>).map(|event| event.id).collect()
         };
         note("a");
         let len = log.metadata().unwrap().len();
         move_aside(&path, len).unwrap();
         assert!(!older(&path).exists());
         note("b");
+        assert_eq!(number(&File::open(&path).unwrap()).unwrap(), Some(0));
         move_aside(&path, len).unwrap();
         note("c");
+        assert_eq!(number(&File::open(&path).unwrap()).unwrap(), Some(1));
+        assert_eq!(number(&File::open(older(&path)).unwrap()).unwrap(), Some(0));
         assert_eq!(
             (ids(&older(&path)), ids(&path)),
             (vec!["a".into(), "b".into()], vec!["c".into()])

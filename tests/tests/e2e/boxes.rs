@@ -234,3 +234,14 @@ fn programs_read_what_boxes_use() {
     let table = sandbox.on(["top"]).output().success();
     assert!(table.contains("sleep 54321"), "{table}");
 }
+
+#[test]
+fn a_created_box_that_removes_itself_runs_first() {
+    let Some(launcher) = Launcher::find() else { return };
+    let sandbox = Sandbox::create(&launcher, "first-run", &["--rm"], "exit 4");
+    // Whatever opens the home meanwhile.
+    assert_eq!(sandbox.state(), "configured");
+    launcher.command(["ls"]).output().success();
+    sandbox.on(["start", "-a"]).output().expect(4);
+    sandbox.on(["start"]).output().refuses_with(&["no box is called", sandbox.name()]);
+}

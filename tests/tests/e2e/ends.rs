@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use boxlite_tests::{BUSYBOX, Launcher, Sandbox, unique};
+use boxlite_tests::{BUSYBOX, Launcher, SOFTHOST_NOTE, Sandbox, unique};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -157,6 +157,7 @@ fn a_killed_software_host_costs_nothing_that_was_synced() {
         .output()
         .unwrap();
     assert!(started.status.success(), "{started:?}");
+    assert!(String::from_utf8_lossy(&started.stderr).contains(SOFTHOST_NOTE), "{started:?}");
     for process in ["qemu-system", "softhost-keeper"] {
         let pids = processes_of(&home.display().to_string(), process);
         let has = inheritance(pids[0]);
@@ -166,7 +167,9 @@ fn a_killed_software_host_costs_nothing_that_was_synced() {
     }
     let write = "echo mark >> /data/marks; sync";
     let exec = |script: &str| command(&["exec", &name, "sh", "-c", script]).output();
-    exec("mkdir /data").success();
+    let second = exec("mkdir /data");
+    assert!(!second.started_softhost, "said once, not by each command: {second:?}");
+    second.success();
     for victim in ["qemu-system", "softhost-keeper"] {
         exec(write).success();
         let processes = processes_of(&home.display().to_string(), victim);

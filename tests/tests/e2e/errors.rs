@@ -125,11 +125,14 @@ fn debugging_keeps_the_console() {
     };
     let output = launcher.shell(["--debug"], "true").output().expect(0);
     assert!(output.stderr.contains("ready"), "{}", output.stderr);
-    let mut logs = Vec::new();
+    let (mut logs, mut machine_logs) = (Vec::new(), Vec::new());
     for entry in std::fs::read_dir(launcher.home().join("boxes")).unwrap() {
         let path = entry.unwrap().path();
         logs.extend(std::fs::read_to_string(path.join("console.log")));
+        machine_logs.extend(std::fs::read_to_string(path.join("machine.log")));
         let _ = std::fs::remove_dir_all(path);
     }
     assert!(logs.iter().any(|log| log.contains("Linux version")), "{logs:?}");
+    // The box's own process says more, too.
+    assert!(machine_logs.iter().any(|log| log.contains("DEBUG")), "{machine_logs:?}");
 }

@@ -195,14 +195,25 @@ fn several_are_attached_at_once_and_leave_by_keys() {
     left.fails_with(&[sandbox.name(), "start"]);
     // `run` can be left too: what is in it goes on.
     let image = launcher.image(BUSYBOX);
-    let other = Sandbox::named(&launcher, boxlite_tests::unique("left"));
-    let run = ["run", "-it", "--name", other.name(), &image, "sh", "-c", "echo up; sleep 1000"];
-    let mut terminal = Terminal::run(&launcher, 24, 80, &run);
-    terminal.wait_for("up\r\n");
-    terminal.type_keys("\x10\x11");
-    assert_eq!(terminal.wait(), Some(0), "{}", terminal.screen());
-    std::thread::sleep(Duration::from_secs(2));
-    assert_eq!(other.state(), "running");
+    for rm in [None, Some("--rm")] {
+        let other = Sandbox::named(&launcher, boxlite_tests::unique("left"));
+        let script =
+            "echo up; while ! test -e /go; do sleep 0.1; done; echo it goes on; sleep 1000";
+        let run = ["run", "-it", "--name", other.name()].into_iter().chain(rm);
+        let run: Vec<&str> = run.chain([&*image, "sh", "-c", script]).collect();
+        let mut terminal = Terminal::run(&launcher, 24, 80, &run);
+        terminal.wait_for("up\r\n");
+        terminal.type_keys("\x10\x11");
+        assert_eq!(terminal.wait(), Some(0), "{}", terminal.screen());
+        // It can be used, and has its terminal.
+        other.shell("touch /go");
+        let mut log = other.on(["logs", "-f"]).spawn();
+        log.wait_for("it goes on");
+        // One that was to be thrown away is, at its end.
+        other.on(["stop", "-t", "0"]).output().success();
+        let listed = launcher.command(["ls", "-a"]).output().success();
+        assert_eq!(listed.contains(other.name()), rm.is_none(), "{listed}");
+    }
 }
 
 #[test]

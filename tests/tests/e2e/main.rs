@@ -20,6 +20,7 @@ mod network;
 mod programs;
 mod registry;
 mod signals;
+mod streams;
 mod terminal;
 mod traces;
 

@@ -89,18 +89,28 @@ fn boxes_end_with_their_runtime_unless_they_are_detached() {
         let first = embedder.open().await;
         let bound = first.create(keep("bound")).await.unwrap();
         let free = first.create(keep("free")).await.unwrap();
-        let (started, freed) = tokio::join!(bound.start(), free.start_detached());
-        started.and(freed).unwrap();
+        // One that removes itself, and is let go while it runs.
+        let let_go = first.create(embedder.options("let-go")).await.unwrap();
+        let (started, freed, begun) =
+            tokio::join!(bound.start(), free.start_detached(), let_go.start());
+        started.and(freed).and(begun).unwrap();
+        let_go.detach().await.unwrap();
         shell(&bound, "echo synced > /synced; sync").await;
         let runtime = embedder.open().await;
         let (bound_name, free_name) = (bound.name().to_owned(), free.name().to_owned());
-        drop((first, bound, free));
+        let let_go_name = let_go.name().to_owned();
+        drop((first, bound, free, let_go));
         let bound = runtime.get(&bound_name).await.unwrap();
         let info = tokio::time::timeout(Duration::from_secs(60), bound.wait()).await;
         let info = info.expect("the box outlives its runtime").unwrap();
         assert_eq!(info.state, BoxState::Stopped, "{info:?}");
         let free = runtime.get(&free_name).await.unwrap();
         assert_eq!(shell(&free, "echo here").await, "here");
+        let let_go = runtime.get(&let_go_name).await.unwrap();
+        assert_eq!(shell(&let_go, "echo here").await, "here");
+        let_go.stop(Duration::ZERO).await.unwrap();
+        let gone = runtime.get(&let_go_name).await.unwrap_err();
+        assert_eq!(gone.kind(), ErrorKind::NotFound, "{gone}");
         // `shutdown` is for those that the runtime itself started.
         bound.start().await.unwrap();
         assert_eq!(shell(&bound, "cat /synced").await, "synced");

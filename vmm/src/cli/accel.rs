@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use boxlite_kernel::GuestFiles;
 
 use super::args::{Accel, Global};
-use crate::runtime::{self, Home, Place, Runtime, RuntimeOptions};
+use crate::runtime::{self, Home, Runtime, RuntimeOptions};
 use crate::softhost::{self, Command, Options};
 
 impl Global {
@@ -18,16 +18,18 @@ impl Global {
             Accel::Soft => runtime::Accel::Soft,
         });
         options.home.clone_from(&self.home);
+        options.debug = self.debug;
+        options.notice = Some(match self.accel {
+            Accel::Soft => "boxlite-vmm: starting the software host".into(),
+            _ => "boxlite-vmm: no hardware virtualization here: starting the software host, which is slower \
+                (`boxlite-vmm doctor` says why)".into(),
+        });
         options
     }
 
     /// The runtime of this command, here or in the software host.
     pub(super) async fn runtime(&self) -> Result<Runtime> {
-        let options = self.options();
-        if let (Place::SoftHost { why }, true) = (Place::choose(options.accel)?, self.announce) {
-            eprintln!("boxlite-vmm: {why}; using the software host, which is slower");
-        }
-        Ok(Runtime::open(options).await?)
+        Ok(Runtime::open(self.options()).await?)
     }
 
     /// The home of this command.

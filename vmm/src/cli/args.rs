@@ -52,12 +52,9 @@ pub(super) struct Global {
     /// What runs the boxes
     #[arg(long, global = true, value_enum, default_value_t, env = "BOXLITE_ACCEL")]
     pub(super) accel: Accel,
-    /// Say more on stderr, and keep the guest's console in boxes/<id>/console.log
+    /// Say more on stderr and in machine.log, and keep the guest's console in console.log, both in boxes/<id>/
     #[arg(long, global = true)]
     pub(super) debug: bool,
-    /// Whether to say where boxes run, which matters to who starts one
-    #[arg(skip)]
-    pub(super) announce: bool,
 }
 
 /// What runs the boxes.
@@ -176,11 +173,6 @@ pub(super) enum Subcommand {
 }
 
 impl Subcommand {
-    /// Whether it starts a machine.
-    pub(super) fn starts_boxes(&self) -> bool {
-        matches!(self, Self::Run(_) | Self::Create(_) | Self::Start(_) | Self::Restart(_))
-    }
-
     /// Whether its exit code is that of a command in a box, so that its own failures need another.
     pub(super) fn stands_in(&self) -> bool {
         match self {

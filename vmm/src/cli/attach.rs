@@ -8,7 +8,7 @@ use super::stand_in::{StandIn, TerminalArgs};
 use crate::client::Attachment;
 
 pub(super) const HELP: &str = "\
-What the command wrote before is in `logs`. The detach keys (ctrl-p ctrl-q) leave the box to itself; without a
+What the command wrote before is in `logs`. The end of standard input is not the end of the command's. The detach keys (ctrl-p ctrl-q) leave the box to itself; without a
 terminal (a box made without -t), signals go to the command, unless --sig-proxy=false: then ctrl-c leaves it.
 
 The exit code is the command's, as `run` has it; 0 after the detach keys.";
@@ -33,6 +33,7 @@ pub(super) async fn attach(global: &Global, args: &Attach) -> Result<u8> {
         attached = sandbox.attach() => attached?,
         signal = attachment.interrupted() => return Ok(128 | (signal & 0x7f) as u8),
     };
-    let stand_in = StandIn { stdin: !args.no_stdin, ..args.terminal.stand_in() };
+    let stdin = !args.no_stdin;
+    let stand_in = StandIn { stdin, onlooker: true, ..args.terminal.stand_in() };
     Ok(stand_in.run(attachment, &sandbox, attached).await?.code())
 }

@@ -3,7 +3,7 @@
 // The doc comments are help texts, where brackets say what may be left out.
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -12,8 +12,8 @@ use clap::Args;
 use tokio::io::AsyncReadExt;
 
 use super::args::Global;
-use super::human;
 use super::table::plain;
+use super::{human, out};
 use crate::runtime::{BoxHandle, Copied, CopyOptions};
 
 pub(super) const HELP: &str = "\
@@ -99,15 +99,20 @@ pub(super) async fn copy(global: &Global, args: &Copy) -> Result<u8> {
         _ => bail!("neither is in a box: one of the two is BOX:PATH, and the box has to run"),
     };
     for skipped in &copied.skipped {
-        eprintln!("boxlite-vmm: {}: {}: {}", sandbox.name(), skipped.name, plain(&skipped.why));
+        out::note(format_args!(
+            "boxlite-vmm: {}: {}: {}",
+            sandbox.name(),
+            skipped.name,
+            plain(&skipped.why)
+        ));
     }
     let untold = copied.skipped_count.saturating_sub(copied.skipped.len() as u64);
     if untold > 0 {
-        eprintln!("boxlite-vmm: {}: and {untold} more like these", sandbox.name());
+        out::note(format_args!("boxlite-vmm: {}: and {untold} more like these", sandbox.name()));
     }
     if !args.quiet && copied.entries > 0 && io::stderr().is_terminal() {
         let what = if copied.entries == 1 { "entry" } else { "entries" };
-        eprintln!("copied {} {what}, {}", copied.entries, human::bytes(copied.bytes));
+        out::note(format_args!("copied {} {what}, {}", copied.entries, human::bytes(copied.bytes)));
     }
     Ok(0)
 }
@@ -132,17 +137,15 @@ impl Copy {
         if let Some(to) = to {
             return Ok(sandbox.copy_out_with(from, to, self.options()).await?);
         }
-        let mut stdout = io::stdout();
-        if stdout.is_terminal() {
+        if io::stdout().is_terminal() {
             bail!("a tar is nothing for a terminal: send standard output elsewhere");
         }
         let mut tar = sandbox.copy_out_tar(from, self.options()).await?;
         let mut bytes = Vec::with_capacity(CHUNK);
         while tar.read_buf(&mut bytes).await? > 0 {
-            stdout.write_all(&bytes)?;
+            out::data(&bytes)?;
             bytes.clear();
         }
-        stdout.flush()?;
         Ok(Copied::default())
     }
 

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 
 use super::args::Global;
@@ -57,7 +57,7 @@ pub(super) async fn events(global: &Global, args: &Events) -> Result<u8> {
     }
     let mut events = runtime.events(query).await?;
     let mut names = names(&runtime).await?;
-    while let Some(event) = events.next().await? {
+    while let Some(event) = events.next().await.context("cannot read the events on")? {
         if args.until.is_some_and(|until| time(&event) > until) {
             break;
         }

@@ -115,5 +115,6 @@ pub(super) async fn exec(global: &Global, args: Exec) -> Result<u8> {
     match attachment.run(streams, control, execution.wait()).await? {
         Ended::Exited(status) => Ok(exit_code(status)),
         Ended::Left => Ok(0),
+        Ended::Unwritten(error) => Err(error.into()),
     }
 }

@@ -240,7 +240,9 @@ async fn list(images: &Images, args: &List) -> Result<u8> {
     for image in &found {
         if let Some(problem) = &image.problem {
             let name = plain(&image.name);
-            eprintln!("boxlite-vmm: {name}: {problem}; its disk is made anew when it is used");
+            out::note(format_args!(
+                "boxlite-vmm: {name}: {problem}; its disk is made anew when it is used"
+            ));
         }
     }
     Ok(0)
@@ -294,9 +296,8 @@ async fn save(images: &Images, args: &Save) -> Result<u8> {
         if io::stdout().is_terminal() {
             bail!("an image is nothing to look at: redirect standard output, or use --output");
         }
-        let mut stdout = io::stdout().lock();
         while let Some(piece) = saved.next().await? {
-            stdout.write_all(&piece).context("cannot write to standard output")?;
+            out::data(&piece)?;
         }
         return Ok(0);
     };

@@ -15,7 +15,7 @@ use super::stand_in::{Ended, StandIn, TerminalArgs};
 use super::targets::each;
 use super::{human, out, parse, size};
 use crate::client::Attachment;
-use crate::runtime::{RestartPolicy, Runtime};
+use crate::runtime::{ErrorKind, RestartPolicy, Runtime};
 
 pub(super) const START_HELP: &str = "\
 Examples:
@@ -116,17 +116,22 @@ pub(super) async fn start(global: &Global, args: Start) -> Result<u8> {
     let mut attachment =
         Attachment::new(sandbox.config().options.tty).context("cannot handle signals")?;
     let size = attachment.terminal_size();
+    let onlooker = sandbox.info().await?.state.is_live();
     let attached = tokio::select! {
         attached = sandbox.start_attached(size) => attached?,
         signal = attachment.interrupted() => return Ok(128 | (signal & 0x7f) as u8),
     };
     // One that `run --name` made in the foreground would end with this process.
     sandbox.detach().await.ok();
-    let stand_in = StandIn { stdin: args.interactive, ..args.terminal.stand_in() };
+    let stdin = args.interactive;
+    let stand_in = StandIn { stdin, onlooker, ..args.terminal.stand_in() };
     let ended = stand_in.run(attachment, &sandbox, attached).await?;
     if matches!(ended, Ended::Exited(_)) && sandbox.config().options.restart == RestartPolicy::No {
-        // What it leaves is complete when its process has ended.
-        sandbox.wait().await?;
+        // What it leaves is complete, or gone, when its process has ended.
+        match sandbox.wait().await {
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            ended => drop(ended?),
+        }
     }
     Ok(ended.code())
 }
@@ -225,7 +230,7 @@ pub(super) fn confirmed(what: &str) -> Result<bool> {
     if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
         return Ok(true);
     }
-    eprint!("{what}\nGo on? [y/N] ");
+    out::note(format_args!("{what}\nGo on? [y/N]"));
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;
     Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))

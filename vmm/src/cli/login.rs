@@ -71,12 +71,14 @@ pub(super) fn login(global: &Global, args: Login) -> Result<u8> {
     let kept = registries(global)?.login(registry, &user, &password)?;
     match kept {
         LoginStore::File(file) => {
-            eprintln!(
+            out::note(format_args!(
                 "boxlite-vmm: the password is kept unencrypted in {}; a credential helper keeps it safer",
                 file.display()
-            );
+            ));
         }
-        LoginStore::Helper(helper) => eprintln!("boxlite-vmm: kept by docker-credential-{helper}"),
+        LoginStore::Helper(helper) => {
+            out::note(format_args!("boxlite-vmm: kept by docker-credential-{helper}"));
+        }
         _ => {}
     }
     out::line("Login Succeeded")?;

@@ -3,11 +3,11 @@
 use std::io::{self, Write};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 
 use super::args::Global;
-use super::{human, parse};
+use super::{human, out, parse};
 use crate::runtime::{LogQuery, LogRecord, LogStream};
 
 pub(super) const HELP: &str = "\
@@ -63,7 +63,8 @@ pub(super) async fn logs(global: &Global, args: &Logs) -> Result<u8> {
     let runtime = global.runtime().await?;
     let mut logs = runtime.get(&args.name).await?.logs(query).await?;
     let mut stamps = args.timestamps.then(Stamps::default);
-    while let Some(record) = logs.next().await? {
+    let broken = || format!("cannot read the log of {} on", args.name);
+    while let Some(record) = logs.next().await.with_context(broken)? {
         if args.until.is_some_and(|until| time(&record) > until) {
             break;
         }
@@ -72,16 +73,13 @@ pub(super) async fn logs(global: &Global, args: &Logs) -> Result<u8> {
             None => record.bytes,
         };
         match record.stream {
-            LogStream::Stdout => write(io::stdout().lock(), &bytes)?,
-            LogStream::Stderr => write(io::stderr().lock(), &bytes)?,
+            LogStream::Stdout => out::print(bytes)?,
+            LogStream::Stderr => {
+                io::stderr().write_all(&bytes).context("cannot write to standard error")?;
+            }
         }
     }
     Ok(0)
-}
-
-fn write(mut to: impl Write, bytes: &[u8]) -> io::Result<()> {
-    to.write_all(bytes)?;
-    to.flush()
 }
 
 fn time(record: &LogRecord) -> SystemTime {

@@ -64,28 +64,35 @@ const TIMED_OUT: u8 = 124;
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(e) => {
-            // Help and version are no failures.
-            let _ = e.print();
-            return ExitCode::from(if e.use_stderr() { FAILED_OURSELVES } else { 0 });
-        }
+        Err(e) => return ExitCode::from(explain(&e)),
     };
     log_to_stderr(cli.global.debug);
     let stands_in = cli.command.stands_in();
-    let code = match dispatch(cli) {
-        Ok(code) => code,
-        // As with `| head`: there is nobody to tell.
-        Err(e) if out::is_closed_pipe(&e) => 0,
-        Err(e) => {
-            report(&e);
-            match command_code(&e) {
-                Some(code) if stands_in => code,
-                _ if stands_in => FAILED_OURSELVES,
-                _ => FAILED,
-            }
-        }
-    };
+    let code = dispatch(cli).unwrap_or_else(|error| failed(&error, stands_in));
     ExitCode::from(code)
+}
+
+/// Prints help or the version, or says what is not understood.
+fn explain(usage: &clap::Error) -> u8 {
+    let printed = usage.print();
+    match (usage.use_stderr(), printed) {
+        (true, _) => FAILED_OURSELVES,
+        (false, Ok(())) => 0,
+        (false, Err(e)) => failed(&out::Unwritten::text(e).into(), false),
+    }
+}
+
+/// Says why a command failed; its exit code.
+fn failed(error: &anyhow::Error, stands_in: bool) -> u8 {
+    if out::is_read_enough(error) {
+        return 0;
+    }
+    report(error);
+    match command_code(error) {
+        Some(code) if stands_in => code,
+        _ if stands_in => FAILED_OURSELVES,
+        _ => FAILED,
+    }
 }
 
 fn dispatch(cli: Cli) -> Result<u8> {
@@ -120,8 +127,7 @@ fn dispatch(cli: Cli) -> Result<u8> {
 }
 
 /// The commands that need boxes or images.
-async fn with_boxes(Cli { mut global, command }: Cli) -> Result<u8> {
-    global.announce = command.starts_boxes();
+async fn with_boxes(Cli { global, command }: Cli) -> Result<u8> {
     // Before a slow machine is started for nothing.
     match &command {
         Subcommand::Run(args) => args.options(&global)?.validate()?,
@@ -175,7 +181,7 @@ fn on_tokio(command: impl Future<Output = Result<u8>>) -> Result<u8> {
 
 /// Says what went wrong.
 fn report(error: &anyhow::Error) {
-    eprintln!("boxlite-vmm: {error:#}");
+    out::note(format_args!("boxlite-vmm: {error:#}"));
 }
 
 /// What a shell says to a command that it cannot run; none for our own failures.
@@ -191,9 +197,12 @@ fn command_code(error: &anyhow::Error) -> Option<u8> {
     }
 }
 
-/// `RUST_LOG` decides; without it, warnings, or with `--debug` more of what this project does.
+/// Warnings, and more of what this project does.
+const DEBUG: &str = "warn,boxlite_vmm=debug,boxlite_devices=debug,boxlite_hv=debug,boxlite_kernel=debug,\
+    boxlite_net=debug,boxlite_proto=debug,boxlite_rootfs_builder=debug";
+
+/// `RUST_LOG` decides; without it, warnings, or with `--debug` more.
 fn log_to_stderr(debug: bool) {
-    const DEBUG: &str = "warn,boxlite_vmm=debug,boxlite_devices=debug,boxlite_rootfs_builder=debug";
     let filter = EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| EnvFilter::new(if debug { DEBUG } else { "warn" }));
     tracing_subscriber::fmt()
@@ -201,4 +210,22 @@ fn log_to_stderr(debug: bool) {
         .with_writer(std::io::stderr)
         .with_ansi(console::colors_enabled_stderr() && std::io::stderr().is_terminal())
         .init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debugging_has_every_crate_of_this_project() {
+        let filter: EnvFilter = DEBUG.parse().unwrap();
+        let filter = filter.to_string();
+        let manifest = include_str!("../../Cargo.toml");
+        let ours = manifest.lines().filter_map(|line| line.strip_prefix("boxlite-"));
+        let crates = ours.filter_map(|line| line.split(['.', ' ', '=']).next()).chain(["vmm"]);
+        for name in crates {
+            let directive = format!("boxlite_{}=debug", name.replace('-', "_"));
+            assert!(filter.contains(&directive), "{directive} is not in {filter}");
+        }
+    }
 }

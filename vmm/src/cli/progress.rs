@@ -8,6 +8,7 @@ use std::time::Duration;
 use boxlite_rootfs_builder::{Event, LayerProgress, Progress};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::out;
 use super::table::plain;
 
 /// Between two turns of a spinner.
@@ -106,7 +107,8 @@ impl Progress for ImageBar {
             }
             Event::Syncing => self.spin("writing the disk out".into()),
             Event::Warning(text) => {
-                self.bars.suspend(|| eprintln!("boxlite-vmm: warning: {}", plain(text)));
+                self.bars
+                    .suspend(|| out::note(format_args!("boxlite-vmm: warning: {}", plain(text))));
             }
             _ => {}
         }

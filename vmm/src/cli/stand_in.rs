@@ -5,11 +5,13 @@
 
 use std::time::Duration;
 
+use anyhow::Result;
 use boxlite_proto::message::Control;
 use clap::Args;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use super::out;
 use crate::client::{self, Attachment, DetachKeys, Streams, exit_code};
 use crate::runtime::{Attached, BoxHandle, Error, ErrorKind};
 
@@ -34,6 +36,7 @@ impl TerminalArgs {
             detach_keys: self.detach_keys.clone(),
             signals: self.sig_proxy,
             stdin: true,
+            onlooker: false,
             timeout: None,
         }
     }
@@ -48,6 +51,9 @@ pub(super) struct StandIn {
     pub(super) signals: bool,
     /// Whether standard input is passed on.
     pub(super) stdin: bool,
+    /// Whether the command is somebody else's, or nobody's: then it does not hear that this process has no more
+    /// input for it.
+    pub(super) onlooker: bool,
     /// The command, and its box with it, is ended after so long.
     pub(super) timeout: Option<Duration>,
 }
@@ -81,8 +87,8 @@ impl StandIn {
         attachment: Attachment,
         sandbox: &BoxHandle,
         mut attached: Attached,
-    ) -> Result<Ended, Error> {
-        let attachment = attachment.detach_keys(self.detach_keys.clone());
+    ) -> Result<Ended> {
+        let attachment = attachment.detach_keys(self.detach_keys.clone()).onlooker(self.onlooker);
         let mut stdin = attached.stdin();
         if !self.stdin
             && let Some(stdin) = stdin.take()
@@ -120,19 +126,20 @@ impl StandIn {
             Ok(client::Ended::Exited(status)) => Ok(Ended::Exited(exit_code(status))),
             Ok(client::Ended::Left) => {
                 // On a line of its own: the cursor is where the command left it.
-                eprintln!(
-                    "\nboxlite-vmm: the box {} goes on without this terminal",
-                    sandbox.name()
-                );
+                let name = sandbox.name();
+                out::note(format_args!(
+                    "\nboxlite-vmm: the box {name} goes on without this terminal"
+                ));
                 Ok(Ended::Left)
             }
+            Ok(client::Ended::Unwritten(error)) => Err(error.into()),
             // Somebody ended the box: as docker has it, its command was killed.
             Err(error) if error.kind() == ErrorKind::BoxEnded => {
-                eprintln!("boxlite-vmm: {error}");
+                out::note(format_args!("boxlite-vmm: {error}"));
                 let info = sandbox.info().await.ok();
                 Ok(Ended::Exited(info.and_then(|info| info.exit_code).unwrap_or(KILLED)))
             }
-            Err(error) => Err(error),
+            Err(error) => Err(error.into()),
         }
     }
 }

@@ -84,7 +84,7 @@ pub(super) async fn stats(global: &Global, args: &Stats) -> Result<u8> {
             Format::Table => {
                 let table = table(&samples, args.no_trunc);
                 match &mut screen {
-                    Some(screen) => screen.draw(&table.lines())?,
+                    Some(screen) => screen.draw(&table.lines()).map_err(out::Unwritten::text)?,
                     None => out::print(table.text())?,
                 }
             }

@@ -30,6 +30,7 @@ const HOLD: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub struct Attachment {
     terminal: bool,
+    onlooker: bool,
     detach_keys: Option<DetachKeys>,
     signals: mpsc::UnboundedReceiver<i32>,
     _listeners: JoinSet<()>,
@@ -47,12 +48,29 @@ pub struct Streams {
 }
 
 /// How standing in for a command ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Ended {
     /// The command ended.
     Exited(ExitStatus),
     /// The person at the terminal left it.
     Left,
+    /// Not all of its output could be written here.
+    Unwritten(Unwritten),
+}
+
+/// A standard stream of this process could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write to {stream}")]
+pub struct Unwritten {
+    stream: &'static str,
+    source: io::Error,
+}
+
+impl Unwritten {
+    /// Whether that is because nobody reads the stream any more, as with `| head`.
+    pub fn is_closed_pipe(&self) -> bool {
+        self.source.kind() == io::ErrorKind::BrokenPipe
+    }
 }
 
 impl Attachment {
@@ -74,7 +92,15 @@ impl Attachment {
                 while signal.recv().await.is_some() && sender.send(number).is_ok() {}
             });
         }
-        Ok(Self { terminal, detach_keys: None, signals, _listeners: listeners })
+        let (detach_keys, onlooker) = (None, false);
+        Ok(Self { terminal, onlooker, detach_keys, signals, _listeners: listeners })
+    }
+
+    /// The command is not this process's own: it is left when its output cannot be written here, and the end
+    /// of standard input is not the end of its input, for others may have more.
+    pub fn onlooker(mut self, yes: bool) -> Self {
+        self.onlooker = yes;
+        self
     }
 
     /// Lets a person who types these keys leave the command. Has no effect where standard input is
@@ -108,7 +134,11 @@ impl Attachment {
 
     /// Connects `streams`, and passes signals and terminal sizes to `control`, until the command
     /// has `exited` and all of its output is written, or until it is left by its
-    /// [detach keys](Self::detach_keys). A terminal is in raw mode meanwhile.
+    /// [detach keys](Self::detach_keys). A terminal whose keys are the command's is in raw mode meanwhile; without
+    /// [`Streams::stdin`] it stays as it is, so that its keys make signals.
+    ///
+    /// A command that is left keeps its output: others may read it. Output that cannot be written here is
+    /// closed, which the command sees as a broken pipe.
     ///
     /// Standard input is read by a thread that outlives this call: it may take input that comes
     /// after the command's end.
@@ -121,16 +151,19 @@ impl Attachment {
         control: impl Fn(Control),
         exited: impl Future<Output = Result<ExitStatus, E>>,
     ) -> Result<Ended, E> {
-        let _raw = self.terminal.then(|| RawMode::enter(io::stdin().as_fd()));
+        let _raw =
+            (self.terminal && streams.stdin.is_some()).then(|| RawMode::enter(io::stdin().as_fd()));
         if let Some(size) = self.terminal_size() {
             control(Control::Resize(size));
         }
-        let scanner = self.detach_keys.take().map(Scanner::new);
-        let stdin = send(own(io::stdin().as_fd()), streams.stdin, scanner);
+        let input =
+            Input { scanner: self.detach_keys.take().map(Scanner::new), ends: !self.onlooker };
+        let stdin = send(own(io::stdin().as_fd()), streams.stdin, input);
+        let (failed, mut failures) = mpsc::unbounded_channel();
         let output = async {
             tokio::join!(
-                receive(streams.stdout, own(io::stdout().as_fd())),
-                receive(streams.stderr, own(io::stderr().as_fd())),
+                receive(streams.stdout, own(io::stdout().as_fd()), "standard output", &failed),
+                receive(streams.stderr, own(io::stderr().as_fd()), "standard error", &failed),
             );
         };
         let end = async {
@@ -138,10 +171,20 @@ impl Attachment {
             status
         };
         tokio::pin!(stdin, end);
-        let mut sending = true;
+        let (mut sending, mut unwritten) = (true, None);
         loop {
             tokio::select! {
-                status = &mut end => return status.map(Ended::Exited),
+                biased;
+                Some(failure) = failures.recv() => match self.onlooker {
+                    true => return Ok(Ended::Unwritten(failure)),
+                    // The command has seen a broken pipe, and ends as it likes.
+                    false if failure.is_closed_pipe() => {}
+                    false => drop(unwritten.get_or_insert(failure)),
+                },
+                status = &mut end => {
+                    let status = status?;
+                    return Ok(unwritten.map_or(Ended::Exited(status), Ended::Unwritten));
+                }
                 left = &mut stdin, if sending => match left {
                     true => return Ok(Ended::Left),
                     false => sending = false,
@@ -160,15 +203,34 @@ fn own(fd: impl AsFd) -> Option<OwnedFd> {
     fd.as_fd().try_clone_to_owned().ok()
 }
 
+/// What standard input is to a command.
+struct Input {
+    /// Finds the keys that leave the command.
+    scanner: Option<Scanner>,
+    /// Whether its end is the end of the command's input.
+    ends: bool,
+}
+
 /// Sends what can be read to the command, and its end. True when the keys that leave it were typed:
-/// then its input does not end.
-async fn send(from: Option<OwnedFd>, to: Option<ExecStdin>, mut scanner: Option<Scanner>) -> bool {
+/// then neither its input nor its output ends.
+async fn send(from: Option<OwnedFd>, to: Option<ExecStdin>, mut input: Input) -> bool {
     let (Some(from), Some(mut to)) = (from, to) else { return false };
+    let left = pass_on(from, &mut to, &mut input.scanner).await;
+    match left {
+        true => to.leave_all(),
+        false if !input.ends => to.leave(),
+        false => {}
+    }
+    left
+}
+
+/// Sends what can be read. True when the keys that leave the command were typed.
+async fn pass_on(from: OwnedFd, to: &mut ExecStdin, scanner: &mut Option<Scanner>) -> bool {
     let mut chunks = read_in_background(from);
     loop {
         let mut bytes = Vec::new();
         let mut left = false;
-        match &mut scanner {
+        match scanner {
             None => match chunks.recv().await {
                 Some(chunk) => bytes = chunk,
                 None => return false,
@@ -186,25 +248,33 @@ async fn send(from: Option<OwnedFd>, to: Option<ExecStdin>, mut scanner: Option<
             return false;
         }
         if left {
-            to.leave();
             return true;
         }
     }
 }
 
-/// Writes what the command writes, until its end. If it cannot be written, the command hears of it.
-async fn receive(from: Option<ExecOutput>, to: Option<OwnedFd>) {
+/// Writes what the command writes, until its end. If it cannot be written, `failed` and the command
+/// hear of it.
+async fn receive(
+    from: Option<ExecOutput>,
+    to: Option<OwnedFd>,
+    stream: &'static str,
+    failed: &mpsc::UnboundedSender<Unwritten>,
+) {
     let (Some(mut from), Some(to)) = (from, to) else { return };
     let writer = write_in_background(to);
     loop {
         let mut chunk = Vec::with_capacity(CHUNK);
         match from.read_buf(&mut chunk).await {
             Ok(0) | Err(_) => break,
-            Ok(_) if !writer.write(chunk).await => return,
+            Ok(_) if !writer.write(chunk).await => break,
             Ok(_) => {}
         }
     }
-    writer.finish().await;
+    if let Err(source) = writer.finish().await {
+        // Its receiver lives as long as this future.
+        let _ = failed.send(Unwritten { stream, source });
+    }
 }
 
 /// Which signals this process was started to ignore, as with `nohup`: one bit each.

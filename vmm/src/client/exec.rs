@@ -219,6 +219,12 @@ impl ExecStdin {
     pub fn leave(mut self) {
         self.ends = false;
     }
+
+    /// As [`leave`](Self::leave), and its command's outputs do not end either when they are dropped.
+    pub(super) fn leave_all(self) {
+        self.port.stream.keep_outputs();
+        self.leave();
+    }
 }
 
 impl AsyncWrite for ExecStdin {

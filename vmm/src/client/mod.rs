@@ -33,7 +33,7 @@ use exec::Running;
 use stream::{Outcome, Purpose};
 use wire::Outbox;
 
-pub use attach::{Attachment, Ended, Streams};
+pub use attach::{Attachment, Ended, Streams, Unwritten};
 pub use copy::{Archive, Unpacked};
 pub use detach_keys::{DetachKeys, InvalidKey};
 pub use error::{Error, Loss, Violation};

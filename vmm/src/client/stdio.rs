@@ -43,19 +43,19 @@ pub(super) fn read_in_background(fd: OwnedFd) -> mpsc::Receiver<Vec<u8>> {
 /// The way to a thread that writes.
 pub(super) struct Writer {
     chunks: mpsc::Sender<Vec<u8>>,
-    done: oneshot::Receiver<()>,
+    done: oneshot::Receiver<io::Result<()>>,
 }
 
 impl Writer {
-    /// Passes a chunk on; false if nobody reads what is written any more.
+    /// Passes a chunk on; false once writing has failed. [`finish`](Self::finish) says how.
     pub(super) async fn write(&self, chunk: Vec<u8>) -> bool {
         self.chunks.send(chunk).await.is_ok()
     }
 
-    /// Waits until everything is written.
-    pub(super) async fn finish(self) {
+    /// Waits until everything is written, or cannot be.
+    pub(super) async fn finish(self) -> io::Result<()> {
         drop(self.chunks);
-        let _ = self.done.await;
+        self.done.await.unwrap_or_else(|_| Err(io::Error::other("no thread writes to it")))
     }
 }
 
@@ -65,13 +65,12 @@ pub(super) fn write_in_background(fd: OwnedFd) -> Writer {
     let (end, done) = oneshot::channel();
     let mut file = File::from(fd);
     let write = move || {
-        while let Some(chunk) = receiver.blocking_recv() {
-            if write_all(&mut file, &chunk).is_err() {
-                break;
-            }
+        let mut written = Ok(());
+        while let (Ok(()), Some(chunk)) = (&written, receiver.blocking_recv()) {
+            written = write_all(&mut file, &chunk);
         }
         drop(receiver);
-        let _ = end.send(());
+        let _ = end.send(written);
     };
     spawn("stdout", write);
     Writer { chunks: sender, done }
@@ -128,7 +127,7 @@ mod tests {
                     for chunk in bytes.chunks(10_000) {
                         assert!(writer.write(chunk.to_vec()).await);
                     }
-                    writer.finish().await;
+                    writer.finish().await.unwrap();
                 };
                 let read = async {
                     let mut chunks = read_in_background(from);
@@ -145,13 +144,18 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_reader_stops_the_writer() {
+    fn what_stops_the_writer_is_told() {
+        let end = |to: OwnedFd| {
+            block_on(async {
+                let writer = write_in_background(to);
+                while writer.write(vec![0; 10]).await {}
+                writer.finish().await.unwrap_err().kind()
+            })
+        };
         let (from, to) = rustix::pipe::pipe().unwrap();
         drop(from);
-        block_on(async {
-            let writer = write_in_background(to);
-            while writer.write(vec![0; 10]).await {}
-            writer.finish().await;
-        });
+        assert_eq!(end(to), io::ErrorKind::BrokenPipe);
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        assert_eq!(end(full.into()), io::ErrorKind::StorageFull);
     }
 }

@@ -205,6 +205,20 @@ fn dropped_handles_kill_and_end() {
 }
 
 #[test]
+fn a_command_that_is_left_keeps_its_input_and_its_outputs() {
+    run(async {
+        let (handle, mut agent) = running(true, |agent, _| async { agent }).await;
+        let mut handle = handle.unwrap();
+        handle.stdin.take().unwrap().leave_all();
+        drop(handle);
+        // Whoever shares a command knows that this is not meant.
+        let kill = agent.next().await.unwrap();
+        assert_eq!(kill.decode::<Control>().unwrap(), Control::Kill);
+        assert!(agent.next().await.is_none());
+    });
+}
+
+#[test]
 fn an_abandoned_exec_is_killed_before_it_started() {
     run(async {
         let (client, mut agent) = connected().await;

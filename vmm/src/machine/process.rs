@@ -135,7 +135,8 @@ impl Process {
         // The guest boots while the rest is made.
         process.act(now);
         let unsent = process.unsent.clone();
-        let server = Server { inbox: sender, vsock, hub: None, unsent };
+        let outlives = Arc::default();
+        let server = Server { inbox: sender, vsock, hub: None, unsent, outlives };
         match process.spec.sandbox.clone() {
             None => hear_launcher(launcher, server, None)?,
             Some(sandbox) => {
@@ -169,13 +170,10 @@ impl Process {
             let _ = sender.send(Message::Hub(note));
         })?;
         server.hub = Some(hub.clone());
+        server.outlives.store(spec.detached, Ordering::SeqCst);
         server.listen_for_control(OwnedFd::from(file(spec.control)?).into())?;
         server.listen_for_vsock(OwnedFd::from(file(spec.vsock)?).into())?;
-        let orphan = Orphan {
-            record: record.try_clone()?,
-            remove: spec.remove,
-            outlives: Arc::new(AtomicBool::new(spec.detached)),
-        };
+        let orphan = Orphan { record: record.try_clone()?, remove: spec.remove };
         hear_launcher(launcher, server, Some(orphan))?;
         self.hub = Some(hub);
         self.record = Some(record);
@@ -561,21 +559,16 @@ impl Launcher {
 struct Orphan {
     record: Record,
     remove: bool,
-    outlives: Arc<AtomicBool>,
 }
 
 /// Hears the launcher on a thread of its own. When it is gone a machine ends at once, whatever the
 /// main thread does, and so does a box of which nothing is kept.
 fn hear_launcher(launcher: UnixStream, server: Server, orphan: Option<Orphan>) -> io::Result<()> {
     thread::Builder::new().name("launcher".into()).spawn(move || {
-        server.serve(&launcher, |message| {
-            if let (ToMachine::Outlive, Some(orphan)) = (message, &orphan) {
-                orphan.outlives.store(true, Ordering::SeqCst);
-            }
-        });
+        server.serve(&launcher);
         match orphan {
             None => std::process::exit(0),
-            Some(orphan) if orphan.remove && !orphan.outlives.load(Ordering::SeqCst) => {
+            Some(orphan) if orphan.remove && !server.outlives.load(Ordering::SeqCst) => {
                 orphan.record.event(EventKind::Stopped { code: None });
                 orphan.record.remove();
                 std::process::exit(0)

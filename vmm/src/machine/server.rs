@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -80,6 +80,8 @@ pub(super) struct Server {
     pub(super) vsock: Vsock,
     pub(super) hub: Option<Hub>,
     pub(super) unsent: Unsent,
+    /// Whether the box goes on without its launcher, whoever said so.
+    pub(super) outlives: Arc<AtomicBool>,
 }
 
 /// The way of an answer.
@@ -106,7 +108,7 @@ impl Server {
             return;
         }
         match place {
-            Place::Any => self.serve(peer, |_| {}),
+            Place::Any => self.serve(peer),
             Place::Reserved => match control::receive(peer) {
                 Ok(Some((message, files))) if ends_the_box(&message) => {
                     self.reply(peer, message, files);
@@ -117,11 +119,13 @@ impl Server {
         }
     }
 
-    /// Takes what somebody says, to the end of the connection. `heard` sees each message first.
-    pub(super) fn serve(&self, peer: &UnixStream, mut heard: impl FnMut(&ToMachine)) {
+    /// Takes what somebody says, to the end of the connection.
+    pub(super) fn serve(&self, peer: &UnixStream) {
         // Anything else than whole messages ends the connection.
         while let Ok(Some((message, files))) = control::receive(peer) {
-            heard(&message);
+            if matches!(message, ToMachine::Outlive) {
+                self.outlive();
+            }
             if !self.reply(peer, message, files) {
                 return;
             }
@@ -136,6 +140,14 @@ impl Server {
             self.unsent.change(|count| *count = count.saturating_sub(1));
         }
         sent.is_ok()
+    }
+
+    /// Lets the box go on without its launcher. Here, because the thread that sees that go asks nobody else.
+    fn outlive(&self) {
+        self.outlives.store(true, Ordering::SeqCst);
+        if let Some(hub) = &self.hub {
+            hub.send(Command::KeepOutput);
+        }
     }
 
     /// The answer to a message, if it has one, and whether it is counted as unsent.

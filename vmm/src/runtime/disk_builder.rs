@@ -37,11 +37,13 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(300);
 pub(super) struct MicroVmBuilder {
     guest: GuestFiles,
     launcher: PathBuf,
+    debug: bool,
 }
 
 impl MicroVmBuilder {
-    pub(super) fn new(guest: &GuestFiles, launcher: &Path) -> Self {
-        Self { guest: guest.clone(), launcher: launcher.to_owned() }
+    /// `debug`: whether the machines' processes say more.
+    pub(super) fn new(guest: &GuestFiles, launcher: &Path, debug: bool) -> Self {
+        Self { guest: guest.clone(), launcher: launcher.to_owned(), debug }
     }
 
     /// The empty file system that every disk starts from.
@@ -83,7 +85,7 @@ impl MicroVmBuilder {
         };
         let failed = Error::home("cannot be opened", &self.launcher);
         let disk = disk.try_clone().map_err(failed)?.into();
-        let machine = MachineProcess::start(&self.launcher, spec, &[disk], None)?;
+        let machine = MachineProcess::start(&self.launcher, self.debug, spec, &[disk], None)?;
         tokio::time::timeout(READY_TIMEOUT, machine.ready(None))
             .await
             .map_err(|_| failure("it did not get ready"))??;

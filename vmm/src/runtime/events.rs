@@ -1,7 +1,8 @@
 //! Events of the boxes of a home, as they happen, whoever makes them happen.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 use super::call::Duplex;
-use super::json_lines::JsonLines;
+use super::json_lines::{self, JsonLines};
 use crate::events::{self, Event};
 
 /// Between two looks at the log.
@@ -77,13 +78,13 @@ impl Events {
 pub(super) fn stream(log: PathBuf, query: EventQuery) -> DuplexStream {
     let (ours, mut theirs) = tokio::io::duplex(BUFFER);
     // Where the log ends now; what comes before the task has begun is not to be missed.
-    let end = std::fs::metadata(&log).map_or(0, |log| log.len());
-    let start = if query.since_ms.is_some() { 0 } else { end };
+    let mut tail = match query.since_ms {
+        Some(_) => Tail::of_all(log),
+        None => Tail::from_now(log),
+    };
     tokio::spawn(async move {
-        let mut older = query.since_ms.map(|_| Tail::new(events::older(&log), 0));
-        let mut tail = Tail::new(log, start);
         loop {
-            let lines = older.as_mut().unwrap_or(&mut tail).read().unwrap_or_default();
+            let lines = tail.read().unwrap_or_default();
             for line in lines.split_inclusive(|byte| *byte == b'\n') {
                 let event = serde_json::from_slice::<Event>(line);
                 let wanted = event.is_ok_and(|event| query.wants(&event));
@@ -91,10 +92,12 @@ pub(super) fn stream(log: PathBuf, query: EventQuery) -> DuplexStream {
                     return;
                 }
             }
-            if !lines.is_empty() || older.take().is_some() {
+            if !lines.is_empty() {
                 continue;
             }
             if !query.follow {
+                // Without it, the reader takes the stream for one that broke off.
+                let _ = theirs.write_all(json_lines::END).await;
                 return;
             }
             let mut byte = [0];
@@ -108,37 +111,113 @@ pub(super) fn stream(log: PathBuf, query: EventQuery) -> DuplexStream {
     ours
 }
 
-/// The growing end of a file of lines.
+/// The growing end of a log, also while it is moved aside: the file at `path` stays the same, and the log
+/// before it is beside it.
 struct Tail {
     path: PathBuf,
+    /// The number of the log that is read; none: whichever comes.
+    log: Option<u64>,
+    /// Whether the log that is read is known to be the older one.
+    in_older: bool,
     at: u64,
     /// The beginning of a line that is not whole yet.
     rest: Vec<u8>,
 }
 
 impl Tail {
-    fn new(path: PathBuf, at: u64) -> Self {
-        Self { path, at, rest: Vec::new() }
+    /// What comes from now on.
+    fn from_now(path: PathBuf) -> Self {
+        let now =
+            File::open(&path).and_then(|log| Ok((events::number(&log)?, log.metadata()?.len())));
+        let (log, at) = match now {
+            Ok((Some(log), len)) => (Some(log), len),
+            // There is none yet, or it is begun anew just now: then all of it is new.
+            _ => (None, 0),
+        };
+        Self { path, log, in_older: false, at, rest: Vec::new() }
+    }
+
+    /// All that is there, and what comes.
+    fn of_all(path: PathBuf) -> Self {
+        let older = File::open(events::older(&path)).and_then(|log| events::number(&log));
+        let log = older.ok().flatten();
+        Self { path, log, in_older: log.is_some(), at: 0, rest: Vec::new() }
     }
 
     /// Whole lines that have come since the last time; none at the end.
     fn read(&mut self) -> io::Result<Vec<u8>> {
-        let mut file = File::open(&self.path)?;
-        if file.metadata()?.len() < self.at {
-            // Begun anew.
-            self.at = 0;
-            self.rest.clear();
+        loop {
+            let log = File::open(&self.path)?;
+            let Some(number) = events::number(&log)? else { return Ok(Vec::new()) };
+            let reading = *self.log.get_or_insert(number);
+            if self.in_older || reading != number {
+                match self.read_older(reading, number)? {
+                    Some(lines) if !lines.is_empty() => return Ok(lines),
+                    _ => continue,
+                }
+            }
+            if log.metadata()?.len() < self.at {
+                self.begin(number);
+            }
+            let bytes = self.read_from(&log)?;
+            if events::number(&log)? != Some(number) {
+                // It was moved aside meanwhile: what was read may be of its successor.
+                return Ok(Vec::new());
+            }
+            let read = bytes.len();
+            let lines = self.take(bytes);
+            if read == 0 || !lines.is_empty() {
+                return Ok(lines);
+            }
         }
-        file.seek(SeekFrom::Start(self.at))?;
-        let mut bytes = std::mem::take(&mut self.rest);
-        let read = file.take(BUFFER as u64).read_to_end(&mut bytes)?;
-        self.at += read as u64;
-        let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-        self.rest = bytes.split_off(whole);
+    }
+
+    /// Reads on in the log before the one of number `newest`; none when another log is to be read now.
+    fn read_older(&mut self, reading: u64, newest: u64) -> io::Result<Option<Vec<u8>>> {
+        let older = match File::open(events::older(&self.path)) {
+            Ok(older) => events::number(&older)?.map(|number| (older, number)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(e) => return Err(e),
+        };
+        match older {
+            Some((older, number)) if number == reading => {
+                let bytes = self.read_from(&older)?;
+                if !bytes.is_empty() {
+                    return Ok(Some(self.take(bytes)));
+                }
+                self.begin(reading + 1);
+            }
+            // That many were moved aside since the last look.
+            Some((_, number)) if number > reading => self.begin(number),
+            _ => self.begin(newest),
+        }
+        Ok(None)
+    }
+
+    /// Goes to the beginning of a log.
+    fn begin(&mut self, number: u64) {
+        (self.log, self.in_older, self.at) = (Some(number), false, 0);
+        self.rest.clear();
+    }
+
+    fn read_from(&self, log: &File) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; BUFFER];
+        let read = log.read_at(&mut bytes, self.at)?;
+        bytes.truncate(read);
+        Ok(bytes)
+    }
+
+    /// Takes what was read; the lines that are whole with it.
+    fn take(&mut self, bytes: Vec<u8>) -> Vec<u8> {
+        self.at += bytes.len() as u64;
+        let mut lines = std::mem::take(&mut self.rest);
+        lines.extend(bytes);
+        let whole = lines.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        self.rest = lines.split_off(whole);
         if self.rest.len() > MAX_LINE {
             self.rest.clear();
         }
-        if bytes.is_empty() && read > 0 { self.read() } else { Ok(bytes) }
+        lines
     }
 }
 
@@ -182,5 +261,56 @@ mod tests {
             times.push(event.at_ms);
         }
         assert_eq!(times, [1, 1, 2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn nothing_is_missed_when_the_log_is_moved_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("events.jsonl");
+        let times = |lines: Vec<u8>| -> Vec<u64> {
+            let lines = lines.split_inclusive(|byte| *byte == b'\n');
+            lines
+                .filter_map(|line| Some(serde_json::from_slice::<Event>(line).ok()?.at_ms))
+                .collect()
+        };
+        let all = |tail: &mut Tail| {
+            let mut all = Vec::new();
+            loop {
+                match tail.read().unwrap() {
+                    lines if lines.is_empty() => return times(all),
+                    lines => all.extend(lines),
+                }
+            }
+        };
+        note(&log, 1, "a");
+        let mut tail = Tail::from_now(log.clone());
+        note(&log, 2, "a");
+        assert_eq!(all(&mut tail), [2]);
+        // Between two looks: events before and after the move, and the new log grows beyond the old one.
+        note(&log, 3, "a");
+        events::move_aside(&log, 0).unwrap();
+        for at in 4..9 {
+            note(&log, at, "a");
+        }
+        assert_eq!(all(&mut tail), [3, 4, 5, 6, 7, 8]);
+        assert_eq!(all(&mut Tail::of_all(log.clone())), [1, 2, 3, 4, 5, 6, 7, 8]);
+        // A new log that is as long as the old one was.
+        events::move_aside(&log, 0).unwrap();
+        for at in 4..9 {
+            note(&log, at, "b");
+        }
+        assert_eq!(all(&mut tail), [4, 5, 6, 7, 8]);
+        // Moved twice: what is left of it.
+        events::move_aside(&log, 0).unwrap();
+        note(&log, 10, "a");
+        events::move_aside(&log, 0).unwrap();
+        note(&log, 11, "a");
+        assert_eq!(all(&mut tail), [10, 11]);
+        // As a release without numbers left it.
+        std::fs::remove_file(&log).unwrap();
+        std::fs::write(events::older(&log), "{\"at_ms\":1,\"id\":\"a\",\"event\":\"running\"}\n")
+            .unwrap();
+        note(&log, 2, "a");
+        assert_eq!(all(&mut Tail::of_all(log)), [1, 2]);
     }
 }

@@ -242,8 +242,8 @@ impl Attached {
         Self { sandbox, handle }
     }
 
-    /// Its standard input, once, if the box is interactive. Shutting it down is the end of the input, for all
-    /// who are attached.
+    /// Its standard input, once, if the box is interactive. Shutting it down, or dropping it, is the end of the input,
+    /// for all who are attached; [`leave`](ExecStdin::leave) it if others may have more.
     pub fn stdin(&mut self) -> Option<ExecStdin> {
         self.handle.stdin.take()
     }
@@ -274,6 +274,15 @@ impl Attached {
         match self.handle.exited().await {
             Ok(status) => Ok(status),
             Err(e) => Err(self.sandbox.explain(e).await),
+        }
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        // An input that nobody wanted here is not at its end.
+        if let Some(stdin) = self.handle.stdin.take() {
+            stdin.leave();
         }
     }
 }

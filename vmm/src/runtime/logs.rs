@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 use super::call::Duplex;
+use super::json_lines;
 use crate::logbook;
 
 pub use crate::logbook::{LogStream, Record as LogRecord};
@@ -21,6 +22,9 @@ const BUFFER: usize = 256 << 10;
 
 /// The most bytes of a record.
 const MAX_RECORD: u32 = 1 << 20;
+
+/// In place of a record's length: there are no more, as opposed to a stream that broke off.
+const END: u32 = u32::MAX;
 
 /// Which part of a log. The default is all that is there.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,28 +76,43 @@ impl LogQuery {
 }
 
 /// What a main command wrote, in the order in which it arrived.
-pub struct Logs(Box<dyn Duplex>);
+pub struct Logs {
+    stream: Box<dyn Duplex>,
+    ended: bool,
+}
 
 impl Logs {
     pub(super) fn new(stream: Box<dyn Duplex>) -> Self {
-        Self(stream)
+        Self { stream, ended: false }
     }
 
     /// The next piece; none at the end. Not cancel safe: what is half read then is lost.
+    ///
+    /// # Errors
+    /// When the log cannot be read on, as when the software host that it is in has gone.
     pub async fn next(&mut self) -> io::Result<Option<LogRecord>> {
-        let len = match self.0.read_u32_le().await {
-            Ok(len) if len <= MAX_RECORD => len,
-            Ok(_) => return Err(io::Error::new(io::ErrorKind::InvalidData, "malformed log")),
-            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-            Err(e) => return Err(e),
+        if self.ended {
+            return Ok(None);
+        }
+        self.read().await.map_err(json_lines::broken_off)
+    }
+
+    async fn read(&mut self) -> io::Result<Option<LogRecord>> {
+        let len = match self.stream.read_u32_le().await? {
+            END => {
+                self.ended = true;
+                return Ok(None);
+            }
+            len if len <= MAX_RECORD => len,
+            _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "malformed log")),
         };
-        let stream = match self.0.read_u8().await? {
+        let stream = match self.stream.read_u8().await? {
             0 => LogStream::Stdout,
             _ => LogStream::Stderr,
         };
-        let at_ns = self.0.read_u64_le().await?;
+        let at_ns = self.stream.read_u64_le().await?;
         let mut bytes = vec![0; len as usize];
-        self.0.read_exact(&mut bytes).await?;
+        self.stream.read_exact(&mut bytes).await?;
         Ok(Some(LogRecord { at_ns, stream, bytes }))
     }
 }
@@ -113,7 +132,7 @@ pub(super) fn stream(
 ) -> DuplexStream {
     let (ours, theirs) = tokio::io::duplex(BUFFER);
     tokio::spawn(async move {
-        // A reader that hung up, or a log that cannot be read any more: the stream ends.
+        // A reader that hung up, or a log that cannot be read any more: the stream breaks off.
         if let Err(e) = send(folder, query, lives, theirs).await {
             tracing::debug!("a log's stream ended: {e}");
         }
@@ -142,6 +161,7 @@ async fn send(
             to.write_all(&record.bytes).await?;
         }
         if last {
+            to.write_u32_le(END).await?;
             return to.shutdown().await;
         }
         let mut byte = [0];

@@ -95,6 +95,10 @@ pub struct RuntimeOptions {
     pub launcher: Option<PathBuf>,
     /// Where boxes run.
     pub accel: Accel,
+    /// A line for standard error when this starts a software host.
+    pub(crate) notice: Option<String>,
+    /// Whether the processes that this starts say more in their logs.
+    pub(crate) debug: bool,
 }
 
 impl RuntimeOptions {

@@ -72,6 +72,9 @@ pub enum Error {
     /// The runtime of this process.
     #[error("cannot set up this process: {0}")]
     Runtime(#[source] io::Error),
+    /// Not all that the command wrote could be written here.
+    #[error(transparent)]
+    Unwritten(client::Unwritten),
     /// The command could not be run in it, or the connection broke.
     #[error(transparent)]
     Client(client::Error),

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::future::Future;
+use std::io::Write;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
@@ -111,6 +112,7 @@ pub async fn run(options: &Options, command: Command) -> Result<u8, Error> {
     match attachment.run(streams, control, handle.exited()).await {
         Ok(Ended::Exited(status)) => Ok(exit_code(status)),
         Ok(Ended::Left) => Ok(0),
+        Ok(Ended::Unwritten(error)) => Err(Error::Unwritten(error)),
         Err(error) => Err(Error::of_connection(error, &place)),
     }
 }
@@ -145,7 +147,7 @@ fn could_not_start(error: client::Error, place: &Place) -> Result<u8, Error> {
         Some(FailureKind::NotExecutable) => 126,
         _ => return Err(Error::of_connection(error, place)),
     };
-    eprintln!("{error}");
+    let _ = writeln!(std::io::stderr(), "{error}");
     Ok(code)
 }
 
@@ -222,6 +224,9 @@ impl<'a> Search<'a> {
         inherit_only(command.as_std_mut(), Vec::new());
         self.keeper = Some(command.spawn().map_err(Error::Qemu)?);
         self.started += 1;
+        if let (1, Some(notice)) = (self.started, &self.options.notice) {
+            let _ = writeln!(std::io::stderr(), "{notice}");
+        }
         Ok(())
     }
 

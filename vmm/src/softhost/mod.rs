@@ -88,6 +88,8 @@ pub struct Options {
     pub template: PathBuf,
     /// The program that has [`KEEPER_SUBCOMMAND`]; this one, if none.
     pub launcher: Option<PathBuf>,
+    /// A line for standard error when it is started, rather than shared.
+    pub notice: Option<String>,
 }
 
 impl Options {
@@ -103,6 +105,7 @@ impl Options {
             initramfs: absolute(&guest.initramfs)?,
             template: absolute(&guest.template)?,
             launcher: None,
+            notice: None,
         })
     }
 
@@ -111,7 +114,7 @@ impl Options {
         let mut args = args.into_iter().map(PathBuf::from);
         let mut next = || args.next();
         let (home, kernel, initramfs, template) = (next()?, next()?, next()?, next()?);
-        Some(Self { home, kernel, initramfs, template, launcher: None })
+        Some(Self { home, kernel, initramfs, template, launcher: None, notice: None })
     }
 
     /// The program and arguments of the keeper.

@@ -4,6 +4,7 @@
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::time::Instant;
 
 use boxlite_proto::frame::{Frame, FrameError, HEADER_LEN, Header, Kind};
 use rustix::event::PollFlags;
@@ -40,13 +41,22 @@ pub(super) struct Link {
     sent: usize,
     /// The other end takes nothing any more; what it said before can still be read.
     deaf: bool,
+    /// When the other end last said or took something.
+    moved: Instant,
 }
 
 impl Link {
     /// Takes a connected socket.
     pub(super) fn new(socket: UnixStream) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
-        Ok(Self { socket, partial: Vec::new(), out: Vec::new(), sent: 0, deaf: false })
+        Ok(Self {
+            socket,
+            partial: Vec::new(),
+            out: Vec::new(),
+            sent: 0,
+            deaf: false,
+            moved: Instant::now(),
+        })
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
@@ -69,6 +79,11 @@ impl Link {
     /// Whether the other end takes nothing any more.
     pub(super) fn is_deaf(&self) -> bool {
         self.deaf
+    }
+
+    /// When the other end last said or took something.
+    pub(super) fn moved(&self) -> Instant {
+        self.moved
     }
 
     /// Adds bytes to what is to leave.
@@ -122,7 +137,10 @@ impl Link {
     fn read(&mut self, buffer: &mut [u8]) -> Result<Option<usize>, Broken> {
         match (&self.socket).read(buffer) {
             Ok(0) => Err(Broken::Closed),
-            Ok(n) => Ok(Some(n)),
+            Ok(n) => {
+                self.moved = Instant::now();
+                Ok(Some(n))
+            }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(None),
             Err(e) => Err(e.into()),
@@ -133,7 +151,10 @@ impl Link {
     pub(super) fn flush(&mut self) {
         while self.waiting() > 0 {
             match (&self.socket).write(&self.out[self.sent..]) {
-                Ok(n) if n > 0 => self.sent += n,
+                Ok(n) if n > 0 => {
+                    self.sent += n;
+                    self.moved = Instant::now();
+                }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 // The end of the connection is found by reading, after what comes before it.

@@ -43,6 +43,8 @@ const MAX_PEERS: usize = 256;
 const AGENT_HIGH: usize = 512 << 10;
 /// Reads that empty the socket of a machine that is gone.
 const LAST_READS: usize = 32;
+/// An onlooker that takes nothing for so long is hung up on when the command is over; the log has the rest.
+const STALL: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 /// How long [`Hub::disconnect`] waits for the thread.
 const DISCONNECT_LIMIT: Duration = Duration::from_secs(5);
 
@@ -59,6 +61,8 @@ pub(super) enum Command {
     StartMain,
     /// Tell it something.
     ControlMain(Control),
+    /// Its output goes on when nobody attached reads it: the box is detached now.
+    KeepOutput,
     /// Begin the health check of this number.
     Check(u64),
     /// Kill the one that runs.
@@ -162,6 +166,7 @@ struct State {
 }
 
 struct Closing {
+    since: Instant,
     deadline: Option<Instant>,
 }
 
@@ -187,6 +192,7 @@ impl State {
                     break;
                 }
             }
+            self.hang_up_on_idlers();
             self.peers.retain(|peer| !peer.is_over());
             if let Some(closing) = &self.closing {
                 let late = closing.deadline.is_some_and(|deadline| deadline <= Instant::now());
@@ -202,6 +208,25 @@ impl State {
         }
     }
 
+    /// When the hub closes for one peer, or for all.
+    fn deadline(&self) -> Option<Instant> {
+        let closing = self.closing.as_ref()?;
+        let stalls = self.peers.iter().filter_map(|peer| closing.patience_with(peer));
+        stalls.chain(closing.deadline).min()
+    }
+
+    /// A person who has suspended an onlooker is not to hold a box up that is over.
+    fn hang_up_on_idlers(&mut self) {
+        let Some(closing) = &self.closing else { return };
+        let now = Instant::now();
+        for peer in &mut self.peers {
+            if closing.patience_with(peer).is_some_and(|until| until <= now) {
+                tracing::warn!("somebody who was attached takes nothing: it is hung up on");
+                peer.gone = true;
+            }
+        }
+    }
+
     /// Waits for something to happen, and takes what has come.
     fn wait(&mut self) -> io::Result<()> {
         let listen = self.agent.as_ref().is_none_or(|agent| agent.link.waiting() < AGENT_HIGH);
@@ -210,8 +235,7 @@ impl State {
         fds.extend(agent.map(|link| PollFd::from_borrowed_fd(link.fd(), link.interest(true))));
         let peers = self.peers.iter().filter(|peer| !peer.gone).map(|peer| &peer.link);
         fds.extend(peers.map(|link| PollFd::from_borrowed_fd(link.fd(), link.interest(listen))));
-        let deadline = self.closing.as_ref().and_then(|closing| closing.deadline);
-        let timeout = deadline.map(|deadline| {
+        let timeout = self.deadline().map(|deadline| {
             let left = deadline.saturating_duration_since(Instant::now());
             Timespec::try_from(left + Duration::from_millis(1)).unwrap_or_default()
         });
@@ -280,6 +304,10 @@ impl State {
                     agent.control_main(control);
                 }
             }
+            Command::KeepOutput => {
+                self.programs.ends_with_readers = false;
+                self.peers.iter_mut().for_each(|peer| peer.owner = false);
+            }
             Command::Check(number) => {
                 let (Some(agent), Some(exec)) = (&mut self.agent, &self.programs.check) else {
                     return;
@@ -308,7 +336,7 @@ impl State {
             Some(closing) => closing.deadline = closing.deadline.into_iter().chain(deadline).min(),
             None => {
                 self.lose_agent();
-                self.closing = Some(Closing { deadline });
+                self.closing = Some(Closing { since: Instant::now(), deadline });
             }
         }
         self.peers.iter_mut().for_each(Peer::leave);
@@ -392,7 +420,11 @@ impl State {
                 peer.attach(stream);
                 match main.and_then(|main| main.pid) {
                     Some(pid) => peer.start(pid),
-                    None => (self.tell)(Note::Awaited),
+                    None => {
+                        // Whoever runs a box in the foreground is there before its command.
+                        peer.owner = self.programs.ends_with_readers;
+                        (self.tell)(Note::Awaited);
+                    }
                 }
             }
             Wish::Unread(channel) => {
@@ -449,6 +481,13 @@ impl State {
             agent.link.flush();
         }
         self.peers.iter_mut().for_each(|peer| peer.link.flush());
+    }
+}
+
+impl Closing {
+    /// Until when a peer may take what is left for it; none: as long as it likes.
+    fn patience_with(&self, peer: &Peer) -> Option<Instant> {
+        (!peer.owner).then(|| peer.link.moved().max(self.since) + STALL)
     }
 }
 

@@ -24,6 +24,8 @@ pub(super) struct Peer {
     pub(super) gone: bool,
     /// It is hung up on once all has left.
     pub(super) leaving: bool,
+    /// The box is its own: what it has not taken is waited for, however long that takes.
+    pub(super) owner: bool,
 }
 
 /// Its hold on the main command.
@@ -100,7 +102,8 @@ pub(super) const OUTPUTS: [Channel; 2] = [Channel::Stdout, Channel::Stderr];
 impl Peer {
     pub(super) fn new(socket: UnixStream) -> std::io::Result<Self> {
         let link = Link::new(socket)?;
-        Ok(Self { link, greeted: false, attached: None, gone: false, leaving: false })
+        let (attached, owner) = (None, false);
+        Ok(Self { link, greeted: false, attached, gone: false, leaving: false, owner })
     }
 
     /// Whether nothing has to be done for it any more.

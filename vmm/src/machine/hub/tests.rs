@@ -107,6 +107,29 @@ fn a_slow_peer_holds_the_command_back_until_it_hangs_up() {
 }
 
 #[test]
+fn output_that_nobody_reads_is_closed_only_while_the_box_ends_with_its_launcher() {
+    for detached in [false, true] {
+        let main = Some(Exec { argv: vec![b"main".to_vec()], stdin: true, ..Exec::default() });
+        let commands = Commands { main, ends_with_readers: true, ..Commands::default() };
+        let mut box_ = Fixture::with(commands);
+        box_.connect();
+        box_.start();
+        box_.say(&Response::Started { pid: 7 }.frame(1));
+        assert_eq!(box_.note(), Note::MainStarted(7));
+        if detached {
+            box_.hub.send(Command::KeepOutput);
+        }
+        let mut peer = box_.attached();
+        peer.send(&Frame::end(9, Channel::Stdout));
+        peer.send(&Frame::data(9, Channel::Stdin, *b"x"));
+        if !detached {
+            assert_eq!(box_.hear(), Frame::end(1, Channel::Stdout));
+        }
+        assert_eq!(box_.hear(), Frame::data(1, Channel::Stdin, *b"x"));
+    }
+}
+
+#[test]
 fn output_that_a_peer_has_left_to_take_survives_the_command() {
     let mut box_ = Fixture::running();
     let mut peer = box_.attached();
@@ -121,6 +144,34 @@ fn output_that_a_peer_has_left_to_take_survives_the_command() {
     assert_eq!((streams[0].len(), last), (8 * MAX_DATA, Response::Exited(EXITED)));
     drop(peer);
     assert_eq!(box_.note(), Note::Drained);
+}
+
+#[test]
+fn a_suspended_onlooker_holds_no_box_up_that_is_over_and_its_owner_may() {
+    for (owned, drained) in [(false, true), (true, false)] {
+        let main = Some(Exec { argv: vec![b"main".to_vec()], ..Exec::default() });
+        let commands = Commands { main, ends_with_readers: owned, ..Commands::default() };
+        let mut box_ = Fixture::with(commands);
+        box_.connect();
+        let mut stuck = box_.connect_peer();
+        hello().write(&mut stuck.0).unwrap();
+        Request::Exec(Exec::default()).frame(1).write(&mut stuck.0).unwrap();
+        assert_eq!(box_.note(), Note::Awaited);
+        box_.start();
+        box_.say(&Response::Started { pid: 7 }.frame(1));
+        assert_eq!(box_.note(), Note::MainStarted(7));
+        // More than its window.
+        while box_.has_credit(Channel::Stdout, Duration::from_millis(300)) {
+            box_.output(Channel::Stdout, &vec![7; MAX_DATA]);
+        }
+        box_.say(&Response::Exited(EXITED).frame(1));
+        assert_eq!(box_.note(), Note::MainEnded(exited()));
+        box_.hub.send(Command::Close(None));
+        match drained {
+            true => assert_eq!(box_.note(), Note::Drained),
+            false => box_.no_note(2 * STALL),
+        }
+    }
 }
 
 #[test]

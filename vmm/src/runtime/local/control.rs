@@ -1,5 +1,6 @@
 //! Talking to the process of a box that lives, whoever started it.
 
+use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +30,21 @@ const LOOK: Duration = Duration::from_secs(30);
 /// Between two looks at a box whose process cannot be waited for: it has not said who it is, is about
 /// to end, or is out of sight.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// Why the process of the box `name` could not be asked.
+fn unanswered(name: String, error: io::Error) -> Error {
+    match error.kind() {
+        // It ended while it was asked.
+        io::ErrorKind::BrokenPipe
+        | io::ErrorKind::ConnectionReset
+        | io::ErrorKind::UnexpectedEof => gone(name),
+        _ => Error::home("the box's process does not answer", CONTROL_SOCKET)(error),
+    }
+}
+
+fn gone(name: String) -> Error {
+    Error::Ended { name, how: "its process is gone".into() }
+}
 
 impl Local {
     /// Asks a box to end, and waits until it has. One that does not live is left as it is.
@@ -177,14 +193,14 @@ impl Local {
                 control::send(&socket, &message, &[])?;
                 control::receive::<FromMachine>(&socket)
             };
-            let answer = answer().map_err(not_answered())?;
+            let answer = answer().map_err(|e| unanswered(entry.name.clone(), e))?;
             Ok((entry.name, answer))
         })
         .await?;
         match answer {
             Some((FromMachine::Refused(reason), _)) => Err(Error::Refused { name, reason }),
             Some((answer, _)) => Ok(answer),
-            None => Err(Error::Ended { name, how: "its process is gone".into() }),
+            None => Err(gone(name)),
         }
     }
 
@@ -197,8 +213,9 @@ impl Local {
     ) -> Result<()> {
         let (local, id) = (self.clone(), id.to_owned());
         blocking(move || {
-            let socket = local.folder(&id)?.connect(CONTROL_SOCKET)?;
-            control::send(&socket, &message, &[file.as_fd()]).map_err(not_answered())
+            let entry = local.entry(&id)?;
+            let socket = local.home.folder(&entry.id).connect(CONTROL_SOCKET)?;
+            control::send(&socket, &message, &[file.as_fd()]).map_err(|e| unanswered(entry.name, e))
         })
         .await
     }
@@ -221,8 +238,4 @@ impl Local {
         }
         Ok(())
     }
-}
-
-fn not_answered() -> impl FnOnce(std::io::Error) -> Error {
-    Error::home("the box's process does not answer", CONTROL_SOCKET)
 }

@@ -56,7 +56,7 @@ impl Local {
     }
 
     pub(super) fn disk_builder(&self) -> MicroVmBuilder {
-        MicroVmBuilder::new(&self.guest, &self.launcher)
+        MicroVmBuilder::new(&self.guest, &self.launcher, self.debug)
     }
 
     fn list_images(&self) -> Result<Vec<ImageInfo>> {

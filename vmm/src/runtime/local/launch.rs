@@ -159,7 +159,7 @@ impl Local {
         let log = folder.create(MACHINE_LOG)?;
         Self::begin_status(folder, options)?;
         self.made().remove(&config.id);
-        MachineProcess::start(&self.launcher, spec, &files.0, Some(log))
+        MachineProcess::start(&self.launcher, self.debug, spec, &files.0, Some(log))
     }
 
     /// What the box said in an earlier life is over: also after a loss of power, nothing may say that the disk to

@@ -68,9 +68,11 @@ impl End {
 
 impl MachineProcess {
     /// Starts a machine's process and hands it the spec with its files; those after the ones that
-    /// the spec numbers are only kept open. Its log goes to `log`, or to this process's stderr.
+    /// the spec numbers are only kept open. Its log goes to `log`, or to this process's stderr, and says more
+    /// with `debug`.
     pub(crate) fn start(
         launcher: &Path,
+        debug: bool,
         spec: LaunchSpec,
         files: &[OwnedFd],
         log: Option<File>,
@@ -81,6 +83,7 @@ impl MachineProcess {
         let outlive = spec.sandbox.is_some();
         let mut command = Command::new(launcher);
         command
+            .args(debug.then_some("--debug"))
             .arg("machine")
             // Whoever unmounts where the launcher was need not end the box.
             .current_dir("/")
@@ -95,7 +98,10 @@ impl MachineProcess {
         if outlive {
             softhost::outlive(child.id());
         }
-        control::send(&control, &ToMachine::Launch(Box::new(spec)), &files).map_err(failed)?;
+        if let Err(error) = control::send(&control, &ToMachine::Launch(Box::new(spec)), &files) {
+            drop(control);
+            return Err(failed(ended_at_once(error, child)));
+        }
         let (sender, state) = watch::channel(State::default());
         let events = control.try_clone().map_err(failed)?;
         thread::Builder::new()
@@ -170,6 +176,16 @@ impl Drop for MachineProcess {
     fn drop(&mut self) {
         // The machine hears of it; the thread that follows it reaps the process.
         let _ = self.control.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+/// Why a process did not take its spec: how it ended, if that is why.
+fn ended_at_once(error: io::Error, mut child: std::process::Child) -> io::Error {
+    match (error.kind(), child.wait()) {
+        (io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset, Ok(status)) => {
+            io::Error::other(format!("it ended at once ({status})"))
+        }
+        _ => error,
     }
 }
 

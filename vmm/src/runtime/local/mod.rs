@@ -47,6 +47,8 @@ pub(super) struct Local {
     pub(super) images: ImageStore,
     pub(super) guest: GuestFiles,
     pub(super) launcher: PathBuf,
+    /// Whether machines' processes say more in their logs.
+    pub(super) debug: bool,
     /// Boxes that remove themselves, and that this process has made and not started: the locks of their
     /// maker.
     made: Mutex<HashMap<String, File>>,
@@ -69,7 +71,8 @@ impl Local {
             let home = Home::open(options.home)?;
             let guest = GuestFiles::locate()?;
             let launcher = find_launcher(options.launcher)?;
-            Ok(Arc::new(Self::open(home, guest, launcher)?))
+            let local = Self::open(home, guest, launcher)?;
+            Ok(Arc::new(Self { debug: options.debug, ..local }))
         })
         .await
     }
@@ -80,7 +83,8 @@ impl Local {
         let images = ImageStore::open(home.images())?.with_registries(registries);
         let store = Store::open(&home.database())?;
         let (made, dependents) = (Mutex::default(), Mutex::default());
-        let local = Self { home, store, images, guest, launcher, made, dependents };
+        let debug = false;
+        let local = Self { home, store, images, guest, launcher, debug, made, dependents };
         local.reconcile()?;
         Ok(local)
     }
@@ -132,14 +136,28 @@ impl Local {
         Ok(())
     }
 
-    /// Whether a box was to remove itself and could not. A loss of power may leave such a box without its
-    /// config; there is no disk in its folder, and so nothing that could be lost.
+    /// Whether a box was to remove itself and could not: it has run and is dead, or whoever made it is gone
+    /// and it was to end with that. A loss of power may leave such a box without its config; there is no disk
+    /// in its folder, and so nothing that could be lost.
     fn is_left_over(&self, folder: &BoxFolder) -> bool {
-        let was_to_go = match folder.read_json::<BoxConfig>(CONFIG) {
-            Ok(config) => config.options.auto_remove,
-            Err(_) => !folder.file(DISK).exists(),
+        if folder.is_in_the_making() {
+            return false;
+        }
+        let Ok(BoxConfig { options, .. }) = folder.read_json(CONFIG) else {
+            return !folder.file(DISK).exists() && !folder.is_live();
         };
-        was_to_go && !folder.is_in_the_making() && !folder.is_live()
+        if !options.auto_remove {
+            return false;
+        }
+        let (lives, status) = match self.look(folder) {
+            Ok(seen) => seen,
+            Err(e) => {
+                tracing::warn!("{e}; the box is left as it is");
+                return false;
+            }
+        };
+        let has_run = status.is_some();
+        !lives && (has_run || !options.detach)
     }
 
     /// Takes a box into the database that has a folder only.

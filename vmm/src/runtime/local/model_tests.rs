@@ -258,6 +258,35 @@ impl World {
     }
 }
 
+#[test]
+fn a_box_that_removes_itself_stays_until_it_has_run_unless_it_is_its_makers() {
+    let mut world = World::new();
+    let base = world.dir.path().join("base");
+    let mut make = |detach: bool| {
+        let mut config = world.config(u8::from(detach));
+        config.options = config.options.auto_remove(true).detach(detach);
+        world.local.settle(&config, &base, 1024).unwrap();
+        config.id
+    };
+    let (created, makers) = (make(true), make(false));
+    let ids = |world: &World| -> Vec<_> {
+        world.local.list().unwrap().into_iter().map(|info| info.id).collect()
+    };
+    world.local.reconcile().unwrap();
+    assert_eq!(ids(&world), [&*created, &*makers], "the maker lives");
+    world.local.made().clear();
+    world.reopen();
+    assert_eq!(ids(&world), [&*created]);
+    // It runs: it lives, or removes itself.
+    let lock = world.local.home.folder(&created).lock().unwrap().unwrap();
+    world.write(&created, &Status::starting());
+    world.reopen();
+    assert_eq!(ids(&world), [&*created]);
+    drop(lock);
+    world.reopen();
+    assert!(ids(&world).is_empty(), "it was killed before it could");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 

@@ -37,8 +37,10 @@ impl Remote {
         let launcher = local::find_launcher(options.launcher)?;
         let mut host = softhost::Options::new(home.path(), &guest)?;
         host.launcher = Some(launcher.clone());
-        let argv: [OsString; 4] =
-            [launcher.into(), "--home".into(), home.path().into(), SERVE_SUBCOMMAND.into()];
+        host.notice = options.notice;
+        let mut argv: Vec<OsString> = vec![launcher.into(), "--home".into(), home.path().into()];
+        argv.extend(options.debug.then(|| "--debug".into()));
+        argv.push(SERVE_SUBCOMMAND.into());
         let mut serve = softhost::spawn(&host, softhost::Command::here(argv)?).await?;
         let (Some(stdin), Some(stdout)) = (serve.stdin.take(), serve.stdout.take()) else {
             return Err(Error::Internal("a command without stdio".into()));

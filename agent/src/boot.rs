@@ -76,11 +76,15 @@ fn boot(transport: &mut Transport) -> Result<Server, BootError> {
             let hostname = params.hostname.as_deref().unwrap_or("localhost");
             identity::name(hostname);
             etc::name(hostname, params.network.as_ref());
+            etc::link_mtab();
+            mounts::make_volumes(&params.volumes);
             if let Some(network) = &params.network {
                 net::box_network(network)?;
                 etc::resolve_by(network, &params.search);
             }
             settings(1024);
+            // A machine of one's own has no ports that only its root may open.
+            write_setting("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
         }
         Role::Builder => {
             mounts::builder_disk()?;

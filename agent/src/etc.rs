@@ -2,7 +2,8 @@
 //! user's.
 //!
 //! They are written on the box's disk, not mounted over it: whoever edits them keeps the edit, at the
-//! next boot too. In `hosts`, a marked part is the agent's. `resolv.conf` is the agent's as a whole
+//! next boot too. `hostname` says what the host name is, though. In `hosts`, a marked part is the
+//! agent's, with what the rest lacks of `localhost`. `resolv.conf` is the agent's as a whole
 //! for as long as its first line says so; at the first boot it takes the place of what the image
 //! brought, which is from wherever that was built.
 
@@ -26,9 +27,10 @@ const OURS: &str = "# boxlite writes this file anew at each boot, unless this li
 /// On the root directory of a box that has had its `resolv.conf`.
 const SEEN: &str = "trusted.boxlite.resolv_conf";
 
-/// Writes `/etc/hostname`, where it is missing or empty, and the agent's part of `/etc/hosts`.
+/// Writes `/etc/hostname` and the agent's part of `/etc/hosts`.
 pub(crate) fn name(hostname: &str, network: Option<&NetworkParams>) {
-    update("/etc/hostname", |old| old.is_empty().then(|| format!("{hostname}\n").into_bytes()));
+    // Images bring the name of where they were built.
+    update("/etc/hostname", |_| Some(format!("{hostname}\n").into_bytes()));
     let lines = hosts_lines(hostname, network);
     update("/etc/hosts", |old| Some(hosts(old, &lines)));
 }
@@ -44,6 +46,14 @@ pub(crate) fn resolve_by(network: &NetworkParams, search: &[String]) {
         let ours = first || old.trim_ascii().is_empty() || old.starts_with(OURS.as_bytes());
         ours.then(|| content.into_bytes())
     });
+}
+
+/// Makes `/etc/mtab`, where programs look up what is mounted, if the image has none.
+pub(crate) fn link_mtab() {
+    match rustix::fs::symlink("/proc/mounts", "/etc/mtab") {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(e) => crate::log::warn(format_args!("cannot link /etc/mtab: {e}")),
+    }
 }
 
 /// Whether this box has not had its `resolv.conf`. It has from now on.
@@ -67,19 +77,38 @@ fn hosts_lines(hostname: &str, network: Option<&NetworkParams>) -> String {
     }
 }
 
+/// What every `hosts` has, by the address's beginning.
+const LOCALHOST: [(&str, &str); 2] =
+    [("127.", "127.0.0.1\tlocalhost\n"), ("::1", "::1\tlocalhost ip6-localhost ip6-loopback\n")];
+
 /// `old` with the agent's part as it is now; the rest stays.
 fn hosts(old: &[u8], lines: &str) -> Vec<u8> {
-    const LOCALHOST: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
     let find = |text: &[u8], what: &str| {
         text.windows(what.len()).position(|window| window == what.as_bytes())
     };
-    let old = if old.is_empty() { LOCALHOST.as_bytes() } else { old };
     let begin = find(old, BEGIN);
     let (before, rest) = old.split_at(begin.unwrap_or(old.len()));
     let end = find(rest, END).map_or(rest.len().min(BEGIN.len()), |at| at + END.len());
     let after = rest.get(end..).unwrap_or_default();
     let newline: &[u8] = if before.ends_with(b"\n") || before.is_empty() { b"" } else { b"\n" };
-    [before, newline, BEGIN.as_bytes(), lines.as_bytes(), END.as_bytes(), after].concat()
+    let theirs = [before, newline, after].concat();
+    let localhost: String = LOCALHOST
+        .iter()
+        .filter(|(address, _)| !names_localhost(&theirs, address))
+        .map(|(_, line)| *line)
+        .collect();
+    let ours = [BEGIN, &localhost, lines, END].concat();
+    [before, newline, ours.as_bytes(), after].concat()
+}
+
+/// Whether a line gives `localhost` an address that begins so.
+fn names_localhost(hosts: &[u8], address: &str) -> bool {
+    hosts.split(|byte| *byte == b'\n').any(|line| {
+        let line = line.split(|byte| *byte == b'#').next().unwrap_or_default();
+        let mut words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+        words.next().is_some_and(|word| word.starts_with(address.as_bytes()))
+            && words.any(|name| name.eq_ignore_ascii_case(b"localhost"))
+    })
 }
 
 fn update(path: &str, edit: impl FnOnce(&[u8]) -> Option<Vec<u8>>) {
@@ -152,16 +181,33 @@ mod tests {
     fn what_is_somebody_elses_in_hosts_stays() {
         let text =
             |old: &str, lines: &str| String::from_utf8(hosts(old.as_bytes(), lines)).unwrap();
+        let localhost: String = LOCALHOST.iter().map(|(_, line)| *line).collect();
         let first = text("", "1.1.1.1\ta\n");
-        assert!(first.starts_with("127.0.0.1\tlocalhost\n"), "{first}");
-        assert!(first.ends_with(&format!("{BEGIN}1.1.1.1\ta\n{END}")), "{first}");
+        assert_eq!(first, format!("{BEGIN}{localhost}1.1.1.1\ta\n{END}"));
         assert_eq!(text(&first, "1.1.1.1\ta\n"), first);
         let edited = format!("9.9.9.9 mine\n{first}8.8.8.8 too");
         let renamed = text(&edited, "1.1.1.1\tb\n");
         assert_eq!(renamed, edited.replace("\ta\n", "\tb\n"));
-        assert_eq!(text("x y", "l\n"), format!("x y\n{BEGIN}l\n{END}"));
-        let cut = text(&format!("x\n{BEGIN}1.1.1.1 a\n"), "l\n");
-        assert_eq!(cut, format!("x\n{BEGIN}l\n{END}1.1.1.1 a\n"));
+        let whole = "127.0.0.1 localhost\n::1\tip6 localhost # it\n";
+        assert_eq!(text(&format!("{whole}x y"), "l\n"), format!("{whole}x y\n{BEGIN}l\n{END}"));
+        let cut = text(&format!("{whole}{BEGIN}1.1.1.1 a\n"), "l\n");
+        assert_eq!(cut, format!("{whole}{BEGIN}l\n{END}1.1.1.1 a\n"));
+    }
+
+    #[test]
+    fn an_images_hosts_without_localhost_gets_it() {
+        let text = |old: &str| String::from_utf8(hosts(old.as_bytes(), "l\n")).unwrap();
+        let [(_, v4), (_, v6)] = LOCALHOST;
+        for without in ["10.0.0.1 db\n", "# 127.0.0.1 localhost\n", "127.0.0.1 localhost.local\n"] {
+            let with = text(without);
+            assert_eq!(with, format!("{without}{BEGIN}{v4}{v6}l\n{END}"));
+            assert_eq!(text(&with), with);
+        }
+        let half = "127.0.1.1 me localhost\n";
+        assert_eq!(text(half), format!("{half}{BEGIN}{v6}l\n{END}"));
+        // What comes behind the marked part counts, too.
+        let behind = format!("{BEGIN}{v4}{v6}l\n{END}127.0.0.1 localhost\n::1 localhost\n");
+        assert_eq!(text(&behind), format!("{BEGIN}l\n{END}127.0.0.1 localhost\n::1 localhost\n"));
     }
 
     #[test]

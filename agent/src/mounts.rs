@@ -2,12 +2,12 @@
 
 use std::ffi::CStr;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::{self, Errno};
 use rustix::mount::{MountFlags, mount, mount_move};
 
 use crate::disk::{self, DiskError};
-use crate::log;
+use crate::{log, unpack};
 
 /// Where the new root is put together, in the initramfs.
 const NEW_ROOT: &str = "/newroot";
@@ -231,6 +231,27 @@ fn is_empty_dir(path: &str) -> bool {
     }
 }
 
+/// Makes the directories that the image declares as volumes, where it lacks them: as in a container
+/// engine, they belong to root then, and keep what they are where the image has them.
+pub(crate) fn make_volumes(volumes: &[String]) {
+    for path in volumes {
+        let path = [b"/", path.as_bytes()].concat();
+        if let Err(e) = make_volume(&path) {
+            log::warn(format_args!("cannot make the volume {}: {e}", path.escape_ascii()));
+        }
+    }
+}
+
+fn make_volume(path: &[u8]) -> io::Result<()> {
+    match rustix::fs::stat(path) {
+        Err(Errno::NOENT) => unpack::make_directories(path, None),
+        Ok(stat) if FileType::from_raw_mode(stat.st_mode) != FileType::Directory => {
+            Err(Errno::NOTDIR)
+        }
+        result => result.map(drop),
+    }
+}
+
 fn make_dir(path: &str) -> Result<(), MountError> {
     match rustix::fs::mkdir(path, Mode::from_raw_mode(0o755)) {
         Ok(()) | Err(Errno::EXIST) => Ok(()),
@@ -264,4 +285,32 @@ pub(crate) fn replace_file(path: &str, content: &[u8]) -> io::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     let fd = rustix::fs::open(path, flags, Mode::from_raw_mode(0o644))?;
     rustix::io::write(fd, content).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn volumes_are_made_where_they_are_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::create_dir(at("there")).unwrap();
+        std::fs::set_permissions(at("there"), PermissionsExt::from_mode(0o700)).unwrap();
+        std::fs::write(at("file"), "x").unwrap();
+        symlink("there", at("link")).unwrap();
+        let make = |name: &str| make_volume(at(name).to_str().unwrap().as_bytes());
+        for name in ["there", "link", "link/new", "a/b/c", "a//b/./d/"] {
+            make(name).unwrap();
+            make(name).unwrap();
+            assert!(at(name).is_dir(), "{name}");
+        }
+        let mode = std::fs::metadata(at("there")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+        assert_eq!(make("file"), Err(Errno::NOTDIR));
+        assert_eq!(make("file/below"), Err(Errno::NOTDIR));
+        assert!(make("loop\0").is_err());
+    }
 }

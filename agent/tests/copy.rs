@@ -17,7 +17,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use tar::EntryType;
 
-use self::common::{Layer, describe, needs_root, tree_of_everything};
+use self::common::{Layer, default_acl, describe, needs_root, tree_of_everything};
 
 /// In a thread of its own, which then has another working directory.
 fn apart<T: Send>(work: impl FnOnce() -> T + Send) -> T {
@@ -392,6 +392,27 @@ fn what_is_there_is_replaced_as_tar_does() {
     assert_eq!(failure.kind, FailureKind::BadArchive, "{failure}");
     assert!(failure.message.contains("full") && failure.message.contains("not empty"), "{failure}");
     assert!(at("full/inside").exists());
+}
+
+#[test]
+fn what_the_box_has_no_place_for_is_left_out_and_its_access_control_lists_are_inherited() {
+    needs_root!();
+    let dir = tempfile::tempdir().unwrap();
+    let acl = default_acl();
+    let key = "system.posix_acl_default";
+    let set = rustix::fs::lsetxattr(dir.path(), key, &acl, rustix::fs::XattrFlags::empty());
+    let apple = [("SCHILY.xattr.com.apple.provenance", &b"\x01"[..])];
+    let tar = Layer::new().pax(&apple).file("d/file", b"x").done();
+    copy_in(dir.path(), &tar).unwrap();
+    let all = describe(dir.path());
+    let file = &all[Path::new("d/file")];
+    assert!(file.starts_with("100644 ") && !file.contains("apple"), "{file}");
+    if set.is_ok() {
+        assert!(file.contains("posix_acl_access") && all[Path::new("d")].contains(key), "{all:?}");
+    }
+    // But no file gives way to a directory.
+    let failure = copy_in(dir.path(), &Layer::new().file("d/file/x", b"").done()).unwrap_err();
+    assert_eq!(failure.kind, FailureKind::BadArchive, "{failure}");
 }
 
 #[test]

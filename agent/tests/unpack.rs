@@ -14,7 +14,7 @@ use boxlite_agent::unpack::{UnpackError, Unpacked, unpack_in_root};
 use boxlite_proto::message::FailureKind;
 use tar::EntryType;
 
-use self::common::{Layer, describe, needs_root, tree_of_everything};
+use self::common::{Layer, default_acl, describe, needs_root, tree_of_everything};
 
 /// Each in a thread of its own, which then has another root directory.
 fn unpack(root: &Path, tar: &[u8]) -> Result<Unpacked, UnpackError> {
@@ -177,7 +177,6 @@ fn hostile_and_broken_layers_are_named() {
     refused(Layer::new().dir("d").link(EntryType::Link, "l", "d"), &["\"l\"", "\"d\""]);
     refused(Layer::new().symlink("s", ""), &["\"s\""]);
     refused(Layer::new().symlink("loop", "loop").file("loop/x", b""), &["loop/x"]);
-    refused(Layer::new().file("plain", b"").file("plain/x", b""), &["plain/x"]);
     for kind in *b"VMNDZz" {
         let header = Layer::header(EntryType::new(kind), 0o644, 0);
         refused(
@@ -332,6 +331,102 @@ fn directories_keep_their_content_and_get_new_metadata() {
     assert_eq!((meta.mode() & 0o7777, meta.uid(), meta.gid()), (0o1750, 12, 34));
     assert_eq!(meta.mtime(), 1_111_111_111);
     assert!(root.join("d/old").exists() && root.join("d/new").exists());
+}
+
+/// Other engines write each layer to a directory of its own and lay them over one another: there, a
+/// path leads through whatever a lower layer has of that name.
+#[test]
+fn what_is_no_directory_gives_way_to_a_path_that_leads_through_it() {
+    needs_root!();
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    let lower = Layer::new()
+        .file("a/b", b"lower")
+        .file("kept", b"lower")
+        .symlink("to-file", "kept")
+        .symlink("to-dir", "real")
+        .symlink("through", "a/b/new")
+        .raw(Layer::header(EntryType::Fifo, 0o644, 0), b"fifo", b"")
+        .dir("real")
+        .file("same", b"")
+        // Within one layer, the later entry counts, as everywhere.
+        .file("same/x", b"upper")
+        .done();
+    unpack(root, &lower).unwrap();
+    let upper = Layer::new()
+        .file("a/b/c", b"upper")
+        .file("a/b/d/e", b"upper")
+        .file("to-file/x", b"upper")
+        .file("to-dir/x", b"upper")
+        .file("through/x", b"upper")
+        .dir("fifo/d")
+        .file(".wh.a", b"")
+        .done();
+    unpack(root, &upper).unwrap();
+    for file in ["a/b/c", "a/b/d/e", "to-file/x", "real/x", "a/b/new/x", "same/x"] {
+        assert_eq!(fs::read(root.join(file)).unwrap(), b"upper", "{file}");
+    }
+    assert_eq!(fs::read(root.join("kept")).unwrap(), b"lower");
+    assert!(fs::symlink_metadata(root.join("to-dir")).unwrap().is_symlink());
+    assert_eq!(fs::symlink_metadata(root.join("a/b")).unwrap().mode(), 0o40755);
+    assert!(root.join("fifo/d").is_dir());
+}
+
+#[test]
+fn attributes_that_the_disk_has_no_name_space_for_are_left_out() {
+    needs_root!();
+    let dir = tempfile::tempdir().unwrap();
+    let attributes: [(&str, &[u8]); 4] = [
+        ("SCHILY.xattr.com.apple.quarantine", b"0081;5f5e100;Safari;"),
+        ("SCHILY.xattr.user.note", b"here"),
+        ("SCHILY.xattr.system.nfs4_acl", b"\0"),
+        ("SCHILY.xattr.org.freebsd.nodump", b"1"),
+    ];
+    let tar = Layer::new()
+        .pax(&attributes)
+        .file("file", b"x")
+        .pax(&attributes)
+        .dir("dir")
+        .pax(&attributes)
+        .symlink("link", "file")
+        .done();
+    unpack(dir.path(), &tar).unwrap();
+    let all = describe(dir.path());
+    let of = |name: &str| all[Path::new(name)].rsplit_once(" [").unwrap().1.to_owned();
+    assert_eq!(
+        (of("file"), of("dir")),
+        ("\"user.note=here\"]".into(), "\"user.note=here\"]".into())
+    );
+    assert_eq!(of("link"), "]");
+}
+
+#[test]
+fn a_default_access_control_list_changes_no_mode() {
+    needs_root!();
+    let dir = tempfile::tempdir().unwrap();
+    let acl = default_acl();
+    let below = |layer: Layer| {
+        layer
+            .raw(Layer::header(EntryType::Regular, 0o664, 1), b"d/file", b"x")
+            .raw(Layer::header(EntryType::Directory, 0o777, 0), b"d/dir", b"")
+            .raw(Layer::header(EntryType::Fifo, 0o666, 0), b"d/fifo", b"")
+            .file("d/implied/file", b"x")
+    };
+    let with_acl = [("SCHILY.xattr.system.posix_acl_default", &acl[..])];
+    unpack(dir.path(), &Layer::new().pax(&with_acl).dir("d").done()).unwrap();
+    if !describe(dir.path())[Path::new("d")].contains("posix_acl_default") {
+        eprintln!("SKIPPED: no access control lists on {}", dir.path().display());
+        return;
+    }
+    unpack(dir.path(), &below(Layer::new()).done()).unwrap();
+    let plain = tempfile::tempdir().unwrap();
+    unpack(plain.path(), &below(Layer::new()).done()).unwrap();
+    let (got, want) = (describe(dir.path()), describe(plain.path()));
+    for name in ["d/file", "d/dir", "d/fifo", "d/implied/file"] {
+        assert_eq!(got[Path::new(name)], want[Path::new(name)], "{name}");
+    }
+    let implied = got[Path::new("d/implied")].clone();
+    assert!(implied.starts_with("40755 ") && implied.ends_with("[]"), "{implied}");
 }
 
 fn names(root: &Path) -> Vec<String> {

@@ -1,6 +1,7 @@
 //! The image config: what to run and how, as its maker wished.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -29,6 +30,28 @@ pub struct ImageConfig {
     pub os: String,
     /// When it was made, RFC 3339.
     pub created: String,
+    /// Directories that are to be there, for data that outlives the container elsewhere.
+    #[serde(default)]
+    pub volumes: Vec<String>,
+    /// How a container of it is asked whether it is well; none: not at all.
+    #[serde(default)]
+    pub health: Option<ImageHealth>,
+}
+
+/// The health check of an image. A time of zero and no retries stand for the defaults of whoever
+/// runs it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageHealth {
+    /// The command; code 0 means well.
+    pub command: Vec<String>,
+    /// Between two checks.
+    pub interval: Duration,
+    /// After which a check has failed.
+    pub timeout: Duration,
+    /// How long after the start failures do not count.
+    pub start_period: Duration,
+    /// So many failures in a row make it unhealthy.
+    pub retries: u32,
 }
 
 /// What is read from a config blob.
@@ -56,6 +79,8 @@ impl ConfigBlob {
                 architecture: raw.architecture,
                 os: raw.os,
                 created: raw.created,
+                volumes: run.volumes.into_keys().filter(|path| !path.is_empty()).collect(),
+                health: run.healthcheck.check(run.shell.0),
             },
             diff_ids: raw.rootfs.diff_ids,
         })
@@ -101,6 +126,53 @@ struct RawConfig {
     stop_signal: String,
     #[serde(deserialize_with = "or_default")]
     labels: BTreeMap<String, Option<String>>,
+    #[serde(deserialize_with = "or_default")]
+    volumes: BTreeMap<String, serde::de::IgnoredAny>,
+    #[serde(deserialize_with = "or_default")]
+    healthcheck: RawHealth,
+    #[serde(deserialize_with = "or_default")]
+    shell: Words,
+}
+
+/// Times are in nanoseconds.
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct RawHealth {
+    #[serde(deserialize_with = "or_default")]
+    test: Words,
+    #[serde(deserialize_with = "or_default")]
+    interval: i64,
+    #[serde(deserialize_with = "or_default")]
+    timeout: i64,
+    #[serde(deserialize_with = "or_default")]
+    start_period: i64,
+    #[serde(deserialize_with = "or_default")]
+    retries: i64,
+}
+
+impl RawHealth {
+    /// What its test says: `NONE`, `CMD` and words, or `CMD-SHELL` and a line for the shell.
+    fn check(self, shell: Vec<String>) -> Option<ImageHealth> {
+        let time = |ns: i64| Duration::from_nanos(ns.try_into().unwrap_or(0));
+        let (kind, words) = self.test.0.split_first()?;
+        let command = match (&**kind, words) {
+            ("CMD", [_, ..]) => words.to_vec(),
+            ("CMD-SHELL", [line, ..]) => {
+                let default = || vec!["/bin/sh".to_owned(), "-c".to_owned()];
+                let mut command = if shell.is_empty() { default() } else { shell };
+                command.push(line.clone());
+                command
+            }
+            _ => return None,
+        };
+        Some(ImageHealth {
+            command,
+            interval: time(self.interval),
+            timeout: time(self.timeout),
+            start_period: time(self.start_period),
+            retries: self.retries.clamp(0, u32::MAX.into()).try_into().unwrap_or(0),
+        })
+    }
 }
 
 /// A list of strings; old images have one bare string for a list of one.
@@ -142,7 +214,8 @@ mod tests {
             r#"{{"architecture":"amd64","os":"linux","created":"2024-01-02T03:04:05Z","id":null,
             "config":{{"Hostname":"","ExposedPorts":null,"Env":["A=1","B=ü"],"Cmd":null,
               "Entrypoint":["/init","-x"],"WorkingDir":"/srv","User":"nobody:nogroup","Labels":{{"a":"b","c":null}},
-              "StopSignal":"SIGINT","OnBuild":null,"Healthcheck":{{"Test":["x"]}}}},
+              "StopSignal":"SIGINT","OnBuild":null,"Healthcheck":{{"Test":["x"]}},
+              "Volumes":{{"/var/lib/data":{{}},"/a b":null}}}},
             "rootfs":{{"type":"layers","diff_ids":["{diff_id}"]}},"history":null}}"#
         );
         let blob = ConfigBlob::parse(json.as_bytes()).unwrap();
@@ -156,6 +229,42 @@ mod tests {
         assert_eq!(config.labels["a"], "b");
         assert_eq!(config.labels["c"], "");
         assert_eq!((&*config.architecture, &*config.os), ("amd64", "linux"));
+        assert_eq!(config.volumes, ["/a b", "/var/lib/data"]);
+        assert_eq!(config.health, None);
+    }
+
+    #[test]
+    fn health_checks_in_every_form() {
+        let health = |json: &str| {
+            let json = format!(r#"{{"config":{json}}}"#);
+            ConfigBlob::parse(json.as_bytes()).unwrap().config.health
+        };
+        let line = health(
+            r#"{"Healthcheck":{"Test":["CMD-SHELL","curl -f http://x || exit 1"],
+                "Interval":5000000000,"Timeout":1000000,"StartPeriod":0,"Retries":7}}"#,
+        )
+        .unwrap();
+        assert_eq!(line.command, ["/bin/sh", "-c", "curl -f http://x || exit 1"]);
+        assert_eq!((line.interval, line.retries), (Duration::from_secs(5), 7));
+        assert_eq!((line.timeout, line.start_period), (Duration::from_millis(1), Duration::ZERO));
+        let shell = r#"{"Shell":["/bin/bash","-lc"],"Healthcheck":{"Test":["CMD-SHELL","x"]}}"#;
+        assert_eq!(health(shell).unwrap().command, ["/bin/bash", "-lc", "x"]);
+        let words =
+            health(r#"{"Healthcheck":{"Test":["CMD","/check","-q"],"Interval":-1,"Retries":-1}}"#);
+        let expected = vec!["/check".to_owned(), "-q".to_owned()];
+        assert_eq!(words, Some(ImageHealth { command: expected, ..ImageHealth::default() }));
+        for none in [
+            "null",
+            "{}",
+            r#"{"Healthcheck":null}"#,
+            r#"{"Healthcheck":{"Test":null}}"#,
+            r#"{"Healthcheck":{"Test":[]}}"#,
+            r#"{"Healthcheck":{"Test":["NONE"]}}"#,
+            r#"{"Healthcheck":{"Test":["CMD"]}}"#,
+            r#"{"Healthcheck":{"Test":["CMD-SHELL"]}}"#,
+        ] {
+            assert_eq!(health(none), None, "{none}");
+        }
     }
 
     #[test]

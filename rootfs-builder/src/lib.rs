@@ -39,11 +39,11 @@ mod source;
 mod store;
 mod sys;
 
-pub use config::ImageConfig;
+pub use config::{ImageConfig, ImageHealth};
 pub use digest::{Algorithm, Digest, InvalidDigest};
 pub use error::{Error, Result};
 pub use image::Image;
-pub use layer::{LayerStream, LayerStreams};
+pub use layer::{Compression, Decoder, LayerStream, LayerStreams};
 pub use progress::{Event, LayerProgress, Progress, Silent};
 pub use reference::{ImageName, ImageReference, InvalidName};
 pub use registry::{LoginStore, RegistryConfig, RegistryOptions, RegistryProblem};

@@ -39,6 +39,8 @@ pub(crate) struct DescriptorPlatform {
     pub(crate) os: String,
     #[serde(deserialize_with = "or_default")]
     pub(crate) architecture: String,
+    #[serde(deserialize_with = "or_default")]
+    pub(crate) variant: String,
 }
 
 impl Descriptor {

@@ -43,6 +43,8 @@ pub struct BootParams {
     pub network: Option<NetworkParams>,
     /// Box: where names that are not whole are looked for.
     pub search: Vec<String>,
+    /// Box: directories that its image wants to be there.
+    pub volumes: Vec<String>,
 }
 
 impl BootParams {
@@ -66,10 +68,16 @@ impl BootParams {
                 "home" => params.home = Some(unescape(value)),
                 "net" => params.network = Some(value.parse()?),
                 "search" => params.search = search_domains(value.split(',')),
+                "volume" => params.volumes.push(unescape(value)),
                 _ => {}
             }
         }
         Ok(params)
+    }
+
+    /// The word for one of [`volumes`](Self::volumes).
+    pub fn volume(path: &str) -> String {
+        format!("boxlite.volume={}", escape(path))
     }
 }
 
@@ -88,6 +96,9 @@ impl fmt::Display for BootParams {
         }
         if !self.search.is_empty() {
             write!(f, " boxlite.search={}", self.search.join(","))?;
+        }
+        for path in &self.volumes {
+            write!(f, " {}", Self::volume(path))?;
         }
         Ok(())
     }
@@ -153,6 +164,7 @@ mod tests {
             home in proptest::option::of(".*"),
             network in proptest::option::of(any::<(u32, u32, u32, u128, u128)>()),
             search in proptest::collection::vec("[a-z0-9._-]{1,30}", 0..6),
+            volumes in proptest::collection::vec(".*", 0..3),
         ) {
             let network = network.map(|(a, b, c, d, e)| NetworkParams {
                 address: (a.into(), 24),
@@ -161,7 +173,7 @@ mod tests {
                 address6: (d.into(), 64),
                 gateway6: e.into(),
             });
-            let params = BootParams { role, hostname, home, network, search };
+            let params = BootParams { role, hostname, home, network, search, volumes };
             let cmdline = format!("console=ttyS0 {params} quiet");
             prop_assert_eq!(BootParams::parse(&cmdline).unwrap(), params);
         }

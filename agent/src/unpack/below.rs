@@ -60,7 +60,7 @@ fn is_below(base: &OwnedFd, dir: &OwnedFd) -> io::Result<bool> {
 }
 
 /// Makes a directory and those above it that are missing; they belong to `owner`, or to root.
-pub(super) fn make_directories(path: &[u8], owner: Option<Owner>) -> io::Result<()> {
+pub(crate) fn make_directories(path: &[u8], owner: Option<Owner>) -> io::Result<()> {
     let ends = path.iter().enumerate().skip(1).filter(|(_, b)| **b == b'/').map(|(i, _)| i);
     for end in ends.chain([path.len()]) {
         let Some(dir) = path.get(..end) else { continue };

@@ -9,6 +9,7 @@
 //! ```text
 //!  archive   blocks ─▶ members (boxlite-proto, which the host reads with as well)
 //!  tree      members ─▶ files, links, nodes, directories           below: confined to a directory
+//!  attributes  extended attributes, access control lists
 //!  whiteout  what a layer deletes of the layers below, and nothing of its own
 //! ```
 //!
@@ -18,6 +19,7 @@
 //! differs in that whiteouts are ordinary files and that nothing but an empty directory gives way to
 //! what is not a directory.
 
+mod attributes;
 mod below;
 mod tree;
 mod whiteout;
@@ -31,6 +33,7 @@ use boxlite_proto::message::{Failure, FailureKind};
 use rustix::fs::CWD;
 use rustix::io::Errno;
 
+pub(crate) use self::below::make_directories;
 use self::tree::Tree;
 use crate::inspect::{from_root, path_failure};
 use crate::sys::process::{chroot_this_thread, own_working_directory};

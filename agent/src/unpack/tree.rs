@@ -14,13 +14,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use boxlite_proto::archive::{Archive, Device, Kind, Member, SparseMap, Time, name};
 use boxlite_proto::guest::Owner;
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags,
-    chownat, fchmod, fchown, fsetxattr, fstat, ftruncate, futimens, linkat, lsetxattr, makedev,
-    mkdirat, mknodat, openat, readlinkat, statat, symlinkat, unlinkat, utimensat,
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, chownat, fchmod,
+    fchown, fstat, ftruncate, futimens, linkat, makedev, mkdirat, mknodat, openat, readlinkat,
+    statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::{Errno, pwrite, write};
-use rustix::process::fchdir;
 
+use super::attributes::{self, within};
 use super::whiteout::{DirRef, Meaning, Own, list, remove, remove_content};
 use super::{Problem, below, cannot};
 use crate::sys::file::chmod_nofollow;
@@ -58,13 +58,15 @@ struct Parent {
     ino: u64,
     /// New files get the directory's group, new directories the bit as well.
     setgid: bool,
+    /// New entries get their mode and access control list from the directory's default one.
+    default_acl: bool,
 }
 
 impl Parent {
-    fn new(path: &[u8], fd: OwnedFd) -> rustix::io::Result<Self> {
+    fn new(path: &[u8], fd: OwnedFd, default_acl: bool) -> rustix::io::Result<Self> {
         let stat = fstat(&fd)?;
         let setgid = Mode::from_raw_mode(stat.st_mode).contains(Mode::SGID);
-        Ok(Self { path: path.to_vec(), fd, ino: stat.st_ino, setgid })
+        Ok(Self { path: path.to_vec(), fd, ino: stat.st_ino, setgid, default_acl })
     }
 
     fn as_ref(&self) -> DirRef<'_> {
@@ -184,11 +186,18 @@ impl Tree {
 
     /// The directory `path`.
     fn open(&self, path: &[u8]) -> rustix::io::Result<Parent> {
-        let fd = match self.purpose {
-            Purpose::Layer => below::open_dir(CWD, or_dot(path)),
-            Purpose::Copy(_) => below::open_below(&self.base, or_dot(path)),
+        let (fd, default_acl) = match self.purpose {
+            Purpose::Layer => {
+                let fd = below::open_dir(CWD, or_dot(path))?;
+                (fd, attributes::has_default_acl(or_dot(path))?)
+            }
+            Purpose::Copy(_) => {
+                let fd = below::open_below(&self.base, or_dot(path))?;
+                let default_acl = within(&fd, &self.base, || attributes::has_default_acl(b"."))??;
+                (fd, default_acl)
+            }
         };
-        Parent::new(path, fd?)
+        Parent::new(path, fd, default_acl)
     }
 
     /// Opens the directory `path`, if it is one.
@@ -216,8 +225,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Makes the missing directories of a path, and, for a layer, those that its dangling symlinks
-    /// point to.
+    /// Makes the missing directories of a path, and, for a layer, those that it cannot lead through.
     fn make_directories(&mut self, path: &[u8], depth: usize) -> Result<(), Problem> {
         if depth > MAX_SYMLINKS {
             return Err(cannot("make its directory")(Errno::LOOP));
@@ -229,33 +237,54 @@ impl Tree {
                 made.push(b'/');
             }
             made.extend_from_slice(component);
-            match mkdirat(&parent.fd, component, Mode::from_raw_mode(0o755)) {
-                Ok(()) => {
-                    if let Some(own) = &mut self.own {
-                        own.insert(parent.ino, component);
-                    }
-                    if let Purpose::Copy(Some(Owner { uid, gid })) = self.purpose {
-                        set_owner(&parent.fd, component, uid, gid)?;
+            match self.make_directory(&parent, component) {
+                Err(Problem::System { errno: Errno::EXIST, .. }) => {
+                    if self.purpose == Purpose::Layer {
+                        self.lead_through(&parent, component, depth)?;
                     }
                 }
-                Err(Errno::EXIST) if self.purpose == Purpose::Layer => {
-                    let Ok(target) = readlinkat(&parent.fd, component, Vec::new()) else {
-                        continue;
-                    };
-                    if statat(&parent.fd, component, AtFlags::empty()).is_ok() {
-                        continue;
-                    }
-                    let target = target.to_bytes();
-                    let relative_to =
-                        if target.starts_with(b"/") { &b""[..] } else { &parent.path };
-                    let target = name::resolve(relative_to, target);
-                    self.make_directories(&target, depth + 1)?;
-                }
-                Err(Errno::EXIST) => {}
-                Err(errno) => return Err(cannot("make its directory")(errno)),
+                result => result?,
             }
         }
         Ok(())
+    }
+
+    /// Makes a directory that has no entry of its own, or none so far.
+    fn make_directory(&mut self, parent: &Parent, name: &[u8]) -> Result<(), Problem> {
+        let mode = Mode::from_raw_mode(0o755);
+        mkdirat(&parent.fd, name, mode).map_err(cannot("make its directory"))?;
+        if let Some(own) = &mut self.own {
+            own.insert(parent.ino, name);
+        }
+        if let Purpose::Copy(Some(Owner { uid, gid })) = self.purpose {
+            set_owner(&parent.fd, name, uid, gid)?;
+        }
+        if parent.default_acl {
+            self.remove_inherited_acls(parent, name)?;
+            chmod_nofollow(&parent.fd, name, mode.bits()).map_err(cannot("set its mode"))?;
+        }
+        Ok(())
+    }
+
+    /// Makes what has the name a directory that a path leads through: the one that a dangling
+    /// symlink points to, or, as where layers are laid over one another, one in the place of what
+    /// is no directory.
+    fn lead_through(&mut self, parent: &Parent, name: &[u8], depth: usize) -> Result<(), Problem> {
+        match statat(&parent.fd, name, AtFlags::empty()) {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => Ok(()),
+            Ok(_) => {
+                remove(parent.as_ref(), name, None)?;
+                self.make_directory(parent, name)
+            }
+            Err(errno) => {
+                let Ok(target) = readlinkat(&parent.fd, name, Vec::new()) else {
+                    return Err(cannot("open its directory")(errno));
+                };
+                let target = target.to_bytes();
+                let relative_to = if target.starts_with(b"/") { &b""[..] } else { &parent.path };
+                self.make_directories(&name::resolve(relative_to, target), depth + 1)
+            }
+        }
     }
 
     /// Creates an entry, in the place of whatever has its name.
@@ -320,13 +349,14 @@ impl Tree {
             fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
                 .map_err(cannot("set its owner"))?;
         }
-        if member.mode & 0o7000 != 0 {
+        let default_acl = self.parent()?.default_acl;
+        if default_acl && self.purpose == Purpose::Layer {
+            attributes::remove_inherited_acl(&file)?;
+        }
+        if default_acl || member.mode & 0o7000 != 0 {
             fchmod(&file, Mode::from_raw_mode(member.mode)).map_err(cannot("set its mode"))?;
         }
-        for (name, value) in &member.xattrs {
-            fsetxattr(&file, &name[..], value, XattrFlags::empty())
-                .or_else(|errno| xattr_failed(errno, name, value))?;
-        }
+        attributes::set_of_file(&file, &member.xattrs)?;
         futimens(&file, &timestamps(member.mtime)).map_err(cannot("set its time"))?;
         Ok(bytes)
     }
@@ -353,7 +383,10 @@ impl Tree {
         if let Some(Owner { uid, gid }) = owner {
             set_owner(&parent.fd, name, uid, gid)?;
         }
-        if !fresh || parent.setgid || member.mode & 0o7000 != 0 {
+        if fresh {
+            self.remove_inherited_acls(parent, name)?;
+        }
+        if !fresh || parent.setgid || parent.default_acl || member.mode & 0o7000 != 0 {
             chmod_nofollow(&parent.fd, name, member.mode).map_err(cannot("set its mode"))?;
         }
         self.set_xattrs(&parent.fd, name, member)?;
@@ -435,8 +468,11 @@ impl Tree {
         if let Some(Owner { uid, gid }) = self.owner_to_set(member)? {
             set_owner(&parent.fd, name, uid, gid)?;
         }
-        if member.mode & 0o7000 != 0 && !matches!(member.kind, Kind::Symlink(_)) {
-            chmod_nofollow(&parent.fd, name, member.mode).map_err(cannot("set its mode"))?;
+        if !matches!(member.kind, Kind::Symlink(_)) {
+            self.remove_inherited_acls(parent, name)?;
+            if parent.default_acl || member.mode & 0o7000 != 0 {
+                chmod_nofollow(&parent.fd, name, member.mode).map_err(cannot("set its mode"))?;
+            }
         }
         self.set_xattrs(&parent.fd, name, member)?;
         utimensat(&parent.fd, name, &timestamps(member.mtime), AtFlags::SYMLINK_NOFOLLOW)
@@ -458,18 +494,22 @@ impl Tree {
         Ok((!by_itself).then_some(owner))
     }
 
-    /// Of what is not a file. The kernel takes a path for them, so it is a path of one component.
+    /// Of what is not a file.
     fn set_xattrs(&self, dir: &OwnedFd, name: &[u8], member: &Member) -> Result<(), Problem> {
         if member.xattrs.is_empty() {
             return Ok(());
         }
-        fchdir(dir).map_err(cannot("enter its directory"))?;
-        let set = member.xattrs.iter().try_for_each(|(key, value)| {
-            lsetxattr(name, &key[..], value, XattrFlags::empty())
-                .or_else(|errno| xattr_failed(errno, key, value))
-        });
-        fchdir(&self.base).map_err(cannot("leave its directory"))?;
-        set
+        within(dir, &self.base, || attributes::set(name, &member.xattrs))
+            .map_err(cannot("enter its directory"))?
+    }
+
+    /// A layer says of each entry what it has; in a box, a default list is there to be inherited.
+    fn remove_inherited_acls(&self, parent: &Parent, name: &[u8]) -> Result<(), Problem> {
+        if !parent.default_acl || self.purpose != Purpose::Layer {
+            return Ok(());
+        }
+        within(&parent.fd, &self.base, || attributes::remove_inherited_acls(name))
+            .map_err(cannot("enter its directory"))?
     }
 }
 
@@ -499,26 +539,6 @@ fn set_owner(dir: impl AsFd, name: &[u8], uid: u32, gid: u32) -> Result<(), Prob
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
         .map_err(cannot("set its owner"))
-}
-
-/// The file system refuses an attribute: because of its kind, or because it is too large.
-fn xattr_failed(errno: Errno, name: &[u8], value: &[u8]) -> Result<(), Problem> {
-    match errno {
-        // `user.` on a symlink or a device; engines go on without it.
-        Errno::OPNOTSUPP | Errno::PERM if name.starts_with(b"user.") => Ok(()),
-        Errno::NOSPC if disk_is_full() => Err(Problem::Full("set its extended attributes")),
-        errno => Err(Problem::bad(format!(
-            "its extended attribute {} of {} bytes cannot be stored: {}",
-            name::shown(name),
-            value.len(),
-            // What ext4 says where the attributes of one file do not fit together.
-            if errno == Errno::NOSPC { Errno::TOOBIG } else { errno }
-        ))),
-    }
-}
-
-fn disk_is_full() -> bool {
-    rustix::fs::statvfs(".").is_ok_and(|fs| fs.f_bavail == 0)
 }
 
 fn write_all(file: &OwnedFd, mut data: &[u8]) -> Result<(), Problem> {

@@ -79,6 +79,25 @@ impl Layer {
     }
 }
 
+/// A default access control list that lets neither groups nor others in, but user 1234: the value
+/// of `system.posix_acl_default`.
+pub(crate) fn default_acl() -> Vec<u8> {
+    let entries: [(u16, u16, u32); 5] = [
+        (1, 7, u32::MAX),
+        (2, 7, 1234),
+        (4, 0, u32::MAX),
+        (0x10, 7, u32::MAX),
+        (0x20, 0, u32::MAX),
+    ];
+    let mut value = 2_u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in entries {
+        value.extend(tag.to_le_bytes());
+        value.extend(permissions.to_le_bytes());
+        value.extend(id.to_le_bytes());
+    }
+    value
+}
+
 /// All that a tar is to bring over.
 pub(crate) fn describe(root: &Path) -> BTreeMap<PathBuf, String> {
     let mut found = BTreeMap::new();

@@ -4,7 +4,7 @@ mod compression;
 mod streams;
 mod verified;
 
-pub(crate) use compression::{Compression, Decoder};
+pub use compression::{Compression, Decoder};
 pub(crate) use streams::VerifiedLayers;
 pub use streams::{LayerStream, LayerStreams};
 pub(crate) use verified::{Metered, VerifiedLayer};

@@ -11,8 +11,8 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::image::{Documents, Layer, Location, Parts, read_small};
 use crate::manifest::{
-    Descriptor, Document, MAX_CONFIG_BYTES, MAX_LAYERS, MAX_MANIFEST_BYTES, is_config_type,
-    is_layer_type,
+    Descriptor, DescriptorPlatform, Document, MAX_CONFIG_BYTES, MAX_LAYERS, MAX_MANIFEST_BYTES,
+    is_config_type, is_layer_type,
 };
 use crate::platform::Platform;
 use crate::sys;
@@ -187,13 +187,10 @@ impl Search<'_> {
             .into_iter()
             .filter(Descriptor::may_be_image)
             .partition(|entry| entry.platform.as_ref().is_some_and(|p| !p.architecture.is_empty()));
-        for entry in &named {
-            let platform = entry.platform.clone().unwrap_or_default();
-            if self.host.runs(&platform.os, &platform.architecture) {
-                return self.descend(entry, depth);
-            }
-            found.push(platform_name(&platform.os, &platform.architecture));
+        if let Some(entry) = best(&named, self.host) {
+            return self.descend(entry, depth);
         }
+        found.extend(named.iter().filter_map(|entry| entry.platform.as_ref()).map(shown_platform));
         for entry in &unnamed {
             match self.descend(entry, depth) {
                 Err(Error::WrongPlatform { found: inner, .. }) => found.extend(inner),
@@ -287,12 +284,33 @@ fn is_tagged(entry: &Descriptor, tag: &str) -> bool {
         || entry.digest.to_string() == tag
 }
 
-fn platform_name(os: &str, architecture: &str) -> String {
-    let or_unknown = |text: &str| match text {
-        "" => "unknown".to_owned(),
-        text => text.chars().take(40).collect(),
+/// The entry for this machine that makes the most of its CPU; of several as good, the first.
+fn best<'a>(entries: &'a [Descriptor], host: &Platform) -> Option<&'a Descriptor> {
+    let suits = |entry: &Descriptor| {
+        let platform = entry.platform.as_ref()?;
+        let runs = host.runs(&platform.os, &platform.architecture);
+        runs.then(|| host.suits(&platform.variant)).flatten()
     };
+    // The last of the greatest is taken.
+    let suitable = entries.iter().rev().filter_map(|entry| Some((suits(entry)?, entry)));
+    suitable.max_by_key(|(level, _)| *level).map(|(_, entry)| entry)
+}
+
+fn shown_platform(platform: &DescriptorPlatform) -> String {
+    let name = platform_name(&platform.os, &platform.architecture);
+    match &*platform.variant {
+        "" => name,
+        variant => format!("{name}/{}", shortened(variant)),
+    }
+}
+
+fn platform_name(os: &str, architecture: &str) -> String {
+    let or_unknown = |text: &str| shortened(if text.is_empty() { "unknown" } else { text });
     format!("{}/{}", or_unknown(os), or_unknown(architecture))
+}
+
+fn shortened(text: &str) -> String {
+    text.chars().take(40).collect()
 }
 
 /// An error that names both, where the image is for other machines.

@@ -124,6 +124,27 @@ fn platforms_select_in_nested_indexes() {
 }
 
 #[test]
+fn a_variant_that_no_cpu_has_is_not_taken() {
+    let place = Place::new();
+    let layout = Layout::new(place.path("oci"));
+    let ours = layout.image(HOST, &[TestLayer::plain(b"ours")]);
+    let above = layout.image(HOST, &[TestLayer::plain(b"above")]);
+    let variant = |descriptor: &Value, variant: &str| {
+        let mut descriptor = for_platform(descriptor.clone(), HOST);
+        descriptor["platform"]["variant"] = variant.into();
+        descriptor
+    };
+    let least = if HOST == "arm64" { "v8" } else { "v1" };
+    for fits in [for_platform(ours.clone(), HOST), variant(&ours, least)] {
+        layout.write_index(&[layout.index_blob(&[variant(&above, "v99"), fits])]);
+        assert_eq!(place.build(&layout.reference()).unwrap(), on_disk(&[b"ours"]));
+    }
+    layout.write_index(&[layout.index_blob(&[variant(&above, "v99")])]);
+    let error = place.resolve(&layout.reference()).unwrap_err().to_string();
+    assert!(error.contains(&format!("linux/{HOST}/v99")), "{error}");
+}
+
+#[test]
 fn endless_indexes_end() {
     let place = Place::new();
     let layout = Layout::new(place.path("oci"));

@@ -21,7 +21,7 @@ Examples:
   boxlite-vmm cp ./src dev:/work                 a file or a folder into a box
   boxlite-vmm cp dev:/var/log/app.log .          and out of one
   boxlite-vmm cp dev:/etc - | tar tv             as a tar on standard output
-  tar c . | boxlite-vmm cp - dev:/work           a tar from standard input, unpacked there
+  tar c . | boxlite-vmm cp - dev:/work           a tar from standard input, compressed or not, unpacked there
   boxlite-vmm cp ./src/. dev:/work               what is in a folder, without the folder
 
 A path of this machine that has a colon in it begins with / or . (./a:b). As with `cp -r`, a copy goes into
@@ -42,7 +42,7 @@ pub(super) struct Copy {
     /// Do not say how much was copied
     #[arg(long, short)]
     quiet: bool,
-    /// From where: BOX:PATH, a path of this machine, or - for a tar on standard input
+    /// From where: BOX:PATH, a path of this machine, or - for a tar on standard input, which may be compressed
     source: Place,
     /// To where: BOX:PATH, a path of this machine, or - for a tar on standard output
     dest: Place,

@@ -60,14 +60,14 @@ pub(super) async fn logs(global: &Global, args: &Logs) -> Result<u8> {
     if let Some(since) = args.since {
         query = query.since(since);
     }
+    if let Some(until) = args.until {
+        query = query.until(until);
+    }
     let runtime = global.runtime().await?;
     let mut logs = runtime.get(&args.name).await?.logs(query).await?;
     let mut stamps = args.timestamps.then(Stamps::default);
     let broken = || format!("cannot read the log of {} on", args.name);
     while let Some(record) = logs.next().await.with_context(broken)? {
-        if args.until.is_some_and(|until| time(&record) > until) {
-            break;
-        }
         let bytes = match &mut stamps {
             Some(stamps) => stamps.stamp(&record),
             None => record.bytes,

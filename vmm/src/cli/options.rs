@@ -130,7 +130,7 @@ pub(super) struct EnvArgs {
 /// How the box is asked whether it is well.
 #[derive(Debug, Args)]
 struct HealthArgs {
-    /// A line for the box's shell that fails when the box is not well
+    /// A line for the box's shell that fails when the box is not well [default: the image's check]
     #[arg(long = "health-cmd", value_name = "COMMAND", help_heading = LIFETIME)]
     cmd: Option<String>,
     /// Time between two checks [default: 30s]
@@ -145,6 +145,9 @@ struct HealthArgs {
     /// Failures so soon after the start do not count [default: 0s]
     #[arg(long = "health-start-period", value_name = "DURATION", value_parser = size::duration, requires = "cmd", help_heading = LIFETIME)]
     start_period: Option<Duration>,
+    /// Leave the image's health check out
+    #[arg(id = "no_healthcheck", long = "no-healthcheck", conflicts_with = "cmd", help_heading = LIFETIME)]
+    none: bool,
     /// End an unhealthy box as failed; --restart may begin it anew
     #[arg(long = "health-stop", requires = "cmd", help_heading = LIFETIME)]
     stop: bool,
@@ -178,6 +181,7 @@ impl BoxArgs {
         options.stop_signal = self.stop_signal.clone();
         options.labels = self.label.iter().cloned().collect();
         options.health = self.health.check();
+        options.no_health_check = self.health.none;
         options.volumes = self.volume.clone();
         for volume in &mut options.volumes {
             // The box may be started from elsewhere.
@@ -220,15 +224,34 @@ impl EnvArgs {
     pub(super) fn variables(&self) -> Result<Vec<(String, String)>> {
         let mut variables = Vec::new();
         for file in &self.env_file {
-            let text = std::fs::read_to_string(file)
-                .with_context(|| format!("--env-file {}", file.display()))?;
-            let lines = text.lines().map(str::trim_start);
-            let lines = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
-            variables.extend(lines.filter_map(variable));
+            let failed = || format!("--env-file {}", file.display());
+            let text = std::fs::read_to_string(file).with_context(failed)?;
+            variables.extend(variables_of(&text).with_context(failed)?);
         }
         variables.extend(self.env.iter().filter_map(|text| variable(text)));
         Ok(variables)
     }
+}
+
+/// The variables of a file, as docker reads it: values as they are, names without blanks.
+fn variables_of(text: &str) -> Result<Vec<(String, String)>> {
+    // Editors of some systems begin a file with a byte-order mark.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let mut variables = Vec::new();
+    for (line, number) in text.lines().map(str::trim_start).zip(1..) {
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let name = line.split('=').next().unwrap_or_default();
+        if name.is_empty() {
+            bail!("line {number}: {line:?} names no variable");
+        }
+        if name.contains(char::is_whitespace) {
+            bail!("line {number}: the name {name:?} has a blank in it; write NAME=VALUE");
+        }
+        variables.extend(variable(line));
+    }
+    Ok(variables)
 }
 
 /// As docker has it: a variable without a value that is not set here is not set there.
@@ -309,6 +332,22 @@ mod tests {
     }
 
     #[test]
+    fn env_files_are_read_as_docker_reads_them() {
+        let read = |text: &str| variables_of(text).map_err(|e| e.to_string());
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        assert_eq!(
+            read("\u{feff}A=1\r\n\t B= x # y \n#C=1\n\nD=\"q\"\nE=\n"),
+            Ok(vec![pair("A", "1"), pair("B", " x # y "), pair("D", "\"q\""), pair("E", "")])
+        );
+        assert_eq!(read("\u{feff}"), Ok(vec![]));
+        // Only at the beginning is it a mark.
+        assert_eq!(read("A=\u{feff}"), Ok(vec![pair("A", "\u{feff}")]));
+        for bad in ["A=1\nexport B=1", "A=1\nB =1", "A=1\n=1", "A=1\nB C"] {
+            assert!(read(bad).unwrap_err().starts_with("line 2: "), "{bad}");
+        }
+    }
+
+    #[test]
     fn what_this_version_cannot_do_is_said_all_at_once() {
         let words =
             "-p 80:80/udp -v /a:/b:ro --network none --allow x:y --limit-up 1K --memory 1M img";
@@ -333,5 +372,6 @@ mod tests {
         let error = options(&["--memry", "3", "oci:d"]).unwrap_err().to_string();
         assert!(error.contains("--memry"), "{error}");
         assert_eq!(options(&["--entrypoint", "", "x"]).unwrap().entrypoint, Some(vec![]));
+        assert!(options(&["--no-healthcheck", "x"]).unwrap().no_health_check);
     }
 }

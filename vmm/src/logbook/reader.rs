@@ -16,6 +16,8 @@ pub struct Query {
     pub tail: Option<u64>,
     /// Only what was written at this moment or later: nanoseconds since the Unix epoch.
     pub since_ns: Option<u64>,
+    /// Only what was written at this moment or earlier: nanoseconds since the Unix epoch.
+    pub until_ns: Option<u64>,
     /// Only what was written there.
     pub stream: Option<LogStream>,
 }
@@ -23,6 +25,7 @@ pub struct Query {
 impl Query {
     fn wants(&self, record: &Record) -> bool {
         self.since_ns.is_none_or(|since| record.at_ns >= since)
+            && self.until_ns.is_none_or(|until| record.at_ns <= until)
             && self.stream.is_none_or(|stream| record.stream == stream)
     }
 }

@@ -150,6 +150,9 @@ fn streams_and_times_are_chosen() {
     assert_eq!(text(Query { stream: Some(LogStream::Stdout), ..Query::default() }), b"a\nc\n");
     let last = Query { stream: Some(LogStream::Stdout), tail: Some(1), ..Query::default() };
     assert_eq!(text(last), b"c\n");
+    assert_eq!(text(Query { until_ns: Some(2), ..Query::default() }), b"a\nb\n");
+    // Lines after the end are none of the last ones.
+    assert_eq!(text(Query { until_ns: Some(2), tail: Some(1), ..Query::default() }), b"b\n");
 }
 
 #[test]

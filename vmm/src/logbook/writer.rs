@@ -54,7 +54,7 @@ impl Writer {
         self.append_at(stream, bytes, now.as_nanos().try_into().unwrap_or(u64::MAX));
     }
 
-    pub(super) fn append_at(&mut self, stream: LogStream, bytes: &[u8], at_ns: u64) {
+    pub(crate) fn append_at(&mut self, stream: LogStream, bytes: &[u8], at_ns: u64) {
         for bytes in bytes.chunks(MAX_RECORD) {
             match self.try_append(stream, bytes, at_ns) {
                 Ok(()) => self.failing = false,

@@ -211,6 +211,7 @@ fn cmdline(spec: &LaunchSpec, network: Option<&BoxNetwork>, devices: usize) -> R
     // somebody keeps it: output is slow.
     let verbosity = if spec.console.is_some() { "loglevel=7" } else { "quiet loglevel=1" };
     let mut boot = BootParams::parse(&spec.boot)?;
+    let volumes = std::mem::take(&mut boot.volumes);
     if let Some(network) = network {
         (boot.network, boot.search) = (Some(network.params()), network.search());
     }
@@ -225,7 +226,25 @@ fn cmdline(spec: &LaunchSpec, network: Option<&BoxNetwork>, devices: usize) -> R
         let at = layout::MMIO_START + n * layout::MMIO_SIZE;
         cmdline.push_str(&format!(" virtio_mmio.device=4K@{at:#x}:{irq}"));
     }
+    push_volumes(&mut cmdline, &volumes);
     Ok(cmdline)
+}
+
+/// Adds the directories that the image wants, as many as there is room for: that there are too many is
+/// no reason not to boot.
+fn push_volumes(cmdline: &mut String, volumes: &[String]) {
+    for (n, path) in volumes.iter().enumerate() {
+        let word = BootParams::volume(path);
+        if cmdline.len() + 1 + word.len() >= layout::CMDLINE_MAX {
+            let left = volumes.len() - n;
+            tracing::warn!(
+                "{left} of the image's volumes are not made: there is no room to name them"
+            );
+            return;
+        }
+        cmdline.push(' ');
+        cmdline.push_str(&word);
+    }
 }
 
 /// The files that came with the spec.

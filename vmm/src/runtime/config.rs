@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::time::Duration;
 
 use boxlite_proto::message::{Exec, TerminalSize};
 use boxlite_rootfs_builder::ImageConfig;
 use serde::{Deserialize, Serialize};
 
-use super::options::BoxOptions;
+use super::options::{BoxOptions, HealthCheck, MIN_HEALTH_TIME};
 use super::{Error, Result, limits, signals};
 use crate::machine::{HealthSpec, MainSpec};
 
@@ -42,6 +43,10 @@ impl BoxConfig {
             Some(entrypoint) => (entrypoint.clone(), Vec::new()),
             None => (image.entrypoint.clone(), image.cmd.clone()),
         };
+        // As docker has it, this is how one takes back the entry point of another image.
+        if argv == [""] {
+            argv.clear();
+        }
         argv.extend(options.cmd.clone().filter(|cmd| !cmd.is_empty()).unwrap_or(defaults));
         if argv.is_empty() {
             return Err(Error::NoCommand { image: options.image.clone() });
@@ -52,11 +57,12 @@ impl BoxConfig {
     /// A command with the environment, user and working directory of the box.
     pub(super) fn exec(&self, argv: Vec<Vec<u8>>) -> Exec {
         let Self { options, image, .. } = self;
+        let host = [("HOSTNAME", self.name.as_str())].into_iter();
         let of_image = image.env.iter().filter_map(|variable| variable.split_once('='));
         let of_box = options.env.iter().map(|(name, value)| (&**name, &**value));
         Exec {
             argv,
-            env: Environment::of(of_image.chain(of_box)).0,
+            env: Environment::of(host.chain(of_image).chain(of_box)).0,
             working_dir: options.working_dir.as_ref().unwrap_or(&image.working_dir).clone().into(),
             user: options.user.as_ref().unwrap_or(&image.user).clone(),
             terminal: None,
@@ -77,10 +83,21 @@ impl BoxConfig {
             }
             exec.env = env.0;
         }
+        Ok(MainSpec { exec, wait_for_attach, stop_signal: self.stop_signal() })
+    }
+
+    fn stop_signal(&self) -> i32 {
         let signal = self.options.stop_signal.as_ref().unwrap_or(&self.image.stop_signal);
-        // An image may name what is none.
-        let stop_signal = signals::parse(signal).unwrap_or(TERM);
-        Ok(MainSpec { exec, wait_for_attach, stop_signal })
+        if signal.is_empty() {
+            return TERM;
+        }
+        signals::parse(signal).unwrap_or_else(|| {
+            let (name, image) = (&self.name, &self.options.image);
+            tracing::warn!(
+                "{name}: the stop signal {signal:?} of {image} is unknown; SIGTERM is used"
+            );
+            TERM
+        })
     }
 
     /// Checks that Linux can run the commands.
@@ -97,7 +114,7 @@ impl BoxConfig {
 
     /// The health checks.
     pub(super) fn health(&self) -> Option<HealthSpec> {
-        let health = self.options.health.as_ref()?;
+        let health = self.health_check()?;
         let ms = |time: std::time::Duration| time.as_millis().try_into().unwrap_or(u64::MAX);
         let argv = health.command.iter().map(|word| word.clone().into_bytes()).collect();
         Some(HealthSpec {
@@ -108,6 +125,26 @@ impl BoxConfig {
             start_period_ms: ms(health.start_period),
             stop: health.stop,
         })
+    }
+}
+
+impl BoxConfig {
+    /// The box's own check, or its image's, which asks the main command.
+    fn health_check(&self) -> Option<HealthCheck> {
+        let Self { options, image, .. } = self;
+        if options.health.is_some() {
+            return options.health.clone();
+        }
+        let health = image.health.as_ref().filter(|_| options.main_command)?;
+        let or = |time: Duration, default| if time.is_zero() { default } else { time };
+        let mut check = HealthCheck::new(health.command.clone());
+        check.interval = or(health.interval, check.interval).max(MIN_HEALTH_TIME);
+        check.timeout = or(health.timeout, check.timeout).max(MIN_HEALTH_TIME);
+        check.start_period = health.start_period;
+        if health.retries > 0 {
+            check.retries = health.retries;
+        }
+        (!options.no_health_check).then_some(check)
     }
 }
 
@@ -145,6 +182,8 @@ impl Environment {
 
 #[cfg(test)]
 mod tests {
+    use boxlite_rootfs_builder::ImageHealth;
+
     use super::*;
 
     fn config(options: BoxOptions) -> BoxConfig {
@@ -177,6 +216,63 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_point_of_one_empty_word_is_none() {
+        let argv = |options| {
+            let mut config = config(options);
+            config.image.entrypoint = vec![String::new()];
+            config.main_argv().unwrap().join(" ")
+        };
+        assert_eq!(argv(BoxOptions::new("x")), "default");
+        assert_eq!(argv(BoxOptions::new("x").cmd(["a", "b"])), "a b");
+        assert_eq!(argv(BoxOptions::new("x").entrypoint([""]).cmd(["a"])), "a");
+        let none = BoxOptions::new("x").entrypoint([""]);
+        assert!(matches!(config(none).main_argv(), Err(Error::NoCommand { .. })));
+    }
+
+    #[test]
+    fn the_images_health_check_is_used_unless_the_box_has_one_or_wants_none() {
+        let health = |options: BoxOptions| {
+            let mut config = config(options);
+            config.image.health = Some(ImageHealth {
+                command: vec!["/check".into()],
+                interval: Duration::from_secs(5),
+                ..ImageHealth::default()
+            });
+            config.health()
+        };
+        let main = || BoxOptions::new("x").main_command(true);
+        let of_image = health(main()).unwrap();
+        assert_eq!(of_image.exec.argv, [b"/check"]);
+        assert_eq!((of_image.interval_ms, of_image.timeout_ms), (5_000, 30_000));
+        assert_eq!((of_image.retries, of_image.stop), (3, false));
+        let own = health(main().health(HealthCheck::new(["/own"]))).unwrap();
+        assert_eq!((own.exec.argv, own.interval_ms), (vec![b"/own".to_vec()], 30_000));
+        assert!(health(main().no_health_check(true)).is_none());
+        // Nothing runs that it could ask.
+        assert!(health(BoxOptions::new("x")).is_none());
+    }
+
+    #[test]
+    fn the_stop_signal_is_the_images_in_any_form() {
+        let signal = |text: &str| {
+            let mut config = config(BoxOptions::new("x"));
+            config.image.stop_signal = text.into();
+            config.stop_signal()
+        };
+        assert_eq!((signal("SIGRTMAX-3"), signal("RTMIN+3"), signal("SIGINT")), (61, 37, 2));
+        assert_eq!((signal("28"), signal(""), signal("SIGNOTHING")), (28, TERM, TERM));
+    }
+
+    #[test]
+    fn a_box_of_an_earlier_release_is_read() {
+        let mut value = serde_json::to_value(config(BoxOptions::new("x"))).unwrap();
+        let image = value["image"].as_object_mut().unwrap();
+        assert!(image.remove("volumes").is_some() && image.remove("health").is_some());
+        let old: BoxConfig = serde_json::from_value(value).unwrap();
+        assert_eq!(old, config(BoxOptions::new("x")));
+    }
+
+    #[test]
     fn the_main_command_has_the_boxs_surroundings() {
         let options = BoxOptions::new("x").env("A", "2").user("nobody").tty(true);
         let size = TerminalSize { rows: 24, columns: 80 };
@@ -185,7 +281,11 @@ mod tests {
         assert_eq!(main.exec.user, "nobody");
         assert_eq!(main.exec.terminal, Some(size));
         let env: Vec<_> = main.exec.env.iter().map(|v| String::from_utf8_lossy(v)).collect();
-        assert_eq!(env, ["PATH=/bin", "A=2", "TERM=xterm"]);
+        assert_eq!(env, ["HOSTNAME=a", "PATH=/bin", "A=2", "TERM=xterm"]);
+        let own = config(BoxOptions::new("x").env("HOSTNAME", "other")).exec(Vec::new()).env;
+        assert!(
+            own.contains(&b"HOSTNAME=other".to_vec()) && !own.contains(&b"HOSTNAME=a".to_vec())
+        );
     }
 
     #[test]

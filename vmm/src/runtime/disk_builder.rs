@@ -24,7 +24,7 @@ use crate::machine::{DiskFormat, DiskSpec, LaunchSpec};
 const DISK_SIZE: u64 = 10 << 30;
 
 /// Changes whenever the agent unpacks layers differently, so that disks are built anew.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Enough to unpack through: the page cache takes what it gets.
 const MEMORY_MIB: u64 = 1024;

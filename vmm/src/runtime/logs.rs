@@ -17,6 +17,9 @@ pub use crate::logbook::{LogStream, Record as LogRecord};
 /// Between two looks at the log.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// So long after the end of a query, everything that was written before it is in the log.
+const SETTLED: Duration = Duration::from_millis(500);
+
 /// Bytes under way between log and reader.
 const BUFFER: usize = 256 << 10;
 
@@ -36,6 +39,8 @@ pub struct LogQuery {
     pub tail: Option<u64>,
     /// Only what was written since: milliseconds since the Unix epoch.
     pub since_ms: Option<u64>,
+    /// Only what was written until then: nanoseconds since the Unix epoch. Nothing later is waited for.
+    pub until_ns: Option<u64>,
     /// Only what was written there.
     pub stream: Option<LogStream>,
 }
@@ -60,6 +65,13 @@ impl LogQuery {
         self
     }
 
+    /// Only what was written until then.
+    pub fn until(mut self, time: SystemTime) -> Self {
+        let until = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.until_ns = Some(until.as_nanos().try_into().unwrap_or(u64::MAX));
+        self
+    }
+
     /// Only what was written there.
     pub fn stream(mut self, stream: LogStream) -> Self {
         self.stream = Some(stream);
@@ -70,8 +82,16 @@ impl LogQuery {
         logbook::Query {
             tail: self.tail,
             since_ns: self.since_ms.map(|ms| ms.saturating_mul(1_000_000)),
+            until_ns: self.until_ns,
             stream: self.stream,
         }
+    }
+
+    /// Whether nothing that comes at `now` or later is wanted.
+    fn is_over(&self, now: SystemTime) -> bool {
+        let until = self.until_ns.map(Duration::from_nanos);
+        let end = until.and_then(|until| UNIX_EPOCH.checked_add(until)?.checked_add(SETTLED));
+        end.is_some_and(|end| now > end)
     }
 }
 
@@ -150,7 +170,7 @@ async fn send(
     let mut reader = unblock(move || logbook::Reader::open(&folder, open)).await?;
     loop {
         // Before the look at the log: what was written until then is not missed.
-        let last = !query.follow || !lives();
+        let last = !query.follow || query.is_over(SystemTime::now()) || !lives();
         loop {
             let next = unblock(move || reader.poll().map(|record| (reader, record))).await?;
             reader = next.0;
@@ -177,4 +197,33 @@ async fn unblock<T: Send + 'static>(
     f: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     tokio::task::spawn_blocking(f).await?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::logbook::Writer;
+
+    async fn read(stream: DuplexStream) -> Vec<u8> {
+        let mut logs = Logs::new(Box::new(stream));
+        let mut all = Vec::new();
+        while let Some(record) = logs.next().await.unwrap() {
+            all.extend(record.bytes);
+        }
+        all
+    }
+
+    #[tokio::test]
+    async fn following_until_a_moment_ends_there_in_a_box_that_says_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = Writer::open(folder.path());
+        let now = SystemTime::now();
+        let ns = now.duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
+        writer.append_at(LogStream::Stdout, b"before\n", ns - 1);
+        writer.append_at(LogStream::Stdout, b"after\n", ns + 1);
+        let query = LogQuery::default().follow(true).until(now);
+        let following = read(stream(folder.path().into(), query, || true));
+        let text = tokio::time::timeout(Duration::from_secs(120), following).await.unwrap();
+        assert_eq!(text, b"before\n");
+    }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use check::Problem;
-pub(super) use check::{bad_name, is_name};
+pub(super) use check::{MIN_HEALTH_TIME, bad_name, is_name};
 pub use parts::{
     Forward, HealthCheck, Network, NetworkPolicy, PullPolicy, SecurityOptions, Volume,
 };
@@ -77,8 +77,11 @@ pub struct BoxOptions {
     pub labels: BTreeMap<String, String>,
     /// What is done when the main command ends, or the machine fails.
     pub restart: RestartPolicy,
-    /// How the box is asked whether it is well.
+    /// How the box is asked whether it is well; default: as the image says, where the box has a main
+    /// command.
     pub health: Option<HealthCheck>,
+    /// Whether the image's health check is left out.
+    pub no_health_check: bool,
     /// What the box's process may do.
     pub security: SecurityOptions,
     /// How long the box may take to boot; default 2 minutes, for hosts that emulate.
@@ -113,6 +116,7 @@ impl Default for BoxOptions {
             labels: BTreeMap::new(),
             restart: RestartPolicy::No,
             health: None,
+            no_health_check: false,
             security: SecurityOptions::default(),
             ready_timeout: Duration::from_secs(120),
             console: false,
@@ -266,6 +270,12 @@ impl BoxOptions {
     /// Says how the box is asked whether it is well.
     pub fn health(mut self, check: HealthCheck) -> Self {
         self.health = Some(check);
+        self
+    }
+
+    /// Leaves the image's health check out.
+    pub fn no_health_check(mut self, yes: bool) -> Self {
+        self.no_health_check = yes;
         self
     }
 

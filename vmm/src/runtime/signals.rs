@@ -6,21 +6,41 @@ const NAMES: [&str; 31] = [
     "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
 ];
 
-/// The number of the first real-time signal.
-const RTMIN: i32 = 34;
+/// Second names.
+const ALIASES: [(&str, i32); 4] = [("IOT", 6), ("CLD", 17), ("POLL", 29), ("UNUSED", 31)];
 
-/// The number of a signal from its name (`SIGTERM`, `TERM`, `RTMIN+3`) or number.
+/// The numbers of the first and the last real-time signal: the C libraries keep the kernel's first
+/// two to themselves.
+const RTMIN: i32 = 34;
+const RTMAX: i32 = 64;
+
+/// The number of a signal from its name (`SIGTERM`, `TERM`, `RTMIN+3`, `RTMAX-3`) or number.
 pub fn parse(text: &str) -> Option<i32> {
     if let Ok(number) = text.parse::<i32>() {
-        return (1..=64).contains(&number).then_some(number);
+        return (1..=RTMAX).contains(&number).then_some(number);
     }
     let upper = text.to_ascii_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
     if let Some(offset) = name.strip_prefix("RTMIN") {
-        let offset = if offset.is_empty() { 0 } else { offset.strip_prefix('+')?.parse().ok()? };
-        return RTMIN.checked_add(offset).filter(|number| (RTMIN..=64).contains(number));
+        return real_time(RTMIN + offset_after('+', offset)?);
     }
-    NAMES.iter().zip(1..).find_map(|(known, number)| (*known == name).then_some(number))
+    if let Some(offset) = name.strip_prefix("RTMAX") {
+        return real_time(RTMAX - offset_after('-', offset)?);
+    }
+    let plain = NAMES.iter().copied().zip(1..);
+    plain.chain(ALIASES).find_map(|(known, number)| (known == name).then_some(number))
+}
+
+fn real_time(number: i32) -> Option<i32> {
+    (RTMIN..=RTMAX).contains(&number).then_some(number)
+}
+
+/// The number behind the sign; 0 for nothing at all.
+fn offset_after(sign: char, text: &str) -> Option<i32> {
+    if text.is_empty() {
+        return Some(0);
+    }
+    text.strip_prefix(sign)?.parse::<u8>().ok().map(i32::from)
 }
 
 #[cfg(test)]
@@ -34,7 +54,33 @@ mod tests {
         }
         assert_eq!(parse("RTMIN"), Some(34));
         assert_eq!(parse("SIGRTMIN+30"), Some(64));
-        for text in ["", "0", "65", "-1", "SIG", "RTMIN+31", "RTMIN-1", "TERMINATE"] {
+        for (text, number) in [
+            ("SIGRTMAX-3", 61),
+            ("rtmax", 64),
+            ("SIGRTMAX-30", 34),
+            ("SIGRTMIN+3", 37),
+            ("SIGIOT", 6),
+            ("SIGPOLL", 29),
+            ("cld", 17),
+        ] {
+            assert_eq!(parse(text), Some(number), "{text}");
+        }
+        for text in [
+            "",
+            "0",
+            "65",
+            "-1",
+            "SIG",
+            "RTMIN+31",
+            "RTMIN-1",
+            "RTMAX+1",
+            "RTMAX-31",
+            "RTMAX-",
+            "RTMAX--3",
+            "RTMIN+-3",
+            "RTMIN+999999999999",
+            "TERMINATE",
+        ] {
             assert_eq!(parse(text), None, "{text}");
         }
     }

@@ -21,7 +21,7 @@ pub(super) const ZERO_PAGE: GuestAddress = GuestAddress(0x7000);
 pub(super) const PAGE_TABLES: u64 = 0x9000;
 pub(super) const CMDLINE: GuestAddress = GuestAddress(0x2_0000);
 /// `COMMAND_LINE_SIZE` of Linux on x86, with the terminating NUL.
-pub(super) const CMDLINE_MAX: usize = 2048;
+pub(crate) const CMDLINE_MAX: usize = 2048;
 
 pub(super) const MP_TABLE: u64 = 0x9_f000;
 /// The last KiB below 640 KiB is one of the places where kernels look for it.

@@ -10,6 +10,7 @@
 //! however slow one of the ends. When one end goes, the other does.
 
 mod below;
+mod decompress;
 mod pack;
 mod pipe;
 mod place;
@@ -24,6 +25,7 @@ use std::path::{Path, PathBuf};
 use boxlite_proto::archive::name::shown;
 use boxlite_proto::guest::{CopyIn, CopyOut, FileKind, FileStat, Owner, Stat};
 use boxlite_proto::message::FailureKind;
+use boxlite_rootfs_builder::Compression;
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
@@ -253,8 +255,8 @@ impl BoxHandle {
         }
     }
 
-    /// Unpacks an uncompressed tar into a directory of the box, which must exist. Files belong to whom
-    /// the tar says, unless [`CopyOptions::owner`] says otherwise. What is there is replaced, as `tar -x` does it.
+    /// Unpacks a tar, which may be compressed with gzip, bzip2, xz or zstd, into a directory of the box, which
+    /// must exist. Files belong to whom the tar says, unless [`CopyOptions::owner`] says otherwise. What is there is replaced, as `tar -x` does it.
     ///
     /// Dropping the future ends that between two entries or in the middle of one; what was unpacked stays.
     ///
@@ -268,7 +270,12 @@ impl BoxHandle {
     ) -> Result<Copied> {
         let path = not_empty(to.as_ref())?;
         let request = CopyIn { path, create: false, owner: options.owner.map(as_owner) };
-        let unpacked = self.agent().await?.copy_in(request, tar).await;
+        let agent = self.agent().await?;
+        let unpacked = match decompress::recognize(tar).await {
+            Ok((Compression::None, tar)) => agent.copy_in(request, tar).await,
+            Ok((_, tar)) => copy_in_decompressed(&agent, request, tar).await,
+            Err(error) => Err(client::Error::Source(error.into())),
+        };
         Ok(self.explained(unpacked).await?.into())
     }
 
@@ -323,6 +330,33 @@ impl BoxHandle {
             return Ok((path, found));
         }
         Err(refused(&to)("its symlinks lead in a circle"))
+    }
+}
+
+/// Decompresses a tar on its way to the box.
+async fn copy_in_decompressed(
+    agent: &AgentClient,
+    request: CopyIn,
+    tar: impl AsyncRead + Send + Unpin,
+) -> Result<client::Unpacked, client::Error> {
+    let (feed, plain, decoding) = decompress::start();
+    let fed = async {
+        match pump(tar, feed).await {
+            Err(error) => error,
+            Ok(()) => std::future::pending().await,
+        }
+    };
+    let unpacked = tokio::select! {
+        unpacked = agent.copy_in(request, plain) => unpacked,
+        error = fed => return Err(client::Error::Source(error.into())),
+    };
+    match unpacked {
+        // It broke off here: the decoder knows why.
+        Err(client::Error::Source(error)) => {
+            let why = decoding.await.map_err(io::Error::other).and_then(|decoded| decoded);
+            Err(client::Error::Source(why.err().map_or(error, Into::into)))
+        }
+        unpacked => unpacked,
     }
 }
 

@@ -141,6 +141,7 @@ impl Local {
         let boot = BootParams {
             role: Role::Box,
             hostname: Some(config.name.clone()),
+            volumes: config.image.volumes.clone(),
             ..Default::default()
         };
         let spec = LaunchSpec {

@@ -18,6 +18,9 @@ const DISK_GB: std::ops::RangeInclusive<u64> = 1..=1024;
 /// The least rate of a network, in bytes a second: one at which something still arrives.
 const MIN_RATE: u64 = 1024;
 
+/// The least interval and timeout of a health check.
+pub(in crate::runtime) const MIN_HEALTH_TIME: Duration = Duration::from_millis(1);
+
 /// The longest host name of Linux.
 const NAME_MAX: usize = 63;
 
@@ -119,6 +122,9 @@ impl BoxOptions {
             });
         }
         let Some(health) = &self.health else { return };
+        problems.unless(!self.no_health_check, "no-healthcheck", || {
+            "excludes a health check of the box's own (--health-cmd)".into()
+        });
         let first = health.command.first();
         problems.unless(first.is_some_and(|program| !program.is_empty()), "health-cmd", || {
             "the health check has no command".into()
@@ -126,7 +132,7 @@ impl BoxOptions {
         for (option, time) in
             [("health-interval", health.interval), ("health-timeout", health.timeout)]
         {
-            problems.unless(time >= Duration::from_millis(1), option, || "is at least 1 ms".into());
+            problems.unless(time >= MIN_HEALTH_TIME, option, || "is at least 1 ms".into());
         }
         problems.unless(health.retries > 0, "health-retries", || "0: is at least 1".into());
     }
@@ -221,6 +227,7 @@ mod tests {
             .restart(RestartPolicy::Always)
             .health(health);
         options.stop_signal = Some("SIGNOTHING".into());
+        options.no_health_check = true;
         let Err(Error::Options(problems)) = options.validate() else { panic!("accepted") };
         let options: Vec<_> = problems.iter().map(|problem| &*problem.option).collect();
         let expected = [
@@ -233,6 +240,7 @@ mod tests {
             "stop-signal",
             "restart",
             "label",
+            "no-healthcheck",
             "health-cmd",
             "health-retries",
         ];

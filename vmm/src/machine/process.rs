@@ -419,7 +419,7 @@ impl Process {
             };
             self.network = Some(BoxNetwork::start(spec, denied)?);
         }
-        let vm = backend::open(self.spec.vcpus)?;
+        let vm = backend::open(self.spec.vcpus, self.spec.nested)?;
         Machine::start(vm, &self.spec, &self.files, self.network.as_ref(), tell)
     }
 

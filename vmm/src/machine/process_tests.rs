@@ -101,6 +101,7 @@ impl TestBox {
         let spec = LaunchSpec {
             vcpus: 1,
             memory_mib: 128,
+            nested: false,
             kernel: path("vmlinux"),
             initramfs: path("initramfs"),
             boot: String::new(),

@@ -144,6 +144,7 @@ impl Local {
         let spec = LaunchSpec {
             vcpus: options.cpus,
             memory_mib: options.memory_mib,
+            nested: options.nested,
             kernel: self.guest.kernel.clone(),
             initramfs: self.guest.initramfs.clone(),
             boot: boot.to_string(),

@@ -18,6 +18,7 @@
 //! thread hears them all, and does what the lifecycle says.
 
 mod boot_report;
+mod bounded_log;
 mod build;
 mod console;
 pub(crate) mod control;
@@ -34,6 +35,7 @@ mod sys;
 mod vcpu;
 
 pub use control::{BootStage, DiskMetrics, ExitCounts, MachineMetrics, NetworkMetrics};
+pub(crate) use bounded_log::BoundedLog;
 pub use process::main;
 pub(crate) use record::GONE;
 pub(crate) use spec::{

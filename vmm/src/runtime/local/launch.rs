@@ -155,7 +155,7 @@ impl Local {
         };
         // Held by the process from here on, and by nobody else.
         files.add(lock);
-        let log = folder.create(MACHINE_LOG)?;
+        let log = folder.create_log(MACHINE_LOG)?;
         // What it said in an earlier life is over.
         Status::starting()
             .write(folder.path())

@@ -39,6 +39,9 @@ pub(crate) struct Status {
     pub(crate) ports: Vec<Port>,
     /// How it ended. With [`Phase::Ended`].
     pub(crate) ended: Option<Ended>,
+    /// Whether its disks could not be closed when it ended: what they hold has to be looked through.
+    #[serde(default)]
+    pub(crate) cut_off: bool,
 }
 
 /// What a box's process does.
@@ -211,6 +214,7 @@ impl Status {
             health: None,
             ports: Vec::new(),
             ended: None,
+            cut_off: false,
         }
     }
 

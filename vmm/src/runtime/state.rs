@@ -313,6 +313,7 @@ mod tests {
             health: None,
             ports: vec![],
             ended,
+            cut_off: false,
         }
     }
 

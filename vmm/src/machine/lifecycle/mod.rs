@@ -167,6 +167,7 @@ impl Lifecycle {
             health: self.checks.as_ref().map(|checks| checks.health().clone()),
             ports: Vec::new(),
             ended: self.ended.clone().filter(|_| self.settled),
+            cut_off: false,
         }
     }
 
@@ -225,6 +226,14 @@ impl Lifecycle {
                 // Somebody waits for the first start and would rather know.
                 0 => self.finish(end),
                 _ => self.machine_over(end, now),
+            },
+            Input::Broken(why) => match self.state {
+                State::Over => self.act(Action::Hurry),
+                // What is left of the process cannot begin anew.
+                _ => {
+                    self.act(Action::StopMachine);
+                    self.finish(End::Failed(why));
+                }
             },
             Input::Stage(stage, micros) => self.stage(stage, micros, now),
             Input::Fatal(message) => self.fatal = Some(message),

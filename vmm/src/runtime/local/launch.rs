@@ -164,10 +164,10 @@ impl Local {
         MachineProcess::start(&self.launcher, spec, &files.0, Some(log))
     }
 
-    /// Whether the last process of a box ended without a word.
+    /// Whether the last process of a box ended without a word, or before it could close its disk.
     fn was_cut_off(&self, folder: &BoxFolder) -> Result<bool> {
         let (_, status) = self.look(folder)?;
-        Ok(status.is_some_and(|status| status.ended.is_none()))
+        Ok(status.is_some_and(|status| status.ended.is_none() || status.cut_off))
     }
 
     /// The box's own disk. One that goes with the box has no name, so that nothing is left of it

@@ -133,7 +133,8 @@ impl Source {
         self.doorbell.clear()?;
         let memory = Arc::clone(&self.memory);
         let mut served = 0;
-        loop {
+        // The index that says whether there is more is the guest's to move back and forth.
+        for look in 1.. {
             self.queue.disable_notification(&*memory)?;
             while served < BUDGET
                 && let Some(descriptors) = self.queue.iter(&*memory)?.next()
@@ -151,10 +152,11 @@ impl Source {
                 served += 1;
             }
             let more = self.queue.enable_notification(&*memory)?;
-            if more && served >= BUDGET {
+            let is_turn_over = served >= BUDGET || look >= BUDGET;
+            if more && is_turn_over {
                 self.doorbell.ring()?;
             }
-            if !more || served >= BUDGET {
+            if !more || is_turn_over {
                 break;
             }
         }

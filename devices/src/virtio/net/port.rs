@@ -21,7 +21,7 @@ use zerocopy::IntoBytes;
 use super::control::{Mac, Settings};
 use super::header::{ETHERNET, FrameError, HEADER_SIZE, Header, Offload, PortFeatures};
 use super::pieces::Pieces;
-use super::ring::Ring;
+use super::ring::{LOOKS, Ring};
 use super::{NAME, Shared};
 use crate::virtio::chain::{Chain, ChainError, Descriptors};
 use crate::virtio::{Activation, QueueInterrupt, has_feature};
@@ -382,7 +382,7 @@ impl NetPort {
     fn claim(&mut self, memory: &GuestMemory, need: usize) -> Result<Claim, PortError> {
         self.buffers.clear();
         self.room.clear();
-        loop {
+        for _ in 0..LOOKS {
             if let Some(claim) = self.collect(memory, need)? {
                 match claim {
                     Claim::Enough => self.rx.disarm(memory)?,
@@ -395,10 +395,11 @@ impl NetPort {
             // The driver rings when it adds to what has been looked at, so it is armed before the
             // buffers are put back.
             if !self.rx.arm(memory)? {
-                self.rx.put_back(self.buffers.len());
-                return Ok(Claim::Short);
+                break;
             }
         }
+        self.rx.put_back(self.buffers.len());
+        Ok(Claim::Short)
     }
 
     /// Takes buffers that are there now. `None` if there are not enough.

@@ -9,6 +9,10 @@ use vm_memory::{Bytes, GuestAddress};
 use crate::GuestMemory;
 use crate::virtio::chain::{Descriptors, Table};
 
+/// Looks at a ring of which the driver says in turn that there is something and that there is nothing: it
+/// will ring, or has lost its turn.
+pub(super) const LOOKS: usize = 16;
+
 /// A virtqueue. One that the driver did not make ready is empty.
 #[derive(Debug)]
 pub(super) struct Ring {
@@ -59,16 +63,17 @@ impl Ring {
 
     /// Takes the next chain. If there is none, the driver rings when it adds one.
     pub(super) fn next(&mut self, memory: &GuestMemory) -> Result<Option<Descriptors>, QueueError> {
-        loop {
+        for _ in 0..LOOKS {
             let chain = self.available(memory)?.and_then(|mut available| available.next());
             if let Some(chain) = chain.map(|chain| chain.head_index()) {
                 self.disarm(memory)?;
                 return Ok(Some(self.table.chain(chain)));
             }
             if !self.arm(memory)? {
-                return Ok(None);
+                break;
             }
         }
+        Ok(None)
     }
 
     /// Leaves the last `count` chains that were taken for later.

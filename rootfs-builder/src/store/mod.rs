@@ -36,6 +36,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use blobs::Copied;
 pub use disk::{BaseDisk, DiskBuilder};
 use draft::StoreLock;
 use garbage::Leftovers;
@@ -288,7 +289,7 @@ impl ImageStore {
         let name = transfer::parse_name(name)?;
         let image = self.resolve(reference, progress)?;
         let guard = StoreLock::take(&self.folders.import_lock(), Lock::Shared)?;
-        let image = self.keep(image, name, progress)?;
+        let image = self.keep(image, name, &mut Copied::default(), progress)?;
         self.disk(&image, builder, progress)?;
         drop(guard);
         self.collect_garbage();

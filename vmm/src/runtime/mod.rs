@@ -32,6 +32,7 @@ mod handle;
 mod home;
 mod images;
 mod json_lines;
+mod loaded_images;
 mod local;
 mod logs;
 mod metrics;

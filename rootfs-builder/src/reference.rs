@@ -285,7 +285,7 @@ pub(crate) fn is_host(host: &str) -> bool {
     port.parse::<u16>().is_ok() && name.split('.').all(is_label)
 }
 
-fn is_path_component(part: &str) -> bool {
+pub(crate) fn is_path_component(part: &str) -> bool {
     let is_word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let bytes = part.as_bytes();
     let ends_well = |byte: Option<&u8>| byte.is_some_and(|byte| is_word(*byte));

@@ -92,11 +92,14 @@ impl Archive {
         match self.read("manifest.json", MAX_MANIFEST_BYTES)? {
             Some(json) => self.resolve_saved(&json, tag, host),
             None if self.members.find("oci-layout").is_some() => layout::resolve(self, tag, host),
-            None => Err(Error::Missing {
-                what: format!("manifest.json in {}", self.place),
-                remedy: "this is no archive of an image; `docker save IMAGE -o FILE` makes one"
-                    .into(),
-            }),
+            None => Err(self.no_image()),
+        }
+    }
+
+    fn no_image(&self) -> Error {
+        Error::Missing {
+            what: format!("manifest.json in {}", self.place),
+            remedy: "this is no archive of an image; `docker save IMAGE -o FILE` makes one".into(),
         }
     }
 
@@ -111,7 +114,8 @@ impl Archive {
                 let nameless = images.iter().filter(|image| image.repo_tags.is_empty()).count();
                 (images.into_iter().flat_map(|image| image.repo_tags).collect(), nameless)
             }
-            None => layout::tags(self)?,
+            None if self.members.find("oci-layout").is_some() => layout::tags(self)?,
+            None => return Err(self.no_image()),
         };
         tags.sort();
         tags.dedup();

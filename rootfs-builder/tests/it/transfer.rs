@@ -83,6 +83,10 @@ fn a_stream_is_loaded_as_a_file_is() {
         broken.store().load_from(&mut &*half, &Silent).unwrap_err();
         assert_eq!(broken.store_files(), [""; 0]);
     }
+    for (stream, words) in [(&b""[..], "no archive of an image"), (b"text", "damaged")] {
+        let error = place.store().load_from(&mut &*stream, &Silent).unwrap_err();
+        assert!(error.to_string().contains(words), "{error}");
+    }
     let small = place.store().with_layer_limit(1000);
     let error = small.load_from(&mut &gzip(&saved)[..], &Silent).unwrap_err();
     assert!(error.to_string().contains("1000 bytes"), "{error}");

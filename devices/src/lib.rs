@@ -11,13 +11,14 @@ mod doorbell;
 mod event_loop;
 mod interrupt;
 pub mod legacy;
-mod log_limit;
+mod log_budget;
 pub mod virtio;
 
 pub use bus::{Bus, BusDevice, BusError};
 pub use doorbell::Doorbell;
 pub use event_loop::{Event, EventLoop, Handler, Interest, LoopHandle, Registration, Watch};
 pub use interrupt::Interrupt;
+pub use log_budget::LogBudget;
 
 /// Guest memory as every device sees it.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;

@@ -150,7 +150,7 @@ impl Ping {
         self.by_key.insert(key, index);
         if let Some(flow) = self.flows.get_mut(index) {
             if let Err(e) = cx.watch(&flow.socket, Source::Ping(index)) {
-                tracing::warn!("network: a ping's answers will not be heard: {e}");
+                cx.complain("a ping's answers will not be heard", e);
             }
             cx.timers.arm(&mut flow.armed, cx.now + IDLE, Alarm::Ping(index));
         }

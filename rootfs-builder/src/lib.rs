@@ -47,7 +47,6 @@ pub use layer::{Compression, Decoder, LayerStream, LayerStreams};
 pub use progress::{Event, LayerProgress, Progress, Silent};
 pub use reference::{ImageName, ImageReference, InvalidName};
 pub use registry::{LoginStore, RegistryConfig, RegistryOptions, RegistryProblem};
-pub use source::saved_names;
 pub use store::{
     BaseDisk, DEFAULT_LAYER_LIMIT, DamagedRecord, DiskBuilder, ImageDetails, ImageStore,
     LayerDetails, Listing, Pruned, PullPolicy, Removed, StoredImage,

@@ -33,14 +33,14 @@ impl<F: Fn(Event<'_>) + Send + Sync> Progress for F {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// A compressed archive is being expanded to a temporary file; `total` is its compressed size.
+    /// A compressed or received archive is being expanded to a temporary file.
     Expanding {
-        /// The archive.
+        /// The archive; `-`: it has no file.
         file: &'a Path,
-        /// Compressed bytes read.
+        /// Bytes read of it.
         done: u64,
-        /// Compressed bytes in all.
-        total: u64,
+        /// Bytes of it in all, where known beforehand.
+        total: Option<u64>,
     },
     /// A directory is being read to learn its identity.
     Scanning {

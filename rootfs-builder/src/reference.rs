@@ -11,9 +11,9 @@ use crate::error::{Error, Result};
 
 /// Where an image is.
 ///
-/// In `oci:` and `docker-archive:` the first colon ends the path and begins the tag, as in skopeo, so
-/// a path with a colon in it cannot be written; `rootfs:` has no tag, so there it can. Paths become
-/// absolute when they are parsed.
+/// In `oci:` and `docker-archive:` the first colon ends the path and begins the tag, as in skopeo; unless
+/// there is nothing at that path: then it is the first colon behind a path where there is a folder (a file), or
+/// none if that is the whole. `rootfs:` has no tag. Paths become absolute when they are parsed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum ImageReference {
     /// `oci:DIR[:tag]`: a directory in the OCI image layout.
@@ -71,17 +71,20 @@ impl FromStr for ImageReference {
             }
             std::path::absolute(path).map_err(|error| invalid(error.to_string()))
         };
-        let path_and_tag = |rest: &str| match rest.split_once(':') {
-            None => Ok((path(rest)?, None)),
-            Some((_, "")) => Err(invalid("the tag behind the colon is missing".into())),
-            Some((file, tag)) => Ok((path(file)?, Some(tag.to_owned()))),
-        };
+        let path_and_tag =
+            |rest: &str, is_there: fn(&Path) -> bool| match split_path(rest, is_there) {
+                (file, None) => Ok((path(file)?, None)),
+                (_, Some("")) => Err(invalid("the tag behind the colon is missing".into())),
+                (file, Some(tag)) => Ok((path(file)?, Some(tag.to_owned()))),
+            };
         match text.split_once(':') {
             Some(("oci", rest)) => {
-                path_and_tag(rest).map(|(dir, tag)| Self::OciLayout { dir, tag })
+                let parts = path_and_tag(rest, Path::is_dir);
+                parts.map(|(dir, tag)| Self::OciLayout { dir, tag })
             }
             Some(("docker-archive", rest)) => {
-                path_and_tag(rest).map(|(file, tag)| Self::DockerArchive { file, tag })
+                let parts = path_and_tag(rest, |path| path.exists() && !path.is_dir());
+                parts.map(|(file, tag)| Self::DockerArchive { file, tag })
             }
             Some(("rootfs", rest)) => Ok(Self::Directory { dir: path(rest)? }),
             Some((transport, _)) if FOREIGN_TRANSPORTS.contains(&transport) => {
@@ -107,6 +110,19 @@ impl fmt::Display for ImageReference {
             Self::Directory { dir } => place(f, "rootfs", dir, &None),
             Self::Name(name) => name.fmt(f),
         }
+    }
+}
+
+/// Splits a path from the tag behind it, at the first colon behind which a path ends that `is_there`.
+fn split_path(text: &str, is_there: impl Fn(&Path) -> bool) -> (&str, Option<&str>) {
+    const MAX_COLONS: usize = 16;
+    let at = |colon: usize| (&text[..colon], Some(&text[colon + 1..]));
+    let colons = text.match_indices(':').map(|(colon, _)| colon).take(MAX_COLONS);
+    let Some(first) = text.find(':') else { return (text, None) };
+    match colons.clone().find(|colon| is_there(Path::new(&text[..*colon]))) {
+        Some(colon) => at(colon),
+        None if is_there(Path::new(text)) => (text, None),
+        None => at(first),
     }
 }
 
@@ -269,7 +285,7 @@ pub(crate) fn is_host(host: &str) -> bool {
     port.parse::<u16>().is_ok() && name.split('.').all(is_label)
 }
 
-fn is_path_component(part: &str) -> bool {
+pub(crate) fn is_path_component(part: &str) -> bool {
     let is_word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let bytes = part.as_bytes();
     let ends_well = |byte: Option<&u8>| byte.is_some_and(|byte| is_word(*byte));
@@ -328,6 +344,31 @@ mod tests {
         let here = std::env::current_dir().unwrap();
         assert_eq!(parse("oci:x"), ImageReference::OciLayout { dir: here.join("x"), tag: None });
         assert_eq!(parse("rootfs:."), ImageReference::Directory { dir: here });
+    }
+
+    #[test]
+    fn a_path_may_have_colons() {
+        let place = tempfile::tempdir().unwrap();
+        let at = |name: &str| place.path().join(name).display().to_string();
+        std::fs::create_dir_all(at("a:b/c")).unwrap();
+        std::fs::write(at("a:b/x:y.tar"), "").unwrap();
+        let (dir, file) = (at("a:b/c"), at("a:b/x:y.tar"));
+        for tag in [None, Some("v1"), Some("example.com:5000/x:v1")] {
+            let tag = tag.map(str::to_owned);
+            let layout = ImageReference::OciLayout { dir: dir.clone().into(), tag: tag.clone() };
+            assert_eq!(parse(&layout.to_string()), layout);
+            let archive = ImageReference::DockerArchive { file: file.clone().into(), tag };
+            assert_eq!(parse(&archive.to_string()), archive);
+        }
+        // What is not there is split as in skopeo; and what is there by the shorter path is meant.
+        let split = |text: &str| match parse(text) {
+            ImageReference::OciLayout { dir, tag } => (dir.display().to_string(), tag.unwrap()),
+            other => panic!("{other}"),
+        };
+        let none = at("none");
+        assert_eq!(split(&format!("oci:{none}:b/c:v1")), (none, "b/c:v1".into()));
+        std::fs::create_dir(at("a")).unwrap();
+        assert_eq!(split(&format!("oci:{dir}")), (at("a"), "b/c".into()));
     }
 
     #[test]

@@ -4,9 +4,10 @@
 mod choice {
     pub(crate) use crate::kvm::KvmVm as Machine;
 
-    /// A machine for so many vCPUs on this host's hypervisor.
-    pub(crate) fn open(vcpus: u8) -> boxlite_hv::Result<Machine> {
-        Machine::new(vcpus.into())
+    /// A machine for so many vCPUs on this host's hypervisor; `nested`: its guest may run machines of
+    /// its own, and count what its processor does.
+    pub(crate) fn open(vcpus: u8, nested: bool) -> boxlite_hv::Result<Machine> {
+        Machine::new(vcpus.into(), nested)
     }
 }
 

@@ -9,12 +9,20 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use boxlite_proto::message::ExitStatus;
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::machine::HealthStatus;
+
+/// How long the log's lock is waited for.
+const LOCK_LIMIT: Duration = Duration::from_secs(2);
+/// Between two tries to get it, at most.
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
 /// Something that happened to a box.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,10 +112,20 @@ pub enum EventKind {
 impl Event {
     /// Appends the event to a log that is open for appending: whole, whatever others append.
     pub(crate) fn append(&self, log: &File) -> io::Result<()> {
+        self.append_within(log, LOCK_LIMIT).map(drop)
+    }
+
+    /// Appends the event, and waits for the log's lock so long at most. Returns whether it was had:
+    /// an event that is written without it is lost if the log is just then moved aside.
+    pub(crate) fn append_within(&self, log: &File, limit: Duration) -> io::Result<bool> {
         let mut line = serde_json::to_vec(self)?;
         line.push(b'\n');
-        // Not while it is moved aside.
-        with_lock(log, || (&mut &*log).write_all(&line))
+        let locked = lock(log, limit)?;
+        let written = (&mut &*log).write_all(&line);
+        if locked {
+            flock(log, FlockOperation::Unlock)?;
+        }
+        written.map(|()| locked)
     }
 }
 
@@ -147,29 +165,46 @@ pub(crate) fn move_aside(path: &Path, max: u64) -> io::Result<()> {
         return Ok(());
     }
     let log = File::options().append(true).open(path)?;
-    with_lock(&log, || {
-        if log.metadata()?.len() > max {
-            let number = number(&File::open(path)?)?.unwrap_or(0);
-            let mut heading = serde_json::to_vec(&Heading { log: number + 1 })?;
-            heading.push(b'\n');
-            // In one step, for whoever reads it.
-            let folder = path.parent().unwrap_or(Path::new("."));
-            let copy = tempfile::NamedTempFile::new_in(folder)?;
-            std::fs::copy(path, copy.path())?;
-            copy.persist(older(path))?;
-            log.set_len(0)?;
-            (&mut &log).write_all(&heading)?;
-        }
-        Ok(())
-    })
+    if !lock(&log, LOCK_LIMIT)? {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    let moved = move_locked(path, &log, max);
+    flock(&log, FlockOperation::Unlock)?;
+    moved
 }
 
-/// Does something while nobody else writes to a log.
-fn with_lock(log: &File, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-    rustix::io::retry_on_intr(|| flock(log, FlockOperation::LockExclusive))?;
-    let done = work();
-    flock(log, FlockOperation::Unlock)?;
-    done
+fn move_locked(path: &Path, mut log: &File, max: u64) -> io::Result<()> {
+    if log.metadata()?.len() > max {
+        let number = number(&File::open(path)?)?.unwrap_or(0);
+        let mut heading = serde_json::to_vec(&Heading { log: number + 1 })?;
+        heading.push(b'\n');
+        // In one step, for whoever reads it.
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let copy = tempfile::NamedTempFile::new_in(folder)?;
+        std::fs::copy(path, copy.path())?;
+        copy.persist(older(path))?;
+        log.set_len(0)?;
+        log.write_all(&heading)?;
+    }
+    Ok(())
+}
+
+/// Locks a log against others who write to it, and waits for them so long at most. Returns whether it
+/// is locked.
+fn lock(log: &File, limit: Duration) -> io::Result<bool> {
+    let deadline = Instant::now() + limit;
+    let mut pause = Duration::from_millis(1);
+    loop {
+        match flock(log, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(true),
+            Err(Errno::INTR) => continue,
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {}
+            Err(Errno::WOULDBLOCK) => return Ok(false),
+            Err(e) => return Err(e.into()),
+        }
+        thread::sleep(pause);
+        pause = (pause * 2).min(LOCK_PAUSE);
+    }
 }
 
 #[cfg(test)]

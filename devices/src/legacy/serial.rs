@@ -2,12 +2,10 @@
 
 use std::io::{self, Write};
 
-use tracing::warn;
 use vm_superio::Trigger;
 use vm_superio::serial::{Error, NoEvents};
 
-use crate::log_limit::LogLimit;
-use crate::{BusDevice, Interrupt};
+use crate::{BusDevice, Interrupt, LogBudget};
 
 /// The size of the register window, in bytes.
 pub const SERIAL_LEN: u64 = 8;
@@ -18,7 +16,7 @@ const MAX_LINE: usize = 256;
 /// A serial port. A byte that cannot be written is lost, as on a wire.
 pub struct Serial {
     port: vm_superio::Serial<Line, NoEvents, ByLine>,
-    log: LogLimit,
+    log: LogBudget,
 }
 
 struct Line(Interrupt);
@@ -71,7 +69,7 @@ impl Serial {
     /// 256 bytes. `out` is written on vCPU threads: one that blocks stops the guest.
     pub fn new(interrupt: Interrupt, out: Box<dyn Write + Send>) -> Self {
         let out = ByLine { out, line: Vec::new() };
-        Self { port: vm_superio::Serial::new(Line(interrupt), out), log: LogLimit::default() }
+        Self { port: vm_superio::Serial::new(Line(interrupt), out), log: LogBudget::default() }
     }
 
     /// Types `bytes` on the guest's console. Returns how many of them the port had room for.
@@ -89,10 +87,8 @@ impl Serial {
         }
     }
 
-    fn warn(&mut self, error: &Error<io::Error>) {
-        if self.log.allows() {
-            warn!("serial port: {error}");
-        }
+    fn warn(&self, error: &Error<io::Error>) {
+        self.log.warn(format_args!("serial port: {error}"));
     }
 }
 

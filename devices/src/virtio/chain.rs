@@ -3,12 +3,75 @@
 //! The driver splits a request over descriptors as it likes (virtio 1.3, section 2.7.4), so devices
 //! look at the bytes of a chain and never at its descriptors.
 
-use virtio_queue::DescriptorChain;
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
+use virtio_queue::desc::split::Descriptor;
+use virtio_queue::{Queue, QueueT};
 use vm_memory::{
-    Bytes, GuestAddress, GuestMemory as _, GuestMemoryError, Permissions, VolatileSlice,
+    Address, Bytes, GuestAddress, GuestMemory as _, GuestMemoryError, Permissions, VolatileSlice,
 };
 
+use super::has_feature;
 use crate::GuestMemory;
+
+/// The size of a descriptor in bytes.
+const DESCRIPTOR: u64 = size_of::<Descriptor>() as u64;
+
+/// Where the descriptors of a queue are, and whether its driver may use indirect ones.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Table {
+    address: GuestAddress,
+    size: u32,
+    indirect: bool,
+}
+
+impl Table {
+    /// The table of a queue whose driver negotiated `features`.
+    pub(crate) fn of(queue: &Queue, features: u64) -> Self {
+        Self {
+            address: GuestAddress(queue.desc_table()),
+            size: queue.size().into(),
+            indirect: has_feature(features, VIRTIO_RING_F_INDIRECT_DESC),
+        }
+    }
+
+    /// The chain that starts with descriptor `head`.
+    pub(crate) fn chain(self, head: u16) -> Descriptors {
+        Descriptors { table: self, head }
+    }
+
+    /// The table that an indirect descriptor refers to, in which there is no other one.
+    fn enter(self, descriptor: &Descriptor) -> Result<Self, ChainError> {
+        if !self.indirect {
+            return Err(ChainError::Indirect);
+        }
+        let len = u64::from(descriptor.len());
+        let size = u32::try_from(len / DESCRIPTOR).map_err(|_| ChainError::Broken)?;
+        match len.is_multiple_of(DESCRIPTOR) && size <= u16::MAX.into() {
+            true => Ok(Self { address: descriptor.addr(), size, indirect: false }),
+            false => Err(ChainError::Broken),
+        }
+    }
+
+    fn read(self, memory: &GuestMemory, index: u16) -> Result<Descriptor, ChainError> {
+        let at = self.address.checked_add(DESCRIPTOR * u64::from(index));
+        let at = at.filter(|_| u32::from(index) < self.size).ok_or(ChainError::Broken)?;
+        memory.read_obj(at).map_err(|_| ChainError::Broken)
+    }
+}
+
+/// A chain of descriptors that has not been looked at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Descriptors {
+    table: Table,
+    head: u16,
+}
+
+impl Descriptors {
+    /// The index of the first one.
+    pub(crate) fn head_index(self) -> u16 {
+        self.head
+    }
+}
 
 /// The buffers of one request.
 #[derive(Debug)]
@@ -26,6 +89,8 @@ pub(crate) enum ChainError {
     TooLong(usize),
     #[error("descriptor chain ends in the middle: a next or indirect descriptor is not valid")]
     Broken,
+    #[error("an indirect descriptor where none may be")]
+    Indirect,
     #[error("a device-readable descriptor comes after a device-writable one")]
     Order,
     #[error("a descriptor is not in guest memory: {0}")]
@@ -36,11 +101,11 @@ impl<'m> Chain<'m> {
     /// Takes apart `descriptors`, of which there may be `limit`.
     pub(crate) fn collect(
         memory: &'m GuestMemory,
-        descriptors: DescriptorChain<&GuestMemory>,
+        descriptors: Descriptors,
         limit: usize,
     ) -> Result<Self, ChainError> {
         let (mut readable, mut writable) = (Buffers::default(), Buffers::default());
-        walk(descriptors, limit, |address, len, access| {
+        walk(memory, descriptors, limit, |address, len, access| {
             let buffers = match access {
                 Permissions::Write => &mut writable,
                 _ => &mut readable,
@@ -57,32 +122,40 @@ impl<'m> Chain<'m> {
 /// Visits `descriptors`, of which there may be `limit`: where each is, its length in bytes, and
 /// whether the device reads or writes it. Those to be read come first.
 pub(crate) fn walk(
-    descriptors: DescriptorChain<&GuestMemory>,
+    memory: &GuestMemory,
+    descriptors: Descriptors,
     limit: usize,
     mut visit: impl FnMut(GuestAddress, usize, Permissions) -> Result<(), ChainError>,
 ) -> Result<(), ChainError> {
-    // The iterator ends without a word at what it cannot follow: then the last descriptor that
-    // it gave names a next one, or there was none.
-    let mut goes_on = true;
-    let mut writes = false;
-    for (count, descriptor) in descriptors.enumerate() {
+    let Descriptors { mut table, head: mut index } = descriptors;
+    let (mut count, mut total, mut writes) = (0, 0u32, false);
+    loop {
+        let mut descriptor = table.read(memory, index)?;
+        if descriptor.refers_to_indirect_table() {
+            table = table.enter(&descriptor)?;
+            descriptor = table.read(memory, 0)?;
+            if descriptor.refers_to_indirect_table() {
+                return Err(ChainError::Indirect);
+            }
+        }
         if count == limit {
             return Err(ChainError::TooLong(limit));
         }
-        goes_on = descriptor.has_next();
+        count += 1;
         let access = match descriptor.is_write_only() {
             true => Permissions::Write,
             false if !writes => Permissions::Read,
             false => return Err(ChainError::Order),
         };
         writes = access == Permissions::Write;
-        // The chain's total fits u32, or the iterator had ended.
+        // More than 2^32 bytes are no chain (section 2.7.5.2).
+        total = total.checked_add(descriptor.len()).ok_or(ChainError::Broken)?;
         let len = usize::try_from(descriptor.len()).map_err(|_| ChainError::Broken)?;
         visit(descriptor.addr(), len, access)?;
-    }
-    match goes_on {
-        true => Err(ChainError::Broken),
-        false => Ok(()),
+        if !descriptor.has_next() {
+            return Ok(());
+        }
+        index = descriptor.next();
     }
 }
 

@@ -19,6 +19,15 @@ fn collect<'m>(
     memory: &'m GuestMemory,
     descriptors: &[(u64, u32, u16, u16)],
 ) -> Result<Chain<'m>, ChainError> {
+    collect_of(memory, descriptors, 1 << VIRTIO_RING_F_INDIRECT_DESC)
+}
+
+/// As `collect`, of a driver that negotiated `features`.
+fn collect_of<'m>(
+    memory: &'m GuestMemory,
+    descriptors: &[(u64, u32, u16, u16)],
+    features: u64,
+) -> Result<Chain<'m>, ChainError> {
     let mock = MockSplitQueue::new(memory, 16);
     for (index, &(address, len, flags, next)) in (0..).zip(descriptors) {
         let descriptor = RawDescriptor::from(Descriptor::new(address, len, flags, next));
@@ -27,8 +36,8 @@ fn collect<'m>(
     mock.avail().ring().ref_at(0).unwrap().store(0);
     mock.avail().idx().store(1);
     let mut queue: Queue = mock.create_queue().unwrap();
-    let chain = queue.iter(memory).unwrap().next().unwrap();
-    Chain::collect(memory, chain, LIMIT)
+    let head = queue.iter(memory).unwrap().next().unwrap().head_index();
+    Chain::collect(memory, Table::of(&queue, features).chain(head), LIMIT)
 }
 
 #[test]
@@ -95,10 +104,23 @@ fn an_indirect_table_is_followed_once() {
     put(1, SEAM, 4, WRITE, 0);
     let chain = collect(&memory, &[(table.0, 32, INDIRECT, 0)]).unwrap();
     assert_eq!((chain.readable.len(), chain.writable.len()), (3, 4));
+    let behind = [(SEAM, 2, NEXT, 1), (table.0, 32, INDIRECT, 0)];
+    let chain = collect(&memory, &behind).unwrap();
+    assert_eq!((chain.readable.len(), chain.writable.len()), (5, 4));
+    // Who did not negotiate it may not use it, in whatever place.
+    for descriptors in [&behind[..], &[(table.0, 32, INDIRECT, 0)]] {
+        let refused = collect_of(&memory, descriptors, !(1 << VIRTIO_RING_F_INDIRECT_DESC));
+        assert!(matches!(refused, Err(ChainError::Indirect)), "{refused:?}");
+    }
 
-    put(1, DATA, 32, INDIRECT, 0);
+    for (index, next) in [(0, NEXT), (1, 0)] {
+        // A table in a table.
+        put(index, DATA, 32, INDIRECT | next, 1);
+        let nested = collect(&memory, &[(table.0, 32, INDIRECT, 0)]);
+        assert!(matches!(nested, Err(ChainError::Indirect)), "{nested:?}");
+        put(index, SEAM, 3, NEXT, 1);
+    }
     for bad in [
-        (table.0, 32, INDIRECT, 0),        // a table in a table
         (table.0, 31, INDIRECT, 0),        // half a descriptor
         (table.0, 0, INDIRECT, 0),         // an empty table
         (table.0, 16, INDIRECT, 0),        // next is outside

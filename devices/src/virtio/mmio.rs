@@ -9,7 +9,6 @@ mod queues;
 use std::fmt;
 use std::sync::Arc;
 
-use tracing::warn;
 use virtio_bindings::virtio_config::*;
 use virtio_bindings::virtio_mmio::*;
 use virtio_queue::{Error as QueueError, Queue};
@@ -17,8 +16,7 @@ use virtio_queue::{Error as QueueError, Queue};
 use self::config::Generation;
 use self::queues::QueueRegisters;
 use super::{Activation, QueueInterrupt, VirtioDevice, has_feature};
-use crate::log_limit::LogLimit;
-use crate::{BusDevice, Doorbell, GuestMemory, Interrupt};
+use crate::{BusDevice, Doorbell, GuestMemory, Interrupt, LogBudget};
 
 /// The size of a transport's register window, in bytes.
 pub const MMIO_LEN: u64 = 0x1000;
@@ -60,7 +58,7 @@ pub struct MmioTransport {
     /// The queues; the device has them while this is `None`.
     queues: Option<Vec<Queue>>,
     generation: Generation,
-    log: LogLimit,
+    log: LogBudget,
     width_warned: bool,
 }
 
@@ -91,7 +89,7 @@ impl MmioTransport {
             registers,
             queues: Some(queues),
             generation: Generation::default(),
-            log: LogLimit::default(),
+            log: LogBudget::default(),
             width_warned: false,
         })
     }
@@ -296,9 +294,8 @@ impl MmioTransport {
 
     /// Logs what a driver did wrong, or what went wrong for it.
     fn refuse(&mut self, reason: fmt::Arguments<'_>) {
-        if self.log.allows() {
-            warn!(device = self.device.device_type(), "virtio-mmio: {reason}");
-        }
+        let device = self.device.device_type();
+        self.log.warn(format_args!("virtio-mmio, device type {device}: {reason}"));
     }
 }
 

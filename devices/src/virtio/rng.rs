@@ -2,16 +2,16 @@
 
 use std::sync::Arc;
 
-use tracing::warn;
 use virtio_bindings::virtio_config::VIRTIO_F_RING_RESET;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{Error as QueueError, Queue, QueueOwnedT, QueueT};
 
-use super::chain::Chain;
+use super::chain::{Chain, Table};
 use super::{ActivateError, Activation, QueueInterrupt, VirtioDevice};
-use crate::log_limit::LogLimit;
-use crate::{Doorbell, Event, GuestMemory, Handler, Interest, LoopHandle, Registration, Watch};
+use crate::{
+    Doorbell, Event, GuestMemory, Handler, Interest, LogBudget, LoopHandle, Registration, Watch,
+};
 
 const QUEUE_SIZE: u16 = 64;
 
@@ -24,6 +24,7 @@ const BUDGET: usize = 16;
 /// A source of random numbers, served on the event loop.
 pub struct RngDevice {
     event_loop: LoopHandle,
+    log: LogBudget,
     state: State,
 }
 
@@ -37,7 +38,7 @@ enum State {
 impl RngDevice {
     /// A source of random numbers that will be served by `event_loop`.
     pub fn new(event_loop: LoopHandle) -> Self {
-        Self { event_loop, state: State::Inactive }
+        Self { event_loop, log: LogBudget::default(), state: State::Inactive }
     }
 }
 
@@ -67,11 +68,12 @@ impl VirtioDevice for RngDevice {
             false => State::Idle(queue),
             true => {
                 let source = Source {
+                    table: Table::of(&queue, activation.features),
                     queue,
                     memory: activation.memory,
                     doorbell: activation.doorbell,
                     interrupt: activation.interrupt,
-                    log: LogLimit::default(),
+                    log: self.log.clone(),
                 };
                 State::Serving(self.event_loop.add(source).map_err(|e| failed(e.to_string()))?)
             }
@@ -92,11 +94,12 @@ impl VirtioDevice for RngDevice {
 
 /// What serves the queue on the event loop.
 struct Source {
+    table: Table,
     queue: Queue,
     memory: Arc<GuestMemory>,
     doorbell: Doorbell,
     interrupt: QueueInterrupt,
-    log: LogLimit,
+    log: LogBudget,
 }
 
 /// Why the queue can no longer be served.
@@ -117,7 +120,7 @@ impl Handler for Source {
 
     fn ready(&mut self, _event: Event, watch: &mut Watch<'_>) {
         if let Err(e) = self.serve() {
-            warn!("virtio-rng stopped serving: {e}");
+            self.log.warn(format_args!("virtio-rng stopped serving: {e}"));
             // Until the driver resets the device; the errors would only say so again.
             let _ = watch.remove(&self.doorbell);
             let _ = self.interrupt.device_failed();
@@ -130,18 +133,18 @@ impl Source {
         self.doorbell.clear()?;
         let memory = Arc::clone(&self.memory);
         let mut served = 0;
-        loop {
+        // The index that says whether there is more is the guest's to move back and forth.
+        for look in 1.. {
             self.queue.disable_notification(&*memory)?;
             while served < BUDGET
                 && let Some(descriptors) = self.queue.iter(&*memory)?.next()
             {
                 let head = descriptors.head_index();
+                let descriptors = self.table.chain(head);
                 let written = match Chain::collect(&memory, descriptors, QUEUE_SIZE.into()) {
                     Ok(chain) => fill(&chain)?,
                     Err(e) => {
-                        if self.log.allows() {
-                            warn!("virtio-rng: {e}");
-                        }
+                        self.log.warn(format_args!("virtio-rng: {e}"));
                         0
                     }
                 };
@@ -149,10 +152,11 @@ impl Source {
                 served += 1;
             }
             let more = self.queue.enable_notification(&*memory)?;
-            if more && served >= BUDGET {
+            let is_turn_over = served >= BUDGET || look >= BUDGET;
+            if more && is_turn_over {
                 self.doorbell.ring()?;
             }
-            if !more || served >= BUDGET {
+            if !more || is_turn_over {
                 break;
             }
         }

@@ -1,8 +1,13 @@
 use proptest::prelude::*;
 use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
+use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_WRITE};
+use virtio_queue::desc::RawDescriptor;
+use virtio_queue::desc::split::Descriptor;
+use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 use crate::BusDevice;
+use crate::log_budget::testing::assert_bounded;
 use crate::virtio::testing::{
     Buffer, DATA, DRIVER_OK, Driver, MEMORY_END, SIZE, TestLoop, any_write, wait_until,
 };
@@ -67,6 +72,37 @@ fn an_available_index_that_runs_away_needs_a_reset() {
     driver.kick(0);
     driver.start(0, 1);
     assert_eq!(driver.request(&[(DATA, 8, true)]), 8);
+}
+
+#[test]
+fn what_is_logged_is_bounded_over_activations() {
+    let test_loop = TestLoop::start();
+    let device = RngDevice::new(test_loop.handle.clone());
+    let log = device.log.clone();
+    let mut driver = Driver::new(device);
+    for _ in 0..30 {
+        driver.start(0, 1);
+        assert_eq!(driver.request(&[(MEMORY_END - 1, 64, true)]), 0);
+        driver.set_avail_index(0, SIZE + 2);
+        driver.kick(0);
+        wait_until("DEVICE_NEEDS_RESET", || driver.status() & VIRTIO_CONFIG_S_NEEDS_RESET != 0);
+    }
+    assert_bounded(&log, 60);
+}
+
+#[test]
+fn indirect_descriptors_are_refused_unless_they_were_negotiated() {
+    let (mut driver, _loop) = driver();
+    let inner = RawDescriptor::from(Descriptor::new(DATA, 64, VRING_DESC_F_WRITE as u16, 0));
+    driver.memory.write_obj(inner, GuestAddress(DATA + 0x1000)).unwrap();
+    let outer = Descriptor::new(DATA + 0x1000, 16, VRING_DESC_F_INDIRECT as u16, 0);
+    for (features, filled) in [(0, 0), (1 << VIRTIO_RING_F_INDIRECT_DESC, 64)] {
+        driver.start(features, 1);
+        driver.write_descriptor(0, 0, outer);
+        driver.make_available(0, 0);
+        driver.kick(0);
+        assert_eq!(driver.wait_used(0), (0, filled));
+    }
 }
 
 #[test]

@@ -60,6 +60,9 @@ pub(crate) enum Unreachable {
     Prohibited,
 }
 
+/// As many broken links are logged.
+const MAX_TOLD: u32 = 16;
+
 /// Everything that goes to the guest goes through here.
 pub(crate) struct Egress {
     link: Option<Box<dyn Link>>,
@@ -68,6 +71,8 @@ pub(crate) struct Egress {
     full: bool,
     /// The link failed and is not used any more.
     failed: bool,
+    /// How often one did.
+    failures: u32,
     gateway_mac: EthernetAddress,
     pub(crate) guest_mac: EthernetAddress,
     mtu: usize,
@@ -84,6 +89,7 @@ impl Egress {
             features: LinkFeatures::default(),
             full: false,
             failed: false,
+            failures: 0,
             gateway_mac: addresses.gateway_mac(),
             guest_mac: EthernetAddress(addresses.guest_mac),
             mtu: mtu.into(),
@@ -115,8 +121,14 @@ impl Egress {
     }
 
     pub(crate) fn fail(&mut self, error: &std::io::Error) {
-        tracing::error!("network: the link to the guest is broken: {error}");
         self.failed = true;
+        // A guest can break its link and bring another one as often as it likes.
+        match self.failures {
+            ..MAX_TOLD => tracing::error!("network: the link to the guest is broken: {error}"),
+            MAX_TOLD => tracing::error!("network: more broken links are not logged"),
+            _ => {}
+        }
+        self.failures = self.failures.saturating_add(1);
     }
 
     /// There may be room again.

@@ -118,6 +118,11 @@ impl<R: Read> Decoder<R> {
         Ok(Self { compression, codec })
     }
 
+    /// Whether there is anything to decompress.
+    pub(crate) fn is_compressed(&self) -> bool {
+        !matches!(self.codec, Codec::None(_))
+    }
+
     /// The reader below.
     pub(crate) fn input(&mut self) -> &mut R {
         let whole = match &mut self.codec {

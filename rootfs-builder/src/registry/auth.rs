@@ -108,7 +108,7 @@ impl Token<'_> {
                 self.append_to(&mut form, "client_id", Some("boxlite"));
                 let secret = [("grant_type", "refresh_token"), ("refresh_token", token)];
                 form.query_pairs_mut().extend_pairs(secret);
-                self.http.post(&url, form.query().unwrap_or_default().to_owned()).await?
+                self.http.post(&url, form.query().unwrap_or_default()).await?
             }
             Some(Credentials::Password { user, password }) => {
                 self.append_to(&mut url, "account", Some(user));

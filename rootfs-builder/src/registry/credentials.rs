@@ -1,5 +1,6 @@
 //! Logins, kept where docker keeps them: in `config.json`, or with the credential helper that it names.
 
+use std::cmp::Reverse;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -10,10 +11,10 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Map, Value, json};
 
 use super::helper::Helper;
+use super::scope::Scope;
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::image::read_small;
-use crate::reference::DOCKER_HUB;
 
 /// What opens a registry.
 #[derive(Clone, PartialEq, Eq)]
@@ -34,11 +35,13 @@ impl std::fmt::Debug for Credentials {
 }
 
 impl Credentials {
-    /// What a helper or a file says: docker marks identity tokens by the user's name.
-    pub(super) fn new(user: String, secret: String) -> Self {
-        match user.as_str() {
-            "<token>" => Self::IdentityToken(secret),
-            _ => Self::Password { user, password: secret },
+    /// What a helper or a file says: docker marks identity tokens by the user's name. None where it says
+    /// nothing: tools leave such entries behind.
+    pub(super) fn new(user: String, secret: String) -> Option<Self> {
+        match (user.as_str(), secret.as_str()) {
+            ("" | "<token>", "") => None,
+            ("<token>", _) => Some(Self::IdentityToken(secret)),
+            _ => Some(Self::Password { user, password: secret }),
         }
     }
 
@@ -96,36 +99,65 @@ impl DockerConfig {
         Ok(Self { path, json })
     }
 
-    /// The login for a registry, if there is one.
-    pub(super) fn login(&self, registry: &str) -> Result<Option<Login>> {
-        if let Some((helper, key)) = self.helper(registry)?
-            && let Some(credentials) = helper.get(&key)?
-        {
-            let source_name = helper.program();
-            return Ok(Some(Login { credentials, source_name }));
+    /// The login for a repository, if there is one: that of the longest path it is below.
+    pub(super) fn login(&self, repository: Scope<'_>) -> Result<Option<Login>> {
+        let mut entries = self.entries(repository);
+        if let Some((scope, helper, key)) = self.helper(repository)? {
+            // What is said of a smaller part of the registry goes first.
+            let smaller = entries.extract_if(.., |(entry, _)| entry.path.len() > scope.path.len());
+            if let Some(login) = self.first_login(smaller) {
+                return Ok(Some(login));
+            }
+            if let Some(credentials) = helper.get(&key)? {
+                let source_name = helper.program();
+                return Ok(Some(Login { credentials, source_name }));
+            }
         }
+        Ok(self.first_login(entries))
+    }
+
+    /// The entries of the file that are about a repository, those of the longest path first.
+    fn entries(&self, repository: Scope<'_>) -> Vec<(Scope<'_>, &Value)> {
         let entries = self.auths().into_iter().flatten();
-        let entry = entries.filter(|(key, _)| names_registry(key, registry));
-        let found = entry.filter_map(|(_, entry)| credentials_of(entry)).next();
-        let source_name = self.path.display().to_string();
-        Ok(found.map(|credentials| Login { credentials, source_name }))
+        let mut entries: Vec<_> = entries
+            .map(|(key, entry)| (Scope::of(key), key, entry))
+            .filter(|(scope, ..)| scope.includes(repository))
+            .collect();
+        // Of several spellings, the plain one counts.
+        let is_other = |scope: &Scope<'_>, key: &str| key != scope.to_string();
+        entries.sort_by_key(|(scope, key, _)| (Reverse(scope.path.len()), is_other(scope, key)));
+        entries.into_iter().map(|(scope, _, entry)| (scope, entry)).collect()
+    }
+
+    fn first_login<'a>(
+        &self,
+        entries: impl IntoIterator<Item = (Scope<'a>, &'a Value)>,
+    ) -> Option<Login> {
+        let credentials = entries.into_iter().find_map(|(_, entry)| credentials_of(entry))?;
+        Some(Login { credentials, source_name: self.path.display().to_string() })
     }
 
     /// Keeps a login: with the helper, if one is configured, else in the file.
     pub(super) fn store(
         &mut self,
-        registry: &str,
+        scope: Scope<'_>,
         credentials: &Credentials,
     ) -> Result<LoginStore> {
         let (user, secret) = match credentials {
             Credentials::Password { user, password } => (user.as_str(), password),
             Credentials::IdentityToken(token) | Credentials::RegistryToken(token) => ("", token),
         };
-        if let Some((helper, key)) = self.helper(registry)? {
+        if let Some((_, helper, key)) = self.helper(scope)? {
+            if !scope.is_registry() {
+                return Err(Error::Unsupported {
+                    what: format!("a login for {scope} alone with {}", helper.program()),
+                    remedy: format!("log in to {}", scope.host),
+                });
+            }
             let user = if user.is_empty() { "<token>" } else { user };
             helper.store(&key, user, secret)?;
             // As docker does: an entry without a secret says that there is a login.
-            self.set_auth(registry, json!({}));
+            self.set_auth(scope, json!({}));
             self.write()?;
             return Ok(LoginStore::Helper(helper.name().to_owned()));
         }
@@ -136,15 +168,15 @@ impl DockerConfig {
             Credentials::IdentityToken(_) => json!({ "identitytoken": secret }),
             Credentials::RegistryToken(_) => json!({ "registrytoken": secret }),
         };
-        self.set_auth(registry, entry);
+        self.set_auth(scope, entry);
         self.write()?;
         Ok(LoginStore::File(self.path.clone()))
     }
 
     /// Forgets a login; says whether there was one.
-    pub(super) fn erase(&mut self, registry: &str) -> Result<bool> {
+    pub(super) fn erase(&mut self, scope: Scope<'_>) -> Result<bool> {
         let mut had_one = false;
-        if let Some((helper, key)) = self.helper(registry)? {
+        if let Some((_, helper, key)) = self.helper(scope)?.filter(|_| scope.is_registry()) {
             had_one = helper.get(&key)?.is_some();
             if had_one {
                 helper.erase(&key)?;
@@ -152,7 +184,7 @@ impl DockerConfig {
         }
         if let Some(Value::Object(auths)) = self.json.get_mut("auths") {
             let before = auths.len();
-            auths.retain(|key, _| !names_registry(key, registry));
+            auths.retain(|key, _| Scope::of(key) != scope);
             if auths.len() != before {
                 had_one = true;
                 self.write()?;
@@ -161,17 +193,22 @@ impl DockerConfig {
         Ok(had_one)
     }
 
-    /// The helper that has this registry's login, and the registry's name there.
-    fn helper(&self, registry: &str) -> Result<Option<(Helper, String)>> {
-        let own = self.json.get("credHelpers").and_then(Value::as_object).and_then(|helpers| {
-            let named = helpers.iter().find(|(key, _)| names_registry(key, registry));
-            named.map(|(key, helper)| (helper, key.clone()))
-        });
-        let any = || Some((self.json.get("credsStore")?, key_of(registry)));
-        let Some((helper, key)) = own.or_else(any) else { return Ok(None) };
+    /// The helper that has the login for this repository; for what that is, and by which name there.
+    fn helper<'a>(&'a self, repository: Scope<'a>) -> Result<Option<(Scope<'a>, Helper, String)>> {
+        let own = self.json.get("credHelpers").and_then(Value::as_object).into_iter().flatten();
+        let own = own
+            .map(|(key, helper)| (Scope::of(key), helper, key.clone()))
+            .filter(|(scope, ..)| scope.includes(repository))
+            .max_by_key(|(scope, ..)| scope.path.len());
+        let registry = Scope { path: "", ..repository };
+        let any = || Some((registry, self.json.get("credsStore")?, registry.key()));
+        let Some((scope, helper, key)) = own.or_else(any) else { return Ok(None) };
         match helper.as_str() {
             None | Some("") => Ok(None),
-            Some(name) => Helper::named(name, &self.path).map(|helper| Some((helper, key))),
+            Some(name) => {
+                let helper = Helper::named(name, &self.path)?;
+                Ok(Some((scope, helper, key)))
+            }
         }
     }
 
@@ -179,14 +216,14 @@ impl DockerConfig {
         self.json.get("auths")?.as_object()
     }
 
-    fn set_auth(&mut self, registry: &str, entry: Value) {
+    fn set_auth(&mut self, scope: Scope<'_>, entry: Value) {
         let auths = self.json.entry("auths").or_insert_with(|| json!({}));
         if !auths.is_object() {
             *auths = json!({});
         }
         if let Value::Object(auths) = auths {
-            auths.retain(|key, _| !names_registry(key, registry));
-            auths.insert(key_of(registry), entry);
+            auths.retain(|key, _| Scope::of(key) != scope);
+            auths.insert(scope.key(), entry);
         }
     }
 
@@ -213,33 +250,6 @@ impl DockerConfig {
     }
 }
 
-/// Docker Hub's name in docker's configuration.
-const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
-
-/// How docker writes the name of a registry.
-fn key_of(registry: &str) -> String {
-    match host_of(registry) {
-        DOCKER_HUB => DOCKER_HUB_KEY.to_owned(),
-        host => host.to_owned(),
-    }
-}
-
-/// Whether an entry with this key (`host`, `https://host`, `https://host/v1/`) is meant.
-fn names_registry(key: &str, registry: &str) -> bool {
-    host_of(key) == host_of(registry)
-}
-
-/// The host of a key, all of Docker Hub's as one.
-pub(super) fn host_of(key: &str) -> &str {
-    let key = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
-    match key.split('/').next().unwrap_or_default() {
-        "docker.io" | "index.docker.io" | "registry-1.docker.io" | "registry.hub.docker.com" => {
-            DOCKER_HUB
-        }
-        host => host,
-    }
-}
-
 fn credentials_of(entry: &Value) -> Option<Credentials> {
     let text = |name: &str| entry.get(name)?.as_str().filter(|text| !text.is_empty());
     if let Some(token) = text("registrytoken") {
@@ -252,9 +262,9 @@ fn credentials_of(entry: &Value) -> Option<Credentials> {
         let decoded = String::from_utf8(BASE64.decode(auth.trim()).ok()?).ok()?;
         // Docker fills up with NULs what it encrypts no more.
         let (user, password) = decoded.trim_end_matches('\0').split_once(':')?;
-        return Some(Credentials::new(user.to_owned(), password.to_owned()));
+        return Credentials::new(user.to_owned(), password.to_owned());
     }
-    Some(Credentials::new(text("username")?.to_owned(), text("password")?.to_owned()))
+    Credentials::new(text("username")?.to_owned(), text("password")?.to_owned())
 }
 
 #[cfg(test)]
@@ -281,12 +291,58 @@ mod tests {
             "empty.lan": {},
             "odd.lan": { "auth": "%%%" },
         }}));
-        let login = |registry: &str| config.login(registry).unwrap().map(|l| l.credentials);
+        let login =
+            |registry: &str| config.login(Scope::of(registry)).unwrap().map(|l| l.credentials);
         assert_eq!(login("docker.io"), Some(password("me", "pa:ss")));
         assert_eq!(login("reg.lan:5000"), Some(password("you", "x")));
         assert_eq!(login("quay.io"), Some(Credentials::IdentityToken("refresh".into())));
         for none in ["reg.lan", "empty.lan", "odd.lan", "other"] {
             assert_eq!(login(none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn the_login_of_the_longest_path_is_taken() {
+        let auth = |user: &str| json!({ "auth": BASE64.encode(format!("{user}:x")) });
+        let (dir, mut config) = config(json!({ "auths": {
+            "https://reg.lan/v1/": auth("old"), "reg.lan": auth("all"),
+            "reg.lan/team": auth("team"), "reg.lan/team/app": auth("app"), "reg.lan/none": { "auth": "Og==" },
+            "alone.lan/team": auth("team"), "empty.lan": { "auth": "Og==" }, "docker.io/me": auth("me"),
+            "zz.lan": { "auth": BASE64.encode("<token>:") },
+        }}));
+        let user = |config: &DockerConfig, repository: &str| {
+            let login = config.login(Scope::of(repository)).unwrap();
+            login.map(|login| login.credentials.user().to_owned())
+        };
+        for (repository, expected) in [
+            ("reg.lan/team/app", Some("app")),
+            ("reg.lan/team/app/part", Some("app")),
+            ("reg.lan/team/other", Some("team")),
+            ("reg.lan/teams", Some("all")),
+            ("reg.lan/none", Some("all")),
+            ("alone.lan/team", Some("team")),
+            ("alone.lan/other", None),
+            ("alone.lan", None),
+            ("empty.lan/x", None),
+            ("zz.lan/x", None),
+            ("docker.io/me/app", Some("me")),
+            ("docker.io/library/app", None),
+        ] {
+            assert_eq!(user(&config, repository).as_deref(), expected, "{repository}");
+        }
+        // Logging in and out of the one leaves the others alone.
+        config.store(Scope::of("alone.lan"), &password("new", "x")).unwrap();
+        assert!(config.erase(Scope::of("reg.lan")).unwrap());
+        assert!(config.erase(Scope::of("reg.lan/team/app")).unwrap());
+        assert!(!config.erase(Scope::of("reg.lan/team/app")).unwrap());
+        let config = DockerConfig::read(dir.path()).unwrap();
+        for (repository, expected) in [
+            ("alone.lan/team", Some("team")),
+            ("alone.lan/x", Some("new")),
+            ("reg.lan/team/app", Some("team")),
+            ("reg.lan/x", None),
+        ] {
+            assert_eq!(user(&config, repository).as_deref(), expected, "{repository}");
         }
     }
 
@@ -298,7 +354,7 @@ mod tests {
         }));
         let file = dir.path().join("config.json");
         assert_eq!(
-            config.store("reg.lan", &password("me", "s")).unwrap(),
+            config.store(Scope::of("reg.lan"), &password("me", "s")).unwrap(),
             LoginStore::File(file.clone())
         );
         let mode = fs::metadata(&file).unwrap().permissions().mode();
@@ -312,9 +368,12 @@ mod tests {
             })
         );
         let mut again = DockerConfig::read(dir.path()).unwrap();
-        assert_eq!(again.login("reg.lan").unwrap().unwrap().credentials, password("me", "s"));
-        assert!(again.erase("reg.lan").unwrap());
-        assert!(!again.erase("reg.lan").unwrap());
+        assert_eq!(
+            again.login(Scope::of("reg.lan")).unwrap().unwrap().credentials,
+            password("me", "s")
+        );
+        assert!(again.erase(Scope::of("reg.lan")).unwrap());
+        assert!(!again.erase(Scope::of("reg.lan")).unwrap());
         assert_eq!(read()["auths"], json!({ "other.lan": { "auth": "eDp5" } }));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
@@ -324,13 +383,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("new");
         let mut config = DockerConfig::read(&folder).unwrap();
-        assert!(config.login("docker.io").unwrap().is_none());
-        config.store("docker.io", &password("me", "s")).unwrap();
+        assert!(config.login(Scope::of("docker.io")).unwrap().is_none());
+        config.store(Scope::of("docker.io"), &password("me", "s")).unwrap();
         let mode = fs::metadata(&folder).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o700);
         let json: Value =
             serde_json::from_slice(&fs::read(folder.join("config.json")).unwrap()).unwrap();
-        assert!(json["auths"].get(DOCKER_HUB_KEY).is_some());
+        assert!(json["auths"].get("https://index.docker.io/v1/").is_some());
     }
 
     #[test]
@@ -343,10 +402,10 @@ mod tests {
         )
         .unwrap();
         let mut config = DockerConfig::read(other.path()).unwrap();
-        config.store("x.lan", &password("me", "s")).unwrap();
+        config.store(Scope::of("x.lan"), &password("me", "s")).unwrap();
         assert!(other.path().join("config.json").is_symlink());
         let read = DockerConfig::read(dir.path()).unwrap();
-        assert!(read.login("x.lan").unwrap().is_some());
+        assert!(read.login(Scope::of("x.lan")).unwrap().is_some());
     }
 
     #[test]

@@ -69,7 +69,7 @@ impl Helper {
         // The output has a secret: what is wrong with it is not to be shown.
         let answer: Answer = serde_json::from_str(&output)
             .map_err(|_| self.failed("its answer is not what a credential helper says"))?;
-        Ok(Some(Credentials::new(answer.username, answer.secret)))
+        Ok(Credentials::new(answer.username, answer.secret))
     }
 
     /// Keeps a login.

@@ -1,13 +1,17 @@
 //! Requests to registries: redirects, retries, limits. What a server says is bounded before it is read.
 
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use jiff::Timestamp;
+use jiff::fmt::rfc2822;
 use reqwest::header::{
-    ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER,
+    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER,
 };
-use reqwest::{Client, Response, StatusCode, Url};
+use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 
-use super::options::{Endpoint, RegistryOptions};
+use super::options::{Endpoint, RegistryOptions, Trust};
 use super::problem::{RegistryProblem, printable};
 use super::tls;
 use crate::error::{Error, Result};
@@ -23,12 +27,13 @@ const MAX_WAIT: Duration = Duration::from_secs(10);
 /// Of an error's text, this much is looked at.
 const MAX_ERROR_BYTES: u64 = 64 << 10;
 
-/// An HTTP client for one registry.
+/// An HTTP client for one registry, and for the hosts to which that leads.
 #[derive(Debug)]
 pub(super) struct Http {
-    client: Client,
-    stall: Duration,
-    allow_plain: bool,
+    endpoint: Endpoint,
+    options: RegistryOptions,
+    /// One for each way in which a host is trusted: they share no connections.
+    clients: Mutex<HashMap<Trust, Client>>,
 }
 
 /// What to ask for.
@@ -43,42 +48,61 @@ pub(super) struct Request<'a> {
 
 impl Http {
     pub(super) fn new(endpoint: &Endpoint, options: &RegistryOptions) -> Result<Self> {
-        let stall = options.stall_timeout;
+        let http = Self {
+            endpoint: endpoint.clone(),
+            options: options.clone(),
+            clients: Mutex::default(),
+        };
+        for base in endpoint.bases.iter().filter_map(|base| Url::parse(base).ok()) {
+            // What is wrong with its certificates is told before it is asked for anything.
+            http.client(&base)?;
+        }
+        Ok(http)
+    }
+
+    /// The client for whom this URL names.
+    fn client(&self, url: &Url) -> Result<Client> {
+        let trust = self.options.trust(&self.endpoint, url);
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = clients.get(&trust) {
+            return Ok(client.clone());
+        }
         let mut client = Client::builder()
-            .tls_backend_preconfigured(tls::config(&endpoint.ca_files, endpoint.is_insecure)?)
+            .tls_backend_preconfigured(tls::config(&trust.ca_files, trust.is_insecure)?)
             .user_agent(concat!("boxlite/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(stall.min(Duration::from_secs(15)))
-            .read_timeout(stall)
+            .connect_timeout(self.stall().min(Duration::from_secs(15)))
+            .read_timeout(self.stall())
             // Redirects are followed here, where it is known to whom a login belongs.
             .redirect(reqwest::redirect::Policy::none());
-        if endpoint.is_local {
+        if trust.is_local {
             client = client.no_proxy();
         }
         let client = client.build().map_err(|error| Error::corrupt("the HTTP client", error))?;
-        Ok(Self { client, stall, allow_plain: endpoint.is_insecure })
+        clients.insert(trust, client.clone());
+        Ok(client)
+    }
+
+    /// Sends one request, wherever it leads.
+    async fn send(
+        &self,
+        url: &Url,
+        request: impl FnOnce(Client) -> RequestBuilder,
+    ) -> Answer<Response> {
+        let client =
+            self.client(url).map_err(|error| RegistryProblem::protocol(error.to_string()))?;
+        let sent = request(client).send().await;
+        sent.map_err(|error| {
+            let problem = RegistryProblem::of_request(&error, self.stall());
+            match self.endpoint.is_at(url) {
+                true => problem,
+                false => problem.of_host(url),
+            }
+        })
     }
 
     /// Sends a request again and again until there is an answer that stays, whatever it says.
     pub(super) async fn get(&self, request: Request<'_>) -> Answer<Response> {
-        let mut tries = 1;
-        loop {
-            let problem = match self.get_once(request).await {
-                Ok(response) => match temporary_refusal(&response) {
-                    Some(wait) if tries < MAX_TRIES => {
-                        tokio::time::sleep(wait.unwrap_or(backoff(tries))).await;
-                        tries += 1;
-                        continue;
-                    }
-                    _ => return Ok(response),
-                },
-                Err(problem) => problem,
-            };
-            if !problem.is_transient() || tries >= MAX_TRIES {
-                return Err(problem);
-            }
-            tokio::time::sleep(backoff(tries)).await;
-            tries += 1;
-        }
+        until_it_stays(async || self.get_once(request).await).await
     }
 
     /// Sends a request once, and follows where it leads.
@@ -98,8 +122,8 @@ impl Http {
             {
                 headers.insert(RANGE, range);
             }
-            let sent = self.client.get(url.clone()).headers(headers).send().await;
-            let response = sent.map_err(|error| RegistryProblem::of_request(&error, self.stall))?;
+            let get = |client: Client| client.get(url.clone()).headers(headers);
+            let response = self.send(&url, get).await?;
             match self.redirected(&url, &response)? {
                 Some(next) => url = next,
                 None => return Ok(response),
@@ -108,21 +132,26 @@ impl Http {
         Err(RegistryProblem::protocol(format!("it redirects more than {MAX_REDIRECTS} times")))
     }
 
-    /// Sends a form once; a redirect is not followed, because it would take the form along.
-    pub(super) async fn post(&self, url: &Url, form: String) -> Answer<Response> {
+    /// Sends a form, as `get` sends requests; a redirect is not followed, because it would take the form along.
+    pub(super) async fn post(&self, url: &Url, form: &str) -> Answer<Response> {
         const FORM: HeaderValue = HeaderValue::from_static("application/x-www-form-urlencoded");
-        let post = self.client.post(url.clone()).header(reqwest::header::CONTENT_TYPE, FORM);
-        let sent = post.body(form).send().await;
-        sent.map_err(|error| RegistryProblem::of_request(&error, self.stall))
+        let post = |client: Client| {
+            client.post(url.clone()).header(CONTENT_TYPE, FORM).body(form.to_owned())
+        };
+        until_it_stays(async || self.send(url, post).await).await
     }
 
     /// Whether secrets may be sent there.
     pub(super) fn may_trust(&self, url: &Url) -> bool {
-        url.scheme() == "https" || url.scheme() == "http" && self.allow_plain
+        url.scheme() == "https" || url.scheme() == "http" && self.may_be_plain(url)
+    }
+
+    fn may_be_plain(&self, url: &Url) -> bool {
+        self.options.trust(&self.endpoint, url).is_insecure
     }
 
     pub(super) fn stall(&self) -> Duration {
-        self.stall
+        self.options.stall_timeout
     }
 
     fn redirected(&self, url: &Url, response: &Response) -> Answer<Option<Url>> {
@@ -134,7 +163,7 @@ impl Http {
         let next = next.ok_or_else(|| RegistryProblem::protocol("it redirects to nowhere"))?;
         match next.scheme() {
             "https" => Ok(Some(next)),
-            "http" if url.scheme() == "http" || self.allow_plain => Ok(Some(next)),
+            "http" if url.scheme() == "http" || self.may_be_plain(&next) => Ok(Some(next)),
             other => Err(RegistryProblem::protocol(format!(
                 "it redirects from a secure address to {:?}, which is none",
                 printable(other)
@@ -143,21 +172,43 @@ impl Http {
     }
 }
 
-/// Whether to wait and ask again, and how long if the server says so.
-fn temporary_refusal(response: &Response) -> Option<Option<Duration>> {
-    let wait = retry_after(response);
+/// Sends a request again, with pauses, while its answer may be another one soon.
+async fn until_it_stays(once: impl AsyncFn() -> Answer<Response>) -> Answer<Response> {
+    let mut tries = 1;
+    loop {
+        let answer = once().await;
+        let wait = match &answer {
+            Ok(response) => temporary_refusal(response, tries),
+            Err(problem) => problem.is_transient().then(|| backoff(tries)),
+        };
+        match wait {
+            Some(wait) if tries < MAX_TRIES => tokio::time::sleep(wait).await,
+            _ => return answer,
+        }
+        tries += 1;
+    }
+}
+
+/// How long to wait until to ask again; none: the answer stays.
+fn temporary_refusal(response: &Response, tries: u32) -> Option<Duration> {
+    let asked = retry_after(response.headers(), Timestamp::now());
     match response.status().as_u16() {
-        429 | 503 if wait.is_some_and(|wait| wait > MAX_WAIT) => None,
-        429 if wait.is_none() => None,
-        408 | 429 | 500 | 502 | 503 | 504 => Some(wait),
+        429 | 503 if asked.is_some_and(|wait| wait > MAX_WAIT) => None,
+        // Who says no time is asked a little later than one in trouble.
+        429 => Some(asked.unwrap_or(backoff(tries + 1))),
+        408 | 500 | 502 | 503 | 504 => Some(asked.unwrap_or(backoff(tries))),
         _ => None,
     }
 }
 
-/// How long the server asks to wait, where it says so in seconds.
-pub(super) fn retry_after(response: &Response) -> Option<Duration> {
-    let value = response.headers().get(RETRY_AFTER)?.to_str().ok()?;
-    value.trim().parse().ok().map(Duration::from_secs)
+/// How long the server asks to wait: it says seconds, or a date. (RFC 9110, 10.2.3)
+fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+    static DATES: rfc2822::DateTimeParser = rfc2822::DateTimeParser::new();
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let seconds = value.parse().ok().map(Duration::from_secs);
+    let until = || DATES.parse_timestamp(value).ok().map(|date| date.duration_since(now));
+    // A date that is past says nothing that helps.
+    seconds.or_else(|| Duration::try_from(until()?).ok())
 }
 
 /// How long to wait after so many tries.
@@ -203,7 +254,8 @@ pub(super) struct Refusal {
 impl Refusal {
     /// Reads the errors of an answer. (OCI distribution specification, "Error Codes")
     pub(super) async fn read(response: Response, stall: Duration) -> Self {
-        let (status, retry_after) = (response.status(), retry_after(&response));
+        let status = response.status();
+        let retry_after = retry_after(response.headers(), Timestamp::now());
         let body = body(response, "an error", MAX_ERROR_BYTES, stall).await.unwrap_or_default();
         let json: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
         let errors = json.get("errors").and_then(|errors| errors.as_array());
@@ -239,5 +291,19 @@ mod tests {
         let waits: Vec<_> = (1..9).map(|tries| backoff(tries).as_millis()).collect();
         assert_eq!(waits, [250, 500, 1000, 2000, 4000, 4000, 4000, 4000]);
         assert_eq!(backoff(u32::MAX), Duration::from_secs(4));
+    }
+
+    #[test]
+    fn a_time_to_wait_is_seconds_or_a_date() {
+        let now = "1994-11-06T08:49:30Z".parse().unwrap();
+        let asked = |text: &'static str| {
+            let headers = [(RETRY_AFTER, HeaderValue::from_static(text))];
+            retry_after(&headers.into_iter().collect(), now)
+        };
+        assert_eq!(asked(" 120"), Some(Duration::from_secs(120)));
+        assert_eq!(asked("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::from_secs(7)));
+        for none in ["", "-1", "soon", "Sun, 06 Nov 1994 08:49:00 GMT", "99999999999999999999999"] {
+            assert_eq!(asked(none), None, "{none}");
+        }
     }
 }

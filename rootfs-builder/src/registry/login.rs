@@ -1,24 +1,31 @@
 //! Logging in and out, and the beginning of every conversation.
 
-use super::credentials::{Credentials, DockerConfig, Login, LoginStore, host_of};
+use super::credentials::{Credentials, DockerConfig, Login, LoginStore};
 use super::driver::{Driver, on_own_thread};
 use super::options::{Endpoint, RegistryOptions};
 use super::problem::RegistryProblem;
+use super::scope::Scope;
 use super::session::Session;
 use crate::error::{Error, Result};
 use crate::progress::{Event, Progress, Silent};
-use crate::reference::is_host;
+use crate::reference::{is_host, is_path_component};
 
 impl RegistryOptions {
     /// Checks a user's login with the registry (`docker.io`, `host[:port]`), and keeps it where docker
-    /// would: with the configured credential helper, else in `config.json`.
+    /// would: with the configured credential helper, else in `config.json`. A path behind the host makes it the
+    /// login for what is below that alone.
     ///
     /// # Errors
     /// The registry cannot be reached or refuses the login; it cannot be kept.
     pub fn login(&self, registry: &str, user: &str, secret: &str) -> Result<LoginStore> {
-        let registry = checked_host(registry)?;
+        let scope = checked_scope(registry)?;
+        let registry = scope.host;
         let mut config = self.docker_config()?;
         let credentials = Credentials::new(user.to_owned(), secret.to_owned());
+        let credentials = credentials.ok_or_else(|| Error::Missing {
+            what: "the user name and password".into(),
+            remedy: "a login is both".into(),
+        })?;
         let source_name = "this login".to_owned();
         let login = Login { credentials: credentials.clone(), source_name };
         on_own_thread(|| {
@@ -30,7 +37,7 @@ impl RegistryOptions {
                 checked.map_err(|problem| Error::registry(WHAT, registry, problem))
             })
         })?;
-        config.store(registry, &credentials)
+        config.store(scope, &credentials)
     }
 
     /// Forgets the login for a registry; says whether there was one.
@@ -38,7 +45,7 @@ impl RegistryOptions {
     /// # Errors
     /// The configuration or its credential helper cannot be used.
     pub fn logout(&self, registry: &str) -> Result<bool> {
-        self.docker_config()?.erase(checked_host(registry)?)
+        self.docker_config()?.erase(checked_scope(registry)?)
     }
 
     fn docker_config(&self) -> Result<DockerConfig> {
@@ -50,26 +57,30 @@ impl RegistryOptions {
     }
 }
 
-/// The host that a user means, who may also have written its address.
-fn checked_host(registry: &str) -> Result<&str> {
-    let host = host_of(registry.trim());
-    if is_host(host) {
-        return Ok(host);
+/// What a user means, who may also have written an address.
+fn checked_scope(registry: &str) -> Result<Scope<'_>> {
+    let scope = Scope::of(registry.trim());
+    let is_path = |path: &str| path.split('/').all(is_path_component);
+    if is_host(scope.host) && (scope.is_registry() || is_path(scope.path)) {
+        return Ok(scope);
     }
     Err(Error::InvalidReference {
         text: registry.to_owned(),
-        reason: "a registry is named host[:port]".into(),
+        reason: "a registry is named host[:port], a part of it host[:port]/path".into(),
     })
 }
 
-/// The login for an endpoint. A public image can be had without, so trouble with it is only told.
+/// The login for a repository at an endpoint. A public image can be had without, so trouble with it is only told.
 pub(crate) fn find_login(
     options: &RegistryOptions,
-    registry: &str,
+    endpoint: &Endpoint,
+    repository: &str,
     progress: &dyn Progress,
 ) -> Option<Login> {
     let dir = options.docker_config.as_deref()?;
-    let login = DockerConfig::read(dir).and_then(|config| config.login(registry));
+    let path = format!("{}{repository}", endpoint.prefix);
+    let scope = Scope { path: &path, ..Scope::of(&endpoint.registry) };
+    let login = DockerConfig::read(dir).and_then(|config| config.login(scope));
     login.unwrap_or_else(|error| {
         progress.report(Event::Warning(&format!("going on without a login: {error}")));
         None

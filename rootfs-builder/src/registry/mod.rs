@@ -12,6 +12,7 @@ mod http;
 mod login;
 mod options;
 mod problem;
+mod scope;
 mod session;
 mod tls;
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use reqwest::Url;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -51,8 +52,9 @@ pub struct RegistryConfig {
     /// Asked first, in this order: `[https://|http://]host[:port][/path]`. What a mirror does not
     /// have, the registry itself is asked for.
     pub mirrors: Vec<String>,
-    /// Certificates are not checked, and plain HTTP will do. Always so for this machine's own
-    /// addresses (`localhost`, `127.0.0.0/8`, `::1`), unless an authority is named for them.
+    /// Certificates are not checked, and plain HTTP will do: of this `host[:port]` alone, not of those to
+    /// which it leads (for tokens, by redirects). Always so for this machine's own addresses (`localhost`,
+    /// `127.0.0.0/8`, `::1`), unless an authority is named for them.
     pub insecure: bool,
     /// A file with certificates (PEM) of authorities that vouch for this registry besides those
     /// that the system trusts.
@@ -159,6 +161,42 @@ impl RegistryOptions {
     }
 }
 
+/// How a host is spoken to in a conversation with an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Trust {
+    /// Whether any certificate will do, and plain HTTP.
+    pub(super) is_insecure: bool,
+    /// Whether it is on this machine, where no proxy leads.
+    pub(super) is_local: bool,
+    /// Certificates of further authorities.
+    pub(super) ca_files: Vec<PathBuf>,
+}
+
+impl RegistryOptions {
+    /// How to speak to whom the URL names, who may be another than the endpoint that led there: for such a
+    /// host the endpoint's authorities vouch, too, but whether it may go without is its own.
+    pub(super) fn trust(&self, endpoint: &Endpoint, url: &Url) -> Trust {
+        let Endpoint { is_insecure, is_local, ca_files, .. } = endpoint.clone();
+        if endpoint.is_at(url) {
+            return Trust { is_insecure, is_local, ca_files };
+        }
+        let host = url.host_str().unwrap_or_default();
+        let port = url.port_or_known_default().unwrap_or_default();
+        let with_port = format!("{host}:{port}");
+        let is_named = |name: &str| self.registries.get(name).is_some();
+        let name = match url.port() {
+            None if !is_named(&with_port) => host,
+            _ => &with_port,
+        };
+        let other = self.endpoint(name, name, None, "");
+        let is_marked = self.registries.get(name).is_some_and(|config| config.insecure);
+        // A secure registry must not lead to what is not, even on this machine.
+        let is_insecure = is_marked || other.is_insecure && is_insecure;
+        let ca_files = [ca_files, other.ca_files].concat();
+        Trust { is_insecure, is_local: other.is_local, ca_files }
+    }
+}
+
 /// A place that speaks the distribution protocol.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Endpoint {
@@ -174,6 +212,15 @@ pub(crate) struct Endpoint {
     pub(super) is_local: bool,
     /// Certificates of further authorities.
     pub(super) ca_files: Vec<PathBuf>,
+}
+
+impl Endpoint {
+    /// Whether the URL leads to its very host and port.
+    pub(super) fn is_at(&self, url: &Url) -> bool {
+        let place = |url: &Url| (url.host_str().map(str::to_owned), url.port_or_known_default());
+        let mut bases = self.bases.iter().filter_map(|base| Url::parse(base).ok());
+        bases.any(|base| place(&base) == place(url))
+    }
 }
 
 /// Whether this `host[:port]` is this machine.
@@ -215,6 +262,28 @@ mod tests {
         for remote in ["localhost.example.com", "128.0.0.1", "old.lan:5000"] {
             assert_eq!(bases(&options, remote), [format!("https://{remote}/v2/")]);
         }
+    }
+
+    #[test]
+    fn who_need_not_be_trusted_leads_to_nobody_else_who_need_not() {
+        let options = options(
+            r#"{ "old.lan:5000": { "insecure": true, "ca_file": "/old.pem" }, "tokens.lan": { "insecure": true } }"#,
+        )
+        .unwrap();
+        let trust = |registry: &str, url: &str| {
+            let trust = options.trust(&options.origin(registry), &Url::parse(url).unwrap());
+            (trust.is_insecure, trust.ca_files.len(), trust.is_local)
+        };
+        assert_eq!(trust("old.lan:5000", "http://old.lan:5000/v2/"), (true, 1, false));
+        assert_eq!(trust("old.lan:5000", "https://tokens.lan/token"), (true, 1, false));
+        for other in ["https://old.lan/", "https://old.lan:5001/", "https://tokens.lan:444/"] {
+            assert_eq!(trust("old.lan:5000", other), (false, 1, false), "{other}");
+        }
+        assert_eq!(trust("localhost:5000", "http://127.0.0.1:5001/token"), (true, 0, true));
+        assert_eq!(trust("localhost:5000", "https://auth.example.com/token"), (false, 0, false));
+        assert_eq!(trust("quay.io", "http://127.0.0.1:5001/token"), (false, 0, true));
+        assert_eq!(trust("quay.io", "http://tokens.lan/token"), (true, 0, false));
+        assert_eq!(trust("localhost", "http://localhost/v2/"), (true, 0, true));
     }
 
     #[test]

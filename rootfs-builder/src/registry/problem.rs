@@ -52,6 +52,15 @@ pub enum RegistryProblem {
         /// Where the login comes from: a file, a credential helper.
         source_name: String,
     },
+    /// A login that was not sent, because anybody on the way could read it.
+    #[error(
+        "it wants a login, and {host} is reached without TLS, where logins are not sent; use https, or say \
+         \"insecure\": true for {host} in registries.json"
+    )]
+    Unencrypted {
+        /// The host.
+        host: String,
+    },
     /// 401 or 403 in spite of a login.
     #[error(
         "it does not let {user:?} have this{}; check the name, and what that login may do",
@@ -169,9 +178,29 @@ impl RegistryProblem {
         Self::Unreachable { reason }
     }
 
+    /// The same problem, with another host than the registry: one to which that leads.
+    pub(crate) fn of_host(self, url: &reqwest::Url) -> Self {
+        let host = host_and_port(url);
+        match self {
+            Self::Tls { reason } => {
+                Self::Tls { reason: format!("it leads to {host}, and there: {reason}") }
+            }
+            Self::Unreachable { reason } => {
+                Self::Unreachable { reason: format!("it leads to {host}, and there: {reason}") }
+            }
+            other => other,
+        }
+    }
+
     pub(crate) fn protocol(reason: impl Into<String>) -> Self {
         Self::Protocol { reason: reason.into() }
     }
+}
+
+/// Whom a URL names, as image names and `registries.json` do.
+pub(super) fn host_and_port(url: &reqwest::Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
 /// The text of the error at the bottom of the chain: those above only say that something failed.

@@ -12,7 +12,7 @@ use super::auth::{self, Challenge};
 use super::credentials::Login;
 use super::http::{Http, Refusal, Request, body};
 use super::options::{Endpoint, RegistryOptions};
-use super::problem::{RegistryProblem, printable};
+use super::problem::{RegistryProblem, host_and_port, printable};
 use crate::digest::Digest;
 use crate::error::Result;
 use crate::manifest::MAX_MANIFEST_BYTES;
@@ -35,6 +35,8 @@ pub(crate) struct Session {
     registry: String,
     repository: String,
     login: Option<Login>,
+    /// The host to which a login is not sent, because it is reached unencrypted.
+    withheld: Option<String>,
     authorization: Mutex<Authorization>,
 }
 
@@ -85,8 +87,12 @@ impl Session {
             file: "registries.json".into(),
             reason: format!("{base}: {error}"),
         })?;
+        let http = Http::new(endpoint, options)?;
+        let may_be_sent = http.may_trust(&base);
+        let withheld = (login.is_some() && !may_be_sent).then(|| host_and_port(&base));
+        let login = login.filter(|_| may_be_sent);
         Ok(Self {
-            http: Http::new(endpoint, options)?,
+            http,
             base,
             registry: endpoint.registry.clone(),
             repository: match repository {
@@ -94,6 +100,7 @@ impl Session {
                 repository => format!("{}{repository}", endpoint.prefix),
             },
             login,
+            withheld,
             authorization: Mutex::default(),
         })
     }
@@ -149,10 +156,16 @@ impl Session {
         Ok(Document { bytes, media_type, digest })
     }
 
-    /// The content of a blob, from this byte on if the registry can do that.
+    /// The content of a blob, from this byte on if the registry can do that, else from the first.
     pub(crate) async fn blob(&self, what: &str, digest: &Digest, from: u64) -> Answer<BlobStream> {
         let url = self.url(&["blobs", &digest.to_string()])?;
-        let response = self.send(url, ANYTHING, from).await?;
+        let mut response = self.send(url.clone(), ANYTHING, from).await?;
+        let is_elsewhere = response.status() == StatusCode::PARTIAL_CONTENT
+            && !starts_at(&response, from)
+            || response.status() == StatusCode::RANGE_NOT_SATISFIABLE;
+        if from > 0 && is_elsewhere {
+            response = self.send(url, ANYTHING, 0).await?;
+        }
         let start = match response.status() {
             StatusCode::OK => 0,
             StatusCode::PARTIAL_CONTENT if starts_at(&response, from) => from,
@@ -213,7 +226,11 @@ impl Session {
         let scope = format!("repository:{}:pull", self.repository);
         let scope = (!self.repository.is_empty()).then_some(scope.as_str());
         let login = self.login.as_ref();
-        let value = auth::answer(&self.http, &challenge, &self.registry, scope, login).await?;
+        let value = auth::answer(&self.http, &challenge, &self.registry, scope, login).await;
+        let value = value.map_err(|problem| match problem {
+            RegistryProblem::LoginNeeded { .. } => self.login_needed(),
+            other => other,
+        })?;
         // The same basic login again would be refused again.
         if value.is_none() || value == authorization.value {
             return Ok(None);
@@ -259,9 +276,7 @@ impl Session {
 
     fn refused(&self, refusal: Refusal) -> RegistryProblem {
         match (refusal.status, &self.login) {
-            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, None) => {
-                RegistryProblem::LoginNeeded { registry: self.registry.clone() }
-            }
+            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, None) => self.login_needed(),
             (StatusCode::UNAUTHORIZED, Some(login))
                 if refusal.codes.is_empty() || self.is_basic() =>
             {
@@ -272,6 +287,13 @@ impl Session {
                 RegistryProblem::Forbidden { user, message: refusal.message }
             }
             _ => refusal.into_problem(),
+        }
+    }
+
+    fn login_needed(&self) -> RegistryProblem {
+        match &self.withheld {
+            Some(host) => RegistryProblem::Unencrypted { host: host.clone() },
+            None => RegistryProblem::LoginNeeded { registry: self.registry.clone() },
         }
     }
 

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -18,16 +18,21 @@ use crate::image::{Documents, Layer, Location, Parts, Slice};
 use crate::layer::{Compression, Decoder};
 use crate::manifest::{MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES};
 use crate::platform::Platform;
-use crate::progress::{Event, Pace, Progress, Silent};
-use crate::reference::ImageName;
+use crate::progress::{Event, Pace, Progress};
+use crate::reference::{ImageName, ImageReference};
 use crate::sys;
 
 /// An open archive whose members are known.
 pub(crate) struct Archive {
+    /// Where it came from; [`STREAM`] for one that was sent.
+    path: PathBuf,
     place: String,
     file: Arc<File>,
     members: TarIndex,
 }
+
+/// The path by which an archive without a file is recorded.
+const STREAM: &str = "-";
 
 impl Archive {
     /// Opens it. One that is compressed as a whole is expanded to a nameless file in `temp`,
@@ -43,11 +48,41 @@ impl Archive {
         let mut magic = [0; Compression::MAGIC_LEN];
         let count = file.read_at(&mut magic, 0).map_err(Error::io("read", path))?;
         if Compression::of(magic.get(..count).unwrap_or_default()) != Compression::None {
-            file = expand(file, path, temp, limit, progress)?;
+            let total = Some(file.metadata().map_err(Error::io("read", path))?.len());
+            file = Expansion { path, place: &place, total, temp, limit }.run(file, progress)?;
         }
+        Self::scan(path, place, file)
+    }
+
+    /// Takes in one that is sent, to its end, expanded on the way: into a nameless file in `temp`, as
+    /// [`open`](Self::open) does with compressed ones.
+    pub(crate) fn receive(
+        input: &mut dyn Read,
+        temp: &Path,
+        limit: u64,
+        progress: &dyn Progress,
+    ) -> Result<Self> {
+        let (path, place) = (Path::new(STREAM), "the archive that was sent".to_owned());
+        let expansion = Expansion { path, place: &place, total: None, temp, limit };
+        let file = expansion.run(input, progress)?;
+        Self::scan(path, place, file)
+    }
+
+    fn scan(path: &Path, place: String, file: File) -> Result<Self> {
         let len = file.metadata().map_err(Error::io("read", path))?.len();
         let members = TarIndex::scan(&file, len).map_err(|error| Error::corrupt(&place, error))?;
-        Ok(Self { place, file: Arc::new(file), members })
+        Ok(Self { path: path.to_owned(), place, file: Arc::new(file), members })
+    }
+
+    /// What the images without a whole name in it are called by: the name of its file.
+    pub(crate) fn stem(&self) -> Option<&str> {
+        let is_file = self.path != Path::new(STREAM);
+        self.path.file_stem().and_then(|stem| stem.to_str()).filter(|_| is_file)
+    }
+
+    /// How the image that the tag selects is referred to.
+    pub(crate) fn reference(&self, tag: String) -> ImageReference {
+        ImageReference::DockerArchive { file: self.path.clone(), tag: Some(tag) }
     }
 
     /// The image in it that the tag selects.
@@ -57,11 +92,14 @@ impl Archive {
         match self.read("manifest.json", MAX_MANIFEST_BYTES)? {
             Some(json) => self.resolve_saved(&json, tag, host),
             None if self.members.find("oci-layout").is_some() => layout::resolve(self, tag, host),
-            None => Err(Error::Missing {
-                what: format!("manifest.json in {}", self.place),
-                remedy: "this is no archive of an image; `docker save IMAGE -o FILE` makes one"
-                    .into(),
-            }),
+            None => Err(self.no_image()),
+        }
+    }
+
+    fn no_image(&self) -> Error {
+        Error::Missing {
+            what: format!("manifest.json in {}", self.place),
+            remedy: "this is no archive of an image; `docker save IMAGE -o FILE` makes one".into(),
         }
     }
 
@@ -76,7 +114,8 @@ impl Archive {
                 let nameless = images.iter().filter(|image| image.repo_tags.is_empty()).count();
                 (images.into_iter().flat_map(|image| image.repo_tags).collect(), nameless)
             }
-            None => layout::tags(self)?,
+            None if self.members.find("oci-layout").is_some() => layout::tags(self)?,
+            None => return Err(self.no_image()),
         };
         tags.sort();
         tags.dedup();
@@ -85,7 +124,9 @@ impl Archive {
         }
         Err(Error::Missing {
             what: format!("the name of an image in {}", self.place),
-            remedy: "save it with its name, or import it under one".into(),
+            remedy: "save it with its name, or import it under one: `image import \
+                     docker-archive:FILE NAME`"
+                .into(),
         })
     }
 
@@ -146,22 +187,6 @@ impl Archive {
             remedy: "the archive is incomplete; save the image anew".into(),
         }
     }
-}
-
-/// The names under which a file of `docker save` has images. One without a name has none here.
-///
-/// # Errors
-/// The file cannot be read, or is no such archive.
-pub fn saved_names(file: &Path) -> Result<Vec<String>> {
-    let temp = std::env::temp_dir();
-    let archive = Archive::open(file, &temp, crate::store::DEFAULT_LAYER_LIMIT, &Silent)?;
-    let Some(json) = archive.read("manifest.json", MAX_MANIFEST_BYTES)? else {
-        return Ok(Vec::new());
-    };
-    let what = format!("manifest.json in {}", archive.place);
-    let images: Vec<SavedImage> =
-        serde_json::from_slice(&json).map_err(|error| Error::corrupt(what, error))?;
-    Ok(images.into_iter().flat_map(|image| image.repo_tags).collect())
 }
 
 impl Files for Archive {
@@ -228,47 +253,58 @@ fn named_digest(path: &str) -> Option<Digest> {
     Digest::from_blob_path(path).or_else(old)
 }
 
-fn expand(
-    file: File,
-    path: &Path,
-    temp: &Path,
+/// What is compressed, or comes as a stream, on its way into a nameless file.
+struct Expansion<'a> {
+    path: &'a Path,
+    place: &'a str,
+    /// Length of the input, where that is known.
+    total: Option<u64>,
+    temp: &'a Path,
     limit: u64,
-    progress: &dyn Progress,
-) -> Result<File> {
-    let total = file.metadata().map_err(Error::io("read", path))?.len();
-    let what = format!("docker-archive:{}", path.display());
-    let damaged = |error: io::Error| Error::corrupt(&what, error);
-    let mut expanded = tempfile::tempfile_in(temp).map_err(Error::io("create a file in", temp))?;
-    let mut decoder = Decoder::new(Counted { inner: file, count: 0 }).map_err(damaged)?;
-    let mut buffer = vec![0; 128 << 10];
-    let mut pace = Pace::default();
-    let mut written = 0;
-    loop {
-        let count = decoder.read(&mut buffer).map_err(damaged)?;
-        let done = decoder.input().count;
-        if pace.is_due(done) || count == 0 {
-            progress.report(Event::Expanding { file: path, done, total });
+}
+
+impl Expansion<'_> {
+    fn run(&self, input: impl Read, progress: &dyn Progress) -> Result<File> {
+        let damaged = |error: io::Error| Error::from_io(error, || self.place.to_owned());
+        let expanded = tempfile::tempfile_in(self.temp);
+        let mut expanded = expanded.map_err(Error::io("create a file in", self.temp))?;
+        let mut decoder = Decoder::new(Counted { inner: input, count: 0 }).map_err(damaged)?;
+        let is_compressed = decoder.is_compressed();
+        let mut buffer = vec![0; 128 << 10];
+        let mut pace = Pace::default();
+        let mut written = 0;
+        loop {
+            if progress.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
+            let count = decoder.read(&mut buffer).map_err(damaged)?;
+            let done = decoder.input().count;
+            if pace.is_due(done) || count == 0 {
+                progress.report(Event::Expanding { file: self.path, done, total: self.total });
+            }
+            if count == 0 {
+                return Ok(expanded);
+            }
+            written += count as u64;
+            // Only what is compressed can become more than was sent.
+            if is_compressed && written > self.limit {
+                let what = format!("{}, expanded,", self.place);
+                return Err(Error::TooLarge { what, limit: self.limit });
+            }
+            // The name is only for the message, which names the folder.
+            expanded
+                .write_all(buffer.get(..count).unwrap_or_default())
+                .map_err(Error::write(&self.temp.join("expanded"), written))?;
         }
-        if count == 0 {
-            return Ok(expanded);
-        }
-        written += count as u64;
-        if written > limit {
-            return Err(Error::TooLarge { what: format!("{what}, expanded,"), limit });
-        }
-        // The name is only for the message, which names the folder.
-        expanded
-            .write_all(buffer.get(..count).unwrap_or_default())
-            .map_err(Error::write(&temp.join("expanded"), written))?;
     }
 }
 
-struct Counted {
-    inner: File,
+struct Counted<R> {
+    inner: R,
     count: u64,
 }
 
-impl Read for Counted {
+impl<R: Read> Read for Counted<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buf)?;
         self.count += count as u64;

@@ -8,7 +8,6 @@ mod tar_entry;
 mod tar_index;
 
 pub(crate) use archive::Archive;
-pub use archive::saved_names;
 pub(crate) use directory::DirectoryTar;
 pub(crate) use layout::LayoutDir;
 

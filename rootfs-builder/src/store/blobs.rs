@@ -1,5 +1,6 @@
 //! Copies layers into the store, so that an imported image outlives where it came from.
 
+use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::path::Path;
 
@@ -15,30 +16,55 @@ use crate::progress::{Event, LayerProgress, Pace, Progress};
 /// Fast, and better than gzip.
 const ZSTD_LEVEL: i32 = 3;
 
-/// Copies all layers of an image; returns them as they are in the store.
-pub(super) fn copy_layers(
-    folders: &Folders,
-    image: &Image,
-    limit: u64,
-    progress: &dyn Progress,
-) -> Result<Vec<Layer>> {
-    let copy = |(index, layer): (usize, &Layer)| {
+/// Layers that were copied, by their digests in what they came from.
+pub(super) type Copied = HashMap<(Option<Digest>, Digest), Layer>;
+
+/// Copies layers.
+pub(super) struct LayerCopier<'a> {
+    pub(super) folders: &'a Folders,
+    pub(super) limit: u64,
+    pub(super) progress: &'a dyn Progress,
+}
+
+impl LayerCopier<'_> {
+    /// Copies all layers of an image that have not been copied yet; returns them as they are in the store.
+    pub(super) fn copy(&self, image: &Image, copied: &mut Copied) -> Result<Vec<Layer>> {
+        let copy = |(index, layer): (usize, &Layer)| {
+            let key = (layer.digest.clone(), layer.diff_id.clone());
+            if let Some(layer) = copied.get(&key) {
+                return Ok(layer.clone());
+            }
+            let layer = self.copy_layer(image, index, layer)?;
+            copied.insert(key, layer.clone());
+            Ok(layer)
+        };
+        image.layers.iter().enumerate().map(copy).collect()
+    }
+
+    fn copy_layer(&self, image: &Image, index: usize, layer: &Layer) -> Result<Layer> {
+        let (folders, limit) = (self.folders, self.limit);
         let copying = Copying { folders, layer, what: image.layer_label(index), limit };
         let mut pace = Pace::default();
         let mut report = |done: u64, force: bool| {
+            if self.progress.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
             if pace.is_due(done) || force {
-                progress.report(Event::Copying(LayerProgress {
+                self.progress.report(Event::Copying(LayerProgress {
                     layer: index,
                     layers: image.layers.len(),
                     done,
                     total: layer.size,
                 }));
             }
+            Ok(())
         };
-        copying.run(&mut report, progress)
-    };
-    image.layers.iter().enumerate().map(copy).collect()
+        copying.run(&mut report, self.progress)
+    }
 }
+
+/// Hears how many bytes of a layer were read, and whether these are all; its error ends the copying.
+type Report<'a> = dyn FnMut(u64, bool) -> Result<()> + 'a;
 
 struct Copying<'a> {
     folders: &'a Folders,
@@ -48,7 +74,7 @@ struct Copying<'a> {
 }
 
 impl Copying<'_> {
-    fn run(&self, report: &mut dyn FnMut(u64, bool), progress: &dyn Progress) -> Result<Layer> {
+    fn run(&self, report: &mut Report<'_>, progress: &dyn Progress) -> Result<Layer> {
         match &self.layer.digest {
             Some(digest) if self.is_compressed()? => self.verbatim(digest, report, progress),
             _ => self.compressed(report, progress),
@@ -67,7 +93,7 @@ impl Copying<'_> {
     fn verbatim(
         &self,
         digest: &Digest,
-        report: &mut dyn FnMut(u64, bool),
+        report: &mut Report<'_>,
         progress: &dyn Progress,
     ) -> Result<Layer> {
         let target = self.folders.blob(digest);
@@ -85,7 +111,7 @@ impl Copying<'_> {
         loop {
             let count = blob.read(&mut buffer);
             let count = count.map_err(|error| Error::from_io(error, || self.what.clone()))?;
-            report(blob.count(), count == 0);
+            report(blob.count(), count == 0)?;
             if count == 0 {
                 break;
             }
@@ -107,11 +133,7 @@ impl Copying<'_> {
     }
 
     /// A plain tar, verified, and compressed on the way.
-    fn compressed(
-        &self,
-        report: &mut dyn FnMut(u64, bool),
-        progress: &dyn Progress,
-    ) -> Result<Layer> {
+    fn compressed(&self, report: &mut Report<'_>, progress: &dyn Progress) -> Result<Layer> {
         let place = self.folders.blob(&self.layer.diff_id);
         let draft = self.begin(&place, progress)?;
         let mut layer = VerifiedLayer::open(self.layer, self.what.clone(), self.limit)?;
@@ -121,7 +143,7 @@ impl Copying<'_> {
         let mut buffer = vec![0; 128 << 10];
         loop {
             let count = layer.read_verified(&mut buffer)?;
-            report(layer.consumed(), count == 0);
+            report(layer.consumed(), count == 0)?;
             if count == 0 {
                 break;
             }

@@ -35,6 +35,7 @@ mod transfer;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use blobs::Copied;
 pub use disk::{BaseDisk, DiskBuilder};
 use draft::StoreLock;
 use garbage::Leftovers;
@@ -49,7 +50,7 @@ use crate::durable;
 use crate::error::{Error, Result};
 use crate::image::{Image, Layer};
 use crate::platform::Platform;
-use crate::progress::Progress;
+use crate::progress::{Event, Progress};
 use crate::reference::{ImageName, ImageReference};
 use crate::registry::RegistryOptions;
 use crate::source::{Archive, LayoutDir, resolve_directory, resolve_layout};
@@ -207,14 +208,36 @@ impl ImageStore {
         progress: &dyn Progress,
     ) -> Result<Image> {
         let stored = match policy {
-            PullPolicy::Always => None,
-            PullPolicy::Missing | PullPolicy::Never => self.stored(name)?,
+            PullPolicy::Always => Ok(None),
+            PullPolicy::Missing | PullPolicy::Never => self.stored(name),
         };
         match (stored, policy) {
-            (Some(image), _) => Ok(image),
-            (None, PullPolicy::Never) => Err(Error::NotStored { name: name.to_string() }),
-            (None, _) => self.pull(name, progress),
+            (Ok(Some(image)), _) => Ok(image),
+            (Ok(None), PullPolicy::Never) => Err(Error::NotStored { name: name.to_string() }),
+            (Ok(None), _) => self.pull(name, progress),
+            (Err(damage), PullPolicy::Missing) if self.may_be_healed(name, &damage) => {
+                self.heal(name, damage, progress)
+            }
+            (Err(error), _) => Err(error),
         }
+    }
+
+    /// Whether the registry can give what a damaged record was of.
+    fn may_be_healed(&self, name: &ImageName, damage: &Error) -> bool {
+        let is_damage = matches!(damage, Error::Corrupt { .. } | Error::TooLarge { .. });
+        is_damage && record::may_be_pulled(&self.folders.record(name.as_str()), name)
+    }
+
+    /// Gets an image anew whose record is damaged.
+    fn heal(&self, name: &ImageName, damage: Error, progress: &dyn Progress) -> Result<Image> {
+        progress.report(Event::Warning(&format!("{damage}; asking the registry for {name}")));
+        self.pull(name, progress).map_err(|error| match error {
+            Error::Cancelled => error,
+            error => {
+                progress.report(Event::Warning(&error.to_string()));
+                damage
+            }
+        })
     }
 
     /// The image of that name, or with the digest that the name is pinned to. None, too, where it
@@ -266,7 +289,7 @@ impl ImageStore {
         let name = transfer::parse_name(name)?;
         let image = self.resolve(reference, progress)?;
         let guard = StoreLock::take(&self.folders.import_lock(), Lock::Shared)?;
-        let image = self.keep(image, name, progress)?;
+        let image = self.keep(image, name, &mut Copied::default(), progress)?;
         self.disk(&image, builder, progress)?;
         drop(guard);
         self.collect_garbage();

@@ -49,11 +49,11 @@ pub(super) fn pull(
     let mut endpoints = options.endpoints(name.registry())?;
     let origin = endpoints.pop();
     let pull = |endpoint: &Endpoint| {
-        let login = find_login(options, &endpoint.registry, progress);
+        let repository = name.repository();
+        let login = find_login(options, endpoint, &repository, progress);
         on_own_thread(|| {
             let driver = Driver::new(progress)?;
             progress.report(Event::Asking { registry: &endpoint.registry });
-            let repository = name.repository();
             let session = Session::begin(options, endpoint, &repository, name.as_str(), login);
             let session = driver.run(session)?;
             Pull { folders, options, name, session: &session, driver: &driver, progress }.run()

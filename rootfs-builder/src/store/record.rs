@@ -154,6 +154,20 @@ pub(super) fn load(path: &Path) -> Result<Record> {
     Err(Error::corrupt(what, problem))
 }
 
+/// Whether a damaged record may be replaced by what a registry has under its name: nothing that is still to be
+/// read in it says that its image came from elsewhere, or that another release wrote it.
+pub(super) fn may_be_pulled(path: &Path, name: &ImageName) -> bool {
+    let json = read_small(path, MAX_RECORD_BYTES).unwrap_or_default();
+    let value: serde_json::Value = serde_json::from_slice(&json).unwrap_or_default();
+    let is_ours = value.get("version").is_none_or(|version| *version == VERSION);
+    let text = String::from_utf8_lossy(&json);
+    let origin = text.split_once("\"from\":").map(|(_, origin)| origin.trim_start());
+    let pulled = format!("\"docker://{name}\"");
+    // It may have been cut off there.
+    let is_pulled = |origin: &str| origin.starts_with(&pulled) || pulled.starts_with(origin);
+    is_ours && origin.is_none_or(is_pulled)
+}
+
 /// The name of a record's file, without its ending.
 pub(super) fn record_stem(name: &str) -> String {
     Digest::sha256(name.as_bytes()).hex().to_owned()

@@ -6,9 +6,10 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::blobs::{Copied, LayerCopier};
 use super::draft::StoreLock;
 use super::record::{Import, Record, Records, StoredLayer};
-use super::{ImageStore, StoredImage, blobs, pull};
+use super::{ImageStore, StoredImage, pull};
 use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -18,7 +19,7 @@ use crate::manifest::{MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES};
 use crate::platform::Platform;
 use crate::progress::{Event, LayerProgress, Pace, Progress};
 use crate::reference::{ImageName, ImageReference, InvalidName};
-use crate::source::Archive;
+use crate::source::{Archive, Files as _};
 use crate::sys::{self, Lock};
 
 /// What [`ImageStore::inspect`] finds.
@@ -90,27 +91,40 @@ impl ImageStore {
     /// the store, under the names that they have there. Disks are built when they are first used.
     ///
     /// # Errors
-    /// The archive is damaged, holds an image for another platform, or one without a name.
+    /// The archive is damaged, holds an image for another platform, or one without a name: none of its images
+    /// is in the store then.
     pub fn load(&self, file: &Path, progress: &dyn Progress) -> Result<Vec<Image>> {
         let archive = Archive::open(file, &self.folders.blobs(), self.layer_limit, progress)?;
-        let stem = file.file_stem().and_then(|stem| stem.to_str()).unwrap_or("image");
+        self.load_archive(&archive, progress)
+    }
+
+    /// As [`load`](Self::load), with an archive that is read from a stream, to its end. Until its images are
+    /// copied it takes its (expanded) length on the store's file system.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load); the stream cannot be read.
+    pub fn load_from(&self, input: &mut dyn Read, progress: &dyn Progress) -> Result<Vec<Image>> {
+        let archive = Archive::receive(input, &self.folders.blobs(), self.layer_limit, progress)?;
+        self.load_archive(&archive, progress)
+    }
+
+    fn load_archive(&self, archive: &Archive, progress: &dyn Progress) -> Result<Vec<Image>> {
+        // All names, manifests and configs before the first layer.
+        let host = Platform::host();
+        let find = |tag: String| {
+            let name = name_in_archive(archive, &tag)?;
+            let parts = archive.resolve(Some(&tag), &host)?;
+            Ok((name, Image::new(&archive.reference(tag), parts)?))
+        };
+        let found = archive.tags()?.into_iter().map(find).collect::<Result<Vec<_>>>()?;
+        let mut copied = Copied::default();
         let mut loaded = Vec::new();
-        for tag in archive.tags()? {
-            let reference =
-                ImageReference::DockerArchive { file: file.to_owned(), tag: Some(tag.clone()) };
-            let parts = archive.resolve(Some(&tag), &Platform::host())?;
-            let image = Image::new(&reference, parts)?;
-            // A tag without a name is one of an image that is called as its file is.
-            let name = match tag.contains([':', '/']) {
-                true => parse_name(&tag)?,
-                false => parse_name(&format!("{}:{tag}", stem.to_lowercase()))?,
-            };
-            let guard = StoreLock::take(&self.folders.import_lock(), Lock::Shared)?;
-            let image = self.keep(image, name, progress)?;
-            pull::save(&self.folders, &image)?;
-            drop(guard);
-            loaded.push(image);
+        let guard = StoreLock::take(&self.folders.import_lock(), Lock::Shared)?;
+        for (name, image) in found {
+            loaded.push(self.keep(image, name, &mut copied, progress)?);
         }
+        loaded.iter().try_for_each(|image| pull::save(&self.folders, image))?;
+        drop(guard);
         self.collect_garbage();
         Ok(loaded)
     }
@@ -121,9 +135,11 @@ impl ImageStore {
         &self,
         mut image: Image,
         name: ImageName,
+        copied: &mut Copied,
         progress: &dyn Progress,
     ) -> Result<Image> {
-        let layers = blobs::copy_layers(&self.folders, &image, self.layer_limit, progress)?;
+        let copier = LayerCopier { folders: &self.folders, limit: self.layer_limit, progress };
+        let layers = copier.copy(&image, copied)?;
         image.imported = Some(match image.imported.take() {
             Some(origin) => origin,
             None => self.keep_documents(&mut image, &layers)?,
@@ -163,16 +179,25 @@ impl ImageStore {
         output: &mut dyn Write,
         progress: &dyn Progress,
     ) -> Result<()> {
-        // Nothing is removed meanwhile.
-        let _guard = StoreLock::take(&self.folders.lock(), Lock::Shared)?;
-        let records = Records::load_all(&self.folders)?;
+        let (records, guard) = self.records_with_blobs()?;
         let mut writer = LayoutWriter { tar: tar::Builder::new(output), written: Vec::new() };
         let mut entries = Vec::new();
         for name in names {
             let record = one_image(&records, name)?;
             entries.push(self.save_image(record, &mut writer, progress)?);
         }
-        writer.finish(entries)
+        writer.finish(entries)?;
+        drop(guard);
+        self.collect_garbage();
+        Ok(())
+    }
+
+    /// All records, and what keeps their blobs: whoever removes images meanwhile does not wait for that, but
+    /// leaves blobs to the next who tidies up.
+    fn records_with_blobs(&self) -> Result<(Records, StoreLock)> {
+        let _none_is_removed = StoreLock::take(&self.folders.lock(), Lock::Shared)?;
+        let guard = StoreLock::take(&self.folders.import_lock(), Lock::Shared)?;
+        Ok((Records::load_all(&self.folders)?, guard))
     }
 
     /// Writes one image; returns its entry for the index.
@@ -269,6 +294,21 @@ fn import_of(record: &Record) -> Result<&Import> {
         what: format!("{}, which is used where it lies,", record.name),
         remedy: "import it under a name first".into(),
     })
+}
+
+/// Under which name the image of this tag is to be kept. A tag without a name is one of an image that is
+/// called as its file is.
+fn name_in_archive(archive: &Archive, tag: &str) -> Result<ImageName> {
+    if tag.contains([':', '/']) {
+        return parse_name(tag);
+    }
+    match archive.stem() {
+        Some(stem) => parse_name(&format!("{}:{tag}", stem.to_lowercase())),
+        None => Err(Error::Missing {
+            what: format!("the name of the image tagged {tag:?} in {}", archive.place()),
+            remedy: "save it with its name, or load it from a file that is called so".into(),
+        }),
+    }
 }
 
 pub(super) fn parse_name(text: &str) -> Result<ImageName> {

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use boxlite_rootfs_builder::{Error, ImageStore, Silent, StoredImage};
+use boxlite_rootfs_builder::{Error, Image, ImageStore, Silent, StoredImage};
 
 use crate::support::*;
 
@@ -56,6 +56,92 @@ fn what_is_saved_can_be_loaded() {
     let digest = other.resolve("my/image:1").unwrap().digest().clone();
     assert_eq!(loaded[0].digest(), &digest);
     assert_eq!(loaded[0].config().env, ["PATH=/bin"]);
+}
+
+/// All names of the images that were loaded.
+fn names(loaded: &[Image]) -> Vec<String> {
+    loaded.iter().map(|image| image.reference().to_string()).collect()
+}
+
+#[test]
+fn a_stream_is_loaded_as_a_file_is() {
+    let place = Place::new();
+    let (store, content) = filled(&place);
+    store.tag("my/image:1", "localhost:5000/other").unwrap();
+    let mut saved = Vec::new();
+    store.save(&["my/image:1", "localhost:5000/other"], &mut saved, &Silent).unwrap();
+    for stream in [saved.clone(), gzip(&saved), zstd::encode_all(&saved[..], 1).unwrap()] {
+        let other = Place::new();
+        let loaded = other.store().load_from(&mut &stream[..], &Silent).unwrap();
+        assert_eq!(names(&loaded), ["my/image:1", "localhost:5000/other:latest"]);
+        for name in names(&loaded) {
+            assert!(disk_of(&other.store(), &name) == content);
+        }
+        // One that breaks off leaves nothing, and a bomb does not go off.
+        let broken = Place::new();
+        let half = &stream[..stream.len() / 2];
+        broken.store().load_from(&mut &*half, &Silent).unwrap_err();
+        assert_eq!(broken.store_files(), [""; 0]);
+    }
+    for (stream, words) in [(&b""[..], "no archive of an image"), (b"text", "damaged")] {
+        let error = place.store().load_from(&mut &*stream, &Silent).unwrap_err();
+        assert!(error.to_string().contains(words), "{error}");
+    }
+    let small = place.store().with_layer_limit(1000);
+    let error = small.load_from(&mut &gzip(&saved)[..], &Silent).unwrap_err();
+    assert!(error.to_string().contains("1000 bytes"), "{error}");
+    // Nothing tells how an image is called whose tag is all that it has.
+    let layout = Layout::single(place.path("tagged"), &[TestLayer::plain(b"x")]);
+    let file = place.path("tagged.tar");
+    run(Command::new("tar").arg("-cf").arg(&file).arg("-C").arg(&layout.dir).arg("."));
+    assert_eq!(names(&store.load(&file, &Silent).unwrap()), ["tagged:latest"]);
+    let mut stream = fs::File::open(&file).unwrap();
+    let error = store.load_from(&mut stream, &Silent).unwrap_err();
+    assert!(error.to_string().contains("the image tagged \"latest\""), "{error}");
+}
+
+#[test]
+fn an_archive_is_loaded_whole_or_not_at_all() {
+    let place = Place::new();
+    let path = place.path("a:b.tar");
+    let config = |layers: &[&[u8]], architecture: &str| {
+        let layers: Vec<_> = layers.iter().map(|layer| TestLayer::plain(layer)).collect();
+        Layout::config(architecture, &layers).to_string()
+    };
+    let archive = |architecture: &str, top: &[u8]| {
+        let (one, two) = (config(&[b"base"], HOST), config(&[b"base", b"top"], architecture));
+        let manifest = serde_json::json!([
+            { "Config": "1.json", "RepoTags": ["one:latest", "one:1.0"], "Layers": ["a/layer.tar"] },
+            { "Config": "2.json", "RepoTags": ["example.com/two:2"], "Layers": ["a/layer.tar", "b/layer.tar"] },
+        ]);
+        let mut builder = tar::Builder::new(fs::File::create(&path).unwrap());
+        for (name, content) in [
+            ("1.json", one.as_bytes()),
+            ("2.json", two.as_bytes()),
+            ("a/layer.tar", b"base"),
+            ("b/layer.tar", top),
+            ("manifest.json", manifest.to_string().as_bytes()),
+        ] {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(content.len() as u64);
+            builder.append_data(&mut header, name, content).unwrap();
+        }
+        builder.finish().unwrap();
+    };
+    for (architecture, top) in [(FOREIGN, &b"top"[..]), (HOST, b"another")] {
+        archive(architecture, top);
+        place.store().load(&path, &Silent).unwrap_err();
+        assert!(place.store().list().unwrap().images.is_empty());
+    }
+    archive(HOST, b"top");
+    let notes = Notes::default();
+    let loaded = place.store().load(&path, &notes).unwrap();
+    assert_eq!(names(&loaded), ["example.com/two:2", "one:1.0", "one:latest"]);
+    // What images and names share is compressed once.
+    let copied = notes.0.lock().unwrap().iter().filter(|note| note.contains("Copying")).count();
+    assert_eq!(copied, 2);
+    assert!(disk_of(&place.store(), "example.com/two:2") == on_disk(&[b"base", b"top"]));
+    assert!(disk_of(&place.store(), "one") == on_disk(&[b"base"]));
 }
 
 #[test]
@@ -120,6 +206,43 @@ fn what_cannot_be_saved_or_loaded_is_named() {
     run(Command::new("tar").arg("-cf").arg(&file).arg("-C").arg(&layout.dir).arg("."));
     let error = store.load(&file, &Silent).unwrap_err();
     assert!(error.to_string().contains("the name of an image"), "{error}");
+}
+
+/// A pipe whose reader first removes an image.
+struct Removing<'a> {
+    place: &'a Place,
+    removed: Option<std::sync::mpsc::Receiver<u64>>,
+    written: Vec<u8>,
+}
+
+impl std::io::Write for Removing<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.removed.is_none() {
+            let (done, removed) = std::sync::mpsc::channel();
+            let store = self.place.store();
+            std::thread::spawn(move || done.send(store.remove("my/image:1").unwrap().freed));
+            removed.recv_timeout(std::time::Duration::from_secs(120)).expect("it waits");
+            self.removed = Some(removed);
+        }
+        self.written.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn who_reads_slowly_keeps_nobody_from_removing() {
+    let place = Place::new();
+    let (store, content) = filled(&place);
+    let mut output = Removing { place: &place, removed: None, written: Vec::new() };
+    store.save(&["my/image:1"], &mut output, &Silent).unwrap();
+    // What was being saved is whole, and gone for good after that.
+    assert!(place.store().list().unwrap().images.is_empty());
+    assert_eq!(place.store_files(), [""; 0]);
+    place.store().load_from(&mut &output.written[..], &Silent).unwrap();
+    assert!(disk_of(&place.store(), "my/image:1") == content);
 }
 
 #[test]

@@ -199,6 +199,33 @@ fn images_are_imported_listed_and_removed() {
 }
 
 #[test]
+fn what_is_saved_is_loaded_and_runs() {
+    let Some(launcher) = Launcher::find() else { return };
+    let folder = launcher.folder();
+    let image = ImageBuilder::on(&launcher.layout(BUSYBOX))
+        .layer(Layer::new().file("mark", 0o644, "saved"), Compression::Gzip)
+        .write(&folder.path().join("a:b"));
+    let image_command = |args: &[&str]| launcher.command([&["image"], args].concat());
+    let reference = image.reference();
+    image_command(&["import", &reference, "to-save:1"]).output().success();
+    // A path with a colon in it, and a stream.
+    let file = folder.path().join("saved:1.tar");
+    let file = file.to_str().unwrap();
+    image_command(&["save", "-o", file, "to-save:1"]).output().success();
+    let stream = image_command(&["save", "to-save:1"]).output().expect(0).stdout;
+    image_command(&["import", &format!("docker-archive:{file}"), "again"]).output().success();
+    image_command(&["rm", "again"]).output().success();
+    for load in [image_command(&["load", "-i", file]), image_command(&["load"]).stdin(stream)] {
+        image_command(&["rm", "to-save:1"]).output().success();
+        assert!(load.output().success().starts_with("to-save:1 sha256:"));
+        let run = ["run", "--pull", "never", "to-save:1", "cat", "/mark"];
+        assert_eq!(launcher.command(run).output().success(), "saved");
+    }
+    image_command(&["load"]).stdin("no archive").output().refuses_with(&["damaged"]);
+    image_command(&["rm", "to-save:1"]).output().success();
+}
+
+#[test]
 fn processes_that_need_the_same_new_disk_make_it_once() {
     let Some(launcher) = Launcher::find() else { return };
     let folder = launcher.folder();

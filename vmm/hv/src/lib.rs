@@ -63,6 +63,10 @@ pub trait Vcpu {
     /// call.
     fn run(&mut self) -> Result<Exit<'_>>;
 
+    /// Called between two runs of which the machine stood still in between: tells the guest, if it can be
+    /// told, so that its watchdogs do not take it for hung.
+    fn resumed(&mut self) {}
+
     /// The state of this vCPU, between two runs with no read exit unanswered.
     fn save(&mut self) -> Result<Self::State>;
 

@@ -3,13 +3,15 @@
 // The doc comments are help texts, where brackets say what may be left out.
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
 
+use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use boxlite_rootfs_builder::{ImageReference, saved_names};
+use boxlite_rootfs_builder::ImageReference;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
+use tokio::net::unix::pipe;
 
 use super::args::Global;
 use super::lifecycle::confirmed;
@@ -33,7 +35,7 @@ pub(super) enum Image {
     Inspect(Named),
     /// Copy an image into the home under a name, and make its disk
     Import(Import),
-    /// Import the images of a `docker save` file under their own names
+    /// Import all images of a file of `image save` or `docker save`, or of an OCI archive, under their own names
     Load(Load),
     /// Write images to a file (an OCI layout in a tar), layers and all
     Save(Save),
@@ -93,7 +95,7 @@ pub(super) struct Import {
 
 #[derive(Debug, Args)]
 pub(super) struct Load {
-    /// The file [default: standard input]
+    /// The file, compressed or not [default: standard input]
     #[arg(long, short, value_name = "FILE")]
     input: Option<PathBuf>,
     /// Draw no progress bars
@@ -190,28 +192,33 @@ fn default_name(source: &ImageReference) -> Option<String> {
 }
 
 async fn load(images: &Images, args: &Load) -> Result<u8> {
-    let mut spool = None;
-    let file = match &args.input {
-        Some(file) => std::path::absolute(file)?,
-        None => {
-            let mut file = tempfile::Builder::new().prefix("boxlite-load-").tempfile()?;
-            io::copy(&mut io::stdin().lock(), &mut file).context("cannot read standard input")?;
-            spool.insert(file).path().to_owned()
+    let bar = ImageBar::new(args.quiet);
+    let is_stdin = |path: &PathBuf| *path == Path::new("-") || *path == Path::new("/dev/stdin");
+    let loaded = match args.input.as_ref().filter(|path| !is_stdin(path)) {
+        Some(path) if is_file(path)? => images.load(path, bar).await?,
+        Some(path) => images.load_from(open_pipe(path.clone()).await?, bar).await?,
+        None if io::stdin().is_terminal() => {
+            bail!("there is nothing to load on a terminal: redirect standard input, or use --input")
         }
+        None => images.load_from(tokio::io::stdin(), bar).await?,
     };
-    let names = saved_names(&file)?;
-    if names.is_empty() {
-        bail!(
-            "{} names no image: say what it is to be called with `image import docker-archive:FILE NAME`",
-            file.display()
-        );
-    }
-    for name in names {
-        let source = format!("docker-archive:{}:{name}", file.display());
-        let image = images.import(source, name, ImageBar::new(args.quiet)).await?;
+    for image in loaded {
         out::line(format_args!("{} {}", image.name, image.digest))?;
     }
     Ok(0)
+}
+
+/// Whether the runtime can open this by itself: a pipe leads to this process alone.
+fn is_file(path: &Path) -> Result<bool> {
+    let metadata = path.metadata().with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(metadata.is_file())
+}
+
+/// Opens a pipe, which waits for whoever writes to it.
+async fn open_pipe(path: PathBuf) -> Result<pipe::Receiver> {
+    let cannot = format!("cannot read {}", path.display());
+    let opened = tokio::task::spawn_blocking(move || File::open(path)).await?;
+    opened.and_then(pipe::Receiver::from_file).context(cannot)
 }
 
 async fn list(images: &Images, args: &List) -> Result<u8> {

@@ -37,14 +37,14 @@ pub(super) struct Login {
     /// Read password or token from standard input
     #[arg(long)]
     password_stdin: bool,
-    /// The registry: host[:port] [default: Docker Hub]
+    /// The registry: host[:port], or a part of it: host[:port]/path [default: Docker Hub]
     #[arg(value_name = "REGISTRY")]
     registry: Option<String>,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Logout {
-    /// The registry: host[:port] [default: Docker Hub]
+    /// The registry, or the part of it, as for login [default: Docker Hub]
     #[arg(value_name = "REGISTRY")]
     registry: Option<String>,
 }

@@ -39,11 +39,13 @@ mod targets;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
+use std::sync::Mutex;
 
 use anyhow::Result;
 use boxlite_proto::message::FailureKind;
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 use crate::runtime::{self, Error};
 use crate::{machine, softhost};
@@ -66,7 +68,7 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(e) => return ExitCode::from(explain(&e)),
     };
-    log_to_stderr(cli.global.debug);
+    log_to_stderr(cli.global.debug, log_writer(&cli.command));
     let stands_in = cli.command.stands_in();
     let code = dispatch(cli).unwrap_or_else(|error| failed(&error, stands_in));
     ExitCode::from(code)
@@ -201,13 +203,25 @@ fn command_code(error: &anyhow::Error) -> Option<u8> {
 const DEBUG: &str = "warn,boxlite_vmm=debug,boxlite_devices=debug,boxlite_hv=debug,boxlite_kernel=debug,\
     boxlite_net=debug,boxlite_proto=debug,boxlite_rootfs_builder=debug";
 
+/// Standard error, bounded where what is logged is a guest's doing.
+fn log_writer(command: &Subcommand) -> BoxMakeWriter {
+    if matches!(command, Subcommand::Machine)
+        && let Ok(log) = machine::BoundedLog::of_stderr()
+    {
+        // A panic is logged as everything else: some can be brought about again and again.
+        std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
+        return BoxMakeWriter::new(Mutex::new(log));
+    }
+    BoxMakeWriter::new(std::io::stderr)
+}
+
 /// `RUST_LOG` decides; without it, warnings, or with `--debug` more.
-fn log_to_stderr(debug: bool) {
+fn log_to_stderr(debug: bool, writer: BoxMakeWriter) {
     let filter = EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| EnvFilter::new(if debug { DEBUG } else { "warn" }));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(writer)
         .with_ansi(console::colors_enabled_stderr() && std::io::stderr().is_terminal())
         .init();
 }

@@ -42,6 +42,9 @@ pub(super) struct BoxArgs {
     /// Memory, 128M to 64G; a plain number is MiB
     #[arg(long, short, default_value = "2048M", value_name = "SIZE", value_parser = size::mib, help_heading = MACHINE)]
     memory: u64,
+    /// Let the box run virtual machines of its own, and use the processor's performance counters
+    #[arg(long, help_heading = MACHINE)]
+    nested: bool,
     /// Size of the disk, 1G to 1T; a plain number is GiB [default: 10G]
     #[arg(long, value_name = "SIZE", value_parser = size::gib, help_heading = MACHINE)]
     disk_size: Option<u64>,
@@ -160,6 +163,7 @@ impl BoxArgs {
             .pull(self.pull)
             .cpus(self.cpus)
             .memory_mib(self.memory)
+            .nested(self.nested)
             .main_command(true)
             .interactive(self.interactive)
             .tty(self.tty)
@@ -294,7 +298,7 @@ mod tests {
         let file = dir.path().join("env");
         std::fs::write(&file, "# none\n\n  A=1\nB=x=y\nNOT_SET_ANYWHERE_AT_ALL\n").unwrap();
         let file = file.to_str().unwrap();
-        let words = "--name n -l a=b --label c --pull never --cpus 3 -m 1G --disk-size 20 --rm -it \
+        let words = "--name n -l a=b --label c --pull never --cpus 3 -m 1G --nested --disk-size 20 --rm -it \
                      -e A=2 -w /w -u me --entrypoint e --stop-signal HUP --restart on-failure:2 \
                      --ready-timeout 5s --health-cmd check --health-interval 1s --health-timeout 2s \
                      --health-retries 4 --health-start-period 3s --health-stop --env-file";
@@ -313,6 +317,7 @@ mod tests {
             .pull(PullPolicy::Never)
             .cpus(3)
             .memory_mib(1024)
+            .nested(true)
             .disk_size_gb(20)
             .auto_remove(true)
             .interactive(true)

@@ -86,7 +86,7 @@ impl Progress for ImageBar {
     fn report(&self, event: Event<'_>) {
         match event {
             Event::Expanding { file, done, total } => {
-                self.bytes(format!("expanding {}", file.display()), done, Some(total));
+                self.bytes(format!("reading {}", file.display()), done, total);
             }
             Event::Scanning { dir, done } => {
                 self.bytes(format!("reading {}", dir.display()), done, None);

@@ -22,7 +22,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use boxlite_hv::{BootState, Doorbell, Error, Interrupt, Perms, Result, Vm};
 use kvm_bindings::{
-    KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region,
+    KVM_CAP_PMU_CAPABILITY, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, KVM_PMU_CAP_DISABLE,
+    kvm_enable_cap, kvm_pit_config, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -59,6 +60,7 @@ pub(crate) struct KvmVm {
     fd: VmFd,
     kvm: Kvm,
     vcpus: u32,
+    nested: bool,
     slots: Mutex<Slots>,
     kicks: Arc<Kicks>,
 }
@@ -72,12 +74,13 @@ struct Slots {
 }
 
 impl KvmVm {
-    /// A machine without memory for `vcpus` vCPUs.
-    pub(crate) fn new(vcpus: u32) -> Result<Self> {
-        Self::open(Path::new("/dev/kvm"), vcpus)
+    /// A machine without memory for `vcpus` vCPUs; `nested`: they have virtualization extensions and
+    /// performance counters, as far as this host's KVM has them to give.
+    pub(crate) fn new(vcpus: u32, nested: bool) -> Result<Self> {
+        Self::open(Path::new("/dev/kvm"), vcpus, nested)
     }
 
-    fn open(device: &Path, vcpus: u32) -> Result<Self> {
+    fn open(device: &Path, vcpus: u32, nested: bool) -> Result<Self> {
         let device = std::ffi::CString::new(device.as_os_str().as_encoded_bytes())
             .map_err(|_| Error::Missing("a device path without NUL"))?;
         let kvm = Kvm::new_with_path(device).map_err(call("open /dev/kvm"))?;
@@ -90,6 +93,9 @@ impl KvmVm {
             return Err(Error::Missing("that many vCPUs"));
         }
         let fd = retry_interrupted(|| kvm.create_vm()).map_err(call("KVM_CREATE_VM"))?;
+        if !nested {
+            disable_pmu(&fd)?;
+        }
         fd.set_identity_map_address(IDENTITY_MAP_ADDRESS)
             .map_err(call("KVM_SET_IDENTITY_MAP_ADDR"))?;
         fd.set_tss_address(TSS_ADDRESS).map_err(call("KVM_SET_TSS_ADDR"))?;
@@ -98,7 +104,8 @@ impl KvmVm {
         // kernel: some guests calibrate by it.
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         fd.create_pit2(pit).map_err(call("KVM_CREATE_PIT2"))?;
-        Ok(Self { fd, kvm, vcpus, slots: Mutex::default(), kicks: Arc::new(Kicks::new()?) })
+        let (slots, kicks) = (Mutex::default(), Arc::new(Kicks::new()?));
+        Ok(Self { fd, kvm, vcpus, nested, slots, kicks })
     }
 
     fn slots(&self) -> std::sync::MutexGuard<'_, Slots> {
@@ -176,13 +183,25 @@ impl Vm for KvmVm {
     fn bind_vcpu(&self, id: u32, boot: &BootState) -> Result<KvmVcpu> {
         let fd = retry_interrupted(|| self.fd.create_vcpu(id.into()))
             .map_err(call("KVM_CREATE_VCPU"))?;
-        x86_64::setup::vcpu(&self.kvm, &fd, id, self.vcpus, boot)?;
+        let shape = x86_64::cpuid::Shape { id, vcpus: self.vcpus, nested: self.nested };
+        x86_64::setup::vcpu(&self.kvm, &fd, shape, boot)?;
         Ok(KvmVcpu::new(fd, id, self.kvm.get_msr_index_list().ok(), self.kicks.clone()))
     }
 
     fn kick(&self, id: u32) -> Result<()> {
         self.kicks.kick(id)
     }
+}
+
+/// Takes the performance counters from the guest where KVM can (Linux 5.18 or later); elsewhere it has
+/// none that CPUID does not name.
+fn disable_pmu(fd: &VmFd) -> Result<()> {
+    if fd.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into()) & KVM_PMU_CAP_DISABLE as i32 == 0 {
+        return Ok(());
+    }
+    let mut cap = kvm_enable_cap { cap: KVM_CAP_PMU_CAPABILITY, ..Default::default() };
+    cap.args[0] = KVM_PMU_CAP_DISABLE.into();
+    fd.enable_cap(&cap).map_err(call("KVM_ENABLE_CAP (KVM_CAP_PMU_CAPABILITY)"))
 }
 
 fn eventfd() -> Result<EventFd> {

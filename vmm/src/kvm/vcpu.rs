@@ -89,6 +89,11 @@ impl Vcpu for KvmVcpu {
         }
     }
 
+    fn resumed(&mut self) {
+        // It is refused where the guest has no paravirtual clock: there is no other way to tell it.
+        let _ = self.fd.kvmclock_ctrl();
+    }
+
     fn save(&mut self) -> Result<VcpuState> {
         self.complete_exit()?;
         VcpuState::save(&self.fd, self.msrs.as_ref())

@@ -1,12 +1,12 @@
 //! What the agent tells the host while it boots, on a vsock connection that it opens.
 
 use std::os::unix::net::UnixStream;
-use std::thread;
 
 use boxlite_proto::frame::{Frame, Kind};
 use boxlite_proto::message::{Event, Stage};
 
 use super::control::BootStage;
+use super::threads::Threads;
 
 /// The longest message of a guest that is passed on, in bytes.
 const MAX_MESSAGE: usize = 4096;
@@ -23,10 +23,11 @@ pub(super) enum Report {
 /// Takes the connection and calls `report` for what arrives, on a thread of its own. A stage is
 /// reported once, in order, whatever the guest repeats.
 pub(super) fn listen(
+    threads: &Threads,
     stream: UnixStream,
     mut report: impl FnMut(Report) + Send + 'static,
 ) -> std::io::Result<()> {
-    thread::Builder::new().name("boot-report".into()).spawn(move || {
+    threads.spawn("boot-report", move || {
         let mut stream = std::io::BufReader::new(stream);
         let mut reached = BootStage::Kernel;
         // A malformed frame ends the report, not the box: the deadline speaks then.

@@ -3,8 +3,8 @@
 use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Barrier, Mutex};
-use std::thread::{self, JoinHandle};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -13,7 +13,7 @@ use boxlite_devices::virtio::block::{self, BlockCounters, BlockDevice};
 use boxlite_devices::virtio::rng::RngDevice;
 use boxlite_devices::virtio::vsock::{GUEST_CID, Vsock, VsockHandle};
 use boxlite_devices::virtio::{MMIO_QUEUE_NOTIFY, MmioTransport, VirtioDevice};
-use boxlite_devices::{Bus, Doorbell, EventLoop, GuestMemory, Interrupt, LoopHandle};
+use boxlite_devices::{Bus, Doorbell, EventLoop, GuestMemory, Interrupt, LogBudget, LoopHandle};
 use boxlite_hv::{BootState, Perms, Vm};
 use boxlite_proto::BOOT_REPORT_PORT;
 use boxlite_proto::boot::BootParams;
@@ -25,6 +25,7 @@ use super::control::{DiskMetrics, ExitCounts};
 use super::memory;
 use super::network::BoxNetwork;
 use super::spec::{DiskFormat, DiskSpec, LaunchSpec, MEMORY_MIB, VCPUS};
+use super::threads::Threads;
 use super::vcpu::{self, Counters, Gate, Shared};
 use crate::arch::{self, BootFiles, layout};
 use crate::softhost;
@@ -63,7 +64,7 @@ pub(super) struct Machine<V: Vm> {
     devices: Vec<Arc<Mutex<MmioTransport>>>,
     workers: Vec<JoinHandle<()>>,
     disks: Vec<Arc<BlockCounters>>,
-    event_loop: LoopHandle,
+    event_loop: RunningLoop,
     vsock: VsockHandle,
     console: Console,
     /// Mapped into the VM: dropped after it.
@@ -77,8 +78,13 @@ impl<V: Vm> Machine<V> {
         spec: &LaunchSpec,
         files: &[File],
         network: Option<&BoxNetwork>,
+        threads: &Threads,
         tell: Tell,
     ) -> Result<Self> {
+        let threads = &threads.reporting({
+            let tell = tell.clone();
+            move |why| tell(Said::Stop(Stop::Failed(why)))
+        });
         ensure!(VCPUS.contains(&spec.vcpus), "{} vCPUs: a box has 1 to 64", spec.vcpus);
         ensure!(
             MEMORY_MIB.contains(&spec.memory_mib),
@@ -93,7 +99,7 @@ impl<V: Vm> Machine<V> {
 
         let files = Files(files);
         let console = Console::new(spec.console.map(|n| files.get(n)).transpose()?);
-        let mut board = Board::new(vm.clone(), memory.clone())?;
+        let mut board = Board::new(vm.clone(), memory.clone(), threads.clone())?;
         for (n, disk) in spec.disks.iter().enumerate() {
             board.add_disk(n, disk, &files, &tell)?;
         }
@@ -101,7 +107,7 @@ impl<V: Vm> Machine<V> {
         if let Some(network) = network {
             board.add(Box::new(network.device()?))?;
         }
-        board.add(Box::new(RngDevice::new(board.event_loop.clone())))?;
+        board.add(Box::new(RngDevice::new(board.event_loop.0.clone())))?;
         board.add_legacy(&console, &tell)?;
 
         let cmdline = cmdline(spec, network, board.devices.len())?;
@@ -116,15 +122,17 @@ impl<V: Vm> Machine<V> {
             pio: Arc::new(pio),
             gate: Gate::new(spec.vcpus.into()),
             tell,
-            all_bound: Barrier::new(spec.vcpus.into()),
+            log: LogBudget::default(),
             counters: (0..spec.vcpus).map(|_| Counters::default()).collect(),
         });
         let vcpus = (0..u32::from(spec.vcpus))
             .map(|id| {
                 let boot = if id == 0 { boot } else { BootState::Parked };
-                vcpu::spawn(shared.clone(), id, boot)
+                vcpu::spawn(threads, shared.clone(), id, boot)
             })
             .collect::<std::io::Result<_>>()
+            // Those that were started wait for the others.
+            .inspect_err(|_| shared.gate.end())
             .context("cannot start a vCPU's thread")?;
         Ok(Self { shared, vcpus, devices, workers, disks, event_loop, vsock, console, memory })
     }
@@ -175,7 +183,6 @@ impl<V: Vm> Machine<V> {
         self.shared.gate.end();
         self.kick();
         for vcpu in self.vcpus {
-            // A panic has been printed already.
             let _ = vcpu.join();
         }
         for device in &self.devices {
@@ -187,7 +194,7 @@ impl<V: Vm> Machine<V> {
         for worker in self.workers {
             let _ = worker.join();
         }
-        self.event_loop.stop();
+        drop(self.event_loop);
         drop(self.memory);
     }
 }
@@ -257,8 +264,18 @@ impl Files<'_> {
     }
 }
 
+/// The thread of the device event loop, which ends with this.
+struct RunningLoop(LoopHandle);
+
+impl Drop for RunningLoop {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
 /// The devices of a machine that is being built.
 struct Board<V> {
+    threads: Threads,
     vm: Arc<V>,
     memory: Arc<GuestMemory>,
     mmio: Bus,
@@ -266,19 +283,21 @@ struct Board<V> {
     devices: Vec<Arc<Mutex<MmioTransport>>>,
     workers: Vec<JoinHandle<()>>,
     disks: Vec<Arc<BlockCounters>>,
-    event_loop: LoopHandle,
+    event_loop: RunningLoop,
 }
 
 impl<V: Vm> Board<V> {
-    fn new(vm: Arc<V>, memory: Arc<GuestMemory>) -> Result<Self> {
+    fn new(vm: Arc<V>, memory: Arc<GuestMemory>, threads: Threads) -> Result<Self> {
         let event_loop = EventLoop::new().context("cannot make the device event loop")?;
-        let handle = event_loop.handle();
-        thread::Builder::new().name("devices".into()).spawn(move || {
+        let handle = RunningLoop(event_loop.handle());
+        let watch = threads.clone();
+        threads.spawn("devices", move || {
             if let Err(e) = event_loop.run() {
-                tracing::error!("the device event loop failed: {e}");
+                watch.failed(format!("the device event loop failed: {e}"));
             }
         })?;
         Ok(Self {
+            threads,
             vm,
             memory,
             mmio: Bus::new(),
@@ -329,32 +348,36 @@ impl<V: Vm> Board<V> {
         spec.ephemeral = disk.ephemeral;
         spec.recover = disk.recover;
         let full = {
-            let (name, tell) = (name.clone(), tell.clone());
+            let (name, tell, told) = (name.clone(), tell.clone(), AtomicBool::new(false));
             move || {
+                // A guest may fill the host again and again.
+                if told.swap(true, Ordering::SeqCst) {
+                    return;
+                }
                 tracing::error!("the host has no room left for what the box writes to {name}");
                 tell(Said::DiskFull(name.clone()));
             }
         };
         let (device, worker) = BlockDevice::open(spec, Some(Box::new(full)))?;
         self.disks.push(device.counters());
-        self.workers.push(thread::Builder::new().name(name).spawn(move || worker.run())?);
+        self.workers.push(self.threads.spawn(name, move || worker.run())?);
         self.add(Box::new(device))
     }
 
     fn add_vsock(&mut self, tell: &Tell) -> Result<VsockHandle> {
         // The one port of the host that a guest can reach, and once: each report has a thread.
         let reported = AtomicBool::new(false);
-        let tell = tell.clone();
+        let (tell, threads) = (tell.clone(), self.threads.clone());
         let resolve = move |port: u32| -> std::io::Result<UnixStream> {
             if port != BOOT_REPORT_PORT || reported.swap(true, Ordering::SeqCst) {
                 return Err(std::io::ErrorKind::ConnectionRefused.into());
             }
             let (ours, guests) = UnixStream::pair()?;
             let tell = tell.clone();
-            boot_report::listen(ours, move |report| tell(Said::Report(report)))?;
+            boot_report::listen(&threads, ours, move |report| tell(Said::Report(report)))?;
             Ok(guests)
         };
-        let device = Vsock::new(GUEST_CID, self.event_loop.clone(), resolve)?;
+        let device = Vsock::new(GUEST_CID, self.event_loop.0.clone(), resolve)?;
         let handle = device.handle();
         self.add(Box::new(device))?;
         Ok(handle)

@@ -8,20 +8,23 @@
 //!                                      │ network/      the box's network, through its boots
 //!                                      ▼ build.rs      devices, address map, boot files
 //!   peers, main.log ◀──hub/──▶ agent  Machine ── vcpu.rs   a thread per vCPU
-//!   status.json, events ◀──record.rs   ├─ memory.rs      guest memory
-//!                                      ├─ console.rs     the guest's serial console
+//!   status.json ◀──record.rs           ├─ memory.rs      guest memory
+//!   events ◀──journal.rs               ├─ console.rs     the guest's serial console
 //!                                      └─ boot_report.rs what the agent says while it boots
 //! ```
 //!
 //! The process has no async runtime: vCPU threads, one device event loop, a worker per disk; for a
 //! box also the hub of its main command, and threads that listen to its sockets and signals. The main
-//! thread hears them all, and does what the lifecycle says.
+//! thread hears them all, and does what the lifecycle says. Every thread is started and watched by
+//! threads.rs: one that panics is the box's failure.
 
 mod boot_report;
+mod bounded_log;
 mod build;
 mod console;
 pub(crate) mod control;
 mod hub;
+mod journal;
 mod lifecycle;
 mod memory;
 mod network;
@@ -31,8 +34,10 @@ mod server;
 mod spec;
 pub(crate) mod status;
 mod sys;
+mod threads;
 mod vcpu;
 
+pub(crate) use bounded_log::BoundedLog;
 pub use control::{BootStage, DiskMetrics, ExitCounts, MachineMetrics, NetworkMetrics};
 pub use process::main;
 pub(crate) use record::GONE;

@@ -3,6 +3,8 @@
 //! The main thread owns the machine and does what the [lifecycle](super::lifecycle) says; all other
 //! threads tell it what has happened.
 
+mod teardown;
+
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,15 +12,12 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use boxlite_proto::frame::HEADER_LEN;
 use boxlite_proto::message::Control;
 use boxlite_rootfs_builder::durable;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 
 use super::boot_report::Report;
 use super::build::{Machine, Said, Stop, Tell};
@@ -26,13 +25,15 @@ use super::control::{
     self, BootStage, DiskMetrics, ExitCounts, FromMachine, MachineMetrics, ToMachine,
 };
 use super::hub::{self, Command, Commands, Hub, Note};
+use super::journal::Journal;
 use super::lifecycle::{Action, Input, Lifecycle, Plan};
 use super::network::{BoxNetwork, PortError};
 use super::record::Record;
-use super::server::{Reply, Server, Unsent, Vsock};
+use super::server::{Reply, Server, Unsent, Vsock, hear_signals};
 use super::spec::{BoxSpec, LaunchSpec};
 use super::status::{End, Ended, Status};
 use super::sys;
+use super::threads::{self, Threads};
 use crate::backend;
 use crate::events::EventKind;
 
@@ -54,6 +55,8 @@ pub(super) enum Message {
     Machine(u64, Said),
     /// The hub said something.
     Hub(Note),
+    /// A thread that is not the machine's alone failed, and why.
+    Broken(String),
     /// Somebody asks for something, and is to be answered.
     Asked(ToMachine, Reply),
     /// The launcher is gone.
@@ -78,7 +81,7 @@ pub fn main() -> Result<()> {
     let process = Process::new(launcher, *spec, files)?;
     // A machine that is no box ends by signals as any process does.
     if process.spec.sandbox.is_some() {
-        hear_signals(process.sender.clone())?;
+        hear_signals(&process.threads, process.sender.clone())?;
     }
     process.run();
     Ok(())
@@ -91,11 +94,15 @@ struct Process {
     launcher: Launcher,
     sender: Sender<Message>,
     inbox: Receiver<Message>,
+    threads: Threads,
     life: Lifecycle,
     vsock: Vsock,
     hub: Option<Hub>,
+    journal: Option<Journal>,
     record: Option<Record>,
     unsent: Unsent,
+    /// Somebody wants an end at once.
+    killed: Arc<AtomicBool>,
     machine: Option<Machine<backend::Machine>>,
     /// The box's network, from its first boot on.
     network: Option<BoxNetwork>,
@@ -107,6 +114,8 @@ struct Process {
     past: (ExitCounts, Vec<DiskMetrics>),
     /// Nothing is left to be done.
     drained: bool,
+    /// A machine could not be taken down: a disk of it may be written to still.
+    hangs: bool,
 }
 
 impl Process {
@@ -114,29 +123,42 @@ impl Process {
         let now = Instant::now();
         let (sender, inbox) = channel();
         let vsock = Vsock::default();
+        let report = sender.clone();
+        let threads = Threads::new(move |why| {
+            // The receiver is gone only when the process is ending.
+            let _ = report.send(Message::Broken(why));
+        });
         let mut process = Self {
             life: Lifecycle::new(Plan::of(&spec), now),
             launcher: Launcher::new(launcher.try_clone()?),
             sender: sender.clone(),
             inbox,
+            threads: threads.clone(),
             vsock: vsock.clone(),
             hub: None,
+            journal: None,
             record: None,
             unsent: Unsent::default(),
+            killed: Arc::default(),
             machine: None,
             network: None,
             boot: (0, now),
             since: now,
             past: Default::default(),
             drained: false,
+            hangs: false,
             spec,
             files,
         };
+        if let Some(sandbox) = &process.spec.sandbox {
+            let log = process.file(sandbox.events)?;
+            process.journal = Some(Journal::start(&threads, &sandbox.id, log)?);
+        }
         // The guest boots while the rest is made.
         process.act(now);
-        let unsent = process.unsent.clone();
+        let (unsent, killed) = (process.unsent.clone(), process.killed.clone());
         let outlives = Arc::default();
-        let server = Server { inbox: sender, vsock, hub: None, unsent, outlives };
+        let server = Server { inbox: sender, vsock, hub: None, unsent, outlives, threads, killed };
         match process.spec.sandbox.clone() {
             None => hear_launcher(launcher, server, None)?,
             Some(sandbox) => {
@@ -156,7 +178,8 @@ impl Process {
         mut server: Server,
     ) -> Result<()> {
         let file = |n: usize| self.file(n);
-        let record = Record::new(spec, file(spec.events)?);
+        let journal = self.journal.clone().context("a box without an event log")?;
+        let record = Record::new(spec, journal);
         record.event(EventKind::Starting);
         let programs = Commands {
             main: spec.main.as_ref().map(|main| main.exec.clone()),
@@ -165,7 +188,7 @@ impl Process {
             check: spec.health.as_ref().map(|health| health.exec.clone()),
         };
         let sender = self.sender.clone();
-        let hub = Hub::start(programs, record.folder(), move |note| {
+        let hub = Hub::start(&self.threads, programs, record.folder(), move |note| {
             // The receiver is gone only when the process is ending.
             let _ = sender.send(Message::Hub(note));
         })?;
@@ -173,7 +196,7 @@ impl Process {
         server.outlives.store(spec.detached, Ordering::SeqCst);
         server.listen_for_control(OwnedFd::from(file(spec.control)?).into())?;
         server.listen_for_vsock(OwnedFd::from(file(spec.vsock)?).into())?;
-        let orphan = Orphan { record: record.try_clone()?, remove: spec.remove };
+        let orphan = Orphan { record: record.clone(), remove: spec.remove };
         hear_launcher(launcher, server, Some(orphan))?;
         self.hub = Some(hub);
         self.record = Some(record);
@@ -181,10 +204,29 @@ impl Process {
         Ok(())
     }
 
-    /// Lives to the end of the box.
+    /// Lives to the end of the box, and leaves word of it.
     fn run(mut self) {
+        if let Err(panic) = threads::contain(|| self.live()) {
+            let why = format!("the box's process panicked: {panic}");
+            // It ends with all its threads: nothing is left to be done in order.
+            let _ = self.life.on(Input::Broken(why), Instant::now());
+        }
+        self.life.settle();
+        if let Some(ended) = self.life.ended() {
+            if let Some(record) = &self.record {
+                let disk_synced = !self.hangs && self.sync_disks(ended);
+                record.end(&Status { disk_synced, ..self.status() }, ended);
+            }
+            self.launcher.ended(ended);
+        }
+        self.unsent.wait(ANSWERS_LIMIT);
+    }
+
+    fn live(&mut self) {
         let mut late = Vec::new();
         while !self.drained {
+            #[cfg(test)]
+            threads::seam::check();
             let now = Instant::now();
             let message = match self.life.deadline() {
                 _ if !late.is_empty() => Ok(late.remove(0)),
@@ -200,15 +242,6 @@ impl Process {
                 Err(_) => self.tell(Input::Tick),
             }
         }
-        self.life.settle();
-        if let Some(ended) = self.life.ended() {
-            if let Some(record) = &self.record {
-                let disk_synced = self.sync_disks(ended);
-                record.end(&Status { disk_synced, ..self.status() }, ended);
-            }
-            self.launcher.ended(ended);
-        }
-        self.unsent.wait(ANSWERS_LIMIT);
     }
 
     /// Takes what happened, and does what is to be done then.
@@ -245,6 +278,10 @@ impl Process {
                 let answer = self.answer(message);
                 reply.send(answer);
             }
+            Message::Broken(why) => {
+                self.tell(Input::Broken(why));
+                self.drained |= self.has_no_hub();
+            }
             Message::LauncherGone => self.tell(Input::LauncherGone),
             Message::Terminate => self.tell(Input::Terminate),
         }
@@ -269,6 +306,11 @@ impl Process {
             Ok(()) => FromMachine::Done,
             Err(why) => FromMachine::Refused(why),
         }
+    }
+
+    /// Whether nobody is there who would say that all who are attached have what is theirs.
+    fn has_no_hub(&self) -> bool {
+        self.hub.as_ref().is_none_or(Hub::has_ended)
     }
 
     fn stage(&mut self, stage: BootStage) {
@@ -349,7 +391,7 @@ impl Process {
                 return;
             }
             Action::Finish(patience) => {
-                self.drained = self.hub.is_none();
+                self.drained = self.has_no_hub();
                 Command::Close(patience)
             }
             Action::Hurry => Command::Close(Some(Duration::from_secs(1))),
@@ -387,7 +429,9 @@ impl Process {
             // The receiver is gone only when the process is ending.
             let _ = sender.send(Message::Machine(boot, said));
         });
-        match self.build(tell) {
+        let built = threads::contain(|| self.build(tell));
+        let built = built.unwrap_or_else(|panic| bail!("building the machine panicked: {panic}"));
+        match built {
             Ok(machine) => {
                 self.vsock.set(Some(machine.vsock().clone()));
                 self.machine = Some(machine);
@@ -409,20 +453,18 @@ impl Process {
     fn build(&mut self, tell: Tell) -> Result<Machine<backend::Machine>> {
         if let (None, Some(spec)) = (&self.network, &self.spec.network) {
             // Before anything boots: a port may be taken.
-            let record = match &self.spec.sandbox {
-                Some(sandbox) => Some(Record::new(sandbox, self.file(sandbox.events)?)),
-                None => None,
-            };
+            let journal = self.journal.clone();
             let denied = move |what: &str, why: &str| {
                 tracing::warn!("network: denied {what}: {why}");
-                if let Some(record) = &record {
-                    record.event(EventKind::Denied { what: what.into(), why: why.into() });
+                if let Some(journal) = &journal {
+                    journal.event(EventKind::Denied { what: what.into(), why: why.into() });
                 }
             };
-            self.network = Some(BoxNetwork::start(spec, denied)?);
+            self.network = Some(BoxNetwork::start(spec, &self.threads, denied)?);
         }
-        let vm = backend::open(self.spec.vcpus)?;
-        Machine::start(vm, &self.spec, &self.files, self.network.as_ref(), tell)
+        let vm = backend::open(self.spec.vcpus, self.spec.nested)?;
+        let network = self.network.as_ref();
+        Machine::start(vm, &self.spec, &self.files, network, &self.threads, tell)
     }
 
     /// Brings the disks to stable storage, before the status says that the box ended: otherwise a loss of power
@@ -442,7 +484,7 @@ impl Process {
             // Nobody may wait for it any more.
             let _ = done.send(all);
         };
-        let spawned = thread::Builder::new().name("sync".into()).spawn(sync);
+        let spawned = self.threads.spawn("sync", sync);
         match spawned.map(|_| synced.recv_timeout(SYNC_LIMIT)) {
             Ok(Ok(Ok(()))) => true,
             problem => {
@@ -471,17 +513,6 @@ impl Process {
         status
     }
 
-    fn stop_machine(&mut self) {
-        self.vsock.set(None);
-        if let Some(machine) = self.machine.take() {
-            self.past = self.counted(&machine);
-            machine.stop();
-        }
-        if let Some(hub) = &self.hub {
-            hub.disconnect();
-        }
-    }
-
     /// A client's socket to the agent, if there is somebody for it.
     fn connect(&self) -> io::Result<Option<UnixStream>> {
         if self.hub.is_none() {
@@ -498,7 +529,7 @@ impl Process {
             let Some(mut socket) = socket else { return Ok(()) };
             socket.set_read_timeout(Some(CLOCK_LIMIT))?;
             socket.write_all(&hub::greeting())?;
-            thread::Builder::new().name("clock".into()).spawn(move || {
+            self.threads.spawn("clock", move || {
                 // "OK", a port, a hello: whatever comes, or does not, it has been told by then.
                 let mut answer = [0; HEADER_LEN + 8];
                 let _ = socket.read_exact(&mut answer);
@@ -564,30 +595,19 @@ struct Orphan {
 /// Hears the launcher on a thread of its own. When it is gone a machine ends at once, whatever the
 /// main thread does, and so does a box of which nothing is kept.
 fn hear_launcher(launcher: UnixStream, server: Server, orphan: Option<Orphan>) -> io::Result<()> {
-    thread::Builder::new().name("launcher".into()).spawn(move || {
+    let threads = server.threads.clone();
+    threads.spawn("launcher", move || {
         server.serve(&launcher);
         match orphan {
             None => std::process::exit(0),
             Some(orphan) if orphan.remove && !server.outlives.load(Ordering::SeqCst) => {
                 orphan.record.event(EventKind::Stopped { code: None });
                 orphan.record.remove();
+                orphan.record.flush();
                 std::process::exit(0)
             }
             Some(_) => {
                 let _ = server.inbox.send(Message::LauncherGone);
-            }
-        }
-    })?;
-    Ok(())
-}
-
-/// SIGTERM and SIGINT end the box in order, SIGHUP does nothing.
-fn hear_signals(inbox: Sender<Message>) -> io::Result<()> {
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
-    thread::Builder::new().name("signals".into()).spawn(move || {
-        for signal in signals.forever() {
-            if signal != SIGHUP && inbox.send(Message::Terminate).is_err() {
-                return;
             }
         }
     })?;

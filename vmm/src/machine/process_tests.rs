@@ -4,7 +4,7 @@ use std::fs;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 
 use boxlite_proto::message::Exec;
 
@@ -12,8 +12,9 @@ use boxlite_rootfs_builder::durable::power_cut::Watch;
 
 use super::*;
 use crate::events::Event;
-use crate::machine::spec::{DiskFormat, DiskSpec, MainSpec, RestartPolicy};
+use crate::machine::spec::{DiskFormat, DiskSpec, MainSpec, NetworkSpec, RestartPolicy};
 use crate::machine::status::{End, Phase, Status};
+use crate::machine::threads::seam::{self, Fuse};
 
 /// Writes to a port that nothing answers, for ever.
 const CHATTER: &[u8] = &[
@@ -80,6 +81,15 @@ impl TestBox {
         program: &[u8],
         change: impl FnOnce(&Path, &mut LaunchSpec, &mut Vec<File>),
     ) -> Option<Self> {
+        Self::fused(program, Fuse::new("nobody", false), change)
+    }
+
+    /// One of whose threads can be made to panic.
+    fn fused(
+        program: &[u8],
+        fuse: Fuse,
+        change: impl FnOnce(&Path, &mut LaunchSpec, &mut Vec<File>),
+    ) -> Option<Self> {
         if let Err(e) = File::options().read(true).write(true).open("/dev/kvm") {
             eprintln!("SKIPPED: /dev/kvm: {e}");
             return None;
@@ -110,6 +120,7 @@ impl TestBox {
         let mut spec = LaunchSpec {
             vcpus: 1,
             memory_mib: 128,
+            nested: false,
             kernel: path("vmlinux"),
             initramfs: path("initramfs"),
             boot: String::new(),
@@ -123,6 +134,11 @@ impl TestBox {
         launcher.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         let (sender, receiver) = channel();
         let thread = thread::spawn(move || {
+            if fuse.thread == "main" {
+                seam::arm_self(fuse);
+            } else {
+                seam::arm(fuse);
+            }
             let process = Process::new(theirs, spec, files).unwrap();
             sender.send(process.sender.clone()).unwrap();
             process.run();
@@ -387,4 +403,88 @@ fn a_status_says_that_a_disk_is_in_order_only_when_it_is_on_stable_storage() {
     // It is not waited for its disk, which the next start puts right.
     let Some(after) = after_power_cut(CHATTER, kill) else { return };
     assert!(after.iter().all(|(in_order, _)| !in_order), "{after:?}");
+}
+
+/// Gives the box a disk without anything on it.
+fn add_disk(_: &Path, spec: &mut LaunchSpec, files: &mut Vec<File>) {
+    let disk = tempfile::tempfile().unwrap();
+    disk.set_len(1 << 20).unwrap();
+    spec.disks.push(DiskSpec {
+        file: files.len(),
+        format: DiskFormat::Raw,
+        backing: None,
+        ephemeral: true,
+        recover: false,
+    });
+    files.push(disk);
+}
+
+/// Asserts that the box ended because that thread panicked, and that everybody was told.
+fn failed_by(test: TestBox, thread: &str) {
+    let End::Failed(why) = test.ended().end else { panic!() };
+    assert!(why.contains(thread) && why.ends_with("panicked: blown up by a test"), "{why}");
+    let folder = test.box_folder();
+    test.thread.join().unwrap();
+    let status = Status::read(&folder).unwrap().unwrap();
+    assert_eq!((status.phase, status.ended.unwrap().end), (Phase::Ended, End::Failed(why.clone())));
+    let events = TestBox::events(test.folder.path());
+    assert_eq!(events.last(), Some(&EventKind::Failed { reason: why }));
+}
+
+#[test]
+fn a_thread_that_panics_at_its_start_is_the_boxs_failure() {
+    for name in ["vcpu0", "devices", "vda", "network", "hub", "launcher"] {
+        let change = |folder: &Path, spec: &mut LaunchSpec, files: &mut Vec<File>| {
+            add_disk(folder, spec, files);
+            spec.network = Some(NetworkSpec::default());
+        };
+        let Some(test) = TestBox::fused(CHATTER, Fuse::new(name, true), change) else { return };
+        failed_by(test, &format!("thread {name} "));
+    }
+}
+
+#[test]
+fn a_thread_that_panics_later_is_the_boxs_failure() {
+    for name in ["vcpu0", "hub", "main", "control"] {
+        let fuse = Fuse::new(name, false);
+        let Some(test) = TestBox::fused(CHATTER, fuse.clone(), |_, _, _| {}) else { return };
+        test.ready();
+        let control = test.control();
+        fuse.lit.store(true, Ordering::SeqCst);
+        // It wakes those who sleep; who panics does not answer.
+        let (_ours, theirs) = UnixStream::pair().unwrap();
+        let _ = control::send(&control, &ToMachine::Attach, &[theirs.as_fd()]);
+        let _ = control::send(&control, &ToMachine::Metrics, &[]);
+        let _another = test.control();
+        failed_by(test, if name == "main" { "the box's process" } else { name });
+    }
+}
+
+#[test]
+fn a_box_whose_disk_hangs_can_be_killed_and_is_looked_through_at_its_next_start() {
+    let fuse = Fuse { hangs: true, ..Fuse::new("vda", true) };
+    let Some(test) = TestBox::fused(CHATTER, fuse, add_disk) else { return };
+    test.ready();
+    assert!(matches!(ask(&test.control(), &ToMachine::Kill), FromMachine::Done));
+    assert_eq!(test.ended().end, End::Killed);
+    let folder = test.box_folder();
+    test.thread.join().unwrap();
+    let status = Status::read(&folder).unwrap().unwrap();
+    assert!(status.phase == Phase::Ended && status.was_cut_off(), "{status:?}");
+}
+
+#[test]
+fn nobody_who_keeps_the_event_log_locked_holds_a_box_up() {
+    let Some(test) = TestBox::start(CHATTER, |_| {}) else { return };
+    let log = File::options().append(true).open(test.folder.path().join("events.jsonl")).unwrap();
+    rustix::fs::flock(&log, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    test.ready();
+    let control = test.control();
+    for message in [ToMachine::Pause, ToMachine::Resume, ToMachine::Pause, ToMachine::Kill] {
+        assert!(matches!(ask(&control, &message), FromMachine::Done));
+    }
+    assert_eq!(test.ended().end, End::Killed);
+    test.thread.join().unwrap();
+    let events = TestBox::events(test.folder.path());
+    assert_eq!(events.last(), Some(&EventKind::Stopped { code: None }), "{events:?}");
 }

@@ -1,39 +1,36 @@
 //! What a box's process leaves for others to read: `status.json` in its folder, and events in the
 //! home's log. A host that cannot take them must not stop the box.
 
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use boxlite_rootfs_builder::durable::Durability;
 
+use super::journal::Journal;
 use super::spec::BoxSpec;
-use super::status::{Ended, Status, now_ms};
-use crate::events::{Event, EventKind};
+use super::status::{Ended, Status};
+use crate::events::EventKind;
+
+/// How long the last events may take to be written when the process ends.
+const FLUSH_LIMIT: Duration = Duration::from_secs(3);
 
 /// What stands before a box's ID in the name of a folder that is being removed.
 pub(crate) const GONE: &str = ".gone-";
 
 /// Writes down what happens to a box. Clones write to the same places.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Record {
     id: String,
     folder: PathBuf,
     remove: bool,
-    events: File,
+    journal: Journal,
 }
 
 impl Record {
-    /// `events` is the home's event log, open for appending.
-    pub(super) fn new(spec: &BoxSpec, events: File) -> Self {
+    pub(super) fn new(spec: &BoxSpec, journal: Journal) -> Self {
         let (id, folder) = (spec.id.clone(), spec.folder.clone());
-        Self { id, folder, remove: spec.remove, events }
-    }
-
-    pub(super) fn try_clone(&self) -> io::Result<Self> {
-        let Self { id, folder, remove, events } = self;
-        let (id, folder) = (id.clone(), folder.clone());
-        Ok(Self { id, folder, remove: *remove, events: events.try_clone()? })
+        Self { id, folder, remove: spec.remove, journal }
     }
 
     /// The box's folder.
@@ -53,12 +50,14 @@ impl Record {
         }
     }
 
-    /// Appends an event.
+    /// Appends an event, soon.
     pub(super) fn event(&self, kind: EventKind) {
-        let event = Event { at_ms: now_ms(), id: self.id.clone(), kind };
-        if let Err(e) = event.append(&self.events) {
-            tracing::warn!("an event of the box cannot be written: {e}");
-        }
+        self.journal.event(kind);
+    }
+
+    /// Waits for the events so far, a bounded time: the process is about to end.
+    pub(super) fn flush(&self) {
+        self.journal.flush(FLUSH_LIMIT);
     }
 
     /// The last words; removes the folder of a box that is not to be kept.
@@ -73,6 +72,7 @@ impl Record {
         if self.remove {
             self.remove();
         }
+        self.flush();
     }
 
     /// Removes the box's folder. What is left of it if this process is killed meanwhile has a name

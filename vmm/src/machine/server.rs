@@ -1,5 +1,5 @@
-//! Those who speak to a machine: its launcher, whoever connects to the box's control socket, and
-//! clients of its vsock. A thread each, and a bounded number of them.
+//! Those who speak to a machine: its launcher, whoever connects to the box's control socket, clients
+//! of its vsock, and signals. A thread each, and a bounded number of them.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -11,11 +11,14 @@ use std::thread;
 use std::time::Duration;
 
 use boxlite_devices::virtio::vsock::VsockHandle;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use super::control::{self, FromMachine, ToMachine};
 use super::hub::{Command, Hub};
 use super::process::Message;
 use super::sys;
+use super::threads::Threads;
 
 /// Connections to the control socket that may ask for anything. Whoever comes after them may only end
 /// the box.
@@ -82,6 +85,9 @@ pub(super) struct Server {
     pub(super) unsent: Unsent,
     /// Whether the box goes on without its launcher, whoever said so.
     pub(super) outlives: Arc<AtomicBool>,
+    pub(super) threads: Threads,
+    /// Set when somebody asks for an end at once: the main thread may be waiting for something else.
+    pub(super) killed: Arc<AtomicBool>,
 }
 
 /// The way of an answer.
@@ -174,6 +180,9 @@ impl Server {
                 Some((FromMachine::Refused("the machine runs already".into()), false))
             }
             message => {
+                if matches!(message, ToMachine::Kill) {
+                    self.killed.store(true, Ordering::SeqCst);
+                }
                 let (reply, answer) = sync_channel(1);
                 let reply = Reply(reply, self.unsent.clone());
                 self.inbox.send(Message::Asked(message, reply)).ok()?;
@@ -187,12 +196,12 @@ impl Server {
     pub(super) fn listen_for_control(&self, listener: UnixListener) -> io::Result<()> {
         let server = self.clone();
         let connections = Arc::new(AtomicUsize::new(0));
-        accept("control", listener, move |peer| {
+        accept(&self.threads, "control", listener, move |peer| {
             let _ = peer.set_write_timeout(Some(ANSWER_LIMIT));
             let slot = Slot::take(&connections);
             let Some(place) = slot.place() else { return refuse(&peer) };
-            let server = server.clone();
-            let spawned = thread::Builder::new().name("control".into()).spawn(move || {
+            let (server, threads) = (server.clone(), &server.threads);
+            let spawned = threads.spawn("control", move || {
                 server.serve_in(place, &peer);
                 drop(slot);
             });
@@ -205,7 +214,7 @@ impl Server {
     /// Serves the vsock's socket on a thread of its own.
     pub(super) fn listen_for_vsock(&self, listener: UnixListener) -> io::Result<()> {
         let vsock = self.vsock.clone();
-        accept("vsock", listener, move |client| {
+        accept(&self.threads, "vsock", listener, move |client| {
             if let Err(e) = vsock.attach(client) {
                 tracing::debug!("a vsock client is refused: {e}");
             }
@@ -263,13 +272,14 @@ impl Drop for Slot {
 
 /// Calls `serve` with each connection of a process of our own user.
 fn accept(
+    threads: &Threads,
     name: &'static str,
     listener: UnixListener,
     mut serve: impl FnMut(UnixStream) + Send + 'static,
 ) -> io::Result<()> {
     listener.set_nonblocking(false)?;
     let own = rustix::process::getuid().as_raw();
-    thread::Builder::new().name(name.into()).spawn(move || {
+    threads.spawn(name, move || {
         loop {
             match listener.accept() {
                 Ok((peer, _)) => match sys::peer_uid(&peer) {
@@ -282,6 +292,19 @@ fn accept(
                     tracing::warn!("{name}: cannot accept a connection: {e}");
                     thread::sleep(ACCEPT_PAUSE);
                 }
+            }
+        }
+    })?;
+    Ok(())
+}
+
+/// SIGTERM and SIGINT end the box in order, SIGHUP does nothing.
+pub(super) fn hear_signals(threads: &Threads, inbox: Sender<Message>) -> io::Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    threads.spawn("signals", move || {
+        for signal in signals.forever() {
+            if signal != SIGHUP && inbox.send(Message::Terminate).is_err() {
+                return;
             }
         }
     })?;

@@ -22,6 +22,9 @@ pub(crate) struct LaunchSpec {
     pub(crate) vcpus: u8,
     /// Memory in MiB, in [`MEMORY_MIB`].
     pub(crate) memory_mib: u64,
+    /// Whether the guest sees the processor's virtualization extensions and its performance counters.
+    #[serde(default)]
+    pub(crate) nested: bool,
     /// The kernel.
     pub(crate) kernel: PathBuf,
     /// The initramfs with the agent.

@@ -2,15 +2,16 @@
 //! while the machine is paused.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Barrier, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-use boxlite_devices::Bus;
+use boxlite_devices::{Bus, LogBudget};
 use boxlite_hv::{BootState, Exit, Result, Vcpu, Vm};
 
 use super::build::{Said, Stop, Tell};
 use super::control::ExitCounts;
+use super::threads::Threads;
 
 /// What the vCPUs of a machine share.
 pub(super) struct Shared<V> {
@@ -20,8 +21,7 @@ pub(super) struct Shared<V> {
     /// Says when the vCPUs are to stand still or to end.
     pub(super) gate: Gate,
     pub(super) tell: Tell,
-    /// All vCPUs exist before the first one runs: it may start the others at once.
-    pub(super) all_bound: Barrier,
+    pub(super) log: LogBudget,
     /// One for each vCPU.
     pub(super) counters: Vec<Counters>,
 }
@@ -48,7 +48,8 @@ fn count(counter: &AtomicU64) {
     counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
 }
 
-/// Where vCPUs wait while the machine is paused. Whoever closes it kicks them out of the guest.
+/// Where vCPUs wait until all of them exist, as the first may start the others at once, and while the
+/// machine is paused. Whoever closes it kicks them out of the guest.
 #[derive(Debug)]
 pub(super) struct Gate {
     /// Whether a vCPU has to look at the state before it runs on.
@@ -63,6 +64,23 @@ struct GateState {
     /// vCPUs that are not in the guest and will not enter it while the order stands.
     waiting: usize,
     all: usize,
+    /// vCPUs that do not exist yet.
+    unbound: usize,
+}
+
+impl GateState {
+    fn is_closed(&self) -> bool {
+        self.order != Order::Run || self.unbound > 0
+    }
+}
+
+/// What a vCPU at the gate is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pass {
+    Run,
+    /// As `Run`, after a pause of the machine.
+    Resume,
+    End,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,11 +91,12 @@ enum Order {
 }
 
 impl Gate {
-    /// An open gate for so many vCPUs.
+    /// A gate that opens when so many vCPUs exist.
     pub(super) fn new(vcpus: usize) -> Self {
+        let state = GateState { order: Order::Run, waiting: 0, all: vcpus, unbound: vcpus };
         Self {
-            closed: AtomicBool::new(false),
-            state: Mutex::new(GateState { order: Order::Run, waiting: 0, all: vcpus }),
+            closed: AtomicBool::new(state.is_closed()),
+            state: Mutex::new(state),
             changed: Condvar::new(),
         }
     }
@@ -90,7 +109,7 @@ impl Gate {
         let mut state = self.state();
         if state.order != Order::End {
             state.order = order;
-            self.closed.store(order != Order::Run, Ordering::SeqCst);
+            self.closed.store(state.is_closed(), Ordering::SeqCst);
         }
         drop(state);
         self.changed.notify_all();
@@ -122,18 +141,33 @@ impl Gate {
     }
 
     /// Before every entry into the guest: whether the vCPU is to run.
-    fn pass(&self) -> bool {
+    fn pass(&self) -> Pass {
         if !self.closed.load(Ordering::SeqCst) {
-            return true;
+            return Pass::Run;
         }
         let mut state = self.state();
+        let mut paused = false;
         state.waiting += 1;
         self.changed.notify_all();
-        while state.order == Order::Wait {
+        while state.order != Order::End && state.is_closed() {
+            paused |= state.order == Order::Wait;
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.waiting -= 1;
-        state.order == Order::Run
+        match state.order {
+            Order::End => Pass::End,
+            _ if paused => Pass::Resume,
+            _ => Pass::Run,
+        }
+    }
+
+    /// A vCPU exists.
+    fn bound(&self) {
+        let mut state = self.state();
+        state.unbound = state.unbound.saturating_sub(1);
+        self.closed.store(state.is_closed(), Ordering::SeqCst);
+        drop(state);
+        self.changed.notify_all();
     }
 
     /// A vCPU's thread ends: nobody has to wait for it.
@@ -145,17 +179,29 @@ impl Gate {
     }
 }
 
+/// The place of a vCPU at the gate, which it leaves however its thread ends.
+struct Place<'g>(&'g Gate);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
 /// Starts the thread of vCPU `id`.
 pub(super) fn spawn<V: Vm>(
+    threads: &Threads,
     shared: Arc<Shared<V>>,
     id: u32,
     boot: BootState,
 ) -> std::io::Result<JoinHandle<()>> {
-    thread::Builder::new().name(format!("vcpu{id}")).spawn(move || {
-        let vcpu = shared.vm.bind_vcpu(id, &boot);
-        shared.all_bound.wait();
-        let result = vcpu.and_then(|mut vcpu| run(&shared, id, &mut vcpu));
-        shared.gate.leave();
+    threads.spawn(format!("vcpu{id}"), move || {
+        let place = Place(&shared.gate);
+        let result = shared.vm.bind_vcpu(id, &boot).and_then(|mut vcpu| {
+            shared.gate.bound();
+            run(&shared, id, &mut vcpu)
+        });
+        drop(place);
         if let Err(e) = result {
             (shared.tell)(Said::Stop(Stop::Failed(e.to_string())));
         }
@@ -166,7 +212,14 @@ pub(super) fn spawn<V: Vm>(
 fn run<V: Vm>(shared: &Shared<V>, id: u32, vcpu: &mut V::Vcpu) -> Result<()> {
     let nowhere = Counters::default();
     let counters = shared.counters.get(id as usize).unwrap_or(&nowhere);
-    while shared.gate.pass() {
+    loop {
+        match shared.gate.pass() {
+            Pass::Run => {}
+            Pass::Resume => vcpu.resumed(),
+            Pass::End => return Ok(()),
+        }
+        #[cfg(test)]
+        super::threads::seam::check();
         match vcpu.run()? {
             Exit::MmioRead { gpa, data } => {
                 count(&counters.mmio);
@@ -192,11 +245,10 @@ fn run<V: Vm>(shared: &Shared<V>, id: u32, vcpu: &mut V::Vcpu) -> Result<()> {
             Exit::Kicked => count(&counters.other),
             other => {
                 count(&counters.other);
-                tracing::warn!(exit = ?other, "vCPU exit ignored");
+                shared.log.warn(format_args!("vCPU {id}: exit {other:?} is ignored"));
             }
         }
     }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -205,6 +205,8 @@ pub(super) enum Channel {
         /// Their names or digests.
         images: Vec<String>,
     },
+    /// An archive of images, to it, and [what comes of it](super::loaded_images), from it.
+    LoadedImages,
     /// Events of all boxes, from it: one [`Event`](crate::events::Event) as JSON a line.
     Events {
         /// Which.

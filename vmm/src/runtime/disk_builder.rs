@@ -68,6 +68,7 @@ impl MicroVmBuilder {
         let spec = LaunchSpec {
             vcpus: 1,
             memory_mib: MEMORY_MIB,
+            nested: false,
             kernel: self.guest.kernel.clone(),
             initramfs: self.guest.initramfs.clone(),
             boot: boot.to_string(),

@@ -376,6 +376,15 @@ impl BoxFolder {
         options.open(&path).map_err(Error::home("cannot be written", path))
     }
 
+    /// Makes a log anew, to which its writer appends.
+    pub(super) fn create_log(&self, name: &str) -> Result<File> {
+        self.create(name)?;
+        let path = self.file(name);
+        let mut options = OpenOptions::new();
+        options.read(true).append(true);
+        options.open(&path).map_err(Error::home("cannot be written", path))
+    }
+
     /// Opens a file for reading, and for writing if `write`.
     pub(super) fn open(&self, name: &str, write: bool) -> Result<File> {
         let path = self.file(name);

@@ -1,17 +1,19 @@
 //! The images of a home.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use boxlite_rootfs_builder::{ImageConfig, Progress, Silent};
 use serde::{Deserialize, Serialize};
+use tokio::io::AsyncRead;
 
-use super::Result;
 use super::call::{Call, Channel, Host, Reply};
+use super::loaded_images;
 use super::options::PullPolicy;
 use super::saved_images::SavedImages;
 use super::state::millis;
+use super::{Error, Result};
 
 /// A request about images.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -22,6 +24,8 @@ pub(super) enum ImageCall {
     Get { image: String, pull: PullPolicy },
     /// Answered by the image.
     Import { source: String, name: String },
+    /// Answered by the images.
+    Load { file: PathBuf },
     /// Answered by all that is known of it.
     Details { image: String },
     /// Answered by what was removed.
@@ -116,6 +120,36 @@ impl Images {
     pub async fn details(&self, image: impl Into<String>) -> Result<ImageDetails> {
         let call = ImageCall::Details { image: image.into() };
         self.call(call, Arc::new(Silent)).await?.details()
+    }
+
+    /// Copies all images of an archive into the home, under the names that they have there: a file that
+    /// [`save`](Self::save) or `docker save` made, or an OCI layout in a tar, compressed or not. Their disks are
+    /// made when they are first used.
+    ///
+    /// # Errors
+    /// The archive is damaged, or an image in it has no name or is for another platform: nothing is loaded then.
+    pub async fn load(
+        &self,
+        file: impl AsRef<Path>,
+        progress: impl Progress + 'static,
+    ) -> Result<Vec<ImageInfo>> {
+        let file = file.as_ref();
+        let unknown = |source| Error::Copy { path: file.to_owned(), source };
+        let file = std::path::absolute(file).map_err(unknown)?;
+        self.call(ImageCall::Load { file }, Arc::new(progress)).await?.images()
+    }
+
+    /// As [`load`](Self::load), with an archive that is read from a stream, to its end. Dropping the future ends
+    /// it.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load); the stream cannot be read.
+    pub async fn load_from(
+        &self,
+        input: impl AsyncRead + Unpin,
+        progress: impl Progress,
+    ) -> Result<Vec<ImageInfo>> {
+        loaded_images::send(self.0.open(Channel::LoadedImages).await?, input, &progress).await
     }
 
     /// Imported or pulled images as the tar of an OCI layout, to be read to its end.

@@ -34,6 +34,7 @@ mod home;
 mod images;
 mod json_lines;
 mod limits;
+mod loaded_images;
 mod local;
 mod logs;
 mod metrics;

@@ -39,6 +39,10 @@ pub struct BoxOptions {
     pub cpus: u8,
     /// Memory in MiB, 128 to 65536; default 2048.
     pub memory_mib: u64,
+    /// Whether the box may run virtual machines of its own, where the host's KVM allows that, and count
+    /// what its processor does. Default: no, as both let a box do more to its host (see the security
+    /// model).
+    pub nested: bool,
     /// Size of the disk in GiB, 1 to 1024; default: as the image's disk was made, 10.
     pub disk_size_gb: Option<u64>,
     /// Environment variables of every command, over those of the image.
@@ -98,6 +102,7 @@ impl Default for BoxOptions {
             name: None,
             cpus: 1,
             memory_mib: 2048,
+            nested: false,
             disk_size_gb: None,
             env: Vec::new(),
             working_dir: None,
@@ -166,6 +171,12 @@ impl BoxOptions {
     /// Sets the memory in MiB.
     pub fn memory_mib(mut self, mib: u64) -> Self {
         self.memory_mib = mib;
+        self
+    }
+
+    /// Sets whether the box sees the processor's virtualization extensions and performance counters.
+    pub fn nested(mut self, nested: bool) -> Self {
+        self.nested = nested;
         self
     }
 

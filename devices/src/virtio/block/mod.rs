@@ -28,8 +28,7 @@ use self::disk::{Disk, SECTOR};
 use self::request::{ID_LEN, MAX_ZERO_SECTORS, MAX_ZERO_SEGMENTS};
 use self::worker::Job;
 use super::{ActivateError, Activation, VirtioDevice, read_bytes};
-use crate::Doorbell;
-use crate::log_limit::LogLimit;
+use crate::{Doorbell, LogBudget};
 
 pub use counters::{BlockCounters, BlockCounts};
 pub use disk::{DiskError, DiskFormat, DiskImage, DiskSpec, create_overlay};
@@ -104,7 +103,7 @@ impl BlockDevice {
             host_full,
             is_full: false,
             counters,
-            log: LogLimit::default(),
+            log: LogBudget::default(),
         };
         Ok((device, worker))
     }

@@ -8,7 +8,6 @@ use std::sync::mpsc::{Receiver, Sender};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use tracing::warn;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH};
 use virtio_queue::{Error as QueueError, Queue, QueueOwnedT, QueueT};
 
@@ -16,10 +15,9 @@ use super::counters::BlockCounters;
 use super::disk::Disk;
 use super::request::{self, ID_LEN, RequestError};
 use super::{HostFull, QUEUE_SIZE};
-use crate::log_limit::LogLimit;
-use crate::virtio::chain::Chain;
+use crate::virtio::chain::{Chain, Table};
 use crate::virtio::{QueueInterrupt, has_feature};
-use crate::{Doorbell, GuestMemory};
+use crate::{Doorbell, GuestMemory, LogBudget};
 
 /// The driver is told of served requests after so many of them or so many bytes at the latest, so
 /// that it works on them while the rest of a long ring is served.
@@ -61,7 +59,7 @@ pub struct BlockWorker {
     pub(super) host_full: Option<HostFull>,
     pub(super) is_full: bool,
     pub(super) counters: Arc<BlockCounters>,
-    pub(super) log: LogLimit,
+    pub(super) log: LogBudget,
 }
 
 impl BlockWorker {
@@ -95,11 +93,13 @@ impl BlockWorker {
     /// Serves all requests in the ring.
     fn drain(&mut self, job: &mut Job) -> Result<(), ServeError> {
         let memory = Arc::clone(&job.memory);
+        let table = Table::of(&job.queue, job.features);
         let mut unsignalled = Unsignalled::default();
         loop {
             job.queue.disable_notification(&*memory)?;
             while let Some(descriptors) = job.queue.iter(&*memory)?.next() {
                 let head = descriptors.head_index();
+                let descriptors = table.chain(head);
                 let (written, moved) = match Chain::collect(&memory, descriptors, QUEUE_SIZE.into())
                 {
                     Ok(chain) => self.execute(chain, job),
@@ -149,10 +149,8 @@ impl BlockWorker {
     }
 
     fn warn(&mut self, message: fmt::Arguments<'_>) {
-        if self.log.allows() {
-            let id = self.id.escape_ascii();
-            warn!("virtio-blk {id}: {message}");
-        }
+        let id = self.id.split(|byte| *byte == 0).next().unwrap_or_default().escape_ascii();
+        self.log.warn(format_args!("virtio-blk {id}: {message}"));
     }
 }
 

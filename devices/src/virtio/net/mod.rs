@@ -30,6 +30,7 @@ use virtio_queue::{Queue, QueueT};
 
 use self::control::{Mac, Settings, is_multicast};
 use super::{ActivateError, Activation, VirtioDevice, read_bytes};
+use crate::LogBudget;
 
 pub use counters::{NetCounters, NetMeter};
 pub use header::{MAX_FRAME, Offload, PartialChecksum, PortFeatures, Segmentation};
@@ -108,6 +109,7 @@ pub struct NetDevice {
 struct Shared {
     mac: AtomicU64,
     meter: NetMeter,
+    log: LogBudget,
 }
 
 impl Shared {

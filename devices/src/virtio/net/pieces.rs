@@ -3,13 +3,12 @@
 //! A list outlives the chain that it was filled from, so it holds addresses and not references.
 //! They were checked when they came in, and guest memory does not change its layout.
 
-use virtio_queue::DescriptorChain;
 use vm_memory::{
     Address, Bytes, GuestAddress, GuestMemory as _, GuestMemoryError, Permissions, VolatileSlice,
 };
 
 use crate::GuestMemory;
-use crate::virtio::chain::{ChainError, walk};
+use crate::virtio::chain::{ChainError, Descriptors, walk};
 
 /// Pieces of guest memory, in order.
 #[derive(Debug, Default)]
@@ -53,13 +52,13 @@ impl Pieces {
     pub(super) fn add(
         &mut self,
         memory: &GuestMemory,
-        descriptors: DescriptorChain<&GuestMemory>,
+        descriptors: Descriptors,
         limit: usize,
         wanted: Permissions,
         least: usize,
     ) -> Result<usize, ChainError> {
         let (count, len) = (self.list.len(), self.len);
-        let walked = walk(descriptors, limit, |address, len, access| {
+        let walked = walk(memory, descriptors, limit, |address, len, access| {
             if access == wanted && len > 0 {
                 if !memory.check_range(address, len, access) {
                     return Err(GuestMemoryError::InvalidGuestAddress(address).into());

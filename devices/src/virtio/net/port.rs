@@ -12,19 +12,18 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use tracing::{debug, warn};
+use tracing::debug;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU};
-use virtio_queue::{DescriptorChain, Error as QueueError, Queue};
+use virtio_queue::{Error as QueueError, Queue};
 use vm_memory::{Permissions, VolatileSlice};
 use zerocopy::IntoBytes;
 
 use super::control::{Mac, Settings};
 use super::header::{ETHERNET, FrameError, HEADER_SIZE, Header, Offload, PortFeatures};
 use super::pieces::Pieces;
-use super::ring::Ring;
+use super::ring::{LOOKS, Ring};
 use super::{NAME, Shared};
-use crate::log_limit::LogLimit;
-use crate::virtio::chain::{Chain, ChainError};
+use crate::virtio::chain::{Chain, ChainError, Descriptors};
 use crate::virtio::{Activation, QueueInterrupt, has_feature};
 use crate::{Doorbell, GuestMemory};
 
@@ -63,7 +62,6 @@ pub struct NetPort {
     room: Pieces,
     /// The queues cannot be worked on any more.
     failed: bool,
-    log: LogLimit,
 }
 
 /// A chain of the receive queue.
@@ -178,9 +176,9 @@ impl NetPort {
             interrupt,
             features,
             longest,
-            rx: Ring::new(rx),
-            tx: Ring::new(tx),
-            control: Ring::new(control),
+            rx: Ring::new(rx, features),
+            tx: Ring::new(tx, features),
+            control: Ring::new(control, features),
             settings,
             shared,
             received: None,
@@ -188,7 +186,6 @@ impl NetPort {
             buffers: Vec::new(),
             room: Pieces::default(),
             failed: false,
-            log: LogLimit::default(),
         }
     }
 
@@ -271,7 +268,7 @@ impl NetPort {
         }
         let result = work(self);
         if let Err(e) = &result {
-            warn!("{e}; it stops until the driver resets the device");
+            self.shared.log.warn(format_args!("{e}; it stops until the driver resets the device"));
             self.failed = true;
             // Nobody else is there to be told.
             let _ = self.interrupt.device_failed();
@@ -313,11 +310,7 @@ impl NetPort {
     }
 
     /// Looks at the frame in a chain, whose memory becomes `self.frame`.
-    fn parse(
-        &mut self,
-        memory: &GuestMemory,
-        chain: DescriptorChain<&GuestMemory>,
-    ) -> Result<Offload, Malformed> {
+    fn parse(&mut self, memory: &GuestMemory, chain: Descriptors) -> Result<Offload, Malformed> {
         self.frame.clear();
         let limit = self.tx.chain_limit();
         let len = self.frame.add(memory, chain, limit, Permissions::Read, HEADER_SIZE)?;
@@ -389,7 +382,7 @@ impl NetPort {
     fn claim(&mut self, memory: &GuestMemory, need: usize) -> Result<Claim, PortError> {
         self.buffers.clear();
         self.room.clear();
-        loop {
+        for _ in 0..LOOKS {
             if let Some(claim) = self.collect(memory, need)? {
                 match claim {
                     Claim::Enough => self.rx.disarm(memory)?,
@@ -402,26 +395,28 @@ impl NetPort {
             // The driver rings when it adds to what has been looked at, so it is armed before the
             // buffers are put back.
             if !self.rx.arm(memory)? {
-                self.rx.put_back(self.buffers.len());
-                return Ok(Claim::Short);
+                break;
             }
         }
+        self.rx.put_back(self.buffers.len());
+        Ok(Claim::Short)
     }
 
     /// Takes buffers that are there now. `None` if there are not enough.
     fn collect(&mut self, memory: &GuestMemory, need: usize) -> Result<Option<Claim>, PortError> {
         let mergeable = has_feature(self.features, VIRTIO_NET_F_MRG_RXBUF);
         let (limit, size) = (self.rx.chain_limit(), usize::from(self.rx.size()));
+        let table = self.rx.table();
         let Some(available) = self.rx.available(memory)? else { return Ok(None) };
         for chain in available {
             let head = chain.head_index();
+            let chain = table.chain(head);
             let room = match self.room.add(memory, chain, limit, Permissions::Write, HEADER_SIZE) {
                 Ok(room @ HEADER_SIZE..) => room,
                 Ok(_) => 0,
                 Err(e) => {
-                    if self.log.allows() {
-                        warn!("{NAME}: a receive buffer is of no use: {e}");
-                    }
+                    let log = &self.shared.log;
+                    log.warn(format_args!("{NAME}: a receive buffer is of no use: {e}"));
                     0
                 }
             };
@@ -479,10 +474,8 @@ impl NetPort {
     }
 
     /// Logs what the driver did wrong.
-    fn skipped(&mut self, what: fmt::Arguments<'_>) {
-        if self.log.allows() {
-            warn!("{NAME}: {what}");
-        }
+    fn skipped(&self, what: fmt::Arguments<'_>) {
+        self.shared.log.warn(format_args!("{NAME}: {what}"));
     }
 }
 

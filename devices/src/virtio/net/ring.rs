@@ -3,15 +3,21 @@
 use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
-use virtio_queue::{AvailIter, DescriptorChain, Error as QueueError, Queue, QueueOwnedT, QueueT};
+use virtio_queue::{AvailIter, Error as QueueError, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::GuestMemory;
+use crate::virtio::chain::{Descriptors, Table};
+
+/// Looks at a ring of which the driver says in turn that there is something and that there is nothing: it
+/// will ring, or has lost its turn.
+pub(super) const LOOKS: usize = 16;
 
 /// A virtqueue. One that the driver did not make ready is empty.
 #[derive(Debug)]
 pub(super) struct Ring {
     queue: Queue,
+    table: Table,
     /// The driver rings when it adds chains.
     armed: bool,
     /// Chains were given back that the driver has not been told of.
@@ -19,13 +25,19 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    pub(super) fn new(queue: Queue) -> Self {
-        Self { queue, armed: true, used: false }
+    /// A queue whose driver negotiated `features`.
+    pub(super) fn new(queue: Queue, features: u64) -> Self {
+        Self { table: Table::of(&queue, features), queue, armed: true, used: false }
     }
 
     /// The queue, as the driver gets it back.
     pub(super) fn into_queue(self) -> Queue {
         self.queue
+    }
+
+    /// Where its descriptors are.
+    pub(super) fn table(&self) -> Table {
+        self.table
     }
 
     /// How many chains it holds.
@@ -50,20 +62,18 @@ impl Ring {
     }
 
     /// Takes the next chain. If there is none, the driver rings when it adds one.
-    pub(super) fn next<'m>(
-        &mut self,
-        memory: &'m GuestMemory,
-    ) -> Result<Option<DescriptorChain<&'m GuestMemory>>, QueueError> {
-        loop {
+    pub(super) fn next(&mut self, memory: &GuestMemory) -> Result<Option<Descriptors>, QueueError> {
+        for _ in 0..LOOKS {
             let chain = self.available(memory)?.and_then(|mut available| available.next());
-            if chain.is_some() {
+            if let Some(chain) = chain.map(|chain| chain.head_index()) {
                 self.disarm(memory)?;
-                return Ok(chain);
+                return Ok(Some(self.table.chain(chain)));
             }
             if !self.arm(memory)? {
-                return Ok(None);
+                break;
             }
         }
+        Ok(None)
     }
 
     /// Leaves the last `count` chains that were taken for later.

@@ -49,7 +49,7 @@ pub use handle::VsockHandle;
 pub use ports::{HostPorts, SocketPorts};
 
 use super::{ActivateError, Activation, VirtioDevice, read_bytes};
-use crate::{LoopHandle, Registration};
+use crate::{LogBudget, LoopHandle, Registration};
 use handle::Shared;
 use mux::Mux;
 use worker::{Parts, Worker};
@@ -102,6 +102,7 @@ pub struct Vsock {
     listener: Option<Arc<UnixListener>>,
     shared: Arc<Shared>,
     timeouts: Timeouts,
+    log: LogBudget,
     running: Option<Registration<Worker>>,
 }
 
@@ -125,6 +126,7 @@ impl Vsock {
             listener: None,
             shared: Arc::new(Shared::new()?),
             timeouts: Timeouts::default(),
+            log: LogBudget::default(),
             running: None,
         })
     }
@@ -143,7 +145,7 @@ impl Vsock {
     }
 
     fn start(&self, activation: Activation) -> io::Result<Registration<Worker>> {
-        let Activation { memory, queues, doorbell, interrupt, .. } = activation;
+        let Activation { memory, queues, doorbell, interrupt, features } = activation;
         let queues = queues.try_into().map_err(|queues: Vec<_>| {
             io::Error::other(format!("{} queues, not 3", queues.len()))
         })?;
@@ -152,7 +154,8 @@ impl Vsock {
             queues,
             doorbell,
             interrupt,
-            mux: Mux::new(self.guest_cid, Arc::clone(&self.ports), self.timeouts),
+            features,
+            mux: Mux::new(self.guest_cid, Arc::clone(&self.ports), self.timeouts, self.log.clone()),
             line_timeout: self.timeouts.line,
             shared: Arc::clone(&self.shared),
             listener: self.listener.clone(),

@@ -27,8 +27,7 @@ use super::ports::HostPorts;
 use super::ring::Ring;
 use super::stream::{HostStream, Received};
 use super::{MAX_CONNECTIONS, Timeouts, Token};
-use crate::log_limit::LogLimit;
-use crate::{Event, GuestMemory, Interest, Watch};
+use crate::{Event, GuestMemory, Interest, LogBudget, Watch};
 use table::{Entry, Table};
 
 /// How many resets may wait for the guest before it has to make room for them.
@@ -64,11 +63,16 @@ pub(super) struct Mux {
     resets: VecDeque<Reset>,
     deadlines: Deadlines,
     timeouts: Timeouts,
-    log: LogLimit,
+    log: LogBudget,
 }
 
 impl Mux {
-    pub(super) fn new(guest_cid: u64, ports: Arc<dyn HostPorts>, timeouts: Timeouts) -> Self {
+    pub(super) fn new(
+        guest_cid: u64,
+        ports: Arc<dyn HostPorts>,
+        timeouts: Timeouts,
+        log: LogBudget,
+    ) -> Self {
         Self {
             guest_cid,
             ports,
@@ -76,15 +80,13 @@ impl Mux {
             resets: VecDeque::new(),
             deadlines: Deadlines::default(),
             timeouts,
-            log: LogLimit::default(),
+            log,
         }
     }
 
     /// Logs what a guest or a client did, if that was not too often of late.
-    fn warn(&mut self, message: fmt::Arguments<'_>) {
-        if self.log.allows() {
-            tracing::warn!("vsock: {message}");
-        }
+    pub(super) fn warn(&self, message: fmt::Arguments<'_>) {
+        self.log.warn(format_args!("vsock: {message}"));
     }
 
     /// A token for a stream that is not in the table (yet).

@@ -1,13 +1,12 @@
 //! Packets as they lie in guest memory (virtio 1.3, section 5.10.6): a header of 44 bytes and its
 //! payload, cut into descriptors wherever the driver likes (section 2.7.4).
 
-use virtio_queue::DescriptorChain;
 use vm_memory::VolatileSlice;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::GuestMemory;
-use crate::virtio::chain::{Buffers, Chain, ChainError};
+use crate::virtio::chain::{Buffers, Chain, ChainError, Descriptors};
 
 /// The CID of the host.
 pub(super) const HOST_CID: u64 = 2;
@@ -86,10 +85,7 @@ pub(super) struct TxPacket<'m> {
 
 impl<'m> TxPacket<'m> {
     /// The packet in the device-readable part of a chain.
-    pub(super) fn parse(
-        memory: &'m GuestMemory,
-        chain: DescriptorChain<&GuestMemory>,
-    ) -> Result<Self, Malformed> {
+    pub(super) fn parse(memory: &'m GuestMemory, chain: Descriptors) -> Result<Self, Malformed> {
         let mut payload = Chain::collect(memory, chain, MAX_DESCRIPTORS)?.readable;
         let room = payload.len();
         // Read once: the guest may change it while we look at it.
@@ -116,10 +112,7 @@ pub(super) struct RxBuffer<'m> {
 
 impl<'m> RxBuffer<'m> {
     /// The device-writable part of a chain.
-    pub(super) fn new(
-        memory: &'m GuestMemory,
-        chain: DescriptorChain<&GuestMemory>,
-    ) -> Result<Self, Malformed> {
+    pub(super) fn new(memory: &'m GuestMemory, chain: Descriptors) -> Result<Self, Malformed> {
         let head = chain.head_index();
         let buffers = Chain::collect(memory, chain, MAX_DESCRIPTORS)?.writable;
         match buffers.len() {

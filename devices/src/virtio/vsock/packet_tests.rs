@@ -7,6 +7,7 @@ use virtio_vsock::packet::VsockPacket;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
+use crate::virtio::chain::Table;
 
 /// Memory of two regions, so that a packet can lie across the seam.
 const SEAM: u64 = 0x10_0000;
@@ -20,11 +21,8 @@ fn memory() -> GuestMemory {
     .unwrap()
 }
 
-fn chain<'m>(
-    memory: &'m GuestMemory,
-    buffers: &[(u64, u32)],
-    flags: u32,
-) -> DescriptorChain<&'m GuestMemory> {
+/// A queue with one chain that is available.
+fn ring(memory: &GuestMemory, buffers: &[(u64, u32)], flags: u32) -> Queue {
     let queue = MockSplitQueue::new(memory, 256);
     for (&(address, len), index) in buffers.iter().zip(0u16..) {
         let more = usize::from(index) + 1 < buffers.len();
@@ -34,8 +32,11 @@ fn chain<'m>(
     }
     queue.avail().ring().ref_at(0).unwrap().store(0);
     queue.avail().idx().store(1);
-    let mut ring = queue.create_queue::<Queue>().unwrap();
-    ring.iter(memory).unwrap().next().unwrap()
+    queue.create_queue::<Queue>().unwrap()
+}
+
+fn chain(memory: &GuestMemory, buffers: &[(u64, u32)], flags: u32) -> Descriptors {
+    Table::of(&ring(memory, buffers, flags), 0).chain(0)
 }
 
 fn header(len: u32) -> Header {
@@ -68,7 +69,8 @@ fn a_header_is_laid_out_as_rust_vmm_has_it() {
     let memory = memory();
     let at = GuestAddress(0x8000);
     memory.write_slice(header(4).as_bytes(), at).unwrap();
-    let mut chain = chain(&memory, &[(0x8000, HEADER_SIZE as u32 + 4)], 0);
+    let mut ring = ring(&memory, &[(0x8000, HEADER_SIZE as u32 + 4)], 0);
+    let mut chain = ring.iter(&memory).unwrap().next().unwrap();
     let theirs = VsockPacket::from_tx_virtq_chain(&memory, &mut chain, 4).unwrap();
     assert_eq!(theirs.src_cid(), 3);
     assert_eq!(theirs.dst_cid(), 2);

@@ -1,9 +1,14 @@
 //! A virtqueue of the device while it runs.
 
-use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueT};
+use virtio_queue::{Error, Queue, QueueOwnedT, QueueT};
 
 use super::packet::{HEADER_SIZE, Header, RxBuffer};
 use crate::GuestMemory;
+use crate::virtio::chain::{Descriptors, Table};
+
+/// Chains that are of no use and may be given back before the other devices of the loop have a turn: a
+/// driver can add them as fast as they are given back.
+const TURN_USELESS: usize = 128;
 
 /// Buffers are collected for one socket call until they are in so many pieces of memory.
 const TURN_PIECES: usize = 256;
@@ -12,8 +17,11 @@ const TURN_PIECES: usize = 256;
 #[derive(Debug)]
 pub(super) struct Ring {
     queue: Queue,
+    table: Table,
     state: State,
     used: bool,
+    /// Chains of no use that may still be given back in this turn.
+    patience: usize,
 }
 
 #[derive(Debug)]
@@ -26,9 +34,27 @@ enum State {
 }
 
 impl Ring {
-    pub(super) fn new(queue: Queue) -> Self {
+    /// A queue whose driver negotiated `features`.
+    pub(super) fn new(queue: Queue, features: u64) -> Self {
         let state = if queue.ready() { State::Ready } else { State::NotReady };
-        Self { queue, state, used: false }
+        let table = Table::of(&queue, features);
+        Self { queue, table, state, used: false, patience: TURN_USELESS }
+    }
+
+    /// Begins a turn of the event loop.
+    pub(super) fn begin_turn(&mut self) {
+        self.patience = TURN_USELESS;
+    }
+
+    /// Whether this turn found too many chains of no use: the ring is looked at again in the next one.
+    pub(super) fn is_turn_over(&self) -> bool {
+        self.patience == 0
+    }
+
+    /// Gives a chain back that is of no use.
+    pub(super) fn give_back_useless(&mut self, memory: &GuestMemory, head: u16) {
+        self.patience = self.patience.saturating_sub(1);
+        self.give_back(memory, head, 0);
     }
 
     /// The queue, as the driver gets it back.
@@ -36,16 +62,13 @@ impl Ring {
         self.queue
     }
 
-    /// The next chain, if there is one.
-    pub(super) fn pop<'m>(
-        &mut self,
-        memory: &'m GuestMemory,
-    ) -> Option<DescriptorChain<&'m GuestMemory>> {
-        if !self.is_ready() {
+    /// The next chain, if there is one and the turn is not over.
+    pub(super) fn pop(&mut self, memory: &GuestMemory) -> Option<Descriptors> {
+        if !self.is_ready() || self.is_turn_over() {
             return None;
         }
         match self.queue.iter(memory) {
-            Ok(mut available) => available.next(),
+            Ok(mut available) => Some(self.table.chain(available.next()?.head_index())),
             Err(e) => {
                 self.fail(e);
                 None
@@ -65,7 +88,7 @@ impl Ring {
             let head = chain.head_index();
             match RxBuffer::new(memory, chain) {
                 Ok(buffer) if buffer.room() >= room => return Some(buffer),
-                _ => self.give_back(memory, head, 0),
+                _ => self.give_back_useless(memory, head),
             }
         }
     }

@@ -62,6 +62,8 @@ pub(super) struct Parts {
     pub(super) queues: [Queue; 3],
     pub(super) doorbell: Doorbell,
     pub(super) interrupt: QueueInterrupt,
+    /// The negotiated ones.
+    pub(super) features: u64,
     pub(super) mux: Mux,
     /// How long a client may take to say which port it wants.
     pub(super) line_timeout: Duration,
@@ -74,9 +76,9 @@ impl Worker {
         let [rx, tx, events] = parts.queues;
         Ok(Self {
             memory: parts.memory,
-            rx: Ring::new(rx),
-            tx: Ring::new(tx),
-            events: Ring::new(events),
+            rx: Ring::new(rx, parts.features),
+            tx: Ring::new(tx, parts.features),
+            events: Ring::new(events, parts.features),
             doorbell: parts.doorbell,
             interrupt: parts.interrupt,
             mux: parts.mux,
@@ -103,14 +105,18 @@ impl Worker {
     /// Serves what there is to serve, within a turn's limits.
     fn serve(&mut self) {
         let memory = Arc::clone(&self.memory);
+        for ring in [&mut self.rx, &mut self.tx, &mut self.events] {
+            ring.begin_turn();
+        }
         let more_to_take = self.take_packets(&memory);
         let more_to_give = self.give_packets(&memory);
         self.give_event(&memory);
         if let Err(e) = self.interrupt(&memory) {
-            tracing::error!("vsock: cannot interrupt the guest: {e}");
+            self.mux.warn(format_args!("cannot interrupt the guest: {e}"));
         }
         // Resets that just went out may have been what packets were waiting for.
-        if more_to_give || (more_to_take && self.mux.takes_packets()) {
+        if more_to_give || self.events.is_turn_over() || (more_to_take && self.mux.takes_packets())
+        {
             // It fails for no reason that the next ring would not report.
             let _ = self.doorbell.ring();
         }
@@ -124,7 +130,8 @@ impl Worker {
         {
             used |= ring.take_interrupt(memory);
             if let Some(error) = ring.take_failure() {
-                tracing::warn!("vsock stops: the driver broke the {name} queue: {error}");
+                let why = format_args!("stops: the driver broke the {name} queue: {error}");
+                self.mux.warn(why);
                 self.interrupt.device_failed()?;
             }
         }
@@ -161,6 +168,7 @@ impl Worker {
             match self.mux.send_next(&mut self.rx, memory) {
                 Sent::Some => {}
                 Sent::Nothing => return false,
+                Sent::Starved if self.rx.is_turn_over() => return true,
                 Sent::Starved if self.rx.enable_doorbell(memory) => {}
                 Sent::Starved => return false,
             }
@@ -172,7 +180,7 @@ impl Worker {
     fn give_event(&mut self, memory: &GuestMemory) {
         while self.owes_event {
             let Some(chain) = self.events.pop(memory) else {
-                if self.events.enable_doorbell(memory) {
+                if !self.events.is_turn_over() && self.events.enable_doorbell(memory) {
                     continue;
                 }
                 return;
@@ -184,8 +192,10 @@ impl Worker {
                 .filter(|chain| chain.writable.len() >= TRANSPORT_RESET.len())
                 .map_or(0, |chain| chain.writable.fill_from(&TRANSPORT_RESET));
             self.owes_event = written == 0;
-            let len = if written == 0 { 0 } else { TRANSPORT_RESET.len() as u32 };
-            self.events.give_back(memory, head, len);
+            match written {
+                0 => self.events.give_back_useless(memory, head),
+                _ => self.events.give_back(memory, head, TRANSPORT_RESET.len() as u32),
+            }
         }
     }
 
@@ -199,7 +209,9 @@ impl Worker {
                     self.clients.insert(token, stream);
                     self.deadlines.set(token, Instant::now() + self.line_timeout);
                 }
-                Err(e) => tracing::warn!("vsock: cannot watch a client, it is hung up on: {e}"),
+                Err(e) => {
+                    self.mux.warn(format_args!("cannot watch a client, it is hung up on: {e}"));
+                }
             }
         }
         self.listen(watch);
@@ -213,7 +225,7 @@ impl Worker {
         if interest != self.listening {
             match watch.modify(listener, LISTENER, interest) {
                 Ok(()) => self.listening = interest,
-                Err(e) => tracing::error!("vsock: cannot watch the listening socket: {e}"),
+                Err(e) => self.mux.warn(format_args!("cannot watch the listening socket: {e}")),
             }
         }
     }
@@ -232,7 +244,7 @@ impl Worker {
                         ErrorKind::Interrupted | ErrorKind::ConnectionAborted
                     ) => {}
                 Err(e) => {
-                    tracing::warn!("vsock: cannot accept a client, will try again: {e}");
+                    self.mux.warn(format_args!("cannot accept a client, will try again: {e}"));
                     self.deadlines.set(LISTENER, Instant::now() + ACCEPT_PAUSE);
                     return None;
                 }
@@ -287,7 +299,7 @@ impl Worker {
         };
         match timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &spec) {
             Ok(_) => self.alarm = Some(next),
-            Err(e) => tracing::error!("vsock: cannot set a timer: {e}"),
+            Err(e) => self.mux.warn(format_args!("cannot set a timer: {e}")),
         }
     }
 

@@ -50,6 +50,32 @@ fn a_registry_that_cannot_go_on_begins_again() {
 }
 
 #[test]
+fn a_part_that_the_registry_does_not_take_is_dropped() {
+    let place = Place::new();
+    let Some(registry) = bare() else { return };
+    let (reference, content) = two_layers(&place, "oci", 1, 1 << 20);
+    registry.push(&reference, "x:v");
+    let layer = data_layer(&place, "oci");
+    for refusal in [
+        "416 Range Not Satisfiable\r\nContent-Length: 0\r\n\r\n",
+        "206 Partial Content\r\nContent-Range: bytes 0-1/2\r\nContent-Length: 2\r\n\r\nxx",
+    ] {
+        let cut = layer.clone();
+        let proxy = Proxy::start(&registry.address, move |head, nth| match range_of(head) {
+            Some(_) => instead(refusal),
+            None if head.contains(&cut) && nth == 0 => Fault::Cut(700_000),
+            None => Fault::None,
+        });
+        let text = format!("{}/x:v", proxy.address);
+        let image = pull(&place, &text).unwrap();
+        let ranges: Vec<_> = proxy.requests(&layer).iter().map(|head| range_of(head)).collect();
+        assert_eq!(ranges, [None, Some(700_000), None], "{refusal}");
+        assert!(disk_of(&store(&place), &image) == content);
+        store(&place).remove(&text).unwrap();
+    }
+}
+
+#[test]
 fn a_layer_that_breaks_again_and_again_is_given_up_and_kept() {
     let place = Place::new();
     let Some(registry) = bare() else { return };
@@ -186,6 +212,25 @@ fn a_registry_that_falls_silent_is_given_up() {
 
 fn instead(answer: &str) -> Fault {
     Fault::Instead(format!("HTTP/1.1 {answer}"))
+}
+
+#[test]
+fn a_rate_limit_that_passes_is_waited_out() {
+    let place = Place::new();
+    let Some(registry) = bare() else { return };
+    let (reference, _) = two_layers(&place, "oci", 1, 1000);
+    registry.push(&reference, "x:v");
+    let soon = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(4);
+    let soon = jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&soon);
+    for header in [String::new(), format!("Retry-After: {}\r\n", soon.unwrap())] {
+        let limit = format!("429 Too Many Requests\r\n{header}Content-Length: 0\r\n\r\n");
+        let proxy = Proxy::start(&registry.address, move |head, nth| match nth {
+            0 if head.contains("/manifests/") => instead(&limit),
+            _ => Fault::None,
+        });
+        pull(&place, &format!("{}/x:v", proxy.address)).unwrap();
+        assert_eq!(proxy.requests("/manifests/").len(), 2);
+    }
 }
 
 #[test]

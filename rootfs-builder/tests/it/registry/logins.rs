@@ -419,6 +419,128 @@ fn no_login_goes_unencrypted_from_a_secure_registry() {
 }
 
 #[test]
+fn a_token_server_in_trouble_is_asked_again() {
+    let place = Place::new();
+    let Some(registry) = bare() else { return };
+    let (reference, _) = two_layers(&place, "oci", 1, 1000);
+    registry.push(&reference, "x:v");
+    let tokens = Proxy::start("127.0.0.1:1", |_, nth| {
+        let answer = match nth {
+            0 => "503 Busy\r\nContent-Length: 0\r\n\r\n",
+            1 => "429 Slowly\r\nContent-Length: 0\r\n\r\n",
+            _ => "200 OK\r\nContent-Length: 16\r\n\r\n{\"token\":\"good\"}",
+        };
+        Fault::Instead(format!("HTTP/1.1 {answer}"))
+    });
+    let realm = format!("http://{}/token", tokens.address);
+    let guarded = Proxy::start(&registry.address, move |head, _| {
+        match head.to_lowercase().contains("authorization: bearer good") {
+            true => Fault::None,
+            false => Fault::Instead(format!(
+                "HTTP/1.1 401 No\r\nWWW-Authenticate: Bearer realm=\"{realm}\"\r\nContent-Length: 0\r\n\r\n"
+            )),
+        }
+    });
+    docker_config(&place, &json!({ "auths": { (&guarded.address): { "identitytoken": "mine" } } }));
+    pull(&place, &format!("{}/x:v", guarded.address)).unwrap();
+    assert_eq!(tokens.requests("POST /token").len(), 3);
+}
+
+/// The same server by an address that does not count as this machine's own.
+fn as_a_stranger(address: &str) -> String {
+    address.replace("127.0.0.1", "0.0.0.0")
+}
+
+#[test]
+fn an_insecure_registry_does_not_make_others_insecure() {
+    let place = Place::new();
+    let Some([_, certificate, key]) = certificates(&place) else { return };
+    let setup = Setup { tls: Some((&certificate, &key)), ..Setup::default() };
+    let (Some(stranger), Some(registry)) = (Registry::start(&setup), bare()) else { return };
+    let (reference, _) = two_layers(&place, "oci", 1, 1000);
+    registry.push(&reference, "x:v");
+    stranger.push(&reference, "x:v");
+    let other = as_a_stranger(&stranger.address);
+    let options_with = |hosts: &[&str]| {
+        let mut options = options(&place);
+        for host in hosts {
+            let mut config = RegistryConfig::default();
+            config.insecure = true;
+            options.registries.insert((*host).to_owned(), config);
+        }
+        options
+    };
+    let pull_with = |hosts: &[&str], address: &str| {
+        let store = place.store().with_registries(options_with(hosts));
+        store.pull(&name(&format!("{address}/x:v")), &Silent)
+    };
+    // Its blobs are elsewhere, behind a certificate that nobody vouches for.
+    let target = other.clone();
+    let redirect = Proxy::start(&registry.address, move |head, _| match head.contains("/blobs/") {
+        true => {
+            let path = head.split(' ').nth(1).unwrap();
+            Fault::Instead(format!(
+                "HTTP/1.1 307 Go\r\nLocation: https://{target}{path}\r\nContent-Length: 0\r\n\r\n"
+            ))
+        }
+        false => Fault::None,
+    });
+    let (trouble, message) = problem(pull_with(&[&redirect.address], &redirect.address));
+    assert!(matches!(trouble, RegistryProblem::Tls { .. }), "{message}");
+    assert!(message.contains(&other), "{message}");
+    pull_with(&[&other], &redirect.address).unwrap();
+
+    // Its tokens are, and the login would go along.
+    let auth = STANDARD.encode("me:open sesame");
+    for (scheme, words) in [("https", "certificate"), ("http", "unencrypted")] {
+        let realm = format!("{scheme}://{other}/token");
+        let guarded = Proxy::start(&registry.address, move |_, _| {
+            Fault::Instead(format!(
+                "HTTP/1.1 401 No\r\nWWW-Authenticate: Bearer realm=\"{realm}\"\r\nContent-Length: 0\r\n\r\n"
+            ))
+        });
+        docker_config(&place, &json!({ "auths": { (&guarded.address): { "auth": auth } } }));
+        let (_, message) = problem(pull_with(&[&guarded.address], &guarded.address));
+        assert!(message.contains(&*other) || message.contains("0.0.0.0"), "{message}");
+        assert!(message.contains(words), "{message}");
+        // Where that is wanted, it goes there: this one has no tokens.
+        let (_, message) = problem(pull_with(&[&guarded.address, &other], &guarded.address));
+        let was_asked = message.contains("status 404") || message.contains("refuses the login");
+        assert!(was_asked && !message.contains(words), "{message}");
+    }
+}
+
+#[test]
+fn no_login_is_sent_to_a_mirror_without_tls() {
+    let place = Place::new();
+    let Some((registry, _)) = guarded(&place) else { return };
+    let proxy = Proxy::start(&registry.address, |_, _| Fault::None);
+    let mirror = as_a_stranger(&proxy.address);
+    let auth = STANDARD.encode("me:open sesame");
+    docker_config(&place, &json!({ "auths": { (&mirror): { "auth": auth } } }));
+    let pull = |is_insecure: bool| {
+        let mut options = options(&place);
+        let mut config = RegistryConfig::default();
+        config.mirrors = vec![format!("http://{mirror}")];
+        options.registries.insert("registry.invalid".into(), config);
+        let mut config = RegistryConfig::default();
+        config.insecure = is_insecure;
+        options.registries.insert(mirror.clone(), config);
+        let notes = Notes::default();
+        let store = place.store().with_registries(options);
+        (store.pull(&name("registry.invalid/x:v"), &notes), notes)
+    };
+    let (result, notes) = pull(false);
+    result.unwrap_err();
+    assert!(notes.has("logins are not sent") && notes.has(&mirror), "{:?}", notes.0);
+    let sent = |head: &String| head.to_lowercase().contains("authorization");
+    assert!(!proxy.heads().is_empty() && !proxy.heads().iter().any(sent), "{:?}", proxy.heads());
+    let (result, _) = pull(true);
+    result.unwrap();
+    assert!(proxy.heads().iter().any(sent));
+}
+
+#[test]
 fn a_hostile_token_server_is_bounded() {
     let place = Place::new();
     let Some([_, certificate, _]) = certificates(&place) else { return };

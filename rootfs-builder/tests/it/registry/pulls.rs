@@ -183,6 +183,51 @@ fn a_damaged_or_missing_blob_is_fetched_anew() {
 }
 
 #[test]
+fn a_damaged_record_is_fetched_anew_where_it_came_from_the_registry() {
+    let place = Place::new();
+    let Some(registry) = bare() else { return };
+    let (reference, content) = two_layers(&place, "oci", 1, 1000);
+    registry.push(&reference, "x:v");
+    let text = format!("{}/x:v", registry.address);
+    let store = store(&place);
+    let resolve = |policy| store.resolve_with(&text.parse().unwrap(), policy, &Silent);
+    let record = || {
+        let files = place.store_files();
+        place.path("store").join(files.iter().find(|file| file.ends_with(".json")).unwrap())
+    };
+    let damage = |with: &dyn Fn(String) -> String| {
+        let path = record();
+        let json = std::fs::read_to_string(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, with(json)).unwrap();
+    };
+    pull(&place, &text).unwrap();
+    let damages: [&dyn Fn(String) -> String; 4] = [
+        &|_| String::new(),
+        &|json| "\0".repeat(json.len()),
+        &|json| json[..json.len() / 2].to_owned(),
+        &|json| json.replace("\"layers\"", "\"lawyers\""),
+    ];
+    for with in damages {
+        damage(with);
+        let error = resolve(PullPolicy::Never).unwrap_err();
+        assert!(error.to_string().contains("the record"), "{error}");
+        let image = resolve(PullPolicy::Missing).unwrap();
+        assert!(disk_of(&store, &image) == content);
+        assert!(store.list().unwrap().damaged.is_empty());
+    }
+    // The registry's image of this name would be another one; and a later release knows better.
+    let import = |json: String| json.replace(&format!("docker://{text}"), "oci:/mine") + "x";
+    let newer =
+        |json: String| json.trim_end_matches('x').replace("\"version\": 1", "\"version\": 2");
+    for with in [&import as &dyn Fn(String) -> String, &newer] {
+        damage(with);
+        resolve(PullPolicy::Missing).unwrap_err();
+    }
+    resolve(PullPolicy::Always).unwrap();
+}
+
+#[test]
 fn another_name_is_not_taken_for_one_in_a_registry() {
     let place = Place::new();
     let Some(registry) = bare() else { return };

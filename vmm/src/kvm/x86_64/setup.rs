@@ -7,7 +7,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Kvm, VcpuFd};
 
-use super::cpuid;
+use super::cpuid::{self, Shape};
 use crate::kvm::call;
 
 const MSR_IA32_MISC_ENABLE: u32 = 0x1a0;
@@ -32,14 +32,8 @@ const DELIVERY_NMI: u32 = 0x400;
 const DELIVERY_EXTINT: u32 = 0x700;
 
 /// Puts a new vCPU into the state it boots from.
-pub(in crate::kvm) fn vcpu(
-    kvm: &Kvm,
-    fd: &VcpuFd,
-    id: u32,
-    vcpus: u32,
-    boot: &BootState,
-) -> Result<()> {
-    fd.set_cpuid2(&cpuid::table(kvm, id, vcpus)?).map_err(call("KVM_SET_CPUID2"))?;
+pub(in crate::kvm) fn vcpu(kvm: &Kvm, fd: &VcpuFd, shape: Shape, boot: &BootState) -> Result<()> {
+    fd.set_cpuid2(&cpuid::table(kvm, shape)?).map_err(call("KVM_SET_CPUID2"))?;
     msrs(fd)?;
     local_interrupts(fd)?;
     match *boot {

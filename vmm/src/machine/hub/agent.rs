@@ -32,6 +32,8 @@ pub(super) struct Agent {
     last_stream: u32,
     pub(super) main: Option<Run>,
     check: Option<Check>,
+    /// It has said that it gives up: the first reason counts, and others are not told.
+    gave_up: bool,
 }
 
 #[derive(Debug)]
@@ -100,6 +102,7 @@ impl Agent {
             last_stream: 0,
             main: None,
             check: None,
+            gave_up: false,
         })
     }
 
@@ -240,7 +243,9 @@ impl Agent {
             }
             (Kind::Event, _) => {
                 // Events of a newer agent are not for this host.
-                if let Ok(Event::Fatal { message }) = frame.decode() {
+                if let Ok(Event::Fatal { message }) = frame.decode()
+                    && !std::mem::replace(&mut self.gave_up, true)
+                {
                     said.push(Said::Fatal(cut(message)));
                 }
             }

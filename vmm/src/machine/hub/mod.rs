@@ -20,9 +20,8 @@ mod tests;
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
-use std::thread;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use boxlite_proto::frame::{Channel, MAX_DATA};
@@ -33,6 +32,7 @@ use rustix::io::Errno;
 use self::agent::{Agent, Said};
 use self::peer::{Ending, Peer, Wish};
 use super::status::MainEnd;
+use super::threads::Threads;
 use crate::logbook::{LogStream, Writer};
 
 pub(super) use self::agent::greeting;
@@ -109,11 +109,14 @@ pub(super) struct Commands {
 pub(super) struct Hub {
     commands: Sender<Command>,
     bell: Arc<UnixStream>,
+    /// There as long as the thread is.
+    life: Weak<()>,
 }
 
 impl Hub {
     /// Starts the thread; the log is in `folder`.
     pub(super) fn start(
+        threads: &Threads,
         commands: Commands,
         folder: &Path,
         tell: impl Fn(Note) + Send + 'static,
@@ -122,8 +125,10 @@ impl Hub {
         bell.set_nonblocking(true)?;
         rung.set_nonblocking(true)?;
         let (sender, inbox) = channel();
-        let folder = folder.to_owned();
-        thread::Builder::new().name("hub".into()).spawn(move || {
+        let (folder, watch, lives) = (folder.to_owned(), threads.clone(), Arc::new(()));
+        let life = Arc::downgrade(&lives);
+        let work = move || {
+            let _lives = lives;
             let mut state = State {
                 programs: commands,
                 log: Writer::open(&folder),
@@ -134,9 +139,14 @@ impl Hub {
                 peers: Vec::new(),
                 closing: None,
             };
-            state.run();
+            state.run()
+        };
+        threads.spawn("hub", move || {
+            if let Err(e) = work() {
+                watch.failed(format!("the hub of the main command cannot wait: {e}"));
+            }
         })?;
-        Ok(Self { commands: sender, bell: Arc::new(bell) })
+        Ok(Self { commands: sender, bell: Arc::new(bell), life })
     }
 
     /// Gives it something to do.
@@ -144,6 +154,11 @@ impl Hub {
         // A hub that is gone has said so, and a full bell is rung already.
         let _ = self.commands.send(command);
         let _ = io::Write::write(&mut &*self.bell, &[1]);
+    }
+
+    /// Whether its thread has ended: there will be no [`Note`] any more.
+    pub(super) fn has_ended(&self) -> bool {
+        self.life.strong_count() == 0
     }
 
     /// Forgets the agent. What it said before has been told when this returns.
@@ -180,10 +195,12 @@ fn refuse(mut socket: UnixStream) {
 }
 
 impl State {
-    fn run(&mut self) {
+    fn run(&mut self) -> io::Result<()> {
         loop {
+            #[cfg(test)]
+            super::threads::seam::check();
             if !self.take_commands() {
-                return;
+                return Ok(());
             }
             loop {
                 self.pump();
@@ -197,14 +214,11 @@ impl State {
             if let Some(closing) = &self.closing {
                 let late = closing.deadline.is_some_and(|deadline| deadline <= Instant::now());
                 if late || self.peers.is_empty() {
-                    return (self.tell)(Note::Drained);
+                    (self.tell)(Note::Drained);
+                    return Ok(());
                 }
             }
-            if let Err(e) = self.wait() {
-                tracing::error!("the hub of the main command cannot wait: {e}");
-                (self.tell)(Note::AgentLost(e.to_string()));
-                return (self.tell)(Note::Drained);
-            }
+            self.wait()?;
         }
     }
 

@@ -227,6 +227,14 @@ impl Lifecycle {
                 0 => self.finish(end),
                 _ => self.machine_over(end, now),
             },
+            Input::Broken(why) => match self.state {
+                State::Over => self.act(Action::Hurry),
+                // What is left of the process cannot begin anew.
+                _ => {
+                    self.act(Action::StopMachine);
+                    self.finish(End::Failed(why));
+                }
+            },
             Input::Stage(stage, micros) => self.stage(stage, micros, now),
             Input::Fatal(message) => self.fatal = Some(message),
             Input::DiskFull(disk) => {

@@ -46,6 +46,8 @@ impl Plan {
 pub(in crate::machine) enum Input {
     /// The machine cannot be built.
     NotBuilt(End),
+    /// A thread of the process is gone that it cannot do without, and why.
+    Broken(String),
     /// The boot reached a stage, so many microseconds after its start.
     Stage(BootStage, u64),
     /// The agent gave up.

@@ -12,8 +12,6 @@
 
 mod link;
 
-use std::thread;
-
 use anyhow::{Context, Result};
 use boxlite_devices::virtio::net::{NetDevice, NetOptions};
 use boxlite_net::{
@@ -25,6 +23,7 @@ use rustix::process::{Resource, getrlimit};
 
 use super::control::NetworkMetrics;
 use super::spec::{NetworkSpec, Port, Protocol};
+use super::threads::Threads;
 use crate::softhost;
 use crate::softhost::ports::Held;
 
@@ -56,6 +55,7 @@ impl BoxNetwork {
     /// A port cannot be had, and which; or a rule cannot be understood.
     pub(super) fn start(
         spec: &NetworkSpec,
+        threads: &Threads,
         denied: impl Fn(&str, &str) + Send + Sync + 'static,
     ) -> Result<Self> {
         let addresses = addresses();
@@ -90,15 +90,13 @@ impl BoxNetwork {
                 port.host = real.host;
             }
         }
+        let watch = threads.clone();
         let run = move || {
             if let Err(e) = network.run() {
-                tracing::error!("the box's network ended: {e}");
+                watch.failed(format!("the box's network ended: {e}"));
             }
         };
-        thread::Builder::new()
-            .name("network".into())
-            .spawn(run)
-            .context("cannot start the network's thread")?;
+        threads.spawn("network", run).context("cannot start the network's thread")?;
         Ok(Self { handle, addresses, ports, _held: held })
     }
 
@@ -225,7 +223,7 @@ mod tests {
 
     fn start(ports: Vec<Port>) -> Result<BoxNetwork> {
         let spec = NetworkSpec { ports, ..NetworkSpec::default() };
-        BoxNetwork::start(&spec, |_, _| {})
+        BoxNetwork::start(&spec, &Threads::new(|_| {}), |_, _| {})
     }
 
     #[test]
@@ -250,7 +248,7 @@ mod tests {
     #[test]
     fn a_rule_that_nobody_understands_is_no_policy() {
         let spec = NetworkSpec { rules: vec!["permit any".into()], ..NetworkSpec::default() };
-        assert!(BoxNetwork::start(&spec, |_, _| {}).is_err());
+        assert!(BoxNetwork::start(&spec, &Threads::new(|_| {}), |_, _| {}).is_err());
     }
 
     #[test]

@@ -23,6 +23,9 @@ impl Local {
                 let image = self.images.import(&source, &name, &self.disk_builder(), progress)?;
                 self.found(&image)
             }
+            ImageCall::Load { file } => {
+                self.loaded(&self.images.load(&file, progress)?).map(Reply::Images)
+            }
             ImageCall::Details { image } => {
                 let found = self.images.inspect(&image)?;
                 let layers = found.layers.into_iter().map(|layer| LayerInfo {
@@ -65,6 +68,14 @@ impl Local {
             tracing::warn!("the record {}: {}", damaged.id, damaged.error);
         }
         Ok(listing.images.into_iter().map(info).collect())
+    }
+
+    /// The records of images that were loaded.
+    pub(super) fn loaded(&self, images: &[Image]) -> Result<Vec<ImageInfo>> {
+        let names: Vec<_> = images.iter().map(|image| image.reference().to_string()).collect();
+        let mut listed = self.list_images()?;
+        listed.retain(|info| names.contains(&info.name));
+        Ok(listed)
     }
 
     /// The record that an image has once its disk is made.

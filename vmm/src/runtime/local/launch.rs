@@ -147,6 +147,7 @@ impl Local {
         let spec = LaunchSpec {
             vcpus: options.cpus,
             memory_mib: options.memory_mib,
+            nested: options.nested,
             kernel: self.guest.kernel.clone(),
             initramfs: self.guest.initramfs.clone(),
             boot: boot.to_string(),
@@ -157,7 +158,7 @@ impl Local {
         };
         // Held by the process from here on, and by nobody else.
         files.add(lock);
-        let log = folder.create(MACHINE_LOG)?;
+        let log = folder.create_log(MACHINE_LOG)?;
         Self::begin_status(folder, options)?;
         self.made().remove(&config.id);
         MachineProcess::start(&self.launcher, self.debug, spec, &files.0, Some(log))

@@ -13,7 +13,7 @@ use super::Local;
 use crate::machine::control::ToMachine;
 use crate::runtime::call::{Channel, Duplex};
 use crate::runtime::home::VSOCK_SOCKET;
-use crate::runtime::{Error, Result, blocking, events, logs, saved_images};
+use crate::runtime::{Error, Result, blocking, events, loaded_images, logs, saved_images};
 
 /// The longest answer to `CONNECT`: "OK" and a port.
 const MAX_ANSWER: usize = 32;
@@ -39,6 +39,12 @@ impl Local {
                 Box::new(saved_images::stream(move |output| {
                     let names: Vec<&str> = images.iter().map(String::as_str).collect();
                     Ok(local.images.save(&names, output, &Silent)?)
+                }))
+            }
+            Channel::LoadedImages => {
+                let local = self.clone();
+                Box::new(loaded_images::receive(move |archive, progress| {
+                    local.loaded(&local.images.load_from(archive, progress)?)
                 }))
             }
             Channel::Events { query } => Box::new(events::stream(self.home.events(), query)),

@@ -13,9 +13,10 @@ mod client;
 mod mux;
 mod progress;
 mod server;
-mod wire;
+pub(super) mod wire;
 
 pub(super) use client::Remote;
+pub(super) use progress::OwnedEvent;
 pub(crate) use server::serve;
 
 /// The subcommand that is to run [`serve`].

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 /// An [`Event`] with all that it speaks of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum OwnedEvent {
-    Expanding { file: PathBuf, done: u64, total: u64 },
+pub(in crate::runtime) enum OwnedEvent {
+    Expanding { file: PathBuf, done: u64, total: Option<u64> },
     Scanning { dir: PathBuf, done: u64 },
     Waiting { file: PathBuf },
     Asking { registry: String },
@@ -22,7 +22,7 @@ pub(super) enum OwnedEvent {
 
 /// A [`LayerProgress`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Layer {
+pub(in crate::runtime) struct Layer {
     layer: usize,
     layers: usize,
     done: u64,
@@ -43,7 +43,7 @@ impl Layer {
 
 impl OwnedEvent {
     /// None for what this release does not know how to tell.
-    pub(super) fn new(event: Event<'_>) -> Option<Self> {
+    pub(in crate::runtime) fn new(event: Event<'_>) -> Option<Self> {
         Some(match event {
             Event::Expanding { file, done, total } => {
                 Self::Expanding { file: file.to_owned(), done, total }
@@ -61,7 +61,7 @@ impl OwnedEvent {
         })
     }
 
-    pub(super) fn tell(&self, progress: &dyn Progress) {
+    pub(in crate::runtime) fn tell(&self, progress: &dyn Progress) {
         progress.report(match self {
             Self::Expanding { file, done, total } => {
                 Event::Expanding { file, done: *done, total: *total }

@@ -33,7 +33,7 @@ pub(super) enum Answer {
     Failed(RemoteError),
 }
 
-pub(super) async fn send(
+pub(in crate::runtime) async fn send(
     to: &mut (impl AsyncWrite + Unpin),
     message: &impl Serialize,
 ) -> io::Result<()> {
@@ -44,7 +44,7 @@ pub(super) async fn send(
     to.flush().await
 }
 
-pub(super) async fn receive<T: DeserializeOwned>(
+pub(in crate::runtime) async fn receive<T: DeserializeOwned>(
     from: &mut (impl AsyncRead + Unpin),
 ) -> io::Result<T> {
     let len = from.read_u32_le().await?;

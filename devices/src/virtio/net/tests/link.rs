@@ -1,6 +1,7 @@
 //! What the device says of itself, and how it starts, stops and starts again.
 
 use super::*;
+use crate::log_budget::testing::assert_bounded;
 
 #[test]
 fn it_is_a_network_device() {
@@ -159,4 +160,21 @@ fn a_broken_control_queue_stops_the_port() {
     pair.driver.start(0, 3);
     assert!(!pair.needs_reset());
     assert_eq!(pair.command(&[0, 1, 1]), Some(0));
+}
+
+#[test]
+fn what_is_logged_is_bounded_over_activations() {
+    let slot = Slot::default();
+    let device = NetDevice::new(NetOptions::new(MAC), slot.clone()).unwrap();
+    let (log, meter) = (device.shared.log.clone(), device.meter());
+    let mut pair = Pair { driver: Driver::new(device), slot, meter };
+    for _ in 0..30 {
+        pair.driver.start(0, 3);
+        pair.transmit(0, &[(MEMORY_END, 60, false)]);
+        assert_eq!(pair.received(), None);
+        pair.driver.set_avail_index(CONTROL, SIZE + 1);
+        pair.port(|port| port.woken());
+        assert!(pair.needs_reset());
+    }
+    assert_bounded(&log, 60);
 }

@@ -5,7 +5,7 @@ use std::io::Write;
 use proptest::prelude::*;
 
 use super::*;
-use boxlite_proto::message::Event;
+use boxlite_proto::message::{Event, ExitStatus};
 
 /// The agent says this, and the connection is lost for it.
 fn loses(frames: &[Frame]) {
@@ -83,6 +83,17 @@ fn last_words_of_an_agent_are_cut() {
     box_.say(&Event::Fatal { message: "é".repeat(100_000) }.frame(0));
     let Note::Fatal(message) = box_.note() else { panic!() };
     assert!(message.len() <= 4096 && message.starts_with("éé"));
+}
+
+#[test]
+fn an_agent_gives_up_once() {
+    let mut box_ = Fixture::running();
+    for n in 0..1000 {
+        box_.say(&Event::Fatal { message: format!("reason {n}") }.frame(0));
+    }
+    box_.say(&Response::Exited(ExitStatus::Code(0)).frame(1));
+    assert_eq!(box_.note(), Note::Fatal("reason 0".into()));
+    assert!(matches!(box_.note(), Note::MainEnded(_)), "the other reasons are not told");
 }
 
 #[test]

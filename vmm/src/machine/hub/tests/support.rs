@@ -12,7 +12,7 @@ use boxlite_proto::credit::WINDOW;
 use boxlite_proto::frame::{Channel, Frame, Kind, MAX_DATA};
 use boxlite_proto::message::{Exec, Hello, Request, Response};
 
-use super::super::{Command, Commands, Hub, Note};
+use super::super::{Command, Commands, Hub, Note, Threads};
 
 /// Longer than anything takes that happens at all.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -35,7 +35,7 @@ impl Fixture {
     pub(super) fn with(commands: Commands) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (sender, notes) = channel();
-        let hub = Hub::start(commands, folder.path(), move |note| {
+        let hub = Hub::start(&Threads::new(|_| {}), commands, folder.path(), move |note| {
             let _ = sender.send(note);
         });
         let (hub, credit, heard) = (hub.unwrap(), [WINDOW as usize; 2], VecDeque::new());

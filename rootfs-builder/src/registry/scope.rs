@@ -1,0 +1,110 @@
+//! What a key in docker's configuration is about: a registry, or one namespace or repository of it.
+//!
+//! (containers-auth.json(5); docker's own keys name registries alone, also by the address of their API)
+
+use std::fmt;
+
+use crate::reference::DOCKER_HUB;
+
+/// Docker Hub's name in docker's configuration.
+const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
+
+/// A registry, or the repositories below a path in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Scope<'a> {
+    /// `host[:port]`, all names of Docker Hub as one.
+    pub(super) host: &'a str,
+    /// Of repositories; empty: all.
+    pub(super) path: &'a str,
+}
+
+impl<'a> Scope<'a> {
+    /// Of a key as docker and podman write them: `host`, `host/path`, `https://host/v1/`.
+    pub(super) fn of(key: &'a str) -> Self {
+        let address = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://"));
+        let (host, path) = address.unwrap_or(key).split_once('/').unwrap_or((key, ""));
+        let host = match address {
+            Some(address) => address.split('/').next().unwrap_or_default(),
+            None => host,
+        };
+        let path = match path.trim_matches('/') {
+            // The path of an address is that of its API.
+            _ if address.is_some() => "",
+            "v1" | "v2" => "",
+            path => path,
+        };
+        let host = match host {
+            "docker.io"
+            | "index.docker.io"
+            | "registry-1.docker.io"
+            | "registry.hub.docker.com" => DOCKER_HUB,
+            host => host,
+        };
+        Self { host, path }
+    }
+
+    /// Whether this is about a whole registry.
+    pub(super) fn is_registry(self) -> bool {
+        self.path.is_empty()
+    }
+
+    /// Whether what this is about includes a repository.
+    pub(super) fn includes(self, repository: Scope<'_>) -> bool {
+        let rest = repository.path.strip_prefix(self.path);
+        let is_below = |rest: &str| self.is_registry() || rest.is_empty() || rest.starts_with('/');
+        self.host == repository.host && rest.is_some_and(is_below)
+    }
+
+    /// As a key, as docker writes it.
+    pub(super) fn key(self) -> String {
+        match self {
+            Self { host: DOCKER_HUB, path: "" } => DOCKER_HUB_KEY.to_owned(),
+            scope => scope.to_string(),
+        }
+    }
+}
+
+impl fmt::Display for Scope<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let slash = if self.is_registry() { "" } else { "/" };
+        write!(f, "{}{slash}{}", self.host, self.path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_name_registries_or_parts_of_them() {
+        for (key, host, path) in [
+            ("reg.lan:5000", "reg.lan:5000", ""),
+            ("reg.lan/", "reg.lan", ""),
+            ("reg.lan/v2/", "reg.lan", ""),
+            ("reg.lan/v2/team", "reg.lan", "v2/team"),
+            ("reg.lan/team/app/", "reg.lan", "team/app"),
+            ("https://reg.lan/team", "reg.lan", ""),
+            ("https://index.docker.io/v1/", "docker.io", ""),
+            ("index.docker.io/v1/", "docker.io", ""),
+            ("docker.io/me", "docker.io", "me"),
+            ("http://reg.lan", "reg.lan", ""),
+            ("", "", ""),
+        ] {
+            assert_eq!(Scope::of(key), Scope { host, path }, "{key}");
+        }
+        assert_eq!(Scope::of("docker.io").key(), DOCKER_HUB_KEY);
+        assert_eq!(Scope::of("docker.io/me").key(), "docker.io/me");
+    }
+
+    #[test]
+    fn a_path_includes_what_is_below_it() {
+        let includes = |key, repository| Scope::of(key).includes(Scope::of(repository));
+        for key in ["reg.lan", "https://reg.lan/x", "reg.lan/team", "reg.lan/team/app"] {
+            assert!(includes(key, "reg.lan/team/app"), "{key}");
+        }
+        for key in ["reg.lan:1", "reg.lan/tea", "reg.lan/team/app/x", "reg.lan/app", "other/team"] {
+            assert!(!includes(key, "reg.lan/team/app"), "{key}");
+        }
+        assert!(!includes("reg.lan/team", "reg.lan"));
+    }
+}

@@ -11,6 +11,9 @@ use crate::machine::{HealthSpec, MainSpec};
 /// SIGTERM.
 const TERM: i32 = 15;
 
+/// What a command's terminal is where nobody says so.
+pub(super) const DEFAULT_TERM: &str = "xterm";
+
 /// A box as it was made. Written by this release, read by this and later ones.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -76,9 +79,7 @@ impl BoxConfig {
         if self.options.tty {
             exec.terminal = Some(size);
             let mut env = Environment(std::mem::take(&mut exec.env));
-            if !env.has(b"TERM") {
-                env.set(b"TERM", b"xterm");
-            }
+            env.set_terminal_type(DEFAULT_TERM);
             exec.env = env.0;
         }
         let signal = self.options.stop_signal.as_ref().unwrap_or(&self.image.stop_signal);
@@ -113,9 +114,11 @@ impl Environment {
         self.0.push([&prefix, value].concat());
     }
 
-    fn has(&self, name: &[u8]) -> bool {
-        let prefix = [name, b"="].concat();
-        self.0.iter().any(|variable| variable.starts_with(&prefix))
+    /// What a command's terminal is, unless somebody has said so.
+    pub(super) fn set_terminal_type(&mut self, kind: &str) {
+        if !self.0.iter().any(|variable| variable.starts_with(b"TERM=")) {
+            self.set(b"TERM", kind.as_bytes());
+        }
     }
 }
 
@@ -162,5 +165,15 @@ mod tests {
         assert_eq!(main.exec.terminal, Some(size));
         let env: Vec<_> = main.exec.env.iter().map(|v| String::from_utf8_lossy(v)).collect();
         assert_eq!(env, ["PATH=/bin", "A=2", "TERM=xterm"]);
+    }
+
+    #[test]
+    fn a_terminal_is_what_was_asked_for() {
+        let mut env = Environment(vec![b"TERMINFO=/x".to_vec()]);
+        env.set_terminal_type("xterm");
+        assert_eq!(env.0.last().unwrap(), b"TERM=xterm");
+        env.set(b"TERM", b"vt100");
+        env.set_terminal_type("xterm");
+        assert_eq!(env.0, [&b"TERMINFO=/x"[..], b"TERM=vt100"]);
     }
 }

@@ -4,6 +4,8 @@
 //! connection and every exec do one piece of work, and sends. So streams take turns, and one whose reader
 //! has stopped (no credit, or a full socket) only stops itself.
 
+mod listener;
+
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -17,8 +19,9 @@ use boxlite_proto::message::{
     self, Control, Event, ExitStatus, Failure, FailureKind, Hello, Request, Response,
 };
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::io::{self, Errno};
+use rustix::io;
 
+use self::listener::Listener;
 use crate::connection::{Broken, CHUNK, Connection, Outbox, Place, Service};
 use crate::exec::{Cgroups, Exec};
 use crate::job::Job;
@@ -57,7 +60,7 @@ pub struct Server {
     jobs: BTreeMap<u64, Job>,
     /// The job that unpacks a layer; there is one at a time, for they come one upon the other.
     layer: Option<u64>,
-    listener: Option<OwnedFd>,
+    listener: Option<Listener>,
     connections: BTreeMap<u64, Connection>,
     execs: BTreeMap<u64, Exec>,
     exec_counts: ExecCounts,
@@ -98,10 +101,10 @@ impl Server {
         })
     }
 
-    /// Accepts connections from this vsock listener, which must be non-blocking.
+    /// Accepts the host's connections from this vsock listener, which must be non-blocking.
     pub fn listen(&mut self, listener: OwnedFd) -> io::Result<()> {
         self.poller.watch(&listener, Token { id: SERVER, slot: LISTENER })?;
-        self.listener = Some(listener);
+        self.listener = Some(Listener::new(listener));
         self.accept();
         Ok(())
     }
@@ -213,19 +216,7 @@ impl Server {
     }
 
     fn accept(&mut self) {
-        let Some(listener) = &self.listener else { return };
-        let mut accepted = Vec::new();
-        loop {
-            match sys::vsock::accept(listener) {
-                Ok(fd) => accepted.push(fd),
-                Err(Errno::INTR | Errno::CONNABORTED) => {}
-                Err(Errno::AGAIN) => break,
-                Err(e) => {
-                    crate::log::warn(format_args!("cannot accept a connection: {e}"));
-                    break;
-                }
-            }
-        }
+        let accepted = self.listener.as_mut().map(Listener::accept).unwrap_or_default();
         for fd in accepted {
             if let Err(e) = self.connect(fd) {
                 crate::log::warn(format_args!("cannot watch a connection: {e}"));

@@ -29,7 +29,7 @@ pub(crate) fn start(
     let stdio = match exec.terminal {
         Some(size) => Stdio::terminal(size, identity.uid()),
         None if detached => Stdio::null(),
-        None => Stdio::pipes(exec.stdin),
+        None => Stdio::pipes(exec.stdin, identity.uid()),
     }
     .map_err(|e| other("cannot open the command's stdio", e))?;
     let entrance = cgroup.and_then(|cgroup| cgroup.entrance().ok());

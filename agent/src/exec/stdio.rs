@@ -23,16 +23,17 @@ pub(crate) struct Stdio {
 }
 
 impl Stdio {
-    /// Three pipes, or `/dev/null` as the input.
-    pub(crate) fn pipes(with_input: bool) -> io::Result<Self> {
+    /// Three pipes, or `/dev/null` as the input. The command's ends belong to `uid`: it may open them by
+    /// their names, `/dev/stdout` and the like.
+    pub(crate) fn pipes(with_input: bool, uid: Uid) -> io::Result<Self> {
         let (input, stdin) = if with_input {
-            let (read, write) = pipe()?;
+            let (read, write) = pipe(uid)?;
             (Some(write), read)
         } else {
             (None, rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
         };
-        let (output, stdout) = pipe()?;
-        let (error, stderr) = pipe()?;
+        let (output, stdout) = pipe(uid)?;
+        let (error, stderr) = pipe(uid)?;
         if let Some(input) = &input {
             set_nonblocking(input)?;
         }
@@ -75,8 +76,11 @@ pub(crate) fn resize(master: impl AsFd, size: TerminalSize) -> io::Result<()> {
     rustix::termios::tcsetwinsize(master, size)
 }
 
-fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
-    pipe_with(PipeFlags::CLOEXEC)
+fn pipe(owner: Uid) -> io::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+    // Both ends are one inode, of which nobody else has a name.
+    rustix::fs::fchown(&read, Some(owner), None)?;
+    Ok((read, write))
 }
 
 /// Only the agent's end: a command expects blocking stdio.

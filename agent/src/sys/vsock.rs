@@ -1,7 +1,7 @@
 //! `AF_VSOCK` addresses, which rustix does not know.
 
 use std::mem::size_of;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io;
@@ -48,9 +48,46 @@ pub(crate) fn connect(cid: u32, port: u32) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// The next connection of a listener, non-blocking.
-pub(crate) fn accept(listener: impl AsFd) -> io::Result<OwnedFd> {
-    rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)
+/// The next connection of a listener, non-blocking, and who is at its other end.
+pub(crate) fn accept(listener: impl AsFd) -> io::Result<(OwnedFd, Peer)> {
+    // SAFETY: all of sockaddr_vm may be zero.
+    let mut address: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
+    let mut len = LEN;
+    // SAFETY: the kernel writes at most `len` bytes of the address.
+    let fd = unsafe {
+        libc::accept4(
+            listener.as_fd().as_raw_fd(),
+            (&raw mut address).cast(),
+            &raw mut len,
+            libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
+        )
+    };
+    if fd < 0 {
+        return Err(last_error());
+    }
+    // SAFETY: the kernel has just made this descriptor, and nobody else has it.
+    Ok((unsafe { OwnedFd::from_raw_fd(fd) }, Peer::at(&address)))
+}
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Peer {
+    /// The host.
+    Host,
+    /// Something else with this context ID: a process of this machine, or a machine in it.
+    Cid(u32),
+    /// Not a vsock connection: the listener is one of another family.
+    OtherFamily,
+}
+
+impl Peer {
+    fn at(address: &libc::sockaddr_vm) -> Self {
+        match (i32::from(address.svm_family), address.svm_cid) {
+            (libc::AF_VSOCK, HOST) => Self::Host,
+            (libc::AF_VSOCK, cid) => Self::Cid(cid),
+            _ => Self::OtherFamily,
+        }
+    }
 }
 
 const LEN: libc::socklen_t = size_of::<libc::sockaddr_vm>() as libc::socklen_t;
@@ -71,9 +108,27 @@ fn address(cid: u32, port: u32) -> libc::sockaddr_vm {
 fn check(result: libc::c_int) -> io::Result<()> {
     match result {
         0 => Ok(()),
-        _ => {
-            Err(io::Errno::from_io_error(&std::io::Error::last_os_error())
-                .unwrap_or(io::Errno::INVAL))
+        _ => Err(last_error()),
+    }
+}
+
+fn last_error() -> io::Errno {
+    io::Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(io::Errno::INVAL)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_host_is_the_host() {
+        assert_eq!(Peer::at(&address(2, 1024)), Peer::Host);
+        // The hypervisor's, the loopback, guests, "any".
+        for cid in [0, 1, 3, 1 << 31, u32::MAX] {
+            assert_eq!(Peer::at(&address(cid, 1024)), Peer::Cid(cid));
         }
+        let mut unix = address(2, 1024);
+        unix.svm_family = libc::AF_UNIX as libc::sa_family_t;
+        assert_eq!(Peer::at(&unix), Peer::OtherFamily);
     }
 }

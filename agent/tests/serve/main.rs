@@ -180,6 +180,25 @@ fn a_command_finds_itself_where_it_was_asked_to_be() {
 }
 
 #[test]
+fn standard_streams_belong_to_the_commands_user() {
+    needs_root!();
+    let host = connect();
+    let script = "echo out >/proc/self/fd/1; echo err >/proc/self/fd/2; cat </proc/self/fd/0; \
+                  stat -Lc %u /proc/self/fd/1";
+    let user = "65534:65534".to_owned();
+    let stream = host.exec(Exec { stdin: true, user: user.clone(), ..sh(script) });
+    host.write_stdin(stream, b"in\n");
+    host.end_stdin(stream);
+    let (status, out, err) = host.finish(stream).result();
+    assert_eq!((status, &*out, &*err), (code(0), "out\nin\n65534\n", "err\n"));
+    let terminal = Some(TerminalSize { rows: 24, columns: 80 });
+    let script = "echo out >/proc/self/fd/1; echo err >/proc/self/fd/2; stat -Lc %u /dev/tty; \
+                  stat -Lc %u /proc/self/fd/0";
+    let (status, out, _) = host.run(Exec { terminal, user, ..sh(script) });
+    assert_eq!((status, &*out), (code(0), "out\r\nerr\r\n0\r\n65534\r\n"));
+}
+
+#[test]
 fn a_command_inherits_nothing_of_the_agents() {
     needs_root!();
     let host = connect();

@@ -111,6 +111,14 @@ fn a_user_has_no_rights_of_roots() {
 }
 
 #[test]
+fn standard_streams_belong_to_the_user() {
+    let Some(launcher) = Launcher::find() else { return };
+    let script = "echo out >/dev/stdout; echo err >/dev/stderr; cat </dev/stdin";
+    let run = launcher.shell(["-i", "-u", "65534"], script).stdin("in").output().expect(0);
+    assert_eq!((&*run.stdout, &*run.stderr), (&b"out\nin"[..], "err\n"));
+}
+
+#[test]
 fn an_entry_point_replaces_the_images() {
     let Some(launcher) = Launcher::find() else { return };
     let busybox = launcher.image(BUSYBOX);

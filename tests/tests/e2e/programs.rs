@@ -104,3 +104,61 @@ stat -c %s data"#;
     // Less memory than data: it cannot all have stayed in a cache.
     assert_eq!(bash(&launcher, &["--memory", "192M"], script).success(), "209715200");
 }
+
+#[test]
+fn no_process_of_a_box_reaches_its_agent() {
+    let Some(launcher) = Launcher::find() else { return };
+    // A greeting and a question, as the host asks it, for every address that an agent could have; then what there
+    // is of process 1, and devices that anybody may write to.
+    let script = r#"
+import fcntl, os, socket, stat, struct
+with open("/dev/vsock") as device:
+    own = struct.unpack("I", fcntl.ioctl(device, 0x7b9, bytes(4)))[0]
+hello = bytes.fromhex("030000000000000001010000" "01000000010000000200")
+
+def ask(cid, port, bound):
+    with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as s:
+        s.settimeout(60)
+        try:
+            if bound: s.bind((0xffffffff, 900 + cid))
+            s.connect((cid, port))
+            s.sendall(hello)
+            if s.recv(1): print("reached", cid, port, os.getuid())
+        except (ConnectionError, OSError) as e:
+            if isinstance(e, TimeoutError): print("reached, perhaps", cid, port, os.getuid())
+
+def try_all():
+    for cid in (1, 2, own):
+        for port in (1024, 1025):
+            ask(cid, port, os.getuid() == 0)
+    if os.getuid() == 0: return
+    for path in ("mem", "environ", "fd", "maps", "root"):
+        try: os.open("/proc/1/" + path, os.O_RDONLY)
+        except OSError: continue
+        print("reached", path)
+
+try_all()
+if os.fork() == 0:
+    os.setresuid(65534, 65534, 65534)
+    try_all()
+    os._exit(0)
+os.wait()
+for folder, _, names in os.walk("/dev"):
+    for name in names:
+        path = os.path.join(folder, name)
+        mode = os.lstat(path).st_mode
+        if mode & 2 and not stat.S_ISLNK(mode): print(path)
+print("own", own)
+"#;
+    let output = launcher
+        .command(["run", &launcher.debian(), "python3", "-c", script])
+        .deadline(DEADLINE)
+        .output()
+        .success();
+    let harmless = ["full", "null", "ptmx", "random", "tty", "urandom", "zero"];
+    let mut found: Vec<_> = output.lines().filter_map(|line| line.strip_prefix("/dev/")).collect();
+    found.retain(|name| !name.starts_with("pts/"));
+    found.sort_unstable();
+    assert!(!output.contains("reached") && output.contains("own 3"), "{output}");
+    assert_eq!(found, harmless, "{output}");
+}

@@ -1,6 +1,6 @@
 //! `-t`: a real terminal in the box, and the one outside as it was.
 
-use boxlite_tests::{BUSYBOX, Launcher, Terminal};
+use boxlite_tests::{BUSYBOX, Launcher, Sandbox, Terminal};
 
 #[test]
 fn the_command_has_a_terminal_of_the_size_of_ours() {
@@ -12,6 +12,17 @@ fn the_command_has_a_terminal_of_the_size_of_ours() {
     assert_eq!(code, Some(5), "{screen}");
     assert_eq!(screen.matches("/dev/pts/").count(), 3, "{screen}");
     assert!(screen.contains("\r\n33 111\r\nTERM=xterm\r\n"), "{screen:?}");
+}
+
+#[test]
+fn a_commands_terminal_is_what_it_was_asked_to_be() {
+    let Some(launcher) = Launcher::find() else { return };
+    let sandbox = Sandbox::idle(&launcher, "term", &[]);
+    let show = ["sh", "-c", "echo TERM=$TERM."];
+    let args = [&["exec", "-t", "-e", "TERM=vt100", sandbox.name()], &show[..]].concat();
+    let (code, screen) = Terminal::run(&launcher, 24, 80, &args).finish();
+    assert_eq!(code, Some(0), "{screen}");
+    assert!(screen.contains("TERM=vt100."), "{screen:?}");
 }
 
 #[test]

@@ -15,6 +15,9 @@ use crate::machine::{HealthSpec, MainSpec};
 /// SIGTERM.
 const TERM: i32 = 15;
 
+/// What a command's terminal is where nobody says so.
+pub(super) const DEFAULT_TERM: &str = "xterm";
+
 /// A box as it was made. Written by this release, read by this and later ones.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -78,9 +81,7 @@ impl BoxConfig {
         if self.options.tty {
             exec.terminal = Some(size);
             let mut env = Environment(std::mem::take(&mut exec.env));
-            if !env.has(b"TERM") {
-                env.set(b"TERM", b"xterm");
-            }
+            env.set_terminal_type(DEFAULT_TERM);
             exec.env = env.0;
         }
         Ok(MainSpec { exec, wait_for_attach, stop_signal: self.stop_signal() })
@@ -174,9 +175,11 @@ impl Environment {
         self.0.push([&prefix, value].concat());
     }
 
-    fn has(&self, name: &[u8]) -> bool {
-        let prefix = [name, b"="].concat();
-        self.0.iter().any(|variable| variable.starts_with(&prefix))
+    /// What a command's terminal is, unless somebody has said so.
+    pub(super) fn set_terminal_type(&mut self, kind: &str) {
+        if !self.0.iter().any(|variable| variable.starts_with(b"TERM=")) {
+            self.set(b"TERM", kind.as_bytes());
+        }
     }
 }
 
@@ -302,5 +305,15 @@ mod tests {
         assert!(refused(BoxOptions::new("x").cmd(["x".repeat(140_000)])));
         // Whatever a box without a main command runs has its environment.
         assert!(refused(env(140_000, 1).main_command(false)));
+    }
+
+    #[test]
+    fn a_terminal_is_what_was_asked_for() {
+        let mut env = Environment(vec![b"TERMINFO=/x".to_vec()]);
+        env.set_terminal_type("xterm");
+        assert_eq!(env.0.last().unwrap(), b"TERM=xterm");
+        env.set(b"TERM", b"vt100");
+        env.set_terminal_type("xterm");
+        assert_eq!(env.0, [&b"TERMINFO=/x"[..], b"TERM=vt100"]);
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use boxlite_proto::message::{Exec, ExitStatus, TerminalSize};
 use tokio::time::Instant;
 
-use super::config::Environment;
+use super::config::{DEFAULT_TERM, Environment};
 use super::handle::BoxHandle;
 use super::{Error, Result, limits};
 use crate::client::{self, ExecHandle, ExecOutput, ExecStdin};
@@ -56,10 +56,15 @@ impl Command {
         self
     }
 
-    /// Gives the command a terminal, on which standard error appears as well.
+    /// Gives the command a terminal, on which standard error appears as well. `TERM` is this process's,
+    /// unless the command or the box has one.
     pub fn terminal(mut self, size: TerminalSize) -> Self {
         self.exec.terminal = Some(size);
-        self.env("TERM", std::env::var("TERM").unwrap_or_else(|_| "xterm".into()))
+        let ours = std::env::var("TERM");
+        let mut env = Environment(std::mem::take(&mut self.exec.env));
+        env.set_terminal_type(ours.as_deref().unwrap_or(DEFAULT_TERM));
+        self.exec.env = env.0;
+        self
     }
 
     /// Kills the command when it has taken so long since [`spawn`](Self::spawn): starting it counts,

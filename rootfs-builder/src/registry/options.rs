@@ -183,7 +183,7 @@ impl RegistryOptions {
         let host = url.host_str().unwrap_or_default();
         let port = url.port_or_known_default().unwrap_or_default();
         let with_port = format!("{host}:{port}");
-        let is_named = |name: &str| self.registries.get(name).is_some();
+        let is_named = |name: &str| self.registries.contains_key(name);
         let name = match url.port() {
             None if !is_named(&with_port) => host,
             _ => &with_port,

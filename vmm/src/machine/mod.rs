@@ -23,6 +23,7 @@ mod bounded_log;
 mod build;
 mod console;
 pub(crate) mod control;
+mod disks;
 mod hub;
 mod journal;
 mod lifecycle;

@@ -17,13 +17,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use boxlite_proto::frame::HEADER_LEN;
 use boxlite_proto::message::Control;
-use boxlite_rootfs_builder::durable;
 
 use super::boot_report::Report;
 use super::build::{Machine, Said, Stop, Tell};
 use super::control::{
     self, BootStage, DiskMetrics, ExitCounts, FromMachine, MachineMetrics, ToMachine,
 };
+use super::disks;
 use super::hub::{self, Command, Commands, Hub, Note};
 use super::journal::Journal;
 use super::lifecycle::{Action, Input, Lifecycle, Plan};
@@ -43,8 +43,6 @@ const LAUNCHER_LIMIT: Duration = Duration::from_secs(1);
 const LAST_WORDS: Duration = Duration::from_millis(100);
 /// How long answers may take to leave when the process ends.
 const ANSWERS_LIMIT: Duration = Duration::from_millis(500);
-/// How long the disks of a box that ends may take to reach stable storage.
-const SYNC_LIMIT: Duration = Duration::from_secs(5);
 /// How long the agent may take to take the time.
 const CLOCK_LIMIT: Duration = Duration::from_secs(5);
 
@@ -214,8 +212,10 @@ impl Process {
         self.life.settle();
         if let Some(ended) = self.life.ended() {
             if let Some(record) = &self.record {
-                let disk_synced = !self.hangs && self.sync_disks(ended);
-                record.end(&Status { disk_synced, ..self.status() }, ended);
+                let mut status = self.status();
+                status.disk_synced =
+                    !self.hangs && disks::sync(ended, &self.spec.disks, &self.files, &self.threads);
+                record.end(&status, ended);
             }
             self.launcher.ended(ended);
         }
@@ -465,36 +465,6 @@ impl Process {
         let vm = backend::open(self.spec.vcpus, self.spec.nested)?;
         let network = self.network.as_ref();
         Machine::start(vm, &self.spec, &self.files, network, &self.threads, tell)
-    }
-
-    /// Brings the disks to stable storage, before the status says that the box ended: otherwise a loss of power
-    /// could keep the status and lose what the disks were given last. Returns whether it did; a disk that takes
-    /// too long, or of a box that was killed, is put right at the next start.
-    fn sync_disks(&self, ended: &Ended) -> bool {
-        if ended.end == End::Killed {
-            return false;
-        }
-        let stay = self.spec.disks.iter().filter(|disk| !disk.ephemeral);
-        let Ok(files) = stay.map(|disk| self.file(disk.file)).collect::<Result<Vec<_>>>() else {
-            return false;
-        };
-        let (done, synced) = channel();
-        let sync = move || {
-            let all = files.iter().try_for_each(durable::sync_file);
-            // Nobody may wait for it any more.
-            let _ = done.send(all);
-        };
-        let spawned = self.threads.spawn("sync", sync);
-        match spawned.map(|_| synced.recv_timeout(SYNC_LIMIT)) {
-            Ok(Ok(Ok(()))) => true,
-            problem => {
-                tracing::warn!(
-                    ?problem,
-                    "the box's disk is not synced; its next start puts it right"
-                );
-                false
-            }
-        }
     }
 
     fn file(&self, n: usize) -> Result<File> {

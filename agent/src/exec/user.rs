@@ -1,8 +1,8 @@
 //! Who a command runs as: `name`, `uid`, `name:group` or `uid:gid`, looked up in the box's own
 //! `/etc/passwd` and `/etc/group`.
 //!
-//! The rules are those of container engines: a name wins over a number; a number needs no entry (its
-//! group is then 0, its home `/`); supplementary groups are those that list the user, unless
+//! The rules are those of container engines: what is a number is never a name; a number needs no entry
+//! (its group is then 0, its home `/`); supplementary groups are those that list the user, unless
 //! the group is given. Lines that are not entries are skipped.
 
 use std::io::Read;
@@ -69,12 +69,13 @@ fn resolve_in(spec: &str, passwd: &[u8], group: &[u8]) -> Result<Identity, Unkno
     };
     let user = if user.is_empty() { "0" } else { user };
 
-    let by_name =
-        entries(passwd).find_map(|entry| PasswdEntry::parse(entry, |e| e.name == user.as_bytes()));
     let uid = number(user.as_bytes());
-    let entry = by_name.or_else(|| {
-        entries(passwd).find_map(|entry| PasswdEntry::parse(entry, |e| Some(e.uid) == uid))
-    });
+    let is_meant = |entry: &PasswdEntry<'_>| match uid {
+        // Whoever looks for root by its number must not miss a user who is called 0.
+        Some(uid) => entry.uid == uid,
+        None => entry.name == user.as_bytes(),
+    };
+    let entry = entries(passwd).find_map(|entry| PasswdEntry::parse(entry, is_meant));
     let mut identity = match (&entry, uid) {
         (Some(entry), _) => Identity {
             uid: entry.uid,
@@ -90,12 +91,12 @@ fn resolve_in(spec: &str, passwd: &[u8], group: &[u8]) -> Result<Identity, Unkno
     }
 
     if let Some(wanted) = wanted_group {
-        let by_name = entries(group)
-            .filter_map(GroupEntry::parse)
-            .find(|entry| entry.name == wanted.as_bytes())
-            .map(|entry| entry.gid);
-        identity.gid = by_name
-            .or_else(|| number(wanted.as_bytes()))
+        let by_name = || {
+            let mut groups = entries(group).filter_map(GroupEntry::parse);
+            groups.find(|entry| entry.name == wanted.as_bytes()).map(|entry| entry.gid)
+        };
+        identity.gid = number(wanted.as_bytes())
+            .or_else(by_name)
             .ok_or_else(|| UnknownUser::Group(wanted.to_owned()))?;
     } else if let Some(entry) = entry {
         identity.groups = entries(group)
@@ -174,6 +175,7 @@ daemon:x:1:1:daemon:/usr/sbin:/usr/sbin/nologin
 
   web:x:1000:1000:Web,,,:/home/web:/bin/bash\r
 1234:x:77:78::/odd:/bin/sh
+0:x:79:79::/not-root:/bin/sh
 homeless:x:5:5
 \xff\xfe:x:6:6:bytes:/bytes:
 nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin";
@@ -185,7 +187,8 @@ audio:x:29:web
 web:x:1000:
 short:x:44
 big:x:99999999999:web
-docker:x:998:webmaster,web";
+docker:x:998:webmaster,web
+29:x:555:";
 
     fn look_up(spec: &str) -> Result<(u32, u32, Vec<u32>, String), UnknownUser> {
         resolve_in(spec, PASSWD, GROUP)
@@ -204,7 +207,10 @@ docker:x:998:webmaster,web";
             ("web:audio", 1000, 29, &[], "/home/web"),
             ("web:4242", 1000, 4242, &[], "/home/web"),
             (":audio", 0, 29, &[], "/root"),
-            ("1234", 77, 78, &[], "/odd"),
+            ("77", 77, 78, &[], "/odd"),
+            // The user is called so; the number is another's, and nobody's.
+            ("1234", 1234, 0, &[], "/"),
+            ("web:29", 1000, 29, &[], "/home/web"),
             ("homeless", 5, 5, &[], "/"),
             ("4711", 4711, 0, &[], "/"),
             ("4711:12", 4711, 12, &[], "/"),

@@ -24,6 +24,20 @@ pub enum Compression {
     Zstd,
 }
 
+impl Compression {
+    fn compress(self, tar: &[u8]) -> Vec<u8> {
+        match self {
+            Self::None => tar.to_owned(),
+            Self::Gzip => {
+                let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::fast());
+                encoder.write_all(tar).expect("writing to memory does not fail");
+                encoder.finish().expect("writing to memory does not fail")
+            }
+            Self::Zstd => zstd::encode_all(tar, 1).expect("writing to memory does not fail"),
+        }
+    }
+}
+
 impl Layer {
     /// A layer with nothing in it.
     pub fn new() -> Self {
@@ -130,6 +144,11 @@ impl Layer {
         self.entry(path, kind, 0o777, edit, b"")
     }
 
+    /// The tar, compressed.
+    pub fn compressed(self, compression: Compression) -> Vec<u8> {
+        compression.compress(&self.finish())
+    }
+
     /// The tar.
     fn finish(mut self) -> Vec<u8> {
         self.0.resize(self.0.len() + 1024, 0);
@@ -214,17 +233,12 @@ impl ImageBuilder {
 
     /// Adds a layer of these bytes, whatever they are, under this diff ID.
     pub fn raw_layer(mut self, tar: &[u8], diff_id: &str, compression: Compression) -> Self {
-        let (suffix, bytes) = match compression {
-            Compression::None => ("", tar.to_owned()),
-            Compression::Gzip => {
-                let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::fast());
-                encoder.write_all(tar).expect("writing to memory does not fail");
-                ("+gzip", encoder.finish().expect("writing to memory does not fail"))
-            }
-            Compression::Zstd => {
-                ("+zstd", zstd::encode_all(tar, 1).expect("writing to memory does not fail"))
-            }
+        let suffix = match compression {
+            Compression::None => "",
+            Compression::Gzip => "+gzip",
+            Compression::Zstd => "+zstd",
         };
+        let bytes = compression.compress(tar);
         self.layers.push(json!({
             "mediaType": format!("application/vnd.oci.image.layer.v1.tar{suffix}"),
             "digest": digest(&bytes),

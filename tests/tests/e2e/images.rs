@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use boxlite_tests::image::{ImageBuilder, Layer};
-use boxlite_tests::{BUSYBOX, Compression, Launcher};
+use boxlite_tests::{BUSYBOX, Compression, Launcher, Sandbox, unique};
 use serde_json::json;
 
 use crate::noise;
@@ -35,6 +35,55 @@ fn the_images_configuration_is_honoured() {
         "0:0 /tmp /root yes ours x"
     );
     assert_eq!(run(&["--entrypoint", "id"], &["-u"]), "321");
+}
+
+#[test]
+fn a_command_has_the_surroundings_that_its_image_wants() {
+    let Some(launcher) = Launcher::find() else { return };
+    let folder = launcher.folder();
+    let passwd = "root:x:0:0::/root:/bin/sh\napp:x:321:654::/:/bin/sh\n";
+    let lower = Layer::new()
+        .file("etc/passwd", 0o644, passwd)
+        .file("etc/hosts", 0o644, "10.9.8.7 db\n")
+        .file("etc/hostname", 0o644, "where-it-was-built\n")
+        .attributes(&[("com.apple.quarantine", b"0081;5f5e100")])
+        .file("plain", 0o644, "lower");
+    let script =
+        "test $(hostname) = $HOSTNAME && test $(cat /etc/hostname) = $HOSTNAME && echo named
+        grep -c -w localhost /etc/hosts; readlink /etc/mtab; cat /plain/inside
+        stat -c %u:%g:%a /var/lib/made; timeout 1 nc -l -p 80; test $? -gt 1 && echo listened
+        trap 'exit 9' 61; echo ready; while :; do sleep 0.1; done";
+    let health = json!({ "Test": ["CMD-SHELL", "echo fine"], "Interval": 1_000_000_000 });
+    let image = ImageBuilder::on(&launcher.layout(BUSYBOX))
+        .layer(lower, Compression::Gzip)
+        .layer(Layer::new().file("plain/inside", 0o644, "upper\n"), Compression::None)
+        .config("User", json!("app"))
+        .config("Entrypoint", json!([""]))
+        .config("Cmd", json!(["sh", "-c", script]))
+        .config("Volumes", json!({ "/var/lib/made": {}, "/plain": {} }))
+        .config("StopSignal", json!("SIGRTMAX-3"))
+        .config("Healthcheck", health)
+        .write(folder.path())
+        .reference();
+    let sandbox = Sandbox::named(&launcher, unique("surroundings"));
+    let options = ["run", "--memory", "192M", "--name", sandbox.name(), &image];
+    let mut run = launcher.command(options).spawn();
+    run.wait_for("ready");
+    let expected = "named\n2\n/proc/mounts\nupper\n0:0:755\nlistened\nready\n";
+    assert_eq!(run.stdout_so_far(), expected);
+    let status = |info: &serde_json::Value| info["health"]["status"].as_str() == Some("healthy");
+    sandbox.wait_until("healthy", status);
+
+    // A tar may come compressed.
+    let tar =
+        Layer::new().attributes(&[("com.apple.macl", b"x")]).file("unpacked", 0o644, "from a tar");
+    let tar = tar.compressed(Compression::Gzip);
+    let place = format!("{}:/", sandbox.name());
+    launcher.command(["cp", "-", &place]).stdin(tar).output().success();
+    assert_eq!(sandbox.shell("cat /unpacked"), "from a tar");
+
+    sandbox.on(["stop"]).output().success();
+    run.wait().expect(9);
 }
 
 #[test]

@@ -248,7 +248,7 @@ fn variables_of(text: &str) -> Result<Vec<(String, String)>> {
         }
         let name = line.split('=').next().unwrap_or_default();
         if name.is_empty() {
-            bail!("line {number}: {line:?} names no variable");
+            bail!("line {number}: there is no name before the '='");
         }
         if name.contains(char::is_whitespace) {
             bail!("line {number}: the name {name:?} has a blank in it; write NAME=VALUE");

@@ -7,12 +7,15 @@
 //! a removed group with that controller (some 65 KiB) for as long as it caches a page of a file that
 //! was first read or written there.
 //!
-//! Where there is no cgroup v2, killing falls back to the process group of the exec.
+//! Where there is no cgroup v2, killing falls back to the process group of the exec. Where there is, a
+//! command that cannot have its group, or enter it, is not run: killing its group would kill nothing.
+//!
+//! Groups are reached by descriptors, so that it does not matter what the box mounts over their folder.
 
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io;
 
 const PARENT: &str = "/sys/fs/cgroup/boxlite";
@@ -23,7 +26,7 @@ const MAX_IDLE: usize = 32;
 /// The control groups of one server.
 pub(crate) struct Cgroups {
     /// None where cgroup v2 is missing.
-    parent: Option<PathBuf>,
+    parent: Option<OwnedFd>,
     /// Slots that were made.
     slots: u64,
     idle: Vec<Slot>,
@@ -33,46 +36,37 @@ pub(crate) struct Cgroups {
 
 /// The control group of an exec.
 pub(crate) struct Cgroup {
-    path: PathBuf,
+    name: String,
+    dir: OwnedFd,
     slot: Slot,
     /// What the slot had counted before.
     oom_kills: u64,
 }
 
 struct Slot {
-    path: PathBuf,
+    name: String,
+    dir: OwnedFd,
 }
 
 impl Cgroups {
     pub(crate) fn new() -> Self {
-        let parent = Path::new(PARENT);
-        let usable = make_dir(parent).is_ok() && parent.join("cgroup.kill").exists();
-        if usable {
-            // Without it, nobody knows why a command was killed.
-            let _ = std::fs::write(parent.join("cgroup.subtree_control"), "+memory");
-        }
-        let parent = usable.then(|| parent.to_owned());
-        Self { parent, slots: 0, idle: Vec::new(), leftover: Vec::new() }
+        Self { parent: open_parent(), slots: 0, idle: Vec::new(), leftover: Vec::new() }
     }
 
-    /// Makes the group of an exec.
-    pub(crate) fn create(&mut self, id: u64) -> Option<Cgroup> {
-        let parent = self.parent.as_ref()?;
-        let slot = match self.idle.pop() {
-            Some(slot) => slot,
-            None => {
-                self.slots += 1;
-                Slot::make(parent.join(format!("slot-{}", self.slots))).ok()?
-            }
-        };
-        let path = slot.path.join(format!("exec-{id}"));
-        match make_dir(&path) {
-            Ok(()) => Some(Cgroup { path, oom_kills: slot.oom_kills(), slot }),
-            Err(_) => {
-                self.idle.push(slot);
-                None
+    /// Makes the group of an exec; none where there are no groups at all.
+    pub(crate) fn create(&mut self, id: u64) -> io::Result<Option<Cgroup>> {
+        let Some(parent) = &self.parent else { return Ok(None) };
+        let name = format!("exec-{id}");
+        // One that root in the box has removed is of no use any more.
+        while let Some(slot) = self.idle.pop() {
+            if let Ok(dir) = make_dir(&slot.dir, &name) {
+                return Ok(Some(Cgroup::new(name, dir, slot)));
             }
         }
+        self.slots += 1;
+        let slot = Slot::make(parent, self.slots)?;
+        let dir = make_dir(&slot.dir, &name)?;
+        Ok(Some(Cgroup::new(name, dir, slot)))
     }
 
     /// Removes the group of an ended exec, now or once it is empty.
@@ -83,55 +77,81 @@ impl Cgroups {
 
     /// Removes the groups that have become empty. To be called when processes have been reaped.
     pub(crate) fn sweep(&mut self) {
-        let is_gone = |group: &mut Cgroup| rustix::fs::rmdir(&group.path) != Err(io::Errno::BUSY);
+        let is_gone =
+            |group: &mut Cgroup| remove_dir(&group.slot.dir, &group.name) != Err(io::Errno::BUSY);
         for Cgroup { slot, .. } in self.leftover.extract_if(.., is_gone) {
             if self.idle.len() < MAX_IDLE {
                 self.idle.push(slot);
-            } else {
-                let _ = rustix::fs::rmdir(&slot.path);
+            } else if let Some(parent) = &self.parent {
+                let _ = remove_dir(parent, &slot.name);
             }
         }
     }
 }
 
 impl Cgroup {
+    fn new(name: String, dir: OwnedFd, slot: Slot) -> Self {
+        Self { name, dir, oom_kills: slot.oom_kills(), slot }
+    }
+
     /// Where a process enters the group by writing `0`.
     pub(crate) fn entrance(&self) -> io::Result<OwnedFd> {
-        self.open("cgroup.procs")
+        open(&self.dir, "cgroup.procs", OFlags::WRONLY)
     }
 
     /// SIGKILL to everything in it.
     pub(crate) fn kill(&self) -> io::Result<()> {
-        rustix::io::write(self.open("cgroup.kill")?, b"1").map(drop)
+        rustix::io::write(open(&self.dir, "cgroup.kill", OFlags::WRONLY)?, b"1").map(drop)
     }
 
     /// Whether the kernel killed anything in it because memory ran out.
     pub(crate) fn ran_out_of_memory(&self) -> bool {
         self.slot.oom_kills() > self.oom_kills
     }
-
-    fn open(&self, file: &str) -> io::Result<OwnedFd> {
-        rustix::fs::open(self.path.join(file), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
-    }
 }
 
 impl Slot {
-    fn make(path: PathBuf) -> io::Result<Self> {
-        make_dir(&path).map(|()| Self { path })
+    fn make(parent: &OwnedFd, number: u64) -> io::Result<Self> {
+        let name = format!("slot-{number}");
+        Ok(Self { dir: make_dir(parent, &name)?, name })
     }
 
     /// How many the kernel has killed in it; without the controller, it does not know.
     fn oom_kills(&self) -> u64 {
-        oom_kills(&std::fs::read(self.path.join("memory.events")).unwrap_or_default())
+        let mut events = Vec::new();
+        if let Ok(file) = open(&self.dir, "memory.events", OFlags::RDONLY) {
+            let _ = std::fs::File::from(file).read_to_end(&mut events);
+        }
+        oom_kills(&events)
     }
 }
 
-/// One that is there already is a former server's.
-fn make_dir(path: &Path) -> io::Result<()> {
-    match rustix::fs::mkdir(path, Mode::from_raw_mode(0o755)) {
-        Err(io::Errno::EXIST) => Ok(()),
-        result => result,
+/// The folder of all groups, if this kernel's groups can be killed.
+fn open_parent() -> Option<OwnedFd> {
+    let parent = make_dir(rustix::fs::CWD, PARENT).ok()?;
+    rustix::fs::statat(&parent, "cgroup.kill", AtFlags::empty()).ok()?;
+    // Without it, nobody knows why a command was killed.
+    if let Ok(control) = open(&parent, "cgroup.subtree_control", OFlags::WRONLY) {
+        let _ = rustix::io::write(control, b"+memory");
     }
+    Some(parent)
+}
+
+/// Makes and opens a folder. One that is there already is a former server's.
+fn make_dir(parent: impl AsFd, name: &str) -> io::Result<OwnedFd> {
+    match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(io::Errno::EXIST) => {}
+        Err(e) => return Err(e),
+    }
+    open(parent, name, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW)
+}
+
+fn remove_dir(parent: &OwnedFd, name: &str) -> io::Result<()> {
+    rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR)
+}
+
+fn open(dir: impl AsFd, name: &str, flags: OFlags) -> io::Result<OwnedFd> {
+    rustix::fs::openat(dir, name, flags | OFlags::CLOEXEC, Mode::empty())
 }
 
 /// Out of `memory.events` (kernel documentation, "Control Group v2").

@@ -62,7 +62,10 @@ impl Exec {
         cgroups: &mut Cgroups,
         poller: &Poller,
     ) -> Result<Self, Failure> {
-        let cgroup = cgroups.create(id);
+        let cgroup = cgroups.create(id).map_err(|e| Failure {
+            kind: message::FailureKind::Other,
+            message: format!("cannot make the command's control group: {e}"),
+        })?;
         let started = spawn::start(request, place.is_none(), cgroup.as_ref());
         let (pid, stdio) = match started {
             Ok(started) => started,

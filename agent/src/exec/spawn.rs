@@ -32,7 +32,8 @@ pub(crate) fn start(
         None => Stdio::pipes(exec.stdin, identity.uid()),
     }
     .map_err(|e| other("cannot open the command's stdio", e))?;
-    let entrance = cgroup.and_then(|cgroup| cgroup.entrance().ok());
+    let entrance = cgroup.map(Cgroup::entrance).transpose();
+    let entrance = entrance.map_err(|e| other("cannot open the command's control group", e))?;
     let groups: Vec<_> =
         identity.groups.iter().map(|gid| rustix::process::Gid::from_raw(*gid)).collect();
     let pid = spawn(&Plan {
@@ -137,6 +138,7 @@ impl Command {
             (Step::Clone, errno) => other("cannot start a process", errno),
             (Step::Session, errno) => other("cannot open a session on the terminal", errno),
             (Step::Stdio, errno) => other("cannot connect the command's stdio", errno),
+            (Step::Cgroup, errno) => other("cannot enter the command's control group", errno),
             (Step::User, errno) => other("cannot become the user", errno),
         }
     }

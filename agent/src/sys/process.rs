@@ -37,6 +37,7 @@ pub(crate) enum Step {
     Clone,
     Session,
     Stdio,
+    Cgroup,
     WorkingDir,
     User,
     Exec,
@@ -137,8 +138,8 @@ fn prepare(plan: &Plan<'_>) -> Result<(), (Step, Errno)> {
         rustix::process::ioctl_tiocsctty(rustix::stdio::stdin()).map_err(at(Step::Session))?;
     }
     if let Some(cgroup) = plan.cgroup {
-        // Without it the command still runs; only its descendants are harder to find.
-        let _ = rustix::io::write(cgroup, b"0");
+        // Outside of it, nobody would find its descendants to kill them.
+        rustix::io::write(cgroup, b"0").map_err(at(Step::Cgroup))?;
     }
     reset_inherited();
     rustix::process::chdir(plan.working_dir).map_err(at(Step::WorkingDir))?;

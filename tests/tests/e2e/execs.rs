@@ -51,6 +51,29 @@ fn commands_are_run_as_they_are_asked_for() {
 }
 
 #[test]
+fn a_command_that_could_not_be_killed_is_not_run() {
+    let Some(launcher) = Launcher::find() else { return };
+    let sandbox = Sandbox::idle(&launcher, "groups", &NO_OPTIONS);
+    // What the box mounts over them does not hide the groups from the agent.
+    sandbox.shell("mount -t tmpfs none /sys/fs/cgroup");
+    let script = "setsid sleep 5555 & setsid sleep 5555 & sleep 5555";
+    sandbox.exec(["--timeout", "1s"], script).output().expect(124);
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while sandbox.shell("ps | grep -c '[s]leep 5555' || true") != "0" {
+        assert!(Instant::now() < deadline, "{}", sandbox.shell("ps"));
+    }
+    sandbox.shell("umount /sys/fs/cgroup");
+    // Groups that nothing can enter, as they have controllers: the next commands' own ones.
+    sandbox.shell(
+        "cd /sys/fs/cgroup/boxlite; for slot in slot-*; do echo +memory > $slot/cgroup.subtree_control
+        for n in $(seq 1 400); do mkdir $slot/exec-$n 2>/dev/null && \
+            echo +memory > $slot/exec-$n/cgroup.subtree_control; done; done; true",
+    );
+    let refused = sandbox.exec(NO_OPTIONS, "sleep 6666").output();
+    refused.fails_with(&["enter the command's control group"]);
+}
+
+#[test]
 fn programs_for_terminals_work() {
     let Some(launcher) = Launcher::find() else { return };
     let sandbox = Sandbox::idle(&launcher, "terminal", &["-e", "PS1=prompt> "]);

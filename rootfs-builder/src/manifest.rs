@@ -25,6 +25,9 @@ pub(crate) struct Descriptor {
     pub(crate) media_type: String,
     pub(crate) digest: Digest,
     pub(crate) size: u64,
+    /// Of what is no image, as the maker of an index says.
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) artifact_type: String,
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) annotations: BTreeMap<String, String>,
     #[serde(default)]
@@ -61,7 +64,7 @@ impl Descriptor {
         let kind = media_type_essence(&self.media_type);
         let is_image_type =
             kind.is_empty() || INDEX_TYPES.contains(&kind) || MANIFEST_TYPES.contains(&kind);
-        is_image_type && !is_attestation
+        is_image_type && !is_attestation && is_config_type(&self.artifact_type)
     }
 }
 

@@ -191,11 +191,17 @@ impl Search<'_> {
             return self.descend(entry, depth);
         }
         found.extend(named.iter().filter_map(|entry| entry.platform.as_ref()).map(shown_platform));
+        let mut no_image = None;
         for entry in &unnamed {
             match self.descend(entry, depth) {
                 Err(Error::WrongPlatform { found: inner, .. }) => found.extend(inner),
+                // An artifact that the index does not say is one.
+                Err(error @ Error::Unsupported { .. }) => no_image = Some(error),
                 other => return other,
             }
+        }
+        if let Some(error) = no_image.filter(|_| found.is_empty()) {
+            return Err(error);
         }
         found.sort();
         found.dedup();

@@ -15,7 +15,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::image::{Image, Imported, Layer, read_small};
 use crate::layer::Compression;
-use crate::manifest::{MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES};
+use crate::manifest::{Document, MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES};
 use crate::platform::Platform;
 use crate::progress::{Event, LayerProgress, Pace, Progress};
 use crate::reference::{ImageName, ImageReference, InvalidName};
@@ -237,20 +237,13 @@ impl ImageStore {
             Some(config) => config,
             None => config_json(&record.config, &import.layers).to_string().into_bytes(),
         };
-        let config_digest = Digest::sha256(&config);
+        let manifest = stored(&import.origin.manifest, MAX_MANIFEST_BYTES)?;
+        let named = manifest.as_deref().and_then(|manifest| name_of_config(manifest, &config));
+        let config_digest = named.unwrap_or_else(|| Digest::sha256(&config));
         writer.blob(&config_digest, config.len() as u64, config.as_slice())?;
-        let manifest = match stored(&import.origin.manifest, MAX_MANIFEST_BYTES)? {
+        let manifest = match manifest {
             Some(manifest) => manifest,
-            None => {
-                let config = descriptor(CONFIG_TYPE, &config_digest, config.len() as u64);
-                let manifest = json!({
-                    "schemaVersion": 2,
-                    "mediaType": MANIFEST_TYPE,
-                    "config": config,
-                    "layers": layers,
-                });
-                manifest.to_string().into_bytes()
-            }
+            None => manifest_json(&config_digest, config.len(), &layers).to_string().into_bytes(),
         };
         let digest = match &import.origin.manifest {
             Some(digest) => digest.clone(),
@@ -269,6 +262,17 @@ impl ImageStore {
             );
         }
         Ok(entry)
+    }
+}
+
+/// How a manifest names its config, which may be by another function than the store's.
+fn name_of_config(manifest: &[u8], config: &[u8]) -> Option<Digest> {
+    match Document::parse(manifest).ok()? {
+        Document::Manifest { config: named, .. } => {
+            let digest = named.digest;
+            (Digest::of(digest.algorithm(), config) == digest).then_some(digest)
+        }
+        Document::Index(_) => None,
     }
 }
 
@@ -333,6 +337,16 @@ fn layer_type(path: &Path) -> Result<&'static str> {
 
 fn descriptor(media_type: &str, digest: &Digest, size: u64) -> Value {
     json!({ "mediaType": media_type, "digest": digest.to_string(), "size": size })
+}
+
+/// A manifest for an image that came without one, or whose layers are compressed in another way now.
+fn manifest_json(config: &Digest, config_len: usize, layers: &[Value]) -> Value {
+    json!({
+        "schemaVersion": 2,
+        "mediaType": MANIFEST_TYPE,
+        "config": descriptor(CONFIG_TYPE, config, config_len as u64),
+        "layers": layers,
+    })
 }
 
 /// A config for an image that came without one.

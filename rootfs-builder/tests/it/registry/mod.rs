@@ -2,6 +2,7 @@
 
 mod faults;
 mod logins;
+mod odd;
 mod processes;
 mod proxy;
 mod pulls;

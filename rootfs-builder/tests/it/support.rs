@@ -102,6 +102,15 @@ impl Place {
         files
     }
 
+    /// Waits for something.
+    pub(crate) fn until(&self, what: &str, mut is_so: impl FnMut() -> bool) {
+        let deadline = std::time::Instant::now() + Duration::from_secs(120);
+        while !is_so() {
+            assert!(std::time::Instant::now() < deadline, "{what}: {:?}", self.store_files());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     pub(crate) fn resolve(&self, reference: &str) -> Result<Image, Error> {
         self.store().resolve(&reference.parse::<ImageReference>()?, &Silent)
     }

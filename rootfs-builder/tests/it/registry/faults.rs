@@ -131,7 +131,8 @@ fn what_an_interrupted_pull_left_is_kept_for_days_or_until_pruned() {
         place.store_files().len()
     };
     assert_eq!(age(2), 3);
-    assert_eq!(age(4), 0);
+    // Where a process of another test is being started, it has the locks for a moment.
+    place.until("it is swept away", || age(4) == 0);
 }
 
 #[test]

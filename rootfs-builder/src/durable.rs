@@ -79,10 +79,10 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
 /// # Errors
 /// The system's error; the old file is still there then, unless only the sync of its folder failed.
 pub fn replace(target: &Path, bytes: &[u8], durability: Durability) -> io::Result<()> {
-    replace_with(target, durability, |file| file.write_all(bytes))
+    replace_with(target, durability, |file| file.write_all(bytes)).map(drop)
 }
 
-/// As [`replace`], with a file that `write` fills; it is open for reading, too.
+/// As [`replace`], with a file that `write` fills, and which is returned; it is open for reading, too.
 ///
 /// # Errors
 /// Those of `write`, and as [`replace`].
@@ -90,7 +90,7 @@ pub fn replace_with(
     target: &Path,
     durability: Durability,
     write: impl FnOnce(&mut File) -> io::Result<()>,
-) -> io::Result<()> {
+) -> io::Result<File> {
     let new = new_name(target)?;
     let replaced = || {
         let mut options = OpenOptions::new();
@@ -98,9 +98,10 @@ pub fn replace_with(
         let mut file = options.open(&new)?;
         write(&mut file)?;
         match durability {
-            Durability::Process => fs::rename(&new, target),
-            Durability::Power => sync_file(&file).and_then(|()| rename(&new, target)),
+            Durability::Process => fs::rename(&new, target)?,
+            Durability::Power => sync_file(&file).and_then(|()| rename(&new, target))?,
         }
+        Ok(file)
     };
     replaced().inspect_err(|_| drop(fs::remove_file(&new)))
 }

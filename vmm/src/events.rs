@@ -13,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use boxlite_proto::message::ExitStatus;
+use boxlite_rootfs_builder::durable::{self, Durability};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -178,11 +179,9 @@ fn move_locked(path: &Path, mut log: &File, max: u64) -> io::Result<()> {
         let number = number(&File::open(path)?)?.unwrap_or(0);
         let mut heading = serde_json::to_vec(&Heading { log: number + 1 })?;
         heading.push(b'\n');
-        // In one step, for whoever reads it.
-        let folder = path.parent().unwrap_or(Path::new("."));
-        let copy = tempfile::NamedTempFile::new_in(folder)?;
-        std::fs::copy(path, copy.path())?;
-        copy.persist(older(path))?;
+        // In one step, for whoever reads it, and for good before the log is emptied.
+        let copy = |to: &mut File| io::copy(&mut File::open(path)?, to).map(drop);
+        durable::replace_with(&older(path), Durability::Power, copy)?;
         log.set_len(0)?;
         log.write_all(&heading)?;
     }
@@ -230,6 +229,8 @@ mod tests {
         assert!(!older(&path).exists());
         note("b");
         assert_eq!(number(&File::open(&path).unwrap()).unwrap(), Some(0));
+        // Of a process that was killed right there.
+        std::fs::write(dir.path().join(".events.old.jsonl.new"), "half").unwrap();
         move_aside(&path, len).unwrap();
         note("c");
         assert_eq!(number(&File::open(&path).unwrap()).unwrap(), Some(1));
@@ -238,5 +239,6 @@ mod tests {
             (ids(&older(&path)), ids(&path)),
             (vec!["a".into(), "b".into()], vec!["c".into()])
         );
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "nothing is left over");
     }
 }

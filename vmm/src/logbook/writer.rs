@@ -6,6 +6,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use boxlite_rootfs_builder::durable::{self, Durability};
+
 use super::{
     FILE, FILE_HEADER, FILE_LIMIT, Found, Header, LogStream, MAGIC, MAX_RECORD, OLD_FILE,
     RECORD_HEADER, record_at, sequence,
@@ -125,9 +127,9 @@ fn numbered(path: &Path) -> io::Result<Option<(File, u64)>> {
 
 /// Makes a log file, which appears with its header whole.
 fn create(folder: &Path, sequence: u64) -> io::Result<Open> {
-    let file = tempfile::NamedTempFile::new_in(folder)?;
     let header = [MAGIC, sequence.to_le_bytes()].concat();
-    file.as_file().write_all_at(&header, 0)?;
-    let file = file.persist(folder.join(FILE))?;
+    // The box's process is the only writer. What it wrote last may be lost with its host.
+    let write = |file: &mut File| file.write_all_at(&header, 0);
+    let file = durable::replace_with(&folder.join(FILE), Durability::Process, write)?;
     Ok(Open { file, end: FILE_HEADER })
 }

@@ -148,6 +148,7 @@ impl Place {
         };
         // A half-written image would never be made again.
         durable::replace_with(&image, Durability::Power, write)
+            .map(drop)
             .map_err(|source| Error::Image { path: image.clone(), source })
     }
 }

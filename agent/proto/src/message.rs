@@ -13,7 +13,8 @@ pub struct Hello {
     /// Which life of the guest this is: 0 at boot, one more for each restore of a snapshot. The
     /// agent answers with its own; a host that asks for another has the wrong machine.
     pub generation: u64,
-    /// Host to agent: nanoseconds since the Unix epoch, to set the clock by; agent to host: 0.
+    /// Host to agent: nanoseconds since the Unix epoch when it was sent, before which it can't be any
+    /// more when it arrives; agent to host: 0.
     pub unix_time_ns: u64,
 }
 
@@ -53,6 +54,34 @@ pub enum Request {
     CopyOut(CopyOut),
     /// What became of the commands that were asked for. Answered by [`Response::ExecCounts`].
     ExecCounts,
+    /// Runs the main command of a box. Answered as [`Exec`](Self::Exec) is. There is one at a time, and
+    /// commands that are asked for while it runs see the same processes as it does.
+    ExecMain(MainExec),
+    /// Asks for the reading of a clock that nobody sets. Answered by [`Response::Clock`].
+    Clock,
+    /// Tells the time. Answered by [`Response::Done`].
+    SetClock(ClockReading),
+}
+
+/// The main command of a box: the first process of a PID namespace of its own, with which everything in
+/// that namespace ends.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MainExec {
+    /// The command.
+    pub exec: Exec,
+    /// Whether an init of the agent's is the first process in its place, and reaps orphans.
+    pub init: bool,
+}
+
+/// What time it was when the guest's clock stood somewhere: true whenever it is heard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockReading {
+    /// [`Response::Clock`]'s nanoseconds.
+    pub monotonic_ns: u64,
+    /// Nanoseconds since the Unix epoch at that moment.
+    pub unix_time_ns: u64,
+    /// How far off that may be, in nanoseconds.
+    pub error_ns: u64,
 }
 
 /// A command to run.
@@ -93,6 +122,10 @@ pub enum Control {
     /// Ends the command with everything that it started and is still in its session: nobody is
     /// interested any more.
     Kill,
+    /// Sends a signal (Linux number) to the command's own process alone. One that the kernel keeps from
+    /// it, because it is the first process of its namespace and does not say what it makes of that signal,
+    /// does what it does to every other process.
+    SignalProcess(i32),
 }
 
 /// What the agent answers on the stream of a request.
@@ -134,6 +167,11 @@ pub enum Response {
     Stat(FileStat),
     /// What became of the commands. Last frame of the stream.
     ExecCounts(ExecCounts),
+    /// The reading of the clock. Last frame of the stream.
+    Clock {
+        /// Nanoseconds of `CLOCK_MONOTONIC`.
+        monotonic_ns: u64,
+    },
 }
 
 /// How a command ended.

@@ -10,8 +10,8 @@ use boxlite_proto::guest::{
     CopyIn, CopyOut, ExecCounts, FileKind, FileStat, GuestMetrics, Owner, Process, Stat,
 };
 use boxlite_proto::message::{
-    Control, Event, Exec, ExitStatus, Failure, FailureKind, Hello, Request, Response, Stage,
-    TerminalSize,
+    ClockReading, Control, Event, Exec, ExitStatus, Failure, FailureKind, Hello, MainExec, Request,
+    Response, Stage, TerminalSize,
 };
 
 const FIXTURES: &str = include_str!("golden/frames.txt");
@@ -83,6 +83,14 @@ fn copy_in(owner: Option<Owner>) -> CopyIn {
     CopyIn { path: b"/srv/www".to_vec(), create: true, owner }
 }
 
+fn clock_reading() -> ClockReading {
+    ClockReading {
+        monotonic_ns: 60_000_000_123,
+        unix_time_ns: 1_700_000_000_123_456_789,
+        error_ns: 2_000_000,
+    }
+}
+
 /// One frame for each message that there is.
 fn frames() -> Vec<(&'static str, Frame)> {
     let hello =
@@ -123,6 +131,12 @@ fn frames() -> Vec<(&'static str, Frame)> {
             Request::CopyOut(CopyOut { path: b"/var/log".to_vec(), follow: false }).frame(12),
         ),
         ("exec-counts", Request::ExecCounts.frame(10)),
+        ("exec-main", Request::ExecMain(MainExec { exec: exec(), init: true }).frame(8)),
+        ("exec-main-default", Request::ExecMain(MainExec::default()).frame(8)),
+        ("clock", Request::Clock.frame(10)),
+        ("set-clock", Request::SetClock(clock_reading()).frame(10)),
+        ("signal-process", Control::SignalProcess(15).frame(7)),
+        ("clock-reading", Response::Clock { monotonic_ns: 60_000_000_123 }.frame(10)),
         ("detached", Response::Detached { pid: 300 }.frame(8)),
         ("out-of-memory", Response::ExitedOutOfMemory(ExitStatus::Signal(9)).frame(7)),
         ("guest-metrics", Response::Metrics(metrics()).frame(10)),

@@ -1,0 +1,106 @@
+//! What a process makes of a signal, as the kernel tells it in `/proc/PID/status`.
+
+use std::time::Duration;
+
+use rustix::process::Pid;
+
+/// Between two looks at a process.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// `rt_sigtimedwait_time64`, and `rt_sigtimedwait` of 32-bit programs on x86_64.
+const OTHER_SIGTIMEDWAIT: [i64; 2] = [421, 177];
+
+/// Whether the kernel would keep this signal from a process because it is the first one of its namespace:
+/// it has no handler for it, does not wait for it, and it would end every other process.
+pub(super) fn is_kept_from_first(pid: Pid, signal: i32) -> bool {
+    if !ends_by_default(signal) || !is_default(pid, signal) {
+        return false;
+    }
+    // One that waits for signals shows them as not blocked while it does. It was missed if it was about to
+    // wait when it was asked what it does, and waited when it was asked what it blocks.
+    std::thread::sleep(PAUSE);
+    is_default(pid, signal)
+}
+
+fn is_default(pid: Pid, signal: i32) -> bool {
+    let read = |file: &str| {
+        std::fs::read_to_string(format!("/proc/{}/{file}", pid.as_raw_nonzero()))
+            .unwrap_or_default()
+    };
+    !waits_for_signals(&read("syscall")) && is_default_in(&read("status"), signal)
+}
+
+/// Whether the call that the process is in, of `/proc/PID/syscall`, takes signals off its queue.
+fn waits_for_signals(syscall: &str) -> bool {
+    let number = syscall.split_ascii_whitespace().next().and_then(|word| word.parse::<i64>().ok());
+    number.is_some_and(|n| n == libc::SYS_rt_sigtimedwait || OTHER_SIGTIMEDWAIT.contains(&n))
+}
+
+/// Whether the status has the signal neither blocked nor ignored nor caught.
+fn is_default_in(status: &str, signal: i32) -> bool {
+    let mask = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        u64::from_str_radix(line.trim(), 16).ok()
+    };
+    let bit = 1_u64.checked_shl(signal.cast_unsigned().wrapping_sub(1)).unwrap_or(0);
+    // What cannot be read is not killed.
+    [mask("SigBlk:"), mask("SigIgn:"), mask("SigCgt:")]
+        .into_iter()
+        .all(|mask| mask.is_some_and(|mask| mask & bit == 0))
+}
+
+/// Whether a process without a handler ends by it (`man 7 signal`). SIGKILL and SIGSTOP reach a first
+/// process, too.
+fn ends_by_default(signal: i32) -> bool {
+    const OTHERS: [i32; 9] = [
+        libc::SIGKILL,
+        libc::SIGCHLD,
+        libc::SIGCONT,
+        libc::SIGSTOP,
+        libc::SIGTSTP,
+        libc::SIGTTIN,
+        libc::SIGTTOU,
+        libc::SIGURG,
+        libc::SIGWINCH,
+    ];
+    (1..=64).contains(&signal) && !OTHERS.contains(&signal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STATUS: &str = "Name:\tx\nSigQ:\t0/1\nShdPnd:\t0000000000000000\n\
+        SigBlk:\t0000000000010000\nSigIgn:\t0000000000001000\nSigCgt:\t0000000000004002\n";
+
+    #[test]
+    fn a_mask_has_a_bit_for_each_signal() {
+        let default = |signal| is_default_in(STATUS, signal);
+        assert!(!default(2) && !default(15), "caught");
+        assert!(!default(13), "ignored");
+        assert!(!default(17), "blocked");
+        assert!(default(1) && default(3) && default(64));
+        assert!(!is_default_in("", 1) && !is_default_in("SigBlk:\t0\nSigIgn:\tx\n", 1));
+        let realtime = STATUS.replace("SigCgt:\t0", "SigCgt:\t8");
+        assert!(!is_default_in(&realtime, 64) && is_default_in(&realtime, 63));
+    }
+
+    #[test]
+    fn only_what_would_end_it_counts() {
+        for signal in [1, 2, 3, 10, 12, 14, 15, 34, 64] {
+            assert!(ends_by_default(signal), "{signal}");
+        }
+        for signal in [0, 9, 17, 18, 19, 20, 21, 22, 23, 28, 65, -1, i32::MIN] {
+            assert!(!ends_by_default(signal), "{signal}");
+        }
+    }
+
+    #[test]
+    fn one_that_waits_for_signals_is_known_by_its_call() {
+        let call = |number: i64| format!("{number} 0x7ffd 0x0 0x0 0x8 0x0 0x0 0x7ffc 0x7f\n");
+        assert!(waits_for_signals(&call(libc::SYS_rt_sigtimedwait)));
+        assert!(waits_for_signals(&call(421)));
+        assert!(!waits_for_signals(&call(libc::SYS_ppoll)));
+        assert!(!waits_for_signals("running\n") && !waits_for_signals(""));
+    }
+}

@@ -1,0 +1,55 @@
+//! Which keys a terminal makes signals of.
+
+use std::os::fd::AsFd;
+
+use rustix::termios::{LocalModes, SpecialCodeIndex, Termios, tcgetattr};
+
+/// The signal that a terminal makes of what is typed, if it makes one that ends a process.
+pub(super) fn signal(terminal: impl AsFd, typed: &[u8]) -> Option<i32> {
+    let modes = tcgetattr(terminal).ok()?;
+    signal_by(&modes, typed)
+}
+
+fn signal_by(modes: &Termios, typed: &[u8]) -> Option<i32> {
+    if !modes.local_modes.contains(LocalModes::ISIG) {
+        return None;
+    }
+    let key = |index| Some(modes.special_codes[index]).filter(|key| *key != 0);
+    // What comes behind it is taken as it is.
+    let literal = key(SpecialCodeIndex::VLNEXT)
+        .filter(|_| modes.local_modes.contains(LocalModes::IEXTEN | LocalModes::ICANON));
+    let mut bytes = typed.iter().copied().map(Some);
+    while let Some(byte) = bytes.next() {
+        if byte == literal {
+            bytes.next();
+        } else if byte == key(SpecialCodeIndex::VINTR) {
+            return Some(libc::SIGINT);
+        } else if byte == key(SpecialCodeIndex::VQUIT) {
+            return Some(libc::SIGQUIT);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_signals_where_the_terminal_says_so() {
+        let master = rustix::pty::openpt(rustix::pty::OpenptFlags::RDWR).unwrap();
+        let mut modes = tcgetattr(&master).unwrap();
+        let signal = |modes: &Termios, typed: &[u8]| signal_by(modes, typed);
+        assert_eq!(signal(&modes, b"a\x03"), Some(libc::SIGINT));
+        assert_eq!(signal(&modes, b"\x1c\x03"), Some(libc::SIGQUIT));
+        assert_eq!(signal(&modes, b"abc\0\x1a\n"), None);
+        assert_eq!(signal(&modes, b"\x16\x03"), None, "a literal one");
+        assert_eq!(signal(&modes, b"\x16\x16\x03"), Some(libc::SIGINT));
+        modes.special_codes[SpecialCodeIndex::VINTR] = b'x';
+        modes.special_codes[SpecialCodeIndex::VQUIT] = 0;
+        assert_eq!(signal(&modes, b"\x03\x1c\0"), None);
+        assert_eq!(signal(&modes, b"x"), Some(libc::SIGINT));
+        modes.local_modes -= LocalModes::ISIG;
+        assert_eq!(signal(&modes, b"x"), None);
+    }
+}

@@ -1,0 +1,179 @@
+//! The main command of a box with real processes and namespaces. Commands join a main command that runs, so this
+//! is a test binary of its own, of which one test runs at a time. Needs root, as the agent has it.
+
+#[path = "serve/client.rs"]
+#[expect(dead_code, reason = "the other tests of the server use more of it")]
+mod client;
+
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+
+use boxlite_agent::server::Server;
+use boxlite_proto::boot::Role;
+use boxlite_proto::message::{
+    Control, Exec, ExitStatus, MainExec, Request, Response, TerminalSize,
+};
+
+use self::client::Client;
+
+static SERVER: LazyLock<PathBuf> = LazyLock::new(|| {
+    let path = tempfile::tempdir().unwrap().keep().join("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    std::thread::spawn(move || {
+        let mut server = Server::new(Role::Box).unwrap();
+        server.listen(listener.into()).unwrap();
+        server.run().unwrap();
+    });
+    path
+});
+
+static TURN: Mutex<()> = Mutex::new(());
+
+fn connect() -> Option<(Client, MutexGuard<'static, ()>)> {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: needs root");
+        return None;
+    }
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    Some((Client::new(UnixStream::connect(&*SERVER).unwrap()), turn))
+}
+
+fn sh(script: &str) -> Exec {
+    let argv = ["sh", "-c", script].map(|word| word.as_bytes().to_vec()).to_vec();
+    Exec { argv, ..Exec::default() }
+}
+
+fn main(host: &Client, exec: Exec) -> u32 {
+    host.request(&Request::ExecMain(MainExec { exec, init: false }))
+}
+
+fn code(code: u8) -> Response {
+    Response::Exited(ExitStatus::Code(code))
+}
+
+fn signal(signal: i32) -> Response {
+    Response::Exited(ExitStatus::Signal(signal))
+}
+
+#[test]
+fn it_is_the_first_process_and_commands_beside_it_see_the_same() {
+    let Some((host, _turn)) = connect() else { return };
+    let script =
+        "echo $$ $(cut -d' ' -f1 /proc/self/stat) ready; read line; echo \"<$line>\"; exit 7";
+    let stream = main(&host, Exec { stdin: true, ..sh(script) });
+    let seen = host.wait_for(stream, |seen| seen.stdout.ends_with(b"ready\n"));
+    assert_eq!(seen.responses, [Response::Started { pid: 1 }]);
+    assert!(seen.stdout.starts_with(b"1 "), "{}", seen.stdout.escape_ascii());
+
+    let beside =
+        host.exec(sh("tr '\\0' ' ' </proc/1/cmdline; readlink /proc/self/ns/pid /proc/1/ns/pid"));
+    let seen = host.finish(beside);
+    let (status, out, _) = seen.result();
+    let lines: Vec<_> = out.split_inclusive(' ').last().unwrap().lines().collect();
+    assert_eq!((status, lines[0]), (code(0), lines[1]), "{out}");
+    assert!(out.starts_with("sh -c echo $$"), "{out}");
+    let Some(Response::Started { pid }) = seen.responses.first() else { panic!("{seen:?}") };
+    assert!((2..100).contains(pid), "not as the namespace numbers it: {pid}");
+    let Response::Processes(processes) = host.ask(&Request::Processes) else { panic!() };
+    assert_eq!((processes[0].pid, processes[0].ppid, processes.len()), (1, 0, 1), "{processes:?}");
+
+    let second = host.finish(main(&host, sh("true")));
+    let Some(Response::Failed(failure)) = second.responses.last() else { panic!("{second:?}") };
+    assert!(failure.message.contains("already"), "{failure}");
+    host.write_stdin(stream, b"on\n");
+    let (status, out, _) = host.finish(stream).result();
+    assert!(status == code(7) && out.ends_with("<on>\n"), "{out}");
+    // Nothing of it is left for the next.
+    assert_eq!(host.run(sh("test $$ -gt 1")).0, code(0));
+    assert_eq!(host.finish(main(&host, sh("echo $$"))).stdout, b"1\n");
+}
+
+#[test]
+fn everything_ends_with_it() {
+    let Some((host, _turn)) = connect() else { return };
+    let stream = main(&host, Exec { stdin: true, ..sh("(setsid sleep 60 &); echo up; read line") });
+    host.wait_for(stream, |seen| seen.stdout == b"up\n");
+    let beside = host.exec(sh("echo up; sleep 60"));
+    host.wait_for(beside, |seen| seen.stdout == b"up\n");
+    host.end_stdin(stream);
+    host.finish(stream);
+    assert_eq!(host.finish(beside).responses.last(), Some(&signal(9)));
+    // Killed, too.
+    let stream = main(&host, sh("echo up; sleep 60"));
+    host.wait_for(stream, |seen| seen.stdout == b"up\n");
+    host.control(stream, Control::Kill);
+    assert_eq!(host.finish(stream).responses.last(), Some(&signal(9)));
+}
+
+#[test]
+fn a_signal_is_for_the_process_alone_and_once() {
+    let Some((host, _turn)) = connect() else { return };
+    let script = "sh -c 'trap \"echo child\" TERM; echo up; while :; do sleep 0.1; done' &
+        trap 'echo main' TERM; while :; do wait; done";
+    let stream = main(&host, sh(script));
+    host.wait_for(stream, |seen| seen.stdout == b"up\n");
+    host.control(stream, Control::SignalProcess(15));
+    host.wait_for(stream, |seen| seen.stdout.ends_with(b"main\n"));
+    host.control(stream, Control::SignalProcess(9));
+    assert_eq!(host.finish(stream).result(), (signal(9), "up\nmain\n".into(), String::new()));
+}
+
+#[test]
+fn signals_that_it_says_nothing_about_end_it_as_any_process() {
+    let Some((host, _turn)) = connect() else { return };
+    for number in [1, 2, 15, 10, 34] {
+        let stream = main(&host, sh("echo up; exec sleep 60"));
+        host.wait_for(stream, |seen| seen.stdout == b"up\n");
+        // These end nobody.
+        for harmless in [17, 18, 28] {
+            host.control(stream, Control::SignalProcess(harmless));
+        }
+        host.control(stream, Control::SignalProcess(number));
+        assert_eq!(host.finish(stream).responses.last(), Some(&signal(number)));
+    }
+    // What it ignores, it ignores.
+    let stream =
+        main(&host, Exec { stdin: true, ..sh("trap '' TERM; echo up; read line; exit 3") });
+    host.wait_for(stream, |seen| seen.stdout == b"up\n");
+    host.control(stream, Control::SignalProcess(15));
+    host.end_stdin(stream);
+    assert_eq!(host.finish(stream).responses.last(), Some(&code(3)));
+}
+
+#[test]
+fn one_that_waits_for_its_signals_gets_them() {
+    let Some((host, _turn)) = connect() else { return };
+    let program = "import signal as s; s.pthread_sigmask(s.SIG_BLOCK, range(1, 32)); print('up', flush=True)\n\
+                   while True:\n  i = s.sigtimedwait({15}, 0.05)\n  if i: print('got', i.si_signo); break";
+    if host.run(sh("python3 -c ''")).0 != code(0) {
+        eprintln!("SKIPPED: no python3");
+        return;
+    }
+    for _ in 0..20 {
+        let argv = ["python3", "-c", program].map(|word| word.as_bytes().to_vec()).to_vec();
+        let stream = main(&host, Exec { argv, ..Exec::default() });
+        host.wait_for(stream, |seen| seen.stdout == b"up\n" || !seen.stderr.is_empty());
+        host.control(stream, Control::SignalProcess(15));
+        assert_eq!(host.finish(stream).result(), (code(0), "up\ngot 15\n".into(), String::new()));
+    }
+}
+
+#[test]
+fn keys_of_its_terminal_end_it() {
+    let Some((host, _turn)) = connect() else { return };
+    let terminal = Some(TerminalSize { rows: 24, columns: 80 });
+    let on_terminal = |script: &str| Exec { terminal, stdin: true, ..sh(script) };
+    let stream = main(&host, on_terminal("echo up; exec sleep 60"));
+    host.wait_for(stream, |seen| seen.stdout == b"up\r\n");
+    host.write_stdin(stream, b"\x03");
+    assert_eq!(host.finish(stream).responses.last(), Some(&signal(2)));
+    // Where it has something to say about it, or its terminal makes no signals, it goes on.
+    for script in ["trap 'echo got; exit 4' INT", "stty -isig"] {
+        let stream = main(&host, on_terminal(&format!("{script}; echo up; read line; exit 4")));
+        host.wait_for(stream, |seen| seen.stdout == b"up\r\n");
+        host.write_stdin(stream, b"\x03\n");
+        assert_eq!(host.finish(stream).responses.last(), Some(&code(4)), "{script}");
+    }
+}

@@ -7,7 +7,7 @@ use rustix::io;
 use crate::mounts::{self, MountError};
 use crate::server::Server;
 use crate::transport::{Transport, TransportError};
-use crate::{etc, identity, log, net, shutdown, sys};
+use crate::{etc, identity, init, log, net, shutdown, sys};
 
 /// Open files that the agent may have, and that a process may raise its limit to.
 const MAX_FILES: u64 = 1 << 20;
@@ -32,6 +32,9 @@ enum BootError {
 /// Boots the machine and serves the host until the machine is to be reset. Returns only where it
 /// cannot be reset; a PID 1 that ends makes the kernel panic.
 pub fn run() -> i32 {
+    if init::is_wanted() {
+        init::run();
+    }
     if rustix::process::getpid().as_raw_nonzero().get() != 1 {
         eprintln!("boxlite-agent is the init of a boxlite guest; it does nothing elsewhere");
         return 2;

@@ -21,6 +21,8 @@ pub(crate) fn is_wanted() -> bool {
 /// Reaps and passes on until it is killed.
 pub(crate) fn run() -> ! {
     block_all();
+    // What it was executed as is "exe".
+    let _ = rustix::thread::set_name(NAME);
     loop {
         match next_signal() {
             (libc::SIGCHLD, _) => while matches!(reap(), Reaped::Child(..)) {},

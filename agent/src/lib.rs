@@ -8,7 +8,7 @@
 //!    │
 //!  server ── one thread, one epoll (edge-triggered)
 //!    ├── connection   frames in, frames out, bounded both ways
-//!    ├── exec         processes: user, pty, spawn, pump
+//!    ├── exec         processes: user, pty, spawn, pump, the main command's namespace
 //!    ├── job          what may block, each on a thread of its own:
 //!    │                  unpack, pack ── tars become files and files tars
 //!    │                  inspect ────── metrics, processes, what is at a path
@@ -26,6 +26,7 @@ mod disk;
 mod etc;
 mod exec;
 mod identity;
+mod init;
 mod inspect;
 mod job;
 mod log;

@@ -4,7 +4,7 @@ use std::ffi::CStr;
 
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::{self, Errno};
-use rustix::mount::{MountFlags, mount, mount_move};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change, mount_move};
 
 use crate::disk::{self, DiskError};
 use crate::{log, unpack};
@@ -30,6 +30,8 @@ pub(crate) enum MountError {
     Disk(#[from] DiskError),
     #[error("cannot mount {kind} on {at}: {errno}")]
     Mount { kind: &'static str, at: String, errno: Errno },
+    #[error("cannot share what is mounted below {at} with other namespaces: {errno}")]
+    Share { at: String, errno: Errno },
     #[error("cannot make {path}: {errno}")]
     Make { path: String, errno: Errno },
     #[error("cannot make {NEW_ROOT} the root: {0}")]
@@ -112,6 +114,10 @@ pub(crate) fn box_root() -> Result<(), MountError> {
     if is_empty_dir("/run") {
         RUN.mount_if_possible();
     }
+    // What the main command mounts, in a namespace of its own, is to be seen by copies and unmounted at the
+    // end.
+    let shared = MountPropagationFlags::SHARED | MountPropagationFlags::REC;
+    mount_change("/", shared).map_err(|errno| MountError::Share { at: "/".to_owned(), errno })?;
     Ok(())
 }
 

@@ -5,6 +5,7 @@
 //! has stopped (no credit, or a full socket) only stops itself.
 
 mod listener;
+mod streams;
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -13,22 +14,24 @@ use std::time::{Duration, Instant};
 
 use boxlite_proto::PROTOCOL_VERSION;
 use boxlite_proto::boot::Role;
-use boxlite_proto::frame::{Channel, Frame, FrameError, Kind};
+use boxlite_proto::frame::{Frame, FrameError, Kind};
 use boxlite_proto::guest::ExecCounts;
 use boxlite_proto::message::{
-    self, Control, Event, ExitStatus, Failure, FailureKind, Hello, Request, Response,
+    self, Event, ExitStatus, Failure, FailureKind, Hello, Request, Response,
 };
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io;
+use rustix::process::Pid;
 
 use self::listener::Listener;
+use self::streams::{to_exec, to_job};
 use crate::connection::{Broken, CHUNK, Connection, Outbox, Place, Service};
 use crate::exec::{Cgroups, Exec};
 use crate::job::Job;
 use crate::poller::{Poller, Token};
 use crate::reaper::{Reaped, reap};
 use crate::shutdown::{self, Shutdown};
-use crate::{clock, sys, work};
+use crate::{clock, exec, sys, work};
 
 /// More connections than this at a time are told so and closed: one for each command line that runs
 /// a command, and each program on the host that uses the box. The host's device has a few more.
@@ -230,15 +233,7 @@ impl Server {
         let now = Instant::now();
         loop {
             match reap() {
-                Reaped::Child(pid, status) => {
-                    let mut execs = self.execs.values_mut();
-                    if let Some(exec) = execs.find(|exec| exec.runs_as(pid)) {
-                        let out_of_memory = exec.exited(status, now);
-                        let counts = &mut self.exec_counts;
-                        counts.failed += u64::from(status != ExitStatus::Code(0));
-                        counts.out_of_memory += u64::from(out_of_memory);
-                    }
-                }
+                Reaped::Child(pid, status) => self.reaped(pid, status, now),
                 Reaped::NothingNew => break,
                 Reaped::NoChildren => {
                     if let Some(shutdown) = &mut self.shutdown {
@@ -249,6 +244,21 @@ impl Server {
             }
         }
         self.cgroups.sweep();
+    }
+
+    fn reaped(&mut self, pid: Pid, status: ExitStatus, now: Instant) {
+        if self.execs.values().any(|exec| exec.is_rebooted(pid, status)) {
+            // It was meant for the machine: the namespace is all of it that a box sees. The host is to see the
+            // machine end, and not the command.
+            self.shutdown.get_or_insert_with(|| Shutdown::begin(Duration::ZERO, None));
+            return;
+        }
+        if let Some(exec) = self.execs.values_mut().find(|exec| exec.runs_as(pid)) {
+            let out_of_memory = exec.exited(status, now);
+            let counts = &mut self.exec_counts;
+            counts.failed += u64::from(status != ExitStatus::Code(0));
+            counts.out_of_memory += u64::from(out_of_memory);
+        }
     }
 
     /// Reads from a connection and does what the host asks.
@@ -315,7 +325,7 @@ impl Server {
             return Err(Broken::Protocol("another protocol version"));
         }
         connection.greeted = true;
-        clock::follow(hello.unix_time_ns);
+        clock::not_before(hello.unix_time_ns);
         if connection.is_serial() {
             for event in self.greeting.drain(..) {
                 connection.out.push(&event.frame(0));
@@ -344,17 +354,20 @@ impl Server {
             Ok(Request::Exec(_) | Request::ExecDetached(_)) if self.role == Role::Builder => {
                 unsupported("exec")
             }
-            Ok(Request::Exec(request)) => match self.start_exec(&request, Some(place)) {
-                Ok((exec, pid)) => {
-                    connection.streams.insert(stream, Service::Exec(exec));
-                    Response::Started { pid }
-                }
-                Err(failure) => Response::Failed(failure),
-            },
-            Ok(Request::ExecDetached(request)) => match self.start_exec(&request, None) {
+            Ok(Request::ExecMain(_)) if self.role != Role::Box => unsupported("a main command"),
+            Ok(Request::Exec(request)) => self.start_on(connection, place, &request, None),
+            Ok(Request::ExecMain(main)) => {
+                self.start_on(connection, place, &main.exec, Some(main.init))
+            }
+            Ok(Request::ExecDetached(request)) => match self.start_exec(&request, None, None) {
                 Ok((_, pid)) => Response::Detached { pid },
                 Err(failure) => Response::Failed(failure),
             },
+            Ok(Request::Clock) => Response::Clock { monotonic_ns: clock::reading() },
+            Ok(Request::SetClock(reading)) => {
+                clock::follow(&reading);
+                Response::Done
+            }
             Ok(Request::ExecCounts) => {
                 let running = self.execs.values().filter(|exec| exec.is_running()).count() as u64;
                 Response::ExecCounts(ExecCounts { running, ..self.exec_counts })
@@ -366,6 +379,9 @@ impl Server {
             Ok(Request::Shutdown { grace_ms }) => {
                 let grace = Duration::from_millis(grace_ms.into());
                 self.shutdown = Some(Shutdown::begin(grace, Some((id, stream))));
+                if !grace.is_zero() {
+                    self.execs.values_mut().for_each(|exec| exec.interrupt(libc::SIGTERM));
+                }
                 self.child_ended = true;
                 return;
             }
@@ -383,13 +399,31 @@ impl Server {
         connection.out.push(&answer.frame(stream));
     }
 
-    /// Starts a command; its exec's ID and its process ID.
+    /// Starts a command that the host hears of; `main` is of a main command, and whether it has an init.
+    fn start_on(
+        &mut self,
+        connection: &mut Connection,
+        place: Place,
+        request: &message::Exec,
+        main: Option<bool>,
+    ) -> Response {
+        match self.start_exec(request, main, Some(place)) {
+            Ok((exec, pid)) => {
+                connection.streams.insert(place.stream, Service::Exec(exec));
+                Response::Started { pid }
+            }
+            Err(failure) => Response::Failed(failure),
+        }
+    }
+
+    /// Starts a command; its exec's ID and its process ID in its namespace.
     fn start_exec(
         &mut self,
         request: &message::Exec,
+        main: Option<bool>,
         place: Option<Place>,
     ) -> Result<(u64, u32), Failure> {
-        let started = self.try_start_exec(request, place);
+        let started = self.try_start_exec(request, main, place);
         let counts = &mut self.exec_counts;
         counts.started += u64::from(started.is_ok());
         counts.refused += u64::from(started.is_err());
@@ -399,6 +433,7 @@ impl Server {
     fn try_start_exec(
         &mut self,
         request: &message::Exec,
+        main: Option<bool>,
         place: Option<Place>,
     ) -> Result<(u64, u32), Failure> {
         if self.execs.len() >= MAX_EXECS {
@@ -408,8 +443,16 @@ impl Server {
             crate::mounts::see_host_changes();
         }
         let id = self.new_id();
-        let exec = Exec::start(request, id, place, &mut self.cgroups, &self.poller)?;
-        let pid = exec.pid.as_raw_nonzero().get().cast_unsigned();
+        let running = self.execs.values().find_map(Exec::namespace);
+        let kind = match main {
+            Some(_) if running.is_some() => {
+                return Err(other("a main command is running already".into()));
+            }
+            Some(init) => exec::Kind::Main { init },
+            None => exec::Kind::Beside(running),
+        };
+        let exec = Exec::start(request, kind, id, place, &mut self.cgroups, &self.poller)?;
+        let pid = exec.inside.as_raw_nonzero().get().cast_unsigned();
         self.execs.insert(id, exec);
         Ok((id, pid))
     }
@@ -426,7 +469,8 @@ impl Server {
                 "{MAX_JOBS} copies or questions are under way already; try again when one is done"
             )));
         }
-        let work = work::of(request).ok_or_else(unknown_request)?;
+        let in_namespace = self.execs.values().any(|exec| exec.namespace().is_some());
+        let work = work::of(request, in_namespace).ok_or_else(unknown_request)?;
         let job = Job::start(place, Arc::clone(&self.job_bell), work)
             .map_err(|e| other(format!("cannot start a thread: {e}")))?;
         let id = self.new_id();
@@ -536,47 +580,6 @@ impl Server {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
-}
-
-fn to_exec(exec: &mut Exec, frame: &Frame) -> Result<(), Broken> {
-    let broken_credit = |_| Broken::Protocol("flow control");
-    match frame.kind {
-        Kind::Stdin => exec.receive(&frame.body).map_err(broken_credit),
-        Kind::End => {
-            exec.end(frame.ended_channel()?);
-            Ok(())
-        }
-        Kind::Credit => {
-            let (channel, bytes) = frame.granted_credit()?;
-            exec.grant(channel, bytes).map_err(broken_credit)
-        }
-        _ => {
-            exec.control(frame.decode::<Control>()?);
-            Ok(())
-        }
-    }
-}
-
-fn to_job(job: &mut Job, frame: Frame) -> Result<(), Broken> {
-    let broken_credit = |_| Broken::Protocol("flow control");
-    match frame.kind {
-        Kind::Stdin => return job.receive(frame.body).map_err(broken_credit),
-        Kind::End => match frame.ended_channel()? {
-            Channel::Stdin => job.end(),
-            Channel::Stdout => job.cancel(),
-            Channel::Stderr => {}
-        },
-        Kind::Credit => {
-            let (channel, bytes) = frame.granted_credit()?;
-            if channel == Channel::Stdout {
-                return job.grant(bytes).map_err(broken_credit);
-            }
-        }
-        // It has no process to get a signal and no terminal to be resized.
-        _ if frame.decode::<Control>()? == Control::Kill => job.cancel(),
-        _ => {}
-    }
-    Ok(())
 }
 
 /// A newer host's, or a malformed one.

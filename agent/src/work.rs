@@ -23,8 +23,9 @@ pub(crate) fn is_for(role: Role, request: &Request) -> bool {
     }
 }
 
-/// The work of a request, if it is one for a job.
-pub(crate) fn of(request: Request) -> Option<Work> {
+/// The work of a request, if it is one for a job. `in_namespace`: whether the box's commands run in the
+/// namespace of a main command.
+pub(crate) fn of(request: Request, in_namespace: bool) -> Option<Work> {
     Some(match request {
         Request::UnpackLayer => {
             Box::new(|input, _| unpacked(unpack_in_root(Path::new(BUILDER_DISK), input)))
@@ -41,7 +42,9 @@ pub(crate) fn of(request: Request) -> Option<Work> {
             })
         }
         Request::Metrics => Box::new(|_, _| answer(inspect::metrics(), Response::Metrics)),
-        Request::Processes => Box::new(|_, _| answer(inspect::processes(), Response::Processes)),
+        Request::Processes => {
+            Box::new(move |_, _| answer(inspect::processes(in_namespace), Response::Processes))
+        }
         Request::Stat(request) => {
             Box::new(move |_, _| answer(inspect::stat(&request), Response::Stat))
         }

@@ -71,7 +71,7 @@ fn it_is_the_first_process_and_commands_beside_it_see_the_same() {
         host.exec(sh("tr '\\0' ' ' </proc/1/cmdline; readlink /proc/self/ns/pid /proc/1/ns/pid"));
     let seen = host.finish(beside);
     let (status, out, _) = seen.result();
-    let lines: Vec<_> = out.split_inclusive(' ').last().unwrap().lines().collect();
+    let lines: Vec<_> = out.split_inclusive(' ').next_back().unwrap().lines().collect();
     assert_eq!((status, lines[0]), (code(0), lines[1]), "{out}");
     assert!(out.starts_with("sh -c echo $$"), "{out}");
     let Some(Response::Started { pid }) = seen.responses.first() else { panic!("{seen:?}") };

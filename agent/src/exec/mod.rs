@@ -5,11 +5,15 @@
 //! what others write to them is sent for [`GRACE`] more, and then for as much as is buffered.
 
 mod cgroup;
+mod disposition;
+mod namespace;
 mod pump;
 mod spawn;
 mod stdio;
+mod terminal_keys;
 mod user;
 
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use boxlite_proto::credit::CreditError;
@@ -20,10 +24,12 @@ use rustix::process::Pid;
 
 use self::cgroup::Cgroup;
 pub(crate) use self::cgroup::Cgroups;
+use self::namespace::{End, Namespace};
 use self::pump::{Input, Output, State};
+use self::spawn::Started;
 use crate::connection::{Outbox, Place};
 use crate::poller::{Poller, Ready, Token};
-use crate::sys::signal::signal_group;
+use crate::sys::signal::{signal_group, signal_process};
 
 /// How long output that is not the command's own any more is waited for.
 const GRACE: Duration = Duration::from_millis(100);
@@ -33,11 +39,27 @@ const INPUT: u8 = 0;
 const OUTPUT: u8 = 1;
 const ERROR: u8 = 2;
 
+/// What a command is to its box.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Kind<'a> {
+    /// The main command, in a namespace of its own.
+    Main {
+        /// Whether an init is the namespace's first process in its place.
+        init: bool,
+    },
+    /// One beside the main command, in the namespace of this process if there is one.
+    Beside(Option<BorrowedFd<'a>>),
+}
+
 /// A running, or ended and not yet drained, command.
 pub(crate) struct Exec {
     /// Who hears of it; nobody of a detached one.
     pub(crate) place: Option<Place>,
-    pub(crate) pid: Pid,
+    pid: Pid,
+    /// Its process ID for those in its namespace.
+    pub(crate) inside: Pid,
+    /// That of a main command.
+    namespace: Option<Namespace>,
     cgroup: Option<Cgroup>,
     terminal: bool,
     input: Option<Input>,
@@ -57,6 +79,7 @@ impl Exec {
     /// Starts a command as the exec with this ID, detached if it has no `place`.
     pub(crate) fn start(
         request: &message::Exec,
+        kind: Kind<'_>,
         id: u64,
         place: Option<Place>,
         cgroups: &mut Cgroups,
@@ -66,8 +89,8 @@ impl Exec {
             kind: message::FailureKind::Other,
             message: format!("cannot make the command's control group: {e}"),
         })?;
-        let started = spawn::start(request, place.is_none(), cgroup.as_ref());
-        let (pid, stdio) = match started {
+        let started = spawn::start(request, kind, place.is_none(), cgroup.as_ref());
+        let Started { process, namespace, stdio } = match started {
             Ok(started) => started,
             Err(failure) => {
                 if let Some(cgroup) = cgroup {
@@ -80,7 +103,9 @@ impl Exec {
         let [output, error] = stdio.outputs;
         let exec = Self {
             place,
-            pid,
+            pid: process.pid,
+            inside: process.inside,
+            namespace,
             cgroup,
             terminal,
             input: stdio.input.filter(|_| place.is_some()).map(|fd| Input::new(fd, terminal)),
@@ -130,6 +155,11 @@ impl Exec {
     /// Data for its standard input. What comes after the input was closed is dropped: the host has
     /// been told, or said itself that there is no more.
     pub(crate) fn receive(&mut self, data: &[u8]) -> Result<(), CreditError> {
+        if let Some(signal) = self.typed_signal(data)
+            && let Some(namespace) = &mut self.namespace
+        {
+            namespace.interrupt(signal);
+        }
         self.input.as_mut().map_or(Ok(()), |input| input.receive(data))
     }
 
@@ -166,13 +196,27 @@ impl Exec {
         self.outputs.get_mut(index)
     }
 
+    /// The signal that the terminal of a main command makes of a key, if that is for the main command itself.
+    fn typed_signal(&self, data: &[u8]) -> Option<i32> {
+        self.namespace.as_ref().filter(|_| self.exited.is_none())?;
+        let signal = terminal_keys::signal(self.master()?, data)?;
+        (self.foreground() == self.pid).then_some(signal)
+    }
+
     /// What the host says to a running command. An ended one hears nothing: its process ID may
     /// be another's by now.
-    pub(crate) fn control(&self, control: Control) {
+    pub(crate) fn control(&mut self, control: Control) {
         if self.exited.is_some() {
             return;
         }
         match control {
+            Control::SignalProcess(signal) if (1..=64).contains(&signal) => {
+                match &mut self.namespace {
+                    Some(namespace) => namespace.signal(self.pid, signal),
+                    // Refused only where it has just ended.
+                    None => drop(signal_process(self.pid.as_raw_nonzero().get(), signal)),
+                }
+            }
             Control::Signal(signal) if (1..=64).contains(&signal) => {
                 // Refused only where the group has just gone.
                 let _ = signal_group(self.foreground().as_raw_nonzero().get(), signal);
@@ -204,12 +248,44 @@ impl Exec {
         if !group_killed && self.exited.is_none() {
             let _ = signal_group(self.pid.as_raw_nonzero().get(), libc::SIGKILL);
         }
+        if let Some(namespace) = &self.namespace {
+            namespace.kill();
+        }
+    }
+
+    /// What commands join that are to see what it sees; none, unless it is a main command that runs.
+    pub(crate) fn namespace(&self) -> Option<BorrowedFd<'_>> {
+        self.namespace.as_ref().filter(|_| self.exited.is_none()).map(Namespace::handle)
+    }
+
+    /// Ends a main command as a signal would have done that everybody got, if the kernel kept it from this one.
+    pub(crate) fn interrupt(&mut self, signal: i32) {
+        if let Some(namespace) = self.namespace.as_mut().filter(|_| self.exited.is_none()) {
+            namespace.interrupt(signal);
+        }
+    }
+
+    /// Whether this reaped process was the first of its namespace, and ended because somebody in there
+    /// called `reboot(2)`.
+    pub(crate) fn is_rebooted(&self, reaped: Pid, status: ExitStatus) -> bool {
+        let namespace = self.namespace.as_ref().filter(|namespace| namespace.begins_with(reaped));
+        namespace.is_some_and(|namespace| namespace.end(status) == End::Reboot)
     }
 
     /// Its process has been reaped. Tells whether that was for a lack of memory.
     pub(crate) fn exited(&mut self, status: ExitStatus, now: Instant) -> bool {
         self.input = None;
         let out_of_memory = self.cgroup.as_ref().is_some_and(Cgroup::ran_out_of_memory);
+        let mut status = status;
+        if let Some(namespace) = &self.namespace {
+            // With an init, there may be others left.
+            namespace.kill();
+            if namespace.begins_with(self.pid)
+                && let End::Process(meant) = namespace.end(status)
+            {
+                status = meant;
+            }
+        }
         self.exited = Some(Exited { status, out_of_memory, last_call: Some(now + GRACE) });
         for output in self.outputs.iter_mut().flatten() {
             output.notify(Ready { read: true, ..Ready::default() });

@@ -1,27 +1,39 @@
 //! From a request to a running process, or to the failure that says why not.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use boxlite_proto::message::{Exec, Failure, FailureKind};
 use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::process::Pid;
 
+use super::Kind;
 use super::cgroup::Cgroup;
+use super::namespace::Namespace;
 use super::stdio::Stdio;
 use super::user::{self, Identity};
-use crate::sys::process::{Plan, Step, spawn};
+use crate::init;
+use crate::sys::process::{Namespaces, Plan, Spawned, Step, spawn};
 
 const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Starts `exec`, of which the host hears no more if it is `detached`. Returns its process and the
-/// agent's side of its stdio.
+/// A command that runs.
+pub(crate) struct Started {
+    pub(crate) process: Spawned,
+    /// The namespace that was made for it.
+    pub(crate) namespace: Option<Namespace>,
+    /// The agent's side of its standard streams.
+    pub(crate) stdio: Stdio,
+}
+
+/// Starts `exec`, of which the host hears no more if it is `detached`.
 pub(crate) fn start(
     exec: &Exec,
+    kind: Kind<'_>,
     detached: bool,
     cgroup: Option<&Cgroup>,
-) -> Result<(Pid, Stdio), Failure> {
+) -> Result<Started, Failure> {
     let identity =
         user::resolve(&exec.user).map_err(|e| failure(FailureKind::UnknownUser, e.to_string()))?;
     let command = Command::new(exec, &identity)?;
@@ -34,9 +46,20 @@ pub(crate) fn start(
     .map_err(|e| other("cannot open the command's stdio", e))?;
     let entrance = cgroup.map(Cgroup::entrance).transpose();
     let entrance = entrance.map_err(|e| other("cannot open the command's control group", e))?;
+    let entrance = entrance.as_ref().map(AsFd::as_fd);
     let groups: Vec<_> =
         identity.groups.iter().map(|gid| rustix::process::Gid::from_raw(*gid)).collect();
-    let pid = spawn(&Plan {
+    let init = match kind {
+        Kind::Main { init: true } => Some(start_init(&identity, &groups, entrance)?),
+        _ => None,
+    };
+    let namespaces = match (kind, &init) {
+        (_, Some(init)) => Namespaces::Join(init.handle()),
+        (Kind::Main { .. }, None) => Namespaces::New,
+        (Kind::Beside(Some(main)), None) => Namespaces::Join(main),
+        (Kind::Beside(None), None) => Namespaces::Same,
+    };
+    let spawned = spawn(&Plan {
         programs: &as_refs(&command.programs),
         argv: &as_refs(&command.argv),
         env: &as_refs(&command.env),
@@ -46,10 +69,54 @@ pub(crate) fn start(
         groups: &groups,
         stdio: stdio.theirs(),
         terminal: exec.terminal.is_some(),
-        cgroup: entrance.as_ref().map(AsFd::as_fd),
+        cgroup: entrance,
+        namespaces,
+    });
+    let process = match spawned {
+        Ok(process) => process,
+        Err((step, errno)) => {
+            init.iter().for_each(Namespace::kill);
+            return Err(command.explain(step, errno));
+        }
+    };
+    let namespace = match kind {
+        Kind::Main { init: false } => Some(namespace_of(process.pid, false)?),
+        _ => init,
+    };
+    Ok(Started { process, namespace, stdio })
+}
+
+/// Starts an init as the first process of a namespace, with the rights of the command that it is for.
+fn start_init(
+    identity: &Identity,
+    groups: &[rustix::process::Gid],
+    cgroup: Option<BorrowedFd<'_>>,
+) -> Result<Namespace, Failure> {
+    let stdio = Stdio::null().map_err(|e| other("cannot open the init's stdio", e))?;
+    let spawned = spawn(&Plan {
+        // This program, whose file has had no name since the machine's boot.
+        programs: &[c"/proc/self/exe"],
+        argv: &[init::NAME],
+        env: &[],
+        working_dir: c"/",
+        uid: identity.uid(),
+        gid: identity.gid(),
+        groups,
+        stdio: stdio.theirs(),
+        terminal: false,
+        cgroup,
+        namespaces: Namespaces::New,
+    });
+    let process = spawned
+        .map_err(|(step, e)| other(&format!("cannot start the box's init ({step:?})"), e))?;
+    namespace_of(process.pid, true)
+}
+
+fn namespace_of(first: Pid, has_init: bool) -> Result<Namespace, Failure> {
+    Namespace::of(first, has_init).map_err(|e| {
+        let _ = rustix::process::kill_process(first, rustix::process::Signal::KILL);
+        other("cannot refer to the box's first process", e)
     })
-    .map_err(|(step, errno)| command.explain(step, errno))?;
-    Ok((pid, stdio))
 }
 
 fn as_refs(strings: &[CString]) -> Vec<&CStr> {
@@ -135,7 +202,13 @@ impl Command {
                 failure(FailureKind::NotExecutable, format!("{name}: {why}"))
             }
             (Step::WorkingDir, errno) => working_dir_failure(&self.working_dir, errno),
+            // As the kernel says that a namespace is ending.
+            (Step::Clone | Step::Namespaces, Errno::NOMEM | Errno::SRCH) => other(
+                "cannot start a process; the box's main command has ended, or memory ran out",
+                errno,
+            ),
             (Step::Clone, errno) => other("cannot start a process", errno),
+            (Step::Namespaces, errno) => other("cannot enter the box's namespaces", errno),
             (Step::Session, errno) => other("cannot open a session on the terminal", errno),
             (Step::Stdio, errno) => other("cannot connect the command's stdio", errno),
             (Step::Cgroup, errno) => other("cannot enter the command's control group", errno),

@@ -1,5 +1,6 @@
 //! What runs, out of `/proc/PID`.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 
 use boxlite_proto::guest::{MAX_COMMAND, MAX_NAME, MAX_PROCESSES, Process};
@@ -10,8 +11,9 @@ use super::{line, number, ticks, words};
 /// More than the longest `/proc/PID/stat`.
 const MAX_STAT: usize = 4096;
 
-/// The processes by ID; of more than [`MAX_PROCESSES`], the first.
-pub(crate) fn processes() -> Result<Vec<Process>, Failure> {
+/// The processes by ID; of more than [`MAX_PROCESSES`], the first. Where the box's commands run in the
+/// namespace of a main command (`in_namespace`), those are told that are in it, as it numbers them.
+pub(crate) fn processes(in_namespace: bool) -> Result<Vec<Process>, Failure> {
     let entries = std::fs::read_dir("/proc").map_err(|e| Failure {
         kind: FailureKind::Other,
         message: format!("cannot list /proc: {e}"),
@@ -20,17 +22,40 @@ pub(crate) fn processes() -> Result<Vec<Process>, Failure> {
         entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
     pids.sort_unstable();
     // One that has ended meanwhile is none.
-    Ok(pids.into_iter().filter_map(read).take(MAX_PROCESSES).collect())
+    let all = pids.into_iter().filter_map(read);
+    Ok(match in_namespace {
+        false => all.map(|(process, _)| process).take(MAX_PROCESSES).collect(),
+        true => inside(all),
+    })
 }
 
-fn read(pid: u32) -> Option<Process> {
+/// Of processes with their IDs in the namespaces that they are in, from the outermost, those of a namespace
+/// inside, by their IDs there.
+fn inside(all: impl Iterator<Item = (Process, Vec<u32>)>) -> Vec<Process> {
+    let inner = |(process, ids): (Process, Vec<u32>)| Some((process, *ids.get(1)?));
+    let mut processes: Vec<_> = all.filter_map(inner).collect();
+    let ids: BTreeMap<u32, u32> = processes.iter().map(|(p, inner)| (p.pid, *inner)).collect();
+    for (process, inner) in &mut processes {
+        process.pid = *inner;
+        // Whose parent is outside has none, as the kernel has it.
+        process.ppid = ids.get(&process.ppid).copied().unwrap_or(0);
+    }
+    let mut processes: Vec<_> = processes.into_iter().map(|(process, _)| process).collect();
+    processes.sort_by_key(|process| process.pid);
+    processes.truncate(MAX_PROCESSES);
+    processes
+}
+
+/// A process, and its IDs from the outermost namespace in.
+fn read(pid: u32) -> Option<(Process, Vec<u32>)> {
     let stat = start_of(pid, "stat", MAX_STAT)?;
     let mut process = parse(&stat, page_size())?;
     let status = start_of(pid, "status", MAX_STAT).unwrap_or_default();
     // Real, effective, saved, file system.
     process.uid = number(line(&status, "Uid:").and_then(|uids| words(uids).nth(1)));
     process.command = start_of(pid, "cmdline", MAX_COMMAND).unwrap_or_default();
-    Some(process)
+    let ids = words(line(&status, "NSpid:").unwrap_or_default());
+    Some((process, ids.map(|id| number(Some(id))).collect()))
 }
 
 fn page_size() -> u64 {
@@ -98,12 +123,28 @@ mod tests {
 
     #[test]
     fn this_process_is_among_them() {
-        let all = processes().unwrap();
+        let all = processes(false).unwrap();
         let own = all.iter().find(|process| process.pid == std::process::id()).unwrap();
         assert!(own.rss > 0 && own.threads > 1 && own.started_us > 0, "{own:?}");
         assert!(own.command.contains(&0) && own.command.len() <= MAX_COMMAND);
         assert_eq!(own.uid, rustix::process::geteuid().as_raw());
         assert!(all.is_sorted_by_key(|process| process.pid));
+    }
+
+    #[test]
+    fn those_of_a_namespace_have_its_numbers() {
+        let process = |pid, ppid| Process { pid, ppid, ..Process::default() };
+        let all = [
+            (process(1, 0), vec![1]),
+            (process(50, 1), vec![50, 1]),
+            (process(60, 50), vec![60, 9]),
+            // Of a container in the box.
+            (process(61, 60), vec![61, 4, 1]),
+            (process(62, 1), vec![62, 2]),
+            (process(63, 2), vec![]),
+        ];
+        let ids: Vec<_> = inside(all.into_iter()).iter().map(|p| (p.pid, p.ppid)).collect();
+        assert_eq!(ids, [(1, 0), (2, 0), (4, 9), (9, 1)]);
     }
 
     proptest! {

@@ -4,4 +4,5 @@ pub(crate) mod file;
 pub(crate) mod ioctl;
 pub(crate) mod process;
 pub(crate) mod signal;
+pub(crate) mod time;
 pub(crate) mod vsock;

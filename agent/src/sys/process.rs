@@ -7,11 +7,15 @@
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::io::Errno;
-use rustix::process::{Gid, Pid, Resource, Rlimit, Uid, getrlimit, setrlimit};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+use rustix::process::{
+    Gid, Pid, PidfdFlags, Resource, Rlimit, Uid, getrlimit, pidfd_open, setrlimit,
+};
+use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 /// A process to be started.
 pub(crate) struct Plan<'a> {
@@ -29,12 +33,34 @@ pub(crate) struct Plan<'a> {
     pub(crate) terminal: bool,
     /// `cgroup.procs` of the control group to enter.
     pub(crate) cgroup: Option<BorrowedFd<'a>>,
+    pub(crate) namespaces: Namespaces<'a>,
+}
+
+/// Which PID namespace a process is in, and which mount namespace, which has the `/proc` of the former.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Namespaces<'a> {
+    /// The agent's.
+    Same,
+    /// New ones: it becomes the first process.
+    New,
+    /// Those of the process that this pidfd is of.
+    Join(BorrowedFd<'a>),
+}
+
+/// A process that was started.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spawned {
+    /// Its ID here.
+    pub(crate) pid: Pid,
+    /// Its ID in its own namespace.
+    pub(crate) inside: Pid,
 }
 
 /// The step at which a start failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     Clone,
+    Namespaces,
     Session,
     Stdio,
     Cgroup,
@@ -59,17 +85,56 @@ struct Child<'a> {
     plan: &'a Plan<'a>,
     argv: *const *const c_char,
     envp: *const *const c_char,
+    inside: Option<Pid>,
     failed: Option<(Step, Errno)>,
 }
 
 /// Starts the process, as leader of a session of its own. Returns once it executes its program, or
 /// with the step that failed.
-pub(crate) fn spawn(plan: &Plan<'_>) -> Result<Pid, (Step, Errno)> {
+pub(crate) fn spawn(plan: &Plan<'_>) -> Result<Spawned, (Step, Errno)> {
     let pointers = |strings: &[&CStr]| -> Vec<*const c_char> {
         strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
     };
     let (argv, envp) = (pointers(plan.argv), pointers(plan.env));
-    let mut child = Child { plan, argv: argv.as_ptr(), envp: envp.as_ptr(), failed: None };
+    let mut child =
+        Child { plan, argv: argv.as_ptr(), envp: envp.as_ptr(), inside: None, failed: None };
+    let pid = match plan.namespaces {
+        Namespaces::Same => clone(&mut child, 0),
+        Namespaces::New => clone(&mut child, libc::CLONE_NEWPID | libc::CLONE_NEWNS),
+        Namespaces::Join(first) => {
+            children_into(first).map_err(|errno| (Step::Namespaces, errno))?;
+            let pid = clone(&mut child, 0);
+            // Threads of this process and other commands belong where it is itself.
+            let back = pidfd_open(rustix::process::getpid(), PidfdFlags::empty());
+            back.and_then(|own| children_into(own.as_fd()))
+                .map_err(|errno| (Step::Namespaces, errno))?;
+            pid
+        }
+    }
+    .map_err(|errno| (Step::Clone, errno))?;
+    // SAFETY: the child wrote them, if at all, before this thread went on.
+    let (inside, failed) = unsafe {
+        (
+            std::ptr::read_volatile(&raw const child.inside),
+            std::ptr::read_volatile(&raw const child.failed),
+        )
+    };
+    match failed {
+        None => Ok(Spawned { pid, inside: inside.unwrap_or(pid) }),
+        Some(failed) => {
+            let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
+            Err(failed)
+        }
+    }
+}
+
+/// Makes the children of this thread processes of the namespace of this process.
+fn children_into(process: BorrowedFd<'_>) -> Result<(), Errno> {
+    move_into_thread_name_spaces(process, ThreadNameSpaceType::PROCESS_ID)
+}
+
+/// Runs the child until it executes its program or has failed.
+fn clone(child: &mut Child<'_>, namespaces: c_int) -> Result<Pid, Errno> {
     // u128 for the stack's alignment.
     let mut stack = Box::<[u128]>::new_uninit_slice(STACK / size_of::<u128>());
     // SAFETY: the stack outlives the call and nothing else uses it; CLONE_VFORK keeps this thread
@@ -78,27 +143,19 @@ pub(crate) fn spawn(plan: &Plan<'_>) -> Result<Pid, (Step, Errno)> {
         libc::clone(
             run_child,
             stack.as_mut_ptr_range().end.cast::<MaybeUninit<u8>>().cast::<c_void>(),
-            libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD,
-            (&raw mut child).cast(),
+            libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD | namespaces,
+            std::ptr::from_mut(child).cast(),
         )
     };
-    let Some(pid) = Pid::from_raw(pid.max(0)) else {
-        let errno = Errno::from_io_error(&std::io::Error::last_os_error());
-        return Err((Step::Clone, errno.unwrap_or(Errno::AGAIN)));
-    };
-    // SAFETY: the child wrote it, if at all, before this thread went on.
-    match unsafe { std::ptr::read_volatile(&raw const child.failed) } {
-        None => Ok(pid),
-        Some(failed) => {
-            let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
-            Err(failed)
-        }
-    }
+    Pid::from_raw(pid.max(0)).ok_or_else(|| {
+        Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::AGAIN)
+    })
 }
 
 extern "C" fn run_child(child: *mut c_void) -> c_int {
     // SAFETY: `spawn` passes a Child that lives until this process is gone, and waits.
     let child = unsafe { &mut *child.cast::<Child<'_>>() };
+    child.inside = Some(rustix::process::getpid());
     child.failed = Some(prepare_and_exec(child));
     // SAFETY: _exit does not return and runs no handlers of the parent's.
     unsafe { libc::_exit(127) }
@@ -127,6 +184,7 @@ fn prepare_and_exec(child: &Child<'_>) -> (Step, Errno) {
 
 fn prepare(plan: &Plan<'_>) -> Result<(), (Step, Errno)> {
     let at = |step| move |errno| (step, errno);
+    enter(plan.namespaces).map_err(at(Step::Namespaces))?;
     rustix::process::setsid().map_err(at(Step::Session))?;
     for (number, fd) in (0..).zip(plan.stdio) {
         // SAFETY: dup2 on open descriptors; 0 to 2 belong to the child from here on.
@@ -148,6 +206,20 @@ fn prepare(plan: &Plan<'_>) -> Result<(), (Step, Errno)> {
         .and_then(|()| rustix::thread::set_thread_res_gid(plan.gid, plan.gid, plan.gid))
         .and_then(|()| rustix::thread::set_thread_res_uid(plan.uid, plan.uid, plan.uid))
         .map_err(at(Step::User))
+}
+
+/// Makes the mount namespace fit to the PID namespace that this process is in.
+fn enter(namespaces: Namespaces<'_>) -> Result<(), Errno> {
+    match namespaces {
+        Namespaces::Same => Ok(()),
+        Namespaces::New => {
+            // Whatever else is mounted here appears in the agent's namespace, too.
+            mount_change(c"/proc", MountPropagationFlags::PRIVATE)?;
+            let strict = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+            mount(c"proc", c"/proc", c"proc", strict, c"")
+        }
+        Namespaces::Join(first) => move_into_thread_name_spaces(first, ThreadNameSpaceType::MOUNT),
+    }
 }
 
 /// Undoes what the agent set for itself.

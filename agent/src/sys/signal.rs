@@ -45,6 +45,34 @@ pub(crate) fn signal_group(group: i32, signal: i32) -> io::Result<()> {
     send(-group, signal)
 }
 
+/// Sends any signal number to one process.
+pub(crate) fn signal_process(pid: i32, signal: i32) -> io::Result<()> {
+    send(pid, signal)
+}
+
+/// Blocks all signals in this thread, for [`next_signal`].
+pub(crate) fn block_all() {
+    // SAFETY: the set is initialized before it is used.
+    unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const all, std::ptr::null_mut());
+    }
+}
+
+/// Waits for the next signal, all of which must be blocked, and who sent it: 0 is the kernel, or a process
+/// outside of this one's namespace.
+pub(crate) fn next_signal() -> (i32, i32) {
+    // SAFETY: the set is initialized before it is used, both pointers are valid for the call, and a signal
+    // that was sent has a sender.
+    unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        (libc::sigwaitinfo(&raw const all, &raw mut info), info.si_pid())
+    }
+}
+
 /// Sends a signal to every process but this one and, as PID 1, the kernel's own.
 pub(crate) fn signal_everyone(signal: i32) -> io::Result<()> {
     send(-1, signal)

@@ -11,8 +11,9 @@ use crate::traces::{inheritance, wait_until};
 
 const NO_OPTIONS: [&str; 0] = [];
 
-/// Root overwrites what process 1 executes: it cannot be shielded from that, and its end is the kernel's.
-pub(crate) const KERNEL_PANIC: &str = "set -- $(grep -m 1 r-xp /proc/1/maps | tr - ' '); \
+/// Root overwrites what process 1 of the machine executes, whose `/proc` is below the box's own: it cannot be shielded
+/// from that, and its end is the kernel's.
+pub(crate) const KERNEL_PANIC: &str = "umount /proc; set -- $(grep -m 1 r-xp /proc/1/maps | tr - ' '); \
     page=$((0x$1 / 4096)); \
     dd if=/dev/zero of=/proc/1/mem bs=4096 seek=$page count=$((0x$2 / 4096 - page)) conv=notrunc; \
     sleep 1000";

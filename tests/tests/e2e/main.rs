@@ -16,6 +16,7 @@ mod hostile;
 mod images;
 mod lifecycle;
 mod machine;
+mod main_process;
 mod network;
 mod programs;
 mod registry;

@@ -69,6 +69,12 @@ pub(super) struct BoxArgs {
     /// Run this in place of the image's entry point; "" for none
     #[arg(long, value_name = "PROGRAM", help_heading = COMMAND)]
     entrypoint: Option<String>,
+    /// Run an init as process 1 in place of the command: it reaps what is orphaned in the box
+    #[arg(long, overrides_with = "no_init", help_heading = COMMAND)]
+    init: bool,
+    /// Let the command be process 1 [default]
+    #[arg(long, overrides_with = "init", help_heading = COMMAND)]
+    no_init: bool,
     /// The signal by which `stop` asks the command to end [default: the image's, else SIGTERM]
     #[arg(long, value_name = "SIGNAL", help_heading = COMMAND)]
     stop_signal: Option<String>,
@@ -167,6 +173,7 @@ impl BoxArgs {
             .main_command(true)
             .interactive(self.interactive)
             .tty(self.tty)
+            .init(self.init && !self.no_init)
             .auto_remove(self.rm)
             .restart(self.restart)
             .ready_timeout(self.ready_timeout)
@@ -299,7 +306,7 @@ mod tests {
         std::fs::write(&file, "# none\n\n  A=1\nB=x=y\nNOT_SET_ANYWHERE_AT_ALL\n").unwrap();
         let file = file.to_str().unwrap();
         let words = "--name n -l a=b --label c --pull never --cpus 3 -m 1G --nested --disk-size 20 --rm -it \
-                     -e A=2 -w /w -u me --entrypoint e --stop-signal HUP --restart on-failure:2 \
+                     -e A=2 -w /w -u me --no-init --init --entrypoint e --stop-signal HUP --restart on-failure:2 \
                      --ready-timeout 5s --health-cmd check --health-interval 1s --health-timeout 2s \
                      --health-retries 4 --health-start-period 3s --health-stop --env-file";
         let words: Vec<_> = words.split_whitespace().chain([file, "img", "cmd", "-x"]).collect();
@@ -322,6 +329,7 @@ mod tests {
             .auto_remove(true)
             .interactive(true)
             .tty(true)
+            .init(true)
             .env("A", "1")
             .env("B", "x=y")
             .env("A", "2")

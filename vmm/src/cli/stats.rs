@@ -317,7 +317,9 @@ pub(super) async fn top(global: &Global, args: &Top) -> Result<u8> {
 /// Whether it is a thread of the kernel: those descend from its thread 2.
 fn is_kernels(process: &Process) -> bool {
     const KTHREADD: u32 = 2;
-    process.pid == KTHREADD || process.ppid == KTHREADD
+    // Where a main command is process 1, process 2 may be anything.
+    let is_bare = process.command.is_empty() && process.rss == 0 && process.state != b'Z';
+    is_bare && (process.pid == KTHREADD || process.ppid == KTHREADD)
 }
 
 fn process_json(process: &Process) -> Value {

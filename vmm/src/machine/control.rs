@@ -48,6 +48,16 @@ pub(crate) enum ToMachine {
         /// Milliseconds.
         grace_ms: u64,
     },
+    /// Send the main command's process a signal, if it runs and this is still the process of the box that is meant,
+    /// as its status has it.
+    Signal {
+        /// The signal (Linux number).
+        signal: i32,
+        /// The process ID of the box's process.
+        pid: u32,
+        /// When that began: milliseconds since the Unix epoch.
+        started_ms: u64,
+    },
     /// End now, without asking the guest.
     Kill,
     /// Stop the vCPUs.

@@ -6,7 +6,7 @@
 mod teardown;
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -15,7 +15,6 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use boxlite_proto::frame::HEADER_LEN;
 use boxlite_proto::message::Control;
 
 use super::boot_report::Report;
@@ -24,13 +23,13 @@ use super::control::{
     self, BootStage, DiskMetrics, ExitCounts, FromMachine, MachineMetrics, ToMachine,
 };
 use super::disks;
-use super::hub::{self, Command, Commands, Hub, Note};
+use super::hub::{Command, Commands, Hub, Note};
 use super::journal::Journal;
 use super::lifecycle::{Action, Input, Lifecycle, Plan};
 use super::network::{BoxNetwork, PortError};
 use super::record::Record;
 use super::server::{Reply, Server, Unsent, Vsock, hear_signals};
-use super::spec::{BoxSpec, LaunchSpec};
+use super::spec::{BoxSpec, LaunchSpec, MainSpec};
 use super::status::{End, Ended, Status};
 use super::sys;
 use super::threads::{self, Threads};
@@ -43,8 +42,6 @@ const LAUNCHER_LIMIT: Duration = Duration::from_secs(1);
 const LAST_WORDS: Duration = Duration::from_millis(100);
 /// How long answers may take to leave when the process ends.
 const ANSWERS_LIMIT: Duration = Duration::from_millis(500);
-/// How long the agent may take to take the time.
-const CLOCK_LIMIT: Duration = Duration::from_secs(5);
 
 /// What the main thread is told.
 #[derive(Debug)]
@@ -180,7 +177,7 @@ impl Process {
         let record = Record::new(spec, journal);
         record.event(EventKind::Starting);
         let programs = Commands {
-            main: spec.main.as_ref().map(|main| main.exec.clone()),
+            main: spec.main.as_ref().map(MainSpec::request),
             ends_with_readers: !spec.detached
                 && spec.main.as_ref().is_some_and(|main| main.wait_for_attach),
             check: spec.health.as_ref().map(|health| health.exec.clone()),
@@ -246,7 +243,7 @@ impl Process {
 
     /// Takes what happened, and does what is to be done then.
     fn tell(&mut self, input: Input) {
-        // Only pause and resume can be refused, and those are asked for in `answer`.
+        // Only what somebody asks for can be refused, and that goes through `answer`.
         let now = Instant::now();
         let _ = self.life.on(input, now);
         self.act(now);
@@ -294,6 +291,10 @@ impl Process {
             ToMachine::Pause => Input::Pause,
             ToMachine::Resume => Input::Resume,
             ToMachine::Outlive => Input::Outlive,
+            ToMachine::Signal { pid, started_ms, .. } if !self.life.is(pid, started_ms) => {
+                return FromMachine::Refused("it was started anew meanwhile".into());
+            }
+            ToMachine::Signal { signal, .. } => Input::Signal(signal),
             ToMachine::Stop { grace_ms } if self.hub.is_some() => {
                 Input::Stop(Duration::from_millis(grace_ms))
             }
@@ -377,11 +378,8 @@ impl Process {
                 return;
             }
             Action::Resume => {
-                if let Some(machine) = &self.machine {
-                    machine.resume();
-                    self.set_clock();
-                }
-                return;
+                self.machine.iter().for_each(Machine::resume);
+                Command::SetClock
             }
             Action::StopMachine => return self.stop_machine(),
             Action::Event(kind) => {
@@ -491,24 +489,6 @@ impl Process {
         let (ours, theirs) = UnixStream::pair()?;
         self.vsock.attach(theirs)?;
         Ok(Some(ours))
-    }
-
-    /// Tells the guest the time, by a connection to its agent that does nothing else.
-    fn set_clock(&self) {
-        let told = self.connect().and_then(|socket| {
-            let Some(mut socket) = socket else { return Ok(()) };
-            socket.set_read_timeout(Some(CLOCK_LIMIT))?;
-            socket.write_all(&hub::greeting())?;
-            self.threads.spawn("clock", move || {
-                // "OK", a port, a hello: whatever comes, or does not, it has been told by then.
-                let mut answer = [0; HEADER_LEN + 8];
-                let _ = socket.read_exact(&mut answer);
-            })?;
-            Ok(())
-        });
-        if let Err(e) = told {
-            tracing::warn!("the guest's clock is not set: {e}");
-        }
     }
 
     fn counted(&self, machine: &Machine<backend::Machine>) -> (ExitCounts, Vec<DiskMetrics>) {

@@ -1,6 +1,7 @@
 //! Processes of boxes with real machines, whose guests are a few instructions each.
 
 use std::fs;
+use std::io::Write;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -289,7 +290,8 @@ fn a_box_ends_with_its_launcher_and_leaves_nothing_if_so_asked() {
 
 #[test]
 fn a_detached_box_goes_on_and_stops_in_bounded_time() {
-    let main = MainSpec { exec: Exec::default(), wait_for_attach: false, stop_signal: 15 };
+    let main =
+        MainSpec { exec: Exec::default(), wait_for_attach: false, stop_signal: 15, init: false };
     let change = |spec: &mut BoxSpec| spec.main = Some(main);
     let Some(mut test) = TestBox::start(CHATTER, change) else { return };
     test.ready();

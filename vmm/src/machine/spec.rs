@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
-use boxlite_proto::message::Exec;
+use boxlite_proto::message::{Exec, MainExec};
 use serde::{Deserialize, Serialize};
 
 /// vCPUs that a box may have.
@@ -130,6 +130,16 @@ pub(crate) struct MainSpec {
     pub(crate) wait_for_attach: bool,
     /// The signal (Linux number) that asks it to end.
     pub(crate) stop_signal: i32,
+    /// Whether an init is process 1 in its place.
+    #[serde(default)]
+    pub(crate) init: bool,
+}
+
+impl MainSpec {
+    /// What is asked of the agent.
+    pub(super) fn request(&self) -> MainExec {
+        MainExec { exec: self.exec.clone(), init: self.init }
+    }
 }
 
 /// What is done when a box's main command ends, or its machine fails.
@@ -224,7 +234,7 @@ mod tests {
             env: vec![[b"A=".to_vec(), vec![b'x'; 100_000]].concat(); 10],
             ..Exec::default()
         };
-        let main = MainSpec { exec, wait_for_attach: true, stop_signal: 15 };
+        let main = MainSpec { exec, wait_for_attach: true, stop_signal: 15, init: true };
         let json = serde_json::to_string(&main).unwrap();
         assert!(json.len() < 1_400_000, "{}", json.len());
         assert_eq!(serde_json::from_str::<MainSpec>(&json).unwrap().exec, main.exec);

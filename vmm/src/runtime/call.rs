@@ -63,6 +63,8 @@ pub(super) enum BoxCall {
         /// Milliseconds.
         grace_ms: u64,
     },
+    /// Sends its main command's process a signal (Linux number).
+    Signal(i32),
     /// Ends it at once.
     Kill,
     /// Lets it stand still.

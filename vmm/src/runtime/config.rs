@@ -84,7 +84,8 @@ impl BoxConfig {
             env.set_terminal_type(DEFAULT_TERM);
             exec.env = env.0;
         }
-        Ok(MainSpec { exec, wait_for_attach, stop_signal: self.stop_signal() })
+        let (stop_signal, init) = (self.stop_signal(), self.options.init);
+        Ok(MainSpec { exec, wait_for_attach, stop_signal, init })
     }
 
     fn stop_signal(&self) -> i32 {

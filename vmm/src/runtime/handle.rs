@@ -156,18 +156,13 @@ impl BoxHandle {
         Ok(Attached::new(self.clone(), handle))
     }
 
-    /// Sends a signal (Linux number) to the main command's process group.
+    /// Sends a signal (Linux number) to the main command: to its own process, and not to others that it started.
+    ///
+    /// # Errors
+    /// When the main command does not run: the box does not live, waits for somebody to attach, or is about to begin
+    /// the main command anew. A box that is paused has to be resumed first.
     pub async fn signal(&self, signal: i32) -> Result<()> {
-        let (agent, mut handle) = self.main_command().await?;
-        if let Some(stdin) = handle.stdin.take() {
-            stdin.leave();
-        }
-        handle.signal(signal);
-        // Answered after what came before. If the connection is lost meanwhile, the signal was heard, too.
-        match agent.ping().await {
-            Err(e) if !matches!(e, client::Error::Lost(_)) => Err(Error::Guest(e)),
-            _ => Ok(()),
-        }
+        self.call(BoxCall::Signal(signal)).await?.done()
     }
 
     /// A connection to the main command alone.

@@ -63,6 +63,9 @@ pub struct BoxOptions {
     pub interactive: bool,
     /// Whether the main command has a terminal.
     pub tty: bool,
+    /// Whether an init is process 1 of the box in place of the main command, and reaps what is orphaned; default: no,
+    /// as images that bring an init of their own need it.
+    pub init: bool,
     /// The signal (`SIGTERM`, `TERM` or a number) that asks the main command to end; default: the
     /// image's, else SIGTERM.
     pub stop_signal: Option<String>,
@@ -112,6 +115,7 @@ impl Default for BoxOptions {
             main_command: false,
             interactive: false,
             tty: false,
+            init: false,
             stop_signal: None,
             volumes: Vec::new(),
             ports: Vec::new(),
@@ -233,6 +237,12 @@ impl BoxOptions {
     /// Gives the main command a terminal.
     pub fn tty(mut self, yes: bool) -> Self {
         self.tty = yes;
+        self
+    }
+
+    /// Runs an init as process 1 in place of the main command.
+    pub fn init(mut self, yes: bool) -> Self {
+        self.init = yes;
         self
     }
 

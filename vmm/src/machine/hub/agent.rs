@@ -3,12 +3,12 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use boxlite_proto::credit::{ReceiveWindow, SendWindow};
 use boxlite_proto::frame::{Channel, Frame, Kind};
 use boxlite_proto::message::{
-    Control, Event, Exec, ExitStatus, FailureKind, Hello, Request, Response,
+    ClockReading, Control, Event, Exec, ExitStatus, FailureKind, Hello, MainExec, Request, Response,
 };
 use boxlite_proto::{AGENT_PORT, PROTOCOL_VERSION};
 
@@ -23,6 +23,10 @@ const MAX_MESSAGE: usize = 4096;
 /// Bytes of a health check's output that are kept: the last ones.
 const KEPT_OUTPUT: usize = 4096;
 
+/// The streams on which the guest's clock is asked for and set; commands have those from 1 on.
+const CLOCK: u32 = u32::MAX - 1;
+const SET_CLOCK: u32 = u32::MAX;
+
 /// A connection to the agent, from `CONNECT` on. What is asked before the agent has answered waits
 /// on the way.
 #[derive(Debug)]
@@ -34,6 +38,8 @@ pub(super) struct Agent {
     check: Option<Check>,
     /// It has said that it gives up: the first reason counts, and others are not told.
     gave_up: bool,
+    /// When the guest's clock was asked for.
+    clock: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -103,6 +109,7 @@ impl Agent {
             main: None,
             check: None,
             gave_up: false,
+            clock: None,
         })
     }
 
@@ -114,21 +121,54 @@ impl Agent {
     }
 
     /// Runs the main command. One at a time: another is asked for when this one has ended.
-    pub(super) fn start_main(&mut self, exec: &Exec) {
+    pub(super) fn start_main(&mut self, main: &MainExec) {
         if self.main.is_some() {
             return;
         }
-        let stdin_ended = !exec.stdin;
-        if let Some(stream) = self.ask(&Request::Exec(exec.clone())) {
+        let stdin_ended = !main.exec.stdin;
+        if let Some(stream) = self.ask(&Request::ExecMain(main.clone())) {
             let (stdin, outputs) = (SendWindow::default(), Default::default());
             self.main = Some(Run { stream, pid: None, stdin, stdin_ended, outputs });
         }
     }
 
-    /// Tells the main command something.
+    /// Tells the main command something. A signal is for its own process alone.
     pub(super) fn control_main(&mut self, control: Control) {
+        let control = match control {
+            Control::Signal(signal) => Control::SignalProcess(signal),
+            other => other,
+        };
         if let Some(main) = &self.main {
             self.link.push(&control.frame(main.stream));
+        }
+    }
+
+    /// Begins to set the guest's clock: asks for a reading of the one that nobody sets.
+    pub(super) fn ask_clock(&mut self) {
+        if self.clock.is_none() {
+            self.clock = Some(Instant::now());
+            self.link.push(&Request::Clock.frame(CLOCK));
+        }
+    }
+
+    /// The reading has come: tells what time it was then, as exactly as the way allows.
+    fn on_clock(&mut self, frame: &Frame, asked: Instant) -> Result<(), Broken> {
+        self.clock = None;
+        match frame.decode()? {
+            Response::Clock { monotonic_ns } => {
+                let way = asked.elapsed() / 2;
+                let then = unix_time().saturating_sub(way);
+                let reading = ClockReading {
+                    monotonic_ns,
+                    unix_time_ns: nanoseconds(then),
+                    error_ns: nanoseconds(way),
+                };
+                self.link.push(&Request::SetClock(reading).frame(SET_CLOCK));
+                Ok(())
+            }
+            // An agent that is older than this.
+            Response::Failed(_) => Ok(()),
+            _ => Err(Broken::Protocol("an unexpected answer to a question for the clock")),
         }
     }
 
@@ -224,6 +264,11 @@ impl Agent {
             self.on_main(frame, said)
         } else if self.check.as_ref().is_some_and(|check| check.stream == frame.stream) {
             self.on_check(&frame, said)
+        } else if let (CLOCK, Some(asked)) = (frame.stream, self.clock) {
+            self.on_clock(&frame, asked)
+        } else if frame.stream == SET_CLOCK {
+            // The clock is as it can be.
+            Ok(())
         } else if frame.stream > self.last_stream {
             Err(Broken::Protocol("a stream that was never opened"))
         } else {
@@ -240,6 +285,7 @@ impl Agent {
                     return Err(Broken::Protocol("the guest's agent speaks another version"));
                 }
                 self.greeting = Greeting::Over;
+                self.ask_clock();
             }
             (Kind::Event, _) => {
                 // Events of a newer agent are not for this host.
@@ -340,14 +386,21 @@ impl Agent {
     }
 }
 
-/// `CONNECT` and the hello, which sets the guest's clock.
-pub(in crate::machine) fn greeting() -> Vec<u8> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let unix_time_ns = now.as_nanos().try_into().unwrap_or(u64::MAX);
+/// `CONNECT` and the hello, which says what time it is not before.
+fn greeting() -> Vec<u8> {
+    let unix_time_ns = nanoseconds(unix_time());
     let hello = Hello { version: PROTOCOL_VERSION, generation: 0, unix_time_ns };
     let mut bytes = format!("CONNECT {AGENT_PORT}\n").into_bytes();
     bytes.extend(hello.frame(0).to_bytes());
     bytes
+}
+
+fn unix_time() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    time.as_nanos().try_into().unwrap_or(u64::MAX)
 }
 
 /// What the last frame of a command's stream means. Every way a command can end is here.

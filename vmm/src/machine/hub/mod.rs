@@ -25,7 +25,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use boxlite_proto::frame::{Channel, MAX_DATA};
-use boxlite_proto::message::{Control, Event, Exec};
+use boxlite_proto::message::{Control, Event, Exec, MainExec};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
@@ -34,8 +34,6 @@ use self::peer::{Ending, Peer, Wish};
 use super::status::MainEnd;
 use super::threads::Threads;
 use crate::logbook::{LogStream, Writer};
-
-pub(super) use self::agent::greeting;
 
 /// More peers than this at a time are told so and hung up on.
 const MAX_PEERS: usize = 256;
@@ -67,6 +65,8 @@ pub(super) enum Command {
     Check(u64),
     /// Kill the one that runs.
     CancelCheck,
+    /// Set the guest's clock.
+    SetClock,
     /// Ask the guest to end.
     ShutDown(Duration),
     /// Finish: [`Note::Drained`] when the peers have all that is theirs, or after so long.
@@ -96,7 +96,7 @@ pub(super) enum Note {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Commands {
     /// The main command.
-    pub(super) main: Option<Exec>,
+    pub(super) main: Option<MainExec>,
     /// Whether output that nobody attached reads any more is closed, as a broken pipe is; otherwise
     /// the log alone reads it.
     pub(super) ends_with_readers: bool,
@@ -309,8 +309,8 @@ impl State {
                 let _ = done.send(());
             }
             Command::StartMain => {
-                if let (Some(agent), Some(exec)) = (&mut self.agent, &self.programs.main) {
-                    agent.start_main(exec);
+                if let (Some(agent), Some(main)) = (&mut self.agent, &self.programs.main) {
+                    agent.start_main(main);
                 }
             }
             Command::ControlMain(control) => {
@@ -333,6 +333,11 @@ impl State {
             Command::CancelCheck => {
                 if let Some(agent) = &mut self.agent {
                     agent.cancel_check();
+                }
+            }
+            Command::SetClock => {
+                if let Some(agent) = &mut self.agent {
+                    agent.ask_clock();
                 }
             }
             Command::ShutDown(grace) => {

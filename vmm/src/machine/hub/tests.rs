@@ -109,7 +109,8 @@ fn a_slow_peer_holds_the_command_back_until_it_hangs_up() {
 #[test]
 fn output_that_nobody_reads_is_closed_only_while_the_box_ends_with_its_launcher() {
     for detached in [false, true] {
-        let main = Some(Exec { argv: vec![b"main".to_vec()], stdin: true, ..Exec::default() });
+        let exec = Exec { argv: vec![b"main".to_vec()], stdin: true, ..Exec::default() };
+        let main = Some(MainExec { exec, init: true });
         let commands = Commands { main, ends_with_readers: true, ..Commands::default() };
         let mut box_ = Fixture::with(commands);
         box_.connect();
@@ -149,7 +150,8 @@ fn output_that_a_peer_has_left_to_take_survives_the_command() {
 #[test]
 fn a_suspended_onlooker_holds_no_box_up_that_is_over_and_its_owner_may() {
     for (owned, drained) in [(false, true), (true, false)] {
-        let main = Some(Exec { argv: vec![b"main".to_vec()], ..Exec::default() });
+        let exec = Exec { argv: vec![b"main".to_vec()], ..Exec::default() };
+        let main = Some(MainExec { exec, init: true });
         let commands = Commands { main, ends_with_readers: owned, ..Commands::default() };
         let mut box_ = Fixture::with(commands);
         box_.connect();
@@ -233,7 +235,7 @@ fn input_of_all_peers_reaches_the_command_under_its_credit() {
     // The input has ended for everybody.
     assert_eq!(other.receive(), Frame::end(9, Channel::Stdin));
     peer.send(&Control::Signal(2).frame(9));
-    assert_eq!(box_.hear(), Control::Signal(2).frame(1));
+    assert_eq!(box_.hear(), Control::SignalProcess(2).frame(1));
 }
 
 #[test]
@@ -329,10 +331,38 @@ fn health_checks_run_beside_the_command() {
 }
 
 #[test]
+fn the_guest_is_told_the_time_at_a_moment_of_its_own() {
+    let mut box_ = Fixture::running();
+    box_.hub.send(Command::SetClock);
+    let asked = box_.hear();
+    assert_eq!(asked.decode::<Request>().unwrap(), Request::Clock);
+    // The answer takes its time, as on a busy host.
+    let before = std::time::UNIX_EPOCH.elapsed().unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    box_.say(&Response::Clock { monotonic_ns: 77 }.frame(asked.stream));
+    let told = box_.hear();
+    let Request::SetClock(reading) = told.decode().unwrap() else { panic!("{told:?}") };
+    let after = std::time::UNIX_EPOCH.elapsed().unwrap();
+    assert_eq!(reading.monotonic_ns, 77);
+    let (time, error) =
+        (Duration::from_nanos(reading.unix_time_ns), Duration::from_nanos(reading.error_ns));
+    assert!(error >= Duration::from_millis(25), "{error:?}");
+    assert!(time + error >= before && time <= after, "{before:?} {time:?} {after:?}");
+    box_.say(&Response::Done.frame(told.stream));
+    // An agent that does not know the question goes on, too.
+    box_.hub.send(Command::SetClock);
+    let asked = box_.hear();
+    let kind = FailureKind::Unsupported;
+    let failure = Failure { kind, message: String::new() };
+    box_.say(&Response::Failed(failure).frame(asked.stream));
+    box_.output(Channel::Stdout, b"still there");
+}
+
+#[test]
 fn the_guest_is_asked_to_end() {
     let mut box_ = Fixture::running();
     box_.hub.send(Command::ControlMain(Control::Signal(15)));
-    assert_eq!(box_.hear(), Control::Signal(15).frame(1));
+    assert_eq!(box_.hear(), Control::SignalProcess(15).frame(1));
     box_.hub.send(Command::ShutDown(Duration::from_millis(1500)));
     assert_eq!(box_.hear(), Request::Shutdown { grace_ms: 1500 }.frame(2));
     box_.say(&Response::Done.frame(2));

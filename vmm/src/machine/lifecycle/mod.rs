@@ -171,6 +171,11 @@ impl Lifecycle {
         }
     }
 
+    /// Whether this is the process that a status names so.
+    pub(super) fn is(&self, pid: u32, started_ms: u64) -> bool {
+        (pid, started_ms) == (std::process::id(), self.started_ms)
+    }
+
     /// Everything has been done: the status may say how it ended.
     pub(super) fn settle(&mut self) {
         self.settled = true;
@@ -266,6 +271,7 @@ impl Lifecycle {
             Input::Terminate => {
                 self.end_in_order(End::Stopped, Some(OWN_GRACE), SHUTDOWN_LIMIT, now);
             }
+            Input::Signal(signal) => return self.signal(signal),
             Input::Kill => match self.state {
                 State::Over => self.act(Action::Hurry),
                 _ => {
@@ -493,6 +499,18 @@ impl Lifecycle {
         self.changed = true;
         self.act(Action::Finish(patience));
         self.ended = Some(Ended { end, at_ms: now_ms(), main: self.main_end.clone() });
+    }
+
+    fn signal(&mut self, signal: i32) -> Result<(), String> {
+        match (&self.state, &self.main) {
+            _ if self.paused.is_some() => Err("the box is paused: resume it first".into()),
+            (_, Main::None) => Err("the box has no main command to signal; use exec".into()),
+            (State::Up { .. } | State::Ending { .. }, Main::Runs { pid: Some(_), .. }) => {
+                self.act(Action::SignalMain(signal));
+                Ok(())
+            }
+            _ => Err("its main command does not run now".into()),
+        }
     }
 
     fn pause(&mut self, now: Instant) -> Result<(), String> {

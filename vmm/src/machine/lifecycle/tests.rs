@@ -116,6 +116,33 @@ fn restarting(restart: RestartPolicy) -> Plan {
 const SHUT_DOWN: Action = Action::ShutDown(Duration::ZERO);
 
 #[test]
+fn a_signal_is_for_a_main_command_that_runs_and_starts_none() {
+    let refused = |life: &mut Life, why: &str| {
+        let now = life.now;
+        let error = life.life.on(Input::Signal(SIGTERM), now).unwrap_err();
+        assert!(error.contains(why), "{error}");
+        assert_eq!(life.actions(), []);
+    };
+    let main = Some((true, SIGTERM));
+    let mut life = Life::new(Plan { main, restart: RestartPolicy::Always, ..with_main() });
+    refused(&mut life, "does not run");
+    assert_eq!(life.ready(), [Action::Connect]);
+    refused(&mut life, "does not run");
+    assert_eq!(life.on(Input::Awaited), [Action::StartMain]);
+    refused(&mut life, "does not run");
+    life.on(Input::MainStarted(1));
+    assert_eq!(life.on(Input::Signal(2)), [Action::SignalMain(2)]);
+    life.on(Input::Pause);
+    refused(&mut life, "resume");
+    life.on(Input::Resume);
+    // The next one is not what was meant.
+    life.on(Input::MainEnded(code(1)));
+    refused(&mut life, "does not run");
+    let mut life = Life::up(without_main());
+    refused(&mut life, "no main command");
+}
+
+#[test]
 fn a_box_ends_with_its_main_command() {
     let mut life = Life::new(with_main());
     assert_eq!(life.phase(), Phase::Starting);

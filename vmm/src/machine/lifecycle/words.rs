@@ -70,6 +70,8 @@ pub(in crate::machine) enum Input {
     Stop(Duration),
     /// The process has been asked to end, by a signal.
     Terminate,
+    /// Somebody has a signal for the main command.
+    Signal(i32),
     /// Somebody asks for an end at once.
     Kill,
     /// The vCPUs are to stand still.

@@ -89,6 +89,19 @@ impl Local {
         result
     }
 
+    /// Sends a signal to the main command of a box as it is now: not to one that is started later, which nobody
+    /// has seen.
+    pub(super) async fn signal(self: &Arc<Self>, id: &str, signal: i32) -> Result<()> {
+        let (local, query) = (self.clone(), id.to_owned());
+        let status = blocking(move || {
+            local.expect_serving(&query)?;
+            Ok(local.look(&local.folder(&query)?)?.1)
+        })
+        .await?;
+        let (pid, started_ms) = status.map_or((0, 0), |status| (status.pid, status.started_ms));
+        self.ask(id, ToMachine::Signal { signal, pid, started_ms }).await.map(drop)
+    }
+
     /// Ends a box at once.
     pub(super) async fn kill(self: &Arc<Self>, id: &str) -> Result<()> {
         let (folder, process) = self.folder_and_process(id).await?;

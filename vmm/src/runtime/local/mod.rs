@@ -207,6 +207,7 @@ impl Local {
             BoxCall::Expect => blocking(move || local.expect_serving(&id)).await?,
             BoxCall::Start(how) => self.start(&id, how).await?,
             BoxCall::Stop { grace_ms } => self.stop(&id, grace_ms).await?,
+            BoxCall::Signal(signal) => self.signal(&id, signal).await?,
             BoxCall::Kill => self.kill(&id).await?,
             BoxCall::Pause => self.pause(&id).await?,
             BoxCall::Resume => self.resume(&id).await?,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use boxlite_proto::PROTOCOL_VERSION;
 use boxlite_proto::credit::WINDOW;
 use boxlite_proto::frame::{Channel, Frame, Kind, MAX_DATA};
-use boxlite_proto::message::{Exec, Hello, Request, Response};
+use boxlite_proto::message::{Exec, Hello, MainExec, Request, Response};
 
 use super::super::{Command, Commands, Hub, Note, Threads};
 
@@ -49,7 +49,7 @@ impl Fixture {
             Some(Exec { argv, stdin: name == "main", ..Exec::default() })
         };
         let mut fixture = Self::with(Commands {
-            main: exec("main"),
+            main: exec("main").map(|exec| MainExec { exec, init: true }),
             check: exec("check"),
             ..Commands::default()
         });
@@ -71,6 +71,9 @@ impl Fixture {
         let mut agent = self.raw_agent();
         agent.write_all(b"OK 4000\n").unwrap();
         hello().write(&mut agent).unwrap();
+        // The guest's clock, which is set before anything runs.
+        let asked = Frame::read(&mut agent).unwrap().unwrap();
+        assert_eq!(asked.decode::<Request>().unwrap(), Request::Clock);
         self.agent = Some(agent);
         self.credit = [WINDOW as usize; 2];
     }
@@ -93,7 +96,9 @@ impl Fixture {
     pub(super) fn start(&mut self) {
         self.hub.send(Command::StartMain);
         let request = self.hear().decode().unwrap();
-        assert!(matches!(request, Request::Exec(exec) if exec.argv == [b"main"]));
+        assert!(
+            matches!(request, Request::ExecMain(main) if main.exec.argv == [b"main"] && main.init)
+        );
     }
 
     pub(super) fn note(&self) -> Note {

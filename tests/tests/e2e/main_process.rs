@@ -1,0 +1,74 @@
+//! The main command as process 1 of its box, and the signals that are for it.
+
+use std::time::{Duration, Instant};
+
+use boxlite_tests::{Launcher, Sandbox};
+
+const NO_OPTIONS: [&str; 0] = [];
+
+/// Longer than anything here takes that does not wait for it.
+const GRACE: &str = "200";
+
+/// Orphans for process 1 to reap, and how many of them it has not.
+const ORPHANS: &str = "for i in 1 2 3; do (sh -c 'sleep 0.1 &'); done; sleep 2
+    grep -l '^State:.Z' /proc/[0-9]*/status | wc -l";
+
+#[test]
+fn the_main_command_is_process_1_unless_an_init_is() {
+    let Some(launcher) = Launcher::find() else { return };
+    let plain = launcher.shell(NO_OPTIONS, "echo $$ $(cat /proc/1/comm)").output().success();
+    assert_eq!(plain, "1 sh");
+    let script = format!(
+        "trap 'exit 6' TERM; echo $$ $(cat /proc/1/comm); {ORPHANS}; kill -TERM 1; sleep 100"
+    );
+    let output = launcher.shell(["--init", "-u", "1234"], &script).output().expect(6);
+    assert_eq!(output.stdout_lossy(), "2 boxlite-init\n0\n");
+    let missing = launcher.shell(["--init", "--entrypoint", "no-such-program"], "").output();
+    missing.expect(127).says(&["no-such-program"]);
+    // The last word counts.
+    let last = launcher.shell(["--init", "--no-init"], "echo $$").output();
+    assert_eq!(last.success(), "1");
+}
+
+#[test]
+fn signals_are_for_the_main_process_alone_and_once() {
+    let Some(launcher) = Launcher::find() else { return };
+    let script = "sh -c 'trap \"echo child\" TERM USR1; while :; do sleep 0.1; done' &
+        trap 'echo asked' USR1; trap 'echo ended; exit 3' TERM; echo up; while :; do wait; done";
+    let sandbox = Sandbox::run(&launcher, "alone", &[], script);
+    let mut logs = sandbox.on(["logs", "-f"]).spawn();
+    logs.wait_for("up\n");
+    sandbox.on(["kill", "-s", "USR1"]).output().success();
+    logs.wait_for("asked\n");
+    // What runs beside it sees the same box, and ends with it.
+    assert_eq!(sandbox.shell("cat /proc/1/comm"), "sh");
+    let mut beside = sandbox.exec(NO_OPTIONS, "echo up; exec sleep 1000").spawn();
+    beside.wait_for("up");
+    let begun = Instant::now();
+    sandbox.on(["stop", "-t", GRACE]).output().success();
+    assert!(begun.elapsed() < Duration::from_secs(100), "it took {:?}", begun.elapsed());
+    assert_eq!(logs.wait().success(), "up\nasked\nended");
+    assert_eq!(sandbox.inspect()["exit_code"], 3);
+    assert_ne!(beside.wait().code, Some(0));
+    // And starts nothing.
+    sandbox.on(["kill", "-s", "USR1"]).output().refuses_with(&[sandbox.name(), "stopped"]);
+}
+
+#[test]
+fn a_main_command_that_says_nothing_about_a_signal_ends_by_it() {
+    let Some(launcher) = Launcher::find() else { return };
+    for (options, code) in
+        [(&[][..], 128 + 15), (&["--init"], 128 + 15), (&["--stop-signal", "USR2"], 128 + 12)]
+    {
+        let sandbox = Sandbox::run(&launcher, "deaf", options, "exec sleep 1000");
+        let begun = Instant::now();
+        sandbox.on(["stop", "-t", GRACE]).output().success();
+        assert!(begun.elapsed() < Duration::from_secs(100), "it took {:?}", begun.elapsed());
+        let info = sandbox.inspect();
+        assert_eq!(
+            (&info["state"], &info["exit_code"]),
+            (&"stopped".into(), &code.into()),
+            "{info:#}"
+        );
+    }
+}

@@ -526,4 +526,4 @@ fn receive(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -2,5 +2,5 @@
 
 mod bounds;
 mod frames;
-mod guest;
+pub(crate) mod guest;
 mod tcp;

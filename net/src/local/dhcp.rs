@@ -79,3 +79,45 @@ pub(crate) fn answer(message: &[u8], search: &[String], cx: &mut Context) {
     }
     cx.out.udp(server, client, &buffer);
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::engine::tests::guest::Rig;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, max_shrink_iters: 64, ..Default::default() })]
+
+        /// Whatever options a client has, each message is answered once or not at all, with the one
+        /// address that there is.
+        #[test]
+        fn any_options_are_read(
+            kind in 0..10_u8,
+            options in proptest::collection::vec((any::<u8>(), proptest::collection::vec(any::<u8>(), 0..20)), 0..12),
+            cut in 0..400_usize,
+        ) {
+            let mut message = vec![1, 1, 6, 0, 9, 9, 9, 9];
+            message.resize(28, 0);
+            message.extend([2, 0x62, 0x6f, 0x78, 0, 2]);
+            message.resize(236, 0);
+            message.extend([0x63, 0x82, 0x53, 0x63, 53, 1, kind]);
+            for (option, data) in options {
+                message.extend([option, data.len() as u8]);
+                message.extend(data);
+            }
+            message.push(255);
+            message.truncate(message.len().max(cut) - cut / 8);
+            let mut rig = Rig::new();
+            rig.send_datagram(68, (Ipv4Addr::BROADCAST, 67), &message);
+            rig.settle();
+            let frames: Vec<_> = std::iter::from_fn(|| rig.guest.receive()).collect();
+            prop_assert!(frames.len() <= 1);
+            for (frame, _) in frames {
+                let given = &frame[42 + 16..42 + 20];
+                prop_assert!(given == [192, 168, 127, 2] || given == [0; 4]);
+            }
+        }
+    }
+}

@@ -99,9 +99,14 @@ impl Inbound {
             let old = self.next.is_after(segment.seq);
             return Ok(if old { Arrival::Unexpected } else { Arrival::Empty });
         }
+        if self.ended {
+            // The end again; what claims to follow it is not of the stream.
+            return Ok(Arrival::Unexpected);
+        }
         let skip = self.next.since(segment.seq).min(segment.payload.len());
         let seq = segment.seq + skip;
-        let room = self.edge.since(seq);
+        let edge = self.fin.map_or(self.edge, |fin| fin.min(self.edge));
+        let room = edge.since(seq);
         let cut = segment.payload.len() - skip > room;
         let data = segment.payload.get(skip..).unwrap_or_default();
         let data = data.get(..room).unwrap_or(data);
@@ -128,6 +133,9 @@ impl Inbound {
             budget.give_back(gaps::cost(data.len()));
             let known = self.next.since(seq).min(data.len());
             let rest = data.get(known..).unwrap_or_default();
+            // The end may have come after this did.
+            let left = self.fin.map_or(usize::MAX, |fin| fin.since(self.next));
+            let rest = rest.get(..left).unwrap_or(rest);
             let taken = self.deliver(rest, &socket, writable, budget)?;
             self.next += taken;
             if taken < rest.len() {

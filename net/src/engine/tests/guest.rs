@@ -22,44 +22,44 @@ use crate::options::NetworkOptions;
 use crate::policy::{Policy, Rule};
 
 /// Where the guest's connections begin.
-pub(super) const PORT: u16 = 40_000;
+pub(crate) const PORT: u16 = 40_000;
 /// The guest's first sequence number: it wraps around soon.
-pub(super) const ISS: u32 = u32::MAX - 20;
+pub(crate) const ISS: u32 = u32::MAX - 20;
 
 /// For what happens at once, unless the machine is busy.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// An engine, the guest's end of its link, and a server on the host's loopback.
-pub(super) struct Rig {
-    pub(super) engine: Engine,
-    pub(super) guest: memory::MemoryGuest,
-    pub(super) now: Instant,
-    pub(super) listener: TcpListener,
+pub(crate) struct Rig {
+    pub(crate) engine: Engine,
+    pub(crate) guest: memory::MemoryGuest,
+    pub(crate) now: Instant,
+    pub(crate) listener: TcpListener,
     events: Events,
     meter: Arc<Meter>,
 }
 
 /// A TCP segment for the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Got {
+pub(crate) struct Got {
     /// Where it comes from.
-    pub(super) port: u16,
-    pub(super) control: TcpControl,
-    pub(super) seq: u32,
-    pub(super) ack: Option<u32>,
-    pub(super) window: u16,
-    pub(super) sack: Option<(u32, u32)>,
-    pub(super) payload: Vec<u8>,
+    pub(crate) port: u16,
+    pub(crate) control: TcpControl,
+    pub(crate) seq: u32,
+    pub(crate) ack: Option<u32>,
+    pub(crate) window: u16,
+    pub(crate) sack: Option<(u32, u32)>,
+    pub(crate) payload: Vec<u8>,
 }
 
 impl Rig {
     /// A guest that reaches nothing but a server of the test's own.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with(&[], NetworkOptions::default())
     }
 
     /// The same, with more that it reaches.
-    pub(super) fn with(allowed: &[&str], options: NetworkOptions) -> Self {
+    pub(crate) fn with(allowed: &[&str], options: NetworkOptions) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
         let mut rules = vec![Rule::allow(&format!("tcp:host:{port}")).unwrap()];
@@ -79,7 +79,7 @@ impl Rig {
     }
 
     /// Lets the engine do all that it can at this time.
-    pub(super) fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         for _ in 0..100 {
             let timeout = Some(Duration::from_millis(1));
             self.engine.poll.poll(&mut self.events, timeout).unwrap();
@@ -96,34 +96,34 @@ impl Rig {
     }
 
     /// Sets the clock, and lets the engine work.
-    pub(super) fn pass(&mut self, time: Duration) {
+    pub(crate) fn pass(&mut self, time: Duration) {
         self.now += time;
         self.settle();
     }
 
-    pub(super) fn counters(&self) -> Counters {
+    pub(crate) fn counters(&self) -> Counters {
         self.meter.read()
     }
 
     /// The server, as the guest knows it.
-    pub(super) fn server(&self) -> SocketAddr {
+    pub(crate) fn server(&self) -> SocketAddr {
         let host = self.engine.cx.addresses.host;
         SocketAddr::new(host.into(), self.listener.local_addr().unwrap().port())
     }
 
     /// Sends a segment of the guest's; `SYN` and options are the connection's own.
-    pub(super) fn send(&mut self, segment: TcpRepr<'_>) {
+    pub(crate) fn send(&mut self, segment: TcpRepr<'_>) {
         self.send_raw(segment);
         self.settle();
     }
 
-    pub(super) fn send_raw(&mut self, segment: TcpRepr<'_>) {
+    pub(crate) fn send_raw(&mut self, segment: TcpRepr<'_>) {
         let host = self.engine.cx.addresses.host;
         self.send_raw_to(host, segment);
     }
 
     /// Sends a segment to another address than the server's.
-    pub(super) fn send_raw_to(&mut self, to: Ipv4Addr, segment: TcpRepr<'_>) {
+    pub(crate) fn send_raw_to(&mut self, to: Ipv4Addr, segment: TcpRepr<'_>) {
         let (from, to) = (self.engine.cx.addresses.guest, IpAddress::from(to));
         let mut bytes = vec![0; segment.buffer_len()];
         let caps = ChecksumCapabilities::default();
@@ -133,7 +133,7 @@ impl Rig {
     }
 
     /// Sends a datagram of the guest's.
-    pub(super) fn send_datagram(&mut self, from: u16, to: (Ipv4Addr, u16), payload: &[u8]) {
+    pub(crate) fn send_datagram(&mut self, from: u16, to: (Ipv4Addr, u16), payload: &[u8]) {
         let guest = self.engine.cx.addresses.guest;
         let datagram = UdpRepr { src_port: from, dst_port: to.1 };
         let mut bytes = vec![0; 8 + payload.len()];
@@ -146,7 +146,7 @@ impl Rig {
     }
 
     /// Sends a packet whose transport header is in `payload`.
-    pub(super) fn send_packet(
+    pub(crate) fn send_packet(
         &mut self,
         from: Ipv4Addr,
         to: Ipv4Addr,
@@ -173,7 +173,7 @@ impl Rig {
     }
 
     /// An empty segment with an acknowledgement, `sent` and `received` bytes into the streams.
-    pub(super) fn segment(&self, sent: usize, ack: u32) -> TcpRepr<'static> {
+    pub(crate) fn segment(&self, sent: usize, ack: u32) -> TcpRepr<'static> {
         TcpRepr {
             src_port: PORT,
             dst_port: self.server().port(),
@@ -191,7 +191,7 @@ impl Rig {
     }
 
     /// The guest's SYN.
-    pub(super) fn syn(&self) -> TcpRepr<'static> {
+    pub(crate) fn syn(&self) -> TcpRepr<'static> {
         TcpRepr {
             control: TcpControl::Syn,
             seq_number: TcpSeqNumber(ISS.cast_signed()),
@@ -204,13 +204,13 @@ impl Rig {
     }
 
     /// What the guest got since the last time.
-    pub(super) fn received(&mut self) -> Vec<Got> {
+    pub(crate) fn received(&mut self) -> Vec<Got> {
         let frames = std::iter::from_fn(|| self.guest.receive());
         frames.filter_map(|(frame, _)| parse(&frame)).collect()
     }
 
     /// The port that the next datagram for the guest comes from.
-    pub(super) fn datagram(&mut self) -> u16 {
+    pub(crate) fn datagram(&mut self) -> u16 {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let frame = self.guest.receive();
@@ -224,18 +224,18 @@ impl Rig {
     }
 
     /// The only segment that the guest gets. A busy kernel takes its time even over its loopback.
-    pub(super) fn one(&mut self) -> Got {
+    pub(crate) fn one(&mut self) -> Got {
         let mut all = self.wait_for(|all| !all.is_empty());
         assert_eq!(all.len(), 1, "{all:?}");
         all.remove(0)
     }
 
     /// Segments with `len` bytes of data.
-    pub(super) fn data(&mut self, len: usize) -> Vec<Got> {
+    pub(crate) fn data(&mut self, len: usize) -> Vec<Got> {
         self.wait_for(|all| all.iter().map(|segment| segment.payload.len()).sum::<usize>() >= len)
     }
 
-    pub(super) fn wait_for(&mut self, done: impl Fn(&[Got]) -> bool) -> Vec<Got> {
+    pub(crate) fn wait_for(&mut self, done: impl Fn(&[Got]) -> bool) -> Vec<Got> {
         let deadline = Instant::now() + PATIENCE;
         let mut all = self.received();
         while !done(&all) && Instant::now() < deadline {
@@ -246,14 +246,14 @@ impl Rig {
     }
 
     /// A port of the host that leads to the guest's port 80.
-    pub(super) fn publish(&mut self, port: &str) -> SocketAddr {
+    pub(crate) fn publish(&mut self, port: &str) -> SocketAddr {
         let (bound, listener) = port.parse::<PortForward>().unwrap().bind().unwrap();
         self.engine.add_forward(bound, listener);
         bound.listen
     }
 
     /// Opens a connection: our number of the first byte, and the server's end.
-    pub(super) fn connect(&mut self) -> (u32, TcpStream) {
+    pub(crate) fn connect(&mut self) -> (u32, TcpStream) {
         self.send(self.syn());
         let answer = self.one();
         assert_eq!((answer.control, answer.ack), (TcpControl::Syn, Some(ISS.wrapping_add(1))));
@@ -267,7 +267,7 @@ impl Rig {
 }
 
 /// All that a stream holds, once that is `len` bytes or patience ends.
-pub(super) fn read(mut stream: &TcpStream, len: usize) -> Vec<u8> {
+pub(crate) fn read(mut stream: &TcpStream, len: usize) -> Vec<u8> {
     let deadline = Instant::now() + PATIENCE;
     let mut bytes = Vec::new();
     let mut buffer = [0; 65_536];

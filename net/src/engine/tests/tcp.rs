@@ -188,6 +188,31 @@ fn a_fin_out_of_order_waits_for_what_precedes_it() {
 }
 
 #[test]
+fn nothing_follows_an_end() {
+    for order in [[0, 1, 2], [1, 0, 2], [2, 1, 0], [1, 2, 0]] {
+        let mut rig = Rig::new();
+        let (first, mut server) = rig.connect();
+        for part in order {
+            let (at, control, payload) = match part {
+                0 => (0, TcpControl::None, &b"hello"[..]),
+                1 => (5, TcpControl::Fin, &b""[..]),
+                _ => (3, TcpControl::None, &b"lo and more"[..]),
+            };
+            rig.send(TcpRepr { control, payload, ..rig.segment(at, first) });
+        }
+        rig.send(TcpRepr { payload: b"hello", ..rig.segment(0, first) });
+        rig.send(TcpRepr { control: TcpControl::Fin, ..rig.segment(5, first) });
+        let told = rig.received().pop().unwrap();
+        assert_eq!(told.ack, Some(ISS.wrapping_add(1 + 5 + 1)), "{order:?}");
+        server.set_nonblocking(false).unwrap();
+        let mut said = String::new();
+        server.read_to_string(&mut said).unwrap();
+        assert_eq!(said, "hello", "{order:?}");
+        assert_eq!(rig.counters().tcp_open, 1, "the other half is open");
+    }
+}
+
+#[test]
 fn ends_are_acknowledged_even_when_the_acknowledgement_was_lost() {
     let mut rig = Rig::new();
     let (first, server) = rig.connect();

@@ -31,6 +31,9 @@ pub struct Addresses {
     pub loopback6: Ipv6Addr,
     /// Networks of this process's that the guest never reaches under their own addresses.
     pub closed: Vec<IpNet>,
+    /// Addresses of the host's, where this process is not on the host itself: closed but to rules that
+    /// name them, as this machine's own are.
+    pub own: Vec<IpAddr>,
     /// The gateway's Ethernet address.
     pub gateway_mac: [u8; 6],
     /// The guest's Ethernet address until its frames show another.
@@ -54,6 +57,7 @@ impl Default for Addresses {
             loopback: Ipv4Addr::LOCALHOST,
             loopback6: Ipv6Addr::LOCALHOST,
             closed: Vec::new(),
+            own: Vec::new(),
             gateway_mac: [0x02, 0x62, 0x6f, 0x78, 0x00, 0x01],
             guest_mac: [0x02, 0x62, 0x6f, 0x78, 0x00, 0x02],
         }

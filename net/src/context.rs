@@ -1,6 +1,7 @@
 //! What every protocol needs: the way to the guest, the clock, the policy, timers and memory.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,8 +11,10 @@ use mio::{Interest, Registry, Token};
 
 use crate::addresses::Addresses;
 use crate::counters::Meter;
+use crate::forward::Protocol;
 use crate::limit::Bucket;
-use crate::policy::Gate;
+use crate::own::OwnAddresses;
+use crate::policy::{self, Gate, Verdict};
 use crate::pool::{Budget, Pool};
 use crate::quota::{Kind, Place, Quotas};
 use crate::timers::Timers;
@@ -24,6 +27,7 @@ const QUIET: Duration = Duration::from_secs(10);
 pub(crate) struct Context {
     pub(crate) out: Egress,
     pub(crate) addresses: Addresses,
+    pub(crate) own: OwnAddresses,
     pub(crate) gate: Gate,
     pub(crate) timers: Timers,
     pub(crate) pool: Pool,
@@ -121,6 +125,18 @@ impl Context {
             self.complained = Some(self.now);
             tracing::warn!("network: {what}: {error}");
         }
+    }
+
+    /// Asks the policy whether the guest may reach `destination`, which is the host's loopback, or is
+    /// not.
+    pub(crate) fn ask(
+        &mut self,
+        protocol: Protocol,
+        destination: SocketAddr,
+        host: bool,
+    ) -> Verdict {
+        let own = !host && self.own.contain(destination.ip(), &self.addresses);
+        self.gate.ask(policy::Flow { protocol, destination, host, own }, self.now)
     }
 
     /// True if the guest may open one more flow of this kind now. One that may not is dropped

@@ -22,6 +22,7 @@ use crate::link::{Link, MAX_FRAME, Received};
 use crate::local;
 use crate::network::Command;
 use crate::options::NetworkOptions;
+use crate::own::OwnAddresses;
 use crate::ping::{self, Ping};
 use crate::policy::Gate;
 use crate::pool::{Budget, Pool};
@@ -92,6 +93,7 @@ impl Engine {
         let cx = Context {
             out,
             addresses: options.addresses,
+            own: OwnAddresses::new(options.own_addresses_open),
             gate: Gate::new(options.policy, Arc::clone(&meter), options.denials),
             timers: Timers::default(),
             pool: Pool::default(),
@@ -221,6 +223,7 @@ impl Engine {
                 Command::Unforward(bound, reply) => {
                     let _ = reply.send(self.remove_forward(bound));
                 }
+                Command::Own(addresses) => self.cx.addresses.own = addresses,
                 Command::Stop => return false,
             }
         }

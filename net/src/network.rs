@@ -1,6 +1,7 @@
 //! A network from the outside: made, run on a thread of its own, and handled from others.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -22,6 +23,7 @@ pub(crate) enum Command {
     Detach(Sender<Option<Box<dyn Link>>>),
     Forward(BoundForward, Listener),
     Unforward(BoundForward, Sender<bool>),
+    Own(Vec<IpAddr>),
     Stop,
 }
 
@@ -153,6 +155,14 @@ impl Handle {
     /// The ports of the host that lead to the guest, with the numbers that they have.
     pub fn forwards(&self) -> Vec<BoundForward> {
         lock(&self.forwards).clone()
+    }
+
+    /// Closes these addresses of the host, too, as [`Addresses::own`](crate::Addresses::own) does.
+    ///
+    /// # Errors
+    /// The network has stopped.
+    pub fn close_own(&self, addresses: Vec<IpAddr>) -> Result<(), NetworkError> {
+        self.send(Command::Own(addresses))
     }
 
     /// What has happened so far.

@@ -28,6 +28,9 @@ pub struct NetworkOptions {
     pub mtu: u16,
     /// What the guest may reach.
     pub policy: Policy,
+    /// The addresses of this machine's interfaces are as open as others. Otherwise a rule has to name
+    /// them, as it has to name the host's loopback.
+    pub own_addresses_open: bool,
     /// Ports of the host that lead to the guest.
     pub forwards: Vec<PortForward>,
     /// How fast it may be.
@@ -71,6 +74,7 @@ impl Default for NetworkOptions {
             addresses: Addresses::default(),
             mtu: MAX_MTU,
             policy: Policy::default(),
+            own_addresses_open: false,
             forwards: Vec::new(),
             limits: RateLimits::default(),
             resolv_conf: PathBuf::from("/etc/resolv.conf"),

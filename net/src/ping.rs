@@ -12,7 +12,7 @@ use slab::Slab;
 
 use crate::context::{Context, Source};
 use crate::forward::Protocol;
-use crate::policy::{self, Route, Verdict};
+use crate::policy::{Route, Verdict};
 use crate::quota::{Kind, Place};
 use crate::sockets;
 use crate::timers::Alarm;
@@ -83,12 +83,11 @@ impl Ping {
             Route::Host(address) => (address, true),
             Route::Outside(address) => (address, false),
         };
-        let flow = policy::Flow { protocol: Protocol::Icmp, destination, host };
         // That the host is there is no secret.
         if host {
             return answer(packet, cx);
         }
-        if cx.gate.ask(flow, cx.now) == Verdict::Denied {
+        if cx.ask(Protocol::Icmp, destination, host) == Verdict::Denied {
             return self.fail(packet, Unreachable::Prohibited, cx);
         }
         let key = (packet.source, packet.destination, [a, b]);

@@ -1,6 +1,6 @@
 //! Sockets of the host, non-blocking and closed on exec.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -75,6 +75,14 @@ pub(crate) fn connect_ping(address: SocketAddr) -> rustix::io::Result<OwnedFd> {
     let socket = socket(address, SocketType::DGRAM, Some(protocol))?;
     rustix::net::connect(&socket, &address)?;
     Ok(socket)
+}
+
+/// True if this machine answers for `ip` itself, as far as the choice of a source shows: on the way to
+/// an own address it is that address, but for a second one of the same network. Nothing is sent.
+pub(crate) fn is_own_address(ip: IpAddr) -> bool {
+    let socket = connect_udp(SocketAddr::new(ip, 9));
+    let source = socket.and_then(rustix::net::getsockname);
+    source.is_ok_and(|source| SocketAddr::try_from(source).is_ok_and(|source| source.ip() == ip))
 }
 
 /// Ports to try in the place of one that is taken.

@@ -12,7 +12,7 @@ use smoltcp::wire::UdpPacket;
 
 use crate::context::{Context, Source};
 use crate::forward::Protocol;
-use crate::policy::{self, Route, Verdict};
+use crate::policy::{Route, Verdict};
 use crate::quota::{Kind, Place};
 use crate::sockets;
 use crate::timers::Alarm;
@@ -132,8 +132,7 @@ impl Udp {
         if key.remote.port() == 0 || key.guest.port() == 0 {
             return None;
         }
-        let flow = policy::Flow { protocol: Protocol::Udp, destination: key.remote, host };
-        if cx.gate.ask(flow, cx.now) == Verdict::Denied {
+        if cx.ask(Protocol::Udp, key.remote, host) == Verdict::Denied {
             return fail(Unreachable::Prohibited, cx);
         }
         if !cx.may_open(Kind::Udp) {

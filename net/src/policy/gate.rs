@@ -33,6 +33,8 @@ pub(crate) struct Flow {
     pub(crate) destination: SocketAddr,
     /// It leads to the host's loopback.
     pub(crate) host: bool,
+    /// It leads to an address of the host's own.
+    pub(crate) own: bool,
 }
 
 /// What becomes of a flow.
@@ -89,10 +91,13 @@ impl Gate {
         if self.logged.len() == MAX_LOGGED {
             tracing::warn!("network: more denied flows are counted, not logged");
         }
-        let Flow { protocol, destination, host } = flow;
+        let Flow { protocol, destination, host, own } = flow;
         let why = match rule {
             Some(rule) => format!("rule `{rule}`"),
             None if host => "the host's loopback is closed; open it by `host`".to_owned(),
+            None if own => {
+                "addresses of the host are closed; open this one by `host`, or by itself".to_owned()
+            }
             None if is_protected(destination.ip()) => {
                 "link-local and metadata addresses are closed".to_owned()
             }
@@ -136,7 +141,7 @@ impl Gate {
     }
 
     fn decide(&self, flow: Flow, now: Instant) -> (Action, Option<&Rule>) {
-        let protected = flow.host || is_protected(flow.destination.ip());
+        let protected = flow.host || flow.own || is_protected(flow.destination.ip());
         for rule in &self.policy.rules {
             if self.matches(rule, flow, now)
                 && (rule.action == Action::Deny || !protected || names_protected(rule))
@@ -148,7 +153,7 @@ impl Gate {
     }
 
     fn matches(&self, rule: &Rule, flow: Flow, now: Instant) -> bool {
-        let Flow { protocol, destination, host } = flow;
+        let Flow { protocol, destination, host, own } = flow;
         if rule.protocol.is_some_and(|p| p != protocol)
             || rule.ports.as_ref().is_some_and(|ports| !ports.contains(&destination.port()))
         {
@@ -157,13 +162,15 @@ impl Gate {
         let ip = destination.ip();
         match &rule.target {
             Target::Any => true,
-            Target::Host => host,
+            Target::Host => host || own,
             Target::Net(net) => {
                 covers(rule.action, ip, |face| net.contains(&face))
                     || host && net.contains(&loopback(ip))
             }
             // What a name leads to is for others to say: an allowing one opens nothing private.
-            Target::Name(_) if rule.action == Action::Allow && (host || is_private(ip)) => false,
+            Target::Name(_) if rule.action == Action::Allow && (host || own || is_private(ip)) => {
+                false
+            }
             Target::Name(pattern) => covers(rule.action, ip, |face| {
                 self.names.any(face, now, |name| pattern.matches(name))
             }),

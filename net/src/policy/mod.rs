@@ -1,8 +1,8 @@
 //! What a guest may reach.
 //!
 //! Rules are asked in order, and the first that matches decides; where none does, the default
-//! decides. Some destinations are protected: the host's loopback, link-local addresses and the
-//! metadata services of clouds. Only a rule that names them opens them; `any`, or a network that
+//! decides. Some destinations are protected: the host's loopback and its own addresses, link-local
+//! addresses and the metadata services of clouds. Only a rule that names them opens them; `any`, or a network that
 //! merely contains them, does not. An IPv6 address that holds an IPv4 address is asked about as
 //! both. Multicast, loopback addresses and other boxes are never reached.
 
@@ -17,7 +17,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 pub use rule::{Rule, Target};
 
-use embedded::{certain_faces, faces};
+use embedded::certain_faces;
+pub(crate) use embedded::faces;
 pub(crate) use gate::{Flow, Gate, Verdict};
 
 use crate::addresses::Addresses;
@@ -59,6 +60,25 @@ impl Policy {
         let lists = |rule: &Rule| rule.action == Action::Allow && rule.target != Target::Host;
         let default = if rules.iter().any(lists) { Action::Deny } else { Action::Allow };
         Self { rules, default }
+    }
+
+    /// Names that are denied while most addresses are not: a guest that knows the address, or resolves
+    /// names by other ways than the gateway, gets there all the same.
+    pub fn names_walked_around(&self) -> impl Iterator<Item = &Rule> {
+        let whole = |rule: &&Rule| rule.protocol.is_none() && rule.ports.is_none();
+        let all = |rule: &&Rule| rule.target == Target::Any;
+        let mut denials = self.rules.iter().filter(|rule| rule.action == Action::Deny);
+        let closed = self.default == Action::Deny || denials.any(|rule| all(&rule) && whole(&rule));
+        let wide = |rule: &&Rule| match &rule.target {
+            Target::Any => true,
+            Target::Net(net) => net.prefix_len() < net.max_prefix_len(),
+            Target::Host | Target::Name(_) => false,
+        };
+        let mut permissions = self.rules.iter().filter(|rule| rule.action == Action::Allow);
+        let open = !closed || permissions.any(|rule| wide(&rule));
+        self.rules.iter().filter(move |rule| {
+            open && rule.action == Action::Deny && matches!(rule.target, Target::Name(_))
+        })
     }
 }
 

@@ -32,7 +32,8 @@ pub struct Rule {
 pub enum Target {
     /// Anywhere.
     Any,
-    /// The host's loopback, which the guest knows as `host.boxlite.internal`.
+    /// The host: its loopback, which the guest knows as `host.boxlite.internal`, and the addresses of
+    /// its interfaces.
     Host,
     /// A network or an address.
     Net(IpNet),
@@ -111,16 +112,24 @@ impl fmt::Display for Rule {
             write!(f, "{protocol}:")?;
         }
         match &self.target {
-            Target::Any => f.write_str("any")?,
-            Target::Host => f.write_str("host")?,
             Target::Net(net @ IpNet::V6(_)) if self.ports.is_some() => write!(f, "[{net}]")?,
-            Target::Net(net) => write!(f, "{net}")?,
-            Target::Name(name) => write!(f, "{name}")?,
+            target => write!(f, "{target}")?,
         }
         match &self.ports {
             None => Ok(()),
             Some(ports) if ports.start() == ports.end() => write!(f, ":{}", ports.start()),
             Some(ports) => write!(f, ":{}-{}", ports.start(), ports.end()),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Any => f.write_str("any"),
+            Self::Host => f.write_str("host"),
+            Self::Net(net) => write!(f, "{net}"),
+            Self::Name(name) => write!(f, "{name}"),
         }
     }
 }

@@ -19,7 +19,7 @@ fn ask(gate: &mut Gate, protocol: Protocol, destination: &str) -> bool {
     let destination: SocketAddr = destination.parse().unwrap();
     let route = Route::to(&Addresses::default(), destination);
     let host = matches!(route, Route::Host(_));
-    let verdict = gate.ask(Flow { protocol, destination, host }, Instant::now());
+    let verdict = gate.ask(Flow { protocol, destination, host, own: false }, Instant::now());
     verdict == Verdict::Allowed
 }
 
@@ -184,6 +184,26 @@ fn what_is_protected_opens_to_rules_that_name_it() {
 }
 
 #[test]
+fn addresses_of_the_host_open_to_rules_that_name_them() {
+    let own = |rules: &[&str]| {
+        let destination = "192.0.2.7:8080".parse().unwrap();
+        let flow = Flow { protocol: Protocol::Tcp, destination, host: false, own: true };
+        gate(rules).ask(flow, Instant::now()) == Verdict::Allowed
+    };
+    for wide in ["allow any", "allow 192.0.2.0/24", "allow tcp:any:8080"] {
+        assert!(!own(&[wide]), "{wide}");
+    }
+    assert!(!own(&[]) && !own(&["deny host", "allow any"]) && !own(&["allow host:22"]));
+    assert!(own(&["allow host"]) && own(&["allow 192.0.2.7"]) && own(&["allow host:8080"]));
+    let mut named = gate(&["allow www.example.org"]);
+    let ip = "192.0.2.7".parse().unwrap();
+    assert!(named.answer("www.example.org", ip, Some(Duration::ZERO), Instant::now()));
+    let destination = SocketAddr::new(ip, 443);
+    let flow = Flow { protocol: Protocol::Tcp, destination, host: false, own: true };
+    assert_eq!(named.ask(flow, Instant::now()), Verdict::Denied, "no name of others' does");
+}
+
+#[test]
 fn names_open_the_addresses_that_the_guest_was_told() {
     let mut gate = gate(&["deny evil.example.org", "allow *.example.org:443"]);
     let now = Instant::now();
@@ -217,6 +237,23 @@ fn questions_are_free_where_addresses_are() {
     assert!(!gate(&["allow a.org", "deny any"]).may_ask("b.org"));
     let none = Gate::new(Policy::none(), Arc::new(Meter::default()), None);
     assert!(!none.may_ask("anything"));
+}
+
+#[test]
+fn a_name_that_is_denied_alone_is_known_to_be_walked_around() {
+    let around = |rules: &[&str]| {
+        let rules = rules.iter().map(|rule| rule.parse().unwrap()).collect();
+        let policy = Policy::from_rules(rules);
+        policy.names_walked_around().map(Rule::to_string).collect::<Vec<_>>()
+    };
+    let (name, all) = ("deny evil.org", ["deny evil.org".to_owned()]);
+    assert_eq!(around(&[name, "deny 10.0.0.0/8"]), all);
+    assert_eq!(around(&[name, "allow host"]), all);
+    assert_eq!(around(&[name, "allow 0.0.0.0/0"]), all);
+    assert_eq!(around(&[name, "allow *.org"]), [""; 0]);
+    assert_eq!(around(&[name, "allow 192.0.2.1"]), [""; 0]);
+    assert_eq!(around(&[name, "deny any"]), [""; 0]);
+    assert_eq!(around(&["deny 10.0.0.0/8"]), [""; 0]);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use super::flow::{Fate, Flow, PROTOCOL};
 use super::time_wait::{Key, TimeWait};
 use crate::context::{Context, Source};
 use crate::forward::Protocol;
-use crate::policy::{self, Route, Verdict};
+use crate::policy::{Route, Verdict};
 use crate::quota::{Kind, Place};
 use crate::sockets::{self, Connect};
 use crate::sys;
@@ -98,8 +98,7 @@ impl Table {
             Route::Host(address) => (address, true),
             Route::Outside(address) => (address, false),
         };
-        let flow = policy::Flow { protocol: Protocol::Tcp, destination: key.remote, host };
-        if cx.gate.ask(flow, cx.now) == Verdict::Denied {
+        if cx.ask(Protocol::Tcp, key.remote, host) == Verdict::Denied {
             return unreachable(key, segment.seq, Unreachable::Prohibited, cx);
         }
         if !cx.may_open(Kind::Tcp) {

@@ -153,7 +153,13 @@ impl Drop for Lab {
 }
 
 impl Running {
+    /// The "Internet" of a lab is an address of its host.
     pub(crate) fn start(options: NetworkOptions, link: Box<dyn Link>) -> Self {
+        Self::start_closed(NetworkOptions { own_addresses_open: true, ..options }, link)
+    }
+
+    /// With the host's own addresses closed, as they are outside of a lab.
+    pub(crate) fn start_closed(options: NetworkOptions, link: Box<dyn Link>) -> Self {
         let network = Network::new(options).expect("a network");
         let handle = network.handle();
         handle.attach(link).expect("a link");

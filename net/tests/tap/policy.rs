@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use boxlite_net::{NetworkOptions, Policy, RateLimit, RateLimits, Rule};
 
-use crate::lab::{Lab, OUTSIDE, OUTSIDE6, in_lab};
+use crate::lab::{FEATURES, Lab, OUTSIDE, OUTSIDE6, Running, batch, in_lab};
 
 fn connects(lab: &Lab, address: &str) -> bool {
     let address = address.parse().unwrap();
@@ -41,6 +41,31 @@ fn the_hosts_loopback_is_closed_unless_asked_for() {
         let _network = lab.start(NetworkOptions { policy, ..Default::default() });
         assert!(connects(lab, &format!("192.168.127.254:{v4}")));
         assert!(!connects(lab, &format!("[fdb0:786c:6974::fe]:{v6}")));
+    });
+}
+
+/// A port that is published on an address of the host is one that its guests do not reach.
+#[test]
+fn the_hosts_own_addresses_are_closed_unless_named_also_those_of_later() {
+    in_lab(|lab| {
+        let (port, port6) = (listen("0.0.0.0"), listen("::"));
+        let allowed = Policy::from_rules(vec![Rule::allow(OUTSIDE).unwrap()]);
+        let host = Policy::from_rules(vec![Rule::allow("host").unwrap()]);
+        for (policy, opens) in [(Policy::default(), false), (allowed, true), (host, true)] {
+            let options = NetworkOptions { policy, ..Default::default() };
+            let mtu = options.mtu;
+            let network = Running::start_closed(options, Box::new(lab.tap(FEATURES)));
+            lab.configure_guest(mtu);
+            assert_eq!(connects(lab, &format!("{OUTSIDE}:{port}")), opens);
+            drop(network);
+        }
+        let network = Running::start_closed(NetworkOptions::default(), Box::new(lab.tap(FEATURES)));
+        lab.configure_guest(NetworkOptions::default().mtu);
+        assert!(!connects(lab, &format!("[{OUTSIDE6}]:{port6}")));
+        // The second one of a network, whose packets have the first as their source.
+        batch("addr add 10.9.0.1/24 dev lo\naddr add 10.9.0.2/24 dev lo\n");
+        assert!(!connects(lab, &format!("10.9.0.2:{port}")));
+        assert_eq!(network.counters().denied, 2, "and not by other reasons");
     });
 }
 

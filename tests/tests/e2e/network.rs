@@ -2,7 +2,7 @@
 //! is counted.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -165,6 +165,36 @@ fn the_hosts_loopback_is_closed_unless_it_is_asked_for() {
     assert_eq!(open, "hello from the host");
     let other = launcher.shell(["--allow", "tcp:host:1"], &server.ask("host.docker.internal"));
     assert_eq!(other.output().success().lines().last(), Some("closed"));
+}
+
+/// An address of this host's that others on its network reach it by.
+fn own_address() -> Option<IpAddr> {
+    // Nothing is sent: the kernel only chooses where from.
+    let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+    socket.connect("192.0.2.254:9").or_else(|_| socket.connect("10.255.255.254:9")).ok()?;
+    socket.local_addr().ok().map(|address| address.ip()).filter(|ip| !ip.is_loopback())
+}
+
+#[test]
+fn a_port_on_an_address_of_the_host_is_closed_to_boxes_that_are_not_allowed_to() {
+    let Some(launcher) = Launcher::find() else { return };
+    let Some(own) = own_address() else {
+        return println!("SKIPPED: this host has no address but its loopback's");
+    };
+    let port = format!("{own}:0:80");
+    let server = Sandbox::run(&launcher, "reachable", &["-p", &port], SERVER);
+    let address = published(&server, "80");
+    assert_eq!(address.ip(), own);
+    fetch(address);
+    let ask = format!("wget -T 10 -q -O - http://{address}/ || echo closed");
+    let client = Sandbox::idle(&launcher, "neighbour", &[]);
+    assert_eq!(client.shell(&ask), "closed");
+    let events = events_of(&client);
+    assert!(events.contains("addresses of the host are closed"), "{events}");
+    assert_eq!(launcher.shell(["--allow", "host"], &ask).output().success(), "served");
+
+    let around = launcher.shell(["--deny", "example.org"], "true").output();
+    around.says(&["warning: --deny example.org", "--allow"]).success();
 }
 
 #[test]

@@ -13,7 +13,7 @@ use clap::Args;
 use super::args::Global;
 use super::{parse, size};
 use crate::runtime::{
-    BoxOptions, Forward, HealthCheck, Network, PullPolicy, RestartPolicy, Volume,
+    BoxOptions, Forward, HealthCheck, Network, NetworkPolicy, PullPolicy, RestartPolicy, Volume,
 };
 
 const MACHINE: &str = "Machine";
@@ -100,10 +100,11 @@ pub(super) struct BoxArgs {
     #[arg(long, value_name = "MODE", value_parser = parse::network, help_heading = SURROUNDINGS)]
     network: Option<Network>,
     /// Let the box reach only this: a name, *.name, an address or a network, with tcp: or udp: before it and
-    /// :port behind it if need be; `host` is this machine's loopback, and closes nothing else (may be repeated)
+    /// :port behind it if need be; `host` is this machine itself, and closes nothing else (may be repeated)
     #[arg(long, value_name = "RULE", help_heading = SURROUNDINGS)]
     allow: Vec<String>,
-    /// Keep the box from reaching this, even if it is allowed (may be repeated)
+    /// Keep the box from reaching this, even if it is allowed; of a name, what is resolved for it (may be
+    /// repeated)
     #[arg(long, value_name = "RULE", help_heading = SURROUNDINGS)]
     deny: Vec<String>,
     /// What the box may receive in a second: 500K, 10M
@@ -162,6 +163,16 @@ struct HealthArgs {
     stop: bool,
 }
 
+/// Says that denied names are reached by other ways, where that is so.
+fn warn_of_walked_around(network: &NetworkPolicy) {
+    for name in network.names_walked_around() {
+        eprintln!(
+            "boxlite-vmm: warning: --deny {name} keeps the box from resolving that name here; it still \
+             connects by address, or by DNS over HTTPS; to prevent that, list what it may reach by --allow"
+        );
+    }
+}
+
 impl BoxArgs {
     /// The options of a box whose main command is this one.
     pub(super) fn options(&self, global: &Global) -> Result<BoxOptions> {
@@ -204,6 +215,7 @@ impl BoxArgs {
         options.network.deny = self.deny.clone();
         options.network.limit_down = self.limit_down;
         options.network.limit_up = self.limit_up;
+        warn_of_walked_around(&options.network);
         Ok(options)
     }
 

@@ -10,7 +10,7 @@
 //! ends, as it does with its process. So nothing has to be cleared away, whatever ends.
 
 use std::io::{self, BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use boxlite_net::ForwardError;
@@ -42,7 +42,11 @@ struct Request(Vec<Port>);
 /// The ports as they are, or why there are none.
 #[derive(Debug, Serialize, Deserialize)]
 enum Answer {
-    Open(Vec<Port>),
+    Open {
+        ports: Vec<Port>,
+        /// The addresses of the host's own.
+        own: Vec<IpAddr>,
+    },
     Refused(String),
 }
 
@@ -52,6 +56,8 @@ pub(crate) struct Held {
     _connection: TcpStream,
     /// With the numbers that they have.
     pub(crate) ports: Vec<Port>,
+    /// The addresses of the real host's interfaces, as they are now.
+    pub(crate) own: Vec<IpAddr>,
 }
 
 /// In the software host: has the real host listen on these ports and pass on who comes to the ports of
@@ -72,7 +78,7 @@ pub(crate) fn hold(ports: Vec<Port>) -> io::Result<Held> {
         return Err(io::Error::other("the software host's keeper does not answer"));
     }
     match serde_json::from_str(&answer)? {
-        Answer::Open(ports) => Ok(Held { _connection: connection, ports }),
+        Answer::Open { ports, own } => Ok(Held { _connection: connection, ports, own }),
         Answer::Refused(why) => Err(io::Error::other(why)),
     }
 }
@@ -102,14 +108,14 @@ impl Ports {
             reader.read_line(&mut line).await?;
             let Request(ports) = serde_json::from_str(&line)?;
             let answer = match self.open(&ports, &mut open).await {
-                Ok(()) => Answer::Open(open.clone()),
+                Ok(()) => Answer::Open { ports: open.clone(), own: own() },
                 Err(e) => Answer::Refused(e.to_string()),
             };
             let mut bytes = serde_json::to_vec(&answer)?;
             bytes.push(b'\n');
             connection.write_all(&bytes).await?;
             connection.flush().await?;
-            io::Result::Ok(matches!(answer, Answer::Open(_)))
+            io::Result::Ok(matches!(answer, Answer::Open { .. }))
         });
         match answered.await {
             Ok(Ok(true)) => {
@@ -163,6 +169,16 @@ impl Ports {
         let monitor = monitor.as_mut().ok_or(io::ErrorKind::NotConnected)?;
         monitor.tell(line).await
     }
+}
+
+/// The addresses of this host, which QEMU's network leads boxes to as to any other.
+fn own() -> Vec<IpAddr> {
+    boxlite_net::own_addresses().unwrap_or_else(|e| {
+        tracing::warn!(
+            "the host's addresses, which are to be closed to boxes, cannot be listed: {e}"
+        );
+        Vec::new()
+    })
 }
 
 /// As QEMU writes it.
@@ -256,7 +272,10 @@ mod tests {
         ours.write_all(&line).await.unwrap();
         let mut answer = String::new();
         tokio::io::BufReader::new(&mut ours).read_line(&mut answer).await.unwrap();
-        let Answer::Open(open) = serde_json::from_str(&answer).unwrap() else { panic!("{answer}") };
+        let Answer::Open { ports: open, own } = serde_json::from_str(&answer).unwrap() else {
+            panic!("{answer}")
+        };
+        assert!(own.contains(&Ipv4Addr::LOCALHOST.into()), "{own:?}");
         let (tcp, udp) = (open[0].host.port(), open[1].host.port());
         assert!(tcp != 0 && udp != 0);
         drop(ours);

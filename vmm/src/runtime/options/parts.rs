@@ -125,7 +125,8 @@ impl NetworkPolicy {
         self
     }
 
-    /// Denies this.
+    /// Denies this. A name is denied where names are resolved; see
+    /// [`names_walked_around`](Self::names_walked_around).
     pub fn deny(mut self, rule: impl Into<String>) -> Self {
         self.deny.push(rule.into());
         self
@@ -137,6 +138,14 @@ impl NetworkPolicy {
         let (last, first): (Vec<_>, Vec<_>) = denied.partition(is_everything);
         let allowed = self.allow.iter().filter_map(|rule| Rule::allow(rule).ok());
         first.into_iter().chain(allowed).chain(last).map(|rule| rule.to_string()).collect()
+    }
+
+    /// Names in [`deny`](Self::deny) that a box reaches all the same, by an address or by names that it
+    /// resolves elsewhere (DNS over HTTPS), since most addresses are open to it.
+    pub fn names_walked_around(&self) -> Vec<String> {
+        let rules = self.rules().iter().filter_map(|rule| rule.parse().ok()).collect();
+        let policy = boxlite_net::Policy::from_rules(rules);
+        policy.names_walked_around().map(|rule| rule.target.to_string()).collect()
     }
 }
 

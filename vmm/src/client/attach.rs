@@ -183,7 +183,11 @@ impl Attachment {
                 },
                 status = &mut end => {
                     let status = status?;
-                    return Ok(unwritten.map_or(Ended::Exited(status), Ended::Unwritten));
+                    // What failed last did so in the same moment.
+                    let late = std::iter::from_fn(|| failures.try_recv().ok());
+                    let mut lost = unwritten.into_iter().chain(late);
+                    let lost = lost.find(|failure| !failure.is_closed_pipe());
+                    return Ok(lost.map_or(Ended::Exited(status), Ended::Unwritten));
                 }
                 left = &mut stdin, if sending => match left {
                     true => return Ok(Ended::Left),

@@ -3,6 +3,7 @@
 #![deny(unsafe_code)]
 
 mod arch;
+mod audience;
 mod backend;
 pub mod cli;
 pub mod client;

@@ -141,7 +141,10 @@ fn what_cannot_be_done_is_told_by_kind() {
             Err(Error::Options(problems)) => assert_eq!(problems.len(), 4, "{problems:?}"),
             Err(error) => {
                 assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
-                assert_eq!(error.to_string().lines().count(), 4, "{error}");
+                let text = error.to_string();
+                assert_eq!(text.lines().count(), 4, "{text}");
+                // In the words of the library, wherever it was made.
+                assert!(text.contains("memory_mib: ") && !text.contains("--"), "{text}");
             }
             Ok(made) => panic!("{made:?}"),
         }
@@ -153,7 +156,7 @@ fn what_cannot_be_done_is_told_by_kind() {
         assert_eq!(kind(runtime.create(options).await, sandbox.name()), ErrorKind::AlreadyExists);
         let exec = |sandbox: &BoxHandle, program: &str| sandbox.exec([program]).output();
         let not_running = exec(&sandbox, "true").await;
-        assert_eq!(kind(not_running, "start"), ErrorKind::WrongState);
+        assert_eq!(kind(not_running, "BoxHandle::start"), ErrorKind::WrongState);
 
         // IDs are random: boxes are made until two begin alike.
         let mut firsts = BTreeMap::from([(sandbox.id()[..1].to_owned(), sandbox.clone())]);

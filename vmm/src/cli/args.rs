@@ -151,7 +151,11 @@ pub(super) enum Subcommand {
     },
     /// The runtime of a home, on standard input and output; the library starts it in the software host
     #[command(hide = true, name = crate::runtime::SERVE_SUBCOMMAND)]
-    Serve,
+    Serve {
+        /// Its errors are for somebody who embeds the library
+        #[arg(long = crate::runtime::EMBEDDED_FLAG)]
+        embedded: bool,
+    },
     /// Ends when no box of the home lives; the keeper of the software host starts it there
     #[command(hide = true, name = crate::softhost::AWAIT_SUBCOMMAND)]
     AwaitBoxes,

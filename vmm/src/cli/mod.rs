@@ -48,7 +48,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 use crate::runtime::{self, Error};
-use crate::{machine, softhost};
+use crate::{audience, machine, softhost};
 use args::{Cli, Subcommand};
 
 /// Our own failure, where no command's exit code could be meant.
@@ -69,6 +69,9 @@ pub fn main() -> ExitCode {
         Err(e) => return ExitCode::from(explain(&e)),
     };
     log_to_stderr(cli.global.debug, log_writer(&cli.command));
+    if !matches!(cli.command, Subcommand::Serve { embedded: true }) {
+        audience::is_command_line();
+    }
     let stands_in = cli.command.stands_in();
     let code = dispatch(cli).unwrap_or_else(|error| failed(&error, stands_in));
     ExitCode::from(code)
@@ -115,7 +118,7 @@ fn dispatch(cli: Cli) -> Result<u8> {
             cli.global.home()?.wait_for_boxes()?;
             Ok(0)
         }
-        Subcommand::Serve => on_tokio(async {
+        Subcommand::Serve { .. } => on_tokio(async {
             runtime::serve(cli.global.options()).await?;
             Ok(0)
         }),
@@ -164,7 +167,7 @@ async fn with_boxes(Cli { global, command }: Cli) -> Result<u8> {
         | Subcommand::SofthostKeeper { .. }
         | Subcommand::SofthostPorts { .. }
         | Subcommand::AwaitBoxes
-        | Subcommand::Serve
+        | Subcommand::Serve { .. }
         | Subcommand::Doctor(_)
         | Subcommand::Completion(_)
         | Subcommand::Login(_)

@@ -85,7 +85,7 @@ mod tests {
         check(&exec(vec![longest.clone()], vec![longest.clone()])).unwrap();
         let problem = check(&exec(vec![], vec![variable(MAX_STRING)])).unwrap_err();
         let said = problem.to_string();
-        assert!(said.contains("--env variable NAME: 131072 bytes"), "{said}");
+        assert!(said.contains("env: variable NAME: 131072 bytes"), "{said}");
         let problem = check(&exec(vec![vec![], vec![b'x'; MAX_STRING]], vec![])).unwrap_err();
         assert!(problem.to_string().contains("word 2: 131072 bytes"), "{problem}");
         // 15 fill 1.9 MiB; the 16th and some pointers are too much.

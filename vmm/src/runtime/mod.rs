@@ -83,7 +83,7 @@ pub use state::{BoxInfo, BoxState, FailureReason};
 use call::{Call, Host, Reply, Serving};
 use local::Local;
 use remote::Remote;
-pub(crate) use remote::{SERVE_SUBCOMMAND, serve};
+pub(crate) use remote::{EMBEDDED_FLAG, SERVE_SUBCOMMAND, serve};
 
 /// How a [`Runtime`] finds its things. `default()` takes them from the environment.
 #[derive(Clone, Debug, Default)]

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::{Error, Result};
+use crate::audience::is_embedder;
 use crate::softhost;
 use crate::softhost::detect::Virtualization;
 
@@ -54,7 +55,8 @@ impl Place {
             _ if found.is_usable() => Self::Here,
             Accel::Auto => Self::SoftHost { why: Described(&found).to_string() },
             Accel::Kvm => {
-                let reason = format!("--accel kvm: {}", Described(&found));
+                let asked = if is_embedder() { "Accel::Kvm" } else { "--accel kvm" };
+                let reason = format!("{asked}: {}", Described(&found));
                 return Err(Error::NoVirtualization { reason });
             }
         })

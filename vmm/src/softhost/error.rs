@@ -39,7 +39,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The home's path cannot be told to a kernel.
-    #[error("the path {0:?} of the box home is not UTF-8; choose another with --home")]
+    #[error("the path {0:?} of the box home is not UTF-8: choose another home")]
     Home(PathBuf),
     /// Another keeper is there.
     #[error("another process keeps the software host of this home")]

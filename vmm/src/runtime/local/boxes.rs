@@ -15,7 +15,7 @@ use crate::runtime::config::BoxConfig;
 use crate::runtime::home::{BASE, BoxFolder, CONFIG, DISK, Leftovers};
 use crate::runtime::options::{BoxOptions, bad_name, is_name};
 use crate::runtime::state::BoxInfo;
-use crate::runtime::{Error, Result, blocking};
+use crate::runtime::{Error, Result, blocking, remedy};
 
 /// How long a killed box may take to be gone.
 const GONE: Duration = Duration::from_secs(20);
@@ -121,7 +121,7 @@ impl Local {
             let lives = local.home.folder(&entry.id).is_live();
             if lives && !force {
                 let state = local.info(&entry)?.state;
-                let remedy = "stop it first, or remove it by force (rm --force)".to_owned();
+                let remedy = remedy::stop_first();
                 return Err(Error::WrongState { name: entry.name, state, remedy });
             }
             Ok((entry.id, lives))

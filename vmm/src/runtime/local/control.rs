@@ -12,7 +12,7 @@ use crate::machine::control::{self, FromMachine, ToMachine};
 use crate::runtime::home::{BoxFolder, CONTROL_SOCKET};
 use crate::runtime::state::BoxInfo;
 use crate::runtime::sys::ProcessEnd;
-use crate::runtime::{Error, Result, blocking};
+use crate::runtime::{Error, Result, blocking, remedy};
 
 /// How long a box's process may take for an answer.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -197,7 +197,7 @@ impl Local {
             let entry = local.entry(&id)?;
             let info = local.info(&entry)?;
             if !info.state.is_live() {
-                let remedy = format!("start it first (start {})", entry.name);
+                let remedy = remedy::start_first(&entry.name);
                 return Err(Error::WrongState { name: entry.name, state: info.state, remedy });
             }
             let socket = local.home.folder(&entry.id).connect(CONTROL_SOCKET)?;

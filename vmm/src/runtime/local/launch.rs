@@ -21,7 +21,7 @@ use crate::runtime::home::{
 };
 use crate::runtime::options::BoxOptions;
 use crate::runtime::state::{BoxState, judge};
-use crate::runtime::{Error, Result, blocking};
+use crate::runtime::{Error, Result, blocking, remedy};
 
 /// How long another process that is about to start or end the box is waited for, beside the boot.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -50,7 +50,7 @@ impl Local {
                 match judge(lives, status.as_ref()) {
                     BoxState::Running => return Ok(None),
                     state @ BoxState::Paused => {
-                        let remedy = "resume it".to_owned();
+                        let remedy = remedy::resume_first(&config.name);
                         return Err(Error::WrongState { name: config.name.clone(), state, remedy });
                     }
                     // Another process starts it, it ends, or somebody only looked.

@@ -13,7 +13,7 @@ use super::Local;
 use crate::machine::control::ToMachine;
 use crate::runtime::call::{Channel, Duplex};
 use crate::runtime::home::VSOCK_SOCKET;
-use crate::runtime::{Error, Result, blocking, events, loaded_images, logs, saved_images};
+use crate::runtime::{Error, Result, blocking, events, loaded_images, logs, remedy, saved_images};
 
 /// The longest answer to `CONNECT`: "OK" and a port.
 const MAX_ANSWER: usize = 32;
@@ -90,8 +90,8 @@ impl Local {
         let remedy = match info.state {
             // One that restarts waits for its guest.
             Running | Starting => return Ok(()),
-            Paused => format!("resume it first (resume {})", info.name),
-            _ => format!("start it first (start {})", info.name),
+            Paused => remedy::resume_first(&info.name),
+            _ => remedy::start_first(&info.name),
         };
         Err(Error::WrongState { name: info.name, state: info.state, remedy })
     }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use boxlite_net::Rule;
 
 use super::{BoxOptions, Forward, Network, NetworkPolicy};
+use crate::audience::{Words, is_embedder};
 use crate::machine::{MEMORY_MIB, RestartPolicy, VCPUS};
 use crate::runtime::signals;
 use crate::runtime::{Error, Result};
@@ -42,9 +43,43 @@ impl Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "--{} {}", self.option, self.message)
+        match is_embedder() {
+            true => write!(f, "{}: {}", field(&self.option), self.message),
+            false => write!(f, "--{} {}", self.option, self.message),
+        }
     }
 }
+
+/// The field of [`BoxOptions`] that an option of the command line is.
+fn field(option: &str) -> &str {
+    match option {
+        "memory" => "memory_mib",
+        "disk-size" => "disk_size_gb",
+        "ready-timeout" => "ready_timeout",
+        "workdir" => "working_dir",
+        "stop-signal" => "stop_signal",
+        "label" => "labels",
+        "health-cmd" => "health.command",
+        "no-healthcheck" => "no_health_check",
+        "health-interval" => "health.interval",
+        "health-timeout" => "health.timeout",
+        "health-retries" => "health.retries",
+        "volume" => "volumes",
+        "publish" => "ports",
+        "allow" => "network.allow",
+        "deny" => "network.deny",
+        "limit-down" => "network.limit_down",
+        "limit-up" => "network.limit_up",
+        // The others are called the same.
+        same => same,
+    }
+}
+
+/// What a message calls something for whoever reads it.
+const REMOVED_AT_END: Words = Words { typed: "--rm", embedded: "auto_remove" };
+const WITH_NETWORK: Words = Words { typed: "--network nat", embedded: "Network::Nat" };
+const HEALTH_COMMAND: Words = Words { typed: "--health-cmd", embedded: "health" };
+const COPY: Words = Words { typed: "`cp`", embedded: "BoxHandle::copy_into" };
 
 #[derive(Default)]
 struct Problems(Vec<Problem>);
@@ -113,7 +148,7 @@ impl BoxOptions {
 
     fn check_lifetime(&self, problems: &mut Problems) {
         problems.unless(!self.auto_remove || self.restart == RestartPolicy::No, "restart", || {
-            "a box that is removed when it ends (--rm) cannot begin anew".into()
+            format!("a box that is removed when it ends ({REMOVED_AT_END}) cannot begin anew")
         });
         for (key, value) in &self.labels {
             let good = !key.is_empty() && !key.contains(['=', '\0']) && !value.contains('\0');
@@ -123,7 +158,7 @@ impl BoxOptions {
         }
         let Some(health) = &self.health else { return };
         problems.unless(!self.no_health_check, "no-healthcheck", || {
-            "excludes a health check of the box's own (--health-cmd)".into()
+            format!("excludes a health check of the box's own ({HEALTH_COMMAND})")
         });
         let first = health.command.first();
         problems.unless(first.is_some_and(|program| !program.is_empty()), "health-cmd", || {
@@ -141,7 +176,7 @@ impl BoxOptions {
         for volume in &self.volumes {
             problems.unless(false, "volume", || {
                 format!(
-                    "{}: this version shares no folders yet; copy files with `cp`",
+                    "{}: this version shares no folders yet; copy files with {COPY}",
                     volume.host.display()
                 )
             });
@@ -181,7 +216,7 @@ impl BoxOptions {
         ];
         for (option, given) in unused {
             problems.unless(*mode == Network::Nat || !given, option, || {
-                "needs a network (--network nat)".into()
+                format!("needs a network ({WITH_NETWORK})")
             });
         }
     }
@@ -245,6 +280,13 @@ mod tests {
             "health-retries",
         ];
         assert_eq!(options, expected);
+        // An embedder reads the names of fields, and no flags.
+        let text = Error::Options(problems).to_string();
+        let fields = serde_json::to_value(BoxOptions::new("x")).unwrap();
+        for line in text.lines() {
+            let field = line.split([':', '.']).next().unwrap();
+            assert!(!line.contains("--") && fields.get(field).is_some(), "{line}");
+        }
     }
 
     #[test]

@@ -11,9 +11,10 @@ use boxlite_rootfs_builder::Progress;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::task::JoinHandle;
 
-use super::SERVE_SUBCOMMAND;
 use super::mux::{self, Mode, Opener, Stream};
 use super::wire::{self, Answer, Request};
+use super::{EMBEDDED_FLAG, SERVE_SUBCOMMAND};
+use crate::audience::is_embedder;
 use crate::client::ExecHandle;
 use crate::runtime::call::{Call, Channel, Duplex, Reply};
 use crate::runtime::{Error, Home, Result, RuntimeOptions, local};
@@ -41,6 +42,7 @@ impl Remote {
         let mut argv: Vec<OsString> = vec![launcher.into(), "--home".into(), home.path().into()];
         argv.extend(options.debug.then(|| "--debug".into()));
         argv.push(SERVE_SUBCOMMAND.into());
+        argv.extend(is_embedder().then(|| format!("--{EMBEDDED_FLAG}").into()));
         let mut serve = softhost::spawn(&host, softhost::Command::here(argv)?).await?;
         let (Some(stdin), Some(stdout)) = (serve.stdin.take(), serve.stdout.take()) else {
             return Err(Error::Internal("a command without stdio".into()));

@@ -21,3 +21,6 @@ pub(crate) use server::serve;
 
 /// The subcommand that is to run [`serve`].
 pub(crate) const SERVE_SUBCOMMAND: &str = "serve";
+
+/// Its option for a program that embeds the library.
+pub(crate) const EMBEDDED_FLAG: &str = "embedded";

@@ -26,6 +26,8 @@ const KEPT_OUTPUT: usize = 4096;
 /// The streams on which the guest's clock is asked for and set; commands have those from 1 on.
 const CLOCK: u32 = u32::MAX - 1;
 const SET_CLOCK: u32 = u32::MAX;
+/// A way that is longer says too little about the time.
+const LONG_WAY: Duration = Duration::from_millis(500);
 
 /// A connection to the agent, from `CONNECT` on. What is asked before the agent has answered waits
 /// on the way.
@@ -38,8 +40,8 @@ pub(super) struct Agent {
     check: Option<Check>,
     /// It has said that it gives up: the first reason counts, and others are not told.
     gave_up: bool,
-    /// When the guest's clock was asked for.
-    clock: Option<Instant>,
+    /// When the guest's clock was asked for, and whether to ask once more if the answer takes long.
+    clock: Option<(Instant, bool)>,
 }
 
 #[derive(Debug)]
@@ -145,14 +147,19 @@ impl Agent {
 
     /// Begins to set the guest's clock: asks for a reading of the one that nobody sets.
     pub(super) fn ask_clock(&mut self) {
+        // A question that has no answer yet, of a box that was paused meanwhile for instance, is asked again then.
         if self.clock.is_none() {
-            self.clock = Some(Instant::now());
-            self.link.push(&Request::Clock.frame(CLOCK));
+            self.ask_clock_now(true);
         }
     }
 
+    fn ask_clock_now(&mut self, again: bool) {
+        self.clock = Some((Instant::now(), again));
+        self.link.push(&Request::Clock.frame(CLOCK));
+    }
+
     /// The reading has come: tells what time it was then, as exactly as the way allows.
-    fn on_clock(&mut self, frame: &Frame, asked: Instant) -> Result<(), Broken> {
+    fn on_clock(&mut self, frame: &Frame, asked: Instant, again: bool) -> Result<(), Broken> {
         self.clock = None;
         match frame.decode()? {
             Response::Clock { monotonic_ns } => {
@@ -164,6 +171,9 @@ impl Agent {
                     error_ns: nanoseconds(way),
                 };
                 self.link.push(&Request::SetClock(reading).frame(SET_CLOCK));
+                if again && way > LONG_WAY {
+                    self.ask_clock_now(false);
+                }
                 Ok(())
             }
             // An agent that is older than this.
@@ -264,8 +274,8 @@ impl Agent {
             self.on_main(frame, said)
         } else if self.check.as_ref().is_some_and(|check| check.stream == frame.stream) {
             self.on_check(&frame, said)
-        } else if let (CLOCK, Some(asked)) = (frame.stream, self.clock) {
-            self.on_clock(&frame, asked)
+        } else if let (CLOCK, Some((asked, again))) = (frame.stream, self.clock) {
+            self.on_clock(&frame, asked, again)
         } else if frame.stream == SET_CLOCK {
             // The clock is as it can be.
             Ok(())

@@ -74,6 +74,9 @@ impl Fixture {
         // The guest's clock, which is set before anything runs.
         let asked = Frame::read(&mut agent).unwrap().unwrap();
         assert_eq!(asked.decode::<Request>().unwrap(), Request::Clock);
+        Response::Clock { monotonic_ns: 1 }.frame(asked.stream).write(&mut agent).unwrap();
+        let told = Frame::read(&mut agent).unwrap().unwrap();
+        assert!(matches!(told.decode().unwrap(), Request::SetClock(_)));
         self.agent = Some(agent);
         self.credit = [WINDOW as usize; 2];
     }

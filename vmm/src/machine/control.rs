@@ -13,6 +13,7 @@ use rustix::net::{
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::spec::LaunchSpec;
 use super::status::Ended;
@@ -292,6 +293,23 @@ pub(crate) fn receive<T: DeserializeOwned>(
     let mut body = vec![0; length];
     from.read_exact(&mut body)?;
     Ok(Some((serde_json::from_slice(&body)?, files)))
+}
+
+/// Receives a message that comes without descriptors; `None` at the end of the connection. Not cancel
+/// safe.
+pub(crate) async fn receive_async<T: DeserializeOwned>(
+    from: &mut (impl AsyncRead + Unpin),
+) -> io::Result<Option<T>> {
+    let length = match from.read_u32_le().await {
+        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        length => length? as usize,
+    };
+    if length > MAX_MESSAGE {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "message too large"));
+    }
+    let mut body = vec![0; length];
+    from.read_exact(&mut body).await?;
+    Ok(Some(serde_json::from_slice(&body)?))
 }
 
 #[cfg(test)]

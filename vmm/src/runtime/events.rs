@@ -4,17 +4,16 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
+use super::blocking_io;
 use super::call::Duplex;
 use super::json_lines::{self, JsonLines};
+use super::watch::Follower;
 use crate::events::{self, Event};
-
-/// Between two looks at the log.
-const PAUSE: Duration = Duration::from_millis(50);
 
 /// Bytes under way between log and reader.
 const BUFFER: usize = 64 << 10;
@@ -74,8 +73,8 @@ impl Events {
     }
 }
 
-/// Sends the events of a log until nobody reads them any more.
-pub(super) fn stream(log: PathBuf, query: EventQuery) -> DuplexStream {
+/// Sends the events of a log, which `changes` follows, until nobody reads them any more.
+pub(super) fn stream(log: PathBuf, query: EventQuery, mut changes: Follower) -> DuplexStream {
     let (ours, mut theirs) = tokio::io::duplex(BUFFER);
     // Where the log ends now; what comes before the task has begun is not to be missed.
     let mut tail = match query.since_ms {
@@ -84,7 +83,13 @@ pub(super) fn stream(log: PathBuf, query: EventQuery) -> DuplexStream {
     };
     tokio::spawn(async move {
         loop {
-            let lines = tail.read().unwrap_or_default();
+            let read = blocking_io(move || {
+                let lines = tail.read().unwrap_or_default();
+                Ok((tail, lines))
+            });
+            let Ok(read) = read.await else { return };
+            let lines;
+            (tail, lines) = read;
             for line in lines.split_inclusive(|byte| *byte == b'\n') {
                 let event = serde_json::from_slice::<Event>(line);
                 let wanted = event.is_ok_and(|event| query.wants(&event));
@@ -104,7 +109,7 @@ pub(super) fn stream(log: PathBuf, query: EventQuery) -> DuplexStream {
             tokio::select! {
                 // Nothing is ever sent to us: this is the reader hanging up.
                 _ = theirs.read(&mut byte) => return,
-                () = tokio::time::sleep(PAUSE) => {}
+                () = changes.changed() => {}
             }
         }
     });
@@ -224,9 +229,12 @@ impl Tail {
 #[cfg(test)]
 mod tests {
     use std::fs::OpenOptions;
+    use std::sync::Arc;
+    use std::time::Duration;
 
     use super::*;
     use crate::events::EventKind;
+    use crate::runtime::watch::Watcher;
 
     fn note(log: &std::path::Path, at_ms: u64, id: &str) {
         let file = OpenOptions::new().append(true).create(true).open(log).unwrap();
@@ -240,7 +248,9 @@ mod tests {
         note(&events::older(&log), 1, "older");
         note(&log, 1, "old");
         let query = EventQuery { id: Some("a".into()), ..EventQuery::follow() };
-        let mut mine = Events::new(Box::new(stream(log.clone(), query)));
+        let watcher = Arc::new(Watcher::default());
+        let stream = |query| stream(log.clone(), query, watcher.follow(log.clone()));
+        let mut mine = Events::new(Box::new(stream(query)));
         let all = EventQuery { since_ms: Some(1), follow: false, id: None };
         for (at, id) in [(2, "a"), (3, "b"), (4, "a")] {
             note(&log, at, id);
@@ -250,12 +260,12 @@ mod tests {
         // Half a line is none yet.
         let mut file = OpenOptions::new().append(true).open(&log).unwrap();
         std::io::Write::write_all(&mut file, b"{\"at_ms\":5,").unwrap();
-        let waited = tokio::time::timeout(PAUSE * 3, mine.next()).await;
+        let waited = tokio::time::timeout(Duration::from_millis(150), mine.next()).await;
         assert!(waited.is_err());
         std::io::Write::write_all(&mut file, b"\"id\":\"a\",\"event\":\"paused\"}\n").unwrap();
         assert_eq!(mine.next().await.unwrap().unwrap().kind, EventKind::Paused);
 
-        let mut events = Events::new(Box::new(stream(log, all)));
+        let mut events = Events::new(Box::new(stream(all)));
         let mut times = Vec::new();
         while let Some(event) = events.next().await.unwrap() {
             times.push(event.at_ms);

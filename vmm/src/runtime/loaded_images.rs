@@ -98,7 +98,7 @@ pub(super) fn receive(
     let (input, output) = tokio::io::split(theirs);
     let (events, told) = mpsc::channel(PROGRESS);
     let mut chunks = Chunks { input, runtime: Handle::current(), left: 0, ended: false };
-    let work = tokio::task::spawn_blocking(move || {
+    let work = super::in_background(move || {
         let loaded = load(&mut chunks, &Events(events));
         (loaded, chunks.input)
     });

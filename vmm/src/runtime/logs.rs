@@ -5,17 +5,17 @@ use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
+use super::blocking_io;
 use super::call::Duplex;
 use super::json_lines;
+use super::watch::Follower;
 use crate::logbook;
 
 pub use crate::logbook::{LogStream, Record as LogRecord};
-
-/// Between two looks at the log.
-const PAUSE: Duration = Duration::from_millis(50);
 
 /// So long after the end of a query, everything that was written before it is in the log.
 const SETTLED: Duration = Duration::from_millis(500);
@@ -87,11 +87,11 @@ impl LogQuery {
         }
     }
 
-    /// Whether nothing that comes at `now` or later is wanted.
-    fn is_over(&self, now: SystemTime) -> bool {
-        let until = self.until_ns.map(Duration::from_nanos);
-        let end = until.and_then(|until| UNIX_EPOCH.checked_add(until)?.checked_add(SETTLED));
-        end.is_some_and(|end| now > end)
+    /// How long after `now` nothing that comes is wanted any more; none: as long as the box lives.
+    fn left(&self, now: SystemTime) -> Option<Duration> {
+        let until = self.until_ns.map(Duration::from_nanos)?;
+        let end = UNIX_EPOCH.checked_add(until)?.checked_add(SETTLED)?;
+        Some(end.duration_since(now).unwrap_or_default())
     }
 }
 
@@ -143,17 +143,18 @@ impl fmt::Debug for Logs {
     }
 }
 
-/// Sends the records of the log in `folder`; to the end of the box, which `lives` tells, if the
-/// query follows.
+/// Sends the records of the log in `folder`, which `log` follows; until the box has `ended`, if the
+/// query follows it.
 pub(super) fn stream(
     folder: PathBuf,
     query: LogQuery,
-    lives: impl Fn() -> bool + Send + 'static,
+    log: Follower,
+    ended: impl Future<Output = ()> + Send + 'static,
 ) -> DuplexStream {
     let (ours, theirs) = tokio::io::duplex(BUFFER);
     tokio::spawn(async move {
         // A reader that hung up, or a log that cannot be read any more: the stream breaks off.
-        if let Err(e) = send(folder, query, lives, theirs).await {
+        if let Err(e) = send(folder, query, log, ended, theirs).await {
             tracing::debug!("a log's stream ended: {e}");
         }
     });
@@ -163,16 +164,22 @@ pub(super) fn stream(
 async fn send(
     folder: PathBuf,
     query: LogQuery,
-    lives: impl Fn() -> bool,
+    mut log: Follower,
+    ended: impl Future<Output = ()>,
     mut to: DuplexStream,
 ) -> io::Result<()> {
+    let over = match query.left(SystemTime::now()) {
+        Some(left) => tokio::time::sleep(left).left_future(),
+        None => std::future::pending().right_future(),
+    };
+    tokio::pin!(ended, over);
+    // What was written before the end is not missed: the log is looked at once more after it.
+    let mut last = !query.follow;
     let open = query.query();
-    let mut reader = unblock(move || logbook::Reader::open(&folder, open)).await?;
+    let mut reader = blocking_io(move || logbook::Reader::open(&folder, open)).await?;
     loop {
-        // Before the look at the log: what was written until then is not missed.
-        let last = !query.follow || query.is_over(SystemTime::now()) || !lives();
         loop {
-            let next = unblock(move || reader.poll().map(|record| (reader, record))).await?;
+            let next = blocking_io(move || reader.poll().map(|record| (reader, record))).await?;
             reader = next.0;
             let Some(record) = next.1 else { break };
             to.write_u32_le(record.bytes.len() as u32).await?;
@@ -188,21 +195,20 @@ async fn send(
         tokio::select! {
             // Nothing is ever sent to us: this is the reader hanging up.
             _ = to.read(&mut byte) => return Ok(()),
-            () = tokio::time::sleep(PAUSE) => {}
+            () = log.changed() => {}
+            () = &mut ended => last = true,
+            () = &mut over => last = true,
         }
     }
 }
 
-async fn unblock<T: Send + 'static>(
-    f: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    tokio::task::spawn_blocking(f).await?
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::logbook::Writer;
+    use crate::runtime::watch::Watcher;
 
     async fn read(stream: DuplexStream) -> Vec<u8> {
         let mut logs = Logs::new(Box::new(stream));
@@ -222,7 +228,9 @@ mod tests {
         writer.append_at(LogStream::Stdout, b"before\n", ns - 1);
         writer.append_at(LogStream::Stdout, b"after\n", ns + 1);
         let query = LogQuery::default().follow(true).until(now);
-        let following = read(stream(folder.path().into(), query, || true));
+        let log = Arc::new(Watcher::default()).follow(folder.path().join(logbook::FILE));
+        let lives = std::future::pending();
+        let following = read(stream(folder.path().into(), query, log, lives));
         let text = tokio::time::timeout(Duration::from_secs(120), following).await.unwrap();
         assert_eq!(text, b"before\n");
     }

@@ -21,6 +21,7 @@
 //! that ends, unless the box is detached.
 
 mod agents;
+mod blocking;
 mod call;
 mod config;
 mod copy;
@@ -47,6 +48,7 @@ pub mod signals;
 mod state;
 mod store;
 mod sys;
+mod watch;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -80,6 +82,7 @@ pub use place::{Accel, Place};
 pub use saved_images::SavedImages;
 pub use state::{BoxInfo, BoxState, FailureReason};
 
+use blocking::{blocking, blocking_io, in_background};
 use call::{Call, Host, Reply, Serving};
 use local::Local;
 use remote::Remote;
@@ -135,7 +138,7 @@ impl Runtime {
     /// left in it. Where this machine cannot run boxes, that is in the software host, which is started
     /// if need be; [`Place::choose`] says so beforehand.
     pub async fn open(options: RuntimeOptions) -> Result<Self> {
-        let serving = match Place::choose(options.accel)? {
+        let serving = match blocking(move || Place::choose(options.accel)).await? {
             Place::Here => Serving::Here(Local::open_with(options).await?),
             Place::SoftHost { .. } => Serving::There(Arc::new(Remote::start(options).await?)),
         };
@@ -248,12 +251,4 @@ pub struct RuntimeMetrics {
     pub stopped: usize,
     /// Those that failed.
     pub failed: usize,
-}
-
-/// Runs what blocks off the async threads.
-async fn blocking<T: Send + 'static>(f: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    match tokio::task::spawn_blocking(f).await {
-        Ok(result) => result,
-        Err(e) => Err(Error::Internal(e.to_string())),
-    }
 }

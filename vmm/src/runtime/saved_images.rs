@@ -72,7 +72,7 @@ pub(super) fn stream(
 ) -> DuplexStream {
     let (ours, theirs) = tokio::io::duplex(4 * CHUNK);
     let runtime = Handle::current();
-    tokio::task::spawn_blocking(move || {
+    super::in_background(move || {
         let mut output = io::BufWriter::with_capacity(CHUNK, Chunks { to: theirs, runtime });
         let saved = save(&mut output).and_then(|()| output.flush().map_err(broken));
         let error = saved.err().map(|e| RemoteError::from(&e));

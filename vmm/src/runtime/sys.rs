@@ -3,8 +3,12 @@
 #[cfg(target_os = "linux")]
 mod linux {
     use std::io;
+    use std::mem::MaybeUninit;
     use std::os::fd::OwnedFd;
+    use std::path::Path;
 
+    use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
+    use rustix::io::Errno;
     use rustix::process::{Pid, PidfdFlags, pidfd_open};
     use tokio::io::Interest;
     use tokio::io::unix::AsyncFd;
@@ -21,7 +25,7 @@ mod linux {
         pub(crate) fn watch(pid: u32) -> io::Result<Self> {
             let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(no_process)?;
             let fd = match pidfd_open(pid, PidfdFlags::empty()) {
-                Err(rustix::io::Errno::SRCH) => return Err(no_process()),
+                Err(Errno::SRCH) => return Err(no_process()),
                 opened => opened?,
             };
             readable(fd).map(Self)
@@ -30,6 +34,69 @@ mod linux {
         /// Waits for it. Cancel safe.
         pub(crate) async fn ended(&self) -> io::Result<()> {
             self.0.readable().await.map(drop)
+        }
+    }
+
+    /// Changes of files and folders (`inotify(7)`).
+    #[derive(Debug)]
+    pub(crate) struct Changes(AsyncFd<OwnedFd>);
+
+    /// A file or folder whose changes are told.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub(crate) struct Watched(i32);
+
+    /// Bytes of events that are read at once: a few hundred.
+    const BUFFER: usize = 8 << 10;
+
+    impl Changes {
+        /// Must be called inside a tokio runtime.
+        pub(crate) fn new() -> io::Result<Self> {
+            readable(inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?).map(Self)
+        }
+
+        /// Tells of what is written to a file, and of names that come to a folder or go from it. The
+        /// same place again is the same value.
+        pub(crate) fn watch(&self, path: &Path) -> io::Result<Watched> {
+            let of_files = WatchFlags::MODIFY | WatchFlags::MOVE_SELF | WatchFlags::ATTRIB;
+            let of_folders = WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::DELETE_SELF;
+            let flags = if path.is_dir() { of_folders } else { of_files };
+            Ok(Watched(inotify::add_watch(&self.0, path, flags)?))
+        }
+
+        /// Tells of it no more.
+        pub(crate) fn forget(&self, watched: Watched) {
+            // It is forgotten already when what was watched is gone.
+            let _ = inotify::remove_watch(&self.0, watched.0);
+        }
+
+        /// What has changed next; `None` when that is not known. Cancel safe.
+        pub(crate) async fn next(&self) -> io::Result<Option<Vec<Watched>>> {
+            loop {
+                let mut ready = self.0.readable().await?;
+                match self.read() {
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
+                    told => return told,
+                }
+            }
+        }
+
+        fn read(&self) -> io::Result<Option<Vec<Watched>>> {
+            let mut buffer = [MaybeUninit::uninit(); BUFFER];
+            let mut reader = Reader::new(&self.0, &mut buffer);
+            let mut told = Vec::new();
+            loop {
+                match reader.next() {
+                    Ok(event) if event.events().contains(ReadFlags::QUEUE_OVERFLOW) => {
+                        return Ok(None);
+                    }
+                    Ok(event) => told.push(Watched(event.wd())),
+                    Err(_) if !told.is_empty() => return Ok(Some(told)),
+                    Err(e) => return Err(e.into()),
+                }
+                if reader.is_buffer_empty() {
+                    return Ok(Some(told));
+                }
+            }
         }
     }
 
@@ -55,6 +122,30 @@ mod other {
     #[derive(Debug)]
     pub(crate) struct ProcessEnd(std::convert::Infallible);
 
+    /// Changes of files and folders, which are not told here.
+    #[derive(Debug)]
+    pub(crate) struct Changes(std::convert::Infallible);
+
+    /// A file or folder whose changes are told.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub(crate) struct Watched(std::convert::Infallible);
+
+    impl Changes {
+        pub(crate) fn new() -> io::Result<Self> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        pub(crate) fn watch(&self, _: &std::path::Path) -> io::Result<Watched> {
+            match self.0 {}
+        }
+
+        pub(crate) fn forget(&self, _: Watched) {}
+
+        pub(crate) async fn next(&self) -> io::Result<Option<Vec<Watched>>> {
+            match self.0 {}
+        }
+    }
+
     impl ProcessEnd {
         pub(crate) fn watch(_: u32) -> io::Result<Self> {
             Err(io::ErrorKind::Unsupported.into())
@@ -67,6 +158,6 @@ mod other {
 }
 
 #[cfg(target_os = "linux")]
-pub(crate) use linux::ProcessEnd;
+pub(crate) use linux::{Changes, ProcessEnd, Watched};
 #[cfg(not(target_os = "linux"))]
-pub(crate) use other::ProcessEnd;
+pub(crate) use other::{Changes, ProcessEnd, Watched};

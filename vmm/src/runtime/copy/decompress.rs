@@ -25,7 +25,7 @@ pub(super) async fn recognize<R: AsyncRead + Unpin>(
 pub(super) fn start() -> (Feed, TaskReader, JoinHandle<io::Result<()>>) {
     let (feed, compressed) = pipe::to_thread();
     let (mut writer, plain) = pipe::from_thread();
-    let decoding = tokio::task::spawn_blocking(move || {
+    let decoding = crate::runtime::in_background(move || {
         io::copy(&mut Decoder::new(compressed)?, &mut writer)?;
         writer.flush()?;
         writer.end();

@@ -175,7 +175,7 @@ impl BoxHandle {
         }
         let (mut writer, tar) = pipe::from_thread();
         let packing = Packing { name, archive: options.keep_ownership };
-        let packed = tokio::task::spawn_blocking(move || {
+        let packed = super::in_background(move || {
             let copied = pack::pack(&source, &packing, &mut writer)?;
             writer.end();
             Ok(copied)
@@ -243,7 +243,7 @@ impl BoxHandle {
         let target = blocking(move || target(&to, is_dir, asked, ownership)).await?;
         let archive = self.explained(agent.copy_out(CopyOut { path, follow }).await).await?;
         let (feed, tar) = pipe::to_thread();
-        let unpacked = tokio::task::spawn_blocking(move || unpack(target, tar));
+        let unpacked = super::in_background(move || unpack(target, tar));
         let fed = pump(archive, feed).await;
         let unpacked = unpacked.await.map_err(|e| Error::Internal(e.to_string()))?;
         match fed {

@@ -235,7 +235,7 @@ impl Local {
 
     /// Waits until a box does not live, or lives as another process than `pid`, if that is not 0: others
     /// may start it as soon as it has ended. That takes nothing of the box's process.
-    async fn process_gone(self: &Arc<Self>, folder: &BoxFolder, pid: u32) -> Result<()> {
+    pub(super) async fn process_gone(self: &Arc<Self>, folder: &BoxFolder, pid: u32) -> Result<()> {
         while let Some(now) = self.process_of(folder).await?
             && (pid == 0 || pid == now)
         {

@@ -29,35 +29,24 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// More boxes of this process than this are kept in mind only while they live.
 const MANY: usize = 256;
 
-/// Between two looks at the box.
-const PAUSE: Duration = Duration::from_millis(5);
+/// Between two looks at a lock that another has.
+const PAUSE: Duration = Duration::from_millis(50);
 
 const DEFAULT_SIZE: TerminalSize = TerminalSize { rows: 24, columns: 80 };
 
 impl Local {
     /// Boots a box; returns once it serves commands. One that runs is left as it is.
     pub(super) async fn start(self: &Arc<Self>, id: &str, how: Start) -> Result<()> {
-        let entry = self.entry(id)?;
-        let (config, info) = (self.config(&entry)?, self.info(&entry)?);
+        let (local, query) = (self.clone(), id.to_owned());
+        let (entry, config, info) = blocking(move || {
+            let entry = local.entry(&query)?;
+            let (config, info) = (local.config(&entry)?, local.info(&entry)?);
+            Ok((entry, config, info))
+        })
+        .await?;
         let folder = self.home.folder(&entry.id);
         let patience = config.options.ready_timeout + PATIENCE;
-        let lock = async {
-            loop {
-                if let Some(lock) = folder.lock()? {
-                    return Ok(Some(lock));
-                }
-                let (lives, status) = self.look(&folder)?;
-                match judge(lives, status.as_ref()) {
-                    BoxState::Running => return Ok(None),
-                    state @ BoxState::Paused => {
-                        let remedy = remedy::resume_first(&config.name);
-                        return Err(Error::WrongState { name: config.name.clone(), state, remedy });
-                    }
-                    // Another process starts it, it ends, or somebody only looked.
-                    _ => tokio::time::sleep(PAUSE).await,
-                }
-            }
-        };
+        let lock = self.lock_to_start(&folder, &config.name);
         let Some(lock) = within(patience, "the start of the box", lock).await? else {
             return Ok(());
         };
@@ -80,22 +69,47 @@ impl Local {
         Ok(())
     }
 
-    /// Waits until the main command runs.
-    async fn main_begun(&self, id: &str, machine: &MachineProcess) -> Result<()> {
-        let folder = self.home.folder(id);
+    /// Takes the lock of a box that is to be started; none if it runs.
+    async fn lock_to_start(
+        self: &Arc<Self>,
+        folder: &BoxFolder,
+        name: &str,
+    ) -> Result<Option<File>> {
+        let mut status = self.watcher.follow(folder.file(STATUS_FILE));
         loop {
-            let said = machine.said();
-            if said.is_none()
-                && let (true, status) = self.look(&folder)?
-            {
-                if status.is_some_and(|status| status.main_pid.is_some()) {
-                    return Ok(());
+            let (local, at) = (self.clone(), folder.clone());
+            let looked = blocking(move || match at.lock()? {
+                Some(lock) => Ok(Ok(lock)),
+                None => local.look(&at).map(|(lives, status)| Err(judge(lives, status.as_ref()))),
+            });
+            match looked.await? {
+                Ok(lock) => return Ok(Some(lock)),
+                Err(BoxState::Running) => return Ok(None),
+                Err(state @ BoxState::Paused) => {
+                    let remedy = remedy::resume_first(name);
+                    return Err(Error::WrongState { name: name.to_owned(), state, remedy });
                 }
-                tokio::time::sleep(PAUSE).await;
-                continue;
+                // Another process starts it, it ends, or somebody only looked. That a lock is free
+                // is not told.
+                Err(_) => drop(tokio::time::timeout(PAUSE, status.changed()).await),
             }
+        }
+    }
+
+    /// Waits until the main command runs.
+    async fn main_begun(self: &Arc<Self>, id: &str, machine: &MachineProcess) -> Result<()> {
+        let folder = self.home.folder(id);
+        let mut status = self.watcher.follow(folder.file(STATUS_FILE));
+        loop {
+            if let (true, Some(Status { main_pid: Some(_), .. })) = self.look_at(&folder).await? {
+                return Ok(());
+            }
+            let ended = tokio::select! {
+                ended = machine.said_last() => ended,
+                () = status.changed() => continue,
+            };
             // It is over: that may have been all that it was to do.
-            return match machine.said_last().await.and_then(|ended| ended.main) {
+            return match ended.and_then(|ended| ended.main) {
                 Some(MainEnd::NotStarted { code, message }) => Err(cannot_start(code, message)),
                 _ => Ok(()),
             };

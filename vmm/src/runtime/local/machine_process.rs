@@ -5,12 +5,12 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
-use std::thread;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::reaped::Reaped;
 use super::streams::connect_agent;
 use crate::client::AgentClient;
 use crate::machine::control::{self, FromMachine, ToMachine};
@@ -70,6 +70,8 @@ impl MachineProcess {
     /// Starts a machine's process and hands it the spec with its files; those after the ones that
     /// the spec numbers are only kept open. Its log goes to `log`, or to this process's stderr, and says more
     /// with `debug`.
+    ///
+    /// Must be called inside a tokio runtime: a task follows the process.
     pub(crate) fn start(
         launcher: &Path,
         debug: bool,
@@ -93,7 +95,7 @@ impl MachineProcess {
         // A terminal's Ctrl-C is for the command in the box, not for the box.
         in_new_session(&mut command);
         inherit_only(&mut command, Vec::new());
-        let mut child = command.spawn().map_err(failed)?;
+        let child = command.spawn().map_err(failed)?;
         let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
         if outlive {
             softhost::outlive(child.id());
@@ -103,11 +105,11 @@ impl MachineProcess {
             return Err(failed(ended_at_once(error, child)));
         }
         let (sender, state) = watch::channel(State::default());
-        let events = control.try_clone().map_err(failed)?;
-        thread::Builder::new()
-            .name("machine".into())
-            .spawn(move || follow(&events, &sender, || child.wait()))
-            .map_err(failed)?;
+        let events = control.try_clone().and_then(|events| {
+            events.set_nonblocking(true)?;
+            tokio::net::UnixStream::from_std(events)
+        });
+        tokio::spawn(follow(events.map_err(failed)?, sender, Reaped::new(child)));
         Ok(Self { control, state })
     }
 
@@ -174,7 +176,7 @@ impl MachineProcess {
 
 impl Drop for MachineProcess {
     fn drop(&mut self) {
-        // The machine hears of it; the thread that follows it reaps the process.
+        // The machine hears of it; the task that follows it reaps the process.
         let _ = self.control.shutdown(std::net::Shutdown::Both);
     }
 }
@@ -190,13 +192,13 @@ fn ended_at_once(error: io::Error, mut child: std::process::Child) -> io::Error 
 }
 
 /// Takes what the machine says until its process has ended.
-fn follow(
-    events: &UnixStream,
-    state: &watch::Sender<State>,
-    wait: impl FnOnce() -> io::Result<ExitStatus>,
+async fn follow(
+    mut events: tokio::net::UnixStream,
+    state: watch::Sender<State>,
+    mut child: Reaped,
 ) {
     let mut said = None;
-    while let Ok(Some((message, _))) = control::receive(events) {
+    while let Ok(Some(message)) = control::receive_async(&mut events).await {
         match message {
             FromMachine::Stage { stage: BootStage::Ready, .. } => {
                 state.send_modify(|state| state.ready = true);
@@ -205,8 +207,7 @@ fn follow(
             _ => {}
         }
     }
-    let status = wait();
-    let end = match (said, status) {
+    let end = match (said, child.wait().await) {
         (Some(end), _) => End::Said(end),
         (None, Ok(status)) => End::Silently(status.to_string()),
         (None, Err(e)) => End::Silently(e.to_string()),
@@ -241,4 +242,47 @@ fn search_launcher(given: Option<PathBuf>) -> Result<PathBuf> {
         .map(|dir| dir.join(EXECUTABLE))
         .find(|candidate| candidate.is_file())
         .ok_or_else(|| Error::NoLauncher { tried: "beside this executable and in PATH".into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn spec() -> LaunchSpec {
+        LaunchSpec {
+            vcpus: 1,
+            memory_mib: 128,
+            kernel: PathBuf::new(),
+            initramfs: PathBuf::new(),
+            boot: String::new(),
+            disks: Vec::new(),
+            console: None,
+            network: None,
+            nested: false,
+            sandbox: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn many_processes_are_followed_without_a_thread_each() {
+        let dir = tempfile::tempdir().unwrap();
+        let launcher = dir.path().join("launcher");
+        std::fs::write(&launcher, "#!/bin/sh\ncat > /dev/null\nexit 3\n").unwrap();
+        std::fs::set_permissions(&launcher, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let start = || MachineProcess::start(&launcher, false, spec(), &[], None).unwrap();
+        let machines: Vec<_> = (0..50).map(|_| start()).collect();
+        // Other tests have threads, too, but of other names than one for each machine had.
+        for thread in std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
+            let name = std::fs::read_to_string(thread.path().join("comm")).unwrap_or_default();
+            assert_ne!(name.trim(), "machine");
+        }
+        let states: Vec<_> = machines.iter().map(|machine| machine.state.clone()).collect();
+        drop(machines);
+        for mut state in states {
+            let end = state.wait_for(|state| state.end.is_some()).await.unwrap().end.clone();
+            assert!(matches!(end, Some(End::Silently(how)) if how == "exit status: 3"));
+        }
+    }
 }

@@ -17,6 +17,7 @@ mod machine_process;
 mod model_tests;
 #[cfg(test)]
 mod power_tests;
+mod reaped;
 mod streams;
 
 use std::collections::HashMap;
@@ -35,6 +36,7 @@ use super::config::BoxConfig;
 use super::home::{BoxFolder, CONFIG, DISK, Home};
 use super::state::{BoxInfo, end_code, judge, time};
 use super::store::{Entry, Store};
+use super::watch::Watcher;
 use super::{Error, Result, RuntimeOptions, blocking};
 use crate::events::{Event, EventKind};
 use crate::machine::status::{Status, now_ms};
@@ -49,6 +51,7 @@ pub(super) struct Local {
     pub(super) launcher: PathBuf,
     /// Whether machines' processes say more in their logs.
     pub(super) debug: bool,
+    watcher: Arc<Watcher>,
     /// Boxes that remove themselves, and that this process has made and not started: the locks of their
     /// maker.
     made: Mutex<HashMap<String, File>>,
@@ -82,9 +85,9 @@ impl Local {
         let registries = RegistryOptions::load(&home.registries())?;
         let images = ImageStore::open(home.images())?.with_registries(registries);
         let store = Store::open(&home.database())?;
-        let (made, dependents) = (Mutex::default(), Mutex::default());
+        let (watcher, made, dependents) = Default::default();
         let debug = false;
-        let local = Self { home, store, images, guest, launcher, debug, made, dependents };
+        let local = Self { home, store, images, guest, launcher, debug, watcher, made, dependents };
         local.reconcile()?;
         Ok(local)
     }

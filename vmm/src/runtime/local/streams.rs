@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use super::Local;
+use crate::logbook;
 use crate::machine::control::ToMachine;
 use crate::runtime::call::{Channel, Duplex};
 use crate::runtime::home::VSOCK_SOCKET;
@@ -30,9 +31,13 @@ impl Local {
             Channel::Logs { id, query } => {
                 let local = self.clone();
                 let folder = blocking(move || local.folder(&id)).await?;
-                Box::new(logs::stream(folder.path().to_owned(), query, {
-                    move || folder.is_live()
-                }))
+                let log = self.watcher.follow(folder.file(logbook::FILE));
+                let (local, path) = (self.clone(), folder.path().to_owned());
+                let ended = async move {
+                    // A folder that cannot be looked at any more is no box's that lives.
+                    let _ = local.process_gone(&folder, 0).await;
+                };
+                Box::new(logs::stream(path, query, log, ended))
             }
             Channel::SavedImages { images } => {
                 let local = self.clone();
@@ -47,7 +52,10 @@ impl Local {
                     local.loaded(&local.images.load_from(archive, progress)?)
                 }))
             }
-            Channel::Events { query } => Box::new(events::stream(self.home.events(), query)),
+            Channel::Events { query } => {
+                let log = self.watcher.follow(self.home.events());
+                Box::new(events::stream(self.home.events(), query, log))
+            }
         })
     }
 

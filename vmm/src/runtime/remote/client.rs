@@ -17,7 +17,7 @@ use super::{EMBEDDED_FLAG, SERVE_SUBCOMMAND};
 use crate::audience::is_embedder;
 use crate::client::ExecHandle;
 use crate::runtime::call::{Call, Channel, Duplex, Reply};
-use crate::runtime::{Error, Home, Result, RuntimeOptions, local};
+use crate::runtime::{Error, Home, Result, RuntimeOptions, blocking, local};
 use crate::softhost;
 
 /// A runtime in the software host. Dropping it ends that, with the boxes that end with their
@@ -33,14 +33,19 @@ pub(in crate::runtime) struct Remote {
 impl Remote {
     /// Starts a runtime in the software host of the home, which is started if need be.
     pub(in crate::runtime) async fn start(options: RuntimeOptions) -> Result<Self> {
-        let home = Home::open(options.home)?;
-        let guest = GuestFiles::locate()?;
-        let launcher = local::find_launcher(options.launcher)?;
-        let mut host = softhost::Options::new(home.path(), &guest)?;
-        host.launcher = Some(launcher.clone());
-        host.notice = options.notice;
+        let debug = options.debug;
+        let (home, launcher, host) = blocking(move || {
+            let home = Home::open(options.home)?;
+            let guest = GuestFiles::locate()?;
+            let launcher = local::find_launcher(options.launcher)?;
+            let mut host = softhost::Options::new(home.path(), &guest)?;
+            host.launcher = Some(launcher.clone());
+            host.notice = options.notice;
+            Ok((home, launcher, host))
+        })
+        .await?;
         let mut argv: Vec<OsString> = vec![launcher.into(), "--home".into(), home.path().into()];
-        argv.extend(options.debug.then(|| "--debug".into()));
+        argv.extend(debug.then(|| "--debug".into()));
         argv.push(SERVE_SUBCOMMAND.into());
         argv.extend(is_embedder().then(|| format!("--{EMBEDDED_FLAG}").into()));
         let mut serve = softhost::spawn(&host, softhost::Command::here(argv)?).await?;

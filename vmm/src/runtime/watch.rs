@@ -1,0 +1,248 @@
+//! Waiting for files that grow or are replaced, without looking at them again and again: the system
+//! tells of changes (inotify), by one descriptor for all who wait in a runtime.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::sys::{Changes, Watched};
+use crate::client::wire::lock;
+
+/// Between two looks where the system does not tell: it has none, or too many wait.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Between two looks all the same: not every file system tells of everything.
+const CERTAINTY: Duration = Duration::from_secs(10);
+
+/// Hears of changes for all who follow files.
+#[derive(Debug, Default)]
+pub(super) struct Watcher(Mutex<Option<Arc<Source>>>);
+
+/// What the system tells, and who is to hear of it.
+#[derive(Debug)]
+struct Source {
+    changes: Arc<Changes>,
+    places: Arc<Mutex<Places>>,
+    task: JoinHandle<()>,
+}
+
+type Places = HashMap<Watched, Weak<Place>>;
+
+/// A file or folder that somebody waits for.
+#[derive(Debug)]
+struct Place {
+    watched: Watched,
+    changed: watch::Sender<()>,
+    source: Arc<Source>,
+}
+
+impl Watcher {
+    /// Follows `file`, which need not exist, may grow, and may be replaced or moved away.
+    pub(super) fn follow(self: &Arc<Self>, file: PathBuf) -> Follower {
+        Follower { watcher: self.clone(), file, there: None, folder: None }
+    }
+
+    fn watch(&self, path: &Path) -> io::Result<Subscription> {
+        let source = self.source()?;
+        // Under the lock, so that nobody forgets the place meanwhile.
+        let mut places = lock(&source.places);
+        let watched = source.changes.watch(path)?;
+        let place = match places.get(&watched).and_then(Weak::upgrade) {
+            Some(place) => place,
+            None => {
+                let source = source.clone();
+                let place = Arc::new(Place { watched, changed: watch::Sender::default(), source });
+                places.insert(watched, Arc::downgrade(&place));
+                place
+            }
+        };
+        drop(places);
+        Ok(Subscription { changed: place.changed.subscribe(), place })
+    }
+
+    /// What tells of changes. That of an async runtime that has ended tells nothing any more.
+    fn source(&self) -> io::Result<Arc<Source>> {
+        let mut source = lock(&self.0);
+        match &*source {
+            Some(source) if !source.task.is_finished() => Ok(source.clone()),
+            _ => Ok(source.insert(Arc::new(Source::new()?)).clone()),
+        }
+    }
+}
+
+impl Source {
+    fn new() -> io::Result<Self> {
+        let changes = Arc::new(Changes::new()?);
+        let places: Arc<Mutex<Places>> = Arc::default();
+        let task = tokio::spawn(tell(changes.clone(), places.clone()));
+        Ok(Self { changes, places, task })
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Tells those who wait of changes.
+async fn tell(changes: Arc<Changes>, places: Arc<Mutex<Places>>) {
+    while let Ok(told) = changes.next().await {
+        let changed: Vec<Arc<Place>> = {
+            let places = lock(&places);
+            match told {
+                Some(told) => told.iter().filter_map(|it| places.get(it)?.upgrade()).collect(),
+                // More has changed than could be told.
+                None => places.values().filter_map(Weak::upgrade).collect(),
+            }
+        };
+        // Without the lock: the last to leave a place takes it.
+        changed.iter().for_each(|place| place.changed.send_replace(()));
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut places = lock(&self.source.places);
+        // Another may have come to the same place.
+        if places.get(&self.watched).is_some_and(|now| std::ptr::eq(now.as_ptr(), self)) {
+            places.remove(&self.watched);
+            self.source.changes.forget(self.watched);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Subscription {
+    changed: watch::Receiver<()>,
+    place: Arc<Place>,
+}
+
+/// Waits for changes of a file.
+#[derive(Debug)]
+pub(super) struct Follower {
+    watcher: Arc<Watcher>,
+    file: PathBuf,
+    /// The file, as long as it has its name.
+    there: Option<Subscription>,
+    /// Its folder: files come there, and are replaced.
+    folder: Option<Subscription>,
+}
+
+impl Follower {
+    /// Waits until the file may have changed since the last call. The first call, and one after the
+    /// file was replaced, returns at once: whoever waits looks once more then. Cancel safe.
+    pub(super) async fn changed(&mut self) {
+        match self.begin() {
+            Ok(true) => return,
+            Ok(false) => {}
+            Err(e) => {
+                tracing::debug!("{}: changes are not told: {e}", self.file.display());
+                return tokio::time::sleep(LOOK).await;
+            }
+        }
+        let (there, folder) = (&mut self.there, &mut self.folder);
+        let _ = tokio::time::timeout(CERTAINTY, async {
+            tokio::select! {
+                () = changed(there) => {}
+                () = changed(folder) => {}
+            }
+        })
+        .await;
+    }
+
+    /// Watches the file that has the name now, and its folder. True if that is another than before.
+    fn begin(&mut self) -> io::Result<bool> {
+        let mut is_new = false;
+        if self.folder.is_none() {
+            let folder = self.file.parent().unwrap_or(Path::new("/"));
+            self.folder = Some(self.watcher.watch(folder)?);
+            is_new = true;
+        }
+        let there = match self.watcher.watch(&self.file) {
+            Ok(there) => Some(there),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(e) => return Err(e),
+        };
+        let place = |it: &Option<Subscription>| it.as_ref().map(|it| Arc::as_ptr(&it.place));
+        if place(&there) != place(&self.there) {
+            self.there = there;
+            is_new = true;
+        }
+        Ok(is_new)
+    }
+}
+
+async fn changed(subscription: &mut Option<Subscription>) {
+    let told = match subscription {
+        Some(subscription) => subscription.changed.changed().await.is_ok(),
+        None => false,
+    };
+    if !told {
+        std::future::pending().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, OpenOptions};
+    use std::io::Write;
+
+    use super::*;
+
+    /// Shorter than the time after which a follower looks in any case.
+    const SOON: Duration = Duration::from_secs(8);
+
+    async fn is_told(follower: &mut Follower) -> bool {
+        tokio::time::timeout(SOON, follower.changed()).await.is_ok()
+    }
+
+    async fn is_quiet(follower: &mut Follower) -> bool {
+        tokio::time::timeout(Duration::from_millis(300), follower.changed()).await.is_err()
+    }
+
+    #[tokio::test]
+    #[cfg_attr(not(target_os = "linux"), ignore = "changes are not told here")]
+    async fn followers_hear_of_growth_and_replacement_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("log");
+        let watcher = Arc::new(Watcher::default());
+        let mut followers: Vec<_> = (0..200).map(|_| watcher.follow(file.clone())).collect();
+        for follower in &mut followers {
+            follower.changed().await;
+        }
+        let other = OpenOptions::new().create(true).append(true).open(dir.path().join("disk"));
+        for follower in &mut followers {
+            assert!(is_told(follower).await, "a file has come");
+        }
+        assert!(is_quiet(&mut followers[0]).await);
+        other.unwrap().write_all(b"what others write").unwrap();
+        assert!(is_quiet(&mut followers[0]).await);
+        for round in 0..3 {
+            fs::rename(&file, dir.path().join("log.old")).ok();
+            fs::write(&file, b"new").unwrap();
+            for follower in &mut followers {
+                assert!(is_told(follower).await, "round {round}: a new file");
+                while !is_quiet_now(follower).await {}
+            }
+            let mut log = OpenOptions::new().append(true).open(&file).unwrap();
+            log.write_all(b"more").unwrap();
+            for follower in &mut followers {
+                assert!(is_told(follower).await, "round {round}: it grows");
+            }
+        }
+        drop(followers);
+        let source = lock(&watcher.0).clone().unwrap();
+        assert!(lock(&source.places).is_empty(), "something is watched for nobody");
+    }
+
+    /// Whether nothing waits to be told.
+    async fn is_quiet_now(follower: &mut Follower) -> bool {
+        tokio::time::timeout(Duration::from_millis(1), follower.changed()).await.is_err()
+    }
+}

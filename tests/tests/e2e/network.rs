@@ -186,7 +186,7 @@ fn a_port_on_an_address_of_the_host_is_closed_to_boxes_that_are_not_allowed_to()
     let address = published(&server, "80");
     assert_eq!(address.ip(), own);
     fetch(address);
-    let ask = format!("wget -T 10 -q -O - http://{address}/ || echo closed");
+    let ask = format!("timeout 10 wget -qO- http://{address}/ || echo closed");
     let client = Sandbox::idle(&launcher, "neighbour", &[]);
     assert_eq!(client.shell(&ask), "closed");
     let events = events_of(&client);

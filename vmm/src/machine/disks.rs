@@ -16,7 +16,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// Syncs the disks that stay, on a thread that may hang. A loss of power could otherwise keep the status and lose what
 /// the disks were given last. Returns whether it is done; of a box that did not end in order nothing is waited for.
 pub(super) fn sync(ended: &Ended, disks: &[DiskSpec], files: &[File], threads: &Threads) -> bool {
-    if !matches!(ended.end, End::Main | End::Guest | End::Stopped) {
+    if !matches!(ended.end, End::Main | End::Guest | End::Stopped | End::Orphaned) {
         return false;
     }
     let stay = disks.iter().filter(|disk| !disk.ephemeral);

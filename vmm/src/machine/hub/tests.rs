@@ -162,10 +162,8 @@ fn a_suspended_onlooker_holds_no_box_up_that_is_over_and_its_owner_may() {
         box_.start();
         box_.say(&Response::Started { pid: 7 }.frame(1));
         assert_eq!(box_.note(), Note::MainStarted(7));
-        // More than its window.
-        while box_.has_credit(Channel::Stdout, Duration::from_millis(300)) {
-            box_.output(Channel::Stdout, &vec![7; MAX_DATA]);
-        }
+        // Its window, and as much that waits for it: the command has credit for no less.
+        box_.output(Channel::Stdout, &vec![7; 2 * WINDOW as usize]);
         box_.say(&Response::Exited(EXITED).frame(1));
         assert_eq!(box_.note(), Note::MainEnded(exited()));
         box_.hub.send(Command::Close(None));

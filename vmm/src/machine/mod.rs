@@ -40,6 +40,7 @@ mod vcpu;
 
 pub(crate) use bounded_log::BoundedLog;
 pub use control::{BootStage, DiskMetrics, ExitCounts, MachineMetrics, NetworkMetrics};
+pub(crate) use process::STOP_LIMIT;
 pub use process::main;
 pub(crate) use record::GONE;
 pub(crate) use spec::{

@@ -3,8 +3,10 @@
 //! The main thread owns the machine and does what the [lifecycle](super::lifecycle) says; all other
 //! threads tell it what has happened.
 
+mod launcher;
 mod teardown;
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,6 +19,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use boxlite_proto::message::Control;
 
+pub(crate) use self::teardown::STOP_LIMIT;
+
+use self::launcher::{Launcher, Orphan, hear_launcher};
 use super::boot_report::Report;
 use super::build::{Machine, Said, Stop, Tell};
 use super::control::{
@@ -30,14 +35,12 @@ use super::network::{BoxNetwork, PortError};
 use super::record::Record;
 use super::server::{Reply, Server, Unsent, Vsock, hear_signals};
 use super::spec::{BoxSpec, LaunchSpec, MainSpec};
-use super::status::{End, Ended, Status};
+use super::status::{End, Status};
 use super::sys;
 use super::threads::{self, Threads};
 use crate::backend;
 use crate::events::EventKind;
 
-/// A launcher that takes nothing for so long is told nothing more.
-const LAUNCHER_LIMIT: Duration = Duration::from_secs(1);
 /// How long a guest that ended while it booted may have been heard too late to say why.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 /// How long answers may take to leave when the process ends.
@@ -54,6 +57,8 @@ pub(super) enum Message {
     Broken(String),
     /// Somebody asks for something, and is to be answered.
     Asked(ToMachine, Reply),
+    /// Somebody asked for this end of the box, and has been answered that it begins.
+    Answered(ToMachine),
     /// The launcher is gone.
     LauncherGone,
     /// The process is to end.
@@ -107,6 +112,10 @@ struct Process {
     since: Instant,
     /// What machines before this one counted.
     past: (ExitCounts, Vec<DiskMetrics>),
+    /// Messages that came while something else was waited for, in their order.
+    late: VecDeque<Message>,
+    /// Of the request that is being carried out, if it has not been answered.
+    reply: Option<Reply>,
     /// Nothing is left to be done.
     drained: bool,
     /// A machine could not be taken down: a disk of it may be written to still.
@@ -140,6 +149,8 @@ impl Process {
             boot: (0, now),
             since: now,
             past: Default::default(),
+            late: VecDeque::new(),
+            reply: None,
             drained: false,
             hangs: false,
             spec,
@@ -220,19 +231,20 @@ impl Process {
     }
 
     fn live(&mut self) {
-        let mut late = Vec::new();
         while !self.drained {
             #[cfg(test)]
             threads::seam::check();
             let now = Instant::now();
-            let message = match self.life.deadline() {
-                _ if !late.is_empty() => Ok(late.remove(0)),
-                Some(deadline) => self.inbox.recv_timeout(deadline.saturating_duration_since(now)),
-                None => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            let message = match (self.late.pop_front(), self.life.deadline()) {
+                (Some(message), _) => Ok(message),
+                (None, Some(deadline)) => {
+                    self.inbox.recv_timeout(deadline.saturating_duration_since(now))
+                }
+                (None, None) => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             match message {
                 Ok(Message::Machine(boot, Said::Stop(stop))) if boot == self.boot.0 => {
-                    self.hear_last_words(&mut late);
+                    self.hear_last_words();
                     self.ended(stop);
                 }
                 Ok(message) => self.handle(message),
@@ -272,8 +284,15 @@ impl Process {
                 Note::Drained => self.drained = true,
             },
             Message::Asked(message, reply) => {
+                self.reply = Some(reply);
                 let answer = self.answer(message);
-                reply.send(answer);
+                // It has been answered already if it takes long.
+                if let Some(reply) = self.reply.take() {
+                    reply.send(answer);
+                }
+            }
+            Message::Answered(message) => {
+                let _ = self.answer(message);
             }
             Message::Broken(why) => {
                 self.tell(Input::Broken(why));
@@ -324,7 +343,7 @@ impl Process {
     }
 
     /// A guest that gives up says why on another thread than the one that ends it.
-    fn hear_last_words(&mut self, late: &mut Vec<Message>) {
+    fn hear_last_words(&mut self) {
         if !self.life.is_booting() {
             return;
         }
@@ -335,7 +354,7 @@ impl Process {
                     Report::Stage(_) => {}
                     Report::Fatal(message) => return self.tell(Input::Fatal(message)),
                 },
-                Ok(message) => late.push(message),
+                Ok(message) => self.late.push_back(message),
                 Err(_) => return,
             }
         }
@@ -511,57 +530,6 @@ impl Process {
         let network = self.network.as_ref().map(BoxNetwork::metrics);
         MachineMetrics { cpu_micros, up_micros, rss: sys::resident(), exits, disks, network }
     }
-}
-
-/// The way to the launcher.
-struct Launcher {
-    socket: UnixStream,
-    lost: bool,
-}
-
-impl Launcher {
-    fn new(socket: UnixStream) -> Self {
-        // Without it a launcher that stands still could hold the box up.
-        let lost = socket.set_write_timeout(Some(LAUNCHER_LIMIT)).is_err();
-        Self { socket, lost }
-    }
-
-    fn ended(&mut self, ended: &Ended) {
-        self.say(&FromMachine::Ended(ended.clone()));
-    }
-
-    fn say(&mut self, message: &FromMachine) {
-        // Half a message may have left: nothing can follow it.
-        self.lost = self.lost || control::send(&self.socket, message, &[]).is_err();
-    }
-}
-
-/// What a box does without its launcher.
-struct Orphan {
-    record: Record,
-    remove: bool,
-}
-
-/// Hears the launcher on a thread of its own. When it is gone a machine ends at once, whatever the
-/// main thread does, and so does a box of which nothing is kept.
-fn hear_launcher(launcher: UnixStream, server: Server, orphan: Option<Orphan>) -> io::Result<()> {
-    let threads = server.threads.clone();
-    threads.spawn("launcher", move || {
-        server.serve(&launcher);
-        match orphan {
-            None => std::process::exit(0),
-            Some(orphan) if orphan.remove && !server.outlives.load(Ordering::SeqCst) => {
-                orphan.record.event(EventKind::Stopped { code: None });
-                orphan.record.remove();
-                orphan.record.flush();
-                std::process::exit(0)
-            }
-            Some(_) => {
-                let _ = server.inbox.send(Message::LauncherGone);
-            }
-        }
-    })?;
-    Ok(())
 }
 
 #[cfg(test)]

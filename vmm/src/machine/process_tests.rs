@@ -14,7 +14,7 @@ use boxlite_rootfs_builder::durable::power_cut::Watch;
 use super::*;
 use crate::events::Event;
 use crate::machine::spec::{DiskFormat, DiskSpec, MainSpec, NetworkSpec, RestartPolicy};
-use crate::machine::status::{End, Phase, Status};
+use crate::machine::status::{End, Ended, Phase, Status};
 use crate::machine::threads::seam::{self, Fuse};
 
 /// Writes to a port that nothing answers, for ever.
@@ -469,6 +469,25 @@ fn a_box_whose_disk_hangs_can_be_killed_and_is_looked_through_at_its_next_start(
     test.ready();
     assert!(matches!(ask(&test.control(), &ToMachine::Kill), FromMachine::Done));
     assert_eq!(test.ended().end, End::Killed);
+    let folder = test.box_folder();
+    test.thread.join().unwrap();
+    let status = Status::read(&folder).unwrap().unwrap();
+    assert!(status.phase == Phase::Ended && status.was_cut_off(), "{status:?}");
+}
+
+#[test]
+fn whoever_stops_a_box_is_answered_while_its_machine_is_taken_down() {
+    let fuse = Fuse { hangs: true, ..Fuse::new("vda", true) };
+    let Some(test) = TestBox::fused(CHATTER, fuse, add_disk) else { return };
+    // Its guest is not there yet to be asked: that begins at once, and would take a minute.
+    for message in
+        [ToMachine::Stop { grace_ms: 0 }, ToMachine::Stop { grace_ms: 0 }, ToMachine::Kill]
+    {
+        let control = test.control();
+        control.set_read_timeout(Some(Duration::from_secs(40))).unwrap();
+        assert!(matches!(ask(&control, &message), FromMachine::Done));
+    }
+    assert_eq!(test.ended().end, End::Stopped);
     let folder = test.box_folder();
     test.thread.join().unwrap();
     let status = Status::read(&folder).unwrap().unwrap();

@@ -28,7 +28,7 @@ const RESERVED_CONNECTIONS: usize = 16;
 /// A connection that asks for nothing so long is closed, so that places come free.
 const IDLE_LIMIT: Duration = Duration::from_secs(60);
 /// The same for a connection in a reserved place.
-const RESERVED_IDLE_LIMIT: Duration = Duration::from_secs(2);
+const RESERVED_IDLE_LIMIT: Duration = Duration::from_secs(10);
 /// Whoever does not take an answer for so long is hung up on.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// After a failed `accept` (too many open files): until some may have been closed.

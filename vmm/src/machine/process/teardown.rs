@@ -1,17 +1,23 @@
 //! Taking a box's machine down, in bounded time.
 
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
-use super::{Input, Machine, Process};
+use super::{FromMachine, Input, Machine, Message, Process, ToMachine};
 use crate::backend;
 
-/// How long a machine may take to be taken down, and one that is killed.
+/// How long a machine may take to be taken down: what the guest has written goes to its disks.
 const TEARDOWN_LIMIT: Duration = Duration::from_secs(60);
+/// The same from the moment that somebody wants an end at once.
 const KILL_LIMIT: Duration = Duration::from_secs(3);
-/// Between two looks whether it has become one that is killed.
+/// Between two looks whether that is so, and who asks for something.
 const TEARDOWN_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a box that is asked to stop may take to be gone after the grace of its main command: its guest's own end
+/// (9 s), the machine's, those who are attached (1 s), its disks (5 s), its status or its folder's removal (10 s) and
+/// its events (3 s), and some room.
+pub(crate) const STOP_LIMIT: Duration = TEARDOWN_LIMIT.saturating_add(Duration::from_secs(35));
 
 impl Process {
     pub(super) fn stop_machine(&mut self) {
@@ -28,20 +34,12 @@ impl Process {
     /// Stops a machine on a thread of its own: one of its disks may hang in the host's kernel, and no
     /// signal ends that.
     fn take_down(&mut self, machine: Machine<backend::Machine>) {
-        let begun = Instant::now();
         let (done, stopped) = sync_channel::<()>(1);
         let work = move || {
             machine.stop();
             let _ = done.send(());
         };
-        let spawned = self.threads.spawn("teardown", work);
-        let result = loop {
-            match stopped.recv_timeout(TEARDOWN_PAUSE) {
-                Err(RecvTimeoutError::Timeout) if begun.elapsed() < self.patience() => {}
-                result => break result,
-            }
-        };
-        if spawned.is_err() || result.is_err() {
+        if self.threads.spawn("teardown", work).is_err() || !self.is_done(&stopped) {
             self.hangs = true;
             let why =
                 "a disk of the box hangs in the host's kernel, or a thread of its machine does";
@@ -50,11 +48,43 @@ impl Process {
         }
     }
 
-    /// How long a machine may take to be taken down: what the guest has written goes to its disks.
-    fn patience(&self) -> Duration {
-        match self.killed.load(Ordering::SeqCst) {
-            true => KILL_LIMIT,
-            false => TEARDOWN_LIMIT,
+    /// Waits for the end of the teardown a bounded time. Meanwhile whoever wants the box to end is answered.
+    fn is_done(&mut self, stopped: &Receiver<()>) -> bool {
+        let begun = Instant::now();
+        let mut killed = None;
+        loop {
+            if self.killed.load(Ordering::SeqCst) {
+                killed.get_or_insert_with(Instant::now);
+            }
+            match stopped.recv_timeout(TEARDOWN_PAUSE) {
+                Ok(()) => return true,
+                Err(RecvTimeoutError::Disconnected) => return false,
+                Err(RecvTimeoutError::Timeout) => self.answer_early(),
+            }
+            if begun.elapsed() >= TEARDOWN_LIMIT
+                || killed.is_some_and(|killed| killed.elapsed() >= KILL_LIMIT)
+            {
+                return false;
+            }
+        }
+    }
+
+    /// Answers those who ask for an end: it has begun, or follows as soon as the machine is down. All else waits.
+    fn answer_early(&mut self) {
+        if let Some(reply) = self.reply.take() {
+            reply.send(FromMachine::Done);
+        }
+        while let Ok(message) = self.inbox.try_recv() {
+            let message = match message {
+                Message::Asked(end @ (ToMachine::Stop { .. } | ToMachine::Kill), reply)
+                    if self.hub.is_some() =>
+                {
+                    reply.send(FromMachine::Done);
+                    Message::Answered(end)
+                }
+                message => message,
+            };
+            self.late.push_back(message);
         }
     }
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::launch::within;
 use super::{Dependent, Local};
-use crate::machine::MachineMetrics;
 use crate::machine::control::{self, FromMachine, ToMachine};
+use crate::machine::{MachineMetrics, STOP_LIMIT};
 use crate::runtime::home::{BoxFolder, CONTROL_SOCKET};
 use crate::runtime::state::BoxInfo;
 use crate::runtime::sys::ProcessEnd;
@@ -17,7 +17,7 @@ use crate::runtime::{Error, Result, blocking, remedy};
 /// How long a box's process may take for an answer.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// How long a box may take to be gone after its grace, and a killed one.
+/// How long a killed box may take to be gone.
 const GONE: Duration = Duration::from_secs(20);
 
 /// How long a box may take to be gone that does not hear any more: most likely it is ending.
@@ -60,7 +60,7 @@ impl Local {
                 return self.kill(id).await;
             }
         }
-        let patience = Duration::from_millis(grace_ms) + GONE;
+        let patience = Duration::from_millis(grace_ms).saturating_add(STOP_LIMIT);
         match within(patience, "the end of the box", self.process_gone(&folder, pid)).await {
             Err(Error::Timeout { .. }) => self.kill(id).await,
             other => other,

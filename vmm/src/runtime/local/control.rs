@@ -99,6 +99,13 @@ impl Local {
         })
         .await?;
         let (pid, started_ms) = status.map_or((0, 0), |status| (status.pid, status.started_ms));
+        if pid == 0 {
+            let name = self.info_of(id).await?.name;
+            return Err(Error::Refused {
+                name,
+                reason: "its main command does not run now".into(),
+            });
+        }
         self.ask(id, ToMachine::Signal { signal, pid, started_ms }).await.map(drop)
     }
 

@@ -347,10 +347,18 @@ fn connections_are_bounded() {
         assert!(matches!(ask(control, &ToMachine::Metrics), FromMachine::Metrics(_)));
     }
     // Beyond that, only the end of the box can be asked for.
-    assert!(matches!(ask(&test.control(), &ToMachine::Metrics), FromMachine::Refused(_)));
-    let idle: Vec<_> = (0..16).map(|_| test.control()).collect();
-    let refused = control::receive(&test.control()).unwrap().unwrap().0;
-    assert!(matches!(refused, FromMachine::Refused(_)));
+    let beyond = test.control();
+    assert!(matches!(ask(&beyond, &ToMachine::Metrics), FromMachine::Refused(_)));
+    // Its place is free once its connection has been closed.
+    assert!(control::receive::<FromMachine>(&beyond).unwrap().is_none());
+    // On a slow host the first place may be free again before the last is taken.
+    let full = (0..3).find_map(|_| {
+        let idle: Vec<_> = (0..16).map(|_| test.control()).collect();
+        let (answer, _) = control::receive(&test.control()).unwrap()?;
+        assert!(matches!(answer, FromMachine::Refused(_)), "{answer:?}");
+        Some(idle)
+    });
+    let idle = full.expect("nobody is refused");
     // Whoever asks for nothing does not keep a reserved place.
     for control in idle {
         control.set_read_timeout(Some(Duration::from_secs(60))).unwrap();

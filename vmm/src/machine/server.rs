@@ -203,7 +203,9 @@ impl Server {
             let (server, threads) = (server.clone(), &server.threads);
             let spawned = threads.spawn("control", move || {
                 server.serve_in(place, &peer);
+                // Whoever sees the end of the connection finds the place free.
                 drop(slot);
+                drop(peer);
             });
             if let Err(e) = spawned {
                 tracing::warn!("cannot serve a connection: {e}");

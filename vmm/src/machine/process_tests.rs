@@ -409,6 +409,11 @@ fn after_power_cut(program: &[u8], end: impl FnOnce(&TestBox)) -> Option<Vec<(bo
 fn a_status_says_that_a_disk_is_in_order_only_when_it_is_on_stable_storage() {
     let Some(after) = after_power_cut(RESET, |_| {}) else { return };
     assert_eq!(after, [(true, true)], "it ended by itself");
+    let leave = |test: &TestBox| {
+        test.launcher.as_ref().unwrap().shutdown(std::net::Shutdown::Write).unwrap();
+    };
+    let Some(after) = after_power_cut(CHATTER, leave) else { return };
+    assert_eq!(after, [(true, true)], "it ended with its launcher");
     let kill = |test: &TestBox| drop(ask(&test.control(), &ToMachine::Kill));
     // It is not waited for its disk, which the next start puts right.
     let Some(after) = after_power_cut(CHATTER, kill) else { return };

@@ -43,6 +43,8 @@ use crate::events::EventKind;
 
 /// How long a guest that ended while it booted may have been heard too late to say why.
 const LAST_WORDS: Duration = Duration::from_millis(100);
+/// How long a hub may take longer than those who are attached: its log's file system may hang.
+const HUB_LIMIT: Duration = Duration::from_secs(3);
 /// How long answers may take to leave when the process ends.
 const ANSWERS_LIMIT: Duration = Duration::from_millis(500);
 
@@ -116,6 +118,8 @@ struct Process {
     late: VecDeque<Message>,
     /// Of the request that is being carried out, if it has not been answered.
     reply: Option<Reply>,
+    /// When the hub is not waited for any more.
+    hub_deadline: Option<Instant>,
     /// Nothing is left to be done.
     drained: bool,
     /// A machine could not be taken down: a disk of it may be written to still.
@@ -151,6 +155,7 @@ impl Process {
             past: Default::default(),
             late: VecDeque::new(),
             reply: None,
+            hub_deadline: None,
             drained: false,
             hangs: false,
             spec,
@@ -185,7 +190,7 @@ impl Process {
     ) -> Result<()> {
         let file = |n: usize| self.file(n);
         let journal = self.journal.clone().context("a box without an event log")?;
-        let record = Record::new(spec, journal);
+        let record = Record::new(spec, journal, &self.threads)?;
         record.event(EventKind::Starting);
         let programs = Commands {
             main: spec.main.as_ref().map(MainSpec::request),
@@ -235,7 +240,8 @@ impl Process {
             #[cfg(test)]
             threads::seam::check();
             let now = Instant::now();
-            let message = match (self.late.pop_front(), self.life.deadline()) {
+            let deadline = self.life.deadline().into_iter().chain(self.hub_deadline).min();
+            let message = match (self.late.pop_front(), deadline) {
                 (Some(message), _) => Ok(message),
                 (None, Some(deadline)) => {
                     self.inbox.recv_timeout(deadline.saturating_duration_since(now))
@@ -248,6 +254,10 @@ impl Process {
                     self.ended(stop);
                 }
                 Ok(message) => self.handle(message),
+                Err(_) if self.hub_deadline.is_some_and(|until| until <= Instant::now()) => {
+                    tracing::warn!("what is left for those who are attached is not waited for");
+                    self.drained = true;
+                }
                 Err(_) => self.tell(Input::Tick),
             }
         }
@@ -409,9 +419,9 @@ impl Process {
             }
             Action::Finish(patience) => {
                 self.drained = self.has_no_hub();
-                Command::Close(patience)
+                self.close(patience)
             }
-            Action::Hurry => Command::Close(Some(Duration::from_secs(1))),
+            Action::Hurry => self.close(Some(Duration::from_secs(1))),
             Action::Connect => match self.connect() {
                 Ok(Some(socket)) => Command::Connect(socket),
                 Ok(None) => return,
@@ -431,6 +441,13 @@ impl Process {
         if let Some(hub) = &self.hub {
             hub.send(command);
         }
+    }
+
+    /// The end of the hub, for which those who are attached may take so long.
+    fn close(&mut self, patience: Option<Duration>) -> Command {
+        let deadline = patience.map(|patience| Instant::now() + patience + HUB_LIMIT);
+        self.hub_deadline = self.hub_deadline.into_iter().chain(deadline).min();
+        Command::Close(patience)
     }
 
     fn boot(&mut self, now: Instant) {

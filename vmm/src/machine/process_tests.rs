@@ -508,6 +508,26 @@ fn whoever_stops_a_box_is_answered_while_its_machine_is_taken_down() {
 }
 
 #[test]
+fn a_box_whose_folder_hangs_can_be_killed_and_says_how_it_ended() {
+    let fuse = Fuse { hangs: true, ..Fuse::new("record", true) };
+    let Some(test) = TestBox::fused(CHATTER, fuse, |_, _, _| {}) else { return };
+    assert!(matches!(ask(&test.control(), &ToMachine::Kill), FromMachine::Done));
+    assert_eq!(test.ended().end, End::Killed);
+    test.thread.join().unwrap();
+    let events = TestBox::events(test.folder.path());
+    assert_eq!(events.last(), Some(&EventKind::Stopped { code: None }), "{events:?}");
+}
+
+#[test]
+fn a_box_whose_hub_hangs_can_be_killed() {
+    let fuse = Fuse { hangs: true, ..Fuse::new("hub", true) };
+    let Some(test) = TestBox::fused(CHATTER, fuse, |_, _, _| {}) else { return };
+    assert!(matches!(ask(&test.control(), &ToMachine::Kill), FromMachine::Done));
+    assert_eq!(test.ended().end, End::Killed);
+    test.thread.join().unwrap();
+}
+
+#[test]
 fn nobody_who_keeps_the_event_log_locked_holds_a_box_up() {
     let Some(test) = TestBox::start(CHATTER, |_| {}) else { return };
     let log = File::options().append(true).open(test.folder.path().join("events.jsonl")).unwrap();

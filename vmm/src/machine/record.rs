@@ -1,8 +1,12 @@
 //! What a box's process leaves for others to read: `status.json` in its folder, and events in the
-//! home's log. A host that cannot take them must not stop the box.
+//! home's log. A host that cannot take them must not stop the box, and a file system that hangs must
+//! not keep it from its end: a thread of its own changes the folder.
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
 use boxlite_rootfs_builder::durable::Durability;
@@ -10,10 +14,19 @@ use boxlite_rootfs_builder::durable::Durability;
 use super::journal::Journal;
 use super::spec::BoxSpec;
 use super::status::{Ended, Status};
+use super::threads::Threads;
 use crate::events::EventKind;
 
 /// How long the last events may take to be written when the process ends.
 const FLUSH_LIMIT: Duration = Duration::from_secs(3);
+
+/// How long a change of the status is waited for, and the last one or the folder's removal: the host's file system
+/// may hang.
+const STATUS_LIMIT: Duration = Duration::from_secs(5);
+const LAST_LIMIT: Duration = Duration::from_secs(10);
+
+/// Changes that wait for a file system that hangs; more are lost.
+const QUEUE: usize = 64;
 
 /// What stands before a box's ID in the name of a folder that is being removed.
 pub(crate) const GONE: &str = ".gone-";
@@ -21,16 +34,42 @@ pub(crate) const GONE: &str = ".gone-";
 /// Writes down what happens to a box. Clones write to the same places.
 #[derive(Clone, Debug)]
 pub(super) struct Record {
-    id: String,
     folder: PathBuf,
     remove: bool,
     journal: Journal,
+    changes: Changes,
+}
+
+/// A change of the box's folder.
+#[derive(Debug)]
+enum Change {
+    /// Replace the status.
+    Status(Box<Status>, Durability),
+    /// Remove the folder.
+    Remove,
+}
+
+/// The way to the thread that changes the box's folder, in order.
+#[derive(Clone, Debug)]
+struct Changes {
+    queue: SyncSender<(Change, SyncSender<()>)>,
+    /// A change was waited for in vain, and none has been made since.
+    hangs: Arc<AtomicBool>,
 }
 
 impl Record {
-    pub(super) fn new(spec: &BoxSpec, journal: Journal) -> Self {
-        let (id, folder) = (spec.id.clone(), spec.folder.clone());
-        Self { id, folder, remove: spec.remove, journal }
+    pub(super) fn new(spec: &BoxSpec, journal: Journal, threads: &Threads) -> io::Result<Self> {
+        let (queue, changes) = sync_channel(QUEUE);
+        let hangs = Arc::<AtomicBool>::default();
+        let folder = Folder {
+            id: spec.id.clone(),
+            folder: spec.folder.clone(),
+            journal: journal.clone(),
+            hangs: hangs.clone(),
+        };
+        threads.spawn("record", move || folder.change(&changes))?;
+        let (folder, changes) = (spec.folder.clone(), Changes { queue, hangs });
+        Ok(Self { folder, remove: spec.remove, journal, changes })
     }
 
     /// The box's folder.
@@ -38,16 +77,15 @@ impl Record {
         &self.folder
     }
 
-    /// Replaces the status.
+    /// Replaces the status. Waits for it a bounded time, and not at all while the file system hangs.
     pub(super) fn status(&self, status: &Status) {
         // After a loss of power the box died with its host, whatever it did last.
-        self.write(status, Durability::Process);
-    }
-
-    fn write(&self, status: &Status, durability: Durability) {
-        if let Err(e) = status.write(&self.folder, durability) {
-            tracing::warn!("{}: the box's status cannot be written: {e}", self.folder.display());
-        }
+        let change = Change::Status(Box::new(status.clone()), Durability::Process);
+        let patience = match self.changes.hangs.load(Ordering::SeqCst) {
+            true => Duration::ZERO,
+            false => STATUS_LIMIT,
+        };
+        self.changes.make(change, patience);
     }
 
     /// Appends an event, soon.
@@ -60,10 +98,11 @@ impl Record {
         self.journal.flush(FLUSH_LIMIT);
     }
 
-    /// The last words; removes the folder of a box that is not to be kept.
+    /// The last words, in bounded time; removes the folder of a box that is not to be kept.
     pub(super) fn end(&self, status: &Status, ended: &Ended) {
         if !self.remove {
-            self.write(status, Durability::Power);
+            let change = Change::Status(Box::new(status.clone()), Durability::Power);
+            self.changes.make(change, LAST_LIMIT);
         }
         self.event(match ended.failure() {
             None => EventKind::Stopped { code: ended.code() },
@@ -75,16 +114,62 @@ impl Record {
         self.flush();
     }
 
-    /// Removes the box's folder. What is left of it if this process is killed meanwhile has a name
-    /// that says so.
+    /// Removes the box's folder. What is left of it if this process ends meanwhile has a name that
+    /// says so.
     pub(super) fn remove(&self) {
+        self.changes.make(Change::Remove, LAST_LIMIT);
+    }
+}
+
+impl Changes {
+    /// Asks for a change, and waits until it is made, at most `patience`.
+    fn make(&self, change: Change, patience: Duration) {
+        let (done, made) = sync_channel(1);
+        let sent = self.queue.try_send((change, done)).is_ok();
+        if sent && made.recv_timeout(patience).is_ok() {
+            return;
+        }
+        if !self.hangs.swap(true, Ordering::SeqCst) {
+            tracing::warn!("the box's folder cannot be changed now: its file system hangs");
+        }
+    }
+}
+
+/// The box's folder, as the thread that changes it has it.
+struct Folder {
+    id: String,
+    folder: PathBuf,
+    journal: Journal,
+    hangs: Arc<AtomicBool>,
+}
+
+impl Folder {
+    fn change(&self, changes: &Receiver<(Change, SyncSender<()>)>) {
+        for (change, done) in changes {
+            match change {
+                Change::Status(status, durability) => self.write(&status, durability),
+                Change::Remove => self.remove(),
+            }
+            self.hangs.store(false, Ordering::SeqCst);
+            // Nobody may wait for it any more.
+            let _ = done.try_send(());
+        }
+    }
+
+    fn write(&self, status: &Status, durability: Durability) {
+        if let Err(e) = status.write(&self.folder, durability) {
+            tracing::warn!("{}: the box's status cannot be written: {e}", self.folder.display());
+        }
+    }
+
+    fn remove(&self) {
         let gone = self.folder.with_file_name(format!("{GONE}{}", self.id));
         let removed = match std::fs::rename(&self.folder, &gone) {
             Ok(()) => std::fs::remove_dir_all(&gone),
             Err(e) => Err(e),
         };
         match removed {
-            Ok(()) => self.event(EventKind::Removed),
+            Ok(()) => self.journal.event(EventKind::Removed),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => {
                 let folder = self.folder.display();

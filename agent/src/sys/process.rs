@@ -102,12 +102,13 @@ pub(crate) fn spawn(plan: &Plan<'_>) -> Result<Spawned, (Step, Errno)> {
         Namespaces::Same => clone(&mut child, 0),
         Namespaces::New => clone(&mut child, libc::CLONE_NEWPID | libc::CLONE_NEWNS),
         Namespaces::Join(first) => {
-            children_into(first).map_err(|errno| (Step::Namespaces, errno))?;
+            let failed = |errno| (Step::Namespaces, errno);
+            // The way back is there before anything is started.
+            let own = pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).map_err(failed)?;
+            children_into(first).map_err(failed)?;
             let pid = clone(&mut child, 0);
             // Threads of this process and other commands belong where it is itself.
-            let back = pidfd_open(rustix::process::getpid(), PidfdFlags::empty());
-            back.and_then(|own| children_into(own.as_fd()))
-                .map_err(|errno| (Step::Namespaces, errno))?;
+            children_into(own.as_fd()).map_err(failed)?;
             pid
         }
     }

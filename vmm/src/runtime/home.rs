@@ -296,13 +296,10 @@ impl BoxFolder {
         self.path.join(name)
     }
 
-    /// Whether the box has a process: it holds the lock.
+    /// Whether the box has a process: it holds the lock. A lock that cannot be looked at (too many open files)
+    /// may be held.
     pub(super) fn is_live(&self) -> bool {
-        // Shared, so that two who look do not take each other for the box.
-        match File::open(self.file(LOCK)) {
-            Ok(lock) => flock(&lock, FlockOperation::NonBlockingLockShared).is_err(),
-            Err(_) => false,
-        }
+        is_held(&self.file(LOCK))
     }
 
     fn wait_until_dead(&self) -> Result<()> {
@@ -328,10 +325,9 @@ impl BoxFolder {
         Ok(lock)
     }
 
-    /// Whether the process that made the box lives and has not started it.
+    /// Whether the process that made the box lives and has not started it, as far as can be seen.
     pub(super) fn is_in_the_making(&self) -> bool {
-        File::open(self.file(MAKER))
-            .is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockShared).is_err())
+        is_held(&self.file(MAKER))
     }
 
     /// Takes the lock; none if the box lives.
@@ -451,6 +447,15 @@ fn rename(from: &Path, to: &Path, durability: Durability) -> io::Result<()> {
     match durability {
         Durability::Process => fs::rename(from, to),
         Durability::Power => durable::rename(from, to),
+    }
+}
+
+/// Whether somebody holds the lock at `path`. Only one that is not there, or can be had, is held by nobody.
+fn is_held(path: &Path) -> bool {
+    // Shared, so that two who look do not take each other for the holder.
+    match File::open(path) {
+        Ok(lock) => flock(&lock, FlockOperation::NonBlockingLockShared).is_err(),
+        Err(e) => e.kind() != io::ErrorKind::NotFound,
     }
 }
 

@@ -95,7 +95,7 @@ impl Local {
             let problem = crate::runtime::Problem::new("name", bad_name(name));
             return Err(Error::Options(vec![problem]));
         }
-        let _guard = self.home.lock_boxes()?;
+        let guard = self.home.lock_boxes()?;
         let entry = self.entry(id)?;
         if entry.name == name {
             return Ok(());
@@ -109,6 +109,8 @@ impl Local {
             self.store.rename(&entry.id, &entry.name)?;
             return Err(e);
         }
+        // The event's log may have to be waited for, which is not for others to wait for.
+        drop(guard);
         self.note(&entry.id, EventKind::Renamed { name: name.to_owned() });
         Ok(())
     }
@@ -159,9 +161,9 @@ impl Local {
             self.home.retire(id, durability)?;
         }
         self.store.remove(id)?;
-        self.note(id, EventKind::Removed);
         let left = self.home.leftovers()?;
         drop(guard);
+        self.note(id, EventKind::Removed);
         left.delete();
         Ok(true)
     }

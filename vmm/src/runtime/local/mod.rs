@@ -146,8 +146,12 @@ impl Local {
         if folder.is_in_the_making() {
             return false;
         }
-        let Ok(BoxConfig { options, .. }) = folder.read_json(CONFIG) else {
-            return !folder.file(DISK).exists() && !folder.is_live();
+        let options = match folder.read_json(CONFIG) {
+            Ok(BoxConfig { options, .. }) => options,
+            Err(e) => {
+                let no_disk = matches!(folder.file(DISK).try_exists(), Ok(false));
+                return is_missing_or_malformed(&e) && no_disk && !folder.is_live();
+            }
         };
         if !options.auto_remove {
             return false;
@@ -351,4 +355,11 @@ fn entry(config: &BoxConfig) -> Entry {
 /// The name of a box that was given none.
 fn default_name(id: &str) -> String {
     format!("box-{}", id.get(..12).unwrap_or(id))
+}
+
+/// Whether a file of a box has nothing that could be read, as a loss of power leaves it. Not so one that cannot be
+/// read now: there may be too many open files.
+fn is_missing_or_malformed(error: &Error) -> bool {
+    use std::io::ErrorKind::{InvalidData, NotFound, UnexpectedEof};
+    matches!(error, Error::Home { source, .. } if matches!(source.kind(), InvalidData | NotFound | UnexpectedEof))
 }

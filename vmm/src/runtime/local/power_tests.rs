@@ -244,3 +244,16 @@ fn a_disk_that_is_written_to_is_never_taken_for_one_in_order() {
     let old = Status::read(folder.path()).unwrap().unwrap();
     assert!(old.ended.is_some() && old.was_cut_off(), "an earlier release synced nothing");
 }
+
+#[test]
+fn a_folder_that_cannot_be_read_now_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let local = open(dir.path());
+    // Other than after a loss of power, there is something, and it cannot be read.
+    let unreadable = local.home.folder(&format!("{:032x}", 7));
+    fs::create_dir_all(unreadable.file(CONFIG)).unwrap();
+    let empty = local.home.folder(&format!("{:032x}", 8));
+    fs::create_dir_all(empty.path()).unwrap();
+    local.reconcile().unwrap();
+    assert!(unreadable.path().exists() && !empty.path().exists());
+}

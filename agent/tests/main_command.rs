@@ -110,8 +110,9 @@ fn everything_ends_with_it() {
 #[test]
 fn a_signal_is_for_the_process_alone_and_once() {
     let Some((host, _turn)) = connect() else { return };
-    let script = "sh -c 'trap \"echo child\" TERM; echo up; while :; do sleep 0.1; done' &
-        trap 'echo main' TERM; while :; do wait; done";
+    let script = "trap 'echo main' TERM
+        sh -c 'trap \"echo child\" TERM; echo up; while :; do sleep 0.1; done' &
+        while :; do wait; done";
     let stream = main(&host, sh(script));
     host.wait_for(stream, |seen| seen.stdout == b"up\n");
     host.control(stream, Control::SignalProcess(15));

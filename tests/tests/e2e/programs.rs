@@ -108,8 +108,8 @@ stat -c %s data"#;
 #[test]
 fn no_process_of_a_box_reaches_its_agent() {
     let Some(launcher) = Launcher::find() else { return };
-    // A greeting and a question, as the host asks it, for every address that an agent could have; then what there
-    // is of process 1, and devices that anybody may write to.
+    // A greeting and a question, as the host asks it, for every address that an agent could have; then
+    // processes that are not the command's own, and devices that anybody may write to.
     let script = r#"
 import fcntl, os, socket, stat, struct
 with open("/dev/vsock") as device:
@@ -131,11 +131,11 @@ def try_all():
     for cid in (1, 2, own):
         for port in (1024, 1025):
             ask(cid, port, os.getuid() == 0)
-    if os.getuid() == 0: return
-    for path in ("mem", "environ", "fd", "maps", "root"):
-        try: os.open("/proc/1/" + path, os.O_RDONLY)
-        except OSError: continue
-        print("reached", path)
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/comm") as comm:
+                if comm.read().strip() != "python3": print("reached", pid)
+        except FileNotFoundError: pass
 
 try_all()
 if os.fork() == 0:

@@ -41,7 +41,7 @@ fn what_cannot_be_written_is_an_error() {
     assert_eq!(list.stderr, "");
     launcher.command(["image", "save", &name]).stdout(closed()).output().refuses_with(&["pipe"]);
     launcher.command(["cp", &etc, "-"]).stdout(closed()).output().refuses_with(&["pipe"]);
-    launcher.command(["image", "rm", &name]).output().success();
+    launcher.command(["image", "rm", "-f", &name]).output().success();
 }
 
 #[test]

@@ -135,7 +135,7 @@ impl Context {
         destination: SocketAddr,
         host: bool,
     ) -> Verdict {
-        let own = !host && self.own.contain(destination.ip(), &self.addresses);
+        let own = !host && self.own.contain(destination.ip(), &self.addresses, self.now);
         self.gate.ask(policy::Flow { protocol, destination, host, own }, self.now)
     }
 

@@ -1,7 +1,12 @@
 //! Addresses of this machine's own: a guest that reaches one of them reaches what listens there, the
 //! ports of other boxes among it, so they are open to rules that name them only.
 
+#[cfg(target_os = "linux")]
+use std::io;
 use std::net::IpAddr;
+#[cfg(target_os = "linux")]
+use std::time::Duration;
+use std::time::Instant;
 
 use crate::addresses::Addresses;
 use crate::policy::faces;
@@ -9,48 +14,101 @@ use crate::sockets;
 #[cfg(target_os = "linux")]
 use crate::sys::Interfaces;
 
+/// After a list that failed, no other is made for so long: each flow would try.
+#[cfg(target_os = "linux")]
+const RETRY: Duration = Duration::from_secs(1);
+
 /// Which addresses are this machine's own.
 pub(crate) struct OwnAddresses {
     /// They are as open as others.
     open: bool,
     #[cfg(target_os = "linux")]
-    interfaces: Option<Interfaces>,
+    listed: Listed,
 }
 
 impl OwnAddresses {
-    /// Learns them; or not, if they are `open` to the guest.
+    /// Learns them, or not if they are `open` to the guest.
     pub(crate) fn new(open: bool) -> Self {
+        #[cfg(target_os = "linux")]
+        let mut listed = Listed::default();
+        #[cfg(target_os = "linux")]
+        if !open {
+            listed.update(Instant::now(), refresh);
+        }
         Self {
             open,
             #[cfg(target_os = "linux")]
-            interfaces: (!open).then(interfaces).flatten(),
+            listed,
         }
     }
 
     /// True if packets to `ip` end at this machine, or at the host that `addresses` say has it.
-    pub(crate) fn contain(&mut self, ip: IpAddr, addresses: &Addresses) -> bool {
+    pub(crate) fn contain(&mut self, ip: IpAddr, addresses: &Addresses, now: Instant) -> bool {
         if self.open {
             return false;
         }
-        faces(ip).any(|face| addresses.own.contains(&face) || self.is_here(face))
+        faces(ip).any(|face| addresses.own.contains(&face) || self.is_here(face, now))
     }
 
     #[cfg(target_os = "linux")]
-    fn is_here(&mut self, ip: IpAddr) -> bool {
-        match self.interfaces.as_mut().map(|interfaces| interfaces.have(ip)) {
-            Some(Ok(own)) => own,
-            Some(Err(e)) => {
-                tracing::warn!("network: the interfaces cannot be listed any more: {e}");
-                self.interfaces = None;
-                sockets::is_own_address(ip)
-            }
-            None => sockets::is_own_address(ip),
-        }
+    fn is_here(&mut self, ip: IpAddr, now: Instant) -> bool {
+        self.listed.update(now, refresh);
+        self.listed.have(ip)
     }
 
     #[cfg(not(target_os = "linux"))]
-    fn is_here(&mut self, ip: IpAddr) -> bool {
+    fn is_here(&mut self, ip: IpAddr, _: Instant) -> bool {
         sockets::is_own_address(ip)
+    }
+}
+
+/// This machine's interfaces, as far as they can be listed.
+#[cfg(target_os = "linux")]
+#[derive(Default)]
+struct Listed {
+    /// As they were when they were listed last.
+    interfaces: Option<Interfaces>,
+    /// When the last list failed, if it did.
+    failed: Option<Instant>,
+}
+
+#[cfg(target_os = "linux")]
+impl Listed {
+    /// Lists them by `refresh`, unless that failed a moment ago. The list before stays where it fails.
+    fn update(
+        &mut self,
+        now: Instant,
+        refresh: impl FnOnce(&mut Option<Interfaces>) -> io::Result<()>,
+    ) {
+        if self.failed.is_some_and(|at| now.saturating_duration_since(at) < RETRY) {
+            return;
+        }
+        match refresh(&mut self.interfaces) {
+            Ok(()) => self.failed = None,
+            Err(e) => {
+                if self.failed.is_none() {
+                    tracing::warn!("network: the interfaces cannot be listed: {e}");
+                }
+                self.failed = Some(now);
+            }
+        }
+    }
+
+    /// Where the list may be old, the choice of a source shows some of what is new.
+    fn have(&self, ip: IpAddr) -> bool {
+        self.interfaces.as_ref().is_some_and(|interfaces| interfaces.have(ip))
+            || self.failed.is_some() && sockets::is_own_address(ip)
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn refresh(interfaces: &mut Option<Interfaces>) -> io::Result<()> {
+    match interfaces {
+        Some(interfaces) => interfaces.refresh(),
+        None => {
+            *interfaces = Some(Interfaces::new()?);
+            Ok(())
+        }
     }
 }
 
@@ -73,11 +131,38 @@ pub fn own_addresses() -> std::io::Result<Vec<IpAddr>> {
     Err(std::io::ErrorKind::Unsupported.into())
 }
 
-#[cfg(target_os = "linux")]
-fn interfaces() -> Option<Interfaces> {
-    let interfaces = Interfaces::new();
-    if let Err(e) = &interfaces {
-        tracing::warn!("network: the interfaces cannot be listed: {e}");
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_that_fails_leaves_the_one_before_and_is_tried_again_once_a_second() {
+        let start = Instant::now();
+        let after = |ms| start + Duration::from_millis(ms);
+        let mut listed = Listed::default();
+        listed.update(start, refresh);
+        let loopback = "127.0.0.1".parse().unwrap();
+        assert!(listed.have(loopback) && listed.failed.is_none());
+        let mut tries = 0;
+        for ms in [1, 2, 500, 1000, 1001, 1500, 2001] {
+            listed.update(after(ms), |_| {
+                tries += 1;
+                Err(io::ErrorKind::OutOfMemory.into())
+            });
+            assert!(listed.interfaces.as_ref().unwrap().have(loopback));
+        }
+        assert_eq!(tries, 3);
+        listed.update(after(3001), refresh);
+        assert!(listed.failed.is_none());
     }
-    interfaces.ok()
+
+    #[test]
+    fn what_could_never_be_listed_is_listed_later() {
+        let start = Instant::now();
+        let mut listed = Listed::default();
+        listed.update(start, |_| Err(io::ErrorKind::OutOfMemory.into()));
+        assert!(listed.interfaces.is_none() && listed.have("127.0.0.1".parse().unwrap()));
+        listed.update(start + RETRY, refresh);
+        assert!(listed.interfaces.is_some() && listed.failed.is_none());
+    }
 }

@@ -45,17 +45,22 @@ impl Interfaces {
         Ok(Self { changes, known: list()?, stale: false })
     }
 
-    /// True if one of them has this address.
+    /// Lists them anew if they have changed.
     ///
     /// # Errors
-    /// They cannot be listed any more.
-    pub(crate) fn have(&mut self, ip: IpAddr) -> io::Result<bool> {
+    /// They cannot be listed; what was known still is.
+    pub(crate) fn refresh(&mut self) -> io::Result<()> {
         self.note_changes();
         if self.stale {
             self.known = list()?;
             self.stale = false;
         }
-        Ok(self.known.contains(&ip))
+        Ok(())
+    }
+
+    /// True if one of them had this address when they were listed last.
+    pub(crate) fn have(&self, ip: IpAddr) -> bool {
+        self.known.contains(&ip)
     }
 
     /// All that were known when they were listed last.
@@ -181,9 +186,10 @@ mod tests {
     #[test]
     fn the_loopback_has_its_address_and_nobody_that_of_a_document() {
         let mut interfaces = Interfaces::new().unwrap();
-        assert!(interfaces.have("127.0.0.1".parse().unwrap()).unwrap());
-        assert!(!interfaces.have("192.0.2.77".parse().unwrap()).unwrap());
-        assert!(!interfaces.have("2001:db8:77::1".parse().unwrap()).unwrap());
+        interfaces.refresh().unwrap();
+        assert!(interfaces.have("127.0.0.1".parse().unwrap()));
+        assert!(!interfaces.have("192.0.2.77".parse().unwrap()));
+        assert!(!interfaces.have("2001:db8:77::1".parse().unwrap()));
     }
 
     #[test]

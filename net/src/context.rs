@@ -128,13 +128,17 @@ impl Context {
     }
 
     /// Asks the policy whether the guest may reach `destination`, which is the host's loopback, or is
-    /// not.
+    /// not. The packet is counted as dropped where the verdict is unknown.
     pub(crate) fn ask(
         &mut self,
         protocol: Protocol,
         destination: SocketAddr,
         host: bool,
     ) -> Verdict {
+        if !host && self.own.are_awaited() {
+            self.meter.dropped.add(1);
+            return Verdict::Unknown;
+        }
         let own = !host && self.own.contain(destination.ip(), &self.addresses, self.now);
         self.gate.ask(policy::Flow { protocol, destination, host, own }, self.now)
     }

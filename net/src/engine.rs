@@ -93,7 +93,7 @@ impl Engine {
         let cx = Context {
             out,
             addresses: options.addresses,
-            own: OwnAddresses::new(options.own_addresses_open),
+            own: OwnAddresses::new(options.own_addresses_open, options.own_addresses_awaited),
             gate: Gate::new(options.policy, Arc::clone(&meter), options.denials),
             timers: Timers::default(),
             pool: Pool::default(),
@@ -223,7 +223,10 @@ impl Engine {
                 Command::Unforward(bound, reply) => {
                     let _ = reply.send(self.remove_forward(bound));
                 }
-                Command::Own(addresses) => self.cx.addresses.own = addresses,
+                Command::Own(addresses) => {
+                    self.cx.addresses.own = addresses;
+                    self.cx.own.arrive();
+                }
                 Command::Stop => return false,
             }
         }

@@ -158,6 +158,7 @@ impl Handle {
     }
 
     /// Closes these addresses of the host, too, as [`Addresses::own`](crate::Addresses::own) does.
+    /// Ends the wait of [`NetworkOptions::own_addresses_awaited`].
     ///
     /// # Errors
     /// The network has stopped.

@@ -31,6 +31,10 @@ pub struct NetworkOptions {
     /// The addresses of this machine's interfaces are as open as others. Otherwise a rule has to name
     /// them, as it has to name the host's loopback.
     pub own_addresses_open: bool,
+    /// Addresses of the host's are still to be told by
+    /// [`Handle::close_own`](crate::Handle::close_own). Until then, packets that would open a flow to
+    /// anything but the gateway and the host's loopback are dropped.
+    pub own_addresses_awaited: bool,
     /// Ports of the host that lead to the guest.
     pub forwards: Vec<PortForward>,
     /// How fast it may be.
@@ -75,6 +79,7 @@ impl Default for NetworkOptions {
             mtu: MAX_MTU,
             policy: Policy::default(),
             own_addresses_open: false,
+            own_addresses_awaited: false,
             forwards: Vec::new(),
             limits: RateLimits::default(),
             resolv_conf: PathBuf::from("/etc/resolv.conf"),

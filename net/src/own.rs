@@ -22,13 +22,15 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(crate) struct OwnAddresses {
     /// They are as open as others.
     open: bool,
+    /// Those of the host are not known yet.
+    awaited: bool,
     #[cfg(target_os = "linux")]
     listed: Listed,
 }
 
 impl OwnAddresses {
-    /// Learns them, or not if they are `open` to the guest.
-    pub(crate) fn new(open: bool) -> Self {
+    /// Learns them, or not if they are `open` to the guest. Those of the host may be `awaited`.
+    pub(crate) fn new(open: bool, awaited: bool) -> Self {
         #[cfg(target_os = "linux")]
         let mut listed = Listed::default();
         #[cfg(target_os = "linux")]
@@ -37,9 +39,20 @@ impl OwnAddresses {
         }
         Self {
             open,
+            awaited: awaited && !open,
             #[cfg(target_os = "linux")]
             listed,
         }
+    }
+
+    /// True if nobody can say yet whether an address is the host's.
+    pub(crate) fn are_awaited(&self) -> bool {
+        self.awaited
+    }
+
+    /// The host's are known.
+    pub(crate) fn arrive(&mut self) {
+        self.awaited = false;
     }
 
     /// True if packets to `ip` end at this machine, or at the host that `addresses` say has it.

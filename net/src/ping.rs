@@ -87,8 +87,10 @@ impl Ping {
         if host {
             return answer(packet, cx);
         }
-        if cx.ask(Protocol::Icmp, destination, host) == Verdict::Denied {
-            return self.fail(packet, Unreachable::Prohibited, cx);
+        match cx.ask(Protocol::Icmp, destination, host) {
+            Verdict::Allowed => {}
+            Verdict::Denied => return self.fail(packet, Unreachable::Prohibited, cx),
+            Verdict::Unknown => return,
         }
         let key = (packet.source, packet.destination, [a, b]);
         let index = match self.by_key.get(&key).copied() {

@@ -132,8 +132,10 @@ impl Udp {
         if key.remote.port() == 0 || key.guest.port() == 0 {
             return None;
         }
-        if cx.ask(Protocol::Udp, key.remote, host) == Verdict::Denied {
-            return fail(Unreachable::Prohibited, cx);
+        match cx.ask(Protocol::Udp, key.remote, host) {
+            Verdict::Allowed => {}
+            Verdict::Denied => return fail(Unreachable::Prohibited, cx),
+            Verdict::Unknown => return None,
         }
         if !cx.may_open(Kind::Udp) {
             return None;

@@ -42,6 +42,8 @@ pub(crate) struct Flow {
 pub(crate) enum Verdict {
     Allowed,
     Denied,
+    /// Nobody can say yet: the packet is dropped without an answer.
+    Unknown,
 }
 
 /// The policy at work.

@@ -98,8 +98,12 @@ impl Table {
             Route::Host(address) => (address, true),
             Route::Outside(address) => (address, false),
         };
-        if cx.ask(Protocol::Tcp, key.remote, host) == Verdict::Denied {
-            return unreachable(key, segment.seq, Unreachable::Prohibited, cx);
+        match cx.ask(Protocol::Tcp, key.remote, host) {
+            Verdict::Allowed => {}
+            Verdict::Denied => {
+                return unreachable(key, segment.seq, Unreachable::Prohibited, cx);
+            }
+            Verdict::Unknown => return,
         }
         if !cx.may_open(Kind::Tcp) {
             return;

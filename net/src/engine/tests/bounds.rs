@@ -1,6 +1,6 @@
 //! What a guest can use up of the host.
 
-use std::net::UdpSocket;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
 use smoltcp::wire::{TcpControl, TcpRepr};
@@ -100,6 +100,37 @@ fn two_peers_that_look_the_same_get_their_own_answers() {
         client.recv(&mut answer).unwrap();
         assert_eq!(answer, seen.to_be_bytes());
     }
+}
+
+#[test]
+fn nothing_but_the_host_is_reached_before_the_hosts_own_addresses_are_known() {
+    let options = NetworkOptions { own_addresses_awaited: true, ..NetworkOptions::default() };
+    let mut rig = Rig::with(&["any"], options);
+    let own = Ipv4Addr::new(192, 0, 2, 7);
+    rig.send_datagram(9, (own, 9), b"early");
+    rig.send_raw_to(own, rig.syn());
+    rig.settle();
+    assert_eq!((rig.counters().dropped, rig.counters().denied), (2, 0));
+    assert_eq!((rig.counters().udp_flows, rig.counters().tcp_flows), (0, 0));
+    assert!(rig.received().is_empty());
+    drop(rig.connect());
+    rig.engine.cx.addresses.own = vec![own.into()];
+    rig.engine.cx.own.arrive();
+    rig.send_datagram(9, (own, 9), b"late");
+    rig.settle();
+    assert_eq!((rig.counters().dropped, rig.counters().denied), (2, 1));
+}
+
+#[test]
+fn a_peer_of_the_hosts_link_comes_by_ipv4() {
+    let rig = Rig::new();
+    let came = |peer: &str| {
+        let (remote, guest) = super::super::ends(peer.parse().unwrap(), 80, &rig.engine.cx);
+        (remote.is_ipv4(), guest.is_ipv4())
+    };
+    // The guest would look for it on its own link, where nobody has the address.
+    assert_eq!(came("[fe80::5]:4000"), (true, true));
+    assert_eq!(came("[2001:db8::5]:4000"), (false, false));
 }
 
 const PORT_OF_FLOOD: u16 = 7000;

@@ -78,6 +78,10 @@ pub(crate) fn hold(ports: Vec<Port>) -> io::Result<Held> {
         return Err(io::Error::other("the software host's keeper does not answer"));
     }
     match serde_json::from_str(&answer)? {
+        // A keeper of an earlier release says so where it cannot list them.
+        Answer::Open { own, .. } if own.is_empty() => {
+            Err(io::Error::other("the software host's keeper does not know the host's addresses"))
+        }
         Answer::Open { ports, own } => Ok(Held { _connection: connection, ports, own }),
         Answer::Refused(why) => Err(io::Error::other(why)),
     }
@@ -108,7 +112,10 @@ impl Ports {
             reader.read_line(&mut line).await?;
             let Request(ports) = serde_json::from_str(&line)?;
             let answer = match self.open(&ports, &mut open).await {
-                Ok(()) => Answer::Open { ports: open.clone(), own: own() },
+                Ok(()) => match own() {
+                    Ok(own) => Answer::Open { ports: open.clone(), own },
+                    Err(e) => Answer::Refused(e.to_string()),
+                },
                 Err(e) => Answer::Refused(e.to_string()),
             };
             let mut bytes = serde_json::to_vec(&answer)?;
@@ -172,12 +179,12 @@ impl Ports {
 }
 
 /// The addresses of this host, which QEMU's network leads boxes to as to any other.
-fn own() -> Vec<IpAddr> {
-    boxlite_net::own_addresses().unwrap_or_else(|e| {
-        tracing::warn!(
-            "the host's addresses, which are to be closed to boxes, cannot be listed: {e}"
-        );
-        Vec::new()
+fn own() -> io::Result<Vec<IpAddr>> {
+    boxlite_net::own_addresses().map_err(|e| {
+        io::Error::new(
+            e.kind(),
+            format!("the host's addresses, which are closed to boxes, cannot be listed: {e}"),
+        )
     })
 }
 

@@ -10,6 +10,7 @@
 //! It is made once, before the first boot, and stays through restarts of the machine: ports are taken
 //! or refused before anything boots, and keep their numbers.
 
+mod host;
 mod link;
 
 use anyhow::{Context, Result};
@@ -72,6 +73,7 @@ impl BoxNetwork {
                 from_guest: limit(spec.limit_up),
             },
             max_descriptors: max_descriptors(),
+            own_addresses_awaited: softhost::is_inside(),
             denials: Some(Denials::new(denied)),
             ..NetworkOptions::default()
         };
@@ -86,10 +88,7 @@ impl BoxNetwork {
             false => None,
         };
         if softhost::is_inside() && held.is_none() {
-            let handle = handle.clone();
-            threads
-                .spawn("addresses", move || close_host(&handle))
-                .context("cannot start the thread that asks for the host's addresses")?;
+            host::close(handle.clone(), threads)?;
         }
         if let Some(held) = &held {
             handle.close_own(held.own.clone())?;
@@ -176,16 +175,6 @@ fn hold(asked: &[Port], ours: &[Port]) -> Result<Held> {
     let pairs = asked.iter().zip(ours);
     let ports = pairs.map(|(asked, ours)| Port { guest: ours.host.port(), ..*asked }).collect();
     softhost::ports::hold(ports).map_err(|e| PortError(e.to_string()).into())
-}
-
-/// In the software host, for a box without ports: closes the real host's own addresses. Nothing waits for
-/// it: the box boots meanwhile.
-fn close_host(handle: &Handle) {
-    let own = softhost::ports::hold(Vec::new()).map(|held| held.own);
-    let closed = own.map_err(anyhow::Error::from).and_then(|own| Ok(handle.close_own(own)?));
-    if let Err(e) = closed {
-        tracing::warn!("the host's own addresses are not closed to the box: {e:#}");
-    }
 }
 
 fn port(forward: &PortForward) -> Port {

@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::Args;
 
 use super::args::Global;
-use super::options::BoxArgs;
+use super::options::{BoxArgs, warn_of_walked_around};
 use super::out;
 use super::progress::ImageBar;
 use crate::runtime::BoxOptions;
@@ -41,6 +41,7 @@ impl Create {
 
 pub(super) async fn create(global: &Global, args: Create) -> Result<u8> {
     let options = args.options(global)?;
+    warn_of_walked_around(&options.network);
     let bar = ImageBar::new(args.sandbox.quiet);
     let sandbox = global.runtime().await?.create_with_progress(options, bar).await?;
     out::line(sandbox.id())?;

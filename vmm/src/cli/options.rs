@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use super::args::Global;
-use super::{parse, size};
+use super::{out, parse, size};
 use crate::runtime::{
     BoxOptions, Forward, HealthCheck, Network, NetworkPolicy, PullPolicy, RestartPolicy, Volume,
 };
@@ -164,12 +164,12 @@ struct HealthArgs {
 }
 
 /// Says that denied names are reached by other ways, where that is so.
-fn warn_of_walked_around(network: &NetworkPolicy) {
+pub(super) fn warn_of_walked_around(network: &NetworkPolicy) {
     for name in network.names_walked_around() {
-        eprintln!(
+        out::note(format_args!(
             "boxlite-vmm: warning: --deny {name} keeps the box from resolving that name here; it still \
              connects by address, or by DNS over HTTPS; to prevent that, list what it may reach by --allow"
-        );
+        ));
     }
 }
 
@@ -215,7 +215,6 @@ impl BoxArgs {
         options.network.deny = self.deny.clone();
         options.network.limit_down = self.limit_down;
         options.network.limit_up = self.limit_up;
-        warn_of_walked_around(&options.network);
         Ok(options)
     }
 

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use super::args::Global;
-use super::options::BoxArgs;
+use super::options::{BoxArgs, warn_of_walked_around};
 use super::progress::ImageBar;
 use super::stand_in::{Ended, StandIn, TerminalArgs};
 use super::{out, size};
@@ -63,6 +63,7 @@ impl Run {
 
 pub(super) async fn run(global: &Global, args: Run) -> Result<u8> {
     let options = args.options(global)?;
+    warn_of_walked_around(&options.network);
     let bar = ImageBar::new(args.sandbox.quiet);
     if args.detach {
         let sandbox = global.runtime().await?.create_with_progress(options, bar).await?;

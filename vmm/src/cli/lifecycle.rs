@@ -230,7 +230,7 @@ pub(super) fn confirmed(what: &str) -> Result<bool> {
     if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
         return Ok(true);
     }
-    out::note(format_args!("{what}\nGo on? [y/N]"));
+    out::question(format_args!("{what}\nGo on? [y/N]"));
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;
     Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))

@@ -63,6 +63,12 @@ pub(super) fn note(text: impl std::fmt::Display) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
+/// Asks on standard error; the answer is typed behind the question.
+pub(super) fn question(text: impl std::fmt::Display) {
+    let mut stderr = io::stderr();
+    let _ = write!(stderr, "{text} ").and_then(|()| stderr.flush());
+}
+
 /// Prints a value as one line of JSON.
 pub(super) fn json_line(value: &impl Serialize) -> Result<()> {
     Ok(line(serde_json::to_string(value)?)?)

@@ -13,7 +13,8 @@ use clap::Args;
 use super::args::Global;
 use super::{out, parse, size};
 use crate::runtime::{
-    BoxOptions, Forward, HealthCheck, Network, NetworkPolicy, PullPolicy, RestartPolicy, Volume,
+    BoxOptions, Forward, HealthChanges, HealthCheck, Network, NetworkPolicy, PullPolicy,
+    RestartPolicy, Volume,
 };
 
 const MACHINE: &str = "Machine";
@@ -143,23 +144,23 @@ struct HealthArgs {
     /// A line for the box's shell that fails when the box is not well [default: the image's check]
     #[arg(long = "health-cmd", value_name = "COMMAND", help_heading = LIFETIME)]
     cmd: Option<String>,
-    /// Time between two checks [default: 30s]
-    #[arg(long = "health-interval", value_name = "DURATION", value_parser = size::duration, requires = "cmd", help_heading = LIFETIME)]
+    /// Time between two checks [default: the image's, else 30s]
+    #[arg(long = "health-interval", value_name = "DURATION", value_parser = size::duration, help_heading = LIFETIME)]
     interval: Option<Duration>,
-    /// A check that takes longer has failed [default: 30s]
-    #[arg(id = "health_timeout", long = "health-timeout", value_name = "DURATION", value_parser = size::duration, requires = "cmd", help_heading = LIFETIME)]
+    /// A check that takes longer has failed [default: the image's, else 30s]
+    #[arg(id = "health_timeout", long = "health-timeout", value_name = "DURATION", value_parser = size::duration, help_heading = LIFETIME)]
     timeout: Option<Duration>,
-    /// So many failures in a row make the box unhealthy [default: 3]
-    #[arg(long = "health-retries", value_name = "N", requires = "cmd", help_heading = LIFETIME)]
+    /// So many failures in a row make the box unhealthy [default: the image's, else 3]
+    #[arg(long = "health-retries", value_name = "N", help_heading = LIFETIME)]
     retries: Option<u32>,
-    /// Failures so soon after the start do not count [default: 0s]
-    #[arg(long = "health-start-period", value_name = "DURATION", value_parser = size::duration, requires = "cmd", help_heading = LIFETIME)]
+    /// Failures so soon after the start do not count [default: the image's, else 0s]
+    #[arg(long = "health-start-period", value_name = "DURATION", value_parser = size::duration, help_heading = LIFETIME)]
     start_period: Option<Duration>,
     /// Leave the image's health check out
-    #[arg(id = "no_healthcheck", long = "no-healthcheck", conflicts_with = "cmd", help_heading = LIFETIME)]
+    #[arg(id = "no_healthcheck", long = "no-healthcheck", conflicts_with_all = ["cmd", "interval", "health_timeout", "retries", "start_period", "stop"], help_heading = LIFETIME)]
     none: bool,
     /// End an unhealthy box as failed; --restart may begin it anew
-    #[arg(long = "health-stop", requires = "cmd", help_heading = LIFETIME)]
+    #[arg(long = "health-stop", help_heading = LIFETIME)]
     stop: bool,
 }
 
@@ -203,6 +204,7 @@ impl BoxArgs {
         options.stop_signal = self.stop_signal.clone();
         options.labels = self.label.iter().cloned().collect();
         options.health = self.health.check();
+        options.health_changes = self.health.changes_of_image();
         options.no_health_check = self.health.none;
         options.volumes = self.volume.clone();
         for volume in &mut options.volumes {
@@ -285,14 +287,26 @@ fn variable(text: &str) -> Option<(String, String)> {
 }
 
 impl HealthArgs {
+    /// The box's own check.
     fn check(&self) -> Option<HealthCheck> {
         let mut check = HealthCheck::shell(self.cmd.clone()?);
-        check.interval = self.interval.unwrap_or(check.interval);
-        check.timeout = self.timeout.unwrap_or(check.timeout);
-        check.retries = self.retries.unwrap_or(check.retries);
-        check.start_period = self.start_period.unwrap_or(check.start_period);
-        check.stop = self.stop;
+        self.changes().apply(&mut check);
         Some(check)
+    }
+
+    /// As docker has it, the options change the image's check where the box has none of its own.
+    fn changes_of_image(&self) -> HealthChanges {
+        if self.cmd.is_some() { HealthChanges::default() } else { self.changes() }
+    }
+
+    fn changes(&self) -> HealthChanges {
+        HealthChanges {
+            interval: self.interval,
+            timeout: self.timeout,
+            retries: self.retries,
+            start_period: self.start_period,
+            stop: self.stop.then_some(true),
+        }
     }
 }
 
@@ -353,6 +367,25 @@ mod tests {
             .health(health);
         expected.stop_signal = Some("HUP".into());
         assert_eq!(got, expected);
+    }
+
+    #[test]
+    fn without_a_check_of_its_own_a_box_changes_that_of_its_image() {
+        let words = "--health-interval 1s --health-timeout 2s --health-retries 4 --health-start-period 3s \
+                     --health-stop img";
+        let got = options(&words.split_whitespace().collect::<Vec<_>>()).unwrap();
+        assert_eq!(got.health, None);
+        let mut check = HealthCheck::new(["/check"]);
+        got.health_changes.apply(&mut check);
+        let second = Duration::from_secs(1);
+        assert_eq!((check.interval, check.timeout), (second, 2 * second));
+        assert_eq!((check.start_period, check.retries, check.stop), (3 * second, 4, true));
+        got.validate().unwrap();
+        assert!(options(&["img"]).unwrap().health_changes.is_empty());
+        let bad = options(&["--health-retries", "0", "img"]).unwrap();
+        assert!(bad.validate().unwrap_err().to_string().contains("health"));
+        let none = ["x", "create", "--no-healthcheck", "--health-retries", "3", "img"];
+        assert!(Cli::try_parse_from(none).is_err());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use boxlite_proto::message::{Exec, TerminalSize};
 use boxlite_rootfs_builder::ImageConfig;
 use serde::{Deserialize, Serialize};
 
-use super::options::{BoxOptions, HealthCheck, MIN_HEALTH_TIME};
+use super::options::{BoxOptions, HealthCheck, MIN_HEALTH_TIME, Problem};
 use super::{Error, Result, limits, signals};
 use crate::machine::{HealthSpec, MainSpec};
 
@@ -131,13 +131,19 @@ impl BoxConfig {
 }
 
 impl BoxConfig {
-    /// The box's own check, or its image's, which asks the main command.
+    /// The box's own check, or its image's, with what the box changes of it.
     fn health_check(&self) -> Option<HealthCheck> {
+        let own = self.options.health.clone();
+        let mut check = own.or_else(|| self.health_check_of_image())?;
+        self.options.health_changes.apply(&mut check);
+        Some(check)
+    }
+
+    /// The image's check asks the main command.
+    fn health_check_of_image(&self) -> Option<HealthCheck> {
         let Self { options, image, .. } = self;
-        if options.health.is_some() {
-            return options.health.clone();
-        }
-        let health = image.health.as_ref().filter(|_| options.main_command)?;
+        let used = options.main_command && !options.no_health_check;
+        let health = image.health.as_ref().filter(|_| used)?;
         let or = |time: Duration, default| if time.is_zero() { default } else { time };
         let mut check = HealthCheck::new(health.command.clone());
         check.interval = or(health.interval, check.interval).max(MIN_HEALTH_TIME);
@@ -146,7 +152,19 @@ impl BoxConfig {
         if health.retries > 0 {
             check.retries = health.retries;
         }
-        (!options.no_health_check).then_some(check)
+        Some(check)
+    }
+
+    /// Checks that there is a health check where the box changes one.
+    pub(super) fn check_health(&self) -> Result<()> {
+        if self.options.health_changes.is_empty() || self.health_check().is_some() {
+            return Ok(());
+        }
+        let why = match self.options.main_command {
+            true => "the image has no health check to change",
+            false => "a box without a main command does not have its image's health check",
+        };
+        Err(Error::Options(vec![Problem::new("health-cmd", format!("is needed: {why}"))]))
     }
 }
 
@@ -189,6 +207,7 @@ mod tests {
     use boxlite_rootfs_builder::ImageHealth;
 
     use super::*;
+    use crate::runtime::options::HealthChanges;
 
     fn config(options: BoxOptions) -> BoxConfig {
         let image = ImageConfig {
@@ -254,6 +273,41 @@ mod tests {
         assert!(health(main().no_health_check(true)).is_none());
         // Nothing runs that it could ask.
         assert!(health(BoxOptions::new("x")).is_none());
+    }
+
+    #[test]
+    fn a_box_changes_the_check_that_it_has() {
+        let changes = HealthChanges {
+            interval: Some(Duration::from_secs(7)),
+            retries: Some(9),
+            stop: Some(true),
+            ..HealthChanges::default()
+        };
+        let changed = |options: BoxOptions, of_image: Option<ImageHealth>| {
+            let mut config = config(options.health_changes(changes.clone()));
+            config.image.health = of_image;
+            config.check_health().map(|()| config.health().unwrap())
+        };
+        let image = Some(ImageHealth {
+            command: vec!["/check".into()],
+            interval: Duration::from_secs(5),
+            timeout: Duration::from_secs(4),
+            ..ImageHealth::default()
+        });
+        let main = || BoxOptions::new("x").main_command(true);
+        let health = changed(main(), image.clone()).unwrap();
+        assert_eq!(health.exec.argv, [b"/check"]);
+        assert_eq!((health.interval_ms, health.timeout_ms), (7_000, 4_000));
+        assert_eq!((health.retries, health.stop), (9, true));
+        let own = changed(main().health(HealthCheck::new(["/own"])), None).unwrap();
+        assert_eq!((own.interval_ms, own.timeout_ms), (7_000, 30_000));
+        let why = |refused: Result<HealthSpec>| match refused {
+            Err(Error::Options(problems)) => problems[0].message.clone(),
+            other => panic!("{other:?}"),
+        };
+        assert!(why(changed(main(), None)).contains("the image has no health check"));
+        assert!(why(changed(BoxOptions::new("x"), image)).contains("without a main command"));
+        config(main()).check_health().unwrap();
     }
 
     #[test]

@@ -75,8 +75,8 @@ pub use images::{ImageDetails, ImageInfo, Images, LayerInfo, RemovedImages};
 pub use logs::{LogQuery, LogRecord, LogStream, Logs};
 pub use metrics::BoxMetrics;
 pub use options::{
-    BoxOptions, Forward, HealthCheck, Network, NetworkPolicy, Problem, PullPolicy, SecurityOptions,
-    Volume,
+    BoxOptions, Forward, HealthChanges, HealthCheck, Network, NetworkPolicy, Problem, PullPolicy,
+    SecurityOptions, Volume,
 };
 pub use place::{Accel, Place};
 pub use saved_images::SavedImages;

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 pub use check::Problem;
 pub(super) use check::{MIN_HEALTH_TIME, bad_name, is_name};
 pub use parts::{
-    Forward, HealthCheck, Network, NetworkPolicy, PullPolicy, SecurityOptions, Volume,
+    Forward, HealthChanges, HealthCheck, Network, NetworkPolicy, PullPolicy, SecurityOptions,
+    Volume,
 };
 
 use crate::machine::{NetworkSpec, Port, RestartPolicy};
@@ -87,6 +88,9 @@ pub struct BoxOptions {
     /// How the box is asked whether it is well; default: as the image says, where the box has a main
     /// command.
     pub health: Option<HealthCheck>,
+    /// What is changed of the health check, whichever the box has; an error where it has none.
+    #[serde(skip_serializing_if = "HealthChanges::is_empty")]
+    pub health_changes: HealthChanges,
     /// Whether the image's health check is left out.
     pub no_health_check: bool,
     /// What the box's process may do.
@@ -125,6 +129,7 @@ impl Default for BoxOptions {
             labels: BTreeMap::new(),
             restart: RestartPolicy::No,
             health: None,
+            health_changes: HealthChanges::default(),
             no_health_check: false,
             security: SecurityOptions::default(),
             ready_timeout: Duration::from_secs(120),
@@ -291,6 +296,12 @@ impl BoxOptions {
     /// Says how the box is asked whether it is well.
     pub fn health(mut self, check: HealthCheck) -> Self {
         self.health = Some(check);
+        self
+    }
+
+    /// Changes the health check, whichever the box has.
+    pub fn health_changes(mut self, changes: HealthChanges) -> Self {
+        self.health_changes = changes;
         self
     }
 

@@ -40,6 +40,7 @@ impl Local {
         };
         // Before a disk is made, which takes long.
         config.check_sizes()?;
+        config.check_health()?;
         let disk = self.images.disk(&image, &self.disk_builder(), progress)?;
         config.created_ms = now_ms();
         self.settle(&config, disk.path(), disk.len())?;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use boxlite_net::Rule;
 
-use super::{BoxOptions, Forward, Network, NetworkPolicy};
+use super::{BoxOptions, Forward, HealthCheck, Network, NetworkPolicy};
 use crate::audience::{Words, is_embedder};
 use crate::machine::{MEMORY_MIB, RestartPolicy, VCPUS};
 use crate::runtime::signals;
@@ -156,20 +156,33 @@ impl BoxOptions {
                 format!("{key:?}: a label's key is not empty and holds no '='")
             });
         }
-        let Some(health) = &self.health else { return };
-        problems.unless(!self.no_health_check, "no-healthcheck", || {
+        self.check_health(problems);
+    }
+
+    fn check_health(&self, problems: &mut Problems) {
+        let (own, changes) = (self.health.as_ref(), &self.health_changes);
+        problems.unless(!self.no_health_check || own.is_none(), "no-healthcheck", || {
             format!("excludes a health check of the box's own ({HEALTH_COMMAND})")
         });
-        let first = health.command.first();
-        problems.unless(first.is_some_and(|program| !program.is_empty()), "health-cmd", || {
+        problems.unless(!self.no_health_check || changes.is_empty(), "no-healthcheck", || {
+            "leaves no health check to change".into()
+        });
+        let has_command =
+            |check: &HealthCheck| check.command.first().is_some_and(|c| !c.is_empty());
+        problems.unless(own.is_none_or(has_command), "health-cmd", || {
             "the health check has no command".into()
         });
-        for (option, time) in
-            [("health-interval", health.interval), ("health-timeout", health.timeout)]
-        {
-            problems.unless(time >= MIN_HEALTH_TIME, option, || "is at least 1 ms".into());
+        let times = [
+            ("health-interval", own.map(|check| check.interval), changes.interval),
+            ("health-timeout", own.map(|check| check.timeout), changes.timeout),
+        ];
+        for (option, own, changed) in times {
+            let good = [own, changed].into_iter().flatten().all(|time| time >= MIN_HEALTH_TIME);
+            problems.unless(good, option, || "is at least 1 ms".into());
         }
-        problems.unless(health.retries > 0, "health-retries", || "0: is at least 1".into());
+        let retries = [own.map(|check| check.retries), changes.retries];
+        let good = retries.into_iter().flatten().all(|retries| retries > 0);
+        problems.unless(good, "health-retries", || "0: is at least 1".into());
     }
 
     fn check_surroundings(&self, problems: &mut Problems) {
@@ -244,7 +257,6 @@ fn is_absolute(path: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::HealthCheck;
 
     #[test]
     fn every_problem_is_told_at_once() {

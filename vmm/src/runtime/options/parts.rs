@@ -203,6 +203,38 @@ impl HealthCheck {
     }
 }
 
+/// What a box changes of a health check, its image's for instance; what is `None` stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct HealthChanges {
+    /// Between two checks.
+    pub interval: Option<Duration>,
+    /// After which a check has failed.
+    pub timeout: Option<Duration>,
+    /// So many failures in a row make the box unhealthy.
+    pub retries: Option<u32>,
+    /// How long after the start failures do not count.
+    pub start_period: Option<Duration>,
+    /// Whether an unhealthy box is ended as failed.
+    pub stop: Option<bool>,
+}
+
+impl HealthChanges {
+    /// Whether nothing changes.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    pub(crate) fn apply(&self, check: &mut HealthCheck) {
+        check.interval = self.interval.unwrap_or(check.interval);
+        check.timeout = self.timeout.unwrap_or(check.timeout);
+        check.retries = self.retries.unwrap_or(check.retries);
+        check.start_period = self.start_period.unwrap_or(check.start_period);
+        check.stop = self.stop.unwrap_or(check.stop);
+    }
+}
+
 /// What a box's process may do on the host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

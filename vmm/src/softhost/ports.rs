@@ -78,10 +78,6 @@ pub(crate) fn hold(ports: Vec<Port>) -> io::Result<Held> {
         return Err(io::Error::other("the software host's keeper does not answer"));
     }
     match serde_json::from_str(&answer)? {
-        // A keeper of an earlier release says so where it cannot list them.
-        Answer::Open { own, .. } if own.is_empty() => {
-            Err(io::Error::other("the software host's keeper does not know the host's addresses"))
-        }
         Answer::Open { ports, own } => Ok(Held { _connection: connection, ports, own }),
         Answer::Refused(why) => Err(io::Error::other(why)),
     }

@@ -4,7 +4,7 @@ use std::thread;
 
 use super::*;
 
-const LIMIT: Duration = Duration::from_secs(5);
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// A gate whose vCPUs all exist.
 fn bound(vcpus: usize) -> Gate {
@@ -83,10 +83,18 @@ fn nobody_waits_for_a_vcpu_that_ended_or_for_ever() {
 }
 
 /// A machine whose vCPUs only count what they are told.
-struct Fake(Arc<AtomicU64>);
+#[derive(Clone, Default)]
+struct Fake {
+    resumed: Arc<AtomicU64>,
+    /// A bit for each vCPU that has run.
+    ran: Arc<AtomicU64>,
+}
 
 /// Its exits are kicks.
-struct FakeVcpu(Arc<AtomicU64>);
+struct FakeVcpu {
+    id: u32,
+    machine: Fake,
+}
 
 impl Vm for Fake {
     type Vcpu = FakeVcpu;
@@ -108,8 +116,8 @@ impl Vm for Fake {
         None
     }
 
-    fn bind_vcpu(&self, _: u32, _: &BootState) -> Result<FakeVcpu> {
-        Ok(FakeVcpu(self.0.clone()))
+    fn bind_vcpu(&self, id: u32, _: &BootState) -> Result<FakeVcpu> {
+        Ok(FakeVcpu { id, machine: self.clone() })
     }
 
     fn kick(&self, _: u32) -> Result<()> {
@@ -121,12 +129,13 @@ impl Vcpu for FakeVcpu {
     type State = ();
 
     fn run(&mut self) -> Result<Exit<'_>> {
+        self.machine.ran.fetch_or(1 << self.id, Ordering::SeqCst);
         thread::yield_now();
         Ok(Exit::Kicked)
     }
 
     fn resumed(&mut self) {
-        self.0.fetch_add(1, Ordering::SeqCst);
+        self.machine.resumed.fetch_add(1, Ordering::SeqCst);
     }
 
     fn save(&mut self) -> Result<()> {
@@ -140,9 +149,10 @@ impl Vcpu for FakeVcpu {
 
 #[test]
 fn every_vcpu_hears_of_a_pause_once() {
-    let resumed = Arc::new(AtomicU64::new(0));
+    let machine = Fake::default();
+    let resumed = machine.resumed.clone();
     let shared = Arc::new(Shared {
-        vm: Arc::new(Fake(resumed.clone())),
+        vm: Arc::new(machine.clone()),
         mmio: Arc::default(),
         pio: Arc::default(),
         gate: Gate::new(2),
@@ -152,6 +162,10 @@ fn every_vcpu_hears_of_a_pause_once() {
     });
     let threads = Threads::new(|why| panic!("{why}"));
     let vcpus = [0, 1].map(|id| spawn(&threads, shared.clone(), id, BootState::Parked).unwrap());
+    // A pause before a vCPU has run is none to it.
+    while machine.ran.load(Ordering::SeqCst) != 0b11 {
+        thread::yield_now();
+    }
     for pauses in 1..=3 {
         shared.gate.close();
         assert!(shared.gate.all_wait(LIMIT));

@@ -13,7 +13,7 @@ use super::blocking_io;
 use super::call::Duplex;
 use super::json_lines::{self, JsonLines};
 use super::watch::Follower;
-use crate::events::{self, Event};
+use crate::events::{self, Event, EventKind};
 
 /// Bytes under way between log and reader.
 const BUFFER: usize = 64 << 10;
@@ -114,6 +114,35 @@ pub(super) fn stream(log: PathBuf, query: EventQuery, mut changes: Follower) -> 
         }
     });
     ours
+}
+
+/// What the log says from now on of the end of a box: all that is left of one that removes itself.
+pub(super) struct LastWords(Tail);
+
+impl LastWords {
+    /// Of boxes that live now. Blocks, shortly.
+    pub(super) fn from_now(log: PathBuf) -> Self {
+        Self(Tail::from_now(log))
+    }
+
+    /// The last end of this box that was written down. Blocks, for as long as it takes to read the log.
+    pub(super) fn of(mut self, id: &str) -> Option<Event> {
+        let mut end = None;
+        loop {
+            let lines = self.0.read().unwrap_or_default();
+            if lines.is_empty() {
+                return end;
+            }
+            for line in lines.split_inclusive(|byte| *byte == b'\n') {
+                if let Ok(event) = serde_json::from_slice::<Event>(line)
+                    && event.id == id
+                    && matches!(event.kind, EventKind::Stopped { .. } | EventKind::Failed { .. })
+                {
+                    end = Some(event);
+                }
+            }
+        }
+    }
 }
 
 /// The growing end of a log, also while it is moved aside: the file at `path` stays the same, and the log

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::Lines;
 use crate::client::exit_code;
+use crate::events::{Event, EventKind};
 use crate::machine::status::{End, Ended, MainEnd, Phase, Status};
 use crate::machine::{BootStage, Health, Port};
 
@@ -190,6 +191,20 @@ impl BoxInfo {
         }
     }
 
+    /// The same box after it ended as an event says.
+    pub(super) fn ended_by(self, event: &Event) -> Self {
+        let killed = end_code_of(None, self.command.is_some());
+        let (state, exit_code) = match &event.kind {
+            EventKind::Stopped { code } => (BoxState::Stopped, code.or(killed)),
+            EventKind::Failed { reason } => {
+                (BoxState::Failed(FailureReason::Machine(reason.clone())), killed)
+            }
+            _ => return self.died(),
+        };
+        let finished = Some(time(event.at_ms));
+        Self { state, exit_code, finished, pid: None, main_pid: None, health: None, ..self }
+    }
+
     /// The same box after its process ended without a word.
     pub(super) fn died(self) -> Self {
         let state = BoxState::Failed(FailureReason::ProcessDied);
@@ -246,8 +261,12 @@ pub(super) fn main_code(end: &MainEnd) -> u8 {
 
 /// The exit code of a box that ended: its main command's, or 137 where that was killed with it.
 pub(super) fn end_code(ended: &Ended, has_main: bool) -> Option<u8> {
+    end_code_of(ended.main.as_ref(), has_main)
+}
+
+fn end_code_of(end: Option<&MainEnd>, has_main: bool) -> Option<u8> {
     const SIGKILL: ExitStatus = ExitStatus::Signal(9);
-    match &ended.main {
+    match end {
         Some(end) => Some(main_code(end)),
         None => has_main.then(|| exit_code(SIGKILL)),
     }

@@ -9,6 +9,7 @@ use super::launch::within;
 use super::{Dependent, Local};
 use crate::machine::control::{self, FromMachine, ToMachine};
 use crate::machine::{MachineMetrics, STOP_LIMIT};
+use crate::runtime::events::LastWords;
 use crate::runtime::home::{BoxFolder, CONTROL_SOCKET};
 use crate::runtime::state::BoxInfo;
 use crate::runtime::sys::ProcessEnd;
@@ -30,6 +31,13 @@ const LOOK: Duration = Duration::from_secs(30);
 /// Between two looks at a box whose process cannot be waited for: it has not said who it is, is about
 /// to end, or is out of sight.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// What was known of a box when somebody began to wait for its end.
+pub(super) struct BeforeEnd {
+    dependent: Option<Dependent>,
+    words: LastWords,
+    info: Option<BoxInfo>,
+}
 
 /// Why the process of the box `name` could not be asked.
 fn unanswered(name: String, error: io::Error) -> Error {
@@ -169,18 +177,40 @@ impl Local {
 
     /// Waits until a box does not live, and tells how it ended.
     pub(super) async fn wait(self: &Arc<Self>, id: &str) -> Result<BoxInfo> {
+        let before = self.before_end(id).await?;
+        self.end_of(id, before).await
+    }
+
+    /// What tells of the end of a box that lives now, also if it removes itself.
+    pub(super) async fn before_end(self: &Arc<Self>, id: &str) -> Result<BeforeEnd> {
         // Of one that removes itself, each of those who wait is told the end.
         let dependent = self.dependents().get(id).cloned();
+        let log = self.home.events();
+        let words = blocking(move || Ok(LastWords::from_now(log))).await?;
+        let info = self.info_of(id).await.ok().filter(|info| info.state.is_live());
+        Ok(BeforeEnd { dependent, words, info })
+    }
+
+    /// Waits for the end of a box.
+    pub(super) async fn end_of(self: &Arc<Self>, id: &str, before: BeforeEnd) -> Result<BoxInfo> {
+        let BeforeEnd { dependent, words, info: before } = before;
         self.process_gone(&self.home.folder(id), 0).await?;
         self.forget(id, dependent.as_ref());
-        match (self.info_of(id).await, dependent) {
-            // It removed itself; its last words were for this process.
-            (Err(Error::NoSuchBox { .. }), Some(Dependent { machine, info })) => {
-                let Some(ended) = machine.said_last().await else { return Ok(info.died()) };
-                Ok(info.ended(&ended))
-            }
-            (info, _) => info,
+        let gone = match self.info_of(id).await {
+            Err(gone @ Error::NoSuchBox { .. }) => gone,
+            info => return info,
+        };
+        // It removed itself. Its last words were for the process that started it; others are told by the log.
+        if let Some(Dependent { machine, info }) = dependent {
+            let Some(ended) = machine.said_last().await else { return Ok(info.died()) };
+            return Ok(info.ended(&ended));
         }
+        let Some(before) = before else { return Err(gone) };
+        let id = id.to_owned();
+        Ok(match blocking(move || Ok(words.of(&id))).await? {
+            Some(event) => before.ended_by(&event),
+            None => before.died(),
+        })
     }
 
     /// Forgets a box that ended, unless it lives again already.

@@ -140,6 +140,35 @@ async fn many_wait_for_a_box_and_take_nothing_of_it() {
     assert_eq!(asked.unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "the box was asked");
 }
 
+#[tokio::test]
+async fn who_waits_for_a_box_that_removes_itself_hears_how_it_ended() {
+    for (kind, state, code) in [
+        (EventKind::Stopped { code: Some(7) }, BoxState::Stopped, Some(7)),
+        // It has no main command that could have been killed.
+        (EventKind::Stopped { code: None }, BoxState::Stopped, None),
+        (
+            EventKind::Failed { reason: "broken".into() },
+            BoxState::Failed(FailureReason::Machine("broken".into())),
+            None,
+        ),
+    ] {
+        let mut live = LiveBox::new();
+        let (local, id) = (live.local.clone(), live.config.id.clone());
+        // An end of another life is none of this one's.
+        local.note(&id, EventKind::Stopped { code: Some(1) });
+        let before = local.before_end(&id).await.unwrap();
+        local.note(&id, kind);
+        local.note(&id, EventKind::Removed);
+        std::fs::remove_dir_all(local.home.folder(&id).path()).unwrap();
+        local.store.remove(&id).unwrap();
+        live.process.kill().unwrap();
+        live.process.wait().unwrap();
+        let info = local.end_of(&id, before).await.unwrap();
+        assert_eq!((info.state, info.exit_code), (state, code));
+        assert!(matches!(local.wait(&id).await, Err(Error::NoSuchBox { .. })));
+    }
+}
+
 #[test]
 fn whoever_waits_for_a_box_to_end_holds_nobody_up() {
     let mut live = LiveBox::new();

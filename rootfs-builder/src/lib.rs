@@ -26,7 +26,6 @@
 
 mod config;
 mod digest;
-pub mod durable;
 mod error;
 mod image;
 mod layer;

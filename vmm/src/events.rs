@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use boxlite_durable::{self as durable, Durability};
 use boxlite_proto::message::ExitStatus;
-use boxlite_rootfs_builder::durable::{self, Durability};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};

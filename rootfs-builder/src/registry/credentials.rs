@@ -12,9 +12,9 @@ use serde_json::{Map, Value, json};
 
 use super::helper::Helper;
 use super::scope::Scope;
-use crate::durable;
 use crate::error::{Error, Result};
 use crate::image::read_small;
+use boxlite_durable as durable;
 
 /// What opens a registry.
 #[derive(Clone, PartialEq, Eq)]

@@ -7,11 +7,11 @@ use std::path::Path;
 use super::Folders;
 use super::draft::Draft;
 use crate::digest::{Algorithm, Digest, Hasher};
-use crate::durable;
 use crate::error::{Error, Result};
 use crate::image::{Image, Layer, Location};
 use crate::layer::{Compression, Metered, VerifiedLayer};
 use crate::progress::{Event, LayerProgress, Pace, Progress};
+use boxlite_durable as durable;
 
 /// Fast, and better than gzip.
 const ZSTD_LEVEL: i32 = 3;

@@ -12,9 +12,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::durable;
 use crate::error::{Error, Result};
 use crate::sys::{self, Lock};
+use boxlite_durable as durable;
 
 /// The ending of a draft's name.
 pub(super) const DRAFT_SUFFIX: &str = ".part";

@@ -46,7 +46,6 @@ pub use transfer::{ImageDetails, LayerDetails};
 
 use crate::config::ImageConfig;
 use crate::digest::Digest;
-use crate::durable;
 use crate::error::{Error, Result};
 use crate::image::{Image, Layer};
 use crate::platform::Platform;
@@ -55,6 +54,7 @@ use crate::reference::{ImageName, ImageReference};
 use crate::registry::RegistryOptions;
 use crate::source::{Archive, LayoutDir, resolve_directory, resolve_layout};
 use crate::sys::Lock;
+use boxlite_durable as durable;
 
 /// A layer (or an archive that is compressed as a whole) may decompress to this many bytes unless
 /// [`ImageStore::with_layer_limit`] says otherwise: 64 GiB.

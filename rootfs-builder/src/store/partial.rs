@@ -13,11 +13,11 @@ use std::time::Duration;
 use super::Folders;
 use super::draft::is_at;
 use crate::digest::{Digest, Hasher};
-use crate::durable;
 use crate::error::{Error, Result};
 use crate::progress::{Event, Progress};
 use crate::registry::{RegistryProblem, Session, backoff};
 use crate::sys::{self, Lock};
+use boxlite_durable as durable;
 
 /// The ending of a partial blob's name.
 pub(super) const PARTIAL_SUFFIX: &str = ".partial";

@@ -12,7 +12,6 @@ use super::journal::Journal;
 use super::partial::{self, Fetch};
 use super::record::{self, Record};
 use crate::digest::Digest;
-use crate::durable;
 use crate::error::{Error, Result};
 use crate::image::{Documents, Image, Imported, Layer, Location, read_small};
 use crate::manifest::Descriptor;
@@ -25,6 +24,7 @@ use crate::registry::{
 };
 use crate::source::{Content, Kind, resolve_document};
 use crate::sys::{self, Lock};
+use boxlite_durable as durable;
 
 /// When to ask a registry for a name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -7,10 +7,10 @@ use super::draft::StoreLock;
 use super::garbage::{self, Leftovers};
 use super::record::{Record, Records, record_stem};
 use super::{ImageStore, StoredImage};
-use crate::durable;
 use crate::error::{Error, Result};
 use crate::reference::ImageReference;
 use crate::sys::Lock;
+use boxlite_durable as durable;
 
 /// What [`ImageStore::remove`] did.
 #[derive(Debug)]

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use boxlite_rootfs_builder::durable::{self, Durability};
+use boxlite_durable::{self as durable, Durability};
 
 use super::{
     FILE, FILE_HEADER, FILE_LIMIT, Found, Header, LogStream, MAGIC, MAX_RECORD, OLD_FILE,

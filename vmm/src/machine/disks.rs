@@ -4,7 +4,7 @@ use std::fs::File;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use boxlite_rootfs_builder::durable;
+use boxlite_durable as durable;
 
 use super::spec::DiskSpec;
 use super::status::{End, Ended};

@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 
 use boxlite_proto::message::Exec;
 
-use boxlite_rootfs_builder::durable::power_cut::Watch;
+use boxlite_durable::power_cut::Watch;
 
 use super::*;
 use crate::events::Event;
@@ -394,7 +394,7 @@ fn after_power_cut(program: &[u8], end: impl FnOnce(&TestBox)) -> Option<Vec<(bo
     test.ended();
     test.thread.join().unwrap();
     let (during, after) = watch.unwrap().end();
-    let look = |cut: &boxlite_rootfs_builder::durable::power_cut::Cut| {
+    let look = |cut: &boxlite_durable::power_cut::Cut| {
         let folder = cut.path().join("box");
         let status = Status::read(&folder).unwrap();
         let in_order = status.is_some_and(|status| !status.was_cut_off());

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
-use boxlite_rootfs_builder::durable::Durability;
+use boxlite_durable::Durability;
 
 use super::journal::Journal;
 use super::spec::BoxSpec;

@@ -7,8 +7,8 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use boxlite_durable::{self as durable, Durability};
 use boxlite_proto::message::ExitStatus;
-use boxlite_rootfs_builder::durable::{self, Durability};
 use serde::{Deserialize, Serialize};
 
 use super::control::BootStage;

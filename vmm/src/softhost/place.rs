@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use boxlite_rootfs_builder::durable::{self, Durability};
+use boxlite_durable::{self as durable, Durability};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use tokio::net::{UnixListener, UnixStream};
@@ -176,7 +176,7 @@ pub(super) fn last_lines(path: &Path, lines: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use boxlite_rootfs_builder::durable::power_cut::{Cut, Watch};
+    use boxlite_durable::power_cut::{Cut, Watch};
 
     use super::*;
 

@@ -8,18 +8,20 @@ use crate::check::report::Outcome;
 
 /// The packages of this workspace, and those of them that each may use. An agent that linked the
 /// machine, or a device that knew its hypervisor, would not compile less well: only this says no.
-const MAY_USE: [(&str, &[&str]); 12] = [
+const MAY_USE: [(&str, &[&str]); 13] = [
     ("boxlite-proto", &[]),
     ("boxlite-agent", &["boxlite-proto"]),
+    ("boxlite-durable", &[]),
     ("boxlite-hv", &[]),
     ("boxlite-hvf", &["boxlite-hv"]),
     ("boxlite-devices", &[]),
     ("boxlite-net", &[]),
     ("boxlite-kernel", &[]),
-    ("boxlite-rootfs-builder", &[]),
+    ("boxlite-rootfs-builder", &["boxlite-durable"]),
     (
         "boxlite-vmm",
         &[
+            "boxlite-durable",
             "boxlite-hv",
             "boxlite-hvf",
             "boxlite-devices",

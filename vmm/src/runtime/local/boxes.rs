@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use boxlite_devices::virtio::block::create_overlay;
+use boxlite_durable::{self as durable, Durability};
 use boxlite_rootfs_builder::Progress;
-use boxlite_rootfs_builder::durable::{self, Durability};
 
 use super::{Local, default_name, entry};
 use crate::events::EventKind;

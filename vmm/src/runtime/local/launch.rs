@@ -5,9 +5,9 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use boxlite_durable::Durability;
 use boxlite_proto::boot::{BootParams, Role};
 use boxlite_proto::message::{Failure, FailureKind, TerminalSize};
-use boxlite_rootfs_builder::durable::Durability;
 
 use super::boxes::make_overlay;
 use super::{Dependent, Local, MachineProcess};

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 
 use super::model_tests::{config, open};
 use super::*;
-use boxlite_rootfs_builder::durable::Durability;
+use boxlite_durable::Durability;
 
 use crate::machine::status::Phase;
 use crate::runtime::call::{Host, Serving};

@@ -25,8 +25,8 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use boxlite_durable::Durability;
 use boxlite_kernel::GuestFiles;
-use boxlite_rootfs_builder::durable::Durability;
 use boxlite_rootfs_builder::{ImageStore, Progress, RegistryOptions};
 
 pub(super) use machine_process::{MachineProcess, find_launcher};

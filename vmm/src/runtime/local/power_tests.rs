@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use boxlite_rootfs_builder::durable::power_cut::{Cut, Watch};
-use boxlite_rootfs_builder::durable::{self, Durability};
+use boxlite_durable::power_cut::{Cut, Watch};
+use boxlite_durable::{self as durable, Durability};
 
 use super::model_tests::open;
 use super::*;

@@ -1,6 +1,6 @@
 //! For tests: a disk that forgets what was not synced.
 //!
-//! While a [`Watch`] of a folder lives, each sync below it through [`durable`](super) is recorded: the bytes of
+//! While a [`Watch`] of a folder lives, each sync below it through [this crate](crate) is recorded: the bytes of
 //! the file, or the names in the folder, at that moment. Of each moment between two syncs, the watch makes folders
 //! as a loss of power may leave them, by POSIX's few promises: a file has the bytes that it had when it was last
 //! synced, none if it never was; a folder has the entries of its last sync, or those that were visible.

@@ -2,7 +2,9 @@
 //!
 //! A rename is atomic, but neither it nor the bytes of the file are on the disk before both the file and its
 //! folder were synced. Everything on which an answer depends ("the box was created") goes through this
-//! module. Under the feature `power-cut`, a test watches these calls and replays a loss of power after each of them.
+//! crate. Under the feature `power-cut`, a test watches these calls and replays a loss of power after each of them.
+
+#![forbid(unsafe_code)]
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};

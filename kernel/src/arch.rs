@@ -1,4 +1,4 @@
-//! The two architectures of a guest and what the kernel's build calls them.
+//! The architectures of a guest.
 
 use std::fmt;
 use std::str::FromStr;
@@ -33,31 +33,6 @@ impl Arch {
         match self {
             Self::X86_64 => "vmlinux",
             Self::Aarch64 => "Image",
-        }
-    }
-
-    /// What the kernel's makefiles call it (`ARCH=`).
-    pub(crate) const fn kbuild_name(self) -> &'static str {
-        match self {
-            Self::X86_64 => "x86_64",
-            Self::Aarch64 => "arm64",
-        }
-    }
-
-    /// Where the build leaves the kernel, and the make target's name.
-    pub(crate) const fn kbuild_output(self) -> (&'static str, &'static str) {
-        match self {
-            Self::X86_64 => ("vmlinux", "vmlinux"),
-            Self::Aarch64 => ("Image", "arch/arm64/boot/Image"),
-        }
-    }
-
-    /// The prefix of the compiler and binutils that produce code for it (`CROSS_COMPILE=`).
-    pub(crate) fn tool_prefix(self) -> &'static str {
-        match self {
-            arch if arch == Self::HOST => "",
-            Self::X86_64 => "x86_64-linux-gnu-",
-            Self::Aarch64 => "aarch64-linux-gnu-",
         }
     }
 }

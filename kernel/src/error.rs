@@ -1,122 +1,9 @@
-//! What goes wrong while a guest kernel is built or looked for, told so that one knows what to do.
+//! Errors of the search for guest files, each with its remedy.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::arch::Arch;
-use crate::config::{BadFragment, Mismatch};
-use crate::toolchain::MissingTool;
-use crate::version::{BadVersion, Lts};
-
-/// A guest kernel could not be built.
-#[derive(Debug, thiserror::Error)]
-pub enum BuildError {
-    /// A file operation failed.
-    #[error("cannot {action} {}", path.display())]
-    Io {
-        /// What was tried, e.g. "read".
-        action: &'static str,
-        /// On which file or folder.
-        path: PathBuf,
-        /// Why it failed.
-        source: io::Error,
-    },
-    /// Neither the variables that name a cache folder nor `HOME` are set.
-    #[error("no cache folder: set BOXLITE_CACHE_DIR or HOME")]
-    NoCacheDir,
-    /// A program could not be started.
-    #[error("cannot run {program}")]
-    Spawn {
-        /// The program's name.
-        program: String,
-        /// Why it failed.
-        source: io::Error,
-    },
-    /// A program failed; the last of its output.
-    #[error("{program} failed ({status}):\n{output}")]
-    Command {
-        /// The program's name.
-        program: String,
-        /// Its exit status.
-        status: String,
-        /// The last lines it printed.
-        output: String,
-    },
-    /// The machine lacks tools that the build needs.
-    #[error(
-        "the kernel build needs {}; install with: apt-get install {}",
-        join(.0, |tool| tool.tool),
-        join_packages(.0)
-    )]
-    MissingTools(Vec<MissingTool>),
-    /// A configuration fragment is malformed.
-    #[error(transparent)]
-    Fragment(#[from] BadFragment),
-    /// kconfig did not take over every setting of the fragments.
-    #[error(
-        "Linux {version} for {arch} does not take over {} settings of kernel/config:\n  {}\n\
-         Correct them, or mark those this version does not know with `# since X.Y` or \
-         `# before X.Y`.",
-        .mismatches.len(),
-        join_lines(.mismatches)
-    )]
-    Dropped {
-        /// The kernel's version.
-        version: String,
-        /// The architecture configured for.
-        arch: Arch,
-        /// Each setting that came out otherwise.
-        mismatches: Vec<Mismatch>,
-    },
-    /// Something given or found as a kernel source is none.
-    #[error("{}: {problem}", path.display())]
-    BadSource {
-        /// The tarball or folder.
-        path: PathBuf,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// The source is of another series than asked for.
-    #[error("{}: this is Linux {found}, not of series {wanted}", path.display())]
-    WrongSeries {
-        /// The tarball or folder.
-        path: PathBuf,
-        /// Its version.
-        found: String,
-        /// The series asked for.
-        wanted: Lts,
-    },
-    /// A file is not what was pinned.
-    #[error(
-        "{}: SHA-256 is {actual}, expected {expected}: a damaged download or another file",
-        path.display()
-    )]
-    WrongHash {
-        /// The file.
-        path: PathBuf,
-        /// The pinned hash.
-        expected: String,
-        /// The file's hash.
-        actual: String,
-    },
-    /// No source of the kernel could be reached.
-    #[error(
-        "no source of Linux {series}:\n{}\nGive one with --source TARBALL|FOLDER.",
-        .attempts.join("\n")
-    )]
-    NoSource {
-        /// The series asked for.
-        series: Lts,
-        /// One line for each place that was tried, with the reason.
-        attempts: Vec<String>,
-    },
-    /// A version could not be read.
-    #[error(transparent)]
-    Version(#[from] BadVersion),
-    /// A description in the cache could not be written.
-    #[error("cannot describe the kernel")]
-    Json(#[from] serde_json::Error),
-}
 
 /// Guest files were not found, or what was found is damaged.
 #[derive(Debug, thiserror::Error)]
@@ -165,32 +52,6 @@ pub enum LocateError {
         /// What the file has.
         actual: String,
     },
-}
-
-/// Says on which file an operation failed.
-pub(crate) trait IoContext<T> {
-    fn context(self, action: &'static str, path: &Path) -> Result<T, BuildError>;
-}
-
-impl<T> IoContext<T> for io::Result<T> {
-    fn context(self, action: &'static str, path: &Path) -> Result<T, BuildError> {
-        self.map_err(|source| BuildError::Io { action, path: path.to_owned(), source })
-    }
-}
-
-fn join<T>(items: &[T], text: impl Fn(&T) -> &'static str) -> String {
-    items.iter().map(text).collect::<Vec<_>>().join(", ")
-}
-
-fn join_packages(tools: &[MissingTool]) -> String {
-    let mut packages: Vec<&str> = tools.iter().map(|tool| tool.package).collect();
-    packages.sort_unstable();
-    packages.dedup();
-    packages.join(" ")
-}
-
-fn join_lines(mismatches: &[Mismatch]) -> String {
-    mismatches.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n  ")
 }
 
 fn join_paths(paths: &[PathBuf]) -> String {

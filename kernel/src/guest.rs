@@ -14,7 +14,6 @@ use serde::{Deserialize, Serialize};
 use crate::arch::Arch;
 use crate::error::LocateError;
 use crate::hash::sha256_file;
-use crate::source::SourceInfo;
 
 /// The manifest's file name.
 pub const MANIFEST_FILE: &str = "manifest.json";
@@ -47,6 +46,19 @@ pub struct Manifest {
     pub agent_version: String,
     /// Each file by name.
     files: BTreeMap<String, FileInfo>,
+}
+
+/// What a kernel was built from, as its manifest records it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceInfo {
+    /// The kernel's version: `6.12.64` from kernel.org, `6.12.117-1~deb12u1` from Debian.
+    pub version: String,
+    /// Where it came from, in words.
+    pub origin: String,
+    /// SHA-256 of the tarball; of the names, sizes and times of all files for a folder.
+    pub sha256: String,
+    /// Whether `sha256` is one of the pinned ones.
+    pub pinned: bool,
 }
 
 /// One file as the manifest describes it.
@@ -254,5 +266,4 @@ fn places() -> Vec<PathBuf> {
 }
 
 #[cfg(test)]
-#[path = "guest_tests.rs"]
 mod tests;

@@ -1,43 +1,30 @@
-//! The guest kernel: what is in it, where its source comes from, how it is built, and where a
-//! launcher finds it.
-//!
-//! Two halves that meet in the [`Manifest`]:
+//! The guest files (kernel, initramfs, empty disk and their manifest) and how a launcher finds
+//! them. `boxlite-kernel-builder` builds the kernel, `cargo xtask guest` writes the folder:
 //!
 //! ```text
 //!   building (cargo xtask guest)                        running (the launcher)
 //!
-//!   config/*.config ─ config ─┐                         GuestFiles::locate()
-//!                             ├─ Builder ─► kernel ─┐       │ manifest.json, kernel,
-//!   pins ─ source ────────────┘   initramfs, disk ──┴► guest/ initramfs, template
+//!   kernel-builder ─► kernel ─┐                         GuestFiles::locate()
+//!                             ├──► guest/ ◄───────────      manifest.json, kernel,
+//!   initramfs, template ──────┘    Manifest                 initramfs, template
 //! ```
 //!
-//! The builder needs a Linux machine with a C toolchain; the locator needs nothing.
+//! Uses the file system, serde and SHA-256 only: whoever embeds the runtime compiles this crate.
+//!
+//! Invariant: a folder with a manifest is complete, and an opened one has files of the sizes that
+//! the manifest says.
 
 #![forbid(unsafe_code)]
 
 mod arch;
-mod builder;
-mod cache;
-mod command;
-pub mod config;
 mod error;
 mod guest;
 mod hash;
-mod pins;
-mod progress;
-mod source;
-mod toolchain;
-mod version;
 
-pub use arch::Arch;
-pub use builder::{Builder, Kernel};
-pub use cache::Cache;
-pub use error::{BuildError, LocateError};
+pub use arch::{Arch, UnknownArch};
+pub use error::LocateError;
 pub use guest::{
-    FileInfo, GuestFiles, INITRAMFS_FILE, MANIFEST_FILE, Manifest, TEMPLATE_FILE, TEMPLATE_SIZE,
+    FileInfo, GuestFiles, INITRAMFS_FILE, MANIFEST_FILE, Manifest, SourceInfo, TEMPLATE_FILE,
+    TEMPLATE_SIZE,
 };
 pub use hash::{sha256_bytes, sha256_file};
-pub use progress::Event;
-pub use source::SourceInfo;
-pub use toolchain::{MissingTool, Toolchain};
-pub use version::{Lts, Version};

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use boxlite_kernel::Cache;
+use boxlite_kernel_builder::Cache;
 
 use crate::check::report::{Outcome, passes};
 use crate::ui::Step;

@@ -10,11 +10,9 @@ mod template;
 use std::fs;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
-use boxlite_kernel::{
-    Arch, Builder, Cache, Event, INITRAMFS_FILE, Kernel, Lts, MANIFEST_FILE, Manifest,
-    TEMPLATE_FILE, Toolchain,
-};
+use anyhow::{Context, Result, bail};
+use boxlite_kernel::{Arch, INITRAMFS_FILE, MANIFEST_FILE, Manifest, TEMPLATE_FILE};
+use boxlite_kernel_builder::{BuildError, Builder, Cache, Event, Kernel, Lts, Toolchain};
 
 use crate::ui::Step;
 use crate::{apt, build};
@@ -90,7 +88,7 @@ fn kernel(options: &Options) -> Result<Kernel> {
 
     let step = Step::start("kernel");
     step.say("looking for its source");
-    let kernel = builder.build(&Cache::open()?, |event| match event {
+    let built = builder.build(&Cache::open()?, |event| match event {
         Event::Note(text) => step.note(text),
         Event::Waiting => step.note("another build of it is running: waiting for that"),
         Event::Downloading { what, bytes, total } => step.bytes(what, bytes, total),
@@ -103,7 +101,13 @@ fn kernel(options: &Options) -> Result<Kernel> {
             step.count("compiling", steps, expected);
         }
         _ => {}
-    })?;
+    });
+    let kernel = match built {
+        Err(error @ BuildError::NoSource { .. }) => {
+            bail!("{error}\nGive one with --source TARBALL|FOLDER.")
+        }
+        built => built?,
+    };
     step.done(format!(
         "{} {} from {}{}",
         options.arch,

@@ -9,7 +9,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use boxlite_kernel::{Cache, sha256_bytes};
+use boxlite_kernel::sha256_bytes;
+use boxlite_kernel_builder::Cache;
 use clap::ValueEnum;
 
 use crate::apt;

@@ -10,12 +10,13 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use crate::arch::Arch;
+use boxlite_kernel::Arch;
+
 use crate::version::Version;
 
-const COMMON: (&str, &str) = ("common.config", include_str!("../config/common.config"));
-const X86_64: (&str, &str) = ("x86_64.config", include_str!("../config/x86_64.config"));
-const AARCH64: (&str, &str) = ("aarch64.config", include_str!("../config/aarch64.config"));
+const COMMON: (&str, &str) = ("common.config", include_str!("../../config/common.config"));
+const X86_64: (&str, &str) = ("x86_64.config", include_str!("../../config/x86_64.config"));
+const AARCH64: (&str, &str) = ("aarch64.config", include_str!("../../config/aarch64.config"));
 
 /// One line of a fragment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -190,5 +191,4 @@ fn parse_line(line: &str) -> Option<Setting> {
 }
 
 #[cfg(test)]
-#[path = "config_tests.rs"]
 mod tests;

@@ -4,11 +4,13 @@
 use std::path::Path;
 use std::process::Command;
 
+use boxlite_kernel::SourceInfo;
+
 use crate::cache;
 use crate::command;
 use crate::error::BuildError;
 use crate::progress::{Event, Progress};
-use crate::source::{Source, SourceInfo, check_hash, store};
+use crate::source::{Source, check_hash, store};
 use crate::version::Lts;
 
 /// Long enough for a slow link, short enough that a machine without one goes on at once.

@@ -11,14 +11,14 @@ use std::thread;
 
 use serde::{Deserialize, Serialize};
 
-use crate::arch::Arch;
+use boxlite_kernel::{Arch, SourceInfo, sha256_bytes};
+
 use crate::cache::{self, Cache};
 use crate::command;
 use crate::config::Config;
 use crate::error::{BuildError, IoContext};
-use crate::hash::sha256_bytes;
 use crate::progress::{Event, Progress};
-use crate::source::{Place, Source, SourceInfo, version_of};
+use crate::source::{Place, Source, version_of};
 use crate::toolchain::Toolchain;
 use crate::version::Lts;
 
@@ -160,7 +160,7 @@ impl Builder {
             Arch::X86_64 => X86_64_STEPS,
             Arch::Aarch64 => AARCH64_STEPS,
         };
-        let (target, built) = self.arch.kbuild_output();
+        let (target, built) = image_target(self.arch);
         let mut steps = 0;
         let mut make = toolchain.make(&tree, &build);
         make.arg(format!("-j{}", self.jobs.max(1))).arg(target);
@@ -190,8 +190,16 @@ impl Builder {
         }
         let compiler = toolchain.identity.clone();
         let description = Description { release, source: source.info.clone(), compiler };
-        cache::write(&out.path().join(DESCRIPTION), &serde_json::to_vec_pretty(&description)?)?;
+        cache::write_json(&out.path().join(DESCRIPTION), &description)?;
         cache::publish_dir(out, finished)
+    }
+}
+
+/// The make target of an architecture's kernel, and the path of its output.
+const fn image_target(arch: Arch) -> (&'static str, &'static str) {
+    match arch {
+        Arch::X86_64 => ("vmlinux", "vmlinux"),
+        Arch::Aarch64 => ("Image", "arch/arm64/boot/Image"),
     }
 }
 
@@ -236,5 +244,4 @@ fn configure(
 }
 
 #[cfg(test)]
-#[path = "builder_tests.rs"]
 mod tests;

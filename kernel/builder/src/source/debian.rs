@@ -9,13 +9,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use boxlite_kernel::{SourceInfo, sha256_file};
+
 use crate::cache::{self, Cache};
 use crate::command;
 use crate::error::{BuildError, IoContext};
-use crate::hash::sha256_file;
 use crate::pins::Debian;
 use crate::progress::{Event, Progress};
-use crate::source::{Source, SourceInfo, check_hash, store};
+use crate::source::{Source, check_hash, store};
 use crate::version::{Lts, Version};
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";

@@ -3,18 +3,10 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::arch::Arch;
-use crate::command;
-use crate::error::BuildError;
+use boxlite_kernel::Arch;
 
-/// Something the build needs and the machine lacks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MissingTool {
-    /// The program or header.
-    pub tool: &'static str,
-    /// The Debian package that has it.
-    pub package: &'static str,
-}
+use crate::command;
+use crate::error::{BuildError, MissingTool};
 
 /// Programs that every build runs, each with its Debian package.
 const TOOLS: [MissingTool; 10] = [
@@ -46,7 +38,7 @@ impl Toolchain {
     /// What a build for `arch` needs and the machine lacks; empty if all is there.
     pub fn missing(arch: Arch) -> Vec<MissingTool> {
         let cross = match arch {
-            _ if arch.tool_prefix().is_empty() => None,
+            _ if tool_prefix(arch).is_empty() => None,
             Arch::X86_64 => Some(tool("x86_64-linux-gnu-gcc", "gcc-x86-64-linux-gnu")),
             Arch::Aarch64 => Some(tool("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu")),
         };
@@ -73,7 +65,7 @@ impl Toolchain {
             return Err(BuildError::MissingTools(missing));
         }
         let first_line = |program: &str| -> Result<String, BuildError> {
-            let program = format!("{}{program}", arch.tool_prefix());
+            let program = format!("{}{program}", tool_prefix(arch));
             let text = command::output(Command::new(program).arg("--version"))?;
             Ok(String::from_utf8_lossy(&text).lines().next().unwrap_or_default().to_owned())
         };
@@ -99,14 +91,32 @@ impl Toolchain {
             .arg("-C")
             .arg(source)
             .arg(format!("O={}", build.display()))
-            .arg(format!("ARCH={}", self.arch.kbuild_name()))
-            .arg(format!("CROSS_COMPILE={}", self.arch.tool_prefix()));
+            .arg(format!("ARCH={}", kbuild_arch(self.arch)))
+            .arg(format!("CROSS_COMPILE={}", tool_prefix(self.arch)));
         make
     }
 
     /// `strip` for this architecture's files.
     pub(crate) fn strip(&self) -> Command {
-        Command::new(format!("{}strip", self.arch.tool_prefix()))
+        Command::new(format!("{}strip", tool_prefix(self.arch)))
+    }
+}
+
+/// The kernel makefiles' name of an architecture (`ARCH=`).
+const fn kbuild_arch(arch: Arch) -> &'static str {
+    match arch {
+        Arch::X86_64 => "x86_64",
+        Arch::Aarch64 => "arm64",
+    }
+}
+
+/// The prefix of the compiler and binutils for an architecture (`CROSS_COMPILE=`); empty for this
+/// machine's own.
+fn tool_prefix(arch: Arch) -> &'static str {
+    match arch {
+        arch if arch == Arch::HOST => "",
+        Arch::X86_64 => "x86_64-linux-gnu-",
+        Arch::Aarch64 => "aarch64-linux-gnu-",
     }
 }
 

@@ -14,12 +14,13 @@
 
 use std::env;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
+use serde::Serialize;
 use tempfile::TempDir;
 
 use crate::error::{BuildError, IoContext};
@@ -120,12 +121,18 @@ pub(crate) fn write(path: &Path, contents: &[u8]) -> Result<(), BuildError> {
     Ok(())
 }
 
+/// Writes `value` as JSON to `path`, whole or not at all.
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), BuildError> {
+    let json = serde_json::to_vec_pretty(value).map_err(io::Error::from);
+    write(path, &json.context("describe", path)?)
+}
+
 /// Removes a file or folder; it is no error that there is none.
 pub(crate) fn remove(path: &Path) -> Result<(), BuildError> {
     let result = match path.symlink_metadata() {
         Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
         Ok(_) => fs::remove_file(path),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => Err(error),
     };
     result.context("remove", path)

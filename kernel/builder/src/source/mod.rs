@@ -10,28 +10,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use serde::{Deserialize, Serialize};
+use boxlite_kernel::{SourceInfo, sha256_file};
 use sha2::{Digest, Sha256};
 
 use crate::cache::{self, Cache};
 use crate::command;
 use crate::error::{BuildError, IoContext};
-use crate::hash::sha256_file;
 use crate::progress::{Event, Progress};
 use crate::version::{Lts, Version};
-
-/// What a kernel was built from, as its manifest records it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SourceInfo {
-    /// The kernel's version: `6.12.64` from kernel.org, `6.12.117-1~deb12u1` from Debian.
-    pub version: String,
-    /// Where it came from, in words.
-    pub origin: String,
-    /// SHA-256 of the tarball; of the names, sizes and times of all files for a folder.
-    pub sha256: String,
-    /// Whether `sha256` is one of the pinned ones.
-    pub pinned: bool,
-}
 
 /// A kernel source on this machine.
 #[derive(Clone, Debug)]
@@ -148,7 +134,7 @@ fn store(dir: &Path, tarball: &Path, info: SourceInfo) -> Result<Source, BuildEr
     let place = dir.join(format!("linux-{}.tar.xz", info.version));
     cache::remove(&description_of(&place))?;
     fs::rename(tarball, &place).context("rename to", &place)?;
-    cache::write(&description_of(&place), &serde_json::to_vec_pretty(&info)?)?;
+    cache::write_json(&description_of(&place), &info)?;
     Ok(Source { info, place: Place::Tarball(place) })
 }
 
@@ -215,5 +201,4 @@ fn fingerprint(dir: &Path) -> Result<String, BuildError> {
 }
 
 #[cfg(test)]
-#[path = "tests.rs"]
 mod tests;

@@ -2,15 +2,13 @@
 //!
 //! ```text
 //!   vCPU thread                         disk's thread
-//!   BlockDevice ──── Job (queue) ─────▶ BlockWorker ──▶ Disk (imago) ──▶ image files
+//!   BlockDevice ──── Job (queue) ─────▶ BlockWorker ──▶ boxlite-disk ──▶ image files
 //!        ◀───────── the queue ─────────────┘
 //! ```
 //!
 //! Data moves between the image files and guest memory without a copy in between.
 
 mod counters;
-mod disk;
-mod qcow2_recovery;
 mod request;
 mod worker;
 
@@ -18,20 +16,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
+use boxlite_disk::{Disk, SECTOR};
 use virtio_bindings::virtio_blk::*;
 use virtio_bindings::virtio_config::VIRTIO_F_RING_RESET;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{Queue, QueueT};
 
-use self::disk::{Disk, SECTOR};
 use self::request::{ID_LEN, MAX_ZERO_SECTORS, MAX_ZERO_SEGMENTS};
 use self::worker::Job;
 use super::{ActivateError, Activation, VirtioDevice, read_bytes};
 use crate::{Doorbell, LogBudget};
 
 pub use counters::{BlockCounters, BlockCounts};
-pub use disk::{DiskError, DiskFormat, DiskImage, DiskSpec, create_overlay};
 pub use worker::BlockWorker;
 
 const NAME: &str = "virtio-blk";
@@ -72,27 +69,23 @@ enum State {
 }
 
 impl BlockDevice {
-    /// Opens a disk. The machine runs the worker on a thread of its own; it ends when the device
-    /// is dropped.
+    /// A device for `disk`, and the worker that serves it. The machine runs the worker on a thread of
+    /// its own; the worker returns when the device is dropped.
     ///
-    /// `host_full` is called on that thread, once each time the host runs out of room (or quota)
-    /// for what the guest writes. The guest sees an I/O error.
-    pub fn open(
-        spec: DiskSpec,
-        host_full: Option<HostFull>,
-    ) -> Result<(Self, BlockWorker), DiskError> {
+    /// `host_full` is called on that thread, once each time the host runs out of space (or quota)
+    /// for the guest's writes. The guest sees an I/O error.
+    pub fn new(disk: Disk, host_full: Option<HostFull>) -> (Self, BlockWorker) {
         let mut id = [0; ID_LEN];
-        for (to, from) in id.iter_mut().zip(spec.id.bytes()) {
+        for (to, from) in id.iter_mut().zip(disk.name().bytes()) {
             *to = from;
         }
-        let disk = Disk::open(spec)?;
         let (jobs, inbox) = channel();
         let counters = Arc::new(BlockCounters::default());
         let device = Self {
             jobs,
             state: State::Inactive,
             config: config_space(&disk),
-            read_only: disk.read_only,
+            read_only: disk.is_read_only(),
             write_back: Arc::new(AtomicBool::new(true)),
             counters: Arc::clone(&counters),
         };
@@ -105,7 +98,7 @@ impl BlockDevice {
             counters,
             log: LogBudget::default(),
         };
-        Ok((device, worker))
+        (device, worker)
     }
 
     /// What the disk counts, to be kept and read while it works.
@@ -118,19 +111,19 @@ impl BlockDevice {
 fn config_space(disk: &Disk) -> Vec<u8> {
     let sectors = |bytes: u64| u32::try_from(bytes / SECTOR).unwrap_or(u32::MAX).to_le_bytes();
     let mut config = Vec::with_capacity(60);
-    config.extend((disk.size / SECTOR).to_le_bytes());
+    config.extend((disk.size() / SECTOR).to_le_bytes());
     config.extend(0u32.to_le_bytes()); // size_max: not offered
     config.extend(SEG_MAX.to_le_bytes());
     config.extend([0; 4]); // geometry: not offered
     config.extend((SECTOR as u32).to_le_bytes()); // blk_size
     config.extend([3, 0]); // physical_block_exp, alignment_offset: blocks of 4 KiB
     config.extend(8u16.to_le_bytes()); // min_io_size, in blocks
-    config.extend(sectors(disk.granularity)); // opt_io_size, in blocks
+    config.extend(sectors(disk.granularity())); // opt_io_size, in blocks
     config.extend([0; 2]); // writeback, unused
     config.extend(1u16.to_le_bytes()); // num_queues
     config.extend(MAX_ZERO_SECTORS.to_le_bytes()); // max_discard_sectors
     config.extend(MAX_ZERO_SEGMENTS.to_le_bytes()); // max_discard_seg
-    config.extend(sectors(disk.granularity)); // discard_sector_alignment
+    config.extend(sectors(disk.granularity())); // discard_sector_alignment
     config.extend(MAX_ZERO_SECTORS.to_le_bytes()); // max_write_zeroes_sectors
     config.extend(MAX_ZERO_SEGMENTS.to_le_bytes()); // max_write_zeroes_seg
     config.extend([1, 0, 0, 0]); // write_zeroes_may_unmap, unused

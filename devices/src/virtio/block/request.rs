@@ -2,10 +2,10 @@
 
 use std::io;
 
+use boxlite_disk::{Disk, SECTOR};
 use virtio_bindings::virtio_blk::*;
 use vm_memory::Bytes;
 
-use super::disk::{Disk, SECTOR};
 use crate::virtio::chain::{Buffers, Chain};
 
 /// The identification string's length, in bytes.
@@ -138,7 +138,7 @@ fn carry_out(
 ) -> Result<usize, RequestError> {
     let writes = header.writes();
     let Header { kind, sector } = header;
-    if writes && disk.read_only {
+    if writes && disk.is_read_only() {
         return Err(RequestError::ReadOnly);
     }
     let written = match kind {
@@ -181,7 +181,7 @@ fn byte_offset(disk: &Disk, sector: u64, data: &Buffers<'_>) -> Result<u64, Requ
 /// The bytes of a range of sectors, if the disk has them: offset and length.
 fn byte_range(disk: &Disk, sector: u64, sectors: u64) -> Result<(u64, u64), RequestError> {
     match sector.checked_add(sectors) {
-        Some(end) if end <= disk.size / SECTOR => Ok((sector * SECTOR, sectors * SECTOR)),
+        Some(end) if end <= disk.size() / SECTOR => Ok((sector * SECTOR, sectors * SECTOR)),
         _ => Err(RequestError::Range { sector, sectors }),
     }
 }

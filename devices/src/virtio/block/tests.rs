@@ -4,6 +4,7 @@ use std::fs::File;
 use std::sync::Mutex;
 use std::thread::{self, JoinHandle};
 
+use boxlite_disk::{DiskError, DiskFormat, DiskImage, DiskOptions, create_overlay};
 use proptest::prelude::*;
 use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
 use virtio_queue::desc::split::Descriptor;
@@ -34,18 +35,18 @@ struct TestDisk {
 }
 
 impl TestDisk {
-    fn open(spec: DiskSpec) -> Self {
+    fn open(spec: DiskOptions) -> Self {
         Self::open_telling(spec, None)
     }
 
-    fn open_telling(spec: DiskSpec, host_full: Option<HostFull>) -> Self {
-        let (device, worker) = BlockDevice::open(spec, host_full).unwrap();
+    fn open_telling(spec: DiskOptions, host_full: Option<HostFull>) -> Self {
+        let (device, worker) = BlockDevice::new(Disk::open(spec).unwrap(), host_full);
         let worker = thread::spawn(move || worker.run());
         let counters = device.counters();
         Self { driver: Some(Driver::new(device)), worker: Some(worker), counters }
     }
 
-    fn started(spec: DiskSpec) -> Self {
+    fn started(spec: DiskOptions) -> Self {
         let mut disk = Self::open(spec);
         disk.start(EVENT_IDX | FLUSH, 1);
         disk
@@ -123,8 +124,8 @@ fn raw(file: File) -> DiskImage {
     DiskImage { file, format: DiskFormat::Raw }
 }
 
-fn raw_spec() -> DiskSpec {
-    DiskSpec::new(raw(numbered(CAPACITY)), "disk")
+fn raw_spec() -> DiskOptions {
+    DiskOptions::new(raw(numbered(CAPACITY)), "disk")
 }
 
 fn overlay(sectors: u64) -> DiskImage {
@@ -133,13 +134,16 @@ fn overlay(sectors: u64) -> DiskImage {
     DiskImage { file, format: DiskFormat::Qcow2 }
 }
 
-fn overlay_spec() -> DiskSpec {
-    DiskSpec { backing: vec![raw(numbered(CAPACITY))], ..DiskSpec::new(overlay(CAPACITY), "disk") }
+fn overlay_spec() -> DiskOptions {
+    DiskOptions {
+        backing: vec![raw(numbered(CAPACITY))],
+        ..DiskOptions::new(overlay(CAPACITY), "disk")
+    }
 }
 
-fn two_overlays_spec() -> DiskSpec {
+fn two_overlays_spec() -> DiskOptions {
     let backing = vec![overlay(CAPACITY), raw(numbered(CAPACITY))];
-    DiskSpec { backing, ..DiskSpec::new(overlay(CAPACITY), "disk") }
+    DiskOptions { backing, ..DiskOptions::new(overlay(CAPACITY), "disk") }
 }
 
 #[test]
@@ -162,7 +166,7 @@ fn identification_is_padded_and_cut() {
     let mut disk = TestDisk::started(raw_spec());
     assert_eq!(disk.send(VIRTIO_BLK_T_GET_ID, 0, &[(DATA, 20, true)]), OK);
     assert_eq!(disk.get(DATA, 20), *b"disk\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
-    let spec = DiskSpec { id: "x".repeat(30), ..raw_spec() };
+    let spec = DiskOptions { name: "x".repeat(30), ..raw_spec() };
     let mut disk = TestDisk::started(spec);
     assert_eq!(disk.send(VIRTIO_BLK_T_GET_ID, 0, &[(DATA, 64, true)]), OK);
     assert_eq!(disk.get(DATA, 21), [&[b'x'; 20][..], &[0]].concat());
@@ -232,9 +236,9 @@ fn a_request_may_be_split_anywhere() {
 #[test]
 fn writes_reach_the_file_and_not_the_base() {
     let (base, top) = (numbered(CAPACITY), overlay(CAPACITY));
-    let again = || DiskSpec {
+    let again = || DiskOptions {
         backing: vec![raw(base.try_clone().unwrap())],
-        ..DiskSpec::new(
+        ..DiskOptions::new(
             DiskImage { file: top.file.try_clone().unwrap(), format: DiskFormat::Qcow2 },
             "disk",
         )
@@ -244,14 +248,16 @@ fn writes_reach_the_file_and_not_the_base() {
     drop(disk);
     let mut disk = TestDisk::started(again());
     assert_eq!(disk.read_sectors(2, 3), [[0x82; 512], [7; 512], [0x84; 512]].concat());
-    let mut disk = TestDisk::started(DiskSpec::new(raw(base), "base"));
+    let mut disk = TestDisk::started(DiskOptions::new(raw(base), "base"));
     assert_eq!(disk.read_sectors(3, 1), [0x83; 512]);
 }
 
 #[test]
 fn an_overlay_larger_than_its_base_ends_in_zeros() {
-    let spec =
-        DiskSpec { backing: vec![raw(numbered(130))], ..DiskSpec::new(overlay(CAPACITY), "disk") };
+    let spec = DiskOptions {
+        backing: vec![raw(numbered(130))],
+        ..DiskOptions::new(overlay(CAPACITY), "disk")
+    };
     let mut disk = TestDisk::started(spec);
     assert_eq!(disk.read_sectors(129, 2), [[0x80 | 129; 512], [0; 512]].concat());
     assert_eq!(disk.write_sectors(131, &[5; 512]), OK);
@@ -371,11 +377,11 @@ fn a_ring_that_lies_needs_a_reset() {
 fn a_read_only_disk_stays_as_it_is() {
     let named = tempfile::NamedTempFile::new().unwrap();
     std::io::copy(&mut &[1; 4096][..], &mut named.as_file()).unwrap();
-    let spec = || DiskSpec::new(raw(File::open(named.path()).unwrap()), "ro");
-    let refused = BlockDevice::open(spec(), None).err().unwrap();
-    assert!(matches!(refused, DiskError::FileReadOnly(id) if id == "ro"));
+    let spec = || DiskOptions::new(raw(File::open(named.path()).unwrap()), "ro");
+    let refused = Disk::open(spec()).unwrap_err();
+    assert!(matches!(refused, DiskError::FileReadOnly(name) if name == "ro"));
 
-    let mut disk = TestDisk::open(DiskSpec { read_only: true, ..spec() });
+    let mut disk = TestDisk::open(DiskOptions { read_only: true, ..spec() });
     let features = disk.offered();
     assert!(features & 1 << VIRTIO_BLK_F_RO != 0 && features & 1 << VIRTIO_BLK_F_DISCARD == 0);
     disk.start(FLUSH, 1);
@@ -395,9 +401,9 @@ fn a_full_host_is_an_io_error_and_is_told_once() {
     let told = Arc::new(Mutex::new(0));
     let counter = Arc::clone(&told);
     // A character device has no size; a worker on a disk of its own has.
+    let disk = Disk::open(raw_spec()).unwrap();
     let (_device, mut worker) =
-        BlockDevice::open(raw_spec(), Some(Box::new(move || *counter.lock().unwrap() += 1)))
-            .unwrap();
+        BlockDevice::new(disk, Some(Box::new(move || *counter.lock().unwrap() += 1)));
     let no_room = std::io::Write::write(&mut &file, &[0]).unwrap_err();
     assert!(request::RequestError::from(no_room).is_host_full());
     for _ in 0..3 {
@@ -477,7 +483,7 @@ fn many_requests_need_few_interrupts() {
 
 #[test]
 fn a_worker_that_is_gone_is_a_failed_activation() {
-    let (device, worker) = BlockDevice::open(raw_spec(), None).unwrap();
+    let (device, worker) = BlockDevice::new(Disk::open(raw_spec()).unwrap(), None);
     drop(worker);
     let mut driver = Driver::new(device);
     driver.negotiate(0);
@@ -564,7 +570,7 @@ proptest! {
         heads in prop::collection::vec(0..SIZE, 1..SIZE as usize),
         writes in prop::collection::vec(any_write(), 0..60),
     ) {
-        let spec = DiskSpec { ephemeral: true, ..overlay_spec() };
+        let spec = DiskOptions { ephemeral: true, ..overlay_spec() };
         let mut disk = TestDisk::started(spec);
         disk.put(HEADER, &[&header.0.to_le_bytes()[..], &[0; 4], &header.1.to_le_bytes()].concat());
         for (index, (address, len, flags, next)) in (0..).zip(descriptors) {

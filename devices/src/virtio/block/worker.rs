@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 
+use boxlite_disk::Disk;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH};
 use virtio_queue::{Error as QueueError, Queue, QueueOwnedT, QueueT};
 
 use super::counters::BlockCounters;
-use super::disk::Disk;
 use super::request::{self, ID_LEN, RequestError};
 use super::{HostFull, QUEUE_SIZE};
 use crate::virtio::chain::{Chain, Table};

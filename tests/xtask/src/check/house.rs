@@ -8,13 +8,14 @@ use crate::check::report::Outcome;
 
 /// The packages of this workspace, and those of them that each may use. An agent that linked the
 /// machine, or a device that knew its hypervisor, would not compile less well: only this says no.
-const MAY_USE: [(&str, &[&str]); 14] = [
+const MAY_USE: &[(&str, &[&str])] = &[
     ("boxlite-proto", &[]),
     ("boxlite-agent", &["boxlite-proto"]),
     ("boxlite-durable", &[]),
     ("boxlite-hv", &[]),
     ("boxlite-hvf", &["boxlite-hv"]),
-    ("boxlite-devices", &[]),
+    ("boxlite-devices", &["boxlite-disk"]),
+    ("boxlite-disk", &[]),
     ("boxlite-net", &[]),
     ("boxlite-kernel", &[]),
     ("boxlite-kernel-builder", &["boxlite-kernel"]),
@@ -26,6 +27,7 @@ const MAY_USE: [(&str, &[&str]); 14] = [
             "boxlite-hv",
             "boxlite-hvf",
             "boxlite-devices",
+            "boxlite-disk",
             "boxlite-net",
             "boxlite-proto",
             "boxlite-kernel",
@@ -37,7 +39,7 @@ const MAY_USE: [(&str, &[&str]); 14] = [
     ("boxlite-xtask", &["boxlite-kernel", "boxlite-kernel-builder"]),
 ];
 /// Crates that would break a boundary: devices are the same under every hypervisor.
-const MAY_NOT_USE: [(&str, &[&str]); 2] = [
+const MAY_NOT_USE: &[(&str, &[&str])] = &[
     ("boxlite-devices", &["kvm-ioctls", "kvm-bindings", "applevisor", "applevisor-sys"]),
     ("boxlite-net", &["kvm-ioctls", "kvm-bindings", "applevisor", "applevisor-sys"]),
 ];

@@ -6,6 +6,7 @@ use std::process::Command;
 use proptest::prelude::*;
 
 use super::*;
+use crate::{MAX_SIZE, create_overlay};
 
 const SIZE: u64 = 10 * 1024 * 1024;
 
@@ -26,7 +27,7 @@ fn overlay(size: u64) -> File {
 }
 
 fn open(file: &File) -> Result<Disk, DiskError> {
-    Disk::open(DiskSpec::new(image(file.try_clone().unwrap(), DiskFormat::Qcow2), "disk"))
+    Disk::open(DiskOptions::new(image(file.try_clone().unwrap(), DiskFormat::Qcow2), "disk"))
 }
 
 /// Overwrites a header field of a qcow2 image.
@@ -37,14 +38,14 @@ fn patch(file: &File, offset: u64, bytes: &[u8]) {
 #[test]
 fn sizes_that_make_no_sense_are_refused() {
     for len in [0, 1, 511, 513, SIZE + 1] {
-        let refused = Disk::open(DiskSpec::new(raw(len), "disk")).unwrap_err();
+        let refused = Disk::open(DiskOptions::new(raw(len), "disk")).unwrap_err();
         assert!(matches!(refused, DiskError::Size { size, .. } if size == len), "{len}");
     }
     for size in [0, 100, MAX_SIZE + 512, u64::MAX] {
         let refused = create_overlay(tempfile::tempfile().unwrap(), size).unwrap_err();
         assert!(matches!(refused, DiskError::Size { .. }), "{size}");
     }
-    assert_eq!(Disk::open(DiskSpec::new(raw(512), "disk")).unwrap().size, 512);
+    assert_eq!(Disk::open(DiskOptions::new(raw(512), "disk")).unwrap().size, 512);
 }
 
 #[test]
@@ -62,7 +63,7 @@ fn creating_an_overlay_replaces_what_was_there_and_costs_little() {
 #[test]
 fn layers_must_fit_each_other() {
     let qcow2 = |size| image(overlay(size), DiskFormat::Qcow2);
-    let spec = |image, backing| DiskSpec { backing, ..DiskSpec::new(image, "disk") };
+    let spec = |image, backing| DiskOptions { backing, ..DiskOptions::new(image, "disk") };
     let refused = Disk::open(spec(raw(SIZE), vec![raw(SIZE)])).unwrap_err();
     assert!(matches!(refused, DiskError::BackingUnused(_)));
     let refused = Disk::open(spec(qcow2(SIZE), vec![raw(2 * SIZE)])).unwrap_err();
@@ -86,10 +87,10 @@ fn names_in_an_image_are_never_followed() {
     patch(&file, 16, &(name.len() as u32).to_be_bytes());
     assert!(matches!(open(&file).unwrap_err(), DiskError::BackingMissing(_)));
     // With a base given it is that one that is read.
-    let spec = DiskSpec {
+    let spec = DiskOptions {
         backing: vec![raw(65536)],
         read_only: true,
-        ..DiskSpec::new(image(file, DiskFormat::Qcow2), "disk")
+        ..DiskOptions::new(image(file, DiskFormat::Qcow2), "disk")
     };
     let disk = Disk::open(spec).unwrap();
     let mut bytes = vec![1; 512];
@@ -120,7 +121,7 @@ fn qemu_finds_no_fault_in_our_images() {
         qemu_img_check(named.path());
     }
     create_overlay(file(), SIZE).unwrap();
-    let mut disk = Disk::open(DiskSpec::new(image(file(), DiskFormat::Qcow2), "disk")).unwrap();
+    let mut disk = Disk::open(DiskOptions::new(image(file(), DiskFormat::Qcow2), "disk")).unwrap();
     disk.image.write(&[1; 200_000][..], 12_345 * 512 % SIZE).unwrap();
     disk.write_zeroes(0, 1 << 20, true).unwrap();
     disk.write_zeroes(SIZE - 70_000 / 512 * 512, 65536, false).unwrap();
@@ -133,7 +134,7 @@ fn qemu_finds_no_fault_in_our_images() {
 
 #[test]
 fn an_ephemeral_disk_does_not_sync() {
-    let spec = DiskSpec { ephemeral: true, ..DiskSpec::new(raw(SIZE), "disk") };
+    let spec = DiskOptions { ephemeral: true, ..DiskOptions::new(raw(SIZE), "disk") };
     let disk = Disk::open(spec).unwrap();
     assert!(disk.sync.is_none());
     disk.flush().unwrap();
@@ -188,8 +189,8 @@ fn an_image_whose_writer_was_killed_keeps_what_was_flushed() {
     let block = |n: u64, life: u8| vec![(n as u8).wrapping_mul(7) ^ life; 16 * 1024];
     let mut lives = Vec::new();
     for life in 0..3_u8 {
-        let spec = DiskSpec::new(image(file.try_clone().unwrap(), DiskFormat::Qcow2), "disk");
-        let disk = Disk::open(DiskSpec { recover: life > 0, ..spec }).unwrap();
+        let spec = DiskOptions::new(image(file.try_clone().unwrap(), DiskFormat::Qcow2), "disk");
+        let disk = Disk::open(DiskOptions { recover: life > 0, ..spec }).unwrap();
         let mut write = |n: u64| {
             let mut bytes = block(n, life);
             let slice = VolatileSlice::from(&mut *bytes);
@@ -218,7 +219,7 @@ fn an_image_whose_writer_was_killed_keeps_what_was_flushed() {
         bytes
     })
     .unwrap();
-    qcow2_recovery::count_all_clusters(
+    recovery::count_all_clusters(
         &File::options().read(true).write(true).open(path.path()).unwrap(),
     )
     .unwrap();

@@ -1,37 +1,37 @@
-//! Making a qcow2 image safe to write to after its writer was killed.
+//! Recovers a qcow2 image whose writer was killed, before anything is written to it again.
 //!
-//! The image library writes an entry of the L1 table at once, and the refcount of the L2 table that it leads
-//! to at the next flush only. When the process is killed between the two, the L2 table stands in a cluster that
-//! counts as free, and the next allocation would overwrite it. So every cluster that the file has is made
-//! to count as used. What was really free below the end of the file is lost to the image; nothing else
-//! changes. (QEMU's docs/interop/qcow2.txt, "Host cluster management")
+//! imago writes an entry of the L1 table at once, and the refcount of the L2 table that the entry
+//! points to only at the next flush. If the process is killed in between, the L2 table lies in a
+//! cluster that counts as free, and the next allocation would overwrite it. So recovery marks every
+//! cluster of the file as used. Clusters that were really free stay allocated and unused; nothing
+//! else changes. (QEMU's docs/interop/qcow2.txt, "Host cluster management")
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// Where the header has its fields, big endian.
+/// Offsets of header fields, which are big endian.
 const CLUSTER_BITS: u64 = 20;
 const REFCOUNT_TABLE: u64 = 48;
 const REFCOUNT_TABLE_CLUSTERS: u64 = 56;
 const REFCOUNT_ORDER: u64 = 96;
 const VERSION: u64 = 4;
 
-/// Bits of an entry of the refcount table that are no offset.
+/// Bits of a refcount table entry that are not part of the offset.
 const RESERVED: u64 = 0x1ff;
 
-/// Bytes of a refcount of order 4, the only one that is written here.
+/// Size of a refcount of order 4 in bytes, the only order that is supported here.
 const WIDTH: u64 = 2;
 
-/// Makes all clusters of the file count as used.
+/// Marks all clusters of the file as used.
 pub(super) fn count_all_clusters(file: &File) -> io::Result<()> {
     let bits = u32_at(file, CLUSTER_BITS)?;
     let order = if u32_at(file, VERSION)? < 3 { 4 } else { u32_at(file, REFCOUNT_ORDER)? };
     if !(9..=21).contains(&bits) || order != 4 {
         return Err(io::Error::new(
             io::ErrorKind::Unsupported,
-            "its writer was killed, and it is not of the kind that can be recovered here: run \
-             `qemu-img check -r all` on it",
+            "its writer was killed, and an image with this cluster size or refcount order cannot be \
+             recovered here: run `qemu-img check -r all` on it",
         ));
     }
     let cluster = 1_u64 << bits;
@@ -62,7 +62,7 @@ pub(super) fn count_all_clusters(file: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes the first `count` refcounts of a block at least 1.
+/// Raises the first `count` refcounts of a block to at least 1.
 fn count_all(file: &File, block: u64, count: u64) -> io::Result<()> {
     let mut bytes = vec![0; usize::try_from(count * WIDTH).map_err(io::Error::other)?];
     file.read_exact_at(&mut bytes, block)?;

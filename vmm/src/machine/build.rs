@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use boxlite_devices::legacy::{I8042, Serial};
-use boxlite_devices::virtio::block::{self, BlockCounters, BlockDevice};
+use boxlite_devices::virtio::block::{BlockCounters, BlockDevice};
 use boxlite_devices::virtio::rng::RngDevice;
 use boxlite_devices::virtio::vsock::{GUEST_CID, Vsock, VsockHandle};
 use boxlite_devices::virtio::{MMIO_QUEUE_NOTIFY, MmioTransport, VirtioDevice};
 use boxlite_devices::{Bus, Doorbell, EventLoop, GuestMemory, Interrupt, LogBudget, LoopHandle};
+use boxlite_disk::{Disk, DiskFormat, DiskImage, DiskOptions};
 use boxlite_hv::{BootState, Perms, Vm};
 use boxlite_proto::BOOT_REPORT_PORT;
 use boxlite_proto::boot::BootParams;
@@ -24,7 +25,7 @@ use super::console::Console;
 use super::control::{DiskMetrics, ExitCounts};
 use super::memory;
 use super::network::BoxNetwork;
-use super::spec::{DiskFormat, DiskSpec, LaunchSpec, MEMORY_MIB, VCPUS};
+use super::spec::{DiskSpec, LaunchSpec, MEMORY_MIB, VCPUS};
 use super::threads::Threads;
 use super::vcpu::{self, Counters, Gate, Shared};
 use crate::arch::{self, BootFiles, layout};
@@ -336,17 +337,13 @@ impl<V: Vm> Board<V> {
     ) -> Result<()> {
         let name = format!("vd{}", char::from(b'a' + (n % 26) as u8));
         let image =
-            |file, format| -> Result<_> { Ok(block::DiskImage { file: files.get(file)?, format }) };
-        let format = match disk.format {
-            DiskFormat::Raw => block::DiskFormat::Raw,
-            DiskFormat::Qcow2 => block::DiskFormat::Qcow2,
-        };
-        let mut spec = block::DiskSpec::new(image(disk.file, format)?, &*name);
+            |file, format| -> Result<_> { Ok(DiskImage { file: files.get(file)?, format }) };
+        let mut options = DiskOptions::new(image(disk.file, disk.format)?, &*name);
         if let Some(backing) = disk.backing {
-            spec.backing.push(image(backing, block::DiskFormat::Raw)?);
+            options.backing.push(image(backing, DiskFormat::Raw)?);
         }
-        spec.ephemeral = disk.ephemeral;
-        spec.recover = disk.recover;
+        options.ephemeral = disk.ephemeral;
+        options.recover = disk.recover;
         let full = {
             let (name, tell, told) = (name.clone(), tell.clone(), AtomicBool::new(false));
             move || {
@@ -358,7 +355,7 @@ impl<V: Vm> Board<V> {
                 tell(Said::DiskFull(name.clone()));
             }
         };
-        let (device, worker) = BlockDevice::open(spec, Some(Box::new(full)))?;
+        let (device, worker) = BlockDevice::new(Disk::open(options)?, Some(Box::new(full)));
         self.disks.push(device.counters());
         self.workers.push(self.threads.spawn(name, move || worker.run())?);
         self.add(Box::new(device))

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
+pub(crate) use boxlite_disk::DiskFormat;
 use boxlite_proto::message::{Exec, MainExec};
 use serde::{Deserialize, Serialize};
 
@@ -187,15 +188,6 @@ pub(crate) struct DiskSpec {
     pub(crate) ephemeral: bool,
     /// Whether the last writer of a qcow2 disk may have been killed.
     pub(crate) recover: bool,
-}
-
-/// Disk image formats.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum DiskFormat {
-    /// The disk's bytes as they are.
-    Raw,
-    /// qcow2, version 3.
-    Qcow2,
 }
 
 /// Commands as text: their arguments and environment are bytes, of which JSON would make a number each.

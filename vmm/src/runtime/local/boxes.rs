@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use boxlite_devices::virtio::block::create_overlay;
+use boxlite_disk::create_overlay;
 use boxlite_durable::{self as durable, Durability};
 use boxlite_rootfs_builder::Progress;
 

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use boxlite_net_policy::{IpNet, Ipv4Net, Ipv6Net};
 use smoltcp::wire::EthernetAddress;
 
 /// The addresses of a box's link. All of them lie in `subnet` and `subnet6`.

@@ -6,15 +6,15 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use boxlite_net_policy::{Flow, Protocol};
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 
 use crate::addresses::Addresses;
 use crate::counters::Meter;
-use crate::forward::Protocol;
+use crate::gate::{Gate, Verdict};
 use crate::limit::Bucket;
 use crate::own::OwnAddresses;
-use crate::policy::{self, Gate, Verdict};
 use crate::pool::{Budget, Pool};
 use crate::quota::{Kind, Place, Quotas};
 use crate::timers::Timers;
@@ -140,7 +140,7 @@ impl Context {
             return Verdict::Unknown;
         }
         let own = !host && self.own.contain(destination.ip(), &self.addresses, self.now);
-        self.gate.ask(policy::Flow { protocol, destination, host, own }, self.now)
+        self.gate.ask(Flow { protocol, destination, host, own }, self.now)
     }
 
     /// True if the guest may open one more flow of this kind now. One that may not is dropped

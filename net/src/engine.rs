@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
+use boxlite_net_policy::PortForward;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll};
 use slab::Slab;
@@ -16,15 +17,15 @@ use smoltcp::wire::{DHCP_SERVER_PORT, UdpPacket};
 use crate::context::{Context, Source};
 use crate::counters::Meter;
 use crate::dns;
-use crate::forward::{BoundForward, Listener};
+use crate::gate::Gate;
 use crate::limit::Bucket;
 use crate::link::{Link, MAX_FRAME, Received};
+use crate::listener::Listener;
 use crate::local;
 use crate::network::Command;
 use crate::options::NetworkOptions;
 use crate::own::OwnAddresses;
 use crate::ping::{self, Ping};
-use crate::policy::Gate;
 use crate::pool::{Budget, Pool};
 use crate::quota::Quotas;
 use crate::sys;
@@ -48,7 +49,7 @@ const DNS: u16 = 53;
 
 /// A port of the host that leads to the guest.
 struct Forward {
-    bound: BoundForward,
+    bound: PortForward,
     socket: ForwardSocket,
     /// There may be more; it is not announced again.
     ready: bool,
@@ -384,7 +385,7 @@ impl Engine {
         Some(())
     }
 
-    pub(crate) fn add_forward(&mut self, bound: BoundForward, listener: Listener) {
+    pub(crate) fn add_forward(&mut self, bound: PortForward, listener: Listener) {
         let socket = match listener {
             Listener::Tcp(socket) => ForwardSocket::Tcp(socket),
             Listener::Udp(socket) => ForwardSocket::Udp(Rc::new(socket)),
@@ -400,7 +401,7 @@ impl Engine {
         }
     }
 
-    fn remove_forward(&mut self, bound: BoundForward) -> bool {
+    fn remove_forward(&mut self, bound: PortForward) -> bool {
         let index = self.forwards.iter().find(|(_, f)| f.bound == bound).map(|(index, _)| index);
         let Some(forward) = index.map(|index| self.forwards.remove(index)) else { return false };
         if let ForwardSocket::Udp(socket) = &forward.socket {

@@ -13,7 +13,7 @@
 //!        │                  ├── ping ─────────── unprivileged ICMP sockets
 //!        │                  └── dns ──────────── the host's name servers
 //!        └── local: ARP, NDP, router advertisements, DHCP, echo
-//!     policy: what may go out       forward: what may come in
+//!     gate: what may go out         listener: what may come in
 //! ```
 //!
 //! The guest sees a gateway that is its resolver, too, and one more address, which stands for the
@@ -28,17 +28,18 @@ mod counters;
 mod dns;
 mod engine;
 mod error;
-mod forward;
+mod gate;
 mod limit;
 pub mod link;
+mod listener;
 mod local;
 mod network;
 mod options;
 mod own;
 mod ping;
-pub mod policy;
 mod pool;
 mod quota;
+mod route;
 mod sockets;
 pub mod sys;
 mod tcp;
@@ -48,13 +49,14 @@ mod wire;
 
 pub use addresses::Addresses;
 pub use counters::Counters;
-pub use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-
-pub use error::{ForwardError, NetworkError, ParseError};
-pub use forward::{BoundForward, PortForward, Protocol};
+pub use error::NetworkError;
 pub use limit::{RateLimit, RateLimits};
 pub use link::{Link, LinkFeatures, Offload, Received, Segmentation, Sent};
 pub use network::{Handle, Network};
 pub use options::{Denials, NetworkOptions};
 pub use own::own_addresses;
-pub use policy::{Action, Policy, Rule};
+
+pub use boxlite_net_policy as policy;
+pub use boxlite_net_policy::{
+    Action, ForwardError, IpNet, Ipv4Net, Ipv6Net, ParseError, Policy, PortForward, Protocol, Rule,
+};

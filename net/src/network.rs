@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use boxlite_net_policy::PortForward;
 use mio::{Poll, Waker};
 
 use crate::context::Source;
@@ -13,16 +14,16 @@ use crate::counters::{Counters, Meter};
 use crate::dns;
 use crate::engine::Engine;
 use crate::error::NetworkError;
-use crate::forward::{BoundForward, Listener, PortForward};
 use crate::link::Link;
+use crate::listener::Listener;
 use crate::options::NetworkOptions;
 
 /// What other threads want of the network's.
 pub(crate) enum Command {
     Attach(Box<dyn Link>),
     Detach(Sender<Option<Box<dyn Link>>>),
-    Forward(BoundForward, Listener),
-    Unforward(BoundForward, Sender<bool>),
+    Forward(PortForward, Listener),
+    Unforward(PortForward, Sender<bool>),
     Own(Vec<IpAddr>),
     Stop,
 }
@@ -42,7 +43,7 @@ struct Parts {
     poll: Poll,
     resolver: dns::Config,
     commands: Receiver<Command>,
-    listeners: Vec<(BoundForward, Listener)>,
+    listeners: Vec<(PortForward, Listener)>,
 }
 
 /// Gives a [`Network`] work from any thread. It works on with no handle left; [`Handle::stop`]
@@ -52,7 +53,7 @@ pub struct Handle {
     commands: Sender<Command>,
     waker: Arc<Waker>,
     meter: Arc<Meter>,
-    forwards: Arc<Mutex<Vec<BoundForward>>>,
+    forwards: Arc<Mutex<Vec<PortForward>>>,
     search: Arc<Mutex<Vec<String>>>,
 }
 
@@ -69,7 +70,7 @@ impl Network {
         let (sender, commands) = channel();
         let listeners = std::mem::take(&mut options.forwards)
             .into_iter()
-            .map(PortForward::bind)
+            .map(Listener::bind)
             .collect::<Result<Vec<_>, _>>()?;
         let search = Arc::new(Mutex::new(Vec::new()));
         let resolv_conf = options.resolv_conf.clone();
@@ -133,8 +134,8 @@ impl Handle {
     ///
     /// # Errors
     /// The port cannot be had, or the network has stopped.
-    pub fn add_forward(&self, forward: PortForward) -> Result<BoundForward, NetworkError> {
-        let (bound, listener) = forward.bind()?;
+    pub fn add_forward(&self, forward: PortForward) -> Result<PortForward, NetworkError> {
+        let (bound, listener) = Listener::bind(forward)?;
         self.send(Command::Forward(bound, listener))?;
         lock(&self.forwards).push(bound);
         Ok(bound)
@@ -145,7 +146,7 @@ impl Handle {
     ///
     /// # Errors
     /// The network has stopped.
-    pub fn remove_forward(&self, bound: BoundForward) -> Result<bool, NetworkError> {
+    pub fn remove_forward(&self, bound: PortForward) -> Result<bool, NetworkError> {
         let (reply, answer) = channel();
         self.send(Command::Unforward(bound, reply))?;
         lock(&self.forwards).retain(|known| *known != bound);
@@ -153,7 +154,7 @@ impl Handle {
     }
 
     /// The ports of the host that lead to the guest, with the numbers that they have.
-    pub fn forwards(&self) -> Vec<BoundForward> {
+    pub fn forwards(&self) -> Vec<PortForward> {
         lock(&self.forwards).clone()
     }
 

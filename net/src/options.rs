@@ -4,11 +4,11 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use boxlite_net_policy::{Policy, PortForward};
+
 use crate::addresses::Addresses;
 use crate::error::NetworkError;
-use crate::forward::PortForward;
 use crate::limit::RateLimits;
-use crate::policy::Policy;
 
 /// The largest MTU: a TCP segment then fills one 64 KiB packet, Ethernet header included.
 pub(crate) const MAX_MTU: u16 = 65520;

@@ -8,8 +8,9 @@ use std::net::IpAddr;
 use std::time::Duration;
 use std::time::Instant;
 
+use boxlite_net_policy::faces;
+
 use crate::addresses::Addresses;
-use crate::policy::faces;
 use crate::sockets;
 #[cfg(target_os = "linux")]
 use crate::sys::Interfaces;

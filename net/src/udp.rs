@@ -6,14 +6,15 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use boxlite_net_policy::Protocol;
 use rustix::io::Errno;
 use slab::Slab;
 use smoltcp::wire::UdpPacket;
 
 use crate::context::{Context, Source};
-use crate::forward::Protocol;
-use crate::policy::{Route, Verdict};
+use crate::gate::Verdict;
 use crate::quota::{Kind, Place};
+use crate::route::Route;
 use crate::sockets;
 use crate::timers::Alarm;
 use crate::wire::{Packet, Unreachable, protocol};

@@ -110,7 +110,7 @@ impl Resolver {
         if let Some(reply) = question.answer_here(message, &cx.addresses) {
             return self.reply(client, &reply, cx);
         }
-        if !cx.gate.may_ask(&question.name) {
+        if !cx.gate.may_resolve(&question.name) {
             cx.gate.deny_name(&question.name, "no rule allows it");
             if let Some(reply) = Question::refused(message) {
                 self.reply(client, &reply, cx);

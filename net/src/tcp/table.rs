@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
+use boxlite_net_policy::Protocol;
 use rustix::io::Errno;
 use slab::Slab;
 
@@ -13,9 +14,9 @@ use super::Seq;
 use super::flow::{Fate, Flow, PROTOCOL};
 use super::time_wait::{Key, TimeWait};
 use crate::context::{Context, Source};
-use crate::forward::Protocol;
-use crate::policy::{Route, Verdict};
+use crate::gate::Verdict;
 use crate::quota::{Kind, Place};
+use crate::route::Route;
 use crate::sockets::{self, Connect};
 use crate::sys;
 use crate::timers::Alarm;

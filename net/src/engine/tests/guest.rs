@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
+use boxlite_net_policy::{Policy, Rule};
 use mio::{Events, Poll};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
@@ -16,10 +17,9 @@ use smoltcp::wire::{
 use crate::counters::{Counters, Meter};
 use crate::dns;
 use crate::engine::Engine;
-use crate::forward::PortForward;
 use crate::link::{LinkFeatures, memory};
+use crate::listener::Listener;
 use crate::options::NetworkOptions;
-use crate::policy::{Policy, Rule};
 
 /// Where the guest's connections begin.
 pub(crate) const PORT: u16 = 40_000;
@@ -247,7 +247,7 @@ impl Rig {
 
     /// A port of the host that leads to the guest's port 80.
     pub(crate) fn publish(&mut self, port: &str) -> SocketAddr {
-        let (bound, listener) = port.parse::<PortForward>().unwrap().bind().unwrap();
+        let (bound, listener) = Listener::bind(port.parse().unwrap()).unwrap();
         self.engine.add_forward(bound, listener);
         bound.listen
     }

@@ -1,37 +1,14 @@
-//! Ports of the host that lead to the guest.
+//! Published ports.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 
-use crate::error::{ForwardError, ParseError};
+use crate::error::ParseError;
+use crate::protocol::Protocol;
 
 const EXPECTED: &str = "write [IP:]HOST:GUEST[/tcp|udp], as in 8080:80, 0.0.0.0:53:53/udp or \
     [::1]:8080:80; HOST may be 0 for a free port";
-
-/// Connections that wait for a guest, which may be booting.
-const BACKLOG: i32 = 4096;
-
-/// What a flow or a port is of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Protocol {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
-    /// ICMP echo, of either IP version. It has no ports.
-    Icmp,
-}
-
-impl fmt::Display for Protocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-            Self::Icmp => "icmp",
-        })
-    }
-}
 
 /// A port of the host that leads to one of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,9 +20,6 @@ pub struct PortForward {
     /// The guest's port.
     pub guest: u16,
 }
-
-/// A [`PortForward`] that is listening: its port is known.
-pub type BoundForward = PortForward;
 
 impl FromStr for PortForward {
     type Err = ParseError;
@@ -98,37 +72,6 @@ impl fmt::Display for PortForward {
     }
 }
 
-/// A socket that listens for a forward.
-pub(crate) enum Listener {
-    Tcp(TcpListener),
-    Udp(UdpSocket),
-}
-
-impl PortForward {
-    /// Starts to listen; from then on the port is taken.
-    pub(crate) fn bind(self) -> Result<(BoundForward, Listener), ForwardError> {
-        let fail = |source| ForwardError { address: self.listen, protocol: self.protocol, source };
-        let (listen, listener) = match self.protocol {
-            Protocol::Tcp => {
-                let socket = TcpListener::bind(self.listen).map_err(fail)?;
-                // The standard library's backlog is for servers that accept at once.
-                rustix::net::listen(&socket, BACKLOG).map_err(|e| fail(e.into()))?;
-                socket.set_nonblocking(true).map_err(fail)?;
-                (socket.local_addr().map_err(fail)?, Listener::Tcp(socket))
-            }
-            Protocol::Udp => {
-                let socket = UdpSocket::bind(self.listen).map_err(fail)?;
-                socket.set_nonblocking(true).map_err(fail)?;
-                (socket.local_addr().map_err(fail)?, Listener::Udp(socket))
-            }
-            Protocol::Icmp => {
-                return Err(fail(std::io::Error::other("only TCP and UDP have ports")));
-            }
-        };
-        Ok((Self { listen, ..self }, listener))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -155,17 +98,5 @@ mod tests {
             let error = parse(wrong).unwrap_err().to_string();
             assert!(error.contains("HOST:GUEST"), "{wrong}: {error}");
         }
-    }
-
-    #[test]
-    fn a_port_in_use_is_named() {
-        let (bound, _listener) = "0:80".parse::<PortForward>().unwrap().bind().unwrap();
-        assert_ne!(bound.listen.port(), 0);
-        let error = bound.bind().err().unwrap().to_string();
-        assert!(
-            error.contains(&format!("tcp port {} of 127.0.0.1", bound.listen.port())),
-            "{error}"
-        );
-        assert!(error.contains("in use"), "{error}");
     }
 }

@@ -1,16 +1,16 @@
-//! IPv4 addresses inside of IPv6 addresses: a translator, a tunnel or a socket makes one of the
-//! other, so a rule about one is about all of its forms.
+//! IPv4 addresses embedded in IPv6 addresses. A translator, a tunnel or a socket turns one into the
+//! other, so a rule about an address is about all of its forms.
 //!
-//! Some forms are certain, others depend on how a network is set up. What is denied is denied in
-//! every form that is possible; what is allowed is allowed in those that are certain.
+//! Some forms are certain, others depend on how a network is set up. A denial holds for every possible
+//! form; a permission holds for the certain forms only.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Most addresses that one can stand for: itself, and what is embedded.
+/// The most IPv4 addresses that one IPv6 address can embed.
 const MAX: usize = 8;
 
-/// The address itself and every address that packets to it may end up at.
-pub(crate) fn faces(ip: IpAddr) -> impl Iterator<Item = IpAddr> {
+/// The address itself and every IPv4 address at which packets to it may arrive.
+pub fn faces(ip: IpAddr) -> impl Iterator<Item = IpAddr> {
     let embedded = match ip {
         IpAddr::V4(_) => [None; MAX],
         IpAddr::V6(v6) => embedded(v6),
@@ -18,7 +18,7 @@ pub(crate) fn faces(ip: IpAddr) -> impl Iterator<Item = IpAddr> {
     std::iter::once(ip).chain(embedded.into_iter().flatten().map(IpAddr::V4))
 }
 
-/// The address itself and, where there is no doubt about it, the one that it is translated to.
+/// The address itself and the IPv4 address to which it is certainly translated, if there is one.
 pub(crate) fn certain_faces(ip: IpAddr) -> impl Iterator<Item = IpAddr> {
     let translated = match ip {
         IpAddr::V4(_) => None,
@@ -27,12 +27,12 @@ pub(crate) fn certain_faces(ip: IpAddr) -> impl Iterator<Item = IpAddr> {
     std::iter::once(ip).chain(translated)
 }
 
-/// By the well-known prefix of NAT64, 64:ff9b::/96 (RFC 6052).
+/// The IPv4 address behind the well-known prefix of NAT64, 64:ff9b::/96 (RFC 6052).
 fn nat64(v6: Ipv6Addr) -> Option<Ipv4Addr> {
     (v6.segments()[..6] == [0x64, 0xff9b, 0, 0, 0, 0]).then(|| at(v6, [12, 13, 14, 15]))
 }
 
-/// The IPv4 address whose bytes are at these places.
+/// The IPv4 address in the bytes at these positions.
 fn at(v6: Ipv6Addr, places: [usize; 4]) -> Ipv4Addr {
     let bytes = v6.octets();
     Ipv4Addr::from(places.map(|place| bytes.get(place).copied().unwrap_or(0)))
@@ -47,18 +47,18 @@ fn embedded(v6: Ipv6Addr) -> [Option<Ipv4Addr>; MAX] {
         [0, 0, 0, 0, 0, 0 | 0xffff, ..]
         | [0, 0, 0, 0, 0xffff, 0, ..]
         | [0x64, 0xff9b, 0, 0, 0, 0, ..] => found[0] = Some(last),
-        // NAT64 by a prefix of the network's own (RFC 8215), whose length nobody tells: 48, 56, 64
+        // NAT64 by a prefix of the network's own (RFC 8215), whose length is unknown here: 48, 56, 64
         // or 96 bits (RFC 6052, section 2.2).
         [0x64, 0xff9b, 1, ..] => {
             let layouts = [[6, 7, 9, 10], [7, 9, 10, 11], [9, 10, 11, 12], [12, 13, 14, 15]];
             for (found, places) in found.iter_mut().zip(layouts) {
-                // Zeroes are what the bits have that are not used in the right layout.
+                // A zero may be padding: bits that the actual layout does not use are zero.
                 *found = Some(at(v6, places)).filter(|v4| v4.octets()[0] != 0);
             }
         }
         // 6to4 (RFC 3056).
         [0x2002, ..] => found[0] = Some(at(v6, [2, 3, 4, 5])),
-        // Teredo (RFC 4380): the server, and the client in disguise.
+        // Teredo (RFC 4380): the server, and the client with its bits inverted.
         [0x2001, 0, ..] => {
             found[0] = Some(at(v6, [4, 5, 6, 7]));
             found[1] = Some(Ipv4Addr::from(!u32::from(last)));
@@ -73,11 +73,11 @@ fn embedded(v6: Ipv6Addr) -> [Option<Ipv4Addr>; MAX] {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// Every form that an IPv4 address has in IPv6.
-    pub(in crate::policy) fn forms(v4: Ipv4Addr) -> Vec<Ipv6Addr> {
+    pub(crate) fn forms(v4: Ipv4Addr) -> Vec<Ipv6Addr> {
         let [a, b, c, d] = v4.octets();
         let [hi, lo] = [u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])];
         let v6 = |segments: [u16; 8]| Ipv6Addr::from(segments);

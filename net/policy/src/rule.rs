@@ -1,68 +1,79 @@
-//! Rules, and how they are written.
+//! Rules: their parts, their text form, and which of them open a protected destination.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
 
 use ipnet::{IpNet, Ipv4Net};
 
-use super::Action;
+use crate::address::protected;
 use crate::error::ParseError;
-use crate::forward::Protocol;
+use crate::protocol::Protocol;
+
+const LOOPBACK: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8));
 
 const EXPECTED: &str = "write [tcp:|udp:|icmp:]TARGET[:PORT[-PORT]] with an address, a network \
     (10.0.0.0/8), a name (example.org, *.example.org), `host` or `any` as TARGET, and IPv6 \
     addresses in brackets";
 
-/// One line of a policy.
+/// What happens to a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// The flow is opened.
+    Allow,
+    /// The flow is refused.
+    Deny,
+}
+
+/// One rule of a policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// What it does.
+    /// What happens to a flow that matches.
     pub action: Action,
-    /// What it is about; every protocol if there is none.
+    /// The protocol; none is every protocol.
     pub protocol: Option<Protocol>,
-    /// Where to.
+    /// The destination.
     pub target: Target,
-    /// Which ports; all of them if there are none.
+    /// The destination's ports; none is every port.
     pub ports: Option<RangeInclusive<u16>>,
 }
 
-/// Where a rule's flows go.
+/// The destination of a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// Anywhere.
+    /// Every destination.
     Any,
     /// The host: its loopback, which the guest knows as `host.boxlite.internal`, and the addresses of
     /// its interfaces.
     Host,
     /// A network or an address.
     Net(IpNet),
-    /// The addresses that the guest was told for a name.
+    /// The addresses to which the guest's queries for a name were answered.
     Name(NamePattern),
 }
 
-/// A DNS name, or all names below one.
+/// A DNS name (`example.org`), or all names below one (`*.example.org`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamePattern {
-    /// Only names below it.
-    pub(super) wildcard: bool,
-    /// In small letters, without a dot at its end.
-    pub(super) name: String,
+    /// Only names below `name` match.
+    wildcard: bool,
+    /// In lower case, without a dot at its end.
+    name: String,
 }
 
 impl Rule {
-    /// An allowing rule, as `--allow` has it: see the error for how to write one.
+    /// Parses a rule that allows, `[tcp:|udp:|icmp:]TARGET[:PORT[-PORT]]`.
     ///
     /// # Errors
-    /// Says what cannot be understood, and what could.
+    /// The text is not a rule; the error has the expected form.
     pub fn allow(text: &str) -> Result<Self, ParseError> {
         Self::parse(Action::Allow, text)
     }
 
-    /// A denying rule, as `--deny` has it.
+    /// Parses a rule that denies, of the same form.
     ///
     /// # Errors
-    /// Says what cannot be understood, and what could.
+    /// The text is not a rule; the error has the expected form.
     pub fn deny(text: &str) -> Result<Self, ParseError> {
         Self::parse(Action::Deny, text)
     }
@@ -83,9 +94,31 @@ impl Rule {
         }
         Ok(Self { action, protocol, target: Target::parse(target).map_err(wrong)?, ports })
     }
+
+    /// True if the rule is about every flow.
+    pub fn is_everything(&self) -> bool {
+        self.target == Target::Any && self.is_whole()
+    }
+
+    /// True if the rule is about every protocol and port of its target.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.protocol.is_none() && self.ports.is_none()
+    }
+
+    /// True if the rule can open a protected destination: its target holds protected addresses only.
+    pub(crate) fn names_protected(&self) -> bool {
+        match &self.target {
+            Target::Any | Target::Name(_) => false,
+            Target::Host => true,
+            Target::Net(net) => {
+                net.prefix_len() == net.max_prefix_len()
+                    || protected().chain([LOOPBACK]).any(|closed| closed.contains(net))
+            }
+        }
+    }
 }
 
-/// A rule with its verdict in front, as [`Rule`]'s `Display` writes it: `deny udp:any:53`.
+/// Parses a rule with its action in front, as `Display` writes it: `deny udp:any:53`.
 impl std::str::FromStr for Rule {
     type Err = ParseError;
 
@@ -141,8 +174,8 @@ impl fmt::Display for NamePattern {
 }
 
 impl NamePattern {
-    /// `name` is in small letters, without a dot at its end.
-    pub(super) fn matches(&self, name: &str) -> bool {
+    /// True if the pattern matches `name`, which is in lower case and has no dot at its end.
+    pub fn matches(&self, name: &str) -> bool {
         match name.strip_suffix(&self.name) {
             Some("") => !self.wildcard,
             Some(rest) => self.wildcard && rest.ends_with('.'),
@@ -181,7 +214,7 @@ impl Target {
     }
 }
 
-/// A network of IPv4 addresses in the form that sockets have for them is one of IPv4.
+/// A network of IPv4-mapped addresses (`::ffff:0:0/96`) is turned into the IPv4 network.
 fn canonical(net: IpNet) -> IpNet {
     let mapped = match net {
         IpNet::V6(v6) if v6.prefix_len() >= 96 => v6.network().to_ipv4_mapped(),
@@ -191,7 +224,7 @@ fn canonical(net: IpNet) -> IpNet {
     v4.map_or(net, IpNet::V4)
 }
 
-/// Splits the ports off: they follow the last colon that belongs to no IPv6 address.
+/// Splits off the ports: they follow the last colon that is not part of an IPv6 address.
 fn split(text: &str) -> Result<(&str, Option<&str>), String> {
     if let Some(rest) = text.strip_prefix('[') {
         let (inside, after) = rest.split_once(']').ok_or("there is no `]`")?;

@@ -147,25 +147,7 @@ fn a_killed_software_host_costs_nothing_that_was_synced() {
     let name = unique("survivor");
     let script = "echo begun; sleep 1000";
     let run = ["run", "-d", "--memory", "192M", "--name", &name, &image, "sh", "-c", script];
-    // Whoever starts the software host holds a lock, and is in a folder that others unmount.
-    let lock = folder.path().canonicalize().unwrap().join("lock");
-    let started = std::process::Command::new("sh")
-        .args(["-c", "exec 9>lock; exec \"$@\"", "sh"])
-        .args([launcher.program(), "--home".as_ref(), &home])
-        .args(run)
-        .current_dir(folder.path())
-        .env("BOXLITE_SOFTHOST_IDLE", "60")
-        .output()
-        .unwrap();
-    assert!(started.status.success(), "{started:?}");
-    assert!(String::from_utf8_lossy(&started.stderr).contains(SOFTHOST_NOTE), "{started:?}");
-    for process in ["qemu-system", "softhost-keeper"] {
-        let pids = processes_of(&home.display().to_string(), process);
-        let has = inheritance(pids[0]);
-        assert!(has.cwd == Path::new("/") && !has.holds(&lock), "{process}: {has:?}");
-        let keeper = processes_of(&home.display().to_string(), "softhost-keeper")[0];
-        assert_eq!(has.session, keeper.as_raw_nonzero().get(), "{process}: {has:?}");
-    }
+    start_holding_a_lock(&launcher, folder.path(), &home, &run);
     let write = "echo mark >> /data/marks; sync";
     let exec = |script: &str| command(&["exec", &name, "sh", "-c", script]).output();
     let second = exec("mkdir /data");
@@ -201,6 +183,29 @@ fn a_killed_software_host_costs_nothing_that_was_synced() {
     while !processes_of(&home.display().to_string(), "qemu-system").is_empty() {
         assert!(Instant::now() < deadline, "the software host does not end");
         std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Starts the software host of `home` by the command line `run`, from a process that holds a lock and
+/// whose working directory others unmount: the software host keeps neither.
+fn start_holding_a_lock(launcher: &Launcher, folder: &Path, home: &Path, run: &[&str]) {
+    let lock = folder.canonicalize().unwrap().join("lock");
+    let started = std::process::Command::new("sh")
+        .args(["-c", "exec 9>lock; exec \"$@\"", "sh"])
+        .args([launcher.program(), "--home".as_ref(), home])
+        .args(run)
+        .current_dir(folder)
+        .env("BOXLITE_SOFTHOST_IDLE", "60")
+        .output()
+        .unwrap();
+    assert!(started.status.success(), "{started:?}");
+    assert!(String::from_utf8_lossy(&started.stderr).contains(SOFTHOST_NOTE), "{started:?}");
+    for process in ["qemu-system", "softhost-keeper"] {
+        let pids = processes_of(&home.display().to_string(), process);
+        let has = inheritance(pids[0]);
+        assert!(has.cwd == Path::new("/") && !has.holds(&lock), "{process}: {has:?}");
+        let keeper = processes_of(&home.display().to_string(), "softhost-keeper")[0];
+        assert_eq!(has.session, keeper.as_raw_nonzero().get(), "{process}: {has:?}");
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod deny;
 mod house;
+mod lengths;
 mod report;
 mod rerun;
 mod suites;
@@ -19,13 +20,17 @@ pub(crate) struct Options {
     /// Leaves out the end-to-end tests, which need a kernel and minutes
     #[arg(long)]
     no_e2e: bool,
+    /// Runs only this check, named as in the summary; may be given several times
+    #[arg(long, value_name = "CHECK")]
+    only: Vec<String>,
 }
 
 /// Runs the checks; fails if one of them does.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
-    let mut report = Report::default();
+    let mut report = Report::of(&options.only);
     report.run("format", suites::format);
     report.run("house rules", house::check);
+    report.run("lengths", lengths::check);
     report.run("clippy", suites::clippy);
     report.run("licences", deny::policy);
     report.run("advisories", deny::advisories);
@@ -35,5 +40,5 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         true => Ok(Outcome::skipped("asked to leave it out")),
         false => suites::e2e(),
     });
-    Ok(report.finish())
+    report.finish()
 }

@@ -52,12 +52,21 @@ impl Outcome {
 /// The checks so far.
 #[derive(Default)]
 pub(super) struct Report {
+    only: Vec<String>,
     checks: Vec<(String, Duration, Outcome)>,
 }
 
 impl Report {
-    /// Runs a check and keeps what came of it.
+    /// A report of the checks with these names, or of all if there are none.
+    pub(super) fn of(only: &[String]) -> Self {
+        Self { only: only.to_owned(), ..Self::default() }
+    }
+
+    /// Runs a check, unless others were asked for, and keeps what came of it.
     pub(super) fn run(&mut self, name: &str, check: impl FnOnce() -> Result<Outcome>) {
+        if !self.only.is_empty() && !self.only.iter().any(|wanted| wanted == name) {
+            return;
+        }
         println!("--- {name}");
         let started = Instant::now();
         let outcome = check().unwrap_or_else(|error| {
@@ -69,8 +78,13 @@ impl Report {
         self.checks.push((name.to_owned(), time, outcome));
     }
 
-    /// Prints the summary; its last line is the count.
-    pub(super) fn finish(self) -> ExitCode {
+    /// Prints the summary; its last line is the count. A name in `of` that no check has is an
+    /// error.
+    pub(super) fn finish(self) -> Result<ExitCode> {
+        let ran = |wanted: &String| self.checks.iter().any(|(name, ..)| name == wanted);
+        if let Some(unknown) = self.only.iter().find(|wanted| !ran(wanted)) {
+            bail!("no check is called {unknown:?}; the summary of all checks has their names");
+        }
         let mut total = Outcome::default();
         println!("Summary");
         for (name, time, outcome) in &self.checks {
@@ -80,7 +94,7 @@ impl Report {
             total.skipped += outcome.skipped;
         }
         println!("{} passed, {} failed, {} skipped", total.passed, total.failed, total.skipped);
-        if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        Ok(if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
     fn line(name: &str, time: Duration, outcome: &Outcome) -> String {
@@ -149,6 +163,16 @@ mod tests {
     }
 
     #[test]
+    fn only_what_was_asked_for_is_run() {
+        let mut report = Report::of(&["b".to_owned()]);
+        report.run("a", || bail!("not asked for"));
+        report.run("b", || Ok(Outcome::passed()));
+        assert_eq!(report.checks.len(), 1);
+        assert!(report.finish().is_ok());
+        assert!(Report::of(&["c".to_owned()]).finish().unwrap_err().to_string().contains("\"c\""));
+    }
+
+    #[test]
     fn tests_are_counted_over_all_programs() {
         let line = |result: &str, counts: &str| format!("echo 'test result: {result}. {counts}'; ");
         let script = line(
@@ -175,6 +199,6 @@ mod tests {
         report.run("b", || passes(&mut shell("true")));
         report.run("c", || passes(&mut shell("exit 1")));
         assert_eq!(report.checks.iter().map(|(_, _, o)| o.failed).collect::<Vec<_>>(), [1, 0, 1]);
-        assert_eq!(format!("{:?}", report.finish()), format!("{:?}", ExitCode::FAILURE));
+        assert_eq!(format!("{:?}", report.finish().unwrap()), format!("{:?}", ExitCode::FAILURE));
     }
 }

@@ -16,7 +16,8 @@ use boxlite_devices::virtio::MmioTransport;
 use boxlite_devices::virtio::net::{
     MAX_FRAME, NetBackend, NetDevice, NetOptions, NetPort, Offload, Sent,
 };
-use boxlite_devices::{BusDevice, Doorbell, GuestMemory, Interrupt};
+use boxlite_devices::{BusDevice, GuestMemory};
+use boxlite_hv::{Doorbell, Interrupt};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use virtio_bindings::virtio_mmio::*;
 use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};

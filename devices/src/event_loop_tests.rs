@@ -1,8 +1,9 @@
 use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
+use boxlite_hv::Doorbell;
+
 use super::*;
-use crate::Doorbell;
 
 /// Tells of every ring of its doorbell.
 struct Ringer {

@@ -2,10 +2,11 @@
 
 use std::io::{self, Write};
 
+use boxlite_hv::Interrupt;
 use vm_superio::Trigger;
 use vm_superio::serial::{Error, NoEvents};
 
-use crate::{BusDevice, Interrupt, LogBudget};
+use crate::{BusDevice, LogBudget};
 
 /// The size of the register window, in bytes.
 pub const SERIAL_LEN: u64 = 8;

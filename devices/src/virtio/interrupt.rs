@@ -4,9 +4,8 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use boxlite_hv::Interrupt;
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
-
-use crate::Interrupt;
 
 /// Tells the driver of used buffers and configuration changes. Cheap to clone.
 #[derive(Clone, Debug)]

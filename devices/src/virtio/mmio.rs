@@ -9,6 +9,7 @@ mod queues;
 use std::fmt;
 use std::sync::Arc;
 
+use boxlite_hv::{Doorbell, Interrupt};
 use virtio_bindings::virtio_config::*;
 use virtio_bindings::virtio_mmio::*;
 use virtio_queue::{Error as QueueError, Queue};
@@ -16,7 +17,7 @@ use virtio_queue::{Error as QueueError, Queue};
 use self::config::Generation;
 use self::queues::QueueRegisters;
 use super::{Activation, QueueInterrupt, VirtioDevice, has_feature};
-use crate::{BusDevice, Doorbell, GuestMemory, Interrupt, LogBudget};
+use crate::{BusDevice, GuestMemory, LogBudget};
 
 /// The size of a transport's register window, in bytes.
 pub const MMIO_LEN: u64 = 0x1000;

@@ -22,12 +22,13 @@ pub mod vsock;
 
 use std::sync::Arc;
 
+use boxlite_hv::Doorbell;
 use virtio_queue::Queue;
 
 pub use interrupt::QueueInterrupt;
 pub use mmio::{MMIO_LEN, MMIO_QUEUE_NOTIFY, MmioTransport};
 
-use crate::{Doorbell, GuestMemory};
+use crate::GuestMemory;
 
 /// A virtio device behind a transport.
 ///

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use boxlite_hv::Doorbell;
 use virtio_bindings::virtio_config::VIRTIO_F_RING_RESET;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -9,9 +10,7 @@ use virtio_queue::{Error as QueueError, Queue, QueueOwnedT, QueueT};
 
 use super::chain::{Chain, Table};
 use super::{ActivateError, Activation, QueueInterrupt, VirtioDevice};
-use crate::{
-    Doorbell, Event, GuestMemory, Handler, Interest, LogBudget, LoopHandle, Registration, Watch,
-};
+use crate::{Event, GuestMemory, Handler, Interest, LogBudget, LoopHandle, Registration, Watch};
 
 const QUEUE_SIZE: u16 = 64;
 

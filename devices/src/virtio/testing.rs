@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering, fence};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use boxlite_hv::{Doorbell, Interrupt};
 use proptest::prelude::*;
 use virtio_bindings::virtio_config::*;
 use virtio_bindings::virtio_mmio::*;
@@ -14,7 +15,7 @@ use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{MmioTransport, VirtioDevice};
-use crate::{BusDevice, Doorbell, EventLoop, GuestMemory, Interrupt, LoopHandle};
+use crate::{BusDevice, EventLoop, GuestMemory, LoopHandle};
 
 /// Guest memory is two regions that touch here, so that buffers can lie over the seam.
 pub(crate) const SEAM: u64 = 0x8_0000;

@@ -6,9 +6,10 @@
 
 use std::sync::Arc;
 
+use boxlite_hv::{Doorbell, Interrupt};
 use boxlite_devices::virtio::MmioTransport;
 use boxlite_devices::virtio::rng::RngDevice;
-use boxlite_devices::{BusDevice, Doorbell, EventLoop, GuestMemory, Interrupt};
+use boxlite_devices::{BusDevice, EventLoop, GuestMemory};
 use libfuzzer_sys::fuzz_target;
 use vm_memory::GuestAddress;
 

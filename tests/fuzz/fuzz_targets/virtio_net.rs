@@ -7,11 +7,12 @@
 use std::io::{self, IoSlice};
 use std::sync::{Arc, Mutex};
 
+use boxlite_hv::{Doorbell, Interrupt};
 use boxlite_devices::virtio::MmioTransport;
 use boxlite_devices::virtio::net::{
     MAX_FRAME, NetBackend, NetDevice, NetOptions, NetPort, Offload,
 };
-use boxlite_devices::{BusDevice, Doorbell, GuestMemory, Interrupt};
+use boxlite_devices::{BusDevice, GuestMemory};
 use libfuzzer_sys::fuzz_target;
 use vm_memory::{Bytes, GuestAddress};
 

@@ -5,13 +5,17 @@
 //! PSCI, timers and system registers stay inside the backend, so that KVM and Hypervisor.framework
 //! both fit. The [conformance] suite is written once and run by every backend.
 //!
-//! **Architecture Invariant:** nothing here names a hypervisor or an operating system.
+//! [`Interrupt`] and [`Doorbell`] are also all that devices see of the hypervisor.
+//!
+//! **Architecture Invariant:** nothing here names a hypervisor, and only `sys` an operating system's
+//! calls.
 
 #![deny(unsafe_code)]
 
 pub mod conformance;
 mod exit;
 mod lines;
+mod sys;
 
 use std::io;
 

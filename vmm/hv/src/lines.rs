@@ -1,8 +1,10 @@
-//! What crosses the boundary besides memory: interrupts towards the guest, doorbells from it.
+//! The two signals that cross the boundary: interrupts to the guest, doorbells from the guest.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::{fmt, io};
+
+use crate::sys::Event;
 
 /// Raises one interrupt line as an edge. Cheap to clone, usable from any thread.
 #[derive(Clone)]
@@ -26,19 +28,61 @@ impl fmt::Debug for Interrupt {
     }
 }
 
-/// A non-blocking event counter that the guest signals by a register write.
+/// The event that a guest signals after it has put buffers into a queue, by a register write.
+///
+/// A device's thread waits for it: [`AsFd`] is readable while the bell is rung. One doorbell serves
+/// all queues of a device. Where the hypervisor can ring it in the kernel (see
+/// [`Vm::doorbell`](crate::Vm::doorbell)), it does; elsewhere the write exits and the device's
+/// transport rings.
 #[derive(Debug)]
-pub struct Doorbell(OwnedFd);
+pub struct Doorbell(pub(crate) Event);
 
 impl Doorbell {
-    /// Wraps the event that the hypervisor signals.
-    pub fn new(event: OwnedFd) -> Self {
-        Self(event)
+    /// A doorbell that is not rung. Fails without a file descriptor left.
+    pub fn new() -> io::Result<Self> {
+        Event::new().map(Self)
+    }
+
+    /// Rings the bell.
+    pub fn ring(&self) -> io::Result<()> {
+        self.0.signal()
+    }
+
+    /// Silences the bell. Returns whether it was rung.
+    pub fn clear(&self) -> io::Result<bool> {
+        self.0.clear()
+    }
+
+    /// A second handle to the same bell.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        self.0.try_clone().map(Self)
     }
 }
 
-impl From<Doorbell> for OwnedFd {
-    fn from(doorbell: Doorbell) -> Self {
-        doorbell.0
+impl AsFd for Doorbell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl AsRawFd for Doorbell {
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bell_is_rung_until_it_is_cleared() {
+        let bell = Doorbell::new().unwrap();
+        let second = bell.try_clone().unwrap();
+        assert!(!bell.clear().unwrap());
+        bell.ring().unwrap();
+        second.ring().unwrap();
+        assert!(second.clear().unwrap());
+        assert!(!bell.clear().unwrap());
     }
 }

@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use boxlite_disk::{Disk, SECTOR};
+use boxlite_hv::Doorbell;
 use virtio_bindings::virtio_blk::*;
 use virtio_bindings::virtio_config::VIRTIO_F_RING_RESET;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
@@ -26,7 +27,7 @@ use virtio_queue::{Queue, QueueT};
 use self::request::{ID_LEN, MAX_ZERO_SECTORS, MAX_ZERO_SEGMENTS};
 use self::worker::Job;
 use super::{ActivateError, Activation, VirtioDevice, read_bytes};
-use crate::{Doorbell, LogBudget};
+use crate::LogBudget;
 
 pub use counters::{BlockCounters, BlockCounts};
 pub use worker::BlockWorker;

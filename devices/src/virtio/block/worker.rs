@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 
 use boxlite_disk::Disk;
+use boxlite_hv::Doorbell;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH};
@@ -17,7 +18,7 @@ use super::request::{self, ID_LEN, RequestError};
 use super::{HostFull, QUEUE_SIZE};
 use crate::virtio::chain::{Chain, Table};
 use crate::virtio::{QueueInterrupt, has_feature};
-use crate::{Doorbell, GuestMemory, LogBudget};
+use crate::{GuestMemory, LogBudget};
 
 /// The driver is told of served requests after so many of them or so many bytes at the latest, so
 /// that it works on them while the rest of a long ring is served.

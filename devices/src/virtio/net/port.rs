@@ -12,6 +12,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
+use boxlite_hv::Doorbell;
 use tracing::debug;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU};
 use virtio_queue::{Error as QueueError, Queue};
@@ -23,9 +24,9 @@ use super::header::{ETHERNET, FrameError, HEADER_SIZE, Header, Offload, PortFeat
 use super::pieces::Pieces;
 use super::ring::{LOOKS, Ring};
 use super::{NAME, Shared};
+use crate::GuestMemory;
 use crate::virtio::chain::{Chain, ChainError, Descriptors};
 use crate::virtio::{Activation, QueueInterrupt, has_feature};
-use crate::{Doorbell, GuestMemory};
 
 /// Commands carried out, and malformed frames skipped, before the network's other work has a turn.
 const TURN: usize = 16;

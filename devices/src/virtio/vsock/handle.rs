@@ -6,8 +6,9 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use boxlite_hv::Doorbell;
+
 use super::clients::MAX_CLIENTS;
-use crate::Doorbell;
 
 /// Gives a vsock device work at run time. Cheap to clone, usable from any thread.
 #[derive(Clone, Debug)]

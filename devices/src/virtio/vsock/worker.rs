@@ -7,6 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use boxlite_hv::Doorbell;
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
@@ -22,7 +23,7 @@ use super::ring::Ring;
 use super::{DOORBELL, INBOX, LISTENER, TIMER, Token};
 use crate::virtio::QueueInterrupt;
 use crate::virtio::chain::Chain;
-use crate::{Doorbell, Event, GuestMemory, Handler, Interest, Watch};
+use crate::{Event, GuestMemory, Handler, Interest, Watch};
 
 /// How many chains of each queue are served before the other devices of the loop have a turn.
 const TURN: usize = 256;

@@ -14,7 +14,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("boxlite-durable", &[]),
     ("boxlite-hv", &[]),
     ("boxlite-hvf", &["boxlite-hv"]),
-    ("boxlite-devices", &["boxlite-disk"]),
+    ("boxlite-devices", &["boxlite-disk", "boxlite-hv"]),
     ("boxlite-disk", &[]),
     ("boxlite-net", &["boxlite-net-policy"]),
     ("boxlite-net-policy", &[]),
@@ -97,13 +97,13 @@ mod tests {
         };
         let packages = [
             package("boxlite-agent", &["boxlite-proto", "libc"]),
-            package("boxlite-devices", &["boxlite-hv", "kvm-ioctls", "vm-memory"]),
+            package("boxlite-devices", &["boxlite-net", "kvm-ioctls", "vm-memory"]),
             package("boxlite-new", &[]),
         ];
         assert_eq!(
             violations(&packages),
             [
-                "boxlite-devices may not depend on boxlite-hv",
+                "boxlite-devices may not depend on boxlite-net",
                 "boxlite-devices may not depend on kvm-ioctls",
                 "boxlite-new: say in tests/xtask/src/check/house.rs what it may use",
             ]

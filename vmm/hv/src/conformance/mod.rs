@@ -15,7 +15,7 @@ use self::x86_64 as guest;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -215,7 +215,7 @@ pub fn doorbell_rings_without_an_exit<B: Backend>() {
     let Some(doorbell) = machine.vm.doorbell(MMIO) else {
         return skipped("this hypervisor has no doorbells: the exit rings");
     };
-    let mut bell = File::from(OwnedFd::from(doorbell));
+    let mut bell = File::from(doorbell.as_fd().try_clone_to_owned().expect("a second handle"));
     let mut vcpu = machine.vcpu();
     let mut count = [0; 8];
     assert!(bell.read(&mut count).is_err(), "rung before the guest ran");

@@ -6,15 +6,16 @@ use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use boxlite_hv::{Doorbell, Interrupt};
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::event_loop::TestLoop;
 use super::vring::Vring;
+use crate::GuestMemory;
 use crate::virtio::vsock::packet::{HEADER_SIZE, Header, op};
 use crate::virtio::vsock::{GUEST_CID, HostPorts, Timeouts, Vsock, VsockHandle};
 use crate::virtio::{Activation, QueueInterrupt, VirtioDevice};
-use crate::{Doorbell, GuestMemory, Interrupt};
 
 pub(super) const RX: usize = 0;
 pub(super) const TX: usize = 1;

@@ -177,7 +177,7 @@ impl Vm for KvmVm {
         let event = eventfd().ok()?;
         self.fd.register_ioevent(&event, &IoEventAddress::Mmio(gpa), NoDatamatch).ok()?;
         // SAFETY: the descriptor is open and given up by `event`. KVM holds its own reference.
-        Some(Doorbell::new(unsafe { OwnedFd::from_raw_fd(event.into_raw_fd()) }))
+        Some(Doorbell::from(unsafe { OwnedFd::from_raw_fd(event.into_raw_fd()) }))
     }
 
     fn bind_vcpu(&self, id: u32, boot: &BootState) -> Result<KvmVcpu> {

@@ -13,9 +13,9 @@ use boxlite_devices::virtio::block::{BlockCounters, BlockDevice};
 use boxlite_devices::virtio::rng::RngDevice;
 use boxlite_devices::virtio::vsock::{GUEST_CID, Vsock, VsockHandle};
 use boxlite_devices::virtio::{MMIO_QUEUE_NOTIFY, MmioTransport, VirtioDevice};
-use boxlite_devices::{Bus, Doorbell, EventLoop, GuestMemory, Interrupt, LogBudget, LoopHandle};
+use boxlite_devices::{Bus, EventLoop, GuestMemory, LogBudget, LoopHandle};
 use boxlite_disk::{Disk, DiskFormat, DiskImage, DiskOptions};
-use boxlite_hv::{BootState, Perms, Vm};
+use boxlite_hv::{BootState, Doorbell, Perms, Vm};
 use boxlite_proto::BOOT_REPORT_PORT;
 use boxlite_proto::boot::BootParams;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
@@ -314,13 +314,12 @@ impl<V: Vm> Board<V> {
     fn add(&mut self, device: Box<dyn VirtioDevice>) -> Result<()> {
         let n = self.devices.len();
         let irq = layout::DEVICE_IRQS.get(n).ok_or_else(|| anyhow!("too many devices"))?;
-        let irq = self.vm.irq(*irq)?;
+        let interrupt = self.vm.irq(*irq)?;
         let at = layout::MMIO_START + n as u64 * layout::MMIO_SIZE;
         let doorbell = match self.vm.doorbell(at + MMIO_QUEUE_NOTIFY) {
-            Some(doorbell) => Doorbell::from(std::os::fd::OwnedFd::from(doorbell)),
+            Some(doorbell) => doorbell,
             None => Doorbell::new()?,
         };
-        let interrupt = Interrupt::new(move || irq.raise());
         let transport = MmioTransport::new(device, self.memory.clone(), interrupt, doorbell)?;
         let transport = Arc::new(Mutex::new(transport));
         self.mmio.insert(at..at + layout::MMIO_SIZE, transport.clone())?;
@@ -382,8 +381,8 @@ impl<V: Vm> Board<V> {
 
     /// Serial port and reset line.
     fn add_legacy(&mut self, console: &Console, tell: &Tell) -> Result<()> {
-        let irq = self.vm.irq(layout::SERIAL_IRQ)?;
-        let serial = Serial::new(Interrupt::new(move || irq.raise()), Box::new(console.clone()));
+        let interrupt = self.vm.irq(layout::SERIAL_IRQ)?;
+        let serial = Serial::new(interrupt, Box::new(console.clone()));
         let ports = layout::SERIAL_PORT..layout::SERIAL_PORT + layout::SERIAL_PORT_SIZE;
         self.pio.insert(ports, Arc::new(Mutex::new(serial)))?;
         let tell = tell.clone();

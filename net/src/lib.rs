@@ -54,8 +54,8 @@ pub use limit::{RateLimit, RateLimits};
 pub use link::{Link, LinkFeatures, Offload, Received, Segmentation, Sent};
 pub use network::{Handle, Network};
 pub use options::{Denials, NetworkOptions};
-pub use own::own_addresses;
 
+pub use boxlite_net_interfaces::own_addresses;
 pub use boxlite_net_policy as policy;
 pub use boxlite_net_policy::{
     Action, ForwardError, IpNet, Ipv4Net, Ipv6Net, ParseError, Policy, PortForward, Protocol, Rule,

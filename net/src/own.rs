@@ -8,12 +8,12 @@ use std::net::IpAddr;
 use std::time::Duration;
 use std::time::Instant;
 
+#[cfg(target_os = "linux")]
+use boxlite_net_interfaces::Interfaces;
 use boxlite_net_policy::faces;
 
 use crate::addresses::Addresses;
 use crate::sockets;
-#[cfg(target_os = "linux")]
-use crate::sys::Interfaces;
 
 /// After a list that failed, no other is made for so long: each flow would try.
 #[cfg(target_os = "linux")]
@@ -124,25 +124,6 @@ fn refresh(interfaces: &mut Option<Interfaces>) -> io::Result<()> {
             Ok(())
         }
     }
-}
-
-/// The addresses of this machine's interfaces, those of its loopback among them, for a network on a
-/// machine that is not the host.
-///
-/// # Errors
-/// This process may not list them.
-#[cfg(target_os = "linux")]
-pub fn own_addresses() -> std::io::Result<Vec<IpAddr>> {
-    Ok(Interfaces::new()?.all().collect())
-}
-
-/// The addresses of this machine's interfaces.
-///
-/// # Errors
-/// Only Linux lists them.
-#[cfg(not(target_os = "linux"))]
-pub fn own_addresses() -> std::io::Result<Vec<IpAddr>> {
-    Err(std::io::ErrorKind::Unsupported.into())
 }
 
 #[cfg(all(test, target_os = "linux"))]

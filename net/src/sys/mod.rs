@@ -1,8 +1,6 @@
-//! What is the operating system's own: TAP devices, interfaces, the clock that goes on in its sleep, and how a
+//! What is the operating system's own: TAP devices, the clock that goes on in its sleep, and how a
 //! socket is made that neither blocks nor raises signals.
 
-#[cfg(target_os = "linux")]
-mod interfaces;
 #[cfg(target_os = "linux")]
 mod ioctl;
 #[cfg(target_os = "linux")]
@@ -10,8 +8,6 @@ mod tap;
 
 use std::time::Duration;
 
-#[cfg(target_os = "linux")]
-pub(crate) use interfaces::Interfaces;
 #[cfg(target_os = "linux")]
 pub use tap::TapLink;
 

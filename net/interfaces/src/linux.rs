@@ -1,4 +1,4 @@
-//! The addresses of this machine's interfaces, by rtnetlink(7).
+//! Addresses by rtnetlink(7): listed once, and listed again when the kernel reports a change.
 
 use std::collections::HashSet;
 use std::io;
@@ -16,40 +16,41 @@ const NLMSG_DONE: u16 = 3;
 const NLM_F_REQUEST_DUMP: u16 = 0x301;
 /// The addresses changed while they were listed.
 const NLM_F_DUMP_INTR: u16 = 0x10;
-/// Groups of those who are told of changes: of IPv4 and IPv6 addresses.
+/// Multicast groups of changes: RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR.
 const GROUPS: u32 = 0x10 | 0x100;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
-/// The header of a message, and of what it says about an address.
+/// Bytes of `struct nlmsghdr`, and of `struct ifaddrmsg` behind it.
 const HEADER: usize = 16;
 const ADDRESS_HEADER: usize = 8;
-/// The kernel sends no more at once.
+/// The most bytes that the kernel sends at once.
 const BUFFER: usize = 32 << 10;
-/// Lists that changed while they were made.
+/// Attempts to list addresses that change meanwhile.
 const ATTEMPTS: usize = 8;
 
-/// The addresses of this machine's interfaces, as they are now.
-pub(crate) struct Interfaces {
+/// The addresses of this machine's interfaces, kept up to date.
+#[derive(Debug)]
+pub struct Interfaces {
     changes: OwnedFd,
     known: HashSet<IpAddr>,
     stale: bool,
 }
 
 impl Interfaces {
-    /// Watches the interfaces.
+    /// Lists the addresses and subscribes to their changes.
     ///
     /// # Errors
-    /// This process may not have such sockets.
-    pub(crate) fn new() -> io::Result<Self> {
+    /// This process may not open a netlink socket.
+    pub fn new() -> io::Result<Self> {
         let changes = socket(GROUPS)?;
         Ok(Self { changes, known: list()?, stale: false })
     }
 
-    /// Lists them anew if they have changed.
+    /// Lists the addresses again if they have changed. Costs one system call if not.
     ///
     /// # Errors
-    /// They cannot be listed; what was known still is.
-    pub(crate) fn refresh(&mut self) -> io::Result<()> {
+    /// They cannot be listed; the previous list stays.
+    pub fn refresh(&mut self) -> io::Result<()> {
         self.note_changes();
         if self.stale {
             self.known = list()?;
@@ -58,20 +59,20 @@ impl Interfaces {
         Ok(())
     }
 
-    /// True if one of them had this address when they were listed last.
-    pub(crate) fn have(&self, ip: IpAddr) -> bool {
+    /// True if an interface had this address when they were listed last.
+    pub fn have(&self, ip: IpAddr) -> bool {
         self.known.contains(&ip)
     }
 
-    /// All that were known when they were listed last.
-    pub(crate) fn all(&self) -> impl Iterator<Item = IpAddr> {
+    /// All addresses as they were listed last.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.known.iter().copied()
     }
 
     fn note_changes(&mut self) {
         let mut buffer = [0; 64];
-        // What has changed is not read: it is listed again. More changes than a socket holds are an
-        // error, which says the same.
+        // A change's content is not read: everything is listed again. ENOBUFS means more changes
+        // than the socket holds.
         loop {
             match rustix::net::recv(&self.changes, &mut buffer[..], RecvFlags::DONTWAIT) {
                 Err(Errno::AGAIN) => return,
@@ -103,7 +104,7 @@ fn list() -> io::Result<HashSet<IpAddr>> {
     Err(io::Error::other("the addresses of the interfaces change all the time"))
 }
 
-/// None if they changed meanwhile.
+/// None if the addresses changed meanwhile.
 fn list_once() -> io::Result<Option<HashSet<IpAddr>>> {
     let socket = socket(0)?;
     let mut request = Vec::with_capacity(HEADER + ADDRESS_HEADER);
@@ -116,7 +117,7 @@ fn list_once() -> io::Result<Option<HashSet<IpAddr>>> {
     let mut whole = true;
     let mut buffer = vec![0; BUFFER];
     loop {
-        // The kernel answers before it returns from the question, and each time it is read.
+        // The kernel queues the answer before `send` returns, and more of it on each `recv`.
         let (n, _) = rustix::net::recv(&socket, &mut buffer[..], RecvFlags::empty())?;
         let mut rest = buffer.get(..n).unwrap_or_default();
         while let Some((message, next)) = Message::parse(rest) {
@@ -155,7 +156,8 @@ fn error(body: &[u8]) -> io::Error {
     io::Error::from_raw_os_error(code.saturating_neg())
 }
 
-/// The interface's own address: what a point-to-point link calls local, and others the address.
+/// The interface's own address: IFA_LOCAL where there is one (a point-to-point link, whose
+/// IFA_ADDRESS is the peer), or else IFA_ADDRESS.
 fn address(body: &[u8]) -> Option<IpAddr> {
     let (mut own, mut local) = (None, None);
     let mut rest = body.get(ADDRESS_HEADER..)?;

@@ -1,5 +1,5 @@
 //! From OCI images to bootable disks: finds images in registries, layouts, archives and directories, verifies
-//! them, hands their layers to a [`DiskBuilder`], and caches the disks it makes.
+//! them, hands their layers to a [`DiskBuilder`], and caches the disks.
 //!
 //! ```no_run
 //! use boxlite_rootfs_builder::{DiskBuilder, ImageReference, ImageStore, Silent};
@@ -14,39 +14,57 @@
 //! # }
 //! ```
 //!
-//! Images come from strangers. Whatever they say is bounded before it is read (manifests 4 MiB,
-//! configs 8 MiB, 512 layers, 64 GiB for a decompressed layer) and checked against its digest; a
-//! layer is verified while it is read, in one pass, and no more of it than a buffer is in memory
-//! (a zstd layer may ask for a window of up to 128 MiB). Registries are held to what a manifest says of the
-//! length of its blobs; their tokens, errors and redirects are bounded, and a login goes to its own
-//! registry only. All calls block, also those that use the network; [`Progress::is_cancelled`] ends those. Unpacking it is left to the builder, who
-//! does it inside a throw-away virtual machine.
+//! A module uses those below it, never one above or beside it:
+//!
+//! ```text
+//!   store                  blobs, records, disks; pull, import, export, removal
+//!     │  └───────────┐
+//!   source         registry   images on this machine; manifests and blobs of registries, logins
+//!     │              │
+//!   resolve          │     from a manifest or index (trait Content) to the image for this machine
+//!     │              │
+//!   image            │     what a source yields: identity, config, layers, documents
+//!     │              │
+//!   layer            │     layers as streams: location, decompression, verification
+//!     └──────┬───────┘
+//!   file, error            bounded reads of files; errors
+//!            │
+//!   format, sys, progress  digests, names, manifests, configs; system calls; events
+//! ```
+//!
+//! The content of images is hostile. Sizes are bounded before anything is read (manifests 4 MiB,
+//! configs 8 MiB, 512 layers, 64 GiB for a decompressed layer) and checked against digests. A
+//! layer is verified in the one pass that reads it, in constant memory
+//! (a zstd layer may ask for a window of up to 128 MiB). A registry's blobs have the length that the manifest
+//! says; tokens, errors and redirects of registries are bounded, and a login is sent to its own
+//! registry only. Layers are not unpacked here: the builder does that inside a throw-away VM.
+//!
+//! All calls block, those that use the network included; [`Progress::is_cancelled`] ends them.
 
 #![forbid(unsafe_code)]
 
-mod config;
-mod digest;
 mod error;
+mod file;
+mod format;
 mod image;
 mod layer;
-mod manifest;
-mod platform;
 mod progress;
-mod reference;
 mod registry;
+mod resolve;
 mod source;
 mod store;
 mod sys;
 
-pub use config::{ImageConfig, ImageHealth};
-pub use digest::{Algorithm, Digest, InvalidDigest};
-pub use error::{Error, Result};
+pub use error::{Error, RegistryProblem, Result};
+pub use format::{
+    Algorithm, Digest, ImageConfig, ImageHealth, ImageName, ImageReference, InvalidDigest,
+    InvalidName,
+};
 pub use image::Image;
-pub use layer::{Compression, Decoder, LayerStream, LayerStreams};
+pub use layer::{Compression, Decoder};
 pub use progress::{Event, LayerProgress, Progress, Silent};
-pub use reference::{ImageName, ImageReference, InvalidName};
-pub use registry::{LoginStore, RegistryConfig, RegistryOptions, RegistryProblem};
+pub use registry::{LoginStore, RegistryConfig, RegistryOptions};
 pub use store::{
     BaseDisk, DEFAULT_LAYER_LIMIT, DamagedRecord, DiskBuilder, ImageDetails, ImageStore,
-    LayerDetails, Listing, Pruned, PullPolicy, Removed, StoredImage,
+    LayerDetails, LayerStream, LayerStreams, Listing, Pruned, PullPolicy, Removed, StoredImage,
 };

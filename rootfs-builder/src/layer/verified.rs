@@ -3,10 +3,10 @@
 use std::io::{self, Read};
 use std::path::PathBuf;
 
-use super::Decoder;
-use crate::digest::{Digest, Hasher};
+use super::compression::Decoder;
+use super::location::{Layer, Location};
 use crate::error::{Error, Result};
-use crate::image::{Layer, Location};
+use crate::format::{Digest, Hasher};
 
 /// Counts and hashes what is read from `R`, and checks both at the end.
 pub(crate) struct Metered<R> {

@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::credentials::{Credentials, Login};
 use super::http::{Http, Refusal, Request, body};
-use super::problem::RegistryProblem;
+use crate::error::RegistryProblem;
 
 /// A token that is longer is none; Docker Hub's have about 5 KiB.
 const MAX_TOKEN_BYTES: u64 = 1 << 20;

@@ -12,9 +12,9 @@ use reqwest::header::{
 use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 
 use super::options::{Endpoint, RegistryOptions, Trust};
-use super::problem::{RegistryProblem, printable};
+use super::problem::{at_host, of_request, printable};
 use super::tls;
-use crate::error::{Error, Result};
+use crate::error::{Error, RegistryProblem, Result};
 
 type Answer<T> = std::result::Result<T, RegistryProblem>;
 
@@ -92,10 +92,10 @@ impl Http {
             self.client(url).map_err(|error| RegistryProblem::protocol(error.to_string()))?;
         let sent = request(client).send().await;
         sent.map_err(|error| {
-            let problem = RegistryProblem::of_request(&error, self.stall());
+            let problem = of_request(&error, self.stall());
             match self.endpoint.is_at(url) {
                 true => problem,
-                false => problem.of_host(url),
+                false => at_host(problem, url),
             }
         })
     }
@@ -230,7 +230,7 @@ pub(super) async fn body(
     let mut bytes = Vec::new();
     loop {
         let chunk = response.chunk().await;
-        match chunk.map_err(|error| RegistryProblem::of_request(&error, stall))? {
+        match chunk.map_err(|error| of_request(&error, stall))? {
             None => return Ok(bytes),
             Some(chunk) if bytes.len() as u64 + chunk.len() as u64 > limit => {
                 return Err(too_large());

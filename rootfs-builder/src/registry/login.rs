@@ -1,14 +1,14 @@
 //! Logging in and out, and the beginning of every conversation.
 
-use super::credentials::{Credentials, DockerConfig, Login, LoginStore};
+use super::credentials::{Credentials, Login, LoginStore};
+use super::docker_config::DockerConfig;
 use super::driver::{Driver, on_own_thread};
 use super::options::{Endpoint, RegistryOptions};
-use super::problem::RegistryProblem;
 use super::scope::Scope;
 use super::session::Session;
-use crate::error::{Error, Result};
+use crate::error::{Error, RegistryProblem, Result};
+use crate::format::{is_host, is_path_component};
 use crate::progress::{Event, Progress, Silent};
-use crate::reference::{is_host, is_path_component};
 
 impl RegistryOptions {
     /// Checks a user's login with the registry (`docker.io`, `host[:port]`), and keeps it where docker

@@ -6,6 +6,7 @@
 
 mod auth;
 mod credentials;
+mod docker_config;
 mod driver;
 mod helper;
 mod http;
@@ -18,7 +19,6 @@ mod tls;
 
 pub use credentials::LoginStore;
 pub use options::{RegistryConfig, RegistryOptions};
-pub use problem::RegistryProblem;
 
 pub(crate) use driver::{Driver, on_own_thread};
 pub(crate) use http::backoff;

@@ -8,8 +8,8 @@ use reqwest::Url;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::image::read_small;
-use crate::reference::DOCKER_HUB;
+use crate::file::read_small;
+use crate::format::DOCKER_HUB;
 
 /// How registries are reached. The default: as docker would, without mirrors.
 #[derive(Clone, Debug)]

@@ -1,199 +1,39 @@
-//! What a registry may answer instead of an image, each with what to do about it.
+//! From failed requests and strangers' words to a [`RegistryProblem`].
 
 use std::time::Duration;
 
-use crate::digest::Digest;
-use crate::error::list;
+use crate::error::RegistryProblem;
 
-/// Why a registry did not give what it was asked for.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum RegistryProblem {
-    /// No connection.
-    #[error(
-        "it cannot be reached ({reason}); check its name, the network, and HTTPS_PROXY where there is a proxy"
-    )]
-    Unreachable {
-        /// What the system says.
-        reason: String,
-    },
-    /// A connection, but not one that can be trusted.
-    #[error(
-        "there is no secure connection to it ({reason}); for a private certificate authority, name its file as \
-         \"ca_file\" of the registry in registries.json; for a registry without TLS, say \"insecure\": true there"
-    )]
-    Tls {
-        /// What the TLS library says.
-        reason: String,
-    },
-    /// A connection on which nothing comes any more.
-    #[error("it has not answered for {} seconds; try again, what has been fetched is kept", after.as_secs())]
-    Stalled {
-        /// For how long nothing came.
-        after: Duration,
-    },
-    /// 401 without, or 401/403 with no valid login.
-    #[error(
-        "access is denied: there is no such image, or it is private; check the name, or log in to {registry} first"
-    )]
-    LoginNeeded {
-        /// What to log in to.
-        registry: String,
-    },
-    /// The login is refused.
-    #[error(
-        "it refuses the login of {user:?} that {source_name} has; log in to {registry} again, or log out"
-    )]
-    LoginRefused {
-        /// What to log in to.
-        registry: String,
-        /// The user.
-        user: String,
-        /// Where the login comes from: a file, a credential helper.
-        source_name: String,
-    },
-    /// A login that was not sent, because anybody on the way could read it.
-    #[error(
-        "it wants a login, and {host} is reached without TLS, where logins are not sent; use https, or say \
-         \"insecure\": true for {host} in registries.json"
-    )]
-    Unencrypted {
-        /// The host.
-        host: String,
-    },
-    /// 401 or 403 in spite of a login.
-    #[error(
-        "it does not let {user:?} have this{}; check the name, and what that login may do",
-        said(message)
-    )]
-    Forbidden {
-        /// Who is logged in.
-        user: String,
-        /// The registry's words.
-        message: String,
-    },
-    /// 404 for the repository.
-    #[error("it has no repository {repository:?}; check the name")]
-    UnknownRepository {
-        /// The repository.
-        repository: String,
-    },
-    /// 404 for the tag or digest.
-    #[error("its repository {repository:?} has no {reference}; {}", known_tags(tags))]
-    UnknownReference {
-        /// The repository.
-        repository: String,
-        /// `tag "x"` or `image sha256:…`.
-        reference: String,
-        /// Tags that it does have: a few.
-        tags: Vec<String>,
-    },
-    /// A blob that the manifest names is not there.
-    #[error("it has lost {what}, which the image needs; push the image anew")]
-    LostBlob {
-        /// The layer or config.
-        what: String,
-    },
-    /// 429.
-    #[error("it takes no more requests for now (rate limit); {}", try_again(*retry_after))]
-    RateLimited {
-        /// How long the registry asks to wait.
-        retry_after: Option<Duration>,
-    },
-    /// 5xx and whatever else is no answer.
-    #[error("it answers with status {status}{}; try again later", said(message))]
-    Status {
-        /// The HTTP status.
-        status: u16,
-        /// The registry's words.
-        message: String,
-    },
-    /// Not what the distribution specification says.
-    #[error(
-        "{reason}; check that this is the address of a registry, and that no proxy changes what it sends"
-    )]
-    Protocol {
-        /// What is wrong.
-        reason: String,
-    },
-    /// Other content than what was asked for.
-    #[error(
-        "{what} is not what its digest says: expected {expected}, got {actual}; the registry, or a proxy before it, \
-         sends damaged data"
-    )]
-    WrongDigest {
-        /// The manifest or blob.
-        what: String,
-        /// The digest by which it was asked for.
-        expected: Digest,
-        /// The digest of what came.
-        actual: Digest,
-    },
-    /// More or less content than what the manifest says.
-    #[error(
-        "{what} has not the {expected} bytes that its manifest says; the image is damaged, push it anew"
-    )]
-    WrongLength {
-        /// The blob.
-        what: String,
-        /// Its length according to the manifest.
-        expected: u64,
-    },
-    /// The answer is longer than anything genuine.
-    #[error("{what} is larger than the limit of {limit} bytes")]
-    TooLarge {
-        /// The manifest, token or blob.
-        what: String,
-        /// The limit.
-        limit: u64,
-    },
+/// A request that failed before there was an answer.
+pub(super) fn of_request(error: &reqwest::Error, stall: Duration) -> RegistryProblem {
+    let reason = innermost(error);
+    if let Some(tls) = find_cause::<rustls::Error>(error) {
+        let reason = match tls {
+            rustls::Error::InvalidMessage(_) => "it does not speak TLS".to_owned(),
+            other => other.to_string(),
+        };
+        return RegistryProblem::Tls { reason };
+    }
+    if error.is_connect() {
+        return RegistryProblem::Unreachable { reason };
+    }
+    if error.is_timeout() {
+        return RegistryProblem::Stalled { after: stall };
+    }
+    RegistryProblem::Unreachable { reason }
 }
 
-impl RegistryProblem {
-    /// Whether it may go away by itself within seconds.
-    pub(crate) fn is_transient(&self) -> bool {
-        match self {
-            Self::Unreachable { .. } | Self::Stalled { .. } => true,
-            Self::Status { status, .. } => matches!(status, 408 | 500 | 502 | 503 | 504),
-            _ => false,
+/// The same problem, with another host than the registry: one to which that leads.
+pub(super) fn at_host(problem: RegistryProblem, url: &reqwest::Url) -> RegistryProblem {
+    let host = host_and_port(url);
+    match problem {
+        RegistryProblem::Tls { reason } => {
+            RegistryProblem::Tls { reason: format!("it leads to {host}, and there: {reason}") }
         }
-    }
-
-    /// A request that failed before there was an answer.
-    pub(crate) fn of_request(error: &reqwest::Error, stall: Duration) -> Self {
-        let reason = innermost(error);
-        if let Some(tls) = find_cause::<rustls::Error>(error) {
-            let reason = match tls {
-                rustls::Error::InvalidMessage(_) => "it does not speak TLS".to_owned(),
-                other => other.to_string(),
-            };
-            return Self::Tls { reason };
-        }
-        if error.is_connect() {
-            return Self::Unreachable { reason };
-        }
-        if error.is_timeout() {
-            return Self::Stalled { after: stall };
-        }
-        Self::Unreachable { reason }
-    }
-
-    /// The same problem, with another host than the registry: one to which that leads.
-    pub(crate) fn of_host(self, url: &reqwest::Url) -> Self {
-        let host = host_and_port(url);
-        match self {
-            Self::Tls { reason } => {
-                Self::Tls { reason: format!("it leads to {host}, and there: {reason}") }
-            }
-            Self::Unreachable { reason } => {
-                Self::Unreachable { reason: format!("it leads to {host}, and there: {reason}") }
-            }
-            other => other,
-        }
-    }
-
-    pub(crate) fn protocol(reason: impl Into<String>) -> Self {
-        Self::Protocol { reason: reason.into() }
+        RegistryProblem::Unreachable { reason } => RegistryProblem::Unreachable {
+            reason: format!("it leads to {host}, and there: {reason}"),
+        },
+        other => other,
     }
 }
 
@@ -233,7 +73,7 @@ fn find_cause<'a, T: std::error::Error + 'static>(
 }
 
 /// A stranger's words, fit for a message: short, and without control characters.
-pub(crate) fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     const MAX_CHARS: usize = 200;
     let mut chars = text.trim().chars();
     let mut short: String =
@@ -242,26 +82,6 @@ pub(crate) fn printable(text: &str) -> String {
         short.push('…');
     }
     short
-}
-
-fn said(message: &str) -> String {
-    if message.is_empty() { String::new() } else { format!(" (it says: {message})") }
-}
-
-fn known_tags(tags: &[String]) -> String {
-    match tags {
-        [] => "check the tag".to_owned(),
-        tags => format!("it has, among others: {}", list(tags)),
-    }
-}
-
-fn try_again(after: Option<Duration>) -> String {
-    match after {
-        Some(after) => {
-            format!("try again in {} seconds, or log in for a higher limit", after.as_secs())
-        }
-        None => "try again later, or log in for a higher limit".to_owned(),
-    }
 }
 
 #[cfg(test)]
@@ -273,30 +93,5 @@ mod tests {
         assert_eq!(printable(" a\x1b[31m\nb "), "a [31m b");
         let long = printable(&"é".repeat(500));
         assert_eq!(long.chars().count(), 201);
-    }
-
-    #[test]
-    fn only_what_may_pass_is_tried_again() {
-        let status = |status| RegistryProblem::Status { status, message: String::new() };
-        assert!(status(503).is_transient() && !status(400).is_transient());
-        assert!(RegistryProblem::Stalled { after: Duration::ZERO }.is_transient());
-        assert!(!RegistryProblem::Tls { reason: String::new() }.is_transient());
-        assert!(!RegistryProblem::RateLimited { retry_after: None }.is_transient());
-    }
-
-    #[test]
-    fn messages_say_what_to_do() {
-        let limited = RegistryProblem::RateLimited { retry_after: Some(Duration::from_secs(90)) };
-        assert!(limited.to_string().contains("in 90 seconds"));
-        let tags = vec!["1".to_owned(), "2".to_owned()];
-        let unknown = RegistryProblem::UnknownReference {
-            repository: "x".into(),
-            reference: "tag \"3\"".into(),
-            tags,
-        };
-        assert_eq!(
-            unknown.to_string(),
-            "its repository \"x\" has no tag \"3\"; it has, among others: 1, 2"
-        );
     }
 }

@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use crate::reference::DOCKER_HUB;
+use crate::format::DOCKER_HUB;
 
 /// Docker Hub's name in docker's configuration.
 const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";

@@ -12,10 +12,9 @@ use super::auth::{self, Challenge};
 use super::credentials::Login;
 use super::http::{Http, Refusal, Request, body};
 use super::options::{Endpoint, RegistryOptions};
-use super::problem::{RegistryProblem, host_and_port, printable};
-use crate::digest::Digest;
-use crate::error::Result;
-use crate::manifest::MAX_MANIFEST_BYTES;
+use super::problem::{host_and_port, of_request, printable};
+use crate::error::{Error, RegistryProblem, Result};
+use crate::format::{Digest, MAX_MANIFEST_BYTES};
 
 type Answer<T> = std::result::Result<T, RegistryProblem>;
 
@@ -69,7 +68,7 @@ impl BlobStream {
     /// The next piece; none at the end.
     pub(crate) async fn chunk(&mut self) -> Answer<Option<impl AsRef<[u8]> + use<>>> {
         let chunk = self.response.chunk().await;
-        chunk.map_err(|error| RegistryProblem::of_request(&error, self.stall))
+        chunk.map_err(|error| of_request(&error, self.stall))
     }
 }
 
@@ -83,7 +82,7 @@ impl Session {
         login: Option<Login>,
         options: &RegistryOptions,
     ) -> Result<Self> {
-        let base = Url::parse(base).map_err(|error| crate::error::Error::RegistryConfig {
+        let base = Url::parse(base).map_err(|error| Error::RegistryConfig {
             file: "registries.json".into(),
             reason: format!("{base}: {error}"),
         })?;

@@ -2,24 +2,26 @@
 //! tars under `<id>/layer.tar` or blobs under `blobs/`), and OCI layouts inside a tar.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Deserialize;
 
+use super::expansion::{Expansion, Scratch};
+use super::files::Files;
+use super::layout;
 use super::tar_index::TarIndex;
-use super::{Files, layout};
-use crate::config::{ConfigBlob, or_default};
-use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::image::{Documents, Layer, Location, Parts, Slice};
-use crate::layer::{Compression, Decoder};
-use crate::manifest::{MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES};
-use crate::platform::Platform;
-use crate::progress::{Event, Pace, Progress};
-use crate::reference::{ImageName, ImageReference};
+use crate::format::{
+    ConfigBlob, Digest, ImageReference, MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES, Platform,
+    names_match, or_default,
+};
+use crate::image::{Documents, Resolved};
+use crate::layer::{Compression, Layer, Location, Slice};
+use crate::progress::Progress;
+use crate::resolve;
 use crate::sys;
 
 /// An open archive whose members are known.
@@ -35,35 +37,29 @@ pub(crate) struct Archive {
 const STREAM: &str = "-";
 
 impl Archive {
-    /// Opens it. One that is compressed as a whole is expanded to a nameless file in `temp`,
-    /// which goes away with the last layer of the image; `limit` bounds its size.
-    pub(crate) fn open(
-        path: &Path,
-        temp: &Path,
-        limit: u64,
-        progress: &dyn Progress,
-    ) -> Result<Self> {
+    /// Opens it. One that is compressed as a whole is expanded to a nameless file, which goes away
+    /// with the last layer of the image.
+    pub(crate) fn open(path: &Path, scratch: &Scratch, progress: &dyn Progress) -> Result<Self> {
         let place = format!("docker-archive:{}", path.display());
         let mut file = sys::open_regular(path).map_err(Error::io("open", path))?;
         let mut magic = [0; Compression::MAGIC_LEN];
         let count = file.read_at(&mut magic, 0).map_err(Error::io("read", path))?;
         if Compression::of(magic.get(..count).unwrap_or_default()) != Compression::None {
             let total = Some(file.metadata().map_err(Error::io("read", path))?.len());
-            file = Expansion { path, place: &place, total, temp, limit }.run(file, progress)?;
+            file = Expansion { path, place: &place, total, scratch }.run(file, progress)?;
         }
         Self::scan(path, place, file)
     }
 
-    /// Takes in one that is sent, to its end, expanded on the way: into a nameless file in `temp`, as
+    /// Takes in one that is sent, to its end, expanded on the way into a nameless file, as
     /// [`open`](Self::open) does with compressed ones.
     pub(crate) fn receive(
         input: &mut dyn Read,
-        temp: &Path,
-        limit: u64,
+        scratch: &Scratch,
         progress: &dyn Progress,
     ) -> Result<Self> {
         let (path, place) = (Path::new(STREAM), "the archive that was sent".to_owned());
-        let expansion = Expansion { path, place: &place, total: None, temp, limit };
+        let expansion = Expansion { path, place: &place, total: None, scratch };
         let file = expansion.run(input, progress)?;
         Self::scan(path, place, file)
     }
@@ -86,7 +82,7 @@ impl Archive {
     }
 
     /// The image in it that the tag selects.
-    pub(crate) fn resolve(&self, tag: Option<&str>, host: &Platform) -> Result<Parts> {
+    pub(crate) fn resolve(&self, tag: Option<&str>, host: &Platform) -> Result<Resolved> {
         // Every `docker save` has a manifest.json, also where it is an OCI layout besides; only
         // there are the names by which Docker's users know the images.
         match self.read("manifest.json", MAX_MANIFEST_BYTES)? {
@@ -130,7 +126,7 @@ impl Archive {
         })
     }
 
-    fn resolve_saved(&self, json: &[u8], tag: Option<&str>, host: &Platform) -> Result<Parts> {
+    fn resolve_saved(&self, json: &[u8], tag: Option<&str>, host: &Platform) -> Result<Resolved> {
         let what = format!("manifest.json in {}", self.place);
         let images: Vec<SavedImage> =
             serde_json::from_slice(json).map_err(|error| Error::corrupt(what, error))?;
@@ -140,13 +136,13 @@ impl Archive {
         let json = config.ok_or_else(|| self.member_missing("the config", &image.config))?;
         let what = format!("the config {} in {}", image.config, self.place);
         let digest = match named_digest(&image.config) {
-            Some(digest) => layout::verify(&what, &json, &digest).map(|()| digest)?,
+            Some(digest) => resolve::verify(&what, &json, &digest).map(|()| digest)?,
             None => Digest::sha256(&json),
         };
         let ConfigBlob { config, diff_ids } =
             ConfigBlob::parse(&json).map_err(|error| Error::corrupt(&what, error))?;
-        layout::check_platform(&self.place, &config.os, &config.architecture, host)?;
-        layout::check_layer_count(&what, image.layers.len(), diff_ids.len())?;
+        resolve::check_platform(&self.place, &config.os, &config.architecture, host)?;
+        resolve::check_layer_count(&what, image.layers.len(), diff_ids.len())?;
         let layers = image.layers.iter().zip(diff_ids).map(|(path, diff_id)| {
             let (location, len) =
                 self.locate(path)?.ok_or_else(|| self.member_missing("the layer", path))?;
@@ -154,7 +150,7 @@ impl Archive {
             Ok(Layer { digest, size: Some(len), diff_id, location })
         });
         let documents = Documents { manifest: None, config: Some(json.into()) };
-        Ok(Parts { digest, config, layers: layers.collect::<Result<_>>()?, documents })
+        Ok(Resolved { digest, config, layers: layers.collect::<Result<_>>()?, documents })
     }
 
     fn pick<'a>(&self, images: &'a [SavedImage], tag: Option<&str>) -> Result<&'a SavedImage> {
@@ -237,106 +233,15 @@ impl SavedImage {
     }
 }
 
-/// Whether an image called `name` is meant by `tag`: the same name in any spelling, or only what
-/// stands behind its colon.
-pub(super) fn names_match(name: &str, tag: &str) -> bool {
-    let short = |text: &str| text.parse::<ImageName>().ok();
-    let tag_of_name = name.rsplit_once(':').map(|(_, tag)| tag).filter(|tag| !tag.contains('/'));
-    name == tag
-        || tag_of_name == Some(tag)
-        || short(tag).is_some_and(|tag| short(name) == Some(tag))
-}
-
 /// The digest by which a config is named: `<hex>.json` or `blobs/sha256/<hex>`.
 fn named_digest(path: &str) -> Option<Digest> {
     let old = || format!("sha256:{}", path.strip_suffix(".json")?).parse().ok();
     Digest::from_blob_path(path).or_else(old)
 }
 
-/// What is compressed, or comes as a stream, on its way into a nameless file.
-struct Expansion<'a> {
-    path: &'a Path,
-    place: &'a str,
-    /// Length of the input, where that is known.
-    total: Option<u64>,
-    temp: &'a Path,
-    limit: u64,
-}
-
-impl Expansion<'_> {
-    fn run(&self, input: impl Read, progress: &dyn Progress) -> Result<File> {
-        let damaged = |error: io::Error| Error::from_io(error, || self.place.to_owned());
-        let expanded = tempfile::tempfile_in(self.temp);
-        let mut expanded = expanded.map_err(Error::io("create a file in", self.temp))?;
-        let mut decoder = Decoder::new(Counted { inner: input, count: 0 }).map_err(damaged)?;
-        let is_compressed = decoder.is_compressed();
-        let mut buffer = vec![0; 128 << 10];
-        let mut pace = Pace::default();
-        let mut written = 0;
-        loop {
-            if progress.is_cancelled() {
-                return Err(Error::Cancelled);
-            }
-            let count = decoder.read(&mut buffer).map_err(damaged)?;
-            let done = decoder.input().count;
-            if pace.is_due(done) || count == 0 {
-                progress.report(Event::Expanding { file: self.path, done, total: self.total });
-            }
-            if count == 0 {
-                return Ok(expanded);
-            }
-            written += count as u64;
-            // Only what is compressed can become more than was sent.
-            if is_compressed && written > self.limit {
-                let what = format!("{}, expanded,", self.place);
-                return Err(Error::TooLarge { what, limit: self.limit });
-            }
-            // The name is only for the message, which names the folder.
-            expanded
-                .write_all(buffer.get(..count).unwrap_or_default())
-                .map_err(Error::write(&self.temp.join("expanded"), written))?;
-        }
-    }
-}
-
-struct Counted<R> {
-    inner: R,
-    count: u64,
-}
-
-impl<R: Read> Read for Counted<R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buf)?;
-        self.count += count as u64;
-        Ok(count)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn tags_match_in_any_spelling() {
-        for (name, tag) in [
-            ("busybox:latest", "busybox:latest"),
-            ("busybox:latest", "busybox"),
-            ("busybox:1.36", "1.36"),
-            ("docker.io/library/busybox:latest", "busybox"),
-            ("busybox:latest", "docker.io/library/busybox:latest"),
-            ("localhost:5000/x:v1", "v1"),
-        ] {
-            assert!(names_match(name, tag), "{name} {tag}");
-        }
-        for (name, tag) in [
-            ("busybox:latest", "alpine"),
-            ("busybox:1.36", "busybox"),
-            ("localhost:5000/x", "5000/x"),
-            ("a/busybox:1", "busybox:1"),
-        ] {
-            assert!(!names_match(name, tag), "{name} {tag}");
-        }
-    }
 
     #[test]
     fn configs_are_named_by_their_digest() {

@@ -1,87 +1,45 @@
-//! Where images come from: OCI layouts, archives of `docker save`, directories.
+//! Images that lie on this machine: OCI layouts, archives of `docker save`, directories.
 
 mod archive;
 mod directory;
+mod expansion;
+mod files;
 mod layout;
-mod sparse;
-mod tar_entry;
 mod tar_index;
 
 pub(crate) use archive::Archive;
-pub(crate) use directory::DirectoryTar;
-pub(crate) use layout::LayoutDir;
+pub(crate) use expansion::Scratch;
+pub(crate) use files::Files;
 
-use crate::digest::Digest;
 use crate::error::Result;
-use crate::image::{Location, Parts};
-use crate::manifest::Descriptor;
-use crate::platform::Platform;
+use crate::format::{ImageName, ImageReference, Platform};
+use crate::image::Resolved;
+use crate::progress::Progress;
 
-/// A set of files that an image consists of: a directory, or the inside of an archive. Paths are
-/// relative, with slashes.
-pub(crate) trait Files {
-    /// What these files are, for messages: `oci:/some/dir`.
-    fn place(&self) -> String;
-    /// The whole content of a small file; none if there is no such file.
-    fn read(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>>;
-    /// Where the content of a file is and how long it is; none if there is no such file.
-    fn locate(&self, path: &str) -> Result<Option<(Location, u64)>>;
+/// What a reference leads to.
+pub(crate) enum Lookup<'a> {
+    /// An image on this machine.
+    Here(Box<Resolved>),
+    /// A name: the store and registries know those.
+    Name(&'a ImageName),
 }
 
-/// What descriptors speak of, wherever it is.
-pub(crate) trait Content {
-    /// What this is, for messages: `oci:/some/dir`, a registry.
-    fn place(&self) -> String;
-    /// A manifest, index or config, at most `limit` bytes; none if there is no such thing.
-    fn document(&self, kind: Kind, blob: &Descriptor, limit: u64) -> Result<Option<Vec<u8>>>;
-    /// Where a layer is (or will be) and how long it is; none if there is no such layer.
-    fn layer(&self, layer: &Descriptor) -> Result<Option<(Location, u64)>>;
-}
-
-/// Of two kinds of documents: a registry has them in different places.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// A manifest or an index.
-    Manifest,
-    /// The config of an image.
-    Config,
-}
-
-impl Content for &dyn Files {
-    fn place(&self) -> String {
-        (**self).place()
-    }
-    fn document(&self, _: Kind, blob: &Descriptor, limit: u64) -> Result<Option<Vec<u8>>> {
-        self.read(&blob.digest.blob_path(), limit)
-    }
-    fn layer(&self, layer: &Descriptor) -> Result<Option<(Location, u64)>> {
-        self.locate(&layer.digest.blob_path())
-    }
-}
-
-/// Finds the one image that this manifest or index (whose digest is that) and the platform select.
-pub(crate) fn resolve_document(
-    content: &dyn Content,
-    digest: Digest,
-    json: Vec<u8>,
-    host: &Platform,
-) -> Result<Parts> {
-    layout::resolve_document(content, digest, json, host)
-}
-
-/// Finds the one image in an OCI layout that `tag` and the platform select.
-pub(crate) fn resolve_layout(
-    files: &dyn Files,
-    tag: Option<&str>,
-    host: &Platform,
-) -> Result<Parts> {
-    layout::resolve(files, tag, host)
-}
-
-/// The image that a directory is.
-pub(crate) fn resolve_directory(
-    dir: &std::path::Path,
-    progress: &dyn crate::progress::Progress,
-) -> Result<Parts> {
-    directory::resolve(dir, progress)
+/// Finds the image that a reference means, unless that is a name.
+pub(crate) fn look_up<'a>(
+    reference: &'a ImageReference,
+    scratch: &Scratch,
+    progress: &dyn Progress,
+) -> Result<Lookup<'a>> {
+    let host = Platform::host();
+    let resolved = match reference {
+        ImageReference::OciLayout { dir, tag } => {
+            layout::resolve(&layout::LayoutDir { dir }, tag.as_deref(), &host)?
+        }
+        ImageReference::DockerArchive { file, tag } => {
+            Archive::open(file, scratch, progress)?.resolve(tag.as_deref(), &host)?
+        }
+        ImageReference::Directory { dir } => directory::resolve(dir, progress)?,
+        ImageReference::Name(name) => return Ok(Lookup::Name(name)),
+    };
+    Ok(Lookup::Here(Box::new(resolved)))
 }

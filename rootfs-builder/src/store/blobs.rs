@@ -1,15 +1,16 @@
-//! Copies layers into the store, so that an imported image outlives where it came from.
+//! Copies layers and documents into the store, so that an imported image outlives where it came from.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::path::Path;
 
-use super::Folders;
-use super::draft::Draft;
-use crate::digest::{Algorithm, Digest, Hasher};
+use super::draft::{Draft, write_whole};
+use super::folders::Folders;
 use crate::error::{Error, Result};
-use crate::image::{Image, Layer, Location};
-use crate::layer::{Compression, Metered, VerifiedLayer};
+use crate::file::read_small;
+use crate::format::{Algorithm, Digest, Hasher};
+use crate::image::{Documents, Image};
+use crate::layer::{Compression, Layer, Location, Metered, VerifiedLayer};
 use crate::progress::{Event, LayerProgress, Pace, Progress};
 use boxlite_durable as durable;
 
@@ -186,4 +187,24 @@ impl<W: Write> Write for Hashing<W> {
     fn flush(&mut self) -> io::Result<()> {
         self.inner.flush()
     }
+}
+
+/// Puts manifest and config beside the layers.
+pub(super) fn store_documents(
+    folders: &Folders,
+    manifest: &Digest,
+    documents: &Documents,
+) -> Result<()> {
+    let config = documents.config.as_deref().map(|json| (Digest::sha256(json), json));
+    let manifest = documents.manifest.as_deref().map(|json| (manifest.clone(), json));
+    for (digest, json) in config.into_iter().chain(manifest) {
+        let path = folders.blob(&digest);
+        let folder = path.parent().unwrap_or(&path);
+        durable::create_dir_all(folder, 0o700).map_err(Error::write(folder, 1))?;
+        if read_small(&path, json.len() as u64).is_ok_and(|stored| stored == json) {
+            continue;
+        }
+        write_whole(&path, json)?;
+    }
+    Ok(())
 }

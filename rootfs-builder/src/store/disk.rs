@@ -5,35 +5,17 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::Folders;
-use super::draft::{Draft, StoreLock, is_at};
-use super::record::Record;
-use crate::digest::Digest;
+use super::builder::{DiskBuilder, VerifiedLayers};
+use super::draft::{Draft, is_at};
+use super::folders::Folders;
+use super::lock::StoreLock;
+use super::record::{Record, Records};
 use crate::error::{Error, Result, chain_is_disk_full};
-use crate::image::{Image, Location};
-use crate::layer::{LayerStreams, VerifiedLayers};
+use crate::format::Digest;
+use crate::image::Image;
+use crate::layer::Location;
 use crate::progress::{Event, Progress};
 use crate::sys::{self, Lock};
-
-/// Makes disks out of layers (in a throw-away micro-VM, outside of this crate).
-pub trait DiskBuilder {
-    /// Names whatever else the content of a disk depends on: versions of the guest kernel, agent
-    /// and file system template. A disk built under another key is not used.
-    fn key(&self) -> String;
-
-    /// Makes a bootable raw disk in the empty file `disk` out of all layers, lowest first, each
-    /// read to its end. The file must be written in place, and nothing may write to it any more
-    /// once this returns. It may stay sparse; it is synced afterwards.
-    ///
-    /// # Errors
-    /// Whatever went wrong. The file is discarded then; where a layer was at fault, its error is
-    /// reported rather than this one.
-    fn build(
-        &self,
-        disk: &Path,
-        layers: &mut dyn LayerStreams,
-    ) -> Result<(), Box<dyn StdError + Send + Sync>>;
-}
 
 /// A base disk, kept from being removed for as long as this (or a copy of its file descriptor,
 /// in whatever process) is open.
@@ -98,13 +80,6 @@ pub(super) fn disk_name(chain_id: &Digest, builder: &dyn DiskBuilder) -> String 
     format!("{}-{key}.raw", chain_id.hex())
 }
 
-/// Whether it is such a name (and so no path).
-pub(super) fn is_disk_name(name: &str) -> bool {
-    name.strip_suffix(".raw").is_some_and(|stem| {
-        !stem.is_empty() && stem.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-')
-    })
-}
-
 /// The disk of an image, from the cache or built now, and its record written.
 pub(super) fn obtain(
     folders: &Folders,
@@ -148,13 +123,22 @@ fn reuse(
     let path = folders.disk(name);
     let _guard = StoreLock::take(&folders.lock(), Lock::Shared)?;
     let Some(disk) = BaseDisk::open(&path)? else { return Ok(None) };
-    if disk.is_empty() || !folders.is_recorded_len(name, disk.len)? {
+    if disk.is_empty() || !is_recorded_len(folders, name, disk.len)? {
         let warning = format!("the disk {} is damaged; building it anew", path.display());
         progress.report(Event::Warning(&warning));
         return Ok(None);
     }
     Record::of(image, Some((name, disk.len))).save(folders)?;
     Ok(Some(disk))
+}
+
+/// Whether a disk of this length is what a record says, or there is no record of it.
+fn is_recorded_len(folders: &Folders, disk: &str, len: u64) -> Result<bool> {
+    let records = Records::load_all(folders)?;
+    let is_of_it = |record: &&Record| record.disk.as_deref() == Some(disk);
+    let mut lens = records.good.iter().filter(is_of_it).map(|record| record.disk_len);
+    let Some(first) = lens.next() else { return Ok(true) };
+    Ok(first == len || lens.any(|other| other == len))
 }
 
 fn build(

@@ -6,9 +6,10 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::Folders;
-use super::draft::{DRAFT_SUFFIX, StoreLock, remove_unlocked};
+use super::draft::{DRAFT_SUFFIX, remove_unlocked};
+use super::folders::Folders;
 use super::journal;
+use super::lock::StoreLock;
 use super::partial::{self, PARTIAL_SUFFIX};
 use super::record::Records;
 use crate::error::{Error, Result};

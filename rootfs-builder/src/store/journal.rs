@@ -8,12 +8,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::Folders;
 use super::draft::write_whole;
-use super::record::record_stem;
-use crate::digest::Digest;
+use super::folders::{Folders, record_stem};
 use crate::error::{Error, Result};
-use crate::image::read_small;
+use crate::file::read_small;
+use crate::format::Digest;
 
 /// The ending of a journal's name.
 pub(super) const JOURNAL_SUFFIX: &str = "pull";

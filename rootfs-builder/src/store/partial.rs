@@ -10,12 +10,12 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::Folders;
 use super::draft::is_at;
-use crate::digest::{Digest, Hasher};
-use crate::error::{Error, Result};
+use super::folders::Folders;
+use crate::error::{Error, RegistryProblem, Result};
+use crate::format::{Digest, Hasher};
 use crate::progress::{Event, Progress};
-use crate::registry::{RegistryProblem, Session, backoff};
+use crate::registry::{Session, backoff};
 use crate::sys::{self, Lock};
 use boxlite_durable as durable;
 

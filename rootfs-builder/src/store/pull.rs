@@ -6,38 +6,23 @@ use std::sync::Mutex;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
-use super::Folders;
-use super::draft::{StoreLock, write_whole};
+use super::blobs::store_documents;
+use super::folders::Folders;
 use super::journal::Journal;
+use super::lock::StoreLock;
 use super::partial::{self, Fetch};
-use super::record::{self, Record};
-use crate::digest::Digest;
-use crate::error::{Error, Result};
-use crate::image::{Documents, Image, Imported, Layer, Location, read_small};
-use crate::manifest::Descriptor;
-use crate::platform::Platform;
+use super::record;
+use crate::error::{Error, RegistryProblem, Result};
+use crate::file::read_small;
+use crate::format::{Descriptor, Digest, ImageName, ImageReference, Platform};
+use crate::image::{Documents, Image, Imported};
+use crate::layer::{Layer, Location};
 use crate::progress::{Event, LayerProgress, Pace, Progress};
-use crate::reference::{ImageName, ImageReference};
 use crate::registry::{
-    Document, Driver, Endpoint, RegistryOptions, RegistryProblem, Session, find_login,
-    on_own_thread,
+    Document, Driver, Endpoint, RegistryOptions, Session, find_login, on_own_thread,
 };
-use crate::source::{Content, Kind, resolve_document};
+use crate::resolve::{self, Content, Kind};
 use crate::sys::{self, Lock};
-use boxlite_durable as durable;
-
-/// When to ask a registry for a name.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum PullPolicy {
-    /// If no image of this name is in the store; an imported one counts.
-    #[default]
-    Missing,
-    /// Always: the registry says what the name means now, and an image that was imported under that
-    /// name is replaced. Layers that are in the store are not fetched again.
-    Always,
-    /// Never.
-    Never,
-}
 
 /// Gets an image from its registry, or a mirror of that, and records it.
 pub(super) fn pull(
@@ -94,7 +79,7 @@ struct Pull<'a> {
 impl Pull<'_> {
     fn run(&self) -> Result<Image> {
         let (top, json) = self.top_document()?;
-        let parts = resolve_document(self, top.clone(), json, &Platform::host())?;
+        let parts = resolve::document(self, top.clone(), json, &Platform::host())?;
         let documents = parts.documents.clone();
         let mut image = Image::new(&ImageReference::Name(self.name.clone()), parts)?;
         let config = documents.config.as_deref().map(Digest::sha256);
@@ -115,7 +100,7 @@ impl Pull<'_> {
         self.fetch_layers(&image, &layers)?;
         store_documents(self.folders, &image.digest, &documents)?;
         image.documents = Documents::default();
-        save(self.folders, &image)?;
+        record::save(self.folders, &image)?;
         journal.end();
         Ok(image)
     }
@@ -280,36 +265,4 @@ fn unique(layers: &[Layer]) -> Vec<(usize, &Digest, u64)> {
         first.into_iter().map(|(digest, (index, size))| (index, digest, size)).collect();
     unique.sort();
     unique
-}
-
-/// Puts manifest and config beside the layers.
-pub(super) fn store_documents(
-    folders: &Folders,
-    manifest: &Digest,
-    documents: &Documents,
-) -> Result<()> {
-    let config = documents.config.as_deref().map(|json| (Digest::sha256(json), json));
-    let manifest = documents.manifest.as_deref().map(|json| (manifest.clone(), json));
-    for (digest, json) in config.into_iter().chain(manifest) {
-        let path = folders.blob(&digest);
-        let folder = path.parent().unwrap_or(&path);
-        durable::create_dir_all(folder, 0o700).map_err(Error::write(folder, 1))?;
-        if read_small(&path, json.len() as u64).is_ok_and(|stored| stored == json) {
-            continue;
-        }
-        write_whole(&path, json)?;
-    }
-    Ok(())
-}
-
-/// Records an image in the store. A disk that was built of the same layers stays its disk.
-pub(super) fn save(folders: &Folders, image: &Image) -> Result<()> {
-    let _guard = StoreLock::take(&folders.lock(), Lock::Shared)?;
-    let mut record = Record::of(image, None);
-    if let Ok(old) = record::load(&folders.record(&record.name))
-        && old.chain_id == record.chain_id
-    {
-        (record.disk, record.disk_len) = (old.disk, old.disk_len);
-    }
-    record.save(folders)
 }

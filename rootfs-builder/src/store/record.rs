@@ -6,14 +6,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::Folders;
-use super::disk::is_disk_name;
 use super::draft::write_whole;
-use crate::config::ImageConfig;
-use crate::digest::Digest;
+use super::folders::{Folders, is_disk_name, record_stem};
+use super::lock::StoreLock;
 use crate::error::{Error, Result};
-use crate::image::{Documents, Image, Imported, Layer, Location, chain_id, read_small};
-use crate::reference::{ImageName, ImageReference};
+use crate::file::read_small;
+use crate::format::{Digest, ImageConfig, ImageName, ImageReference};
+use crate::image::{Documents, Image, Imported, chain_id};
+use crate::layer::{Layer, Location};
+use crate::sys::Lock;
 
 const VERSION: u32 = 1;
 const MAX_RECORD_BYTES: u64 = 16 << 20;
@@ -109,6 +110,14 @@ impl Record {
         })
     }
 
+    /// The part that an image of the store's own has.
+    pub(super) fn import(&self) -> Result<&Import> {
+        self.import.as_ref().ok_or_else(|| Error::Unsupported {
+            what: format!("{}, which is used where it lies,", self.name),
+            remedy: "import it under a name first".into(),
+        })
+    }
+
     /// The digests by which people know it: its own, and that of the index it is in.
     pub(super) fn digests(&self) -> impl Iterator<Item = &Digest> {
         let index = self.import.as_ref().and_then(|import| import.origin.index.as_ref());
@@ -130,6 +139,18 @@ impl Record {
             .map_err(|error| Error::corrupt(format!("the record of {}", self.name), error))?;
         write_whole(&path, &json)
     }
+}
+
+/// Records an image in the store. A disk that was built of the same layers stays its disk.
+pub(super) fn save(folders: &Folders, image: &Image) -> Result<()> {
+    let _guard = StoreLock::take(&folders.lock(), Lock::Shared)?;
+    let mut record = Record::of(image, None);
+    if let Ok(old) = load(&folders.record(&record.name))
+        && old.chain_id == record.chain_id
+    {
+        (record.disk, record.disk_len) = (old.disk, old.disk_len);
+    }
+    record.save(folders)
 }
 
 /// Reads a record and checks that it can be relied on.
@@ -168,11 +189,6 @@ pub(super) fn may_be_pulled(path: &Path, name: &ImageName) -> bool {
     is_ours && origin.is_none_or(is_pulled)
 }
 
-/// The name of a record's file, without its ending.
-pub(super) fn record_stem(name: &str) -> String {
-    Digest::sha256(name.as_bytes()).hex().to_owned()
-}
-
 /// All records, and those that cannot be read.
 #[derive(Debug, Default)]
 pub(super) struct Records {
@@ -208,6 +224,19 @@ impl Records {
             Some(record) => vec![record],
             None => self.with_digest(text),
         }
+    }
+
+    /// The one image that is meant, under whichever of its names.
+    pub(super) fn one(&self, text: &str) -> Result<&Record> {
+        let matching = self.matching(text);
+        let Some(first) = matching.first() else {
+            return Err(Error::NotFound { text: text.to_owned() });
+        };
+        if matching.iter().any(|record| record.digest != first.digest) {
+            let names = matching.iter().map(|record| record.name.clone()).collect();
+            return Err(Error::Ambiguous { text: text.to_owned(), names });
+        }
+        Ok(first)
     }
 
     /// The record of that name.

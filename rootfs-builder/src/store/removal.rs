@@ -3,12 +3,14 @@
 use std::fs;
 use std::path::Path;
 
-use super::draft::StoreLock;
+use super::folders::record_stem;
 use super::garbage::{self, Leftovers};
-use super::record::{Record, Records, record_stem};
-use super::{ImageStore, StoredImage};
+use super::images::ImageStore;
+use super::listing::{StoredImage, describe};
+use super::lock::StoreLock;
+use super::record::{Record, Records};
 use crate::error::{Error, Result};
-use crate::reference::ImageReference;
+use crate::format::ImageReference;
 use crate::sys::Lock;
 use boxlite_durable as durable;
 
@@ -98,7 +100,7 @@ impl ImageStore {
 
     /// Whether a box needs this image; its disk alone does not count while another image keeps that.
     fn is_in_use(&self, records: &Records, record: &Record, in_use: InUse<'_>) -> Result<bool> {
-        if in_use(&self.folders.describe(record)) {
+        if in_use(&describe(&self.folders, record)) {
             return Ok(true);
         }
         let Some(disk) = &record.disk else { return Ok(false) };

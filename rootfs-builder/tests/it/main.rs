@@ -2,6 +2,7 @@
 
 mod archives;
 mod directories;
+mod layers;
 mod layouts;
 mod registry;
 mod store;

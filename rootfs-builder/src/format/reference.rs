@@ -6,8 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::digest::Digest;
-use crate::error::{Error, Result};
+use super::digest::Digest;
 
 /// Where an image is.
 ///
@@ -57,11 +56,14 @@ const FOREIGN_TRANSPORTS: &[&str] = &[
     "tarball",
 ];
 
-impl FromStr for ImageReference {
-    type Err = Error;
+/// Why a text is not an image reference.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct InvalidReference(pub(crate) String);
 
-    fn from_str(text: &str) -> Result<Self> {
-        let invalid = |reason: String| Error::InvalidReference { text: text.to_owned(), reason };
+impl ImageReference {
+    /// Parses a reference; [`FromStr`] does the same with this crate's error.
+    pub(crate) fn parse(text: &str) -> Result<Self, InvalidReference> {
+        let invalid = InvalidReference;
         let path = |path: &str| {
             if path.is_empty() {
                 return Err(invalid("the path is missing".into()));
@@ -264,6 +266,16 @@ impl FromStr for ImageName {
     }
 }
 
+/// Whether an image called `name` is meant by `tag`: the same name in any spelling, or only what
+/// stands behind its colon.
+pub(crate) fn names_match(name: &str, tag: &str) -> bool {
+    let short = |text: &str| text.parse::<ImageName>().ok();
+    let tag_of_name = name.rsplit_once(':').map(|(_, tag)| tag).filter(|tag| !tag.contains('/'));
+    name == tag
+        || tag_of_name == Some(tag)
+        || short(tag).is_some_and(|tag| short(name) == Some(tag))
+}
+
 fn is_tag(tag: &str) -> bool {
     tag.len() <= 128
         && tag.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '_')
@@ -449,6 +461,28 @@ mod tests {
             let error = text.parse::<ImageReference>().expect_err(text).to_string();
             assert!(error.contains(reason), "{text}: {error}");
             assert!(error.contains("oci:DIR"), "{error}");
+        }
+    }
+
+    #[test]
+    fn tags_match_in_any_spelling() {
+        for (name, tag) in [
+            ("busybox:latest", "busybox:latest"),
+            ("busybox:latest", "busybox"),
+            ("busybox:1.36", "1.36"),
+            ("docker.io/library/busybox:latest", "busybox"),
+            ("busybox:latest", "docker.io/library/busybox:latest"),
+            ("localhost:5000/x:v1", "v1"),
+        ] {
+            assert!(names_match(name, tag), "{name} {tag}");
+        }
+        for (name, tag) in [
+            ("busybox:latest", "alpine"),
+            ("busybox:1.36", "busybox"),
+            ("localhost:5000/x", "5000/x"),
+            ("a/busybox:1", "busybox:1"),
+        ] {
+            assert!(!names_match(name, tag), "{name} {tag}");
         }
     }
 

@@ -1,12 +1,34 @@
-//! What a builder of disks is given: the layers one after the other.
+//! What makes disks, and what it is given: the layers one after the other, verified.
 
+use std::error::Error as StdError;
 use std::io::{self, Read};
+use std::path::Path;
 
-use super::VerifiedLayer;
-use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::format::Digest;
 use crate::image::Image;
+use crate::layer::VerifiedLayer;
 use crate::progress::{Event, LayerProgress, Pace, Progress};
+
+/// Makes disks out of layers (in a throw-away micro-VM, outside of this crate).
+pub trait DiskBuilder {
+    /// Names whatever else the content of a disk depends on: versions of the guest kernel, agent
+    /// and file system template. A disk built under another key is not used.
+    fn key(&self) -> String;
+
+    /// Makes a bootable raw disk in the empty file `disk` out of all layers, lowest first, each
+    /// read to its end. The file must be written in place, and nothing may write to it any more
+    /// once this returns. It may stay sparse; it is synced afterwards.
+    ///
+    /// # Errors
+    /// Whatever went wrong. The file is discarded then; where a layer was at fault, its error is
+    /// reported rather than this one.
+    fn build(
+        &self,
+        disk: &Path,
+        layers: &mut dyn LayerStreams,
+    ) -> Result<(), Box<dyn StdError + Send + Sync>>;
+}
 
 /// The layers of an image, lowest first, each to be read to its end before the next.
 pub trait LayerStreams: Send {

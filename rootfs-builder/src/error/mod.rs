@@ -1,10 +1,15 @@
 //! What can go wrong between an image and its disk. Every message names the thing and the remedy.
 
+mod registry;
+mod text;
+
 use std::io;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
-use crate::digest::Digest;
-use crate::registry::RegistryProblem;
+use crate::format::{Digest, ImageReference, InvalidReference};
+pub use registry::RegistryProblem;
+use text::{ByteCount, list};
 
 /// The result of everything here.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -274,6 +279,18 @@ impl Error {
     }
 }
 
+/// Here, because the formats know no error of this crate.
+impl FromStr for ImageReference {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::parse(text).map_err(|InvalidReference(reason)| Error::InvalidReference {
+            text: text.to_owned(),
+            reason,
+        })
+    }
+}
+
 /// Whether this I/O error says that there is no room.
 pub(crate) fn is_disk_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
@@ -301,41 +318,9 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-pub(crate) fn list(items: &[String]) -> String {
-    const SHOWN: usize = 20;
-    match items {
-        [] => "(none)".to_owned(),
-        _ if items.len() <= SHOWN => items.join(", "),
-        _ => format!("{} and {} more", items[..SHOWN].join(", "), items.len() - SHOWN),
-    }
-}
-
-/// A number of bytes as people read it.
-struct ByteCount(u64);
-
-impl std::fmt::Display for ByteCount {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
-        let Some(exponent) = self.0.checked_ilog(1024).filter(|exponent| *exponent > 0) else {
-            return write!(f, "{} bytes", self.0);
-        };
-        let exponent = exponent.min(4);
-        let unit = UNITS.get(exponent as usize - 1).copied().unwrap_or("TiB");
-        write!(f, "{:.1} {unit} ({} bytes)", self.0 as f64 / 1024f64.powi(exponent as i32), self.0)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn byte_counts_read_well() {
-        assert_eq!(ByteCount(0).to_string(), "0 bytes");
-        assert_eq!(ByteCount(1023).to_string(), "1023 bytes");
-        assert_eq!(ByteCount(1536).to_string(), "1.5 KiB (1536 bytes)");
-        assert!(ByteCount(u64::MAX).to_string().contains("TiB"));
-    }
 
     #[test]
     fn a_full_disk_is_found_below_other_errors() {
@@ -346,12 +331,5 @@ mod tests {
         };
         assert!(chain_is_disk_full(&error));
         assert!(!chain_is_disk_full(&io::Error::from(io::ErrorKind::NotFound)));
-    }
-
-    #[test]
-    fn long_lists_are_cut() {
-        let tags: Vec<String> = (0..25).map(|n| n.to_string()).collect();
-        assert!(list(&tags).ends_with("19 and 5 more"));
-        assert_eq!(list(&[]), "(none)");
     }
 }

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use crate::config::or_default;
-use crate::digest::Digest;
+use super::config::or_default;
+use super::digest::Digest;
 
 /// An index or manifest may be this long.
 pub(crate) const MAX_MANIFEST_BYTES: u64 = 4 << 20;

@@ -1,4 +1,4 @@
-//! Images in and out of the store as archives, and under other names.
+//! Images out of the store: a tar of an OCI layout.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -6,168 +6,19 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::blobs::{Copied, LayerCopier};
-use super::draft::StoreLock;
-use super::record::{Import, Record, Records, StoredLayer};
-use super::{ImageStore, StoredImage, pull};
-use crate::config::ImageConfig;
-use crate::digest::Digest;
+use super::images::ImageStore;
+use super::lock::StoreLock;
+use super::record::{Record, Records, StoredLayer};
 use crate::error::{Error, Result};
-use crate::image::{Image, Imported, Layer, read_small};
+use crate::file::read_small;
+use crate::format::{
+    Digest, Document, ImageConfig, ImageName, MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES, Platform,
+};
 use crate::layer::Compression;
-use crate::manifest::{Document, MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES};
-use crate::platform::Platform;
 use crate::progress::{Event, LayerProgress, Pace, Progress};
-use crate::reference::{ImageName, ImageReference, InvalidName};
-use crate::source::{Archive, Files as _};
 use crate::sys::{self, Lock};
 
-/// What [`ImageStore::inspect`] finds.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct ImageDetails {
-    /// What the list says of it.
-    pub image: StoredImage,
-    /// All names under which the store has this image, this one included.
-    pub names: Vec<String>,
-    /// Its layers, lowest first; none of an image that is used where it lies.
-    pub layers: Vec<LayerDetails>,
-    /// Its config as its maker wrote it (JSON), where the store has that.
-    pub config_json: Option<Vec<u8>>,
-}
-
-/// A layer in the store.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct LayerDetails {
-    /// Digest of the blob.
-    pub digest: Digest,
-    /// Digest of the uncompressed tar.
-    pub diff_id: Digest,
-    /// Length of the blob in bytes.
-    pub size: u64,
-}
-
 impl ImageStore {
-    /// All that is known of an image, by its name, the reference by which it was used, or (six or more
-    /// digits of) its digest.
-    ///
-    /// # Errors
-    /// There is no such image, or several different ones.
-    pub fn inspect(&self, text: &str) -> Result<ImageDetails> {
-        let records = Records::load_all(&self.folders)?;
-        let record = one_image(&records, text)?;
-        let is_same = |other: &&Record| other.digest == record.digest;
-        let import = record.import.as_ref();
-        let config = import.and_then(|import| import.origin.config.as_ref());
-        let details = |layer: &StoredLayer| LayerDetails {
-            digest: layer.digest.clone(),
-            diff_id: layer.diff_id.clone(),
-            size: layer.size,
-        };
-        Ok(ImageDetails {
-            image: self.folders.describe(record),
-            names: records.good.iter().filter(is_same).map(|it| it.name.clone()).collect(),
-            layers: import.iter().flat_map(|import| &import.layers).map(details).collect(),
-            config_json: config
-                .and_then(|config| read_small(&self.folders.blob(config), MAX_CONFIG_BYTES).ok()),
-        })
-    }
-
-    /// Gives an image of the store another name; what had that name before loses it.
-    ///
-    /// # Errors
-    /// There is no such image, it is only used where it lies, or the name is none.
-    pub fn tag(&self, text: &str, name: &str) -> Result<()> {
-        let name = parse_name(name)?;
-        let _guard = StoreLock::take(&self.folders.lock(), Lock::Shared)?;
-        let records = Records::load_all(&self.folders)?;
-        let record = one_image(&records, text)?;
-        import_of(record)?;
-        record.renamed(&name).save(&self.folders)
-    }
-
-    /// Copies all images of an archive (`docker save`, or an OCI layout in a tar, compressed or not) into
-    /// the store, under the names that they have there. Disks are built when they are first used.
-    ///
-    /// # Errors
-    /// The archive is damaged, holds an image for another platform, or one without a name: none of its images
-    /// is in the store then.
-    pub fn load(&self, file: &Path, progress: &dyn Progress) -> Result<Vec<Image>> {
-        let archive = Archive::open(file, &self.folders.blobs(), self.layer_limit, progress)?;
-        self.load_archive(&archive, progress)
-    }
-
-    /// As [`load`](Self::load), with an archive that is read from a stream, to its end. Until its images are
-    /// copied it takes its (expanded) length on the store's file system.
-    ///
-    /// # Errors
-    /// As [`load`](Self::load); the stream cannot be read.
-    pub fn load_from(&self, input: &mut dyn Read, progress: &dyn Progress) -> Result<Vec<Image>> {
-        let archive = Archive::receive(input, &self.folders.blobs(), self.layer_limit, progress)?;
-        self.load_archive(&archive, progress)
-    }
-
-    fn load_archive(&self, archive: &Archive, progress: &dyn Progress) -> Result<Vec<Image>> {
-        // All names, manifests and configs before the first layer.
-        let host = Platform::host();
-        let find = |tag: String| {
-            let name = name_in_archive(archive, &tag)?;
-            let parts = archive.resolve(Some(&tag), &host)?;
-            Ok((name, Image::new(&archive.reference(tag), parts)?))
-        };
-        let found = archive.tags()?.into_iter().map(find).collect::<Result<Vec<_>>>()?;
-        let mut copied = Copied::default();
-        let mut loaded = Vec::new();
-        let guard = StoreLock::take(&self.folders.import_lock(), Lock::Shared)?;
-        for (name, image) in found {
-            loaded.push(self.keep(image, name, &mut copied, progress)?);
-        }
-        loaded.iter().try_for_each(|image| pull::save(&self.folders, image))?;
-        drop(guard);
-        self.collect_garbage();
-        Ok(loaded)
-    }
-
-    /// Copies layers, manifest and config of an image into the store. Whoever calls this holds the
-    /// import lock, until there is a record.
-    pub(super) fn keep(
-        &self,
-        mut image: Image,
-        name: ImageName,
-        copied: &mut Copied,
-        progress: &dyn Progress,
-    ) -> Result<Image> {
-        let copier = LayerCopier { folders: &self.folders, limit: self.layer_limit, progress };
-        let layers = copier.copy(&image, copied)?;
-        image.imported = Some(match image.imported.take() {
-            Some(origin) => origin,
-            None => self.keep_documents(&mut image, &layers)?,
-        });
-        image.layers = layers;
-        image.reference = ImageReference::Name(name);
-        Ok(image)
-    }
-
-    /// Puts manifest and config of an image beside its layers. The manifest stays out if it speaks of
-    /// other blobs, because layers were compressed.
-    fn keep_documents(&self, image: &mut Image, layers: &[Layer]) -> Result<Imported> {
-        let mut documents = std::mem::take(&mut image.documents);
-        let digests = |layers: &[Layer]| -> Vec<_> {
-            layers.iter().map(|layer| layer.digest.clone()).collect()
-        };
-        if digests(layers) != digests(&image.layers) {
-            documents.manifest = None;
-        }
-        pull::store_documents(&self.folders, &image.digest, &documents)?;
-        Ok(Imported {
-            from: image.reference.to_string(),
-            index: None,
-            manifest: documents.manifest.map(|_| image.digest.clone()),
-            config: documents.config.as_deref().map(Digest::sha256),
-        })
-    }
-
     /// Writes images, with their names, as a tar of an OCI layout: `skopeo` (`oci-archive:`), `podman load`
     /// and [`load`](Self::load) read it.
     ///
@@ -183,7 +34,7 @@ impl ImageStore {
         let mut writer = LayoutWriter { tar: tar::Builder::new(output), written: Vec::new() };
         let mut entries = Vec::new();
         for name in names {
-            let record = one_image(&records, name)?;
+            let record = records.one(name)?;
             entries.push(self.save_image(record, &mut writer, progress)?);
         }
         writer.finish(entries)?;
@@ -207,7 +58,7 @@ impl ImageStore {
         writer: &mut LayoutWriter<'_>,
         progress: &dyn Progress,
     ) -> Result<Value> {
-        let import = import_of(record)?;
+        let import = record.import()?;
         let mut layers = Vec::new();
         for (index, layer) in import.layers.iter().enumerate() {
             let path = self.folders.blob(&layer.digest);
@@ -278,49 +129,6 @@ fn name_of_config(manifest: &[u8], config: &[u8]) -> Option<Digest> {
 
 const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
-
-/// The one image that is meant, under whichever of its names.
-fn one_image<'a>(records: &'a Records, text: &str) -> Result<&'a Record> {
-    let matching = records.matching(text);
-    let Some(first) = matching.first() else {
-        return Err(Error::NotFound { text: text.to_owned() });
-    };
-    if matching.iter().any(|record| record.digest != first.digest) {
-        let names = matching.iter().map(|record| record.name.clone()).collect();
-        return Err(Error::Ambiguous { text: text.to_owned(), names });
-    }
-    Ok(first)
-}
-
-/// The part of a record that an image of the store's own has.
-fn import_of(record: &Record) -> Result<&Import> {
-    record.import.as_ref().ok_or_else(|| Error::Unsupported {
-        what: format!("{}, which is used where it lies,", record.name),
-        remedy: "import it under a name first".into(),
-    })
-}
-
-/// Under which name the image of this tag is to be kept. A tag without a name is one of an image that is
-/// called as its file is.
-fn name_in_archive(archive: &Archive, tag: &str) -> Result<ImageName> {
-    if tag.contains([':', '/']) {
-        return parse_name(tag);
-    }
-    match archive.stem() {
-        Some(stem) => parse_name(&format!("{}:{tag}", stem.to_lowercase())),
-        None => Err(Error::Missing {
-            what: format!("the name of the image tagged {tag:?} in {}", archive.place()),
-            remedy: "save it with its name, or load it from a file that is called so".into(),
-        }),
-    }
-}
-
-pub(super) fn parse_name(text: &str) -> Result<ImageName> {
-    text.parse().map_err(|reason: InvalidName| Error::InvalidReference {
-        text: text.to_owned(),
-        reason: reason.to_string(),
-    })
-}
 
 /// The media type of a layer's blob, by what it begins with.
 fn layer_type(path: &Path) -> Result<&'static str> {

@@ -1,0 +1,94 @@
+//! Where the bytes of a layer are.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::directory::DirectoryTar;
+use crate::error::{Error, Result};
+use crate::format::Digest;
+use crate::sys;
+
+/// One layer, not read yet.
+#[derive(Clone, Debug)]
+pub(crate) struct Layer {
+    /// Digest of the blob as it is stored; none where nothing vouches for it but the diff id.
+    pub(crate) digest: Option<Digest>,
+    /// Length of the blob in bytes, where known beforehand.
+    pub(crate) size: Option<u64>,
+    /// Digest of the uncompressed tar.
+    pub(crate) diff_id: Digest,
+    pub(crate) location: Location,
+}
+
+/// Where the bytes of a blob are.
+#[derive(Clone, Debug)]
+pub(crate) enum Location {
+    /// A whole file.
+    File(PathBuf),
+    /// A part of an open file.
+    Slice(Slice),
+    /// The tar stream made of a directory.
+    Directory(PathBuf),
+}
+
+impl Location {
+    /// Starts reading from the beginning.
+    pub(crate) fn open(&self) -> Result<Box<dyn Read + Send>> {
+        Ok(match self {
+            Self::File(path) => match sys::open_regular(path) {
+                Ok(file) => Box::new(file),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    return Err(Error::Missing {
+                        what: format!("the layer {}", path.display()),
+                        remedy: "the image was moved or removed; make it, or import it, anew"
+                            .into(),
+                    });
+                }
+                Err(error) => return Err(Error::io("open", path)(error)),
+            },
+            Self::Slice(slice) => Box::new(slice.clone()),
+            Self::Directory(dir) => Box::new(DirectoryTar::open(dir)?),
+        })
+    }
+}
+
+/// A part of an open file, read by position: any number of them share the file.
+#[derive(Clone, Debug)]
+pub(crate) struct Slice {
+    pub(crate) file: Arc<File>,
+    pub(crate) start: u64,
+    pub(crate) len: u64,
+}
+
+impl Read for Slice {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let wanted = usize::try_from(self.len).unwrap_or(usize::MAX).min(buf.len());
+        let count = self.file.read_at(buf.get_mut(..wanted).unwrap_or_default(), self.start)?;
+        self.start += count as u64;
+        self.len -= count as u64;
+        Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_end_where_they_should() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(b"0123456789", 0).unwrap();
+        let slice = |start, len| {
+            let mut text = String::new();
+            let mut slice = Slice { file: Arc::new(file.try_clone().unwrap()), start, len };
+            slice.read_to_string(&mut text).unwrap();
+            text
+        };
+        assert_eq!(slice(2, 3), "234");
+        assert_eq!(slice(8, 5), "89");
+        assert_eq!(slice(20, 5), "");
+    }
+}

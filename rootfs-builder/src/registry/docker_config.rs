@@ -1,0 +1,364 @@
+//! Logins, kept where docker keeps them: in `config.json`, or with the credential helper that it names.
+
+use std::cmp::Reverse;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde_json::{Map, Value, json};
+
+use super::credentials::{Credentials, Login, LoginStore};
+use super::helper::Helper;
+use super::scope::Scope;
+use crate::error::{Error, Result};
+use crate::file::read_small;
+use boxlite_durable as durable;
+
+/// Docker's `config.json`.
+pub(super) struct DockerConfig {
+    path: PathBuf,
+    json: Map<String, Value>,
+}
+
+/// A configuration that is longer is none.
+const MAX_CONFIG_BYTES: u64 = 4 << 20;
+
+impl DockerConfig {
+    /// Reads it; an absent file is an empty one.
+    pub(super) fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join("config.json");
+        let bytes = match read_small(&path, MAX_CONFIG_BYTES) {
+            Ok(bytes) => bytes,
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(Self { path, json: Map::new() });
+            }
+            Err(error) => return Err(error),
+        };
+        let json = serde_json::from_slice(&bytes);
+        let json = json.map_err(|error| Error::RegistryConfig {
+            file: path.clone(),
+            reason: error.to_string(),
+        })?;
+        Ok(Self { path, json })
+    }
+
+    /// The login for a repository, if there is one: that of the longest path it is below.
+    pub(super) fn login(&self, repository: Scope<'_>) -> Result<Option<Login>> {
+        let mut entries = self.entries(repository);
+        if let Some((scope, helper, key)) = self.helper(repository)? {
+            // What is said of a smaller part of the registry goes first.
+            let smaller = entries.extract_if(.., |(entry, _)| entry.path.len() > scope.path.len());
+            if let Some(login) = self.first_login(smaller) {
+                return Ok(Some(login));
+            }
+            if let Some(credentials) = helper.get(&key)? {
+                let source_name = helper.program();
+                return Ok(Some(Login { credentials, source_name }));
+            }
+        }
+        Ok(self.first_login(entries))
+    }
+
+    /// The entries of the file that are about a repository, those of the longest path first.
+    fn entries(&self, repository: Scope<'_>) -> Vec<(Scope<'_>, &Value)> {
+        let entries = self.auths().into_iter().flatten();
+        let mut entries: Vec<_> = entries
+            .map(|(key, entry)| (Scope::of(key), key, entry))
+            .filter(|(scope, ..)| scope.includes(repository))
+            .collect();
+        // Of several spellings, the plain one counts.
+        let is_other = |scope: &Scope<'_>, key: &str| key != scope.to_string();
+        entries.sort_by_key(|(scope, key, _)| (Reverse(scope.path.len()), is_other(scope, key)));
+        entries.into_iter().map(|(scope, _, entry)| (scope, entry)).collect()
+    }
+
+    fn first_login<'a>(
+        &self,
+        entries: impl IntoIterator<Item = (Scope<'a>, &'a Value)>,
+    ) -> Option<Login> {
+        let credentials = entries.into_iter().find_map(|(_, entry)| credentials_of(entry))?;
+        Some(Login { credentials, source_name: self.path.display().to_string() })
+    }
+
+    /// Keeps a login: with the helper, if one is configured, else in the file.
+    pub(super) fn store(
+        &mut self,
+        scope: Scope<'_>,
+        credentials: &Credentials,
+    ) -> Result<LoginStore> {
+        let (user, secret) = match credentials {
+            Credentials::Password { user, password } => (user.as_str(), password),
+            Credentials::IdentityToken(token) | Credentials::RegistryToken(token) => ("", token),
+        };
+        if let Some((_, helper, key)) = self.helper(scope)? {
+            if !scope.is_registry() {
+                return Err(Error::Unsupported {
+                    what: format!("a login for {scope} alone with {}", helper.program()),
+                    remedy: format!("log in to {}", scope.host),
+                });
+            }
+            let user = if user.is_empty() { "<token>" } else { user };
+            helper.store(&key, user, secret)?;
+            // As docker does: an entry without a secret says that there is a login.
+            self.set_auth(scope, json!({}));
+            self.write()?;
+            return Ok(LoginStore::Helper(helper.name().to_owned()));
+        }
+        let entry = match credentials {
+            Credentials::Password { .. } => {
+                json!({ "auth": BASE64.encode(format!("{user}:{secret}")) })
+            }
+            Credentials::IdentityToken(_) => json!({ "identitytoken": secret }),
+            Credentials::RegistryToken(_) => json!({ "registrytoken": secret }),
+        };
+        self.set_auth(scope, entry);
+        self.write()?;
+        Ok(LoginStore::File(self.path.clone()))
+    }
+
+    /// Forgets a login; says whether there was one.
+    pub(super) fn erase(&mut self, scope: Scope<'_>) -> Result<bool> {
+        let mut had_one = false;
+        if let Some((_, helper, key)) = self.helper(scope)?.filter(|_| scope.is_registry()) {
+            had_one = helper.get(&key)?.is_some();
+            if had_one {
+                helper.erase(&key)?;
+            }
+        }
+        if let Some(Value::Object(auths)) = self.json.get_mut("auths") {
+            let before = auths.len();
+            auths.retain(|key, _| Scope::of(key) != scope);
+            if auths.len() != before {
+                had_one = true;
+                self.write()?;
+            }
+        }
+        Ok(had_one)
+    }
+
+    /// The helper that has the login for this repository; for what that is, and by which name there.
+    fn helper<'a>(&'a self, repository: Scope<'a>) -> Result<Option<(Scope<'a>, Helper, String)>> {
+        let own = self.json.get("credHelpers").and_then(Value::as_object).into_iter().flatten();
+        let own = own
+            .map(|(key, helper)| (Scope::of(key), helper, key.clone()))
+            .filter(|(scope, ..)| scope.includes(repository))
+            .max_by_key(|(scope, ..)| scope.path.len());
+        let registry = Scope { path: "", ..repository };
+        let any = || Some((registry, self.json.get("credsStore")?, registry.key()));
+        let Some((scope, helper, key)) = own.or_else(any) else { return Ok(None) };
+        match helper.as_str() {
+            None | Some("") => Ok(None),
+            Some(name) => {
+                let helper = Helper::named(name, &self.path)?;
+                Ok(Some((scope, helper, key)))
+            }
+        }
+    }
+
+    fn auths(&self) -> Option<&Map<String, Value>> {
+        self.json.get("auths")?.as_object()
+    }
+
+    fn set_auth(&mut self, scope: Scope<'_>, entry: Value) {
+        let auths = self.json.entry("auths").or_insert_with(|| json!({}));
+        if !auths.is_object() {
+            *auths = json!({});
+        }
+        if let Value::Object(auths) = auths {
+            auths.retain(|key, _| Scope::of(key) != scope);
+            auths.insert(scope.key(), entry);
+        }
+    }
+
+    /// Replaces the file in one step. Where it is a link, what it points to.
+    fn write(&self) -> Result<()> {
+        let target = fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
+        let dir = target.parent().unwrap_or(&target);
+        if !dir.exists() {
+            fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+            let private = fs::Permissions::from_mode(0o700);
+            fs::set_permissions(dir, private).map_err(Error::io("protect", dir))?;
+        }
+        let text = serde_json::to_vec_pretty(&self.json)
+            .map_err(|error| Error::corrupt(self.path.display().to_string(), error))?;
+        // Only its owner may read what tempfile makes.
+        let mut file = tempfile::Builder::new()
+            .prefix(".config.json.")
+            .tempfile_in(dir)
+            .map_err(Error::io("create a file in", dir))?;
+        let written = file.write_all(&text).and_then(|()| durable::sync_file(file.as_file()));
+        written.map_err(Error::write(&target, text.len() as u64))?;
+        file.persist(&target).map_err(|error| Error::io("replace", &target)(error.error))?;
+        durable::sync_dir(dir).map_err(Error::io("sync", dir))
+    }
+}
+
+fn credentials_of(entry: &Value) -> Option<Credentials> {
+    let text = |name: &str| entry.get(name)?.as_str().filter(|text| !text.is_empty());
+    if let Some(token) = text("registrytoken") {
+        return Some(Credentials::RegistryToken(token.to_owned()));
+    }
+    if let Some(token) = text("identitytoken") {
+        return Some(Credentials::IdentityToken(token.to_owned()));
+    }
+    if let Some(auth) = text("auth") {
+        let decoded = String::from_utf8(BASE64.decode(auth.trim()).ok()?).ok()?;
+        // Docker fills up with NULs what it encrypts no more.
+        let (user, password) = decoded.trim_end_matches('\0').split_once(':')?;
+        return Credentials::new(user.to_owned(), password.to_owned());
+    }
+    Credentials::new(text("username")?.to_owned(), text("password")?.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(json: Value) -> (tempfile::TempDir, DockerConfig) {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("config.json"), json.to_string()).unwrap();
+        let config = DockerConfig::read(dir.path()).unwrap();
+        (dir, config)
+    }
+
+    fn password(user: &str, password: &str) -> Credentials {
+        Credentials::Password { user: user.into(), password: password.into() }
+    }
+
+    #[test]
+    fn logins_are_found_under_every_spelling() {
+        let (_dir, config) = config(json!({ "auths": {
+            "https://index.docker.io/v1/": { "auth": BASE64.encode("me:pa:ss") },
+            "http://reg.lan:5000": { "username": "you", "password": "x" },
+            "https://quay.io/v2/": { "auth": "", "identitytoken": "refresh" },
+            "empty.lan": {},
+            "odd.lan": { "auth": "%%%" },
+        }}));
+        let login =
+            |registry: &str| config.login(Scope::of(registry)).unwrap().map(|l| l.credentials);
+        assert_eq!(login("docker.io"), Some(password("me", "pa:ss")));
+        assert_eq!(login("reg.lan:5000"), Some(password("you", "x")));
+        assert_eq!(login("quay.io"), Some(Credentials::IdentityToken("refresh".into())));
+        for none in ["reg.lan", "empty.lan", "odd.lan", "other"] {
+            assert_eq!(login(none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn the_login_of_the_longest_path_is_taken() {
+        let auth = |user: &str| json!({ "auth": BASE64.encode(format!("{user}:x")) });
+        let (dir, mut config) = config(json!({ "auths": {
+            "https://reg.lan/v1/": auth("old"), "reg.lan": auth("all"),
+            "reg.lan/team": auth("team"), "reg.lan/team/app": auth("app"), "reg.lan/none": { "auth": "Og==" },
+            "alone.lan/team": auth("team"), "empty.lan": { "auth": "Og==" }, "docker.io/me": auth("me"),
+            "zz.lan": { "auth": BASE64.encode("<token>:") },
+        }}));
+        let user = |config: &DockerConfig, repository: &str| {
+            let login = config.login(Scope::of(repository)).unwrap();
+            login.map(|login| login.credentials.user().to_owned())
+        };
+        for (repository, expected) in [
+            ("reg.lan/team/app", Some("app")),
+            ("reg.lan/team/app/part", Some("app")),
+            ("reg.lan/team/other", Some("team")),
+            ("reg.lan/teams", Some("all")),
+            ("reg.lan/none", Some("all")),
+            ("alone.lan/team", Some("team")),
+            ("alone.lan/other", None),
+            ("alone.lan", None),
+            ("empty.lan/x", None),
+            ("zz.lan/x", None),
+            ("docker.io/me/app", Some("me")),
+            ("docker.io/library/app", None),
+        ] {
+            assert_eq!(user(&config, repository).as_deref(), expected, "{repository}");
+        }
+        // Logging in and out of the one leaves the others alone.
+        config.store(Scope::of("alone.lan"), &password("new", "x")).unwrap();
+        assert!(config.erase(Scope::of("reg.lan")).unwrap());
+        assert!(config.erase(Scope::of("reg.lan/team/app")).unwrap());
+        assert!(!config.erase(Scope::of("reg.lan/team/app")).unwrap());
+        let config = DockerConfig::read(dir.path()).unwrap();
+        for (repository, expected) in [
+            ("alone.lan/team", Some("team")),
+            ("alone.lan/x", Some("new")),
+            ("reg.lan/team/app", Some("team")),
+            ("reg.lan/x", None),
+        ] {
+            assert_eq!(user(&config, repository).as_deref(), expected, "{repository}");
+        }
+    }
+
+    #[test]
+    fn what_is_stored_is_found_and_nothing_else_changes() {
+        let (dir, mut config) = config(json!({
+            "auths": { "other.lan": { "auth": "eDp5" }, "https://reg.lan": { "auth": "b2xkOm9sZA==" } },
+            "psFormat": "table", "nested": { "unknown": [1, null] },
+        }));
+        let file = dir.path().join("config.json");
+        assert_eq!(
+            config.store(Scope::of("reg.lan"), &password("me", "s")).unwrap(),
+            LoginStore::File(file.clone())
+        );
+        let mode = fs::metadata(&file).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let read = || serde_json::from_slice::<Value>(&fs::read(&file).unwrap()).unwrap();
+        assert_eq!(
+            read(),
+            json!({
+                "auths": { "other.lan": { "auth": "eDp5" }, "reg.lan": { "auth": BASE64.encode("me:s") } },
+                "psFormat": "table", "nested": { "unknown": [1, null] },
+            })
+        );
+        let mut again = DockerConfig::read(dir.path()).unwrap();
+        assert_eq!(
+            again.login(Scope::of("reg.lan")).unwrap().unwrap().credentials,
+            password("me", "s")
+        );
+        assert!(again.erase(Scope::of("reg.lan")).unwrap());
+        assert!(!again.erase(Scope::of("reg.lan")).unwrap());
+        assert_eq!(read()["auths"], json!({ "other.lan": { "auth": "eDp5" } }));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_missing_file_is_made_for_its_owner_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("new");
+        let mut config = DockerConfig::read(&folder).unwrap();
+        assert!(config.login(Scope::of("docker.io")).unwrap().is_none());
+        config.store(Scope::of("docker.io"), &password("me", "s")).unwrap();
+        let mode = fs::metadata(&folder).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+        let json: Value =
+            serde_json::from_slice(&fs::read(folder.join("config.json")).unwrap()).unwrap();
+        assert!(json["auths"].get("https://index.docker.io/v1/").is_some());
+    }
+
+    #[test]
+    fn a_linked_file_stays_a_link() {
+        let (dir, _) = config(json!({}));
+        let other = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(
+            dir.path().join("config.json"),
+            other.path().join("config.json"),
+        )
+        .unwrap();
+        let mut config = DockerConfig::read(other.path()).unwrap();
+        config.store(Scope::of("x.lan"), &password("me", "s")).unwrap();
+        assert!(other.path().join("config.json").is_symlink());
+        let read = DockerConfig::read(dir.path()).unwrap();
+        assert!(read.login(Scope::of("x.lan")).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_damaged_file_is_named_and_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("config.json"), "[1]").unwrap();
+        let error = DockerConfig::read(dir.path()).err().unwrap().to_string();
+        assert!(error.contains("config.json"), "{error}");
+    }
+}

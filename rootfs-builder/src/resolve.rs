@@ -1,0 +1,260 @@
+//! From a manifest or an index to the one image that fits this machine: over nested indexes to its
+//! manifest, config and layers. Everything is verified by its digest.
+
+use crate::error::{Error, Result};
+use crate::format::{
+    ConfigBlob, Descriptor, DescriptorPlatform, Digest, Document, MAX_CONFIG_BYTES, MAX_LAYERS,
+    MAX_MANIFEST_BYTES, Platform, is_config_type, is_layer_type,
+};
+use crate::image::{Documents, Resolved};
+use crate::layer::{Layer, Location};
+
+/// What descriptors speak of, wherever it is.
+pub(crate) trait Content {
+    /// What this is, for messages: `oci:/some/dir`, a registry.
+    fn place(&self) -> String;
+    /// A manifest, index or config, at most `limit` bytes; none if there is no such thing.
+    fn document(&self, kind: Kind, blob: &Descriptor, limit: u64) -> Result<Option<Vec<u8>>>;
+    /// Where a layer is (or will be) and how long it is; none if there is no such layer.
+    fn layer(&self, layer: &Descriptor) -> Result<Option<(Location, u64)>>;
+}
+
+/// Of two kinds of documents: a registry has them in different places.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A manifest or an index.
+    Manifest,
+    /// The config of an image.
+    Config,
+}
+
+/// Nested indexes may go this deep.
+const MAX_DEPTH: usize = 4;
+/// No more documents than this are read to find the one manifest.
+const MAX_DOCUMENTS: usize = 64;
+
+/// Finds the image that a manifest is, or an index leads to; `digest` is that of the JSON.
+pub(crate) fn document(
+    content: &dyn Content,
+    digest: Digest,
+    json: Vec<u8>,
+    host: &Platform,
+) -> Result<Resolved> {
+    Search { content, host, documents: 1 }.document(digest, json, 0)
+}
+
+/// Finds the image that an entry of an index leads to.
+pub(crate) fn entry(
+    content: &dyn Content,
+    entry: &Descriptor,
+    host: &Platform,
+) -> Result<Resolved> {
+    Search { content, host, documents: 0 }.descend(entry, 0)
+}
+
+/// Finds the image among entries for several platforms that runs here.
+pub(crate) fn alternatives(
+    content: &dyn Content,
+    entries: Vec<Descriptor>,
+    host: &Platform,
+) -> Result<Resolved> {
+    Search { content, host, documents: 0 }.pick_platform(entries, 0)
+}
+
+/// Looks for the manifest that fits.
+struct Search<'a> {
+    content: &'a dyn Content,
+    host: &'a Platform,
+    documents: usize,
+}
+
+impl Search<'_> {
+    /// The image among alternatives for several platforms that runs here.
+    fn pick_platform(&mut self, entries: Vec<Descriptor>, depth: usize) -> Result<Resolved> {
+        let mut found = Vec::new();
+        let (named, unnamed): (Vec<_>, Vec<_>) = entries
+            .into_iter()
+            .filter(Descriptor::may_be_image)
+            .partition(|entry| entry.platform.as_ref().is_some_and(|p| !p.architecture.is_empty()));
+        if let Some(entry) = best(&named, self.host) {
+            return self.descend(entry, depth);
+        }
+        found.extend(named.iter().filter_map(|entry| entry.platform.as_ref()).map(shown_platform));
+        let mut no_image = None;
+        for entry in &unnamed {
+            match self.descend(entry, depth) {
+                Err(Error::WrongPlatform { found: inner, .. }) => found.extend(inner),
+                // An artifact that the index does not say is one.
+                Err(error @ Error::Unsupported { .. }) => no_image = Some(error),
+                other => return other,
+            }
+        }
+        if let Some(error) = no_image.filter(|_| found.is_empty()) {
+            return Err(error);
+        }
+        found.sort();
+        found.dedup();
+        Err(Error::WrongPlatform { what: self.content.place(), found, host: self.host.to_string() })
+    }
+
+    fn descend(&mut self, entry: &Descriptor, depth: usize) -> Result<Resolved> {
+        let place = self.content.place();
+        if depth > MAX_DEPTH {
+            let what = format!("{place}: nested indexes");
+            return Err(Error::TooMany { what, count: depth, limit: MAX_DEPTH });
+        }
+        self.documents += 1;
+        if self.documents > MAX_DOCUMENTS {
+            let what = format!("{place}: manifests to look through");
+            return Err(Error::TooMany { what, count: self.documents, limit: MAX_DOCUMENTS });
+        }
+        let json = read_verified(self.content, Kind::Manifest, entry)?;
+        self.document(entry.digest.clone(), json, depth)
+    }
+
+    /// The image that a document is, or leads to.
+    fn document(&mut self, digest: Digest, json: Vec<u8>, depth: usize) -> Result<Resolved> {
+        match Document::parse(&json) {
+            Ok(Document::Index(entries)) => self.pick_platform(entries, depth + 1),
+            Ok(Document::Manifest { config, layers }) => self.image(digest, json, &config, layers),
+            Err(reason) => {
+                let what = format!("the manifest {digest} in {}", self.content.place());
+                Err(Error::corrupt(what, reason))
+            }
+        }
+    }
+
+    fn image(
+        &self,
+        digest: Digest,
+        manifest: Vec<u8>,
+        config: &Descriptor,
+        layers: Vec<Descriptor>,
+    ) -> Result<Resolved> {
+        let place = self.content.place();
+        if !is_config_type(&config.media_type) {
+            return Err(Error::Unsupported {
+                what: format!("{place}: an artifact of type {:?}", config.media_type),
+                remedy: "it is not a container image; use one that is".into(),
+            });
+        }
+        let json = read_verified(self.content, Kind::Config, config)?;
+        let what = format!("the config {} in {place}", config.digest);
+        let ConfigBlob { config, diff_ids } =
+            ConfigBlob::parse(&json).map_err(|error| Error::corrupt(&what, error))?;
+        check_platform(&place, &config.os, &config.architecture, self.host)?;
+        check_layer_count(&what, layers.len(), diff_ids.len())?;
+        let layers = layers.into_iter().zip(diff_ids);
+        let layers = layers.map(|(layer, diff_id)| self.layer(layer, diff_id));
+        let documents = Documents { manifest: Some(manifest.into()), config: Some(json.into()) };
+        Ok(Resolved { digest, config, layers: layers.collect::<Result<_>>()?, documents })
+    }
+
+    fn layer(&self, layer: Descriptor, diff_id: Digest) -> Result<Layer> {
+        let place = self.content.place();
+        let what = format!("the layer {} in {place}", layer.digest);
+        if !is_layer_type(&layer.media_type) {
+            return Err(Error::Unsupported {
+                what: format!("{what}: its type {:?}", layer.media_type),
+                remedy: "convert the image with `skopeo copy --format oci`".into(),
+            });
+        }
+        let path = layer.digest.blob_path();
+        let (location, len) = self.content.layer(&layer)?.ok_or_else(|| Error::Missing {
+            what: format!("{what} ({path})"),
+            remedy: "the copy is incomplete; make or copy the image anew".into(),
+        })?;
+        check_len(&what, len, layer.size)?;
+        Ok(Layer { digest: Some(layer.digest), size: Some(len), diff_id, location })
+    }
+}
+
+/// The entry for this machine that makes the most of its CPU; of several as good, the first.
+fn best<'a>(entries: &'a [Descriptor], host: &Platform) -> Option<&'a Descriptor> {
+    let suits = |entry: &Descriptor| {
+        let platform = entry.platform.as_ref()?;
+        let runs = host.runs(&platform.os, &platform.architecture);
+        runs.then(|| host.suits(&platform.variant)).flatten()
+    };
+    // The last of the greatest is taken.
+    let suitable = entries.iter().rev().filter_map(|entry| Some((suits(entry)?, entry)));
+    suitable.max_by_key(|(level, _)| *level).map(|(_, entry)| entry)
+}
+
+fn shown_platform(platform: &DescriptorPlatform) -> String {
+    let name = platform_name(&platform.os, &platform.architecture);
+    match &*platform.variant {
+        "" => name,
+        variant => format!("{name}/{}", shortened(variant)),
+    }
+}
+
+fn platform_name(os: &str, architecture: &str) -> String {
+    let or_unknown = |text: &str| shortened(if text.is_empty() { "unknown" } else { text });
+    format!("{}/{}", or_unknown(os), or_unknown(architecture))
+}
+
+fn shortened(text: &str) -> String {
+    text.chars().take(40).collect()
+}
+
+/// An error that names both, where the image is for other machines.
+pub(crate) fn check_platform(
+    what: &str,
+    os: &str,
+    architecture: &str,
+    host: &Platform,
+) -> Result<()> {
+    if host.runs(os, architecture) {
+        return Ok(());
+    }
+    let found = vec![platform_name(os, architecture)];
+    Err(Error::WrongPlatform { what: what.to_owned(), found, host: host.to_string() })
+}
+
+/// The layers of the manifest and of the config must be as many, and not too many.
+pub(crate) fn check_layer_count(what: &str, layers: usize, diff_ids: usize) -> Result<()> {
+    if layers > MAX_LAYERS {
+        let what = format!("{what}: layers");
+        return Err(Error::TooMany { what, count: layers, limit: MAX_LAYERS });
+    }
+    if layers == diff_ids {
+        return Ok(());
+    }
+    Err(Error::corrupt(what, format!("it lists {diff_ids} layers, the manifest lists {layers}")))
+}
+
+fn check_len(what: &str, len: u64, expected: u64) -> Result<()> {
+    if len == expected {
+        return Ok(());
+    }
+    let hint = if len < expected { " (the copy was cut short)" } else { "" };
+    Err(Error::corrupt(what, format!("it has {len} bytes instead of {expected}{hint}")))
+}
+
+fn read_verified(content: &dyn Content, kind: Kind, blob: &Descriptor) -> Result<Vec<u8>> {
+    let (what, limit) = match kind {
+        Kind::Manifest => ("the manifest", MAX_MANIFEST_BYTES),
+        Kind::Config => ("the config", MAX_CONFIG_BYTES),
+    };
+    let what = format!("{what} {} in {}", blob.digest, content.place());
+    if blob.size > limit {
+        return Err(Error::TooLarge { what, limit });
+    }
+    let bytes = content.document(kind, blob, limit)?.ok_or_else(|| Error::Missing {
+        what: format!("{what} ({})", blob.digest.blob_path()),
+        remedy: "the copy is incomplete; make or copy the image anew".into(),
+    })?;
+    check_len(&what, bytes.len() as u64, blob.size)?;
+    verify(&what, &bytes, &blob.digest)?;
+    Ok(bytes)
+}
+
+/// An error where `bytes` are not what `expected` is the digest of.
+pub(crate) fn verify(what: &str, bytes: &[u8], expected: &Digest) -> Result<()> {
+    let actual = Digest::of(expected.algorithm(), bytes);
+    if actual == *expected {
+        return Ok(());
+    }
+    Err(Error::DigestMismatch { what: what.to_owned(), expected: expected.clone(), actual })
+}

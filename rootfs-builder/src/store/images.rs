@@ -1,0 +1,212 @@
+//! The store itself: opening it, finding images, making their disks.
+
+use std::path::Path;
+
+use super::builder::DiskBuilder;
+use super::disk::{self, BaseDisk};
+use super::folders::Folders;
+use super::garbage::{self, Leftovers};
+use super::lock::StoreLock;
+use super::partial;
+use super::pull;
+use super::record::{self, Record, Records};
+use crate::error::{Error, Result};
+use crate::format::{ImageName, ImageReference};
+use crate::image::Image;
+use crate::layer::Layer;
+use crate::progress::{Event, Progress};
+use crate::registry::RegistryOptions;
+use crate::source::{self, Lookup, Scratch};
+use boxlite_durable as durable;
+
+/// A layer (or an archive that is compressed as a whole) may decompress to this many bytes unless
+/// [`ImageStore::with_layer_limit`] says otherwise: 64 GiB.
+pub const DEFAULT_LAYER_LIMIT: u64 = 64 << 30;
+
+/// A folder of images. Cheap to open; any number may be open at once.
+#[derive(Debug)]
+pub struct ImageStore {
+    pub(super) folders: Folders,
+    pub(super) layer_limit: u64,
+    registries: RegistryOptions,
+}
+
+/// When to ask a registry for a name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PullPolicy {
+    /// If no image of this name is in the store; an imported one counts.
+    #[default]
+    Missing,
+    /// Always: the registry says what the name means now, and an image that was imported under that
+    /// name is replaced. Layers that are in the store are not fetched again.
+    Always,
+    /// Never.
+    Never,
+}
+
+impl ImageStore {
+    /// Opens the store in this folder (`$BOXLITE_HOME/images`); creates it where it is missing, and
+    /// removes what killed processes left behind.
+    ///
+    /// # Errors
+    /// The folder cannot be created or used.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
+        let dir = dir.as_ref();
+        let root = std::path::absolute(dir).map_err(Error::io("find", dir))?;
+        let store = Self {
+            folders: Folders { root },
+            layer_limit: DEFAULT_LAYER_LIMIT,
+            registries: RegistryOptions::default(),
+        };
+        for folder in [store.folders.blobs(), store.folders.disks(), store.folders.refs()] {
+            durable::create_dir_all(&folder, 0o700).map_err(Error::write(&folder, 1))?;
+        }
+        store.collect_garbage();
+        Ok(store)
+    }
+
+    /// Changes how many bytes a layer may have when it is decompressed.
+    #[must_use]
+    pub fn with_layer_limit(self, bytes: u64) -> Self {
+        Self { layer_limit: bytes, ..self }
+    }
+
+    /// Changes how registries are reached.
+    #[must_use]
+    pub fn with_registries(self, registries: RegistryOptions) -> Self {
+        Self { registries, ..self }
+    }
+
+    /// How registries are reached.
+    pub fn registries(&self) -> &RegistryOptions {
+        &self.registries
+    }
+
+    /// Finds an image, and verifies its manifest and config. A directory is read as a whole to
+    /// learn its identity; an archive that is compressed is expanded; a name that the store does not
+    /// have is pulled from its registry.
+    ///
+    /// # Errors
+    /// It is missing, damaged, for another platform, or not to be had.
+    pub fn resolve(&self, reference: &ImageReference, progress: &dyn Progress) -> Result<Image> {
+        self.resolve_with(reference, PullPolicy::Missing, progress)
+    }
+
+    /// As [`resolve`](Self::resolve), and says when to ask a registry for a name.
+    ///
+    /// # Errors
+    /// It is missing, damaged, for another platform, or not to be had.
+    pub fn resolve_with(
+        &self,
+        reference: &ImageReference,
+        policy: PullPolicy,
+        progress: &dyn Progress,
+    ) -> Result<Image> {
+        match source::look_up(reference, &self.scratch(), progress)? {
+            Lookup::Here(resolved) => Image::new(reference, *resolved),
+            Lookup::Name(name) => self.named(name, policy, progress),
+        }
+    }
+
+    /// Archives are expanded beside the blobs.
+    pub(super) fn scratch(&self) -> Scratch {
+        Scratch { dir: self.folders.blobs(), limit: self.layer_limit }
+    }
+
+    /// Gets an image from its registry as it is there now; fetches only what the store has not.
+    ///
+    /// # Errors
+    /// [`Error::Registry`] says what the registry answers. [`Error::Cancelled`] if the progress says
+    /// so: what was fetched is kept for the next attempt.
+    pub fn pull(&self, name: &ImageName, progress: &dyn Progress) -> Result<Image> {
+        let image = pull::pull(&self.folders, &self.registries, name, progress)?;
+        self.collect_garbage();
+        Ok(image)
+    }
+
+    fn named(
+        &self,
+        name: &ImageName,
+        policy: PullPolicy,
+        progress: &dyn Progress,
+    ) -> Result<Image> {
+        let stored = match policy {
+            PullPolicy::Always => Ok(None),
+            PullPolicy::Missing | PullPolicy::Never => self.stored(name),
+        };
+        match (stored, policy) {
+            (Ok(Some(image)), _) => Ok(image),
+            (Ok(None), PullPolicy::Never) => Err(Error::NotStored { name: name.to_string() }),
+            (Ok(None), _) => self.pull(name, progress),
+            (Err(damage), PullPolicy::Missing) if self.may_be_healed(name, &damage) => {
+                self.heal(name, damage, progress)
+            }
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    /// Whether the registry can give what a damaged record was of.
+    fn may_be_healed(&self, name: &ImageName, damage: &Error) -> bool {
+        let is_damage = matches!(damage, Error::Corrupt { .. } | Error::TooLarge { .. });
+        is_damage && record::may_be_pulled(&self.folders.record(name.as_str()), name)
+    }
+
+    /// Gets an image anew whose record is damaged.
+    fn heal(&self, name: &ImageName, damage: Error, progress: &dyn Progress) -> Result<Image> {
+        progress.report(Event::Warning(&format!("{damage}; asking the registry for {name}")));
+        self.pull(name, progress).map_err(|error| match error {
+            Error::Cancelled => error,
+            error => {
+                progress.report(Event::Warning(&error.to_string()));
+                damage
+            }
+        })
+    }
+
+    /// The image of that name, or with the digest that the name is pinned to. None, too, where it
+    /// came from a registry and lacks layers: that can give them again.
+    fn stored(&self, name: &ImageName) -> Result<Option<Image>> {
+        let path = self.folders.record(name.as_str());
+        let record = match (path.exists(), name.digest()) {
+            (true, _) => Some(record::load(&path)?),
+            (false, Some(digest)) => {
+                let records = Records::load_all(&self.folders)?.good;
+                let is_meant = |record: &Record| record.digests().any(|known| *known == digest);
+                records.into_iter().find(is_meant)
+            }
+            (false, None) => None,
+        };
+        Ok(record.and_then(|record| record.image(&self.folders)).filter(|image| {
+            let is_there = |layer: &Layer| match (&layer.digest, layer.size) {
+                (Some(digest), Some(size)) => partial::is_stored(&self.folders.blob(digest), size),
+                _ => true,
+            };
+            !image.is_pulled() || image.layers.iter().all(is_there)
+        }))
+    }
+
+    /// The disk of an image: from the cache, or built now (once, however many processes ask).
+    ///
+    /// # Errors
+    /// A layer is damaged or not what the image says, the builder failed, the disk is full.
+    pub fn disk(
+        &self,
+        image: &Image,
+        builder: &dyn DiskBuilder,
+        progress: &dyn Progress,
+    ) -> Result<BaseDisk> {
+        disk::obtain(&self.folders, image, builder, self.layer_limit, progress)
+    }
+
+    /// Removes what nobody needs, unless somebody is at work in the store: then that is the
+    /// business of the next one.
+    pub(super) fn collect_garbage(&self) {
+        let collect = || match StoreLock::try_exclusive(&self.folders.lock())? {
+            Some(_guard) => garbage::sweep(&self.folders, Leftovers::Keep),
+            None => Ok(0),
+        };
+        if let Err(error) = collect() {
+            tracing::warn!("cannot tidy up the image store: {error}");
+        }
+    }
+}

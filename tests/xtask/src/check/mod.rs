@@ -7,6 +7,7 @@ mod house;
 mod lengths;
 mod report;
 mod rerun;
+mod spelling;
 mod suites;
 
 use std::process::ExitCode;
@@ -31,6 +32,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     report.run("format", suites::format);
     report.run("house rules", house::check);
     report.run("lengths", lengths::check);
+    report.run("spelling", spelling::check);
     report.run("clippy", suites::clippy);
     report.run("licences", deny::policy);
     report.run("advisories", deny::advisories);

@@ -8,7 +8,7 @@
 use std::io::{BufRead, IsTerminal};
 use std::time::Duration;
 
-use boxlite_vmm::runtime::{BoxHandle, BoxOptions, Error, ErrorKind, Runtime, RuntimeOptions};
+use boxlite_runtime::{BoxHandle, BoxOptions, Error, ErrorKind, Runtime, RuntimeOptions};
 
 /// What is run when nobody says anything.
 const SCRIPT: [&str; 3] = ["echo run >> /runs", "wc -l < /runs", "ls /no/such/folder"];

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use boxlite_vmm::runtime::{BoxOptions, Runtime, RuntimeOptions};
+use boxlite_runtime::{BoxOptions, Runtime, RuntimeOptions};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {

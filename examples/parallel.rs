@@ -5,7 +5,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use boxlite_vmm::runtime::{BoxOptions, Error, Runtime, RuntimeOptions};
+use boxlite_runtime::{BoxOptions, Error, Runtime, RuntimeOptions};
 use tokio::task::JoinSet;
 
 type Queue = Arc<Mutex<Vec<u32>>>;

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use boxlite_vmm::runtime::{BoxOptions, ErrorKind, ExitStatus, Runtime, RuntimeOptions, signals};
+use boxlite_runtime::{BoxOptions, ErrorKind, ExitStatus, Runtime, RuntimeOptions, signals};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 #[tokio::main(flavor = "current_thread")]

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use boxlite_vmm::runtime::{
+use boxlite_runtime::{
     BoxOptions, EventKind, EventQuery, Forward, NetworkPolicy, Runtime, RuntimeOptions,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

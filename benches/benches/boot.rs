@@ -15,7 +15,7 @@
 
 use std::time::Duration;
 
-use boxlite_vmm::runtime::{BoxOptions, Runtime, RuntimeOptions};
+use boxlite_runtime::{BoxOptions, Runtime, RuntimeOptions};
 use criterion::{Criterion, criterion_group, criterion_main};
 
 fn boot(criterion: &mut Criterion) {

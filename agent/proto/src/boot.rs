@@ -5,10 +5,12 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::network::{BadNetwork, NetworkParams, search_domains};
 
 /// What the agent is there for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Role {
     /// A box: `/dev/vda` becomes the root, the agent serves execs on vsock.
     #[default]
@@ -31,7 +33,8 @@ impl Role {
 }
 
 /// The boot parameters of the agent.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct BootParams {
     /// What the agent is there for.
     pub role: Role,

@@ -4,6 +4,8 @@ use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// Names that the host has on a box's network.
 pub const HOST_NAMES: [&str; 2] = ["host.boxlite.internal", "host.docker.internal"];
 
@@ -14,7 +16,7 @@ pub const MAX_SEARCH_LEN: usize = 256;
 
 /// How `eth0` of a box is configured. Nothing is asked for on the link, so that nothing is waited
 /// for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkParams {
     /// The guest's IPv4 address, and the length of its network's prefix.
     pub address: (Ipv4Addr, u8),

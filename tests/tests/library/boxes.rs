@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use boxlite_tests::{BUSYBOX, unique};
-use boxlite_vmm::runtime::{
+use boxlite_runtime::{
     BoxHandle, BoxOptions, BoxState, Error, ErrorKind, EventKind, EventQuery, Events, ExitStatus,
 };
+use boxlite_tests::{BUSYBOX, unique};
 
 use crate::{Embedder, shell};
 

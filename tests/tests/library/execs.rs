@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use boxlite_runtime::{BoxHandle, ErrorKind, EventKind, EventQuery, ExitStatus, TerminalSize};
 use boxlite_tests::is_long;
-use boxlite_vmm::runtime::{BoxHandle, ErrorKind, EventKind, EventQuery, ExitStatus, TerminalSize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 

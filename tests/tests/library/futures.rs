@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use boxlite_vmm::runtime::{
+use boxlite_runtime::{
     Attached, BoxHandle, BoxInfo, BoxOptions, Command, Error, EventQuery, Events, Execution,
     Images, LogQuery, Logs, Runtime, RuntimeOptions,
 };

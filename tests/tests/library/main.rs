@@ -10,8 +10,8 @@ mod network;
 use std::future::Future;
 use std::time::Duration;
 
+use boxlite_runtime::{BoxHandle, BoxOptions, Runtime, RuntimeOptions};
 use boxlite_tests::{BUSYBOX, Launcher, unique};
-use boxlite_vmm::runtime::{BoxHandle, BoxOptions, Runtime, RuntimeOptions};
 
 /// How long a test may take. Machines that test have much else to do.
 const DEADLINE: Duration = Duration::from_secs(600);
@@ -62,6 +62,6 @@ async fn shell(sandbox: &BoxHandle, script: &str) -> String {
     let output = sandbox.exec(["sh", "-c", script]).output().await.expect(script);
     let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status, boxlite_vmm::runtime::ExitStatus::Code(0), "{script}: {stderr}");
+    assert_eq!(output.status, boxlite_runtime::ExitStatus::Code(0), "{script}: {stderr}");
     text
 }

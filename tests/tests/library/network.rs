@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use boxlite_vmm::runtime::{
+use boxlite_runtime::{
     BoxOptions, ErrorKind, EventKind, EventQuery, Forward, NetworkPolicy, Port, Protocol,
 };
 

@@ -1,4 +1,5 @@
-//! The house rules that a program can check: which package may depend on which.
+//! The house rules that a program can check: which package may depend on which, and what may not be
+//! compiled for one.
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -22,30 +23,69 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("boxlite-kernel", &[]),
     ("boxlite-kernel-builder", &["boxlite-kernel"]),
     ("boxlite-rootfs-builder", &["boxlite-durable"]),
+    ("boxlite-kvm", &["boxlite-hv"]),
+    ("boxlite-contract", &["boxlite-disk", "boxlite-durable", "boxlite-proto"]),
     (
-        "boxlite-vmm",
+        "boxlite-machine",
         &[
+            "boxlite-contract",
+            "boxlite-devices",
+            "boxlite-disk",
             "boxlite-durable",
             "boxlite-hv",
             "boxlite-hvf",
-            "boxlite-devices",
-            "boxlite-disk",
+            "boxlite-kvm",
             "boxlite-net",
             "boxlite-proto",
+        ],
+    ),
+    (
+        "boxlite-runtime",
+        &[
+            "boxlite-contract",
+            "boxlite-disk",
+            "boxlite-durable",
             "boxlite-kernel",
+            "boxlite-net-interfaces",
+            "boxlite-net-policy",
+            "boxlite-proto",
             "boxlite-rootfs-builder",
         ],
     ),
-    ("boxlite-benches", &["boxlite-vmm", "boxlite-net"]),
-    ("boxlite-tests", &["boxlite-vmm"]),
+    ("boxlite-vmm", &["boxlite-machine", "boxlite-runtime"]),
+    ("boxlite-benches", &["boxlite-net", "boxlite-runtime"]),
+    ("boxlite-tests", &["boxlite-runtime"]),
     ("boxlite-xtask", &["boxlite-kernel", "boxlite-kernel-builder"]),
 ];
-/// Crates that would break a boundary: devices are the same under every hypervisor, and an embedder that
-/// reads rules links no network.
-const MAY_NOT_USE: &[(&str, &[&str])] = &[
+/// What tests of a package use besides.
+const TESTS_MAY_USE: &[(&str, &[&str])] = &[("boxlite-machine", &["boxlite-runtime"])];
+/// Crates that would break a boundary if they were compiled for a package, however far down: devices are
+/// the same under every hypervisor, an embedder has no VMM and no command line in its process, and a
+/// box's process has no async runtime, no TLS and no database.
+const MAY_NOT_COMPILE: &[(&str, &[&str])] = &[
     ("boxlite-devices", &["kvm-ioctls", "kvm-bindings", "applevisor", "applevisor-sys"]),
-    ("boxlite-net", &["kvm-ioctls", "kvm-bindings", "applevisor", "applevisor-sys"]),
+    ("boxlite-net", &["kvm-ioctls", "kvm-bindings", "applevisor", "applevisor-sys", "tokio"]),
     ("boxlite-net-policy", &["smoltcp", "mio", "rustix", "libc", "tokio"]),
+    (
+        "boxlite-runtime",
+        &[
+            "boxlite-devices",
+            "boxlite-hv",
+            "boxlite-kvm",
+            "boxlite-machine",
+            "boxlite-net",
+            "clap",
+            "indicatif",
+            "kvm-bindings",
+            "kvm-ioctls",
+            "smoltcp",
+            "virtio-queue",
+        ],
+    ),
+    (
+        "boxlite-machine",
+        &["boxlite-rootfs-builder", "boxlite-runtime", "reqwest", "rusqlite", "rustls", "tokio"],
+    ),
 ];
 
 /// Every dependency between packages is one that ARCHITECTURE.md allows.
@@ -54,7 +94,18 @@ pub(super) fn check() -> Result<Outcome> {
         build::output(build::cargo().args(["metadata", "--no-deps", "--format-version=1"]))?;
     let metadata: Value = serde_json::from_slice(&metadata)?;
     let packages = metadata["packages"].as_array().context("cargo metadata lists no packages")?;
-    let broken = violations(packages);
+    let mut broken = violations(packages);
+    for (package, banned) in MAY_NOT_COMPILE {
+        let tree = build::output(build::cargo().args([
+            "tree",
+            "--package",
+            package,
+            "--edges=normal",
+            "--prefix=none",
+            "--format={p}",
+        ]))?;
+        broken.extend(compiled(package, &String::from_utf8(tree)?, banned));
+    }
     if !broken.is_empty() {
         bail!("{}", broken.join("\n"));
     }
@@ -66,22 +117,40 @@ fn violations(packages: &[Value]) -> Vec<String> {
     let mut broken = Vec::new();
     for package in packages {
         let name = package["name"].as_str().unwrap_or_default();
-        let Some((_, allowed)) = MAY_USE.iter().find(|(known, _)| *known == name) else {
+        let Some(mut allowed) = uses(MAY_USE, name).map(<[_]>::to_vec) else {
             broken.push(format!("{name}: say in tests/xtask/src/check/house.rs what it may use"));
             continue;
         };
-        let banned = MAY_NOT_USE.iter().find(|(known, _)| *known == name);
+        allowed.push(name);
         for dependency in package["dependencies"].as_array().into_iter().flatten() {
             let used = dependency["name"].as_str().unwrap_or_default();
-            let ours = MAY_USE.iter().any(|(known, _)| *known == used);
-            if ours && used != name && !allowed.contains(&used)
-                || banned.is_some_and(|(_, banned)| banned.contains(&used))
-            {
+            let of_tests = dependency["kind"] == "dev"
+                && uses(TESTS_MAY_USE, name).is_some_and(|allowed| allowed.contains(&used));
+            let ours = uses(MAY_USE, used).is_some();
+            if ours && !of_tests && !allowed.contains(&used) {
                 broken.push(format!("{name} may not depend on {used}"));
             }
         }
     }
     broken
+}
+
+/// One line for each of the `banned` that `cargo tree` lists for a package.
+fn compiled(package: &str, tree: &str, banned: &[&str]) -> Vec<String> {
+    let names = tree.lines().filter_map(|line| line.split_whitespace().next());
+    let mut found: Vec<&str> = names.filter(|name| banned.contains(name)).collect();
+    found.sort_unstable();
+    found.dedup();
+    let line = |name| {
+        format!(
+            "{package} may not compile {name} (cargo tree -p {package} -e normal -i {name} says why)"
+        )
+    };
+    found.into_iter().map(line).collect()
+}
+
+fn uses<'a>(table: &[(&str, &'a [&'a str])], name: &str) -> Option<&'a [&'a str]> {
+    table.iter().find(|(known, _)| *known == name).map(|(_, used)| *used)
 }
 
 #[cfg(test)]
@@ -96,18 +165,29 @@ mod tests {
             let uses: Vec<Value> = uses.iter().map(|name| json!({ "name": name })).collect();
             json!({ "name": name, "dependencies": uses })
         };
+        let mut machine = package("boxlite-machine", &["boxlite-runtime", "boxlite-runtime"]);
+        machine["dependencies"][1]["kind"] = "dev".into();
         let packages = [
             package("boxlite-agent", &["boxlite-proto", "libc"]),
-            package("boxlite-devices", &["boxlite-net", "kvm-ioctls", "vm-memory"]),
+            package("boxlite-devices", &["boxlite-net", "vm-memory"]),
             package("boxlite-new", &[]),
+            machine,
         ];
         assert_eq!(
             violations(&packages),
             [
                 "boxlite-devices may not depend on boxlite-net",
-                "boxlite-devices may not depend on kvm-ioctls",
                 "boxlite-new: say in tests/xtask/src/check/house.rs what it may use",
+                "boxlite-machine may not depend on boxlite-runtime",
             ]
         );
+    }
+
+    #[test]
+    fn a_crate_far_down_is_found() {
+        let tree = "boxlite-runtime v0.1.0 (/x)\nclap_complete v4.0.0\nlibc v0.2.0\nclap v4.0.0\nclap v4.0.0 (*)\n";
+        let found = compiled("boxlite-runtime", tree, &["clap", "smoltcp"]);
+        assert_eq!(found.len(), 1);
+        assert!(found[0].starts_with("boxlite-runtime may not compile clap ("));
     }
 }

@@ -1,0 +1,88 @@
+//! Everything of a vCPU that the guest can tell apart.
+
+use boxlite_hv::{Error, Result};
+use kvm_bindings::{
+    MsrList, Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs,
+    kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+};
+use kvm_ioctls::VcpuFd;
+use serde::{Deserialize, Serialize};
+
+use crate::call;
+
+/// The saved state of a vCPU. CPUID is not in it: a restored machine gets the same from its
+/// configuration.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct VcpuState {
+    mp_state: kvm_mp_state,
+    regs: kvm_regs,
+    sregs: kvm_sregs,
+    xsave: kvm_xsave,
+    xcrs: kvm_xcrs,
+    debug: kvm_debugregs,
+    lapic: kvm_lapic_state,
+    msrs: Vec<kvm_msr_entry>,
+    events: kvm_vcpu_events,
+}
+
+impl VcpuState {
+    /// Reads in the order that KVM asks for: MP state first (it may finish a pending INIT), events
+    /// last.
+    pub(crate) fn save(fd: &VcpuFd, msrs: Option<&MsrList>) -> Result<Self> {
+        let list = msrs.ok_or(Error::Missing("a list of MSRs (KVM_GET_MSR_INDEX_LIST)"))?;
+        Ok(Self {
+            mp_state: fd.get_mp_state().map_err(call("KVM_GET_MP_STATE"))?,
+            regs: fd.get_regs().map_err(call("KVM_GET_REGS"))?,
+            sregs: fd.get_sregs().map_err(call("KVM_GET_SREGS"))?,
+            xsave: fd.get_xsave().map_err(call("KVM_GET_XSAVE"))?,
+            xcrs: fd.get_xcrs().map_err(call("KVM_GET_XCRS"))?,
+            debug: fd.get_debug_regs().map_err(call("KVM_GET_DEBUGREGS"))?,
+            lapic: fd.get_lapic().map_err(call("KVM_GET_LAPIC"))?,
+            msrs: read_msrs(fd, list.as_slice())?,
+            events: fd.get_vcpu_events().map_err(call("KVM_GET_VCPU_EVENTS"))?,
+        })
+    }
+
+    /// Writes in the order that KVM asks for: special registers before the local APIC and the MSRs,
+    /// the local APIC before the TSC deadline, events last.
+    pub(crate) fn restore(&self, fd: &VcpuFd) -> Result<()> {
+        fd.set_mp_state(self.mp_state).map_err(call("KVM_SET_MP_STATE"))?;
+        fd.set_regs(&self.regs).map_err(call("KVM_SET_REGS"))?;
+        fd.set_sregs(&self.sregs).map_err(call("KVM_SET_SREGS"))?;
+        // SAFETY: the state is as long as `kvm_xsave`; features that need more (AMX) are not given
+        // to the guest.
+        unsafe { fd.set_xsave(&self.xsave) }.map_err(call("KVM_SET_XSAVE"))?;
+        fd.set_xcrs(&self.xcrs).map_err(call("KVM_SET_XCRS"))?;
+        fd.set_debug_regs(&self.debug).map_err(call("KVM_SET_DEBUGREGS"))?;
+        fd.set_lapic(&self.lapic).map_err(call("KVM_SET_LAPIC"))?;
+        write_msrs(fd, &self.msrs)?;
+        fd.set_vcpu_events(&self.events).map_err(call("KVM_SET_VCPU_EVENTS"))
+    }
+}
+
+/// KVM stops at the first MSR that this vCPU does not have: step over it and go on.
+fn read_msrs(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>> {
+    let mut read = Vec::with_capacity(indices.len());
+    let mut rest = indices;
+    while !rest.is_empty() {
+        let entries: Vec<_> =
+            rest.iter().map(|&index| kvm_msr_entry { index, ..Default::default() }).collect();
+        let mut msrs =
+            Msrs::from_entries(&entries).map_err(|_| Error::Missing("room for its own MSRs"))?;
+        let count = fd.get_msrs(&mut msrs).map_err(call("KVM_GET_MSRS"))?;
+        read.extend_from_slice(&msrs.as_slice()[..count]);
+        rest = rest.get(count + 1..).unwrap_or_default();
+    }
+    Ok(read)
+}
+
+/// A value that KVM refuses is one that the guest never wrote (a read-only or host-dependent MSR).
+fn write_msrs(fd: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<()> {
+    let mut rest = entries;
+    while !rest.is_empty() {
+        let msrs = Msrs::from_entries(rest).map_err(|_| Error::Missing("room for its own MSRs"))?;
+        let count = fd.set_msrs(&msrs).map_err(call("KVM_SET_MSRS"))?;
+        rest = rest.get(count + 1..).unwrap_or_default();
+    }
+    Ok(())
+}

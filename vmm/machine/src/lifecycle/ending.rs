@@ -1,0 +1,173 @@
+//! How a box ends: in order, by steps that are bounded in time, or with its machine.
+
+use std::time::{Duration, Instant};
+
+use boxlite_contract::events::EventKind;
+use boxlite_contract::status::{End, Ended, now_ms};
+
+use super::{Action, Lifecycle, Main, ORPHAN_GRACE, State};
+
+/// How far an orderly end is.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Step {
+    /// The main command has been asked. The guest may take that long afterwards.
+    Main { until: Instant, limit: Duration },
+    /// The main command has been killed.
+    Killed { until: Instant, limit: Duration },
+    /// The guest has been asked.
+    Guest { until: Instant },
+}
+
+impl Lifecycle {
+    /// Ends the box: its main command is asked first where there is a grace for it, then the guest,
+    /// which may take `limit` to follow.
+    pub(super) fn end_in_order(
+        &mut self,
+        end: End,
+        grace: Option<Duration>,
+        limit: Duration,
+        now: Instant,
+    ) {
+        self.unpause(now);
+        match &mut self.state {
+            State::Booting { .. } => {
+                self.act(Action::StopMachine);
+                self.finish(end);
+            }
+            State::Down { .. } => self.finish(end),
+            State::Over => self.act(Action::Hurry),
+            State::Ending { end: why, step } => {
+                if may_begin_anew(why) {
+                    *why = end;
+                }
+                // Whoever is in more of a hurry wins.
+                let until = now + grace.unwrap_or_default();
+                match (grace, step) {
+                    (None, Step::Main { .. } | Step::Killed { .. }) => {
+                        self.ask_guest(ORPHAN_GRACE, limit, now);
+                    }
+                    (Some(_), Step::Main { until: old, .. }) => *old = until.min(*old),
+                    (Some(_), Step::Killed { .. }) => {}
+                    (_, Step::Guest { until: old }) => *old = (until + limit).min(*old),
+                }
+            }
+            State::Up { .. } => {
+                self.end_checks();
+                let signal = self.plan.main.map(|(_, signal)| signal);
+                let runs = matches!(self.main, Main::Runs { .. });
+                let step = match (runs.then_some(signal).flatten(), grace) {
+                    (Some(signal), Some(grace)) => {
+                        self.act(Action::SignalMain(signal));
+                        Some(Step::Main { until: now + grace, limit })
+                    }
+                    _ => None,
+                };
+                let until = now + grace.unwrap_or_default();
+                self.state = State::Ending { end, step: step.unwrap_or(Step::Guest { until }) };
+                if step.is_none() {
+                    self.main = match self.main {
+                        Main::None => Main::None,
+                        Main::Runs { pid, since } => Main::Runs { pid, since },
+                        _ => Main::Over,
+                    };
+                    self.ask_guest(grace.unwrap_or(ORPHAN_GRACE), limit, now);
+                }
+                self.tell(EventKind::Stopping);
+            }
+        }
+    }
+
+    pub(super) fn ask_guest(&mut self, grace: Duration, limit: Duration, now: Instant) {
+        if let State::Ending { step, .. } = &mut self.state {
+            *step = Step::Guest { until: now + grace + limit };
+            self.act(Action::ShutDown(grace));
+        }
+    }
+
+    pub(super) fn machine_ended(
+        &mut self,
+        failed: Option<String>,
+        panic: Option<Vec<String>>,
+        now: Instant,
+    ) {
+        let asked = match &self.state {
+            State::Ending { end, .. } => Some(end.clone()),
+            State::Booting { .. } | State::Up { .. } => None,
+            State::Down { .. } | State::Over => return,
+        };
+        let end = match (panic, self.fatal.take(), failed) {
+            (Some(lines), ..) => End::Panic(lines),
+            (_, Some(message), _) => End::Agent(message),
+            (_, _, Some(message)) => End::Failed(message),
+            _ => asked.clone().unwrap_or(End::Guest),
+        };
+        match asked.is_some_and(|asked| !may_begin_anew(&asked)) {
+            true => {
+                self.act(Action::StopMachine);
+                self.finish(end);
+            }
+            false => self.machine_over(end, now),
+        }
+    }
+
+    /// The machine is of no more use. It is built anew, if the restart policy says so.
+    pub(super) fn machine_over(&mut self, end: End, now: Instant) {
+        self.paused = None;
+        self.end_checks();
+        self.act(Action::StopMachine);
+        let ran = now.saturating_duration_since(self.booted_at);
+        let may = may_begin_anew(&end) && self.disk_full.is_none();
+        let delay = match may {
+            true => self.restarts.again(end != End::Guest, ran),
+            false => None,
+        };
+        match delay {
+            None => self.finish(end),
+            Some(delay) => {
+                let why = end.to_string();
+                tracing::warn!("the machine begins anew: {why}");
+                if !matches!(self.main, Main::None) {
+                    self.main = Main::Before { awaited: true };
+                }
+                self.main_end = None;
+                self.state = State::Down { until: now + delay };
+                self.changed = true;
+            }
+        }
+    }
+
+    pub(super) fn finish(&mut self, end: End) {
+        self.paused = None;
+        self.end_checks();
+        let end = match self.disk_full.take() {
+            Some(disk) if end != End::Killed => End::DiskFull(disk),
+            _ => end,
+        };
+        if !matches!(self.main, Main::None | Main::Runs { .. }) {
+            self.main = Main::Over;
+        }
+        let patience = match end {
+            // Whoever ran the command for its output gets all of it.
+            End::Main => None,
+            End::Stopped | End::Killed | End::Orphaned => Some(Duration::from_secs(1)),
+            _ => Some(Duration::from_secs(10)),
+        };
+        self.state = State::Over;
+        self.changed = true;
+        self.act(Action::Finish(patience));
+        self.ended = Some(Ended { end, at_ms: now_ms(), main: self.main_end.clone() });
+    }
+}
+
+impl Step {
+    pub(super) fn until(self) -> Instant {
+        match self {
+            Self::Main { until, .. } | Self::Killed { until, .. } | Self::Guest { until } => until,
+        }
+    }
+}
+
+/// Whether a machine that ended so begins anew, if the restart policy says so.
+fn may_begin_anew(end: &End) -> bool {
+    matches!(end, End::Guest | End::Panic(_) | End::Agent(_) | End::Failed(_) | End::Unhealthy(_))
+}

@@ -1,0 +1,271 @@
+//! A box's network: the user-mode stack on a thread of its own, and what joins it to the machine's
+//! device and to the host's ports.
+//!
+//! ```text
+//!   vCPU ── virtio-net ── link ── boxlite-net (thread "network") ── sockets of the host
+//!                                  ports: listens here; in the nested host,
+//!                                  `nested` has the real host listen, too
+//! ```
+//!
+//! It is made once, before the first boot, and stays through restarts of the machine: ports are taken
+//! or refused before anything boots, and keep their numbers.
+
+mod link;
+mod nested;
+
+use anyhow::{Context, Result};
+use boxlite_contract::metrics::NetworkMetrics;
+use boxlite_contract::nested::{
+    HostEnvironment, NESTED_HOST, NETWORK, NETWORK6, REAL_HOST, REAL_HOST6,
+};
+use boxlite_contract::spec::{NetworkSpec, Port, Protocol};
+use boxlite_devices::virtio::net::{NetDevice, NetOptions};
+use boxlite_net::{
+    Addresses, Counters, Denials, Handle, Network, NetworkError, NetworkOptions, Policy,
+    PortForward, RateLimit, RateLimits, Rule,
+};
+use boxlite_proto::network::{NetworkParams, search_domains};
+use rustix::process::{Resource, getrlimit};
+
+use self::nested::PortLease;
+use super::threads::Threads;
+
+/// The MTU of the link: a TCP segment fills a packet of 64 KiB.
+const MTU: u16 = 65_520;
+
+/// Descriptors that flows never take, where the limit allows it: whatever a guest does, the box can
+/// be stopped, looked at and have commands run in it.
+const RESERVED: u64 = 4096;
+
+/// A port of the host that cannot be had: which, why, and what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct PortError(String);
+
+/// A network that runs.
+pub(super) struct BoxNetwork {
+    handle: Handle,
+    addresses: Addresses,
+    ports: Vec<Port>,
+    /// In the nested host: the ports of the real host.
+    _lease: Option<PortLease>,
+}
+
+impl BoxNetwork {
+    /// Takes the ports and starts the network. `denied` hears what the policy denies.
+    ///
+    /// # Errors
+    /// A port cannot be had, and which; or a rule cannot be understood.
+    pub(super) fn start(
+        spec: &NetworkSpec,
+        host: HostEnvironment,
+        threads: &Threads,
+        denied: impl Fn(&str, &str) + Send + Sync + 'static,
+    ) -> Result<Self> {
+        let addresses = addresses(host);
+        let rules: Vec<Rule> =
+            spec.rules.iter().map(|rule| rule.parse()).collect::<Result<_, _>>()?;
+        let limit = |rate: Option<u64>| rate.map(RateLimit::new);
+        let options = NetworkOptions {
+            addresses: addresses.clone(),
+            mtu: MTU,
+            policy: Policy::from_rules(rules),
+            forwards: spec.ports.iter().map(|port| listener(*port, host)).collect(),
+            limits: RateLimits {
+                to_guest: limit(spec.limit_down),
+                from_guest: limit(spec.limit_up),
+            },
+            max_descriptors: max_descriptors(),
+            own_addresses_awaited: host.is_nested(),
+            denials: Some(Denials::new(denied)),
+            ..NetworkOptions::default()
+        };
+        let network = Network::new(options).map_err(|e| match e {
+            NetworkError::Forward(e) => PortError(e.to_string()).into(),
+            e => anyhow::Error::from(e),
+        })?;
+        let handle = network.handle();
+        let mut ports: Vec<Port> = handle.forwards().iter().map(port).collect();
+        let lease = match host.is_nested() && !ports.is_empty() {
+            true => Some(lease(&spec.ports, &ports)?),
+            false => None,
+        };
+        if host.is_nested() && lease.is_none() {
+            nested::close_own_addresses(handle.clone(), threads)?;
+        }
+        if let Some(lease) = &lease {
+            handle.close_own(lease.own.clone())?;
+            for (port, real) in ports.iter_mut().zip(&lease.ports) {
+                port.host = real.host;
+            }
+        }
+        let watch = threads.clone();
+        let run = move || {
+            if let Err(e) = network.run() {
+                watch.failed(format!("the box's network ended: {e}"));
+            }
+        };
+        threads.spawn("network", run).context("cannot start the network's thread")?;
+        Ok(Self { handle, addresses, ports, _lease: lease })
+    }
+
+    /// A device for a machine of the box. One at a time is connected.
+    pub(super) fn device(&self) -> Result<NetDevice> {
+        let mut options = NetOptions::new(self.addresses.guest_mac);
+        options.mtu = MTU;
+        (options.tso_from_guest, options.tso_to_guest) = (true, true);
+        Ok(NetDevice::new(options, link::Backend(self.handle.clone()))?)
+    }
+
+    /// What the guest is to know.
+    pub(super) fn params(&self) -> NetworkParams {
+        let Addresses { subnet, gateway, guest, host, subnet6, gateway6, guest6, .. } =
+            self.addresses;
+        NetworkParams {
+            address: (guest, subnet.prefix_len()),
+            gateway,
+            host,
+            address6: (guest6, subnet6.prefix_len()),
+            gateway6,
+        }
+    }
+
+    /// The host's search domains, as far as the guest can be told.
+    pub(super) fn search(&self) -> Vec<String> {
+        let domains = self.handle.search_domains();
+        search_domains(domains.iter().map(String::as_str))
+    }
+
+    /// The ports of the host that lead to the guest.
+    pub(super) fn ports(&self) -> &[Port] {
+        &self.ports
+    }
+
+    /// What it has done so far.
+    pub(super) fn metrics(&self) -> NetworkMetrics {
+        metrics(self.handle.counters())
+    }
+}
+
+impl Drop for BoxNetwork {
+    fn drop(&mut self) {
+        self.handle.stop();
+    }
+}
+
+/// Who is who on the link, and what the host is.
+fn addresses(environment: HostEnvironment) -> Addresses {
+    let mut addresses = Addresses::default();
+    if environment.is_nested() {
+        // QEMU's user network stands between us and the host: its gateway is the host's loopback, its
+        // name server the host's resolver, and our own address that of all boxes here.
+        addresses.loopback = REAL_HOST;
+        addresses.loopback6 = REAL_HOST6;
+        addresses.closed = vec![NETWORK.into(), NETWORK6.into()];
+    }
+    addresses
+}
+
+/// Where this process listens for a port: in the nested host, where QEMU passes on to it.
+fn listener(Port { protocol, host, guest }: Port, environment: HostEnvironment) -> PortForward {
+    let listen = if environment.is_nested() { (NESTED_HOST, 0).into() } else { host };
+    PortForward { protocol: transport(protocol), listen, guest }
+}
+
+/// Has the real host listen where it was asked to, and lead to where this process does.
+fn lease(asked: &[Port], ours: &[Port]) -> Result<PortLease> {
+    let pairs = asked.iter().zip(ours);
+    let ports = pairs.map(|(asked, ours)| Port { guest: ours.host.port(), ..*asked }).collect();
+    PortLease::take(ports).map_err(|e| PortError(e.to_string()).into())
+}
+
+fn port(forward: &PortForward) -> Port {
+    let protocol = match forward.protocol {
+        boxlite_net::Protocol::Udp => Protocol::Udp,
+        _ => Protocol::Tcp,
+    };
+    Port { protocol, host: forward.listen, guest: forward.guest }
+}
+
+fn transport(protocol: Protocol) -> boxlite_net::Protocol {
+    match protocol {
+        Protocol::Tcp => boxlite_net::Protocol::Tcp,
+        Protocol::Udp => boxlite_net::Protocol::Udp,
+    }
+}
+
+/// Descriptors for flows: what this process may have without its reserve, which is half of few.
+fn max_descriptors() -> usize {
+    let limit = getrlimit(Resource::Nofile).current;
+    let most = NetworkOptions::default().max_descriptors;
+    let room = limit.map_or(u64::MAX, |limit| limit - RESERVED.min(limit / 2));
+    usize::try_from(room).unwrap_or(most).min(most)
+}
+
+fn metrics(counters: Counters) -> NetworkMetrics {
+    let mut metrics = NetworkMetrics::default();
+    metrics.bytes_sent = counters.bytes_from_guest;
+    metrics.packets_sent = counters.frames_from_guest;
+    metrics.bytes_received = counters.bytes_to_guest;
+    metrics.packets_received = counters.frames_to_guest;
+    metrics.dropped = counters.dropped + counters.malformed;
+    metrics.retransmits = counters.retransmits;
+    metrics.out_of_order = counters.out_of_order;
+    metrics.tcp_flows = counters.tcp_flows;
+    metrics.tcp_open = counters.tcp_open;
+    metrics.udp_flows = counters.udp_flows;
+    metrics.udp_open = counters.udp_open;
+    metrics.denied = counters.denied;
+    metrics.dns_queries = counters.dns_queries;
+    metrics.dns_failures = counters.dns_failures;
+    metrics
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn start(ports: Vec<Port>) -> Result<BoxNetwork> {
+        let spec = NetworkSpec { ports, ..NetworkSpec::default() };
+        BoxNetwork::start(&spec, HostEnvironment::Real, &Threads::new(|_| {}), |_, _| {})
+    }
+
+    #[test]
+    fn ports_are_taken_told_and_given_back() {
+        let any = "127.0.0.1:0".parse().unwrap();
+        let wanted = Port { protocol: Protocol::Tcp, host: any, guest: 80 };
+        let network = start(vec![wanted, Port { protocol: Protocol::Udp, ..wanted }]).unwrap();
+        let [tcp, udp] = *network.ports() else { panic!("{:?}", network.ports()) };
+        assert_eq!((tcp.protocol, udp.protocol, tcp.guest), (Protocol::Tcp, Protocol::Udp, 80));
+        assert!(tcp.host.port() != 0 && udp.host.port() != 0);
+        let error = start(vec![tcp]).err().unwrap().to_string();
+        assert!(error.contains(&format!("tcp port {} of 127.0.0.1", tcp.host.port())), "{error}");
+        assert!(error.contains("in use"), "{error}");
+        drop(network);
+        // Its thread has a moment's work to end.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while let Err(e) = start(vec![tcp]) {
+            assert!(std::time::Instant::now() < deadline, "{e}");
+        }
+    }
+
+    #[test]
+    fn a_rule_that_nobody_understands_is_no_policy() {
+        let spec = NetworkSpec { rules: vec!["permit any".into()], ..NetworkSpec::default() };
+        assert!(
+            BoxNetwork::start(&spec, HostEnvironment::Real, &Threads::new(|_| {}), |_, _| {})
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn the_guest_is_told_what_the_network_has() {
+        let network = start(Vec::new()).unwrap();
+        let words = network.params().to_string();
+        let expected = "192.168.127.2/24,192.168.127.1,192.168.127.254,fdb0:786c:6974::2/64,\
+                        fdb0:786c:6974::1";
+        assert_eq!(words, expected);
+        assert_eq!(network.metrics(), NetworkMetrics::default());
+        network.device().unwrap();
+    }
+}

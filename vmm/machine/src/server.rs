@@ -1,0 +1,314 @@
+//! Those who speak to a machine: its launcher, whoever connects to the box's control socket, clients
+//! of its vsock, and signals. A thread each, and a bounded number of them.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use boxlite_contract::control::{self, FromMachine, ToMachine};
+use boxlite_devices::virtio::vsock::VsockHandle;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::hub::{Command, Hub};
+use super::process::Message;
+use super::sys;
+use super::threads::Threads;
+
+/// Connections to the control socket that may ask for anything. Whoever comes after them may only end
+/// the box.
+const MAX_CONNECTIONS: usize = 64;
+/// Places beside those: to ask for the end of a box there is room whatever else goes on.
+const RESERVED_CONNECTIONS: usize = 16;
+/// A connection that asks for nothing so long is closed, so that places come free.
+const IDLE_LIMIT: Duration = Duration::from_secs(60);
+/// The same for a connection in a reserved place.
+const RESERVED_IDLE_LIMIT: Duration = Duration::from_secs(10);
+/// Whoever does not take an answer for so long is hung up on.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// After a failed `accept` (too many open files): until some may have been closed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The vsock of the machine that runs, if one does.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Vsock(Arc<Mutex<Option<VsockHandle>>>);
+
+impl Vsock {
+    fn get(&self) -> MutexGuard<'_, Option<VsockHandle>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Another machine, or none.
+    pub(super) fn set(&self, handle: Option<VsockHandle>) {
+        *self.get() = handle;
+    }
+
+    /// Hands over a client, which will say `CONNECT <port>`.
+    pub(super) fn attach(&self, client: UnixStream) -> io::Result<()> {
+        let handle = self.get().clone();
+        let handle = handle.ok_or_else(|| io::Error::other("the machine does not run"))?;
+        handle.attach(client)
+    }
+}
+
+/// Answers that were given and have not left: the process waits for them before it ends.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Unsent(Arc<(Mutex<usize>, Condvar)>);
+
+impl Unsent {
+    fn change(&self, f: impl FnOnce(&mut usize)) {
+        let (count, changed) = &*self.0;
+        f(&mut count.lock().unwrap_or_else(PoisonError::into_inner));
+        changed.notify_all();
+    }
+
+    /// Waits until all have left, at most so long.
+    pub(super) fn wait(&self, limit: Duration) {
+        let (count, changed) = &*self.0;
+        let count = count.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever has not taken its answer by then will see the end of the connection.
+        let _ = changed.wait_timeout_while(count, limit, |count| *count > 0);
+    }
+}
+
+/// What the threads need.
+#[derive(Clone, Debug)]
+pub(super) struct Server {
+    pub(super) inbox: Sender<Message>,
+    pub(super) vsock: Vsock,
+    pub(super) hub: Option<Hub>,
+    pub(super) unsent: Unsent,
+    /// Whether the box goes on without its launcher, whoever said so.
+    pub(super) outlives: Arc<AtomicBool>,
+    pub(super) threads: Threads,
+    /// Set when somebody asks for an end at once: the main thread may be waiting for something else.
+    pub(super) killed: Arc<AtomicBool>,
+}
+
+/// The way of an answer.
+#[derive(Debug)]
+pub(super) struct Reply(SyncSender<FromMachine>, Unsent);
+
+impl Reply {
+    pub(super) fn send(self, answer: FromMachine) {
+        self.1.change(|count| *count += 1);
+        if self.0.send(answer).is_err() {
+            self.1.change(|count| *count -= 1);
+        }
+    }
+}
+
+impl Server {
+    /// Serves a connection in a place of its own, or in one that is kept for those who end the box.
+    fn serve_in(&self, place: Place, peer: &UnixStream) {
+        let idle = match place {
+            Place::Any => IDLE_LIMIT,
+            Place::Reserved => RESERVED_IDLE_LIMIT,
+        };
+        if peer.set_read_timeout(Some(idle)).is_err() {
+            return;
+        }
+        match place {
+            Place::Any => self.serve(peer),
+            Place::Reserved => match control::receive(peer) {
+                Ok(Some((message, files))) if ends_the_box(&message) => {
+                    self.reply(peer, message, files);
+                }
+                Ok(Some(_)) => refuse(peer),
+                _ => {}
+            },
+        }
+    }
+
+    /// Takes what somebody says, to the end of the connection.
+    pub(super) fn serve(&self, peer: &UnixStream) {
+        // Anything else than whole messages ends the connection.
+        while let Ok(Some((message, files))) = control::receive(peer) {
+            if matches!(message, ToMachine::Outlive) {
+                self.outlive();
+            }
+            if !self.reply(peer, message, files) {
+                return;
+            }
+        }
+    }
+
+    /// Answers a message; false if the answer cannot be sent.
+    fn reply(&self, peer: &UnixStream, message: ToMachine, files: Vec<OwnedFd>) -> bool {
+        let Some((answer, counted)) = self.answer(message, files) else { return true };
+        let sent = control::send(peer, &answer, &[]);
+        if counted {
+            self.unsent.change(|count| *count = count.saturating_sub(1));
+        }
+        sent.is_ok()
+    }
+
+    /// Lets the box go on without its launcher. Here, because the thread that sees that go asks nobody else.
+    fn outlive(&self) {
+        self.outlives.store(true, Ordering::SeqCst);
+        if let Some(hub) = &self.hub {
+            hub.send(Command::KeepOutput);
+        }
+    }
+
+    /// The answer to a message, if it has one, and whether it is counted as unsent.
+    fn answer(&self, message: ToMachine, files: Vec<OwnedFd>) -> Option<(FromMachine, bool)> {
+        match message {
+            ToMachine::Client => {
+                for file in files {
+                    if let Err(e) = self.vsock.attach(UnixStream::from(file)) {
+                        tracing::warn!("a vsock client is refused: {e}");
+                    }
+                }
+                None
+            }
+            ToMachine::Attach => {
+                for file in files {
+                    match &self.hub {
+                        Some(hub) => hub.send(Command::Attach(UnixStream::from(file))),
+                        None => tracing::warn!("the machine is no box: nothing to attach to"),
+                    }
+                }
+                None
+            }
+            ToMachine::Launch(_) => {
+                Some((FromMachine::Refused("the machine runs already".into()), false))
+            }
+            message => {
+                if matches!(message, ToMachine::Kill) {
+                    self.killed.store(true, Ordering::SeqCst);
+                }
+                let (reply, answer) = sync_channel(1);
+                let reply = Reply(reply, self.unsent.clone());
+                self.inbox.send(Message::Asked(message, reply)).ok()?;
+                // Without an answer the process is ending, and so does this connection.
+                answer.recv().ok().map(|answer| (answer, true))
+            }
+        }
+    }
+
+    /// Serves the control socket on threads of its own.
+    pub(super) fn listen_for_control(&self, listener: UnixListener) -> io::Result<()> {
+        let server = self.clone();
+        let connections = Arc::new(AtomicUsize::new(0));
+        accept(&self.threads, "control", listener, move |peer| {
+            let _ = peer.set_write_timeout(Some(ANSWER_LIMIT));
+            let slot = Slot::take(&connections);
+            let Some(place) = slot.place() else { return refuse(&peer) };
+            let (server, threads) = (server.clone(), &server.threads);
+            let spawned = threads.spawn("control", move || {
+                server.serve_in(place, &peer);
+                // Whoever sees the end of the connection finds the place free.
+                drop(slot);
+                drop(peer);
+            });
+            if let Err(e) = spawned {
+                tracing::warn!("cannot serve a connection: {e}");
+            }
+        })
+    }
+
+    /// Serves the vsock's socket on a thread of its own.
+    pub(super) fn listen_for_vsock(&self, listener: UnixListener) -> io::Result<()> {
+        let vsock = self.vsock.clone();
+        accept(&self.threads, "vsock", listener, move |client| {
+            if let Err(e) = vsock.attach(client) {
+                tracing::debug!("a vsock client is refused: {e}");
+            }
+        })
+    }
+}
+
+/// Whether a message is answered in a reserved place.
+fn ends_the_box(message: &ToMachine) -> bool {
+    matches!(message, ToMachine::Stop { .. } | ToMachine::Kill)
+}
+
+/// Tells somebody that there is no place.
+fn refuse(peer: &UnixStream) {
+    let why = format!(
+        "{MAX_CONNECTIONS} connections to its process are open already, which leaves room only for \
+         ending it; try again"
+    );
+    let _ = control::send(peer, &FromMachine::Refused(why), &[]);
+}
+
+/// What a connection may ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// Anything.
+    Any,
+    /// The end of the box.
+    Reserved,
+}
+
+/// One of a bounded number of connections.
+struct Slot(Arc<AtomicUsize>);
+
+impl Slot {
+    fn take(all: &Arc<AtomicUsize>) -> Self {
+        all.fetch_add(1, Ordering::SeqCst);
+        Self(all.clone())
+    }
+
+    /// The place for the connection that was counted last; none if all are taken.
+    fn place(&self) -> Option<Place> {
+        match self.0.load(Ordering::SeqCst) {
+            0..=MAX_CONNECTIONS => Some(Place::Any),
+            n if n <= MAX_CONNECTIONS + RESERVED_CONNECTIONS => Some(Place::Reserved),
+            _ => None,
+        }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Calls `serve` with each connection of a process of our own user.
+fn accept(
+    threads: &Threads,
+    name: &'static str,
+    listener: UnixListener,
+    mut serve: impl FnMut(UnixStream) + Send + 'static,
+) -> io::Result<()> {
+    listener.set_nonblocking(false)?;
+    let own = rustix::process::getuid().as_raw();
+    threads.spawn(name, move || {
+        loop {
+            match listener.accept() {
+                Ok((peer, _)) => match sys::peer_uid(&peer) {
+                    Ok(uid) if uid == own => serve(peer),
+                    Ok(uid) => tracing::warn!("{name}: refused a process of user {uid}"),
+                    Err(e) => tracing::warn!("{name}: refused an unknown process: {e}"),
+                },
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => {
+                    tracing::warn!("{name}: cannot accept a connection: {e}");
+                    thread::sleep(ACCEPT_PAUSE);
+                }
+            }
+        }
+    })?;
+    Ok(())
+}
+
+/// SIGTERM and SIGINT end the box in order, SIGHUP does nothing.
+pub(super) fn hear_signals(threads: &Threads, inbox: Sender<Message>) -> io::Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    threads.spawn("signals", move || {
+        for signal in signals.forever() {
+            if signal != SIGHUP && inbox.send(Message::Terminate).is_err() {
+                return;
+            }
+        }
+    })?;
+    Ok(())
+}

@@ -1,0 +1,260 @@
+//! A vCPU's thread: runs the guest, hands its exits to the buses, counts them, and stands still
+//! while the machine is paused.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use boxlite_contract::metrics::ExitCounts;
+use boxlite_devices::{Bus, LogBudget};
+use boxlite_hv::{BootState, Exit, Result, Vcpu, Vm};
+
+use super::build::{Said, Stop, Tell};
+use super::threads::Threads;
+
+/// What the vCPUs of a machine share.
+pub(super) struct Shared<V> {
+    pub(super) vm: Arc<V>,
+    pub(super) mmio: Arc<Bus>,
+    pub(super) pio: Arc<Bus>,
+    /// Says when the vCPUs are to stand still or to end.
+    pub(super) gate: Gate,
+    pub(super) tell: Tell,
+    pub(super) log: LogBudget,
+    /// One for each vCPU.
+    pub(super) counters: Vec<Counters>,
+}
+
+/// Counts of one vCPU, which alone writes them, on a cache line of their own.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub(super) struct Counters {
+    mmio: AtomicU64,
+    pio: AtomicU64,
+    other: AtomicU64,
+}
+
+impl Counters {
+    /// The counts now.
+    pub(super) fn get(&self) -> ExitCounts {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let mut counts = ExitCounts::default();
+        counts.mmio = get(&self.mmio);
+        counts.pio = get(&self.pio);
+        counts.other = get(&self.other);
+        counts
+    }
+}
+
+/// One more. There is one writer, so that no locked instruction is needed on the way of every exit.
+fn count(counter: &AtomicU64) {
+    counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+}
+
+/// Where vCPUs wait until all of them exist, as the first may start the others at once, and while the
+/// machine is paused. Whoever closes it kicks them out of the guest.
+#[derive(Debug)]
+pub(super) struct Gate {
+    /// Whether a vCPU has to look at the state before it runs on.
+    closed: AtomicBool,
+    state: Mutex<GateState>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct GateState {
+    order: Order,
+    /// vCPUs that are not in the guest and will not enter it while the order stands.
+    waiting: usize,
+    all: usize,
+    /// vCPUs that do not exist yet.
+    unbound: usize,
+}
+
+impl GateState {
+    fn is_closed(&self) -> bool {
+        self.order != Order::Run || self.unbound > 0
+    }
+}
+
+/// What a vCPU at the gate is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pass {
+    Run,
+    /// As `Run`, after a pause of the machine.
+    Resume,
+    End,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    Run,
+    Wait,
+    End,
+}
+
+impl Gate {
+    /// A gate that opens when so many vCPUs exist.
+    pub(super) fn new(vcpus: usize) -> Self {
+        let state = GateState { order: Order::Run, waiting: 0, all: vcpus, unbound: vcpus };
+        Self {
+            closed: AtomicBool::new(state.is_closed()),
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, GateState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn order(&self, order: Order) {
+        let mut state = self.state();
+        if state.order != Order::End {
+            state.order = order;
+            self.closed.store(state.is_closed(), Ordering::SeqCst);
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// vCPUs stop here from now on.
+    pub(super) fn close(&self) {
+        self.order(Order::Wait);
+    }
+
+    /// They go on.
+    pub(super) fn open(&self) {
+        self.order(Order::Run);
+    }
+
+    /// They end here, for good.
+    pub(super) fn end(&self) {
+        self.order(Order::End);
+    }
+
+    /// Waits until no vCPU of a closed gate is in the guest any more, at most so long. Returns
+    /// whether that is so.
+    pub(super) fn all_wait(&self, limit: Duration) -> bool {
+        let all = self.changed.wait_timeout_while(self.state(), limit, |state| {
+            state.order == Order::Wait && state.waiting < state.all
+        });
+        let (state, _) = all.unwrap_or_else(PoisonError::into_inner);
+        state.order == Order::Wait && state.waiting >= state.all
+    }
+
+    /// Before every entry into the guest: whether the vCPU is to run.
+    fn pass(&self) -> Pass {
+        if !self.closed.load(Ordering::SeqCst) {
+            return Pass::Run;
+        }
+        let mut state = self.state();
+        let mut paused = false;
+        state.waiting += 1;
+        self.changed.notify_all();
+        while state.order != Order::End && state.is_closed() {
+            paused |= state.order == Order::Wait;
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.waiting -= 1;
+        match state.order {
+            Order::End => Pass::End,
+            _ if paused => Pass::Resume,
+            _ => Pass::Run,
+        }
+    }
+
+    /// A vCPU exists.
+    fn bound(&self) {
+        let mut state = self.state();
+        state.unbound = state.unbound.saturating_sub(1);
+        self.closed.store(state.is_closed(), Ordering::SeqCst);
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// A vCPU's thread ends: nobody has to wait for it.
+    fn leave(&self) {
+        let mut state = self.state();
+        state.all = state.all.saturating_sub(1);
+        drop(state);
+        self.changed.notify_all();
+    }
+}
+
+/// The place of a vCPU at the gate, which it leaves however its thread ends.
+struct Place<'g>(&'g Gate);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
+/// Starts the thread of vCPU `id`.
+pub(super) fn spawn<V: Vm>(
+    threads: &Threads,
+    shared: Arc<Shared<V>>,
+    id: u32,
+    boot: BootState,
+) -> std::io::Result<JoinHandle<()>> {
+    threads.spawn(format!("vcpu{id}"), move || {
+        let place = Place(&shared.gate);
+        let result = shared.vm.bind_vcpu(id, &boot).and_then(|mut vcpu| {
+            shared.gate.bound();
+            run(&shared, id, &mut vcpu)
+        });
+        drop(place);
+        if let Err(e) = result {
+            (shared.tell)(Said::Stop(Stop::Failed(e.to_string())));
+        }
+    })
+}
+
+/// Runs until the guest ends itself or the machine is stopped.
+fn run<V: Vm>(shared: &Shared<V>, id: u32, vcpu: &mut V::Vcpu) -> Result<()> {
+    let nowhere = Counters::default();
+    let counters = shared.counters.get(id as usize).unwrap_or(&nowhere);
+    loop {
+        match shared.gate.pass() {
+            Pass::Run => {}
+            Pass::Resume => vcpu.resumed(),
+            Pass::End => return Ok(()),
+        }
+        #[cfg(test)]
+        super::threads::seam::check();
+        match vcpu.run()? {
+            Exit::MmioRead { gpa, data } => {
+                count(&counters.mmio);
+                shared.mmio.read(gpa, data);
+            }
+            Exit::MmioWrite { gpa, data } => {
+                count(&counters.mmio);
+                shared.mmio.write(gpa, data);
+            }
+            Exit::PioRead { port, data } => {
+                count(&counters.pio);
+                shared.pio.read(port.into(), data);
+            }
+            Exit::PioWrite { port, data } => {
+                count(&counters.pio);
+                shared.pio.write(port.into(), data);
+            }
+            Exit::Shutdown | Exit::Reset => {
+                count(&counters.other);
+                (shared.tell)(Said::Stop(Stop::Guest));
+                return Ok(());
+            }
+            Exit::Kicked => count(&counters.other),
+            other => {
+                count(&counters.other);
+                shared.log.warn(format_args!("vCPU {id}: exit {other:?} is ignored"));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "vcpu_tests.rs"]
+mod tests;

@@ -1,0 +1,194 @@
+//! The gate by threads that stand for vCPUs; real ones are in the tests of the process.
+
+use std::thread;
+
+use super::*;
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// A gate whose vCPUs all exist.
+fn bound(vcpus: usize) -> Gate {
+    let gate = Gate::new(vcpus);
+    (0..vcpus).for_each(|_| gate.bound());
+    gate
+}
+
+#[test]
+fn nobody_passes_before_all_exist_and_nobody_waits_for_one_that_never_will() {
+    let gate = Arc::new(Gate::new(2));
+    let other = gate.clone();
+    let first = thread::spawn(move || {
+        let _place = Place(&other);
+        other.bound();
+        other.pass() == Pass::Run
+    });
+    // The second is gone before it exists: the first one waits until the machine is taken down.
+    let second = gate.clone();
+    let panicked = thread::spawn(move || {
+        let _place = Place(&second);
+        panic!("no vCPU");
+    });
+    panicked.join().unwrap_err();
+    gate.close();
+    assert!(gate.all_wait(LIMIT));
+    gate.open();
+    assert!(!first.is_finished());
+    gate.end();
+    assert!(!first.join().unwrap(), "a machine that lacks a vCPU does not run");
+}
+
+#[test]
+fn a_closed_gate_holds_all_until_it_opens() {
+    let gate = Arc::new(bound(3));
+    let passed = Arc::new(AtomicU64::new(0));
+    let vcpus: Vec<_> = (0..3)
+        .map(|_| {
+            let (gate, passed) = (gate.clone(), passed.clone());
+            thread::spawn(move || {
+                while gate.pass() != Pass::End {
+                    passed.fetch_add(1, Ordering::SeqCst);
+                    thread::yield_now();
+                }
+                gate.leave();
+            })
+        })
+        .collect();
+    for _ in 0..20 {
+        gate.close();
+        assert!(gate.all_wait(LIMIT));
+        let before = passed.load(Ordering::SeqCst);
+        thread::sleep(Duration::from_millis(2));
+        assert_eq!(passed.load(Ordering::SeqCst), before);
+        gate.open();
+        while passed.load(Ordering::SeqCst) == before {
+            thread::yield_now();
+        }
+    }
+    gate.close();
+    gate.end();
+    gate.open();
+    for vcpu in vcpus {
+        vcpu.join().unwrap();
+    }
+}
+
+#[test]
+fn nobody_waits_for_a_vcpu_that_ended_or_for_ever() {
+    let gate = bound(2);
+    gate.close();
+    assert!(!gate.all_wait(Duration::from_millis(10)));
+    gate.leave();
+    gate.leave();
+    assert!(gate.all_wait(LIMIT));
+}
+
+/// A machine whose vCPUs only count what they are told.
+#[derive(Clone, Default)]
+struct Fake {
+    resumed: Arc<AtomicU64>,
+    /// A bit for each vCPU that has run.
+    ran: Arc<AtomicU64>,
+}
+
+/// Its exits are kicks.
+struct FakeVcpu {
+    id: u32,
+    machine: Fake,
+}
+
+impl Vm for Fake {
+    type Vcpu = FakeVcpu;
+
+    #[allow(unsafe_code)]
+    unsafe fn map(&self, _: u64, _: *mut u8, _: usize, _: boxlite_hv::Perms) -> Result<()> {
+        Ok(())
+    }
+
+    fn unmap(&self, _: u64, _: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn irq(&self, _: u32) -> Result<boxlite_hv::Interrupt> {
+        Err(boxlite_hv::Error::Missing("interrupts"))
+    }
+
+    fn doorbell(&self, _: u64) -> Option<boxlite_hv::Doorbell> {
+        None
+    }
+
+    fn bind_vcpu(&self, id: u32, _: &BootState) -> Result<FakeVcpu> {
+        Ok(FakeVcpu { id, machine: self.clone() })
+    }
+
+    fn kick(&self, _: u32) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl Vcpu for FakeVcpu {
+    type State = ();
+
+    fn run(&mut self) -> Result<Exit<'_>> {
+        self.machine.ran.fetch_or(1 << self.id, Ordering::SeqCst);
+        thread::yield_now();
+        Ok(Exit::Kicked)
+    }
+
+    fn resumed(&mut self) {
+        self.machine.resumed.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn save(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn restore(&mut self, (): &()) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn every_vcpu_hears_of_a_pause_once() {
+    let machine = Fake::default();
+    let resumed = machine.resumed.clone();
+    let shared = Arc::new(Shared {
+        vm: Arc::new(machine.clone()),
+        mmio: Arc::default(),
+        pio: Arc::default(),
+        gate: Gate::new(2),
+        tell: Arc::new(|_| {}),
+        log: LogBudget::default(),
+        counters: Vec::new(),
+    });
+    let threads = Threads::new(|why| panic!("{why}"));
+    let vcpus = [0, 1].map(|id| spawn(&threads, shared.clone(), id, BootState::Parked).unwrap());
+    // A pause before a vCPU has run is none to it.
+    while machine.ran.load(Ordering::SeqCst) != 0b11 {
+        thread::yield_now();
+    }
+    for pauses in 1..=3 {
+        shared.gate.close();
+        assert!(shared.gate.all_wait(LIMIT));
+        assert_eq!(resumed.load(Ordering::SeqCst), 2 * (pauses - 1));
+        shared.gate.open();
+        while resumed.load(Ordering::SeqCst) < 2 * pauses {
+            thread::yield_now();
+        }
+    }
+    shared.gate.end();
+    vcpus.into_iter().for_each(|vcpu| vcpu.join().unwrap());
+    assert_eq!(resumed.load(Ordering::SeqCst), 6, "neither the start nor the end is a pause");
+}
+
+#[test]
+fn counts_add_up() {
+    let counters = [Counters::default(), Counters::default()];
+    for _ in 0..3 {
+        count(&counters[0].mmio);
+        count(&counters[1].mmio);
+        count(&counters[1].pio);
+    }
+    let sum: ExitCounts = counters.iter().map(Counters::get).sum();
+    assert_eq!((sum.mmio, sum.pio, sum.other), (6, 3, 0));
+    assert!(std::mem::align_of::<Counters>() >= 64);
+}

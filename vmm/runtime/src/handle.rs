@@ -1,0 +1,233 @@
+//! A box, whether it runs or not.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use boxlite_contract::events::EventKind;
+use boxlite_contract::metrics::MachineMetrics;
+use boxlite_proto::message::{Exec, TerminalSize};
+use boxlite_rootfs_builder::Silent;
+
+use super::agents::{self, BoxAgent};
+use super::call::{BoxCall, Call, Channel, Host, Reply, Start};
+use super::config::BoxConfig;
+use super::exec::{Attached, Command};
+use super::logs::{LogQuery, Logs};
+use super::state::{BoxInfo, BoxState};
+use super::{Error, Result};
+use crate::client::{self, AgentClient, ExecHandle};
+
+/// Timeout for writing down that something happened in a box.
+const NOTE_LIMIT: Duration = Duration::from_secs(2);
+
+/// A box. Cheap to clone. Dropping it changes nothing: a box ends when it is stopped, when its main
+/// command ends, or, if it is not detached, with the [`Runtime`](super::Runtime) that started it.
+#[derive(Clone, Debug)]
+pub struct BoxHandle(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    host: Host,
+    config: BoxConfig,
+    /// Shared by all handles of the box that come from one runtime.
+    agent: Arc<BoxAgent>,
+}
+
+impl BoxHandle {
+    pub(super) fn new(host: Host, config: BoxConfig) -> Self {
+        let agent = host.agent(&config.id);
+        Self(Arc::new(Shared { host, config, agent }))
+    }
+
+    /// The box's ID: 32 hexadecimal digits.
+    pub fn id(&self) -> &str {
+        &self.0.config.id
+    }
+
+    /// The box's name, as it was when this handle was made.
+    pub fn name(&self) -> &str {
+        &self.0.config.name
+    }
+
+    /// What the box was made of, as it was when this handle was made.
+    pub fn config(&self) -> &BoxConfig {
+        &self.0.config
+    }
+
+    async fn call(&self, call: BoxCall) -> Result<Reply> {
+        let call = Call::Box { id: self.id().to_owned(), call };
+        self.0.host.call(call, Arc::new(Silent)).await
+    }
+
+    /// What is known of the box now.
+    pub async fn info(&self) -> Result<BoxInfo> {
+        self.call(BoxCall::Info).await?.info()
+    }
+
+    /// Boots the box; returns once it serves commands. One that runs is left as it is.
+    ///
+    /// # Errors
+    /// When the box fails to boot: the error says how. When it is paused.
+    pub async fn start(&self) -> Result<()> {
+        self.start_as(Start::default()).await
+    }
+
+    async fn start_as(&self, how: Start) -> Result<()> {
+        self.call(BoxCall::Start(how)).await?.done()
+    }
+
+    /// Boots the box with its main command attached: nothing that it writes is missed. `size` is
+    /// that of the terminal that the main command has, if it has one. A box that runs is attached
+    /// to as by [`attach`](Self::attach).
+    pub async fn start_attached(&self, size: Option<TerminalSize>) -> Result<Attached> {
+        self.start_as(Start { wait_for_attach: true, size, detach: false }).await?;
+        self.attach().await
+    }
+
+    /// As [`start`](Self::start); the box goes on when this process ends, whatever its options say.
+    pub async fn start_detached(&self) -> Result<()> {
+        self.start_as(Start { detach: true, ..Start::default() }).await
+    }
+
+    /// Asks the main command to end (by its stop signal), then everything else, and waits until the
+    /// box has ended; after `grace` it is made to. What was written is on its disk then. One that
+    /// does not live is left as it is.
+    pub async fn stop(&self, grace: Duration) -> Result<()> {
+        let grace_ms = grace.as_millis().try_into().unwrap_or(u64::MAX);
+        self.call(BoxCall::Stop { grace_ms }).await?.done()
+    }
+
+    /// Ends the box at once, as a loss of power does. One that does not live is left as it is.
+    pub async fn kill(&self) -> Result<()> {
+        self.call(BoxCall::Kill).await?.done()
+    }
+
+    /// [`stop`](Self::stop), then [`start`](Self::start).
+    pub async fn restart(&self, grace: Duration) -> Result<()> {
+        self.stop(grace).await?;
+        self.start().await
+    }
+
+    /// Lets the box stand still: its processors stop, its memory stays.
+    pub async fn pause(&self) -> Result<()> {
+        self.call(BoxCall::Pause).await?.done()
+    }
+
+    /// Lets a paused box go on.
+    pub async fn resume(&self) -> Result<()> {
+        self.call(BoxCall::Resume).await?.done()
+    }
+
+    /// Lets the box go on when this process ends.
+    pub async fn detach(&self) -> Result<()> {
+        self.call(BoxCall::Outlive).await?.done()
+    }
+
+    /// Waits until the box does not live; tells how it ended. Cancel safe.
+    pub async fn wait(&self) -> Result<BoxInfo> {
+        self.call(BoxCall::Wait).await?.info()
+    }
+
+    /// Removes the box with its disk; one that lives only by `force`.
+    pub async fn remove(&self, force: bool) -> Result<()> {
+        self.call(BoxCall::Remove { force }).await?.done()
+    }
+
+    /// Gives the box another name. Handles keep the old one.
+    pub async fn rename(&self, name: impl Into<String>) -> Result<()> {
+        self.call(BoxCall::Rename(name.into())).await?.done()
+    }
+
+    /// What the box's process counts on the host.
+    pub async fn machine_metrics(&self) -> Result<MachineMetrics> {
+        self.call(BoxCall::Metrics).await?.metrics()
+    }
+
+    /// A command to run in the box, with the environment, user and working directory of the box.
+    /// Without a slash, the program is looked up in the box's `PATH`.
+    pub fn exec<S: Into<Vec<u8>>>(&self, argv: impl IntoIterator<Item = S>) -> Command {
+        let argv = argv.into_iter().map(Into::into).collect();
+        Command::new(self.clone(), self.0.config.exec(argv))
+    }
+
+    /// The main command's streams, from now on. Several may be attached at once.
+    pub async fn attach(&self) -> Result<Attached> {
+        let (_, handle) = self.main_command().await?;
+        Ok(Attached::new(self.clone(), handle))
+    }
+
+    /// Sends a signal (Linux number) to the main command: to its own process, and not to others that it started.
+    ///
+    /// # Errors
+    /// When the main command does not run: the box does not live, waits for somebody to attach, or is about to begin
+    /// the main command anew. A box that is paused has to be resumed first.
+    pub async fn signal(&self, signal: i32) -> Result<()> {
+        self.call(BoxCall::Signal(signal)).await?.done()
+    }
+
+    /// A connection to the main command alone.
+    async fn main_command(&self) -> Result<(AgentClient, ExecHandle)> {
+        let stream = self.open(Channel::Main { id: self.id().to_owned() }).await?;
+        let options = &self.0.config.options;
+        let connected = async {
+            let agent = AgentClient::connect(stream, 0).await?;
+            let exec = Exec {
+                stdin: options.interactive,
+                terminal: options.tty.then_some(TerminalSize { rows: 24, columns: 80 }),
+                ..Exec::default()
+            };
+            let handle = agent.exec(exec).await?;
+            Ok((agent, handle))
+        };
+        match connected.await {
+            Ok(connected) => Ok(connected),
+            Err(e) => Err(self.explain(e).await),
+        }
+    }
+
+    /// What the main command wrote.
+    pub async fn logs(&self, query: LogQuery) -> Result<Logs> {
+        let stream = self.open(Channel::Logs { id: self.id().to_owned(), query }).await?;
+        Ok(Logs::new(stream))
+    }
+
+    async fn open(&self, channel: Channel) -> Result<Box<dyn super::call::Duplex>> {
+        self.0.host.open(channel).await
+    }
+
+    /// The connection to the guest's agent, made if there is none. Cancel safe.
+    pub(super) async fn agent(&self) -> Result<AgentClient> {
+        // A paused box would answer one day.
+        self.call(BoxCall::Expect).await?;
+        match self.0.host.connect(&self.0.agent).await {
+            Ok(agent) => Ok(agent),
+            Err(agents::Failure::Lost(e)) => Err(self.explain(e).await),
+            Err(agents::Failure::NotMade(e)) => Err(Box::new(e).into()),
+        }
+    }
+
+    /// Writes down that something happened in the box.
+    pub(super) async fn note(&self, kind: EventKind) {
+        // Said by who writes it, if it cannot be. A command's caller does not wait for a home that hangs.
+        let _ = tokio::time::timeout(NOTE_LIMIT, self.call(BoxCall::Note(kind))).await;
+    }
+
+    /// An error of an agent connection, or what ended the box if that is why.
+    pub(super) async fn explain(&self, error: client::Error) -> Error {
+        if !matches!(error, client::Error::Lost(_)) {
+            return Error::Guest(error);
+        }
+        // Its process is about to say how it ended.
+        let ended = tokio::time::timeout(Duration::from_secs(2), self.wait()).await;
+        match ended {
+            Ok(Ok(BoxInfo { state: BoxState::Failed(reason), name, .. })) => {
+                Error::Failed { name: Some(name), reason }
+            }
+            Ok(Ok(info)) => Error::Ended { name: info.name, how: info.state.to_string() },
+            Ok(Err(Error::NoSuchBox { .. })) => {
+                Error::Ended { name: self.name().to_owned(), how: "and was removed".into() }
+            }
+            _ => Error::Guest(error),
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! The box runtime: what an application embeds.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), boxlite_runtime::Error> {
+//! use boxlite_runtime::{BoxOptions, Runtime, RuntimeOptions};
+//!
+//! let runtime = Runtime::open(RuntimeOptions::default()).await?;
+//! let sandbox = runtime.create(BoxOptions::new("alpine").name("dev")).await?;
+//! sandbox.start().await?;
+//! let output = sandbox.exec(["uname", "-a"]).output().await?;
+//! println!("{}", String::from_utf8_lossy(&output.stdout));
+//! sandbox.stop(std::time::Duration::from_secs(10)).await?;
+//! // Later, in this process or another one: everything is where it was.
+//! runtime.get("dev").await?.start().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Everything is async on tokio, and its futures are `Send` and cancel safe unless they say otherwise. A box lives in a
+//! `boxlite-vmm machine` process of its own. That process ends with the [`Runtime`] that started the box, however
+//! that ends, unless the box is detached.
+
+#![deny(unsafe_code)]
+
+mod agents;
+mod audience;
+mod blocking;
+mod call;
+pub mod client;
+mod config;
+mod copy;
+mod disk_builder;
+mod error;
+mod events;
+mod exec;
+mod guest;
+mod handle;
+mod home;
+mod images;
+mod json_lines;
+pub mod launcher;
+mod limits;
+mod loaded_images;
+mod local;
+mod logs;
+mod metrics;
+pub mod nested;
+mod options;
+mod place;
+mod remedy;
+mod remote;
+mod saved_images;
+pub mod signals;
+mod sparse;
+mod state;
+mod store;
+mod sys;
+mod watch;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use boxlite_kernel::GuestFiles;
+pub use boxlite_rootfs_builder::{
+    Event as ProgressEvent, ImageConfig, ImageReference, LayerProgress, LoginStore, Progress,
+    RegistryOptions, Silent,
+};
+
+pub use boxlite_contract::control::BootStage;
+pub use boxlite_contract::events::{Event, EventKind};
+pub use boxlite_contract::metrics::{DiskMetrics, ExitCounts, MachineMetrics, NetworkMetrics};
+pub use boxlite_contract::spec::{Port, Protocol, RestartPolicy};
+pub use boxlite_contract::status::{Health, HealthStatus};
+pub use boxlite_proto::guest::{ExecCounts, GuestMetrics, Process};
+pub use boxlite_proto::message::{ExitStatus, TerminalSize};
+pub use client::{Archive, ExecOutput, ExecStdin};
+pub use config::BoxConfig;
+pub use copy::{Copied, CopyOptions, Skipped};
+pub use error::{Error, ErrorKind, RemoteError, Result};
+pub use events::{EventQuery, Events};
+pub use exec::{Attached, Command, Execution, Exit, Output};
+pub use handle::BoxHandle;
+pub use home::Home;
+pub use images::{ImageDetails, ImageInfo, Images, LayerInfo, RemovedImages};
+pub use logs::{LogQuery, LogRecord, LogStream, Logs};
+pub use metrics::BoxMetrics;
+pub use options::{
+    BoxOptions, Forward, HealthChanges, HealthCheck, Network, NetworkPolicy, Problem, PullPolicy,
+    SecurityOptions, Volume,
+};
+pub use place::{Accel, Place};
+pub use saved_images::SavedImages;
+pub use state::{BoxInfo, BoxState, FailureReason};
+
+use blocking::{blocking, blocking_io, in_background};
+use call::{Call, Host, Reply, Serving};
+use local::Local;
+use remote::Remote;
+
+/// How a [`Runtime`] finds its things. `default()` takes them from the environment.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct RuntimeOptions {
+    /// The folder of boxes and images; default `$BOXLITE_HOME`, else `~/.boxlite`.
+    pub home: Option<PathBuf>,
+    /// The `boxlite-vmm` executable that becomes the boxes' processes; default `$BOXLITE_VMM`, else
+    /// this executable if it is that, else the one beside it or in `PATH`.
+    pub launcher: Option<PathBuf>,
+    /// Where boxes run.
+    pub accel: Accel,
+    /// A line for standard error when this starts a nested host.
+    notice: Option<String>,
+    /// Whether the processes that this starts say more in their logs.
+    debug: bool,
+}
+
+impl RuntimeOptions {
+    /// Keeps boxes and images in `home`.
+    pub fn home(mut self, home: impl Into<PathBuf>) -> Self {
+        self.home = Some(home.into());
+        self
+    }
+
+    /// Says where boxes run.
+    pub fn accel(mut self, accel: Accel) -> Self {
+        self.accel = accel;
+        self
+    }
+
+    /// Prints this line on standard error when a nested host is started.
+    pub fn notice(mut self, line: impl Into<String>) -> Self {
+        self.notice = Some(line.into());
+        self
+    }
+
+    /// Logs more in the processes that this starts, and keeps the guest's console.
+    pub fn debug(mut self, yes: bool) -> Self {
+        self.debug = yes;
+        self
+    }
+
+    /// Starts boxes with this `boxlite-vmm` executable.
+    pub fn launcher(mut self, launcher: impl Into<PathBuf>) -> Self {
+        self.launcher = Some(launcher.into());
+        self
+    }
+}
+
+/// Makes boxes and finds them again. Cheap to clone; several processes may use one home at a time.
+///
+/// Boxes that are not detached end when the last clone of the runtime that started them is dropped.
+#[derive(Clone, Debug)]
+pub struct Runtime {
+    host: Host,
+}
+
+impl Runtime {
+    /// Opens the home, which is made if it does not exist, and clears away what killed processes
+    /// left in it. Where this machine cannot run boxes, that is in the software host, which is started
+    /// if need be; [`Place::choose`] says so beforehand.
+    pub async fn open(options: RuntimeOptions) -> Result<Self> {
+        let serving = match blocking(move || Place::choose(options.accel)).await? {
+            Place::Here => Serving::Here(Local::open_with(options).await?),
+            Place::SoftHost { .. } => Serving::There(Arc::new(Remote::start(options).await?)),
+        };
+        Ok(Self { host: Host::new(serving) })
+    }
+
+    async fn call(&self, call: Call) -> Result<Reply> {
+        self.host.call(call, Arc::new(Silent)).await
+    }
+
+    /// The images of this home.
+    pub fn images(&self) -> Images {
+        Images::new(self.host.clone())
+    }
+
+    /// Makes a box. It does not run yet.
+    pub async fn create(&self, options: BoxOptions) -> Result<BoxHandle> {
+        self.create_with_progress(options, Silent).await
+    }
+
+    /// As [`create`](Self::create), and tells how the image gets on if it must be fetched or its disk
+    /// be made first.
+    pub async fn create_with_progress(
+        &self,
+        options: BoxOptions,
+        progress: impl Progress + 'static,
+    ) -> Result<BoxHandle> {
+        let call = Call::Create(Box::new(options));
+        let config = self.host.call(call, Arc::new(progress)).await?.config()?;
+        Ok(BoxHandle::new(self.host.clone(), config))
+    }
+
+    /// The box that is called so, has this ID, or whose ID alone begins so.
+    pub async fn get(&self, query: &str) -> Result<BoxHandle> {
+        let config = self.call(Call::Find(query.to_owned())).await?.config()?;
+        Ok(BoxHandle::new(self.host.clone(), config))
+    }
+
+    /// The box of the name in `options`, made if there is none. Of one that exists, `options` change nothing.
+    pub async fn get_or_create(&self, options: BoxOptions) -> Result<BoxHandle> {
+        let Some(name) = options.name.clone() else { return self.create(options).await };
+        loop {
+            match self.get(&name).await {
+                Ok(sandbox) if sandbox.name() == name => return Ok(sandbox),
+                Ok(_) | Err(Error::NoSuchBox { .. }) => {}
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+            }
+            match self.create(options.clone()).await {
+                // Another process was faster.
+                Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// All boxes, in the order in which they were made.
+    pub async fn list(&self) -> Result<Vec<BoxInfo>> {
+        self.call(Call::List).await?.infos()
+    }
+
+    /// Removes a box with its disk; one that lives only by `force`.
+    pub async fn remove(&self, query: &str, force: bool) -> Result<()> {
+        self.get(query).await?.remove(force).await
+    }
+
+    /// Removes all boxes that do not live, and what killed processes left. Returns what was known
+    /// of them.
+    pub async fn prune(&self) -> Result<Vec<BoxInfo>> {
+        self.call(Call::Prune).await?.infos()
+    }
+
+    /// What happens to boxes, whoever makes it happen.
+    pub async fn events(&self, query: EventQuery) -> Result<Events> {
+        Ok(Events::new(self.host.open(call::Channel::Events { query }).await?))
+    }
+
+    /// How many boxes there are, by their states.
+    pub async fn metrics(&self) -> Result<RuntimeMetrics> {
+        let mut metrics = RuntimeMetrics::default();
+        for info in self.list().await? {
+            metrics.created += 1;
+            match info.state {
+                BoxState::Failed(_) => metrics.failed += 1,
+                BoxState::Stopped => metrics.stopped += 1,
+                state if state.is_live() => metrics.running += 1,
+                _ => {}
+            }
+        }
+        Ok(metrics)
+    }
+
+    /// Stops the boxes that this runtime started and that are not detached, each with so much time to
+    /// end by itself.
+    pub async fn shutdown(&self, grace: Duration) -> Result<()> {
+        let grace_ms = grace.as_millis().try_into().unwrap_or(u64::MAX);
+        self.call(Call::Shutdown { grace_ms }).await?.done()
+    }
+}
+
+/// How many boxes a home has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RuntimeMetrics {
+    /// All.
+    pub created: usize,
+    /// Those that live: starting, running, paused or stopping.
+    pub running: usize,
+    /// Those that ended in good order.
+    pub stopped: usize,
+    /// Those that failed.
+    pub failed: usize,
+}
+
+/// The guide's snippets compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/library.md")]
+struct LibraryGuide;

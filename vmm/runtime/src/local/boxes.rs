@@ -1,0 +1,210 @@
+//! Making, renaming and removing boxes.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use boxlite_contract::events::EventKind;
+use boxlite_contract::status::now_ms;
+use boxlite_disk::create_overlay;
+use boxlite_durable::{self as durable, Durability};
+use boxlite_rootfs_builder::Progress;
+
+use super::{Local, default_name, entry};
+use crate::config::BoxConfig;
+use crate::home::{BASE, BoxFolder, CONFIG, DISK, Leftovers};
+use crate::options::{BoxOptions, bad_name, is_name};
+use crate::state::BoxInfo;
+use crate::{Error, Result, blocking, remedy};
+
+/// How long a killed box may take to be gone.
+const GONE: Duration = Duration::from_secs(20);
+
+/// Between two looks at a box that is about to end.
+const PAUSE: Duration = Duration::from_millis(10);
+
+impl Local {
+    /// Makes a box. Blocks, for long if the image's disk must be made first.
+    pub(super) fn create(&self, options: BoxOptions, progress: &dyn Progress) -> Result<BoxConfig> {
+        options.validate()?;
+        let image =
+            self.images.resolve_with(&options.image.parse()?, options.pull.into(), progress)?;
+        let id = new_id()?;
+        let mut config = BoxConfig {
+            name: options.name.clone().unwrap_or_else(|| default_name(&id)),
+            id,
+            created_ms: now_ms(),
+            options,
+            image_digest: image.digest().to_string(),
+            image: image.config().clone(),
+        };
+        // Before a disk is made, which takes long.
+        config.check_sizes()?;
+        config.check_health()?;
+        let disk = self.images.disk(&image, &self.disk_builder(), progress)?;
+        config.created_ms = now_ms();
+        self.settle(&config, disk.path(), disk.len())?;
+        let (name, image) = (config.name.clone(), config.options.image.clone());
+        self.note(&config.id, EventKind::Created { name, image });
+        Ok(config)
+    }
+
+    /// Gives a box its row and its folder, over the disk `base` of `size` bytes.
+    pub(super) fn settle(&self, config: &BoxConfig, base: &Path, size: u64) -> Result<()> {
+        let guard = self.home.lock_boxes()?;
+        // A box of this name may have removed itself without a trace in the database.
+        if let Ok(namesake) = self.store.find(&config.name)
+            && namesake.name == config.name
+            && !self.home.folder(&namesake.id).path().exists()
+        {
+            self.store.remove(&namesake.id)?;
+        }
+        self.store.add(&entry(config))?;
+        let made = self.make_folder(config, base, size);
+        if made.is_err() {
+            let _ = self.store.remove(&config.id);
+            let left = self.home.leftovers();
+            drop(guard);
+            // Whatever else is left is deleted later.
+            let _ = left.map(Leftovers::delete);
+        }
+        made
+    }
+
+    fn make_folder(&self, config: &BoxConfig, base: &Path, size: u64) -> Result<()> {
+        let folder = self.home.new_folder(&config.id)?;
+        // The image may be removed while the box stays.
+        let link = folder.file(BASE);
+        fs::hard_link(base, &link).map_err(Error::home("cannot be made", link))?;
+        let durability = durability(config);
+        if config.options.auto_remove {
+            self.made().insert(config.id.clone(), folder.lock_as_maker()?);
+        } else {
+            let failed = || Error::home("cannot be written", folder.file(DISK));
+            let disk = folder.create(DISK)?;
+            make_overlay(disk.try_clone().map_err(failed())?, &folder, config, size)?;
+            durable::sync_file(&disk).map_err(failed())?;
+        }
+        folder.write_json(CONFIG, config, durability)?;
+        self.home.settle(folder, &config.id, durability)?;
+        Ok(())
+    }
+
+    /// Gives a box another name.
+    pub(super) fn rename(&self, id: &str, name: &str) -> Result<()> {
+        if !is_name(name) {
+            let problem = crate::Problem::new("name", bad_name(name));
+            return Err(Error::Options(vec![problem]));
+        }
+        let guard = self.home.lock_boxes()?;
+        let entry = self.entry(id)?;
+        if entry.name == name {
+            return Ok(());
+        }
+        let mut config = self.config(&entry)?;
+        config.name = name.to_owned();
+        // The database keeps names apart. What the box is called says its folder, also if the database is lost.
+        self.store.rename(&entry.id, name)?;
+        let written = self.home.folder(&entry.id).write_json(CONFIG, &config, durability(&config));
+        if let Err(e) = written {
+            self.store.rename(&entry.id, &entry.name)?;
+            return Err(e);
+        }
+        // The event's log may have to be waited for, which is not for others to wait for.
+        drop(guard);
+        self.note(&entry.id, EventKind::Renamed { name: name.to_owned() });
+        Ok(())
+    }
+
+    /// Removes a box; one that lives only by force.
+    pub(super) async fn remove(self: &std::sync::Arc<Self>, id: &str, force: bool) -> Result<()> {
+        let (local, query) = (self.clone(), id.to_owned());
+        let (id, lives) = blocking(move || {
+            let entry = local.entry(&query)?;
+            let lives = local.home.folder(&entry.id).is_live();
+            if lives && !force {
+                let state = local.info(&entry)?.state;
+                let remedy = remedy::stop_first();
+                return Err(Error::WrongState { name: entry.name, state, remedy });
+            }
+            Ok((entry.id, lives))
+        })
+        .await?;
+        if lives {
+            self.kill(&id).await?;
+        }
+        let local = self.clone();
+        blocking(move || local.remove_dead(&id)).await
+    }
+
+    /// Removes a box that does not live, or is about to end: nobody else is held up meanwhile.
+    pub(super) fn remove_dead(&self, id: &str) -> Result<()> {
+        let deadline = Instant::now() + GONE;
+        while !self.try_remove(id)? {
+            if Instant::now() > deadline {
+                let folder = self.home.folder(id);
+                let what = format!("the end of the box in {}", folder.path().display());
+                return Err(Error::Timeout { what, timeout: GONE });
+            }
+            std::thread::sleep(PAUSE);
+        }
+        Ok(())
+    }
+
+    /// Removes a box, unless it lives. It cannot be started meanwhile: its lock is held.
+    fn try_remove(&self, id: &str) -> Result<bool> {
+        let guard = self.home.lock_boxes()?;
+        let folder = self.home.folder(id);
+        if folder.path().exists() {
+            let Some(_lock) = folder.lock()? else { return Ok(false) };
+            let config = folder.read_json::<BoxConfig>(CONFIG);
+            let durability = config.as_ref().map_or(Durability::Power, durability);
+            self.home.retire(id, durability)?;
+        }
+        self.store.remove(id)?;
+        let left = self.home.leftovers()?;
+        drop(guard);
+        self.note(id, EventKind::Removed);
+        left.delete();
+        Ok(true)
+    }
+
+    /// Removes all boxes that do not live.
+    pub(super) fn prune(&self) -> Result<Vec<BoxInfo>> {
+        self.reconcile()?;
+        let mut removed = Vec::new();
+        for info in self.list()?.into_iter().filter(|info| !info.state.is_live()) {
+            // Somebody may have started it meanwhile.
+            if self.try_remove(&info.id)? {
+                removed.push(info);
+            }
+        }
+        Ok(removed)
+    }
+}
+
+/// Of a box that removes itself nothing has to survive a loss of power: what is left of it is cleared away.
+fn durability(config: &BoxConfig) -> Durability {
+    Durability::power_if(!config.options.auto_remove)
+}
+
+/// Formats a box's own disk: an overlay of its image's.
+pub(super) fn make_overlay(
+    file: fs::File,
+    folder: &BoxFolder,
+    config: &BoxConfig,
+    base: u64,
+) -> Result<()> {
+    let asked = config.options.disk_size_gb.map_or(0, |gb| gb << 30);
+    create_overlay(file, asked.max(base)).map_err(|e| {
+        Error::home("the box's disk cannot be made", folder.path())(std::io::Error::other(e))
+    })
+}
+
+/// 128 random bits.
+fn new_id() -> Result<String> {
+    let mut bytes = [0; 16];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .map_err(|e| Error::Internal(format!("no random numbers: {e}")))?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}

@@ -1,0 +1,292 @@
+//! Talking to the process of a box that lives, whoever started it.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use boxlite_contract::control::{self, FromMachine, STOP_LIMIT, ToMachine};
+use boxlite_contract::metrics::MachineMetrics;
+
+use super::launch::within;
+use super::{Dependent, Local};
+use crate::events::LastWords;
+use crate::home::{BoxFolder, CONTROL_SOCKET};
+use crate::state::BoxInfo;
+use crate::sys::ProcessEnd;
+use crate::{Error, Result, blocking, remedy};
+
+/// How long a box's process may take for an answer.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// How long a killed box may take to be gone.
+const GONE: Duration = Duration::from_secs(20);
+
+/// How long a box may take to be gone that does not hear any more: most likely it is ending.
+const ENDING: Duration = Duration::from_secs(5);
+
+/// How long the end of a process is waited for before the box is looked at again, in case that its
+/// status named another's process.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// Between two looks at a box whose process cannot be waited for: it has not said who it is, is about
+/// to end, or is out of sight.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// What was known of a box when somebody began to wait for its end.
+pub(super) struct BeforeEnd {
+    dependent: Option<Dependent>,
+    words: LastWords,
+    info: Option<BoxInfo>,
+}
+
+/// Why the process of the box `name` could not be asked.
+fn unanswered(name: String, error: io::Error) -> Error {
+    match error.kind() {
+        // It ended while it was asked.
+        io::ErrorKind::BrokenPipe
+        | io::ErrorKind::ConnectionReset
+        | io::ErrorKind::UnexpectedEof => gone(name),
+        _ => Error::home("the box's process does not answer", CONTROL_SOCKET)(error),
+    }
+}
+
+fn gone(name: String) -> Error {
+    Error::Ended { name, how: "its process is gone".into() }
+}
+
+impl Local {
+    /// Asks a box to end, and waits until it has. One that does not live is left as it is.
+    pub(super) async fn stop(self: &Arc<Self>, id: &str, grace_ms: u64) -> Result<()> {
+        let (folder, process) = self.folder_and_process(id).await?;
+        let Some(pid) = process else { return Ok(()) };
+        match self.ask(id, ToMachine::Stop { grace_ms }).await {
+            Ok(_) => {}
+            Err(_) if !self.lives(&folder).await? => return Ok(()),
+            Err(e @ Error::Refused { .. }) => return Err(e),
+            Err(e) => {
+                tracing::warn!("{e}; it is killed");
+                return self.kill(id).await;
+            }
+        }
+        let patience = Duration::from_millis(grace_ms).saturating_add(STOP_LIMIT);
+        match within(patience, "the end of the box", self.process_gone(&folder, pid)).await {
+            Err(Error::Timeout { .. }) => self.kill(id).await,
+            other => other,
+        }
+    }
+
+    /// Stops the boxes that end with this process.
+    pub(crate) async fn stop_dependents(self: &Arc<Self>, grace_ms: u64) -> Result<()> {
+        let ids: Vec<String> = self.dependents().keys().cloned().collect();
+        let mut stops = tokio::task::JoinSet::new();
+        for id in ids {
+            let local = self.clone();
+            stops.spawn(async move {
+                let stopped = local.stop(&id, grace_ms).await;
+                local.dependents().remove(&id);
+                match stopped {
+                    Err(Error::NoSuchBox { .. }) => Ok(()),
+                    other => other,
+                }
+            });
+        }
+        let mut result = Ok(());
+        while let Some(stopped) = stops.join_next().await {
+            result = result.and(stopped.unwrap_or_else(|e| Err(Error::Internal(e.to_string()))));
+        }
+        result
+    }
+
+    /// Sends a signal to the main command of a box as it is now: not to one that is started later, which nobody
+    /// has seen.
+    pub(super) async fn signal(self: &Arc<Self>, id: &str, signal: i32) -> Result<()> {
+        let (local, query) = (self.clone(), id.to_owned());
+        let status = blocking(move || {
+            local.expect_serving(&query)?;
+            Ok(local.look(&local.folder(&query)?)?.1)
+        })
+        .await?;
+        let (pid, started_ms) = status.map_or((0, 0), |status| (status.pid, status.started_ms));
+        if pid == 0 {
+            let name = self.info_of(id).await?.name;
+            return Err(Error::Refused {
+                name,
+                reason: "its main command does not run now".into(),
+            });
+        }
+        self.ask(id, ToMachine::Signal { signal, pid, started_ms }).await.map(drop)
+    }
+
+    /// Ends a box at once.
+    pub(super) async fn kill(self: &Arc<Self>, id: &str) -> Result<()> {
+        let (folder, process) = self.folder_and_process(id).await?;
+        let Some(pid) = process else { return Ok(()) };
+        let patience = if self.ask(id, ToMachine::Kill).await.is_ok() { GONE } else { ENDING };
+        let gone = within(patience, "the end of the box", self.process_gone(&folder, pid)).await;
+        if !matches!(gone, Err(Error::Timeout { .. })) {
+            return gone;
+        }
+        // It does not hear, or does not end.
+        if let Some(victim) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
+            let _ = rustix::process::kill_process(victim, rustix::process::Signal::KILL);
+        }
+        within(GONE, "the end of the killed box", self.process_gone(&folder, pid)).await
+    }
+
+    /// The folder of a box, and its process as [`process_of`](Self::process_of) tells it.
+    async fn folder_and_process(self: &Arc<Self>, id: &str) -> Result<(BoxFolder, Option<u32>)> {
+        let (local, id) = (self.clone(), id.to_owned());
+        let folder = blocking(move || local.folder(&id)).await?;
+        let process = self.process_of(&folder).await?;
+        Ok((folder, process))
+    }
+
+    /// The process of a box, if it lives; 0 if that has not said who it is.
+    async fn process_of(self: &Arc<Self>, folder: &BoxFolder) -> Result<Option<u32>> {
+        let (lives, status) = self.look_at(folder).await?;
+        Ok(lives.then(|| status.map_or(0, |status| status.pid)))
+    }
+
+    async fn lives(self: &Arc<Self>, folder: &BoxFolder) -> Result<bool> {
+        Ok(self.process_of(folder).await?.is_some())
+    }
+
+    pub(super) async fn pause(self: &Arc<Self>, id: &str) -> Result<()> {
+        self.ask(id, ToMachine::Pause).await.map(drop)
+    }
+
+    pub(super) async fn resume(self: &Arc<Self>, id: &str) -> Result<()> {
+        self.ask(id, ToMachine::Resume).await.map(drop)
+    }
+
+    pub(super) async fn outlive(self: &Arc<Self>, id: &str) -> Result<()> {
+        self.ask(id, ToMachine::Outlive).await?;
+        if let (_, Some(pid @ 1..)) = self.folder_and_process(id).await? {
+            crate::nested::outlive(pid);
+        }
+        self.dependents().remove(id);
+        Ok(())
+    }
+
+    pub(super) async fn metrics(self: &Arc<Self>, id: &str) -> Result<MachineMetrics> {
+        match self.ask(id, ToMachine::Metrics).await? {
+            FromMachine::Metrics(metrics) => Ok(metrics),
+            other => Err(Error::Internal(format!("unexpected answer {other:?}"))),
+        }
+    }
+
+    /// Waits until a box does not live, and tells how it ended.
+    pub(super) async fn wait(self: &Arc<Self>, id: &str) -> Result<BoxInfo> {
+        let before = self.before_end(id).await?;
+        self.end_of(id, before).await
+    }
+
+    /// What tells of the end of a box that lives now, also if it removes itself.
+    pub(super) async fn before_end(self: &Arc<Self>, id: &str) -> Result<BeforeEnd> {
+        // Of one that removes itself, each of those who wait is told the end.
+        let dependent = self.dependents().get(id).cloned();
+        let log = self.home.events();
+        let words = blocking(move || Ok(LastWords::from_now(log))).await?;
+        let info = self.info_of(id).await.ok().filter(|info| info.state.is_live());
+        Ok(BeforeEnd { dependent, words, info })
+    }
+
+    /// Waits for the end of a box.
+    pub(super) async fn end_of(self: &Arc<Self>, id: &str, before: BeforeEnd) -> Result<BoxInfo> {
+        let BeforeEnd { dependent, words, info: before } = before;
+        self.process_gone(&self.home.folder(id), 0).await?;
+        self.forget(id, dependent.as_ref());
+        let gone = match self.info_of(id).await {
+            Err(gone @ Error::NoSuchBox { .. }) => gone,
+            info => return info,
+        };
+        // It removed itself. Its last words were for the process that started it; others are told by the log.
+        if let Some(Dependent { machine, info }) = dependent {
+            let Some(ended) = machine.said_last().await else { return Ok(info.died()) };
+            return Ok(info.ended(&ended));
+        }
+        let Some(before) = before else { return Err(gone) };
+        let id = id.to_owned();
+        Ok(match blocking(move || Ok(words.of(&id))).await? {
+            Some(event) => before.ended_by(&event),
+            None => before.died(),
+        })
+    }
+
+    /// Forgets a box that ended, unless it lives again already.
+    fn forget(&self, id: &str, ended: Option<&Dependent>) {
+        let mut dependents = self.dependents();
+        let is_same =
+            |now: &Dependent| ended.is_some_and(|it| Arc::ptr_eq(&now.machine, &it.machine));
+        if dependents.get(id).is_some_and(is_same) {
+            dependents.remove(id);
+        }
+    }
+
+    pub(super) fn folder(&self, id: &str) -> Result<BoxFolder> {
+        Ok(self.home.folder(&self.entry(id)?.id))
+    }
+
+    /// Asks the process of a box that lives.
+    async fn ask(self: &Arc<Self>, id: &str, message: ToMachine) -> Result<FromMachine> {
+        let (local, id) = (self.clone(), id.to_owned());
+        let (name, answer) = blocking(move || {
+            let entry = local.entry(&id)?;
+            let info = local.info(&entry)?;
+            if !info.state.is_live() {
+                let remedy = remedy::start_first(&entry.name);
+                return Err(Error::WrongState { name: entry.name, state: info.state, remedy });
+            }
+            let socket = local.home.folder(&entry.id).connect(CONTROL_SOCKET)?;
+            let answer = || -> std::io::Result<_> {
+                socket.set_read_timeout(Some(ANSWER))?;
+                control::send(&socket, &message, &[])?;
+                control::receive::<FromMachine>(&socket)
+            };
+            let answer = answer().map_err(|e| unanswered(entry.name.clone(), e))?;
+            Ok((entry.name, answer))
+        })
+        .await?;
+        match answer {
+            Some((FromMachine::Refused(reason), _)) => Err(Error::Refused { name, reason }),
+            Some((answer, _)) => Ok(answer),
+            None => Err(gone(name)),
+        }
+    }
+
+    /// Hands a descriptor over to the process of a box.
+    pub(super) async fn hand_over(
+        self: &Arc<Self>,
+        id: &str,
+        message: ToMachine,
+        file: std::os::fd::OwnedFd,
+    ) -> Result<()> {
+        let (local, id) = (self.clone(), id.to_owned());
+        blocking(move || {
+            let entry = local.entry(&id)?;
+            let socket = local.home.folder(&entry.id).connect(CONTROL_SOCKET)?;
+            control::send(&socket, &message, &[file.as_fd()]).map_err(|e| unanswered(entry.name, e))
+        })
+        .await
+    }
+
+    /// Waits until a box does not live, or lives as another process than `pid`, if that is not 0: others
+    /// may start it as soon as it has ended. That takes nothing of the box's process.
+    pub(super) async fn process_gone(self: &Arc<Self>, folder: &BoxFolder, pid: u32) -> Result<()> {
+        while let Some(now) = self.process_of(folder).await?
+            && (pid == 0 || pid == now)
+        {
+            let end = ProcessEnd::watch(now);
+            // The process that lives had its ID already when the watch began.
+            if self.process_of(folder).await? != Some(now) {
+                continue;
+            }
+            match end {
+                Ok(end) => drop(tokio::time::timeout(LOOK, end.ended()).await),
+                Err(_) => tokio::time::sleep(PAUSE).await,
+            }
+        }
+        Ok(())
+    }
+}

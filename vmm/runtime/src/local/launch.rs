@@ -1,0 +1,240 @@
+//! Starting a box: its files are opened, its process is started with them, and its boot is waited for.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use boxlite_contract::nested::HostEnvironment;
+use boxlite_contract::spec::{BoxSpec, DiskFormat, DiskSpec, LaunchSpec};
+use boxlite_contract::status::{MainEnd, STATUS_FILE, Status};
+use boxlite_durable::Durability;
+use boxlite_proto::boot::{BootParams, Role};
+use boxlite_proto::message::{Failure, FailureKind, TerminalSize};
+
+use super::boxes::make_overlay;
+use super::{Dependent, Local, MachineProcess};
+use crate::call::Start;
+use crate::client;
+use crate::config::BoxConfig;
+use crate::home::{BASE, BoxFolder, CONSOLE_LOG, CONTROL_SOCKET, DISK, MACHINE_LOG, VSOCK_SOCKET};
+use crate::options::BoxOptions;
+use crate::state::{BoxState, judge};
+use crate::{Error, Result, blocking, remedy};
+
+/// How long another process that is about to start or end the box is waited for, beside the boot.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// More boxes of this process than this are kept in mind only while they live.
+const MANY: usize = 256;
+
+/// Between two looks at a lock that another has.
+const PAUSE: Duration = Duration::from_millis(50);
+
+const DEFAULT_SIZE: TerminalSize = TerminalSize { rows: 24, columns: 80 };
+
+impl Local {
+    /// Boots a box; returns once it serves commands. One that runs is left as it is.
+    pub(super) async fn start(self: &Arc<Self>, id: &str, how: Start) -> Result<()> {
+        let (local, query) = (self.clone(), id.to_owned());
+        let (entry, config, info) = blocking(move || {
+            let entry = local.entry(&query)?;
+            let (config, info) = (local.config(&entry)?, local.info(&entry)?);
+            Ok((entry, config, info))
+        })
+        .await?;
+        let folder = self.home.folder(&entry.id);
+        let patience = config.options.ready_timeout + PATIENCE;
+        let lock = self.lock_to_start(&folder, &config.name);
+        let Some(lock) = within(patience, "the start of the box", lock).await? else {
+            return Ok(());
+        };
+        let (local, detach) = (self.clone(), how.detach || config.options.detach);
+        let (name, has_main) = (config.name.clone(), config.options.main_command);
+        let machine = blocking(move || local.launch(&folder, &config, how, lock)).await?;
+        machine.ready(Some(&name)).await?;
+        tracing::debug!(id = entry.id, name, "the box is ready");
+        if has_main && !how.wait_for_attach {
+            self.main_begun(&entry.id, &machine).await?;
+        }
+        if !detach {
+            let mut dependents = self.dependents();
+            if dependents.len() >= MANY {
+                // Nobody has asked how they ended.
+                dependents.retain(|_, other| other.machine.said().is_none());
+            }
+            dependents.insert(entry.id, Dependent { machine: Arc::new(machine), info });
+        }
+        Ok(())
+    }
+
+    /// Takes the lock of a box that is to be started; none if it runs.
+    async fn lock_to_start(
+        self: &Arc<Self>,
+        folder: &BoxFolder,
+        name: &str,
+    ) -> Result<Option<File>> {
+        let mut status = self.watcher.follow(folder.file(STATUS_FILE));
+        loop {
+            let (local, at) = (self.clone(), folder.clone());
+            let looked = blocking(move || match at.lock()? {
+                Some(lock) => Ok(Ok(lock)),
+                None => local.look(&at).map(|(lives, status)| Err(judge(lives, status.as_ref()))),
+            });
+            match looked.await? {
+                Ok(lock) => return Ok(Some(lock)),
+                Err(BoxState::Running) => return Ok(None),
+                Err(state @ BoxState::Paused) => {
+                    let remedy = remedy::resume_first(name);
+                    return Err(Error::WrongState { name: name.to_owned(), state, remedy });
+                }
+                // Another process starts it, it ends, or somebody only looked. That a lock is free
+                // is not told.
+                Err(_) => drop(tokio::time::timeout(PAUSE, status.changed()).await),
+            }
+        }
+    }
+
+    /// Waits until the main command runs.
+    async fn main_begun(self: &Arc<Self>, id: &str, machine: &MachineProcess) -> Result<()> {
+        let folder = self.home.folder(id);
+        let mut status = self.watcher.follow(folder.file(STATUS_FILE));
+        loop {
+            if let (true, Some(Status { main_pid: Some(_), .. })) = self.look_at(&folder).await? {
+                return Ok(());
+            }
+            let ended = tokio::select! {
+                ended = machine.said_last() => ended,
+                () = status.changed() => continue,
+            };
+            // It is over: that may have been all that it was to do.
+            return match ended.and_then(|ended| ended.main) {
+                Some(MainEnd::NotStarted { code, message }) => Err(cannot_start(code, message)),
+                _ => Ok(()),
+            };
+        }
+    }
+
+    /// Starts the process of a box whose lock is held. Blocks, shortly.
+    fn launch(
+        &self,
+        folder: &BoxFolder,
+        config: &BoxConfig,
+        how: Start,
+        lock: File,
+    ) -> Result<MachineProcess> {
+        let options = &config.options;
+        let mut files = Files::default();
+        let base = folder.open(BASE, false)?;
+        let disk = self.open_disk(folder, config, &base)?;
+        let disk = DiskSpec {
+            file: files.add(disk),
+            format: DiskFormat::Qcow2,
+            backing: Some(files.add(base)),
+            ephemeral: options.auto_remove,
+            recover: self.was_cut_off(folder)?,
+        };
+        let console = options.console.then(|| folder.create(CONSOLE_LOG)).transpose()?;
+        let sandbox = BoxSpec {
+            id: config.id.clone(),
+            folder: folder.path().to_owned(),
+            remove: options.auto_remove,
+            detached: how.detach || options.detach,
+            control: files.add(folder.listen(CONTROL_SOCKET)?),
+            vsock: files.add(folder.listen(VSOCK_SOCKET)?),
+            events: files.add(self.home.open_events()?),
+            ready_timeout_ms: options.ready_timeout.as_millis().try_into().unwrap_or(u64::MAX),
+            main: match options.main_command {
+                true => Some(config.main(how.size.unwrap_or(DEFAULT_SIZE), how.wait_for_attach)?),
+                false => None,
+            },
+            restart: options.restart,
+            health: config.health(),
+        };
+        let boot = BootParams {
+            role: Role::Box,
+            hostname: Some(config.name.clone()),
+            volumes: config.image.volumes.clone(),
+            ..Default::default()
+        };
+        let spec = LaunchSpec {
+            vcpus: options.cpus,
+            memory_mib: options.memory_mib,
+            nested: options.nested,
+            kernel: self.guest.kernel.clone(),
+            initramfs: self.guest.initramfs.clone(),
+            boot,
+            host: HostEnvironment::detect(),
+            disks: vec![disk],
+            console: console.map(|console| files.add(console)),
+            network: options.network_spec(),
+            sandbox: Some(sandbox),
+        };
+        // Held by the process from here on, and by nobody else.
+        files.add(lock);
+        let log = folder.create_log(MACHINE_LOG)?;
+        Self::begin_status(folder, options)?;
+        self.made().remove(&config.id);
+        MachineProcess::start(&self.launcher, self.debug, spec, &files.0, Some(log))
+    }
+
+    /// What the box said in an earlier life is over: also after a loss of power, nothing may say that the disk to
+    /// which the guest is about to write is in order.
+    pub(super) fn begin_status(folder: &BoxFolder, options: &BoxOptions) -> Result<()> {
+        Status::starting()
+            .write(folder.path(), Durability::power_if(!options.auto_remove))
+            .map_err(Error::home("cannot be written", folder.file(STATUS_FILE)))
+    }
+
+    /// Whether the disk may be as a killed process or a loss of power left it.
+    fn was_cut_off(&self, folder: &BoxFolder) -> Result<bool> {
+        let (_, status) = self.look(folder)?;
+        Ok(status.is_some_and(|status| status.was_cut_off()))
+    }
+
+    /// The box's own disk. One that goes with the box has no name, so that nothing is left of it
+    /// whatever ends the box.
+    fn open_disk(&self, folder: &BoxFolder, config: &BoxConfig, base: &File) -> Result<File> {
+        if !config.options.auto_remove {
+            return folder.open(DISK, true);
+        }
+        let failed = || Error::home("the box's disk cannot be made", folder.path());
+        let file = tempfile::tempfile_in(folder.path()).map_err(failed())?;
+        let size = base.metadata().map_err(failed())?.len();
+        make_overlay(file.try_clone().map_err(failed())?, folder, config, size)?;
+        Ok(file)
+    }
+}
+
+/// As the agent says it of any command.
+fn cannot_start(code: u8, message: String) -> Error {
+    let kind = match code {
+        127 => FailureKind::NotFound,
+        126 => FailureKind::NotExecutable,
+        _ => FailureKind::Other,
+    };
+    Error::Guest(client::Error::Failed(Failure { kind, message }))
+}
+
+/// The files of a spec, in their order.
+#[derive(Default)]
+struct Files(Vec<OwnedFd>);
+
+impl Files {
+    fn add(&mut self, file: impl Into<OwnedFd>) -> usize {
+        self.0.push(file.into());
+        self.0.len() - 1
+    }
+}
+
+/// Awaits something for so long at most.
+pub(super) async fn within<T>(
+    timeout: Duration,
+    what: &str,
+    future: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    match tokio::time::timeout(timeout, future).await {
+        Ok(result) => result,
+        Err(_) => Err(Error::Timeout { what: what.to_owned(), timeout }),
+    }
+}

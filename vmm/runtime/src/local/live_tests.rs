@@ -1,0 +1,188 @@
+//! Boxes that live, as far as their folders say: their process is a stand-in, and their agent does
+//! what the test says.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use boxlite_contract::status::Phase;
+use boxlite_durable::Durability;
+use boxlite_proto::PROTOCOL_VERSION;
+use boxlite_proto::frame::Frame;
+use boxlite_proto::message::Hello;
+use tokio::task::JoinSet;
+
+use super::model_tests::{config, open};
+use super::*;
+use crate::call::{Host, Serving};
+use crate::home::{CONTROL_SOCKET, VSOCK_SOCKET};
+use crate::{BoxHandle, BoxState, FailureReason};
+
+/// Longer than anything takes that happens at all.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A box whose process is a `sleep` that holds its lock.
+struct LiveBox {
+    local: Arc<Local>,
+    config: BoxConfig,
+    process: Child,
+    control: UnixListener,
+    vsock: UnixListener,
+    dir: tempfile::TempDir,
+}
+
+impl LiveBox {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().join("base");
+        std::fs::write(&base, [0; 1024]).unwrap();
+        let local = Arc::new(open(dir.path()));
+        let config = config(1, 1);
+        local.settle(&config, &base, 1024).unwrap();
+        let folder = local.folder(&config.id).unwrap();
+        let lock = folder.lock().unwrap().unwrap();
+        let process = Command::new("sleep").arg("1000").stdin(lock).spawn().unwrap();
+        let status = Status { phase: Phase::Running, pid: process.id(), ..Status::starting() };
+        status.write(folder.path(), Durability::Process).unwrap();
+        let (control, vsock) = (folder.listen(CONTROL_SOCKET), folder.listen(VSOCK_SOCKET));
+        Self { local, config, process, control: control.unwrap(), vsock: vsock.unwrap(), dir }
+    }
+
+    fn handle(&self) -> BoxHandle {
+        BoxHandle::new(Host::new(Serving::Here(self.local.clone())), self.config.clone())
+    }
+}
+
+impl Drop for LiveBox {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// How far the guest gets before it hangs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Hangs {
+    AtOnce,
+    Connected,
+    Greeted,
+}
+
+/// Serves one connection so far, and tells when the guest hangs.
+fn serve(vsock: &UnixListener, hangs: Hangs) -> std::sync::mpsc::Receiver<impl Sized + use<>> {
+    let vsock = vsock.try_clone().unwrap();
+    let (sender, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let (mut client, _) = vsock.accept().unwrap();
+        let mut line = [0; "CONNECT 1024\n".len()];
+        client.read_exact(&mut line).unwrap();
+        if hangs > Hangs::AtOnce {
+            client.write_all(b"OK 1\n").unwrap();
+            Frame::read(&mut client).unwrap();
+        }
+        if hangs > Hangs::Connected {
+            let hello = Hello { version: PROTOCOL_VERSION, generation: 0, unix_time_ns: 0 };
+            hello.frame(0).write(&mut client).unwrap();
+            Frame::read(&mut client).unwrap();
+        }
+        sender.send(client).unwrap();
+    });
+    told
+}
+
+#[tokio::test]
+async fn a_guest_that_hangs_holds_up_no_command_beyond_its_timeout() {
+    for hangs in [Hangs::AtOnce, Hangs::Connected, Hangs::Greeted] {
+        let live = LiveBox::new();
+        let sandbox = live.handle();
+        let told = serve(&live.vsock, hangs);
+        // Somebody waits for as long as it takes.
+        let patient = sandbox.clone();
+        let patient = tokio::spawn(async move { patient.exec(["true"]).output().await });
+        let client = tokio::task::spawn_blocking(move || told.recv().unwrap()).await.unwrap();
+        for sandbox in [sandbox.clone(), sandbox.clone(), sandbox] {
+            let command = sandbox.exec(["true"]).timeout(Duration::from_millis(50));
+            let result = tokio::time::timeout(PATIENCE, command.output()).await;
+            let result = result.unwrap_or_else(|_| panic!("{hangs:?}: it waits for ever"));
+            assert!(matches!(result, Err(Error::CommandTimeout)), "{hangs:?}: {result:?}");
+        }
+        assert!(!patient.is_finished(), "{hangs:?}");
+        // All have used one connection.
+        live.vsock.set_nonblocking(true).unwrap();
+        assert_eq!(live.vsock.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+        drop(client);
+        patient.abort();
+    }
+}
+
+#[tokio::test]
+async fn many_wait_for_a_box_and_take_nothing_of_it() {
+    let mut live = LiveBox::new();
+    let mut waiters = JoinSet::new();
+    for _ in 0..100 {
+        let sandbox = live.handle();
+        waiters.spawn(async move { sandbox.wait().await });
+    }
+    // They look more often than this, if they look at all.
+    let early = tokio::time::timeout(Duration::from_millis(300), waiters.join_next()).await;
+    assert!(early.is_err(), "{early:?}");
+    live.process.kill().unwrap();
+    live.process.wait().unwrap();
+    let all = tokio::time::timeout(PATIENCE, waiters.join_all()).await.expect("they wait");
+    assert_eq!(all.len(), 100);
+    for info in all {
+        assert_eq!(info.unwrap().state, BoxState::Failed(FailureReason::ProcessDied));
+    }
+    live.control.set_nonblocking(true).unwrap();
+    let asked = live.control.accept();
+    assert_eq!(asked.unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "the box was asked");
+}
+
+#[tokio::test]
+async fn who_waits_for_a_box_that_removes_itself_hears_how_it_ended() {
+    for (kind, state, code) in [
+        (EventKind::Stopped { code: Some(7) }, BoxState::Stopped, Some(7)),
+        // It has no main command that could have been killed.
+        (EventKind::Stopped { code: None }, BoxState::Stopped, None),
+        (
+            EventKind::Failed { reason: "broken".into() },
+            BoxState::Failed(FailureReason::Machine("broken".into())),
+            None,
+        ),
+    ] {
+        let mut live = LiveBox::new();
+        let (local, id) = (live.local.clone(), live.config.id.clone());
+        // An end of another life is none of this one's.
+        local.note(&id, EventKind::Stopped { code: Some(1) });
+        let before = local.before_end(&id).await.unwrap();
+        local.note(&id, kind);
+        local.note(&id, EventKind::Removed);
+        std::fs::remove_dir_all(local.home.folder(&id).path()).unwrap();
+        local.store.remove(&id).unwrap();
+        live.process.kill().unwrap();
+        live.process.wait().unwrap();
+        let info = local.end_of(&id, before).await.unwrap();
+        assert_eq!((info.state, info.exit_code), (state, code));
+        assert!(matches!(local.wait(&id).await, Err(Error::NoSuchBox { .. })));
+    }
+}
+
+#[test]
+fn whoever_waits_for_a_box_to_end_holds_nobody_up() {
+    let mut live = LiveBox::new();
+    let (local, id) = (live.local.clone(), live.config.id.clone());
+    let remover = std::thread::spawn(move || local.remove_dead(&id));
+    // Whatever it does first, it has done by then.
+    std::thread::sleep(Duration::from_millis(100));
+    let other = config(2, 2);
+    live.local.settle(&other, &live.dir.path().join("base"), 1024).unwrap();
+    open(live.dir.path());
+    let pruned = live.local.prune().unwrap();
+    assert_eq!(pruned.into_iter().map(|info| info.id).collect::<Vec<_>>(), [other.id]);
+    assert!(!remover.is_finished(), "others waited for as long as it did");
+    live.process.kill().unwrap();
+    live.process.wait().unwrap();
+    remover.join().unwrap().unwrap();
+    assert!(!live.local.home.folder(&live.config.id).path().exists());
+}

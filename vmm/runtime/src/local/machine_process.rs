@@ -1,0 +1,309 @@
+//! The process of a machine, seen from its launcher: started, told what to build, watched to its end.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use boxlite_contract::control::{self, BootStage, FromMachine, MAX_MESSAGE, ToMachine};
+use boxlite_contract::spec::LaunchSpec;
+use boxlite_contract::status::Ended;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::sync::watch;
+
+use super::reaped::Reaped;
+use super::streams::connect_agent;
+use crate::client::AgentClient;
+use crate::launcher::MACHINE_SUBCOMMAND;
+use crate::nested;
+use crate::state::{BoxState, FailureReason, end_state};
+use crate::sys::{in_new_session, inherit_only};
+use crate::{Error, Result};
+
+const EXECUTABLE: &str = "boxlite-vmm";
+
+/// A machine's process. Dropping it ends the machine, unless it is a detached box.
+#[derive(Debug)]
+pub(crate) struct MachineProcess {
+    control: UnixStream,
+    state: watch::Receiver<State>,
+}
+
+/// What is known of a machine.
+#[derive(Clone, Debug, Default)]
+struct State {
+    ready: bool,
+    /// How it ended.
+    end: Option<End>,
+}
+
+#[derive(Clone, Debug)]
+enum End {
+    /// It said how.
+    Said(Ended),
+    /// It did not.
+    Silently(String),
+}
+
+impl End {
+    fn into_error(self, name: Option<&str>) -> Error {
+        let name = name.map(str::to_owned);
+        match self {
+            Self::Said(ended) => match (end_state(&ended), name) {
+                (BoxState::Failed(reason), name) => Error::Failed { name, reason },
+                (_, Some(name)) => Error::Ended { name, how: "it was switched off".into() },
+                (_, None) => Error::Failed {
+                    name: None,
+                    reason: FailureReason::Machine("it was switched off from inside".into()),
+                },
+            },
+            Self::Silently(status) => {
+                tracing::debug!(status, "a machine's process ended without a word");
+                Error::Failed { name, reason: FailureReason::ProcessDied }
+            }
+        }
+    }
+}
+
+impl MachineProcess {
+    /// Starts a machine's process and hands it the spec with its files; those after the ones that
+    /// the spec numbers are only kept open. Its log goes to `log`, or to this process's stderr, and says more
+    /// with `debug`.
+    ///
+    /// Must be called inside a tokio runtime: a task follows the process.
+    pub(crate) fn start(
+        launcher: &Path,
+        debug: bool,
+        spec: LaunchSpec,
+        files: &[OwnedFd],
+        log: Option<File>,
+    ) -> Result<Self> {
+        let failed = |source| Error::Spawn { launcher: launcher.to_owned(), source };
+        let (control, theirs) = UnixStream::pair().map_err(failed)?;
+        // A box that is not detached ends with us by itself, in good order: it hears that we are gone.
+        let outlive = spec.sandbox.is_some();
+        let mut command = Command::new(launcher);
+        command
+            .args(debug.then_some("--debug"))
+            .arg(MACHINE_SUBCOMMAND)
+            // Whoever unmounts where the launcher was need not end the box.
+            .current_dir("/")
+            .stdin(OwnedFd::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(log.map_or_else(Stdio::inherit, Stdio::from));
+        // A terminal's Ctrl-C is for the command in the box, not for the box.
+        in_new_session(&mut command);
+        inherit_only(&mut command, Vec::new());
+        let child = command.spawn().map_err(failed)?;
+        let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+        if outlive {
+            nested::outlive(child.id());
+        }
+        if let Err(error) = control::send(&control, &ToMachine::Launch(Box::new(spec)), &files) {
+            drop(control);
+            return Err(failed(ended_at_once(error, child)));
+        }
+        let (sender, state) = watch::channel(State::default());
+        let events = control.try_clone().and_then(|events| {
+            events.set_nonblocking(true)?;
+            tokio::net::UnixStream::from_std(events)
+        });
+        tokio::spawn(follow(events.map_err(failed)?, sender, Reaped::new(child)));
+        Ok(Self { control, state })
+    }
+
+    /// Waits until the agent serves, or the machine gives up. The error says of the box `name` how.
+    pub(crate) async fn ready(&self, name: Option<&str>) -> Result<()> {
+        let mut state = self.state.clone();
+        let settled = state.wait_for(|state| state.end.is_some() || state.ready).await;
+        match settled.ok().and_then(|state| state.end.clone()) {
+            Some(end) => Err(end.into_error(name)),
+            None => Ok(()),
+        }
+    }
+
+    /// Connects to the guest's agent.
+    pub(crate) async fn connect(&self) -> Result<AgentClient> {
+        let (ours, theirs) = tokio::net::UnixStream::pair().map_err(self.lost())?;
+        control::send(&self.control, &ToMachine::Client, &[theirs.as_fd()]).map_err(self.lost())?;
+        drop(theirs);
+        let stream = connect_agent(ours).await.map_err(self.lost())?;
+        Ok(AgentClient::connect(stream, 0).await?)
+    }
+
+    fn lost(&self) -> impl FnOnce(io::Error) -> Error + '_ {
+        |e| match self.state.borrow().end.clone() {
+            Some(end) => end.into_error(None),
+            None => Error::Internal(format!("the connection to a machine failed: {e}")),
+        }
+    }
+
+    /// Why the machine is no longer there, if it is not: waits a moment for its last words.
+    pub(crate) async fn end_reason(&self) -> Option<Error> {
+        let mut state = self.state.clone();
+        let ended = state.wait_for(|state| state.end.is_some());
+        let ended = tokio::time::timeout(Duration::from_secs(2), ended).await;
+        Some(ended.ok()?.ok()?.end.clone()?.into_error(None))
+    }
+
+    /// How it said that it ended, if it has.
+    pub(super) fn said(&self) -> Option<Ended> {
+        match self.state.borrow().end.clone()? {
+            End::Said(ended) => Some(ended),
+            End::Silently(_) => None,
+        }
+    }
+
+    /// How it says that it ends, when it does.
+    pub(super) async fn said_last(&self) -> Option<Ended> {
+        let mut state = self.state.clone();
+        let _ = state.wait_for(|state| state.end.is_some()).await;
+        self.said()
+    }
+
+    /// Waits for the process to end, in good order.
+    pub(crate) async fn ended(&self) -> Result<()> {
+        let mut state = self.state.clone();
+        let ended = state.wait_for(|state| state.end.is_some()).await;
+        match ended.ok().and_then(|state| state.end.clone()) {
+            Some(End::Said(ended)) if end_state(&ended) == BoxState::Stopped => Ok(()),
+            Some(end) => Err(end.into_error(None)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for MachineProcess {
+    fn drop(&mut self) {
+        // The machine hears of it; the task that follows it reaps the process.
+        let _ = self.control.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+/// Why a process did not take its spec: how it ended, if that is why.
+fn ended_at_once(error: io::Error, mut child: std::process::Child) -> io::Error {
+    match (error.kind(), child.wait()) {
+        (io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset, Ok(status)) => {
+            io::Error::other(format!("it ended at once ({status})"))
+        }
+        _ => error,
+    }
+}
+
+/// Takes what the machine says until its process has ended.
+async fn follow(
+    mut events: tokio::net::UnixStream,
+    state: watch::Sender<State>,
+    mut child: Reaped,
+) {
+    let mut said = None;
+    while let Ok(Some(message)) = receive(&mut events).await {
+        match message {
+            FromMachine::Stage { stage: BootStage::Ready, .. } => {
+                state.send_modify(|state| state.ready = true);
+            }
+            FromMachine::Ended(ended) => said = Some(ended),
+            _ => {}
+        }
+    }
+    let end = match (said, child.wait().await) {
+        (Some(end), _) => End::Said(end),
+        (None, Ok(status)) => End::Silently(status.to_string()),
+        (None, Err(e)) => End::Silently(e.to_string()),
+    };
+    state.send_modify(|state| state.end = Some(end));
+}
+
+/// The executable of the boxes' processes: an absolute path, since they are started in another folder.
+pub(crate) fn find_launcher(given: Option<PathBuf>) -> Result<PathBuf> {
+    let found = search_launcher(given)?;
+    std::path::absolute(&found).map_err(|source| Error::Spawn { launcher: found, source })
+}
+
+fn search_launcher(given: Option<PathBuf>) -> Result<PathBuf> {
+    if let Some(path) = given.or_else(|| std::env::var_os("BOXLITE_VMM").map(PathBuf::from)) {
+        return if path.is_file() {
+            Ok(path)
+        } else {
+            Err(Error::NoLauncher { tried: format!("at {}", path.display()) })
+        };
+    }
+    let this = std::env::current_exe().ok();
+    if let Some(this) = this.as_ref().filter(|this| this.file_stem() == Some(EXECUTABLE.as_ref())) {
+        return Ok(this.clone());
+    }
+    // Examples and tests lie one folder deeper than the executable.
+    let beside = this.iter().flat_map(|this| this.ancestors().skip(1).take(2));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    beside
+        .map(Path::to_owned)
+        .chain(std::env::split_paths(&path))
+        .map(|dir| dir.join(EXECUTABLE))
+        .find(|candidate| candidate.is_file())
+        .ok_or_else(|| Error::NoLauncher { tried: "beside this executable and in PATH".into() })
+}
+
+/// Receives a message that comes without descriptors; `None` at the end of the connection. Not cancel
+/// safe.
+async fn receive<T: DeserializeOwned>(
+    from: &mut (impl AsyncRead + Unpin),
+) -> io::Result<Option<T>> {
+    let length = match from.read_u32_le().await {
+        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        length => length? as usize,
+    };
+    if length > MAX_MESSAGE {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "message too large"));
+    }
+    let mut body = vec![0; length];
+    from.read_exact(&mut body).await?;
+    Ok(Some(serde_json::from_slice(&body)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn spec() -> LaunchSpec {
+        LaunchSpec {
+            vcpus: 1,
+            memory_mib: 128,
+            kernel: PathBuf::new(),
+            initramfs: PathBuf::new(),
+            boot: Default::default(),
+            host: Default::default(),
+            disks: Vec::new(),
+            console: None,
+            network: None,
+            nested: false,
+            sandbox: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn many_processes_are_followed_without_a_thread_each() {
+        let dir = tempfile::tempdir().unwrap();
+        let launcher = dir.path().join("launcher");
+        std::fs::write(&launcher, "#!/bin/sh\ncat > /dev/null\nexit 3\n").unwrap();
+        std::fs::set_permissions(&launcher, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let start = || MachineProcess::start(&launcher, false, spec(), &[], None).unwrap();
+        let machines: Vec<_> = (0..50).map(|_| start()).collect();
+        // Other tests have threads, too, but of other names than one for each machine had.
+        for thread in std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
+            let name = std::fs::read_to_string(thread.path().join("comm")).unwrap_or_default();
+            assert_ne!(name.trim(), "machine");
+        }
+        let states: Vec<_> = machines.iter().map(|machine| machine.state.clone()).collect();
+        drop(machines);
+        for mut state in states {
+            let end = state.wait_for(|state| state.end.is_some()).await.unwrap().end.clone();
+            assert!(matches!(end, Some(End::Silently(how)) if how == "exit status: 3"));
+        }
+    }
+}

@@ -1,0 +1,365 @@
+//! A home's runtime in this process.
+//!
+//! Truth is in the folders: a box lives while its process holds the lock in its folder, and does
+//! what that process wrote down last. The database knows names. What is made or removed is so in
+//! one step, by a rename under the boxes' lock, so that a process that is killed leaves a box whole
+//! or a leftover with a name that says so.
+
+mod boxes;
+mod cancel;
+mod control;
+mod images;
+mod launch;
+#[cfg(test)]
+mod live_tests;
+mod machine_process;
+#[cfg(test)]
+mod model_tests;
+#[cfg(test)]
+mod power_tests;
+mod reaped;
+mod streams;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use boxlite_contract::events::{Event, EventKind};
+use boxlite_contract::status::{Status, now_ms};
+use boxlite_durable::Durability;
+use boxlite_kernel::GuestFiles;
+use boxlite_rootfs_builder::{ImageStore, Progress, RegistryOptions};
+
+pub(super) use machine_process::{MachineProcess, find_launcher};
+
+use super::call::{BoxCall, Call, Reply};
+use super::config::BoxConfig;
+use super::home::{BoxFolder, CONFIG, DISK, Home};
+use super::state::{BoxInfo, end_code, judge, time};
+use super::store::{Entry, Store};
+use super::watch::Watcher;
+use super::{Error, Result, RuntimeOptions, blocking};
+
+/// A home's runtime.
+#[derive(Debug)]
+pub(super) struct Local {
+    pub(super) home: Home,
+    store: Store,
+    pub(super) images: ImageStore,
+    pub(super) guest: GuestFiles,
+    pub(super) launcher: PathBuf,
+    /// Whether machines' processes say more in their logs.
+    pub(super) debug: bool,
+    watcher: Arc<Watcher>,
+    /// Boxes that remove themselves, and that this process has made and not started: the locks of their
+    /// maker.
+    made: Mutex<HashMap<String, File>>,
+    /// Boxes that end with this process: dropping one ends it.
+    dependents: Mutex<HashMap<String, Dependent>>,
+}
+
+/// A box that ends with this process.
+#[derive(Clone, Debug)]
+struct Dependent {
+    machine: Arc<MachineProcess>,
+    /// What was known of it at its start: nothing of it need be left after its end.
+    info: BoxInfo,
+}
+
+impl Local {
+    /// Opens the home that the options name.
+    pub(super) async fn open_with(options: RuntimeOptions) -> Result<Arc<Self>> {
+        blocking(move || {
+            let home = Home::open(options.home)?;
+            let guest = GuestFiles::locate()?;
+            let launcher = find_launcher(options.launcher)?;
+            let local = Self::open(home, guest, launcher)?;
+            Ok(Arc::new(Self { debug: options.debug, ..local }))
+        })
+        .await
+    }
+
+    /// Opens the home, and puts right what killed processes left.
+    fn open(home: Home, guest: GuestFiles, launcher: PathBuf) -> Result<Self> {
+        let registries = RegistryOptions::load(&home.registries())?;
+        let images = ImageStore::open(home.images())?.with_registries(registries);
+        let store = Store::open(&home.database())?;
+        let (watcher, made, dependents) = Default::default();
+        let debug = false;
+        let local = Self { home, store, images, guest, launcher, debug, watcher, made, dependents };
+        local.reconcile()?;
+        Ok(local)
+    }
+
+    /// Makes database and folders agree: a row without a folder is a box that was never finished
+    /// or is gone; a folder without a row is a box whose database was lost, and one with another name has a
+    /// database that lost its last changes.
+    fn reconcile(&self) -> Result<()> {
+        let guard = self.home.lock_boxes()?;
+        for id in self.home.ids()?.iter().filter(|id| self.is_left_over(&self.home.folder(id))) {
+            self.home.retire(id, Durability::Process)?;
+        }
+        let left = self.home.leftovers()?;
+        let ids = self.home.ids()?;
+        let (known, gone): (Vec<_>, Vec<_>) =
+            self.store.list()?.into_iter().partition(|entry| ids.contains(&entry.id));
+        gone.iter().try_for_each(|entry| self.store.remove(&entry.id))?;
+        let (mut renamed, mut unknown) = (Vec::new(), Vec::new());
+        for id in &ids {
+            let row = known.iter().find(|entry| entry.id == *id);
+            match (self.home.folder(id).read_json::<BoxConfig>(CONFIG), row) {
+                (Ok(config), None) => unknown.push(config),
+                (Ok(config), Some(row)) if config.name != row.name => renamed.push(config),
+                (Err(e), None) => tracing::warn!("{e}; the folder is left as it is"),
+                (_, Some(_)) => {}
+            }
+        }
+        self.put_names_right(&renamed)?;
+        unknown.into_iter().try_for_each(|config| self.adopt(config))?;
+        drop(guard);
+        left.delete();
+        Ok(())
+    }
+
+    /// Gives boxes the names that their folders say.
+    fn put_names_right(&self, configs: &[BoxConfig]) -> Result<()> {
+        // A name that one of them gives up may be the next one's.
+        for config in configs {
+            self.store.rename(&config.id, &format!("\0{}", config.id))?;
+        }
+        for config in configs {
+            match self.store.rename(&config.id, &config.name) {
+                Err(Error::NameInUse { .. }) => {
+                    self.store.rename(&config.id, &default_name(&config.id))?;
+                }
+                result => result?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a box was to remove itself and could not: it has run and is dead, or whoever made it is gone
+    /// and it was to end with that. A loss of power may leave such a box without its config; there is no disk
+    /// in its folder, and so nothing that could be lost.
+    fn is_left_over(&self, folder: &BoxFolder) -> bool {
+        if folder.is_in_the_making() {
+            return false;
+        }
+        let options = match folder.read_json(CONFIG) {
+            Ok(BoxConfig { options, .. }) => options,
+            Err(e) => {
+                let no_disk = matches!(folder.file(DISK).try_exists(), Ok(false));
+                return is_missing_or_malformed(&e) && no_disk && !folder.is_live();
+            }
+        };
+        if !options.auto_remove {
+            return false;
+        }
+        let (lives, status) = match self.look(folder) {
+            Ok(seen) => seen,
+            Err(e) => {
+                tracing::warn!("{e}; the box is left as it is");
+                return false;
+            }
+        };
+        let has_run = status.is_some();
+        !lives && (has_run || !options.detach)
+    }
+
+    /// Takes a box into the database that has a folder only.
+    fn adopt(&self, mut config: BoxConfig) -> Result<()> {
+        match self.store.add(&entry(&config)) {
+            Err(Error::NameInUse { .. }) => {
+                config.name = default_name(&config.id);
+                self.store.add(&entry(&config))
+            }
+            result => result,
+        }
+    }
+
+    /// Answers a call.
+    pub(super) async fn call(
+        self: &Arc<Self>,
+        call: Call,
+        progress: Arc<dyn Progress>,
+    ) -> Result<Reply> {
+        let local = self.clone();
+        let (progress, _cancel) = cancel::on_drop(progress);
+        match call {
+            Call::Create(options) => {
+                let config = blocking(move || local.create(*options, &progress)).await?;
+                Ok(Reply::Config(Box::new(config)))
+            }
+            Call::Find(query) => {
+                let config = blocking(move || local.config(&local.store.find(&query)?)).await?;
+                Ok(Reply::Config(Box::new(config)))
+            }
+            Call::List => blocking(move || local.list()).await.map(Reply::Infos),
+            Call::Prune => blocking(move || local.prune()).await.map(Reply::Infos),
+            Call::Shutdown { grace_ms } => {
+                self.stop_dependents(grace_ms).await.map(|()| Reply::Done)
+            }
+            Call::Images(call) => blocking(move || local.call_images(call, &progress)).await,
+            Call::Box { id, call } => self.call_box(id, call).await,
+        }
+    }
+
+    async fn call_box(self: &Arc<Self>, id: String, call: BoxCall) -> Result<Reply> {
+        let local = self.clone();
+        match call {
+            BoxCall::Info => return Ok(Reply::Info(Box::new(self.info_of(&id).await?))),
+            BoxCall::Wait => return Ok(Reply::Info(Box::new(self.wait(&id).await?))),
+            BoxCall::Metrics => return self.metrics(&id).await.map(Reply::Metrics),
+            BoxCall::Expect => blocking(move || local.expect_serving(&id)).await?,
+            BoxCall::Start(how) => self.start(&id, how).await?,
+            BoxCall::Stop { grace_ms } => self.stop(&id, grace_ms).await?,
+            BoxCall::Signal(signal) => self.signal(&id, signal).await?,
+            BoxCall::Kill => self.kill(&id).await?,
+            BoxCall::Pause => self.pause(&id).await?,
+            BoxCall::Resume => self.resume(&id).await?,
+            BoxCall::Outlive => self.outlive(&id).await?,
+            BoxCall::Remove { force } => self.remove(&id, force).await?,
+            BoxCall::Rename(name) => blocking(move || local.rename(&id, &name)).await?,
+            BoxCall::Note(kind) => {
+                blocking(move || {
+                    local.note(&id, kind);
+                    Ok(())
+                })
+                .await?;
+            }
+        }
+        Ok(Reply::Done)
+    }
+
+    fn entry(&self, id: &str) -> Result<Entry> {
+        self.store.find(id)
+    }
+
+    /// The config of a box, with the name that it has now.
+    fn config(&self, entry: &Entry) -> Result<BoxConfig> {
+        let folder = self.home.folder(&entry.id);
+        let mut config: BoxConfig = match folder.read_json(CONFIG) {
+            Ok(config) => config,
+            // It removed itself meanwhile.
+            Err(_) if !folder.path().exists() => return Err(self.gone(entry)),
+            Err(e) => return Err(e),
+        };
+        config.name.clone_from(&entry.name);
+        Ok(config)
+    }
+
+    fn gone(&self, entry: &Entry) -> Error {
+        let _ = self.store.remove(&entry.id);
+        Error::NoSuchBox { query: entry.name.clone() }
+    }
+
+    /// What is known of a box.
+    fn info(&self, entry: &Entry) -> Result<BoxInfo> {
+        let config = self.config(entry)?;
+        let (lives, status) = self.look(&self.home.folder(&entry.id))?;
+        let options = &config.options;
+        let ended = status.as_ref().and_then(|status| status.ended.as_ref());
+        let ended = ended.filter(|_| !lives);
+        let live = status.as_ref().filter(|_| lives);
+        Ok(BoxInfo {
+            state: judge(lives, status.as_ref()),
+            command: options.main_command.then(|| config.main_argv().ok()).flatten(),
+            exit_code: ended.and_then(|ended| end_code(ended, options.main_command)),
+            created: time(config.created_ms),
+            started: status.as_ref().map(|status| time(status.started_ms)),
+            finished: ended.map(|ended| time(ended.at_ms)),
+            pid: live.map(|status| status.pid).filter(|pid| *pid != 0),
+            main_pid: live.and_then(|status| status.main_pid),
+            restarts: status.as_ref().map_or(0, |status| status.restarts),
+            health: live.and_then(|status| status.health.clone()),
+            ports: live.map(|status| status.ports.clone()).unwrap_or_default(),
+            boot: status.as_ref().map(|status| status.stages.clone()).unwrap_or_default(),
+            cpus: options.cpus,
+            memory_mib: options.memory_mib,
+            auto_remove: options.auto_remove,
+            labels: options.labels.clone(),
+            image: options.image.clone(),
+            id: config.id,
+            name: config.name,
+        })
+    }
+
+    /// Whether a box lives, and what it said last. Its end is read before its lock is asked for:
+    /// otherwise a box that ends meanwhile would look as if it had died without a word.
+    fn look(&self, folder: &BoxFolder) -> Result<(bool, Option<Status>)> {
+        let read =
+            || Status::read(folder.path()).map_err(Error::home("cannot be read", folder.path()));
+        if folder.is_live() {
+            let status = read()?;
+            if folder.is_live() {
+                return Ok((true, status));
+            }
+        }
+        Ok((false, read()?))
+    }
+
+    /// As [`look`](Self::look), off the async threads.
+    async fn look_at(self: &Arc<Self>, folder: &BoxFolder) -> Result<(bool, Option<Status>)> {
+        let (local, folder) = (self.clone(), folder.clone());
+        blocking(move || local.look(&folder)).await
+    }
+
+    /// What is known of the box with this ID, off the async threads.
+    async fn info_of(self: &Arc<Self>, id: &str) -> Result<BoxInfo> {
+        let (local, id) = (self.clone(), id.to_owned());
+        blocking(move || local.info(&local.entry(&id)?)).await
+    }
+
+    fn list(&self) -> Result<Vec<BoxInfo>> {
+        let mut infos = Vec::new();
+        for entry in self.store.list()? {
+            match self.info(&entry) {
+                Ok(info) => infos.push(info),
+                Err(Error::NoSuchBox { .. }) => {}
+                Err(e) => tracing::warn!("the box {}: {e}", entry.name),
+            }
+        }
+        Ok(infos)
+    }
+
+    /// Writes down that something happened to a box. An event that cannot be written is no reason
+    /// to fail.
+    fn note(&self, id: &str, kind: EventKind) {
+        let event = Event::new(now_ms(), id, kind);
+        let written = self.home.open_events().map(|log| event.append(&log));
+        if !matches!(written, Ok(Ok(()))) {
+            tracing::warn!(?event, "cannot be written down");
+        }
+    }
+
+    fn made(&self) -> std::sync::MutexGuard<'_, HashMap<String, File>> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn dependents(&self) -> std::sync::MutexGuard<'_, HashMap<String, Dependent>> {
+        self.dependents.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn entry(config: &BoxConfig) -> Entry {
+    Entry {
+        id: config.id.clone(),
+        name: config.name.clone(),
+        image: config.options.image.clone(),
+        image_digest: config.image_digest.clone(),
+        created_ms: config.created_ms,
+    }
+}
+
+/// The name of a box that was given none.
+fn default_name(id: &str) -> String {
+    format!("box-{}", id.get(..12).unwrap_or(id))
+}
+
+/// Whether a file of a box has nothing that could be read, as a loss of power leaves it. Not so one that cannot be
+/// read now: there may be too many open files.
+fn is_missing_or_malformed(error: &Error) -> bool {
+    use std::io::ErrorKind::{InvalidData, NotFound, UnexpectedEof};
+    matches!(error, Error::Home { source, .. } if matches!(source.kind(), InvalidData | NotFound | UnexpectedEof))
+}

@@ -1,0 +1,308 @@
+//! The home against a model of it: any sequence of making, renaming, removing, starting and ending
+//! boxes, with a crash between any two steps of each, leaves a home that opens and has the boxes that it should.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+
+use boxlite_contract::status::{End, Ended, Phase};
+use boxlite_kernel::GuestFiles;
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+use crate::{BoxOptions, BoxState, FailureReason};
+
+/// What is done to the home. Numbers choose a name, or one of the boxes that there are.
+#[derive(Clone, Debug)]
+enum Step {
+    Make(u8),
+    /// The process dies before the folder has its place.
+    MakeAndCrashEarly(u8),
+    /// The process dies when the folder has its place, and the database was lost with it.
+    MakeAndCrashLate(u8),
+    /// The process dies when the box is there that was to remove itself; a loss of power may take its config.
+    MakeThrowAwayAndCrash(u8, bool),
+    Rename(u8, u8),
+    /// The process dies when the database has the new name and the folder the old one.
+    RenameAndCrash(u8, u8),
+    /// The process dies when a file is about to replace another one.
+    ReplaceAndCrash(u8),
+    Remove(u8),
+    /// The process dies when the folder is out of its place.
+    RemoveAndCrash(u8),
+    /// A process has the box's lock and says that it runs.
+    Start(u8),
+    /// That process says how it ends, and does.
+    End(u8),
+    /// That process dies.
+    Die(u8),
+    /// Another process opens the home.
+    Reopen,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let n = || 0_u8..4;
+    let step = prop_oneof![
+        3 => n().prop_map(Step::Make),
+        1 => n().prop_map(Step::MakeAndCrashEarly),
+        1 => n().prop_map(Step::MakeAndCrashLate),
+        1 => (n(), n()).prop_map(|(which, name)| Step::Rename(which, name)),
+        1 => (n(), n()).prop_map(|(which, name)| Step::RenameAndCrash(which, name)),
+        1 => (n(), any::<bool>()).prop_map(|(name, cut)| Step::MakeThrowAwayAndCrash(name, cut)),
+        1 => n().prop_map(Step::ReplaceAndCrash),
+        1 => n().prop_map(Step::Remove),
+        1 => n().prop_map(Step::RemoveAndCrash),
+        2 => n().prop_map(Step::Start),
+        1 => n().prop_map(Step::End),
+        1 => n().prop_map(Step::Die),
+        1 => Just(Step::Reopen),
+    ];
+    proptest::collection::vec(step, 1..24)
+}
+
+/// A home, and what should be in it.
+struct World {
+    dir: tempfile::TempDir,
+    local: Local,
+    /// Name and state of each box, by its ID.
+    model: BTreeMap<String, (String, BoxState)>,
+    /// The locks of processes that run.
+    locks: HashMap<String, File>,
+    made: u32,
+}
+
+/// A home of its own in `dir`, without guest files.
+pub(super) fn open(dir: &std::path::Path) -> Local {
+    let manifest = json!({
+        "format": 1, "arch": "x86_64", "kernel_release": "", "agent_version": "",
+        "kernel_source": { "version": "", "origin": "", "sha256": "", "pinned": true }, "files": {}
+    });
+    let path = dir.join("none");
+    let guest = GuestFiles {
+        dir: path.clone(),
+        kernel: path.clone(),
+        initramfs: path.clone(),
+        template: path.clone(),
+        manifest: serde_json::from_value(manifest).unwrap(),
+    };
+    let home = Home::open(Some(dir.join("home"))).unwrap();
+    Local::open(home, guest, path).unwrap()
+}
+
+/// The box of this number, with the name of that.
+pub(super) fn config(number: u32, name: u8) -> BoxConfig {
+    BoxConfig {
+        id: format!("{number:032x}"),
+        name: format!("name-{name}"),
+        created_ms: number.into(),
+        options: BoxOptions::new("image"),
+        image_digest: "sha256:0".into(),
+        image: Default::default(),
+    }
+}
+
+impl World {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("base"), [0; 1024]).unwrap();
+        let local = open(dir.path());
+        Self { dir, local, model: BTreeMap::new(), locks: HashMap::new(), made: 0 }
+    }
+
+    fn reopen(&mut self) {
+        self.local = open(self.dir.path());
+    }
+
+    /// One of the boxes, if there is one.
+    fn pick(&self, which: u8) -> Option<String> {
+        let ids: Vec<&String> = self.model.keys().collect();
+        ids.get(usize::from(which) % ids.len().max(1)).map(|id| (*id).clone())
+    }
+
+    fn config(&mut self, name: u8) -> BoxConfig {
+        self.made += 1;
+        config(self.made, name)
+    }
+
+    fn is_taken(&self, name: &str) -> bool {
+        self.model.values().any(|(taken, _)| taken == name)
+    }
+
+    fn expect(&mut self, config: &BoxConfig) {
+        self.model.insert(config.id.clone(), (config.name.clone(), BoxState::Configured));
+    }
+
+    fn write(&self, id: &str, status: &Status) {
+        status.write(self.local.home.folder(id).path(), Durability::Process).unwrap();
+    }
+
+    fn step(&mut self, step: Step) {
+        let base = self.dir.path().join("base");
+        match step {
+            Step::Make(name) => {
+                let config = self.config(name);
+                let made = self.local.settle(&config, &base, 1024);
+                assert_eq!(made.is_ok(), !self.is_taken(&config.name), "{made:?}");
+                if made.is_ok() {
+                    self.expect(&config);
+                }
+            }
+            Step::MakeAndCrashEarly(name) => {
+                let config = self.config(name);
+                let guard = self.local.home.lock_boxes().unwrap();
+                if !self.is_taken(&config.name) {
+                    self.local.store.add(&entry(&config)).unwrap();
+                    self.local.home.new_folder(&config.id).unwrap();
+                }
+                drop(guard);
+                self.reopen();
+            }
+            Step::MakeAndCrashLate(name) => {
+                let config = self.config(name);
+                if self.local.settle(&config, &base, 1024).is_ok() {
+                    self.expect(&config);
+                    self.local.store.remove(&config.id).unwrap();
+                }
+                self.reopen();
+            }
+            Step::Rename(which, name) => {
+                let Some(id) = self.pick(which) else { return };
+                let name = format!("name-{name}");
+                let own = self.model[&id].0 == name;
+                let renamed = self.local.rename(&id, &name);
+                assert_eq!(renamed.is_ok(), own || !self.is_taken(&name));
+                if renamed.is_ok() {
+                    self.model.get_mut(&id).unwrap().0 = name;
+                }
+            }
+            Step::MakeThrowAwayAndCrash(name, cut) => {
+                let mut config = self.config(name);
+                config.options = config.options.auto_remove(true);
+                if self.local.settle(&config, &base, 1024).is_ok() && cut {
+                    let folder = self.local.home.folder(&config.id);
+                    std::fs::write(folder.file(CONFIG), "").unwrap();
+                }
+                self.local.made().clear();
+                self.reopen();
+            }
+            Step::RenameAndCrash(which, name) => {
+                let Some(id) = self.pick(which) else { return };
+                // Unless it is taken.
+                let _ = self.local.store.rename(&id, &format!("name-{name}"));
+                self.reopen();
+            }
+            Step::ReplaceAndCrash(which) => {
+                let Some(id) = self.pick(which) else { return };
+                let folder = self.local.home.folder(&id);
+                for name in [".config.json.new", ".status.json.new"] {
+                    std::fs::write(folder.file(name), "{\"half").unwrap();
+                }
+                self.reopen();
+            }
+            Step::Remove(which) => {
+                let Some(id) = self.pick(which).filter(|id| !self.locks.contains_key(id)) else {
+                    return;
+                };
+                self.local.remove_dead(&id).unwrap();
+                self.model.remove(&id);
+            }
+            Step::RemoveAndCrash(which) => {
+                let Some(id) = self.pick(which).filter(|id| !self.locks.contains_key(id)) else {
+                    return;
+                };
+                let guard = self.local.home.lock_boxes().unwrap();
+                self.local.home.retire(&id, Durability::Power).unwrap();
+                drop(guard);
+                self.model.remove(&id);
+                self.reopen();
+            }
+            Step::Start(which) => {
+                let Some(id) = self.pick(which) else { return };
+                let lock = self.local.home.folder(&id).lock().unwrap();
+                assert_eq!(lock.is_some(), !self.locks.contains_key(&id));
+                let Some(lock) = lock else { return };
+                self.locks.insert(id.clone(), lock);
+                self.write(&id, &Status { phase: Phase::Running, ..Status::starting() });
+                self.model.get_mut(&id).unwrap().1 = BoxState::Running;
+            }
+            Step::End(which) => {
+                let Some(id) = self.pick(which).filter(|id| self.locks.contains_key(id)) else {
+                    return;
+                };
+                let ended = Ended { end: End::Stopped, at_ms: 9, main: None };
+                let ended = Some(ended);
+                self.write(&id, &Status { phase: Phase::Ended, ended, ..Status::starting() });
+                self.locks.remove(&id);
+                self.model.get_mut(&id).unwrap().1 = BoxState::Stopped;
+            }
+            Step::Die(which) => {
+                let Some(id) = self.pick(which).filter(|id| self.locks.contains_key(id)) else {
+                    return;
+                };
+                self.locks.remove(&id);
+                let failed = BoxState::Failed(FailureReason::ProcessDied);
+                self.model.get_mut(&id).unwrap().1 = failed;
+            }
+            Step::Reopen => self.reopen(),
+        }
+    }
+
+    fn check(&self) {
+        let listed = self.local.list().unwrap().into_iter();
+        let listed: BTreeMap<_, _> =
+            listed.map(|info| (info.id, (info.name, info.state))).collect();
+        assert_eq!(listed, self.model);
+        for (id, (name, _)) in &self.model {
+            assert_eq!(&self.local.store.find(name).unwrap().id, id);
+        }
+    }
+}
+
+#[test]
+fn a_box_that_removes_itself_stays_until_it_has_run_unless_it_is_its_makers() {
+    let mut world = World::new();
+    let base = world.dir.path().join("base");
+    let mut make = |detach: bool| {
+        let mut config = world.config(u8::from(detach));
+        config.options = config.options.auto_remove(true).detach(detach);
+        world.local.settle(&config, &base, 1024).unwrap();
+        config.id
+    };
+    let (created, makers) = (make(true), make(false));
+    let ids = |world: &World| -> Vec<_> {
+        world.local.list().unwrap().into_iter().map(|info| info.id).collect()
+    };
+    world.local.reconcile().unwrap();
+    assert_eq!(ids(&world), [&*created, &*makers], "the maker lives");
+    world.local.made().clear();
+    world.reopen();
+    assert_eq!(ids(&world), [&*created]);
+    // It runs: it lives, or removes itself.
+    let lock = world.local.home.folder(&created).lock().unwrap().unwrap();
+    world.write(&created, &Status::starting());
+    world.reopen();
+    assert_eq!(ids(&world), [&*created]);
+    drop(lock);
+    world.reopen();
+    assert!(ids(&world).is_empty(), "it was killed before it could");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn the_home_is_as_its_model(steps in steps()) {
+        let mut world = World::new();
+        for step in steps {
+            world.step(step);
+            world.check();
+        }
+        // Nothing is left over that has no box.
+        world.reopen();
+        world.check();
+        let boxes = std::fs::read_dir(world.dir.path().join("home/boxes")).unwrap();
+        let names = boxes.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let left: Vec<_> = names.filter(|name| name.starts_with(".new") || name.starts_with(".gone")).collect();
+        prop_assert!(left.is_empty(), "{left:?}");
+    }
+}

@@ -1,0 +1,122 @@
+//! Streams of bytes to and from the things of a home.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use boxlite_contract::control::ToMachine;
+use boxlite_contract::logbook;
+use boxlite_proto::AGENT_PORT;
+use boxlite_rootfs_builder::Silent;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+use super::Local;
+use crate::call::{Channel, Duplex};
+use crate::home::VSOCK_SOCKET;
+use crate::{Error, Result, blocking, events, loaded_images, logs, remedy, saved_images};
+
+/// The longest answer to `CONNECT`: "OK" and a port.
+const MAX_ANSWER: usize = 32;
+
+impl Local {
+    /// Opens a stream.
+    pub(crate) async fn open_stream(self: &Arc<Self>, channel: Channel) -> Result<Box<dyn Duplex>> {
+        Ok(match channel {
+            Channel::Agent { id } => Box::new(self.agent(&id).await?),
+            Channel::Main { id } => Box::new(self.main(&id).await?),
+            Channel::Logs { id, query } => {
+                let local = self.clone();
+                let folder = blocking(move || local.folder(&id)).await?;
+                let log = self.watcher.follow(folder.file(logbook::FILE));
+                let (local, path) = (self.clone(), folder.path().to_owned());
+                let ended = async move {
+                    // A folder that cannot be looked at any more is no box's that lives.
+                    let _ = local.process_gone(&folder, 0).await;
+                };
+                Box::new(logs::stream(path, query, log, ended))
+            }
+            Channel::SavedImages { images } => {
+                let local = self.clone();
+                Box::new(saved_images::stream(move |output| {
+                    let names: Vec<&str> = images.iter().map(String::as_str).collect();
+                    Ok(local.images.save(&names, output, &Silent)?)
+                }))
+            }
+            Channel::LoadedImages => {
+                let local = self.clone();
+                Box::new(loaded_images::receive(move |archive, progress| {
+                    local.loaded(&local.images.load_from(archive, progress)?)
+                }))
+            }
+            Channel::Events { query } => {
+                let log = self.watcher.follow(self.home.events());
+                Box::new(events::stream(self.home.events(), query, log))
+            }
+        })
+    }
+
+    async fn agent(self: &Arc<Self>, id: &str) -> Result<UnixStream> {
+        let (local, id) = (self.clone(), id.to_owned());
+        let (socket, path) = blocking(move || {
+            local.expect_serving(&id)?;
+            let folder = local.folder(&id)?;
+            Ok((folder.connect(VSOCK_SOCKET)?, folder.file(VSOCK_SOCKET)))
+        })
+        .await?;
+        let connect = async {
+            socket.set_nonblocking(true)?;
+            connect_agent(UnixStream::from_std(socket)?).await
+        };
+        connect.await.map_err(Error::home("the box's agent cannot be reached", path))
+    }
+
+    async fn main(self: &Arc<Self>, id: &str) -> Result<UnixStream> {
+        let (local, query) = (self.clone(), id.to_owned());
+        blocking(move || {
+            let entry = local.entry(&query)?;
+            if !local.config(&entry)?.options.main_command {
+                let reason = "it has no main command to attach to; use exec".to_owned();
+                return Err(Error::Refused { name: entry.name, reason });
+            }
+            local.expect_serving(&query)
+        })
+        .await?;
+        let pair = UnixStream::pair().and_then(|(ours, theirs)| Ok((ours, theirs.into_std()?)));
+        let (ours, theirs) = pair.map_err(|e| Error::Internal(e.to_string()))?;
+        self.hand_over(id, ToMachine::Attach, OwnedFd::from(theirs)).await?;
+        Ok(ours)
+    }
+
+    /// An error, unless the box serves commands.
+    pub(super) fn expect_serving(&self, id: &str) -> Result<()> {
+        use crate::BoxState::{Paused, Running, Starting};
+        let info = self.info(&self.entry(id)?)?;
+        let remedy = match info.state {
+            // One that restarts waits for its guest.
+            Running | Starting => return Ok(()),
+            Paused => remedy::resume_first(&info.name),
+            _ => remedy::start_first(&info.name),
+        };
+        Err(Error::WrongState { name: info.name, state: info.state, remedy })
+    }
+}
+
+/// Connects a client of a vsock to the agent behind it.
+pub(super) async fn connect_agent(mut client: UnixStream) -> io::Result<UnixStream> {
+    client.write_all(format!("CONNECT {AGENT_PORT}\n").as_bytes()).await?;
+    // One byte at a time: what follows the line belongs to the agent's protocol.
+    let mut answer = Vec::new();
+    while answer.last() != Some(&b'\n') && answer.len() < MAX_ANSWER {
+        match client.read_u8().await {
+            Ok(byte) => answer.push(byte),
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => break,
+            Err(e) => return Err(e),
+        }
+    }
+    if !answer.starts_with(b"OK ") {
+        let message = "the guest does not accept a connection: it ends, or has as many as it can";
+        return Err(io::Error::new(io::ErrorKind::ConnectionRefused, message));
+    }
+    Ok(client)
+}

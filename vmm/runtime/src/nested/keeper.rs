@@ -1,0 +1,309 @@
+//! The keeper: the process that owns a home's software host and serves its launchers.
+//!
+//! It starts QEMU, greets launchers as soon as the agent answers, and stops QEMU when nobody has
+//! needed it for a while. QEMU dies with it, and the lock is free only when both are gone.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::io::fcntl_dupfd_cloexec;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::busy::until_no_box_lives;
+use super::place::{Place, last_lines};
+use super::ports::Ports;
+use super::qemu::{self, Link, Qemu};
+use super::router::Router;
+use super::sys::TscClock;
+use super::{Error, Options};
+use crate::client::{Loss, greet};
+
+/// How long the software host stays up for a next launcher; in seconds, as a decimal number.
+pub const IDLE_VARIABLE: &str = "BOXLITE_SOFTHOST_IDLE";
+
+const DEFAULT_IDLE: Duration = Duration::from_secs(3);
+
+/// How long the boot may take: many times what it does on a slow machine.
+const BOOT: Duration = Duration::from_secs(180);
+
+/// How long commands have to end after SIGTERM, when the software host stops.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// How long stopping may take in all before QEMU is killed.
+const STOP: Duration = Duration::from_secs(15);
+
+/// How long QEMU may take to end when its guest is gone.
+const END: Duration = Duration::from_secs(2);
+
+/// How long launchers have to hear that there is no more.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Lines of logs in an error message.
+const LINES: usize = 15;
+
+/// Lines at the end of the console among which a panic is looked for.
+const CRASH_LINES: usize = 60;
+
+/// Runs the keeper until its software host has ended. Standard input is the lock, if a launcher
+/// started it.
+///
+/// Call it on the process's main thread: QEMU ends with the thread that started it.
+///
+/// # Errors
+/// When the software host does not start, or ends by itself.
+pub fn main(options: &Options) -> Result<(), Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(Error::Runtime)?.block_on(keep(options))
+}
+
+async fn keep(options: &Options) -> Result<(), Error> {
+    let clock = TscClock::start();
+    let place = Place::open(&options.home)?;
+    let lock = match inherited_lock(&place) {
+        Some(lock) => lock,
+        None => place.lock()?.ok_or(Error::Busy)?,
+    };
+    // From here on launchers wait for us.
+    let listener = place.listen()?;
+    place.ensure_image(&options.template)?;
+    // QEMU keeps a file open for each one that the guest has.
+    let for_qemu = lock.try_clone().map_err(Error::Qemu)?;
+    let (qemu, link) = Qemu::start(options, &place, for_qemu, &clock)?;
+    tracing::info!("QEMU runs");
+    let options = options.clone();
+    let ports = Arc::new(Ports::default());
+    tokio::spawn(serve_ports(place.listen_for_ports()?, Arc::clone(&ports)));
+    let (router, launchers) = (Arc::default(), JoinSet::new());
+    let keeper = Keeper { place, qemu, options, router, ports, launchers };
+    let result = keeper.run(listener, link).await;
+    drop(lock);
+    result
+}
+
+/// The lock that the launcher passed on as standard input.
+fn inherited_lock(place: &Place) -> Option<File> {
+    let stdin = fcntl_dupfd_cloexec(std::io::stdin(), 3).ok().map(File::from);
+    stdin.filter(|file| place.is_our_lock(file))
+}
+
+/// How long the software host stays up for a next launcher.
+fn idle_time() -> Duration {
+    let seconds = std::env::var(IDLE_VARIABLE).ok().and_then(|value| value.parse::<f64>().ok());
+    seconds.and_then(|s| Duration::try_from_secs_f64(s).ok()).unwrap_or(DEFAULT_IDLE)
+}
+
+/// Why the keeper stops.
+enum End {
+    /// Nobody needs it.
+    Idle,
+    /// SIGTERM or SIGINT.
+    Asked,
+    /// The agent is not there any more.
+    Link(String),
+    /// QEMU is not there any more.
+    Qemu,
+}
+
+struct Keeper {
+    place: Place,
+    qemu: Qemu,
+    options: Options,
+    router: Arc<Router>,
+    ports: Arc<Ports>,
+    launchers: JoinSet<()>,
+}
+
+impl Keeper {
+    async fn run(mut self, listener: UnixListener, link: Link) -> Result<(), Error> {
+        let (router, ports) = (Arc::clone(&self.router), Arc::clone(&self.ports));
+        let link = carry(&router, &ports, link);
+        tokio::pin!(link);
+        let end = tokio::select! {
+            // First of all: nobody is to be let in when the software host is gone.
+            biased;
+            why = &mut link => End::Link(why),
+            end = self.serve(&listener) => end?,
+        };
+        // Whoever comes now waits for the lock, or hears nothing and comes again.
+        self.place.stop_listening();
+        drop(listener);
+        match end {
+            End::Idle | End::Asked => {
+                self.router.stop_guest(GRACE);
+                let stopped = async {
+                    // Frames must flow for the guest to hear it.
+                    tokio::select! {
+                        _ = &mut link => self.qemu.wait().await,
+                        status = self.qemu.wait() => status,
+                    }
+                };
+                let clean = timeout(STOP, stopped).await.is_ok();
+                if !clean {
+                    self.qemu.kill().await.map_err(Error::Qemu)?;
+                }
+                tracing::info!(clean, "the software host was stopped");
+                self.farewell("the software host was stopped".to_owned()).await;
+                Ok(())
+            }
+            End::Link(why) => Err(self.failed(Some(why)).await),
+            End::Qemu => Err(self.failed(None).await),
+        }
+    }
+
+    /// Serves launchers until there is a reason to stop.
+    async fn serve(&mut self, listener: &UnixListener) -> Result<End, Error> {
+        let mut terminate = signal(SignalKind::terminate()).map_err(Error::Runtime)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Runtime)?;
+        let idle = idle_time();
+        let mut idle_since = Instant::now();
+        let mut ready = false;
+        // Nobody is there; boxes may be.
+        let mut looking = false;
+        let (router, options) = (Arc::clone(&self.router), self.options.clone());
+        let look = async || until_no_box_lives(&router, &options).await;
+        let empty = look();
+        tokio::pin!(empty);
+        loop {
+            let idle_until = idle_since.checked_add(idle);
+            let for_long = async {
+                match idle_until {
+                    Some(time) => sleep_until(time).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((connection, _)) => {
+                        let router = Arc::clone(&self.router);
+                        self.launchers.spawn(async move { router.serve(connection).await });
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot accept a launcher");
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                },
+                Some(_) = self.launchers.join_next() => idle_since = Instant::now(),
+                _ = self.router.ready(), if !ready => {
+                    ready = true;
+                    idle_since = Instant::now();
+                }
+                _ = self.qemu.wait() => return Ok(End::Qemu),
+                _ = terminate.recv() => return Ok(End::Asked),
+                _ = interrupt.recv() => return Ok(End::Asked),
+                () = for_long, if ready && !looking && self.launchers.is_empty() => {
+                    looking = true;
+                }
+                () = &mut empty, if looking => {
+                    looking = false;
+                    // Boxes do not come without a launcher.
+                    if self.launchers.is_empty() && idle_since.elapsed() >= idle {
+                        return Ok(End::Idle);
+                    }
+                    empty.set(look());
+                }
+            }
+        }
+    }
+
+    /// The software host is gone; makes the most of what is known, and tells everybody.
+    async fn failed(&mut self, why: Option<String>) -> Error {
+        let status = match timeout(END, self.qemu.wait()).await {
+            Ok(status) => status.ok().map(qemu::describe),
+            Err(_) => {
+                let _ = self.qemu.kill().await;
+                None
+            }
+        };
+        let mut message = "the software host failed".to_owned();
+        for part in [why, status].into_iter().flatten() {
+            message.push_str(&format!(": {part}"));
+        }
+        if kernel_crashed(&last_lines(&self.place.console(), CRASH_LINES)) {
+            message.push_str(&crash_advice());
+        }
+        for (what, path) in [("console", self.place.console()), ("log", self.place.log())] {
+            let lines = last_lines(&path, LINES);
+            if !lines.is_empty() {
+                message
+                    .push_str(&format!("\nthe end of its {what} ({}):\n{lines}", path.display()));
+            }
+        }
+        self.farewell(message.clone()).await;
+        Error::Ended(message)
+    }
+
+    /// Tells the launchers that there is no more, and sees them go.
+    async fn farewell(&mut self, message: String) {
+        self.router.shut_down(message);
+        let gone = async { while self.launchers.join_next().await.is_some() {} };
+        let _ = timeout(FAREWELL, gone).await;
+    }
+}
+
+/// Whether the kernel whose console ends with `lines` stopped because of a fault that it found in
+/// itself.
+fn kernel_crashed(lines: &str) -> bool {
+    lines.contains("] Kernel panic - not syncing: ")
+}
+
+/// What a crash means to who reads of it.
+fn crash_advice() -> String {
+    let emulator = qemu::version().map_or_else(|| qemu::PROGRAM.to_owned(), |v| v.to_string());
+    format!(
+        ".\nIts kernel crashed; most likely that is a fault of the emulator ({emulator}), not of the \
+         command. Boxes that ran in it are gone; the images and all else that was synced to the box \
+         home is there, and nothing else on this machine was changed: it is safe to run the command \
+         again, unless it began something elsewhere, over a network."
+    )
+}
+
+/// Serves boxes that want ports of this host, for as long as the keeper lives.
+async fn serve_ports(listener: UnixListener, ports: Arc<Ports>) {
+    loop {
+        match listener.accept().await {
+            Ok((connection, _)) => {
+                let ports = Arc::clone(&ports);
+                tokio::spawn(async move { ports.serve(connection).await });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a box that wants ports");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+/// Carries frames once the agent has answered, until it is gone. Returns why it is.
+async fn carry(router: &Router, ports: &Ports, link: Link) -> String {
+    let boot = async {
+        let (agent, monitor) = link.open().await.map_err(Loss::Write)?;
+        tracing::info!("the agent is there");
+        ports.set_monitor(monitor).await;
+        greet(agent, 0).await
+    };
+    match timeout(BOOT, boot).await {
+        Ok(Ok(frames)) => {
+            tracing::info!("the agent answered");
+            router.run_link(frames, 0).await
+        }
+        Ok(Err(loss)) => loss.to_string(),
+        Err(_) => format!("its agent did not answer within {} s", BOOT.as_secs()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crash_is_told_from_an_end() {
+        let panic = "[    9.1] CS:  0010\n[    9.2] Kernel panic - not syncing: Fatal exception\n";
+        assert!(kernel_crashed(panic));
+        assert!(!kernel_crashed("[    9.2] reboot: Power down\n"));
+        assert!(crash_advice().contains("safe to run the command again"));
+    }
+}

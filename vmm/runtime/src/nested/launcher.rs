@@ -1,0 +1,227 @@
+//! The launcher's side: finding the software host or starting it, and running a command in it.
+
+use std::ffi::OsString;
+use std::future::Future;
+use std::io::Write;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use boxlite_contract::nested::INSIDE_VARIABLE;
+use boxlite_proto::message::{Control, Exec, FailureKind};
+use tokio::process::Child;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::error::is_hang_up;
+use super::place::{Place, last_lines};
+use super::{Error, Options, qemu};
+use crate::client::{self, AgentClient, Attachment, Ended, ExecHandle, Streams};
+use crate::sys::{in_new_session, inherit_only};
+
+/// How long to wait for a software host: its boot, and before that the end of an earlier one.
+const DEADLINE: Duration = Duration::from_secs(240);
+
+/// Between two looks for the keeper.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Keepers that are started before giving up.
+const ATTEMPTS: u32 = 3;
+
+/// Lines of the keeper's log in an error message.
+const LINES: usize = 15;
+
+/// A command to run in the software host.
+#[derive(Clone, Debug)]
+pub struct Command {
+    /// The program and its arguments. Without a slash, the program is looked up in `PATH`.
+    pub argv: Vec<OsString>,
+    /// The whole environment.
+    pub env: Vec<(OsString, OsString)>,
+    /// The working directory, an absolute path.
+    pub working_dir: PathBuf,
+}
+
+impl Command {
+    /// A command with this process's environment and working directory.
+    ///
+    /// # Errors
+    /// When this process's working directory is gone.
+    pub fn here(argv: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Self, Error> {
+        Ok(Self {
+            argv: argv.into_iter().map(Into::into).collect(),
+            env: std::env::vars_os().collect(),
+            working_dir: std::env::current_dir().map_err(Error::Runtime)?,
+        })
+    }
+
+    pub(super) fn exec(self) -> Exec {
+        let mut env: Vec<Vec<u8>> = self
+            .env
+            .into_iter()
+            .filter(|(name, _)| name != INSIDE_VARIABLE)
+            .map(|(name, value)| [name.into_vec(), value.into_vec()].join(&b'='))
+            .collect();
+        env.push(format!("{INSIDE_VARIABLE}=1").into_bytes());
+        Exec {
+            argv: self.argv.into_iter().map(OsString::into_vec).collect(),
+            env,
+            working_dir: self.working_dir.into_os_string().into_vec(),
+            stdin: true,
+            ..Exec::default()
+        }
+    }
+}
+
+/// Runs a command in the nested host of `options`' home, to which `connecting` leads ([`connect`], and
+/// what the caller shows meanwhile), and stands in for it: standard streams, signals, and the terminal
+/// if all three streams are one. Returns its exit code as a shell has it (126 and 127 if it cannot be
+/// executed or found).
+///
+/// # Errors
+/// Everything else: the nested host does not start, or fails.
+pub async fn run(
+    options: &Options,
+    connecting: impl Future<Output = Result<AgentClient, Error>>,
+    command: Command,
+) -> Result<u8, Error> {
+    let mut attachment = Attachment::new(Attachment::all_terminals()).map_err(Error::Runtime)?;
+    let place = Place::open(&options.home)?;
+    let mut exec = command.exec();
+    exec.terminal = attachment.terminal_size();
+    let started = async {
+        let client = connecting.await?;
+        Ok::<_, Error>(client.exec(exec).await)
+    };
+    let handle = tokio::select! {
+        started = started => started?,
+        signal = attachment.interrupted() => return Ok(128 | (signal & 0x7f) as u8),
+    };
+    let mut handle = match handle {
+        Ok(handle) => handle,
+        Err(error) => return could_not_start(error, &place),
+    };
+    let streams = Streams {
+        stdin: handle.stdin.take(),
+        stdout: handle.stdout.take(),
+        stderr: handle.stderr.take(),
+    };
+    let control = |control| match control {
+        Control::Signal(signal) => handle.signal(signal),
+        Control::Resize(size) => handle.resize(size),
+        _ => handle.kill(),
+    };
+    match attachment.run(streams, control, handle.exited()).await {
+        Ok(Ended::Exited(status)) => Ok(status.shell_code()),
+        Ok(Ended::Left) => Ok(0),
+        Ok(Ended::Unwritten(error)) => Err(Error::Unwritten(error)),
+        Err(error) => Err(Error::of_connection(error, &place)),
+    }
+}
+
+/// Starts a command in the software host of `options`' home, which is started if need be. Dropping
+/// the handle kills the command.
+///
+/// # Errors
+/// The software host does not start, or the command cannot be executed there.
+pub async fn spawn(options: &Options, command: Command) -> Result<ExecHandle, Error> {
+    let place = Place::open(&options.home)?;
+    let client = connect(options).await?;
+    client.exec(command.exec()).await.map_err(|error| Error::of_connection(error, &place))
+}
+
+/// As a shell: says what is wrong with the command, and which code stands for it.
+fn could_not_start(error: client::Error, place: &Place) -> Result<u8, Error> {
+    let code = match error.failure().map(|failure| failure.kind) {
+        Some(FailureKind::NotFound) => 127,
+        Some(FailureKind::NotExecutable) => 126,
+        _ => return Err(Error::of_connection(error, place)),
+    };
+    let _ = writeln!(std::io::stderr(), "{error}");
+    Ok(code)
+}
+
+/// Connects to the software host of `options`' home, which is started if need be.
+///
+/// # Errors
+/// As [`run`].
+pub async fn connect(options: &Options) -> Result<AgentClient, Error> {
+    let deadline = Instant::now() + DEADLINE;
+    match timeout_at(deadline, Search::new(options)?.run()).await {
+        Ok(result) => result,
+        Err(_) => Err(Error::Timeout(DEADLINE.as_secs())),
+    }
+}
+
+/// The way to a keeper: there may be one, or one that is about to go, or none.
+struct Search<'a> {
+    options: &'a Options,
+    place: Place,
+    /// The keeper that this process started.
+    keeper: Option<Child>,
+    started: u32,
+}
+
+impl<'a> Search<'a> {
+    fn new(options: &'a Options) -> Result<Self, Error> {
+        Ok(Self { options, place: Place::open(&options.home)?, keeper: None, started: 0 })
+    }
+
+    async fn run(mut self) -> Result<AgentClient, Error> {
+        loop {
+            if let Some(connection) = self.place.connect().await? {
+                match AgentClient::connect(connection, 0).await {
+                    Ok(client) => return Ok(client),
+                    Err(client::Error::Lost(loss)) if is_hang_up(&loss) => {}
+                    // What an earlier one ended of is no affair of ours: the next is for us.
+                    Err(client::Error::Lost(loss))
+                        if self.keeper.is_none() && matches!(*loss, client::Loss::Fatal(_)) => {}
+                    Err(error) => return Err(Error::of_connection(error, &self.place)),
+                }
+            } else {
+                self.start()?;
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    /// Starts a keeper, unless there is one: then it is about to listen, or to go.
+    fn start(&mut self) -> Result<(), Error> {
+        if let Some(keeper) = &mut self.keeper
+            && let Some(status) = keeper.try_wait().map_err(Error::Qemu)?
+        {
+            self.keeper = None;
+            if !status.success() || self.started >= ATTEMPTS {
+                return Err(self.failed(status));
+            }
+        }
+        let Some(lock) = self.place.lock()? else { return Ok(()) };
+        // Here rather than in the keeper: the person who can help reads what we say.
+        if qemu::find().is_none() {
+            return Err(Error::NoQemu);
+        }
+        let log = self.place.new_log()?;
+        let (program, args) = self.options.keeper_command();
+        let mut command = tokio::process::Command::new(program);
+        command
+            .arg0("boxlite-vmm")
+            .args(args)
+            .current_dir("/")
+            .stdin(Stdio::from(lock))
+            .stdout(Stdio::null());
+        command.stderr(Stdio::from(log));
+        in_new_session(command.as_std_mut());
+        inherit_only(command.as_std_mut(), Vec::new());
+        self.keeper = Some(command.spawn().map_err(Error::Qemu)?);
+        self.started += 1;
+        if let (1, Some(notice)) = (self.started, &self.options.notice) {
+            let _ = writeln!(std::io::stderr(), "{notice}");
+        }
+        Ok(())
+    }
+
+    fn failed(&self, status: ExitStatus) -> Error {
+        let path = self.place.log();
+        Error::Start { reason: status.to_string(), log: last_lines(&path, LINES), path }
+    }
+}

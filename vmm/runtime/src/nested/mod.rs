@@ -1,0 +1,126 @@
+//! The software host: where there is no hardware virtualization, the launcher runs itself in a
+//! machine that QEMU emulates, nested virtualization included.
+//!
+//! ```text
+//!   launcher ──┐ <home>/softhost/                ┌─ QEMU (TCG) ───────────────────┐
+//!   launcher ──┼── control.sock ── keeper ───────┤ virtio-serial ── agent         │
+//!   launcher ──┘   (agent protocol)   router     │   └ boxlite-vmm, with /dev/kvm │
+//!                                                │ 9p: /      vda: home.ext4      │
+//!                                                └────────────────────────────────┘
+//! ```
+//!
+//! The first launcher of a home starts its *keeper*, which outlives it; later ones share it. It sees
+//! the whole file system of the real host, read-only under a layer that is thrown away; only the
+//! home, at its usual path, is a disk of its own and stays. So arguments need no change, and what a
+//! command writes elsewhere is gone when the software host stops.
+
+mod busy;
+pub mod detect;
+mod error;
+pub mod keeper;
+mod launcher;
+mod monitor;
+mod place;
+mod ports;
+mod qemu;
+mod router;
+mod sys;
+#[cfg(test)]
+mod tests;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+pub use boxlite_contract::nested::HostEnvironment;
+
+pub use error::Error;
+pub use launcher::{Command, connect, run, spawn};
+pub use qemu::{MEMORY_VARIABLE, find as find_qemu};
+
+/// The subcommand that is to run [`keeper::main`] with the arguments that
+/// [`Options::from_args`] reads.
+pub const KEEPER_SUBCOMMAND: &str = "softhost-keeper";
+
+/// The subcommand that is to run [`carry_ports`] with the home as its argument; QEMU starts it.
+pub const PORTS_SUBCOMMAND: &str = "softhost-ports";
+
+/// The subcommand of the launcher that ends when no box of the home lives any more; the keeper
+/// runs it in the software host before it stops that.
+pub const AWAIT_SUBCOMMAND: &str = "await-boxes";
+
+/// Carries a box's request for ports of this host from standard input to the keeper of `home`.
+///
+/// # Errors
+/// There is no keeper, or it has gone.
+pub fn carry_ports(home: &Path) -> Result<(), Error> {
+    let keeper = place::Place::open(home)?.connect_for_ports()?;
+    ports::carry(keeper).map_err(Error::Runtime)
+}
+
+/// Lets a process of the software host outlive the command that started it, which is ended as a whole.
+pub(crate) fn outlive(pid: u32) {
+    // Commands have control groups of their own; this is the one of nobody.
+    const ROOT: &str = "/sys/fs/cgroup/cgroup.procs";
+    if HostEnvironment::detect().is_nested()
+        && let Err(e) = std::fs::write(ROOT, pid.to_string())
+    {
+        tracing::warn!("process {pid} may end with the command that started it: {e}");
+    }
+}
+
+/// Where a software host keeps its state, and what it boots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// The box home; an absolute path.
+    pub home: PathBuf,
+    /// The guest kernel.
+    pub kernel: PathBuf,
+    /// The initramfs with the agent.
+    pub initramfs: PathBuf,
+    /// An empty ext4 file system, compressed with zstd.
+    pub template: PathBuf,
+    /// The program that has [`KEEPER_SUBCOMMAND`]; this one, if none.
+    pub launcher: Option<PathBuf>,
+    /// A line for standard error when it is started, rather than shared.
+    pub notice: Option<String>,
+}
+
+impl Options {
+    /// The software host of `home` with these guest files.
+    ///
+    /// # Errors
+    /// When the current directory, to which `home` is relative, is gone.
+    pub fn new(home: &Path, guest: &boxlite_kernel::GuestFiles) -> Result<Self, Error> {
+        let absolute = |path: &Path| std::path::absolute(path).map_err(Error::Runtime);
+        Ok(Self {
+            home: absolute(home)?,
+            kernel: absolute(&guest.kernel)?,
+            initramfs: absolute(&guest.initramfs)?,
+            template: absolute(&guest.template)?,
+            launcher: None,
+            notice: None,
+        })
+    }
+
+    /// Reads the arguments of the keeper.
+    pub fn from_args(args: impl IntoIterator<Item = OsString>) -> Option<Self> {
+        let mut args = args.into_iter().map(PathBuf::from);
+        let mut next = || args.next();
+        let (home, kernel, initramfs, template) = (next()?, next()?, next()?, next()?);
+        Some(Self { home, kernel, initramfs, template, launcher: None, notice: None })
+    }
+
+    /// The program and arguments of the keeper.
+    fn keeper_command(&self) -> (PathBuf, Vec<OsString>) {
+        let program = self.launcher.clone().unwrap_or_else(this_program);
+        let paths = [&self.home, &self.kernel, &self.initramfs, &self.template];
+        let paths = paths.into_iter().map(|path| path.clone().into_os_string());
+        (program, std::iter::once(KEEPER_SUBCOMMAND.into()).chain(paths).collect())
+    }
+}
+
+/// This process's program; on Linux by a name that finds it even when its file was replaced.
+fn this_program() -> PathBuf {
+    let link = Path::new("/proc/self/exe");
+    if link.exists() { link.to_owned() } else { std::env::current_exe().unwrap_or_default() }
+}

@@ -1,0 +1,261 @@
+//! Ports of the real host that lead to boxes in the software host.
+//!
+//! ```text
+//!   software host                           real host
+//!   box's process ── TCP 10.0.2.100:1 ── QEMU ── boxlite-vmm softhost-ports ── ports.sock ── keeper
+//!    listens on 10.0.2.15:N  ◀──────────  hostfwd  ◀── human-monitor-command ──────────────────┘
+//! ```
+//!
+//! A connection is a box: it says which ports it wants, is told which it got, and holds them until it
+//! ends, as it does with its process. So nothing has to be cleared away, whatever ends.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+
+use boxlite_contract::nested::{
+    MAX_PORTS_LINE, NESTED_HOST, PORTS_TIMEOUT, PortsAnswer, PortsRequest,
+};
+use boxlite_contract::spec::{Port, Protocol};
+use boxlite_net_policy::ForwardError;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use tokio::sync::Mutex;
+use tokio::time::timeout;
+
+use super::monitor::Monitor;
+
+/// How often a free port is looked for: somebody else may take the one that was found.
+const ATTEMPTS: u32 = 5;
+
+/// The keeper's side.
+#[derive(Debug, Default)]
+pub(super) struct Ports {
+    /// From the boot on.
+    monitor: Mutex<Option<Monitor>>,
+}
+
+impl Ports {
+    /// From now on, QEMU can be asked.
+    pub(super) async fn set_monitor(&self, monitor: Monitor) {
+        *self.monitor.lock().await = Some(monitor);
+    }
+
+    /// Serves a box: opens ports for it, and closes them when it is gone.
+    pub(super) async fn serve<C>(&self, mut connection: C)
+    where
+        C: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+    {
+        let mut open = Vec::new();
+        let answered = timeout(PORTS_TIMEOUT, async {
+            let mut line = String::new();
+            let mut reader = tokio::io::BufReader::new(&mut connection).take(MAX_PORTS_LINE);
+            reader.read_line(&mut line).await?;
+            let PortsRequest(ports) = serde_json::from_str(&line)?;
+            let answer = match self.open(&ports, &mut open).await {
+                Ok(()) => match own() {
+                    Ok(own) => PortsAnswer::Open { ports: open.clone(), own },
+                    Err(e) => PortsAnswer::Refused(e.to_string()),
+                },
+                Err(e) => PortsAnswer::Refused(e.to_string()),
+            };
+            let mut bytes = serde_json::to_vec(&answer)?;
+            bytes.push(b'\n');
+            connection.write_all(&bytes).await?;
+            connection.flush().await?;
+            io::Result::Ok(matches!(answer, PortsAnswer::Open { .. }))
+        });
+        match answered.await {
+            Ok(Ok(true)) => {
+                // It says no more.
+                let _ = connection.read_u8().await;
+            }
+            Ok(Ok(false)) => {}
+            Ok(Err(e)) => tracing::warn!("a box's request for ports: {e}"),
+            Err(_) => tracing::warn!("a box's request for ports took too long"),
+        }
+        for port in open {
+            if let Err(e) = self.close(port).await {
+                tracing::warn!("{port}: {e}");
+            }
+        }
+    }
+
+    /// Opens ports one by one; those that are, are in `open`.
+    async fn open(&self, ports: &[Port], open: &mut Vec<Port>) -> io::Result<()> {
+        for port in ports {
+            let mut attempts = 1;
+            loop {
+                let free = Port { host: free(port)?, ..*port };
+                match self.add(free).await {
+                    Ok(()) => break open.push(free),
+                    Err(e) if port.host.port() != 0 || attempts == ATTEMPTS => {
+                        return Err(refused(&free, e).into());
+                    }
+                    Err(_) => attempts += 1,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn add(&self, port: Port) -> io::Result<()> {
+        let rule = format!("hostfwd_add net {}-{NESTED_HOST}:{}", outside(port), port.guest);
+        // It has nothing to say when all is well.
+        match self.tell(&rule).await?.trim() {
+            "" => Ok(()),
+            why => Err(io::Error::other(why.to_owned())),
+        }
+    }
+
+    async fn close(&self, port: Port) -> io::Result<()> {
+        self.tell(&format!("hostfwd_remove net {}", outside(port))).await.map(drop)
+    }
+
+    async fn tell(&self, line: &str) -> io::Result<String> {
+        let mut monitor = self.monitor.lock().await;
+        let monitor = monitor.as_mut().ok_or(io::ErrorKind::NotConnected)?;
+        monitor.tell(line).await
+    }
+}
+
+/// The addresses of this host, which QEMU's network leads boxes to as to any other.
+fn own() -> io::Result<Vec<IpAddr>> {
+    boxlite_net_interfaces::own_addresses().map_err(|e| {
+        io::Error::new(
+            e.kind(),
+            format!("the host's addresses, which are closed to boxes, cannot be listed: {e}"),
+        )
+    })
+}
+
+/// As QEMU writes it.
+fn outside(port: Port) -> String {
+    format!("{}:{}:{}", port.protocol, port.host.ip(), port.host.port())
+}
+
+/// The address, with a number if there is none yet. QEMU does not say why it cannot listen; the
+/// kernel does.
+fn free(port: &Port) -> io::Result<SocketAddr> {
+    let asked = port.host;
+    if asked.is_ipv6() {
+        let why = io::Error::other("the software host forwards ports of IPv4 addresses only");
+        return Err(refused(port, why).into());
+    }
+    let found = match port.protocol {
+        Protocol::Tcp => TcpListener::bind(asked).and_then(|socket| socket.local_addr()),
+        Protocol::Udp => UdpSocket::bind(asked).and_then(|socket| socket.local_addr()),
+    };
+    Ok(found.map_err(|e| refused(port, e))?)
+}
+
+fn refused(port: &Port, source: io::Error) -> Refused {
+    let protocol = match port.protocol {
+        Protocol::Tcp => boxlite_net_policy::Protocol::Tcp,
+        Protocol::Udp => boxlite_net_policy::Protocol::Udp,
+    };
+    Refused(ForwardError { address: port.host, protocol, source })
+}
+
+struct Refused(ForwardError);
+
+impl From<Refused> for io::Error {
+    fn from(Refused(error): Refused) -> Self {
+        Self::other(error)
+    }
+}
+
+/// The process that QEMU starts for each box that asks for ports: carries bytes between the box, on
+/// standard input and output, and the keeper.
+pub(super) fn carry(keeper: std::os::unix::net::UnixStream) -> io::Result<()> {
+    let answers = keeper.try_clone()?;
+    std::thread::spawn(move || {
+        // Whoever of the two ends first ends both.
+        let _ = io::copy(&mut &answers, &mut io::stdout().lock());
+        std::process::exit(0);
+    });
+    io::copy(&mut io::stdin().lock(), &mut &keeper)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    /// A QEMU that forwards nothing, and knows what it was told.
+    async fn qemu(told: Arc<Mutex<Vec<String>>>) -> Monitor {
+        let (ours, theirs) = tokio::net::UnixStream::pair().unwrap();
+        tokio::spawn(async move {
+            let (read, mut write) = theirs.into_split();
+            let mut lines = tokio::io::BufReader::new(read).lines();
+            while let Some(line) = lines.next_line().await.unwrap() {
+                let message: serde_json::Value = serde_json::from_str(&line).unwrap();
+                let command = message["arguments"]["command-line"].as_str().unwrap_or_default();
+                told.lock().await.push(command.to_owned());
+                let said = if command.contains(":1-") { "could not set up" } else { "" };
+                let event = r#"{"event": "RTC_CHANGE", "data": {"offset": 1}}"#;
+                let answer = serde_json::json!({"return": said, "id": message["id"]});
+                write.write_all(format!("{event}\n{answer}\n").as_bytes()).await.unwrap();
+            }
+        });
+        Monitor::new(ours)
+    }
+
+    fn port(protocol: Protocol, host: &str, guest: u16) -> Port {
+        Port { protocol, host: host.parse().unwrap(), guest }
+    }
+
+    #[tokio::test]
+    async fn ports_are_open_as_long_as_the_box_is_there() {
+        let told = Arc::default();
+        let ports = Arc::new(Ports::default());
+        ports.set_monitor(qemu(Arc::clone(&told)).await).await;
+        let (mut ours, theirs) = tokio::io::duplex(1 << 16);
+        let serving = tokio::spawn({
+            let ports = Arc::clone(&ports);
+            async move { ports.serve(theirs).await }
+        });
+        let wanted =
+            vec![port(Protocol::Tcp, "127.0.0.1:0", 5000), port(Protocol::Udp, "0.0.0.0:0", 6000)];
+        let mut line = serde_json::to_vec(&PortsRequest(wanted)).unwrap();
+        line.push(b'\n');
+        ours.write_all(&line).await.unwrap();
+        let mut answer = String::new();
+        tokio::io::BufReader::new(&mut ours).read_line(&mut answer).await.unwrap();
+        let PortsAnswer::Open { ports: open, own } = serde_json::from_str(&answer).unwrap() else {
+            panic!("{answer}")
+        };
+        assert!(own.contains(&std::net::Ipv4Addr::LOCALHOST.into()), "{own:?}");
+        let (tcp, udp) = (open[0].host.port(), open[1].host.port());
+        assert!(tcp != 0 && udp != 0);
+        drop(ours);
+        serving.await.unwrap();
+        let expected = [
+            format!("hostfwd_add net tcp:127.0.0.1:{tcp}-10.0.2.15:5000"),
+            format!("hostfwd_add net udp:0.0.0.0:{udp}-10.0.2.15:6000"),
+            format!("hostfwd_remove net tcp:127.0.0.1:{tcp}"),
+            format!("hostfwd_remove net udp:0.0.0.0:{udp}"),
+        ];
+        assert_eq!(*told.lock().await, expected);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_had_is_named_and_nothing_stays_open() {
+        let told = Arc::default();
+        let ports = Ports::default();
+        ports.set_monitor(qemu(Arc::clone(&told)).await).await;
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap();
+        let taken = Port { protocol: Protocol::Tcp, host: address, guest: 1000 };
+        let open = async |wanted: Vec<Port>| {
+            let mut open = Vec::new();
+            let error = ports.open(&wanted, &mut open).await.unwrap_err().to_string();
+            (error, open.len())
+        };
+        let (error, open_before) = open(vec![port(Protocol::Tcp, "127.0.0.1:0", 9), taken]).await;
+        assert!(error.contains(&address.port().to_string()) && error.contains("in use"), "{error}");
+        assert_eq!(open_before, 1, "for whoever serves to close");
+        let (error, _) = open(vec![port(Protocol::Udp, "[::1]:0", 9)]).await;
+        assert!(error.contains("IPv4"), "{error}");
+    }
+}

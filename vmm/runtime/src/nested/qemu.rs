@@ -1,0 +1,330 @@
+//! QEMU: finding it, its command line, its process.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+
+use boxlite_contract::nested::{KERNEL_GUARD, PORTS_SERVICE};
+use boxlite_proto::SERIAL_PORT_NAME;
+use boxlite_proto::boot::{BootParams, Role};
+use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
+
+use super::monitor::Monitor;
+use super::place::Place;
+use super::sys::{self, TscClock};
+use super::{Error, Options, PORTS_SUBCOMMAND};
+use crate::sys::inherit_only;
+
+/// The emulator that is run.
+pub(super) const PROGRAM: &str = "qemu-system-x86_64";
+
+/// The name under which the agent finds the host's root on 9p.
+const ROOT_TAG: &str = "root";
+
+/// CPUs of the software host on which commands and boxes run: two at least, since a nested guest and
+/// what runs it wait for each other, and no more than help.
+const CPUS: std::ops::RangeInclusive<usize> = 2..=8;
+
+/// CPUs besides those: the first, on which no guest may run (the agent's `keep_off_first_cpu` says
+/// why). It has next to nothing to do.
+const IDLE_CPUS: usize = 1;
+
+/// The memory of the software host, in MiB, if this is set.
+pub const MEMORY_VARIABLE: &str = "BOXLITE_SOFTHOST_MEMORY";
+
+/// The most memory of the software host, in MiB, unless it is asked for. Every GiB makes its boot
+/// some 50 ms longer: each page has a descriptor that is set up, under emulation.
+const MAX_MEMORY: u64 = 8 << 10;
+
+/// The least with which it is worth a try, in MiB.
+const MIN_MEMORY: u64 = 1 << 10;
+
+/// Timer ticks of the guest kernel in a second (`CONFIG_HZ`).
+const TICKS: u64 = 100;
+
+/// Where QEMU is, if it is installed.
+pub fn find() -> Option<PathBuf> {
+    let executable = |path: &PathBuf| {
+        path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+    };
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|dir| dir.join(PROGRAM)).find(executable)
+}
+
+/// What QEMU calls itself, `QEMU emulator version 7.2.22 (Debian …)`; none if it cannot be asked.
+pub(super) fn version() -> Option<String> {
+    let output = std::process::Command::new(find()?).arg("--version").output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    Some(text.lines().next()?.trim().to_owned()).filter(|line| !line.is_empty())
+}
+
+/// A running QEMU.
+#[derive(Debug)]
+pub(super) struct Qemu {
+    child: Child,
+}
+
+impl Qemu {
+    /// Starts QEMU, which holds on to `lock`, and returns it with the way to the agent. It ends with
+    /// this thread.
+    pub(super) fn start(
+        options: &Options,
+        place: &Place,
+        lock: File,
+        clock: &TscClock,
+    ) -> Result<(Self, Link), Error> {
+        let program = find().ok_or(Error::NoQemu)?;
+        let (agent, agent_end) = pair().map_err(Error::Qemu)?;
+        let (monitor, monitor_end) = pair().map_err(Error::Qemu)?;
+        let home = options.home.to_str().ok_or_else(|| Error::Home(options.home.clone()))?;
+        let machine = Machine {
+            kernel: &options.kernel,
+            initramfs: &options.initramfs,
+            image: &place.image(),
+            console: &place.console(),
+            agent: agent_end.as_raw_fd(),
+            monitor: monitor_end.as_raw_fd(),
+            cmdline: cmdline(home, clock.khz()),
+            network: network(&this_executable()?, home),
+            memory: memory(),
+            cpus: cpus() + IDLE_CPUS,
+        };
+        let mut command = Command::new(program);
+        command.args(machine.args());
+        command.stdin(Stdio::from(lock)).kill_on_drop(true);
+        let keep = vec![agent_end.as_raw_fd(), monitor_end.as_raw_fd()];
+        inherit_only(command.as_std_mut(), keep);
+        sys::die_with_us(&mut command);
+        let child = command.spawn().map_err(Error::Qemu)?;
+        Ok((Self { child }, Link { agent, monitor }))
+    }
+
+    /// Waits for its end. Cancel safe.
+    pub(super) async fn wait(&mut self) -> io::Result<ExitStatus> {
+        self.child.wait().await
+    }
+
+    /// Kills it and waits for its end.
+    pub(super) async fn kill(&mut self) -> io::Result<ExitStatus> {
+        self.child.start_kill()?;
+        self.child.wait().await
+    }
+}
+
+/// The way to the agent.
+#[derive(Debug)]
+pub(super) struct Link {
+    agent: UnixStream,
+    monitor: UnixStream,
+}
+
+impl Link {
+    /// Waits until the agent is there, so that nothing that is sent to it is out of date when it
+    /// reads it: the time, above all.
+    pub(super) async fn open(self) -> io::Result<(UnixStream, Monitor)> {
+        let mut monitor = Monitor::new(self.monitor);
+        monitor.port_opened().await?;
+        Ok((self.agent, monitor))
+    }
+}
+
+/// A connection, and its other end for a child.
+fn pair() -> io::Result<(UnixStream, OwnedFd)> {
+    let (ours, theirs) = StdUnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    Ok((UnixStream::from_std(ours)?, theirs.into()))
+}
+
+/// How QEMU ended, for people.
+pub(super) fn describe(status: ExitStatus) -> String {
+    const KILL: i32 = 9;
+    match (status.signal(), status.code()) {
+        (Some(KILL), _) => format!(
+            "{PROGRAM} was killed, perhaps because the machine ran out of memory (see dmesg)"
+        ),
+        (Some(signal), _) => format!("{PROGRAM} was ended by signal {signal}"),
+        (None, Some(0)) => "its kernel stopped".to_owned(),
+        (None, code) => format!("{PROGRAM} ended with code {}", code.unwrap_or(-1)),
+    }
+}
+
+/// Everything on QEMU's command line that is not always the same.
+struct Machine<'a> {
+    kernel: &'a Path,
+    initramfs: &'a Path,
+    image: &'a Path,
+    console: &'a Path,
+    /// The descriptor of the socket to the agent.
+    agent: i32,
+    /// The descriptor of the monitor's socket.
+    monitor: i32,
+    cmdline: String,
+    network: String,
+    /// In MiB.
+    memory: u64,
+    cpus: usize,
+}
+
+impl Machine<'_> {
+    fn args(&self) -> Vec<OsString> {
+        let mut args: Vec<OsString> = Vec::new();
+        let mut add = |words: &[&str]| args.extend(words.iter().map(OsString::from));
+        // No firmware to speak of, no PCI, no ACPI; a timer chip, since there is no other clock that
+        // interrupts before the kernel has found its own.
+        add(&["-M", "microvm,x-option-roms=off,acpi=off,isa-serial=on"]);
+        // Byte-wise string instructions are said to be fast by real CPUs that have erms; under TCG they
+        // are what makes copies slow.
+        add(&["-accel", "tcg,thread=multi", "-cpu", "max,erms=off,fsrm=off"]);
+        add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+        add(&["-smp", &self.cpus.to_string(), "-m", &self.memory.to_string()]);
+        add(&["-global", "virtio-mmio.force-legacy=false"]);
+        add(&["-append", &self.cmdline]);
+        add(&["-serial", "chardev:console"]);
+        add(&["-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"]);
+        add(&["-device", &format!("virtio-9p-device,fsdev=root,mount_tag={ROOT_TAG}")]);
+        add(&["-chardev", &format!("socket,id=monitor,fd={}", self.monitor)]);
+        add(&["-mon", "chardev=monitor,mode=control"]);
+        add(&["-chardev", &format!("socket,id=agent,fd={}", self.agent)]);
+        add(&["-device", "virtio-serial-device,max_ports=2"]);
+        // QEMU tells of a port that it can name only.
+        add(&["-device", &format!("virtserialport,id=port,chardev=agent,name={SERIAL_PORT_NAME}")]);
+        add(&["-device", "virtio-blk-device,drive=home"]);
+        add(&["-netdev", &self.network, "-device", "virtio-net-device,netdev=net"]);
+        add(&["-device", "virtio-rng-device"]);
+        // Memory that the software host has freed goes back to the real one.
+        add(&["-device", "virtio-balloon-device,free-page-reporting=on"]);
+        args.extend(["-kernel".into(), self.kernel.into()]);
+        args.extend(["-initrd".into(), self.initramfs.into()]);
+        args.extend(["-chardev".into(), with_path("file,id=console,path=", self.console)]);
+        // A full disk is the guest's error, not a reason to stop it. Flushes are honoured, so what
+        // was synced survives the death of QEMU.
+        args.extend([
+            "-drive".into(),
+            with_path(
+                "if=none,id=home,format=raw,cache=writeback,discard=unmap,werror=report,\
+                 rerror=report,file=",
+                self.image,
+            ),
+        ]);
+        args
+    }
+}
+
+/// An option that ends in a path; QEMU reads a doubled comma as one that is part of a value.
+fn with_path(option: &str, path: &Path) -> OsString {
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    let mut bytes = option.as_bytes().to_vec();
+    for byte in OsStr::as_bytes(path.as_os_str()) {
+        bytes.extend(std::iter::repeat_n(*byte, if *byte == b',' { 2 } else { 1 }));
+    }
+    OsString::from_vec(bytes)
+}
+
+/// A file that can be executed by its name, which QEMU's children cannot learn from `/proc/self`.
+fn this_executable() -> Result<String, Error> {
+    let path = std::env::current_exe().map_err(Error::Qemu)?;
+    path.into_os_string().into_string().map_err(|path| Error::Home(path.into()))
+}
+
+/// QEMU's user network, and how boxes ask for ports of the host: a program that QEMU starts when
+/// somebody connects to its address.
+fn network(launcher: &str, home: &str) -> String {
+    let quote = |word: &str| format!("'{}'", word.replace('\'', "'\\''"));
+    let (address, port) = PORTS_SERVICE;
+    let command = [launcher, PORTS_SUBCOMMAND, home].map(quote).join(" ").replace(',', ",,");
+    format!("user,id=net,guestfwd=tcp:{address}:{port}-cmd:{command}")
+}
+
+/// The kernel's command line.
+fn cmdline(home: &str, tsc_khz: Option<u64>) -> String {
+    let params = BootParams {
+        role: Role::SoftHost,
+        hostname: rustix::system::uname().nodename().to_str().ok().map(str::to_owned),
+        home: Some(home.to_owned()),
+        ..Default::default()
+    };
+    // Mitigations guard against speculation, and TCG does not speculate. A panic ends QEMU, by way
+    // of -no-reboot; an oops is one, so that nobody waits for what a kernel with a fault still
+    // does. `no_timer_check`: an interrupt may come late without the chip being broken.
+    let mut cmdline = format!(
+        "console=ttyS0 quiet reboot=t panic=-1 oops=panic mitigations=off no_timer_check \
+         8250.nr_uarts=1 random.trust_cpu=on {KERNEL_GUARD} {params}"
+    );
+    if let Some(khz) = tsc_khz {
+        // The guest reads our counter. It cannot measure its frequency reliably under emulation, and
+        // would fall back to a clock that moves in steps of a tick.
+        // Delay loops are in its units, per tick of the kernel (100 a second): calibrating them for
+        // each CPU takes longer than anything else in the boot.
+        let per_tick = khz * 1000 / TICKS;
+        cmdline.push_str(&format!(" tsc_early_khz={khz} tsc=reliable lpj={per_tick}"));
+    }
+    cmdline
+}
+
+/// In MiB: what is asked for, or three quarters of what is free. Only what the guest touches is
+/// taken.
+fn memory() -> u64 {
+    let asked = std::env::var(MEMORY_VARIABLE).ok().and_then(|value| value.parse::<u64>().ok());
+    if let Some(asked) = asked {
+        return asked.max(MIN_MEMORY);
+    }
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let available = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB"))
+        .and_then(|kib| kib.parse::<u64>().ok())
+        .map_or(4 << 10, |kib| kib >> 10);
+    (available / 4 * 3).clamp(MIN_MEMORY, MAX_MEMORY)
+}
+
+fn cpus() -> usize {
+    let cpus = std::thread::available_parallelism().map_or(*CPUS.start(), usize::from);
+    cpus.clamp(*CPUS.start(), *CPUS.end())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commas_in_paths_are_doubled() {
+        assert_eq!(with_path("file,path=", Path::new("/a,b/c")), "file,path=/a,,b/c");
+    }
+
+    #[test]
+    fn paths_with_anything_in_them_are_words_of_a_shell() {
+        let network = network("/opt/x y/boxlite-vmm", "/h,o/it's");
+        let words = "'/opt/x y/boxlite-vmm' 'softhost-ports' '/h,,o/it'\\''s'";
+        assert_eq!(network, format!("user,id=net,guestfwd=tcp:10.0.2.100:1-cmd:{words}"));
+    }
+
+    #[test]
+    fn the_command_line_is_read_back_by_the_agent() {
+        let line = cmdline("/home/a b/.boxlite", Some(2_600_000));
+        let params = BootParams::parse(&line).unwrap();
+        assert_eq!(params.role, Role::SoftHost);
+        assert_eq!(params.home.as_deref(), Some("/home/a b/.boxlite"));
+        assert!(line.contains("tsc_early_khz=2600000 tsc=reliable lpj=26000000"));
+        assert!(!cmdline("/", None).contains("tsc"));
+    }
+
+    #[test]
+    fn an_end_is_described() {
+        assert!(describe(ExitStatus::from_raw(9)).contains("memory"));
+        assert!(describe(ExitStatus::from_raw(6)).contains("signal 6"));
+        assert!(describe(ExitStatus::from_raw(1 << 8)).contains("code 1"));
+    }
+
+    #[test]
+    fn memory_and_cpus_are_in_their_ranges() {
+        assert!((MIN_MEMORY..=MAX_MEMORY).contains(&memory()));
+        assert!(CPUS.contains(&cpus()));
+    }
+}

@@ -1,0 +1,345 @@
+//! Options are checked as a whole: the error lists every problem.
+
+use std::fmt;
+use std::time::Duration;
+
+use boxlite_contract::spec::{MEMORY_MIB, RestartPolicy, VCPUS};
+use boxlite_net_policy::Rule;
+use serde::{Deserialize, Serialize};
+
+use super::{BoxOptions, Forward, HealthCheck, Network, NetworkPolicy};
+use crate::audience::{Words, is_embedder};
+use crate::signals;
+use crate::{Error, Result};
+
+/// Sizes of a box's disk in GiB.
+const DISK_GB: std::ops::RangeInclusive<u64> = 1..=1024;
+
+/// The least rate of a network, in bytes a second: one at which something still arrives.
+const MIN_RATE: u64 = 1024;
+
+/// The least interval and timeout of a health check.
+pub(crate) const MIN_HEALTH_TIME: Duration = Duration::from_millis(1);
+
+/// The longest host name of Linux.
+const NAME_MAX: usize = 63;
+
+/// One thing that is wrong with [`BoxOptions`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Problem {
+    /// The option, as the command line calls it.
+    pub option: String,
+    /// What is wrong, and what it may be.
+    pub message: String,
+}
+
+impl Problem {
+    pub(crate) fn new(option: &str, message: String) -> Self {
+        Self { option: option.to_owned(), message }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match is_embedder() {
+            true => write!(f, "{}: {}", field(&self.option), self.message),
+            false => write!(f, "--{} {}", self.option, self.message),
+        }
+    }
+}
+
+/// The field of [`BoxOptions`] that an option of the command line is.
+fn field(option: &str) -> &str {
+    match option {
+        "memory" => "memory_mib",
+        "disk-size" => "disk_size_gb",
+        "ready-timeout" => "ready_timeout",
+        "workdir" => "working_dir",
+        "stop-signal" => "stop_signal",
+        "label" => "labels",
+        "health-cmd" => "health.command",
+        "no-healthcheck" => "no_health_check",
+        "health-interval" => "health.interval",
+        "health-timeout" => "health.timeout",
+        "health-retries" => "health.retries",
+        "volume" => "volumes",
+        "publish" => "ports",
+        "allow" => "network.allow",
+        "deny" => "network.deny",
+        "limit-down" => "network.limit_down",
+        "limit-up" => "network.limit_up",
+        // The others are called the same.
+        same => same,
+    }
+}
+
+/// What a message calls something for whoever reads it.
+const REMOVED_AT_END: Words = Words { typed: "--rm", embedded: "auto_remove" };
+const WITH_NETWORK: Words = Words { typed: "--network nat", embedded: "Network::Nat" };
+const HEALTH_COMMAND: Words = Words { typed: "--health-cmd", embedded: "health" };
+const COPY: Words = Words { typed: "`cp`", embedded: "BoxHandle::copy_into" };
+
+#[derive(Default)]
+struct Problems(Vec<Problem>);
+
+impl Problems {
+    fn unless(&mut self, ok: bool, option: &str, message: impl FnOnce() -> String) {
+        if !ok {
+            self.0.push(Problem::new(option, message()));
+        }
+    }
+}
+
+impl BoxOptions {
+    /// Checks everything at once: the error lists every problem.
+    pub fn validate(&self) -> Result<()> {
+        let mut problems = Problems::default();
+        self.check_machine(&mut problems);
+        self.check_commands(&mut problems);
+        self.check_lifetime(&mut problems);
+        self.check_surroundings(&mut problems);
+        if problems.0.is_empty() { Ok(()) } else { Err(Error::Options(problems.0)) }
+    }
+
+    fn check_machine(&self, problems: &mut Problems) {
+        problems.unless(VCPUS.contains(&self.cpus), "cpus", || {
+            format!("{}: a box has 1 to 64", self.cpus)
+        });
+        problems.unless(MEMORY_MIB.contains(&self.memory_mib), "memory", || {
+            format!("{} MiB: a box has 128 MiB to 64 GiB", self.memory_mib)
+        });
+        if let Some(gb) = self.disk_size_gb {
+            problems.unless(DISK_GB.contains(&gb), "disk-size", || {
+                format!("{gb} GiB: a disk has 1 GiB to 1 TiB")
+            });
+        }
+        problems.unless(!self.ready_timeout.is_zero(), "ready-timeout", || {
+            "0 s: no box boots in no time".into()
+        });
+        if let Some(name) = &self.name {
+            problems.unless(is_name(name), "name", || bad_name(name));
+        }
+    }
+
+    fn check_commands(&self, problems: &mut Problems) {
+        for (name, value) in &self.env {
+            let good = !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0');
+            problems.unless(good, "env", || {
+                format!("{name:?}: a variable's name is not empty and holds no '='")
+            });
+        }
+        if let Some(dir) = &self.working_dir {
+            problems.unless(is_absolute(dir), "workdir", || {
+                format!("{dir:?}: the working directory is an absolute path")
+            });
+        }
+        if let Some(signal) = &self.stop_signal {
+            problems.unless(signals::parse(signal).is_some(), "stop-signal", || {
+                format!("{signal:?}: a signal is a name as SIGTERM, or a number from 1 to 64")
+            });
+        }
+        let words = [&self.entrypoint, &self.cmd].into_iter().flatten().flatten();
+        problems.unless(words.clone().all(|word| !word.contains('\0')), "entrypoint", || {
+            "no word of a command can hold a zero byte".into()
+        });
+    }
+
+    fn check_lifetime(&self, problems: &mut Problems) {
+        problems.unless(!self.auto_remove || self.restart == RestartPolicy::No, "restart", || {
+            format!("a box that is removed when it ends ({REMOVED_AT_END}) cannot begin anew")
+        });
+        for (key, value) in &self.labels {
+            let good = !key.is_empty() && !key.contains(['=', '\0']) && !value.contains('\0');
+            problems.unless(good, "label", || {
+                format!("{key:?}: a label's key is not empty and holds no '='")
+            });
+        }
+        self.check_health(problems);
+    }
+
+    fn check_health(&self, problems: &mut Problems) {
+        let (own, changes) = (self.health.as_ref(), &self.health_changes);
+        problems.unless(!self.no_health_check || own.is_none(), "no-healthcheck", || {
+            format!("excludes a health check of the box's own ({HEALTH_COMMAND})")
+        });
+        problems.unless(!self.no_health_check || changes.is_empty(), "no-healthcheck", || {
+            "leaves no health check to change".into()
+        });
+        let has_command =
+            |check: &HealthCheck| check.command.first().is_some_and(|c| !c.is_empty());
+        problems.unless(own.is_none_or(has_command), "health-cmd", || {
+            "the health check has no command".into()
+        });
+        let times = [
+            ("health-interval", own.map(|check| check.interval), changes.interval),
+            ("health-timeout", own.map(|check| check.timeout), changes.timeout),
+        ];
+        for (option, own, changed) in times {
+            let good = [own, changed].into_iter().flatten().all(|time| time >= MIN_HEALTH_TIME);
+            problems.unless(good, option, || "is at least 1 ms".into());
+        }
+        let retries = [own.map(|check| check.retries), changes.retries];
+        let good = retries.into_iter().flatten().all(|retries| retries > 0);
+        problems.unless(good, "health-retries", || "0: is at least 1".into());
+    }
+
+    fn check_surroundings(&self, problems: &mut Problems) {
+        for volume in &self.volumes {
+            problems.unless(false, "volume", || {
+                format!(
+                    "{}: this version shares no folders yet; copy files with {COPY}",
+                    volume.host.display()
+                )
+            });
+        }
+        self.check_network(problems);
+    }
+
+    fn check_network(&self, problems: &mut Problems) {
+        let NetworkPolicy { mode, allow, deny, limit_down, limit_up } = &self.network;
+        let rules = allow.iter().map(|rule| ("allow", Rule::allow(rule)));
+        for (option, rule) in rules.chain(deny.iter().map(|rule| ("deny", Rule::deny(rule)))) {
+            if let Err(e) = rule {
+                problems.0.push(Problem::new(option, e.to_string()));
+            }
+        }
+        for (option, limit) in [("limit-down", limit_down), ("limit-up", limit_up)] {
+            problems.unless(limit.is_none_or(|limit| limit >= MIN_RATE), option, || {
+                format!("is at least {MIN_RATE} bytes a second")
+            });
+        }
+        for (n, port) in self.ports.iter().enumerate() {
+            problems.unless(port.guest != 0, "publish", || "a box has no port 0".into());
+            let same = |other: &Forward| {
+                port.host != 0 && (other.listen(), other.protocol) == (port.listen(), port.protocol)
+            };
+            let twice = self.ports.iter().take(n).any(same);
+            problems.unless(!twice, "publish", || {
+                format!("{}/{}: a port leads to one place only", port.listen(), port.protocol)
+            });
+        }
+        let unused = [
+            ("publish", !self.ports.is_empty()),
+            ("allow", !allow.is_empty()),
+            ("deny", !deny.is_empty()),
+            ("limit-down", limit_down.is_some()),
+            ("limit-up", limit_up.is_some()),
+        ];
+        for (option, given) in unused {
+            problems.unless(*mode == Network::Nat || !given, option, || {
+                format!("needs a network ({WITH_NETWORK})")
+            });
+        }
+    }
+}
+
+/// Whether a box may be called that.
+pub(crate) fn is_name(name: &str) -> bool {
+    name.len() <= NAME_MAX
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
+}
+
+/// Why a box cannot be called that.
+pub(crate) fn bad_name(name: &str) -> String {
+    format!(
+        "{name:?}: a name has 1 to {NAME_MAX} letters, digits, '.', '_' or '-', and begins with a \
+         letter or digit"
+    )
+}
+
+fn is_absolute(path: &str) -> bool {
+    path.starts_with('/') && !path.contains('\0')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_problem_is_told_at_once() {
+        let mut health = HealthCheck::new([""]);
+        health.retries = 0;
+        let mut options = BoxOptions::new("x")
+            .cpus(0)
+            .memory_mib(64)
+            .disk_size_gb(0)
+            .name("-x y")
+            .env("A=B", "c")
+            .working_dir("relative")
+            .label("", "x")
+            .auto_remove(true)
+            .restart(RestartPolicy::Always)
+            .health(health);
+        options.stop_signal = Some("SIGNOTHING".into());
+        options.no_health_check = true;
+        let Err(Error::Options(problems)) = options.validate() else { panic!("accepted") };
+        let options: Vec<_> = problems.iter().map(|problem| &*problem.option).collect();
+        let expected = [
+            "cpus",
+            "memory",
+            "disk-size",
+            "name",
+            "env",
+            "workdir",
+            "stop-signal",
+            "restart",
+            "label",
+            "no-healthcheck",
+            "health-cmd",
+            "health-retries",
+        ];
+        assert_eq!(options, expected);
+        // An embedder reads the names of fields, and no flags.
+        let text = Error::Options(problems).to_string();
+        let fields = serde_json::to_value(BoxOptions::new("x")).unwrap();
+        for line in text.lines() {
+            let field = line.split([':', '.']).next().unwrap();
+            assert!(!line.contains("--") && fields.get(field).is_some(), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_network_is_checked_as_a_whole() {
+        let mut options = BoxOptions::new("x").port(Forward::tcp(80, 0)).port(Forward::udp(53, 53));
+        options = options.port(Forward::udp(53, 54)).port(Forward::udp(53, 54).on([127, 0, 0, 2]));
+        options = options.port(Forward::tcp(0, 1)).port(Forward::tcp(0, 2));
+        options.network = NetworkPolicy::default().allow("tcp:x:y").deny("10.0.0.0/33").deny("any");
+        options.network.limit_up = Some(1);
+        let named = |options: &BoxOptions| match options.validate() {
+            Err(Error::Options(problems)) => {
+                problems.iter().map(|p| p.option.clone()).collect::<Vec<_>>().join(" ")
+            }
+            _ => String::new(),
+        };
+        assert_eq!(named(&options), "allow deny limit-up publish publish");
+        let mut none = BoxOptions::new("x").port(Forward::tcp(1, 1));
+        none.network = NetworkPolicy::none().allow("any");
+        assert_eq!(named(&none), "publish allow");
+        assert_eq!(named(&BoxOptions::new("x").network(NetworkPolicy::none())), "");
+    }
+
+    #[test]
+    fn what_is_denied_is_asked_first_and_any_last() {
+        let policy = NetworkPolicy::default().allow("10.0.0.0/8").deny("any").deny("tcp:10.0.0.5");
+        assert_eq!(policy.rules(), ["deny tcp:10.0.0.5/32", "allow 10.0.0.0/8", "deny any"]);
+    }
+
+    #[test]
+    fn the_limits_themselves_are_allowed() {
+        for (cpus, mib, gb) in [(1, 128, 1), (64, 65536, 1024)] {
+            let options = BoxOptions::new("x").cpus(cpus).memory_mib(mib).disk_size_gb(gb);
+            options.name("a-b.c_1").working_dir("/").validate().unwrap();
+        }
+    }
+
+    #[test]
+    fn options_are_read_back_as_written_and_old_ones_get_defaults() {
+        let options = BoxOptions::new("x").cmd(["a"]).health(HealthCheck::shell("true"));
+        let text = serde_json::to_string(&options).unwrap();
+        assert_eq!(serde_json::from_str::<BoxOptions>(&text).unwrap(), options);
+        let old: BoxOptions = serde_json::from_str(r#"{"image":"x"}"#).unwrap();
+        assert_eq!(old, BoxOptions::new("x"));
+    }
+}

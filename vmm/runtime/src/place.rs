@@ -1,0 +1,78 @@
+//! Where boxes run: on this machine's virtualization, or in the software host.
+
+use std::fmt;
+
+use boxlite_contract::nested::HostEnvironment;
+
+use super::{Error, Result};
+use crate::audience::is_embedder;
+use crate::nested::detect::Virtualization;
+
+/// Where boxes are to run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Accel {
+    /// On this machine, if it has hardware virtualization; else in the software host.
+    #[default]
+    Auto,
+    /// On this machine.
+    Kvm,
+    /// In the software host.
+    Soft,
+}
+
+/// Where boxes run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Place {
+    /// On this machine.
+    Here,
+    /// In the software host.
+    SoftHost {
+        /// Why not here.
+        why: String,
+    },
+}
+
+impl Place {
+    /// Decides where boxes run.
+    ///
+    /// # Errors
+    /// When they are to run on this machine and cannot.
+    pub fn choose(accel: Accel) -> Result<Self> {
+        let found = Virtualization::detect();
+        if HostEnvironment::detect().is_nested() {
+            return match found.is_usable() {
+                true => Ok(Self::Here),
+                false => Err(Error::NoVirtualization {
+                    reason: format!(
+                        "the software host has {found}: its QEMU does not emulate AMD's SVM"
+                    ),
+                }),
+            };
+        }
+        Ok(match accel {
+            Accel::Soft => Self::SoftHost { why: "the software host was asked for".into() },
+            _ if found.is_usable() => Self::Here,
+            Accel::Auto => Self::SoftHost { why: Described(&found).to_string() },
+            Accel::Kvm => {
+                let asked = if is_embedder() { "Accel::Kvm" } else { "--accel kvm" };
+                let reason = format!("{asked}: {}", Described(&found));
+                return Err(Error::NoVirtualization { reason });
+            }
+        })
+    }
+}
+
+/// What was found, and what to do about it.
+struct Described<'a>(&'a Virtualization);
+
+impl fmt::Display for Described<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)?;
+        match self.0.remedy() {
+            Some(remedy) => write!(f, " ({remedy})"),
+            None => Ok(()),
+        }
+    }
+}

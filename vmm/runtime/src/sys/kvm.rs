@@ -1,0 +1,58 @@
+//! Whether KVM works here: two calls of its interface (Linux kernel, Documentation/virt/kvm/api.rst), so
+//! that who embeds the runtime does not compile the backend.
+
+use std::fs::File;
+use std::io;
+
+/// Creates an empty virtual machine with an open `/dev/kvm`, and drops it.
+///
+/// # Errors
+/// Says what is wrong, for people.
+#[cfg(target_os = "linux")]
+pub(crate) fn create_vm(device: &File) -> Result<(), String> {
+    /// The only version there has been since 2007.
+    const API_VERSION: i32 = 12;
+    match version(device).map_err(|e| format!("it does not say its version: {e}"))? {
+        API_VERSION => {}
+        other => return Err(format!("its version is {other}, not {API_VERSION}")),
+    }
+    vm(device).map_err(|e| format!("cannot create a virtual machine: {e}"))
+}
+
+/// Only Linux has KVM.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn create_vm(_: &File) -> Result<(), String> {
+    Err(io::Error::from(io::ErrorKind::Unsupported).to_string())
+}
+
+/// `KVM_GET_API_VERSION`, `_IO(0xAE, 0x00)`.
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code)]
+fn version(device: &File) -> io::Result<i32> {
+    use std::os::fd::AsRawFd;
+    const KVM_GET_API_VERSION: libc::Ioctl = 0xae00;
+    // SAFETY: the descriptor is open, and the call takes no pointer.
+    match unsafe { libc::ioctl(device.as_raw_fd(), KVM_GET_API_VERSION, 0) } {
+        -1 => Err(io::Error::last_os_error()),
+        version => Ok(version),
+    }
+}
+
+/// `KVM_CREATE_VM`, `_IO(0xAE, 0x01)`.
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code)]
+fn vm(device: &File) -> io::Result<()> {
+    use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+    const KVM_CREATE_VM: libc::Ioctl = 0xae01;
+    let vm = loop {
+        // SAFETY: the descriptor is open, and the call takes no pointer.
+        match unsafe { libc::ioctl(device.as_raw_fd(), KVM_CREATE_VM, 0) } {
+            -1 if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
+            -1 => return Err(io::Error::last_os_error()),
+            vm => break vm,
+        }
+    };
+    // SAFETY: the kernel has just made this descriptor, and nobody else has it.
+    drop(unsafe { OwnedFd::from_raw_fd(vm) });
+    Ok(())
+}

@@ -1,0 +1,8 @@
+//! What differs between operating systems, or has no safe interface.
+
+pub(crate) mod kvm;
+mod spawn;
+mod wait;
+
+pub(crate) use spawn::{in_new_session, inherit_only};
+pub(crate) use wait::{Changes, ProcessEnd, Watched};

@@ -1,0 +1,249 @@
+//! What can be said on the command line: the commands, and what all of them take. What a command takes
+//! itself is beside it.
+
+// The doc comments are help texts, where brackets say what may be left out.
+#![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, ValueEnum};
+
+use crate::process::Process;
+use crate::{
+    attach, completion, copy, create, doctor, events, exec, image, inspect, lifecycle, list, login,
+    logs, port, run, stats,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  boxlite-vmm run oci:./alpine echo hello             a command in a box, which goes with it
+  boxlite-vmm run -it oci:./debian bash               a terminal in a box
+  boxlite-vmm run -d --name db oci:./postgres         a box that lives on
+  boxlite-vmm run -d -p 8080:80 nginx                 http://localhost:8080 leads into the box
+  boxlite-vmm exec -it db sh                          a command in it
+  boxlite-vmm logs -f db                              what its main command writes
+  boxlite-vmm stop db && boxlite-vmm start db         everything is where it was
+  boxlite-vmm ls -a                                   all boxes
+  tar c . | boxlite-vmm run -i oci:./alpine tar x -C /tmp
+  boxlite-vmm image import oci:./debian debian        keep an image, and call it debian
+  boxlite-vmm doctor                                  what this machine can do
+
+An image is a name (alpine:latest, ghcr.io/owner/app@sha256:…), an OCI layout folder (oci:DIR[:tag]), a
+`docker save` file (docker-archive:FILE) or a folder with a root file system (rootfs:DIR).
+Boxes are named by their names, their IDs, or what their IDs begin with.";
+
+/// Runs OCI images in micro-VMs: a kernel of their own, no daemon, no root.
+#[derive(Debug, Parser)]
+#[command(name = "boxlite-vmm", version, after_help = EXAMPLES)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Subcommand,
+}
+
+/// What every command takes.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct Global {
+    /// Folder of boxes and images [default: $BOXLITE_HOME, else ~/.boxlite]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) home: Option<PathBuf>,
+    /// What runs the boxes
+    #[arg(long, global = true, value_enum, default_value_t, env = "BOXLITE_ACCEL")]
+    pub(crate) accel: Accel,
+    /// Say more on stderr and in machine.log, and keep the guest's console in console.log, both in boxes/<id>/
+    #[arg(long, global = true)]
+    pub(crate) debug: bool,
+}
+
+/// What runs the boxes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Accel {
+    /// Hardware virtualization if this machine has it, else the software host
+    #[default]
+    Auto,
+    /// Hardware virtualization by KVM, or fail
+    Kvm,
+    /// The software host (QEMU emulates a machine that has virtualization; slow)
+    Soft,
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Subcommand {
+    /// Run a command in a new box
+    #[command(after_help = run::HELP)]
+    Run(Box<run::Run>),
+    /// Make a box, to be started later
+    #[command(after_help = create::HELP)]
+    Create(Box<create::Create>),
+    /// Start boxes
+    #[command(after_help = lifecycle::START_HELP)]
+    Start(lifecycle::Start),
+    /// Stop boxes in good order
+    #[command(after_help = lifecycle::STOP_HELP)]
+    Stop(lifecycle::Stop),
+    /// Stop boxes and start them again
+    Restart(lifecycle::Stop),
+    /// End boxes at once, or send their main commands a signal
+    Kill(lifecycle::Kill),
+    /// Remove boxes with their disks
+    #[command(visible_alias = "remove")]
+    Rm(lifecycle::Remove),
+    /// List boxes
+    #[command(visible_aliases = ["ps", "list"], after_help = list::HELP)]
+    Ls(list::List),
+    /// Tell all that is known of boxes, as JSON
+    Inspect(inspect::Inspect),
+    /// List the ports of this machine that lead into a box
+    #[command(after_help = port::HELP)]
+    Port(port::Ports),
+    /// Run a command in a box that runs
+    #[command(after_help = exec::HELP)]
+    Exec(exec::Exec),
+    /// Connect this terminal to a box's main command
+    #[command(after_help = attach::HELP)]
+    Attach(attach::Attach),
+    /// Copy files between a box and this machine
+    #[command(visible_alias = "copy", after_help = copy::HELP)]
+    Cp(copy::Copy),
+    /// Show what boxes' main commands wrote
+    #[command(after_help = logs::HELP)]
+    Logs(logs::Logs),
+    /// Show what boxes use, live
+    Stats(stats::Stats),
+    /// List the processes in a box
+    Top(stats::Top),
+    /// Let boxes stand still
+    Pause(lifecycle::Targets),
+    /// Let paused boxes go on
+    #[command(visible_alias = "unpause")]
+    Resume(lifecycle::Targets),
+    /// Give a box another name
+    Rename(lifecycle::Rename),
+    /// Wait until boxes have ended, and print their exit codes
+    Wait(lifecycle::Targets),
+    /// Remove all boxes that are not running
+    Prune(lifecycle::Prune),
+    /// Show what happens to boxes
+    #[command(after_help = events::HELP)]
+    Events(events::Events),
+    /// Manage images
+    Image {
+        #[command(subcommand)]
+        command: image::Image,
+    },
+    /// Keep a login for a registry, where docker keeps it too
+    #[command(after_help = login::HELP)]
+    Login(login::Login),
+    /// Forget the login for a registry
+    Logout(login::Logout),
+    /// Say what this machine can do, and what to do about what it cannot
+    Doctor(doctor::Doctor),
+    /// Print a script that completes commands in a shell
+    #[command(after_help = completion::HELP)]
+    Completion(completion::Completion),
+    /// Run any command in the software host
+    Softhost {
+        /// The command and its arguments
+        #[arg(last = true, required = true, value_name = "COMMAND")]
+        command: Vec<OsString>,
+    },
+    /// What a runtime starts this executable for.
+    #[command(flatten)]
+    Process(Process),
+}
+
+impl Subcommand {
+    /// Whether its exit code is that of a command in a box, so that its own failures need another.
+    pub(crate) fn stands_in(&self) -> bool {
+        match self {
+            Self::Run(_) | Self::Exec(_) | Self::Attach(_) | Self::Softhost { .. } => true,
+            Self::Start(start) => start.is_attached(),
+            _ => false,
+        }
+    }
+
+    /// Whether its errors are for somebody who embeds the library.
+    pub(crate) fn is_embedded(&self) -> bool {
+        matches!(self, Self::Process(Process::Serve { embedded: true }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_holds_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_says_what_it_does() {
+        for command in Cli::command().get_subcommands().filter(|command| !command.is_hide_set()) {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            for arg in command.get_arguments().filter(|arg| !arg.is_hide_set()) {
+                let named = (command.get_name(), arg.get_id());
+                assert!(arg.get_help().is_some(), "{named:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn habits_of_dockers_users_are_understood() {
+        for line in [
+            "ps -aq --no-trunc --filter status=running",
+            "list --format json -n 3",
+            "run -dit --name x alpine",
+            "run --rm -e A=1 -e B alpine env -i",
+            "run -p 8080:80 -v /a:/b --detach-keys ctrl-a alpine",
+            "create -l a=b --restart always alpine sleep 3",
+            "start -ai x",
+            "stop -t 3 a b",
+            "restart --time 3 a",
+            "kill -s HUP a",
+            "rm -f a b",
+            "exec -it -u root -w / -e A=1 x sh -c ls",
+            "exec -d x sleep 1000",
+            "attach --no-stdin x",
+            "cp -a x:/etc/hosts -",
+            "cp -L - x:/tmp",
+            "logs -ft --tail 10 --since 10m x",
+            "logs -n all x",
+            "stats --no-stream",
+            "top x",
+            "unpause x",
+            "rename a b",
+            "wait a b",
+            "events --since 1h --until 10m --format json",
+            "image ls -q",
+            "image rm -f a",
+            "login -u me --password-stdin ghcr.io",
+            "logout",
+            "prune -f",
+            "doctor --format json",
+            "completion bash",
+        ] {
+            let words = std::iter::once("boxlite-vmm").chain(line.split(' '));
+            if let Err(e) = Cli::try_parse_from(words) {
+                panic!("{line}\n{e}");
+            }
+        }
+    }
+
+    #[test]
+    fn flags_behind_the_command_are_the_commands() {
+        let cli = Cli::parse_from(["x", "run", "-it", "oci:d", "ls", "-l", "--memory", "3"]);
+        let Subcommand::Run(run) = &cli.command else { panic!() };
+        let options = run.options(&cli.global).unwrap();
+        assert!(options.interactive && options.tty && options.memory_mib == 2048);
+        assert_eq!(options.cmd.unwrap(), ["ls", "-l", "--memory", "3"]);
+        let cli = Cli::parse_from(["x", "exec", "-i", "b", "ls", "-it", "--help"]);
+        let Subcommand::Exec(exec) = cli.command else { panic!() };
+        assert_eq!(exec.command, ["ls", "-it", "--help"]);
+    }
+}

@@ -1,0 +1,189 @@
+//! `boxlite-vmm cp`: files between a box and this machine.
+
+// The doc comments are help texts, where brackets say what may be left out.
+#![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
+
+use std::io::{self, IsTerminal};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use anyhow::{Result, bail};
+use boxlite_runtime::{BoxHandle, Copied, CopyOptions};
+use clap::Args;
+use tokio::io::AsyncReadExt;
+
+use crate::args::Global;
+use crate::table::plain;
+use crate::{human, out};
+
+pub(crate) const HELP: &str = "\
+Examples:
+  boxlite-vmm cp ./src dev:/work                 a file or a folder into a box
+  boxlite-vmm cp dev:/var/log/app.log .          and out of one
+  boxlite-vmm cp dev:/etc - | tar tv             as a tar on standard output
+  tar c . | boxlite-vmm cp - dev:/work           a tar from standard input, compressed or not, unpacked there
+  boxlite-vmm cp ./src/. dev:/work               what is in a folder, without the folder
+
+A path of this machine that has a colon in it begins with / or . (./a:b). As with `cp -r`, a copy goes into
+a destination that is a folder, and otherwise gets its name. Modes, times, links and sparse files are kept; with
+-a, owners too: without, files belong to the box's root, or here to you. A tar's owners are kept in any case.";
+
+/// Bytes that are passed on at once.
+const CHUNK: usize = 256 << 10;
+
+#[derive(Debug, Args)]
+pub(crate) struct Copy {
+    /// Keep the owners' numeric IDs, and file capabilities
+    #[arg(long, short)]
+    archive: bool,
+    /// Copy what a symlink SOURCE leads to, rather than the link
+    #[arg(long, short = 'L')]
+    follow_link: bool,
+    /// Do not say how much was copied
+    #[arg(long, short)]
+    quiet: bool,
+    /// From where: BOX:PATH, a path of this machine, or - for a tar on standard input, which may be compressed
+    source: Place,
+    /// To where: BOX:PATH, a path of this machine, or - for a tar on standard output
+    dest: Place,
+}
+
+/// One end of a copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Place {
+    /// A path in a box.
+    InBox { name: String, path: String },
+    /// A path of this machine.
+    Host(PathBuf),
+    /// Standard input or output.
+    Stdio,
+}
+
+impl FromStr for Place {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "-" {
+            return Ok(Self::Stdio);
+        }
+        let is_path = text.starts_with(['/', '.']);
+        match text.split_once(':') {
+            Some((name, path)) if !is_path => match (name, path) {
+                ("", _) => Err("the box before the colon has no name".into()),
+                (_, "") => Err("there is no path behind the colon, as in BOX:/path".into()),
+                _ => Ok(Self::InBox { name: name.to_owned(), path: path.to_owned() }),
+            },
+            _ if text.is_empty() => Err("the path is empty".into()),
+            _ => Ok(Self::Host(text.into())),
+        }
+    }
+}
+
+pub(crate) async fn copy(global: &Global, args: &Copy) -> Result<u8> {
+    let (sandbox, copied) = match (&args.source, &args.dest) {
+        (Place::InBox { .. }, Place::InBox { .. }) => {
+            bail!(
+                "both are in boxes: copy to this machine first, or pipe: cp A:PATH - | cp - B:PATH"
+            )
+        }
+        (Place::InBox { name, path }, dest) => {
+            let sandbox = global.runtime().await?.get(name).await?;
+            let copied = args.copy_out(&sandbox, path, dest.host()).await?;
+            (sandbox, copied)
+        }
+        (source, Place::InBox { name, path }) => {
+            let sandbox = global.runtime().await?.get(name).await?;
+            let copied = args.copy_into(&sandbox, source.host(), path).await?;
+            (sandbox, copied)
+        }
+        _ => bail!("neither is in a box: one of the two is BOX:PATH, and the box has to run"),
+    };
+    for skipped in &copied.skipped {
+        out::note(format_args!(
+            "boxlite-vmm: {}: {}: {}",
+            sandbox.name(),
+            skipped.name,
+            plain(&skipped.why)
+        ));
+    }
+    let untold = copied.skipped_count.saturating_sub(copied.skipped.len() as u64);
+    if untold > 0 {
+        out::note(format_args!("boxlite-vmm: {}: and {untold} more like these", sandbox.name()));
+    }
+    if !args.quiet && copied.entries > 0 && io::stderr().is_terminal() {
+        let what = if copied.entries == 1 { "entry" } else { "entries" };
+        out::note(format_args!("copied {} {what}, {}", copied.entries, human::bytes(copied.bytes)));
+    }
+    Ok(0)
+}
+
+impl Place {
+    /// The path of this machine; none for a standard stream.
+    fn host(&self) -> Option<&Path> {
+        match self {
+            Self::Host(path) => Some(path),
+            _ => None,
+        }
+    }
+}
+
+impl Copy {
+    fn options(&self) -> CopyOptions {
+        CopyOptions::default().follow_links(self.follow_link).keep_ownership(self.archive)
+    }
+
+    /// Copies from a box to a path of this machine, or as a tar to standard output.
+    async fn copy_out(&self, sandbox: &BoxHandle, from: &str, to: Option<&Path>) -> Result<Copied> {
+        if let Some(to) = to {
+            return Ok(sandbox.copy_out_with(from, to, self.options()).await?);
+        }
+        if io::stdout().is_terminal() {
+            bail!("a tar is nothing for a terminal: send standard output elsewhere");
+        }
+        let mut tar = sandbox.copy_out_tar(from, self.options()).await?;
+        let mut bytes = Vec::with_capacity(CHUNK);
+        while tar.read_buf(&mut bytes).await? > 0 {
+            out::data(&bytes)?;
+            bytes.clear();
+        }
+        Ok(Copied::default())
+    }
+
+    /// Copies a path of this machine, or a tar from standard input, into a box.
+    async fn copy_into(
+        &self,
+        sandbox: &BoxHandle,
+        from: Option<&Path>,
+        to: &str,
+    ) -> Result<Copied> {
+        if let Some(from) = from {
+            return Ok(sandbox.copy_into_with(from, to, self.options()).await?);
+        }
+        if io::stdin().is_terminal() {
+            bail!("a tar is nothing to be typed: standard input comes from elsewhere");
+        }
+        Ok(sandbox.copy_into_tar(tokio::io::stdin(), to, self.options()).await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_a_path_a_box_or_a_stream() {
+        let place = |text: &str| text.parse::<Place>();
+        let in_box = |name: &str, path: &str| {
+            Ok(Place::InBox { name: name.to_owned(), path: path.to_owned() })
+        };
+        assert_eq!(place("-"), Ok(Place::Stdio));
+        assert_eq!(place("dev:/etc/a:b"), in_box("dev", "/etc/a:b"));
+        assert_eq!(place("dev:relative"), in_box("dev", "relative"));
+        for path in ["/a:b", "./a:b", "../a", "a", "a/b", "."] {
+            assert_eq!(place(path), Ok(Place::Host(path.into())));
+        }
+        for bad in ["", ":", ":/a", "dev:"] {
+            assert!(place(bad).is_err(), "{bad}");
+        }
+    }
+}

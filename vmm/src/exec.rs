@@ -1,0 +1,120 @@
+//! `boxlite-vmm exec`: a command in a box that runs.
+
+// The doc comments are help texts, where brackets say what may be left out.
+#![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use boxlite_runtime::client::Control;
+use boxlite_runtime::client::{Attachment, Ended, Streams};
+use boxlite_runtime::{BoxHandle, Command};
+use clap::Args;
+
+use crate::args::Global;
+use crate::options::EnvArgs;
+use crate::{out, size};
+
+pub(crate) const HELP: &str = "\
+Examples:
+  boxlite-vmm exec dev uname -a
+  boxlite-vmm exec -it dev bash
+  echo 'print(6 * 7)' | boxlite-vmm exec -i dev python3
+  boxlite-vmm exec -d dev python3 -m http.server     it runs on by itself
+  boxlite-vmm exec --timeout 10s -u nobody -w /tmp dev ./untrusted
+
+The exit code is the command's; 128+n if signal n ended it; 124 if --timeout did; 125 if it could not
+be asked for, 126 if the command cannot be executed, 127 if it does not exist.";
+
+#[derive(Debug, Args)]
+pub(crate) struct Exec {
+    /// Pass standard input on
+    #[arg(long, short, conflicts_with = "detach")]
+    interactive: bool,
+    /// Give the command a terminal
+    #[arg(long, short)]
+    tty: bool,
+    /// Let the command run on by itself, and print its process ID in the box
+    #[arg(long, short)]
+    detach: bool,
+    #[command(flatten)]
+    env: EnvArgs,
+    /// Working directory [default: the box's]
+    #[arg(long, short, value_name = "DIR")]
+    workdir: Option<String>,
+    /// User, as name or uid, with :group or :gid [default: the box's]
+    #[arg(long, short, value_name = "USER")]
+    user: Option<String>,
+    /// Kill the command when it has run so long: 90s, 2m, 1h30m
+    #[arg(long, value_name = "DURATION", value_parser = size::duration, conflicts_with = "detach")]
+    timeout: Option<Duration>,
+    /// Name or ID
+    #[arg(value_name = "BOX")]
+    name: String,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) command: Vec<OsString>,
+}
+
+impl Exec {
+    fn command(&self, sandbox: &BoxHandle) -> Result<Command> {
+        let argv = self.command.iter().map(|word| word.clone().into_vec());
+        let mut command = sandbox.exec(argv).stdin(self.interactive);
+        for (name, value) in self.env.variables()? {
+            command = command.env(name, value);
+        }
+        if let Some(dir) = &self.workdir {
+            command = command.working_dir(dir.as_str());
+        }
+        if let Some(user) = &self.user {
+            command = command.user(user);
+        }
+        if let Some(timeout) = self.timeout {
+            command = command.timeout(timeout);
+        }
+        Ok(command)
+    }
+}
+
+pub(crate) async fn exec(global: &Global, args: Exec) -> Result<u8> {
+    if args.detach {
+        let sandbox = global.runtime().await?.get(&args.name).await?;
+        let mut command = args.command(&sandbox)?;
+        if args.tty {
+            command = command.terminal(boxlite_runtime::TerminalSize { rows: 24, columns: 80 });
+        }
+        out::line(command.spawn_detached().await?)?;
+        return Ok(0);
+    }
+    let mut attachment = Attachment::new(args.tty).context("cannot handle signals")?;
+    let size = attachment.terminal_size();
+    let spawn = async {
+        let runtime = global.runtime().await?;
+        let mut command = args.command(&runtime.get(&args.name).await?)?;
+        if let Some(size) = size {
+            command = command.terminal(size);
+        }
+        Ok::<_, anyhow::Error>((command.spawn().await?, runtime))
+    };
+    let (mut execution, _runtime) = tokio::select! {
+        spawned = spawn => spawned?,
+        signal = attachment.interrupted() => return Ok(128 | (signal & 0x7f) as u8),
+    };
+    let streams = Streams {
+        stdin: execution.stdin(),
+        stdout: execution.stdout(),
+        stderr: execution.stderr(),
+    };
+    let control = |control| match control {
+        Control::Signal(signal) => execution.signal(signal),
+        Control::Resize(size) => execution.resize(size),
+        _ => {}
+    };
+    match attachment.run(streams, control, execution.wait()).await? {
+        Ended::Exited(status) => Ok(status.shell_code()),
+        Ended::Left => Ok(0),
+        Ended::Unwritten(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,237 @@
+//! From start to end: `start`, `stop`, `restart`, `kill`, `pause`, `resume`, `wait`, `rename`, `rm`,
+//! `prune`.
+
+// The doc comments are help texts, where brackets say what may be left out.
+#![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use boxlite_runtime::client::Attachment;
+use boxlite_runtime::{ErrorKind, RestartPolicy, Runtime};
+use clap::Args;
+
+use crate::args::Global;
+use crate::stand_in::{Ended, StandIn, TerminalArgs};
+use crate::targets::each;
+use crate::{human, out, parse, size};
+
+pub(crate) const START_HELP: &str = "\
+Examples:
+  boxlite-vmm start web db        both go on in the background
+  boxlite-vmm start -ai dev       this terminal is its main command's
+
+With -a, the exit code is the main command's, as `run` has it.";
+
+pub(crate) const STOP_HELP: &str = "\
+The main command gets its stop signal, and then every process SIGTERM; what has not ended after the grace
+is killed. What was written is on the box's disk then.";
+
+/// The signal that a box cannot see.
+const SIGKILL: i32 = 9;
+
+#[derive(Debug, Args)]
+pub(crate) struct Targets {
+    /// Names or IDs
+    #[arg(required = true, value_name = "BOX")]
+    boxes: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Start {
+    /// Connect the main command's output, and pass signals on
+    #[arg(long, short)]
+    attach: bool,
+    /// Connect its input too, if the box was made with -i
+    #[arg(long, short)]
+    interactive: bool,
+    #[command(flatten)]
+    terminal: TerminalArgs,
+    /// Names or IDs; one alone with -a or -i
+    #[arg(required = true, value_name = "BOX")]
+    boxes: Vec<String>,
+}
+
+impl Start {
+    /// Whether this process stands in for the main command.
+    pub(crate) fn is_attached(&self) -> bool {
+        self.attach || self.interactive
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Stop {
+    /// Grace before what has not ended is killed; a plain number is seconds
+    #[arg(long, short, visible_alias = "timeout", value_name = "DURATION", default_value = "10", value_parser = size::duration)]
+    time: Duration,
+    #[command(flatten)]
+    targets: Targets,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Kill {
+    /// Send the main command this signal; KILL ends the whole box, as a loss of power does
+    #[arg(long, short, value_name = "SIGNAL", default_value = "KILL", value_parser = parse::signal)]
+    signal: i32,
+    #[command(flatten)]
+    targets: Targets,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Remove {
+    /// End those that run, too
+    #[arg(long, short)]
+    force: bool,
+    #[command(flatten)]
+    targets: Targets,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Rename {
+    /// Name or ID
+    #[arg(value_name = "BOX")]
+    name: String,
+    /// The new name
+    new_name: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Prune {
+    /// Do not ask
+    #[arg(long, short)]
+    force: bool,
+}
+
+pub(crate) async fn start(global: &Global, args: Start) -> Result<u8> {
+    if !args.is_attached() {
+        return each(global, args.boxes, |runtime, name| async move {
+            runtime.get(&name).await?.start_detached().await?;
+            Ok(name)
+        })
+        .await;
+    }
+    let [name] = &*args.boxes else { bail!("-a and -i take one box") };
+    let sandbox = global.runtime().await?.get(name).await?;
+    let mut attachment =
+        Attachment::new(sandbox.config().options.tty).context("cannot handle signals")?;
+    let size = attachment.terminal_size();
+    let onlooker = sandbox.info().await?.state.is_live();
+    let attached = tokio::select! {
+        attached = sandbox.start_attached(size) => attached?,
+        signal = attachment.interrupted() => return Ok(128 | (signal & 0x7f) as u8),
+    };
+    // One that `run --name` made in the foreground would end with this process.
+    sandbox.detach().await.ok();
+    let stdin = args.interactive;
+    let stand_in = StandIn { stdin, onlooker, ..args.terminal.stand_in() };
+    let ended = stand_in.run(attachment, &sandbox, attached).await?;
+    if matches!(ended, Ended::Exited(_)) && sandbox.config().options.restart == RestartPolicy::No {
+        // What it leaves is complete, or gone, when its process has ended.
+        match sandbox.wait().await {
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            ended => drop(ended?),
+        }
+    }
+    Ok(ended.code())
+}
+
+pub(crate) async fn stop(global: &Global, args: Stop) -> Result<u8> {
+    each(global, args.targets.boxes, move |runtime, name| async move {
+        runtime.get(&name).await?.stop(args.time).await?;
+        Ok(name)
+    })
+    .await
+}
+
+pub(crate) async fn restart(global: &Global, args: Stop) -> Result<u8> {
+    each(global, args.targets.boxes, move |runtime, name| async move {
+        let sandbox = runtime.get(&name).await?;
+        sandbox.stop(args.time).await?;
+        sandbox.start_detached().await?;
+        Ok(name)
+    })
+    .await
+}
+
+pub(crate) async fn kill(global: &Global, args: Kill) -> Result<u8> {
+    each(global, args.targets.boxes, move |runtime, name| async move {
+        let sandbox = runtime.get(&name).await?;
+        let info = sandbox.info().await?;
+        if !info.state.is_live() {
+            bail!("the box {name} is {}: there is nothing to kill", info.state);
+        }
+        match args.signal {
+            SIGKILL => sandbox.kill().await?,
+            signal => sandbox.signal(signal).await?,
+        }
+        Ok(name)
+    })
+    .await
+}
+
+pub(crate) async fn pause(global: &Global, args: Targets) -> Result<u8> {
+    each(global, args.boxes, |runtime, name| async move {
+        runtime.get(&name).await?.pause().await?;
+        Ok(name)
+    })
+    .await
+}
+
+pub(crate) async fn resume(global: &Global, args: Targets) -> Result<u8> {
+    each(global, args.boxes, |runtime, name| async move {
+        runtime.get(&name).await?.resume().await?;
+        Ok(name)
+    })
+    .await
+}
+
+pub(crate) async fn wait(global: &Global, args: Targets) -> Result<u8> {
+    each(global, args.boxes, |runtime, name| async move {
+        let info = runtime.get(&name).await?.wait().await?;
+        // A box without a main command ended as it was told.
+        Ok(info.exit_code.unwrap_or(0).to_string())
+    })
+    .await
+}
+
+pub(crate) async fn rename(global: &Global, args: &Rename) -> Result<u8> {
+    let sandbox = global.runtime().await?.get(&args.name).await?;
+    sandbox.rename(&args.new_name).await?;
+    Ok(0)
+}
+
+pub(crate) async fn remove(global: &Global, args: Remove) -> Result<u8> {
+    each(global, args.targets.boxes, move |runtime: Runtime, name| async move {
+        runtime.remove(&name, args.force).await?;
+        Ok(name)
+    })
+    .await
+}
+
+pub(crate) async fn prune(global: &Global, args: &Prune) -> Result<u8> {
+    if !args.force && !confirmed("This removes all boxes that are not running, with their disks.")?
+    {
+        return Ok(0);
+    }
+    let removed = global.runtime().await?.prune().await?;
+    for info in &removed {
+        out::line(format_args!("{} {}", human::id(&info.id, false), info.name))?;
+    }
+    match removed.len() {
+        1 => out::line("1 box removed")?,
+        n => out::line(format_args!("{n} boxes removed"))?,
+    }
+    Ok(0)
+}
+
+/// Asks the person at the terminal; where there is none, the command line is the answer.
+pub(crate) fn confirmed(what: &str) -> Result<bool> {
+    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+        return Ok(true);
+    }
+    out::question(format_args!("{what}\nGo on? [y/N]"));
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
+}

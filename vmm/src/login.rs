@@ -1,0 +1,116 @@
+//! `boxlite-vmm login` and `logout`: who one is to a registry.
+
+// The doc comments are help texts, where brackets say what may be left out.
+#![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
+
+use std::io::{self, IsTerminal, Read};
+
+use anyhow::{Context, Result, bail};
+use boxlite_runtime::{LoginStore, RegistryOptions};
+use clap::Args;
+use console::Term;
+
+use crate::args::Global;
+use crate::out;
+
+pub(crate) const HELP: &str = "\
+Examples:
+  boxlite-vmm login                                          at Docker Hub
+  boxlite-vmm login ghcr.io -u me --password-stdin < token
+
+The login is checked, and kept with the credential helper that ~/.docker/config.json names, else in that file.";
+
+/// The registry of names without one.
+const DOCKER_HUB: &str = "docker.io";
+
+/// A longer password is none.
+const MAX_PASSWORD: u64 = 64 << 10;
+
+#[derive(Debug, Args)]
+pub(crate) struct Login {
+    /// User name [default: asked for]
+    #[arg(long, short, value_name = "NAME")]
+    username: Option<String>,
+    /// Password or token; other users of this machine can see it: prefer --password-stdin
+    #[arg(long, short, value_name = "PASSWORD", conflicts_with = "password_stdin")]
+    password: Option<String>,
+    /// Read password or token from standard input
+    #[arg(long)]
+    password_stdin: bool,
+    /// The registry: host[:port], or a part of it: host[:port]/path [default: Docker Hub]
+    #[arg(value_name = "REGISTRY")]
+    registry: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Logout {
+    /// The registry, or the part of it, as for login [default: Docker Hub]
+    #[arg(value_name = "REGISTRY")]
+    registry: Option<String>,
+}
+
+pub(crate) fn login(global: &Global, args: Login) -> Result<u8> {
+    let registry = args.registry.as_deref().unwrap_or(DOCKER_HUB);
+    if args.password_stdin && args.username.is_none() {
+        bail!("--password-stdin needs --username: standard input is the password's");
+    }
+    let user = match args.username {
+        Some(user) => user,
+        None => ask("--username", "Username: ", Term::read_line)?,
+    };
+    let password = if args.password_stdin {
+        from_stdin()?
+    } else if let Some(password) = args.password {
+        password
+    } else {
+        ask("--password-stdin", "Password: ", Term::read_secure_line)?
+    };
+    if user.is_empty() || password.is_empty() {
+        bail!("a login is a user name and a password or token");
+    }
+    let kept = registries(global)?.login(registry, &user, &password)?;
+    match kept {
+        LoginStore::File(file) => {
+            out::note(format_args!(
+                "boxlite-vmm: the password is kept unencrypted in {}; a credential helper keeps it safer",
+                file.display()
+            ));
+        }
+        LoginStore::Helper(helper) => {
+            out::note(format_args!("boxlite-vmm: kept by docker-credential-{helper}"));
+        }
+        _ => {}
+    }
+    out::line("Login Succeeded")?;
+    Ok(0)
+}
+
+pub(crate) fn logout(global: &Global, args: &Logout) -> Result<u8> {
+    let registry = args.registry.as_deref().unwrap_or(DOCKER_HUB);
+    match registries(global)?.logout(registry)? {
+        true => out::line(format_args!("Removed the login for {registry}"))?,
+        false => out::line(format_args!("There was no login for {registry}"))?,
+    }
+    Ok(0)
+}
+
+fn registries(global: &Global) -> Result<RegistryOptions> {
+    Ok(RegistryOptions::load(&global.home()?.registries())?)
+}
+
+/// Asks the person at the terminal.
+fn ask(option: &str, prompt: &str, read: fn(&Term) -> io::Result<String>) -> Result<String> {
+    let term = Term::stderr();
+    if !io::stdin().is_terminal() || !term.is_term() {
+        bail!("there is no terminal to ask at: use {option}");
+    }
+    term.write_str(prompt)?;
+    read(&term).context("cannot read from the terminal")
+}
+
+fn from_stdin() -> Result<String> {
+    let mut text = String::new();
+    let read = io::stdin().lock().take(MAX_PASSWORD).read_to_string(&mut text);
+    read.context("cannot read the password from standard input")?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+}

@@ -1,0 +1,434 @@
+//! What can be said of a box that is to be made: the options that `run` and `create` share.
+
+// The doc comments are help texts, where brackets say what may be left out.
+#![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use boxlite_runtime::{
+    BoxOptions, Forward, HealthChanges, HealthCheck, Network, NetworkPolicy, PullPolicy,
+    RestartPolicy, Volume,
+};
+use clap::Args;
+
+use crate::args::Global;
+use crate::{out, parse, size};
+
+const MACHINE: &str = "Machine";
+const COMMAND: &str = "Command";
+const LIFETIME: &str = "Lifetime";
+const SURROUNDINGS: &str = "Files and network";
+
+#[derive(Debug, Args)]
+pub(crate) struct BoxArgs {
+    /// Name of the box, which is its host name too [default: made up]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Attach a label (may be repeated)
+    #[arg(long, short, value_name = "KEY=VALUE", value_parser = parse::label)]
+    label: Vec<(String, String)>,
+    /// When to ask the registry for the image: missing, always or never
+    #[arg(long, value_name = "WHEN", default_value = "missing", value_parser = parse::pull)]
+    pull: PullPolicy,
+    /// Draw no progress bars
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+
+    /// Number of vCPUs, 1 to 64
+    #[arg(long, default_value_t = 1, value_name = "N", help_heading = MACHINE)]
+    cpus: u8,
+    /// Memory, 128M to 64G; a plain number is MiB
+    #[arg(long, short, default_value = "2048M", value_name = "SIZE", value_parser = size::mib, help_heading = MACHINE)]
+    memory: u64,
+    /// Let the box run virtual machines of its own, and use the processor's performance counters
+    #[arg(long, help_heading = MACHINE)]
+    nested: bool,
+    /// Size of the disk, 1G to 1T; a plain number is GiB [default: 10G]
+    #[arg(long, value_name = "SIZE", value_parser = size::gib, help_heading = MACHINE)]
+    disk_size: Option<u64>,
+    /// Give up when the box has not booted after so long
+    #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = size::duration, help_heading = MACHINE)]
+    ready_timeout: Duration,
+
+    /// Pass standard input on
+    #[arg(long, short, help_heading = COMMAND)]
+    pub(crate) interactive: bool,
+    /// Give the command a terminal
+    #[arg(long, short, help_heading = COMMAND)]
+    pub(crate) tty: bool,
+    #[command(flatten)]
+    env: EnvArgs,
+    /// Working directory [default: the image's]
+    #[arg(long, short, value_name = "DIR", help_heading = COMMAND)]
+    workdir: Option<String>,
+    /// User, as name or uid, with :group or :gid [default: the image's]
+    #[arg(long, short, value_name = "USER", help_heading = COMMAND)]
+    user: Option<String>,
+    /// Run this in place of the image's entry point; "" for none
+    #[arg(long, value_name = "PROGRAM", help_heading = COMMAND)]
+    entrypoint: Option<String>,
+    /// Run an init as process 1 in place of the command: it reaps what is orphaned in the box
+    #[arg(long, overrides_with = "no_init", help_heading = COMMAND)]
+    init: bool,
+    /// Let the command be process 1 [default]
+    #[arg(long, overrides_with = "init", help_heading = COMMAND)]
+    no_init: bool,
+    /// The signal by which `stop` asks the command to end [default: the image's, else SIGTERM]
+    #[arg(long, value_name = "SIGNAL", help_heading = COMMAND)]
+    stop_signal: Option<String>,
+
+    /// Remove the box when it ends
+    #[arg(long, help_heading = LIFETIME)]
+    pub(crate) rm: bool,
+    /// When the command ends or the machine fails: no, always, on-failure[:TIMES]
+    #[arg(long, value_name = "POLICY", default_value = "no", value_parser = parse::restart, help_heading = LIFETIME)]
+    pub(crate) restart: RestartPolicy,
+    #[command(flatten)]
+    health: HealthArgs,
+
+    /// Share a folder of this machine with the box (may be repeated)
+    #[arg(long, short, value_name = "HOST:BOX[:ro]", value_parser = parse::volume, help_heading = SURROUNDINGS)]
+    volume: Vec<Volume>,
+    /// Let a port of this machine lead into the box; 0 or none: a free one, which `ls` and `port` tell
+    /// (may be repeated)
+    #[arg(long, short, value_name = "[ADDRESS:]HOST:BOX[/udp]", value_parser = parse::forward, help_heading = SURROUNDINGS)]
+    publish: Vec<Forward>,
+    /// What the box reaches: nat for what this machine reaches, but not this machine itself, or none
+    /// [default: nat]
+    #[arg(long, value_name = "MODE", value_parser = parse::network, help_heading = SURROUNDINGS)]
+    network: Option<Network>,
+    /// Let the box reach only this: a name, *.name, an address or a network, with tcp: or udp: before it and
+    /// :port behind it if need be; `host` is this machine itself, and closes nothing else (may be repeated)
+    #[arg(long, value_name = "RULE", help_heading = SURROUNDINGS)]
+    allow: Vec<String>,
+    /// Keep the box from reaching this, even if it is allowed; of a name, what is resolved for it (may be
+    /// repeated)
+    #[arg(long, value_name = "RULE", help_heading = SURROUNDINGS)]
+    deny: Vec<String>,
+    /// What the box may receive in a second: 500K, 10M
+    #[arg(long, value_name = "BYTES", value_parser = size::rate, help_heading = SURROUNDINGS)]
+    limit_down: Option<u64>,
+    /// What the box may send in a second
+    #[arg(long, value_name = "BYTES", value_parser = size::rate, help_heading = SURROUNDINGS)]
+    limit_up: Option<u64>,
+
+    /// The image: a name, with a registry and a tag or without (alpine:3.20), oci:DIR[:tag],
+    /// docker-archive:FILE or rootfs:DIR; then the command and its arguments [default: the image's]
+    // One list, so that a flag right behind the image is the command's.
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_names = ["IMAGE", "COMMAND"]
+    )]
+    image_and_command: Vec<OsString>,
+}
+
+/// Environment variables.
+#[derive(Debug, Default, Args)]
+pub(crate) struct EnvArgs {
+    /// Set an environment variable; without a value, take it from here (may be repeated)
+    #[arg(long, short, value_name = "NAME[=VALUE]", help_heading = COMMAND)]
+    env: Vec<String>,
+    /// Take environment variables from a file, one a line
+    #[arg(long, value_name = "FILE", help_heading = COMMAND)]
+    env_file: Vec<PathBuf>,
+}
+
+/// How the box is asked whether it is well.
+#[derive(Debug, Args)]
+struct HealthArgs {
+    /// A line for the box's shell that fails when the box is not well [default: the image's check]
+    #[arg(long = "health-cmd", value_name = "COMMAND", help_heading = LIFETIME)]
+    cmd: Option<String>,
+    /// Time between two checks [default: the image's, else 30s]
+    #[arg(long = "health-interval", value_name = "DURATION", value_parser = size::duration, help_heading = LIFETIME)]
+    interval: Option<Duration>,
+    /// A check that takes longer has failed [default: the image's, else 30s]
+    #[arg(id = "health_timeout", long = "health-timeout", value_name = "DURATION", value_parser = size::duration, help_heading = LIFETIME)]
+    timeout: Option<Duration>,
+    /// So many failures in a row make the box unhealthy [default: the image's, else 3]
+    #[arg(long = "health-retries", value_name = "N", help_heading = LIFETIME)]
+    retries: Option<u32>,
+    /// Failures so soon after the start do not count [default: the image's, else 0s]
+    #[arg(long = "health-start-period", value_name = "DURATION", value_parser = size::duration, help_heading = LIFETIME)]
+    start_period: Option<Duration>,
+    /// Leave the image's health check out
+    #[arg(id = "no_healthcheck", long = "no-healthcheck", conflicts_with_all = ["cmd", "interval", "health_timeout", "retries", "start_period", "stop"], help_heading = LIFETIME)]
+    none: bool,
+    /// End an unhealthy box as failed; --restart may begin it anew
+    #[arg(long = "health-stop", help_heading = LIFETIME)]
+    stop: bool,
+}
+
+/// Says that denied names are reached by other ways, where that is so.
+pub(crate) fn warn_of_walked_around(network: &NetworkPolicy) {
+    for name in network.names_walked_around() {
+        out::note(format_args!(
+            "boxlite-vmm: warning: --deny {name} keeps the box from resolving that name here; it still \
+             connects by address, or by DNS over HTTPS; to prevent that, list what it may reach by --allow"
+        ));
+    }
+}
+
+impl BoxArgs {
+    /// The options of a box whose main command is this one.
+    pub(crate) fn options(&self, global: &Global) -> Result<BoxOptions> {
+        let mut options = BoxOptions::new(self.image().map_err(anyhow::Error::msg)?)
+            .pull(self.pull)
+            .cpus(self.cpus)
+            .memory_mib(self.memory)
+            .nested(self.nested)
+            .main_command(true)
+            .interactive(self.interactive)
+            .tty(self.tty)
+            .init(self.init && !self.no_init)
+            .auto_remove(self.rm)
+            .restart(self.restart)
+            .ready_timeout(self.ready_timeout)
+            .console(global.debug);
+        options.name = self.name.clone();
+        options.disk_size_gb = self.disk_size;
+        options.env = self.env.variables()?;
+        options.working_dir = self.workdir.clone();
+        options.user = self.user.clone();
+        options.entrypoint = self
+            .entrypoint
+            .as_ref()
+            .map(|program| if program.is_empty() { vec![] } else { vec![program.clone()] });
+        let command: Vec<String> = self.command().map(utf8).collect::<Result<_>>()?;
+        options.cmd = (!command.is_empty()).then_some(command);
+        options.stop_signal = self.stop_signal.clone();
+        options.labels = self.label.iter().cloned().collect();
+        options.health = self.health.check();
+        options.health_changes = self.health.changes_of_image();
+        options.no_health_check = self.health.none;
+        options.volumes = self.volume.clone();
+        for volume in &mut options.volumes {
+            // The box may be started from elsewhere.
+            volume.host = std::path::absolute(&volume.host)?;
+        }
+        options.ports = self.publish.clone();
+        options.network.mode = self.network.unwrap_or_default();
+        options.network.allow = self.allow.clone();
+        options.network.deny = self.deny.clone();
+        options.network.limit_down = self.limit_down;
+        options.network.limit_up = self.limit_up;
+        Ok(options)
+    }
+
+    fn image(&self) -> Result<String, String> {
+        let image = self.image_and_command.first().and_then(|image| image.to_str());
+        match image {
+            Some(image) if image.starts_with('-') => {
+                Err(format!("unknown option {image}; see `boxlite-vmm run --help`"))
+            }
+            Some(image) => Ok(image.to_owned()),
+            None => Err("the image's name is not UTF-8".into()),
+        }
+    }
+
+    fn command(&self) -> impl Iterator<Item = &OsString> {
+        self.image_and_command.iter().skip(1)
+    }
+}
+
+fn utf8(word: &OsString) -> Result<String> {
+    match word.to_str() {
+        Some(word) => Ok(word.to_owned()),
+        None => bail!("{word:?} is not UTF-8"),
+    }
+}
+
+impl EnvArgs {
+    /// The variables, those of files first.
+    pub(crate) fn variables(&self) -> Result<Vec<(String, String)>> {
+        let mut variables = Vec::new();
+        for file in &self.env_file {
+            let failed = || format!("--env-file {}", file.display());
+            let text = std::fs::read_to_string(file).with_context(failed)?;
+            variables.extend(variables_of(&text).with_context(failed)?);
+        }
+        variables.extend(self.env.iter().filter_map(|text| variable(text)));
+        Ok(variables)
+    }
+}
+
+/// The variables of a file, as docker reads it: values as they are, names without blanks.
+fn variables_of(text: &str) -> Result<Vec<(String, String)>> {
+    // Editors of some systems begin a file with a byte-order mark.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let mut variables = Vec::new();
+    for (line, number) in text.lines().map(str::trim_start).zip(1..) {
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let name = line.split('=').next().unwrap_or_default();
+        if name.is_empty() {
+            bail!("line {number}: there is no name before the '='");
+        }
+        if name.contains(char::is_whitespace) {
+            bail!("line {number}: the name {name:?} has a blank in it; write NAME=VALUE");
+        }
+        variables.extend(variable(line));
+    }
+    Ok(variables)
+}
+
+/// As docker has it: a variable without a value that is not set here is not set there.
+fn variable(text: &str) -> Option<(String, String)> {
+    match text.split_once('=') {
+        Some((name, value)) => Some((name.to_owned(), value.to_owned())),
+        None => Some((text.to_owned(), std::env::var(text).ok()?)),
+    }
+}
+
+impl HealthArgs {
+    /// The box's own check.
+    fn check(&self) -> Option<HealthCheck> {
+        let mut check = HealthCheck::shell(self.cmd.clone()?);
+        self.changes().apply(&mut check);
+        Some(check)
+    }
+
+    /// As docker has it, the options change the image's check where the box has none of its own.
+    fn changes_of_image(&self) -> HealthChanges {
+        if self.cmd.is_some() { HealthChanges::default() } else { self.changes() }
+    }
+
+    fn changes(&self) -> HealthChanges {
+        let mut changes = HealthChanges::default();
+        changes.interval = self.interval;
+        changes.timeout = self.timeout;
+        changes.retries = self.retries;
+        changes.start_period = self.start_period;
+        changes.stop = self.stop.then_some(true);
+        changes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::{Cli, Subcommand};
+    use boxlite_runtime::{Error, Protocol};
+
+    fn options(args: &[&str]) -> Result<BoxOptions> {
+        let cli = Cli::parse_from([&["x", "create"], args].concat());
+        let Subcommand::Create(create) = cli.command else { panic!() };
+        create.sandbox.options(&cli.global)
+    }
+
+    #[test]
+    fn every_option_arrives() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("env");
+        std::fs::write(&file, "# none\n\n  A=1\nB=x=y\nNOT_SET_ANYWHERE_AT_ALL\n").unwrap();
+        let file = file.to_str().unwrap();
+        let words = "--name n -l a=b --label c --pull never --cpus 3 -m 1G --nested --disk-size 20 --rm -it \
+                     -e A=2 -w /w -u me --no-init --init --entrypoint e --stop-signal HUP --restart on-failure:2 \
+                     --ready-timeout 5s --health-cmd check --health-interval 1s --health-timeout 2s \
+                     --health-retries 4 --health-start-period 3s --health-stop --env-file";
+        let words: Vec<_> = words.split_whitespace().chain([file, "img", "cmd", "-x"]).collect();
+        let got = options(&words).unwrap();
+        let mut health = HealthCheck::shell("check");
+        health.interval = Duration::from_secs(1);
+        health.timeout = Duration::from_secs(2);
+        health.retries = 4;
+        health.start_period = Duration::from_secs(3);
+        health.stop = true;
+        let mut expected = BoxOptions::new("img")
+            .name("n")
+            .label("a", "b")
+            .label("c", "")
+            .pull(PullPolicy::Never)
+            .cpus(3)
+            .memory_mib(1024)
+            .nested(true)
+            .disk_size_gb(20)
+            .auto_remove(true)
+            .interactive(true)
+            .tty(true)
+            .init(true)
+            .env("A", "1")
+            .env("B", "x=y")
+            .env("A", "2")
+            .working_dir("/w")
+            .user("me")
+            .entrypoint(["e"])
+            .cmd(["cmd", "-x"])
+            .restart(RestartPolicy::OnFailure(2))
+            .ready_timeout(Duration::from_secs(5))
+            .health(health);
+        expected.stop_signal = Some("HUP".into());
+        assert_eq!(got, expected);
+    }
+
+    #[test]
+    fn without_a_check_of_its_own_a_box_changes_that_of_its_image() {
+        let words = "--health-interval 1s --health-timeout 2s --health-retries 4 --health-start-period 3s \
+                     --health-stop img";
+        let got = options(&words.split_whitespace().collect::<Vec<_>>()).unwrap();
+        assert_eq!(got.health, None);
+        let mut check = HealthCheck::new(["/check"]);
+        got.health_changes.apply(&mut check);
+        let second = Duration::from_secs(1);
+        assert_eq!((check.interval, check.timeout), (second, 2 * second));
+        assert_eq!((check.start_period, check.retries, check.stop), (3 * second, 4, true));
+        got.validate().unwrap();
+        assert!(options(&["img"]).unwrap().health_changes.is_empty());
+        let bad = options(&["--health-retries", "0", "img"]).unwrap();
+        assert!(bad.validate().unwrap_err().to_string().contains("health"));
+        let none = ["x", "create", "--no-healthcheck", "--health-retries", "3", "img"];
+        assert!(Cli::try_parse_from(none).is_err());
+    }
+
+    #[test]
+    fn env_files_are_read_as_docker_reads_them() {
+        let read = |text: &str| variables_of(text).map_err(|e| e.to_string());
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        assert_eq!(
+            read("\u{feff}A=1\r\n\t B= x # y \n#C=1\n\nD=\"q\"\nE=\n"),
+            Ok(vec![pair("A", "1"), pair("B", " x # y "), pair("D", "\"q\""), pair("E", "")])
+        );
+        assert_eq!(read("\u{feff}"), Ok(vec![]));
+        // Only at the beginning is it a mark.
+        assert_eq!(read("A=\u{feff}"), Ok(vec![pair("A", "\u{feff}")]));
+        for bad in ["A=1\nexport B=1", "A=1\nB =1", "A=1\n=1", "A=1\nB C"] {
+            assert!(read(bad).unwrap_err().starts_with("line 2: "), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_this_version_cannot_do_is_said_all_at_once() {
+        let words =
+            "-p 80:80/udp -v /a:/b:ro --network none --allow x:y --limit-up 1K --memory 1M img";
+        let got = options(&words.split(' ').collect::<Vec<_>>()).unwrap();
+        assert_eq!(got.ports[0].protocol, Protocol::Udp);
+        assert!(got.volumes[0].read_only);
+        let Err(Error::Options(problems)) = got.validate() else { panic!() };
+        let named: Vec<_> = problems.iter().map(|problem| &*problem.option).collect();
+        assert_eq!(named, ["memory", "volume", "allow", "publish", "allow", "limit-up"]);
+        let words = ["--deny", "x", "--allow", "y:80", "--limit-down", "10M", "img"];
+        let got = options(&words).unwrap();
+        assert_eq!(got.network.mode, Network::Nat);
+        assert_eq!((got.network.limit_down, got.network.limit_up), (Some(10 << 20), None));
+        got.validate().unwrap();
+    }
+
+    #[test]
+    fn a_flag_right_behind_the_image_is_the_commands_and_an_unknown_one_before_it_is_an_error() {
+        let flagged = options(&["--entrypoint", "id", "oci:d", "-u"]).unwrap();
+        assert_eq!(flagged.image, "oci:d");
+        assert_eq!((flagged.cmd, flagged.user), (Some(vec!["-u".into()]), None));
+        let error = options(&["--memry", "3", "oci:d"]).unwrap_err().to_string();
+        assert!(error.contains("--memry"), "{error}");
+        assert_eq!(options(&["--entrypoint", "", "x"]).unwrap().entrypoint, Some(vec![]));
+        assert!(options(&["--no-healthcheck", "x"]).unwrap().no_health_check);
+    }
+}

@@ -1,0 +1,134 @@
+//! Standard output: what a command prints, in the form that was asked for. Whatever a command writes there goes
+//! through here, so that what cannot be written is an error. Standard error has [`note`].
+
+use std::io::{self, Write};
+
+use anyhow::Result;
+use clap::ValueEnum;
+use console::{Style, style};
+use serde::Serialize;
+
+use boxlite_runtime::BoxState;
+use boxlite_runtime::client;
+
+/// The form of a list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// Aligned columns, for people
+    #[default]
+    Table,
+    /// One JSON object a line, for programs
+    Json,
+}
+
+/// Standard output cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write to standard output")]
+pub(crate) struct Unwritten {
+    source: io::Error,
+    /// Whether a part of it is of no use.
+    whole: bool,
+}
+
+impl Unwritten {
+    /// An error of somebody else's writer of text.
+    pub(crate) fn text(source: io::Error) -> Self {
+        Self { source, whole: false }
+    }
+}
+
+/// Prints text as it is. Unlike `print!`, a reader that has gone is an error, which ends the command.
+pub(crate) fn print(text: impl AsRef<[u8]>) -> Result<(), Unwritten> {
+    write(text.as_ref()).map_err(Unwritten::text)
+}
+
+/// Writes a piece of an archive, of which a part is of no use: a reader that has gone is a failure, too.
+pub(crate) fn data(bytes: &[u8]) -> Result<(), Unwritten> {
+    write(bytes).map_err(|source| Unwritten { source, whole: true })
+}
+
+fn write(bytes: &[u8]) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(bytes)?;
+    stdout.flush()
+}
+
+/// Prints a line.
+pub(crate) fn line(text: impl std::fmt::Display) -> Result<(), Unwritten> {
+    print(format!("{text}\n"))
+}
+
+/// Says something on standard error. Unlike `eprintln!`, it is no panic if nobody can be told.
+pub(crate) fn note(text: impl std::fmt::Display) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// Asks on standard error; the answer is typed behind the question.
+pub(crate) fn question(text: impl std::fmt::Display) {
+    let mut stderr = io::stderr();
+    let _ = write!(stderr, "{text} ").and_then(|()| stderr.flush());
+}
+
+/// Prints a value as one line of JSON.
+pub(crate) fn json_line(value: &impl Serialize) -> Result<()> {
+    Ok(line(serde_json::to_string(value)?)?)
+}
+
+/// Prints a value as JSON for people and programs.
+pub(crate) fn json_pretty(value: &impl Serialize) -> Result<()> {
+    Ok(line(serde_json::to_string_pretty(value)?)?)
+}
+
+/// Whether an error is that of a reader of our own standard output that has enough, as with `| head`. Any
+/// other broken pipe is a failure as others are.
+pub(crate) fn is_read_enough(error: &anyhow::Error) -> bool {
+    if let Some(Unwritten { source, whole }) = error.downcast_ref() {
+        return !whole && source.kind() == io::ErrorKind::BrokenPipe;
+    }
+    error.downcast_ref::<client::Unwritten>().is_some_and(client::Unwritten::is_closed_pipe)
+}
+
+/// Text in a box's state's colour, where standard output has colours.
+pub(crate) fn in_color_of(state: &BoxState, text: String) -> String {
+    let color = match state {
+        BoxState::Running => Style::new().green(),
+        BoxState::Starting | BoxState::Stopping | BoxState::Paused => Style::new().yellow(),
+        BoxState::Failed(_) => Style::new().red(),
+        _ => Style::new(),
+    };
+    color.apply_to(text).to_string()
+}
+
+/// A mark of `doctor`, in the colour that it stands for.
+pub(crate) fn mark(text: &str) -> String {
+    match text.trim() {
+        "ok" => style(text).green(),
+        "FAIL" => style(text).red(),
+        _ => style(text).yellow(),
+    }
+    .to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use boxlite_runtime::Error;
+
+    #[test]
+    fn a_broken_pipe_is_silent_only_where_our_own_reader_has_enough() {
+        let broken = || io::Error::from(io::ErrorKind::BrokenPipe);
+        let full = io::Error::from(io::ErrorKind::StorageFull);
+        let text = |source| anyhow::Error::from(Unwritten::text(source));
+        assert!(is_read_enough(&text(broken())));
+        assert!(is_read_enough(&text(broken()).context("the list")));
+        assert!(!is_read_enough(&text(full)));
+        let data = Unwritten { source: broken(), whole: true };
+        assert!(!is_read_enough(&data.into()));
+        // A box's process that dies at once, a box that ends while it is asked, a file that is a pipe.
+        assert!(!is_read_enough(&broken().into()));
+        let launcher = "boxlite-vmm".into();
+        assert!(!is_read_enough(&Error::Spawn { launcher, source: broken() }.into()));
+        let asked = Error::Home { path: "x".into(), action: "asked", source: broken() };
+        assert!(!is_read_enough(&anyhow::Error::from(asked).context(broken())));
+    }
+}

@@ -1,0 +1,68 @@
+//! The processes that a runtime starts this executable for: hidden subcommands.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use boxlite_runtime::{launcher, nested};
+
+use crate::args::Global;
+use crate::on_tokio;
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Process {
+    /// The process of a box
+    #[command(hide = true, name = launcher::MACHINE_SUBCOMMAND)]
+    Machine,
+    /// The runtime of a home, on standard input and output; the library starts it in the software host
+    #[command(hide = true, name = launcher::SERVE_SUBCOMMAND)]
+    Serve {
+        /// Its errors are for somebody who embeds the library
+        #[arg(long = launcher::EMBEDDED_FLAG)]
+        embedded: bool,
+    },
+    /// The process that keeps the software host
+    #[command(hide = true, name = nested::KEEPER_SUBCOMMAND)]
+    SofthostKeeper {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+    /// Carries a box's request for ports of this machine to the keeper of the software host; QEMU starts it
+    #[command(hide = true, name = nested::PORTS_SUBCOMMAND)]
+    SofthostPorts {
+        /// The home
+        home: PathBuf,
+    },
+    /// Ends when no box of the home lives; the keeper of the software host starts it there
+    #[command(hide = true, name = nested::AWAIT_SUBCOMMAND)]
+    AwaitBoxes,
+}
+
+impl Process {
+    /// Is that process, until its end.
+    pub(crate) fn run(self, global: &Global) -> Result<()> {
+        match self {
+            // It has no async runtime.
+            Self::Machine => {
+                raise_open_files();
+                boxlite_machine::main()
+            }
+            Self::Serve { .. } => on_tokio(async { Ok(launcher::serve(global.options()).await?) }),
+            Self::SofthostKeeper { args } => {
+                let options = nested::Options::from_args(args)
+                    .context("this command is the software host's own")?;
+                raise_open_files();
+                Ok(nested::keeper::main(&options)?)
+            }
+            Self::SofthostPorts { home } => Ok(nested::carry_ports(&home)?),
+            Self::AwaitBoxes => Ok(global.home()?.wait_for_boxes()?),
+        }
+    }
+}
+
+/// Each flow of a box's network is a descriptor, and so is each frame's way through a keeper.
+fn raise_open_files() {
+    if let Err(error) = launcher::raise_open_files() {
+        tracing::warn!(%error, "cannot raise the limit on open files");
+    }
+}

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::format::{Digest, ImageConfig, ImageReference};
 use crate::layer::Layer;
 
@@ -27,7 +27,7 @@ impl Image {
         let chain_id = chain_id(resolved.layers.iter().map(|layer| &layer.diff_id));
         let chain_id = chain_id.ok_or_else(|| Error::Unsupported {
             what: format!("{reference}: an image without layers"),
-            remedy: "there is nothing to boot in it; use another image".into(),
+            remedy: Remedy::Other("there is nothing to boot in it; use another image"),
         })?;
         Ok(Self {
             reference: reference.clone(),

@@ -55,7 +55,7 @@ mod source;
 mod store;
 mod sys;
 
-pub use error::{Error, RegistryProblem, Result};
+pub use error::{Error, RegistryProblem, Remedy, Result};
 pub use format::{
     Algorithm, Digest, ImageConfig, ImageHealth, ImageName, ImageReference, InvalidDigest,
     InvalidName,

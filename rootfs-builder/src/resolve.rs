@@ -1,7 +1,7 @@
 //! From a manifest or an index to the one image that fits this machine: over nested indexes to its
 //! manifest, config and layers. Everything is verified by its digest.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::format::{
     ConfigBlob, Descriptor, DescriptorPlatform, Digest, Document, MAX_CONFIG_BYTES, MAX_LAYERS,
     MAX_MANIFEST_BYTES, Platform, is_config_type, is_layer_type,
@@ -135,7 +135,7 @@ impl Search<'_> {
         if !is_config_type(&config.media_type) {
             return Err(Error::Unsupported {
                 what: format!("{place}: an artifact of type {:?}", config.media_type),
-                remedy: "it is not a container image; use one that is".into(),
+                remedy: Remedy::Other("it is not a container image; use one that is"),
             });
         }
         let json = read_verified(self.content, Kind::Config, config)?;
@@ -156,13 +156,13 @@ impl Search<'_> {
         if !is_layer_type(&layer.media_type) {
             return Err(Error::Unsupported {
                 what: format!("{what}: its type {:?}", layer.media_type),
-                remedy: "convert the image with `skopeo copy --format oci`".into(),
+                remedy: Remedy::Other("convert the image with `skopeo copy --format oci`"),
             });
         }
         let path = layer.digest.blob_path();
         let (location, len) = self.content.layer(&layer)?.ok_or_else(|| Error::Missing {
             what: format!("{what} ({path})"),
-            remedy: "the copy is incomplete; make or copy the image anew".into(),
+            remedy: Remedy::Other("the copy is incomplete; make or copy the image anew"),
         })?;
         check_len(&what, len, layer.size)?;
         Ok(Layer { digest: Some(layer.digest), size: Some(len), diff_id, location })
@@ -243,7 +243,7 @@ fn read_verified(content: &dyn Content, kind: Kind, blob: &Descriptor) -> Result
     }
     let bytes = content.document(kind, blob, limit)?.ok_or_else(|| Error::Missing {
         what: format!("{what} ({})", blob.digest.blob_path()),
-        remedy: "the copy is incomplete; make or copy the image anew".into(),
+        remedy: Remedy::Other("the copy is incomplete; make or copy the image anew"),
     })?;
     check_len(&what, bytes.len() as u64, blob.size)?;
     verify(&what, &bytes, &blob.digest)?;

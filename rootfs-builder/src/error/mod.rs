@@ -1,6 +1,7 @@
 //! What can go wrong between an image and its disk. Every message names the thing and the remedy.
 
 mod registry;
+mod remedy;
 mod text;
 
 use std::io;
@@ -9,20 +10,23 @@ use std::str::FromStr;
 
 use crate::format::{Digest, ImageReference, InvalidReference};
 pub use registry::RegistryProblem;
+pub use remedy::Remedy;
 use text::{ByteCount, list};
 
 /// The result of everything here.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+const CORRECT_FILE: &str = "correct or remove it";
+const INSTALL_HELPER: &str = "install it, or take it out of docker's config.json";
+const MAKE_ANEW: &str = "make or copy the image anew";
+const TRY_AGAIN: &str = "try again when nothing writes to it";
 
 /// Why an image could not be found, read, verified, built or removed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The text is not an image reference.
-    #[error(
-        "{text:?} is not an image: {reason}; write oci:DIR[:tag], docker-archive:FILE[:tag], rootfs:DIR, \
-         or a name as in alpine:3.20, ghcr.io/owner/image"
-    )]
+    #[error("{text:?} is not an image: {reason}; {}", Remedy::WriteReference)]
     InvalidReference {
         /// The text.
         text: String,
@@ -30,9 +34,7 @@ pub enum Error {
         reason: String,
     },
     /// The name is not in the store, and no registry was to be asked.
-    #[error(
-        "there is no image {name} here, and it was not to be pulled; pull it, or import one under this name"
-    )]
+    #[error("there is no image {name} here, and it was not to be pulled; {}", Remedy::PullOrImport)]
     NotStored {
         /// The name.
         name: String,
@@ -48,7 +50,7 @@ pub enum Error {
         problem: Box<RegistryProblem>,
     },
     /// A file that says how to reach registries, or who is logged in, is not usable.
-    #[error("{} cannot be used: {reason}; correct or remove it", file.display())]
+    #[error("{} cannot be used: {reason}; {CORRECT_FILE}", file.display())]
     RegistryConfig {
         /// The file.
         file: PathBuf,
@@ -56,9 +58,7 @@ pub enum Error {
         reason: String,
     },
     /// A program that keeps logins failed.
-    #[error(
-        "the credential helper {program} failed: {reason}; install it, or take it out of docker's config.json"
-    )]
+    #[error("the credential helper {program} failed: {reason}; {INSTALL_HELPER}")]
     CredentialHelper {
         /// The program.
         program: String,
@@ -69,7 +69,7 @@ pub enum Error {
     #[error("cancelled")]
     Cancelled,
     /// A file operation failed.
-    #[error("cannot {action} {}: {source}{}", path.display(), remedy(source))]
+    #[error("cannot {action} {}: {source}{}", path.display(), end_of(source))]
     Io {
         /// What was tried.
         action: &'static str,
@@ -80,9 +80,8 @@ pub enum Error {
     },
     /// The file system that holds the store is full.
     #[error(
-        "the disk is full: {} has {} left and {} more would not fit; free space there, \
-         or remove images that you do not need",
-        folder.display(), ByteCount(*available), ByteCount(*wanted)
+        "the disk is full: {} has {} left and {} more would not fit; {}",
+        folder.display(), ByteCount(*available), ByteCount(*wanted), Remedy::FreeSpace
     )]
     DiskFull {
         /// The folder in which there is no room.
@@ -98,10 +97,10 @@ pub enum Error {
         /// The file or entry.
         what: String,
         /// What to do.
-        remedy: String,
+        remedy: Remedy,
     },
     /// A file does not hold what it should.
-    #[error("{what} is damaged: {reason}; make or copy the image anew")]
+    #[error("{what} is damaged: {reason}; {MAKE_ANEW}")]
     Corrupt {
         /// The file, entry or blob.
         what: String,
@@ -109,9 +108,7 @@ pub enum Error {
         reason: String,
     },
     /// Content does not match the digest by which it was named.
-    #[error(
-        "{what} is not what the image says: expected {expected}, got {actual}; make or copy the image anew"
-    )]
+    #[error("{what} is not what the image says: expected {expected}, got {actual}; {MAKE_ANEW}")]
     DigestMismatch {
         /// The blob or layer.
         what: String,
@@ -160,8 +157,11 @@ pub enum Error {
         tags: Vec<String>,
     },
     /// The image is for other machines.
-    #[error("{what} is for {}, this machine needs {host}; get the image for {host} (skopeo: `--override-arch {}`)",
-        list(found), host.rsplit('/').next().unwrap_or(host))]
+    #[error(
+        "{what} is for {}, this machine needs {host}; {}",
+        list(found),
+        Remedy::GetForPlatform { platform: host.clone() }
+    )]
     WrongPlatform {
         /// The image.
         what: String,
@@ -176,10 +176,10 @@ pub enum Error {
         /// The thing.
         what: String,
         /// What to do.
-        remedy: String,
+        remedy: Remedy,
     },
     /// A directory changed while it was read.
-    #[error("{} changed while it was being read; try again when nothing writes to it", path.display())]
+    #[error("{} changed while it was being read; {TRY_AGAIN}", path.display())]
     Changed {
         /// The file or directory.
         path: PathBuf,
@@ -203,13 +203,13 @@ pub enum Error {
         layers: usize,
     },
     /// The disk has an open user.
-    #[error("{name} is in use by a box; remove the box first, or the image by force")]
+    #[error("{name} is in use by a box; {}", Remedy::RemoveBox)]
     InUse {
         /// The image.
         name: String,
     },
     /// Nothing in the store by that name.
-    #[error("no image {text:?} in the store; the list of images shows the names")]
+    #[error("no image {text:?} in the store; {}", Remedy::ListImages)]
     NotFound {
         /// The name or digest.
         text: String,
@@ -225,6 +225,44 @@ pub enum Error {
 }
 
 impl Error {
+    /// What to do about it, if that is known: the message ends with it.
+    pub fn remedy(&self) -> Option<Remedy> {
+        Some(match self {
+            Self::InvalidReference { .. } => Remedy::WriteReference,
+            Self::NotStored { .. } => Remedy::PullOrImport,
+            Self::Registry { problem, .. } => return problem.remedy(),
+            Self::RegistryConfig { .. } => Remedy::Other(CORRECT_FILE),
+            Self::CredentialHelper { .. } => Remedy::Other(INSTALL_HELPER),
+            Self::Io { source, .. } => Remedy::Other(of_io(source)?),
+            Self::DiskFull { .. } => Remedy::FreeSpace,
+            Self::Missing { remedy, .. } | Self::Unsupported { remedy, .. } => remedy.clone(),
+            Self::Corrupt { .. } | Self::DigestMismatch { .. } => Remedy::Other(MAKE_ANEW),
+            Self::WrongPlatform { host, .. } => Remedy::GetForPlatform { platform: host.clone() },
+            Self::Changed { .. } => Remedy::Other(TRY_AGAIN),
+            Self::InUse { .. } => Remedy::RemoveBox,
+            Self::NotFound { .. } => Remedy::ListImages,
+            // The message has the choices.
+            Self::NoSuchTag { .. } | Self::AmbiguousTag { .. } | Self::Ambiguous { .. } => {
+                return None;
+            }
+            Self::Cancelled
+            | Self::TooLarge { .. }
+            | Self::TooMany { .. }
+            | Self::Build { .. }
+            | Self::Unread { .. } => return None,
+        })
+    }
+
+    /// The message with the caller's words for its remedy, where it has any.
+    pub fn worded(&self, words: impl FnOnce(&Remedy) -> Option<String>) -> String {
+        let message = self.to_string();
+        let Some(remedy) = self.remedy() else { return message };
+        match (words(&remedy), message.strip_suffix(&remedy.to_string())) {
+            (Some(words), Some(problem)) => format!("{problem}{words}"),
+            _ => message,
+        }
+    }
+
     /// Turns an I/O error into one that names the path, and a full disk into one that says how
     /// full: for maps like `.map_err(Error::io("read", path))`.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
@@ -309,27 +347,19 @@ pub(crate) fn chain_is_disk_full(error: &(dyn std::error::Error + 'static)) -> b
 }
 
 /// What to do about an I/O error, where that can be said.
-fn remedy(error: &io::Error) -> &'static str {
+fn of_io(error: &io::Error) -> Option<&'static str> {
     match error.kind() {
-        io::ErrorKind::NotFound => "; check the path",
-        io::ErrorKind::PermissionDenied => "; get the permission, or be the owner",
-        io::ErrorKind::ReadOnlyFilesystem => "; use a folder that can be written to",
-        _ => "",
+        io::ErrorKind::NotFound => Some("check the path"),
+        io::ErrorKind::PermissionDenied => Some("get the permission, or be the owner"),
+        io::ErrorKind::ReadOnlyFilesystem => Some("use a folder that can be written to"),
+        _ => None,
     }
+}
+
+/// The same, as the end of a message.
+fn end_of(error: &io::Error) -> String {
+    of_io(error).map_or_else(String::new, |remedy| format!("; {remedy}"))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_full_disk_is_found_below_other_errors() {
-        let full = io::Error::from(io::ErrorKind::StorageFull);
-        let error = Error::Build {
-            image: "x".into(),
-            source: Box::new(Error::Io { action: "write", path: "/x".into(), source: full }),
-        };
-        assert!(chain_is_disk_full(&error));
-        assert!(!chain_is_disk_full(&io::Error::from(io::ErrorKind::NotFound)));
-    }
-}
+mod tests;

@@ -2,39 +2,46 @@
 
 use std::time::Duration;
 
+use super::remedy::Remedy;
 use super::text::list;
 use crate::format::Digest;
+
+const CHECK_NETWORK: &str = "check its name, the network, and HTTPS_PROXY where there is a proxy";
+const TRY_AGAIN: &str = "try again, what has been fetched is kept";
+const TRY_LATER: &str = "try again later";
+const CHECK_LOGIN: &str = "check the name, and what that login may do";
+const CHECK_NAME: &str = "check the name";
+const CHECK_TAG: &str = "check the tag";
+const PUSH_ANEW: &str = "push the image anew";
+const CHECK_ADDRESS: &str =
+    "check that this is the address of a registry, and that no proxy changes what it sends";
 
 /// Why a registry did not give what it was asked for.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegistryProblem {
     /// No connection.
-    #[error(
-        "it cannot be reached ({reason}); check its name, the network, and HTTPS_PROXY where there is a proxy"
-    )]
+    #[error("it cannot be reached ({reason}); {CHECK_NETWORK}")]
     Unreachable {
         /// What the system says.
         reason: String,
     },
     /// A connection, but not one that can be trusted.
-    #[error(
-        "there is no secure connection to it ({reason}); for a private certificate authority, name its file as \
-         \"ca_file\" of the registry in registries.json; for a registry without TLS, say \"insecure\": true there"
-    )]
+    #[error("there is no secure connection to it ({reason}); {}", Remedy::ConfigureTls)]
     Tls {
         /// What the TLS library says.
         reason: String,
     },
     /// A connection on which nothing comes any more.
-    #[error("it has not answered for {} seconds; try again, what has been fetched is kept", after.as_secs())]
+    #[error("it has not answered for {} seconds; {TRY_AGAIN}", after.as_secs())]
     Stalled {
         /// For how long nothing came.
         after: Duration,
     },
     /// 401 without, or 401/403 with no valid login.
     #[error(
-        "access is denied: there is no such image, or it is private; check the name, or log in to {registry} first"
+        "access is denied: there is no such image, or it is private; {}",
+        Remedy::CheckNameOrLogIn { registry: registry.clone() }
     )]
     LoginNeeded {
         /// What to log in to.
@@ -42,7 +49,8 @@ pub enum RegistryProblem {
     },
     /// The login is refused.
     #[error(
-        "it refuses the login of {user:?} that {source_name} has; log in to {registry} again, or log out"
+        "it refuses the login of {user:?} that {source_name} has; {}",
+        Remedy::LogInAgain { registry: registry.clone() }
     )]
     LoginRefused {
         /// What to log in to.
@@ -54,18 +62,15 @@ pub enum RegistryProblem {
     },
     /// A login that was not sent, because anybody on the way could read it.
     #[error(
-        "it wants a login, and {host} is reached without TLS, where logins are not sent; use https, or say \
-         \"insecure\": true for {host} in registries.json"
+        "it wants a login, and {host} is reached without TLS, where logins are not sent; {}",
+        Remedy::AllowPlain { host: host.clone() }
     )]
     Unencrypted {
         /// The host.
         host: String,
     },
     /// 401 or 403 in spite of a login.
-    #[error(
-        "it does not let {user:?} have this{}; check the name, and what that login may do",
-        said(message)
-    )]
+    #[error("it does not let {user:?} have this{}; {CHECK_LOGIN}", said(message))]
     Forbidden {
         /// Who is logged in.
         user: String,
@@ -73,7 +78,7 @@ pub enum RegistryProblem {
         message: String,
     },
     /// 404 for the repository.
-    #[error("it has no repository {repository:?}; check the name")]
+    #[error("it has no repository {repository:?}; {CHECK_NAME}")]
     UnknownRepository {
         /// The repository.
         repository: String,
@@ -89,19 +94,19 @@ pub enum RegistryProblem {
         tags: Vec<String>,
     },
     /// A blob that the manifest names is not there.
-    #[error("it has lost {what}, which the image needs; push the image anew")]
+    #[error("it has lost {what}, which the image needs; {PUSH_ANEW}")]
     LostBlob {
         /// The layer or config.
         what: String,
     },
     /// 429.
-    #[error("it takes no more requests for now (rate limit); {}", try_again(*retry_after))]
+    #[error("it takes no more requests for now (rate limit); {}", Remedy::WaitOrLogIn { after: *retry_after })]
     RateLimited {
         /// How long the registry asks to wait.
         retry_after: Option<Duration>,
     },
     /// 5xx and whatever else is no answer.
-    #[error("it answers with status {status}{}; try again later", said(message))]
+    #[error("it answers with status {status}{}; {TRY_LATER}", said(message))]
     Status {
         /// The HTTP status.
         status: u16,
@@ -109,9 +114,7 @@ pub enum RegistryProblem {
         message: String,
     },
     /// Not what the distribution specification says.
-    #[error(
-        "{reason}; check that this is the address of a registry, and that no proxy changes what it sends"
-    )]
+    #[error("{reason}; {CHECK_ADDRESS}")]
     Protocol {
         /// What is wrong.
         reason: String,
@@ -150,6 +153,30 @@ pub enum RegistryProblem {
 }
 
 impl RegistryProblem {
+    /// What to do about it, if that is known: the message ends with it.
+    pub fn remedy(&self) -> Option<Remedy> {
+        let own = |registry: &String| registry.clone();
+        Some(match self {
+            Self::Tls { .. } => Remedy::ConfigureTls,
+            Self::LoginNeeded { registry } => Remedy::CheckNameOrLogIn { registry: own(registry) },
+            Self::LoginRefused { registry, .. } => Remedy::LogInAgain { registry: own(registry) },
+            Self::Unencrypted { host } => Remedy::AllowPlain { host: own(host) },
+            Self::RateLimited { retry_after } => Remedy::WaitOrLogIn { after: *retry_after },
+            Self::UnknownReference { tags, .. } if !tags.is_empty() => return None,
+            Self::UnknownReference { .. } => Remedy::Other(CHECK_TAG),
+            Self::Unreachable { .. } => Remedy::Other(CHECK_NETWORK),
+            Self::Stalled { .. } => Remedy::Other(TRY_AGAIN),
+            Self::Forbidden { .. } => Remedy::Other(CHECK_LOGIN),
+            Self::UnknownRepository { .. } => Remedy::Other(CHECK_NAME),
+            Self::LostBlob { .. } => Remedy::Other(PUSH_ANEW),
+            Self::Status { .. } => Remedy::Other(TRY_LATER),
+            Self::Protocol { .. } => Remedy::Other(CHECK_ADDRESS),
+            Self::WrongDigest { .. } | Self::WrongLength { .. } | Self::TooLarge { .. } => {
+                return None;
+            }
+        })
+    }
+
     /// Whether it may go away by itself within seconds.
     pub(crate) fn is_transient(&self) -> bool {
         match self {
@@ -170,17 +197,8 @@ fn said(message: &str) -> String {
 
 fn known_tags(tags: &[String]) -> String {
     match tags {
-        [] => "check the tag".to_owned(),
+        [] => CHECK_TAG.to_owned(),
         tags => format!("it has, among others: {}", list(tags)),
-    }
-}
-
-fn try_again(after: Option<Duration>) -> String {
-    match after {
-        Some(after) => {
-            format!("try again in {} seconds, or log in for a higher limit", after.as_secs())
-        }
-        None => "try again later, or log in for a higher limit".to_owned(),
     }
 }
 

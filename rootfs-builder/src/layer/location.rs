@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::directory::DirectoryTar;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::format::Digest;
 use crate::sys;
 
@@ -43,8 +43,9 @@ impl Location {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     return Err(Error::Missing {
                         what: format!("the layer {}", path.display()),
-                        remedy: "the image was moved or removed; make it, or import it, anew"
-                            .into(),
+                        remedy: Remedy::Other(
+                            "the image was moved or removed; make it, or import it, anew",
+                        ),
                     });
                 }
                 Err(error) => return Err(Error::io("open", path)(error)),

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use super::credentials::{Credentials, Login, LoginStore};
 use super::helper::Helper;
 use super::scope::Scope;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::file::read_small;
 use boxlite_durable as durable;
 
@@ -97,7 +97,7 @@ impl DockerConfig {
             if !scope.is_registry() {
                 return Err(Error::Unsupported {
                     what: format!("a login for {scope} alone with {}", helper.program()),
-                    remedy: format!("log in to {}", scope.host),
+                    remedy: Remedy::LogIn { registry: scope.host.to_owned() },
                 });
             }
             let user = if user.is_empty() { "<token>" } else { user };

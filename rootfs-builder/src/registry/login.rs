@@ -6,7 +6,7 @@ use super::driver::{Driver, on_own_thread};
 use super::options::{Endpoint, RegistryOptions};
 use super::scope::Scope;
 use super::session::Session;
-use crate::error::{Error, RegistryProblem, Result};
+use crate::error::{Error, RegistryProblem, Remedy, Result};
 use crate::format::{is_host, is_path_component};
 use crate::progress::{Event, Progress, Silent};
 
@@ -24,7 +24,7 @@ impl RegistryOptions {
         let credentials = Credentials::new(user.to_owned(), secret.to_owned());
         let credentials = credentials.ok_or_else(|| Error::Missing {
             what: "the user name and password".into(),
-            remedy: "a login is both".into(),
+            remedy: Remedy::Other("a login is both"),
         })?;
         let source_name = "this login".to_owned();
         let login = Login { credentials: credentials.clone(), source_name };
@@ -51,7 +51,7 @@ impl RegistryOptions {
     fn docker_config(&self) -> Result<DockerConfig> {
         let dir = self.docker_config.as_deref().ok_or_else(|| Error::Missing {
             what: "the folder for logins".into(),
-            remedy: "set HOME or DOCKER_CONFIG".into(),
+            remedy: Remedy::Other("set HOME or DOCKER_CONFIG"),
         })?;
         DockerConfig::read(dir)
     }

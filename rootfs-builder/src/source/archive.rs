@@ -13,7 +13,7 @@ use super::expansion::{Expansion, Scratch};
 use super::files::Files;
 use super::layout;
 use super::tar_index::TarIndex;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::format::{
     ConfigBlob, Digest, ImageReference, MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES, Platform,
     names_match, or_default,
@@ -95,7 +95,9 @@ impl Archive {
     fn no_image(&self) -> Error {
         Error::Missing {
             what: format!("manifest.json in {}", self.place),
-            remedy: "this is no archive of an image; `docker save IMAGE -o FILE` makes one".into(),
+            remedy: Remedy::Other(
+                "this is no archive of an image; `docker save IMAGE -o FILE` makes one",
+            ),
         }
     }
 
@@ -120,9 +122,7 @@ impl Archive {
         }
         Err(Error::Missing {
             what: format!("the name of an image in {}", self.place),
-            remedy: "save it with its name, or import it under one: `image import \
-                     docker-archive:FILE NAME`"
-                .into(),
+            remedy: Remedy::NameOnImport,
         })
     }
 
@@ -170,7 +170,7 @@ impl Archive {
             }
             ([], None) => Err(Error::Missing {
                 what: format!("an image in {place}"),
-                remedy: "its manifest.json lists none; save the image anew".into(),
+                remedy: Remedy::Other("its manifest.json lists none; save the image anew"),
             }),
             (several, _) => Err(Error::AmbiguousTag { place, tags: names(several) }),
         }
@@ -180,7 +180,7 @@ impl Archive {
         let path: String = path.chars().take(200).collect();
         Error::Missing {
             what: format!("{what} {path:?} in {}", self.place),
-            remedy: "the archive is incomplete; save the image anew".into(),
+            remedy: Remedy::Other("the archive is incomplete; save the image anew"),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::files::Files;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::file::read_small;
 use crate::format::{Descriptor, Document, MAX_MANIFEST_BYTES, Platform, names_match};
 use crate::image::Resolved;
@@ -74,7 +74,7 @@ fn index(files: &dyn Files) -> Result<Vec<Descriptor>> {
     check_version(files)?;
     let json = files.read("index.json", MAX_MANIFEST_BYTES)?.ok_or_else(|| Error::Missing {
         what: format!("index.json in {}", files.place()),
-        remedy: "the layout is incomplete; make or copy it anew".into(),
+        remedy: Remedy::Other("the layout is incomplete; make or copy it anew"),
     })?;
     let what = format!("index.json in {}", files.place());
     match Document::parse(&json) {
@@ -94,8 +94,9 @@ fn check_version(files: &dyn Files) -> Result<()> {
     }
     let json = files.read("oci-layout", MAX_MANIFEST_BYTES)?.ok_or_else(|| Error::Missing {
         what: format!("the file oci-layout in {}", files.place()),
-        remedy: "this is no OCI image layout; `skopeo copy docker://IMAGE oci:DIR` makes one"
-            .into(),
+        remedy: Remedy::Other(
+            "this is no OCI image layout; `skopeo copy docker://IMAGE oci:DIR` makes one",
+        ),
     })?;
     let what = format!("oci-layout in {}", files.place());
     let layout: LayoutFile =
@@ -106,7 +107,7 @@ fn check_version(files: &dyn Files) -> Result<()> {
         let version: String = layout.image_layout_version.chars().take(40).collect();
         Err(Error::Unsupported {
             what: format!("version {version:?} of the layout {}", files.place()),
-            remedy: "convert it to version 1.0.0".into(),
+            remedy: Remedy::Other("convert it to version 1.0.0"),
         })
     }
 }
@@ -133,7 +134,7 @@ fn pick_entry(place: String, entries: Vec<Descriptor>, tag: Option<&str>) -> Res
             Some(tag) => Error::NoSuchTag { place, tag: tag.to_owned(), tags },
             None => Error::Missing {
                 what: format!("an image in {place}"),
-                remedy: "its index.json lists none; make or copy the layout anew".into(),
+                remedy: Remedy::Other("its index.json lists none; make or copy the layout anew"),
             },
         });
     };

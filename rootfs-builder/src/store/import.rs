@@ -9,7 +9,7 @@ use super::builder::DiskBuilder;
 use super::images::ImageStore;
 use super::lock::StoreLock;
 use super::record::{self, Records};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::format::{Digest, ImageName, ImageReference, InvalidName, Platform};
 use crate::image::{Image, Imported};
 use crate::layer::Layer;
@@ -144,7 +144,7 @@ fn name_in_archive(archive: &Archive, tag: &str) -> Result<ImageName> {
         Some(stem) => parse_name(&format!("{}:{tag}", stem.to_lowercase())),
         None => Err(Error::Missing {
             what: format!("the name of the image tagged {tag:?} in {}", archive.place()),
-            remedy: "save it with its name, or load it from a file that is called so".into(),
+            remedy: Remedy::NameArchive,
         }),
     }
 }

@@ -12,7 +12,7 @@ use super::journal::Journal;
 use super::lock::StoreLock;
 use super::partial::{self, Fetch};
 use super::record;
-use crate::error::{Error, RegistryProblem, Result};
+use crate::error::{Error, RegistryProblem, Remedy, Result};
 use crate::file::read_small;
 use crate::format::{Descriptor, Digest, ImageName, ImageReference, Platform};
 use crate::image::{Documents, Image, Imported};
@@ -115,8 +115,9 @@ impl Pull<'_> {
         if is_old(&media_type, &bytes) {
             return Err(Error::Unsupported {
                 what: format!("{}: a manifest of Docker's old schema 1", self.name),
-                remedy: "push the image anew with a tool of this decade, e.g. `skopeo copy --format oci`"
-                    .into(),
+                remedy: Remedy::Other(
+                    "push the image anew with a tool of this decade, e.g. `skopeo copy --format oci`",
+                ),
             });
         }
         let what = format!("the manifest of {}", self.name);

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::draft::write_whole;
 use super::folders::{Folders, is_disk_name, record_stem};
 use super::lock::StoreLock;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::file::read_small;
 use crate::format::{Digest, ImageConfig, ImageName, ImageReference};
 use crate::image::{Documents, Image, Imported, chain_id};
@@ -114,7 +114,7 @@ impl Record {
     pub(super) fn import(&self) -> Result<&Import> {
         self.import.as_ref().ok_or_else(|| Error::Unsupported {
             what: format!("{}, which is used where it lies,", self.name),
-            remedy: "import it under a name first".into(),
+            remedy: Remedy::Import,
         })
     }
 

@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FileType;
 use tar::EntryType;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::sys::{self, NodeStat};
 use entry::Entry;
 use sparse::Segment;
@@ -127,9 +127,9 @@ impl DirectoryTar {
         if name.to_bytes().starts_with(b".wh.") {
             return Err(Error::Unsupported {
                 what: format!("the name of {}", self.real_path(&path).display()),
-                remedy:
-                    "layers use names that begin with .wh. to delete files; rename or remove it"
-                        .into(),
+                remedy: Remedy::Other(
+                    "layers use names that begin with .wh. to delete files; rename or remove it",
+                ),
             });
         }
         match stat.kind {

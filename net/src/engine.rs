@@ -1,17 +1,15 @@
 //! The loop: frames and events in, everything else follows.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::rc::Rc;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use boxlite_net_policy::PortForward;
+use boxlite_net_policy::PublishedPort;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll};
-use slab::Slab;
 use smoltcp::wire::{DHCP_SERVER_PORT, UdpPacket};
 
 use crate::context::{Context, Source};
@@ -20,13 +18,13 @@ use crate::dns;
 use crate::gate::Gate;
 use crate::limit::Bucket;
 use crate::link::{Link, MAX_FRAME, Received};
-use crate::listener::Listener;
 use crate::local;
 use crate::network::Command;
 use crate::options::NetworkOptions;
 use crate::own::OwnAddresses;
 use crate::ping::{self, Ping};
 use crate::pool::{Budget, Pool};
+use crate::ports::{Listener, Ports};
 use crate::quota::Quotas;
 use crate::sys;
 use crate::tcp;
@@ -36,8 +34,6 @@ use crate::wire::{Egress, Frame, Network, Packet, Reassembly, protocol};
 
 /// Frames taken from the guest before the others have a turn.
 const TURN: usize = 64;
-/// Connections accepted, and datagrams taken, from a port before the others have a turn.
-const FORWARD_TURN: usize = 256;
 /// How often memory is freed, files are looked at, and sleep is noticed.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
 /// How often the router is announced.
@@ -47,19 +43,6 @@ const SLEPT: Duration = Duration::from_secs(1);
 /// The port of DNS.
 const DNS: u16 = 53;
 
-/// A port of the host that leads to the guest.
-struct Forward {
-    bound: PortForward,
-    socket: ForwardSocket,
-    /// There may be more; it is not announced again.
-    ready: bool,
-}
-
-enum ForwardSocket {
-    Tcp(TcpListener),
-    Udp(Rc<UdpSocket>),
-}
-
 /// Everything that the network's thread owns.
 pub(crate) struct Engine {
     poll: Poll,
@@ -68,7 +51,7 @@ pub(crate) struct Engine {
     udp: Udp,
     ping: Ping,
     dns: dns::Resolver,
-    forwards: Slab<Forward>,
+    ports: Ports,
     reassembly: Reassembly,
     from_guest: Bucket,
     /// The link may have frames.
@@ -114,7 +97,7 @@ impl Engine {
             udp: Udp::new(),
             ping: Ping::new(),
             dns: dns::Resolver::new(resolver),
-            forwards: Slab::new(),
+            ports: Ports::default(),
             reassembly: Reassembly::default(),
             from_guest: Bucket::new(options.limits.from_guest, now),
             link_ready: false,
@@ -160,11 +143,7 @@ impl Engine {
                 Source::Udp(index) => {
                     self.udp.on_socket(index, event.is_readable() || event.is_error());
                 }
-                Source::Forward(index) => {
-                    if let Some(forward) = self.forwards.get_mut(index) {
-                        forward.ready = true;
-                    }
-                }
+                Source::Port(index) => self.ports.on_socket(index),
                 Source::Ping(index) => self.ping.on_socket(index, &mut self.cx),
                 Source::Dns(index) => self.dns.on_socket(index, &mut self.cx),
                 Source::DnsStream(index) => self.dns.on_stream(index, &mut self.cx),
@@ -176,7 +155,7 @@ impl Engine {
     /// One turn for everybody. True if there is more to do at once.
     fn turn(&mut self) -> bool {
         let frames = self.take_frames();
-        let forwards = self.take_forwards();
+        let ports = self.ports.serve(&mut self.tcp, &mut self.udp, &mut self.frame, &mut self.cx);
         self.dns.take_streams(&mut self.cx);
         while let Some((at, alarm)) = self.cx.timers.pop(self.cx.now) {
             match alarm {
@@ -192,7 +171,7 @@ impl Engine {
         let udp = self.udp.serve(&mut self.cx);
         self.cx.out.flush();
         self.wait_for_limits();
-        frames || forwards || tcp || udp
+        frames || ports || tcp || udp
     }
 
     fn timeout(&self) -> Option<Duration> {
@@ -220,9 +199,9 @@ impl Engine {
                 Command::Detach(reply) => {
                     let _ = reply.send(self.detach());
                 }
-                Command::Forward(bound, listener) => self.add_forward(bound, listener),
-                Command::Unforward(bound, reply) => {
-                    let _ = reply.send(self.remove_forward(bound));
+                Command::Publish(port, listener) => self.publish(port, listener),
+                Command::Unpublish(port, reply) => {
+                    let _ = reply.send(self.ports.remove(port, &mut self.udp, &mut self.cx));
                 }
                 Command::Own(addresses) => {
                     self.cx.addresses.own = addresses;
@@ -385,49 +364,8 @@ impl Engine {
         Some(())
     }
 
-    pub(crate) fn add_forward(&mut self, bound: PortForward, listener: Listener) {
-        let socket = match listener {
-            Listener::Tcp(socket) => ForwardSocket::Tcp(socket),
-            Listener::Udp(socket) => ForwardSocket::Udp(Rc::new(socket)),
-        };
-        let index = self.forwards.insert(Forward { bound, socket, ready: true });
-        let Some(forward) = self.forwards.get(index) else { return };
-        let watched = match &forward.socket {
-            ForwardSocket::Tcp(socket) => self.cx.watch(socket, Source::Forward(index)),
-            ForwardSocket::Udp(socket) => self.cx.watch(&**socket, Source::Forward(index)),
-        };
-        if let Err(e) = watched {
-            tracing::error!("network: port forward {bound} does not work: {e}");
-        }
-    }
-
-    fn remove_forward(&mut self, bound: PortForward) -> bool {
-        let index = self.forwards.iter().find(|(_, f)| f.bound == bound).map(|(index, _)| index);
-        let Some(forward) = index.map(|index| self.forwards.remove(index)) else { return false };
-        if let ForwardSocket::Udp(socket) = &forward.socket {
-            self.udp.close_forward(socket, &mut self.cx);
-        }
-        true
-    }
-
-    /// Lets in who came to ports of the host. True if there is more.
-    fn take_forwards(&mut self) -> bool {
-        let mut more = false;
-        for (_, forward) in &mut self.forwards {
-            // Without a guest they wait where they are.
-            if !forward.ready || self.cx.out.any_link().is_none() {
-                continue;
-            }
-            let port = forward.bound.guest;
-            forward.ready = match &forward.socket {
-                ForwardSocket::Tcp(socket) => accept(socket, port, &mut self.tcp, &mut self.cx),
-                ForwardSocket::Udp(socket) => {
-                    receive(socket, port, &mut self.udp, &mut self.frame, &mut self.cx)
-                }
-            };
-            more |= forward.ready && self.cx.may_send();
-        }
-        more
+    pub(crate) fn publish(&mut self, port: PublishedPort, listener: Listener) {
+        self.ports.add(port, listener, &self.cx);
     }
 
     fn housekeep(&mut self) {
@@ -443,93 +381,12 @@ impl Engine {
         self.tcp.housekeep(now);
         self.cx.pool.shrink();
         self.cx.gate.housekeep();
-        // Those that could not be let in, for want of file descriptors, are not announced again.
-        self.forwards.iter_mut().for_each(|(_, forward)| forward.ready = true);
+        self.ports.housekeep();
         if now.saturating_duration_since(self.advertised) >= ADVERTISE {
             self.advertised = now;
             local::advertise(&self.dns.search(), &mut self.cx);
         }
     }
-}
-
-/// The address under which the guest sees a peer over IPv4: its own, where answers to that come back
-/// here.
-fn seen_as(peer: SocketAddr, cx: &Context) -> SocketAddr {
-    let a = &cx.addresses;
-    let host = |v4: Ipv4Addr| v4.is_loopback() || v4.is_unspecified() || v4 == a.loopback;
-    let ip = match peer.ip().to_canonical() {
-        IpAddr::V4(v4) if !host(v4) && !a.on_link(v4.into()) => v4,
-        // The host itself, or somebody with an address of the other kind.
-        _ => a.host,
-    };
-    SocketAddr::new(ip.into(), peer.port())
-}
-
-/// The addresses of a connection to the guest's `port`: the peer as the guest sees it, and the guest.
-/// A peer with an IPv6 address of the world comes over IPv6; a guest that serves IPv4 only is asked
-/// once more, by the address that stands for the host.
-fn ends(peer: SocketAddr, port: u16, cx: &Context) -> (SocketAddr, SocketAddr) {
-    let a = &cx.addresses;
-    let ip = peer.ip().to_canonical();
-    let local = ip.is_loopback() || ip.is_unspecified() || ip == IpAddr::V6(a.loopback6);
-    if ip.is_ipv6() && !local && !a.on_link(ip) {
-        return (SocketAddr::new(ip, peer.port()), SocketAddr::new(a.guest6.into(), port));
-    }
-    (seen_as(peer, cx), SocketAddr::new(a.guest.into(), port))
-}
-
-/// Accepts connections. True if there may be more.
-fn accept(listener: &TcpListener, port: u16, tcp: &mut tcp::Table, cx: &mut Context) -> bool {
-    for _ in 0..FORWARD_TURN {
-        match listener.accept() {
-            Ok((stream, peer)) => {
-                if stream.set_nonblocking(true).is_err() {
-                    continue;
-                }
-                let (remote, guest) = ends(peer, port, cx);
-                tcp.open_from_host(OwnedFd::from(stream), peer, remote, guest, cx);
-            }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return false,
-            Err(e)
-                if matches!(
-                    e.kind(),
-                    io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted
-                ) => {}
-            Err(e) => {
-                // Out of file descriptors, most likely; there is another look soon.
-                cx.complain("cannot accept a connection", e);
-                return false;
-            }
-        }
-    }
-    true
-}
-
-/// Takes datagrams. True if there may be more.
-fn receive(
-    socket: &Rc<UdpSocket>,
-    port: u16,
-    udp: &mut Udp,
-    buffer: &mut [u8],
-    cx: &mut Context,
-) -> bool {
-    let guest = SocketAddr::new(cx.addresses.guest.into(), port);
-    for _ in 0..FORWARD_TURN {
-        if !cx.may_send() {
-            return true;
-        }
-        match socket.recv_from(buffer) {
-            Ok((n, peer)) => {
-                let remote = seen_as(peer, cx);
-                let data = buffer.get(..n).unwrap_or_default();
-                udp.on_forward(socket, peer, remote, guest, data, cx);
-            }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return false,
-            // A peer that got an answer of the guest had closed its socket.
-            Err(_) => {}
-        }
-    }
-    true
 }
 
 #[cfg(test)]

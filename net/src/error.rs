@@ -2,7 +2,7 @@
 
 use std::io;
 
-use boxlite_net_policy::ForwardError;
+use boxlite_net_policy::PublishError;
 
 /// A [`Network`](crate::Network) that cannot be.
 #[derive(Debug, thiserror::Error)]
@@ -11,9 +11,9 @@ pub enum NetworkError {
     /// The options contradict each other.
     #[error("the network's options are wrong: {0}")]
     Options(String),
-    /// A port forward that cannot be had.
+    /// The host cannot listen on a published port.
     #[error(transparent)]
-    Forward(#[from] ForwardError),
+    Publish(#[from] PublishError),
     /// The kernel refused something that the event loop needs.
     #[error("the network's event loop failed: {0}")]
     Loop(#[from] io::Error),

@@ -13,7 +13,7 @@
 //!        │                  ├── ping ─────────── unprivileged ICMP sockets
 //!        │                  └── dns ──────────── the host's name servers
 //!        └── local: ARP, NDP, router advertisements, DHCP, echo
-//!     gate: what may go out         listener: what may come in
+//!     gate: what may go out         ports: what may come in
 //! ```
 //!
 //! The guest sees a gateway that is its resolver, too, and one more address, which stands for the
@@ -31,13 +31,13 @@ mod error;
 mod gate;
 mod limit;
 pub mod link;
-mod listener;
 mod local;
 mod network;
 mod options;
 mod own;
 mod ping;
 mod pool;
+mod ports;
 mod quota;
 mod route;
 mod sockets;
@@ -58,5 +58,6 @@ pub use options::{Denials, NetworkOptions};
 pub use boxlite_net_interfaces::own_addresses;
 pub use boxlite_net_policy as policy;
 pub use boxlite_net_policy::{
-    Action, ForwardError, IpNet, Ipv4Net, Ipv6Net, ParseError, Policy, PortForward, Protocol, Rule,
+    Action, IpNet, Ipv4Net, Ipv6Net, ParseError, Policy, Protocol, PublishError, PublishedPort,
+    Rule, Transport,
 };

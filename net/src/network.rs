@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use boxlite_net_policy::PortForward;
+use boxlite_net_policy::PublishedPort;
 use mio::{Poll, Waker};
 
 use crate::context::Source;
@@ -15,15 +15,15 @@ use crate::dns;
 use crate::engine::Engine;
 use crate::error::NetworkError;
 use crate::link::Link;
-use crate::listener::Listener;
 use crate::options::NetworkOptions;
+use crate::ports::Listener;
 
 /// What other threads want of the network's.
 pub(crate) enum Command {
     Attach(Box<dyn Link>),
     Detach(Sender<Option<Box<dyn Link>>>),
-    Forward(PortForward, Listener),
-    Unforward(PortForward, Sender<bool>),
+    Publish(PublishedPort, Listener),
+    Unpublish(PublishedPort, Sender<bool>),
     Own(Vec<IpAddr>),
     Stop,
 }
@@ -43,7 +43,7 @@ struct Parts {
     poll: Poll,
     resolver: dns::Config,
     commands: Receiver<Command>,
-    listeners: Vec<(PortForward, Listener)>,
+    listeners: Vec<(PublishedPort, Listener)>,
 }
 
 /// Gives a [`Network`] work from any thread. It works on with no handle left; [`Handle::stop`]
@@ -53,7 +53,7 @@ pub struct Handle {
     commands: Sender<Command>,
     waker: Arc<Waker>,
     meter: Arc<Meter>,
-    forwards: Arc<Mutex<Vec<PortForward>>>,
+    ports: Arc<Mutex<Vec<PublishedPort>>>,
     search: Arc<Mutex<Vec<String>>>,
 }
 
@@ -68,7 +68,7 @@ impl Network {
         let poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), Source::Wake.token())?;
         let (sender, commands) = channel();
-        let listeners = std::mem::take(&mut options.forwards)
+        let listeners = std::mem::take(&mut options.ports)
             .into_iter()
             .map(Listener::bind)
             .collect::<Result<Vec<_>, _>>()?;
@@ -79,7 +79,7 @@ impl Network {
             commands: sender,
             waker: Arc::new(waker),
             meter: Arc::new(Meter::default()),
-            forwards: Arc::new(Mutex::new(listeners.iter().map(|(bound, _)| *bound).collect())),
+            ports: Arc::new(Mutex::new(listeners.iter().map(|(port, _)| *port).collect())),
             search,
         };
         Ok(Self { parts: Parts { options, poll, resolver, commands, listeners }, handle })
@@ -98,8 +98,8 @@ impl Network {
         let Parts { options, poll, resolver, commands, listeners } = self.parts;
         let meter = Arc::clone(&self.handle.meter);
         let mut engine = Engine::new(options, poll, meter, resolver, commands)?;
-        for (bound, listener) in listeners {
-            engine.add_forward(bound, listener);
+        for (port, listener) in listeners {
+            engine.publish(port, listener);
         }
         // A wake-up that nobody has heard is lost with the last waker.
         let _waker = Arc::clone(&self.handle.waker);
@@ -130,32 +130,33 @@ impl Handle {
         answer.recv().map_err(|_| NetworkError::Stopped)
     }
 
-    /// Opens a port of the host; the one returned says which.
+    /// Publishes a port; the returned port has the number that was bound.
     ///
     /// # Errors
-    /// The port cannot be had, or the network has stopped.
-    pub fn add_forward(&self, forward: PortForward) -> Result<PortForward, NetworkError> {
-        let (bound, listener) = Listener::bind(forward)?;
-        self.send(Command::Forward(bound, listener))?;
-        lock(&self.forwards).push(bound);
-        Ok(bound)
+    /// The host cannot listen on the port, or the network has stopped.
+    pub fn publish(&self, port: PublishedPort) -> Result<PublishedPort, NetworkError> {
+        let (port, listener) = Listener::bind(port)?;
+        self.send(Command::Publish(port, listener))?;
+        lock(&self.ports).push(port);
+        Ok(port)
     }
 
-    /// Closes a port of the host, which is free when this returns; TCP flows that came through it
-    /// live on. False if there was none. Waits for the network's thread, which must be running.
+    /// Closes a published port, which the host may use again when this returns; TCP flows that came
+    /// through it live on. False if there is no such port. Waits for the network's thread, which must
+    /// be running.
     ///
     /// # Errors
     /// The network has stopped.
-    pub fn remove_forward(&self, bound: PortForward) -> Result<bool, NetworkError> {
+    pub fn unpublish(&self, port: PublishedPort) -> Result<bool, NetworkError> {
         let (reply, answer) = channel();
-        self.send(Command::Unforward(bound, reply))?;
-        lock(&self.forwards).retain(|known| *known != bound);
+        self.send(Command::Unpublish(port, reply))?;
+        lock(&self.ports).retain(|known| *known != port);
         answer.recv().map_err(|_| NetworkError::Stopped)
     }
 
-    /// The ports of the host that lead to the guest, with the numbers that they have.
-    pub fn forwards(&self) -> Vec<PortForward> {
-        lock(&self.forwards).clone()
+    /// The published ports, with the numbers that were bound.
+    pub fn published(&self) -> Vec<PublishedPort> {
+        lock(&self.ports).clone()
     }
 
     /// Closes these addresses of the host, too, as [`Addresses::own`](crate::Addresses::own) does.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use boxlite_net_policy::{Policy, PortForward};
+use boxlite_net_policy::{Policy, PublishedPort};
 
 use crate::addresses::Addresses;
 use crate::error::NetworkError;
@@ -35,8 +35,8 @@ pub struct NetworkOptions {
     /// [`Handle::close_own`](crate::Handle::close_own). Until then, packets that would open a flow to
     /// anything but the gateway and the host's loopback are dropped.
     pub own_addresses_awaited: bool,
-    /// Ports of the host that lead to the guest.
-    pub forwards: Vec<PortForward>,
+    /// The published ports.
+    pub ports: Vec<PublishedPort>,
     /// How fast it may be.
     pub limits: RateLimits,
     /// The host's resolver configuration, read again when it changes.
@@ -80,7 +80,7 @@ impl Default for NetworkOptions {
             policy: Policy::default(),
             own_addresses_open: false,
             own_addresses_awaited: false,
-            forwards: Vec::new(),
+            ports: Vec::new(),
             limits: RateLimits::default(),
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
             max_descriptors: 65_536,

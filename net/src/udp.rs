@@ -1,4 +1,4 @@
-//! UDP: a socket of the host for each pair of addresses, and ports of the host that lead in.
+//! UDP: a socket of the host for each pair of addresses, and flows of published ports.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -38,8 +38,8 @@ struct Key {
 enum Host {
     /// The guest began: a socket of its own, connected to this address.
     Own { socket: OwnedFd, address: SocketAddr },
-    /// Somebody sent to a port of the host: back through that.
-    Forward { socket: Rc<UdpSocket>, peer: SocketAddr },
+    /// A peer sent to a published port: answers leave through that port.
+    Published { socket: Rc<UdpSocket>, peer: SocketAddr },
 }
 
 struct Flow {
@@ -57,7 +57,7 @@ struct Flow {
 pub(crate) struct Udp {
     flows: Slab<Flow>,
     by_key: HashMap<Key, usize>,
-    /// Flows from ports of the host, by the port's socket and who sent to it.
+    /// Flows of published ports, by the port's socket and the peer that sent to it.
     visitors: HashMap<(*const UdpSocket, SocketAddr), usize>,
     ready: VecDeque<usize>,
     buffer: Box<[u8]>,
@@ -154,9 +154,9 @@ impl Udp {
         self.insert(key, Host::Own { socket, address }, place, cx)
     }
 
-    /// A datagram came to a port of the host, from `peer`, which the guest knows as `remote`, or as
-    /// another port of that address if that is somebody else.
-    pub(crate) fn on_forward(
+    /// A datagram arrived at a published port, from `peer`, which the guest sees as `remote`, or as
+    /// another port of that address if that one is taken.
+    pub(crate) fn on_published(
         &mut self,
         socket: &Rc<UdpSocket>,
         peer: SocketAddr,
@@ -192,7 +192,7 @@ impl Udp {
         }
         let place = self.place(Kind::Visitor, cx)?;
         let index =
-            self.insert(key, Host::Forward { socket: Rc::clone(socket), peer }, place, cx)?;
+            self.insert(key, Host::Published { socket: Rc::clone(socket), peer }, place, cx)?;
         self.visitors.insert((Rc::as_ptr(socket), peer), index);
         Some(index)
     }
@@ -239,7 +239,7 @@ impl Udp {
         if let Some(flow) = self.flows.try_remove(index) {
             cx.timers.disarm(flow.armed, Alarm::Udp(index));
             self.by_key.remove(&flow.key);
-            if let Host::Forward { socket, peer } = &flow.host {
+            if let Host::Published { socket, peer } = &flow.host {
                 self.visitors.remove(&(Rc::as_ptr(socket), *peer));
             }
         }
@@ -295,10 +295,10 @@ impl Udp {
         }
     }
 
-    /// A port of the host is closed: its flows end.
-    pub(crate) fn close_forward(&mut self, closed: &Rc<UdpSocket>, cx: &mut Context) {
+    /// A published port is closed: its flows end.
+    pub(crate) fn close_published(&mut self, closed: &Rc<UdpSocket>, cx: &mut Context) {
         let ours = |flow: &Flow| match &flow.host {
-            Host::Forward { socket, .. } => Rc::ptr_eq(socket, closed),
+            Host::Published { socket, .. } => Rc::ptr_eq(socket, closed),
             Host::Own { .. } => false,
         };
         let indices: Vec<usize> =
@@ -311,7 +311,7 @@ impl Flow {
     fn kind(&self) -> Kind {
         match self.host {
             Host::Own { .. } => Kind::Udp,
-            Host::Forward { .. } => Kind::Visitor,
+            Host::Published { .. } => Kind::Visitor,
         }
     }
 
@@ -332,7 +332,7 @@ impl Flow {
                 Some(_) => Ok(()),
                 None => Err(Errno::AGAIN),
             },
-            Host::Forward { socket, peer } => match socket.send_to(data, peer) {
+            Host::Published { socket, peer } => match socket.send_to(data, peer) {
                 Ok(_) => Ok(()),
                 Err(e) => Err(Errno::from_io_error(&e).unwrap_or(Errno::IO)),
             },

@@ -1,11 +1,10 @@
 //! Errors, worded for the person who wrote the rule or published the port.
 
 use std::io;
-use std::net::SocketAddr;
 
-use crate::Protocol;
+use crate::port::PublishedPort;
 
-/// A rule or a port forward that cannot be parsed.
+/// A rule or a published port that cannot be parsed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}`: {problem}; {expected}")]
 pub struct ParseError {
@@ -19,12 +18,10 @@ pub struct ParseError {
 
 /// The host cannot listen on a port.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot forward {protocol} port {} of {}: {}", address.port(), address.ip(), reason(source))]
-pub struct ForwardError {
-    /// The address that could not be bound.
-    pub address: SocketAddr,
-    /// The port's protocol.
-    pub protocol: Protocol,
+#[error("cannot publish {} port {} of {}: {}", port.protocol, port.host.port(), port.host.ip(), reason(source))]
+pub struct PublishError {
+    /// The port that could not be published.
+    pub port: PublishedPort,
     /// The kernel's error.
     pub source: io::Error,
 }

@@ -24,11 +24,11 @@ mod rule;
 
 pub use address::{is_global_unicast, is_local, is_private, is_protected};
 pub use embedded::faces;
-pub use error::{ForwardError, ParseError};
+pub use error::{ParseError, PublishError};
 pub use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 pub use policy::{Decision, Flow, Policy};
-pub use port::PortForward;
-pub use protocol::Protocol;
+pub use port::PublishedPort;
+pub use protocol::{Protocol, Transport};
 pub use rule::{Action, NamePattern, Rule, Target};
 
 #[cfg(test)]

@@ -7,7 +7,6 @@ mod lab;
 #[cfg(target_os = "linux")]
 mod dns;
 #[cfg(target_os = "linux")]
-mod forward;
 #[cfg(target_os = "linux")]
 mod icmp;
 #[cfg(target_os = "linux")]
@@ -16,6 +15,7 @@ mod loss;
 mod many;
 #[cfg(target_os = "linux")]
 mod policy;
+mod ports;
 #[cfg(target_os = "linux")]
 mod tcp;
 #[cfg(target_os = "linux")]

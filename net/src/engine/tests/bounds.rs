@@ -125,7 +125,7 @@ fn nothing_but_the_host_is_reached_before_the_hosts_own_addresses_are_known() {
 fn a_peer_of_the_hosts_link_comes_by_ipv4() {
     let rig = Rig::new();
     let came = |peer: &str| {
-        let (remote, guest) = super::super::ends(peer.parse().unwrap(), 80, &rig.engine.cx);
+        let (remote, guest) = crate::ports::ends(peer.parse().unwrap(), 80, &rig.engine.cx);
         (remote.is_ipv4(), guest.is_ipv4())
     };
     // The guest would look for it on its own link, where nobody has the address.

@@ -18,8 +18,8 @@ use crate::counters::{Counters, Meter};
 use crate::dns;
 use crate::engine::Engine;
 use crate::link::{LinkFeatures, memory};
-use crate::listener::Listener;
 use crate::options::NetworkOptions;
+use crate::ports::Listener;
 
 /// Where the guest's connections begin.
 pub(crate) const PORT: u16 = 40_000;
@@ -247,9 +247,9 @@ impl Rig {
 
     /// A port of the host that leads to the guest's port 80.
     pub(crate) fn publish(&mut self, port: &str) -> SocketAddr {
-        let (bound, listener) = Listener::bind(port.parse().unwrap()).unwrap();
-        self.engine.add_forward(bound, listener);
-        bound.listen
+        let (port, listener) = Listener::bind(port.parse().unwrap()).unwrap();
+        self.engine.publish(port, listener);
+        port.host
     }
 
     /// Opens a connection: our number of the first byte, and the server's end.

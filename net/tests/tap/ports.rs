@@ -1,11 +1,11 @@
-//! Ports of the host that lead to the guest.
+//! Published ports.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
-use boxlite_net::{Network, NetworkError, NetworkOptions, PortForward};
+use boxlite_net::{Network, NetworkError, NetworkOptions, PublishedPort};
 use rustix::net::{AddressFamily, SocketType};
 
 use crate::lab::{OUTSIDE, OUTSIDE6, in_lab};
@@ -19,7 +19,7 @@ fn connect_from(from: u16, to: SocketAddr) -> TcpStream {
     TcpStream::from(socket)
 }
 
-fn forward(text: &str) -> PortForward {
+fn port(text: &str) -> PublishedPort {
     text.parse().unwrap()
 }
 
@@ -27,14 +27,14 @@ fn forward(text: &str) -> PortForward {
 fn connections_reach_the_guest_from_where_they_came() {
     in_lab(|lab| {
         let outside = format!("{OUTSIDE}:0:8000");
-        let forwards = vec![forward("0:8000"), forward("[::1]:0:8000"), forward(&outside)];
-        let network = lab.start(NetworkOptions { forwards, ..Default::default() });
-        let [local, local6, outside] = network.handle.forwards()[..] else { panic!() };
-        assert_ne!(local.listen.port(), 0);
+        let ports = vec![port("0:8000"), port("[::1]:0:8000"), port(&outside)];
+        let network = lab.start(NetworkOptions { ports, ..Default::default() });
+        let [local, local6, outside] = network.handle.published()[..] else { panic!() };
+        assert_ne!(local.host.port(), 0);
         let listener = lab.guest(|| TcpListener::bind("0.0.0.0:8000").unwrap());
         let host = "192.168.127.254";
         for (bound, seen) in [(local, host), (local6, host), (outside, OUTSIDE)] {
-            let mut client = TcpStream::connect(bound.listen).unwrap();
+            let mut client = TcpStream::connect(bound.host).unwrap();
             let (mut server, peer) = listener.accept().unwrap();
             assert_eq!(peer.ip().to_string(), seen);
             assert_eq!(peer.port(), client.local_addr().unwrap().port());
@@ -56,15 +56,15 @@ fn connections_reach_the_guest_from_where_they_came() {
 #[test]
 fn peers_with_ipv6_addresses_keep_them_where_the_guest_serves_them() {
     in_lab(|lab| {
-        let forwards = vec![forward("[::]:0:8000"), forward("[::]:0:8001")];
-        let network = lab.start(NetworkOptions { forwards, ..Default::default() });
+        let ports = vec![port("[::]:0:8000"), port("[::]:0:8001")];
+        let network = lab.start(NetworkOptions { ports, ..Default::default() });
         let both = lab.guest(|| TcpListener::bind("[::]:8000").unwrap());
         let four = lab.guest(|| TcpListener::bind("0.0.0.0:8001").unwrap());
-        let ports = network.handle.forwards();
+        let published = network.handle.published();
         let seen = [(both, OUTSIDE6), (four, "192.168.127.254")];
-        for (bound, (listener, seen)) in ports.iter().zip(seen) {
+        for (bound, (listener, seen)) in published.iter().zip(seen) {
             // On the way to one of its own addresses, the host's source is that address.
-            let mut client = TcpStream::connect((OUTSIDE6, bound.listen.port())).unwrap();
+            let mut client = TcpStream::connect((OUTSIDE6, bound.host.port())).unwrap();
             let (mut server, peer) = listener.accept().unwrap();
             assert_eq!(peer.ip().to_canonical().to_string(), seen);
             assert_eq!(peer.port(), client.local_addr().unwrap().port());
@@ -80,13 +80,13 @@ fn peers_with_ipv6_addresses_keep_them_where_the_guest_serves_them() {
 #[test]
 fn a_client_that_comes_back_from_the_same_port_does_not_wait() {
     in_lab(|lab| {
-        let forwards = vec![forward("0:8000")];
-        let network = lab.start(NetworkOptions { forwards, ..Default::default() });
-        let port = network.handle.forwards()[0].listen;
+        let ports = vec![port("0:8000")];
+        let network = lab.start(NetworkOptions { ports, ..Default::default() });
+        let host = network.handle.published()[0].host;
         let listener = lab.guest(|| TcpListener::bind("0.0.0.0:8000").unwrap());
         let mut from = None;
         for _ in 0..5 {
-            let client = connect_from(from.unwrap_or(0), port);
+            let client = connect_from(from.unwrap_or(0), host);
             from = Some(client.local_addr().unwrap().port());
             let (mut server, peer) = listener.accept().unwrap();
             assert_eq!(Some(peer.port()), from, "as it is, so that the guest remembers it");
@@ -108,23 +108,23 @@ fn a_client_that_comes_back_from_the_same_port_does_not_wait() {
 fn a_port_that_the_guest_does_not_serve_is_reset_and_one_in_use_is_an_error() {
     in_lab(|lab| {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = taken.local_addr().unwrap().port();
-        let forwards = vec![forward(&format!("{port}:80"))];
-        let error = Network::new(NetworkOptions { forwards, ..Default::default() }).err().unwrap();
-        assert!(matches!(error, NetworkError::Forward(_)));
-        assert!(error.to_string().contains(&port.to_string()), "{error}");
+        let taken_port = taken.local_addr().unwrap().port();
+        let ports = vec![port(&format!("{taken_port}:80"))];
+        let error = Network::new(NetworkOptions { ports, ..Default::default() }).err().unwrap();
+        assert!(matches!(error, NetworkError::Publish(_)));
+        assert!(error.to_string().contains(&taken_port.to_string()), "{error}");
 
         let network = lab.start(NetworkOptions::default());
-        let bound = network.handle.add_forward(forward("0:81")).unwrap();
-        let mut client = TcpStream::connect(bound.listen).unwrap();
+        let bound = network.handle.publish(port("0:81")).unwrap();
+        let mut client = TcpStream::connect(bound.host).unwrap();
         client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         assert_eq!(client.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
-        assert!(network.handle.add_forward(bound).is_err(), "it is in use by us");
-        assert!(network.handle.remove_forward(bound).unwrap());
-        assert!(!network.handle.remove_forward(bound).unwrap());
-        let error = TcpStream::connect(bound.listen).unwrap_err();
+        assert!(network.handle.publish(bound).is_err(), "it is in use by us");
+        assert!(network.handle.unpublish(bound).unwrap());
+        assert!(!network.handle.unpublish(bound).unwrap());
+        let error = TcpStream::connect(bound.host).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
-        assert_eq!(network.handle.forwards(), []);
+        assert_eq!(network.handle.published(), []);
     });
 }
 
@@ -132,9 +132,9 @@ fn a_port_that_the_guest_does_not_serve_is_reset_and_one_in_use_is_an_error() {
 fn who_connects_before_the_guest_is_there_is_served_when_it_is() {
     in_lab(|lab| {
         let network = lab.start(NetworkOptions::default());
-        let bound = network.handle.add_forward(forward("0:8000")).unwrap();
+        let bound = network.handle.publish(port("0:8000")).unwrap();
         let link = network.handle.detach().unwrap().unwrap();
-        let mut client = TcpStream::connect(bound.listen).unwrap();
+        let mut client = TcpStream::connect(bound.host).unwrap();
         client.write_all(b"early").unwrap();
         let listener = lab.guest(|| TcpListener::bind("0.0.0.0:8000").unwrap());
         thread::sleep(Duration::from_millis(100));
@@ -150,12 +150,12 @@ fn who_connects_before_the_guest_is_there_is_served_when_it_is() {
 fn datagrams_reach_the_guest_and_answers_find_their_way_back() {
     in_lab(|lab| {
         let network = lab.start(NetworkOptions::default());
-        let bound = network.handle.add_forward(forward("0:5000/udp")).unwrap();
+        let bound = network.handle.publish(port("0:5000/udp")).unwrap();
         let server = lab.guest(|| UdpSocket::bind("0.0.0.0:5000").unwrap());
         server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         let clients: Vec<_> = (0..20).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
         for client in &clients {
-            client.send_to(b"question", bound.listen).unwrap();
+            client.send_to(b"question", bound.host).unwrap();
             let mut buffer = [0; 100];
             let (n, peer) = server.recv_from(&mut buffer).unwrap();
             assert_eq!(&buffer[..n], b"question");
@@ -166,9 +166,9 @@ fn datagrams_reach_the_guest_and_answers_find_their_way_back() {
             client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
             let mut buffer = [0; 100];
             let (n, from) = client.recv_from(&mut buffer).unwrap();
-            assert_eq!(from, bound.listen);
-            let port = client.local_addr().unwrap().port().to_string();
-            assert_eq!(String::from_utf8_lossy(&buffer[..n]), port);
+            assert_eq!(from, bound.host);
+            let own = client.local_addr().unwrap().port().to_string();
+            assert_eq!(String::from_utf8_lossy(&buffer[..n]), own);
         }
     });
 }

@@ -5,7 +5,7 @@
 use std::time::{Duration, SystemTime};
 
 use boxlite_runtime::{
-    BoxOptions, EventKind, EventQuery, Forward, NetworkPolicy, Runtime, RuntimeOptions,
+    BoxOptions, EventKind, EventQuery, NetworkPolicy, PublishedPort, Runtime, RuntimeOptions,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -18,7 +18,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let options = BoxOptions::new(image)
         .memory_mib(256)
         .auto_remove(true)
-        .port(Forward::tcp(0, 80))
+        .port(PublishedPort::tcp(0, 80))
         .network(NetworkPolicy::default().deny("any"));
     let sandbox = runtime.create(options).await?;
     let mut query = EventQuery::default().since(SystemTime::now()).following(true);

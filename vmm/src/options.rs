@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use boxlite_runtime::{
-    BoxOptions, Forward, HealthChanges, HealthCheck, Network, NetworkPolicy, PullPolicy,
+    BoxOptions, HealthChanges, HealthCheck, Network, NetworkPolicy, PublishedPort, PullPolicy,
     RestartPolicy, Volume,
 };
 use clap::Args;
@@ -94,8 +94,8 @@ pub(crate) struct BoxArgs {
     volume: Vec<Volume>,
     /// Let a port of this machine lead into the box; 0 or none: a free one, which `ls` and `port` tell
     /// (may be repeated)
-    #[arg(long, short, value_name = "[ADDRESS:]HOST:BOX[/udp]", value_parser = parse::forward, help_heading = SURROUNDINGS)]
-    publish: Vec<Forward>,
+    #[arg(long, short, value_name = "[ADDRESS:]HOST:BOX[/udp]", value_parser = parse::published, help_heading = SURROUNDINGS)]
+    publish: Vec<PublishedPort>,
     /// What the box reaches: nat for what this machine reaches, but not this machine itself, or none
     /// [default: nat]
     #[arg(long, value_name = "MODE", value_parser = parse::network, help_heading = SURROUNDINGS)]
@@ -316,7 +316,7 @@ mod tests {
 
     use super::*;
     use crate::args::{Cli, Subcommand};
-    use boxlite_runtime::{Error, Protocol};
+    use boxlite_runtime::{Error, Transport};
 
     fn options(args: &[&str]) -> Result<BoxOptions> {
         let cli = Cli::parse_from([&["x", "create"], args].concat());
@@ -409,7 +409,7 @@ mod tests {
         let words =
             "-p 80:80/udp -v /a:/b:ro --network none --allow x:y --limit-up 1K --memory 1M img";
         let got = options(&words.split(' ').collect::<Vec<_>>()).unwrap();
-        assert_eq!(got.ports[0].protocol, Protocol::Udp);
+        assert_eq!(got.ports[0].protocol, Transport::Udp);
         assert!(got.volumes[0].read_only);
         let Err(Error::Options(problems)) = got.validate() else { panic!() };
         let named: Vec<_> = problems.iter().map(|problem| &*problem.option).collect();

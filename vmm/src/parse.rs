@@ -2,7 +2,9 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use boxlite_runtime::{Forward, Network, Protocol, PullPolicy, RestartPolicy, Volume, signals};
+use boxlite_runtime::{
+    Network, ParseError, PublishedPort, PullPolicy, RestartPolicy, Transport, Volume, signals,
+};
 use jiff::Timestamp;
 use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
@@ -53,47 +55,16 @@ pub(crate) fn network(text: &str) -> Result<Network, String> {
 }
 
 /// `[ADDRESS:][HOST:]GUEST[/tcp|/udp]`; an IPv6 address is in brackets.
-pub(crate) fn forward(text: &str) -> Result<Forward, String> {
-    const FORM: &str = "a port is [ADDRESS:]HOST:GUEST[/udp], as in 8080:80 or 127.0.0.1:8080:80";
-    let port = |text: &str| text.parse::<u16>().map_err(|_| format!("{text:?}: {FORM}"));
-    let (rest, protocol) = match text.rsplit_once('/') {
-        None | Some((_, "tcp")) => (text.strip_suffix("/tcp").unwrap_or(text), Protocol::Tcp),
-        Some((rest, "udp")) => (rest, Protocol::Udp),
-        Some(_) => return Err(FORM.into()),
-    };
-    let (rest, guest) = match rest.rsplit_once(':') {
-        Some((rest, guest)) => (Some(rest), guest),
-        None => (None, rest),
-    };
-    let guest = port(guest)?;
-    if guest == 0 {
-        return Err("a box has no port 0".into());
-    }
-    let (address, host) = match rest {
-        // Any port of the host.
-        None => (None, 0),
-        Some(rest) => match rest.rsplit_once(':') {
-            None => (None, port(rest)?),
-            Some((address, host)) => {
-                let bare = address.strip_prefix('[').and_then(|a| a.strip_suffix(']'));
-                let address = bare.unwrap_or(address);
-                let address = address.parse().map_err(|_| format!("{address:?}: {FORM}"))?;
-                (Some(address), if host.is_empty() { 0 } else { port(host)? })
-            }
-        },
-    };
-    let mut forward = Forward::tcp(host, guest);
-    forward.address = address;
-    forward.protocol = protocol;
-    Ok(forward)
+pub(crate) fn published(text: &str) -> Result<PublishedPort, String> {
+    text.parse().map_err(|e: ParseError| format!("{}; {}", e.problem, e.expected))
 }
 
 /// `PORT[/tcp|/udp]` of a box.
-pub(crate) fn port(text: &str) -> Result<(u16, Protocol), String> {
+pub(crate) fn port(text: &str) -> Result<(u16, Transport), String> {
     let (port, protocol) = match text.split_once('/') {
-        None => (text, Protocol::Tcp),
-        Some((port, "tcp")) => (port, Protocol::Tcp),
-        Some((port, "udp")) => (port, Protocol::Udp),
+        None => (text, Transport::Tcp),
+        Some((port, "tcp")) => (port, Transport::Tcp),
+        Some((port, "udp")) => (port, Transport::Udp),
         Some(_) => return Err("a protocol is tcp or udp".into()),
     };
     let port = port.parse().map_err(|_| format!("{port:?} is no port from 1 to 65535"))?;
@@ -151,28 +122,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ports() {
-        let plain = |host, guest| Forward::tcp(host, guest);
-        assert_eq!(forward("8080:80"), Ok(plain(8080, 80)));
-        assert_eq!(forward("80"), Ok(plain(0, 80)));
-        let mut udp = plain(53, 53);
-        udp.protocol = Protocol::Udp;
-        assert_eq!(forward("53:53/udp"), Ok(udp));
-        let mut bound = plain(8080, 80);
-        bound.address = Some("0.0.0.0".parse().unwrap());
-        assert_eq!(forward("0.0.0.0:8080:80/tcp"), Ok(bound.clone()));
-        bound.address = Some("::1".parse().unwrap());
-        assert_eq!(forward("[::1]:8080:80"), Ok(bound));
+    fn published_ports() {
+        let plain = PublishedPort::tcp;
+        assert_eq!(published("8080:80"), Ok(plain(8080, 80)));
+        assert_eq!(published("80"), Ok(plain(0, 80)));
+        assert_eq!(published("53:53/udp"), Ok(PublishedPort::udp(53, 53)));
+        assert_eq!(published("0.0.0.0:8080:80/tcp"), Ok(plain(8080, 80).on([0, 0, 0, 0])));
+        let loopback6 = std::net::Ipv6Addr::LOCALHOST;
+        assert_eq!(published("[::1]:8080:80"), Ok(plain(8080, 80).on(loopback6)));
         for bad in ["", ":", "x:80", "80:x", "80:", "1:2:3", "80/sctp", "70000:1", "8080:0", "-1:1"]
         {
-            assert!(forward(bad).is_err(), "{bad}");
+            assert!(published(bad).is_err(), "{bad}");
         }
     }
 
     #[test]
     fn ports_of_a_box() {
-        assert_eq!(port("80"), Ok((80, Protocol::Tcp)));
-        assert_eq!(port("53/udp"), Ok((53, Protocol::Udp)));
+        assert_eq!(port("80"), Ok((80, Transport::Tcp)));
+        assert_eq!(port("53/udp"), Ok((53, Transport::Udp)));
         assert!(port("80/sctp").is_err() && port("x").is_err() && port("70000").is_err());
     }
 

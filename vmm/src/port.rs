@@ -4,7 +4,7 @@
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
 
 use anyhow::{Result, bail};
-use boxlite_runtime::Protocol;
+use boxlite_runtime::Transport;
 use clap::Args;
 
 use crate::args::Global;
@@ -27,7 +27,7 @@ pub(crate) struct Ports {
     name: String,
     /// Only where this port of the box is reached
     #[arg(value_name = "PORT[/udp]", value_parser = parse::port)]
-    port: Option<(u16, Protocol)>,
+    port: Option<(u16, Transport)>,
 }
 
 pub(crate) async fn port(global: &Global, args: &Ports) -> Result<u8> {

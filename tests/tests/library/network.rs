@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use boxlite_runtime::{
-    BoxOptions, ErrorKind, EventKind, EventQuery, Forward, NetworkPolicy, Port, Protocol,
+    BoxOptions, ErrorKind, EventKind, EventQuery, NetworkPolicy, PublishedPort, Transport,
 };
 
 use super::{Embedder, shell};
@@ -28,12 +28,12 @@ fn ports_are_told_and_used_and_what_passes_is_counted() {
     let Some(embedder) = Embedder::find() else { return };
     embedder.run(async {
         let runtime = embedder.open().await;
-        let options = embedder.options("ports").port(Forward::tcp(0, 7));
+        let options = embedder.options("ports").port(PublishedPort::tcp(0, 7));
         let sandbox = runtime.create(options).await.unwrap();
         assert_eq!(sandbox.info().await.unwrap().ports, []);
         sandbox.start().await.unwrap();
         let ports = sandbox.info().await.unwrap().ports;
-        let [Port { protocol: Protocol::Tcp, host, guest: 7 }] = ports[..] else {
+        let [PublishedPort { protocol: Transport::Tcp, host, guest: 7 }] = ports[..] else {
             panic!("{ports:?}")
         };
         let server = sandbox.exec(["nc", "-ll", "-p", "7", "-e", "cat"]).spawn().await.unwrap();
@@ -54,7 +54,7 @@ fn ports_are_told_and_used_and_what_passes_is_counted() {
         drop(server);
 
         // Another box cannot have it.
-        let second = embedder.options("taken").port(Forward::tcp(host.port(), 7));
+        let second = embedder.options("taken").port(PublishedPort::tcp(host.port(), 7));
         let second = runtime.create(second).await.unwrap();
         let error = second.start().await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Port);

@@ -14,10 +14,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use boxlite_net_policy::PublishedPort;
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
-
-use crate::spec::Port;
 
 /// Set to `1` in the environment of everything that runs in the nested host.
 pub const INSIDE_VARIABLE: &str = "BOXLITE_IN_SOFTHOST";
@@ -78,7 +77,7 @@ pub const PORTS_TIMEOUT: Duration = Duration::from_secs(20);
 /// Published ports: where the real host is to listen, and to which port of the nested host each leads
 /// (its `guest`).
 #[derive(Debug, Serialize, Deserialize)]
-pub struct PortsRequest(pub Vec<Port>);
+pub struct PortsRequest(pub Vec<PublishedPort>);
 
 /// The ports as they are, or why there are none.
 #[derive(Debug, Serialize, Deserialize)]
@@ -86,7 +85,7 @@ pub enum PortsAnswer {
     /// The real host listens.
     Open {
         /// With the numbers that they have.
-        ports: Vec<Port>,
+        ports: Vec<PublishedPort>,
         /// The addresses of the real host's own interfaces, as they are now.
         own: Vec<IpAddr>,
     },

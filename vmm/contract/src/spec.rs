@@ -1,11 +1,10 @@
 //! What a machine is to be: the LaunchSpec, which the launcher hands over with open files.
 
-use std::fmt;
-use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 pub use boxlite_disk::DiskFormat;
+use boxlite_net_policy::PublishedPort;
 use boxlite_proto::boot::BootParams;
 use boxlite_proto::message::{Exec, MainExec};
 use serde::{Deserialize, Serialize};
@@ -58,49 +57,12 @@ pub struct LaunchSpec {
 pub struct NetworkSpec {
     /// The policy: rules with their verdicts, in order.
     pub rules: Vec<String>,
-    /// Ports of the host that lead to the guest; host port 0 is any.
-    pub ports: Vec<Port>,
+    /// The published ports; host port 0 picks a free one.
+    pub ports: Vec<PublishedPort>,
     /// What the guest may receive, in bytes a second.
     pub limit_down: Option<u64>,
     /// What the guest may send, in bytes a second.
     pub limit_up: Option<u64>,
-}
-
-/// A protocol with ports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Protocol {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
-}
-
-impl fmt::Display for Protocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-        })
-    }
-}
-
-/// A port of the host that leads into a box.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Port {
-    /// Of which protocol.
-    pub protocol: Protocol,
-    /// Where the host listens.
-    pub host: SocketAddr,
-    /// The box's port.
-    pub guest: u16,
-}
-
-impl fmt::Display for Port {
-    /// As `docker ps` has it: `127.0.0.1:8080->80/tcp`.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}->{}/{}", self.host, self.guest, self.protocol)
-    }
 }
 
 /// What makes a machine a box: where it is found, what it runs, when it ends.

@@ -8,11 +8,11 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use boxlite_durable::{self as durable, Durability};
+use boxlite_net_policy::PublishedPort;
 use boxlite_proto::message::ExitStatus;
 use serde::{Deserialize, Serialize};
 
 use crate::control::BootStage;
-use crate::spec::Port;
 
 /// The name of the file.
 pub const STATUS_FILE: &str = "status.json";
@@ -36,7 +36,7 @@ pub struct Status {
     pub health: Option<Health>,
     /// Ports of the host that lead into it.
     #[serde(default)]
-    pub ports: Vec<Port>,
+    pub ports: Vec<PublishedPort>,
     /// How it ended. With [`Phase::Ended`].
     pub ended: Option<Ended>,
     /// Whether the box's disk was complete on stable storage before this was written. With [`Phase::Ended`].

@@ -70,8 +70,9 @@ pub use boxlite_rootfs_builder::{
 pub use boxlite_contract::control::BootStage;
 pub use boxlite_contract::events::{Event, EventKind};
 pub use boxlite_contract::metrics::{DiskMetrics, ExitCounts, MachineMetrics, NetworkMetrics};
-pub use boxlite_contract::spec::{Port, Protocol, RestartPolicy};
+pub use boxlite_contract::spec::RestartPolicy;
 pub use boxlite_contract::status::{Health, HealthStatus};
+pub use boxlite_net_policy::{ParseError, PublishedPort, Transport};
 pub use boxlite_proto::guest::{ExecCounts, GuestMetrics, Process};
 pub use boxlite_proto::message::{ExitStatus, TerminalSize};
 pub use client::{Archive, ExecOutput, ExecStdin};
@@ -86,7 +87,7 @@ pub use images::{ImageDetails, ImageInfo, Images, LayerInfo, RemovedImages};
 pub use logs::{LogQuery, LogRecord, LogStream, Logs};
 pub use metrics::BoxMetrics;
 pub use options::{
-    BoxOptions, Forward, HealthChanges, HealthCheck, Network, NetworkPolicy, Problem, PullPolicy,
+    BoxOptions, HealthChanges, HealthCheck, Network, NetworkPolicy, Problem, PullPolicy,
     SecurityOptions, Volume,
 };
 pub use place::{Accel, Place};

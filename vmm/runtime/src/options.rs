@@ -2,6 +2,7 @@
 
 mod check;
 mod parts;
+mod ports;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,11 +12,11 @@ use serde::{Deserialize, Serialize};
 pub use check::Problem;
 pub(super) use check::{MIN_HEALTH_TIME, bad_name, is_name};
 pub use parts::{
-    Forward, HealthChanges, HealthCheck, Network, NetworkPolicy, PullPolicy, SecurityOptions,
-    Volume,
+    HealthChanges, HealthCheck, Network, NetworkPolicy, PullPolicy, SecurityOptions, Volume,
 };
 
-use boxlite_contract::spec::{NetworkSpec, Port, RestartPolicy};
+use boxlite_contract::spec::{NetworkSpec, RestartPolicy};
+use boxlite_net_policy::PublishedPort;
 
 /// A box to be made.
 ///
@@ -73,7 +74,8 @@ pub struct BoxOptions {
     /// Folders of the host in the box.
     pub volumes: Vec<Volume>,
     /// Ports of the host that lead into the box.
-    pub ports: Vec<Forward>,
+    #[serde(with = "ports")]
+    pub ports: Vec<PublishedPort>,
     /// What the box reaches; default: everything but the host's loopback, link-local addresses and
     /// metadata services.
     pub network: NetworkPolicy,
@@ -142,13 +144,9 @@ impl BoxOptions {
     /// The network of the box's machine.
     pub(super) fn network_spec(&self) -> Option<NetworkSpec> {
         let policy = &self.network;
-        let port = |forward: &Forward| {
-            let Forward { guest, protocol, .. } = *forward;
-            Port { protocol, host: forward.listen(), guest }
-        };
         (policy.mode == Network::Nat).then(|| NetworkSpec {
             rules: policy.rules(),
-            ports: self.ports.iter().map(port).collect(),
+            ports: self.ports.clone(),
             limit_down: policy.limit_down,
             limit_up: policy.limit_up,
         })
@@ -257,9 +255,9 @@ impl BoxOptions {
         self
     }
 
-    /// Adds a port of the host that leads into the box.
-    pub fn port(mut self, forward: Forward) -> Self {
-        self.ports.push(forward);
+    /// Publishes a port of the box on the host.
+    pub fn port(mut self, port: PublishedPort) -> Self {
+        self.ports.push(port);
         self
     }
 

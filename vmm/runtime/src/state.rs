@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use boxlite_contract::control::BootStage;
 use boxlite_contract::events::{Event, EventKind};
-use boxlite_contract::spec::Port;
 use boxlite_contract::status::{End, Ended, Health, MainEnd, Phase, Status};
+use boxlite_net_policy::PublishedPort;
 use boxlite_proto::message::ExitStatus;
 use serde::{Deserialize, Serialize};
 
@@ -156,7 +156,7 @@ pub struct BoxInfo {
     pub health: Option<Health>,
     /// Ports of the host that lead into it, while it lives.
     #[serde(default)]
-    pub ports: Vec<Port>,
+    pub ports: Vec<PublishedPort>,
     /// The stages of its last boot: microseconds after its beginning.
     pub boot: Vec<(BootStage, u64)>,
     /// Number of vCPUs.

@@ -24,7 +24,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("boxlite-kernel-builder", &["boxlite-kernel"]),
     ("boxlite-rootfs-builder", &["boxlite-durable"]),
     ("boxlite-kvm", &["boxlite-hv"]),
-    ("boxlite-contract", &["boxlite-disk", "boxlite-durable", "boxlite-proto"]),
+    (
+        "boxlite-contract",
+        &["boxlite-disk", "boxlite-durable", "boxlite-net-policy", "boxlite-proto"],
+    ),
     (
         "boxlite-machine",
         &[

@@ -18,11 +18,11 @@ use boxlite_contract::metrics::NetworkMetrics;
 use boxlite_contract::nested::{
     HostEnvironment, NESTED_HOST, NETWORK, NETWORK6, REAL_HOST, REAL_HOST6,
 };
-use boxlite_contract::spec::{NetworkSpec, Port, Protocol};
+use boxlite_contract::spec::NetworkSpec;
 use boxlite_devices::virtio::net::{NetDevice, NetOptions};
 use boxlite_net::{
     Addresses, Counters, Denials, Handle, Network, NetworkError, NetworkOptions, Policy,
-    PortForward, RateLimit, RateLimits, Rule,
+    PublishedPort, RateLimit, RateLimits, Rule,
 };
 use boxlite_proto::network::{NetworkParams, search_domains};
 use rustix::process::{Resource, getrlimit};
@@ -46,7 +46,7 @@ pub(super) struct PortError(String);
 pub(super) struct BoxNetwork {
     handle: Handle,
     addresses: Addresses,
-    ports: Vec<Port>,
+    ports: Vec<PublishedPort>,
     /// In the nested host: the ports of the real host.
     _lease: Option<PortLease>,
 }
@@ -70,7 +70,7 @@ impl BoxNetwork {
             addresses: addresses.clone(),
             mtu: MTU,
             policy: Policy::from_rules(rules),
-            forwards: spec.ports.iter().map(|port| listener(*port, host)).collect(),
+            ports: spec.ports.iter().map(|port| listener(*port, host)).collect(),
             limits: RateLimits {
                 to_guest: limit(spec.limit_down),
                 from_guest: limit(spec.limit_up),
@@ -81,11 +81,11 @@ impl BoxNetwork {
             ..NetworkOptions::default()
         };
         let network = Network::new(options).map_err(|e| match e {
-            NetworkError::Forward(e) => PortError(e.to_string()).into(),
+            NetworkError::Publish(e) => PortError(e.to_string()).into(),
             e => anyhow::Error::from(e),
         })?;
         let handle = network.handle();
-        let mut ports: Vec<Port> = handle.forwards().iter().map(port).collect();
+        let mut ports = handle.published();
         let lease = match host.is_nested() && !ports.is_empty() {
             true => Some(lease(&spec.ports, &ports)?),
             false => None,
@@ -137,7 +137,7 @@ impl BoxNetwork {
     }
 
     /// The ports of the host that lead to the guest.
-    pub(super) fn ports(&self) -> &[Port] {
+    pub(super) fn ports(&self) -> &[PublishedPort] {
         &self.ports
     }
 
@@ -167,31 +167,17 @@ fn addresses(environment: HostEnvironment) -> Addresses {
 }
 
 /// Where this process listens for a port: in the nested host, where QEMU passes on to it.
-fn listener(Port { protocol, host, guest }: Port, environment: HostEnvironment) -> PortForward {
-    let listen = if environment.is_nested() { (NESTED_HOST, 0).into() } else { host };
-    PortForward { protocol: transport(protocol), listen, guest }
+fn listener(port: PublishedPort, environment: HostEnvironment) -> PublishedPort {
+    let host = if environment.is_nested() { (NESTED_HOST, 0).into() } else { port.host };
+    PublishedPort { host, ..port }
 }
 
 /// Has the real host listen where it was asked to, and lead to where this process does.
-fn lease(asked: &[Port], ours: &[Port]) -> Result<PortLease> {
+fn lease(asked: &[PublishedPort], ours: &[PublishedPort]) -> Result<PortLease> {
     let pairs = asked.iter().zip(ours);
-    let ports = pairs.map(|(asked, ours)| Port { guest: ours.host.port(), ..*asked }).collect();
+    let ports =
+        pairs.map(|(asked, ours)| PublishedPort { guest: ours.host.port(), ..*asked }).collect();
     PortLease::take(ports).map_err(|e| PortError(e.to_string()).into())
-}
-
-fn port(forward: &PortForward) -> Port {
-    let protocol = match forward.protocol {
-        boxlite_net::Protocol::Udp => Protocol::Udp,
-        _ => Protocol::Tcp,
-    };
-    Port { protocol, host: forward.listen, guest: forward.guest }
-}
-
-fn transport(protocol: Protocol) -> boxlite_net::Protocol {
-    match protocol {
-        Protocol::Tcp => boxlite_net::Protocol::Tcp,
-        Protocol::Udp => boxlite_net::Protocol::Udp,
-    }
 }
 
 /// Descriptors for flows: what this process may have without its reserve, which is half of few.
@@ -223,20 +209,20 @@ fn metrics(counters: Counters) -> NetworkMetrics {
 
 #[cfg(test)]
 mod tests {
+    use boxlite_net::Transport;
+
     use super::*;
 
-    fn start(ports: Vec<Port>) -> Result<BoxNetwork> {
+    fn start(ports: Vec<PublishedPort>) -> Result<BoxNetwork> {
         let spec = NetworkSpec { ports, ..NetworkSpec::default() };
         BoxNetwork::start(&spec, HostEnvironment::Real, &Threads::new(|_| {}), |_, _| {})
     }
 
     #[test]
     fn ports_are_taken_told_and_given_back() {
-        let any = "127.0.0.1:0".parse().unwrap();
-        let wanted = Port { protocol: Protocol::Tcp, host: any, guest: 80 };
-        let network = start(vec![wanted, Port { protocol: Protocol::Udp, ..wanted }]).unwrap();
+        let network = start(vec![PublishedPort::tcp(0, 80), PublishedPort::udp(0, 80)]).unwrap();
         let [tcp, udp] = *network.ports() else { panic!("{:?}", network.ports()) };
-        assert_eq!((tcp.protocol, udp.protocol, tcp.guest), (Protocol::Tcp, Protocol::Udp, 80));
+        assert_eq!((tcp.protocol, udp.protocol, tcp.guest), (Transport::Tcp, Transport::Udp, 80));
         assert!(tcp.host.port() != 0 && udp.host.port() != 0);
         let error = start(vec![tcp]).err().unwrap().to_string();
         assert!(error.contains(&format!("tcp port {} of 127.0.0.1", tcp.host.port())), "{error}");

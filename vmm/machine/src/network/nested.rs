@@ -12,8 +12,7 @@ use anyhow::{Context, Result};
 use boxlite_contract::nested::{
     MAX_PORTS_LINE, PORTS_SERVICE, PORTS_TIMEOUT, PortsAnswer, PortsRequest,
 };
-use boxlite_contract::spec::Port;
-use boxlite_net::Handle;
+use boxlite_net::{Handle, PublishedPort};
 
 use crate::threads::Threads;
 
@@ -31,7 +30,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 pub(super) struct PortLease {
     _connection: TcpStream,
     /// With the numbers that they have.
-    pub(super) ports: Vec<Port>,
+    pub(super) ports: Vec<PublishedPort>,
     /// The addresses of the real host's interfaces, as they are now.
     pub(super) own: Vec<IpAddr>,
 }
@@ -42,7 +41,7 @@ impl PortLease {
     ///
     /// # Errors
     /// Says which port cannot be had and why.
-    pub(super) fn take(ports: Vec<Port>) -> io::Result<Self> {
+    pub(super) fn take(ports: Vec<PublishedPort>) -> io::Result<Self> {
         let connection = TcpStream::connect_timeout(&PORTS_SERVICE.into(), PORTS_TIMEOUT)?;
         connection.set_read_timeout(Some(PORTS_TIMEOUT))?;
         let mut line = serde_json::to_vec(&PortsRequest(ports))?;

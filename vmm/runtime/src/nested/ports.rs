@@ -15,8 +15,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use boxlite_contract::nested::{
     MAX_PORTS_LINE, NESTED_HOST, PORTS_TIMEOUT, PortsAnswer, PortsRequest,
 };
-use boxlite_contract::spec::{Port, Protocol};
-use boxlite_net_policy::ForwardError;
+use boxlite_net_policy::{PublishError, PublishedPort, Transport};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
@@ -80,11 +79,11 @@ impl Ports {
     }
 
     /// Opens ports one by one; those that are, are in `open`.
-    async fn open(&self, ports: &[Port], open: &mut Vec<Port>) -> io::Result<()> {
+    async fn open(&self, ports: &[PublishedPort], open: &mut Vec<PublishedPort>) -> io::Result<()> {
         for port in ports {
             let mut attempts = 1;
             loop {
-                let free = Port { host: free(port)?, ..*port };
+                let free = PublishedPort { host: free(port)?, ..*port };
                 match self.add(free).await {
                     Ok(()) => break open.push(free),
                     Err(e) if port.host.port() != 0 || attempts == ATTEMPTS => {
@@ -97,7 +96,7 @@ impl Ports {
         Ok(())
     }
 
-    async fn add(&self, port: Port) -> io::Result<()> {
+    async fn add(&self, port: PublishedPort) -> io::Result<()> {
         let rule = format!("hostfwd_add net {}-{NESTED_HOST}:{}", outside(port), port.guest);
         // It has nothing to say when all is well.
         match self.tell(&rule).await?.trim() {
@@ -106,7 +105,7 @@ impl Ports {
         }
     }
 
-    async fn close(&self, port: Port) -> io::Result<()> {
+    async fn close(&self, port: PublishedPort) -> io::Result<()> {
         self.tell(&format!("hostfwd_remove net {}", outside(port))).await.map(drop)
     }
 
@@ -128,34 +127,30 @@ fn own() -> io::Result<Vec<IpAddr>> {
 }
 
 /// As QEMU writes it.
-fn outside(port: Port) -> String {
+fn outside(port: PublishedPort) -> String {
     format!("{}:{}:{}", port.protocol, port.host.ip(), port.host.port())
 }
 
 /// The address, with a number if there is none yet. QEMU does not say why it cannot listen; the
 /// kernel does.
-fn free(port: &Port) -> io::Result<SocketAddr> {
+fn free(port: &PublishedPort) -> io::Result<SocketAddr> {
     let asked = port.host;
     if asked.is_ipv6() {
         let why = io::Error::other("the software host forwards ports of IPv4 addresses only");
         return Err(refused(port, why).into());
     }
     let found = match port.protocol {
-        Protocol::Tcp => TcpListener::bind(asked).and_then(|socket| socket.local_addr()),
-        Protocol::Udp => UdpSocket::bind(asked).and_then(|socket| socket.local_addr()),
+        Transport::Tcp => TcpListener::bind(asked).and_then(|socket| socket.local_addr()),
+        Transport::Udp => UdpSocket::bind(asked).and_then(|socket| socket.local_addr()),
     };
     Ok(found.map_err(|e| refused(port, e))?)
 }
 
-fn refused(port: &Port, source: io::Error) -> Refused {
-    let protocol = match port.protocol {
-        Protocol::Tcp => boxlite_net_policy::Protocol::Tcp,
-        Protocol::Udp => boxlite_net_policy::Protocol::Udp,
-    };
-    Refused(ForwardError { address: port.host, protocol, source })
+fn refused(port: &PublishedPort, source: io::Error) -> Refused {
+    Refused(PublishError { port: *port, source })
 }
 
-struct Refused(ForwardError);
+struct Refused(PublishError);
 
 impl From<Refused> for io::Error {
     fn from(Refused(error): Refused) -> Self {
@@ -201,8 +196,8 @@ mod tests {
         Monitor::new(ours)
     }
 
-    fn port(protocol: Protocol, host: &str, guest: u16) -> Port {
-        Port { protocol, host: host.parse().unwrap(), guest }
+    fn port(protocol: Transport, host: &str, guest: u16) -> PublishedPort {
+        PublishedPort { protocol, host: host.parse().unwrap(), guest }
     }
 
     #[tokio::test]
@@ -215,8 +210,10 @@ mod tests {
             let ports = Arc::clone(&ports);
             async move { ports.serve(theirs).await }
         });
-        let wanted =
-            vec![port(Protocol::Tcp, "127.0.0.1:0", 5000), port(Protocol::Udp, "0.0.0.0:0", 6000)];
+        let wanted = vec![
+            port(Transport::Tcp, "127.0.0.1:0", 5000),
+            port(Transport::Udp, "0.0.0.0:0", 6000),
+        ];
         let mut line = serde_json::to_vec(&PortsRequest(wanted)).unwrap();
         line.push(b'\n');
         ours.write_all(&line).await.unwrap();
@@ -246,16 +243,16 @@ mod tests {
         ports.set_monitor(qemu(Arc::clone(&told)).await).await;
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = taken.local_addr().unwrap();
-        let taken = Port { protocol: Protocol::Tcp, host: address, guest: 1000 };
-        let open = async |wanted: Vec<Port>| {
+        let taken = PublishedPort { protocol: Transport::Tcp, host: address, guest: 1000 };
+        let open = async |wanted: Vec<PublishedPort>| {
             let mut open = Vec::new();
             let error = ports.open(&wanted, &mut open).await.unwrap_err().to_string();
             (error, open.len())
         };
-        let (error, open_before) = open(vec![port(Protocol::Tcp, "127.0.0.1:0", 9), taken]).await;
+        let (error, open_before) = open(vec![port(Transport::Tcp, "127.0.0.1:0", 9), taken]).await;
         assert!(error.contains(&address.port().to_string()) && error.contains("in use"), "{error}");
         assert_eq!(open_before, 1, "for whoever serves to close");
-        let (error, _) = open(vec![port(Protocol::Udp, "[::1]:0", 9)]).await;
+        let (error, _) = open(vec![port(Transport::Udp, "[::1]:0", 9)]).await;
         assert!(error.contains("IPv4"), "{error}");
     }
 }

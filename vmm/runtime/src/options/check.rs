@@ -4,10 +4,10 @@ use std::fmt;
 use std::time::Duration;
 
 use boxlite_contract::spec::{MEMORY_MIB, RestartPolicy, VCPUS};
-use boxlite_net_policy::Rule;
+use boxlite_net_policy::{PublishedPort, Rule};
 use serde::{Deserialize, Serialize};
 
-use super::{BoxOptions, Forward, HealthCheck, Network, NetworkPolicy};
+use super::{BoxOptions, HealthCheck, Network, NetworkPolicy};
 use crate::audience::{Words, is_embedder};
 use crate::signals;
 use crate::{Error, Result};
@@ -211,12 +211,12 @@ impl BoxOptions {
         }
         for (n, port) in self.ports.iter().enumerate() {
             problems.unless(port.guest != 0, "publish", || "a box has no port 0".into());
-            let same = |other: &Forward| {
-                port.host != 0 && (other.listen(), other.protocol) == (port.listen(), port.protocol)
+            let same = |other: &PublishedPort| {
+                port.host.port() != 0 && (other.host, other.protocol) == (port.host, port.protocol)
             };
             let twice = self.ports.iter().take(n).any(same);
             problems.unless(!twice, "publish", || {
-                format!("{}/{}: a port leads to one place only", port.listen(), port.protocol)
+                format!("{}/{}: a port leads to one place only", port.host, port.protocol)
             });
         }
         let unused = [
@@ -302,9 +302,12 @@ mod tests {
 
     #[test]
     fn a_network_is_checked_as_a_whole() {
-        let mut options = BoxOptions::new("x").port(Forward::tcp(80, 0)).port(Forward::udp(53, 53));
-        options = options.port(Forward::udp(53, 54)).port(Forward::udp(53, 54).on([127, 0, 0, 2]));
-        options = options.port(Forward::tcp(0, 1)).port(Forward::tcp(0, 2));
+        let mut options =
+            BoxOptions::new("x").port(PublishedPort::tcp(80, 0)).port(PublishedPort::udp(53, 53));
+        options = options
+            .port(PublishedPort::udp(53, 54))
+            .port(PublishedPort::udp(53, 54).on([127, 0, 0, 2]));
+        options = options.port(PublishedPort::tcp(0, 1)).port(PublishedPort::tcp(0, 2));
         options.network = NetworkPolicy::default().allow("tcp:x:y").deny("10.0.0.0/33").deny("any");
         options.network.limit_up = Some(1);
         let named = |options: &BoxOptions| match options.validate() {
@@ -314,7 +317,7 @@ mod tests {
             _ => String::new(),
         };
         assert_eq!(named(&options), "allow deny limit-up publish publish");
-        let mut none = BoxOptions::new("x").port(Forward::tcp(1, 1));
+        let mut none = BoxOptions::new("x").port(PublishedPort::tcp(1, 1));
         none.network = NetworkPolicy::none().allow("any");
         assert_eq!(named(&none), "publish allow");
         assert_eq!(named(&BoxOptions::new("x").network(NetworkPolicy::none())), "");

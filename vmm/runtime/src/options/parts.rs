@@ -1,10 +1,8 @@
 //! The parts of [`BoxOptions`](super::BoxOptions) that have parts themselves.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use boxlite_contract::spec::Protocol;
 use boxlite_net_policy::Rule;
 use boxlite_net_policy::Target;
 use serde::{Deserialize, Serialize};
@@ -49,43 +47,6 @@ impl Volume {
     /// `host`, to be found at `guest` in the box.
     pub fn new(host: impl Into<PathBuf>, guest: impl Into<String>) -> Self {
         Self { host: host.into(), guest: guest.into(), read_only: false }
-    }
-}
-
-/// A port of the host that leads into a box.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct Forward {
-    /// The host's address; default 127.0.0.1.
-    pub address: Option<IpAddr>,
-    /// The host's port; 0: a free one.
-    pub host: u16,
-    /// The box's port.
-    pub guest: u16,
-    /// Of which protocol.
-    pub protocol: Protocol,
-}
-
-impl Forward {
-    /// TCP port `host` of the host's loopback, leading to port `guest` of the box.
-    pub fn tcp(host: u16, guest: u16) -> Self {
-        Self { address: None, host, guest, protocol: Protocol::Tcp }
-    }
-
-    /// UDP port `host` of the host's loopback, leading to port `guest` of the box.
-    pub fn udp(host: u16, guest: u16) -> Self {
-        Self { protocol: Protocol::Udp, ..Self::tcp(host, guest) }
-    }
-
-    /// Listens on this address of the host in place of its loopback; `0.0.0.0` is all of them.
-    pub fn on(mut self, address: impl Into<IpAddr>) -> Self {
-        self.address = Some(address.into());
-        self
-    }
-
-    /// Where the host is asked to listen.
-    pub(crate) fn listen(&self) -> SocketAddr {
-        SocketAddr::new(self.address.unwrap_or(Ipv4Addr::LOCALHOST.into()), self.host)
     }
 }
 

@@ -203,7 +203,7 @@ fn parse(bytes: &[u8], frames: &mut Vec<Frame>) -> Result<usize, FrameError> {
     while let Some((header, body)) = rest.split_first_chunk::<HEADER_LEN>() {
         let Header { len, stream, kind } = Header::decode(header)?;
         let Some((body, after)) = body.split_at_checked(len) else { break };
-        frames.push(Frame { stream, kind, body: body.to_vec() });
+        frames.push(Frame { stream, kind, body: body.to_vec().into() });
         rest = after;
     }
     Ok(bytes.len() - rest.len())

@@ -44,13 +44,17 @@ impl SendWindow {
 /// The reader's side: what the peer may still send, and what is to be granted back.
 #[derive(Debug)]
 pub struct ReceiveWindow {
+    /// What the peer may still send.
     open: u32,
+    /// What arrived and the consumer has not taken.
+    held: u32,
+    /// What the consumer took and the peer was not granted again.
     taken: u32,
 }
 
 impl Default for ReceiveWindow {
     fn default() -> Self {
-        Self { open: WINDOW, taken: 0 }
+        Self { open: WINDOW, held: 0, taken: 0 }
     }
 }
 
@@ -59,14 +63,22 @@ impl ReceiveWindow {
     pub fn receive(&mut self, bytes: usize) -> Result<(), CreditError> {
         let bytes = u32::try_from(bytes).map_err(|_| CreditError)?;
         self.open = self.open.checked_sub(bytes).ok_or(CreditError)?;
+        self.held += bytes;
         Ok(())
+    }
+
+    /// Bytes that arrived and the consumer has not taken.
+    pub fn held(&self) -> usize {
+        self.held as usize
     }
 
     /// The consumer took `bytes` that had arrived. Returns the credit to grant now, if enough has
     /// come together to be worth a frame.
     #[must_use]
     pub fn take(&mut self, bytes: usize) -> Option<u32> {
-        self.taken += bytes as u32;
+        let bytes = self.held.min(bytes.try_into().unwrap_or(u32::MAX));
+        self.held -= bytes;
+        self.taken += bytes;
         (self.taken >= WINDOW / 4).then(|| {
             let grant = std::mem::take(&mut self.taken);
             self.open += grant;

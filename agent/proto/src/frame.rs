@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 
+use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -83,6 +84,18 @@ pub enum Channel {
 }
 
 impl Channel {
+    /// The channels from agent to host.
+    pub const OUTPUTS: [Self; 2] = [Self::Stdout, Self::Stderr];
+
+    /// Its place in [`OUTPUTS`](Self::OUTPUTS), if it is an output.
+    pub fn output_index(self) -> Option<usize> {
+        match self {
+            Self::Stdin => None,
+            Self::Stdout => Some(0),
+            Self::Stderr => Some(1),
+        }
+    }
+
     /// The channel with this number, if there is one.
     pub fn from_u8(channel: u8) -> Option<Self> {
         Some(match channel {
@@ -171,33 +184,34 @@ pub struct Frame {
     /// What the body is.
     pub kind: Kind,
     /// The body.
-    pub body: Vec<u8>,
+    pub body: Bytes,
 }
 
 impl Frame {
     /// A data frame. `data` must not exceed [`MAX_DATA`].
     pub fn data(stream: u32, channel: Channel, data: impl Into<Vec<u8>>) -> Self {
-        let body = data.into();
+        let body = Bytes::from(data.into());
         debug_assert!(body.len() <= MAX_DATA);
         Self { stream, kind: channel.kind(), body }
     }
 
     /// "No more data on this channel", or from its reader: "nobody reads it".
     pub fn end(stream: u32, channel: Channel) -> Self {
-        Self { stream, kind: Kind::End, body: vec![channel as u8] }
+        Self { stream, kind: Kind::End, body: Bytes::copy_from_slice(&[channel as u8]) }
     }
 
     /// "The reader took `bytes`."
     pub fn credit(stream: u32, channel: Channel, bytes: u32) -> Self {
         let [b0, b1, b2, b3] = bytes.to_le_bytes();
-        Self { stream, kind: Kind::Credit, body: vec![channel as u8, b0, b1, b2, b3] }
+        let body = Bytes::copy_from_slice(&[channel as u8, b0, b1, b2, b3]);
+        Self { stream, kind: Kind::Credit, body }
     }
 
     /// A frame with a postcard body. Use the typed constructors of [`message`](crate::message).
     pub(crate) fn encoded<T: Serialize>(stream: u32, kind: Kind, message: &T) -> Self {
         let body = postcard::to_stdvec(message)
             .expect("messages hold only sequences and enums of known length");
-        Self { stream, kind, body }
+        Self { stream, kind, body: body.into() }
     }
 
     /// The body as a message of type `T`; trailing bytes (fields of a newer peer) are ignored.
@@ -248,7 +262,7 @@ impl Frame {
         let Header { len, stream, kind } = Header::decode(&header)?;
         let mut body = vec![0; len];
         from.read_exact(&mut body)?;
-        Ok(Some(Self { stream, kind, body }))
+        Ok(Some(Self { stream, kind, body: body.into() }))
     }
 
     /// Writes the frame; one `write` call for small bodies.

@@ -3,7 +3,8 @@
 //! One connection carries many *streams*: an exec, an unpacked layer, a copied tree. Stream 0 is the connection
 //! itself. Everything is a [frame]: a header of nine bytes and a body that is raw bytes
 //! (stdio, credit) or a postcard-encoded [message]. Data flows under [credit], per
-//! stream and channel: a reader that stops reading stops the writer, and nothing is dropped.
+//! stream and channel: a reader that stops reading stops the writer, and nothing is dropped. [`session`] is all of
+//! that without I/O, for both sides.
 //!
 //! ```text
 //!   host                                         agent
@@ -29,6 +30,7 @@ pub mod frame;
 pub mod guest;
 pub mod message;
 pub mod network;
+pub mod session;
 
 /// Version of the protocol that this crate speaks. A peer with another major version is refused.
 pub const PROTOCOL_VERSION: u16 = 1;

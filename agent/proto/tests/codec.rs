@@ -225,7 +225,7 @@ proptest! {
     fn data_credit_and_ends_survive(stream: u32, channel in channel(), data: Vec<u8>, bytes: u32) {
         let read = |frame: &Frame| Frame::read(&mut &frame.to_bytes()[..]).unwrap().unwrap();
         let frame = read(&Frame::data(stream, channel, data.clone()));
-        prop_assert_eq!((frame.data_channel(), &frame.body), (Some(channel), &data));
+        prop_assert_eq!((frame.data_channel(), &frame.body[..]), (Some(channel), &data[..]));
         let credit = read(&Frame::credit(stream, channel, bytes));
         prop_assert_eq!(credit.granted_credit().unwrap(), (channel, bytes));
         prop_assert_eq!(read(&Frame::end(stream, channel)).ended_channel().unwrap(), channel);
@@ -251,7 +251,7 @@ proptest! {
     ) {
         // As a stream, and as the body of each kind.
         let _ = Frame::read(&mut &bytes[..]);
-        let frame = Frame { stream: 1, kind: Kind::from_u8(kind).unwrap(), body: bytes };
+        let frame = Frame { stream: 1, kind: Kind::from_u8(kind).unwrap(), body: bytes.into() };
         let _ = frame.decode::<Hello>();
         let _ = frame.decode::<Request>();
         let _ = frame.decode::<Response>();
@@ -282,7 +282,7 @@ fn a_claimed_length_is_checked_before_anything_is_allocated() {
     }
     // A vector inside a message that claims four billion elements.
     let body = [1, 0xff, 0xff, 0xff, 0xff, 0x0f];
-    let frame = Frame { stream: 1, kind: Kind::Request, body: body.to_vec() };
+    let frame = Frame { stream: 1, kind: Kind::Request, body: body.to_vec().into() };
     assert!(matches!(frame.decode::<Request>(), Err(FrameError::Malformed(Kind::Request))));
 }
 

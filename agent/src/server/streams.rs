@@ -29,7 +29,7 @@ pub(super) fn to_exec(exec: &mut Exec, frame: &Frame) -> Result<(), Broken> {
 pub(super) fn to_job(job: &mut Job, frame: Frame) -> Result<(), Broken> {
     let broken_credit = |_| Broken::Protocol("flow control");
     match frame.kind {
-        Kind::Stdin => return job.receive(frame.body).map_err(broken_credit),
+        Kind::Stdin => return job.receive(frame.body.into()).map_err(broken_credit),
         Kind::End => match frame.ended_channel()? {
             Channel::Stdin => job.end(),
             Channel::Stdout => job.cancel(),

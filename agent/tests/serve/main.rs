@@ -526,7 +526,7 @@ fn a_malformed_frame_ends_its_connection_only() {
         host.wait_closed();
     }
     // A message that this agent does not know is answered.
-    let strange = Frame { stream: 5, kind: Kind::Request, body: vec![200] };
+    let strange = Frame { stream: 5, kind: Kind::Request, body: vec![200].into() };
     bystander.send(&strange);
     let Some(Response::Failed(failure)) = bystander.finish(5).responses.pop() else { panic!() };
     assert_eq!(failure.kind, FailureKind::Unsupported);

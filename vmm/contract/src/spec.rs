@@ -190,7 +190,7 @@ mod packed {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Exec, D::Error> {
         let text = String::deserialize(from)?;
         let body = BASE64.decode(text).map_err(D::Error::custom)?;
-        match (Frame { stream: 0, kind: Kind::Request, body }).decode() {
+        match (Frame { stream: 0, kind: Kind::Request, body: body.into() }).decode() {
             Ok(Request::Exec(exec)) => Ok(exec),
             Ok(_) => Err(D::Error::custom("not a command")),
             Err(e) => Err(D::Error::custom(e)),

@@ -12,6 +12,7 @@ use boxlite_proto::message::{
     ClockReading, Control, Event, Exec, ExitStatus, FailureKind, Hello, MainExec, Request, Response,
 };
 use boxlite_proto::{AGENT_PORT, PROTOCOL_VERSION};
+use bytes::Bytes;
 
 use super::link::{Broken, Link};
 use super::peer::{OUTPUTS, index};
@@ -59,7 +60,7 @@ pub(super) enum Said {
     /// The main command runs.
     MainStarted(u32),
     /// It wrote something.
-    Output(Channel, Vec<u8>),
+    Output(Channel, Bytes),
     /// It writes nothing more there.
     OutputEnded(Channel),
     /// It ended: for those who are attached, and for the machine.

@@ -124,7 +124,7 @@ impl Link {
         while let Some((header, body)) = rest.split_first_chunk::<HEADER_LEN>() {
             let Header { len, stream, kind } = Header::decode(header)?;
             let Some((body, after)) = body.split_at_checked(len) else { break };
-            frames.push(Frame { stream, kind, body: body.to_vec() });
+            frames.push(Frame { stream, kind, body: body.to_vec().into() });
             rest = after;
         }
         let taken = buffer.len() - rest.len();

@@ -39,7 +39,11 @@ impl FrameRef<'_> {
 
     /// The frame by itself; for everything but data.
     pub(crate) fn to_frame(self) -> Frame {
-        Frame { stream: self.header.stream, kind: self.header.kind, body: self.body.to_vec() }
+        Frame {
+            stream: self.header.stream,
+            kind: self.header.kind,
+            body: self.body.to_vec().into(),
+        }
     }
 }
 

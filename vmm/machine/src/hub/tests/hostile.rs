@@ -47,9 +47,9 @@ fn frames_that_no_agent_sends_end_the_connection() {
     loses(&[Frame::end(1, Channel::Stdout), data()]);
     loses(&[Frame::credit(1, Channel::Stdin, 1)]);
     loses(&[Frame::credit(1, Channel::Stdout, 1)]);
-    loses(&[Frame { stream: 1, kind: Kind::End, body: vec![] }]);
-    loses(&[Frame { stream: 1, kind: Kind::Credit, body: vec![1] }]);
-    loses(&[Frame { stream: 1, kind: Kind::Response, body: vec![200] }]);
+    loses(&[Frame { stream: 1, kind: Kind::End, body: vec![].into() }]);
+    loses(&[Frame { stream: 1, kind: Kind::Credit, body: vec![1].into() }]);
+    loses(&[Frame { stream: 1, kind: Kind::Response, body: vec![200].into() }]);
 }
 
 #[test]

@@ -214,7 +214,7 @@ impl TestPeer {
 
     pub(super) fn data(&mut self) -> (Channel, Vec<u8>) {
         let frame = self.receive();
-        (frame.data_channel().expect("data"), frame.body)
+        (frame.data_channel().expect("data"), frame.body.to_vec())
     }
 
     pub(super) fn is_hung_up_on(&mut self) -> bool {

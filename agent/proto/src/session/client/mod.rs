@@ -1,0 +1,314 @@
+//! The host's side of a connection.
+
+mod kind;
+mod stream;
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+pub use self::kind::RequestKind;
+use self::stream::{Stream, StreamEvent};
+use super::assembler::Assembler;
+use super::chunks::Chunks;
+use super::outbox::Outbox;
+use super::{Violation, truncate};
+use crate::PROTOCOL_VERSION;
+use crate::frame::{Channel, Frame, Kind, MAX_BODY, MAX_DATA};
+use crate::message::{Control, Event, Hello, Request, Response};
+
+/// What happened on the host's side of a connection.
+#[derive(Debug)]
+pub enum ClientEvent<T> {
+    /// The agent answered the hello. What was asked before has been on its way since.
+    Hello(Hello),
+    /// The agent tells something unasked; the text of a [`Event::Fatal`] is bounded.
+    Event(Event),
+    /// A command runs.
+    Started {
+        /// Its stream.
+        stream: u32,
+        /// Its process ID in the guest.
+        pid: u32,
+    },
+    /// Output arrived. [`Client::output_taken`] lets more come.
+    Output {
+        /// The stream.
+        stream: u32,
+        /// Which output.
+        channel: Channel,
+        /// The bytes.
+        data: Bytes,
+    },
+    /// No more output comes there.
+    OutputEnded {
+        /// The stream.
+        stream: u32,
+        /// Which output.
+        channel: Channel,
+    },
+    /// More input may be sent than before.
+    InputRoom {
+        /// The stream.
+        stream: u32,
+    },
+    /// The guest takes no more input.
+    InputClosed {
+        /// The stream.
+        stream: u32,
+    },
+    /// The stream is over.
+    Ended {
+        /// The stream; its number is not used again.
+        stream: u32,
+        /// What the caller knows it by.
+        tag: T,
+        /// The answer: one that fits the request, or [`Response::Failed`], of bounded lengths.
+        response: Response,
+    },
+}
+
+impl<T> ClientEvent<T> {
+    /// The stream that it is about; none if it is about the connection.
+    pub fn stream(&self) -> Option<u32> {
+        match self {
+            Self::Hello(_) | Self::Event(_) => None,
+            Self::Started { stream, .. }
+            | Self::Output { stream, .. }
+            | Self::OutputEnded { stream, .. }
+            | Self::InputRoom { stream }
+            | Self::InputClosed { stream }
+            | Self::Ended { stream, .. } => Some(*stream),
+        }
+    }
+}
+
+/// A request that cannot be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RequestError {
+    /// It does not fit into a frame.
+    #[error("the request has {size} bytes, more than the {max} that can be sent")]
+    TooLarge {
+        /// Its bytes.
+        size: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// All stream numbers have been used.
+    #[error("the connection has carried as many requests as it can")]
+    Exhausted,
+}
+
+/// The host's side of a connection. The caller gives each stream a tag of type `T`.
+#[derive(Debug)]
+pub struct Client<T> {
+    outbox: Outbox,
+    greeted: bool,
+    /// The last stream number given out.
+    last: u32,
+    streams: BTreeMap<u32, (Stream, T)>,
+}
+
+impl<T> Client<T> {
+    /// A connection that begins with this hello.
+    pub fn new(hello: &Hello) -> Self {
+        Self::with_preamble(&[], hello)
+    }
+
+    /// As [`new`](Self::new), after bytes that are for the transport and not for the agent.
+    pub fn with_preamble(preamble: &[u8], hello: &Hello) -> Self {
+        let mut outbox = Outbox::default();
+        outbox.push_preamble(preamble);
+        outbox.push(hello.frame(0));
+        Self { outbox, greeted: false, last: 0, streams: BTreeMap::new() }
+    }
+
+    /// What waits to be sent.
+    pub fn outbox(&mut self) -> &mut Outbox {
+        &mut self.outbox
+    }
+
+    /// Bytes that wait to be sent.
+    pub fn waiting(&self) -> usize {
+        self.outbox.len()
+    }
+
+    /// The next event of what has arrived, if there is one.
+    pub fn receive(&mut self, input: &mut Assembler) -> Result<Option<ClientEvent<T>>, Violation> {
+        while let Some(frame) = input.next_frame()? {
+            if let Some(event) = self.receive_frame(frame)? {
+                return Ok(Some(event));
+            }
+        }
+        Ok(None)
+    }
+
+    /// What a frame of the agent means; none if that is nothing to the caller.
+    pub fn receive_frame(&mut self, frame: Frame) -> Result<Option<ClientEvent<T>>, Violation> {
+        if frame.stream == 0 {
+            return self.on_connection(&frame).map(Some);
+        }
+        if !self.greeted {
+            return Err(Violation::NoHello("another frame"));
+        }
+        let (stream, kind) = (frame.stream, frame.kind);
+        let Some((state, _)) = self.streams.get_mut(&stream) else {
+            return match kind {
+                _ if stream > self.last => Err(Violation::UnknownStream(stream)),
+                // The agent's writer of standard input may be a little behind its last word.
+                Kind::Credit | Kind::End => Ok(None),
+                _ => Err(Violation::Unexpected { what: "frame after the last", stream }),
+            };
+        };
+        Ok(match state.receive(frame)? {
+            StreamEvent::Started(pid) => Some(ClientEvent::Started { stream, pid }),
+            StreamEvent::Output(channel, data) => {
+                Some(ClientEvent::Output { stream, channel, data })
+            }
+            StreamEvent::OutputEnded(channel) => Some(ClientEvent::OutputEnded { stream, channel }),
+            StreamEvent::InputRoom => Some(ClientEvent::InputRoom { stream }),
+            StreamEvent::InputClosed => Some(ClientEvent::InputClosed { stream }),
+            StreamEvent::Ended(response) => self
+                .streams
+                .remove(&stream)
+                .map(|(_, tag)| ClientEvent::Ended { stream, tag, response }),
+        })
+    }
+
+    fn on_connection(&mut self, frame: &Frame) -> Result<ClientEvent<T>, Violation> {
+        match frame.kind {
+            Kind::Hello if !self.greeted => {
+                let hello: Hello = frame.decode()?;
+                if hello.version != PROTOCOL_VERSION {
+                    let (ours, theirs) = (PROTOCOL_VERSION, hello.version);
+                    return Err(Violation::Version { ours, theirs });
+                }
+                self.greeted = true;
+                Ok(ClientEvent::Hello(hello))
+            }
+            Kind::Event => {
+                let mut event: Event = frame.decode()?;
+                if let Event::Fatal { message } = &mut event {
+                    truncate(message);
+                } else if !self.greeted {
+                    return Err(Violation::NoHello("an event"));
+                }
+                Ok(ClientEvent::Event(event))
+            }
+            _ if !self.greeted => Err(Violation::NoHello("another frame")),
+            _ => Err(Violation::Unexpected { what: "frame", stream: 0 }),
+        }
+    }
+
+    /// Asks for something on a stream of its own, and returns its number. `tag` gets the number, too.
+    pub fn request(
+        &mut self,
+        request: &Request,
+        tag: impl FnOnce(u32) -> T,
+    ) -> Result<u32, RequestError> {
+        let id = self.last.checked_add(1).ok_or(RequestError::Exhausted)?;
+        let frame = request.frame(id);
+        let size = frame.body.len();
+        if size > MAX_BODY {
+            return Err(RequestError::TooLarge { size, max: MAX_BODY });
+        }
+        self.last = id;
+        self.streams.insert(id, (Stream::new(id, RequestKind::of(request)), tag(id)));
+        self.outbox.push(frame);
+        Ok(id)
+    }
+
+    /// The tag of a stream that is not over.
+    pub fn tag(&self, stream: u32) -> Option<&T> {
+        self.streams.get(&stream).map(|(_, tag)| tag)
+    }
+
+    /// The tag of a stream that is not over.
+    pub fn tag_mut(&mut self, stream: u32) -> Option<&mut T> {
+        self.streams.get_mut(&stream).map(|(_, tag)| tag)
+    }
+
+    /// Takes the tags of all streams; whatever the agent says of them is a violation from now on.
+    pub fn end_all(&mut self) -> impl Iterator<Item = T> + use<T> {
+        std::mem::take(&mut self.streams).into_values().map(|(_, tag)| tag)
+    }
+
+    /// Tells a running command something. Without effect on a stream that is over.
+    pub fn control(&mut self, stream: u32, control: Control) {
+        if self.streams.contains_key(&stream) {
+            self.outbox.push(control.frame(stream));
+        }
+    }
+
+    /// Bytes of input that may be sent now.
+    pub fn input_room(&self, stream: u32) -> usize {
+        let input = self.streams.get(&stream).map(|(stream, _)| &stream.input);
+        input.filter(|input| !input.ended).map_or(0, |input| input.window.available())
+    }
+
+    /// Whether input may be sent, now or once there is room.
+    pub fn is_input_open(&self, stream: u32) -> bool {
+        self.streams.get(&stream).is_some_and(|(stream, _)| !stream.input.ended)
+    }
+
+    /// Sends as much of `data` as there is room for; how much that was.
+    pub fn send_input(&mut self, stream: u32, data: &[u8]) -> usize {
+        let sent = self.spend_input(stream, data.len());
+        for piece in data[..sent].chunks(MAX_DATA) {
+            self.outbox.copy_data(stream, Channel::Stdin, piece);
+        }
+        sent
+    }
+
+    /// Sends as much from the front of `data` as there is room for; how much that was.
+    pub fn send_input_from(&mut self, stream: u32, data: &mut Chunks) -> usize {
+        let sent = self.spend_input(stream, data.len());
+        let mut left = sent;
+        while let Some(piece) = data.pop(left.min(MAX_DATA)) {
+            left -= piece.len();
+            self.outbox.push_data(stream, Channel::Stdin, piece);
+        }
+        sent
+    }
+
+    fn spend_input(&mut self, stream: u32, wanted: usize) -> usize {
+        let bytes = wanted.min(self.input_room(stream));
+        if let Some((stream, _)) = self.streams.get_mut(&stream) {
+            stream.input.window.spend(bytes);
+        }
+        bytes
+    }
+
+    /// Tells the guest that no more input comes.
+    pub fn end_input(&mut self, stream: u32) {
+        if let Some((state, _)) = self.streams.get_mut(&stream)
+            && !std::mem::replace(&mut state.input.ended, true)
+        {
+            self.outbox.push(Frame::end(stream, Channel::Stdin));
+        }
+    }
+
+    /// Bytes of an output that arrived and were not [taken](Self::output_taken).
+    pub fn output_held(&self, stream: u32, channel: Channel) -> usize {
+        self.streams.get(&stream).map_or(0, |(stream, _)| stream.held(channel))
+    }
+
+    /// So many bytes of an output have a place elsewhere: the guest may send as many more.
+    pub fn output_taken(&mut self, stream: u32, channel: Channel, bytes: usize) {
+        if let Some((state, _)) = self.streams.get_mut(&stream)
+            && let Some(credit) = state.output_taken(channel, bytes)
+        {
+            self.outbox.push(Frame::credit(stream, channel, credit));
+        }
+    }
+
+    /// Tells the guest that nobody reads an output any more. What is on its way still arrives.
+    pub fn close_output(&mut self, stream: u32, channel: Channel) {
+        if let Some((state, _)) = self.streams.get_mut(&stream)
+            && state.close_output(channel)
+        {
+            self.outbox.push(Frame::end(stream, channel));
+        }
+    }
+}

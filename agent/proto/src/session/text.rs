@@ -1,0 +1,31 @@
+//! Texts of the peer, written for people.
+
+/// The longest text of a peer that is kept, in bytes; a guest may send megabytes.
+pub const MAX_MESSAGE: usize = 4096;
+
+/// Stands for what was cut off.
+const CUT: char = '…';
+
+/// Cuts what a peer wrote for people to [`MAX_MESSAGE`].
+pub fn truncate(message: &mut String) {
+    if message.len() <= MAX_MESSAGE {
+        return;
+    }
+    let end = (0..=MAX_MESSAGE - CUT.len_utf8()).rfind(|end| message.is_char_boundary(*end));
+    message.truncate(end.unwrap_or(0));
+    message.push(CUT);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_messages_are_cut_between_characters() {
+        for (length, expected) in [(MAX_MESSAGE / 2, MAX_MESSAGE), (MAX_MESSAGE, MAX_MESSAGE - 1)] {
+            let mut message = "é".repeat(length);
+            truncate(&mut message);
+            assert_eq!(message.len(), expected);
+        }
+    }
+}

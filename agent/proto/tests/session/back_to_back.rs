@@ -1,0 +1,263 @@
+//! A client and a server with a wire between them that is as slow as it likes: credit is never exceeded, nothing is
+//! lost, nothing changes its order.
+
+use boxlite_proto::credit::WINDOW;
+use boxlite_proto::frame::Channel;
+use boxlite_proto::message::{Exec, ExitStatus, Request, Response};
+use boxlite_proto::session::{Assembler, Chunks, Client, ClientEvent, Outbox, Server, ServerEvent};
+use bytes::Buf;
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::greeted;
+
+const STREAMS: u32 = 3;
+
+#[derive(Clone, Debug)]
+enum Step {
+    SendInput(u32, usize),
+    TakeInput(u32, usize),
+    SendOutput(u32, Channel, usize),
+    TakeOutput(u32, Channel, usize),
+    /// So many bytes travel to the agent.
+    ToAgent(usize),
+    ToHost(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let amount = || prop_oneof![1..50_usize, 1..20_000_usize, Just(1 << 20)];
+    let stream = || 1..=STREAMS;
+    let output = || prop::sample::select(Channel::OUTPUTS.to_vec());
+    prop_oneof![
+        1 => (stream(), amount()).prop_map(|(stream, n)| Step::SendInput(stream, n)),
+        1 => (stream(), amount()).prop_map(|(stream, n)| Step::TakeInput(stream, n)),
+        1 => (stream(), output(), amount()).prop_map(|(s, c, n)| Step::SendOutput(s, c, n)),
+        1 => (stream(), output(), amount()).prop_map(|(s, c, n)| Step::TakeOutput(s, c, n)),
+        2 => amount().prop_map(Step::ToAgent),
+        2 => amount().prop_map(Step::ToHost),
+    ]
+}
+
+/// A flow in one direction: its bytes count up, so that a lost or moved one shows.
+#[derive(Default)]
+struct Flow {
+    sent: usize,
+    arrived: usize,
+    taken: usize,
+    ended: bool,
+}
+
+impl Flow {
+    fn next(&mut self, count: usize) -> Vec<u8> {
+        let bytes = (self.sent..self.sent + count).map(|i| (i % 251) as u8).collect();
+        self.sent += count;
+        bytes
+    }
+
+    fn arrive(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            assert_eq!(*byte, (self.arrived % 251) as u8, "byte {}", self.arrived);
+            self.arrived += 1;
+        }
+        assert!(self.sent - self.taken <= WINDOW as usize, "more than the window");
+    }
+
+    fn take(&mut self, most: usize) -> usize {
+        let taken = most.min(self.arrived - self.taken);
+        self.taken += taken;
+        taken
+    }
+}
+
+struct Pair {
+    client: Client<()>,
+    server: Server<()>,
+    to_client: Assembler,
+    to_server: Assembler,
+    inputs: [Flow; STREAMS as usize],
+    outputs: [[Flow; 2]; STREAMS as usize],
+    exited: usize,
+}
+
+fn at(stream: u32) -> usize {
+    stream as usize - 1
+}
+
+impl Pair {
+    fn new() -> Self {
+        let (mut client, server) = greeted();
+        for stream in 1..=STREAMS {
+            let exec = Exec { stdin: true, ..Exec::default() };
+            assert_eq!(client.request(&Request::Exec(exec), |_| ()), Ok(stream));
+        }
+        let (to_client, to_server) = Default::default();
+        let (inputs, outputs) = Default::default();
+        Self { client, server, to_client, to_server, inputs, outputs, exited: 0 }
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::SendInput(stream, most) => {
+                let room = self.client.input_room(stream).min(most);
+                let mut bytes = Chunks::default();
+                bytes.extend(&self.inputs[at(stream)].next(room));
+                let sent = match most % 2 {
+                    0 => self.client.send_input_from(stream, &mut bytes),
+                    _ => self.client.send_input(stream, &bytes.copy_to_bytes(room)),
+                };
+                assert_eq!(sent, room);
+            }
+            Step::TakeInput(stream, most) => {
+                let taken = self.inputs[at(stream)].take(most);
+                self.server.input_taken(stream, taken);
+            }
+            Step::SendOutput(stream, channel, most) => {
+                let room = self.server.output_room(stream, channel).min(most);
+                let bytes = self.outputs[at(stream)][index(channel)].next(room);
+                self.server.send_output(stream, channel, &bytes);
+            }
+            Step::TakeOutput(stream, channel, most) => {
+                let flow = &mut self.outputs[at(stream)][index(channel)];
+                assert_eq!(self.client.output_held(stream, channel), flow.arrived - flow.taken);
+                let taken = flow.take(most);
+                self.client.output_taken(stream, channel, taken);
+            }
+            Step::ToAgent(most) => self.travel_to_agent(most),
+            Step::ToHost(most) => self.travel_to_host(most),
+        }
+    }
+
+    fn travel_to_agent(&mut self, most: usize) {
+        travel(self.client.outbox(), &mut self.to_server, most);
+        while let Some(event) = self.server.receive(&mut self.to_server).unwrap() {
+            match event {
+                ServerEvent::Request { stream, request } => {
+                    assert!(matches!(request, Ok(Request::Exec(_))));
+                    assert_eq!(self.server.respond(stream, &Response::Started { pid: 1 }), None);
+                }
+                ServerEvent::Input { stream, data } => self.inputs[at(stream)].arrive(&data),
+                ServerEvent::InputEnded { stream } => self.inputs[at(stream)].ended = true,
+                ServerEvent::OutputRoom { .. } => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn travel_to_host(&mut self, most: usize) {
+        travel(self.server.outbox(), &mut self.to_client, most);
+        while let Some(event) = self.client.receive(&mut self.to_client).unwrap() {
+            match event {
+                ClientEvent::Started { pid: 1, .. } | ClientEvent::InputRoom { .. } => {}
+                ClientEvent::Output { stream, channel, data } => {
+                    self.outputs[at(stream)][index(channel)].arrive(&data);
+                }
+                ClientEvent::OutputEnded { stream, channel } => {
+                    self.outputs[at(stream)][index(channel)].ended = true;
+                }
+                ClientEvent::Ended { response, .. } => {
+                    assert_eq!(response, Response::Exited(ExitStatus::Code(0)));
+                    self.exited += 1;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// Moves everything there is, and takes it.
+    fn settle(&mut self) {
+        loop {
+            self.travel_to_agent(usize::MAX);
+            self.travel_to_host(usize::MAX);
+            for stream in 1..=STREAMS {
+                self.step(Step::TakeInput(stream, usize::MAX));
+                for channel in Channel::OUTPUTS {
+                    self.step(Step::TakeOutput(stream, channel, usize::MAX));
+                }
+            }
+            if self.client.outbox().is_empty() && self.server.outbox().is_empty() {
+                return;
+            }
+        }
+    }
+
+    fn finish(mut self) {
+        self.settle();
+        // Whatever was done before, more can be sent now.
+        for stream in 1..=STREAMS {
+            let before = self.inputs[at(stream)].sent;
+            self.step(Step::SendInput(stream, usize::MAX));
+            assert!(self.inputs[at(stream)].sent - before >= WINDOW as usize * 3 / 4, "starved");
+            assert!(self.server.output_room(stream, Channel::Stdout) > 0, "starved");
+            self.client.end_input(stream);
+        }
+        self.settle();
+        for stream in 1..=STREAMS {
+            for channel in Channel::OUTPUTS {
+                self.server.end_output(stream, channel);
+            }
+            self.server.respond(stream, &Response::Exited(ExitStatus::Code(0)));
+        }
+        self.settle();
+        assert_eq!(self.exited, STREAMS as usize);
+        for flow in self.inputs.iter().chain(self.outputs.iter().flatten()) {
+            assert!(flow.ended && flow.arrived == flow.sent, "something is lost");
+        }
+    }
+}
+
+fn index(channel: Channel) -> usize {
+    channel.output_index().unwrap()
+}
+
+/// The wire.
+fn travel(from: &mut Outbox, to: &mut Assembler, most: usize) {
+    let mut left = most;
+    let _ = from.write_with(|slices| {
+        let Some(first) = slices.first().filter(|_| left > 0) else { return Ok::<_, ()>(0) };
+        let n = first.len().min(left);
+        to.extend(&first[..n]);
+        left -= n;
+        Ok(n)
+    });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn nothing_is_lost_moved_or_sent_without_credit(steps in vec(step(), 0..400)) {
+        let mut pair = Pair::new();
+        pair.travel_to_agent(usize::MAX);
+        pair.travel_to_host(usize::MAX);
+        steps.into_iter().for_each(|step| pair.step(step));
+        pair.finish();
+    }
+}
+
+#[test]
+fn what_nobody_reads_or_takes_is_told_once() {
+    let mut pair = Pair::new();
+    pair.travel_to_agent(usize::MAX);
+    pair.travel_to_host(usize::MAX);
+    pair.client.close_output(1, Channel::Stdout);
+    pair.client.close_output(1, Channel::Stdout);
+    travel(pair.client.outbox(), &mut pair.to_server, usize::MAX);
+    let closed = pair.server.receive(&mut pair.to_server).unwrap();
+    assert!(matches!(
+        closed,
+        Some(ServerEvent::OutputClosed { stream: 1, channel: Channel::Stdout })
+    ));
+    assert!(pair.server.receive(&mut pair.to_server).unwrap().is_none());
+    assert_eq!(pair.server.output_room(1, Channel::Stdout), 0);
+    pair.server.end_output(1, Channel::Stdout);
+    assert!(pair.server.outbox().is_empty(), "the host knows");
+    pair.server.close_input(2);
+    pair.server.close_input(2);
+    travel(pair.server.outbox(), &mut pair.to_client, usize::MAX);
+    let closed = pair.client.receive(&mut pair.to_client).unwrap();
+    assert!(matches!(closed, Some(ClientEvent::InputClosed { stream: 2 })));
+    assert!(pair.client.receive(&mut pair.to_client).unwrap().is_none());
+    assert!(!pair.client.is_input_open(2) && pair.client.input_room(2) == 0);
+    pair.client.end_input(2);
+    assert!(pair.client.outbox().is_empty(), "the agent knows");
+}

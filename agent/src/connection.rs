@@ -1,82 +1,22 @@
-//! One connection to the host: bytes in, frames out, bounded in both directions.
+//! One connection to the host: its descriptor and its session, bounded in both directions.
 
-use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
-use boxlite_proto::frame::{Channel, Frame, FrameError, HEADER_LEN, Header, MAX_DATA};
-use rustix::io::{Errno, read, write};
+use boxlite_proto::frame::MAX_DATA;
+use boxlite_proto::session::{Assembler, Server, ServerEvent, Violation};
+use rustix::io::{Errno, read, writev};
 
 use crate::poller::Ready;
 
-/// No more output of commands is taken in while this much waits to be sent. What one more frame adds
-/// on top of it is small.
-const HIGH_WATER: usize = 256 << 10;
-
-/// No more is taken in from the host either while this much waits to be sent: a host that only asks
-/// and never listens. Far above the high-water mark, because a host that writes before it reads on
-/// must not be left waiting for an agent that does the same.
-const DEAF: usize = 4 << 20;
+/// The host's requests and data are not read while this much waits to be sent: a host that only asks and never
+/// reads. Far above the session's high-water mark, because a host that writes before it reads on must not be left
+/// waiting for an agent that does the same.
+const STOP_READING: usize = 4 << 20;
 
 /// How much is read at once.
 pub(crate) const CHUNK: usize = MAX_DATA;
 
-/// Buffers larger than this are given back when they run empty.
-const KEEP: usize = 16 << 10;
-
-/// Bytes on their way to the host.
-#[derive(Default)]
-pub(crate) struct Outbox {
-    bytes: Vec<u8>,
-    sent: usize,
-}
-
-impl Outbox {
-    pub(crate) fn push(&mut self, frame: &Frame) {
-        self.push_parts(frame.stream, frame.kind, &frame.body);
-    }
-
-    pub(crate) fn push_data(&mut self, stream: u32, channel: Channel, data: &[u8]) {
-        self.push_parts(stream, channel.kind(), data);
-    }
-
-    fn push_parts(&mut self, stream: u32, kind: boxlite_proto::frame::Kind, body: &[u8]) {
-        self.bytes.extend_from_slice(&Header { len: body.len(), stream, kind }.encode());
-        self.bytes.extend_from_slice(body);
-    }
-
-    /// Whether data may be added.
-    pub(crate) fn has_room(&self) -> bool {
-        self.pending() < HIGH_WATER
-    }
-
-    fn pending(&self) -> usize {
-        self.bytes.len() - self.sent
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.pending() == 0
-    }
-
-    fn flush(&mut self, fd: &OwnedFd) -> rustix::io::Result<()> {
-        while !self.is_empty() {
-            match write(fd, &self.bytes[self.sent..]) {
-                Ok(n) => self.sent += n,
-                Err(Errno::INTR) => {}
-                Err(e) => {
-                    self.bytes.drain(..self.sent);
-                    self.sent = 0;
-                    return Err(e);
-                }
-            }
-        }
-        self.sent = 0;
-        self.bytes.clear();
-        self.bytes.shrink_to(KEEP);
-        Ok(())
-    }
-}
-
-/// What a stream of this connection is served by.
+/// What a stream of a connection is served by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Service {
     /// The exec with this ID.
@@ -84,6 +24,9 @@ pub(crate) enum Service {
     /// The job with this ID.
     Job(u64),
 }
+
+/// The protocol's state of a connection.
+pub(crate) type Session = Server<Service>;
 
 /// Whom an answer is for: a stream of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,24 +41,18 @@ pub(crate) enum Broken {
     #[error("the host closed it")]
     Closed,
     #[error(transparent)]
-    Frame(#[from] FrameError),
-    #[error(transparent)]
     Io(#[from] Errno),
-    #[error("{0}")]
-    Protocol(&'static str),
+    #[error(transparent)]
+    Protocol(#[from] Violation),
 }
 
 pub(crate) struct Connection {
     fd: OwnedFd,
     ready: Ready,
-    /// What has arrived of a frame that is not complete.
-    partial: Vec<u8>,
-    pub(crate) out: Outbox,
-    /// Whether the host's Hello has come.
-    pub(crate) greeted: bool,
+    input: Assembler,
+    pub(crate) session: Session,
     /// A virtio-serial port: it reads as ended until the host attaches.
     serial: bool,
-    pub(crate) streams: BTreeMap<u32, Service>,
 }
 
 impl Connection {
@@ -125,11 +62,9 @@ impl Connection {
             fd,
             // What arrived before it was watched makes no edge.
             ready: Ready { read: true, write: true, hung_up: false },
-            partial: Vec::new(),
-            out: Outbox::default(),
-            greeted: false,
+            input: Assembler::default(),
+            session: Session::default(),
             serial,
-            streams: BTreeMap::new(),
         }
     }
 
@@ -147,38 +82,29 @@ impl Connection {
 
     /// Whether [`receive`](Self::receive) may find something now.
     pub(crate) fn can_receive(&self) -> bool {
-        self.ready.read && self.out.pending() < DEAF
+        self.ready.read && self.session.waiting() < STOP_READING
     }
 
-    /// Reads once and returns the frames that are complete. `scratch` has [`CHUNK`] bytes.
-    pub(crate) fn receive(&mut self, scratch: &mut [u8]) -> Result<Vec<Frame>, Broken> {
-        let n = match read(&self.fd, &mut *scratch) {
-            Ok(0) if self.serial && !self.greeted => {
-                self.ready.read = false;
-                return Ok(Vec::new());
-            }
+    /// Reads once; [`next_event`](Self::next_event) has what came. `scratch` has [`CHUNK`] bytes.
+    pub(crate) fn receive(&mut self, scratch: &mut [u8]) -> Result<(), Broken> {
+        match read(&self.fd, &mut *scratch) {
+            Ok(0) if self.serial && !self.session.is_greeted() => self.ready.read = false,
             Ok(0) => return Err(Broken::Closed),
-            Ok(n) => n,
-            Err(Errno::AGAIN) => {
-                self.ready.read = false;
-                return Ok(Vec::new());
-            }
-            Err(Errno::INTR) => return Ok(Vec::new()),
+            Ok(n) => self.input.extend(&scratch[..n]),
+            Err(Errno::AGAIN) => self.ready.read = false,
+            Err(Errno::INTR) => {}
             Err(e) => return Err(e.into()),
-        };
-        let mut frames = Vec::new();
-        if self.partial.is_empty() {
-            let used = parse(&scratch[..n], &mut frames)?;
-            self.partial.extend_from_slice(&scratch[used..n]);
-        } else {
-            self.partial.extend_from_slice(&scratch[..n]);
-            let used = parse(&self.partial, &mut frames)?;
-            self.partial.drain(..used);
-            if self.partial.is_empty() {
-                self.partial.shrink_to(KEEP);
-            }
         }
-        Ok(frames)
+        Ok(())
+    }
+
+    /// The next event of what was received.
+    pub(crate) fn next_event(&mut self) -> Result<Option<ServerEvent>, Broken> {
+        let event = self.session.receive(&mut self.input)?;
+        if event.is_none() {
+            self.input.release();
+        }
+        Ok(event)
     }
 
     /// Sends what can be sent now.
@@ -186,8 +112,13 @@ impl Connection {
         if !self.ready.write {
             return Ok(());
         }
-        match self.out.flush(&self.fd) {
-            Ok(()) => Ok(()),
+        let fd = &self.fd;
+        let written = self.session.outbox().write_with(|slices| match writev(fd, slices) {
+            Err(Errno::INTR) => writev(fd, slices),
+            result => result,
+        });
+        match written {
+            Ok(()) | Err(Errno::INTR) => Ok(()),
             Err(Errno::AGAIN) => {
                 self.ready.write = false;
                 Ok(())
@@ -197,81 +128,47 @@ impl Connection {
     }
 }
 
-/// Takes the complete frames off the front of `bytes`; returns how many bytes they were.
-fn parse(bytes: &[u8], frames: &mut Vec<Frame>) -> Result<usize, FrameError> {
-    let mut rest = bytes;
-    while let Some((header, body)) = rest.split_first_chunk::<HEADER_LEN>() {
-        let Header { len, stream, kind } = Header::decode(header)?;
-        let Some((body, after)) = body.split_at_checked(len) else { break };
-        frames.push(Frame { stream, kind, body: body.to_vec().into() });
-        rest = after;
-    }
-    Ok(bytes.len() - rest.len())
-}
-
 #[cfg(test)]
 mod tests {
-    use boxlite_proto::message::Request;
+    use boxlite_proto::PROTOCOL_VERSION;
+    use boxlite_proto::frame::Frame;
+    use boxlite_proto::message::{Failure, FailureKind, Hello, Request, Response};
 
     use super::*;
 
-    fn pair() -> (Connection, OwnedFd) {
-        use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let (ours, theirs) =
-            socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
-        (Connection::new(ours, false), theirs)
-    }
-
-    #[test]
-    fn frames_survive_any_fragmentation() {
-        let sent: Vec<_> = (0..50_u32)
-            .map(|i| Frame::data(i, Channel::Stdin, vec![i as u8; i as usize * 37]))
-            .chain([Request::Ping.frame(7)])
-            .collect();
-        let bytes: Vec<u8> = sent.iter().flat_map(Frame::to_bytes).collect();
-        for step in [1, 8, 9, 10, 333, CHUNK] {
-            let (mut connection, host) = pair();
-            let mut scratch = vec![0; CHUNK];
-            let mut received = Vec::new();
-            for piece in bytes.chunks(step) {
-                assert_eq!(write(&host, piece).unwrap(), piece.len());
-                received.extend(connection.receive(&mut scratch).unwrap());
-            }
-            assert!(received == sent, "in steps of {step}");
-            assert!(connection.partial.is_empty());
-        }
-    }
-
-    #[test]
-    fn a_length_that_is_too_long_is_refused_before_its_body() {
-        let (mut connection, host) = pair();
-        let mut bytes = Frame::data(1, Channel::Stdin, *b"x").to_bytes();
-        bytes[..4].copy_from_slice(&u32::MAX.to_le_bytes());
-        write(&host, &bytes).unwrap();
-        let result = connection.receive(&mut vec![0; CHUNK]);
-        assert!(matches!(result, Err(Broken::Frame(FrameError::TooLong { .. }))), "{result:?}");
-    }
-
     #[test]
     fn what_cannot_be_sent_waits_and_is_sent_in_order() {
-        let (mut connection, host) = pair();
-        for i in 0..64_u32 {
-            connection.out.push_data(i, Channel::Stdout, &[i as u8; 32 << 10]);
+        use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (ours, host) =
+            socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+        let mut connection = Connection::new(ours, false);
+        let mut scratch = vec![0; CHUNK];
+        let hello = Hello { version: PROTOCOL_VERSION, generation: 0, unix_time_ns: 0 };
+        let mut expected = vec![hello.frame(0)];
+        rustix::io::write(&host, &hello.frame(0).to_bytes()).unwrap();
+        for stream in 1..64 {
+            rustix::io::write(&host, &Request::Ping.frame(stream).to_bytes()).unwrap();
+        }
+        connection.receive(&mut scratch).unwrap();
+        while let Some(event) = connection.next_event().unwrap() {
+            let ServerEvent::Request { stream, .. } = event else { continue };
+            let message = stream.to_string().repeat(16 << 10);
+            let answer = Response::Failed(Failure { kind: FailureKind::Other, message });
+            expected.push(answer.frame(stream));
+            connection.session.respond(stream, &answer);
         }
         connection.flush().unwrap();
-        assert!(!connection.out.is_empty() && !connection.out.has_room());
-        let mut got = Vec::new();
-        let mut scratch = vec![0; CHUNK];
-        while !(connection.out.is_empty() && got.len() == 64 * ((32 << 10) + HEADER_LEN)) {
+        assert!(connection.session.waiting() > 0 && !connection.ready.write);
+        let (mut answers, mut got) = (Assembler::default(), Vec::<Frame>::new());
+        while got.len() < expected.len() {
             if let Ok(n) = read(&host, &mut scratch[..]) {
-                got.extend_from_slice(&scratch[..n]);
+                answers.extend(&scratch[..n]);
             }
+            got.extend(std::iter::from_fn(|| answers.next_frame().unwrap()));
             connection.notify(Ready { write: true, ..Ready::default() });
             connection.flush().unwrap();
         }
-        let mut frames = Vec::new();
-        assert_eq!(parse(&got, &mut frames).unwrap(), got.len());
-        assert!((0..64).all(|i| frames[i].stream == i as u32 && frames[i].body[0] == i as u8));
+        assert!(got == expected && connection.session.waiting() == 0);
     }
 }

@@ -2,35 +2,37 @@
 //! asking the kernel what takes it time to answer.
 //!
 //! What the host sends is handed to the thread without copying; what the thread has taken comes back
-//! as credit, so at most a window is ever in between. The same holds the other way: the thread waits
-//! for credit before it writes.
+//! as credit, so at most a window is ever in between. The other way, the thread waits while what it wrote has not
+//! been sent.
 
-use std::collections::VecDeque;
 use std::io::{self, BufRead, Read, Write};
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use boxlite_proto::credit::{CreditError, ReceiveWindow, SendWindow};
-use boxlite_proto::frame::{Channel, Frame, MAX_DATA};
+use boxlite_proto::frame::{Channel, MAX_DATA};
 use boxlite_proto::message::Response;
+use boxlite_proto::session::Chunks;
+use bytes::Bytes;
 
-use crate::connection::{Outbox, Place};
+use crate::connection::{Place, Session};
 
 /// Removing deep directories recurses.
 const STACK: usize = 1 << 20;
+
+/// A thread that has written so much that was not sent waits.
+const OUTPUT: usize = 256 << 10;
 
 /// Work under way, as the server sees it.
 pub(crate) struct Job {
     pub(crate) place: Place,
     /// None once the host has sent all.
     input: Option<Sender<Piece>>,
-    window: ReceiveWindow,
     shared: Arc<Shared>,
 }
 
 enum Piece {
-    Data(Vec<u8>),
+    Data(Bytes),
     End,
 }
 
@@ -38,7 +40,7 @@ enum Piece {
 struct Shared {
     state: Mutex<State>,
     /// The server changed something that a writer waits for.
-    granted: Condvar,
+    room: Condvar,
     /// Rung when the thread has changed something.
     bell: Arc<OwnedFd>,
 }
@@ -47,9 +49,8 @@ struct Shared {
 struct State {
     /// Bytes of input that the thread has read and the host does not know of.
     taken: usize,
-    /// Output that there was credit for: at most a window.
-    output: VecDeque<Vec<u8>>,
-    credit: SendWindow,
+    /// What was written and not sent: at most [`OUTPUT`].
+    output: Chunks,
     /// Nobody is interested any more.
     cancelled: bool,
     result: Option<Response>,
@@ -75,12 +76,12 @@ impl Job {
         work: impl FnOnce(Input, Output) -> Response + Send + 'static,
     ) -> io::Result<Self> {
         let (input, pieces) = channel();
-        let shared = Arc::new(Shared { state: Mutex::default(), granted: Condvar::new(), bell });
+        let shared = Arc::new(Shared { state: Mutex::default(), room: Condvar::new(), bell });
         let for_thread = Arc::clone(&shared);
         std::thread::Builder::new().name("job".into()).stack_size(STACK).spawn(move || {
             let input = Input {
                 pieces,
-                current: Vec::new(),
+                current: Bytes::new(),
                 read: 0,
                 ended: false,
                 shared: Arc::clone(&for_thread),
@@ -89,17 +90,15 @@ impl Job {
             for_thread.lock().result = Some(response);
             for_thread.ring();
         })?;
-        Ok(Self { place, input: Some(input), window: ReceiveWindow::default(), shared })
+        Ok(Self { place, input: Some(input), shared })
     }
 
     /// The next piece of input has arrived.
-    pub(crate) fn receive(&mut self, data: Vec<u8>) -> Result<(), CreditError> {
-        self.window.receive(data.len())?;
+    pub(crate) fn receive(&mut self, data: Bytes) {
         if let Some(input) = &self.input {
             // Fails only if the thread is done, which the host is about to learn.
             let _ = input.send(Piece::Data(data));
         }
-        Ok(())
     }
 
     /// The input is complete.
@@ -109,25 +108,19 @@ impl Job {
         }
     }
 
-    /// The host took output.
-    pub(crate) fn grant(&mut self, bytes: u32) -> Result<(), CreditError> {
-        self.shared.lock().credit.grant(bytes)?;
-        self.shared.granted.notify_one();
-        Ok(())
-    }
-
     /// Nobody is interested any more: the thread finds its input cut off and its output refused.
     pub(crate) fn cancel(&mut self) {
         self.input = None;
         let mut state = self.shared.lock();
         state.cancelled = true;
         state.output.clear();
-        self.shared.granted.notify_one();
+        self.shared.room.notify_one();
     }
 
     /// Whether [`advance`](Self::advance) would send something that had no room before.
-    pub(crate) fn can_advance(&self, out: &Outbox) -> bool {
-        out.has_room() && !self.shared.lock().output.is_empty()
+    pub(crate) fn can_advance(&self, session: &Session) -> bool {
+        session.output_room(self.place.stream, Channel::Stdout) > 0
+            && !self.shared.lock().output.is_empty()
     }
 
     /// Whether the thread has done all that it does.
@@ -135,26 +128,28 @@ impl Job {
         self.shared.lock().result.is_some()
     }
 
-    /// Grants credit for what has been taken and sends output; returns the result once there is one
-    /// and everything before it has been sent.
-    pub(crate) fn advance(&mut self, out: &mut Outbox) -> Option<Response> {
+    /// Grants credit for what has been taken and sends output, if the connection is there; returns the result
+    /// once there is one and everything before it has been sent.
+    pub(crate) fn advance(&mut self, session: Option<&mut Session>) -> Option<Response> {
         let stream = self.place.stream;
         let mut state = self.shared.lock();
-        if let Some(bytes) = self.window.take(std::mem::take(&mut state.taken)) {
-            out.push(&Frame::credit(stream, Channel::Stdin, bytes));
+        let taken = std::mem::take(&mut state.taken);
+        match session {
+            Some(session) => {
+                session.input_taken(stream, taken);
+                session.send_output_from(stream, Channel::Stdout, &mut state.output);
+            }
+            None => state.output.clear(),
         }
-        while out.has_room() {
-            let Some(data) = state.output.pop_front() else { return state.result.take() };
-            out.push_data(stream, Channel::Stdout, &data);
-        }
-        None
+        self.shared.room.notify_one();
+        if state.output.is_empty() { state.result.take() } else { None }
     }
 }
 
 /// What the host sends, as a reader.
 pub(crate) struct Input {
     pieces: Receiver<Piece>,
-    current: Vec<u8>,
+    current: Bytes,
     read: usize,
     ended: bool,
     shared: Arc<Shared>,
@@ -167,7 +162,7 @@ impl BufRead for Input {
             if taken > 0 {
                 self.shared.lock().taken += taken;
                 self.shared.ring();
-                self.current = Vec::new();
+                self.current = Bytes::new();
                 self.read = 0;
             }
             match self.pieces.recv() {
@@ -194,7 +189,7 @@ impl Read for Input {
     }
 }
 
-/// The way to the host, as a writer that waits for credit.
+/// The way to the host, as a writer that waits while too much was not sent.
 pub(crate) struct Output(Arc<Shared>);
 
 impl Write for Output {
@@ -204,16 +199,13 @@ impl Write for Output {
             if state.cancelled {
                 return Err(io::ErrorKind::ConnectionAborted.into());
             }
-            let n = data.len().min(state.credit.available()).min(MAX_DATA);
+            let n = data.len().min(OUTPUT.saturating_sub(state.output.len())).min(MAX_DATA);
             if n > 0 || data.is_empty() {
                 break n;
             }
-            state = self.0.granted.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.0.room.wait(state).unwrap_or_else(PoisonError::into_inner);
         };
-        state.credit.spend(n);
-        if let Some(data) = data.get(..n).filter(|data| !data.is_empty()) {
-            state.output.push_back(data.to_vec());
-        }
+        state.output.extend(data.get(..n).unwrap_or_default());
         drop(state);
         self.0.ring();
         Ok(n)
@@ -228,7 +220,10 @@ impl Write for Output {
 mod tests {
     use std::time::{Duration, Instant};
 
+    use boxlite_proto::PROTOCOL_VERSION;
     use boxlite_proto::credit::WINDOW;
+    use boxlite_proto::frame::Frame;
+    use boxlite_proto::message::{Hello, Request};
     use rustix::event::{EventfdFlags, eventfd};
 
     use super::*;
@@ -265,40 +260,53 @@ mod tests {
 
     #[test]
     fn the_end_of_the_input_is_not_its_being_cut_off() {
-        let mut out = Outbox::default();
         let mut job = start(read_all);
         for data in [&b"ab"[..], b"", b"c"] {
-            job.receive(data.to_vec()).unwrap();
+            job.receive(Bytes::from_static(data));
         }
         job.end();
-        assert_eq!(wait_for(|| job.advance(&mut out)), Response::Started { pid: 3 });
+        assert_eq!(wait_for(|| job.advance(None)), Response::Started { pid: 3 });
         let mut job = start(read_all);
-        job.receive(b"ab".to_vec()).unwrap();
+        job.receive(Bytes::from_static(b"ab"));
         job.cancel();
         job.end();
-        assert_eq!(wait_for(|| job.advance(&mut out)), Response::Done);
-        let mut job = start(read_all);
-        job.receive(vec![0; WINDOW as usize]).unwrap();
-        wait_for(|| (job.shared.lock().taken == 0).then_some(()));
-        assert!(job.receive(vec![0; 1]).is_err(), "more than the window");
-        job.cancel();
+        assert_eq!(wait_for(|| job.advance(None)), Response::Done);
+    }
+
+    /// A connection on which stream 2 was asked for.
+    fn session() -> Session {
+        let mut session = Session::default();
+        let hello = Hello { version: PROTOCOL_VERSION, generation: 0, unix_time_ns: 0 };
+        for frame in [hello.frame(0), Request::CopyOut(Default::default()).frame(2)] {
+            session.receive_frame(frame).unwrap();
+        }
+        session.outbox().clear();
+        session
     }
 
     #[test]
-    fn output_waits_for_credit_and_is_bounded() {
-        let mut job = start(|_, mut output| match output.write_all(&vec![7; 1 << 20]) {
+    fn output_waits_until_it_is_sent_and_is_bounded() {
+        let mut job = start(|_, mut output| match output.write_all(&vec![7; 2 << 20]) {
             Ok(()) => Response::Done,
             Err(_) => Response::Started { pid: 1 },
         });
-        let waiting = |job: &Job| job.shared.lock().output.iter().map(Vec::len).sum::<usize>();
-        wait_for(|| (waiting(&job) == WINDOW as usize).then_some(()));
+        let waiting = |job: &Job| job.shared.lock().output.len();
+        wait_for(|| (waiting(&job) == OUTPUT).then_some(()));
+        let mut session = session();
+        let mut sent = 0;
+        while sent < WINDOW as usize {
+            assert_eq!(job.advance(Some(&mut session)), None);
+            sent += session.outbox().take().len();
+        }
+        // No more is sent without credit, and no more is written then.
+        wait_for(|| (waiting(&job) == OUTPUT).then_some(()));
         std::thread::sleep(Duration::from_millis(20));
-        assert_eq!(waiting(&job), WINDOW as usize);
-        assert!(job.grant(1).is_ok(), "what was spent can be granted again");
-        assert!(job.grant(WINDOW).is_err(), "no more than that");
+        assert!(!job.can_advance(&session) && waiting(&job) == OUTPUT);
+        session.receive_frame(Frame::credit(2, Channel::Stdout, 1000)).unwrap();
+        assert!(job.can_advance(&session));
         job.cancel();
-        let mut out = Outbox::default();
-        assert_eq!(wait_for(|| job.advance(&mut out)), Response::Started { pid: 1 });
-        assert!(out.is_empty(), "the output of a cancelled job is sent");
+        session.outbox().clear();
+        assert_eq!(wait_for(|| job.advance(Some(&mut session))), Response::Started { pid: 1 });
+        assert!(session.outbox().is_empty(), "the output of a cancelled job is sent");
     }
 }

@@ -12,20 +12,18 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use boxlite_proto::PROTOCOL_VERSION;
 use boxlite_proto::boot::Role;
-use boxlite_proto::frame::{Frame, FrameError, Kind};
+use boxlite_proto::frame::FrameError;
 use boxlite_proto::guest::ExecCounts;
-use boxlite_proto::message::{
-    self, Event, ExitStatus, Failure, FailureKind, Hello, Request, Response,
-};
+use boxlite_proto::message::{self, Event, ExitStatus, Failure, FailureKind, Request, Response};
+use boxlite_proto::session::{ServerEvent, Violation};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io;
 use rustix::process::Pid;
 
 use self::listener::Listener;
 use self::streams::{to_exec, to_job};
-use crate::connection::{Broken, CHUNK, Connection, Outbox, Place, Service};
+use crate::connection::{Broken, CHUNK, Connection, Place, Service, Session};
 use crate::exec::{Cgroups, Exec};
 use crate::job::Job;
 use crate::poller::{Poller, Token};
@@ -198,16 +196,16 @@ impl Server {
             || self.connections.values().any(Connection::can_receive)
             || self.execs.values().any(|exec| match exec.place {
                 None => exec.can_pump(None),
-                Some(place) => self.outbox(place).is_some_and(|outbox| exec.can_pump(Some(outbox))),
+                Some(place) => self.session(place).is_some_and(|to| exec.can_pump(Some(to))),
             })
             || self
                 .jobs
                 .values()
-                .any(|job| self.outbox(job.place).is_some_and(|outbox| job.can_advance(outbox)))
+                .any(|job| self.session(job.place).is_some_and(|to| job.can_advance(to)))
     }
 
-    fn outbox(&self, place: Place) -> Option<&Outbox> {
-        self.connections.get(&place.connection).map(|connection| &connection.out)
+    fn session(&self, place: Place) -> Option<&Session> {
+        self.connections.get(&place.connection).map(|connection| &connection.session)
     }
 
     /// How long to wait for events.
@@ -264,13 +262,7 @@ impl Server {
     /// Reads from a connection and does what the host asks.
     fn serve(&mut self, id: u64) {
         let Some(mut connection) = self.connections.remove(&id) else { return };
-        let result = if connection.can_receive() {
-            connection.receive(&mut self.scratch).and_then(|frames| {
-                frames.into_iter().try_for_each(|frame| self.handle(id, &mut connection, frame))
-            })
-        } else {
-            Ok(())
-        };
+        let result = self.receive(id, &mut connection);
         match result {
             Ok(()) => {
                 self.connections.insert(id, connection);
@@ -279,59 +271,41 @@ impl Server {
         }
     }
 
-    fn handle(&mut self, id: u64, connection: &mut Connection, frame: Frame) -> Result<(), Broken> {
-        if !connection.greeted && frame.kind != Kind::Hello {
-            return Err(Broken::Protocol("the first frame is not Hello"));
-        }
-        match frame.kind {
-            Kind::Hello => self.greet(connection, &frame.decode()?),
-            Kind::Request => {
-                if frame.stream == 0 || connection.streams.contains_key(&frame.stream) {
-                    return Err(Broken::Protocol("a request on a stream that is in use"));
-                }
-                let request = frame.decode::<Request>();
-                self.start(id, connection, frame.stream, request);
-                Ok(())
-            }
-            Kind::Control | Kind::Stdin | Kind::End | Kind::Credit => {
-                match connection.streams.get(&frame.stream) {
-                    Some(Service::Exec(exec)) => match self.execs.get_mut(exec) {
-                        Some(exec) => to_exec(exec, &frame),
-                        None => Ok(()),
-                    },
-                    Some(Service::Job(job)) => match self.jobs.get_mut(job) {
-                        Some(job) => to_job(job, frame),
-                        None => Ok(()),
-                    },
-                    // The stream has just ended, and the host did not know yet.
-                    None => Ok(()),
-                }
-            }
-            Kind::Response | Kind::Event | Kind::Stdout | Kind::Stderr => {
-                Err(Broken::Protocol("a frame that only the agent sends"))
-            }
-        }
-    }
-
-    fn greet(&mut self, connection: &mut Connection, hello: &Hello) -> Result<(), Broken> {
-        if connection.greeted {
-            return Err(Broken::Protocol("a second Hello"));
-        }
-        let ours = Hello { version: PROTOCOL_VERSION, generation: 0, unix_time_ns: 0 };
-        connection.out.push(&ours.frame(0));
-        if hello.version != PROTOCOL_VERSION {
-            // The host sees from the answer which version it would have to speak.
-            let _ = connection.flush();
-            return Err(Broken::Protocol("another protocol version"));
-        }
-        connection.greeted = true;
-        clock::not_before(hello.unix_time_ns);
-        if connection.is_serial() {
-            for event in self.greeting.drain(..) {
-                connection.out.push(&event.frame(0));
+    fn receive(&mut self, id: u64, connection: &mut Connection) -> Result<(), Broken> {
+        if connection.can_receive() {
+            connection.receive(&mut self.scratch)?;
+            while let Some(event) = connection.next_event()? {
+                self.handle(id, connection, event);
             }
         }
         Ok(())
+    }
+
+    fn handle(&mut self, id: u64, connection: &mut Connection, event: ServerEvent) {
+        match event {
+            ServerEvent::Hello(hello) => {
+                clock::not_before(hello.unix_time_ns);
+                if connection.is_serial() {
+                    self.greeting.drain(..).for_each(|event| connection.session.event(&event));
+                }
+            }
+            ServerEvent::Request { stream, request } => {
+                self.start(id, connection, stream, request);
+            }
+            event => match event.stream().and_then(|stream| connection.session.tag(stream)) {
+                Some(Service::Exec(exec)) => {
+                    if let Some(exec) = self.execs.get_mut(exec) {
+                        to_exec(exec, event);
+                    }
+                }
+                Some(Service::Job(job)) => {
+                    if let Some(job) = self.jobs.get_mut(job) {
+                        to_job(job, event);
+                    }
+                }
+                None => {}
+            },
+        }
     }
 
     fn start(
@@ -388,7 +362,7 @@ impl Server {
             Ok(request) if !work::is_for(self.role, &request) => unsupported("this request"),
             Ok(request) => match self.start_job(request, place) {
                 Ok(job) => {
-                    connection.streams.insert(stream, Service::Job(job));
+                    connection.session.set_tag(stream, Service::Job(job));
                     return;
                 }
                 Err(failure) => Response::Failed(failure),
@@ -396,7 +370,7 @@ impl Server {
             // Malformed: its length was right, so the connection goes on.
             Err(_) => Response::Failed(unknown_request()),
         };
-        connection.out.push(&answer.frame(stream));
+        connection.session.respond(stream, &answer);
     }
 
     /// Starts a command that the host hears of; `main` is of a main command, and whether it has an init.
@@ -409,7 +383,7 @@ impl Server {
     ) -> Response {
         match self.start_exec(request, main, Some(place)) {
             Ok((exec, pid)) => {
-                connection.streams.insert(place.stream, Service::Exec(exec));
+                connection.session.set_tag(place.stream, Service::Exec(exec));
                 Response::Started { pid }
             }
             Err(failure) => Response::Failed(failure),
@@ -483,13 +457,11 @@ impl Server {
 
     fn advance_jobs(&mut self) {
         self.jobs.retain(|id, job| {
-            let mut nowhere = Outbox::default();
-            let mut connection = self.connections.get_mut(&job.place.connection);
-            let out = connection.as_mut().map_or(&mut nowhere, |connection| &mut connection.out);
-            let Some(response) = job.advance(out) else { return true };
-            out.push(&response.frame(job.place.stream));
-            if let Some(connection) = connection {
-                connection.streams.remove(&job.place.stream);
+            let connection = self.connections.get_mut(&job.place.connection);
+            let mut session = connection.map(|connection| &mut connection.session);
+            let Some(response) = job.advance(session.as_deref_mut()) else { return true };
+            if let Some(session) = session {
+                session.respond(job.place.stream, &response);
             }
             self.layer.take_if(|layer| layer == id);
             false
@@ -507,9 +479,9 @@ impl Server {
                 continue;
             };
             let Some(connection) = self.connections.get_mut(&place.connection) else { continue };
-            if let Some(last) = exec.pump(Some(&mut connection.out), &mut self.scratch, now) {
-                connection.out.push(&last.frame(place.stream));
-                connection.streams.remove(&place.stream);
+            let session = &mut connection.session;
+            if let Some(last) = exec.pump(Some(session), &mut self.scratch, now) {
+                session.respond(place.stream, &last);
                 over.push(*id);
             }
         }
@@ -535,11 +507,15 @@ impl Server {
     }
 
     /// Ends a connection with everything that it started.
-    fn close(&mut self, connection: Connection, reason: &Broken) {
+    fn close(&mut self, mut connection: Connection, reason: &Broken) {
+        if matches!(reason, Broken::Protocol(Violation::Version { .. })) {
+            // The host learns which version it would have to speak.
+            let _ = connection.flush();
+        }
         if !matches!(reason, Broken::Closed | Broken::Io(_)) {
             crate::log::warn(format_args!("closed a connection: {reason}"));
         }
-        for service in connection.streams.values() {
+        for service in connection.session.tags() {
             match service {
                 Service::Exec(id) => {
                     if let Some(exec) = self.execs.remove(id) {
@@ -567,7 +543,7 @@ impl Server {
         shutdown::end_everything();
         let Some((id, stream)) = shutdown.requested_by else { return };
         if let Some(mut connection) = self.connections.remove(&id) {
-            connection.out.push(&Response::Done.frame(stream));
+            connection.session.respond(stream, &Response::Done);
             shutdown::send_last(connection);
         }
     }

@@ -130,7 +130,7 @@ pub(crate) fn send_last(mut connection: Connection) {
         if connection.flush().is_err() {
             return;
         }
-        if connection.out.is_empty() && sys::ioctl::unsent_bytes(connection.fd()) == Ok(0) {
+        if connection.session.waiting() == 0 && sys::ioctl::unsent_bytes(connection.fd()) == Ok(0) {
             return;
         }
         std::thread::sleep(Duration::from_millis(1));

@@ -3,12 +3,13 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use boxlite_proto::frame::{HEADER_LEN, Kind};
-use boxlite_proto::message::{Event, Hello, Stage};
-use boxlite_proto::{AGENT_PORT, BOOT_REPORT_PORT, PROTOCOL_VERSION, SERIAL_PORT_NAME};
+use boxlite_proto::message::{Event, Stage};
+use boxlite_proto::session::Assembler;
+use boxlite_proto::{AGENT_PORT, BOOT_REPORT_PORT, SERIAL_PORT_NAME};
 use rustix::fs::{Mode, OFlags};
-use rustix::io::{self, Errno};
+use rustix::io::{self, Errno, writev};
 
+use crate::connection::Session;
 use crate::server::Server;
 use crate::sys::{self, vsock};
 
@@ -93,11 +94,9 @@ impl Transport {
             }
             Self::Vsock { report: None, .. } => {}
             Self::Serial { port, events } => {
-                if wait_for_hello(&port, deadline) {
-                    let hello = Hello { version: PROTOCOL_VERSION, generation: 0, unix_time_ns: 0 };
-                    let mut bytes = hello.frame(0).to_bytes();
-                    bytes.extend(events.iter().flat_map(|event| event.frame(0).to_bytes()));
-                    let _ = rustix::io::write(&port, &bytes);
+                if let Some(mut session) = wait_for_hello(&port, deadline) {
+                    events.iter().for_each(|event| session.event(event));
+                    let _ = session.outbox().write_with(|slices| writev(&port, slices));
                     // What was written without blocking leaves when the host's side gets to run.
                     std::thread::sleep(Duration::from_millis(100));
                 }
@@ -136,18 +135,23 @@ fn find_port() -> Option<String> {
     }
 }
 
-/// Whether the host attached and sent the header of a Hello.
-fn wait_for_hello(port: &OwnedFd, deadline: Instant) -> bool {
-    let mut bytes = Vec::new();
+/// Waits until the host has attached and said hello, in whatever version.
+fn wait_for_hello(port: &OwnedFd, deadline: Instant) -> Option<Session> {
+    let (mut session, mut input) = (Session::default(), Assembler::default());
     let mut chunk = [0; 256];
-    while bytes.len() < HEADER_LEN && Instant::now() < deadline {
+    while Instant::now() < deadline {
         match rustix::io::read(port, &mut chunk) {
-            Ok(n) if n > 0 => bytes.extend_from_slice(&chunk[..n]),
+            Ok(n) if n > 0 => input.extend(&chunk[..n]),
             Ok(_) | Err(Errno::AGAIN | Errno::INTR) => {
                 std::thread::sleep(Duration::from_millis(10));
             }
-            Err(_) => return false,
+            Err(_) => return None,
         }
+        let received = session.receive(&mut input);
+        if session.waiting() > 0 {
+            return Some(session);
+        }
+        received.ok()?;
     }
-    bytes.get(HEADER_LEN - 1) == Some(&(Kind::Hello as u8))
+    None
 }

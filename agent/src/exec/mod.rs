@@ -16,18 +16,18 @@ mod user;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use boxlite_proto::credit::CreditError;
 use boxlite_proto::frame::Channel;
 use boxlite_proto::message::{self, Control, ExitStatus, Failure, Response};
+use bytes::Bytes;
 use rustix::io;
 use rustix::process::Pid;
 
 use self::cgroup::Cgroup;
 pub(crate) use self::cgroup::Cgroups;
 use self::namespace::{End, Namespace};
-use self::pump::{Input, Output, State};
+use self::pump::{Input, Output, Sink, State};
 use self::spawn::Started;
-use crate::connection::{Outbox, Place};
+use crate::connection::{CHUNK, Place, Session};
 use crate::poller::{Poller, Ready, Token};
 use crate::sys::signal::{signal_group, signal_process};
 
@@ -154,46 +154,30 @@ impl Exec {
 
     /// Data for its standard input. What comes after the input was closed is dropped: the host has
     /// been told, or said itself that there is no more.
-    pub(crate) fn receive(&mut self, data: &[u8]) -> Result<(), CreditError> {
-        if let Some(signal) = self.typed_signal(data)
+    pub(crate) fn receive(&mut self, data: Bytes) {
+        if let Some(signal) = self.typed_signal(&data)
             && let Some(namespace) = &mut self.namespace
         {
             namespace.interrupt(signal);
         }
-        self.input.as_mut().map_or(Ok(()), |input| input.receive(data))
-    }
-
-    /// The host ends a channel: no more input, or nobody reads that output.
-    pub(crate) fn end(&mut self, channel: Channel) {
-        match channel {
-            Channel::Stdin => {
-                if let Some(input) = &mut self.input {
-                    input.end();
-                }
-            }
-            output => {
-                if let Some(slot) = self.output_mut(output) {
-                    *slot = None;
-                }
-            }
+        if let Some(input) = &mut self.input {
+            input.receive(data);
         }
     }
 
-    /// The host took output.
-    pub(crate) fn grant(&mut self, channel: Channel, bytes: u32) -> Result<(), CreditError> {
-        match self.output_mut(channel) {
-            Some(Some(output)) => output.grant(bytes),
-            _ => Ok(()),
+    /// No more input comes.
+    pub(crate) fn end_input(&mut self) {
+        if let Some(input) = &mut self.input {
+            input.end();
         }
     }
 
-    fn output_mut(&mut self, channel: Channel) -> Option<&mut Option<Output>> {
-        let index = match channel {
-            Channel::Stdin => return None,
-            Channel::Stdout => 0,
-            Channel::Stderr => 1,
-        };
-        self.outputs.get_mut(index)
+    /// The host does not read an output any more.
+    pub(crate) fn close_output(&mut self, channel: Channel) {
+        let output = channel.output_index().and_then(|index| self.outputs.get_mut(index));
+        if let Some(output) = output {
+            *output = None;
+        }
     }
 
     /// The signal that the terminal of a main command makes of a key, if that is for the main command itself.
@@ -304,10 +288,11 @@ impl Exec {
     }
 
     /// Whether [`pump`](Self::pump) would do something now.
-    pub(crate) fn can_pump(&self, out: Option<&Outbox>) -> bool {
+    pub(crate) fn can_pump(&self, session: Option<&Session>) -> bool {
+        let stream = self.place.map_or(0, |place| place.stream);
+        let room = |channel| session.map_or(CHUNK, |session| session.output_room(stream, channel));
         self.input.as_ref().is_some_and(Input::can_pump)
-            || out.is_none_or(Outbox::has_room)
-                && self.outputs.iter().flatten().any(Output::can_pump)
+            || self.outputs.iter().flatten().any(|output| output.can_pump(room))
             || self.is_over()
     }
 
@@ -316,18 +301,23 @@ impl Exec {
     }
 
     /// Moves data, one read for each output; that of a detached command goes nowhere. Returns the last
-    /// frame of the stream once it is over.
+    /// answer on the stream once it is over.
     pub(crate) fn pump(
         &mut self,
-        mut out: Option<&mut Outbox>,
+        session: Option<&mut Session>,
         scratch: &mut [u8],
         now: Instant,
     ) -> Option<Response> {
-        let stream = self.place.map_or(0, |place| place.stream);
-        if let Some(out) = out.as_deref_mut() {
-            self.input
-                .take_if(|input| input.can_pump() && input.pump(stream, out) == State::Closed);
-        }
+        let mut to = match (session, self.place) {
+            (Some(session), Some(place)) => {
+                let stream = place.stream;
+                self.input.take_if(|input| {
+                    input.can_pump() && input.pump(stream, session) == State::Closed
+                });
+                Sink::Host(session, stream)
+            }
+            _ => Sink::Nowhere,
+        };
         let last_call = self
             .exited
             .as_mut()
@@ -338,9 +328,8 @@ impl Exec {
                 if last_call {
                     output.last_call();
                 }
-                out.as_deref().is_none_or(Outbox::has_room)
-                    && output.can_pump()
-                    && output.pump(stream, out.as_deref_mut(), scratch) == State::Closed
+                output.can_pump(|channel| to.room(channel))
+                    && output.pump(&mut to, scratch) == State::Closed
             });
         }
         let exited = self.exited.filter(|_| self.is_over())?;

@@ -1,13 +1,14 @@
-//! Moving bytes between the host and one channel of a command, never more than the credit allows.
+//! Moving bytes between the host and one channel of a command, never more than the session allows.
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use boxlite_proto::credit::{CreditError, ReceiveWindow, SendWindow};
-use boxlite_proto::frame::{Channel, Frame};
+use boxlite_proto::frame::Channel;
+use boxlite_proto::session::Chunks;
+use bytes::{Buf, Bytes};
 use rustix::io::{Errno, read, write};
 use rustix::termios::{LocalModes, SpecialCodeIndex, tcgetattr};
 
-use crate::connection::{CHUNK, Outbox};
+use crate::connection::{CHUNK, Session};
 use crate::poller::Ready;
 
 /// After a command has exited, a terminal that something still holds open is read for at most so
@@ -20,9 +21,7 @@ pub(crate) struct Input {
     terminal: bool,
     writable: bool,
     /// What has arrived and not been written; at most a window.
-    queue: Vec<u8>,
-    written: usize,
-    window: ReceiveWindow,
+    queue: Chunks,
     /// The host has sent everything.
     ended: bool,
 }
@@ -37,15 +36,7 @@ pub(crate) enum State {
 
 impl Input {
     pub(crate) fn new(fd: OwnedFd, terminal: bool) -> Self {
-        Self {
-            fd,
-            terminal,
-            writable: true,
-            queue: Vec::new(),
-            written: 0,
-            window: ReceiveWindow::default(),
-            ended: false,
-        }
+        Self { fd, terminal, writable: true, queue: Chunks::default(), ended: false }
     }
 
     pub(crate) fn fd(&self) -> &OwnedFd {
@@ -57,12 +48,8 @@ impl Input {
     }
 
     /// Takes data from the host.
-    pub(crate) fn receive(&mut self, data: &[u8]) -> Result<(), CreditError> {
-        self.window.receive(data.len())?;
-        if !self.ended {
-            self.queue.extend_from_slice(data);
-        }
-        Ok(())
+    pub(crate) fn receive(&mut self, data: Bytes) {
+        self.queue.push(data);
     }
 
     /// No more will come.
@@ -71,34 +58,27 @@ impl Input {
     }
 
     pub(crate) fn can_pump(&self) -> bool {
-        self.writable && (self.written < self.queue.len() || self.ended)
+        self.writable && (!self.queue.is_empty() || self.ended)
     }
 
-    /// Writes what the command takes now, and grants the credit back.
-    pub(crate) fn pump(&mut self, stream: u32, out: &mut Outbox) -> State {
-        while self.writable && self.written < self.queue.len() {
-            match write(&self.fd, &self.queue[self.written..]) {
+    /// Writes what the command takes now.
+    pub(crate) fn pump(&mut self, stream: u32, session: &mut Session) -> State {
+        while self.writable && !self.queue.is_empty() {
+            match write(&self.fd, self.queue.chunk()) {
                 Ok(n) => {
-                    self.written += n;
-                    if let Some(bytes) = self.window.take(n) {
-                        out.push(&Frame::credit(stream, Channel::Stdin, bytes));
-                    }
+                    self.queue.advance(n);
+                    session.input_taken(stream, n);
                 }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => self.writable = false,
                 Err(_) => {
                     // Nobody reads it any more. The host learns that, and stops.
-                    out.push(&Frame::end(stream, Channel::Stdin));
+                    session.close_input(stream);
                     return State::Closed;
                 }
             }
         }
-        if self.written < self.queue.len() {
-            return State::Open;
-        }
-        self.queue = Vec::new();
-        self.written = 0;
-        if !self.ended {
+        if !self.queue.is_empty() || !self.ended {
             return State::Open;
         }
         if self.terminal {
@@ -124,21 +104,13 @@ pub(crate) struct Output {
     channel: Channel,
     terminal: bool,
     ready: Ready,
-    window: SendWindow,
     /// Once the command has exited and its grace is over: bytes that are still to be read.
     remaining: Option<u64>,
 }
 
 impl Output {
     pub(crate) fn new(fd: OwnedFd, channel: Channel, terminal: bool) -> Self {
-        Self {
-            fd,
-            channel,
-            terminal,
-            ready: Ready::default(),
-            window: SendWindow::default(),
-            remaining: None,
-        }
+        Self { fd, channel, terminal, ready: Ready::default(), remaining: None }
     }
 
     pub(crate) fn fd(&self) -> &OwnedFd {
@@ -147,11 +119,6 @@ impl Output {
 
     pub(crate) fn notify(&mut self, event: Ready) {
         self.ready.merge(event);
-    }
-
-    /// The host took so much.
-    pub(crate) fn grant(&mut self, bytes: u32) -> Result<(), CreditError> {
-        self.window.grant(bytes)
     }
 
     /// From now on, only what is buffered counts: whoever holds the other end is not the command.
@@ -163,31 +130,23 @@ impl Output {
         }
     }
 
-    pub(crate) fn can_pump(&self) -> bool {
-        self.remaining == Some(0) || self.ready.read && self.window.available() > 0
+    pub(crate) fn can_pump(&self, room: impl FnOnce(Channel) -> usize) -> bool {
+        self.remaining == Some(0) || self.ready.read && room(self.channel) > 0
     }
 
-    /// Reads once and sends that; drops it where there is nobody to send it to.
-    pub(crate) fn pump(
-        &mut self,
-        stream: u32,
-        mut out: Option<&mut Outbox>,
-        scratch: &mut [u8],
-    ) -> State {
-        let mut limit = self.window.available().min(CHUNK).min(scratch.len());
+    /// Reads once and sends that.
+    pub(crate) fn pump(&mut self, to: &mut Sink<'_>, scratch: &mut [u8]) -> State {
+        let mut limit = to.room(self.channel).min(scratch.len());
         if let Some(remaining) = self.remaining {
             limit = limit.min(usize::try_from(remaining).unwrap_or(limit));
             if remaining == 0 {
-                return self.finish(stream, out);
+                return self.finish(to);
             }
         }
         match read(&self.fd, &mut scratch[..limit]) {
-            Ok(0) => return self.finish(stream, out),
+            Ok(0) => return self.finish(to),
             Ok(n) => {
-                if let Some(out) = out.as_mut() {
-                    out.push_data(stream, self.channel, &scratch[..n]);
-                    self.window.spend(n);
-                }
+                to.send(self.channel, &scratch[..n]);
                 // A pipe that gives less than was asked for is empty, and says when it is not.
                 if n < limit && !self.terminal && !self.ready.hung_up {
                     self.ready.read = false;
@@ -199,15 +158,43 @@ impl Output {
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) if self.remaining.is_none() => self.ready.read = false,
             // A terminal that nothing has open any more answers EIO.
-            Err(_) => return self.finish(stream, out),
+            Err(_) => return self.finish(to),
         }
         State::Open
     }
 
-    fn finish(&self, stream: u32, out: Option<&mut Outbox>) -> State {
-        if let Some(out) = out {
-            out.push(&Frame::end(stream, self.channel));
-        }
+    fn finish(&self, to: &mut Sink<'_>) -> State {
+        to.end(self.channel);
         State::Closed
+    }
+}
+
+/// Where output goes.
+pub(crate) enum Sink<'a> {
+    /// To the host, on a stream.
+    Host(&'a mut Session, u32),
+    /// Nobody hears of a detached command.
+    Nowhere,
+}
+
+impl Sink<'_> {
+    /// Bytes that are taken now.
+    pub(crate) fn room(&self, channel: Channel) -> usize {
+        match self {
+            Self::Host(session, stream) => session.output_room(*stream, channel),
+            Self::Nowhere => CHUNK,
+        }
+    }
+
+    fn send(&mut self, channel: Channel, data: &[u8]) {
+        if let Self::Host(session, stream) = self {
+            session.send_output(*stream, channel, data);
+        }
+    }
+
+    fn end(&mut self, channel: Channel) {
+        if let Self::Host(session, stream) = self {
+            session.end_output(*stream, channel);
+        }
     }
 }

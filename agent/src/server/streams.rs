@@ -1,49 +1,31 @@
 //! What the host sends on an open stream, for what serves it.
 
-use boxlite_proto::frame::{Channel, Frame, Kind};
+use boxlite_proto::frame::Channel;
 use boxlite_proto::message::Control;
+use boxlite_proto::session::ServerEvent;
 
-use crate::connection::Broken;
 use crate::exec::Exec;
 use crate::job::Job;
 
-pub(super) fn to_exec(exec: &mut Exec, frame: &Frame) -> Result<(), Broken> {
-    let broken_credit = |_| Broken::Protocol("flow control");
-    match frame.kind {
-        Kind::Stdin => exec.receive(&frame.body).map_err(broken_credit),
-        Kind::End => {
-            exec.end(frame.ended_channel()?);
-            Ok(())
-        }
-        Kind::Credit => {
-            let (channel, bytes) = frame.granted_credit()?;
-            exec.grant(channel, bytes).map_err(broken_credit)
-        }
-        _ => {
-            exec.control(frame.decode::<Control>()?);
-            Ok(())
-        }
+pub(super) fn to_exec(exec: &mut Exec, event: ServerEvent) {
+    match event {
+        ServerEvent::Input { data, .. } => exec.receive(data),
+        ServerEvent::InputEnded { .. } => exec.end_input(),
+        ServerEvent::OutputClosed { channel, .. } => exec.close_output(channel),
+        ServerEvent::Control { control, .. } => exec.control(control),
+        // It is looked at in every turn.
+        ServerEvent::OutputRoom { .. } => {}
+        ServerEvent::Hello(_) | ServerEvent::Request { .. } => {}
     }
 }
 
-pub(super) fn to_job(job: &mut Job, frame: Frame) -> Result<(), Broken> {
-    let broken_credit = |_| Broken::Protocol("flow control");
-    match frame.kind {
-        Kind::Stdin => return job.receive(frame.body.into()).map_err(broken_credit),
-        Kind::End => match frame.ended_channel()? {
-            Channel::Stdin => job.end(),
-            Channel::Stdout => job.cancel(),
-            Channel::Stderr => {}
-        },
-        Kind::Credit => {
-            let (channel, bytes) = frame.granted_credit()?;
-            if channel == Channel::Stdout {
-                return job.grant(bytes).map_err(broken_credit);
-            }
-        }
+pub(super) fn to_job(job: &mut Job, event: ServerEvent) {
+    match event {
+        ServerEvent::Input { data, .. } => job.receive(data),
+        ServerEvent::InputEnded { .. } => job.end(),
+        ServerEvent::OutputClosed { channel: Channel::Stdout, .. } => job.cancel(),
         // It has no process to get a signal and no terminal to be resized.
-        _ if frame.decode::<Control>()? == Control::Kill => job.cancel(),
+        ServerEvent::Control { control: Control::Kill, .. } => job.cancel(),
         _ => {}
     }
-    Ok(())
 }

@@ -3,7 +3,8 @@
 //! business of whoever reads or writes an archive.
 //!
 //! ```text
-//!  read    blocks ─▶ members: headers, PAX and GNU extensions    pax, sparse: their formats
+//!  read    blocks ─▶ members: headers, PAX and GNU extensions
+//!            └▶ pax ─▶ sparse, time ─▶ number: the formats of what they say
 //!  write   members ─▶ headers with PAX records where ustar has no room
 //!  holes   where the data of a file is, so that holes do not travel
 //!  name    names, and the paths that they mean
@@ -14,16 +15,19 @@
 
 pub mod holes;
 pub mod name;
+mod number;
 mod pax;
 mod read;
 mod sparse;
+mod time;
 mod write;
 
 use std::io;
 
-pub use read::{Archive, Device, Kind, Member, Time};
+pub use read::{Archive, Device, Kind, Member};
 pub use sparse::{Piece, SparseMap};
 pub use tar::EntryType;
+pub use time::Time;
 pub use write::{Attributes, BLOCK, Entry, padding};
 
 /// A tar that cannot be read, or that must not be unpacked.

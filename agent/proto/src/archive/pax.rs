@@ -4,8 +4,9 @@
 //! of `SCHILY.xattr.security.capability` do.
 
 use super::ArchiveError;
-use super::read::Time;
+use super::number::decimal;
 use super::sparse::PaxSparse;
+use super::time::Time;
 
 /// What a PAX header says about the next member.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -71,14 +72,6 @@ fn record(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let record = record.get(space + 1..)?.strip_suffix(b"\n")?;
     let equals = record.iter().position(|b| *b == b'=').filter(|at| *at > 0)?;
     Some((&record[..equals], &record[equals + 1..], rest))
-}
-
-/// A plain decimal number.
-pub(super) fn decimal(digits: &[u8]) -> Option<u64> {
-    if !digits.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
 #[cfg(test)]

@@ -8,52 +8,16 @@ use std::io::BufRead;
 use tar::Header;
 
 use super::ArchiveError;
-use super::pax::{Pax, decimal};
+use super::number::{field, unsigned};
+use super::pax::Pax;
 use super::sparse::{PaxMap, SparseMap, read_map_before_data};
+use super::time::Time;
 
 const BLOCK: u64 = 512;
 
 /// Extension headers (long names, PAX records) larger than this are refused: they are held in
 /// memory.
 const MAX_EXTENSION: u64 = 1 << 20;
-
-/// A point in time, before or after the epoch.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Time {
-    /// Since the epoch.
-    pub seconds: i64,
-    /// 0 to 999,999,999, counted forward.
-    pub nanoseconds: u32,
-}
-
-impl Time {
-    /// `[-]SECONDS[.FRACTION]`.
-    pub(super) fn parse(text: &[u8]) -> Option<Self> {
-        let (negative, text) = match text.strip_prefix(b"-") {
-            Some(text) => (true, text),
-            None => (false, text),
-        };
-        let mut parts = text.splitn(2, |b| *b == b'.');
-        let seconds = parts.next().filter(|digits| !digits.is_empty()).and_then(decimal)?;
-        let seconds = i64::try_from(seconds).ok()?;
-        let fraction = parts.next().unwrap_or_default();
-        decimal_digits(fraction)?;
-        let mut nanoseconds = 0;
-        for place in 0..9 {
-            let digit = fraction.get(place).map_or(0, |digit| u32::from(digit - b'0'));
-            nanoseconds = nanoseconds * 10 + digit;
-        }
-        Some(match (negative, nanoseconds) {
-            (false, _) => Self { seconds, nanoseconds },
-            (true, 0) => Self { seconds: -seconds, nanoseconds },
-            (true, _) => Self { seconds: -seconds - 1, nanoseconds: 1_000_000_000 - nanoseconds },
-        })
-    }
-}
-
-fn decimal_digits(text: &[u8]) -> Option<()> {
-    text.iter().all(u8::is_ascii_digit).then_some(())
-}
 
 /// What a member is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -306,12 +270,12 @@ impl<R: BufRead> Archive<R> {
         Ok(Member {
             name,
             kind,
-            mode: (number("mode", &old.mode)? & 0o7777) as u32,
+            mode: (field("mode", &old.mode)? & 0o7777) as u32,
             uid: id("uid", pax.uid, &old.uid)?,
             gid: id("gid", pax.gid, &old.gid)?,
             mtime: match pax.mtime {
                 Some(mtime) => mtime,
-                None => Time { seconds: number("mtime", &old.mtime)?, nanoseconds: 0 },
+                None => Time { seconds: field("mtime", &old.mtime)?, nanoseconds: 0 },
             },
             xattrs: pax.xattrs,
         })
@@ -381,7 +345,7 @@ fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
 
 /// The sum of all bytes with the checksum itself as spaces; some old writers summed signed bytes.
 fn checksum_matches(header: &Header, block: &[u8; 512]) -> bool {
-    let Ok(expected) = number("checksum", &header.as_old().cksum) else { return false };
+    let Ok(expected) = field("checksum", &header.as_old().cksum) else { return false };
     let bytes = || block[..148].iter().chain(&[b' '; 8]).chain(&block[156..]);
     let unsigned: i64 = bytes().map(|b| i64::from(*b)).sum();
     let signed: i64 = bytes().map(|b| i64::from(b.cast_signed())).sum();
@@ -390,11 +354,6 @@ fn checksum_matches(header: &Header, block: &[u8; 512]) -> bool {
 
 fn size_field(header: &Header) -> Result<u64, ArchiveError> {
     unsigned("size", &header.as_old().size)
-}
-
-fn unsigned(what: &str, field: &[u8]) -> Result<u64, ArchiveError> {
-    u64::try_from(number(what, field)?)
-        .map_err(|_| ArchiveError::bad(format!("its {what} is negative")))
 }
 
 /// A user or group ID; the largest one means "none" to the kernel.
@@ -417,11 +376,11 @@ fn device(header: &Header) -> Result<Device, ArchiveError> {
     };
     let device = Device {
         // What the kernel has room for.
-        major: u32::try_from(number("major number", major)?)
+        major: u32::try_from(field("major number", major)?)
             .ok()
             .filter(|n| *n < 1 << 12)
             .ok_or_else(|| ArchiveError::bad("its major number is out of range"))?,
-        minor: u32::try_from(number("minor number", minor)?)
+        minor: u32::try_from(field("minor number", minor)?)
             .ok()
             .filter(|n| *n < 1 << 20)
             .ok_or_else(|| ArchiveError::bad("its minor number is out of range"))?,
@@ -429,77 +388,11 @@ fn device(header: &Header) -> Result<Device, ArchiveError> {
     Ok(device)
 }
 
-/// A numeric field: octal digits, or, with the first bit set, big-endian two's complement (GNU
-/// base-256). Blank is 0.
-fn number(what: &str, field: &[u8]) -> Result<i64, ArchiveError> {
-    let malformed = || ArchiveError::bad(format!("its {what} is not a number"));
-    match field {
-        [first @ (0x80 | 0xff), rest @ ..] => {
-            // All that does not fit into eight bytes must be sign.
-            let sign = if *first == 0xff { 0xff } else { 0 };
-            let (high, low) = rest.split_at(rest.len().saturating_sub(8));
-            let mut bytes = [sign; 8];
-            bytes[8 - low.len()..].copy_from_slice(low);
-            let value = i64::from_be_bytes(bytes);
-            let fits = high.iter().all(|b| *b == sign) && (value < 0) == (sign == 0xff);
-            if fits { Ok(value) } else { Err(malformed()) }
-        }
-        _ => {
-            let digits = field.split(|b| *b == 0).next().unwrap_or_default().trim_ascii();
-            let mut value = 0_i64;
-            for digit in digits {
-                value = match digit {
-                    b'0'..=b'7' => value.checked_mul(8).map(|v| v + i64::from(digit - b'0')),
-                    _ => None,
-                }
-                .ok_or_else(malformed)?;
-            }
-            Ok(value)
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    #[test]
-    fn numbers_in_every_dialect() {
-        let ok = |field: &[u8]| number("field", field).unwrap();
-        assert_eq!(ok(b"0000644\0"), 0o644);
-        assert_eq!(ok(b"   644 \0"), 0o644);
-        assert_eq!(ok(b"\0\0\0\0"), 0);
-        assert_eq!(ok(b"        "), 0);
-        assert_eq!(ok(b"77777777777"), 0o77777777777);
-        assert_eq!(ok(&[0x80, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0]), 2 << 32);
-        assert_eq!(ok(&[0xff; 12]), -1);
-        assert_eq!(ok(&[0x80, 0, 0, 1]), 1);
-        for bad in [
-            &b"0000x44\0"[..],
-            b"12 34",
-            b"-1",
-            &[0x80, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0],
-            &[0x80, 0, 0, 0, 0x80, 0, 0, 0, 0, 0, 0, 0],
-            &[0xc0, 0, 0, 1],
-        ] {
-            assert!(number("field", bad).is_err(), "{}", bad.escape_ascii());
-        }
-    }
-
-    #[test]
-    fn times_before_and_after_the_epoch() {
-        let parse = |text: &str| Time::parse(text.as_bytes()).map(|t| (t.seconds, t.nanoseconds));
-        assert_eq!(parse("0"), Some((0, 0)));
-        assert_eq!(parse("1.5"), Some((1, 500_000_000)));
-        assert_eq!(parse("1.000000001999"), Some((1, 1)));
-        assert_eq!(parse("-1"), Some((-1, 0)));
-        assert_eq!(parse("-1.25"), Some((-2, 750_000_000)));
-        for bad in ["", "-", ".5", "1.x", "1.2.3", "9223372036854775808", "+1", "1e3"] {
-            assert_eq!(parse(bad), None, "{bad}");
-        }
-    }
 
     #[test]
     fn a_wrong_checksum_is_noticed() {

@@ -4,7 +4,7 @@
 //! and PAX 0.0 (a record per number), 0.1 (one record with all) and 1.0 (a text before the data).
 
 use super::ArchiveError;
-use super::pax::decimal;
+use super::number::decimal;
 
 /// More pieces than this are refused; they would be held in memory.
 const MAX_PIECES: usize = 1 << 20;

@@ -5,7 +5,8 @@ use std::io::{self, Write};
 
 use tar::{EntryType, Header};
 
-use super::read::{Device, Time};
+use super::read::Device;
+use super::time::Time;
 
 /// A block of a tar.
 pub const BLOCK: usize = 512;

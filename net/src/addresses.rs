@@ -1,6 +1,6 @@
 //! Who is who on a box's link.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use boxlite_net_policy::{IpNet, Ipv4Net, Ipv6Net};
 use smoltcp::wire::EthernetAddress;
@@ -70,6 +70,11 @@ impl Addresses {
 
     pub(crate) fn gateway_mac(&self) -> EthernetAddress {
         EthernetAddress(self.gateway_mac)
+    }
+
+    /// The gateway's address of the same IP version as a guest's.
+    pub(crate) fn gateway_of(&self, guest: SocketAddr) -> IpAddr {
+        if guest.is_ipv4() { self.gateway.into() } else { self.gateway6.into() }
     }
 
     /// One of the gateway's own addresses.

@@ -12,6 +12,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll};
 use smoltcp::wire::{DHCP_SERVER_PORT, UdpPacket};
 
+use crate::command::Command;
 use crate::context::{Context, Source};
 use crate::counters::Meter;
 use crate::dns;
@@ -19,7 +20,6 @@ use crate::gate::Gate;
 use crate::limit::Bucket;
 use crate::link::{Link, MAX_FRAME, Received};
 use crate::local;
-use crate::network::Command;
 use crate::options::NetworkOptions;
 use crate::own::OwnAddresses;
 use crate::ping::{self, Ping};

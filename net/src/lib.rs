@@ -16,6 +16,21 @@
 //!     gate: what may go out         ports: what may come in
 //! ```
 //!
+//! Modules use what is below them, never what is above:
+//!
+//! ```text
+//!   network        the handle of other threads, and the loop's thread
+//!   engine         the loop: hands each frame, event and command to the module it is for
+//!   command        what other threads ask of the loop
+//!   ports          published ports: accepts, and hands over to tcp and udp
+//!   tcp  udp  ping  dns  local
+//!   context        what each of them needs: way to the guest, policy, clock, timers, memory
+//!   gate  own  route  wire  sockets  options
+//!   addresses  quota  error  sys
+//!   counters  key  limit  link  pool  timers
+//!   boxlite-net-policy  boxlite-net-interfaces
+//! ```
+//!
 //! The guest sees a gateway that is its resolver, too, and one more address, which stands for the
 //! host's loopback ([`Addresses`]). Whatever a frame holds is checked, and memory is bounded: a
 //! guest can break its own flows only.
@@ -23,12 +38,14 @@
 #![deny(unsafe_code)]
 
 mod addresses;
+mod command;
 mod context;
 mod counters;
 mod dns;
 mod engine;
 mod error;
 mod gate;
+mod key;
 mod limit;
 pub mod link;
 mod local;

@@ -9,6 +9,7 @@ use std::time::Instant;
 use boxlite_net_policy::PublishedPort;
 use mio::{Poll, Waker};
 
+use crate::command::Command;
 use crate::context::Source;
 use crate::counters::{Counters, Meter};
 use crate::dns;
@@ -17,16 +18,6 @@ use crate::error::NetworkError;
 use crate::link::Link;
 use crate::options::NetworkOptions;
 use crate::ports::Listener;
-
-/// What other threads want of the network's.
-pub(crate) enum Command {
-    Attach(Box<dyn Link>),
-    Detach(Sender<Option<Box<dyn Link>>>),
-    Publish(PublishedPort, Listener),
-    Unpublish(PublishedPort, Sender<bool>),
-    Own(Vec<IpAddr>),
-    Stop,
-}
 
 /// The network of a box, ready to run.
 ///

@@ -17,7 +17,6 @@ use crate::quota::{Kind, Place};
 use crate::route::Route;
 use crate::sockets;
 use crate::timers::Alarm;
-use crate::udp::reason;
 use crate::wire::{Packet, Unreachable, protocol};
 
 const IDLE: Duration = Duration::from_secs(30);
@@ -103,7 +102,7 @@ impl Ping {
                 Err(Errno::ACCESS | Errno::PERM | Errno::PROTONOSUPPORT | Errno::INVAL) => {
                     return answer(packet, cx);
                 }
-                Err(e) => return self.fail(packet, reason(e), cx),
+                Err(e) => return self.fail(packet, e.into(), cx),
             },
         };
         let Some(flow) = self.flows.get_mut(index) else { return };
@@ -114,7 +113,7 @@ impl Ping {
             Err(e) => {
                 // The next request gets a new socket: the host may have other addresses now.
                 self.remove(index, cx);
-                self.fail(packet, reason(e), cx);
+                self.fail(packet, e.into(), cx);
             }
         }
     }
@@ -196,7 +195,7 @@ impl Ping {
                         protocol: kind,
                         payload: &request,
                     };
-                    return self.fail(&packet, reason(e), cx);
+                    return self.fail(&packet, e.into(), cx);
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! UDP: a socket of the host for each pair of addresses, and flows of published ports.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -13,6 +13,7 @@ use smoltcp::wire::UdpPacket;
 
 use crate::context::{Context, Source};
 use crate::gate::Verdict;
+use crate::key::FlowKey;
 use crate::quota::{Kind, Place};
 use crate::route::Route;
 use crate::sockets;
@@ -27,13 +28,6 @@ const TURN: usize = 32;
 /// The largest datagram.
 const MAX_DATAGRAM: usize = 65_535;
 
-/// The addresses of a flow, as the guest sees them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Key {
-    guest: SocketAddr,
-    remote: SocketAddr,
-}
-
 /// Where a flow's datagrams go on the host.
 enum Host {
     /// The guest began: a socket of its own, connected to this address.
@@ -43,7 +37,7 @@ enum Host {
 }
 
 struct Flow {
-    key: Key,
+    key: FlowKey,
     host: Host,
     readable: bool,
     queued: bool,
@@ -56,7 +50,7 @@ struct Flow {
 /// The UDP flows of a guest.
 pub(crate) struct Udp {
     flows: Slab<Flow>,
-    by_key: HashMap<Key, usize>,
+    by_key: HashMap<FlowKey, usize>,
     /// Flows of published ports, by the port's socket and the peer that sent to it.
     visitors: HashMap<(*const UdpSocket, SocketAddr), usize>,
     ready: VecDeque<usize>,
@@ -80,7 +74,7 @@ impl Udp {
             cx.meter.malformed.add(1);
             return;
         };
-        let key = Key {
+        let key = FlowKey {
             guest: SocketAddr::new(packet.source, datagram.src_port()),
             remote: SocketAddr::new(packet.destination, datagram.dst_port()),
         };
@@ -111,13 +105,13 @@ impl Udp {
         match result {
             Ok(()) => {}
             Err(Errno::AGAIN | Errno::MSGSIZE) => cx.meter.dropped.add(1),
-            Err(e) => flow.unreachable(reason(e), cx),
+            Err(e) => flow.unreachable(e.into(), cx),
         }
     }
 
-    fn open(&mut self, key: Key, transport: &[u8], cx: &mut Context) -> Option<usize> {
+    fn open(&mut self, key: FlowKey, transport: &[u8], cx: &mut Context) -> Option<usize> {
         let fail = |why, cx: &mut Context| {
-            let gateway = gateway(key, cx);
+            let gateway = cx.addresses.gateway_of(key.guest);
             let addresses = (key.guest.ip(), key.remote.ip());
             cx.out.unreachable(why, gateway, addresses, protocol::UDP, transport);
             None
@@ -149,7 +143,7 @@ impl Udp {
                 cx.meter.dropped.add(1);
                 return None;
             }
-            Err(e) => return fail(reason(e), cx),
+            Err(e) => return fail(e.into(), cx),
         };
         self.insert(key, Host::Own { socket, address }, place, cx)
     }
@@ -166,7 +160,7 @@ impl Udp {
         cx: &mut Context,
     ) {
         let known = self.visitors.get(&(Rc::as_ptr(socket), peer)).copied();
-        let index = known.or_else(|| self.admit(socket, peer, Key { guest, remote }, cx));
+        let index = known.or_else(|| self.admit(socket, peer, FlowKey { guest, remote }, cx));
         let Some(flow) = index.and_then(|index| self.flows.get_mut(index)) else { return };
         flow.heard = cx.now;
         if !cx.may_send() || !cx.out.udp(flow.key.remote, guest, data) {
@@ -180,7 +174,7 @@ impl Udp {
         &mut self,
         socket: &Rc<UdpSocket>,
         peer: SocketAddr,
-        mut key: Key,
+        mut key: FlowKey,
         cx: &mut Context,
     ) -> Option<usize> {
         if !cx.may_open(Kind::Visitor) {
@@ -208,7 +202,13 @@ impl Udp {
         cx.quotas.take(kind)
     }
 
-    fn insert(&mut self, key: Key, host: Host, place: Place, cx: &mut Context) -> Option<usize> {
+    fn insert(
+        &mut self,
+        key: FlowKey,
+        host: Host,
+        place: Place,
+        cx: &mut Context,
+    ) -> Option<usize> {
         let flow = Flow {
             key,
             host,
@@ -366,7 +366,7 @@ impl Flow {
                     self.readable = false;
                     return;
                 }
-                Err(e) => return self.unreachable(reason(e), cx),
+                Err(e) => return self.unreachable(e.into(), cx),
             }
         }
     }
@@ -378,22 +378,11 @@ impl Flow {
         transport[5] = 8;
         let addresses = (self.key.guest.ip(), self.key.remote.ip());
         // A port that nobody listens on is what the host itself says.
-        let from =
-            if why == Unreachable::Port { self.key.remote.ip() } else { gateway(self.key, cx) };
+        let from = if why == Unreachable::Port {
+            self.key.remote.ip()
+        } else {
+            cx.addresses.gateway_of(self.key.guest)
+        };
         cx.out.unreachable(why, from, addresses, protocol::UDP, &transport);
-    }
-}
-
-fn gateway(key: Key, cx: &Context) -> IpAddr {
-    if key.guest.is_ipv4() { cx.addresses.gateway.into() } else { cx.addresses.gateway6.into() }
-}
-
-/// What an error of a socket means for the guest.
-pub(crate) fn reason(error: Errno) -> Unreachable {
-    match error {
-        Errno::CONNREFUSED => Unreachable::Port,
-        Errno::ACCESS | Errno::PERM => Unreachable::Prohibited,
-        Errno::HOSTUNREACH | Errno::HOSTDOWN => Unreachable::Host,
-        _ => Unreachable::Network,
     }
 }

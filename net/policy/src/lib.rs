@@ -24,10 +24,10 @@ mod rule;
 
 pub use address::{is_global_unicast, is_local, is_private, is_protected};
 pub use embedded::faces;
-pub use error::{ParseError, PublishError};
+pub use error::ParseError;
 pub use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 pub use policy::{Decision, Flow, Policy};
-pub use port::PublishedPort;
+pub use port::{PublishError, PublishedPort};
 pub use protocol::{Protocol, Transport};
 pub use rule::{Action, NamePattern, Rule, Target};
 

@@ -1,6 +1,7 @@
 //! Published ports: a port of the host that leads to a port of the guest.
 
 use std::fmt;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 
@@ -99,6 +100,29 @@ impl fmt::Display for PublishedPort {
     /// As `docker ps` shows it: `127.0.0.1:8080->80/tcp`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}->{}/{}", self.host, self.guest, self.protocol)
+    }
+}
+
+/// The host cannot listen on a port.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot publish {} port {} of {}: {}", port.protocol, port.host.port(), port.host.ip(), reason(source))]
+pub struct PublishError {
+    /// The port that could not be published.
+    pub port: PublishedPort,
+    /// The kernel's error.
+    pub source: io::Error,
+}
+
+fn reason(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "it is in use by another program; choose another, or 0 for any".to_owned()
+        }
+        io::ErrorKind::PermissionDenied => {
+            "ports below 1024 are for privileged users; choose a higher one".to_owned()
+        }
+        io::ErrorKind::AddrNotAvailable => "this host has no such address".to_owned(),
+        _ => error.to_string(),
     }
 }
 

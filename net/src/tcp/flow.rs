@@ -6,16 +6,16 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use super::Seq;
 use super::inbound::{Arrival, Inbound, SCALE};
 use super::outbound::{Ack, Due, Outbound};
-use super::time_wait::Key;
+use super::reply::unreachable;
 use crate::context::Context;
+use crate::key::FlowKey;
 use crate::quota::Place;
 use crate::sockets::{self, Connect};
 use crate::wire::egress::{TcpHeader, TcpOptions};
 use crate::wire::segment::{Options, Segment};
-use crate::wire::{Unreachable, protocol};
+use crate::wire::{Seq, Unreachable};
 
 /// A flow that is silent for so long is asked whether the guest still knows it.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(600);
@@ -58,7 +58,7 @@ pub(super) enum Fate {
 
 /// A guest's connection and the host's socket.
 pub(super) struct Flow {
-    pub(super) key: Key,
+    pub(super) key: FlowKey,
     /// Where the host connects to; for a flow from the host, where it came from.
     host: SocketAddr,
     pub(super) socket: OwnedFd,
@@ -87,7 +87,7 @@ pub(super) struct Flow {
 impl Flow {
     /// A flow that the guest opened by `segment`, whose host's side is on its way.
     pub(super) fn from_guest(
-        key: Key,
+        key: FlowKey,
         host: SocketAddr,
         socket: (OwnedFd, Place),
         segment: &Segment<'_>,
@@ -104,7 +104,7 @@ impl Flow {
 
     /// A flow that came to a port of the host.
     pub(super) fn from_host(
-        key: Key,
+        key: FlowKey,
         host: SocketAddr,
         socket: (OwnedFd, Place),
         iss: Seq,
@@ -116,7 +116,7 @@ impl Flow {
     }
 
     fn new(
-        key: Key,
+        key: FlowKey,
         host: SocketAddr,
         socket: (OwnedFd, Place),
         state: State,
@@ -512,7 +512,7 @@ impl Flow {
             Errno::ACCESS | Errno::PERM => Unreachable::Prohibited,
             _ => return self.reset_guest(cx),
         };
-        super::table::unreachable(self.key, self.inbound.next - 1, why, cx);
+        unreachable(self.key, self.inbound.next - 1, why, cx);
     }
 
     /// Frees all but the socket, and says where that came from.
@@ -534,6 +534,3 @@ impl Flow {
         (self.outbound.next, self.inbound.next)
     }
 }
-
-/// The transport protocol of everything here.
-pub(super) const PROTOCOL: u8 = protocol::TCP;

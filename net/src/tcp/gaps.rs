@@ -1,6 +1,6 @@
 //! Data that came before what precedes it.
 
-use super::Seq;
+use crate::wire::Seq;
 
 /// Pieces that are kept; more are dropped, and the guest sends them again.
 const MAX_PIECES: usize = 256;

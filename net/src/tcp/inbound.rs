@@ -4,11 +4,11 @@ use std::os::fd::AsFd;
 
 use rustix::io::Errno;
 
-use super::Seq;
 use super::gaps::{self, Gaps};
 use crate::pool::{Backlog, Budget};
 use crate::sockets;
 use crate::wire::Segment;
+use crate::wire::Seq;
 
 /// The window that the guest has while the host takes everything.
 const WINDOW: usize = 2 << 20;

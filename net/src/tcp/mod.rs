@@ -10,16 +10,16 @@
 //! - `flow`: one flow: what segments, the socket and the clock do to it
 //! - `inbound`: what the guest sends: order, window, what the host has no room for
 //! - `outbound`: what the guest receives: what is in flight, retransmission, congestion
-//! - `rto`, `gaps`, `seq`: retransmission time, data out of order, sequence numbers
+//! - `reply`: what the guest is told without a flow: resets, ICMP
+//! - `rto`, `gaps`, `time_wait`: retransmission time, data out of order, flows that are over
 
 mod flow;
 mod gaps;
 mod inbound;
 mod outbound;
+mod reply;
 mod rto;
-mod seq;
 mod table;
 mod time_wait;
 
-pub(crate) use seq::Seq;
 pub(crate) use table::Table;

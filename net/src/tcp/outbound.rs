@@ -10,10 +10,10 @@ use std::time::Instant;
 
 use rustix::io::Errno;
 
-use super::Seq;
 use super::rto::Rto;
 use crate::pool::{Pool, SMALL};
 use crate::sockets;
+use crate::wire::Seq;
 use crate::wire::egress::MAX_PIECES;
 use crate::wire::segment::Options;
 

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
@@ -10,18 +10,18 @@ use boxlite_net_policy::Protocol;
 use rustix::io::Errno;
 use slab::Slab;
 
-use super::Seq;
-use super::flow::{Fate, Flow, PROTOCOL};
-use super::time_wait::{Key, TimeWait};
+use super::flow::{Fate, Flow};
+use super::reply::{refuse, reply, unreachable};
+use super::time_wait::TimeWait;
 use crate::context::{Context, Source};
 use crate::gate::Verdict;
+use crate::key::FlowKey;
 use crate::quota::{Kind, Place};
 use crate::route::Route;
 use crate::sockets::{self, Connect};
 use crate::sys;
 use crate::timers::Alarm;
-use crate::wire::egress::{TcpHeader, TcpOptions};
-use crate::wire::{Packet, Segment, Unreachable};
+use crate::wire::{Packet, Segment, Seq, Unreachable};
 
 /// The port of DNS.
 const DNS: u16 = 53;
@@ -33,7 +33,7 @@ const DNS_PLACES: usize = 4;
 #[derive(Default)]
 pub(crate) struct Table {
     flows: Slab<Flow>,
-    by_key: HashMap<Key, usize>,
+    by_key: HashMap<FlowKey, usize>,
     /// Flows that have work.
     ready: VecDeque<usize>,
     /// Flows to the resolver.
@@ -50,7 +50,7 @@ struct Numbers {
 }
 
 impl Numbers {
-    fn next(&mut self, key: &Key) -> Seq {
+    fn next(&mut self, key: &FlowKey) -> Seq {
         // Each connection's numbers start beyond those of the last one with the same addresses.
         self.count = self.count.wrapping_add(64_000);
         Seq((self.secret.hash_one(key) as u32).wrapping_add(self.count))
@@ -64,7 +64,7 @@ impl Table {
             cx.meter.malformed.add(1);
             return;
         };
-        let key = Key {
+        let key = FlowKey {
             guest: SocketAddr::new(packet.source, segment.source_port),
             remote: SocketAddr::new(packet.destination, segment.destination_port),
         };
@@ -90,7 +90,7 @@ impl Table {
     }
 
     /// The guest wants a connection.
-    fn open(&mut self, key: Key, segment: &Segment<'_>, cx: &mut Context) {
+    fn open(&mut self, key: FlowKey, segment: &Segment<'_>, cx: &mut Context) {
         let route = Route::to(&cx.addresses, key.remote);
         let (destination, host) = match route {
             Route::Gateway if key.remote.port() == DNS => return self.open_dns(key, segment, cx),
@@ -140,7 +140,7 @@ impl Table {
     }
 
     /// A stream to our own resolver.
-    fn open_dns(&mut self, key: Key, segment: &Segment<'_>, cx: &mut Context) {
+    fn open_dns(&mut self, key: FlowKey, segment: &Segment<'_>, cx: &mut Context) {
         if !cx.may_open(Kind::DnsStream) {
             return;
         }
@@ -219,14 +219,14 @@ impl Table {
         guest: SocketAddr,
         cx: &mut Context,
     ) -> bool {
-        let taken = |remote| self.by_key.contains_key(&Key { guest, remote });
+        let taken = |remote| self.by_key.contains_key(&FlowKey { guest, remote });
         let mut ports = sockets::other_ports(peer.port());
         while taken(remote)
             && let Some(port) = ports.next()
         {
             remote.set_port(port);
         }
-        let key = Key { guest, remote };
+        let key = FlowKey { guest, remote };
         let prepared = sys::prepare(&socket).and_then(|()| sockets::tune(&socket));
         if self.by_key.contains_key(&key) || prepared.is_err() {
             return false;
@@ -247,7 +247,7 @@ impl Table {
     /// The guest does not take by IPv6 who came by it: asks again by IPv4, where everybody who has no
     /// address of that kind looks like the host.
     fn ask_over_ipv4(&mut self, flow: Flow, cx: &mut Context) {
-        let Key { guest, remote } = flow.key;
+        let FlowKey { guest, remote } = flow.key;
         let remote = SocketAddr::new(cx.addresses.host.into(), remote.port());
         let guest = SocketAddr::new(cx.addresses.guest.into(), guest.port());
         let (socket, place, peer) = flow.into_socket(cx);
@@ -356,47 +356,4 @@ impl Table {
             cx.timers.arm(&mut flow.armed, deadline, Alarm::Tcp(index));
         }
     }
-}
-
-/// Answers a segment that belongs to no flow (RFC 9293, section 3.10.7.1).
-fn refuse(key: Key, segment: &Segment<'_>, cx: &mut Context) {
-    match segment.ack {
-        Some(ack) => reply(key, ack, None, true, cx),
-        None => reply(key, Seq(0), Some(segment.seq + segment.len() as usize), true, cx),
-    }
-}
-
-fn reply(key: Key, seq: Seq, ack: Option<Seq>, rst: bool, cx: &mut Context) {
-    let header = TcpHeader {
-        source: key.remote,
-        destination: key.guest,
-        seq,
-        ack,
-        syn: false,
-        fin: false,
-        rst,
-        push: false,
-        window: 0,
-        options: TcpOptions::None,
-        mss: usize::MAX,
-    };
-    if !cx.out.tcp(&header, &[]) {
-        cx.meter.dropped.add(1);
-    }
-}
-
-/// Tells the guest by ICMP that its SYN with the number `seq` went nowhere.
-pub(super) fn unreachable(key: Key, seq: Seq, why: Unreachable, cx: &mut Context) {
-    let gateway: IpAddr = match key.guest.ip() {
-        IpAddr::V4(_) => cx.addresses.gateway.into(),
-        IpAddr::V6(_) => cx.addresses.gateway6.into(),
-    };
-    let mut transport = [0; 20];
-    transport[..2].copy_from_slice(&key.guest.port().to_be_bytes());
-    transport[2..4].copy_from_slice(&key.remote.port().to_be_bytes());
-    transport[4..8].copy_from_slice(&seq.0.to_be_bytes());
-    transport[12] = 5 << 4;
-    transport[13] = 2;
-    let addresses = (key.guest.ip(), key.remote.ip());
-    cx.out.unreachable(why, gateway, addresses, PROTOCOL, &transport);
 }

@@ -1,33 +1,26 @@
 //! Flows that are over, but whose last acknowledgement may be lost.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::Seq;
+use crate::key::FlowKey;
+use crate::wire::Seq;
 
 /// The link is short: a segment is lost or it arrives.
 const TIME: Duration = Duration::from_secs(4);
 /// More of them push the oldest out; a late FIN is then answered by a reset.
 const MAX: usize = 4096;
 
-/// The addresses of a flow, as the guest sees them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Key {
-    pub(crate) guest: SocketAddr,
-    pub(crate) remote: SocketAddr,
-}
-
 /// Flows that are over.
 #[derive(Default)]
 pub(super) struct TimeWait {
     /// Our next sequence number, and the guest's.
-    flows: HashMap<Key, (Seq, Seq, Instant)>,
-    order: VecDeque<(Instant, Key)>,
+    flows: HashMap<FlowKey, (Seq, Seq, Instant)>,
+    order: VecDeque<(Instant, FlowKey)>,
 }
 
 impl TimeWait {
-    pub(super) fn insert(&mut self, key: Key, ours: Seq, guests: Seq, now: Instant) {
+    pub(super) fn insert(&mut self, key: FlowKey, ours: Seq, guests: Seq, now: Instant) {
         self.expire(now);
         if self.order.len() == MAX {
             self.forget_first();
@@ -36,12 +29,12 @@ impl TimeWait {
         self.order.push_back((now, key));
     }
 
-    pub(super) fn get(&self, key: &Key, now: Instant) -> Option<(Seq, Seq)> {
+    pub(super) fn get(&self, key: &FlowKey, now: Instant) -> Option<(Seq, Seq)> {
         let (ours, guests, since) = *self.flows.get(key)?;
         (now.saturating_duration_since(since) < TIME).then_some((ours, guests))
     }
 
-    pub(super) fn remove(&mut self, key: &Key) {
+    pub(super) fn remove(&mut self, key: &FlowKey) {
         self.flows.remove(key);
     }
 
@@ -65,12 +58,14 @@ impl TimeWait {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
 
     #[test]
     fn flows_are_remembered_for_a_while_and_bounded() {
         let now = Instant::now();
-        let key = |n: u32| Key {
+        let key = |n: u32| FlowKey {
             guest: SocketAddr::from((n.to_be_bytes(), 1)),
             remote: SocketAddr::from(([1; 4], 1)),
         };

@@ -4,16 +4,17 @@ use std::io::IoSlice;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use rustix::io::Errno;
 use smoltcp::wire::{
     ETHERNET_HEADER_LEN, EthernetAddress, EthernetFrame, EthernetProtocol, Icmpv4Message,
     Icmpv6Message, Ipv4Packet, Ipv6Packet, TcpPacket, UDP_HEADER_LEN, UdpPacket,
 };
 
+use super::seq::Seq;
 use super::{checksum, protocol};
 use crate::addresses::Addresses;
 use crate::counters::Meter;
 use crate::link::{Link, LinkFeatures, Offload, PartialChecksum, Segmentation, Sent};
-use crate::tcp::Seq;
 
 const HOP_LIMIT: u8 = 64;
 /// Ethernet, IPv6, TCP with all of its options.
@@ -58,6 +59,18 @@ pub(crate) enum Unreachable {
     Port,
     /// The policy does not let it.
     Prohibited,
+}
+
+impl From<Errno> for Unreachable {
+    /// The meaning of a socket's error for the guest.
+    fn from(error: Errno) -> Self {
+        match error {
+            Errno::CONNREFUSED => Self::Port,
+            Errno::ACCESS | Errno::PERM => Self::Prohibited,
+            Errno::HOSTUNREACH | Errno::HOSTDOWN => Self::Host,
+            _ => Self::Network,
+        }
+    }
 }
 
 /// As many broken links are logged.

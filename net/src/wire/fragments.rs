@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use super::{Fragment, Packet};
+use super::parse::{Fragment, Packet};
 
 /// Packets that can be incomplete at a time. An older one gives way.
 const MAX_PACKETS: usize = 16;

@@ -4,17 +4,12 @@ mod checksum;
 pub(crate) mod egress;
 mod fragments;
 mod parse;
+pub(crate) mod protocol;
 pub(crate) mod segment;
+mod seq;
 
 pub(crate) use egress::{Egress, Unreachable};
 pub(crate) use fragments::Reassembly;
-pub(crate) use parse::{Fragment, Frame, Network, Packet};
+pub(crate) use parse::{Frame, Network, Packet};
 pub(crate) use segment::Segment;
-
-/// IP protocol numbers.
-pub(crate) mod protocol {
-    pub(crate) const ICMP: u8 = 1;
-    pub(crate) const TCP: u8 = 6;
-    pub(crate) const UDP: u8 = 17;
-    pub(crate) const ICMPV6: u8 = 58;
-}
+pub(crate) use seq::Seq;

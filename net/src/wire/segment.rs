@@ -2,7 +2,7 @@
 
 use smoltcp::wire::{TcpOption, TcpPacket};
 
-use crate::tcp::Seq;
+use super::seq::Seq;
 
 /// A TCP segment (RFC 9293, section 3.1).
 #[derive(Clone, Copy, Debug)]

@@ -26,8 +26,7 @@ impl QueueInterrupt {
         Self { line, shared: Arc::default() }
     }
 
-    /// The device used a buffer in one of its queues. Ask
-    /// [`needs_notification`](virtio_queue::QueueT::needs_notification) first.
+    /// The device used a buffer in one of its queues, and the driver wants to know.
     pub fn used_buffer(&self) -> io::Result<()> {
         self.raise(VIRTIO_MMIO_INT_VRING)
     }

@@ -7,6 +7,11 @@
 //!                                          └──── QueueInterrupt ───▶ guest
 //! ```
 //!
+//! - `mmio`: the transport
+//! - `queue`: the engine of virtqueues, which every device serves its queues with
+//! - `chain`: the buffers of one request
+//! - `block`, `net`, `vsock`, `rng`: the devices
+//!
 //! The transport owns the queues while the driver configures them, the device owns them while it
 //! runs, and they go back to the transport on reset.
 
@@ -15,6 +20,7 @@ mod chain;
 mod interrupt;
 mod mmio;
 pub mod net;
+mod queue;
 pub mod rng;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -27,6 +33,7 @@ use virtio_queue::Queue;
 
 pub use interrupt::QueueInterrupt;
 pub use mmio::{MMIO_LEN, MMIO_QUEUE_NOTIFY, MmioTransport};
+pub use queue::NeedsReset;
 
 use crate::GuestMemory;
 

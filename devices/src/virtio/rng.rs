@@ -6,18 +6,21 @@ use boxlite_hv::Doorbell;
 use virtio_bindings::virtio_config::VIRTIO_F_RING_RESET;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use virtio_queue::{Error as QueueError, Queue, QueueOwnedT, QueueT};
+use virtio_queue::{Queue, QueueT};
 
-use super::chain::{Chain, Table};
-use super::{ActivateError, Activation, QueueInterrupt, VirtioDevice};
+use super::chain::Chain;
+use super::queue::{NeedsReset, Notifier, Virtqueue};
+use super::{ActivateError, Activation, VirtioDevice};
 use crate::{Event, GuestMemory, Handler, Interest, LogBudget, LoopHandle, Registration, Watch};
+
+const NAME: &str = "virtio-rng";
 
 const QUEUE_SIZE: u16 = 64;
 
 /// The most random bytes for one request. Linux asks for a page at most.
 const MAX_BYTES: usize = 4096;
 
-/// After so many requests the others on the event loop have their turn.
+/// Requests of a turn, after which the other devices on the event loop have theirs.
 const BUDGET: usize = 16;
 
 /// A source of random numbers, served on the event loop.
@@ -59,7 +62,7 @@ impl VirtioDevice for RngDevice {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let failed = |reason: String| ActivateError { device: "virtio-rng", reason };
+        let failed = |reason: String| ActivateError { device: NAME, reason };
         let Ok([queue]) = <[Queue; 1]>::try_from(activation.queues) else {
             return Err(failed("it has one queue".to_owned()));
         };
@@ -67,12 +70,10 @@ impl VirtioDevice for RngDevice {
             false => State::Idle(queue),
             true => {
                 let source = Source {
-                    table: Table::of(&queue, activation.features),
-                    queue,
+                    queue: Virtqueue::new("request", queue, activation.features),
                     memory: activation.memory,
                     doorbell: activation.doorbell,
-                    interrupt: activation.interrupt,
-                    log: self.log.clone(),
+                    notifier: Notifier::new(NAME, activation.interrupt, self.log.clone()),
                 };
                 State::Serving(self.event_loop.add(source).map_err(|e| failed(e.to_string()))?)
             }
@@ -85,7 +86,7 @@ impl VirtioDevice for RngDevice {
             State::Inactive => Vec::new(),
             State::Idle(queue) => vec![queue],
             State::Serving(registration) => {
-                registration.remove().map(|source| source.queue).into_iter().collect()
+                registration.remove().map(|source| source.queue.into_queue()).into_iter().collect()
             }
         }
     }
@@ -93,23 +94,10 @@ impl VirtioDevice for RngDevice {
 
 /// What serves the queue on the event loop.
 struct Source {
-    table: Table,
-    queue: Queue,
+    queue: Virtqueue,
     memory: Arc<GuestMemory>,
     doorbell: Doorbell,
-    interrupt: QueueInterrupt,
-    log: LogBudget,
-}
-
-/// Why the queue can no longer be served.
-#[derive(Debug, thiserror::Error)]
-enum ServeError {
-    #[error("virtqueue: {0}")]
-    Queue(#[from] QueueError),
-    #[error("doorbell or interrupt: {0}")]
-    Io(#[from] std::io::Error),
-    #[error("the host has no random numbers: {0}")]
-    Random(#[from] getrandom::Error),
+    notifier: Notifier,
 }
 
 impl Handler for Source {
@@ -118,51 +106,35 @@ impl Handler for Source {
     }
 
     fn ready(&mut self, _event: Event, watch: &mut Watch<'_>) {
-        if let Err(e) = self.serve() {
-            self.log.warn(format_args!("virtio-rng stopped serving: {e}"));
-            // Until the driver resets the device; the errors would only say so again.
+        if self.serve().is_err() {
+            // Nothing is left to serve until the driver resets the device.
             let _ = watch.remove(&self.doorbell);
-            let _ = self.interrupt.device_failed();
         }
     }
 }
 
 impl Source {
-    fn serve(&mut self) -> Result<(), ServeError> {
-        self.doorbell.clear()?;
+    fn serve(&mut self) -> Result<(), NeedsReset> {
+        self.doorbell.clear().map_err(|e| self.notifier.fail(format_args!("doorbell: {e}")))?;
         let memory = Arc::clone(&self.memory);
-        let mut served = 0;
-        // The index that says whether there is more is the guest's to move back and forth.
-        for look in 1.. {
-            self.queue.disable_notification(&*memory)?;
-            while served < BUDGET
-                && let Some(descriptors) = self.queue.iter(&*memory)?.next()
-            {
-                let head = descriptors.head_index();
-                let descriptors = self.table.chain(head);
-                let written = match Chain::collect(&memory, descriptors, QUEUE_SIZE.into()) {
-                    Ok(chain) => fill(&chain)?,
-                    Err(e) => {
-                        self.log.warn(format_args!("virtio-rng: {e}"));
-                        0
-                    }
-                };
-                self.queue.add_used(&*memory, head, written)?;
-                served += 1;
-            }
-            let more = self.queue.enable_notification(&*memory)?;
-            let is_turn_over = served >= BUDGET || look >= BUDGET;
-            if more && is_turn_over {
-                self.doorbell.ring()?;
-            }
-            if !more || is_turn_over {
-                break;
-            }
+        self.queue.begin_turn(BUDGET);
+        while let Some(descriptors) = self.queue.pop(&memory) {
+            let head = descriptors.head_index();
+            let written = match Chain::collect(&memory, descriptors, self.queue.chain_limit()) {
+                Ok(chain) => fill(&chain).map_err(|e| {
+                    self.notifier.fail(format_args!("the host has no random numbers: {e}"))
+                })?,
+                Err(e) => {
+                    self.notifier.warn(format_args!("{e}"));
+                    0
+                }
+            };
+            self.queue.add_used(&memory, head, written);
         }
-        if served > 0 && self.queue.needs_notification(&*memory)? {
-            self.interrupt.used_buffer()?;
+        if self.queue.is_turn_over() {
+            self.doorbell.ring().map_err(|e| self.notifier.fail(format_args!("doorbell: {e}")))?;
         }
-        Ok(())
+        self.notifier.finish(&memory, &mut [&mut self.queue])
     }
 }
 

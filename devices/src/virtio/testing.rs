@@ -1,5 +1,7 @@
 //! A driver for tests: it drives a device through its transport's registers, well or badly.
 
+pub(crate) mod vring;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering, fence};
 use std::thread::{self, JoinHandle};

@@ -26,6 +26,7 @@ use virtio_queue::{Queue, QueueT};
 
 use self::request::{ID_LEN, MAX_ZERO_SECTORS, MAX_ZERO_SEGMENTS};
 use self::worker::Job;
+use super::queue::{Notifier, Virtqueue};
 use super::{ActivateError, Activation, VirtioDevice, read_bytes};
 use crate::LogBudget;
 
@@ -48,12 +49,15 @@ type HostFull = Box<dyn Fn() + Send>;
 /// A virtio disk.
 #[derive(Debug)]
 pub struct BlockDevice {
+    /// As in `virtio-blk vda`, for messages.
+    name: String,
     jobs: Sender<Job>,
     state: State,
     config: Vec<u8>,
     read_only: bool,
     write_back: Arc<AtomicBool>,
     counters: Arc<BlockCounters>,
+    log: LogBudget,
 }
 
 #[derive(Debug)]
@@ -80,25 +84,23 @@ impl BlockDevice {
         for (to, from) in id.iter_mut().zip(disk.name().bytes()) {
             *to = from;
         }
+        // A name comes from the machine, and reaches its log.
+        let name = format!("{NAME} {}", disk.name().escape_debug());
         let (jobs, inbox) = channel();
         let counters = Arc::new(BlockCounters::default());
+        let log = LogBudget::default();
         let device = Self {
+            name: name.clone(),
             jobs,
             state: State::Inactive,
             config: config_space(&disk),
             read_only: disk.is_read_only(),
             write_back: Arc::new(AtomicBool::new(true)),
             counters: Arc::clone(&counters),
+            log: log.clone(),
         };
-        let worker = BlockWorker {
-            disk,
-            id,
-            jobs: inbox,
-            host_full,
-            is_full: false,
-            counters,
-            log: LogBudget::default(),
-        };
+        let worker =
+            BlockWorker { name, disk, id, jobs: inbox, host_full, is_full: false, counters, log };
         (device, worker)
     }
 
@@ -186,10 +188,10 @@ impl VirtioDevice for BlockDevice {
         let (done, finished) = channel();
         let doorbell = activation.doorbell.try_clone().map_err(|e| failed(&e.to_string()))?;
         let job = Job {
-            queue,
+            queue: Virtqueue::new("request", queue, activation.features),
             memory: activation.memory,
             doorbell: activation.doorbell,
-            interrupt: activation.interrupt,
+            notifier: Notifier::new(self.name.clone(), activation.interrupt, self.log.clone()),
             features: activation.features,
             write_back: Arc::clone(&self.write_back),
             stop: Arc::clone(&stop),

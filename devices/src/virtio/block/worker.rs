@@ -11,13 +11,14 @@ use boxlite_hv::Doorbell;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH};
-use virtio_queue::{Error as QueueError, Queue, QueueOwnedT, QueueT};
+use virtio_queue::Queue;
 
+use super::HostFull;
 use super::counters::BlockCounters;
 use super::request::{self, ID_LEN, RequestError};
-use super::{HostFull, QUEUE_SIZE};
-use crate::virtio::chain::{Chain, Table};
-use crate::virtio::{QueueInterrupt, has_feature};
+use crate::virtio::chain::Chain;
+use crate::virtio::has_feature;
+use crate::virtio::queue::{NeedsReset, Notifier, Virtqueue};
 use crate::{GuestMemory, LogBudget};
 
 /// The driver is told of served requests after so many of them or so many bytes at the latest, so
@@ -25,12 +26,15 @@ use crate::{GuestMemory, LogBudget};
 const BATCH_REQUESTS: u32 = 32;
 const BATCH_BYTES: usize = 1 << 20;
 
+/// Requests of a turn. The thread serves nothing else; it looks whether it is to stop.
+const TURN: usize = 1024;
+
 /// What a disk's thread is to do from activation to reset.
 pub(super) struct Job {
-    pub(super) queue: Queue,
+    pub(super) queue: Virtqueue,
     pub(super) memory: Arc<GuestMemory>,
     pub(super) doorbell: Doorbell,
-    pub(super) interrupt: QueueInterrupt,
+    pub(super) notifier: Notifier,
     /// The negotiated features.
     pub(super) features: u64,
     /// The driver's choice, if it negotiated to have one.
@@ -48,12 +52,23 @@ impl Job {
             && !self.write_back.load(Ordering::Relaxed);
         chosen || !has_feature(self.features, VIRTIO_BLK_F_FLUSH)
     }
+
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    /// Sleeps until the driver notifies, or the job is stopped.
+    fn wait(&mut self) -> Result<(), NeedsReset> {
+        wait(&self.doorbell).map_err(|e| self.notifier.fail(format_args!("doorbell: {e}")))
+    }
 }
 
 /// The part of a disk that works on a thread of its own, which the machine makes: see
 /// [`run`](Self::run).
 #[must_use = "a disk whose worker does not run cannot be activated"]
 pub struct BlockWorker {
+    /// As in `virtio-blk vda`, for messages.
+    pub(super) name: String,
     pub(super) disk: Disk,
     pub(super) id: [u8; ID_LEN],
     pub(super) jobs: Receiver<Job>,
@@ -68,63 +83,51 @@ impl BlockWorker {
     /// dropped, then closes the image.
     pub fn run(mut self) {
         while let Ok(mut job) = self.jobs.recv() {
-            if let Err(e) = self.serve(&mut job) {
-                self.warn(format_args!("stopped serving: {e}"));
-                // Nobody else is there to be told.
-                let _ = job.interrupt.device_failed();
-            }
+            // Whatever ended it has been reported.
+            let _ = self.serve(&mut job);
             if let Err(e) = self.disk.write_back() {
                 self.failed(&e.into());
             }
             // The device waits for it, or is gone.
-            let _ = job.done.send(job.queue);
+            let _ = job.done.send(job.queue.into_queue());
         }
     }
 
-    /// Serves until the job is stopped.
-    fn serve(&mut self, job: &mut Job) -> Result<(), ServeError> {
-        while !job.stop.load(Ordering::Acquire) {
+    /// Serves until the job is stopped or fails.
+    fn serve(&mut self, job: &mut Job) -> Result<(), NeedsReset> {
+        while !job.is_stopped() {
             self.drain(job)?;
-            wait(&job.doorbell)?;
-            job.doorbell.clear()?;
+            if !job.queue.is_turn_over() {
+                job.wait()?;
+            }
         }
         Ok(())
     }
 
-    /// Serves all requests in the ring.
-    fn drain(&mut self, job: &mut Job) -> Result<(), ServeError> {
+    /// Serves the requests in the ring, a turn's worth at most.
+    fn drain(&mut self, job: &mut Job) -> Result<(), NeedsReset> {
         let memory = Arc::clone(&job.memory);
-        let table = Table::of(&job.queue, job.features);
-        let mut unsignalled = Unsignalled::default();
-        loop {
-            job.queue.disable_notification(&*memory)?;
-            while let Some(descriptors) = job.queue.iter(&*memory)?.next() {
-                let head = descriptors.head_index();
-                let descriptors = table.chain(head);
-                let (written, moved) = match Chain::collect(&memory, descriptors, QUEUE_SIZE.into())
-                {
+        let mut batch = Batch::default();
+        job.queue.begin_turn(TURN);
+        while !job.is_stopped()
+            && let Some(descriptors) = job.queue.pop(&memory)
+        {
+            let head = descriptors.head_index();
+            let (written, moved) =
+                match Chain::collect(&memory, descriptors, job.queue.chain_limit()) {
                     Ok(chain) => self.execute(chain, job),
                     Err(e) => {
                         self.warn(format_args!("{e}"));
                         (0, 0)
                     }
                 };
-                job.queue.add_used(&*memory, head, written)?;
-                unsignalled.requests += 1;
-                unsignalled.bytes = unsignalled.bytes.saturating_add(moved);
-                if unsignalled.is_due() {
-                    unsignalled.signal(job, &memory)?;
-                }
-                if job.stop.load(Ordering::Acquire) {
-                    break;
-                }
-            }
-            unsignalled.signal(job, &memory)?;
-            let more = job.queue.enable_notification(&*memory)?;
-            if !more || job.stop.load(Ordering::Acquire) {
-                return Ok(());
+            job.queue.add_used(&memory, head, written);
+            if batch.is_full_with(moved) {
+                batch = Batch::default();
+                job.notifier.finish(&memory, &mut [&mut job.queue])?;
             }
         }
+        job.notifier.finish(&memory, &mut [&mut job.queue])
     }
 
     /// Returns the bytes written to guest memory, and the bytes moved.
@@ -149,40 +152,25 @@ impl BlockWorker {
         }
     }
 
-    fn warn(&mut self, message: fmt::Arguments<'_>) {
-        let id = self.id.split(|byte| *byte == 0).next().unwrap_or_default().escape_ascii();
-        self.log.warn(format_args!("virtio-blk {id}: {message}"));
+    fn warn(&self, message: fmt::Arguments<'_>) {
+        self.log.warn(format_args!("{}: {message}", self.name));
     }
 }
 
-/// What the driver has not been told of yet.
+/// The requests that the driver has not been told of.
 #[derive(Default)]
-struct Unsignalled {
+struct Batch {
     requests: u32,
     bytes: usize,
 }
 
-impl Unsignalled {
-    fn is_due(&self) -> bool {
+impl Batch {
+    /// Counts a request that moved so many bytes. True if the driver is to be told now.
+    fn is_full_with(&mut self, bytes: usize) -> bool {
+        self.requests += 1;
+        self.bytes = self.bytes.saturating_add(bytes);
         self.requests >= BATCH_REQUESTS || self.bytes >= BATCH_BYTES
     }
-
-    fn signal(&mut self, job: &mut Job, memory: &GuestMemory) -> Result<(), ServeError> {
-        if self.requests > 0 && job.queue.needs_notification(memory)? {
-            job.interrupt.used_buffer()?;
-        }
-        *self = Self::default();
-        Ok(())
-    }
-}
-
-/// Why a ring can no longer be served.
-#[derive(Debug, thiserror::Error)]
-enum ServeError {
-    #[error("virtqueue: {0}")]
-    Queue(#[from] QueueError),
-    #[error("doorbell or interrupt: {0}")]
-    Io(#[from] io::Error),
 }
 
 /// Sleeps until the doorbell rings.
@@ -192,7 +180,7 @@ fn wait(doorbell: &Doorbell) -> io::Result<()> {
         match poll(&mut fds, None) {
             Err(Errno::INTR) => {}
             Err(e) => return Err(e.into()),
-            Ok(_) => return Ok(()),
+            Ok(_) => return doorbell.clear().map(drop),
         }
     }
 }

@@ -15,7 +15,6 @@ mod counters;
 mod header;
 mod pieces;
 mod port;
-mod ring;
 
 use std::fmt;
 use std::io;
@@ -34,7 +33,7 @@ use crate::LogBudget;
 
 pub use counters::{NetCounters, NetMeter};
 pub use header::{MAX_FRAME, Offload, PartialChecksum, PortFeatures, Segmentation};
-pub use port::{NetPort, PortError, Sent, TxFrame};
+pub use port::{NetPort, Sent, TxFrame};
 
 const NAME: &str = "virtio-net";
 

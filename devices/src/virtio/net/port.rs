@@ -8,27 +8,27 @@
 //! ```
 
 use std::fmt;
-use std::io::{self, IoSlice};
+use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use boxlite_hv::Doorbell;
 use tracing::debug;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU};
-use virtio_queue::{Error as QueueError, Queue};
+use virtio_queue::Queue;
 use vm_memory::{Permissions, VolatileSlice};
 use zerocopy::IntoBytes;
 
 use super::control::{Mac, Settings};
 use super::header::{ETHERNET, FrameError, HEADER_SIZE, Header, Offload, PortFeatures};
 use super::pieces::Pieces;
-use super::ring::{LOOKS, Ring};
 use super::{NAME, Shared};
 use crate::GuestMemory;
 use crate::virtio::chain::{Chain, ChainError, Descriptors};
-use crate::virtio::{Activation, QueueInterrupt, has_feature};
+use crate::virtio::queue::{NeedsReset, Notifier, Virtqueue};
+use crate::virtio::{Activation, has_feature};
 
-/// Commands carried out, and malformed frames skipped, before the network's other work has a turn.
+/// Chains of a turn: commands, or malformed frames. The network's other work then has its turn.
 const TURN: usize = 16;
 
 /// Bytes of a VLAN tag.
@@ -44,13 +44,13 @@ const VLAN: usize = 4;
 pub struct NetPort {
     memory: Arc<GuestMemory>,
     doorbell: Doorbell,
-    interrupt: QueueInterrupt,
+    notifier: Notifier,
     features: u64,
     /// The longest frame to the guest that is not to be cut, in bytes.
     longest: Option<usize>,
-    rx: Ring,
-    tx: Ring,
-    control: Ring,
+    rx: Virtqueue,
+    tx: Virtqueue,
+    control: Virtqueue,
     settings: Settings,
     shared: Arc<Shared>,
     /// The chain of the frame that was received last.
@@ -61,8 +61,6 @@ pub struct NetPort {
     buffers: Vec<RxBuffer>,
     /// Their memory.
     room: Pieces,
-    /// The queues cannot be worked on any more.
-    failed: bool,
 }
 
 /// A chain of the receive queue.
@@ -92,21 +90,6 @@ pub enum Sent {
     Dropped,
     /// There is no room for it now. The port's file descriptor becomes readable when there may be.
     Full,
-}
-
-/// Why a port does not work any more. The guest has been told (DEVICE_NEEDS_RESET); a reset of the
-/// device brings a new port.
-#[derive(Debug, thiserror::Error)]
-pub enum PortError {
-    /// The driver broke a queue.
-    #[error("virtio-net: the driver broke a virtqueue: {0}")]
-    Queue(#[from] QueueError),
-    /// The doorbell or the interrupt line is broken.
-    #[error("virtio-net: doorbell or interrupt: {0}")]
-    Io(#[from] io::Error),
-    /// It failed before.
-    #[error("virtio-net: the device waits for a reset by its driver")]
-    Failed,
 }
 
 /// Why a chain is skipped.
@@ -174,29 +157,25 @@ impl NetPort {
         Self {
             memory,
             doorbell,
-            interrupt,
+            notifier: Notifier::new(NAME, interrupt, shared.log.clone()),
             features,
             longest,
-            rx: Ring::new(rx, features),
-            tx: Ring::new(tx, features),
-            control: Ring::new(control, features),
+            rx: Virtqueue::new("receive", rx, features),
+            tx: Virtqueue::new("transmit", tx, features),
+            control: Virtqueue::new("control", control, features),
             settings,
             shared,
             received: None,
             frame: Pieces::default(),
             buffers: Vec::new(),
             room: Pieces::default(),
-            failed: false,
         }
     }
 
     /// The queues as the driver gets them back, and what it has set.
     pub(super) fn into_parts(mut self) -> (Vec<Queue>, Settings) {
-        if !self.failed {
-            // What breaks now is the next driver's to find.
-            let _ = self.finish_received();
-        }
-        let queues = [self.rx, self.tx, self.control].map(Ring::into_queue);
+        self.finish_received();
+        let queues = [self.rx, self.tx, self.control].map(Virtqueue::into_queue);
         (queues.into(), self.settings)
     }
 
@@ -205,11 +184,11 @@ impl NetPort {
         PortFeatures::of(self.features)
     }
 
-    /// The doorbell rang: obeys the control queue. Frames are for [`receive`](Self::receive), which
-    /// reports what goes wrong in here, too.
+    /// The doorbell rang: carries out the commands in the control queue. Frames are for
+    /// [`receive`](Self::receive), which reports what goes wrong in here, too.
     pub fn woken(&mut self) {
-        // It is remembered, and the guest knows.
-        let _ = self.guarded(Self::obey);
+        // The failure is remembered, and the guest was told.
+        let _ = self.guarded(Self::execute_commands);
     }
 
     /// Takes the next frame that the guest sent. `None` when there is none; the doorbell will be
@@ -217,7 +196,7 @@ impl NetPort {
     ///
     /// # Errors
     /// The port does not work any more.
-    pub fn receive(&mut self) -> Result<Option<TxFrame<'_>>, PortError> {
+    pub fn receive(&mut self) -> Result<Option<TxFrame<'_>>, NeedsReset> {
         match self.guarded(Self::next_frame)? {
             Some(offload) => {
                 Ok(Some(TxFrame { memory: &self.memory, pieces: &mut self.frame, offload }))
@@ -230,7 +209,7 @@ impl NetPort {
     ///
     /// # Errors
     /// The port does not work any more.
-    pub fn send(&mut self, frame: &[IoSlice<'_>], offload: &Offload) -> Result<Sent, PortError> {
+    pub fn send(&mut self, frame: &[IoSlice<'_>], offload: &Offload) -> Result<Sent, NeedsReset> {
         let len = frame.iter().map(|piece| piece.len()).sum();
         let sent = self.guarded(|port| port.place(frame, len, offload))?;
         match sent {
@@ -241,56 +220,41 @@ impl NetPort {
         Ok(sent)
     }
 
-    /// Ends a turn: tells the guest of what was received and sent, if it wants to know.
+    /// Ends a turn: interrupts the guest for what was received and sent, if it wants to know.
     ///
     /// # Errors
     /// The port does not work any more.
-    pub fn flush(&mut self) -> Result<(), PortError> {
-        self.guarded(|port| {
-            port.finish_received()?;
-            let mut due = false;
-            for ring in [&mut port.rx, &mut port.tx, &mut port.control] {
-                due |= ring.take_interrupt(&port.memory)?;
-            }
-            if due {
-                port.interrupt.used_buffer()?;
-            }
-            Ok(())
-        })
+    pub fn flush(&mut self) -> Result<(), NeedsReset> {
+        self.finish_received();
+        let queues = &mut [&mut self.rx, &mut self.tx, &mut self.control];
+        self.notifier.finish(&self.memory, queues)
     }
 
-    /// Does `work`, unless the port has failed; it has, if `work` does.
+    /// Does `work`, unless the port has failed. It fails if the driver turns out to have broken a
+    /// queue.
     fn guarded<T>(
         &mut self,
-        work: impl FnOnce(&mut Self) -> Result<T, PortError>,
-    ) -> Result<T, PortError> {
-        if self.failed {
-            return Err(PortError::Failed);
-        }
-        let result = work(self);
-        if let Err(e) = &result {
-            self.shared.log.warn(format_args!("{e}; it stops until the driver resets the device"));
-            self.failed = true;
-            // Nobody else is there to be told.
-            let _ = self.interrupt.device_failed();
-        }
-        result
+        work: impl FnOnce(&mut Self) -> Result<T, NeedsReset>,
+    ) -> Result<T, NeedsReset> {
+        self.notifier.check(&mut [])?;
+        let result = work(self)?;
+        self.notifier.check(&mut [&mut self.rx, &mut self.tx, &mut self.control])?;
+        Ok(result)
     }
 
-    /// Gives the memory of the last frame back to the guest.
-    fn finish_received(&mut self) -> Result<(), PortError> {
-        match self.received.take() {
-            Some(head) => Ok(self.tx.give_back(&self.memory, head, 0)?),
-            None => Ok(()),
+    /// Returns the memory of the last frame to the guest.
+    fn finish_received(&mut self) {
+        if let Some(head) = self.received.take() {
+            self.tx.add_used(&self.memory, head, 0);
         }
     }
 
     /// Takes frames until one is good.
-    fn next_frame(&mut self) -> Result<Option<Offload>, PortError> {
-        self.finish_received()?;
+    fn next_frame(&mut self) -> Result<Option<Offload>, NeedsReset> {
+        self.finish_received();
         let memory = Arc::clone(&self.memory);
-        for _ in 0..TURN {
-            let Some(chain) = self.tx.next(&memory)? else { return Ok(None) };
+        self.tx.begin_turn(TURN);
+        while let Some(chain) = self.tx.pop(&memory) {
             let head = chain.head_index();
             match self.parse(&memory, chain) {
                 Ok(offload) => {
@@ -300,14 +264,23 @@ impl NetPort {
                 }
                 Err(e) => {
                     self.shared.meter.tx().dropped();
-                    self.skipped(format_args!("a frame of the guest is dropped: {e}"));
-                    self.tx.give_back(&memory, head, 0)?;
+                    self.notifier.warn(format_args!("a frame of the guest is dropped: {e}"));
+                    self.tx.add_used(&memory, head, 0);
                 }
             }
         }
-        // The others have their turn; then this goes on.
-        self.doorbell.ring()?;
+        self.continue_later(self.tx.is_turn_over())?;
         Ok(None)
+    }
+
+    /// Comes back after the others' turn, if there may be more in a queue.
+    fn continue_later(&mut self, more: bool) -> Result<(), NeedsReset> {
+        match more {
+            true => {
+                self.doorbell.ring().map_err(|e| self.notifier.fail(format_args!("doorbell: {e}")))
+            }
+            false => Ok(()),
+        }
     }
 
     /// Looks at the frame in a chain, whose memory becomes `self.frame`.
@@ -330,7 +303,7 @@ impl NetPort {
         frame: &[IoSlice<'_>],
         len: usize,
         offload: &Offload,
-    ) -> Result<Sent, PortError> {
+    ) -> Result<Sent, NeedsReset> {
         let mut header = match self.header(frame, len, offload) {
             Ok(Some(header)) => header,
             Ok(None) => return Ok(Sent::Dropped),
@@ -343,7 +316,7 @@ impl NetPort {
         match self.claim(&memory, HEADER_SIZE + len)? {
             Claim::Short => return Ok(Sent::Full),
             Claim::Hopeless => {
-                self.skipped(format_args!(
+                self.notifier.warn(format_args!(
                     "a frame of {len} bytes to the guest is dropped: there are no buffers for it"
                 ));
                 return Ok(Sent::Dropped);
@@ -357,7 +330,7 @@ impl NetPort {
         for piece in frame {
             self.room.write(&memory, piece);
         }
-        self.give_buffers_back(&memory, HEADER_SIZE + len)?;
+        self.return_buffers(&memory, HEADER_SIZE + len);
         Ok(Sent::Sent)
     }
 
@@ -380,82 +353,70 @@ impl NetPort {
 
     /// Takes buffers of `need` bytes altogether. If there are not enough, they are left for later;
     /// if there never will be, they go back to the driver.
-    fn claim(&mut self, memory: &GuestMemory, need: usize) -> Result<Claim, PortError> {
+    fn claim(&mut self, memory: &GuestMemory, need: usize) -> Result<Claim, NeedsReset> {
         self.buffers.clear();
         self.room.clear();
-        for _ in 0..LOOKS {
-            if let Some(claim) = self.collect(memory, need)? {
-                match claim {
-                    Claim::Enough => self.rx.disarm(memory)?,
+        self.rx.begin_turn(usize::from(self.rx.size()) + TURN);
+        // The driver notifies when it adds to what was looked at: the queue is armed before buffers
+        // are put back.
+        while let Some(chain) = self.rx.pop(memory) {
+            match self.collect(memory, chain, need) {
+                Claim::Short => {}
+                Claim::Enough => return Ok(Claim::Enough),
+                Claim::Hopeless => {
                     // The driver may have better ones.
-                    Claim::Hopeless => self.give_buffers_back(memory, 0)?,
-                    Claim::Short => {}
+                    self.return_buffers(memory, 0);
+                    return Ok(Claim::Hopeless);
                 }
-                return Ok(claim);
-            }
-            // The driver rings when it adds to what has been looked at, so it is armed before the
-            // buffers are put back.
-            if !self.rx.arm(memory)? {
-                break;
             }
         }
         self.rx.put_back(self.buffers.len());
+        self.continue_later(self.rx.is_turn_over())?;
         Ok(Claim::Short)
     }
 
-    /// Takes buffers that are there now. `None` if there are not enough.
-    fn collect(&mut self, memory: &GuestMemory, need: usize) -> Result<Option<Claim>, PortError> {
+    /// Adds a chain to the buffers for a frame.
+    fn collect(&mut self, memory: &GuestMemory, chain: Descriptors, need: usize) -> Claim {
+        let (head, limit) = (chain.head_index(), self.rx.chain_limit());
+        let room = match self.room.add(memory, chain, limit, Permissions::Write, HEADER_SIZE) {
+            Ok(room @ HEADER_SIZE..) => room,
+            Ok(_) => 0,
+            Err(e) => {
+                self.notifier.warn(format_args!("a receive buffer is of no use: {e}"));
+                0
+            }
+        };
+        self.buffers.push(RxBuffer { head, room });
         let mergeable = has_feature(self.features, VIRTIO_NET_F_MRG_RXBUF);
-        let (limit, size) = (self.rx.chain_limit(), usize::from(self.rx.size()));
-        let table = self.rx.table();
-        let Some(available) = self.rx.available(memory)? else { return Ok(None) };
-        for chain in available {
-            let head = chain.head_index();
-            let chain = table.chain(head);
-            let room = match self.room.add(memory, chain, limit, Permissions::Write, HEADER_SIZE) {
-                Ok(room @ HEADER_SIZE..) => room,
-                Ok(_) => 0,
-                Err(e) => {
-                    let log = &self.shared.log;
-                    log.warn(format_args!("{NAME}: a receive buffer is of no use: {e}"));
-                    0
-                }
-            };
-            self.buffers.push(RxBuffer { head, room });
-            if self.room.len() >= need {
-                return Ok(Some(Claim::Enough));
-            }
-            if self.buffers.len() >= size || room > 0 && !mergeable {
-                return Ok(Some(Claim::Hopeless));
-            }
+        match self.room.len() {
+            len if len >= need => Claim::Enough,
+            _ if self.buffers.len() >= self.rx.size().into() => Claim::Hopeless,
+            _ if room > 0 && !mergeable => Claim::Hopeless,
+            _ => Claim::Short,
         }
-        Ok(None)
     }
 
-    /// Gives the claimed buffers back to the driver, `written` bytes of them written. Those of no
-    /// use come last, so that the others follow each other.
-    fn give_buffers_back(
-        &mut self,
-        memory: &GuestMemory,
-        mut written: usize,
-    ) -> Result<(), PortError> {
+    /// Returns the claimed buffers to the driver, `written` bytes of them written. The driver sees
+    /// those of a frame at once, as it expects (section 5.1.6.4); those of no use come last.
+    fn return_buffers(&mut self, memory: &GuestMemory, mut written: usize) {
         let (useful, useless) = (
             self.buffers.iter().filter(|buffer| buffer.room > 0),
             self.buffers.iter().filter(|buffer| buffer.room == 0),
         );
-        for buffer in useful.chain(useless) {
+        let used = useful.chain(useless).map(|buffer| {
             let now = buffer.room.min(written);
-            self.rx.give_back(memory, buffer.head, now)?;
             written -= now;
-        }
-        Ok(())
+            // A chain's length fits.
+            (buffer.head, u32::try_from(now).unwrap_or(u32::MAX))
+        });
+        self.rx.add_all_used(memory, used);
     }
 
     /// Carries out what is in the control queue.
-    fn obey(&mut self) -> Result<(), PortError> {
+    fn execute_commands(&mut self) -> Result<(), NeedsReset> {
         let memory = Arc::clone(&self.memory);
-        for _ in 0..TURN {
-            let Some(chain) = self.control.next(&memory)? else { return Ok(()) };
+        self.control.begin_turn(TURN);
+        while let Some(chain) = self.control.pop(&memory) {
             let head = chain.head_index();
             let written = match Chain::collect(&memory, chain, self.control.chain_limit()) {
                 Ok(Chain { readable, writable }) if writable.len() > 0 => {
@@ -463,20 +424,15 @@ impl NetPort {
                 }
                 Ok(_) => 0,
                 Err(e) => {
-                    self.skipped(format_args!("a command is skipped: {e}"));
+                    self.notifier.warn(format_args!("a command is skipped: {e}"));
                     0
                 }
             };
             self.shared.set_mac(self.settings.mac);
-            self.control.give_back(&memory, head, written)?;
+            // One byte, if any.
+            self.control.add_used(&memory, head, u32::from(written > 0));
         }
-        // The others have their turn; then this goes on.
-        Ok(self.doorbell.ring()?)
-    }
-
-    /// Logs what the driver did wrong.
-    fn skipped(&self, what: fmt::Arguments<'_>) {
-        self.shared.log.warn(format_args!("{NAME}: {what}"));
+        self.continue_later(self.control.is_turn_over())
     }
 }
 
@@ -488,9 +444,6 @@ impl AsFd for NetPort {
 
 impl fmt::Debug for NetPort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("NetPort")
-            .field("features", &self.features())
-            .field("failed", &self.failed)
-            .finish_non_exhaustive()
+        f.debug_struct("NetPort").field("features", &self.features()).finish_non_exhaustive()
     }
 }

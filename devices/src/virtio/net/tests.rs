@@ -15,6 +15,7 @@ use virtio_bindings::virtio_mmio::{
 };
 
 use super::*;
+use crate::virtio::NeedsReset;
 use crate::virtio::testing::{Buffer, DATA, DRIVER_OK, Driver, MEMORY_END, SIZE};
 
 const RX: u32 = 0;

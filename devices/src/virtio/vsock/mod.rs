@@ -10,7 +10,7 @@
 //!
 //! ```text
 //!             clients ──▶ Connection ◀──┐
-//!                            │         Mux ◀──▶ Ring (rx, tx) ◀──▶ guest
+//!                            │         Mux ◀──▶ queues (rx, tx) ◀──▶ guest
 //!   client, host port ◀─▶ HostStream ◀──┘
 //! ```
 //!
@@ -18,7 +18,7 @@
 //! - `mux`: the connection table, between queues and streams
 //! - `connection`, `credit`: the protocol of one connection, without I/O
 //! - `stream`, `clients`, `ports`: the host side
-//! - `packet`, `ring`: the guest's side
+//! - `packet`, `rx`: the guest's side
 //!
 //! Bytes move between guest memory and sockets without a copy on the way. Only what a Unix stream
 //! has no room for is copied, and that is bounded by the guest's credit.
@@ -31,7 +31,7 @@ mod handle;
 mod mux;
 mod packet;
 mod ports;
-mod ring;
+mod rx;
 mod stream;
 mod sys;
 mod worker;
@@ -48,6 +48,7 @@ use virtio_queue::Queue;
 pub use handle::VsockHandle;
 pub use ports::{HostPorts, SocketPorts};
 
+use super::queue::Notifier;
 use super::{ActivateError, Activation, VirtioDevice, read_bytes};
 use crate::{LogBudget, LoopHandle, Registration};
 use handle::Shared;
@@ -153,7 +154,7 @@ impl Vsock {
             memory,
             queues,
             doorbell,
-            interrupt,
+            notifier: Notifier::new("virtio-vsock", interrupt, self.log.clone()),
             features,
             mux: Mux::new(self.guest_cid, Arc::clone(&self.ports), self.timeouts, self.log.clone()),
             line_timeout: self.timeouts.line,

@@ -24,7 +24,7 @@ use super::connection::{Connection, ConnectionId, Outgoing, Phase, Reaction};
 use super::deadlines::Deadlines;
 use super::packet::{HOST_CID, Header, Malformed, TYPE_STREAM, TxPacket, op};
 use super::ports::HostPorts;
-use super::ring::Ring;
+use super::rx::RxQueue;
 use super::stream::{HostStream, Received};
 use super::{MAX_CONNECTIONS, Timeouts, Token};
 use crate::{Event, GuestMemory, Interest, LogBudget, Watch};
@@ -292,7 +292,7 @@ impl Mux {
     }
 
     /// Sends one connection's next packet, or a turn's worth of its data.
-    pub(super) fn send_next(&mut self, rx: &mut Ring, memory: &GuestMemory) -> Sent {
+    pub(super) fn send_next(&mut self, rx: &mut RxQueue, memory: &GuestMemory) -> Sent {
         if let Some(&Reset { src_cid, id, socket_type }) = self.resets.front() {
             let Some(buffer) = rx.pop_buffer(memory, 0) else { return Sent::Starved };
             let header = Header {
@@ -314,7 +314,13 @@ impl Mux {
         sent
     }
 
-    fn send_of(&mut self, token: Token, turn: usize, rx: &mut Ring, memory: &GuestMemory) -> Sent {
+    fn send_of(
+        &mut self,
+        token: Token,
+        turn: usize,
+        rx: &mut RxQueue,
+        memory: &GuestMemory,
+    ) -> Sent {
         let Some(entry) = self.table.get_mut(token) else { return Sent::Some };
         match entry.connection.next(entry.host.is_readable()) {
             None => Sent::Some,

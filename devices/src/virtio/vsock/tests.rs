@@ -7,7 +7,6 @@ mod fuzz;
 mod guest;
 mod setup;
 mod socket;
-mod vring;
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;

@@ -19,10 +19,10 @@ use super::deadlines::Deadlines;
 use super::handle::Shared;
 use super::mux::{Mux, Sent};
 use super::packet::TxPacket;
-use super::ring::Ring;
+use super::rx::RxQueue;
 use super::{DOORBELL, INBOX, LISTENER, TIMER, Token};
-use crate::virtio::QueueInterrupt;
 use crate::virtio::chain::Chain;
+use crate::virtio::queue::{Notifier, Virtqueue};
 use crate::{Event, GuestMemory, Handler, Interest, Watch};
 
 /// How many chains of each queue are served before the other devices of the loop have a turn.
@@ -37,11 +37,11 @@ const TRANSPORT_RESET: [u8; 4] = 0u32.to_le_bytes();
 /// The device between activation and reset.
 pub(super) struct Worker {
     memory: Arc<GuestMemory>,
-    rx: Ring,
-    tx: Ring,
-    events: Ring,
+    rx: RxQueue,
+    tx: Virtqueue,
+    events: Virtqueue,
     doorbell: Doorbell,
-    interrupt: QueueInterrupt,
+    notifier: Notifier,
     mux: Mux,
     shared: Arc<Shared>,
     listener: Option<Arc<UnixListener>>,
@@ -62,7 +62,7 @@ pub(super) struct Parts {
     /// rx, tx and event queue.
     pub(super) queues: [Queue; 3],
     pub(super) doorbell: Doorbell,
-    pub(super) interrupt: QueueInterrupt,
+    pub(super) notifier: Notifier,
     /// The negotiated ones.
     pub(super) features: u64,
     pub(super) mux: Mux,
@@ -77,11 +77,11 @@ impl Worker {
         let [rx, tx, events] = parts.queues;
         Ok(Self {
             memory: parts.memory,
-            rx: Ring::new(rx, parts.features),
-            tx: Ring::new(tx, parts.features),
-            events: Ring::new(events, parts.features),
+            rx: RxQueue(Virtqueue::new("rx", rx, parts.features)),
+            tx: Virtqueue::new("tx", tx, parts.features),
+            events: Virtqueue::new("event", events, parts.features),
             doorbell: parts.doorbell,
-            interrupt: parts.interrupt,
+            notifier: parts.notifier,
             mux: parts.mux,
             shared: parts.shared,
             listener: parts.listener,
@@ -100,21 +100,22 @@ impl Worker {
 
     /// The queues, to give back. All streams are closed.
     pub(super) fn into_queues(self) -> Vec<Queue> {
-        [self.rx, self.tx, self.events].map(Ring::into_queue).into()
+        [self.rx.0, self.tx, self.events].map(Virtqueue::into_queue).into()
     }
 
     /// Serves what there is to serve, within a turn's limits.
     fn serve(&mut self) {
         let memory = Arc::clone(&self.memory);
-        for ring in [&mut self.rx, &mut self.tx, &mut self.events] {
-            ring.begin_turn();
+        for queue in [&mut self.rx.0, &mut self.tx, &mut self.events] {
+            queue.begin_turn(TURN);
         }
         let more_to_take = self.take_packets(&memory);
         let more_to_give = self.give_packets(&memory);
         self.give_event(&memory);
-        if let Err(e) = self.interrupt(&memory) {
-            self.mux.warn(format_args!("cannot interrupt the guest: {e}"));
-        }
+        // A queue that the driver broke is empty: the streams go on until the driver resets the
+        // device.
+        let queues = &mut [&mut self.rx.0, &mut self.tx, &mut self.events];
+        let _ = self.notifier.finish(&memory, queues);
         // Resets that just went out may have been what packets were waiting for.
         if more_to_give || self.events.is_turn_over() || (more_to_take && self.mux.takes_packets())
         {
@@ -123,55 +124,28 @@ impl Worker {
         }
     }
 
-    /// Tells the driver of used buffers, and of queues that it broke.
-    fn interrupt(&mut self, memory: &GuestMemory) -> io::Result<()> {
-        let mut used = false;
-        for (name, ring) in
-            [("rx", &mut self.rx), ("tx", &mut self.tx), ("event", &mut self.events)]
-        {
-            used |= ring.take_interrupt(memory);
-            if let Some(error) = ring.take_failure() {
-                let why = format_args!("stops: the driver broke the {name} queue: {error}");
-                self.mux.warn(why);
-                self.interrupt.device_failed()?;
-            }
-        }
-        if used { self.interrupt.used_buffer() } else { Ok(()) }
-    }
-
     /// Takes packets from the guest. True if some are left.
     fn take_packets(&mut self, memory: &GuestMemory) -> bool {
-        self.tx.disable_doorbell(memory);
-        for _ in 0..TURN {
-            if !self.mux.takes_packets() {
-                return true;
-            }
-            let Some(chain) = self.tx.pop(memory) else {
-                if self.tx.enable_doorbell(memory) {
-                    continue;
-                }
-                return false;
-            };
+        while self.mux.takes_packets() {
+            let Some(chain) = self.tx.pop(memory) else { return self.tx.is_turn_over() };
             let head = chain.head_index();
             match TxPacket::parse(memory, chain) {
                 Ok(packet) => self.mux.on_packet(&packet),
                 Err(malformed) => self.mux.on_malformed(&malformed),
             }
-            self.tx.give_back(memory, head, 0);
+            self.tx.add_used(memory, head, 0);
         }
         true
     }
 
     /// Sends packets to the guest. True if some are left that there are buffers for.
     fn give_packets(&mut self, memory: &GuestMemory) -> bool {
-        self.rx.disable_doorbell(memory);
+        self.rx.0.disarm(memory);
         for _ in 0..TURN {
             match self.mux.send_next(&mut self.rx, memory) {
                 Sent::Some => {}
                 Sent::Nothing => return false,
-                Sent::Starved if self.rx.is_turn_over() => return true,
-                Sent::Starved if self.rx.enable_doorbell(memory) => {}
-                Sent::Starved => return false,
+                Sent::Starved => return self.rx.0.is_turn_over(),
             }
         }
         true
@@ -180,12 +154,7 @@ impl Worker {
     /// Sends the transport reset event, if it is due and there is a buffer for it.
     fn give_event(&mut self, memory: &GuestMemory) {
         while self.owes_event {
-            let Some(chain) = self.events.pop(memory) else {
-                if !self.events.is_turn_over() && self.events.enable_doorbell(memory) {
-                    continue;
-                }
-                return;
-            };
+            let Some(chain) = self.events.pop(memory) else { return };
             let head = chain.head_index();
             // A chain that is of no use to us is no place for the event.
             let written = Chain::collect(memory, chain, 1)
@@ -193,10 +162,7 @@ impl Worker {
                 .filter(|chain| chain.writable.len() >= TRANSPORT_RESET.len())
                 .map_or(0, |chain| chain.writable.fill_from(&TRANSPORT_RESET));
             self.owes_event = written == 0;
-            match written {
-                0 => self.events.give_back_useless(memory, head),
-                _ => self.events.give_back(memory, head, TRANSPORT_RESET.len() as u32),
-            }
+            self.events.add_used(memory, head, u32::try_from(written).unwrap_or_default());
         }
     }
 

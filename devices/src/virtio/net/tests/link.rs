@@ -156,7 +156,7 @@ fn a_broken_control_queue_stops_the_port() {
     pair.driver.set_avail_index(CONTROL, SIZE + 1);
     pair.port(|port| port.woken());
     assert!(pair.needs_reset());
-    assert!(matches!(pair.port(|port| port.receive().map(drop)), Err(PortError::Failed)));
+    assert!(matches!(pair.port(|port| port.receive().map(drop)), Err(NeedsReset)));
     pair.driver.start(0, 3);
     assert!(!pair.needs_reset());
     assert_eq!(pair.command(&[0, 1, 1]), Some(0));

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::os::unix::net::UnixStream;
 
 use crate::virtio::vsock::connection::{Connection, ConnectionId};
-use crate::virtio::vsock::ring::Ring;
+use crate::virtio::vsock::rx::RxQueue;
 use crate::virtio::vsock::stream::{HostStream, Received};
 use crate::virtio::vsock::{FIRST_TOKEN, MAX_CONNECTIONS, Token};
 use crate::{GuestMemory, Interest};
@@ -51,7 +51,7 @@ impl Entry {
         &mut self,
         limit: usize,
         guest_cid: u64,
-        rx: &mut Ring,
+        rx: &mut RxQueue,
         memory: &GuestMemory,
     ) -> (Sent, Received) {
         let buffers = rx.pop_room(memory, limit);

@@ -5,14 +5,15 @@ use std::os::unix::net::UnixListener;
 
 use super::event_loop::in_background;
 use super::guest::{RX, TX};
-use super::vring::Vring;
 use super::*;
 use crate::log_budget::testing::assert_bounded;
 use crate::virtio::VirtioDevice;
+use crate::virtio::queue::Virtqueue;
+use crate::virtio::testing::vring::Vring;
 use crate::virtio::vsock::clients::MAX_CLIENTS;
 use crate::virtio::vsock::credit::WINDOW;
 use crate::virtio::vsock::packet::{HEADER_SIZE, Header};
-use crate::virtio::vsock::ring::Ring;
+use crate::virtio::vsock::rx::RxQueue;
 use crate::virtio::vsock::{MAX_CONNECTIONS, Timeouts};
 
 #[test]
@@ -352,23 +353,23 @@ fn a_queue_that_the_driver_breaks_is_left_alone() {
 fn buffers_of_no_use_take_a_bounded_part_of_a_turn() {
     let memory = crate::virtio::testing::memory();
     let mut vring = Vring::new(0, 256, false);
-    let mut ring = Ring::new(vring.queue(&memory), 0);
+    let mut queue = RxQueue(Virtqueue::new("rx", vring.queue(&memory), 0));
     for _ in 0..256 {
         vring.publish(&memory, &[(0x8000, HEADER_SIZE as u32 - 1)], true);
     }
     let mut used = || std::iter::from_fn(|| vring.take_used(&memory)).count();
     for _ in 0..2 {
-        ring.begin_turn();
-        assert!(ring.pop_buffer(&memory, 0).is_none());
-        assert!(ring.is_turn_over());
+        queue.0.begin_turn(128);
+        assert!(queue.pop_buffer(&memory, 0).is_none());
+        assert!(queue.0.is_turn_over());
         assert_eq!(used(), 128, "a driver can add buffers as fast as they are given back");
     }
-    ring.begin_turn();
-    assert!(ring.pop_buffer(&memory, 0).is_none() && !ring.is_turn_over());
+    queue.0.begin_turn(128);
+    assert!(queue.pop_buffer(&memory, 0).is_none() && !queue.0.is_turn_over());
     // The device goes on with them by itself.
-    let mut guest = Guest::without_buffers(Setup { rx_size: 256, ..Setup::default() }, no_ports);
+    let mut guest = Guest::without_buffers(Setup { rx_size: 512, ..Setup::default() }, no_ports);
     guest.rx_buffer = HEADER_SIZE as u32 - 1;
-    guest.give(200);
+    guest.give(400);
     guest.rx_buffer = 4096;
     guest.give(8);
     ask(&mut guest);

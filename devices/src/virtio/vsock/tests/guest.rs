@@ -11,8 +11,8 @@ use vm_memory::{Bytes, GuestAddress};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::event_loop::TestLoop;
-use super::vring::Vring;
 use crate::GuestMemory;
+use crate::virtio::testing::vring::Vring;
 use crate::virtio::vsock::packet::{HEADER_SIZE, Header, op};
 use crate::virtio::vsock::{GUEST_CID, HostPorts, Timeouts, Vsock, VsockHandle};
 use crate::virtio::{Activation, QueueInterrupt, VirtioDevice};
@@ -24,10 +24,10 @@ pub(super) const EVENT: usize = 2;
 /// How long anything may take. Generous: test machines are slow and busy.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Where each ring has its buffers: 256 slots of rx, 64 of tx.
-const BUFFERS: [u64; 3] = [0x40_0000, 0x180_0000, 0x30_0000];
+/// Where each ring has its buffers: 512 slots of rx, 64 of tx.
+const BUFFERS: [u64; 3] = [0x40_0000, 0x300_0000, 0x30_0000];
 const SLOT: u64 = 0x1_1000;
-const MEMORY: usize = 0x200_0000;
+const MEMORY: usize = 0x400_0000;
 
 /// A packet that the guest received.
 #[derive(Clone, Debug)]

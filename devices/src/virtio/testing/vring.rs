@@ -10,23 +10,23 @@ use vm_memory::{Bytes, GuestAddress};
 use crate::GuestMemory;
 
 /// Where in memory each queue is, and in that its rings.
-const RING: u64 = 0x1_0000;
-const AVAIL: u64 = 0x2000;
-const USED: u64 = 0x4000;
+pub(crate) const RING: u64 = 0x1_0000;
+pub(crate) const AVAIL: u64 = 0x2000;
+pub(crate) const USED: u64 = 0x4000;
 
 /// One virtqueue, as its driver sees it.
-pub(super) struct Vring {
+pub(crate) struct Vring {
     index: usize,
-    pub(super) size: u16,
+    pub(crate) size: u16,
     event_idx: bool,
     avail: u16,
     seen: u16,
     /// Descriptors that are not in use; each chain starts with one and takes as many as it needs.
-    pub(super) free: Vec<u16>,
+    pub(crate) free: Vec<u16>,
 }
 
 impl Vring {
-    pub(super) fn new(index: usize, size: u16, event_idx: bool) -> Self {
+    pub(crate) fn new(index: usize, size: u16, event_idx: bool) -> Self {
         Self { index, size, event_idx, avail: 0, seen: 0, free: (0..size).rev().collect() }
     }
 
@@ -34,7 +34,7 @@ impl Vring {
         RING * (self.index as u64 + 1)
     }
 
-    pub(super) fn queue(&self, memory: &GuestMemory) -> Queue {
+    pub(crate) fn queue(&self, memory: &GuestMemory) -> Queue {
         memory.write_slice(&[0; RING as usize], GuestAddress(self.base())).unwrap();
         let mut queue = Queue::new(256.max(self.size)).unwrap();
         queue.try_set_size(self.size).unwrap();
@@ -55,7 +55,7 @@ impl Vring {
     }
 
     /// Makes a chain available. Returns whether the device wants to hear of it.
-    pub(super) fn publish(
+    pub(crate) fn publish(
         &mut self,
         memory: &GuestMemory,
         chain: &[(u64, u32)],
@@ -76,7 +76,7 @@ impl Vring {
         self.publish_head(memory, ids[0])
     }
 
-    fn publish_head(&mut self, memory: &GuestMemory, head: u16) -> bool {
+    pub(crate) fn publish_head(&mut self, memory: &GuestMemory, head: u16) -> bool {
         let old = self.avail;
         self.store(memory, AVAIL + 4 + 2 * u64::from(old % self.size), head);
         self.avail = old.wrapping_add(1);
@@ -91,7 +91,7 @@ impl Vring {
     }
 
     /// The next used chain: its descriptors and the number of bytes written.
-    pub(super) fn take_used(&mut self, memory: &GuestMemory) -> Option<(Vec<u16>, u32)> {
+    pub(crate) fn take_used(&mut self, memory: &GuestMemory) -> Option<(Vec<u16>, u32)> {
         if self.load(memory, USED + 2) == self.seen {
             return None;
         }
@@ -110,19 +110,19 @@ impl Vring {
         Some((ids, len))
     }
 
-    pub(super) fn recycle(&mut self, ids: Vec<u16>) {
+    pub(crate) fn recycle(&mut self, ids: Vec<u16>) {
         self.free.extend(ids.into_iter().rev());
     }
 
     /// Asks for an interrupt with the next used chain. Returns whether there is one already.
-    pub(super) fn ask_for_interrupt(&self, memory: &GuestMemory) -> bool {
+    pub(crate) fn ask_for_interrupt(&self, memory: &GuestMemory) -> bool {
         self.store(memory, AVAIL + 4 + 2 * u64::from(self.size), self.seen);
         fence(Ordering::SeqCst);
         self.load(memory, USED + 2) != self.seen
     }
 
     /// Makes more chains available than there can be.
-    pub(super) fn break_avail_index(&self, memory: &GuestMemory) {
+    pub(crate) fn break_avail_index(&self, memory: &GuestMemory) {
         self.store(memory, AVAIL + 2, self.avail.wrapping_add(self.size * 2));
     }
 }

@@ -1,10 +1,8 @@
-//! What a disk counts of its requests, readable from any thread while it works.
+//! Counters of a disk's requests, readable from any thread while it works.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
-
-use super::request::Outcome;
+use super::request::Request;
 
 /// Counters of a disk, from its opening. Only the disk's thread writes them.
 #[derive(Debug, Default)]
@@ -17,25 +15,25 @@ pub struct BlockCounters {
     errors: AtomicU64,
 }
 
-/// What [`BlockCounters`] say at one moment.
+/// A reading of [`BlockCounters`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BlockCounts {
     /// Reads that succeeded.
     pub reads: u64,
-    /// Bytes that they read.
+    /// Bytes read by them.
     pub bytes_read: u64,
     /// Writes that succeeded.
     pub writes: u64,
-    /// Bytes that they wrote.
+    /// Bytes written by them.
     pub bytes_written: u64,
     /// Flushes that succeeded.
     pub flushes: u64,
-    /// Requests that failed, of whatever kind.
+    /// Requests of any kind that failed.
     pub errors: u64,
 }
 
 impl BlockCounters {
-    /// The counts now. They are read one after another while the disk works.
+    /// The counts now. Each is read by itself, while the disk works.
     pub fn get(&self) -> BlockCounts {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         BlockCounts {
@@ -48,23 +46,28 @@ impl BlockCounters {
         }
     }
 
-    /// Counts a request.
-    pub(super) fn count(&self, outcome: &Outcome) {
-        let add = |counter: &AtomicU64, n: u64| {
-            counter.fetch_add(n, Ordering::Relaxed);
-        };
-        match (&outcome.result, outcome.kind) {
-            (Err(_), _) => add(&self.errors, 1),
-            (Ok(()), Some(VIRTIO_BLK_T_IN)) => {
+    /// Counts a request that succeeded.
+    pub(super) fn count(&self, request: &Request<'_>) {
+        match request {
+            Request::Read { data, .. } => {
                 add(&self.reads, 1);
-                add(&self.bytes_read, outcome.data as u64);
+                add(&self.bytes_read, data.len());
             }
-            (Ok(()), Some(VIRTIO_BLK_T_OUT)) => {
+            Request::Write { data, .. } => {
                 add(&self.writes, 1);
-                add(&self.bytes_written, outcome.data as u64);
+                add(&self.bytes_written, data.len());
             }
-            (Ok(()), Some(VIRTIO_BLK_T_FLUSH)) => add(&self.flushes, 1),
-            _ => {}
+            Request::Flush => add(&self.flushes, 1),
+            Request::Discard(_) | Request::WriteZeroes(_) | Request::GetId { .. } => {}
         }
     }
+
+    /// Counts a request that failed.
+    pub(super) fn count_error(&self) {
+        add(&self.errors, 1);
+    }
+}
+
+fn add(counter: &AtomicU64, n: usize) {
+    counter.fetch_add(n as u64, Ordering::Relaxed);
 }

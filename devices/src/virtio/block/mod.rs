@@ -6,6 +6,10 @@
 //!        ◀───────── the queue ─────────────┘
 //! ```
 //!
+//! - `worker`: the thread, which takes requests from the queue
+//! - `request`: every kind of request (read, write, flush, discard …), parsed and executed
+//! - `counters`: what was executed, in numbers
+//!
 //! Data moves between the image files and guest memory without a copy in between.
 
 mod counters;

@@ -15,7 +15,7 @@ use virtio_queue::Queue;
 
 use super::HostFull;
 use super::counters::BlockCounters;
-use super::request::{self, ID_LEN, RequestError};
+use super::request::{self, ID_LEN, Request, RequestError};
 use crate::virtio::chain::Chain;
 use crate::virtio::has_feature;
 use crate::virtio::queue::{NeedsReset, Notifier, Virtqueue};
@@ -130,18 +130,29 @@ impl BlockWorker {
         job.notifier.finish(&memory, &mut [&mut job.queue])
     }
 
-    /// Returns the bytes written to guest memory, and the bytes moved.
-    fn execute(&mut self, chain: Chain<'_>, job: &Job) -> (u32, usize) {
-        let outcome = request::execute(&mut self.disk, &self.id, job.writes_through(), chain);
-        self.counters.count(&outcome);
-        match &outcome.result {
-            Ok(()) => self.is_full &= !outcome.writes,
-            Err(e) => self.failed(e),
+    /// Executes the request in a chain and answers it. Returns the number of bytes written to
+    /// guest memory, and of bytes moved.
+    fn execute(&mut self, mut chain: Chain<'_>, job: &Job) -> (u32, usize) {
+        let Some(status) = chain.writable.take_last() else {
+            self.counters.count_error();
+            self.failed(&RequestError::NoStatus);
+            return (0, 0);
+        };
+        let moved = chain.readable.len().max(chain.writable.len());
+        let result = Request::parse(chain, &self.disk).and_then(|request| {
+            let written = request.execute(&mut self.disk, &self.id, job.writes_through())?;
+            self.counters.count(&request);
+            self.is_full &= !request.writes();
+            Ok(written)
+        });
+        if let Err(e) = &result {
+            self.counters.count_error();
+            self.failed(e);
         }
-        (outcome.written, outcome.moved)
+        (request::answer(status, &result), moved)
     }
 
-    /// Logs a failed request. Tells the machine once when the host has become full.
+    /// Logs a failure. Tells the machine once when the host has become full.
     pub(super) fn failed(&mut self, error: &RequestError) {
         self.warn(format_args!("{error}"));
         if error.is_host_full()

@@ -8,10 +8,10 @@ use boxlite_contract::metrics::MachineMetrics;
 use boxlite_proto::message::{Exec, TerminalSize};
 use boxlite_rootfs_builder::Silent;
 
-use super::agents::{self, BoxAgent};
-use super::call::{BoxCall, Call, Channel, Host, Reply, Start};
+use super::call::{BoxCall, Call, Channel, Reply, Start};
 use super::config::BoxConfig;
 use super::exec::{Attached, Command};
+use super::host::{BoxAgent, Host, NoAgent};
 use super::logs::{LogQuery, Logs};
 use super::state::{BoxInfo, BoxState};
 use super::{Error, Result};
@@ -201,8 +201,8 @@ impl BoxHandle {
         self.call(BoxCall::Expect).await?;
         match self.0.host.connect(&self.0.agent).await {
             Ok(agent) => Ok(agent),
-            Err(agents::Failure::Lost(e)) => Err(self.explain(e).await),
-            Err(agents::Failure::NotMade(e)) => Err(Box::new(e).into()),
+            Err(NoAgent::Lost(e)) => Err(self.explain(e).await),
+            Err(NoAgent::NotMade(e)) => Err(Box::new(e).into()),
         }
     }
 

@@ -22,25 +22,21 @@
 
 #![deny(unsafe_code)]
 
-mod agents;
 mod audience;
 mod blocking;
 mod call;
 pub mod client;
 mod config;
 mod copy;
-mod disk_builder;
 mod error;
 mod events;
 mod exec;
 mod guest;
 mod handle;
-mod home;
+mod host;
 mod images;
-mod json_lines;
 pub mod launcher;
 mod limits;
-mod loaded_images;
 mod local;
 mod logs;
 mod metrics;
@@ -49,13 +45,10 @@ mod options;
 mod place;
 mod remedy;
 mod remote;
-mod saved_images;
 pub mod signals;
 mod sparse;
 mod state;
-mod store;
 mod sys;
-mod watch;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -82,7 +75,7 @@ pub use error::{Error, ErrorKind, RemoteError, Result};
 pub use events::{EventQuery, Events};
 pub use exec::{Attached, Command, Execution, Exit, Output};
 pub use handle::BoxHandle;
-pub use home::Home;
+pub use images::saved::SavedImages;
 pub use images::{ImageDetails, ImageInfo, Images, LayerInfo, RemovedImages};
 pub use logs::{LogQuery, LogRecord, LogStream, Logs};
 pub use metrics::BoxMetrics;
@@ -91,11 +84,12 @@ pub use options::{
     SecurityOptions, Volume,
 };
 pub use place::{Accel, Place};
-pub use saved_images::SavedImages;
 pub use state::{BoxInfo, BoxState, FailureReason};
 
 use blocking::{blocking, blocking_io, in_background};
-use call::{Call, Host, Reply, Serving};
+use call::{Call, Reply};
+use host::{Host, Serving};
+pub use local::Home;
 use local::Local;
 use remote::Remote;
 

@@ -12,7 +12,7 @@ use boxlite_rootfs_builder::Progress;
 
 use super::{Local, default_name, entry};
 use crate::config::BoxConfig;
-use crate::home::{BASE, BoxFolder, CONFIG, DISK, Leftovers};
+use crate::local::home::{BASE, BoxFolder, CONFIG, DISK, Leftovers};
 use crate::options::{BoxOptions, bad_name, is_name};
 use crate::state::BoxInfo;
 use crate::{Error, Result, blocking, remedy};

@@ -10,8 +10,8 @@ use boxlite_contract::metrics::MachineMetrics;
 
 use super::launch::within;
 use super::{Dependent, Local};
-use crate::events::LastWords;
-use crate::home::{BoxFolder, CONTROL_SOCKET};
+use crate::local::events::LastWords;
+use crate::local::home::{BoxFolder, CONTROL_SOCKET};
 use crate::state::BoxInfo;
 use crate::sys::ProcessEnd;
 use crate::{Error, Result, blocking, remedy};

@@ -17,7 +17,9 @@ use super::{Dependent, Local, MachineProcess};
 use crate::call::Start;
 use crate::client;
 use crate::config::BoxConfig;
-use crate::home::{BASE, BoxFolder, CONSOLE_LOG, CONTROL_SOCKET, DISK, MACHINE_LOG, VSOCK_SOCKET};
+use crate::local::home::{
+    BASE, BoxFolder, CONSOLE_LOG, CONTROL_SOCKET, DISK, MACHINE_LOG, VSOCK_SOCKET,
+};
 use crate::options::BoxOptions;
 use crate::state::{BoxState, judge};
 use crate::{Error, Result, blocking, remedy};

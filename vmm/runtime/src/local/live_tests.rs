@@ -15,8 +15,8 @@ use tokio::task::JoinSet;
 
 use super::model_tests::{config, open};
 use super::*;
-use crate::call::{Host, Serving};
-use crate::home::{CONTROL_SOCKET, VSOCK_SOCKET};
+use crate::host::{Host, Serving};
+use crate::local::home::{CONTROL_SOCKET, VSOCK_SOCKET};
 use crate::{BoxHandle, BoxState, FailureReason};
 
 /// Longer than anything takes that happens at all.

@@ -8,17 +8,23 @@
 mod boxes;
 mod cancel;
 mod control;
+mod disk_builder;
+mod events;
+mod home;
 mod images;
 mod launch;
 #[cfg(test)]
 mod live_tests;
+mod logs;
 mod machine_process;
 #[cfg(test)]
 mod model_tests;
 #[cfg(test)]
 mod power_tests;
 mod reaped;
+mod store;
 mod streams;
+mod watch;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -33,13 +39,16 @@ use boxlite_rootfs_builder::{ImageStore, Progress, RegistryOptions};
 
 pub(super) use machine_process::{MachineProcess, find_launcher};
 
-use super::call::{BoxCall, Call, Reply};
-use super::config::BoxConfig;
-use super::home::{BoxFolder, CONFIG, DISK, Home};
-use super::state::{BoxInfo, end_code, judge, time};
-use super::store::{Entry, Store};
-use super::watch::Watcher;
-use super::{Error, Result, RuntimeOptions, blocking};
+pub use home::Home;
+
+use home::{BoxFolder, CONFIG, DISK};
+use store::{Entry, Store};
+use watch::Watcher;
+
+use crate::call::{BoxCall, Call, Reply};
+use crate::config::BoxConfig;
+use crate::state::{BoxInfo, end_code, judge, time};
+use crate::{Error, Result, RuntimeOptions, blocking};
 
 /// A home's runtime.
 #[derive(Debug)]

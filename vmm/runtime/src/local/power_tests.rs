@@ -12,7 +12,7 @@ use boxlite_durable::{self as durable, Durability};
 use super::model_tests::open;
 use super::*;
 use crate::BoxOptions;
-use crate::home::BASE;
+use crate::local::home::BASE;
 
 const BASE_BYTES: [u8; 1024] = [7; 1024];
 

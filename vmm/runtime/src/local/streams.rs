@@ -11,10 +11,11 @@ use boxlite_rootfs_builder::Silent;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-use super::Local;
+use super::images::{load, save};
+use super::{Local, events, logs};
 use crate::call::{Channel, Duplex};
-use crate::home::VSOCK_SOCKET;
-use crate::{Error, Result, blocking, events, loaded_images, logs, remedy, saved_images};
+use crate::local::home::VSOCK_SOCKET;
+use crate::{Error, Result, blocking, remedy};
 
 /// The longest answer to `CONNECT`: "OK" and a port.
 const MAX_ANSWER: usize = 32;
@@ -38,14 +39,14 @@ impl Local {
             }
             Channel::SavedImages { images } => {
                 let local = self.clone();
-                Box::new(saved_images::stream(move |output| {
+                Box::new(save::stream(move |output| {
                     let names: Vec<&str> = images.iter().map(String::as_str).collect();
                     Ok(local.images.save(&names, output, &Silent)?)
                 }))
             }
             Channel::LoadedImages => {
                 let local = self.clone();
-                Box::new(loaded_images::receive(move |archive, progress| {
+                Box::new(load::receive(move |archive, progress| {
                     local.loaded(&local.images.load_from(archive, progress)?)
                 }))
             }

@@ -12,8 +12,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::task::JoinHandle;
 
 use super::mux::{self, Mode, Opener, Stream};
-use super::wire::{self, Answer, Request};
+use super::wire::{Answer, Request};
 use crate::audience::is_embedder;
+use crate::call::wire;
 use crate::call::{Call, Channel, Duplex, Reply};
 use crate::client::ExecHandle;
 use crate::launcher::{EMBEDDED_FLAG, SERVE_SUBCOMMAND};

@@ -11,10 +11,8 @@
 
 mod client;
 mod mux;
-mod progress;
 mod server;
-pub(super) mod wire;
+mod wire;
 
 pub(super) use client::Remote;
-pub(super) use progress::OwnedEvent;
 pub use server::serve;

@@ -8,9 +8,10 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::mux::{self, Mode, Stream};
-use super::progress::OwnedEvent;
-use super::wire::{self, Answer, Request};
+use super::wire::{Answer, Request};
 use crate::call::Call;
+use crate::call::progress::OwnedEvent;
+use crate::call::wire;
 use crate::local::Local;
 use crate::{RemoteError, Result, RuntimeOptions};
 

@@ -1,17 +1,10 @@
-//! What the two ends say on a stream: a request, then answers; JSON, each with its length before it.
+//! What the two ends say on a stream: a request, then answers, as [`wire`](crate::call::wire) has messages.
 
-use std::io;
-
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::progress::OwnedEvent;
 use crate::RemoteError;
+use crate::call::progress::OwnedEvent;
 use crate::call::{Call, Channel, Reply};
-
-/// The largest message, in bytes: a list of many thousand boxes.
-const MAX_MESSAGE: u32 = 64 << 20;
 
 /// First on a stream.
 #[derive(Debug, Serialize, Deserialize)]
@@ -31,27 +24,4 @@ pub(super) enum Answer {
     Opened,
     /// Last.
     Failed(RemoteError),
-}
-
-pub(crate) async fn send(
-    to: &mut (impl AsyncWrite + Unpin),
-    message: &impl Serialize,
-) -> io::Result<()> {
-    let body = serde_json::to_vec(message)?;
-    let len = u32::try_from(body.len()).ok().filter(|len| *len <= MAX_MESSAGE);
-    let len = len.ok_or_else(|| io::Error::other("message too large"))?;
-    to.write_all(&[&len.to_le_bytes(), &*body].concat()).await?;
-    to.flush().await
-}
-
-pub(crate) async fn receive<T: DeserializeOwned>(
-    from: &mut (impl AsyncRead + Unpin),
-) -> io::Result<T> {
-    let len = from.read_u32_le().await?;
-    if len > MAX_MESSAGE {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "message too large"));
-    }
-    let mut body = vec![0; len as usize];
-    from.read_exact(&mut body).await?;
-    Ok(serde_json::from_slice(&body)?)
 }

@@ -34,7 +34,7 @@ use rustix::io::Errno;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Error, Result};
+use crate::{Error, Result};
 
 pub(super) const CONFIG: &str = "config.json";
 pub(super) const BASE: &str = "base.img";

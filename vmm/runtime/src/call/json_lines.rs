@@ -8,13 +8,13 @@ use std::marker::PhantomData;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-use super::call::Duplex;
+use super::Duplex;
 
 /// What ends the values.
-pub(super) const END: &[u8] = b"\n";
+pub(crate) const END: &[u8] = b"\n";
 
 /// Reads values, a line each.
-pub(super) struct JsonLines<T> {
+pub(crate) struct JsonLines<T> {
     stream: BufReader<Box<dyn Duplex>>,
     /// What has been read of the next line.
     line: Vec<u8>,
@@ -23,13 +23,13 @@ pub(super) struct JsonLines<T> {
 }
 
 impl<T: DeserializeOwned> JsonLines<T> {
-    pub(super) fn new(stream: Box<dyn Duplex>) -> Self {
+    pub(crate) fn new(stream: Box<dyn Duplex>) -> Self {
         Self { stream: BufReader::new(stream), line: Vec::new(), ended: false, values: PhantomData }
     }
 
     /// The next value; none at the end. A line that is none, as of a newer release, is passed over.
     /// Cancel safe.
-    pub(super) async fn next(&mut self) -> io::Result<Option<T>> {
+    pub(crate) async fn next(&mut self) -> io::Result<Option<T>> {
         while !self.ended {
             let read = self.stream.read_until(b'\n', &mut self.line).await;
             if read.map_err(broken_off)? == 0 || !self.line.ends_with(b"\n") {
@@ -47,7 +47,7 @@ impl<T: DeserializeOwned> JsonLines<T> {
 }
 
 /// An error of a stream that ended before what it carries did.
-pub(super) fn broken_off(error: io::Error) -> io::Error {
+pub(crate) fn broken_off(error: io::Error) -> io::Error {
     match error.kind() {
         io::ErrorKind::UnexpectedEof => {
             let why = "it broke off: the runtime that sent it is gone, and its software host, if it ran in one";

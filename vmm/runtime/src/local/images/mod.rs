@@ -1,11 +1,14 @@
 //! The home's images.
 
+pub(super) mod load;
+pub(super) mod save;
+
 use boxlite_rootfs_builder::{Image, Progress, StoredImage};
 
 use super::Local;
 use crate::call::Reply;
-use crate::disk_builder::MicroVmBuilder;
 use crate::images::{ImageCall, ImageDetails, ImageInfo, LayerInfo, RemovedImages};
+use crate::local::disk_builder::MicroVmBuilder;
 use crate::{Error, Result};
 
 impl Local {

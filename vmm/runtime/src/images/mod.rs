@@ -1,5 +1,8 @@
 //! The images of a home.
 
+pub(crate) mod loaded;
+pub(crate) mod saved;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -8,16 +11,16 @@ use boxlite_rootfs_builder::{ImageConfig, Progress, Silent};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncRead;
 
-use super::call::{Call, Channel, Host, Reply};
-use super::loaded_images;
-use super::options::PullPolicy;
-use super::saved_images::SavedImages;
-use super::state::millis;
-use super::{Error, Result};
+use self::saved::SavedImages;
+use crate::call::{Call, Channel, Reply};
+use crate::host::Host;
+use crate::options::PullPolicy;
+use crate::state::millis;
+use crate::{Error, Result};
 
 /// A request about images.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) enum ImageCall {
+pub(crate) enum ImageCall {
     /// Answered by all.
     List,
     /// Answered by the image.
@@ -103,7 +106,7 @@ pub struct RemovedImages {
 pub struct Images(Host);
 
 impl Images {
-    pub(super) fn new(host: Host) -> Self {
+    pub(crate) fn new(host: Host) -> Self {
         Self(host)
     }
 
@@ -149,7 +152,7 @@ impl Images {
         input: impl AsyncRead + Unpin,
         progress: impl Progress,
     ) -> Result<Vec<ImageInfo>> {
-        loaded_images::send(self.0.open(Channel::LoadedImages).await?, input, &progress).await
+        loaded::send(self.0.open(Channel::LoadedImages).await?, input, &progress).await
     }
 
     /// Imported or pulled images as the tar of an OCI layout, to be read to its end.

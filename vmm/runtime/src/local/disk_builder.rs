@@ -16,9 +16,9 @@ use boxlite_proto::boot::{BootParams, Role};
 use boxlite_rootfs_builder::{DiskBuilder, LayerStreams};
 use tokio::io::{AsyncRead, ReadBuf};
 
-use super::local::MachineProcess;
-use super::state::FailureReason;
-use super::{Error, Result};
+use super::MachineProcess;
+use crate::state::FailureReason;
+use crate::{Error, Result};
 
 /// The size of an image's disk: what a box has that asks for no other. It costs no room on the host
 /// until it is written.

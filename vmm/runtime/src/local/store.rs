@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
 
-use super::{Error, Result};
+use crate::{Error, Result};
 
 /// How long to wait for another process that writes.
 const BUSY: Duration = Duration::from_secs(30);

@@ -1,104 +1,29 @@
-//! Archives of images on their way into a home: in chunks, so that one that is broken off is not taken for
-//! a whole one; and in return, progress and what was loaded.
-//!
-//! ```text
-//!   to the home: chunk: [length u32][bytes]     end: [0 u32]                    little endian
-//!   from it:     any number of Progress, then Loaded or Failed                  as `wire` has messages
-//! ```
+//! Takes an archive of images into the home, as [`loaded`](crate::images::loaded) has it.
 
 use std::io::{self, Read};
 
 use boxlite_rootfs_builder::{Event, Progress};
-use serde::{Deserialize, Serialize};
-use tokio::io::{
-    AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf,
-};
+use tokio::io::{AsyncReadExt, DuplexStream, ReadHalf, WriteHalf};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-use super::images::ImageInfo;
-use super::remote::OwnedEvent;
-use super::remote::wire;
-use super::{Error, RemoteError, Result};
-
-/// Bytes of a chunk.
-const CHUNK: usize = 64 << 10;
+use crate::call::progress::OwnedEvent;
+use crate::call::wire;
+use crate::images::loaded::{Answer, CHUNK};
+use crate::{ImageInfo, RemoteError, Result, in_background};
 
 /// Progress that waits to be sent; more is dropped.
 const PROGRESS: usize = 64;
 
-/// From the home.
-#[derive(Debug, Serialize, Deserialize)]
-enum Answer {
-    Progress(OwnedEvent),
-    /// Last.
-    Loaded(Vec<ImageInfo>),
-    /// Last.
-    Failed(RemoteError),
-}
-
-fn broken(source: io::Error) -> Error {
-    Error::Copy { path: "the archive of images".into(), source }
-}
-
-/// The sender's end: sends all of `input`, and returns what was loaded.
-pub(super) async fn send(
-    stream: impl AsyncRead + AsyncWrite,
-    input: impl AsyncRead + Unpin,
-    progress: &dyn Progress,
-) -> Result<Vec<ImageInfo>> {
-    let (mut answers, to) = tokio::io::split(stream);
-    let sent = async {
-        send_chunks(input, to).await?;
-        std::future::pending().await
-    };
-    let answered = async {
-        loop {
-            match wire::receive(&mut answers).await.map_err(broken)? {
-                Answer::Progress(event) => event.tell(progress),
-                Answer::Loaded(images) => return Ok(images),
-                Answer::Failed(error) => return Err(Box::new(error).into()),
-            }
-        }
-    };
-    tokio::select! {
-        // What the home says of a broken archive says more than that it takes no more of it.
-        biased;
-        answer = answered => answer,
-        failed = sent => failed,
-    }
-}
-
-/// Ends in an error only where the input does: the home says itself why it takes no more.
-async fn send_chunks<T>(
-    mut input: impl AsyncRead + Unpin,
-    mut to: WriteHalf<impl AsyncRead + AsyncWrite>,
-) -> Result<T> {
-    let mut chunk = vec![0; size_of::<u32>() + CHUNK];
-    loop {
-        let (length, bytes) = chunk.split_at_mut(size_of::<u32>());
-        let count = input.read(bytes).await.map_err(broken)?;
-        length.copy_from_slice(&(count as u32).to_le_bytes());
-        let used = chunk.get(..size_of::<u32>() + count).unwrap_or_default();
-        let written = async {
-            to.write_all(used).await?;
-            to.flush().await
-        };
-        if written.await.is_err() || count == 0 {
-            return std::future::pending().await;
-        }
-    }
-}
-
 /// The home's end: `load` reads the archive on a thread that may block.
-pub(super) fn receive(
+pub(crate) fn receive(
     load: impl FnOnce(&mut dyn Read, &dyn Progress) -> Result<Vec<ImageInfo>> + Send + 'static,
 ) -> DuplexStream {
     let (ours, theirs) = tokio::io::duplex(4 * CHUNK);
     let (input, output) = tokio::io::split(theirs);
     let (events, told) = mpsc::channel(PROGRESS);
     let mut chunks = Chunks { input, runtime: Handle::current(), left: 0, ended: false };
-    let work = super::in_background(move || {
+    let work = in_background(move || {
         let loaded = load(&mut chunks, &Events(events));
         (loaded, chunks.input)
     });
@@ -183,6 +108,10 @@ mod tests {
     use boxlite_rootfs_builder::Silent;
 
     use super::*;
+    use crate::Error;
+    use tokio::io::AsyncWriteExt;
+
+    use crate::images::loaded::{broken, send};
 
     #[tokio::test]
     async fn what_is_sent_arrives_whole_and_progress_comes_back() {

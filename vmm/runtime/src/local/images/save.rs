@@ -1,78 +1,20 @@
-//! Images on their way out of a home: the tar of an OCI layout, in chunks, so that one that is broken
-//! off is not taken for a whole one.
-//!
-//! ```text
-//!   chunk: [length u32][bytes]     end: [0 u32][length u32][JSON: null, or the error]     little endian
-//! ```
+//! Sends images out of the home, as [`saved`](crate::images::saved) has it.
 
-use std::fmt;
 use std::io::{self, Write};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::io::{AsyncWriteExt, DuplexStream};
 use tokio::runtime::Handle;
 
-use super::call::Duplex;
-use super::{Error, RemoteError, Result};
-
-/// Bytes of a chunk.
-const CHUNK: usize = 64 << 10;
-
-/// The largest error, in bytes.
-const MAX_ERROR: u32 = 1 << 20;
-
-/// Images as the tar of an OCI layout.
-pub struct SavedImages(Box<dyn Duplex>);
-
-impl SavedImages {
-    pub(super) fn new(stream: Box<dyn Duplex>) -> Self {
-        Self(stream)
-    }
-
-    /// The next piece of the tar; none at its end. Not cancel safe.
-    ///
-    /// # Errors
-    /// An image is not there or damaged, or the stream broke off: what was read is of no use then.
-    pub async fn next(&mut self) -> Result<Option<Vec<u8>>> {
-        let length = self.0.read_u32_le().await.map_err(broken)?;
-        if length > 0 {
-            return self.read(length, CHUNK as u32).await.map(Some);
-        }
-        let length = self.0.read_u32_le().await.map_err(broken)?;
-        let json = self.read(length, MAX_ERROR).await?;
-        match serde_json::from_slice::<Option<RemoteError>>(&json) {
-            Ok(None) => Ok(None),
-            Ok(Some(error)) => Err(Box::new(error).into()),
-            Err(e) => Err(broken(e.into())),
-        }
-    }
-
-    async fn read(&mut self, length: u32, limit: u32) -> Result<Vec<u8>> {
-        if length > limit {
-            return Err(broken(io::Error::other("malformed stream")));
-        }
-        let mut bytes = vec![0; length as usize];
-        self.0.read_exact(&mut bytes).await.map_err(broken)?;
-        Ok(bytes)
-    }
-}
-
-impl fmt::Debug for SavedImages {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SavedImages").finish_non_exhaustive()
-    }
-}
-
-fn broken(source: io::Error) -> Error {
-    Error::Copy { path: "the saved images".into(), source }
-}
+use crate::images::saved::{CHUNK, broken};
+use crate::{RemoteError, Result, in_background};
 
 /// Sends what `save` writes.
-pub(super) fn stream(
+pub(crate) fn stream(
     save: impl FnOnce(&mut dyn Write) -> Result<()> + Send + 'static,
 ) -> DuplexStream {
     let (ours, theirs) = tokio::io::duplex(4 * CHUNK);
     let runtime = Handle::current();
-    super::in_background(move || {
+    in_background(move || {
         let mut output = io::BufWriter::with_capacity(CHUNK, Chunks { to: theirs, runtime });
         let saved = save(&mut output).and_then(|()| output.flush().map_err(broken));
         let error = saved.err().map(|e| RemoteError::from(&e));
@@ -119,6 +61,7 @@ impl Write for Chunks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Error, SavedImages};
 
     async fn collect(stream: DuplexStream) -> Result<Vec<u8>> {
         let mut saved = SavedImages::new(Box::new(stream));

@@ -10,8 +10,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::sys::{Changes, Watched};
 use crate::client::wire::lock;
+use crate::sys::{Changes, Watched};
 
 /// Between two looks where the system does not tell: it has none, or too many wait.
 const LOOK: Duration = Duration::from_millis(100);

@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::call::{Channel, Serving};
-use super::{Error, RemoteError, Result};
+use super::Serving;
+use crate::call::Channel;
 use crate::client::wire::lock;
 use crate::client::{self, AgentClient};
+use crate::{Error, RemoteError, Result};
 
 /// Timeout for an agent to accept a connection and to answer its greeting: that of a guest that is
 /// slow, not of one that hangs.
@@ -25,7 +26,7 @@ pub(super) struct Agents(Mutex<HashMap<String, Weak<BoxAgent>>>);
 
 /// The agent of a box, and the connection to it while there is one.
 #[derive(Debug)]
-pub(super) struct BoxAgent {
+pub(crate) struct BoxAgent {
     id: String,
     state: Mutex<State>,
 }
@@ -43,7 +44,7 @@ type Outcome = Result<AgentClient, Failure>;
 
 /// Why there is no connection.
 #[derive(Clone, Debug)]
-pub(super) enum Failure {
+pub(crate) enum Failure {
     /// It was lost before it was used.
     Lost(client::Error),
     /// It could not be made.

@@ -1,0 +1,112 @@
+//! Sends the log of a box's main command, as [`logs`](crate::logs) has it.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use boxlite_contract::logbook::{self, LogStream};
+use futures_util::FutureExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+
+use super::watch::Follower;
+use crate::blocking_io;
+use crate::logs::{END, LogQuery};
+
+/// Bytes under way between log and reader.
+const BUFFER: usize = 256 << 10;
+
+/// Sends the records of the log in `folder`, which `log` follows; until the box has `ended`, if the
+/// query follows it.
+pub(super) fn stream(
+    folder: PathBuf,
+    query: LogQuery,
+    log: Follower,
+    ended: impl Future<Output = ()> + Send + 'static,
+) -> DuplexStream {
+    let (ours, theirs) = tokio::io::duplex(BUFFER);
+    tokio::spawn(async move {
+        // A reader that hung up, or a log that cannot be read any more: the stream breaks off.
+        if let Err(e) = send(folder, query, log, ended, theirs).await {
+            tracing::debug!("a log's stream ended: {e}");
+        }
+    });
+    ours
+}
+
+async fn send(
+    folder: PathBuf,
+    query: LogQuery,
+    mut log: Follower,
+    ended: impl Future<Output = ()>,
+    mut to: DuplexStream,
+) -> io::Result<()> {
+    let over = match query.left(SystemTime::now()) {
+        Some(left) => tokio::time::sleep(left).left_future(),
+        None => std::future::pending().right_future(),
+    };
+    tokio::pin!(ended, over);
+    // What was written before the end is not missed: the log is looked at once more after it.
+    let mut last = !query.follow;
+    let open = query.query();
+    let mut reader = blocking_io(move || logbook::Reader::open(&folder, open)).await?;
+    loop {
+        loop {
+            let next = blocking_io(move || reader.poll().map(|record| (reader, record))).await?;
+            reader = next.0;
+            let Some(record) = next.1 else { break };
+            to.write_u32_le(record.bytes.len() as u32).await?;
+            to.write_u8(u8::from(record.stream == LogStream::Stderr)).await?;
+            to.write_u64_le(record.at_ns).await?;
+            to.write_all(&record.bytes).await?;
+        }
+        if last {
+            to.write_u32_le(END).await?;
+            return to.shutdown().await;
+        }
+        let mut byte = [0];
+        tokio::select! {
+            // Nothing is ever sent to us: this is the reader hanging up.
+            _ = to.read(&mut byte) => return Ok(()),
+            () = log.changed() => {}
+            () = &mut ended => last = true,
+            () = &mut over => last = true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use super::*;
+    use boxlite_contract::logbook::Writer;
+
+    use crate::Logs;
+    use crate::local::watch::Watcher;
+
+    async fn read(stream: DuplexStream) -> Vec<u8> {
+        let mut logs = Logs::new(Box::new(stream));
+        let mut all = Vec::new();
+        while let Some(record) = logs.next().await.unwrap() {
+            all.extend(record.bytes);
+        }
+        all
+    }
+
+    #[tokio::test]
+    async fn following_until_a_moment_ends_there_in_a_box_that_says_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = Writer::open(folder.path());
+        let now = SystemTime::now();
+        let ns = now.duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
+        writer.append_at(LogStream::Stdout, b"before\n", ns - 1);
+        writer.append_at(LogStream::Stdout, b"after\n", ns + 1);
+        let query = LogQuery::default().follow(true).until(now);
+        let log = Arc::new(Watcher::default()).follow(folder.path().join(logbook::FILE));
+        let lives = std::future::pending();
+        let following = read(stream(folder.path().into(), query, log, lives));
+        let text = tokio::time::timeout(Duration::from_secs(120), following).await.unwrap();
+        assert_eq!(text, b"before\n");
+    }
+}

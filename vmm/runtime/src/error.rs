@@ -32,7 +32,7 @@ pub enum Error {
     Options(Vec<Problem>),
     /// The image, or its disk.
     #[error(transparent)]
-    Image(#[from] boxlite_rootfs_builder::Error),
+    Image(ImageError),
     /// The guest files (kernel, initramfs, template) are not there.
     #[error(transparent)]
     GuestFiles(#[from] boxlite_kernel::LocateError),
@@ -193,6 +193,36 @@ pub enum Error {
     /// A task of the runtime itself failed: a bug.
     #[error("internal error: {0}; {remedy}", remedy = remedy::REPORT)]
     Internal(String),
+}
+
+/// Why an image could not be found, read, pulled, kept or removed, or its disk not be made.
+#[derive(Debug)]
+pub struct ImageError(boxlite_rootfs_builder::Error);
+
+impl ImageError {
+    /// What to do about it, if that is known; the message ends with it.
+    pub fn remedy(&self) -> Option<String> {
+        let remedy = self.0.remedy()?;
+        Some(remedy::of_image(&remedy).unwrap_or_else(|| remedy.to_string()))
+    }
+}
+
+impl fmt::Display for ImageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.worded(remedy::of_image))
+    }
+}
+
+impl std::error::Error for ImageError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source()
+    }
+}
+
+impl From<boxlite_rootfs_builder::Error> for Error {
+    fn from(error: boxlite_rootfs_builder::Error) -> Self {
+        Self::Image(ImageError(error))
+    }
 }
 
 /// Kinds of error, for programs. They stay what they are.

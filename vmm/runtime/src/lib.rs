@@ -71,7 +71,7 @@ pub use boxlite_proto::message::{ExitStatus, TerminalSize};
 pub use client::{Archive, ExecOutput, ExecStdin};
 pub use config::BoxConfig;
 pub use copy::{Copied, CopyOptions, Skipped};
-pub use error::{Error, ErrorKind, RemoteError, Result};
+pub use error::{Error, ErrorKind, ImageError, RemoteError, Result};
 pub use events::{EventQuery, Events};
 pub use exec::{Attached, Command, Execution, Exit, Output};
 pub use handle::BoxHandle;

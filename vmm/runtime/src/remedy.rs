@@ -3,6 +3,8 @@
 
 use std::io;
 
+use boxlite_rootfs_builder::Remedy as ImageRemedy;
+
 use super::error::Error;
 use super::state::FailureReason;
 use crate::audience::{Words, is_embedder};
@@ -32,6 +34,19 @@ const LOOK_AT_CONSOLE: Words = Words {
     embedded: "set BoxOptions::console and look into console.log in the box's folder, or give it \
                more time (BoxOptions::ready_timeout)",
 };
+
+const NAME_ON_IMPORT: Words = Words {
+    typed: "save it with its name, or import it under one: `image import docker-archive:FILE NAME`",
+    embedded: "save it with its name, or import it under one (Images::import)",
+};
+
+/// The remedy of an image's error in our readers' words, where those are others than its own.
+pub(super) fn of_image(remedy: &ImageRemedy) -> Option<String> {
+    match remedy {
+        ImageRemedy::NameOnImport => Some(NAME_ON_IMPORT.to_string()),
+        _ => None,
+    }
+}
 
 /// What to do about a name that is taken.
 pub(super) fn name_in_use(name: &str) -> String {
@@ -85,8 +100,8 @@ impl FailureReason {
 }
 
 impl Error {
-    /// What to do about it, if the runtime knows; the message ends with it. Errors of images, guest
-    /// files and the software host have theirs in their messages alone.
+    /// What to do about it, if the runtime knows; the message ends with it. Errors of guest files and
+    /// the software host have theirs in their messages alone.
     pub fn remedy(&self) -> Option<String> {
         let remedy = match self {
             Self::Store { .. } => NEW_DATABASE,
@@ -100,6 +115,7 @@ impl Error {
             Self::Home { source, .. } | Self::Copy { source, .. } => full_disk(source)?,
             Self::Failed { reason, .. } => reason.remedy()?,
             Self::NoCommand { .. } => GIVE_COMMAND,
+            Self::Image(error) => return error.remedy(),
             Self::Remote(remote) => return remote.remedy.clone(),
             Self::Internal(_) => REPORT,
             _ => return None,
@@ -115,6 +131,10 @@ mod tests {
     use super::super::error::RemoteError;
     use super::*;
 
+    fn image(remedy: ImageRemedy) -> Error {
+        boxlite_rootfs_builder::Error::Missing { what: "x".into(), remedy }.into()
+    }
+
     #[test]
     fn an_embedder_reads_of_no_flags() {
         let state = super::super::BoxState::Configured;
@@ -128,6 +148,7 @@ mod tests {
             Error::Failed { name: None, reason },
             Error::Failed { name: None, reason: FailureReason::OutOfMemory },
             Error::Home { path: "/x".into(), action: "written", source: full },
+            image(ImageRemedy::NameOnImport),
             wrong(start_first("web")),
             wrong(resume_first("web")),
             wrong(stop_first()),
@@ -150,6 +171,8 @@ mod tests {
             Error::Failed { name: None, reason: FailureReason::OutOfMemory },
             Error::Home { path: "/x".into(), action: "written", source: full },
             Error::Internal("x".into()),
+            image(ImageRemedy::NameOnImport),
+            image(ImageRemedy::PullOrImport),
         ] {
             let remedy = error.remedy().unwrap();
             assert!(error.to_string().ends_with(&remedy), "{error}");

@@ -153,10 +153,10 @@ impl Hasher {
     pub(crate) fn finish(self) -> Digest {
         match self {
             Self::Sha256(hasher) => {
-                Digest { algorithm: Algorithm::Sha256, hex: hex(&hasher.finalize()) }
+                Digest { algorithm: Algorithm::Sha256, hex: format!("{:x}", hasher.finalize()) }
             }
             Self::Sha512(hasher) => {
-                Digest { algorithm: Algorithm::Sha512, hex: hex(&hasher.finalize()) }
+                Digest { algorithm: Algorithm::Sha512, hex: format!("{:x}", hasher.finalize()) }
             }
         }
     }
@@ -180,14 +180,6 @@ impl Hasher {
             each(count as u64);
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 #[cfg(test)]

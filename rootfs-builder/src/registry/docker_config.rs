@@ -1,4 +1,7 @@
 //! Logins, kept where docker keeps them: in `config.json`, or with the credential helper that it names.
+//!
+//! Not the docker_credential crate (1.4): it reads logins of whole registries only, keeps and erases none, and waits
+//! for a helper without a limit on time or output.
 
 use std::cmp::Reverse;
 use std::fs;

@@ -1,11 +1,12 @@
 //! Requests to registries: redirects, retries, limits. What a server says is bounded before it is read.
+//!
+//! Retries are a loop of our own, not the backon crate's: an answer that is no error may ask for one, and for how
+//! long to wait, and a download counts again after progress; the loop is shorter than closures for all that.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use jiff::Timestamp;
-use jiff::fmt::rfc2822;
 use reqwest::header::{
     ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER,
 };
@@ -191,7 +192,7 @@ async fn until_it_stays(once: impl AsyncFn() -> Answer<Response>) -> Answer<Resp
 
 /// How long to wait until to ask again; none: the answer stays.
 fn temporary_refusal(response: &Response, tries: u32) -> Option<Duration> {
-    let asked = retry_after(response.headers(), Timestamp::now());
+    let asked = retry_after(response.headers(), SystemTime::now());
     match response.status().as_u16() {
         429 | 503 if asked.is_some_and(|wait| wait > MAX_WAIT) => None,
         // Who says no time is asked a little later than one in trouble.
@@ -202,13 +203,13 @@ fn temporary_refusal(response: &Response, tries: u32) -> Option<Duration> {
 }
 
 /// How long the server asks to wait: it says seconds, or a date. (RFC 9110, 10.2.3)
-fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
-    static DATES: rfc2822::DateTimeParser = rfc2822::DateTimeParser::new();
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    let seconds = value.parse().ok().map(Duration::from_secs);
-    let until = || DATES.parse_timestamp(value).ok().map(|date| date.duration_since(now));
-    // A date that is past says nothing that helps.
-    seconds.or_else(|| Duration::try_from(until()?).ok())
+    match value.parse() {
+        Ok(seconds) => Some(Duration::from_secs(seconds)),
+        // A date that is past says nothing that helps.
+        Err(_) => httpdate::parse_http_date(value).ok()?.duration_since(now).ok(),
+    }
 }
 
 /// How long to wait after so many tries.
@@ -255,7 +256,7 @@ impl Refusal {
     /// Reads the errors of an answer. (OCI distribution specification, "Error Codes")
     pub(super) async fn read(response: Response, stall: Duration) -> Self {
         let status = response.status();
-        let retry_after = retry_after(response.headers(), Timestamp::now());
+        let retry_after = retry_after(response.headers(), SystemTime::now());
         let body = body(response, "an error", MAX_ERROR_BYTES, stall).await.unwrap_or_default();
         let json: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
         let errors = json.get("errors").and_then(|errors| errors.as_array());
@@ -295,13 +296,19 @@ mod tests {
 
     #[test]
     fn a_time_to_wait_is_seconds_or_a_date() {
-        let now = "1994-11-06T08:49:30Z".parse().unwrap();
+        let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:30 GMT").unwrap();
         let asked = |text: &'static str| {
             let headers = [(RETRY_AFTER, HeaderValue::from_static(text))];
             retry_after(&headers.into_iter().collect(), now)
         };
         assert_eq!(asked(" 120"), Some(Duration::from_secs(120)));
-        assert_eq!(asked("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::from_secs(7)));
+        for date in [
+            "Sun, 06 Nov 1994 08:49:37 GMT",
+            "Sunday, 06-Nov-94 08:49:37 GMT",
+            "Sun Nov  6 08:49:37 1994",
+        ] {
+            assert_eq!(asked(date), Some(Duration::from_secs(7)), "{date}");
+        }
         for none in ["", "-1", "soon", "Sun, 06 Nov 1994 08:49:00 GMT", "99999999999999999999999"] {
             assert_eq!(asked(none), None, "{none}");
         }

@@ -6,6 +6,8 @@
 //! obtained, the name is looked up again, because its file may have been renamed or removed
 //! meanwhile. A left-over file is never written to again: whoever still has it open cannot
 //! spoil what others make.
+//!
+//! Not tempfile's `persist`: its names are random, and here the one name is where others wait.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};

@@ -1,6 +1,6 @@
 //! What networks and registries do to those who pull: broken connections, refusals, lies.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::proxy::{Fault, Proxy};
 use super::*;
@@ -221,9 +221,8 @@ fn a_rate_limit_that_passes_is_waited_out() {
     let Some(registry) = bare() else { return };
     let (reference, _) = two_layers(&place, "oci", 1, 1000);
     registry.push(&reference, "x:v");
-    let soon = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(4);
-    let soon = jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&soon);
-    for header in [String::new(), format!("Retry-After: {}\r\n", soon.unwrap())] {
+    let soon = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(4));
+    for header in [String::new(), format!("Retry-After: {soon}\r\n")] {
         let limit = format!("429 Too Many Requests\r\n{header}Content-Length: 0\r\n\r\n");
         let proxy = Proxy::start(&registry.address, move |head, nth| match nth {
             0 if head.contains("/manifests/") => instead(&limit),

@@ -9,6 +9,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::BorrowedFd;
 
 pub mod memory;
+pub mod pcap;
 
 /// Bytes that every receive buffer has: the largest frame is a 65,535-byte IPv6 payload with its
 /// headers, or a 64 KiB packet that the guest left to us to segment.

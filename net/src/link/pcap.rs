@@ -1,0 +1,294 @@
+//! Captures a guest's frames in a pcap file: a [`Link`] that wraps a link.
+//!
+//! ```text
+//!   network's thread                                     a thread of the caller's
+//!   CaptureLink::{receive, send} ── record ──▶ pending ──▶ Writer::run ──▶ file
+//! ```
+//!
+//! The network's thread never waits for the file: it copies records into memory, at most
+//! `MAX_PENDING` bytes, and takes a lock that is otherwise held only to swap two buffers. If the file is
+//! slower than the frames, frames are missing from the capture, never from the link.
+//!
+//! The file has nanosecond timestamps and link type Ethernet, which tcpdump and Wireshark read. Frames
+//! are stored as they cross the link, which differs from what crosses a wire in two ways: a frame may be
+//! larger than the MTU (segmentation is left to the receiver, or was left to the network), and the TCP
+//! or UDP checksum may be partial, which the programs above report as incorrect.
+//!
+//! A capture outlives its links: a box's link is attached anew at each boot, and the file goes on.
+
+use std::io::{self, IoSlice, Write};
+use std::mem;
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::{Link, LinkFeatures, MAX_FRAME, Offload, Received, Sent};
+
+/// The most bytes of records that wait for the file; a batch being written has as many again.
+const MAX_PENDING: usize = 16 << 20;
+
+/// The magic number of files with nanosecond timestamps.
+const MAGIC_NANOSECONDS: u32 = 0xa1b2_3c4d;
+const VERSION: [u16; 2] = [2, 4];
+const LINKTYPE_ETHERNET: u32 = 1;
+/// Bytes of the header of the file, and of each record.
+const FILE_HEADER: usize = 24;
+const RECORD_HEADER: usize = 16;
+
+/// The bounds of a capture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CaptureOptions {
+    /// The most bytes of each frame that are stored. The default stores whole frames; 128 are enough
+    /// for all headers.
+    pub snap_len: usize,
+    /// The most bytes of the file. The capture stops before the frame that would exceed them. The
+    /// default is 1 GiB.
+    pub max_bytes: u64,
+}
+
+impl Default for CaptureOptions {
+    fn default() -> Self {
+        Self { snap_len: MAX_FRAME, max_bytes: 1 << 30 }
+    }
+}
+
+/// Starts a capture: writes the file's header. Wrap links with [`CaptureLink::new`], and call
+/// [`Writer::run`] on a thread of its own.
+///
+/// # Errors
+/// The header cannot be written.
+pub fn capture<W: Write>(mut file: W, options: CaptureOptions) -> io::Result<(Capture, Writer<W>)> {
+    let snap_len = options.snap_len.clamp(1, MAX_FRAME);
+    file.write_all(&file_header(snap_len))?;
+    let state = State {
+        pending: Vec::new(),
+        room: options.max_bytes.saturating_sub(FILE_HEADER as u64),
+        skipped: 0,
+        phase: Phase::Capturing,
+    };
+    let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
+    let source = Source { shared: Arc::clone(&shared), snap_len };
+    Ok((Capture(Arc::new(source)), Writer { shared, file, max_bytes: options.max_bytes }))
+}
+
+/// A capture that links can take part in. It ends when the last clone is dropped.
+#[derive(Clone)]
+pub struct Capture(Arc<Source>);
+
+struct Source {
+    shared: Arc<Shared>,
+    snap_len: usize,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    /// There are records for the writer, or the phase has changed.
+    changed: Condvar,
+}
+
+struct State {
+    /// Records that wait for the writer.
+    pending: Vec<u8>,
+    /// Bytes that the file may still take.
+    room: u64,
+    /// Frames that were not stored because `pending` was full.
+    skipped: u64,
+    phase: Phase,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Capturing,
+    /// The file has reached its limit.
+    Full,
+    /// There are no links left, or there is no writer.
+    Ended,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Stops the capture. Records that are pending are still written.
+    fn stop(&self, mut state: MutexGuard<'_, State>, phase: Phase) {
+        if state.phase == Phase::Capturing {
+            state.phase = phase;
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        self.shared.stop(self.shared.lock(), Phase::Ended);
+    }
+}
+
+impl Source {
+    /// Stores a frame, given in pieces.
+    fn record(&self, frame: &[IoSlice<'_>]) {
+        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let len: usize = frame.iter().map(|piece| piece.len()).sum();
+        let kept = len.min(self.snap_len);
+        let size = RECORD_HEADER + kept;
+        let mut state = self.shared.lock();
+        if state.phase != Phase::Capturing {
+            return;
+        }
+        if size as u64 > state.room {
+            return self.shared.stop(state, Phase::Full);
+        }
+        if state.pending.len() + size > MAX_PENDING {
+            state.skipped += 1;
+            return;
+        }
+        let was_empty = state.pending.is_empty();
+        state.room -= size as u64;
+        // Unsigned until 2106.
+        for field in [time.as_secs() as u32, time.subsec_nanos(), kept as u32, len as u32] {
+            state.pending.extend(field.to_ne_bytes());
+        }
+        let mut rest = kept;
+        for piece in frame {
+            let piece = piece.get(..rest).unwrap_or(piece);
+            state.pending.extend_from_slice(piece);
+            rest -= piece.len();
+        }
+        drop(state);
+        if was_empty {
+            self.shared.changed.notify_one();
+        }
+    }
+}
+
+/// The byte order is this machine's: readers know it by the magic number.
+fn file_header(snap_len: usize) -> [u8; FILE_HEADER] {
+    let mut header = [0; FILE_HEADER];
+    header[..4].copy_from_slice(&MAGIC_NANOSECONDS.to_ne_bytes());
+    header[4..6].copy_from_slice(&VERSION[0].to_ne_bytes());
+    header[6..8].copy_from_slice(&VERSION[1].to_ne_bytes());
+    // Eight bytes that are reserved.
+    header[16..20].copy_from_slice(&(snap_len as u32).to_ne_bytes());
+    header[20..].copy_from_slice(&LINKTYPE_ETHERNET.to_ne_bytes());
+    header
+}
+
+/// The end of a capture that writes the file.
+pub struct Writer<W> {
+    shared: Arc<Shared>,
+    file: W,
+    max_bytes: u64,
+}
+
+impl<W> Drop for Writer<W> {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.pending = Vec::new();
+        self.shared.stop(state, Phase::Ended);
+    }
+}
+
+impl<W: Write> Writer<W> {
+    /// Writes frames until the capture ends, the file has reached its limit, or it cannot be written,
+    /// and logs which. Blocks this thread.
+    pub fn run(mut self) {
+        match self.write() {
+            Ok(Phase::Full) => {
+                let limit = self.max_bytes;
+                tracing::warn!("network: the capture has reached its limit of {limit} bytes");
+            }
+            Ok(Phase::Capturing | Phase::Ended) => {}
+            Err(e) => tracing::warn!("network: the capture cannot be written: {e}"),
+        }
+        let skipped = self.shared.lock().skipped;
+        if skipped > 0 {
+            tracing::warn!("network: {skipped} frames are missing from the capture");
+        }
+    }
+
+    fn write(&mut self) -> io::Result<Phase> {
+        let mut batch = Vec::new();
+        let mut late = false;
+        loop {
+            let (phase, skipped) = self.next(&mut batch);
+            if skipped && !late {
+                late = true;
+                tracing::warn!("network: the capture misses frames: its file is too slow");
+            }
+            if batch.is_empty() {
+                self.file.flush()?;
+                return Ok(phase);
+            }
+            self.file.write_all(&batch)?;
+            batch.clear();
+        }
+    }
+
+    /// Waits for records and takes them; none if there will be no more. True if frames were skipped.
+    fn next(&self, batch: &mut Vec<u8>) -> (Phase, bool) {
+        let mut state = self.shared.lock();
+        while state.pending.is_empty() && state.phase == Phase::Capturing {
+            state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        mem::swap(&mut state.pending, batch);
+        (state.phase, state.skipped > 0)
+    }
+}
+
+/// A link whose frames are captured.
+pub struct CaptureLink<L> {
+    link: L,
+    capture: Capture,
+}
+
+impl<L: Link> CaptureLink<L> {
+    /// Captures the frames of `link` from now on.
+    pub fn new(link: L, capture: Capture) -> Self {
+        Self { link, capture }
+    }
+
+    /// The link, which is not captured any more.
+    pub fn into_inner(self) -> L {
+        self.link
+    }
+}
+
+impl<L: Link> Link for CaptureLink<L> {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.link.fd()
+    }
+
+    fn features(&self) -> LinkFeatures {
+        self.link.features()
+    }
+
+    fn woken(&mut self) {
+        self.link.woken();
+    }
+
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Option<Received>> {
+        let received = self.link.receive(buffer)?;
+        if let Some(Received { len, .. }) = received {
+            let frame = buffer.get(..len).unwrap_or_default();
+            self.capture.0.record(&[IoSlice::new(frame)]);
+        }
+        Ok(received)
+    }
+
+    fn send(&mut self, frame: &[IoSlice<'_>], offload: Offload) -> io::Result<Sent> {
+        let sent = self.link.send(frame, offload)?;
+        if sent == Sent::Sent {
+            self.capture.0.record(frame);
+        }
+        Ok(sent)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.link.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests;

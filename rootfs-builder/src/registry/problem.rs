@@ -85,13 +85,4 @@ pub(super) fn printable(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn strangers_words_are_cut_and_cleaned() {
-        assert_eq!(printable(" a\x1b[31m\nb "), "a [31m b");
-        let long = printable(&"é".repeat(500));
-        assert_eq!(long.chars().count(), 201);
-    }
-}
+mod tests;

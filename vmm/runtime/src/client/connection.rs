@@ -1,37 +1,43 @@
-//! One connection: the streams on it, and the task that carries their frames.
+//! One connection: its session, and the task that carries its frames.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use boxlite_proto::PROTOCOL_VERSION;
-use boxlite_proto::frame::{FrameError, Kind, MAX_BODY};
+use boxlite_proto::frame::FrameError;
 use boxlite_proto::message::{Event, Hello, Request};
+use boxlite_proto::session::{self, ClientEvent};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 
 use super::error::{Error, Loss, Violation};
-use super::stream::{Next, Purpose, Stream, truncate};
-use super::wire::{FrameReader, Outbox, lock};
+use super::stream::Stream;
+use super::wire::{FrameReader, drain, lock};
 
 /// Events that are kept for those who have not asked yet.
 const KEPT_EVENTS: usize = 64;
 
+/// The protocol's state of a connection.
+pub(super) type Session = session::Client<Arc<Stream>>;
+
 /// What the task and the handles share.
-#[derive(Debug, Default)]
+///
+/// A stream's lock is never taken while that of the session is held; the other way round is fine.
+#[derive(Debug)]
 pub(super) struct Connection {
-    /// Frames to the agent.
-    pub(super) outbox: Outbox,
-    streams: Mutex<Streams>,
+    state: Mutex<State>,
+    /// There is something to write, or nothing ever will be.
+    filled: Notify,
     events: Mutex<EventLog>,
     happened: Notify,
 }
 
-#[derive(Debug, Default)]
-struct Streams {
-    /// The last number given out.
-    last: u32,
-    open: HashMap<u32, Arc<Stream>>,
+#[derive(Debug)]
+struct State {
+    session: Session,
+    /// Nobody uses it any more.
+    closed: bool,
     lost: Option<Arc<Loss>>,
 }
 
@@ -44,22 +50,51 @@ struct EventLog {
 }
 
 impl Connection {
+    /// A connection whose hellos have been exchanged.
+    pub(super) fn new(session: Session) -> Self {
+        Self {
+            state: Mutex::new(State { session, closed: false, lost: None }),
+            filled: Notify::new(),
+            events: Mutex::default(),
+            happened: Notify::new(),
+        }
+    }
+
     /// Opens a stream and asks `request` on it.
-    pub(super) fn ask(&self, purpose: Purpose, request: &Request) -> Result<Arc<Stream>, Error> {
-        let mut streams = lock(&self.streams);
-        if let Some(loss) = &streams.lost {
-            return Err(loss.clone().into());
+    pub(super) fn ask(&self, request: &Request) -> Result<Arc<Stream>, Error> {
+        self.update(|state| {
+            if let Some(loss) = &state.lost {
+                return Err(loss.clone().into());
+            }
+            let id = state.session.request(request, |id| Arc::new(Stream::new(id)))?;
+            state.session.tag(id).cloned().ok_or_else(|| Loss::Closed.into())
+        })
+    }
+
+    /// Uses the session; what it wants to send is sent.
+    pub(super) fn with_session<R>(&self, act: impl FnOnce(&mut Session) -> R) -> R {
+        self.update(|state| act(&mut state.session))
+    }
+
+    fn update<R>(&self, act: impl FnOnce(&mut State) -> R) -> R {
+        let mut state = lock(&self.state);
+        let was_empty = state.session.waiting() == 0;
+        let result = act(&mut state);
+        if state.lost.is_some() {
+            state.session.outbox().clear();
         }
-        let id = streams.last.checked_add(1).ok_or(Loss::Exhausted)?;
-        let frame = request.frame(id);
-        if frame.body.len() > MAX_BODY {
-            return Err(Error::TooLarge { size: frame.body.len(), max: MAX_BODY });
+        let filled = was_empty && state.session.waiting() > 0;
+        drop(state);
+        if filled {
+            self.filled.notify_one();
         }
-        let stream = Arc::new(Stream::new(id, purpose));
-        streams.last = id;
-        streams.open.insert(id, Arc::clone(&stream));
-        self.outbox.push(&frame);
-        Ok(stream)
+        result
+    }
+
+    /// Sends what waits, and hangs up.
+    pub(super) fn close(&self) {
+        lock(&self.state).closed = true;
+        self.filled.notify_one();
     }
 
     /// Carries frames until the connection ends, and then ends everything that used it.
@@ -67,9 +102,13 @@ impl Connection {
         let (reader, writer) = reader.split();
         let receive = self.receive(reader);
         tokio::pin!(receive);
+        let take = || {
+            let mut state = lock(&self.state);
+            (state.session.outbox().take(), state.closed)
+        };
         let loss = tokio::select! {
             loss = &mut receive => loss,
-            written = self.outbox.drain(writer) => match written {
+            written = drain(writer, &self.filled, take) => match written {
                 Ok(()) => Loss::Unused,
                 // The agent hung up. Why, it may have said before.
                 Err(error) => match receive.await {
@@ -81,60 +120,49 @@ impl Connection {
         self.lose(loss);
     }
 
-    /// Hands incoming frames to their streams.
+    /// Hands what arrives to its streams.
     async fn receive<R: AsyncRead + Unpin>(&self, mut reader: FrameReader<R>) -> Loss {
         let mut fatal = None;
         loop {
-            match self.receive_one(&mut reader, &mut fatal).await {
+            if let Err(violation) = self.deliver(&mut reader, &mut fatal) {
+                return violation.into();
+            }
+            match reader.fill().await {
                 Ok(true) => {}
                 Ok(false) => return fatal.map_or(Loss::Closed, Loss::Fatal),
-                Err(Loss::Frame(FrameError::Io(_))) if fatal.is_some() => {
+                Err(FrameError::Io(_)) if fatal.is_some() => {
                     return fatal.map_or(Loss::Closed, Loss::Fatal);
                 }
-                Err(loss) => return loss,
+                Err(error) => return error.into(),
             }
         }
     }
 
-    async fn receive_one<R: AsyncRead + Unpin>(
+    /// Hands out what was read.
+    fn deliver<R>(
         &self,
         reader: &mut FrameReader<R>,
         fatal: &mut Option<String>,
-    ) -> Result<bool, Loss> {
-        let Some(frame) = reader.next().await? else { return Ok(false) };
-        let id = frame.header.stream;
-        if id == 0 {
-            if frame.header.kind != Kind::Event {
-                return Err(Violation::Unexpected { what: "frame", stream: 0 }.into());
-            }
-            let mut event: Event = frame.decode()?;
-            if let Event::Fatal { message } = &mut event {
-                truncate(message);
-                *fatal = Some(message.clone());
-            }
-            self.log(event);
-            return Ok(true);
-        }
-        let (stream, was_open) = {
-            let streams = lock(&self.streams);
-            (streams.open.get(&id).cloned(), id <= streams.last)
-        };
-        match stream {
-            Some(stream) => {
-                if stream.receive(frame)? == Next::Last {
-                    lock(&self.streams).open.remove(&id);
+    ) -> Result<(), Violation> {
+        loop {
+            let (event, stream) = {
+                let mut state = lock(&self.state);
+                let Some(event) = state.session.receive(&mut reader.input)? else { return Ok(()) };
+                let stream = event.stream().and_then(|id| state.session.tag(id).cloned());
+                (event, stream)
+            };
+            match (event, stream) {
+                (ClientEvent::Event(event), _) => {
+                    if let Event::Fatal { message } = &event {
+                        *fatal = Some(message.clone());
+                    }
+                    self.log(event);
                 }
+                (ClientEvent::Ended { tag, response, .. }, _) => tag.answer(response),
+                (event, Some(stream)) => stream.handle(event),
+                (_, None) => {}
             }
-            // The agent's reader of standard input may be a little behind its own last word.
-            None if was_open && matches!(frame.header.kind, Kind::Credit | Kind::End) => {}
-            None if was_open => {
-                return Err(
-                    Violation::Unexpected { what: "frame after the last", stream: id }.into()
-                );
-            }
-            None => return Err(Violation::UnknownStream(id).into()),
         }
-        Ok(true)
     }
 
     fn log(&self, event: Event) {
@@ -171,19 +199,19 @@ impl Connection {
 
     /// Whether it has ended.
     pub(super) fn is_lost(&self) -> bool {
-        lock(&self.streams).lost.is_some()
+        lock(&self.state).lost.is_some()
     }
 
     fn lose(&self, loss: Loss) {
         tracing::debug!(%loss, "connection to the agent ended");
         let loss = Arc::new(loss);
-        self.outbox.close();
         let open = {
-            let mut streams = lock(&self.streams);
-            streams.lost = Some(Arc::clone(&loss));
-            std::mem::take(&mut streams.open)
+            let mut state = lock(&self.state);
+            state.lost = Some(Arc::clone(&loss));
+            state.session.outbox().clear();
+            state.session.end_all()
         };
-        for stream in open.into_values() {
+        for stream in open {
             stream.finish(Err(loss.clone().into()));
         }
         lock(&self.events).closed = true;
@@ -196,31 +224,32 @@ pub(crate) async fn greet<T: AsyncRead + AsyncWrite + Unpin>(
     io: T,
     generation: u64,
 ) -> Result<FrameReader<T>, Loss> {
+    open::<T, ()>(io, generation).await.map(|(reader, _)| reader)
+}
+
+/// As [`greet`], with the session that has begun.
+pub(super) async fn open<T: AsyncRead + AsyncWrite + Unpin, S>(
+    io: T,
+    generation: u64,
+) -> Result<(FrameReader<T>, session::Client<S>), Loss> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let hello = Hello {
-        version: PROTOCOL_VERSION,
-        generation,
-        unix_time_ns: now.as_nanos().try_into().unwrap_or(u64::MAX),
-    };
+    let unix_time_ns = now.as_nanos().try_into().unwrap_or(u64::MAX);
+    let mut session =
+        session::Client::new(&Hello { version: PROTOCOL_VERSION, generation, unix_time_ns });
     let mut reader = FrameReader::new(io);
+    let mut hello = session.outbox().take();
     let io = reader.io_mut();
     let sent = async {
-        io.write_all(&hello.frame(0).to_bytes()).await?;
+        io.write_all_buf(&mut hello).await?;
         io.flush().await
     };
     let sent = sent.await.map_err(Loss::Write);
     // A peer that hung up may have said why.
     let answer = async {
         let frame = reader.next().await?.ok_or(Loss::Closed)?;
-        match (frame.header.stream, frame.header.kind) {
-            (0, Kind::Hello) => Ok(frame.decode::<Hello>()?),
-            (0, Kind::Event) => match frame.decode()? {
-                Event::Fatal { mut message } => {
-                    truncate(&mut message);
-                    Err(Loss::Fatal(message))
-                }
-                _ => Err(Violation::NoHello("an event").into()),
-            },
+        match session.receive_frame(frame)? {
+            Some(ClientEvent::Hello(hello)) => Ok(hello),
+            Some(ClientEvent::Event(Event::Fatal { message })) => Err(Loss::Fatal(message)),
             _ => Err(Violation::NoHello("another frame").into()),
         }
     };
@@ -229,11 +258,8 @@ pub(crate) async fn greet<T: AsyncRead + AsyncWrite + Unpin>(
         (_, Err(unsent)) => return Err(unsent),
         (answer, Ok(())) => answer?,
     };
-    if theirs.version != PROTOCOL_VERSION {
-        return Err(Loss::Version { ours: PROTOCOL_VERSION, theirs: theirs.version });
-    }
     if theirs.generation != generation {
         return Err(Loss::Generation { asked: generation, theirs: theirs.generation });
     }
-    Ok(reader)
+    Ok((reader, session))
 }

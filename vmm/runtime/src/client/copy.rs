@@ -7,12 +7,11 @@ use std::task::{Context, Poll};
 
 use boxlite_proto::frame::MAX_DATA;
 use boxlite_proto::guest::{CopyIn, CopyOut};
-use boxlite_proto::message::Request;
+use boxlite_proto::message::{Request, Response};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 
 use super::error::Error;
 use super::exec::{ExecOutput, Running};
-use super::stream::{Outcome, Purpose};
 use super::{AgentClient, Result};
 
 /// What came out of unpacking a tar.
@@ -57,7 +56,7 @@ impl AgentClient {
     /// # Errors
     /// A [`Failure`](boxlite_proto::message::Failure) of the kind `NoSuchPath` where there is nothing.
     pub async fn copy_out(&self, from: CopyOut) -> Result<Archive> {
-        let running = self.open(Purpose::Pack, &Request::CopyOut(from))?;
+        let running = self.open(&Request::CopyOut(from))?;
         let data = running.receiver().await?;
         Ok(Archive { data, running })
     }
@@ -67,7 +66,7 @@ impl AgentClient {
         request: &Request,
         mut tar: impl AsyncRead + Unpin,
     ) -> Result<Unpacked> {
-        let running = self.open(Purpose::Unpack, request)?;
+        let running = self.open(request)?;
         let send = async {
             let mut sender = running.sender();
             // Before the sender is dropped: half a tar must not look like a whole one.
@@ -89,7 +88,7 @@ impl AgentClient {
         };
         let (_, outcome) = tokio::try_join!(send, running.over())?;
         match outcome {
-            Outcome::Unpacked { entries, bytes } => Ok(Unpacked { entries, bytes }),
+            Response::Unpacked { entries, bytes } => Ok(Unpacked { entries, bytes }),
             other => unreachable!("a tar's stream accepts no {other:?}"),
         }
     }

@@ -3,8 +3,10 @@
 use std::io;
 use std::sync::Arc;
 
-use boxlite_proto::frame::{Channel, FrameError};
+use boxlite_proto::frame::FrameError;
 use boxlite_proto::message::Failure;
+use boxlite_proto::session::RequestError;
+pub use boxlite_proto::session::Violation;
 
 /// A request to the agent failed.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -42,6 +44,15 @@ impl Error {
     }
 }
 
+impl From<RequestError> for Error {
+    fn from(error: RequestError) -> Self {
+        match error {
+            RequestError::TooLarge { size, max } => Self::TooLarge { size, max },
+            _ => Loss::Exhausted.into(),
+        }
+    }
+}
+
 impl From<Arc<Loss>> for Error {
     fn from(loss: Arc<Loss>) -> Self {
         Self::Lost(loss)
@@ -51,12 +62,6 @@ impl From<Arc<Loss>> for Error {
 impl From<Loss> for Error {
     fn from(loss: Loss) -> Self {
         Self::Lost(Arc::new(loss))
-    }
-}
-
-impl From<FrameError> for Error {
-    fn from(error: FrameError) -> Self {
-        Loss::from(error).into()
     }
 }
 
@@ -112,33 +117,15 @@ pub enum Loss {
     Exhausted,
     /// The agent broke the protocol.
     #[error("the guest broke the protocol: {0}")]
-    Protocol(#[from] Violation),
+    Protocol(#[source] Violation),
 }
 
-/// How an agent broke the protocol.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Violation {
-    /// A frame for a stream that the host never opened.
-    #[error("a frame for stream {0}, which was never opened")]
-    UnknownStream(u32),
-    /// A frame that has no place there.
-    #[error("unexpected {what} on stream {stream}")]
-    Unexpected {
-        /// What it was.
-        what: &'static str,
-        /// Where it was.
-        stream: u32,
-    },
-    /// More data or credit than the window allows.
-    #[error("flow control of {channel:?} on stream {stream} overrun")]
-    Window {
-        /// The stream.
-        stream: u32,
-        /// The channel.
-        channel: Channel,
-    },
-    /// The connection opened with something else than a hello.
-    #[error("no hello, but {0}")]
-    NoHello(&'static str),
+impl From<Violation> for Loss {
+    fn from(violation: Violation) -> Self {
+        match violation {
+            Violation::Frame(error) => Self::Frame(error),
+            Violation::Version { ours, theirs } => Self::Version { ours, theirs },
+            violation => Self::Protocol(violation),
+        }
+    }
 }

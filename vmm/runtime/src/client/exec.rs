@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use boxlite_proto::frame::Channel;
-use boxlite_proto::message::{Control, ExitStatus, TerminalSize};
+use boxlite_proto::message::{Control, ExitStatus, Response, TerminalSize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use super::AgentClient;
 use super::error::Error;
-use super::stream::{Outcome, Stream};
+use super::stream::Stream;
 
 /// A running command. Dropping it kills the command with everything that it started.
 #[derive(Debug)]
@@ -103,7 +103,7 @@ impl Running {
     }
 
     /// Waits for the end of the stream.
-    pub(super) async fn over(&self) -> Result<Outcome, Error> {
+    pub(super) async fn over(&self) -> Result<Response, Error> {
         self.0.stream.over().await
     }
 }
@@ -115,10 +115,14 @@ impl Drop for Running {
 }
 
 impl Port {
+    fn end_input(&self) {
+        let stream = self.stream.id();
+        self.client.connection().with_session(|session| session.end_input(stream));
+    }
+
     fn control(&self, control: Control) {
-        if !self.stream.is_over() {
-            self.client.outbox().push(&control.frame(self.stream.id()));
-        }
+        let stream = self.stream.id();
+        self.client.connection().with_session(|session| session.control(stream, control));
     }
 }
 
@@ -194,9 +198,10 @@ async fn read_all(output: Option<ExecOutput>) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn exit(outcome: Result<Outcome, Error>) -> Result<Exit, Error> {
+fn exit(outcome: Result<Response, Error>) -> Result<Exit, Error> {
     match outcome? {
-        Outcome::Exited(exit) => Ok(exit),
+        Response::Exited(status) => Ok(Exit { status, out_of_memory: false }),
+        Response::ExitedOutOfMemory(status) => Ok(Exit { status, out_of_memory: true }),
         other => unreachable!("a command's stream accepts no {other:?}"),
     }
 }
@@ -233,7 +238,7 @@ impl AsyncWrite for ExecStdin {
         cx: &mut Context<'_>,
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.port.stream.poll_send(cx, data, self.port.client.outbox())
+        self.port.stream.poll_send(cx, data, self.port.client.connection())
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -241,7 +246,7 @@ impl AsyncWrite for ExecStdin {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.port.stream.end_stdin(self.port.client.outbox());
+        self.port.end_input();
         Poll::Ready(Ok(()))
     }
 }
@@ -249,7 +254,7 @@ impl AsyncWrite for ExecStdin {
 impl Drop for ExecStdin {
     fn drop(&mut self) {
         if self.ends {
-            self.port.stream.end_stdin(self.port.client.outbox());
+            self.port.end_input();
         }
     }
 }
@@ -266,13 +271,13 @@ impl AsyncRead for ExecOutput {
         cx: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.port.stream.poll_receive(cx, self.channel, into, self.port.client.outbox())
+        self.port.stream.poll_receive(cx, self.channel, into, self.port.client.connection())
     }
 }
 
 impl Drop for ExecOutput {
     fn drop(&mut self) {
-        self.port.stream.abandon(self.channel, self.port.client.outbox());
+        self.port.stream.abandon(self.channel, self.port.client.connection());
     }
 }
 

@@ -24,14 +24,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use boxlite_proto::guest::{ExecCounts, FileStat, GuestMetrics, Process, Stat};
-use boxlite_proto::message::{Event, Exec, Request};
+use boxlite_proto::message::{Event, Exec, Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use connection::Connection;
 pub(crate) use connection::greet;
 use exec::Running;
-use stream::{Outcome, Purpose};
-use wire::Outbox;
 
 pub use boxlite_proto::message::{Control, FailureKind};
 
@@ -54,7 +52,7 @@ struct Client(Arc<Connection>);
 
 impl Drop for Client {
     fn drop(&mut self) {
-        self.0.outbox.close();
+        self.0.close();
     }
 }
 
@@ -67,8 +65,8 @@ impl AgentClient {
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let reader = connection::greet(io, generation).await?;
-        let connection = Arc::new(Connection::default());
+        let (reader, session) = connection::open(io, generation).await?;
+        let connection = Arc::new(Connection::new(session));
         let client = Self(Arc::new(Client(Arc::clone(&connection))));
         tokio::spawn(async move { connection.run(reader).await });
         Ok(client)
@@ -77,31 +75,31 @@ impl AgentClient {
     /// Runs a command; returns once it runs.
     pub async fn exec(&self, exec: Exec) -> Result<ExecHandle> {
         let (stdin, terminal) = (exec.stdin, exec.terminal.is_some());
-        self.open(Purpose::Exec, &Request::Exec(exec))?.started(stdin, terminal).await
+        self.open(&Request::Exec(exec))?.started(stdin, terminal).await
     }
 
     /// Runs a command that nobody waits for: it outlives this connection, and its standard streams are
     /// `/dev/null`, or with [`Exec::terminal`] a terminal that nobody reads. Returns its process ID in
     /// the guest once it runs. Dropping the future leaves open whether it does.
     pub async fn exec_detached(&self, exec: Exec) -> Result<u32> {
-        match self.answer(Purpose::Detach, &Request::ExecDetached(exec)).await? {
-            Outcome::Detached(pid) => Ok(pid),
+        match self.answer(&Request::ExecDetached(exec)).await? {
+            Response::Detached { pid } => Ok(pid),
             other => unreachable!("a detached command is not answered by {other:?}"),
         }
     }
 
     /// Asks how the machine is doing. Cancel safe.
     pub async fn metrics(&self) -> Result<GuestMetrics> {
-        match self.answer(Purpose::Metrics, &Request::Metrics).await? {
-            Outcome::Metrics(metrics) => Ok(metrics),
+        match self.answer(&Request::Metrics).await? {
+            Response::Metrics(metrics) => Ok(metrics),
             other => unreachable!("metrics are not {other:?}"),
         }
     }
 
     /// Asks what became of the commands that were asked for since the boot. Cancel safe.
     pub async fn exec_counts(&self) -> Result<ExecCounts> {
-        match self.answer(Purpose::ExecCounts, &Request::ExecCounts).await? {
-            Outcome::ExecCounts(counts) => Ok(counts),
+        match self.answer(&Request::ExecCounts).await? {
+            Response::ExecCounts(counts) => Ok(counts),
             other => unreachable!("counts are not {other:?}"),
         }
     }
@@ -109,8 +107,8 @@ impl AgentClient {
     /// Asks what runs: at most [`MAX_PROCESSES`](boxlite_proto::guest::MAX_PROCESSES), those with the
     /// smallest IDs. Cancel safe.
     pub async fn processes(&self) -> Result<Vec<Process>> {
-        match self.answer(Purpose::Processes, &Request::Processes).await? {
-            Outcome::Processes(processes) => Ok(processes),
+        match self.answer(&Request::Processes).await? {
+            Response::Processes(processes) => Ok(processes),
             other => unreachable!("processes are not {other:?}"),
         }
     }
@@ -121,8 +119,8 @@ impl AgentClient {
     /// A [`Failure`](boxlite_proto::message::Failure) of the kind
     /// [`NoSuchPath`](boxlite_proto::message::FailureKind::NoSuchPath) where there is nothing.
     pub async fn stat(&self, stat: Stat) -> Result<FileStat> {
-        match self.answer(Purpose::Stat, &Request::Stat(stat)).await? {
-            Outcome::Stat(stat) => Ok(stat),
+        match self.answer(&Request::Stat(stat)).await? {
+            Response::Stat(stat) => Ok(stat),
             other => unreachable!("a file is not {other:?}"),
         }
     }
@@ -146,7 +144,7 @@ impl AgentClient {
 
     /// Whether the connection has ended.
     pub fn is_lost(&self) -> bool {
-        self.0.0.is_lost()
+        self.connection().is_lost()
     }
 
     /// What the agent tells unasked, from the first event on (of many, the last 64).
@@ -154,20 +152,20 @@ impl AgentClient {
         Events { client: self.clone(), next: 0 }
     }
 
-    fn outbox(&self) -> &Outbox {
-        &self.0.0.outbox
+    fn connection(&self) -> &Connection {
+        &self.0.0
     }
 
-    fn open(&self, purpose: Purpose, request: &Request) -> Result<Running> {
-        Ok(Running::new(self.clone(), self.0.0.ask(purpose, request)?))
+    fn open(&self, request: &Request) -> Result<Running> {
+        Ok(Running::new(self.clone(), self.connection().ask(request)?))
     }
 
     async fn call(&self, request: &Request) -> Result<()> {
-        self.answer(Purpose::Call, request).await.map(drop)
+        self.answer(request).await.map(drop)
     }
 
-    async fn answer(&self, purpose: Purpose, request: &Request) -> Result<Outcome> {
-        self.0.0.ask(purpose, request)?.over().await
+    async fn answer(&self, request: &Request) -> Result<Response> {
+        self.connection().ask(request)?.over().await
     }
 }
 
@@ -181,6 +179,6 @@ pub struct Events {
 impl Events {
     /// The next event; none when the connection has ended. Cancel safe.
     pub async fn next(&mut self) -> Option<Event> {
-        self.client.0.0.event(&mut self.next).await
+        self.client.connection().event(&mut self.next).await
     }
 }

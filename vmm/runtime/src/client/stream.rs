@@ -1,136 +1,45 @@
-//! One stream as the host sees it: which frames the agent may send when, and what they change.
-//!
-//! No input or output here: frames go in, and what the user's futures wait for comes out.
+//! One stream as its user sees it: what arrived for the futures that wait for it.
 
-use std::collections::VecDeque;
 use std::io;
 use std::sync::Mutex;
 use std::task::{Context, Poll, Waker};
 
-use boxlite_proto::credit::{CreditError, ReceiveWindow, SendWindow};
-use boxlite_proto::frame::{Channel, Frame, Kind, MAX_DATA};
-use boxlite_proto::guest::{
-    ExecCounts, FileStat, GuestMetrics, MAX_COMMAND, MAX_LINK, MAX_NAME, Process,
-};
+use boxlite_proto::frame::Channel;
 use boxlite_proto::message::Response;
+use boxlite_proto::session::{Chunks, ClientEvent};
+use bytes::{Buf, Bytes};
 use tokio::io::ReadBuf;
 use tokio::sync::Notify;
 
-use super::error::{Error, Loss, Violation};
-use super::exec::Exit;
-use super::wire::{FrameRef, Outbox, lock};
-
-/// The longest message of a failure that is kept; the guest may send megabytes.
-pub(super) const MAX_MESSAGE: usize = 4096;
-
-/// What a stream was opened for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Purpose {
-    /// A question with one answer: done.
-    Call,
-    /// A question about how the machine is doing.
-    Metrics,
-    /// A question about the commands that were asked for.
-    ExecCounts,
-    /// A question about what runs.
-    Processes,
-    /// A question about a path.
-    Stat,
-    /// A command to be started and left alone.
-    Detach,
-    /// A running command.
-    Exec,
-    /// A tar on its way to the guest.
-    Unpack,
-    /// A tar on its way from the guest.
-    Pack,
-}
-
-impl Purpose {
-    /// Whether the guest may grant credit for, and end, what is sent to it.
-    fn takes_input(self) -> bool {
-        matches!(self, Self::Exec | Self::Unpack)
-    }
-}
-
-/// How a request came out.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
-    /// It is done.
-    Done,
-    /// The command ended.
-    Exited(Exit),
-    /// The command runs on its own, as this process.
-    Detached(u32),
-    /// How the machine is doing.
-    Metrics(GuestMetrics),
-    /// What became of the commands.
-    ExecCounts(ExecCounts),
-    /// What runs.
-    Processes(Vec<Process>),
-    /// What is at the path.
-    Stat(FileStat),
-    /// The tar is unpacked.
-    Unpacked {
-        /// Entries of the tar.
-        entries: u64,
-        /// Bytes of file content.
-        bytes: u64,
-    },
-}
-
-/// Where a stream is in its life.
-#[derive(Clone, Debug)]
-enum Phase {
-    Asked,
-    Running,
-    Over(Result<Outcome, Error>),
-}
-
-/// Whether more frames may come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Next {
-    /// Yes.
-    More,
-    /// That was the last.
-    Last,
-}
+use super::connection::Connection;
+use super::error::Error;
+use super::wire::lock;
 
 /// A stream, shared by the connection and the handles of its user.
 #[derive(Debug)]
 pub(super) struct Stream {
     id: u32,
-    purpose: Purpose,
     state: Mutex<State>,
-    /// The phase changed.
+    /// The state changed.
     changed: Notify,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct State {
-    phase: Phase,
     /// The command's process ID, once it was started.
     pid: Option<u32>,
-    stdin: Outgoing,
-    stdout: Incoming,
-    stderr: Incoming,
-}
-
-/// Data to the guest.
-#[derive(Debug, Default)]
-struct Outgoing {
-    window: SendWindow,
-    /// Either side ended it.
-    ended: bool,
-    waker: Option<Waker>,
+    /// How the request came out, once it is over.
+    outcome: Option<Result<Response, Error>>,
+    /// Who waits to send.
+    sender: Option<Waker>,
+    outputs: [Incoming; 2],
 }
 
 /// Data from the guest.
 #[derive(Debug, Default)]
 struct Incoming {
-    window: ReceiveWindow,
     /// What arrived and was not read yet; at most a window.
-    data: VecDeque<u8>,
+    data: Chunks,
     /// No more comes.
     ended: bool,
     /// Nobody reads it.
@@ -140,229 +49,114 @@ struct Incoming {
 
 impl State {
     fn incoming(&mut self, channel: Channel) -> Option<&mut Incoming> {
-        match channel {
-            Channel::Stdin => None,
-            Channel::Stdout => Some(&mut self.stdout),
-            Channel::Stderr => Some(&mut self.stderr),
-        }
+        self.outputs.get_mut(channel.output_index()?)
     }
 
-    fn is_over(&self) -> bool {
-        matches!(self.phase, Phase::Over(_))
-    }
-
-    fn outcome(&self) -> Option<Result<Outcome, Error>> {
-        match &self.phase {
-            Phase::Over(outcome) => Some(outcome.clone()),
-            _ => None,
-        }
+    fn has_stdout(&self) -> bool {
+        let [stdout, _] = &self.outputs;
+        !stdout.data.is_empty()
     }
 
     fn wake_all(&mut self) {
-        let wakers = [&mut self.stdin.waker, &mut self.stdout.waker, &mut self.stderr.waker];
-        wakers.into_iter().filter_map(Option::take).for_each(Waker::wake);
+        let readers = self.outputs.iter_mut().map(|output| &mut output.waker);
+        readers.chain([&mut self.sender]).filter_map(Option::take).for_each(Waker::wake);
     }
 }
 
 impl Stream {
-    pub(super) fn new(id: u32, purpose: Purpose) -> Self {
-        let state = State {
-            // A tar comes as soon as it is asked for.
-            phase: if purpose == Purpose::Pack { Phase::Running } else { Phase::Asked },
-            pid: None,
-            stdin: Outgoing { ended: !purpose.takes_input(), ..Outgoing::default() },
-            stdout: Incoming::default(),
-            stderr: Incoming::default(),
-        };
-        Self { id, purpose, state: Mutex::new(state), changed: Notify::new() }
+    pub(super) fn new(id: u32) -> Self {
+        Self { id, state: Mutex::default(), changed: Notify::new() }
     }
 
     pub(super) fn id(&self) -> u32 {
         self.id
     }
 
-    /// Takes a frame of the agent.
-    pub(super) fn receive(&self, frame: FrameRef<'_>) -> Result<Next, Loss> {
-        match frame.header.kind {
-            Kind::Stdout => self.receive_data(Channel::Stdout, frame.body).map(|()| Next::More),
-            Kind::Stderr => self.receive_data(Channel::Stderr, frame.body).map(|()| Next::More),
-            Kind::End => self.receive_end(frame.to_frame().ended_channel()?).map(|()| Next::More),
-            Kind::Credit => {
-                let (channel, bytes) = frame.to_frame().granted_credit()?;
-                self.receive_credit(channel, bytes).map(|()| Next::More)
-            }
-            Kind::Response => self.receive_response(frame.decode()?),
-            Kind::Hello => Err(self.unexpected("hello").into()),
-            Kind::Request => Err(self.unexpected("request").into()),
-            Kind::Control => Err(self.unexpected("control").into()),
-            Kind::Event => Err(self.unexpected("event").into()),
-            Kind::Stdin => Err(self.unexpected("standard input").into()),
-        }
-    }
-
-    fn receive_data(&self, channel: Channel, data: &[u8]) -> Result<(), Loss> {
+    /// Something happened on the stream, which goes on.
+    pub(super) fn handle(&self, event: ClientEvent<impl Sized>) {
         let mut state = lock(&self.state);
-        let running = matches!(state.phase, Phase::Running)
-            && (self.purpose == Purpose::Exec || channel == Channel::Stdout);
-        let Some(incoming) = state.incoming(channel).filter(|i| running && !i.ended) else {
-            return Err(self.unexpected("output").into());
-        };
-        incoming.window.receive(data.len()).map_err(|e| self.overrun(channel, e))?;
-        if incoming.abandoned {
-            return Ok(());
-        }
-        let first = incoming.data.is_empty();
-        incoming.data.extend(data);
-        let waker = incoming.waker.take();
-        drop(state);
-        if first && self.purpose == Purpose::Pack {
-            self.changed.notify_waiters();
-        }
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-        Ok(())
-    }
-
-    fn receive_end(&self, channel: Channel) -> Result<(), Loss> {
-        let mut state = lock(&self.state);
-        let waker = match state.incoming(channel) {
-            // Whether a tar is whole, only the answer tells.
-            Some(_) if self.purpose != Purpose::Exec => {
-                return Err(self.unexpected("end").into());
+        let waker = match event {
+            ClientEvent::Started { pid, .. } => {
+                state.pid = Some(pid);
+                self.changed.notify_waiters();
+                None
             }
-            Some(incoming) => {
+            ClientEvent::Output { channel, data, .. } => {
+                let Some(incoming) = state.incoming(channel) else { return };
+                self.on_output(incoming, data)
+            }
+            ClientEvent::OutputEnded { channel, .. } => {
+                let Some(incoming) = state.incoming(channel) else { return };
                 incoming.ended = true;
                 incoming.waker.take()
             }
-            None if !self.purpose.takes_input() => return Err(self.unexpected("end").into()),
-            None => {
-                state.stdin.ended = true;
-                state.stdin.waker.take()
-            }
+            ClientEvent::InputRoom { .. } | ClientEvent::InputClosed { .. } => state.sender.take(),
+            ClientEvent::Hello(_) | ClientEvent::Event(_) | ClientEvent::Ended { .. } => None,
         };
         drop(state);
         if let Some(waker) = waker {
             waker.wake();
         }
-        Ok(())
     }
 
-    fn receive_credit(&self, channel: Channel, bytes: u32) -> Result<(), Loss> {
-        if !self.purpose.takes_input() || channel != Channel::Stdin {
-            return Err(self.unexpected("credit").into());
+    fn on_output(&self, incoming: &mut Incoming, data: Bytes) -> Option<Waker> {
+        if incoming.abandoned {
+            return None;
         }
-        let mut state = lock(&self.state);
-        state.stdin.window.grant(bytes).map_err(|e| self.overrun(channel, e))?;
-        let waker = state.stdin.waker.take();
-        drop(state);
-        if let Some(waker) = waker {
-            waker.wake();
+        let first = incoming.data.is_empty();
+        incoming.data.push(data);
+        if first {
+            self.changed.notify_waiters();
         }
-        Ok(())
+        incoming.waker.take()
     }
 
-    fn receive_response(&self, response: Response) -> Result<Next, Loss> {
-        let running = matches!(lock(&self.state).phase, Phase::Running);
-        let outcome = match (self.purpose, running, response) {
-            (_, _, Response::Failed(mut failure)) => {
-                truncate(&mut failure.message);
-                Err(Error::Failed(failure))
-            }
-            (Purpose::Exec, false, Response::Started { pid }) => {
-                let mut state = lock(&self.state);
-                state.phase = Phase::Running;
-                state.pid = Some(pid);
-                self.changed.notify_waiters();
-                return Ok(Next::More);
-            }
-            (Purpose::Exec, true, Response::Exited(status)) => {
-                Ok(Outcome::Exited(Exit { status, out_of_memory: false }))
-            }
-            (Purpose::Exec, true, Response::ExitedOutOfMemory(status)) => {
-                Ok(Outcome::Exited(Exit { status, out_of_memory: true }))
-            }
-            (Purpose::Detach, _, Response::Detached { pid }) => Ok(Outcome::Detached(pid)),
-            (Purpose::Metrics, _, Response::Metrics(metrics)) => Ok(Outcome::Metrics(metrics)),
-            (Purpose::ExecCounts, _, Response::ExecCounts(counts)) => {
-                Ok(Outcome::ExecCounts(counts))
-            }
-            (Purpose::Processes, _, Response::Processes(processes)) => {
-                let fits = |process: &Process| {
-                    process.name.len() <= MAX_NAME && process.command.len() <= MAX_COMMAND
-                };
-                if !processes.iter().all(fits) {
-                    return Err(self.unexpected("length of a process's name or command").into());
-                }
-                Ok(Outcome::Processes(processes))
-            }
-            (Purpose::Stat, _, Response::Stat(stat)) => {
-                if stat.link_target.len() > MAX_LINK {
-                    return Err(self.unexpected("length of a link").into());
-                }
-                Ok(Outcome::Stat(stat))
-            }
-            (Purpose::Call | Purpose::Pack, _, Response::Done) => Ok(Outcome::Done),
-            (Purpose::Unpack, _, Response::Unpacked { entries, bytes }) => {
-                Ok(Outcome::Unpacked { entries, bytes })
-            }
-            _ => return Err(self.unexpected("response").into()),
-        };
-        self.finish(outcome);
-        Ok(Next::Last)
+    /// The stream is over with this answer.
+    pub(super) fn answer(&self, response: Response) {
+        self.finish(match response {
+            Response::Failed(failure) => Err(Error::Failed(failure)),
+            response => Ok(response),
+        });
     }
 
     /// Ends the stream, unless it is over already.
-    pub(super) fn finish(&self, outcome: Result<Outcome, Error>) {
+    pub(super) fn finish(&self, outcome: Result<Response, Error>) {
         let mut state = lock(&self.state);
-        if !state.is_over() {
-            state.phase = Phase::Over(outcome);
+        if state.outcome.is_none() {
+            state.outcome = Some(outcome);
             state.wake_all();
             self.changed.notify_waiters();
         }
     }
 
-    fn unexpected(&self, what: &'static str) -> Violation {
-        Violation::Unexpected { what, stream: self.id }
-    }
-
-    fn overrun(&self, channel: Channel, _: CreditError) -> Violation {
-        Violation::Window { stream: self.id, channel }
-    }
-
     /// Waits until the command runs, or has run; its process ID.
     pub(super) async fn started(&self) -> Result<u32, Error> {
-        self.until(|state| match (&state.phase, state.pid) {
+        self.until(|state| match (&state.outcome, state.pid) {
             (_, Some(pid)) => Some(Ok(pid)),
-            (Phase::Over(Err(error)), None) => Some(Err(error.clone())),
+            (Some(Err(error)), None) => Some(Err(error.clone())),
             _ => None,
         })
         .await
     }
 
-    /// Waits until there is output to read, or will never be any.
+    /// Waits until there is standard output to read, or will never be any.
     pub(super) async fn readable(&self) {
-        self.until(|state| (state.is_over() || !state.stdout.data.is_empty()).then_some(())).await;
+        self.until(|state| (state.outcome.is_some() || state.has_stdout()).then_some(())).await;
     }
 
     /// Waits for the end of the stream.
-    pub(super) async fn over(&self) -> Result<Outcome, Error> {
-        self.until(State::outcome).await
+    pub(super) async fn over(&self) -> Result<Response, Error> {
+        self.until(|state| state.outcome.clone()).await
     }
 
     /// Whether standard output that arrived was not read.
     pub(super) fn has_output(&self) -> bool {
-        !lock(&self.state).stdout.data.is_empty()
-    }
-
-    /// Whether the stream is over.
-    pub(super) fn is_over(&self) -> bool {
-        lock(&self.state).is_over()
+        lock(&self.state).has_stdout()
     }
 
     /// The outcome, if there is one already.
-    pub(super) fn try_over(&self) -> Option<Result<Outcome, Error>> {
-        lock(&self.state).outcome()
+    pub(super) fn try_over(&self) -> Option<Result<Response, Error>> {
+        lock(&self.state).outcome.clone()
     }
 
     async fn until<T>(&self, look: impl Fn(&State) -> Option<T>) -> T {
@@ -382,32 +176,26 @@ impl Stream {
         &self,
         cx: &mut Context<'_>,
         data: &[u8],
-        outbox: &Outbox,
+        connection: &Connection,
     ) -> Poll<io::Result<usize>> {
+        // Held until the waker has its place: whatever makes room or ends the input takes this lock after that.
         let mut state = lock(&self.state);
-        if let Phase::Over(Err(error @ Error::Lost(_))) = &state.phase {
+        if let Some(Err(error @ Error::Lost(_))) = &state.outcome {
             return Poll::Ready(Err(error.clone().into()));
         }
-        if state.stdin.ended || state.is_over() {
-            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
-        }
-        let n = data.len().min(state.stdin.window.available());
-        if n == 0 && !data.is_empty() {
-            state.stdin.waker = Some(cx.waker().clone());
-            return Poll::Pending;
-        }
-        state.stdin.window.spend(n);
-        for chunk in data[..n].chunks(MAX_DATA) {
-            outbox.push_parts(self.id, Kind::Stdin, chunk);
-        }
-        Poll::Ready(Ok(n))
-    }
-
-    /// Tells the guest that standard input ends here.
-    pub(super) fn end_stdin(&self, outbox: &Outbox) {
-        let mut state = lock(&self.state);
-        if !std::mem::replace(&mut state.stdin.ended, true) && !state.is_over() {
-            outbox.push(&Frame::end(self.id, Channel::Stdin));
+        let (open, sent) = connection.with_session(|session| {
+            (session.is_input_open(self.id), session.send_input(self.id, data))
+        });
+        match (open, sent) {
+            // A connection that was just lost says so next.
+            (false, _) if state.outcome.is_some() || !connection.is_lost() => {
+                Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+            }
+            (true, sent) if sent > 0 || data.is_empty() => Poll::Ready(Ok(sent)),
+            _ => {
+                state.sender = Some(cx.waker().clone());
+                Poll::Pending
+            }
         }
     }
 
@@ -417,68 +205,49 @@ impl Stream {
         cx: &mut Context<'_>,
         channel: Channel,
         into: &mut ReadBuf<'_>,
-        outbox: &Outbox,
+        connection: &Connection,
     ) -> Poll<io::Result<()>> {
         let mut state = lock(&self.state);
-        let over = state.is_over();
-        let loss = match &state.phase {
-            Phase::Over(Err(error)) => Some(error.clone()),
-            _ => None,
-        };
+        let outcome = state.outcome.as_ref().map(|outcome| outcome.clone().err());
         let Some(incoming) = state.incoming(channel) else { return Poll::Ready(Ok(())) };
         if incoming.data.is_empty() {
-            return match loss {
+            return match outcome {
                 _ if incoming.ended => Poll::Ready(Ok(())),
-                Some(error) => Poll::Ready(Err(error.into())),
-                None if over => Poll::Ready(Ok(())),
+                Some(Some(error)) => Poll::Ready(Err(error.into())),
+                Some(None) => Poll::Ready(Ok(())),
                 None => {
                     incoming.waker = Some(cx.waker().clone());
                     Poll::Pending
                 }
             };
         }
-        let n = incoming.data.len().min(into.remaining());
-        let (head, tail) = incoming.data.as_slices();
-        let from_head = n.min(head.len());
-        into.put_slice(&head[..from_head]);
-        into.put_slice(&tail[..n - from_head]);
-        incoming.data.drain(..n);
-        let credit = incoming.window.take(n).filter(|_| !over && !incoming.ended);
-        if let Some(credit) = credit {
-            outbox.push(&Frame::credit(self.id, channel, credit));
+        let before = into.remaining();
+        while into.remaining() > 0 && !incoming.data.is_empty() {
+            let piece = incoming.data.chunk();
+            let n = piece.len().min(into.remaining());
+            into.put_slice(&piece[..n]);
+            incoming.data.advance(n);
         }
+        let taken = before - into.remaining();
+        drop(state);
+        connection.with_session(|session| session.output_taken(self.id, channel, taken));
         Poll::Ready(Ok(()))
     }
 
     /// Tells the guest that nobody reads this output any more.
-    pub(super) fn abandon(&self, channel: Channel, outbox: &Outbox) {
+    pub(super) fn abandon(&self, channel: Channel, connection: &Connection) {
         let mut state = lock(&self.state);
-        let over = state.is_over();
         let Some(incoming) = state.incoming(channel) else { return };
-        incoming.data = VecDeque::new();
-        if !std::mem::replace(&mut incoming.abandoned, true) && !incoming.ended && !over {
-            outbox.push(&Frame::end(self.id, channel));
+        incoming.data.clear();
+        let told = std::mem::replace(&mut incoming.abandoned, true);
+        drop(state);
+        if !told {
+            connection.with_session(|session| session.close_output(self.id, channel));
         }
     }
 
     /// Nobody here reads the outputs any more, and the command is not to know.
     pub(super) fn keep_outputs(&self) {
-        let mut state = lock(&self.state);
-        (state.stdout.abandoned, state.stderr.abandoned) = (true, true);
-    }
-}
-
-/// Cuts what a guest wrote for people to a length that people read.
-pub(super) fn truncate(message: &mut String) {
-    if message.len() > MAX_MESSAGE {
-        let end = (0..=MAX_MESSAGE).rev().find(|end| message.is_char_boundary(*end));
-        message.truncate(end.unwrap_or(0));
-        message.push('…');
-    }
-}
-
-impl From<Violation> for Error {
-    fn from(violation: Violation) -> Self {
-        Loss::from(violation).into()
+        lock(&self.state).outputs.iter_mut().for_each(|output| output.abandoned = true);
     }
 }

@@ -1,20 +1,12 @@
-//! Frames on an asynchronous byte stream: a reader that hands out bodies without copying them, and
-//! an outbox that gathers what many tasks want to send into few large writes.
+//! Frames on an asynchronous byte stream: reading them, and writing what an outbox gathers in few large writes.
 
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use boxlite_proto::frame::{Frame, FrameError, HEADER_LEN, Header, Kind};
-use bytes::{Buf, BytesMut};
-use serde::de::DeserializeOwned;
+use boxlite_proto::frame::{Frame, FrameError};
+use boxlite_proto::session::{self, Assembler, Chunks};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::Notify;
-
-/// Bytes asked of the connection in one read: room for several data frames.
-const READ_SIZE: usize = 256 << 10;
-
-/// Buffers above this size are given back once they are empty.
-const KEEP: usize = 2 * READ_SIZE;
 
 /// Locks `mutex`. Poisoning is ignored: nothing here panics while holding a lock halfway through a
 /// change.
@@ -22,86 +14,40 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A frame that still lies in its reader's buffer.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct FrameRef<'a> {
-    /// Stream and kind, checked.
-    pub(crate) header: Header,
-    /// The body.
-    pub(crate) body: &'a [u8],
-}
-
-impl FrameRef<'_> {
-    /// The body as a message.
-    pub(crate) fn decode<T: DeserializeOwned>(&self) -> Result<T, FrameError> {
-        self.to_frame().decode()
-    }
-
-    /// The frame by itself; for everything but data.
-    pub(crate) fn to_frame(self) -> Frame {
-        Frame {
-            stream: self.header.stream,
-            kind: self.header.kind,
-            body: self.body.to_vec().into(),
-        }
-    }
-}
-
-impl<'a> From<&'a Frame> for FrameRef<'a> {
-    fn from(frame: &'a Frame) -> Self {
-        let Frame { stream, kind, body } = frame;
-        Self { header: Header { len: body.len(), stream: *stream, kind: *kind }, body }
-    }
-}
-
 /// Reads frames.
 #[derive(Debug)]
 pub(crate) struct FrameReader<R> {
     io: R,
-    buffer: BytesMut,
-    /// Bytes at the buffer's start that the last frame took.
-    taken: usize,
+    /// What was read and is not handed out.
+    pub(super) input: Assembler,
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// A reader of the frames of `io`.
     pub(crate) fn new(io: R) -> Self {
-        Self { io, buffer: BytesMut::new(), taken: 0 }
+        Self { io, input: Assembler::default() }
     }
 
     /// The next frame; `None` when the connection ended between two. Cancel safe.
-    pub(crate) async fn next(&mut self) -> Result<Option<FrameRef<'_>>, FrameError> {
-        self.buffer.advance(std::mem::take(&mut self.taken));
-        let Some(header) = self.fill().await? else { return Ok(None) };
-        self.taken = HEADER_LEN + header.len;
-        Ok(Some(FrameRef { header, body: &self.buffer[HEADER_LEN..self.taken] }))
+    pub(crate) async fn next(&mut self) -> Result<Option<Frame>, FrameError> {
+        loop {
+            if let Some(frame) = self.input.next_frame()? {
+                return Ok(Some(frame));
+            }
+            if !self.fill().await? {
+                return Ok(None);
+            }
+        }
     }
 
-    /// Reads until the buffer starts with a whole frame.
-    async fn fill(&mut self) -> Result<Option<Header>, FrameError> {
-        loop {
-            let missing = match self.buffer.first_chunk() {
-                None => HEADER_LEN,
-                Some(header) => {
-                    let header = Header::decode(header)?;
-                    match (HEADER_LEN + header.len).checked_sub(self.buffer.len()) {
-                        None | Some(0) => return Ok(Some(header)),
-                        Some(missing) => missing,
-                    }
-                }
-            };
-            if self.buffer.is_empty() && self.buffer.capacity() > KEEP {
-                self.buffer = BytesMut::new();
-            }
-            if self.buffer.capacity() - self.buffer.len() < missing.max(READ_SIZE / 4) {
-                self.buffer.reserve(missing.max(READ_SIZE));
-            }
-            if self.io.read_buf(&mut self.buffer).await? == 0 {
-                return match self.buffer.is_empty() {
-                    true => Ok(None),
-                    false => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
-                };
-            }
+    /// Reads once. False when the connection ended between two frames. Cancel safe.
+    pub(super) async fn fill(&mut self) -> Result<bool, FrameError> {
+        let read = self.io.read(self.input.space()).await?;
+        self.input.filled(read);
+        match read {
+            0 if self.input.is_empty() => Ok(false),
+            0 => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+            _ => Ok(true),
         }
     }
 
@@ -110,9 +56,9 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     where
         R: AsyncWrite,
     {
-        let Self { io, buffer, taken } = self;
+        let Self { io, input } = self;
         let (io, write) = tokio::io::split(io);
-        (FrameReader { io, buffer, taken }, write)
+        (FrameReader { io, input }, write)
     }
 
     /// The connection, to write to.
@@ -121,43 +67,57 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     }
 }
 
-/// Where frames wait for the connection. What comes together while a write is under way leaves in
+/// Writes what `take` gives to `io`, and waits for `filled` while it gives nothing; until `take` says that no more
+/// will come, or until the connection fails.
+pub(super) async fn drain(
+    mut io: impl AsyncWrite + Unpin,
+    filled: &Notify,
+    mut take: impl FnMut() -> (Chunks, bool),
+) -> io::Result<()> {
+    loop {
+        let (mut batch, closed) = take();
+        if !batch.is_empty() {
+            io.write_all_buf(&mut batch).await?;
+            continue;
+        }
+        io.flush().await?;
+        if closed {
+            return io.shutdown().await;
+        }
+        filled.notified().await;
+    }
+}
+
+/// Where frames of many tasks wait for a connection. What comes together while a write is under way leaves in
 /// the next one.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
     state: Mutex<OutboxState>,
     /// There is something to write, or nothing ever will be.
     filled: Notify,
-    /// A write ended.
+    /// A write began.
     drained: Notify,
 }
 
 #[derive(Debug, Default)]
 struct OutboxState {
-    waiting: Vec<u8>,
+    frames: session::Outbox,
     closed: bool,
 }
 
 impl Outbox {
-    /// Adds a frame of which `header` and `body` are given apart.
-    pub(crate) fn push_parts(&self, stream: u32, kind: Kind, body: &[u8]) {
+    /// Adds a frame.
+    pub(crate) fn push(&self, frame: Frame) {
         let mut state = lock(&self.state);
         if state.closed {
             return;
         }
-        let header = Header { len: body.len(), stream, kind }.encode();
-        state.waiting.reserve(header.len() + body.len());
-        state.waiting.extend_from_slice(&header);
-        state.waiting.extend_from_slice(body);
-        if state.waiting.len() == header.len() + body.len() {
-            drop(state);
+        let was_empty = state.frames.is_empty();
+        state.frames.push(frame);
+        drop(state);
+        if was_empty {
             self.filled.notify_one();
         }
-    }
-
-    /// Adds a frame.
-    pub(crate) fn push(&self, frame: &Frame) {
-        self.push_parts(frame.stream, frame.kind, &frame.body);
     }
 
     /// Takes no more frames; [`drain`](Self::drain) ends once those that wait are written.
@@ -169,7 +129,7 @@ impl Outbox {
 
     /// Bytes that wait.
     pub(crate) fn len(&self) -> usize {
-        lock(&self.state).waiting.len()
+        lock(&self.state).frames.len()
     }
 
     /// Waits until fewer than `limit` bytes wait, or nothing is taken any more.
@@ -180,7 +140,7 @@ impl Outbox {
             drained.as_mut().enable();
             {
                 let state = lock(&self.state);
-                if state.closed || state.waiting.len() < limit {
+                if state.closed || state.frames.len() < limit {
                     return;
                 }
             }
@@ -189,26 +149,13 @@ impl Outbox {
     }
 
     /// Writes what is pushed to `io` until [`close`](Self::close), or until the connection fails.
-    pub(crate) async fn drain(&self, mut io: impl AsyncWrite + Unpin) -> io::Result<()> {
-        let mut batch = Vec::new();
-        loop {
-            let closed = {
-                let mut state = lock(&self.state);
-                std::mem::swap(&mut state.waiting, &mut batch);
-                state.closed
-            };
-            if batch.is_empty() {
-                io.flush().await?;
-                if closed {
-                    return io.shutdown().await;
-                }
-                self.filled.notified().await;
-                continue;
-            }
+    pub(crate) async fn drain(&self, io: impl AsyncWrite + Unpin) -> io::Result<()> {
+        let take = || {
+            let mut state = lock(&self.state);
+            let batch = state.frames.take();
             self.drained.notify_waiters();
-            io.write_all(&batch).await?;
-            batch.clear();
-            batch.shrink_to(KEEP);
-        }
+            (batch, state.closed)
+        };
+        drain(io, &self.filled, take).await
     }
 }

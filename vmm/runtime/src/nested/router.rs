@@ -16,7 +16,7 @@ use boxlite_proto::message::{Control, Event, Failure, FailureKind, Hello, Reques
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, watch};
 
-use crate::client::wire::{FrameReader, FrameRef, Outbox, lock};
+use crate::client::wire::{FrameReader, Outbox, lock};
 
 /// Bytes that wait for the agent before launchers are made to wait.
 const LINK_QUEUE: usize = 1 << 20;
@@ -112,7 +112,7 @@ impl Router {
         let mut fatal = None;
         loop {
             match frames.next().await {
-                Ok(Some(frame)) if frame.header.stream == 0 => match frame.decode() {
+                Ok(Some(frame)) if frame.stream == 0 => match frame.decode() {
                     Ok(Event::Fatal { message }) => fatal = Some(message),
                     event => tracing::debug!(?event, "from the agent"),
                 },
@@ -167,18 +167,18 @@ impl Router {
             number
         };
         let grace_ms = grace.as_millis().try_into().unwrap_or(u32::MAX);
-        self.link.push(&Request::Shutdown { grace_ms }.frame(number));
+        self.link.push(Request::Shutdown { grace_ms }.frame(number));
     }
 
     /// Passes a frame of the agent on.
-    fn pass_to_launcher(&self, frame: FrameRef<'_>) {
-        let last = frame.header.kind == Kind::Response
-            && !matches!(frame.decode(), Ok(Response::Started { .. }));
-        let link_stream = frame.header.stream;
+    fn pass_to_launcher(&self, frame: Frame) {
+        let last =
+            frame.kind == Kind::Response && !matches!(frame.decode(), Ok(Response::Started { .. }));
+        let link_stream = frame.stream;
         let mut routes = lock(&self.routes);
         let Some(route) = routes.streams.get(&link_stream) else {
             // Its reader of standard input may be a little behind its own last word.
-            tracing::trace!(?frame.header, "frame of a stream that is over");
+            tracing::trace!(stream = link_stream, kind = ?frame.kind, "frame of a stream that is over");
             return;
         };
         let (client, stream) = (route.client.clone(), route.stream);
@@ -195,7 +195,7 @@ impl Router {
             }
             open
         };
-        client.outbox.push_parts(stream, frame.header.kind, frame.body);
+        client.outbox.push(Frame { stream, ..frame });
         if client.outbox.len() > CLIENT_QUEUE + open * STREAM_QUEUE {
             client.overrun.notify_one();
         }
@@ -213,7 +213,7 @@ impl Router {
                     Ok(())
                 }
                 message = self.down() => {
-                    client.outbox.push(&Event::Fatal { message }.frame(0));
+                    client.outbox.push(Event::Fatal { message }.frame(0));
                     Ok(())
                 }
             }
@@ -236,8 +236,8 @@ impl Router {
         mut frames: FrameReader<R>,
     ) -> Result<(), FrameError> {
         let Some(first) = frames.next().await? else { return Ok(()) };
-        if (first.header.stream, first.header.kind) != (0, Kind::Hello) {
-            return Err(FrameError::Malformed(first.header.kind));
+        if (first.stream, first.kind) != (0, Kind::Hello) {
+            return Err(FrameError::Malformed(first.kind));
         }
         let hello: Hello = first.decode()?;
         tracing::debug!(version = hello.version, "a launcher");
@@ -247,15 +247,15 @@ impl Router {
                 biased;
                 generation = self.ready() => break generation,
                 frame = frames.next(), if early.is_none() => match frame? {
-                    Some(frame) => early = Some(frame.to_frame()),
+                    Some(frame) => early = Some(frame),
                     None => return Ok(()),
                 },
             }
         };
         let greeting = Hello { version: PROTOCOL_VERSION, generation, unix_time_ns: 0 };
-        client.outbox.push(&greeting.frame(0));
+        client.outbox.push(greeting.frame(0));
         if let Some(frame) = early {
-            self.pass_to_agent(client, FrameRef::from(&frame));
+            self.pass_to_agent(client, frame);
         }
         while let Some(frame) = frames.next().await? {
             self.pass_to_agent(client, frame);
@@ -265,9 +265,9 @@ impl Router {
     }
 
     /// Passes a frame of a launcher on.
-    fn pass_to_agent(&self, client: &Arc<Client>, frame: FrameRef<'_>) {
-        let stream = frame.header.stream;
-        let link_stream = match frame.header.kind {
+    fn pass_to_agent(&self, client: &Arc<Client>, frame: Frame) {
+        let stream = frame.stream;
+        let link_stream = match frame.kind {
             Kind::Request if matches!(frame.decode(), Ok(Request::Shutdown { .. })) => {
                 let message = "the software host is shared, and stops by itself".to_owned();
                 return refuse(client, stream, FailureKind::Unsupported, message);
@@ -285,7 +285,7 @@ impl Router {
             }
             kind => return tracing::warn!(?kind, "a launcher sent what only an agent sends"),
         };
-        self.link.push_parts(link_stream, frame.header.kind, frame.body);
+        self.link.push(Frame { stream: link_stream, ..frame });
     }
 
     /// A stream of the link for a launcher's.
@@ -308,14 +308,14 @@ impl Router {
         for (_, number) in lock(&client.streams).drain() {
             if let Some(route) = routes.streams.get_mut(&number) {
                 route.client = None;
-                self.link.push(&Control::Kill.frame(number));
-                self.link.push(&Frame::end(number, Channel::Stdout));
-                self.link.push(&Frame::end(number, Channel::Stderr));
+                self.link.push(Control::Kill.frame(number));
+                self.link.push(Frame::end(number, Channel::Stdout));
+                self.link.push(Frame::end(number, Channel::Stderr));
             }
         }
     }
 }
 
 fn refuse(client: &Client, stream: u32, kind: FailureKind, message: String) {
-    client.outbox.push(&Response::Failed(Failure { kind, message }).frame(stream));
+    client.outbox.push(Response::Failed(Failure { kind, message }).frame(stream));
 }

@@ -32,7 +32,7 @@ struct Agent {
 
 impl Agent {
     async fn next(&mut self) -> Frame {
-        self.frames.next().await.unwrap().expect("the link stays up").to_frame()
+        self.frames.next().await.unwrap().expect("the link stays up")
     }
 
     async fn send(&mut self, frame: Frame) {

@@ -6,27 +6,21 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use boxlite_contract::status::MainEnd;
-use boxlite_proto::credit::{ReceiveWindow, SendWindow};
-use boxlite_proto::frame::{Channel, Frame, Kind};
+use boxlite_proto::frame::Channel;
 use boxlite_proto::message::{
     ClockReading, Control, Event, Exec, ExitStatus, FailureKind, Hello, MainExec, Request, Response,
 };
+use boxlite_proto::session::{Chunks, Client, ClientEvent, truncate};
 use boxlite_proto::{AGENT_PORT, PROTOCOL_VERSION};
 use bytes::Bytes;
 
 use super::link::{Broken, Link};
-use super::peer::{OUTPUTS, index};
 
 /// The longest answer to `CONNECT`: "OK" and a port.
 const MAX_ANSWER: usize = 32;
-/// The longest message of a guest that is kept, in bytes.
-const MAX_MESSAGE: usize = 4096;
 /// Bytes of a health check's output that are kept: the last ones.
 const KEPT_OUTPUT: usize = 4096;
 
-/// The streams on which the guest's clock is asked for and set; commands have those from 1 on.
-const CLOCK: u32 = u32::MAX - 1;
-const SET_CLOCK: u32 = u32::MAX;
 /// A way that is longer says too little about the time.
 const LONG_WAY: Duration = Duration::from_millis(500);
 
@@ -35,35 +29,38 @@ const LONG_WAY: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(super) struct Agent {
     pub(super) link: Link,
-    greeting: Greeting,
-    last_stream: u32,
-    pub(super) main: Option<Run>,
+    pub(super) session: Client<Task>,
+    /// What has come of the device's answer to `CONNECT`; none once it is complete.
+    line: Option<Vec<u8>>,
+    pub(super) main: Option<Main>,
     check: Option<Check>,
     /// It has said that it gives up: the first reason counts, and others are not told.
     gave_up: bool,
+    /// The guest's clock was asked for.
+    clock_is_asked: bool,
+}
+
+/// What a stream is for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Task {
+    Main,
+    Check,
     /// When the guest's clock was asked for, and whether to ask once more if the answer takes long.
-    clock: Option<(Instant, bool)>,
+    Clock(Instant, bool),
+    /// Nobody waits for the answer.
+    Unheeded,
 }
 
+/// What happened in the guest.
 #[derive(Debug)]
-enum Greeting {
-    /// The device's answer to `CONNECT`.
-    Line(Vec<u8>),
-    /// The agent's hello.
-    Hello,
-    Over,
-}
-
-/// What the agent said.
-#[derive(Debug)]
-pub(super) enum Said {
+pub(super) enum AgentEvent {
     /// The main command runs.
     MainStarted(u32),
     /// It wrote something.
     Output(Channel, Bytes),
     /// It writes nothing more there.
     OutputEnded(Channel),
-    /// It ended: for those who are attached, and for the machine.
+    /// It ended: for those who are attached, and for the lifecycle.
     MainEnded(Response, MainEnd),
     /// The health check of this number ended.
     Checked(u64, Result<String, String>),
@@ -73,22 +70,12 @@ pub(super) enum Said {
 
 /// The main command, once it has been asked for.
 #[derive(Debug)]
-pub(super) struct Run {
+pub(super) struct Main {
     stream: u32,
+    /// Whether it was asked for with an input.
+    has_input: bool,
     /// Once it runs.
     pub(super) pid: Option<u32>,
-    pub(super) stdin: SendWindow,
-    /// It takes no more input.
-    pub(super) stdin_ended: bool,
-    outputs: [Output; 2],
-}
-
-#[derive(Debug, Default)]
-struct Output {
-    window: ReceiveWindow,
-    /// Bytes that somebody has not taken.
-    held: usize,
-    ended: bool,
 }
 
 /// A health check.
@@ -96,31 +83,28 @@ struct Output {
 struct Check {
     number: u64,
     stream: u32,
-    windows: [ReceiveWindow; 2],
     output: Vec<u8>,
 }
 
 impl Agent {
     /// Says hello to the agent behind a vsock client's socket.
     pub(super) fn connect(vsock: UnixStream) -> io::Result<Self> {
-        let mut link = Link::new(vsock)?;
-        link.push_raw(&greeting());
+        let unix_time_ns = nanoseconds(unix_time());
+        let hello = Hello { version: PROTOCOL_VERSION, generation: 0, unix_time_ns };
+        let connect = format!("CONNECT {AGENT_PORT}\n");
         Ok(Self {
-            link,
-            greeting: Greeting::Line(Vec::new()),
-            last_stream: 0,
+            link: Link::new(vsock)?,
+            session: Client::with_preamble(connect.as_bytes(), &hello),
+            line: Some(Vec::new()),
             main: None,
             check: None,
             gave_up: false,
-            clock: None,
+            clock_is_asked: false,
         })
     }
 
-    fn ask(&mut self, request: &Request) -> Option<u32> {
-        let stream = self.last_stream.checked_add(1)?;
-        self.last_stream = stream;
-        self.link.push(&request.frame(stream));
-        Some(stream)
+    fn ask(&mut self, request: &Request, task: Task) -> Option<u32> {
+        self.session.request(request, |_| task).ok()
     }
 
     /// Runs the main command. One at a time: another is asked for when this one has ended.
@@ -128,11 +112,15 @@ impl Agent {
         if self.main.is_some() {
             return;
         }
-        let stdin_ended = !main.exec.stdin;
-        if let Some(stream) = self.ask(&Request::ExecMain(main.clone())) {
-            let (stdin, outputs) = (SendWindow::default(), Default::default());
-            self.main = Some(Run { stream, pid: None, stdin, stdin_ended, outputs });
+        if let Some(stream) = self.ask(&Request::ExecMain(main.clone()), Task::Main) {
+            self.main = Some(Main { stream, has_input: main.exec.stdin, pid: None });
         }
+    }
+
+    /// The stream of the main command, if it runs and has an input.
+    fn input_stream(&self) -> Option<u32> {
+        let main = self.main.as_ref().filter(|main| main.pid.is_some() && main.has_input);
+        main.map(|main| main.stream)
     }
 
     /// Tells the main command something. A signal is for its own process alone.
@@ -142,44 +130,38 @@ impl Agent {
             other => other,
         };
         if let Some(main) = &self.main {
-            self.link.push(&control.frame(main.stream));
+            self.session.control(main.stream, control);
         }
     }
 
     /// Begins to set the guest's clock: asks for a reading of the one that nobody sets.
     pub(super) fn ask_clock(&mut self) {
         // A question that has no answer yet, of a box that was paused meanwhile for instance, is asked again then.
-        if self.clock.is_none() {
+        if !self.clock_is_asked {
             self.ask_clock_now(true);
         }
     }
 
     fn ask_clock_now(&mut self, again: bool) {
-        self.clock = Some((Instant::now(), again));
-        self.link.push(&Request::Clock.frame(CLOCK));
+        let task = Task::Clock(Instant::now(), again);
+        self.clock_is_asked = self.ask(&Request::Clock, task).is_some();
     }
 
     /// The reading has come: tells what time it was then, as exactly as the way allows.
-    fn on_clock(&mut self, frame: &Frame, asked: Instant, again: bool) -> Result<(), Broken> {
-        self.clock = None;
-        match frame.decode()? {
-            Response::Clock { monotonic_ns } => {
-                let way = asked.elapsed() / 2;
-                let then = unix_time().saturating_sub(way);
-                let reading = ClockReading {
-                    monotonic_ns,
-                    unix_time_ns: nanoseconds(then),
-                    error_ns: nanoseconds(way),
-                };
-                self.link.push(&Request::SetClock(reading).frame(SET_CLOCK));
-                if again && way > LONG_WAY {
-                    self.ask_clock_now(false);
-                }
-                Ok(())
-            }
-            // An agent that is older than this.
-            Response::Failed(_) => Ok(()),
-            _ => Err(Broken::Protocol("an unexpected answer to a question for the clock")),
+    fn on_clock(&mut self, response: &Response, asked: Instant, again: bool) {
+        self.clock_is_asked = false;
+        // An agent that is older than this has no such clock.
+        let Response::Clock { monotonic_ns } = *response else { return };
+        let way = asked.elapsed() / 2;
+        let then = unix_time().saturating_sub(way);
+        let reading = ClockReading {
+            monotonic_ns,
+            unix_time_ns: nanoseconds(then),
+            error_ns: nanoseconds(way),
+        };
+        self.ask(&Request::SetClock(reading), Task::Unheeded);
+        if again && way > LONG_WAY {
+            self.ask_clock_now(false);
         }
     }
 
@@ -188,222 +170,154 @@ impl Agent {
         if self.check.is_some() {
             return Err("the last check was killed and has not ended".into());
         }
-        let stream = self.ask(&Request::Exec(exec.clone())).ok_or("too many requests")?;
-        self.check =
-            Some(Check { number, stream, windows: Default::default(), output: Vec::new() });
+        let stream =
+            self.ask(&Request::Exec(exec.clone()), Task::Check).ok_or("too many requests")?;
+        self.check = Some(Check { number, stream, output: Vec::new() });
         Ok(())
     }
 
     /// Kills the health check that runs.
     pub(super) fn cancel_check(&mut self) {
         if let Some(check) = &self.check {
-            self.link.push(&Control::Kill.frame(check.stream));
+            self.session.control(check.stream, Control::Kill);
         }
     }
 
     /// Asks the guest to end everything and itself.
     pub(super) fn shut_down(&mut self, grace: Duration) {
         let grace_ms = grace.as_millis().try_into().unwrap_or(u32::MAX);
-        self.ask(&Request::Shutdown { grace_ms });
+        self.ask(&Request::Shutdown { grace_ms }, Task::Unheeded);
     }
 
-    /// Takes input for the main command; at most its window has room for.
-    pub(super) fn input(&mut self, bytes: &[u8]) {
-        if let Some(main) = &mut self.main {
-            main.stdin.spend(bytes.len());
-            self.link.push_parts(main.stream, Kind::Stdin, bytes);
-        }
+    /// Whether the main command runs and takes input, now or later.
+    pub(super) fn takes_input(&self) -> bool {
+        self.input_stream().is_some_and(|stream| self.session.is_input_open(stream))
+    }
+
+    /// Bytes of input that the main command may be sent now.
+    pub(super) fn input_room(&self) -> usize {
+        self.input_stream().map_or(0, |stream| self.session.input_room(stream))
+    }
+
+    /// Sends input to the main command, as much as there is room for; how much that was.
+    pub(super) fn send_input(&mut self, bytes: &mut Chunks) -> usize {
+        self.input_stream().map_or(0, |stream| self.session.send_input_from(stream, bytes))
     }
 
     /// Ends the main command's input.
     pub(super) fn end_input(&mut self) {
-        if let Some(main) = &mut self.main
-            && !std::mem::replace(&mut main.stdin_ended, true)
-        {
-            self.link.push(&Frame::end(main.stream, Channel::Stdin));
+        if let Some(main) = &self.main {
+            self.session.end_input(main.stream);
         }
     }
 
     /// Nobody reads that output of the main command any more.
     pub(super) fn close_output(&mut self, channel: Channel) {
         if let Some(main) = &self.main {
-            self.link.push(&Frame::end(main.stream, channel));
+            self.session.close_output(main.stream, channel);
         }
     }
 
-    /// Of a channel's output, somebody has not taken `held` bytes: the command may write as much more
-    /// as has been taken.
+    /// Grants credit for the main command's output, down to `held` bytes that the slowest peer has not taken.
     pub(super) fn release(&mut self, channel: Channel, held: usize) {
-        let Some(main) = &mut self.main else { return };
-        let Some(output) = index(channel).and_then(|index| main.outputs.get_mut(index)) else {
-            return;
-        };
-        let taken = output.held.saturating_sub(held);
-        output.held -= taken;
-        let credit = output.window.take(taken).filter(|_| !output.ended);
-        if let Some(credit) = credit {
-            self.link.push(&Frame::credit(main.stream, channel, credit));
+        if let Some(main) = &self.main {
+            let taken = self.session.output_held(main.stream, channel).saturating_sub(held);
+            self.session.output_taken(main.stream, channel, taken);
         }
     }
 
-    /// Reads once; what the agent said, in its order.
-    pub(super) fn receive(&mut self) -> Result<Vec<Said>, Broken> {
-        while let Greeting::Line(line) = &mut self.greeting {
-            let Some(byte) = self.link.byte()? else { return Ok(Vec::new()) };
+    /// Reads once. What happened is added to `events`, in order, also what came before an error.
+    pub(super) fn receive(&mut self, events: &mut Vec<AgentEvent>) -> Result<(), Broken> {
+        while let Some(line) = &mut self.line {
+            let Some(byte) = self.link.byte()? else { return Ok(()) };
             line.push(byte);
             if byte == b'\n' && line.starts_with(b"OK ") {
-                self.greeting = Greeting::Hello;
+                self.line = None;
             } else if byte == b'\n' || line.len() == MAX_ANSWER {
-                return Err(Broken::Protocol("the guest's agent does not accept connections"));
+                return Err(Broken::Transport("the guest's agent does not accept connections"));
             }
         }
-        let mut said = Vec::new();
-        for frame in self.link.receive()? {
-            self.handle(frame, &mut said)?;
-        }
-        Ok(said)
-    }
-
-    fn handle(&mut self, frame: Frame, said: &mut Vec<Said>) -> Result<(), Broken> {
-        if frame.stream == 0 {
-            return self.on_connection(&frame, said);
-        }
-        if !matches!(self.greeting, Greeting::Over) {
-            return Err(Broken::Protocol("no hello from the guest's agent"));
-        }
-        if self.main.as_ref().is_some_and(|main| main.stream == frame.stream) {
-            self.on_main(frame, said)
-        } else if self.check.as_ref().is_some_and(|check| check.stream == frame.stream) {
-            self.on_check(&frame, said)
-        } else if let (CLOCK, Some((asked, again))) = (frame.stream, self.clock) {
-            self.on_clock(&frame, asked, again)
-        } else if frame.stream == SET_CLOCK {
-            // The clock is as it can be.
-            Ok(())
-        } else if frame.stream > self.last_stream {
-            Err(Broken::Protocol("a stream that was never opened"))
-        } else {
-            // The answer to a shutdown, or the last words of something that was over.
-            Ok(())
-        }
-    }
-
-    fn on_connection(&mut self, frame: &Frame, said: &mut Vec<Said>) -> Result<(), Broken> {
-        match (frame.kind, &self.greeting) {
-            (Kind::Hello, Greeting::Hello) => {
-                let hello: Hello = frame.decode()?;
-                if hello.version != PROTOCOL_VERSION {
-                    return Err(Broken::Protocol("the guest's agent speaks another version"));
-                }
-                self.greeting = Greeting::Over;
-                self.ask_clock();
-            }
-            (Kind::Event, _) => {
-                // Events of a newer agent are not for this host.
-                if let Ok(Event::Fatal { message }) = frame.decode()
-                    && !std::mem::replace(&mut self.gave_up, true)
-                {
-                    said.push(Said::Fatal(cut(message)));
-                }
-            }
-            _ => return Err(Broken::Protocol("an unexpected frame on stream 0")),
+        self.link.read()?;
+        while let Some(event) = self.session.receive(&mut self.link.input)? {
+            self.on_event(event, events);
         }
         Ok(())
     }
 
-    fn on_main(&mut self, frame: Frame, said: &mut Vec<Said>) -> Result<(), Broken> {
-        let Some(main) = &mut self.main else { return Ok(()) };
-        let running = main.pid.is_some();
-        match frame.kind {
-            Kind::Stdout | Kind::Stderr if running => {
-                let channel = frame.data_channel().ok_or(Broken::Protocol("no channel"))?;
-                let output = index(channel).and_then(|index| main.outputs.get_mut(index));
-                let output = output.filter(|output| !output.ended);
-                let output = output.ok_or(Broken::Protocol("output after its end"))?;
-                output.window.receive(frame.body.len()).map_err(broken_credit)?;
-                output.held += frame.body.len();
-                said.push(Said::Output(channel, frame.body));
+    fn on_event(&mut self, event: ClientEvent<Task>, events: &mut Vec<AgentEvent>) {
+        let main = self.main.as_ref().map(|main| main.stream);
+        match event {
+            ClientEvent::Hello(_) => self.ask_clock(),
+            ClientEvent::Event(Event::Fatal { message })
+                if !std::mem::replace(&mut self.gave_up, true) =>
+            {
+                events.push(AgentEvent::Fatal(message));
             }
-            Kind::End if running => {
-                let channel = frame.ended_channel()?;
-                match index(channel).and_then(|index| main.outputs.get_mut(index)) {
-                    None => main.stdin_ended = true,
-                    Some(output) => {
-                        output.ended = true;
-                        said.push(Said::OutputEnded(channel));
-                    }
-                }
-            }
-            Kind::Credit if running => {
-                let (channel, bytes) = frame.granted_credit()?;
-                if channel != Channel::Stdin {
-                    return Err(Broken::Protocol("credit for output"));
-                }
-                main.stdin.grant(bytes).map_err(broken_credit)?;
-            }
-            Kind::Response => match frame.decode()? {
-                Response::Started { pid } if !running => {
+            ClientEvent::Event(_) => {}
+            ClientEvent::Started { stream, pid } => {
+                if let Some(main) = self.main.as_mut().filter(|main| main.stream == stream) {
                     main.pid = Some(pid);
-                    said.push(Said::MainStarted(pid));
+                    events.push(AgentEvent::MainStarted(pid));
                 }
-                response => {
-                    let (response, end) = last_word(response, running)
-                        .ok_or(Broken::Protocol("an unexpected answer to an exec"))?;
-                    self.main = None;
-                    said.push(Said::MainEnded(response, end));
-                }
-            },
-            _ => return Err(Broken::Protocol("an unexpected frame of the main command")),
+            }
+            ClientEvent::Output { stream, channel, data } if main == Some(stream) => {
+                events.push(AgentEvent::Output(channel, data));
+            }
+            ClientEvent::Output { stream, channel, data } => {
+                self.on_check_output(stream, channel, &data);
+            }
+            ClientEvent::OutputEnded { stream, channel } if main == Some(stream) => {
+                events.push(AgentEvent::OutputEnded(channel));
+            }
+            ClientEvent::OutputEnded { .. }
+            | ClientEvent::InputRoom { .. }
+            | ClientEvent::InputClosed { .. } => {}
+            ClientEvent::Ended { tag: Task::Main, response, .. } => {
+                self.main = None;
+                events.extend(main_end(&response).map(|e| AgentEvent::MainEnded(response, e)));
+            }
+            ClientEvent::Ended { tag: Task::Check, response, .. } => {
+                let check = self.check.take().zip(main_end(&response));
+                events.extend(check.map(|(check, end)| check.verdict(end)));
+            }
+            ClientEvent::Ended { tag: Task::Clock(asked, again), response, .. } => {
+                self.on_clock(&response, asked, again);
+            }
+            ClientEvent::Ended { tag: Task::Unheeded, .. } => {}
         }
-        Ok(())
     }
 
-    fn on_check(&mut self, frame: &Frame, said: &mut Vec<Said>) -> Result<(), Broken> {
-        let Some(check) = &mut self.check else { return Ok(()) };
-        match frame.kind {
-            Kind::Stdout | Kind::Stderr => {
-                let channel = frame.data_channel().ok_or(Broken::Protocol("no channel"))?;
-                let window = index(channel).and_then(|index| check.windows.get_mut(index));
-                let window = window.ok_or(Broken::Protocol("no channel"))?;
-                window.receive(frame.body.len()).map_err(broken_credit)?;
-                if let Some(credit) = window.take(frame.body.len()) {
-                    self.link.push(&Frame::credit(check.stream, channel, credit));
-                }
-                check.output.extend_from_slice(&frame.body);
-                let over = check.output.len().saturating_sub(KEPT_OUTPUT);
-                check.output.drain(..over);
-            }
-            Kind::Response => {
-                let response = match frame.decode()? {
-                    Response::Started { .. } => return Ok(()),
-                    response => last_word(response, true),
-                };
-                let (_, end) =
-                    response.ok_or(Broken::Protocol("an unexpected answer to an exec"))?;
-                let text = cut(String::from_utf8_lossy(&check.output).into_owned());
-                said.push(Said::Checked(check.number, verdict(end, text)));
-                self.check = None;
-            }
-            Kind::End | Kind::Credit => {}
-            _ => return Err(Broken::Protocol("an unexpected frame of a health check")),
+    fn on_check_output(&mut self, stream: u32, channel: Channel, data: &[u8]) {
+        self.session.output_taken(stream, channel, data.len());
+        if let Some(check) = &mut self.check {
+            check.output.extend_from_slice(data);
+            let over = check.output.len().saturating_sub(KEPT_OUTPUT);
+            check.output.drain(..over);
         }
-        Ok(())
-    }
-
-    /// The channels of output that wait for somebody.
-    pub(super) fn channels(&self) -> impl Iterator<Item = Channel> + use<> {
-        let running = self.main.is_some();
-        OUTPUTS.into_iter().filter(move |_| running)
     }
 }
 
-/// `CONNECT` and the hello, which says what time it is not before.
-fn greeting() -> Vec<u8> {
-    let unix_time_ns = nanoseconds(unix_time());
-    let hello = Hello { version: PROTOCOL_VERSION, generation: 0, unix_time_ns };
-    let mut bytes = format!("CONNECT {AGENT_PORT}\n").into_bytes();
-    bytes.extend(hello.frame(0).to_bytes());
-    bytes
+impl Check {
+    /// What a health check says that ended so.
+    fn verdict(self, end: MainEnd) -> AgentEvent {
+        let mut text = String::from_utf8_lossy(&self.output).into_owned();
+        truncate(&mut text);
+        let why = match end {
+            MainEnd::Exited { out_of_memory: true, .. } => "the guest ran out of memory".to_owned(),
+            MainEnd::Exited { status: ExitStatus::Code(0), .. } => {
+                return AgentEvent::Checked(self.number, Ok(text));
+            }
+            MainEnd::Exited { status: ExitStatus::Code(code), .. } => format!("exit code {code}"),
+            MainEnd::Exited { status: ExitStatus::Signal(signal), .. } => {
+                format!("signal {signal}")
+            }
+            MainEnd::NotStarted { message, .. } => {
+                return AgentEvent::Checked(self.number, Err(message));
+            }
+        };
+        let output = if text.trim().is_empty() { why } else { text };
+        AgentEvent::Checked(self.number, Err(output))
+    }
 }
 
 fn unix_time() -> Duration {
@@ -414,13 +328,11 @@ fn nanoseconds(time: Duration) -> u64 {
     time.as_nanos().try_into().unwrap_or(u64::MAX)
 }
 
-/// What the last frame of a command's stream means. Every way a command can end is here.
-fn last_word(response: Response, running: bool) -> Option<(Response, MainEnd)> {
-    let end = match &response {
-        Response::Exited(status) if running => {
-            MainEnd::Exited { status: *status, out_of_memory: false }
-        }
-        Response::ExitedOutOfMemory(status) if running => {
+/// What the last answer to a command means. Every way a command can end is here.
+fn main_end(response: &Response) -> Option<MainEnd> {
+    Some(match response {
+        Response::Exited(status) => MainEnd::Exited { status: *status, out_of_memory: false },
+        Response::ExitedOutOfMemory(status) => {
             MainEnd::Exited { status: *status, out_of_memory: true }
         }
         Response::Failed(failure) => {
@@ -429,35 +341,8 @@ fn last_word(response: Response, running: bool) -> Option<(Response, MainEnd)> {
                 FailureKind::NotExecutable => 126,
                 _ => 125,
             };
-            let mut failure = failure.clone();
-            failure.message = cut(failure.message);
-            let message = failure.message.clone();
-            return Some((Response::Failed(failure), MainEnd::NotStarted { code, message }));
+            MainEnd::NotStarted { code, message: failure.message.clone() }
         }
         _ => return None,
-    };
-    Some((response, end))
-}
-
-/// What a health check says that ended so and wrote that.
-fn verdict(end: MainEnd, text: String) -> Result<String, String> {
-    let why = match end {
-        MainEnd::Exited { out_of_memory: true, .. } => "the guest ran out of memory".to_owned(),
-        MainEnd::Exited { status: ExitStatus::Code(0), .. } => return Ok(text),
-        MainEnd::Exited { status: ExitStatus::Code(code), .. } => format!("exit code {code}"),
-        MainEnd::Exited { status: ExitStatus::Signal(signal), .. } => format!("signal {signal}"),
-        MainEnd::NotStarted { message, .. } => return Err(message),
-    };
-    Err(if text.trim().is_empty() { why } else { text })
-}
-
-/// Cuts what a guest wrote for people to a length that people read.
-fn cut(mut message: String) -> String {
-    let end = (0..=MAX_MESSAGE.min(message.len())).rfind(|at| message.is_char_boundary(*at));
-    message.truncate(end.unwrap_or(0));
-    message
-}
-
-fn broken_credit<E>(_: E) -> Broken {
-    Broken::Protocol("flow control")
+    })
 }

@@ -8,8 +8,10 @@
 //!                    the box's lifecycle
 //! ```
 //!
-//! Nothing blocks but the log's writes. Memory is bounded by credit: the command may write a window
-//! of each channel ahead of the slowest peer, and a peer a window of input ahead of the command.
+//! Nothing blocks but the log's writes. The agent's connection is a client session of the protocol, each peer's
+//! a server session, and what the command writes is shared between the log and the peers as it arrived. Memory is
+//! bounded by credit: the command may write a window of each channel ahead of the slowest peer, and a peer a
+//! window of input ahead of the command.
 
 mod agent;
 mod link;
@@ -26,13 +28,13 @@ use std::time::{Duration, Instant};
 
 use boxlite_contract::logbook::{LogStream, Writer};
 use boxlite_contract::status::MainEnd;
-use boxlite_proto::frame::{Channel, MAX_DATA};
+use boxlite_proto::frame::Channel;
 use boxlite_proto::message::{Control, Event, Exec, MainExec};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use self::agent::{Agent, Said};
-use self::peer::{Ending, Peer, Wish};
+use self::agent::{Agent, AgentEvent};
+use self::peer::{Ending, Peer, PeerRequest};
 use super::threads::Threads;
 
 /// More peers than this at a time are told so and hung up on.
@@ -243,12 +245,14 @@ impl State {
 
     /// Waits for something to happen, and takes what has come.
     fn wait(&mut self) -> io::Result<()> {
-        let listen = self.agent.as_ref().is_none_or(|agent| agent.link.waiting() < AGENT_HIGH);
+        let listen = self.agent.as_ref().is_none_or(|agent| agent.session.waiting() < AGENT_HIGH);
         let mut fds = vec![PollFd::new(&self.rung, PollFlags::IN)];
-        let agent = self.agent.iter().map(|agent| &agent.link);
-        fds.extend(agent.map(|link| PollFd::from_borrowed_fd(link.fd(), link.interest(true))));
-        let peers = self.peers.iter().filter(|peer| !peer.gone).map(|peer| &peer.link);
-        fds.extend(peers.map(|link| PollFd::from_borrowed_fd(link.fd(), link.interest(listen))));
+        let agent = self.agent.iter().map(|agent| (&agent.link, true, agent.session.waiting()));
+        let peers = self.peers.iter().filter(|peer| !peer.gone);
+        let peers = peers.map(|peer| (&peer.link, listen, peer.session.waiting()));
+        fds.extend(agent.chain(peers).map(|(link, read, waiting)| {
+            PollFd::from_borrowed_fd(link.fd(), link.interest(read, waiting))
+        }));
         let timeout = self.deadline().map(|deadline| {
             let left = deadline.saturating_duration_since(Instant::now());
             Timespec::try_from(left + Duration::from_millis(1)).unwrap_or_default()
@@ -257,23 +261,23 @@ impl State {
             Ok(_) | Err(Errno::INTR) => {}
             Err(e) => return Err(e.into()),
         }
-        let heard: Vec<bool> =
+        let readable: Vec<bool> =
             fds.iter().map(|fd| !(fd.revents() - PollFlags::OUT).is_empty()).collect();
         drop(fds);
-        let mut heard = heard.into_iter();
-        if heard.next() == Some(true) {
+        let mut readable = readable.into_iter();
+        if readable.next() == Some(true) {
             // How often it was rung does not matter.
             let _ = io::Read::read(&mut &self.rung, &mut [0; 256]);
         }
-        if self.agent.is_some() && heard.next() == Some(true) {
-            self.hear_agent();
+        if self.agent.is_some() && readable.next() == Some(true) {
+            self.receive_from_agent();
         }
         let ready: Vec<usize> = (0..self.peers.len())
             .filter(|n| !self.peers[*n].gone)
-            .filter(|_| heard.next() == Some(true))
+            .filter(|_| readable.next() == Some(true))
             .collect();
         for n in ready {
-            self.hear_peer(n);
+            self.receive_from_peer(n);
         }
         Ok(())
     }
@@ -282,14 +286,14 @@ impl State {
     fn take_commands(&mut self) -> bool {
         loop {
             match self.inbox.try_recv() {
-                Ok(command) => self.obey(command),
+                Ok(command) => self.on_command(command),
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return false,
             }
         }
     }
 
-    fn obey(&mut self, command: Command) {
+    fn on_command(&mut self, command: Command) {
         match command {
             Command::Attach(socket) if self.peers.len() >= MAX_PEERS => refuse(socket),
             Command::Attach(socket) => match Peer::new(socket) {
@@ -303,7 +307,7 @@ impl State {
             Command::Disconnect(done) => {
                 // Its machine is gone; what it had said is in the socket.
                 for _ in 0..LAST_READS {
-                    self.hear_agent();
+                    self.receive_from_agent();
                 }
                 self.lose_agent();
                 let _ = done.send(());
@@ -371,24 +375,24 @@ impl State {
         }
     }
 
-    fn hear_agent(&mut self) {
+    fn receive_from_agent(&mut self) {
         let Some(agent) = &mut self.agent else { return };
-        match agent.receive() {
-            Ok(said) => said.into_iter().for_each(|said| self.agent_said(said)),
-            Err(e) => {
-                self.lose_agent();
-                (self.tell)(Note::AgentLost(e.to_string()));
-            }
+        let mut events = Vec::new();
+        let received = agent.receive(&mut events);
+        events.into_iter().for_each(|event| self.on_agent_event(event));
+        if let Err(e) = received {
+            self.lose_agent();
+            (self.tell)(Note::AgentLost(e.to_string()));
         }
     }
 
-    fn agent_said(&mut self, said: Said) {
-        match said {
-            Said::MainStarted(pid) => {
+    fn on_agent_event(&mut self, event: AgentEvent) {
+        match event {
+            AgentEvent::MainStarted(pid) => {
                 self.peers.iter_mut().for_each(|peer| peer.start(pid));
                 (self.tell)(Note::MainStarted(pid));
             }
-            Said::Output(channel, bytes) => {
+            AgentEvent::Output(channel, bytes) => {
                 let stream = match channel {
                     Channel::Stderr => LogStream::Stderr,
                     _ => LogStream::Stdout,
@@ -396,46 +400,43 @@ impl State {
                 self.log.append(stream, &bytes);
                 self.peers.iter_mut().for_each(|peer| peer.output(channel, &bytes));
             }
-            Said::OutputEnded(channel) => {
+            AgentEvent::OutputEnded(channel) => {
                 self.peers.iter_mut().for_each(|peer| peer.output_ended(channel));
             }
-            Said::MainEnded(response, end) => {
+            AgentEvent::MainEnded(response, end) => {
                 for peer in &mut self.peers {
                     peer.end(Ending::Response(response.clone()));
                 }
                 (self.tell)(Note::MainEnded(end));
             }
-            Said::Checked(number, result) => (self.tell)(Note::Checked(number, result)),
-            Said::Fatal(message) => (self.tell)(Note::Fatal(message)),
+            AgentEvent::Checked(number, result) => (self.tell)(Note::Checked(number, result)),
+            AgentEvent::Fatal(message) => (self.tell)(Note::Fatal(message)),
         }
     }
 
-    fn hear_peer(&mut self, n: usize) {
+    fn receive_from_peer(&mut self, n: usize) {
         let Some(peer) = self.peers.get_mut(n) else { return };
-        let mut wishes = Vec::new();
-        let heard = peer.link.receive().and_then(|frames| {
-            frames.iter().try_for_each(|frame| peer.receive(frame, &mut wishes))
-        });
-        if let Err(e) = heard {
+        let mut requests = Vec::new();
+        if let Err(e) = peer.receive(&mut requests) {
             tracing::debug!("somebody who was attached is gone: {e}");
             peer.gone = true;
         }
-        for wish in wishes {
-            self.grant(n, wish);
+        for request in requests {
+            self.on_request(n, request);
         }
     }
 
-    fn grant(&mut self, n: usize, wish: Wish) {
+    fn on_request(&mut self, n: usize, request: PeerRequest) {
         let Some(peer) = self.peers.get_mut(n) else { return };
         let main = self.agent.as_mut().and_then(|agent| agent.main.as_ref());
-        match wish {
-            Wish::Attach(stream) if self.programs.main.is_none() => {
+        match request {
+            PeerRequest::Attach(stream) if self.programs.main.is_none() => {
                 peer.refuse(stream, "the box has no main command to attach to");
             }
-            Wish::Attach(stream) if self.closing.is_some() => {
+            PeerRequest::Attach(stream) if self.closing.is_some() => {
                 peer.refuse(stream, "the box's main command has ended");
             }
-            Wish::Attach(stream) => {
+            PeerRequest::Attach(stream) => {
                 peer.attach(stream);
                 match main.and_then(|main| main.pid) {
                     Some(pid) => peer.start(pid),
@@ -446,7 +447,7 @@ impl State {
                     }
                 }
             }
-            Wish::Unread(channel) => {
+            PeerRequest::CloseOutput(channel) => {
                 let mut others = self.peers.iter().filter_map(|peer| peer.attached.as_ref());
                 let read = others.any(|attached| attached.reads(channel));
                 if let Some(agent) = &mut self.agent
@@ -456,7 +457,7 @@ impl State {
                     agent.close_output(channel);
                 }
             }
-            Wish::Control(control) => {
+            PeerRequest::Control(control) => {
                 let started = peer.attached.as_ref().is_some_and(|attached| attached.started);
                 if let Some(agent) = self.agent.as_mut().filter(|_| started) {
                     agent.control_main(control);
@@ -469,37 +470,34 @@ impl State {
     fn pump(&mut self) {
         self.peers.iter_mut().for_each(Peer::pump);
         let Some(agent) = &mut self.agent else { return };
-        for channel in agent.channels() {
+        for channel in Channel::OUTPUTS {
             let held = self.peers.iter_mut().map(|peer| peer.held(channel)).max();
             agent.release(channel, held.unwrap_or(0));
         }
+        if agent.main.as_ref().is_none_or(|main| main.pid.is_none()) {
+            return;
+        }
         for peer in &mut self.peers {
-            let Some(main) = agent.main.as_ref().filter(|main| main.pid.is_some()) else { return };
-            if main.stdin_ended {
-                peer.refuse_input();
-                continue;
-            }
-            pump_input(peer, agent);
+            if agent.takes_input() { pump_input(peer, agent) } else { peer.refuse_input() }
         }
     }
 
     /// Whether there is something left that could be moved now.
     fn can_move(&self) -> bool {
         let input = self.agent.as_ref().is_some_and(|agent| {
-            let room = agent.main.as_ref().is_some_and(|main| {
-                main.pid.is_some() && !main.stdin_ended && main.stdin.available() > 0
-            });
             let pending = |peer: &Peer| peer.attached.as_ref().is_some_and(|a| a.has_input());
-            room && agent.link.waiting() < AGENT_HIGH && self.peers.iter().any(pending)
+            agent.input_room() > 0
+                && agent.session.waiting() < AGENT_HIGH
+                && self.peers.iter().any(pending)
         });
         input || self.peers.iter().any(Peer::can_pump)
     }
 
     fn flush(&mut self) {
         if let Some(agent) = &mut self.agent {
-            agent.link.flush();
+            agent.link.flush(agent.session.outbox());
         }
-        self.peers.iter_mut().for_each(|peer| peer.link.flush());
+        self.peers.iter_mut().for_each(Peer::flush);
     }
 }
 
@@ -512,24 +510,10 @@ impl Closing {
 
 /// From a peer to the main command, as far as its window goes.
 fn pump_input(peer: &mut Peer, agent: &mut Agent) {
-    loop {
-        let Some(attached) = peer.attached.as_mut().filter(|attached| attached.started) else {
-            return;
-        };
-        let room = match &agent.main {
-            Some(main) if agent.link.waiting() < AGENT_HIGH => main.stdin.available(),
-            _ => 0,
-        };
-        let n = attached.stdin.queue.len().min(room).min(MAX_DATA);
-        if n > 0 {
-            let bytes: Vec<u8> = attached.stdin.queue.drain(..n).collect();
-            agent.input(&bytes);
-            peer.input_taken(n);
-            continue;
-        }
-        if attached.stdin.queue.is_empty() && std::mem::take(&mut attached.stdin.end) {
-            agent.end_input();
-        }
-        return;
+    if agent.session.waiting() < AGENT_HIGH {
+        peer.pump_input(|queue| agent.send_input(queue));
+    }
+    if peer.input_ended() {
+        agent.end_input();
     }
 }

@@ -316,6 +316,7 @@ fn health_checks_run_beside_the_command() {
 
     box_.hub.send(Command::Check(6));
     box_.hear();
+    box_.say(&Response::Started { pid: 10 }.frame(3));
     box_.say(&Response::Exited(ExitStatus::Code(1)).frame(3));
     assert_eq!(box_.note(), Note::Checked(6, Err("exit code 1".into())));
 

@@ -11,7 +11,8 @@ use super::*;
 fn loses(frames: &[Frame]) {
     let mut box_ = Fixture::running();
     let mut peer = box_.attached();
-    let mut bytes: Vec<u8> = frames.iter().flat_map(Frame::to_bytes).collect();
+    let mut bytes: Vec<u8> =
+        frames.iter().flat_map(|frame| box_.to_hub(frame).to_bytes()).collect();
     // The hub may hang up before all of it has been sent.
     let _ = box_.agent.as_mut().unwrap().write_all(&std::mem::take(&mut bytes));
     let note = loop {
@@ -168,7 +169,7 @@ proptest! {
             let Some(kind) = Kind::from_u8(kind) else { continue };
             let body = body.into_iter().take(kind.max_body()).collect();
             let frame = Frame { stream, kind, body };
-            let _ = frame.write(box_.agent.as_mut().unwrap());
+            let _ = box_.to_hub(&frame).write(box_.agent.as_mut().unwrap());
             let _ = Frame { stream: if stream == 1 { 9 } else { stream }, ..frame }.write(&mut peer.0);
         }
         drop((peer, box_.agent.take()));

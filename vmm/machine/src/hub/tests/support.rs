@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use boxlite_proto::PROTOCOL_VERSION;
 use boxlite_proto::credit::WINDOW;
-use boxlite_proto::frame::{Channel, Frame, Kind, MAX_DATA};
+use boxlite_proto::frame::{Channel, Frame, FrameError, Kind, MAX_DATA};
 use boxlite_proto::message::{Exec, Hello, MainExec, Request, Response};
 
 use super::super::{Command, Commands, Hub, Note, Threads};
@@ -25,6 +25,8 @@ pub(super) struct Fixture {
     pub(super) hub: Hub,
     pub(super) folder: tempfile::TempDir,
     pub(super) agent: Option<UnixStream>,
+    /// The last stream of the clock. Tests count the streams after it from 1.
+    clock: u32,
     notes: Receiver<Note>,
     /// Credit of the command's output, and frames that came while it was waited for.
     credit: [usize; 2],
@@ -39,7 +41,7 @@ impl Fixture {
             let _ = sender.send(note);
         });
         let (hub, credit, heard) = (hub.unwrap(), [WINDOW as usize; 2], VecDeque::new());
-        Self { hub, folder, agent: None, notes, credit, heard }
+        Self { hub, folder, agent: None, clock: 0, notes, credit, heard }
     }
 
     /// A hub with a command of each kind and its agent.
@@ -77,6 +79,7 @@ impl Fixture {
         Response::Clock { monotonic_ns: 1 }.frame(asked.stream).write(&mut agent).unwrap();
         let told = Frame::read(&mut agent).unwrap().unwrap();
         assert!(matches!(told.decode().unwrap(), Request::SetClock(_)));
+        self.clock = told.stream;
         self.agent = Some(agent);
         self.credit = [WINDOW as usize; 2];
     }
@@ -114,7 +117,19 @@ impl Fixture {
 
     /// The agent says something.
     pub(super) fn say(&mut self, frame: &Frame) {
-        frame.write(self.agent.as_mut().unwrap()).unwrap();
+        self.to_hub(frame).write(self.agent.as_mut().unwrap()).unwrap();
+    }
+
+    /// A frame of a test, with the number that its stream has on the connection.
+    pub(super) fn to_hub(&self, frame: &Frame) -> Frame {
+        let clock = if frame.stream == 0 { 0 } else { self.clock };
+        Frame { stream: frame.stream + clock, ..frame.clone() }
+    }
+
+    fn read(&mut self) -> Result<Option<Frame>, FrameError> {
+        let frame = Frame::read(self.agent.as_mut().unwrap());
+        let clock = self.clock;
+        frame.map(|frame| frame.map(|f| Frame { stream: f.stream.wrapping_sub(clock), ..f }))
     }
 
     /// The main command writes something: the agent has credit, or waits for it.
@@ -143,10 +158,9 @@ impl Fixture {
     }
 
     fn take_credit(&mut self, within: Duration) -> bool {
-        let agent = self.agent.as_mut().unwrap();
-        agent.set_read_timeout(Some(within)).unwrap();
-        let frame = Frame::read(agent);
-        agent.set_read_timeout(Some(PATIENCE)).unwrap();
+        self.agent.as_ref().unwrap().set_read_timeout(Some(within)).unwrap();
+        let frame = self.read();
+        self.agent.as_ref().unwrap().set_read_timeout(Some(PATIENCE)).unwrap();
         let Ok(Some(frame)) = frame else { return false };
         match frame.granted_credit() {
             Ok((channel, bytes)) if frame.stream == 1 => {
@@ -161,7 +175,7 @@ impl Fixture {
     pub(super) fn hear(&mut self) -> Frame {
         match self.heard.pop_front() {
             Some(frame) => frame,
-            None => Frame::read(self.agent.as_mut().unwrap()).unwrap().unwrap(),
+            None => self.read().unwrap().unwrap(),
         }
     }
 

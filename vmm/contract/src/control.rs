@@ -14,6 +14,7 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::boot::BootStage;
 use crate::metrics::MachineMetrics;
 use crate::spec::LaunchSpec;
 use crate::status::Ended;
@@ -95,32 +96,6 @@ pub enum FromMachine {
     Metrics(MachineMetrics),
     /// The machine ended. Last message.
     Ended(Ended),
-}
-
-/// Stages of a boot, in their order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[non_exhaustive]
-pub enum BootStage {
-    /// The machine is built and its first vCPU starts the kernel.
-    Kernel,
-    /// The kernel has started the agent.
-    Agent,
-    /// The agent has mounted the root file system.
-    Root,
-    /// The agent serves requests.
-    Ready,
-}
-
-impl BootStage {
-    /// What a boot that reached this stage and no further was doing.
-    pub fn doing(self) -> &'static str {
-        match self {
-            Self::Kernel => "the kernel was starting",
-            Self::Agent => "the agent was mounting the root file system",
-            Self::Root => "the agent was preparing the box",
-            Self::Ready => "the box was ready",
-        }
-    }
 }
 
 /// Sends a message and the descriptors that belong to it.

@@ -13,6 +13,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod boot;
 pub mod control;
 pub mod events;
 pub mod logbook;

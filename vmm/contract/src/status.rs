@@ -12,7 +12,7 @@ use boxlite_net_policy::PublishedPort;
 use boxlite_proto::message::ExitStatus;
 use serde::{Deserialize, Serialize};
 
-use crate::control::BootStage;
+use crate::boot::BootStage;
 
 /// The name of the file.
 pub const STATUS_FILE: &str = "status.json";

@@ -2,7 +2,7 @@
 
 use std::os::unix::net::UnixStream;
 
-use boxlite_contract::control::BootStage;
+use boxlite_contract::boot::BootStage;
 use boxlite_proto::frame::{Frame, Kind};
 use boxlite_proto::message::{Event, Stage};
 

@@ -23,36 +23,14 @@ use boxlite_proto::BOOT_REPORT_PORT;
 use boxlite_proto::boot::BootParams;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
-use super::boot_report::{self, Report};
+use super::boot_report;
 use super::console::Console;
 use super::memory;
 use super::network::BoxNetwork;
 use super::threads::Threads;
 use super::vcpu::{self, Counters, Gate, Shared};
+use super::vm_event::{EventSink, VmEvent, VmStop};
 use crate::arch::{self, BootFiles, layout};
-
-/// Why the machine is to stop.
-#[derive(Debug)]
-pub(super) enum Stop {
-    /// The guest switched itself off or reset itself.
-    Guest,
-    /// A vCPU cannot go on.
-    Failed(String),
-}
-
-/// What a machine says while it runs.
-#[derive(Debug)]
-pub(super) enum Said {
-    /// It is to stop.
-    Stop(Stop),
-    /// The agent said something about its boot.
-    Report(Report),
-    /// The host has no room for what the guest writes to this disk.
-    DiskFull(String),
-}
-
-/// Takes what a machine says, on whatever thread it says it.
-pub(super) type Tell = Arc<dyn Fn(Said) + Send + Sync>;
 
 /// How long vCPUs may take to leave the guest when the machine is paused: a kick takes microseconds,
 /// but the access that one is at may wait for a disk.
@@ -80,11 +58,11 @@ impl<V: Vm> Machine<V> {
         files: &[File],
         network: Option<&BoxNetwork>,
         threads: &Threads,
-        tell: Tell,
+        events: EventSink,
     ) -> Result<Self> {
         let threads = &threads.reporting({
-            let tell = tell.clone();
-            move |why| tell(Said::Stop(Stop::Failed(why)))
+            let events = events.clone();
+            move |why| events(VmEvent::Stop(VmStop::Failed(why)))
         });
         ensure!(VCPUS.contains(&spec.vcpus), "{} vCPUs: a box has 1 to 64", spec.vcpus);
         ensure!(
@@ -102,14 +80,14 @@ impl<V: Vm> Machine<V> {
         let console = Console::new(spec.console.map(|n| files.get(n)).transpose()?);
         let mut board = Board::new(vm.clone(), memory.clone(), threads.clone())?;
         for (n, disk) in spec.disks.iter().enumerate() {
-            board.add_disk(n, disk, &files, &tell)?;
+            board.add_disk(n, disk, &files, &events)?;
         }
-        let vsock = board.add_vsock(&tell)?;
+        let vsock = board.add_vsock(&events)?;
         if let Some(network) = network {
             board.add(Box::new(network.device()?))?;
         }
         board.add(Box::new(RngDevice::new(board.event_loop.0.clone())))?;
-        board.add_legacy(&console, &tell)?;
+        board.add_legacy(&console, &events)?;
 
         let cmdline = cmdline(spec, network, board.devices.len())?;
         let boot_files =
@@ -122,7 +100,7 @@ impl<V: Vm> Machine<V> {
             mmio: Arc::new(mmio),
             pio: Arc::new(pio),
             gate: Gate::new(spec.vcpus.into()),
-            tell,
+            events,
             log: LogBudget::default(),
             counters: (0..spec.vcpus).map(|_| Counters::default()).collect(),
         });
@@ -343,7 +321,7 @@ impl<V: Vm> Board<V> {
         n: usize,
         disk: &DiskSpec,
         files: &Files<'_>,
-        tell: &Tell,
+        events: &EventSink,
     ) -> Result<()> {
         let name = format!("vd{}", char::from(b'a' + (n % 26) as u8));
         let image =
@@ -355,14 +333,14 @@ impl<V: Vm> Board<V> {
         options.ephemeral = disk.ephemeral;
         options.recover = disk.recover;
         let full = {
-            let (name, tell, told) = (name.clone(), tell.clone(), AtomicBool::new(false));
+            let (name, events, told) = (name.clone(), events.clone(), AtomicBool::new(false));
             move || {
                 // A guest may fill the host again and again.
                 if told.swap(true, Ordering::SeqCst) {
                     return;
                 }
                 tracing::error!("the host has no room left for what the box writes to {name}");
-                tell(Said::DiskFull(name.clone()));
+                events(VmEvent::DiskFull(name.clone()));
             }
         };
         let (device, worker) = BlockDevice::new(Disk::open(options)?, Some(Box::new(full)));
@@ -371,17 +349,17 @@ impl<V: Vm> Board<V> {
         self.add(Box::new(device))
     }
 
-    fn add_vsock(&mut self, tell: &Tell) -> Result<VsockHandle> {
+    fn add_vsock(&mut self, events: &EventSink) -> Result<VsockHandle> {
         // The one port of the host that a guest can reach, and once: each report has a thread.
         let reported = AtomicBool::new(false);
-        let (tell, threads) = (tell.clone(), self.threads.clone());
+        let (events, threads) = (events.clone(), self.threads.clone());
         let resolve = move |port: u32| -> std::io::Result<UnixStream> {
             if port != BOOT_REPORT_PORT || reported.swap(true, Ordering::SeqCst) {
                 return Err(std::io::ErrorKind::ConnectionRefused.into());
             }
             let (ours, guests) = UnixStream::pair()?;
-            let tell = tell.clone();
-            boot_report::listen(&threads, ours, move |report| tell(Said::Report(report)))?;
+            let events = events.clone();
+            boot_report::listen(&threads, ours, move |report| events(VmEvent::Report(report)))?;
             Ok(guests)
         };
         let device = Vsock::new(GUEST_CID, self.event_loop.0.clone(), resolve)?;
@@ -391,13 +369,13 @@ impl<V: Vm> Board<V> {
     }
 
     /// Serial port and reset line.
-    fn add_legacy(&mut self, console: &Console, tell: &Tell) -> Result<()> {
+    fn add_legacy(&mut self, console: &Console, events: &EventSink) -> Result<()> {
         let interrupt = self.vm.irq(layout::SERIAL_IRQ)?;
         let serial = Serial::new(interrupt, Box::new(console.clone()));
         let ports = layout::SERIAL_PORT..layout::SERIAL_PORT + layout::SERIAL_PORT_SIZE;
         self.pio.insert(ports, Arc::new(Mutex::new(serial)))?;
-        let tell = tell.clone();
-        let i8042 = I8042::new(move || tell(Said::Stop(Stop::Guest)));
+        let events = events.clone();
+        let i8042 = I8042::new(move || events(VmEvent::Stop(VmStop::Guest)));
         let ports = layout::I8042_PORT..layout::I8042_PORT + layout::I8042_PORT_SIZE;
         self.pio.insert(ports, Arc::new(Mutex::new(i8042)))?;
         Ok(())

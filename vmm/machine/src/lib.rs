@@ -31,6 +31,7 @@ mod hub;
 mod journal;
 mod lifecycle;
 mod memory;
+mod message;
 mod network;
 mod process;
 mod record;
@@ -38,6 +39,7 @@ mod server;
 mod sys;
 mod threads;
 mod vcpu;
+mod vm_event;
 
 pub use bounded_log::BoundedLog;
 pub use process::main;

@@ -17,7 +17,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use boxlite_contract::control::{self, BootStage, FromMachine, ToMachine};
+use boxlite_contract::boot::BootStage;
+use boxlite_contract::control::{self, FromMachine, ToMachine};
 use boxlite_contract::events::EventKind;
 use boxlite_contract::metrics::{DiskMetrics, ExitCounts, MachineMetrics};
 use boxlite_contract::spec::{BoxSpec, LaunchSpec, MainSpec};
@@ -26,16 +27,18 @@ use boxlite_proto::message::Control;
 
 use self::launcher::{Launcher, Orphan, hear_launcher};
 use super::boot_report::Report;
-use super::build::{Machine, Said, Stop, Tell};
+use super::build::Machine;
 use super::disks;
 use super::hub::{Command, Commands, Hub, Note};
 use super::journal::Journal;
 use super::lifecycle::{Action, Input, Lifecycle, Plan};
+use super::message::{Message, Reply, Unsent};
 use super::network::{BoxNetwork, PortError};
 use super::record::Record;
-use super::server::{Reply, Server, Unsent, Vsock, hear_signals};
+use super::server::{Server, Vsock, hear_signals};
 use super::sys;
 use super::threads::{self, Threads};
+use super::vm_event::{EventSink, VmEvent, VmStop};
 use crate::backend;
 
 /// How long a guest that ended while it booted may have been heard too late to say why.
@@ -44,25 +47,6 @@ const LAST_WORDS: Duration = Duration::from_millis(100);
 const HUB_LIMIT: Duration = Duration::from_secs(3);
 /// How long answers may take to leave when the process ends.
 const ANSWERS_LIMIT: Duration = Duration::from_millis(500);
-
-/// What the main thread is told.
-#[derive(Debug)]
-pub(super) enum Message {
-    /// The machine of this boot said something.
-    Machine(u64, Said),
-    /// The hub said something.
-    Hub(Note),
-    /// A thread that is not the machine's alone failed, and why.
-    Broken(String),
-    /// Somebody asks for something, and is to be answered.
-    Asked(ToMachine, Reply),
-    /// Somebody asked for this end of the box, and has been answered that it begins.
-    Answered(ToMachine),
-    /// The launcher is gone.
-    LauncherGone,
-    /// The process is to end.
-    Terminate,
-}
 
 /// Runs the machine that the launcher at standard input asks for, until it ends.
 pub fn main() -> Result<()> {
@@ -245,7 +229,7 @@ impl Process {
                 (None, None) => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             match message {
-                Ok(Message::Machine(boot, Said::Stop(stop))) if boot == self.boot.0 => {
+                Ok(Message::Machine(boot, VmEvent::Stop(stop))) if boot == self.boot.0 => {
                     self.hear_last_words();
                     self.ended(stop);
                 }
@@ -270,10 +254,10 @@ impl Process {
     fn handle(&mut self, message: Message) {
         match message {
             Message::Machine(boot, said) if boot == self.boot.0 => match said {
-                Said::Report(Report::Stage(stage)) => self.stage(stage),
-                Said::Report(Report::Fatal(message)) => self.tell(Input::Fatal(message)),
-                Said::DiskFull(disk) => self.tell(Input::DiskFull(disk)),
-                Said::Stop(stop) => self.ended(stop),
+                VmEvent::Report(Report::Stage(stage)) => self.stage(stage),
+                VmEvent::Report(Report::Fatal(message)) => self.tell(Input::Fatal(message)),
+                VmEvent::DiskFull(disk) => self.tell(Input::DiskFull(disk)),
+                VmEvent::Stop(stop) => self.ended(stop),
             },
             // A machine that has been taken down.
             Message::Machine(..) => {}
@@ -356,7 +340,7 @@ impl Process {
         let until = Instant::now() + LAST_WORDS;
         loop {
             match self.inbox.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok(Message::Machine(_, Said::Report(report))) => match report {
+                Ok(Message::Machine(_, VmEvent::Report(report))) => match report {
                     Report::Stage(_) => {}
                     Report::Fatal(message) => return self.tell(Input::Fatal(message)),
                 },
@@ -366,10 +350,10 @@ impl Process {
         }
     }
 
-    fn ended(&mut self, stop: Stop) {
+    fn ended(&mut self, stop: VmStop) {
         let failed = match stop {
-            Stop::Guest => None,
-            Stop::Failed(message) => Some(message),
+            VmStop::Guest => None,
+            VmStop::Failed(message) => Some(message),
         };
         let panic = self.machine.as_ref().and_then(|machine| machine.console().panic());
         self.tell(Input::MachineEnded { failed, panic });
@@ -451,9 +435,9 @@ impl Process {
         self.boot = (boot, now);
         let sender = self.sender.clone();
         let stopped = AtomicBool::new(false);
-        let tell: Tell = Arc::new(move |said| {
+        let tell: EventSink = Arc::new(move |said| {
             // A guest may ask for its reset as often as it likes before it is stopped.
-            if matches!(said, Said::Stop(_)) && stopped.swap(true, Ordering::SeqCst) {
+            if matches!(said, VmEvent::Stop(_)) && stopped.swap(true, Ordering::SeqCst) {
                 return;
             }
             // The receiver is gone only when the process is ending.
@@ -480,7 +464,7 @@ impl Process {
         }
     }
 
-    fn build(&mut self, tell: Tell) -> Result<Machine<backend::Machine>> {
+    fn build(&mut self, tell: EventSink) -> Result<Machine<backend::Machine>> {
         if let (None, Some(spec)) = (&self.network, &self.spec.network) {
             // Before anything boots: a port may be taken.
             let journal = self.journal.clone();

@@ -150,7 +150,7 @@ impl TestBox {
 
     /// As if the guest's agent had reported that it serves.
     fn ready(&self) {
-        let stage = Said::Report(Report::Stage(BootStage::Ready));
+        let stage = VmEvent::Report(Report::Stage(BootStage::Ready));
         self.inject.send(Message::Machine(1, stage)).unwrap();
         self.wait_for(|status| status.phase == Phase::Running);
     }

@@ -5,8 +5,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Sender, SyncSender, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::mpsc::{Sender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::hub::{Command, Hub};
-use super::process::Message;
+use super::message::{Message, Reply, Unsent};
 use super::sys;
 use super::threads::Threads;
 
@@ -56,26 +56,6 @@ impl Vsock {
     }
 }
 
-/// Answers that were given and have not left: the process waits for them before it ends.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Unsent(Arc<(Mutex<usize>, Condvar)>);
-
-impl Unsent {
-    fn change(&self, f: impl FnOnce(&mut usize)) {
-        let (count, changed) = &*self.0;
-        f(&mut count.lock().unwrap_or_else(PoisonError::into_inner));
-        changed.notify_all();
-    }
-
-    /// Waits until all have left, at most so long.
-    pub(super) fn wait(&self, limit: Duration) {
-        let (count, changed) = &*self.0;
-        let count = count.lock().unwrap_or_else(PoisonError::into_inner);
-        // Whoever has not taken its answer by then will see the end of the connection.
-        let _ = changed.wait_timeout_while(count, limit, |count| *count > 0);
-    }
-}
-
 /// What the threads need.
 #[derive(Clone, Debug)]
 pub(super) struct Server {
@@ -88,19 +68,6 @@ pub(super) struct Server {
     pub(super) threads: Threads,
     /// Set when somebody asks for an end at once: the main thread may be waiting for something else.
     pub(super) killed: Arc<AtomicBool>,
-}
-
-/// The way of an answer.
-#[derive(Debug)]
-pub(super) struct Reply(SyncSender<FromMachine>, Unsent);
-
-impl Reply {
-    pub(super) fn send(self, answer: FromMachine) {
-        self.1.change(|count| *count += 1);
-        if self.0.send(answer).is_err() {
-            self.1.change(|count| *count -= 1);
-        }
-    }
 }
 
 impl Server {
@@ -184,7 +151,7 @@ impl Server {
                     self.killed.store(true, Ordering::SeqCst);
                 }
                 let (reply, answer) = sync_channel(1);
-                let reply = Reply(reply, self.unsent.clone());
+                let reply = Reply::new(reply, self.unsent.clone());
                 self.inbox.send(Message::Asked(message, reply)).ok()?;
                 // Without an answer the process is ending, and so does this connection.
                 answer.recv().ok().map(|answer| (answer, true))

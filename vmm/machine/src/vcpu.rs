@@ -10,8 +10,8 @@ use boxlite_contract::metrics::ExitCounts;
 use boxlite_devices::{Bus, LogBudget};
 use boxlite_hv::{BootState, Exit, Result, Vcpu, Vm};
 
-use super::build::{Said, Stop, Tell};
 use super::threads::Threads;
+use super::vm_event::{EventSink, VmEvent, VmStop};
 
 /// What the vCPUs of a machine share.
 pub(super) struct Shared<V> {
@@ -20,7 +20,7 @@ pub(super) struct Shared<V> {
     pub(super) pio: Arc<Bus>,
     /// Says when the vCPUs are to stand still or to end.
     pub(super) gate: Gate,
-    pub(super) tell: Tell,
+    pub(super) events: EventSink,
     pub(super) log: LogBudget,
     /// One for each vCPU.
     pub(super) counters: Vec<Counters>,
@@ -207,7 +207,7 @@ pub(super) fn spawn<V: Vm>(
         });
         drop(place);
         if let Err(e) = result {
-            (shared.tell)(Said::Stop(Stop::Failed(e.to_string())));
+            (shared.events)(VmEvent::Stop(VmStop::Failed(e.to_string())));
         }
     })
 }
@@ -243,7 +243,7 @@ fn run<V: Vm>(shared: &Shared<V>, id: u32, vcpu: &mut V::Vcpu) -> Result<()> {
             }
             Exit::Shutdown | Exit::Reset => {
                 count(&counters.other);
-                (shared.tell)(Said::Stop(Stop::Guest));
+                (shared.events)(VmEvent::Stop(VmStop::Guest));
                 return Ok(());
             }
             Exit::Kicked => count(&counters.other),

@@ -156,7 +156,7 @@ fn every_vcpu_hears_of_a_pause_once() {
         mmio: Arc::default(),
         pio: Arc::default(),
         gate: Gate::new(2),
-        tell: Arc::new(|_| {}),
+        events: Arc::new(|_| {}),
         log: LogBudget::default(),
         counters: Vec::new(),
     });

@@ -6,8 +6,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use boxlite_contract::events::Event;
 use serde::{Deserialize, Serialize};
 
-use crate::call::Duplex;
-use crate::call::json_lines::JsonLines;
+use crate::stream::Duplex;
+use crate::stream::json_lines::JsonLines;
 
 /// Which events.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

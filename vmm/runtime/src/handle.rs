@@ -191,7 +191,7 @@ impl BoxHandle {
         Ok(Logs::new(stream))
     }
 
-    async fn open(&self, channel: Channel) -> Result<Box<dyn super::call::Duplex>> {
+    async fn open(&self, channel: Channel) -> Result<Box<dyn crate::stream::Duplex>> {
         self.0.host.open(channel).await
     }
 

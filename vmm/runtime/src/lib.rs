@@ -34,6 +34,7 @@ mod exec;
 mod guest;
 mod handle;
 mod host;
+mod image_info;
 mod images;
 pub mod launcher;
 mod limits;
@@ -48,6 +49,7 @@ mod remote;
 pub mod signals;
 mod sparse;
 mod state;
+mod stream;
 mod sys;
 
 use std::path::PathBuf;
@@ -60,7 +62,7 @@ pub use boxlite_rootfs_builder::{
     RegistryOptions, Silent,
 };
 
-pub use boxlite_contract::control::BootStage;
+pub use boxlite_contract::boot::BootStage;
 pub use boxlite_contract::events::{Event, EventKind};
 pub use boxlite_contract::metrics::{DiskMetrics, ExitCounts, MachineMetrics, NetworkMetrics};
 pub use boxlite_contract::spec::RestartPolicy;
@@ -75,8 +77,9 @@ pub use error::{Error, ErrorKind, ImageError, RemoteError, Result};
 pub use events::{EventQuery, Events};
 pub use exec::{Attached, Command, Execution, Exit, Output};
 pub use handle::BoxHandle;
+pub use image_info::{ImageDetails, ImageInfo, LayerInfo, RemovedImages};
+pub use images::Images;
 pub use images::saved::SavedImages;
-pub use images::{ImageDetails, ImageInfo, Images, LayerInfo, RemovedImages};
 pub use logs::{LogQuery, LogRecord, LogStream, Logs};
 pub use metrics::BoxMetrics;
 pub use options::{

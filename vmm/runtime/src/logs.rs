@@ -14,8 +14,8 @@ use tokio::io::AsyncReadExt;
 
 pub use boxlite_contract::logbook::{LogStream, Record as LogRecord};
 
-use crate::call::Duplex;
-use crate::call::json_lines;
+use crate::stream::Duplex;
+use crate::stream::json_lines;
 
 /// So long after the end of a query, everything that was written before it is in the log.
 const SETTLED: Duration = Duration::from_millis(500);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use boxlite_contract::control::BootStage;
+use boxlite_contract::boot::BootStage;
 use boxlite_contract::events::{Event, EventKind};
 use boxlite_contract::status::{End, Ended, Health, MainEnd, Phase, Status};
 use boxlite_net_policy::PublishedPort;

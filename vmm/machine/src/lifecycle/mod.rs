@@ -20,7 +20,7 @@ mod words;
 
 use std::time::{Duration, Instant};
 
-use boxlite_contract::control::BootStage;
+use boxlite_contract::boot::BootStage;
 use boxlite_contract::events::EventKind;
 use boxlite_contract::status::{End, Ended, HealthStatus, MainEnd, Phase, Status, now_ms};
 use boxlite_proto::message::ExitStatus;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use boxlite_contract::control::BootStage;
+use boxlite_contract::boot::BootStage;
 use boxlite_contract::events::EventKind;
 use boxlite_contract::spec::{BoxSpec, HealthSpec, LaunchSpec, RestartPolicy};
 use boxlite_contract::status::{End, MainEnd};

@@ -9,7 +9,7 @@ use boxlite_contract::control::{self, FromMachine};
 use boxlite_contract::events::EventKind;
 use boxlite_contract::status::Ended;
 
-use super::Message;
+use crate::message::Message;
 use crate::record::Record;
 use crate::server::Server;
 

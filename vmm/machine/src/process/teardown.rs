@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use boxlite_contract::control::TEARDOWN_LIMIT;
 
-use super::{FromMachine, Input, Machine, Message, Process, ToMachine};
+use super::{FromMachine, Input, Machine, Process, ToMachine};
 use crate::backend;
+use crate::message::Message;
 
 /// The same from the moment that somebody wants an end at once.
 const KILL_LIMIT: Duration = Duration::from_secs(3);

@@ -9,8 +9,9 @@ use boxlite_rootfs_builder::Progress;
 
 use self::agents::Agents;
 use crate::Result;
-use crate::call::{Call, Channel, Duplex, Reply};
+use crate::call::{Call, Channel, Reply};
 use crate::client::AgentClient;
+use crate::stream::Duplex;
 
 pub(crate) use self::agents::{BoxAgent, Failure as NoAgent};
 pub(crate) use self::serving::Serving;

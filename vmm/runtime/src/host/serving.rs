@@ -5,9 +5,10 @@ use std::sync::Arc;
 use boxlite_rootfs_builder::Progress;
 
 use crate::Result;
-use crate::call::{Call, Channel, Duplex, Reply};
+use crate::call::{Call, Channel, Reply};
 use crate::local::Local;
 use crate::remote::Remote;
+use crate::stream::Duplex;
 
 /// Where calls are answered.
 #[derive(Clone, Debug)]

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   to the home: chunk: [length u32][bytes]     end: [0 u32]                    little endian
-//!   from it:     any number of Progress, then Loaded or Failed                  as [`wire`](crate::call::wire) has messages
+//!   from it:     any number of Progress, then Loaded or Failed                  as [`wire`](crate::stream::wire) has messages
 //! ```
 
 use std::io;
@@ -12,9 +12,9 @@ use boxlite_rootfs_builder::Progress;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, WriteHalf};
 
-use super::ImageInfo;
-use crate::call::progress::OwnedEvent;
-use crate::call::wire;
+use crate::image_info::ImageInfo;
+use crate::stream::progress::OwnedEvent;
+use crate::stream::wire;
 use crate::{Error, RemoteError, Result};
 
 /// Bytes of a chunk.

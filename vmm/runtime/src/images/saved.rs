@@ -10,7 +10,7 @@ use std::io;
 
 use tokio::io::AsyncReadExt;
 
-use crate::call::Duplex;
+use crate::stream::Duplex;
 use crate::{Error, RemoteError, Result};
 
 /// Bytes of a chunk.

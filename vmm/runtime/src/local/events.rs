@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use super::watch::Follower;
 use crate::EventQuery;
 use crate::blocking_io;
-use crate::call::json_lines;
+use crate::stream::json_lines;
 
 /// Bytes under way between log and reader.
 const BUFFER: usize = 64 << 10;

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use boxlite_contract::control::{self, BootStage, FromMachine, MAX_MESSAGE, ToMachine};
+use boxlite_contract::boot::BootStage;
+use boxlite_contract::control::{self, FromMachine, MAX_MESSAGE, ToMachine};
 use boxlite_contract::spec::LaunchSpec;
 use boxlite_contract::status::Ended;
 use serde::de::DeserializeOwned;

@@ -13,8 +13,9 @@ use tokio::net::UnixStream;
 
 use super::images::{load, save};
 use super::{Local, events, logs};
-use crate::call::{Channel, Duplex};
+use crate::call::Channel;
 use crate::local::home::VSOCK_SOCKET;
+use crate::stream::Duplex;
 use crate::{Error, Result, blocking, remedy};
 
 /// The longest answer to `CONNECT`: "OK" and a port.

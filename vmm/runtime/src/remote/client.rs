@@ -14,11 +14,12 @@ use tokio::task::JoinHandle;
 use super::mux::{self, Mode, Opener, Stream};
 use super::wire::{Answer, Request};
 use crate::audience::is_embedder;
-use crate::call::wire;
-use crate::call::{Call, Channel, Duplex, Reply};
+use crate::call::{Call, Channel, Reply};
 use crate::client::ExecHandle;
 use crate::launcher::{EMBEDDED_FLAG, SERVE_SUBCOMMAND};
 use crate::nested;
+use crate::stream::Duplex;
+use crate::stream::wire;
 use crate::{Error, Home, Result, RuntimeOptions, blocking, local};
 
 /// A runtime in the software host. Dropping it ends that, with the boxes that end with their

@@ -10,9 +10,9 @@ use tokio::task::JoinSet;
 use super::mux::{self, Mode, Stream};
 use super::wire::{Answer, Request};
 use crate::call::Call;
-use crate::call::progress::OwnedEvent;
-use crate::call::wire;
 use crate::local::Local;
+use crate::stream::progress::OwnedEvent;
+use crate::stream::wire;
 use crate::{RemoteError, Result, RuntimeOptions};
 
 /// Progress that waits to be told; more is not worth telling.

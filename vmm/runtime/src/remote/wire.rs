@@ -1,10 +1,10 @@
-//! What the two ends say on a stream: a request, then answers, as [`wire`](crate::call::wire) has messages.
+//! What the two ends say on a stream: a request, then answers, as [`wire`](crate::stream::wire) has messages.
 
 use serde::{Deserialize, Serialize};
 
 use crate::RemoteError;
-use crate::call::progress::OwnedEvent;
 use crate::call::{Call, Channel, Reply};
+use crate::stream::progress::OwnedEvent;
 
 /// First on a stream.
 #[derive(Debug, Serialize, Deserialize)]

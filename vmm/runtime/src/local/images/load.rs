@@ -7,9 +7,9 @@ use tokio::io::{AsyncReadExt, DuplexStream, ReadHalf, WriteHalf};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-use crate::call::progress::OwnedEvent;
-use crate::call::wire;
 use crate::images::loaded::{Answer, CHUNK};
+use crate::stream::progress::OwnedEvent;
+use crate::stream::wire;
 use crate::{ImageInfo, RemoteError, Result, in_background};
 
 /// Progress that waits to be sent; more is dropped.

@@ -6,8 +6,9 @@ pub(super) mod save;
 use boxlite_rootfs_builder::{Image, Progress, StoredImage};
 
 use super::Local;
+use crate::call::ImageCall;
 use crate::call::Reply;
-use crate::images::{ImageCall, ImageDetails, ImageInfo, LayerInfo, RemovedImages};
+use crate::image_info::{ImageDetails, ImageInfo, LayerInfo, RemovedImages};
 use crate::local::disk_builder::MicroVmBuilder;
 use crate::{Error, Result};
 

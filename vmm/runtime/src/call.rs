@@ -1,21 +1,19 @@
 //! What can be asked of a home's runtime, wherever it runs: in this process, or in the software
 //! host: requests, answers, and streams of bytes. `local` serves them, `remote` carries them.
 
-pub(crate) mod json_lines;
-pub(crate) mod progress;
-pub(crate) mod wire;
+use std::path::PathBuf;
 
 use boxlite_contract::events::EventKind;
 use boxlite_contract::metrics::MachineMetrics;
 use boxlite_proto::message::TerminalSize;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::config::BoxConfig;
 use crate::events::EventQuery;
-use crate::images::{ImageCall, ImageDetails, ImageInfo, RemovedImages};
+use crate::image_info::{ImageDetails, ImageInfo, RemovedImages};
 use crate::logs::LogQuery;
 use crate::options::BoxOptions;
+use crate::options::PullPolicy;
 use crate::state::BoxInfo;
 use crate::{Error, Result};
 
@@ -83,6 +81,25 @@ pub(crate) enum BoxCall {
     Metrics,
     /// Writes down that something happened in it.
     Note(EventKind),
+}
+
+/// A request about images.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum ImageCall {
+    /// Answered by all.
+    List,
+    /// Answered by the image.
+    Get { image: String, pull: PullPolicy },
+    /// Answered by the image.
+    Import { source: String, name: String },
+    /// Answered by the images.
+    Load { file: PathBuf },
+    /// Answered by all that is known of it.
+    Details { image: String },
+    /// Answered by what was removed.
+    Remove { image: String, force: bool },
+    /// Answered by what was removed.
+    Prune { all: bool },
 }
 
 /// How a box is started.
@@ -212,7 +229,3 @@ pub(crate) enum Channel {
         query: EventQuery,
     },
 }
-
-/// A stream of bytes in both directions.
-pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}

@@ -5,15 +5,15 @@
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 
-use clap::{Args, Parser, ValueEnum};
+use clap::Parser;
 
-use crate::process::Process;
-use crate::{
+use crate::commands::process::Process;
+use crate::commands::{
     attach, completion, copy, create, doctor, events, exec, image, inspect, lifecycle, list, login,
     logs, port, run, stats,
 };
+use crate::global::Global;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -41,33 +41,6 @@ pub(crate) struct Cli {
     pub(crate) global: Global,
     #[command(subcommand)]
     pub(crate) command: Subcommand,
-}
-
-/// What every command takes.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Global options")]
-pub(crate) struct Global {
-    /// Folder of boxes and images [default: $BOXLITE_HOME, else ~/.boxlite]
-    #[arg(long, global = true, value_name = "DIR")]
-    pub(crate) home: Option<PathBuf>,
-    /// What runs the boxes
-    #[arg(long, global = true, value_enum, default_value_t, env = "BOXLITE_ACCEL")]
-    pub(crate) accel: Accel,
-    /// Say more on stderr and in machine.log, and keep the guest's console in console.log, both in boxes/<id>/
-    #[arg(long, global = true)]
-    pub(crate) debug: bool,
-}
-
-/// What runs the boxes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Accel {
-    /// Hardware virtualization if this machine has it, else the software host
-    #[default]
-    Auto,
-    /// Hardware virtualization by KVM, or fail
-    Kvm,
-    /// The software host (QEMU emulates a machine that has virtualization; slow)
-    Soft,
 }
 
 #[derive(Debug, clap::Subcommand)]

@@ -1,41 +1,23 @@
 //! The command line: `boxlite-vmm`.
 //!
-//! - `args`: the commands; what each takes is in its own room
-//! - `run`, `create`, `lifecycle`, `exec`, `attach`, `logs`, `copy`: boxes; `options` is what can be said of
-//!   one that is to be made, `stand_in` this process in place of a box's main command
-//! - `list`, `inspect`, `port`, `stats`, `events`: what is known of them
-//! - `image`, `login`: where they come from; `doctor`, `completion`: the rest
-//! - `process`: the processes that a runtime starts this executable for
-//! - `accel`: where they run, on this host's virtualization or in the software host
-//! - `out`, `table`, `human`, `progress`: what people and programs read
+//! - `args`: the commands; what each takes is in its own module, in `commands`
+//! - `commands`: a module for each command, those among them that a runtime starts this executable for
+//! - `global`: what every command takes; `options`: what can be said of a box that is to be made; `targets`: boxes
+//! - `stand_in`: this process in place of a box's main command
+//! - `out`, `table`, `human`, `progress`: what people and programs read; `exit`: failures and exit codes
 //! - `parse`, `size`: what they write
 
-mod accel;
 mod args;
-mod attach;
-mod completion;
-mod copy;
-mod create;
-mod doctor;
-mod events;
-mod exec;
+mod commands;
+mod exit;
+mod global;
 mod human;
-mod image;
-mod inspect;
-mod lifecycle;
-mod list;
-mod login;
-mod logs;
 mod options;
 mod out;
 mod parse;
-mod port;
-mod process;
 mod progress;
-mod run;
 mod size;
 mod stand_in;
-mod stats;
 mod table;
 mod targets;
 
@@ -44,62 +26,31 @@ use std::process::ExitCode;
 use std::sync::Mutex;
 
 use anyhow::Result;
-use boxlite_runtime::client::FailureKind;
-use boxlite_runtime::{Error, launcher};
-use clap::Parser;
+use boxlite_runtime::launcher;
+use clap::{CommandFactory, Parser};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 use args::{Cli, Subcommand};
-use process::Process;
-
-/// Our own failure, where no command's exit code could be meant.
-const FAILED: u8 = 1;
-/// Our own failure where it could, and a command line that is not understood, as `docker run` has it.
-const FAILED_OURSELVES: u8 = 125;
-/// The command exists and cannot be executed.
-const NOT_EXECUTABLE: u8 = 126;
-/// The command does not exist.
-const NOT_FOUND: u8 = 127;
-/// The command did not end in time, as coreutils' `timeout` has it.
-const TIMED_OUT: u8 = 124;
+use commands::process::Process;
+use commands::{
+    attach, completion, copy, create, doctor, events, exec, image, inspect, lifecycle, list, login,
+    logs, on_tokio, port, run, softhost, stats,
+};
 
 /// Runs the command line of this process.
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(e) => return ExitCode::from(explain(&e)),
+        Err(e) => return ExitCode::from(exit::explain(&e)),
     };
     log_to_stderr(cli.global.debug, log_writer(&cli.command));
     if !cli.command.is_embedded() {
         launcher::is_command_line();
     }
     let stands_in = cli.command.stands_in();
-    let code = dispatch(cli).unwrap_or_else(|error| failed(&error, stands_in));
+    let code = dispatch(cli).unwrap_or_else(|error| exit::failed(&error, stands_in));
     ExitCode::from(code)
-}
-
-/// Prints help or the version, or says what is not understood.
-fn explain(usage: &clap::Error) -> u8 {
-    let printed = usage.print();
-    match (usage.use_stderr(), printed) {
-        (true, _) => FAILED_OURSELVES,
-        (false, Ok(())) => 0,
-        (false, Err(e)) => failed(&out::Unwritten::text(e).into(), false),
-    }
-}
-
-/// Says why a command failed; its exit code.
-fn failed(error: &anyhow::Error, stands_in: bool) -> u8 {
-    if out::is_read_enough(error) {
-        return 0;
-    }
-    report(error);
-    match command_code(error) {
-        Some(code) if stands_in => code,
-        _ if stands_in => FAILED_OURSELVES,
-        _ => FAILED,
-    }
 }
 
 /// Runs a command; its exit code.
@@ -132,35 +83,9 @@ fn dispatch(Cli { global, command }: Cli) -> Result<u8> {
         Subcommand::Login(args) => login::login(global, args),
         Subcommand::Logout(args) => login::logout(global, &args),
         Subcommand::Doctor(args) => doctor::doctor(global, &args),
-        Subcommand::Completion(args) => completion::completion(&args),
-        Subcommand::Softhost { command } => on_tokio(accel::run_in_softhost(global, command)),
+        Subcommand::Completion(args) => completion::completion(&args, &Cli::command()),
+        Subcommand::Softhost { command } => on_tokio(softhost::softhost(global, command)),
         Subcommand::Process(process) => process.run(global).map(|()| 0),
-    }
-}
-
-fn on_tokio<T>(command: impl Future<Output = Result<T>>) -> Result<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let result = runtime.block_on(command);
-    // A thread may still wait for input that nobody wants any more.
-    runtime.shutdown_background();
-    result
-}
-
-/// Says what went wrong.
-fn report(error: &anyhow::Error) {
-    out::note(format_args!("boxlite-vmm: {error:#}"));
-}
-
-/// What a shell says to a command that it cannot run; none for our own failures.
-fn command_code(error: &anyhow::Error) -> Option<u8> {
-    match error.downcast_ref::<Error>()? {
-        Error::CommandTimeout => Some(TIMED_OUT),
-        Error::Guest(guest) => match guest.failure()?.kind {
-            FailureKind::NotFound => Some(NOT_FOUND),
-            FailureKind::NotExecutable => Some(NOT_EXECUTABLE),
-            _ => None,
-        },
-        _ => None,
     }
 }
 

@@ -14,7 +14,7 @@ use boxlite_runtime::{
 };
 use clap::Args;
 
-use crate::args::Global;
+use crate::global::Global;
 use crate::{out, parse, size};
 
 const MACHINE: &str = "Machine";

@@ -3,8 +3,9 @@
 use anyhow::Result;
 use boxlite_runtime::Runtime;
 
-use crate::args::Global;
-use crate::{FAILED, out, report};
+use crate::exit::{FAILED, report};
+use crate::global::Global;
+use crate::out;
 
 /// Does something with each box at once. Of those that it succeeds for, what it returns is printed, in the
 /// order in which they were named. Exit code 1 if it failed for one.

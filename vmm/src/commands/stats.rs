@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use crate::args::Global;
+use crate::global::Global;
 use crate::human;
 use crate::out::{self, Format};
 use crate::table::{Table, cut, plain};

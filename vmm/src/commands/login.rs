@@ -10,7 +10,7 @@ use boxlite_runtime::{LoginStore, RegistryOptions};
 use clap::Args;
 use console::Term;
 
-use crate::args::Global;
+use crate::global::Global;
 use crate::out;
 
 pub(crate) const HELP: &str = "\

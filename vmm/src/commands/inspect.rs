@@ -5,9 +5,10 @@ use boxlite_runtime::Runtime;
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::args::Global;
-use crate::list::as_json;
-use crate::{FAILED, out, report};
+use crate::commands::list::as_json;
+use crate::exit::{FAILED, report};
+use crate::global::Global;
+use crate::out;
 
 #[derive(Debug, Args)]
 pub(crate) struct Inspect {

@@ -11,10 +11,11 @@ use clap::Args;
 use rustix::fs::{Access, access, statvfs};
 use serde::Serialize;
 
-use crate::args::Global;
+use crate::exit::FAILED;
+use crate::global::Global;
+use crate::human;
 use crate::out::{self, Format};
 use crate::table::plain;
-use crate::{FAILED, human};
 
 /// Less free room than this is worth a word.
 const LITTLE_ROOM: u64 = 2 << 30;

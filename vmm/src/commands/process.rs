@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use boxlite_runtime::{launcher, nested};
 
-use crate::args::Global;
-use crate::on_tokio;
+use super::on_tokio;
+use crate::global::Global;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Process {

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use boxlite_runtime::Transport;
 use clap::Args;
 
-use crate::args::Global;
+use crate::global::Global;
 use crate::out::{self, Format};
 use crate::parse;
 

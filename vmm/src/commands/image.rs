@@ -14,12 +14,13 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use tokio::net::unix::pipe;
 
-use crate::args::Global;
-use crate::lifecycle::confirmed;
+use crate::commands::lifecycle::confirmed;
+use crate::exit::{FAILED, report};
+use crate::global::Global;
+use crate::human;
 use crate::out::{self, Format};
 use crate::progress::ImageBar;
 use crate::table::{Table, plain};
-use crate::{FAILED, human, report};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Image {

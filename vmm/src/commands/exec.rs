@@ -13,7 +13,7 @@ use boxlite_runtime::client::{Attachment, Ended, Streams};
 use boxlite_runtime::{BoxHandle, Command};
 use clap::Args;
 
-use crate::args::Global;
+use crate::global::Global;
 use crate::options::EnvArgs;
 use crate::{out, size};
 

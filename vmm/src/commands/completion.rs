@@ -1,10 +1,9 @@
 //! `boxlite-vmm completion`: scripts for shells.
 
 use anyhow::Result;
-use clap::{Args, Command, CommandFactory};
+use clap::{Args, Command};
 use clap_complete::Shell;
 
-use crate::args::Cli;
 use crate::out;
 
 pub(crate) const HELP: &str = "\
@@ -20,14 +19,14 @@ pub(crate) struct Completion {
     shell: Shell,
 }
 
-pub(crate) fn completion(args: &Completion) -> Result<u8> {
-    out::print(script(args.shell))?;
+/// Prints a script for the `whole` command line.
+pub(crate) fn completion(args: &Completion, whole: &Command) -> Result<u8> {
+    out::print(script(args.shell, whole))?;
     Ok(0)
 }
 
-fn script(shell: Shell) -> Vec<u8> {
+fn script(shell: Shell, whole: &Command) -> Vec<u8> {
     let mut script = Vec::new();
-    let whole = Cli::command();
     // Hidden commands are this program's own.
     let shown = whole.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
     let mut command =
@@ -38,14 +37,15 @@ fn script(shell: Shell) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use clap::ValueEnum;
+    use clap::{CommandFactory, ValueEnum};
 
     use super::*;
+    use crate::args::Cli;
 
     #[test]
     fn every_shells_script_knows_the_commands() {
         for shell in Shell::value_variants() {
-            let script = String::from_utf8(script(*shell)).unwrap();
+            let script = String::from_utf8(script(*shell, &Cli::command())).unwrap();
             for word in ["boxlite-vmm", "restart", "inspect", "detach-keys"] {
                 assert!(script.contains(word), "{shell}: {word}");
             }

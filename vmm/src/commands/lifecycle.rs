@@ -12,7 +12,7 @@ use boxlite_runtime::client::Attachment;
 use boxlite_runtime::{ErrorKind, RestartPolicy, Runtime};
 use clap::Args;
 
-use crate::args::Global;
+use crate::global::Global;
 use crate::stand_in::{Ended, StandIn, TerminalArgs};
 use crate::targets::each;
 use crate::{human, out, parse, size};

@@ -10,7 +10,7 @@ use boxlite_runtime::{BoxInfo, BoxState, HealthStatus};
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::args::Global;
+use crate::global::Global;
 use crate::human;
 use crate::out::{self, Format};
 use crate::table::{Table, cut, plain};

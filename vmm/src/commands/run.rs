@@ -10,7 +10,7 @@ use boxlite_runtime::client::Attachment;
 use boxlite_runtime::{BoxHandle, BoxOptions, ErrorKind, RestartPolicy, Runtime};
 use clap::Args;
 
-use crate::args::Global;
+use crate::global::Global;
 use crate::options::{BoxArgs, warn_of_walked_around};
 use crate::progress::ImageBar;
 use crate::stand_in::{Ended, StandIn, TerminalArgs};

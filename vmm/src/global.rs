@@ -1,14 +1,42 @@
-//! Where a command runs: here, on hardware virtualization, or in the software host.
+//! What every command takes: the home, and where boxes run: here, on hardware virtualization, or in the software host.
 
-use std::ffi::OsString;
-use std::future::Future;
+// The doc comments are help texts, where brackets say what may be left out.
+#![allow(rustdoc::broken_intra_doc_links)]
 
-use anyhow::{Result, bail};
-use boxlite_runtime::nested::{self, Command, HostEnvironment, Options};
-use boxlite_runtime::{GuestFiles, Home, Place, Runtime, RuntimeOptions};
+use std::path::PathBuf;
 
-use crate::args::{Accel, Global};
+use anyhow::Result;
+use boxlite_runtime::{Home, Place, Runtime, RuntimeOptions};
+use clap::{Args, ValueEnum};
+
 use crate::progress::Spinner;
+
+/// What every command takes.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct Global {
+    /// Folder of boxes and images [default: $BOXLITE_HOME, else ~/.boxlite]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) home: Option<PathBuf>,
+    /// What runs the boxes
+    #[arg(long, global = true, value_enum, default_value_t, env = "BOXLITE_ACCEL")]
+    pub(crate) accel: Accel,
+    /// Say more on stderr and in machine.log, and keep the guest's console in console.log, both in boxes/<id>/
+    #[arg(long, global = true)]
+    pub(crate) debug: bool,
+}
+
+/// What runs the boxes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Accel {
+    /// Hardware virtualization if this machine has it, else the software host
+    #[default]
+    Auto,
+    /// Hardware virtualization by KVM, or fail
+    Kvm,
+    /// The software host (QEMU emulates a machine that has virtualization; slow)
+    Soft,
+}
 
 impl Global {
     /// How the runtime of this command finds its things.
@@ -44,17 +72,7 @@ impl Global {
     }
 }
 
-/// Runs a command in the software host of the home.
-pub(crate) async fn run_in_softhost(global: &Global, argv: Vec<OsString>) -> Result<u8> {
-    if HostEnvironment::detect().is_nested() {
-        bail!("this is the software host already");
-    }
-    let options = Options::new(global.home()?.path(), &GuestFiles::locate()?)?;
-    let connecting = starting(nested::connect(&options));
-    Ok(nested::run(&options, connecting, Command::here(argv)?).await?)
-}
-
 /// Shows that something happens while the software host starts.
-async fn starting<T>(work: impl Future<Output = T>) -> T {
+pub(crate) async fn starting<T>(work: impl Future<Output = T>) -> T {
     Spinner::while_waiting("starting the software host", work).await
 }

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use boxlite_runtime::{Event, EventKind, EventQuery, HealthStatus, Runtime};
 use clap::Args;
 
-use crate::args::Global;
+use crate::global::Global;
 use crate::out::{self, Format};
 use crate::table::plain;
 use crate::{human, parse};

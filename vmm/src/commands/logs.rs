@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use boxlite_runtime::{LogQuery, LogRecord, LogStream};
 use clap::Args;
 
-use crate::args::Global;
+use crate::global::Global;
 use crate::{human, out, parse};
 
 pub(crate) const HELP: &str = "\

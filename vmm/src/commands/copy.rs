@@ -12,7 +12,7 @@ use boxlite_runtime::{BoxHandle, Copied, CopyOptions};
 use clap::Args;
 use tokio::io::AsyncReadExt;
 
-use crate::args::Global;
+use crate::global::Global;
 use crate::table::plain;
 use crate::{human, out};
 

@@ -4,7 +4,7 @@ use anyhow::Result;
 use boxlite_runtime::BoxOptions;
 use clap::Args;
 
-use crate::args::Global;
+use crate::global::Global;
 use crate::options::{BoxArgs, warn_of_walked_around};
 use crate::out;
 use crate::progress::ImageBar;

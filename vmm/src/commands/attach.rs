@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use boxlite_runtime::client::Attachment;
 use clap::Args;
 
-use crate::args::Global;
+use crate::global::Global;
 use crate::stand_in::{StandIn, TerminalArgs};
 
 pub(crate) const HELP: &str = "\

@@ -1,0 +1,19 @@
+//! `boxlite-vmm softhost`: any command in the software host.
+
+use std::ffi::OsString;
+
+use anyhow::{Result, bail};
+use boxlite_runtime::GuestFiles;
+use boxlite_runtime::nested::{self, Command, HostEnvironment, Options};
+
+use crate::global::{Global, starting};
+
+/// Runs a command in the software host of the home.
+pub(crate) async fn softhost(global: &Global, argv: Vec<OsString>) -> Result<u8> {
+    if HostEnvironment::detect().is_nested() {
+        bail!("this is the software host already");
+    }
+    let options = Options::new(global.home()?.path(), &GuestFiles::locate()?)?;
+    let connecting = starting(nested::connect(&options));
+    Ok(nested::run(&options, connecting, Command::here(argv)?).await?)
+}

@@ -17,27 +17,18 @@ use boxlite_devices::virtio::net::{
     MAX_FRAME, NetBackend, NetDevice, NetOptions, NetPort, Offload, Sent,
 };
 use boxlite_devices::{BusDevice, GuestMemory};
-use boxlite_hv::{Doorbell, Interrupt};
+use boxlite_devices_testing::{Driver, Line, Registers};
+use boxlite_hv::Doorbell;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use virtio_bindings::virtio_mmio::*;
-use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
-use virtio_queue::desc::RawDescriptor;
-use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::GuestAddress;
 
-const RX: u64 = 0;
-const TX: u64 = 1;
+const RX: usize = 0;
+const TX: usize = 1;
 
 /// Chains of a queue.
 const SIZE: u16 = 256;
 /// Frames of a turn.
 const TURN: u16 = 64;
-
-/// Where a queue's table and rings are, and the next queue's after them.
-const STRIDE: u64 = 0x4000;
-const DESC: u64 = 0x1000;
-const AVAIL: u64 = 0x2000;
-const USED: u64 = 0x3000;
 
 /// A header and a frame to send, and buffers of a page to receive to.
 const FRAME: u64 = 0x10_0000;
@@ -59,74 +50,30 @@ impl NetBackend for Slot {
     }
 }
 
-/// A driver that has laid out its queues once and for all.
-struct Guest {
-    memory: Arc<GuestMemory>,
-    _transport: MmioTransport,
-    available: [u16; 2],
+struct Transport(MmioTransport);
+
+impl Registers for Transport {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        self.0.read(offset, data);
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        self.0.write(offset, data);
+    }
 }
 
-impl Guest {
-    /// A guest with a running device, whose port is the second part.
-    fn start() -> (Self, NetPort) {
-        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("memory");
-        let memory = Arc::new(memory);
-        let slot = Slot::default();
-        let device = NetDevice::new(NetOptions::new([2; 6]), slot.clone()).expect("a device");
-        let mut transport = MmioTransport::new(
-            Box::new(device),
-            Arc::clone(&memory),
-            Interrupt::new(|| Ok(())),
-            Doorbell::new().expect("a doorbell"),
-        )
-        .expect("a transport");
-        let mut write = |register: u32, value: u64| {
-            let value = u32::try_from(value).expect("a register's value");
-            transport.write(register.into(), &value.to_le_bytes());
-        };
-        write(VIRTIO_MMIO_STATUS, 3);
-        for (window, features) in [(0, 0x3087_802b), (1, 1)] {
-            write(VIRTIO_MMIO_DRIVER_FEATURES_SEL, window);
-            write(VIRTIO_MMIO_DRIVER_FEATURES, features);
-        }
-        write(VIRTIO_MMIO_STATUS, 11);
-        for queue in [RX, TX] {
-            write(VIRTIO_MMIO_QUEUE_SEL, queue);
-            write(VIRTIO_MMIO_QUEUE_NUM, SIZE.into());
-            write(VIRTIO_MMIO_QUEUE_DESC_LOW, STRIDE * queue + DESC);
-            write(VIRTIO_MMIO_QUEUE_AVAIL_LOW, STRIDE * queue + AVAIL);
-            write(VIRTIO_MMIO_QUEUE_USED_LOW, STRIDE * queue + USED);
-            write(VIRTIO_MMIO_QUEUE_READY, 1);
-        }
-        write(VIRTIO_MMIO_STATUS, 15);
-        let port = slot.detach_port();
-        (Self { memory, _transport: transport, available: [0; 2] }, port)
-    }
-
-    fn describe(&self, queue: u64, index: u16, descriptor: Descriptor) {
-        let at = GuestAddress(STRIDE * queue + DESC + 16 * u64::from(index));
-        self.memory.write_obj(RawDescriptor::from(descriptor), at).expect("a descriptor");
-    }
-
-    /// Says which chain each slot of the available ring is.
-    fn fill_ring(&self, queue: u64, head: impl Fn(u16) -> u16) {
-        for slot in 0..SIZE {
-            let at = GuestAddress(STRIDE * queue + AVAIL + 4 + 2 * u64::from(slot));
-            self.memory.write_obj(head(slot), at).expect("the ring");
-        }
-    }
-
-    /// Makes `count` more slots of the ring available.
-    fn offer(&mut self, queue: u64, count: u16) {
-        let index = &mut self.available[usize::try_from(queue).expect("a queue")];
-        *index = index.wrapping_add(count);
-        let at = GuestAddress(STRIDE * queue + AVAIL + 2);
-        self.memory.write_obj(*index, at).expect("the ring");
-    }
-
-    fn used(&self, queue: u64) -> u16 {
-        self.memory.read_obj(GuestAddress(STRIDE * queue + USED + 2)).expect("the ring")
-    }
+/// A guest with a running device, whose port is the second part.
+fn start() -> (Driver<Transport>, NetPort) {
+    let memory = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("memory");
+    let (memory, line, slot) = (Arc::new(memory), Line::default(), Slot::default());
+    let device = NetDevice::new(NetOptions::new([2; 6]), slot.clone()).expect("a device");
+    let doorbell = Doorbell::new().expect("a doorbell");
+    let transport =
+        MmioTransport::new(Box::new(device), Arc::clone(&memory), line.interrupt(), doorbell)
+            .expect("a transport");
+    let mut guest = Driver::new(Transport(transport), memory, line, SIZE);
+    guest.start(u64::MAX, 2);
+    (guest, slot.detach_port())
 }
 
 impl Slot {
@@ -141,24 +88,20 @@ const LENS: [usize; 3] = [60, 1514, 65_534];
 fn transmit(c: &mut Criterion, name: &str, take: fn(&mut NetPort, &mut [u8]) -> bool) {
     let mut group = c.benchmark_group(name);
     for len in LENS {
-        let (mut guest, mut port) = Guest::start();
-        let next = VRING_DESC_F_NEXT as u16;
-        let mut index = 0;
-        guest.describe(TX, index, Descriptor::new(FRAME, 12, next, 1));
+        let (guest, mut port) = start();
+        let (memory, mut ring) = (&*guest.memory, guest.rings[TX].clone());
+        let mut chain = vec![(FRAME, 12, false)];
         for from in (0..len).step_by(0x1000) {
-            index += 1;
-            let last = from + 0x1000 >= len;
             let piece = u32::try_from((len - from).min(0x1000)).expect("a page");
-            let flags = if last { 0 } else { next };
-            let at = FRAME + 0x1000 + from as u64;
-            guest.describe(TX, index, Descriptor::new(at, piece, flags, index + 1));
+            chain.push((FRAME + 0x1000 + from as u64, piece, false));
         }
-        guest.fill_ring(TX, |_| 0);
+        ring.write_chain(memory, 0, &chain);
+        (0..SIZE).for_each(|slot| ring.write_slot(memory, slot, 0));
         let mut buffer = vec![0; MAX_FRAME];
         group.throughput(Throughput::Bytes(len as u64 * u64::from(TURN)));
         group.bench_function(format!("{len} bytes"), |b| {
             b.iter(|| {
-                guest.offer(TX, TURN);
+                ring.offer(memory, TURN);
                 let mut taken = 0;
                 while take(&mut port, &mut buffer) {
                     taken += 1;
@@ -193,14 +136,14 @@ fn receive(c: &mut Criterion) {
 fn send(c: &mut Criterion) {
     let mut group = c.benchmark_group("to guest");
     for len in LENS {
-        let (mut guest, mut port) = Guest::start();
+        let (guest, mut port) = start();
+        let (memory, mut ring) = (&*guest.memory, guest.rings[RX].clone());
         for index in 0..SIZE {
             let at = BUFFERS + BUFFER * u64::from(index);
-            let write = VRING_DESC_F_WRITE as u16;
-            guest.describe(RX, index, Descriptor::new(at, BUFFER as u32, write, 0));
+            ring.write_chain(memory, index, &[(at, BUFFER as u32, true)]);
+            ring.write_slot(memory, index, index);
         }
-        guest.fill_ring(RX, |slot| slot);
-        guest.offer(RX, SIZE);
+        ring.offer(memory, SIZE);
         let bytes = vec![0xff; len];
         let frame = [IoSlice::new(&bytes[..54]), IoSlice::new(&bytes[54..])];
         let mut used = 0u16;
@@ -213,8 +156,8 @@ fn send(c: &mut Criterion) {
                         Sent::Sent => sent += 1,
                         Sent::Full => {
                             port.flush().expect("a good queue");
-                            let now = guest.used(RX);
-                            guest.offer(RX, now.wrapping_sub(used));
+                            let now = ring.used_index(memory);
+                            ring.offer(memory, now.wrapping_sub(used));
                             used = now;
                         }
                         Sent::Dropped => panic!("a frame is dropped"),

@@ -6,7 +6,9 @@ use virtio_queue::QueueT;
 
 use super::*;
 use crate::virtio::ActivateError;
-use crate::virtio::testing::{ACKNOWLEDGED, DRIVER_OK, Driver, FEATURES_OK, MEMORY_END, SIZE};
+use crate::virtio::testing::{
+    ACKNOWLEDGED, DRIVER_OK, Driver, FEATURES_OK, Layout, MEMORY_END, SIZE, driver,
+};
 
 /// A device that records what happens to it.
 #[derive(Clone, Default)]
@@ -69,14 +71,14 @@ impl VirtioDevice for Recorder {
     }
 }
 
-fn driver() -> (Driver, Recorder) {
+fn recorded() -> (Driver, Recorder) {
     let recorder = Recorder::default();
-    (Driver::new(recorder.clone()), recorder)
+    (driver(recorder.clone()), recorder)
 }
 
 #[test]
 fn the_constant_registers_say_what_it_is() {
-    let (mut driver, _) = driver();
+    let (mut driver, _) = recorded();
     assert_eq!(driver.read(VIRTIO_MMIO_MAGIC_VALUE).to_le_bytes(), *b"virt");
     assert_eq!(driver.read(VIRTIO_MMIO_VERSION), 2);
     assert_eq!(driver.read(VIRTIO_MMIO_DEVICE_ID), 42);
@@ -96,7 +98,7 @@ fn the_constant_registers_say_what_it_is() {
 
 #[test]
 fn status_bits_are_set_in_order_and_cleared_by_reset_only() {
-    let (mut driver, recorder) = driver();
+    let (mut driver, recorder) = recorded();
     assert_eq!(driver.set_status(VIRTIO_CONFIG_S_DRIVER), 0);
     assert_eq!(driver.set_status(VIRTIO_CONFIG_S_ACKNOWLEDGE), 1);
     assert_eq!(driver.set_status(1 | VIRTIO_CONFIG_S_FEATURES_OK), 1);
@@ -110,7 +112,7 @@ fn status_bits_are_set_in_order_and_cleared_by_reset_only() {
 
 #[test]
 fn features_are_accepted_only_if_offered_and_modern() {
-    let (mut driver, recorder) = driver();
+    let (mut driver, recorder) = recorded();
     for features in [0, EVENT_IDX, 1 << VIRTIO_F_VERSION_1 | 2, u64::MAX] {
         driver.set_status(0);
         driver.set_status(ACKNOWLEDGED);
@@ -126,14 +128,15 @@ fn features_are_accepted_only_if_offered_and_modern() {
 
 #[test]
 fn activation_hands_the_queues_over_and_reset_takes_them_back() {
-    let (mut driver, recorder) = driver();
+    let (mut driver, recorder) = recorded();
     driver.start(0, 1);
     {
         let record = recorder.0.lock().unwrap();
         assert_eq!(record.activations, 1);
         let [first, second] = &record.queues[..] else { panic!("two queues") };
         assert!(first.ready() && !second.ready() && !first.event_idx_enabled());
-        assert_eq!((first.size(), first.desc_table(), first.used_ring()), (SIZE, 0x1000, 0x3000));
+        let Layout { table, used, .. } = Layout::of(0);
+        assert_eq!((first.size(), first.desc_table(), first.used_ring()), (SIZE, table, used));
         let doorbell = record.doorbell.as_ref().unwrap();
         assert!(doorbell.clear().unwrap(), "rung once for what is in the rings already");
         drop(record);
@@ -156,7 +159,7 @@ fn activation_hands_the_queues_over_and_reset_takes_them_back() {
 
 #[test]
 fn a_ready_or_running_queue_is_fixed() {
-    let (mut driver, recorder) = driver();
+    let (mut driver, recorder) = recorded();
     driver.negotiate(0);
     driver.make_ready(0);
     driver.write(VIRTIO_MMIO_QUEUE_DESC_LOW, 0x9000);
@@ -166,13 +169,16 @@ fn a_ready_or_running_queue_is_fixed() {
     driver.write(VIRTIO_MMIO_QUEUE_READY, 1);
     assert_eq!(driver.read(VIRTIO_MMIO_QUEUE_READY), 0, "made ready after DRIVER_OK");
     let record = recorder.0.lock().unwrap();
-    assert_eq!((record.queues[0].desc_table(), record.queues[0].size()), (0x1000, SIZE));
+    assert_eq!(
+        (record.queues[0].desc_table(), record.queues[0].size()),
+        (Layout::of(0).table, SIZE)
+    );
     assert!(!record.queues[1].ready());
 }
 
 #[test]
 fn a_queue_that_makes_no_sense_does_not_become_ready() {
-    let (mut driver, _) = driver();
+    let (mut driver, _) = recorded();
     driver.negotiate(0);
     let end = MEMORY_END as u32;
     for (register, value) in [
@@ -206,7 +212,7 @@ fn a_queue_that_makes_no_sense_does_not_become_ready() {
 
 #[test]
 fn one_queue_is_reset_while_the_other_keeps_its_place() {
-    let (mut driver, recorder) = driver();
+    let (mut driver, recorder) = recorded();
     driver.start(RING_RESET, 2);
     {
         let queues = &mut recorder.0.lock().unwrap().queues;
@@ -232,7 +238,7 @@ fn one_queue_is_reset_while_the_other_keeps_its_place() {
 
 #[test]
 fn queue_reset_must_be_negotiated() {
-    let (mut driver, recorder) = driver();
+    let (mut driver, recorder) = recorded();
     driver.start(0, 1);
     driver.write(VIRTIO_MMIO_QUEUE_SEL, 0);
     driver.write(QUEUE_RESET, 1);
@@ -246,7 +252,7 @@ fn queue_reset_must_be_negotiated() {
 
 #[test]
 fn a_device_that_does_not_start_needs_a_reset() {
-    let (mut driver, recorder) = driver();
+    let (mut driver, recorder) = recorded();
     recorder.0.lock().unwrap().broken = true;
     driver.negotiate(0);
     driver.make_ready(0);
@@ -261,7 +267,7 @@ fn a_device_that_does_not_start_needs_a_reset() {
 
 #[test]
 fn a_driver_that_gives_up_stops_the_device() {
-    let (mut driver, recorder) = driver();
+    let (mut driver, recorder) = recorded();
     driver.start(0, 1);
     let failed = driver.set_status(DRIVER_OK | VIRTIO_CONFIG_S_FAILED);
     assert_eq!(failed, DRIVER_OK | VIRTIO_CONFIG_S_FAILED);
@@ -272,7 +278,7 @@ fn a_driver_that_gives_up_stops_the_device() {
 
 #[test]
 fn interrupts_are_acknowledged_by_reason() {
-    let (mut driver, recorder) = driver();
+    let (mut driver, recorder) = recorded();
     driver.start(0, 1);
     let interrupt = recorder.0.lock().unwrap().interrupt.take().unwrap();
     interrupt.used_buffer().unwrap();
@@ -286,7 +292,7 @@ fn interrupts_are_acknowledged_by_reason() {
 
 #[test]
 fn configuration_space_takes_every_width_and_counts_its_changes() {
-    let (mut driver, recorder) = driver();
+    let (mut driver, recorder) = recorded();
     recorder.0.lock().unwrap().config = (1..=10).collect();
     assert_eq!(driver.config(0), [1]);
     assert_eq!(driver.config(3), [4, 5]);
@@ -305,7 +311,7 @@ fn configuration_space_takes_every_width_and_counts_its_changes() {
 
 #[test]
 fn malformed_accesses_read_nothing_and_change_nothing() {
-    let (mut driver, recorder) = driver();
+    let (mut driver, recorder) = recorded();
     recorder.0.lock().unwrap().config = vec![1; 16];
     driver.set_status(ACKNOWLEDGED);
     for (offset, len) in [
@@ -329,7 +335,7 @@ fn malformed_accesses_read_nothing_and_change_nothing() {
 
 #[test]
 fn a_transport_that_goes_stops_its_device() {
-    let (mut driver, recorder) = driver();
+    let (mut driver, recorder) = recorded();
     driver.start(0, 1);
     drop(driver);
     assert!(recorder.0.lock().unwrap().queues.is_empty());
@@ -342,7 +348,7 @@ proptest! {
         features in prop::option::of(prop::sample::select(vec![0, EVENT_IDX, RING_RESET])),
         writes in prop::collection::vec(crate::virtio::testing::any_write(), 0..200),
     ) {
-        let (mut driver, recorder) = driver();
+        let (mut driver, recorder) = recorded();
         if let Some(features) = features {
             driver.start(features, 2);
         }

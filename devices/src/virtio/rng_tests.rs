@@ -9,19 +9,19 @@ use super::*;
 use crate::BusDevice;
 use crate::log_budget::testing::assert_bounded;
 use crate::virtio::testing::{
-    Buffer, DATA, DRIVER_OK, Driver, MEMORY_END, SIZE, TestLoop, any_write, wait_until,
+    Buffer, DATA, DRIVER_OK, Driver, MEMORY_END, SIZE, TestLoop, any_write, driver, wait_until,
 };
 
 const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 
-fn driver() -> (Driver, TestLoop) {
+fn started() -> (Driver, TestLoop) {
     let test_loop = TestLoop::start();
-    (Driver::new(RngDevice::new(test_loop.handle.clone())), test_loop)
+    (driver(RngDevice::new(test_loop.handle.clone())), test_loop)
 }
 
 #[test]
 fn requests_are_filled_up_to_the_cap() {
-    let (mut driver, _loop) = driver();
+    let (mut driver, _loop) = started();
     for features in [0, EVENT_IDX] {
         driver.start(features, 1);
         driver.put(DATA, &[0; 20_000]);
@@ -39,7 +39,7 @@ fn requests_are_filled_up_to_the_cap() {
 
 #[test]
 fn chains_without_room_are_given_back_empty() {
-    let (mut driver, _loop) = driver();
+    let (mut driver, _loop) = started();
     driver.start(0, 1);
     assert_eq!(driver.request(&[(DATA, 64, false)]), 0);
     assert_eq!(driver.request(&[(DATA, 0, true)]), 0);
@@ -49,7 +49,7 @@ fn chains_without_room_are_given_back_empty() {
 
 #[test]
 fn a_full_ring_is_served_to_the_end() {
-    let (mut driver, _loop) = driver();
+    let (mut driver, _loop) = started();
     driver.start(EVENT_IDX, 1);
     for head in 0..SIZE {
         driver.write_chain(0, head, &[(DATA + 64 * u64::from(head), 64, true)]);
@@ -63,7 +63,7 @@ fn a_full_ring_is_served_to_the_end() {
 
 #[test]
 fn an_available_index_that_runs_away_needs_a_reset() {
-    let (mut driver, _loop) = driver();
+    let (mut driver, _loop) = started();
     driver.start(0, 1);
     driver.set_avail_index(0, SIZE + 1);
     driver.kick(0);
@@ -79,7 +79,7 @@ fn what_is_logged_is_bounded_over_activations() {
     let test_loop = TestLoop::start();
     let device = RngDevice::new(test_loop.handle.clone());
     let log = device.log.clone();
-    let mut driver = Driver::new(device);
+    let mut driver = driver(device);
     for _ in 0..30 {
         driver.start(0, 1);
         assert_eq!(driver.request(&[(MEMORY_END - 1, 64, true)]), 0);
@@ -92,7 +92,7 @@ fn what_is_logged_is_bounded_over_activations() {
 
 #[test]
 fn indirect_descriptors_are_refused_unless_they_were_negotiated() {
-    let (mut driver, _loop) = driver();
+    let (mut driver, _loop) = started();
     let inner = RawDescriptor::from(Descriptor::new(DATA, 64, VRING_DESC_F_WRITE as u16, 0));
     driver.memory.write_obj(inner, GuestAddress(DATA + 0x1000)).unwrap();
     let outer = Descriptor::new(DATA + 0x1000, 16, VRING_DESC_F_INDIRECT as u16, 0);
@@ -107,7 +107,7 @@ fn indirect_descriptors_are_refused_unless_they_were_negotiated() {
 
 #[test]
 fn nothing_is_written_after_reset() {
-    let (mut driver, _loop) = driver();
+    let (mut driver, _loop) = started();
     for _ in 0..50 {
         driver.start(0, 1);
         for head in 0..SIZE {
@@ -124,7 +124,7 @@ fn nothing_is_written_after_reset() {
 
 #[test]
 fn it_does_not_start_on_a_loop_that_has_ended() {
-    let (mut driver, test_loop) = driver();
+    let (mut driver, test_loop) = started();
     drop(test_loop);
     driver.negotiate(0);
     driver.make_ready(0);
@@ -133,7 +133,7 @@ fn it_does_not_start_on_a_loop_that_has_ended() {
 
 #[test]
 fn it_stops_with_its_loop() {
-    let (mut driver, test_loop) = driver();
+    let (mut driver, test_loop) = started();
     driver.start(0, 1);
     drop(test_loop);
     assert_eq!(driver.set_status(0), 0);
@@ -149,7 +149,7 @@ proptest! {
         ),
         writes in prop::collection::vec(any_write(), 0..60),
     ) {
-        let (mut driver, _loop) = driver();
+        let (mut driver, _loop) = started();
         driver.start(0, 1);
         for (head, chain) in (0..).zip(&chains) {
             let chain: &[Buffer] = chain;

@@ -7,21 +7,24 @@
 use std::io::{self, IoSlice};
 use std::sync::{Arc, Mutex};
 
-use boxlite_hv::{Doorbell, Interrupt};
 use boxlite_devices::virtio::MmioTransport;
 use boxlite_devices::virtio::net::{
     MAX_FRAME, NetBackend, NetDevice, NetOptions, NetPort, Offload,
 };
 use boxlite_devices::{BusDevice, GuestMemory};
+use boxlite_devices_testing::{DRIVER_OK, Driver, FEATURES_OK, Layout, Line, Registers, Ring};
+use boxlite_hv::Doorbell;
 use libfuzzer_sys::fuzz_target;
 use vm_memory::{Bytes, GuestAddress};
 
 const MEMORY: usize = 1 << 18;
 /// Tables and rings of a queue of 16, then those of the next.
 const QUEUE: u64 = 0x400;
-const SIZE: u32 = 16;
-/// All that the device offers, but for those beyond bit 31.
-const FEATURES: u32 = 0x3087_b82b;
+const SIZE: u16 = 16;
+/// All that the device offers, but for those beyond bit 32.
+const FEATURES: u64 = 0x1_3087_b82b;
+/// The register `QueueReady`.
+const QUEUE_READY: u32 = 0x44;
 /// What the input starts with is here: queues and what they point to.
 const IMAGE: usize = 0x1000;
 
@@ -39,26 +42,29 @@ impl NetBackend for Slot {
     }
 }
 
-/// Takes the device from reset to DRIVER_OK with the features that it offers.
-fn start(transport: &mut MmioTransport) {
-    let mut write = |register: u64, value: u32| transport.write(register, &value.to_le_bytes());
-    write(0x70, 0);
-    write(0x70, 3);
-    for (window, features) in [(0, FEATURES), (1, 1)] {
-        write(0x24, window);
-        write(0x20, features);
+struct Transport(MmioTransport);
+
+impl Registers for Transport {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        self.0.read(offset, data);
     }
-    write(0x70, 11);
-    for queue in 0..3 {
-        write(0x30, queue);
-        write(0x38, SIZE);
-        let base = QUEUE as u32 * (queue + 1);
-        for (register, offset) in [(0x80, 0), (0x90, 0x100), (0xa0, 0x200)] {
-            write(register, base + offset);
-        }
-        write(0x44, 1);
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        self.0.write(offset, data);
     }
-    write(0x70, 15);
+}
+
+/// Takes the device from reset to DRIVER_OK with the features that it offers. Its queues are what
+/// memory says.
+fn start(driver: &mut Driver<Transport>) {
+    assert_eq!(driver.negotiate(FEATURES), FEATURES_OK);
+    for (queue, table) in (0..3).zip((QUEUE..).step_by(QUEUE as usize)) {
+        let layout = Layout { table, available: table + 0x100, used: table + 0x200 };
+        driver.rings[queue as usize] = Ring::new(layout, SIZE, true);
+        driver.lay_out_queue(queue);
+        driver.write(QUEUE_READY, 1);
+    }
+    driver.set_status(DRIVER_OK);
 }
 
 fuzz_target!(|input: &[u8]| {
@@ -69,16 +75,17 @@ fuzz_target!(|input: &[u8]| {
     let options = NetOptions { tso_from_guest: true, ..NetOptions::new([2; 6]) };
     let device = NetDevice::new(options, slot.clone()).expect("a device");
     let doorbell = Doorbell::new().expect("a doorbell");
-    let interrupt = Interrupt::new(|| Ok(()));
-    let mut transport =
-        MmioTransport::new(Box::new(device), Arc::clone(&memory), interrupt, doorbell)
+    let line = Line::default();
+    let transport =
+        MmioTransport::new(Box::new(device), Arc::clone(&memory), line.interrupt(), doorbell)
             .expect("a transport");
-    start(&mut transport);
+    let mut driver = Driver::new(Transport(transport), Arc::clone(&memory), line, SIZE);
+    start(&mut driver);
     let mut bytes = vec![0xff; MAX_FRAME + 1];
     for step in steps.chunks_exact(4) {
         let value = u16::from_le_bytes([step[1], step[2]]);
         if step[0] % 8 == 0 {
-            start(&mut transport);
+            start(&mut driver);
             continue;
         }
         let mut port = slot.0.lock().expect("the port");
@@ -105,6 +112,6 @@ fuzz_target!(|input: &[u8]| {
                 .expect("the image is in memory"),
         }
     }
-    drop(transport);
+    drop(driver);
     assert!(slot.0.lock().expect("the port").is_none());
 });

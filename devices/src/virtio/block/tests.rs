@@ -12,7 +12,7 @@ use virtio_queue::desc::split::Descriptor;
 use super::*;
 use crate::BusDevice;
 use crate::virtio::testing::{
-    Buffer, DATA, DRIVER_OK, Driver, MEMORY_END, SEAM, SIZE, any_write, wait_until,
+    Buffer, DATA, DRIVER_OK, Driver, MEMORY_END, SEAM, SIZE, any_write, driver, wait_until,
 };
 
 const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
@@ -43,7 +43,7 @@ impl TestDisk {
         let (device, worker) = BlockDevice::new(Disk::open(spec).unwrap(), host_full);
         let worker = thread::spawn(move || worker.run());
         let counters = device.counters();
-        Self { driver: Some(Driver::new(device)), worker: Some(worker), counters }
+        Self { driver: Some(driver(device)), worker: Some(worker), counters }
     }
 
     fn started(spec: DiskOptions) -> Self {
@@ -485,7 +485,7 @@ fn many_requests_need_few_interrupts() {
 fn a_worker_that_is_gone_is_a_failed_activation() {
     let (device, worker) = BlockDevice::new(Disk::open(raw_spec()).unwrap(), None);
     drop(worker);
-    let mut driver = Driver::new(device);
+    let mut driver = driver(device);
     driver.negotiate(0);
     driver.make_ready(0);
     assert_eq!(driver.set_status(DRIVER_OK), DRIVER_OK | VIRTIO_CONFIG_S_NEEDS_RESET);

@@ -16,7 +16,7 @@ use virtio_bindings::virtio_mmio::{
 
 use super::*;
 use crate::virtio::NeedsReset;
-use crate::virtio::testing::{Buffer, DATA, DRIVER_OK, Driver, MEMORY_END, SIZE};
+use crate::virtio::testing::{Buffer, DATA, DRIVER_OK, Driver, MEMORY_END, SIZE, driver};
 
 const RX: u32 = 0;
 const TX: u32 = 1;
@@ -64,7 +64,7 @@ impl Pair {
         let slot = Slot::default();
         let device = NetDevice::new(options, slot.clone()).unwrap();
         let meter = device.meter();
-        Self { driver: Driver::new(device), slot, meter }
+        Self { driver: driver(device), slot, meter }
     }
 
     /// A running pair.

@@ -2,44 +2,37 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
 
-use boxlite_hv::Interrupt;
 use proptest::prelude::*;
 
 use super::*;
 use crate::LogBudget;
 use crate::log_budget::testing::assert_bounded;
 use crate::virtio::QueueInterrupt;
-use crate::virtio::testing::vring::{AVAIL, RING, USED, Vring};
-use crate::virtio::testing::{DATA, MEMORY_END, memory};
+use crate::virtio::testing::{DATA, Layout, Line, MEMORY_END, Ring, memory};
 
 const SIZE: u16 = 16;
 
 /// A queue with both its ends, and what tells the driver.
 struct Pair {
     memory: Arc<GuestMemory>,
-    driver: Vring,
+    driver: Ring,
     queue: Virtqueue,
     notifier: Notifier,
-    raised: Arc<AtomicU32>,
+    line: Line,
     interrupt: QueueInterrupt,
     log: LogBudget,
 }
 
 impl Pair {
     fn new(event_idx: bool) -> Self {
-        let (memory, driver) = (memory(), Vring::new(0, SIZE, event_idx));
-        let raised = Arc::<AtomicU32>::default();
-        let counter = Arc::clone(&raised);
-        let interrupt = QueueInterrupt::new(Interrupt::new(move || {
-            counter.fetch_add(1, Ordering::SeqCst);
-            Ok(())
-        }));
+        let (memory, line) = (memory(), Line::default());
+        let mut driver = Ring::new(Layout::of(0), SIZE, event_idx);
+        let interrupt = QueueInterrupt::new(line.interrupt());
         let log = LogBudget::default();
         let notifier = Notifier::new("device", interrupt.clone(), log.clone());
         let queue = Virtqueue::new("test", driver.queue(&memory), 0);
-        Self { memory, driver, queue, notifier, raised, interrupt, log }
+        Self { memory, driver, queue, notifier, line, interrupt, log }
     }
 
     /// The driver adds a chain of one descriptor. Returns whether it notifies.
@@ -78,7 +71,7 @@ impl Pair {
     }
 
     fn raised(&self) -> u32 {
-        self.raised.load(Ordering::SeqCst)
+        self.line.raised()
     }
 }
 
@@ -139,8 +132,8 @@ fn a_queue_that_goes_on_interrupts_for_what_it_used_before() {
 #[test]
 fn a_broken_queue_is_empty_and_reported_once() {
     let breaks: [fn(&mut Pair); 2] = [
-        |pair| pair.driver.break_avail_index(&pair.memory),
-        |pair| assert!(pair.driver.publish_head(&pair.memory, SIZE)),
+        |pair| pair.driver.break_available_index(&pair.memory),
+        |pair| assert!(pair.driver.make_available(&pair.memory, SIZE)),
     ];
     for break_queue in breaks {
         let mut pair = Pair::new(true);
@@ -197,7 +190,7 @@ fn any_step() -> impl Strategy<Value = Step> {
 /// What anybody with access to the rings can do to them, and the device meanwhile.
 #[derive(Clone, Debug)]
 enum Attack {
-    Store { offset: u64, value: u16 },
+    Store { address: u64, value: u16 },
     BeginTurn(usize),
     Pop,
     Take,
@@ -209,18 +202,18 @@ enum Attack {
 }
 
 fn any_attack() -> impl Strategy<Value = Attack> {
-    let rings = u64::from(SIZE);
-    let offset = prop_oneof![
-        4 => Just(AVAIL + INDEX),
-        2 => (0..rings).prop_map(|slot| AVAIL + ELEMENTS + AVAIL_ELEMENT * slot),
-        1 => Just(AVAIL + FLAGS),
-        1 => Just(AVAIL + ELEMENTS + AVAIL_ELEMENT * rings),
-        1 => Just(USED + INDEX),
-        1 => Just(USED + ELEMENTS + USED_ELEMENT * rings),
+    let (layout, rings) = (Layout::of(0), u64::from(SIZE));
+    let address = prop_oneof![
+        4 => Just(layout.available + INDEX),
+        2 => (0..rings).prop_map(move |slot| layout.available + ELEMENTS + AVAIL_ELEMENT * slot),
+        1 => Just(layout.available + FLAGS),
+        1 => Just(layout.available + ELEMENTS + AVAIL_ELEMENT * rings),
+        1 => Just(layout.used + INDEX),
+        1 => Just(layout.used + ELEMENTS + USED_ELEMENT * rings),
     ];
     let value = prop_oneof![8 => 0..SIZE, 2 => 0..2 * SIZE, 1 => any::<u16>()];
     prop_oneof![
-        8 => (offset, value).prop_map(|(offset, value)| Attack::Store { offset, value }),
+        8 => (address, value).prop_map(|(address, value)| Attack::Store { address, value }),
         3 => (0..40usize).prop_map(Attack::BeginTurn),
         6 => Just(Attack::Pop),
         4 => Just(Attack::Take),
@@ -236,7 +229,8 @@ fn any_attack() -> impl Strategy<Value = Attack> {
 fn bystanders(memory: &GuestMemory) -> Vec<u8> {
     let mut bytes = vec![0; MEMORY_END as usize];
     memory.read_slice(&mut bytes, GuestAddress(0)).unwrap();
-    bytes.drain(RING as usize..2 * RING as usize);
+    let rings = Layout::of(0).table as usize;
+    bytes.drain(rings..rings + Layout::LEN as usize);
     bytes
 }
 
@@ -283,7 +277,7 @@ proptest! {
                     used = 0;
                 }
                 Step::Wait => {
-                    waits = !pair.driver.ask_for_interrupt(&pair.memory);
+                    waits = pair.driver.ask_for_interrupt(&pair.memory);
                     owed = false;
                     prop_assert_eq!(waits, used == 0);
                 }
@@ -304,8 +298,8 @@ proptest! {
         let (mut left, mut taken, mut heads) = (0, 0, VecDeque::new());
         for attack in attacks {
             match attack {
-                Attack::Store { offset, value } => {
-                    pair.memory.write_obj(value, GuestAddress(RING + offset)).unwrap();
+                Attack::Store { address, value } => {
+                    pair.memory.write_obj(value, GuestAddress(address)).unwrap();
                 }
                 Attack::BeginTurn(budget) => {
                     pair.queue.begin_turn(budget);

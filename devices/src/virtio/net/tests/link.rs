@@ -55,7 +55,7 @@ fn the_network_sees_what_was_negotiated() {
 #[test]
 fn a_network_that_refuses_needs_a_reset() {
     let slot = Slot { refuses: true, ..Slot::default() };
-    let mut driver = Driver::new(NetDevice::new(NetOptions::new(MAC), slot).unwrap());
+    let mut driver = driver(NetDevice::new(NetOptions::new(MAC), slot).unwrap());
     driver.negotiate(0);
     (0..3).for_each(|queue| driver.make_ready(queue));
     assert_eq!(driver.set_status(DRIVER_OK), DRIVER_OK | VIRTIO_CONFIG_S_NEEDS_RESET);
@@ -167,7 +167,7 @@ fn what_is_logged_is_bounded_over_activations() {
     let slot = Slot::default();
     let device = NetDevice::new(NetOptions::new(MAC), slot.clone()).unwrap();
     let (log, meter) = (device.shared.log.clone(), device.meter());
-    let mut pair = Pair { driver: Driver::new(device), slot, meter };
+    let mut pair = Pair { driver: driver(device), slot, meter };
     for _ in 0..30 {
         pair.driver.start(0, 3);
         pair.transmit(0, &[(MEMORY_END, 60, false)]);

@@ -9,7 +9,7 @@ use super::*;
 use crate::log_budget::testing::assert_bounded;
 use crate::virtio::VirtioDevice;
 use crate::virtio::queue::Virtqueue;
-use crate::virtio::testing::vring::Vring;
+use crate::virtio::testing::{Layout, Ring};
 use crate::virtio::vsock::clients::MAX_CLIENTS;
 use crate::virtio::vsock::credit::WINDOW;
 use crate::virtio::vsock::packet::{HEADER_SIZE, Header};
@@ -333,7 +333,7 @@ fn a_queue_that_the_driver_breaks_is_left_alone() {
     for ring in [RX, TX] {
         let mut guest = Guest::new(no_ports);
         let (mut client, _) = connect(&mut guest);
-        guest.rings[ring].break_avail_index(&guest.memory);
+        guest.rings[ring].break_available_index(&guest.memory);
         guest.kick();
         client.write_all(b"hello").unwrap();
         guest.event_loop.assert_idle();
@@ -352,12 +352,12 @@ fn a_queue_that_the_driver_breaks_is_left_alone() {
 #[test]
 fn buffers_of_no_use_take_a_bounded_part_of_a_turn() {
     let memory = crate::virtio::testing::memory();
-    let mut vring = Vring::new(0, 256, false);
-    let mut queue = RxQueue(Virtqueue::new("rx", vring.queue(&memory), 0));
+    let mut ring = Ring::new(Layout::of(0), 256, false);
+    let mut queue = RxQueue(Virtqueue::new("rx", ring.queue(&memory), 0));
     for _ in 0..256 {
-        vring.publish(&memory, &[(0x8000, HEADER_SIZE as u32 - 1)], true);
+        ring.publish(&memory, &[(0x8000, HEADER_SIZE as u32 - 1)], true);
     }
-    let mut used = || std::iter::from_fn(|| vring.take_used(&memory)).count();
+    let mut used = || std::iter::from_fn(|| ring.take_used(&memory)).count();
     for _ in 0..2 {
         queue.0.begin_turn(128);
         assert!(queue.pop_buffer(&memory, 0).is_none());
@@ -381,7 +381,7 @@ fn what_is_logged_is_bounded_over_activations() {
     let log = guest.device.log.clone();
     for _ in 0..30 {
         for ring in [RX, TX] {
-            guest.rings[ring].break_avail_index(&guest.memory);
+            guest.rings[ring].break_available_index(&guest.memory);
         }
         guest.kick();
         let (ours, _client) = pair();

@@ -50,7 +50,7 @@ enum Wild {
 
 fn wild() -> impl Strategy<Value = Wild> {
     let bytes = || prop::collection::vec(any::<u8>(), 0..300);
-    let address = prop_oneof![0..0x200_1000u64, any::<u64>()];
+    let address = prop_oneof![0..0x400_1000u64, any::<u64>()];
     prop_oneof![
         20 => (any_header(), 0..300usize, prop::collection::btree_set(1..44usize, 0..4))
             .prop_map(|(header, len, cuts)| Wild::Packet(header, len, cuts.into_iter().collect())),

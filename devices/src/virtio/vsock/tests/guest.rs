@@ -3,16 +3,16 @@
 
 use std::collections::VecDeque;
 use std::os::unix::net::UnixListener;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use boxlite_hv::{Doorbell, Interrupt};
+use boxlite_hv::Doorbell;
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::event_loop::TestLoop;
 use crate::GuestMemory;
-use crate::virtio::testing::vring::Vring;
+use crate::virtio::testing::{Layout, Line, Ring};
 use crate::virtio::vsock::packet::{HEADER_SIZE, Header, op};
 use crate::virtio::vsock::{GUEST_CID, HostPorts, Timeouts, Vsock, VsockHandle};
 use crate::virtio::{Activation, QueueInterrupt, VirtioDevice};
@@ -42,12 +42,6 @@ impl Packet {
     }
 }
 
-#[derive(Default)]
-struct Line {
-    raised: Mutex<u64>,
-    changed: Condvar,
-}
-
 /// How a guest is set up.
 pub(super) struct Setup {
     pub(super) rx_size: u16,
@@ -73,9 +67,9 @@ impl Default for Setup {
 pub(super) struct Guest {
     pub(super) device: Vsock,
     pub(super) memory: Arc<GuestMemory>,
-    pub(super) rings: [Vring; 3],
+    pub(super) rings: [Ring; 3],
     doorbell: Doorbell,
-    line: Arc<Line>,
+    line: Line,
     interrupt: QueueInterrupt,
     event_idx: bool,
     rx_size: u16,
@@ -105,20 +99,15 @@ impl Guest {
             device = device.with_listener(listener).unwrap();
         }
         let regions = [(GuestAddress(0), 0x50_0000), (GuestAddress(0x50_0000), MEMORY - 0x50_0000)];
-        let line = Arc::<Line>::default();
-        let rising = Arc::clone(&line);
-        let interrupt = Interrupt::new(move || {
-            *rising.raised.lock().unwrap() += 1;
-            rising.changed.notify_all();
-            Ok(())
-        });
+        let line = Line::default();
+        let interrupt = QueueInterrupt::new(line.interrupt());
         let mut guest = Self {
             device,
             memory: Arc::new(GuestMemory::from_ranges(&regions).unwrap()),
-            rings: [0, 1, 2].map(|index| Vring::new(index, 16, false)),
+            rings: [0, 1, 2].map(|index| Ring::new(Layout::of(index), 16, false)),
             doorbell: Doorbell::new().unwrap(),
             line,
-            interrupt: QueueInterrupt::new(interrupt),
+            interrupt,
             event_idx: setup.event_idx,
             rx_size: setup.rx_size,
             rx_buffer: setup.rx_buffer,
@@ -131,11 +120,12 @@ impl Guest {
 
     pub(super) fn activate(&mut self) {
         let sizes = [self.rx_size, 64, 16];
-        self.rings = [0, 1, 2].map(|index| Vring::new(index, sizes[index], self.event_idx));
+        self.rings =
+            [0, 1, 2].map(|index| Ring::new(Layout::of(index), sizes[index], self.event_idx));
         self.received.clear();
         let activation = Activation {
             memory: Arc::clone(&self.memory),
-            queues: self.rings.iter().map(|ring| ring.queue(&self.memory)).collect(),
+            queues: self.rings.iter_mut().map(|ring| ring.queue(&self.memory)).collect(),
             doorbell: self.doorbell.try_clone().unwrap(),
             interrupt: self.interrupt.clone(),
             features: self.device.features(),
@@ -169,8 +159,8 @@ impl Guest {
     }
 
     /// How often the interrupt line rose.
-    pub(super) fn interrupts(&self) -> u64 {
-        *self.line.raised.lock().unwrap()
+    pub(super) fn interrupts(&self) -> u32 {
+        self.line.raised()
     }
 
     /// Waits for an interrupt after which `take` finds something.
@@ -195,15 +185,11 @@ impl Guest {
             if let Some(found) = take(self) {
                 return Some(found);
             }
-            if self.rings[ring].ask_for_interrupt(&self.memory) {
+            if !self.rings[ring].ask_for_interrupt(&self.memory) {
                 continue;
             }
-            let line = Arc::clone(&self.line);
-            let raised = line.raised.lock().unwrap();
             let left = deadline.saturating_duration_since(Instant::now());
-            let woken =
-                line.changed.wait_timeout_while(raised, left, |now| *now == before).unwrap();
-            if woken.1.timed_out() {
+            if !self.line.wait_beyond(before, left) {
                 return None;
             }
         }

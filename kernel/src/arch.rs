@@ -1,11 +1,11 @@
-//! The architectures of a guest.
+//! Guest architectures.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// A guest architecture, written as `uname -m` writes it.
+/// A guest architecture, named as by `uname -m`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Arch {
@@ -17,7 +17,7 @@ pub enum Arch {
 }
 
 impl Arch {
-    /// The architecture this program was compiled for: the one it can run boxes of.
+    /// This program's architecture: that of the boxes it can run.
     pub const HOST: Self = if cfg!(target_arch = "aarch64") { Self::Aarch64 } else { Self::X86_64 };
 
     /// The name, as `uname -m` prints it.
@@ -28,7 +28,7 @@ impl Arch {
         }
     }
 
-    /// The kernel's file name among the guest files: an uncompressed ELF file or a raw image.
+    /// File name of the kernel among the guest files: an uncompressed ELF file or a raw image.
     pub const fn kernel_file(self) -> &'static str {
         match self {
             Self::X86_64 => "vmlinux",
@@ -43,7 +43,7 @@ impl fmt::Display for Arch {
     }
 }
 
-/// An architecture that boxes do not run on.
+/// An unknown architecture.
 #[derive(Debug, thiserror::Error)]
 #[error("unknown architecture {0:?}: use x86_64 or aarch64")]
 pub struct UnknownArch(String);

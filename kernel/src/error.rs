@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::arch::Arch;
 
-/// Guest files were not found, or what was found is damaged.
+/// Guest files are missing or damaged.
 #[derive(Debug, thiserror::Error)]
 pub enum LocateError {
     /// No folder holds guest files for the architecture.
@@ -15,9 +15,9 @@ pub enum LocateError {
         join_paths(.searched)
     )]
     NotFound {
-        /// The architecture looked for.
+        /// The architecture.
         arch: Arch,
-        /// Every folder looked at, in order.
+        /// The searched folders, in order.
         searched: Vec<PathBuf>,
     },
     /// A file cannot be read.
@@ -28,7 +28,7 @@ pub enum LocateError {
         /// Why not.
         source: io::Error,
     },
-    /// The manifest is not one, or of a form this version does not know.
+    /// The manifest is invalid, or of an unknown format.
     #[error("{}: {problem}; make the guest files again with `cargo xtask guest`", path.display())]
     BadManifest {
         /// The manifest.
@@ -36,7 +36,7 @@ pub enum LocateError {
         /// What is wrong with it.
         problem: String,
     },
-    /// A file is not the one the manifest describes.
+    /// A file differs from its manifest entry.
     #[error(
         "guest file {} is damaged: {what} is {actual}, its manifest says {expected}; \
          make it again with `cargo xtask guest`",
@@ -47,9 +47,9 @@ pub enum LocateError {
         path: PathBuf,
         /// "size" or "SHA-256".
         what: &'static str,
-        /// What the manifest says.
+        /// The manifest's value.
         expected: String,
-        /// What the file has.
+        /// The file's value.
         actual: String,
     },
 }

@@ -1,7 +1,7 @@
-//! The guest files: one folder with everything a box boots from, and how a launcher finds it.
+//! The guest files, the folder that a box boots from: manifest and locator.
 //!
-//! The manifest is written last, so a folder that has one is complete. Locating is cheap, because
-//! it happens at every start: sizes are compared, hashes only by [`GuestFiles::verify`].
+//! The manifest is written last, so a folder with one is complete. Every start locates the files,
+//! so that is cheap: sizes are compared, hashes only by [`GuestFiles::verify`].
 
 use std::collections::BTreeMap;
 use std::env;
@@ -15,58 +15,58 @@ use crate::arch::Arch;
 use crate::error::LocateError;
 use crate::hash::sha256_file;
 
-/// The manifest's file name.
+/// File name of the manifest.
 pub const MANIFEST_FILE: &str = "manifest.json";
-/// The initramfs' file name: an uncompressed cpio archive (newc) that holds the agent.
+/// File name of the initramfs: an uncompressed cpio archive (newc) with the agent.
 pub const INITRAMFS_FILE: &str = "initramfs.cpio";
-/// The empty disk's file name: an ext4 file system, compressed with zstd.
+/// File name of the empty disk: an ext4 file system, compressed with zstd.
 pub const TEMPLATE_FILE: &str = "template.ext4.zst";
-/// The size of the template, decompressed, in bytes.
+/// Size of the decompressed template, in bytes.
 pub const TEMPLATE_SIZE: u64 = 32 << 20;
 
-/// The form of manifest that this version writes and reads.
+/// The manifest format of this version.
 const FORMAT: u32 = 1;
-/// The largest manifest that is read, in bytes.
+/// Maximum length of a manifest, in bytes.
 const MANIFEST_LIMIT: u64 = 64 << 10;
-/// Names the folder of the guest files outright.
+/// Names the folder of the guest files; no other is searched then.
 const GUEST_DIR_VARIABLE: &str = "BOXLITE_GUEST_DIR";
 
-/// What a folder of guest files holds and where it came from.
+/// Contents and origin of a folder of guest files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// The manifest's own form.
+    /// Format of the manifest.
     format: u32,
-    /// The architecture of kernel and agent.
+    /// Architecture of kernel and agent.
     pub arch: Arch,
-    /// What `uname -r` says in a box.
+    /// Kernel release, as `uname -r` prints it in a box.
     pub kernel_release: String,
-    /// What the kernel was built from.
+    /// Source of the kernel.
     pub kernel_source: SourceInfo,
-    /// The agent's package version.
+    /// Package version of the agent.
     pub agent_version: String,
-    /// Each file by name.
+    /// Files by name.
     files: BTreeMap<String, FileInfo>,
 }
 
-/// What a kernel was built from, as its manifest records it.
+/// The source of a kernel, as recorded in its manifest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceInfo {
-    /// The kernel's version: `6.12.64` from kernel.org, `6.12.117-1~deb12u1` from Debian.
+    /// Version: `6.12.64` from kernel.org, `6.12.117-1~deb12u1` from Debian.
     pub version: String,
-    /// Where it came from, in words.
+    /// Where it came from, for people.
     pub origin: String,
-    /// SHA-256 of the tarball; of the names, sizes and times of all files for a folder.
+    /// SHA-256 of the tarball; for a folder, of the names, sizes and times of its files.
     pub sha256: String,
     /// Whether `sha256` is one of the pinned ones.
     pub pinned: bool,
 }
 
-/// One file as the manifest describes it.
+/// A file's entry in the manifest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileInfo {
-    /// Its size in bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// Its SHA-256, in hexadecimal.
+    /// SHA-256, in hexadecimal.
     pub sha256: String,
 }
 
@@ -76,7 +76,7 @@ impl Manifest {
         [arch.kernel_file(), INITRAMFS_FILE, TEMPLATE_FILE]
     }
 
-    /// What is said of a file, by its name.
+    /// The entry of a file.
     pub fn file(&self, name: &str) -> Option<&FileInfo> {
         self.files.get(name)
     }
@@ -107,9 +107,9 @@ impl Manifest {
         })
     }
 
-    /// The manifest as it is stored.
+    /// The manifest as JSON.
     pub fn to_json(&self) -> String {
-        // Strings, numbers and a map with string keys: nothing in it can fail to serialize.
+        // Strings, numbers and a map with string keys: serialization cannot fail.
         serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
     }
 
@@ -120,7 +120,7 @@ impl Manifest {
             return Err(bad("too large for a manifest".to_owned()));
         }
         let text = fs::read(path).map_err(io)?;
-        // Its form first: that of another version may have other fields.
+        // The format first: another version may have other fields.
         #[derive(Deserialize)]
         struct Form {
             format: u32,
@@ -133,10 +133,10 @@ impl Manifest {
     }
 }
 
-/// The guest files of one architecture, found and of the right sizes.
+/// The guest files of one architecture, with the sizes that the manifest says.
 #[derive(Clone, Debug)]
 pub struct GuestFiles {
-    /// The folder that holds them.
+    /// The folder.
     pub dir: PathBuf,
     /// The kernel: an ELF `vmlinux` on x86_64, a raw `Image` on aarch64.
     pub kernel: PathBuf,
@@ -144,24 +144,24 @@ pub struct GuestFiles {
     pub initramfs: PathBuf,
     /// The empty ext4 disk of [`TEMPLATE_SIZE`], compressed with zstd.
     pub template: PathBuf,
-    /// What they are.
+    /// The manifest.
     pub manifest: Manifest,
 }
 
 impl GuestFiles {
-    /// Finds the guest files for boxes on this machine.
+    /// Locates the guest files for boxes on this machine.
     ///
-    /// Looks in `$BOXLITE_GUEST_DIR` alone if that is set; else beside the executable (`guest/`,
-    /// `../guest/`), then in `$XDG_DATA_HOME/boxlite/guest` or `~/.local/share/boxlite/guest`. In
-    /// each place a folder named after the architecture counts too.
+    /// Searches `$BOXLITE_GUEST_DIR` alone if that is set; else `guest/` and `../guest/` beside the
+    /// executable, then `$XDG_DATA_HOME/boxlite/guest` or `~/.local/share/boxlite/guest`. In each,
+    /// a subfolder named after the architecture counts, too.
     ///
     /// # Errors
-    /// [`LocateError::NotFound`] lists every folder looked at; other errors name a damaged file.
+    /// [`LocateError::NotFound`] lists the searched folders; other errors name a damaged file.
     pub fn locate() -> Result<Self, LocateError> {
         Self::locate_for(Arch::HOST)
     }
 
-    /// Finds the guest files of another architecture than this machine's, in the same places.
+    /// Locates the guest files of an architecture, in the same folders.
     pub fn locate_for(arch: Arch) -> Result<Self, LocateError> {
         Self::locate_in(arch, places())
     }
@@ -191,9 +191,9 @@ impl GuestFiles {
         Err(LocateError::NotFound { arch, searched })
     }
 
-    /// Opens the guest files in `dir`, of whatever architecture; compares sizes, not hashes.
+    /// Opens the guest files in `dir`, of any architecture; compares sizes, not hashes.
     pub fn open(dir: &Path) -> Result<Self, LocateError> {
-        // The files are opened by processes with other working directories, too.
+        // Absolute, because processes with other working directories open the files, too.
         let dir = std::path::absolute(dir)
             .map_err(|source| LocateError::Io { path: dir.to_owned(), source })?;
         let manifest = Manifest::read(&dir.join(MANIFEST_FILE))?;
@@ -211,7 +211,7 @@ impl GuestFiles {
         Ok(files)
     }
 
-    /// Reads every file and compares its hash with the manifest's.
+    /// Compares the hash of every file with the manifest's.
     pub fn verify(&self) -> Result<(), LocateError> {
         self.check(|path, info| {
             let actual = sha256_file(path)?;
@@ -242,10 +242,10 @@ impl GuestFiles {
     }
 }
 
-/// What of a file differs, what it should be, and what it is.
+/// A property that differs, its expected value, its value.
 type Difference = (&'static str, String, String);
 
-/// Where guest files may be, in the order of search.
+/// The folders to search, in order.
 fn places() -> Vec<PathBuf> {
     let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     if let Some(dir) = set(GUEST_DIR_VARIABLE) {

@@ -1,4 +1,4 @@
-//! SHA-256 in the lower-case hexadecimal that manifests and pins use.
+//! SHA-256 in lower-case hexadecimal, as in manifests and pins.
 
 use std::fs::File;
 use std::io;
@@ -11,7 +11,7 @@ pub fn sha256_bytes(bytes: impl AsRef<[u8]>) -> String {
     format!("{:x}", Sha256::digest(bytes))
 }
 
-/// The SHA-256 of the file at `path`, read once from its start.
+/// The SHA-256 of the file at `path`.
 pub fn sha256_file(path: &Path) -> io::Result<String> {
     let mut hasher = Sha256::new();
     io::copy(&mut File::open(path)?, &mut hasher)?;

@@ -1,4 +1,4 @@
-//! Files read whole, in bounds.
+//! Bounded reads of whole files.
 
 use std::io::Read;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::error::{Error, Result};
 use crate::sys;
 
-/// Reads a whole small file: an error if it is longer than `limit`.
+/// Reads a whole file; one longer than `limit` is an error.
 pub(crate) fn read_small(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let file = sys::open_regular(path).map_err(Error::io("open", path))?;
     let mut bytes = Vec::new();

@@ -8,8 +8,7 @@ use crate::error::{Error, Remedy, Result};
 use crate::format::{Digest, ImageConfig, ImageReference};
 use crate::layer::Layer;
 
-/// An image that was found and whose manifest and config are verified. Its layers are verified
-/// when they are read.
+/// A resolved image: manifest and config are verified, layers are verified when they are read.
 #[derive(Clone, Debug)]
 pub struct Image {
     pub(crate) reference: ImageReference,
@@ -18,8 +17,8 @@ pub struct Image {
     pub(crate) chain_id: Digest,
     pub(crate) layers: Vec<Layer>,
     pub(crate) documents: Documents,
-    /// None: it is used where it lies.
-    pub(crate) imported: Option<Imported>,
+    /// None for an image that is used where it lies.
+    pub(crate) origin: Option<Origin>,
 }
 
 impl Image {
@@ -36,16 +35,16 @@ impl Image {
             chain_id,
             layers: resolved.layers,
             documents: resolved.documents,
-            imported: None,
+            origin: None,
         })
     }
 
-    /// How it was asked for (after an import: its new name).
+    /// The reference it was resolved from; after an import, its new name.
     pub fn reference(&self) -> &ImageReference {
         &self.reference
     }
 
-    /// Its identity: the digest of the manifest; of the config where the source has no manifest
+    /// Identity of the image: digest of the manifest; of the config if the source has no manifest
     /// (`docker save`); of the tar stream for a directory.
     pub fn digest(&self) -> &Digest {
         &self.digest
@@ -56,23 +55,23 @@ impl Image {
         &self.config
     }
 
-    /// The identity of its file system: the OCI chain ID of all layers.
+    /// Identity of the file system: the OCI chain ID of all layers.
     pub fn chain_id(&self) -> &Digest {
         &self.chain_id
     }
 
-    /// How many layers it has.
+    /// Number of layers.
     pub fn layer_count(&self) -> usize {
         self.layers.len()
     }
 
-    /// Whether it came from a registry under this very name, and so can be had again by it.
+    /// Whether it was pulled from a registry under this name, and can be pulled again.
     pub(crate) fn is_pulled(&self) -> bool {
         let again = format!("docker://{}", self.reference);
-        self.imported.as_ref().is_some_and(|origin| origin.from == again)
+        self.origin.as_ref().is_some_and(|origin| origin.from == again)
     }
 
-    /// How a layer is called in messages.
+    /// Name of a layer in messages.
     pub(crate) fn layer_label(&self, index: usize) -> String {
         let layer = self.layers.get(index);
         let digest = layer.map(|layer| layer.digest.as_ref().unwrap_or(&layer.diff_id).to_string());
@@ -81,7 +80,7 @@ impl Image {
     }
 }
 
-/// What a source finds out about an image.
+/// What a source yields for an image.
 #[derive(Debug)]
 pub(crate) struct Resolved {
     pub(crate) digest: Digest,
@@ -90,32 +89,33 @@ pub(crate) struct Resolved {
     pub(crate) documents: Documents,
 }
 
-/// The JSON of an image as it was found: to be stored with it.
+/// JSON documents of an image as they were found, to be stored with it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Documents {
-    /// What [`Image::digest`] is the digest of, where the image has a manifest.
+    /// The manifest that [`Image::digest`] is the digest of; none if the image has no manifest.
     pub(crate) manifest: Option<Arc<[u8]>>,
-    /// What the layers are, and what to run.
+    /// The image config.
     pub(crate) config: Option<Arc<[u8]>>,
 }
 
-/// What the store knows of an image besides its layers, when they are its own.
+/// Where an image in the store came from, and which of its documents are in the store.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Imported {
-    /// The reference from which it came.
+pub(crate) struct Origin {
+    /// The reference it was pulled or imported from.
     pub(crate) from: String,
-    /// Of the index through which it was found, where there was one.
+    /// Digest of the index it was selected from, if there was one.
     #[serde(default)]
     pub(crate) index: Option<Digest>,
-    /// Of its manifest in the store.
+    /// Digest of its manifest in the store.
     #[serde(default)]
     pub(crate) manifest: Option<Digest>,
-    /// Of its config in the store.
+    /// Digest of its config in the store.
     #[serde(default)]
     pub(crate) config: Option<Digest>,
 }
 
-/// The OCI chain ID of layers, lowest first; none of none. (OCI image spec, config, "Layer ChainID")
+/// The OCI chain ID of layers, lowest first; none if there are no layers. (OCI image spec, config,
+/// "Layer ChainID")
 pub(crate) fn chain_id<'a>(diff_ids: impl IntoIterator<Item = &'a Digest>) -> Option<Digest> {
     diff_ids.into_iter().fold(None, |chain: Option<Digest>, diff_id| {
         Some(match chain {

@@ -1,20 +1,21 @@
-//! How long work tells of itself, so that a launcher can draw bars.
+//! Progress events of long work, so that a launcher can draw bars.
 
 use std::path::Path;
 
-/// Hears of progress. Called often (about once per 256 KiB) and from the thread that works.
+/// Receives progress events: often (about one per 256 KiB), on the thread that works.
 pub trait Progress: Send + Sync {
-    /// Something went on.
+    /// Handles one event.
     fn report(&self, event: Event<'_>);
 
-    /// Asked many times a second while something is fetched: once the answer is yes, that ends with
-    /// [`Error::Cancelled`](crate::Error::Cancelled), soon. What was fetched is kept for the next time.
+    /// Polled many times a second while something is fetched. Once this returns true, the call
+    /// fails soon with [`Error::Cancelled`](crate::Error::Cancelled); what was fetched is kept for
+    /// the next attempt.
     fn is_cancelled(&self) -> bool {
         false
     }
 }
 
-/// Tells nobody.
+/// Ignores all events.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Silent;
 
@@ -28,39 +29,38 @@ impl<F: Fn(Event<'_>) + Send + Sync> Progress for F {
     }
 }
 
-/// One piece of progress. All numbers are bytes, `done` never shrinks within a phase
-/// unless it says so.
+/// One progress event. All numbers are bytes; `done` never shrinks within a phase unless noted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// A compressed or received archive is being expanded to a temporary file.
+    /// A compressed or streamed archive is being expanded to a temporary file.
     Expanding {
-        /// The archive; `-`: it has no file.
+        /// The archive; `-` if it is a stream.
         file: &'a Path,
-        /// Bytes read of it.
+        /// Bytes read of the archive.
         done: u64,
-        /// Bytes of it in all, where known beforehand.
+        /// Length of the archive in bytes, if known beforehand.
         total: Option<u64>,
     },
-    /// A directory is being read to learn its identity.
+    /// A directory is being read to compute its digest.
     Scanning {
         /// The directory.
         dir: &'a Path,
         /// Bytes of the tar stream made of it.
         done: u64,
     },
-    /// Another process is making what is wanted here (a disk, a blob); waiting for it.
+    /// Another process is making this disk or blob; waiting for it.
     Waiting {
         /// The file that will appear.
         file: &'a Path,
     },
-    /// A registry (or a mirror) is asked for an image.
+    /// A registry or mirror is being asked for an image.
     Asking {
         /// The registry's name.
         registry: &'a str,
     },
-    /// A layer is being fetched from a registry; several are at a time. `done` begins with what
-    /// was fetched by an earlier attempt, and goes back where that turns out to be of no use.
+    /// A layer is being fetched from a registry; several run at a time. `done` starts at what an
+    /// earlier attempt fetched, and falls back if that turns out to be unusable.
     Pulling(LayerProgress),
     /// A layer is in the store already.
     Present(LayerProgress),
@@ -68,26 +68,26 @@ pub enum Event<'a> {
     Copying(LayerProgress),
     /// A layer is being read by the builder.
     Unpacking(LayerProgress),
-    /// All layers are on the new disk; it is being written out to stable storage.
+    /// All layers are on the new disk; the disk is being synced.
     Syncing,
-    /// Something is wrong, was dealt with, and should be known.
+    /// A problem that was worked around and should be known.
     Warning(&'a str),
 }
 
-/// How far a layer is.
+/// How much of a layer is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerProgress {
-    /// Which layer, from 0.
+    /// Index of the layer, from 0.
     pub layer: usize,
-    /// How many layers there are.
+    /// Number of layers.
     pub layers: usize,
-    /// Bytes of the (compressed) layer read.
+    /// Bytes read of the layer as it is stored.
     pub done: u64,
-    /// Bytes of the (compressed) layer in all, where known beforehand.
+    /// Length of the layer as it is stored, if known beforehand.
     pub total: Option<u64>,
 }
 
-/// Thins out reports: says yes about once per 256 KiB, and whenever asked to by `force`.
+/// Limits the rate of events to about one per 256 KiB.
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
     reported: u64,

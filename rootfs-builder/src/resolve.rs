@@ -1,5 +1,5 @@
-//! From a manifest or an index to the one image that fits this machine: over nested indexes to its
-//! manifest, config and layers. Everything is verified by its digest.
+//! Resolution of a manifest or index to the one image for this machine: through nested indexes to
+//! the manifest, its config and its layers. Every document is verified against its digest.
 
 use crate::error::{Error, Remedy, Result};
 use crate::format::{
@@ -9,17 +9,17 @@ use crate::format::{
 use crate::image::{Documents, Resolved};
 use crate::layer::{Layer, Location};
 
-/// What descriptors speak of, wherever it is.
+/// Blobs by descriptor: in a layout, an archive, a registry.
 pub(crate) trait Content {
-    /// What this is, for messages: `oci:/some/dir`, a registry.
-    fn place(&self) -> String;
-    /// A manifest, index or config, at most `limit` bytes; none if there is no such thing.
+    /// Name of the source in messages: `oci:/some/dir`, or the image name of a registry.
+    fn label(&self) -> String;
+    /// A manifest, index or config of at most `limit` bytes; none if it does not exist.
     fn document(&self, kind: Kind, blob: &Descriptor, limit: u64) -> Result<Option<Vec<u8>>>;
-    /// Where a layer is (or will be) and how long it is; none if there is no such layer.
+    /// Location and length of a layer; none if it does not exist.
     fn layer(&self, layer: &Descriptor) -> Result<Option<(Location, u64)>>;
 }
 
-/// Of two kinds of documents: a registry has them in different places.
+/// Kind of a document: registries serve manifests and configs from different endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// A manifest or an index.
@@ -28,12 +28,12 @@ pub(crate) enum Kind {
     Config,
 }
 
-/// Nested indexes may go this deep.
+/// Maximum depth of nested indexes.
 const MAX_DEPTH: usize = 4;
-/// No more documents than this are read to find the one manifest.
+/// Maximum number of documents read to find the manifest.
 const MAX_DOCUMENTS: usize = 64;
 
-/// Finds the image that a manifest is, or an index leads to; `digest` is that of the JSON.
+/// Resolves a manifest or index; `digest` is that of `json`.
 pub(crate) fn document(
     content: &dyn Content,
     digest: Digest,
@@ -43,7 +43,7 @@ pub(crate) fn document(
     Search { content, host, documents: 1 }.document(digest, json, 0)
 }
 
-/// Finds the image that an entry of an index leads to.
+/// Resolves an entry of an index.
 pub(crate) fn entry(
     content: &dyn Content,
     entry: &Descriptor,
@@ -52,7 +52,7 @@ pub(crate) fn entry(
     Search { content, host, documents: 0 }.descend(entry, 0)
 }
 
-/// Finds the image among entries for several platforms that runs here.
+/// Resolves the entry, among those for several platforms, that runs on this machine.
 pub(crate) fn alternatives(
     content: &dyn Content,
     entries: Vec<Descriptor>,
@@ -61,7 +61,7 @@ pub(crate) fn alternatives(
     Search { content, host, documents: 0 }.pick_platform(entries, 0)
 }
 
-/// Looks for the manifest that fits.
+/// Search for the manifest that runs on the host.
 struct Search<'a> {
     content: &'a dyn Content,
     host: &'a Platform,
@@ -69,7 +69,7 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// The image among alternatives for several platforms that runs here.
+    /// Resolves the entry, among those for several platforms, that runs on the host.
     fn pick_platform(&mut self, entries: Vec<Descriptor>, depth: usize) -> Result<Resolved> {
         let mut found = Vec::new();
         let (named, unnamed): (Vec<_>, Vec<_>) = entries
@@ -84,7 +84,7 @@ impl Search<'_> {
         for entry in &unnamed {
             match self.descend(entry, depth) {
                 Err(Error::WrongPlatform { found: inner, .. }) => found.extend(inner),
-                // An artifact that the index does not say is one.
+                // An artifact that the index does not mark as one.
                 Err(error @ Error::Unsupported { .. }) => no_image = Some(error),
                 other => return other,
             }
@@ -94,11 +94,11 @@ impl Search<'_> {
         }
         found.sort();
         found.dedup();
-        Err(Error::WrongPlatform { what: self.content.place(), found, host: self.host.to_string() })
+        Err(Error::WrongPlatform { what: self.content.label(), found, host: self.host.to_string() })
     }
 
     fn descend(&mut self, entry: &Descriptor, depth: usize) -> Result<Resolved> {
-        let place = self.content.place();
+        let place = self.content.label();
         if depth > MAX_DEPTH {
             let what = format!("{place}: nested indexes");
             return Err(Error::TooMany { what, count: depth, limit: MAX_DEPTH });
@@ -112,13 +112,13 @@ impl Search<'_> {
         self.document(entry.digest.clone(), json, depth)
     }
 
-    /// The image that a document is, or leads to.
+    /// Resolves a document: an image, or an index that leads to one.
     fn document(&mut self, digest: Digest, json: Vec<u8>, depth: usize) -> Result<Resolved> {
         match Document::parse(&json) {
             Ok(Document::Index(entries)) => self.pick_platform(entries, depth + 1),
             Ok(Document::Manifest { config, layers }) => self.image(digest, json, &config, layers),
             Err(reason) => {
-                let what = format!("the manifest {digest} in {}", self.content.place());
+                let what = format!("the manifest {digest} in {}", self.content.label());
                 Err(Error::corrupt(what, reason))
             }
         }
@@ -131,7 +131,7 @@ impl Search<'_> {
         config: &Descriptor,
         layers: Vec<Descriptor>,
     ) -> Result<Resolved> {
-        let place = self.content.place();
+        let place = self.content.label();
         if !is_config_type(&config.media_type) {
             return Err(Error::Unsupported {
                 what: format!("{place}: an artifact of type {:?}", config.media_type),
@@ -151,7 +151,7 @@ impl Search<'_> {
     }
 
     fn layer(&self, layer: Descriptor, diff_id: Digest) -> Result<Layer> {
-        let place = self.content.place();
+        let place = self.content.label();
         let what = format!("the layer {} in {place}", layer.digest);
         if !is_layer_type(&layer.media_type) {
             return Err(Error::Unsupported {
@@ -162,21 +162,21 @@ impl Search<'_> {
         let path = layer.digest.blob_path();
         let (location, len) = self.content.layer(&layer)?.ok_or_else(|| Error::Missing {
             what: format!("{what} ({path})"),
-            remedy: Remedy::Other("the copy is incomplete; make or copy the image anew"),
+            remedy: Remedy::Other("the copy is incomplete; make or copy the image again"),
         })?;
         check_len(&what, len, layer.size)?;
         Ok(Layer { digest: Some(layer.digest), size: Some(len), diff_id, location })
     }
 }
 
-/// The entry for this machine that makes the most of its CPU; of several as good, the first.
+/// The entry that uses the most of the host's CPU; the first of equals.
 fn best<'a>(entries: &'a [Descriptor], host: &Platform) -> Option<&'a Descriptor> {
     let suits = |entry: &Descriptor| {
         let platform = entry.platform.as_ref()?;
         let runs = host.runs(&platform.os, &platform.architecture);
         runs.then(|| host.suits(&platform.variant)).flatten()
     };
-    // The last of the greatest is taken.
+    // max_by_key returns the last maximum: reversed, that is the first.
     let suitable = entries.iter().rev().filter_map(|entry| Some((suits(entry)?, entry)));
     suitable.max_by_key(|(level, _)| *level).map(|(_, entry)| entry)
 }
@@ -198,7 +198,7 @@ fn shortened(text: &str) -> String {
     text.chars().take(40).collect()
 }
 
-/// An error that names both, where the image is for other machines.
+/// Fails if the image is for another platform than the host's.
 pub(crate) fn check_platform(
     what: &str,
     os: &str,
@@ -212,7 +212,7 @@ pub(crate) fn check_platform(
     Err(Error::WrongPlatform { what: what.to_owned(), found, host: host.to_string() })
 }
 
-/// The layers of the manifest and of the config must be as many, and not too many.
+/// Fails unless manifest and config list the same number of layers, at most [`MAX_LAYERS`].
 pub(crate) fn check_layer_count(what: &str, layers: usize, diff_ids: usize) -> Result<()> {
     if layers > MAX_LAYERS {
         let what = format!("{what}: layers");
@@ -237,20 +237,20 @@ fn read_verified(content: &dyn Content, kind: Kind, blob: &Descriptor) -> Result
         Kind::Manifest => ("the manifest", MAX_MANIFEST_BYTES),
         Kind::Config => ("the config", MAX_CONFIG_BYTES),
     };
-    let what = format!("{what} {} in {}", blob.digest, content.place());
+    let what = format!("{what} {} in {}", blob.digest, content.label());
     if blob.size > limit {
         return Err(Error::TooLarge { what, limit });
     }
     let bytes = content.document(kind, blob, limit)?.ok_or_else(|| Error::Missing {
         what: format!("{what} ({})", blob.digest.blob_path()),
-        remedy: Remedy::Other("the copy is incomplete; make or copy the image anew"),
+        remedy: Remedy::Other("the copy is incomplete; make or copy the image again"),
     })?;
     check_len(&what, bytes.len() as u64, blob.size)?;
     verify(&what, &bytes, &blob.digest)?;
     Ok(bytes)
 }
 
-/// An error where `bytes` are not what `expected` is the digest of.
+/// Fails unless `bytes` have the digest `expected`.
 pub(crate) fn verify(what: &str, bytes: &[u8], expected: &Digest) -> Result<()> {
     let actual = Digest::of(expected.algorithm(), bytes);
     if actual == *expected {

@@ -1,4 +1,4 @@
-//! Leaf calls to the operating system.
+//! System calls.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -14,15 +14,15 @@ pub(crate) fn free_bytes(path: &Path) -> io::Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
-/// A lock on an open file description: it goes wherever the descriptor goes, other processes
-/// included, and ends with its last copy, however the process ends.
+/// A lock on an open file description (flock): shared by all copies of the descriptor, in other
+/// processes too, and released with the last of them, however the process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lock {
     Shared,
     Exclusive,
 }
 
-/// Locks; waits while others hold it.
+/// Locks; waits while another process holds the lock.
 pub(crate) fn lock(file: &File, lock: Lock) -> io::Result<()> {
     let operation = match lock {
         Lock::Shared => FlockOperation::LockShared,
@@ -31,7 +31,7 @@ pub(crate) fn lock(file: &File, lock: Lock) -> io::Result<()> {
     Ok(rustix::io::retry_on_intr(|| rustix::fs::flock(file, operation))?)
 }
 
-/// Locks if nobody is in the way; returns whether it did.
+/// Locks unless another process holds the lock; returns whether it did.
 pub(crate) fn try_lock(file: &File, lock: Lock) -> io::Result<bool> {
     let operation = match lock {
         Lock::Shared => FlockOperation::NonBlockingLockShared,
@@ -44,7 +44,7 @@ pub(crate) fn try_lock(file: &File, lock: Lock) -> io::Result<bool> {
     }
 }
 
-/// What `lstat` says, in the same types everywhere.
+/// Result of `lstat`, in the same types on every system.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NodeStat {
     pub(crate) kind: FileType,
@@ -52,7 +52,7 @@ pub(crate) struct NodeStat {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     pub(crate) mtime: i64,
-    /// Device numbers, (major, minor), where they can be told.
+    /// Device numbers (major, minor), where they mean the same in a guest.
     pub(crate) device: Option<(u32, u32)>,
 }
 
@@ -75,20 +75,20 @@ fn device_numbers(stat: &rustix::fs::Stat) -> Option<(u32, u32)> {
     Some((rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)))
 }
 
-/// Elsewhere device numbers mean other devices than in a Linux guest.
+/// On other systems, device numbers mean other devices than in a Linux guest.
 #[cfg(not(target_os = "linux"))]
 fn device_numbers(_: &rustix::fs::Stat) -> Option<(u32, u32)> {
     None
 }
 
-/// Opens a name in an open directory for reading, never through a symbolic link and never
-/// waiting for the other end of a FIFO.
+/// Opens a name in an open directory for reading; never follows a symbolic link and never waits for
+/// the other end of a FIFO.
 pub(crate) fn open_at(dir: impl AsFd, name: &CStr) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     Ok(File::from(rustix::fs::openat(dir, name, flags, Mode::empty())?))
 }
 
-/// Whether a name that was there is gone, or has become a symbolic link.
+/// Whether a name was removed, or replaced by a symbolic link.
 pub(crate) fn is_gone(error: &io::Error) -> bool {
     use rustix::io::Errno;
     matches!(Errno::from_io_error(error), Some(Errno::NOENT | Errno::LOOP))
@@ -99,7 +99,7 @@ pub(crate) fn read_link_at(dir: impl AsFd, name: &CStr) -> io::Result<Vec<u8>> {
     Ok(rustix::fs::readlinkat(dir, name, Vec::new())?.into_bytes())
 }
 
-/// The names in an open directory, without `.` and `..`, in no particular order.
+/// Names in an open directory, without `.` and `..`, in no order.
 pub(crate) fn names_in(dir: &File) -> io::Result<Vec<std::ffi::CString>> {
     let mut names = Vec::new();
     for entry in rustix::fs::Dir::read_from(dir)? {
@@ -111,7 +111,7 @@ pub(crate) fn names_in(dir: &File) -> io::Result<Vec<std::ffi::CString>> {
     Ok(names)
 }
 
-/// The next stretch of data at or after `from`, as (start, end); none behind the last.
+/// The next range of data at or after `from`, as (start, end); none after the last.
 pub(crate) fn next_data(file: &File, from: u64) -> io::Result<Option<(u64, u64)>> {
     let start = match rustix::fs::seek(file, SeekFrom::Data(from)) {
         Ok(start) => start,
@@ -121,13 +121,13 @@ pub(crate) fn next_data(file: &File, from: u64) -> io::Result<Option<(u64, u64)>
     Ok(Some((start, rustix::fs::seek(file, SeekFrom::Hole(start))?)))
 }
 
-/// The extended attributes of an open file whose names `wanted` likes, sorted by name. None where
-/// the file system has no such thing.
+/// Extended attributes of an open file whose names `wanted` accepts, sorted by name; empty if the
+/// file system has none.
 pub(crate) fn xattrs(
     file: &File,
     wanted: impl Fn(&[u8]) -> bool,
 ) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
-    // The most that Linux allows: XATTR_LIST_MAX, XATTR_SIZE_MAX.
+    // Linux's maximum: XATTR_LIST_MAX, XATTR_SIZE_MAX.
     const LIMIT: usize = 64 << 10;
     let mut list = vec![0u8; LIMIT];
     match rustix::fs::flistxattr(file, &mut list[..]) {
@@ -152,7 +152,7 @@ pub(crate) fn xattrs(
     Ok(found)
 }
 
-/// The user whose files these are.
+/// Effective user and group of this process.
 pub(crate) fn effective_ids() -> (u32, u32) {
     (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
 }
@@ -163,7 +163,7 @@ pub(crate) fn open_dir(path: &Path) -> io::Result<File> {
     Ok(File::from(rustix::fs::open(path, flags, Mode::empty())?))
 }
 
-/// Opens a regular file for reading; symbolic links are followed, FIFOs and devices refused
+/// Opens a regular file for reading. Symbolic links are followed; FIFOs and devices are refused
 /// without waiting for them.
 pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;

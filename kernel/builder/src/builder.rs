@@ -1,8 +1,7 @@
-//! The builder: source and configuration in, a kernel in the cache out.
+//! The builder: from source and configuration to a kernel in the cache.
 //!
-//! A kernel is known by a key: the hash of its settings, its source, its architecture and its
-//! compiler. A kernel that is in the cache under its key is not built again, whichever clone asks
-//! for it.
+//! A kernel is cached by a key: the hash of its settings, source, architecture and compiler. A
+//! cached kernel is not built again, from whichever clone.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,24 +21,24 @@ use crate::source::{Place, Source, version_of};
 use crate::toolchain::Toolchain;
 use crate::version::Lts;
 
-/// Part of every key: raise it when the builder itself produces other kernels from the same input.
+/// Part of every key: raise it when the builder makes another kernel from the same input.
 const BUILDER_VERSION: u32 = 1;
-/// Describes a finished kernel; written last.
+/// Description of a finished kernel; written last.
 const DESCRIPTION: &str = "kernel.json";
-/// About how many lines make prints for a whole build: only a progress bar depends on it.
+/// Approximate number of lines that make prints; only for progress bars.
 const X86_64_STEPS: u64 = 2100;
 const AARCH64_STEPS: u64 = 2000;
 
-/// What kernel to build.
+/// The kernel to build.
 #[derive(Clone, Debug)]
 pub struct Builder {
-    /// For which architecture.
+    /// Architecture.
     pub arch: Arch,
-    /// Of which series.
+    /// Series.
     pub series: Lts,
-    /// A tarball or clean source folder to build instead of a pinned one.
+    /// A tarball or clean source folder to use instead of the pinned source.
     pub source: Option<PathBuf>,
-    /// How many compilers run at once.
+    /// Number of parallel compilers.
     pub jobs: usize,
 }
 
@@ -48,13 +47,13 @@ pub struct Builder {
 pub struct Kernel {
     /// The kernel to boot: see [`Arch::kernel_file`].
     pub path: PathBuf,
-    /// What `uname -r` says.
+    /// Kernel release, as `uname -r` prints it.
     pub release: String,
-    /// What it was built from.
+    /// Source.
     pub source: SourceInfo,
-    /// The hash it is cached by.
+    /// Key in the cache.
     pub key: String,
-    /// Whether it was in the cache already.
+    /// Whether it was in the cache before.
     pub cached: bool,
 }
 
@@ -76,8 +75,8 @@ impl Builder {
     /// Returns the kernel from the cache, or fetches its source and builds it.
     ///
     /// # Errors
-    /// Names missing tools, unreachable sources, settings that the kernel does not take over, or
-    /// the end of the compiler's output.
+    /// Missing tools, unreachable sources, settings that kconfig dropped, or the last output of the
+    /// compiler.
     pub fn build(
         &self,
         cache: &Cache,
@@ -99,7 +98,7 @@ impl Builder {
             return Ok(kernel);
         }
         let _lock = cache.lock(&format!("kernel-{key}"), || progress(Event::Waiting))?;
-        // Another builder may have finished it in the meantime.
+        // Another process may have built it while this one waited.
         if let Some(kernel) = self.open(&finished, &key, true) {
             return Ok(kernel);
         }
@@ -127,7 +126,7 @@ impl Builder {
         key
     }
 
-    /// A finished kernel in the cache.
+    /// Opens a finished kernel in the cache.
     fn open(&self, dir: &Path, key: &str, cached: bool) -> Option<Kernel> {
         let text = fs::read(dir.join(DESCRIPTION)).ok()?;
         let description: Description = serde_json::from_slice(&text).ok()?;
@@ -176,7 +175,7 @@ impl Builder {
         let out = cache::temp_dir(parent)?;
         let kernel = out.path().join(self.arch.kernel_file());
         match self.arch {
-            // Nothing but what is loaded: the symbols are beside it in System.map.
+            // Only what is loaded; the symbols are in System.map beside it.
             Arch::X86_64 => {
                 let mut strip = toolchain.strip();
                 strip.args(["--strip-all", "--remove-section=.comment", "-o"]);
@@ -203,7 +202,7 @@ const fn image_target(arch: Arch) -> (&'static str, &'static str) {
     }
 }
 
-/// The source folder: the caller's own, or the tarball's, unpacked in `work`.
+/// The source folder: the caller's, or the tarball's, unpacked in `work`.
 fn unpack(source: &Source, work: &Path, progress: Progress<'_>) -> Result<PathBuf, BuildError> {
     let tarball = match &source.place {
         Place::Tree(tree) => return Ok(tree.clone()),
@@ -218,8 +217,7 @@ fn unpack(source: &Source, work: &Path, progress: Progress<'_>) -> Result<PathBu
     Ok(tree)
 }
 
-/// Makes `.config` in `build` from nothing but the fragments, and proves that each setting took
-/// effect.
+/// Makes `.config` in `build` from the fragments only, and checks that each setting took effect.
 fn configure(
     config: &Config,
     toolchain: &Toolchain,

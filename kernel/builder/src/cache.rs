@@ -1,5 +1,4 @@
-//! The cache on disk: kernel sources and finished kernels, outside any clone, shared by all of
-//! them.
+//! The cache on disk: kernel sources and finished kernels, shared by all clones.
 //!
 //! ```text
 //! sources/   NAME.tar.xz with NAME.json beside it
@@ -9,8 +8,8 @@
 //! apt/       package lists of Debian's archive
 //! ```
 //!
-//! What has its final name is finished: everything is made under a temporary name in the same file
-//! system and renamed. A builder that was killed leaves files that the next one removes.
+//! A file or folder with its final name is finished: it is made under a temporary name in the same
+//! file system and renamed. The remains of a killed builder are removed by the next one.
 
 use std::env;
 use std::fs::{self, File};
@@ -25,7 +24,7 @@ use tempfile::TempDir;
 
 use crate::error::{BuildError, IoContext};
 
-/// Names the cache folder outright.
+/// Names the cache folder.
 const CACHE_DIR_VARIABLE: &str = "BOXLITE_CACHE_DIR";
 
 /// The cache folder.
@@ -34,7 +33,7 @@ pub struct Cache {
     root: PathBuf,
 }
 
-/// Held while one builder works on something; released when dropped or when its process dies.
+/// A lock held while something is built; released when dropped or when the process dies.
 #[derive(Debug)]
 pub(crate) struct Lock {
     _file: File,
@@ -54,21 +53,21 @@ impl Cache {
         Self::at(&root)
     }
 
-    /// A cache in the folder `root`, which is made if it is missing.
+    /// Opens the cache in `root`; creates the folder if missing.
     pub fn at(root: &Path) -> Result<Self, BuildError> {
         fs::create_dir_all(root).context("make", root)?;
         let root = root.canonicalize().context("find", root)?;
         Ok(Self { root })
     }
 
-    /// The folder `name` of the cache, made if it is missing.
+    /// The folder `name` of the cache; created if missing.
     pub fn dir(&self, name: &str) -> Result<PathBuf, BuildError> {
         let dir = self.root.join(name);
         fs::create_dir_all(&dir).context("make", &dir)?;
         Ok(dir)
     }
 
-    /// Takes the lock called `key`; calls `waiting` first if another process holds it.
+    /// Takes the lock `key`; calls `waiting` first if another process holds it.
     pub(crate) fn lock(&self, key: &str, waiting: impl FnOnce()) -> Result<Lock, BuildError> {
         let path = self.dir("locks")?.join(key);
         let file = File::options()
@@ -95,21 +94,21 @@ impl Cache {
     }
 }
 
-/// A temporary folder inside `parent`, removed when dropped.
+/// Creates a temporary folder in `parent`, removed when dropped.
 pub(crate) fn temp_dir(parent: &Path) -> Result<TempDir, BuildError> {
     tempfile::Builder::new().prefix(".tmp-").tempdir_in(parent).context("make a folder in", parent)
 }
 
-/// Gives a finished folder its final name. What had the name before is removed.
+/// Renames a finished folder to its final name, replacing an older one.
 pub(crate) fn publish_dir(dir: TempDir, path: &Path) -> Result<(), BuildError> {
     remove(path)?;
     fs::rename(dir.path(), path).context("rename to", path)?;
-    // It is no longer there to be removed.
+    // Renamed: nothing to remove any more.
     let _renamed = dir.keep();
     Ok(())
 }
 
-/// Writes `contents` to `path` so that it is there whole or not at all.
+/// Writes `contents` to `path` atomically.
 pub(crate) fn write(path: &Path, contents: &[u8]) -> Result<(), BuildError> {
     let parent = path.parent().unwrap_or(Path::new("."));
     let mut file = tempfile::Builder::new()
@@ -121,13 +120,13 @@ pub(crate) fn write(path: &Path, contents: &[u8]) -> Result<(), BuildError> {
     Ok(())
 }
 
-/// Writes `value` as JSON to `path`, whole or not at all.
+/// Writes `value` as JSON to `path` atomically.
 pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), BuildError> {
     let json = serde_json::to_vec_pretty(value).map_err(io::Error::from);
     write(path, &json.context("describe", path)?)
 }
 
-/// Removes a file or folder; it is no error that there is none.
+/// Removes a file or folder; a missing one is no error.
 pub(crate) fn remove(path: &Path) -> Result<(), BuildError> {
     let result = match path.symlink_metadata() {
         Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),

@@ -1,4 +1,4 @@
-//! Running other programs: their output kept for the error message, their failure never overlooked.
+//! Runs other programs; keeps their output for errors, and never ignores a failure.
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use crate::error::BuildError;
 
-/// How many of its last lines an error shows of a program that failed.
+/// Number of lines of a failed program's output in its error.
 const TAIL_LINES: usize = 20;
-/// Longest line taken from a program's output, in bytes: what is longer is cut into several.
+/// Maximum length of a line, in bytes; longer ones are split.
 const LINE_LIMIT: u64 = 16 << 10;
 
-/// Runs `command` to its end and returns what it wrote to its standard output.
+/// Runs `command` to its end and returns its standard output.
 pub(crate) fn output(command: &mut Command) -> Result<Vec<u8>, BuildError> {
     let name = name(command);
     let output = command
@@ -32,15 +32,14 @@ pub(crate) fn output(command: &mut Command) -> Result<Vec<u8>, BuildError> {
     })
 }
 
-/// Runs `command`, handing each line of its output to `on_line`; its errors and its last lines go
-/// into the error.
+/// Runs `command` and passes each line of its output to `on_line`; the error has the last lines.
 pub(crate) fn lines(
     command: &mut Command,
     mut on_line: impl FnMut(&str),
 ) -> Result<(), BuildError> {
     let name = name(command);
     let spawn_error = |source| BuildError::Spawn { program: name.clone(), source };
-    // One pipe for both streams keeps messages in the order in which they were written.
+    // One pipe for both streams keeps the order of their messages.
     let (reader, writer) = std::io::pipe().map_err(spawn_error)?;
     let mut child = command
         .stdin(Stdio::null())
@@ -48,7 +47,7 @@ pub(crate) fn lines(
         .stderr(writer)
         .spawn()
         .map_err(spawn_error)?;
-    // The command holds the pipe's writing ends: drop them, or the reader never sees its end.
+    // The command holds the pipe's write ends: drop them, or the reader never sees EOF.
     command.stdout(Stdio::null()).stderr(Stdio::null());
 
     let mut kept = Vec::new();
@@ -75,7 +74,7 @@ pub(crate) fn lines(
     Err(BuildError::Command { program: name, status: status.to_string(), output: tail(kept) })
 }
 
-/// Runs a quiet `command` that fills the folder or file at `target`; tells its size on the way.
+/// Runs `command`, which fills `target`; calls `on_size` with its size on the way.
 pub(crate) fn watch(
     command: &mut Command,
     target: &Path,
@@ -91,7 +90,7 @@ pub(crate) fn watch(
     })
 }
 
-/// The bytes in a file, or in the files of a folder and its folders.
+/// Size of a file, or of all files in a folder, in bytes.
 fn size_of(path: &Path) -> u64 {
     let Ok(entries) = path.read_dir() else {
         return path.metadata().map_or(0, |meta| meta.len());

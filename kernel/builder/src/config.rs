@@ -1,10 +1,9 @@
-//! The kernel's configuration: fragments, and the proof that they took effect.
+//! Kernel configuration: fragments, and the check that they took effect.
 //!
-//! kconfig drops a setting without a word when a dependency is missing or a name has changed, so a
-//! kernel may lack what its fragment asks for. [`Config::verify`] compares what was asked with what
-//! came out, line by line.
+//! kconfig silently drops a setting whose dependency is missing or whose name has changed.
+//! [`Config::verify`] compares the resulting configuration with the fragments, line by line.
 //!
-//! A fragment line is `CONFIG_NAME=VALUE`, where `n` means absent; a mark after it limits it to
+//! A fragment line is `CONFIG_NAME=VALUE`, where `n` means absent. A mark after it limits it to
 //! some kernels: `# since 6.12` or `# before 6.12`.
 
 use std::collections::HashMap;
@@ -23,9 +22,9 @@ const AARCH64: (&str, &str) = ("aarch64.config", include_str!("../../config/aarc
 struct Setting {
     name: String,
     value: String,
-    /// The first kernel that has it.
+    /// The first kernel with it.
     since: Option<Version>,
-    /// The first kernel that no longer has it.
+    /// The first kernel without it.
     before: Option<Version>,
 }
 
@@ -49,7 +48,7 @@ impl fmt::Display for Setting {
     }
 }
 
-/// A line that is neither a comment nor a setting, or that says again what another said.
+/// A line that is neither a comment nor a setting, or that repeats a setting.
 #[derive(Debug, thiserror::Error)]
 #[error("{file}:{line}: {problem}: {text}")]
 pub struct BadFragment {
@@ -59,14 +58,14 @@ pub struct BadFragment {
     text: String,
 }
 
-/// A setting that kconfig did not take over.
+/// A setting that did not take effect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mismatch {
     /// The option, e.g. `CONFIG_EXT4_FS`.
     pub name: String,
-    /// The value the fragment asks for.
+    /// The fragment's value.
     pub wanted: String,
-    /// The value in the kernel's `.config`; `n` where it is absent.
+    /// The value in `.config`; `n` if absent.
     pub got: String,
 }
 
@@ -76,7 +75,7 @@ impl fmt::Display for Mismatch {
     }
 }
 
-/// The settings of a guest kernel, for every version that is supported.
+/// Settings of a guest kernel, for every supported version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config(Vec<Setting>);
 
@@ -90,7 +89,7 @@ impl Config {
         Self::parse(&[COMMON, own])
     }
 
-    /// Reads fragments, given as file name and text.
+    /// Parses fragments, given as file name and text.
     fn parse(fragments: &[(&str, &str)]) -> Result<Self, BadFragment> {
         let mut settings: Vec<Setting> = Vec::new();
         for (file, text) in fragments {
@@ -115,15 +114,14 @@ impl Config {
         Ok(Self(settings))
     }
 
-    /// The settings that apply to `version`, in the form kconfig reads.
+    /// The settings for `version`, in kconfig's form.
     pub fn render(&self, version: Version) -> String {
         self.applying_to(version)
             .map(|setting| format!("{}={}\n", setting.name, setting.value))
             .collect()
     }
 
-    /// What a `.config` has otherwise than these settings for `version` ask for; empty if all is
-    /// well.
+    /// The settings for `version` that a `.config` does not have; empty if all took effect.
     pub fn verify(&self, version: Version, dot_config: &str) -> Vec<Mismatch> {
         let actual: HashMap<&str, &str> = dot_config
             .lines()
@@ -142,8 +140,7 @@ impl Config {
             .collect()
     }
 
-    /// Text that is the same for two configurations exactly if their settings are: comments do not
-    /// count.
+    /// Text that identifies the settings; comments do not change it.
     pub(crate) fn identity(&self) -> String {
         self.0.iter().map(|setting| format!("{setting}\n")).collect()
     }
@@ -153,7 +150,7 @@ impl Config {
     }
 }
 
-/// Whether two settings give the same option a value for the same kernel.
+/// Whether two settings give an option a value for the same kernel.
 fn overlap(a: &Setting, b: &Setting) -> bool {
     let apart = |first: &Setting, second: &Setting| match (first.before, second.since) {
         (Some(end), Some(start)) => end <= start,

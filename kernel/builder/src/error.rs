@@ -1,4 +1,4 @@
-//! Errors of a kernel build: what failed, on which file or program, and how to go on.
+//! Errors of a kernel build: what failed, on which file or program, and the remedy.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,14 +14,14 @@ pub enum BuildError {
     /// A file operation failed.
     #[error("cannot {action} {}", path.display())]
     Io {
-        /// What was tried, e.g. "read".
+        /// The attempted operation, e.g. "read".
         action: &'static str,
-        /// On which file or folder.
+        /// The file or folder.
         path: PathBuf,
-        /// Why it failed.
+        /// The cause.
         source: io::Error,
     },
-    /// Neither the variables that name a cache folder nor `HOME` are set.
+    /// No cache folder: neither its variables nor `HOME` are set.
     #[error("no cache folder: set BOXLITE_CACHE_DIR or HOME")]
     NoCacheDir,
     /// A program could not be started.
@@ -29,17 +29,17 @@ pub enum BuildError {
     Spawn {
         /// The program's name.
         program: String,
-        /// Why it failed.
+        /// The cause.
         source: io::Error,
     },
-    /// A program failed; the last of its output.
+    /// A program failed.
     #[error("{program} failed ({status}):\n{output}")]
     Command {
         /// The program's name.
         program: String,
         /// Its exit status.
         status: String,
-        /// The last lines it printed.
+        /// The last lines of its output.
         output: String,
     },
     /// The machine lacks tools that the build needs.
@@ -52,7 +52,7 @@ pub enum BuildError {
     /// A configuration fragment is malformed.
     #[error(transparent)]
     Fragment(#[from] BadFragment),
-    /// kconfig did not take over every setting of the fragments.
+    /// kconfig dropped settings of the fragments.
     #[error(
         "Linux {version} for {arch} does not take over {} settings of kernel/config:\n  {}\n\
          Correct them, or mark those this version does not know with `# since X.Y` or \
@@ -65,10 +65,10 @@ pub enum BuildError {
         version: String,
         /// The architecture configured for.
         arch: Arch,
-        /// Each setting that came out otherwise.
+        /// The settings that did not take effect.
         mismatches: Vec<Mismatch>,
     },
-    /// Something given or found as a kernel source is none.
+    /// A kernel source is invalid.
     #[error("{}: {problem}", path.display())]
     BadSource {
         /// The tarball or folder.
@@ -76,17 +76,17 @@ pub enum BuildError {
         /// What is wrong with it.
         problem: String,
     },
-    /// The source is of another series than asked for.
+    /// The source is of another series.
     #[error("{}: this is Linux {found}, not of series {wanted}", path.display())]
     WrongSeries {
         /// The tarball or folder.
         path: PathBuf,
         /// Its version.
         found: String,
-        /// The series asked for.
+        /// The requested series.
         wanted: Lts,
     },
-    /// A file is not what was pinned.
+    /// A file has another hash than pinned.
     #[error(
         "{}: SHA-256 is {actual}, expected {expected}: a damaged download or another file",
         path.display()
@@ -99,15 +99,15 @@ pub enum BuildError {
         /// The file's hash.
         actual: String,
     },
-    /// No source of the kernel could be reached.
+    /// No source of the kernel could be fetched.
     #[error("no source of Linux {series}:\n{}", .attempts.join("\n"))]
     NoSource {
-        /// The series asked for.
+        /// The requested series.
         series: Lts,
-        /// One line for each place that was tried, with the reason.
+        /// One line for each attempt, with the reason.
         attempts: Vec<String>,
     },
-    /// A version could not be read.
+    /// A version could not be parsed.
     #[error(transparent)]
     Version(#[from] BadVersion),
 }
@@ -121,7 +121,7 @@ pub struct MissingTool {
     pub package: &'static str,
 }
 
-/// Says on which file an operation failed.
+/// Adds the operation and the file to an I/O error.
 pub(crate) trait IoContext<T> {
     fn context(self, action: &'static str, path: &Path) -> Result<T, BuildError>;
 }

@@ -1,4 +1,4 @@
-//! The sources a guest kernel is built from: version and SHA-256 of each, per long-term series.
+//! The pinned kernel sources: version and SHA-256, per long-term series.
 //!
 //! To move a pin: change the line, build (`cargo xtask guest`), run the tests.
 
@@ -17,7 +17,7 @@ pub(crate) struct KernelOrg {
     pub(crate) sha256: &'static str,
 }
 
-/// A source package of Debian. Its archive keeps a version for some months only.
+/// A source package of Debian. The archive keeps a version for some months only.
 pub(crate) struct Debian {
     pub(crate) package: &'static str,
     pub(crate) version: &'static str,

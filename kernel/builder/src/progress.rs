@@ -1,36 +1,36 @@
-//! What a long build tells whoever waits for it.
+//! Progress events of a build.
 
 use std::path::Path;
 
-/// One thing that happened while the builder works. Wording and bars are the listener's.
+/// A progress event. The listener words and draws it.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// Something a person should know, e.g. that a source was not reachable.
+    /// A message for people, e.g. that a source was unreachable.
     Note(&'a str),
-    /// Another builder works on the same kernel; this one waits for it.
+    /// Another process builds the same kernel; waiting for it.
     Waiting,
-    /// A download: bytes so far, and of how many where that is known.
+    /// A download is in progress.
     Downloading {
-        /// What is downloaded.
+        /// The file.
         what: &'a str,
         /// Bytes so far.
         bytes: u64,
-        /// The size to expect, in bytes.
+        /// Expected size in bytes, if known.
         total: Option<u64>,
     },
     /// The source archive is being unpacked.
     Unpacking(&'a Path),
     /// The configuration is being made and checked.
     Configuring,
-    /// The kernel is compiled: steps so far of about `expected`.
+    /// The kernel is being compiled.
     Compiling {
-        /// Lines that make has printed: one a step.
+        /// Steps so far: lines that make has printed.
         steps: u64,
-        /// About how many there will be.
+        /// Approximate number of steps.
         expected: u64,
     },
 }
 
-/// Who is told of [`Event`]s.
+/// Receives [`Event`]s.
 pub(crate) type Progress<'a> = &'a mut dyn FnMut(Event<'_>);

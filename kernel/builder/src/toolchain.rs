@@ -1,4 +1,4 @@
-//! The programs a kernel build needs: which are missing, and which compiler it is.
+//! The tools of a kernel build: which are missing, and the compiler's identity.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -8,7 +8,7 @@ use boxlite_kernel::Arch;
 use crate::command;
 use crate::error::{BuildError, MissingTool};
 
-/// Programs that every build runs, each with its Debian package.
+/// Programs that every build runs, with their Debian packages.
 const TOOLS: [MissingTool; 10] = [
     tool("gcc", "gcc"),
     tool("ld", "binutils"),
@@ -26,16 +26,16 @@ const fn tool(tool: &'static str, package: &'static str) -> MissingTool {
     MissingTool { tool, package }
 }
 
-/// The compiler for one architecture, with all that the kernel's makefiles need beside it.
+/// The compiler for an architecture, and the tools of the kernel's makefiles.
 #[derive(Clone, Debug)]
 pub struct Toolchain {
     arch: Arch,
-    /// The compiler's and linker's first lines about themselves: part of a kernel's identity.
+    /// First lines of the compiler's and linker's `--version`: part of a kernel's key.
     pub(crate) identity: String,
 }
 
 impl Toolchain {
-    /// What a build for `arch` needs and the machine lacks; empty if all is there.
+    /// The missing tools for a build for `arch`.
     pub fn missing(arch: Arch) -> Vec<MissingTool> {
         let cross = match arch {
             _ if tool_prefix(arch).is_empty() => None,
@@ -55,7 +55,7 @@ impl Toolchain {
         missing
     }
 
-    /// The toolchain for `arch`.
+    /// Finds the toolchain for `arch`.
     ///
     /// # Errors
     /// [`BuildError::MissingTools`] names what is missing and how to install it.
@@ -73,7 +73,7 @@ impl Toolchain {
         Ok(Self { arch, identity })
     }
 
-    /// `make` on the kernel in `source`, with its output in `build`, untouched by the caller's
+    /// `make` for the kernel in `source`, with its output in `build`, independent of the caller's
     /// environment.
     pub(crate) fn make(&self, source: &Path, build: &Path) -> Command {
         let mut make = Command::new("make");
@@ -83,7 +83,7 @@ impl Toolchain {
             }
         }
         make.env("LC_ALL", "C")
-            // The same source gives the same kernel, whoever builds it and when.
+            // Reproducible: the same source gives the same kernel.
             .env("KBUILD_BUILD_TIMESTAMP", "Thu Jan  1 00:00:00 UTC 1970")
             .env("KBUILD_BUILD_USER", "boxlite")
             .env("KBUILD_BUILD_HOST", "boxlite")
@@ -96,7 +96,7 @@ impl Toolchain {
         make
     }
 
-    /// `strip` for this architecture's files.
+    /// `strip` for this architecture.
     pub(crate) fn strip(&self) -> Command {
         Command::new(format!("{}strip", tool_prefix(self.arch)))
     }
@@ -120,7 +120,7 @@ fn tool_prefix(arch: Arch) -> &'static str {
     }
 }
 
-/// Whether an environment variable would change what the kernel's makefiles do.
+/// Whether an environment variable changes what the kernel's makefiles do.
 fn steers_kbuild(name: &str) -> bool {
     const EXACT: [&str; 18] = [
         "ARCH",

@@ -1,13 +1,13 @@
-//! Kernel versions: the long-term series that boxes use, and versions to compare by number.
+//! Kernel versions, and the long-term series of guest kernels.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// A kernel version by number, e.g. 6.12.117; what follows the numbers is dropped.
+/// A kernel version, e.g. 6.12.117; what follows the numbers is ignored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Version(pub u16, pub u16, pub u16);
 
-/// Not a kernel version.
+/// The text is no kernel version.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:?} is not a kernel version such as 6.12 or 6.12.64")]
 pub struct BadVersion(String);
@@ -34,7 +34,7 @@ impl fmt::Display for Version {
     }
 }
 
-/// A long-term series that the configuration fragments are kept for.
+/// A long-term series with configuration fragments.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Lts {
     /// 6.12, the default.
@@ -45,7 +45,7 @@ pub enum Lts {
 }
 
 impl Lts {
-    /// The series' name: the first two numbers.
+    /// The name: the first two numbers.
     pub const fn name(self) -> &'static str {
         match self {
             Self::V6_12 => "6.12",
@@ -53,7 +53,7 @@ impl Lts {
         }
     }
 
-    /// Whether `version` is of this series.
+    /// Whether `version` belongs to this series.
     pub fn contains(self, version: Version) -> bool {
         match self {
             Self::V6_12 => (version.0, version.1) == (6, 12),
@@ -68,7 +68,7 @@ impl fmt::Display for Lts {
     }
 }
 
-/// A series there are no fragments for.
+/// A series without fragments.
 #[derive(Debug, thiserror::Error)]
 #[error("no guest kernel of series {0:?}: use 6.12 or 6.1")]
 pub struct UnknownLts(String);

@@ -1,4 +1,5 @@
-//! What can go wrong between an image and its disk. Every message names the thing and the remedy.
+//! Errors on the way from an image to its disk. Each message names the thing and, if known, the
+//! remedy.
 
 mod registry;
 mod remedy;
@@ -13,19 +14,19 @@ pub use registry::RegistryProblem;
 pub use remedy::Remedy;
 use text::{ByteCount, list};
 
-/// The result of everything here.
+/// Result with this crate's error.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 const CORRECT_FILE: &str = "correct or remove it";
 const INSTALL_HELPER: &str = "install it, or take it out of docker's config.json";
-const MAKE_ANEW: &str = "make or copy the image anew";
+const MAKE_ANEW: &str = "make or copy the image again";
 const TRY_AGAIN: &str = "try again when nothing writes to it";
 
 /// Why an image could not be found, read, verified, built or removed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The text is not an image reference.
+    /// The text is no image reference.
     #[error("{text:?} is not an image: {reason}; {}", Remedy::WriteReference)]
     InvalidReference {
         /// The text.
@@ -33,23 +34,26 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// The name is not in the store, and no registry was to be asked.
-    #[error("there is no image {name} here, and it was not to be pulled; {}", Remedy::PullOrImport)]
+    /// The name is not in the store, and pulling was not allowed.
+    #[error(
+        "image {name} is not in the store, and pulling it is not allowed; {}",
+        Remedy::PullOrImport
+    )]
     NotStored {
         /// The name.
         name: String,
     },
-    /// A registry does not give the image, or takes no login.
+    /// A registry does not serve the image, or refuses a login.
     #[error("cannot get {what} from {registry}: {problem}")]
     Registry {
-        /// What was asked for.
+        /// What was requested.
         what: String,
         /// The registry or mirror.
         registry: String,
-        /// Its reason.
+        /// The reason.
         problem: Box<RegistryProblem>,
     },
-    /// A file that says how to reach registries, or who is logged in, is not usable.
+    /// A file of the registry configuration or of logins is unusable.
     #[error("{} cannot be used: {reason}; {CORRECT_FILE}", file.display())]
     RegistryConfig {
         /// The file.
@@ -57,36 +61,36 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// A program that keeps logins failed.
+    /// A credential helper failed.
     #[error("the credential helper {program} failed: {reason}; {INSTALL_HELPER}")]
     CredentialHelper {
         /// The program.
         program: String,
-        /// What it says.
+        /// Its message.
         reason: String,
     },
-    /// Somebody who watched the progress asked for an end.
+    /// Cancelled through [`Progress`](crate::Progress::is_cancelled).
     #[error("cancelled")]
     Cancelled,
     /// A file operation failed.
     #[error("cannot {action} {}: {source}{}", path.display(), end_of(source))]
     Io {
-        /// What was tried.
+        /// The attempted operation, e.g. "read".
         action: &'static str,
         /// The file or directory.
         path: PathBuf,
         /// The reason.
         source: io::Error,
     },
-    /// The file system that holds the store is full.
+    /// The store's file system is full.
     #[error(
         "the disk is full: {} has {} left and {} more would not fit; {}",
         folder.display(), ByteCount(*available), ByteCount(*wanted), Remedy::FreeSpace
     )]
     DiskFull {
-        /// The folder in which there is no room.
+        /// The folder without space.
         folder: PathBuf,
-        /// Bytes that were being written when it filled up (at least).
+        /// Bytes to be written at that moment (at least).
         wanted: u64,
         /// Bytes free.
         available: u64,
@@ -99,7 +103,7 @@ pub enum Error {
         /// What to do.
         remedy: Remedy,
     },
-    /// A file does not hold what it should.
+    /// A file has invalid content.
     #[error("{what} is damaged: {reason}; {MAKE_ANEW}")]
     Corrupt {
         /// The file, entry or blob.
@@ -107,17 +111,17 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// Content does not match the digest by which it was named.
-    #[error("{what} is not what the image says: expected {expected}, got {actual}; {MAKE_ANEW}")]
+    /// Content does not match its digest.
+    #[error("{what} has the wrong digest: expected {expected}, got {actual}; {MAKE_ANEW}")]
     DigestMismatch {
         /// The blob or layer.
         what: String,
-        /// The digest by which it was named.
+        /// The expected digest.
         expected: Digest,
-        /// The digest of what was read.
+        /// The digest of the content.
         actual: Digest,
     },
-    /// Something is larger than anything genuine.
+    /// Something exceeds its limit of bytes.
     #[error("{what} is larger than the limit of {}", ByteCount(*limit))]
     TooLarge {
         /// The file, blob or layer.
@@ -125,17 +129,17 @@ pub enum Error {
         /// The limit in bytes.
         limit: u64,
     },
-    /// A count is above anything genuine.
+    /// A count exceeds its limit.
     #[error("{what}: {count} is above the limit of {limit}")]
     TooMany {
-        /// What was counted, where.
+        /// What was counted, and where.
         what: String,
-        /// How many there are.
+        /// The count.
         count: usize,
-        /// How many there may be.
+        /// The limit.
         limit: usize,
     },
-    /// No image of that tag.
+    /// No image has the tag.
     #[error("{place} has no image tagged {tag:?}; it has: {}", list(tags))]
     NoSuchTag {
         /// The layout or archive.
@@ -145,7 +149,7 @@ pub enum Error {
         /// The tags it has.
         tags: Vec<String>,
     },
-    /// Several images and no tag that says which.
+    /// There are several images, and no tag selects one.
     #[error(
         "{place} holds several images; say which by appending one of these tags: {}",
         list(tags)
@@ -156,7 +160,7 @@ pub enum Error {
         /// The tags it has.
         tags: Vec<String>,
     },
-    /// The image is for other machines.
+    /// The image is for another platform.
     #[error(
         "{what} is for {}, this machine needs {host}; {}",
         list(found),
@@ -165,15 +169,15 @@ pub enum Error {
     WrongPlatform {
         /// The image.
         what: String,
-        /// The platforms it is for, `os/architecture`.
+        /// The image's platforms, `os/architecture`.
         found: Vec<String>,
-        /// The platform of this machine.
+        /// This machine's platform.
         host: String,
     },
-    /// The image uses something that is not supported.
+    /// The image uses an unsupported feature.
     #[error("{what} is not supported: {remedy}")]
     Unsupported {
-        /// The thing.
+        /// The feature.
         what: String,
         /// What to do.
         remedy: Remedy,
@@ -189,26 +193,26 @@ pub enum Error {
     Build {
         /// The image.
         image: String,
-        /// The builder's reason.
+        /// The builder's error.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The builder said it was done before it had read (and so verified) everything.
+    /// The builder finished before it had read, and so verified, all layers.
     #[error("the disk of {image} was built from {read} of {layers} layers; it has been discarded")]
     Unread {
         /// The image.
         image: String,
-        /// Layers read to their verified end.
+        /// Number of layers read to their verified end.
         read: usize,
-        /// Layers there are.
+        /// Number of layers.
         layers: usize,
     },
-    /// The disk has an open user.
+    /// A box uses the disk.
     #[error("{name} is in use by a box; {}", Remedy::RemoveBox)]
     InUse {
         /// The image.
         name: String,
     },
-    /// Nothing in the store by that name.
+    /// The store has no image of that name or digest.
     #[error("no image {text:?} in the store; {}", Remedy::ListImages)]
     NotFound {
         /// The name or digest.
@@ -219,7 +223,7 @@ pub enum Error {
     Ambiguous {
         /// The name or digest.
         text: String,
-        /// The names of those that match.
+        /// The names of the matches.
         names: Vec<String>,
     },
 }
@@ -241,7 +245,7 @@ impl Error {
             Self::Changed { .. } => Remedy::Other(TRY_AGAIN),
             Self::InUse { .. } => Remedy::RemoveBox,
             Self::NotFound { .. } => Remedy::ListImages,
-            // The message has the choices.
+            // The message lists the choices.
             Self::NoSuchTag { .. } | Self::AmbiguousTag { .. } | Self::Ambiguous { .. } => {
                 return None;
             }
@@ -253,7 +257,7 @@ impl Error {
         })
     }
 
-    /// The message with the caller's words for its remedy, where it has any.
+    /// The message, with the caller's words in place of the remedy's if `words` returns any.
     pub fn worded(&self, words: impl FnOnce(&Remedy) -> Option<String>) -> String {
         let message = self.to_string();
         let Some(remedy) = self.remedy() else { return message };
@@ -263,13 +267,12 @@ impl Error {
         }
     }
 
-    /// Turns an I/O error into one that names the path, and a full disk into one that says how
-    /// full: for maps like `.map_err(Error::io("read", path))`.
+    /// Maps an I/O error to one that names the path: `.map_err(Error::io("read", path))`.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
         move |source| Error::Io { action, path: path.to_owned(), source }
     }
 
-    /// Like [`Error::io`], for writes of `wanted` bytes: a full disk is told apart.
+    /// Like [`Error::io`], for writes of `wanted` bytes: tells a full disk apart.
     pub(crate) fn write(path: &Path, wanted: u64) -> impl FnOnce(io::Error) -> Error {
         move |source| {
             if is_disk_full(&source) {
@@ -298,7 +301,7 @@ impl Error {
         Error::Corrupt { what: what.into(), reason: reason.to_string() }
     }
 
-    /// This error as the error of a `Read`.
+    /// Wraps this error as the error of a `Read`.
     pub(crate) fn into_io(self) -> io::Error {
         let kind = match &self {
             Error::Io { source, .. } => source.kind(),
@@ -308,7 +311,7 @@ impl Error {
         io::Error::new(kind, self)
     }
 
-    /// The opposite of [`Error::into_io`]; any other I/O error is one of reading `what`.
+    /// Unwraps what [`Error::into_io`] wrapped; any other I/O error is one of reading `what`.
     pub(crate) fn from_io(error: io::Error, what: impl FnOnce() -> String) -> Error {
         match error.downcast::<Error>() {
             Ok(error) => error,
@@ -317,7 +320,7 @@ impl Error {
     }
 }
 
-/// Here, because the formats know no error of this crate.
+/// In this module, because the formats do not know this error.
 impl FromStr for ImageReference {
     type Err = Error;
 
@@ -329,12 +332,12 @@ impl FromStr for ImageReference {
     }
 }
 
-/// Whether this I/O error says that there is no room.
+/// Whether this I/O error means that the disk is full.
 pub(crate) fn is_disk_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-/// Whether an I/O error anywhere in this chain says that there is no room.
+/// Whether an I/O error in this chain means that the disk is full.
 pub(crate) fn chain_is_disk_full(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -346,7 +349,7 @@ pub(crate) fn chain_is_disk_full(error: &(dyn std::error::Error + 'static)) -> b
     false
 }
 
-/// What to do about an I/O error, where that can be said.
+/// The remedy of an I/O error, if one is known.
 fn of_io(error: &io::Error) -> Option<&'static str> {
     match error.kind() {
         io::ErrorKind::NotFound => Some("check the path"),

@@ -1,4 +1,4 @@
-//! What a registry may answer instead of an image, each with what to do about it.
+//! Problems with registries.
 
 use std::time::Duration;
 
@@ -12,39 +12,39 @@ const TRY_LATER: &str = "try again later";
 const CHECK_LOGIN: &str = "check the name, and what that login may do";
 const CHECK_NAME: &str = "check the name";
 const CHECK_TAG: &str = "check the tag";
-const PUSH_ANEW: &str = "push the image anew";
+const PUSH_ANEW: &str = "push the image again";
 const CHECK_ADDRESS: &str =
     "check that this is the address of a registry, and that no proxy changes what it sends";
 
-/// Why a registry did not give what it was asked for.
+/// Why a registry did not serve a request.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegistryProblem {
     /// No connection.
     #[error("it cannot be reached ({reason}); {CHECK_NETWORK}")]
     Unreachable {
-        /// What the system says.
+        /// The system's message.
         reason: String,
     },
-    /// A connection, but not one that can be trusted.
+    /// No trusted TLS connection.
     #[error("there is no secure connection to it ({reason}); {}", Remedy::ConfigureTls)]
     Tls {
-        /// What the TLS library says.
+        /// The TLS library's message.
         reason: String,
     },
-    /// A connection on which nothing comes any more.
+    /// A connection without data for too long.
     #[error("it has not answered for {} seconds; {TRY_AGAIN}", after.as_secs())]
     Stalled {
-        /// For how long nothing came.
+        /// The time without data.
         after: Duration,
     },
-    /// 401 without, or 401/403 with no valid login.
+    /// 401 without a login, or 401/403 without a valid one.
     #[error(
         "access is denied: there is no such image, or it is private; {}",
         Remedy::CheckNameOrLogIn { registry: registry.clone() }
     )]
     LoginNeeded {
-        /// What to log in to.
+        /// The registry to log in to.
         registry: String,
     },
     /// The login is refused.
@@ -53,14 +53,14 @@ pub enum RegistryProblem {
         Remedy::LogInAgain { registry: registry.clone() }
     )]
     LoginRefused {
-        /// What to log in to.
+        /// The registry to log in to.
         registry: String,
         /// The user.
         user: String,
-        /// Where the login comes from: a file, a credential helper.
+        /// Where the login is stored: a file, a credential helper.
         source_name: String,
     },
-    /// A login that was not sent, because anybody on the way could read it.
+    /// A login was not sent, because the connection is not encrypted.
     #[error(
         "it wants a login, and {host} is reached without TLS, where logins are not sent; {}",
         Remedy::AllowPlain { host: host.clone() }
@@ -69,12 +69,12 @@ pub enum RegistryProblem {
         /// The host.
         host: String,
     },
-    /// 401 or 403 in spite of a login.
+    /// 401 or 403 despite a login.
     #[error("it does not let {user:?} have this{}; {CHECK_LOGIN}", said(message))]
     Forbidden {
-        /// Who is logged in.
+        /// The user who is logged in.
         user: String,
-        /// The registry's words.
+        /// The registry's message.
         message: String,
     },
     /// 404 for the repository.
@@ -90,36 +90,36 @@ pub enum RegistryProblem {
         repository: String,
         /// `tag "x"` or `image sha256:…`.
         reference: String,
-        /// Tags that it does have: a few.
+        /// Some existing tags.
         tags: Vec<String>,
     },
-    /// A blob that the manifest names is not there.
-    #[error("it has lost {what}, which the image needs; {PUSH_ANEW}")]
+    /// A blob of the manifest is missing.
+    #[error("it no longer has {what}, which the image needs; {PUSH_ANEW}")]
     LostBlob {
         /// The layer or config.
         what: String,
     },
     /// 429.
-    #[error("it takes no more requests for now (rate limit); {}", Remedy::WaitOrLogIn { after: *retry_after })]
+    #[error("it limits the rate of requests; {}", Remedy::WaitOrLogIn { after: *retry_after })]
     RateLimited {
         /// How long the registry asks to wait.
         retry_after: Option<Duration>,
     },
-    /// 5xx and whatever else is no answer.
+    /// 5xx, or another unusable status.
     #[error("it answers with status {status}{}; {TRY_LATER}", said(message))]
     Status {
         /// The HTTP status.
         status: u16,
-        /// The registry's words.
+        /// The registry's message.
         message: String,
     },
-    /// Not what the distribution specification says.
+    /// A violation of the distribution specification.
     #[error("{reason}; {CHECK_ADDRESS}")]
     Protocol {
         /// What is wrong.
         reason: String,
     },
-    /// Other content than what was asked for.
+    /// The content has another digest than requested.
     #[error(
         "{what} is not what its digest says: expected {expected}, got {actual}; the registry, or a proxy before it, \
          sends damaged data"
@@ -127,27 +127,27 @@ pub enum RegistryProblem {
     WrongDigest {
         /// The manifest or blob.
         what: String,
-        /// The digest by which it was asked for.
+        /// The requested digest.
         expected: Digest,
-        /// The digest of what came.
+        /// The digest of the content.
         actual: Digest,
     },
-    /// More or less content than what the manifest says.
+    /// The content has another length than in the manifest.
     #[error(
-        "{what} has not the {expected} bytes that its manifest says; the image is damaged, push it anew"
+        "{what} has not the {expected} bytes that its manifest says; the image is damaged, push it again"
     )]
     WrongLength {
         /// The blob.
         what: String,
-        /// Its length according to the manifest.
+        /// Its length in the manifest.
         expected: u64,
     },
-    /// The answer is longer than anything genuine.
+    /// The response exceeds its limit.
     #[error("{what} is larger than the limit of {limit} bytes")]
     TooLarge {
         /// The manifest, token or blob.
         what: String,
-        /// The limit.
+        /// The limit in bytes.
         limit: u64,
     },
 }
@@ -177,7 +177,7 @@ impl RegistryProblem {
         })
     }
 
-    /// Whether it may go away by itself within seconds.
+    /// Whether it may pass by itself within seconds.
     pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::Stalled { .. } => true,

@@ -70,7 +70,7 @@ impl fmt::Display for Remedy {
             Self::PullOrImport => "pull it, or import one under this name",
             Self::Import => "import it under a name first",
             Self::NameOnImport => "save it with its name, or import it under one",
-            Self::NameArchive => "save it with its name, or load it from a file that is called so",
+            Self::NameArchive => "save it with its name, or load it from a file with that name",
             Self::ListImages => "the list of images shows the names",
             Self::RemoveBox => "remove the box first, or the image by force",
             Self::FreeSpace => "free space there, or remove images that you do not need",

@@ -1,4 +1,4 @@
-//! The image config: what to run and how, as its maker wished.
+//! The image config: what to run and how.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,54 +7,53 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::digest::Digest;
 
-/// The part of an image's config that a box honours. What the image leaves out is empty.
+/// The part of an image config that a box honours; absent fields are empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageConfig {
-    /// `NAME=value` each.
+    /// Environment, `NAME=value` each.
     pub env: Vec<String>,
     /// The program and its first arguments; [`cmd`](Self::cmd) follows it.
     pub entrypoint: Vec<String>,
     /// The default arguments, or the program where there is no entrypoint.
     pub cmd: Vec<String>,
-    /// Where the command starts; `/` where empty.
+    /// Working directory of the command; empty means `/`.
     pub working_dir: String,
-    /// `name`, `uid`, `name:group` or `uid:gid`; root where empty.
+    /// `name`, `uid`, `name:group` or `uid:gid`; empty means root.
     pub user: String,
-    /// The signal that asks the command to end, `SIGTERM` or a number; SIGTERM where empty.
+    /// Signal that asks the command to exit: a name or a number; empty means SIGTERM.
     pub stop_signal: String,
-    /// Whatever the maker attached.
+    /// Labels.
     pub labels: BTreeMap<String, String>,
-    /// For which processor: `amd64`, `arm64`, …
+    /// Processor architecture: `amd64`, `arm64`, …
     pub architecture: String,
-    /// For which operating system: `linux`.
+    /// Operating system: `linux`.
     pub os: String,
-    /// When it was made, RFC 3339.
+    /// Creation time, RFC 3339.
     pub created: String,
-    /// Directories that are to be there, for data that outlives the container elsewhere.
+    /// Mount points of volumes.
     #[serde(default)]
     pub volumes: Vec<String>,
-    /// How a container of it is asked whether it is well; none: not at all.
+    /// Health check, if the image has one.
     #[serde(default)]
     pub health: Option<ImageHealth>,
 }
 
-/// The health check of an image. A time of zero and no retries stand for the defaults of whoever
-/// runs it.
+/// Health check of an image. Zero durations and zero retries mean the runtime's defaults.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageHealth {
-    /// The command; code 0 means well.
+    /// The command; exit code 0 means healthy.
     pub command: Vec<String>,
-    /// Between two checks.
+    /// Time between two checks.
     pub interval: Duration,
-    /// After which a check has failed.
+    /// Timeout of one check.
     pub timeout: Duration,
-    /// How long after the start failures do not count.
+    /// Time after the start in which failures do not count.
     pub start_period: Duration,
-    /// So many failures in a row make it unhealthy.
+    /// Consecutive failures that make a container unhealthy.
     pub retries: u32,
 }
 
-/// What is read from a config blob.
+/// Parsed config blob.
 #[derive(Debug, Default)]
 pub(crate) struct ConfigBlob {
     pub(crate) config: ImageConfig,
@@ -62,8 +61,8 @@ pub(crate) struct ConfigBlob {
 }
 
 impl ConfigBlob {
-    /// Parses the JSON of `application/vnd.oci.image.config.v1+json` or Docker's twin of it.
-    /// Docker writes `null` for whatever is empty.
+    /// Parses `application/vnd.oci.image.config.v1+json` or Docker's equivalent. Docker writes
+    /// `null` for empty fields.
     pub(crate) fn parse(json: &[u8]) -> Result<Self, serde_json::Error> {
         let raw: RawImage = serde_json::from_slice(json)?;
         let run = raw.config;
@@ -134,7 +133,7 @@ struct RawConfig {
     shell: Words,
 }
 
-/// Times are in nanoseconds.
+/// Durations are in nanoseconds.
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 struct RawHealth {
@@ -151,7 +150,7 @@ struct RawHealth {
 }
 
 impl RawHealth {
-    /// What its test says: `NONE`, `CMD` and words, or `CMD-SHELL` and a line for the shell.
+    /// Interprets the test: `NONE`; `CMD` and words; `CMD-SHELL` and a line for the shell.
     fn check(self, shell: Vec<String>) -> Option<ImageHealth> {
         let time = |ns: i64| Duration::from_nanos(ns.try_into().unwrap_or(0));
         let (kind, words) = self.test.0.split_first()?;
@@ -175,7 +174,7 @@ impl RawHealth {
     }
 }
 
-/// A list of strings; old images have one bare string for a list of one.
+/// A list of strings; old images have a bare string for a list of one.
 #[derive(Default)]
 struct Words(Vec<String>);
 
@@ -194,7 +193,7 @@ impl<'de> Deserialize<'de> for Words {
     }
 }
 
-/// `null` is the default value.
+/// Deserializes `null` as the default value.
 pub(crate) fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,

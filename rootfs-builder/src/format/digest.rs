@@ -1,5 +1,5 @@
-//! Content digests as OCI writes them: `sha256:<64 hex>` or `sha512:<128 hex>`, nothing else, so
-//! that a parsed [`Digest`] is safe as a part of a path.
+//! Content digests in OCI's form, `sha256:<64 hex>` or `sha512:<128 hex>`, and nothing else: a
+//! parsed [`Digest`] is safe as a path component.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -8,7 +8,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256, Sha512};
 
-/// A hash function that OCI registers.
+/// A registered hash algorithm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Algorithm {
     /// SHA-256.
@@ -18,7 +18,7 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// Its name in digests and paths.
+    /// Name in digests and paths.
     pub fn name(self) -> &'static str {
         match self {
             Self::Sha256 => "sha256",
@@ -34,7 +34,7 @@ impl Algorithm {
     }
 }
 
-/// A digest: the algorithm and the lower-case hex of the hash, checked.
+/// A checked digest: algorithm and lower-case hex.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct Digest {
@@ -55,7 +55,7 @@ impl Digest {
         Self::of(Algorithm::Sha256, bytes)
     }
 
-    /// The hash function.
+    /// The hash algorithm.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
@@ -65,12 +65,12 @@ impl Digest {
         &self.hex
     }
 
-    /// Where an OCI layout keeps the blob of this digest, relative to the layout.
+    /// Path of the blob with this digest in an OCI layout, relative to the layout.
     pub(crate) fn blob_path(&self) -> String {
         format!("blobs/{}/{}", self.algorithm.name(), self.hex)
     }
 
-    /// The digest that such a path (exactly such a path) speaks of.
+    /// The digest in such a path; none if the path has any other form.
     pub(crate) fn from_blob_path(path: &str) -> Option<Self> {
         let (algorithm, hex) = path.strip_prefix("blobs/")?.split_once('/')?;
         format!("{algorithm}:{hex}").parse().ok()
@@ -120,7 +120,7 @@ impl FromStr for Digest {
     }
 }
 
-/// Computes a digest piece by piece.
+/// Incremental hash.
 #[derive(Clone)]
 pub(crate) enum Hasher {
     Sha256(Sha256),
@@ -135,7 +135,7 @@ impl Hasher {
         }
     }
 
-    /// A new one of the same function.
+    /// A new hasher of the same algorithm.
     pub(crate) fn fresh(&self) -> Self {
         Self::new(match self {
             Self::Sha256(_) => Algorithm::Sha256,
@@ -161,7 +161,7 @@ impl Hasher {
         }
     }
 
-    /// The digest of all that `input` yields; `each` hears how many bytes each read brought.
+    /// Hashes all of `input`; calls `each` with the number of bytes of each read.
     pub(crate) fn digest_of(
         algorithm: Algorithm,
         input: &mut dyn Read,

@@ -1,7 +1,7 @@
-//! Indexes and manifests, OCI and Docker: only the fields that are needed, read leniently.
+//! Indexes and manifests of OCI and Docker: only the fields in use, parsed leniently.
 //!
-//! Own types rather than the oci-spec crate's: those refuse `null` lists and odd values in fields
-//! that nobody here looks at.
+//! Not the oci-spec crate's types: those refuse `null` lists and odd values in fields that are not
+//! used here.
 
 use std::collections::BTreeMap;
 
@@ -10,14 +10,14 @@ use serde::Deserialize;
 use super::config::or_default;
 use super::digest::Digest;
 
-/// An index or manifest may be this long.
+/// Maximum length of an index or manifest, in bytes.
 pub(crate) const MAX_MANIFEST_BYTES: u64 = 4 << 20;
-/// A config blob may be this long.
+/// Maximum length of a config blob, in bytes.
 pub(crate) const MAX_CONFIG_BYTES: u64 = 8 << 20;
-/// An image may have this many layers (overlay file systems stop far below).
+/// Maximum number of layers of an image (overlay file systems allow far fewer).
 pub(crate) const MAX_LAYERS: usize = 512;
 
-/// A pointer to a blob: its digest, length and type.
+/// Reference to a blob: digest, length and media type.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Descriptor {
@@ -25,7 +25,7 @@ pub(crate) struct Descriptor {
     pub(crate) media_type: String,
     pub(crate) digest: Digest,
     pub(crate) size: u64,
-    /// Of what is no image, as the maker of an index says.
+    /// Type of an artifact that is no image.
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) artifact_type: String,
     #[serde(default, deserialize_with = "or_default")]
@@ -34,7 +34,7 @@ pub(crate) struct Descriptor {
     pub(crate) platform: Option<DescriptorPlatform>,
 }
 
-/// The platform of the image that a descriptor in an index points to.
+/// Platform of an image in an index.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct DescriptorPlatform {
@@ -47,17 +47,18 @@ pub(crate) struct DescriptorPlatform {
 }
 
 impl Descriptor {
-    /// The tag that the maker of a layout gave to this entry of its index.
+    /// The tag of this entry in a layout's index.
     pub(crate) fn tag(&self) -> Option<&str> {
         self.annotations.get("org.opencontainers.image.ref.name").map(String::as_str)
     }
 
-    /// The whole name (`docker.io/library/x:tag`) that containerd and Docker add.
+    /// The full name (`docker.io/library/x:tag`) that containerd and Docker add.
     pub(crate) fn full_name(&self) -> Option<&str> {
         self.annotations.get("io.containerd.image.name").map(String::as_str)
     }
 
-    /// Whether this may be (an index of) images: not an attestation, signature or other artifact.
+    /// Whether this may be an image or an index of images: not an attestation, signature or other
+    /// artifact.
     pub(crate) fn may_be_image(&self) -> bool {
         let is_attestation = self.annotations.contains_key("vnd.docker.reference.type")
             || self.platform.as_ref().is_some_and(|platform| platform.os == "unknown");
@@ -77,12 +78,12 @@ const MANIFEST_TYPES: [&str; 2] = [
     "application/vnd.docker.distribution.manifest.v2+json",
 ];
 
-/// A media type without parameters.
+/// A media type without its parameters.
 pub(crate) fn media_type_essence(media_type: &str) -> &str {
     media_type.split(';').next().unwrap_or_default().trim()
 }
 
-/// Whether this is the config of a container image (and not of a chart, a policy, …).
+/// Whether this is the config of a container image, not of a chart, a policy, …
 pub(crate) fn is_config_type(media_type: &str) -> bool {
     matches!(
         media_type_essence(media_type),
@@ -92,7 +93,7 @@ pub(crate) fn is_config_type(media_type: &str) -> bool {
     )
 }
 
-/// Whether this is a tar layer, compressed or not. The compression is told from the content.
+/// Whether this is a tar layer, compressed or not. The compression is detected from the content.
 pub(crate) fn is_layer_type(media_type: &str) -> bool {
     let kind = media_type_essence(media_type);
     let kind = kind.strip_suffix("+gzip").or_else(|| kind.strip_suffix("+zstd")).unwrap_or(kind);
@@ -109,7 +110,7 @@ pub(crate) fn is_layer_type(media_type: &str) -> bool {
     )
 }
 
-/// An index of images or the manifest of one, whichever the JSON is.
+/// An index of images, or the manifest of one.
 #[derive(Debug)]
 pub(crate) enum Document {
     Index(Vec<Descriptor>),
@@ -117,8 +118,8 @@ pub(crate) enum Document {
 }
 
 impl Document {
-    /// Parses either, told apart by its members and not by the media type that named it: a
-    /// document that could be read as both is refused.
+    /// Parses either; they are told apart by their members, not by the media type. A document that
+    /// could be read as both is refused.
     pub(crate) fn parse(json: &[u8]) -> Result<Self, String> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]

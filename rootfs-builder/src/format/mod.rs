@@ -1,5 +1,5 @@
-//! What OCI and Docker write: digests, names, platforms, manifests, configs. Parsers of text and
-//! JSON without I/O; nothing else of this crate is known here.
+//! OCI's and Docker's formats: digests, names, platforms, manifests, configs. Parsers of text and
+//! JSON, without I/O and without any other module of this crate.
 
 mod config;
 mod digest;

@@ -1,19 +1,18 @@
-//! For which machines an image is.
+//! Platforms of images, and which of them run on this machine.
 
 use std::fmt;
 
-/// An operating system and an architecture, in Go's words as OCI has them.
+/// Operating system and architecture, in OCI's (Go's) names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Platform {
     pub(crate) os: String,
     pub(crate) architecture: String,
-    /// The highest level of the architecture that the CPU has: 3 for `amd64/v3`. The CPU of a box is
-    /// that of its host.
+    /// Highest microarchitecture level of the CPU: 3 for `amd64/v3`. A box has the CPU of its host.
     level: u8,
 }
 
 impl Platform {
-    /// What runs in a box on this machine: Linux, whatever the host's system is.
+    /// The platform of boxes on this machine: Linux, on every host system.
     pub(crate) fn host() -> Self {
         let architecture = match std::env::consts::ARCH {
             "x86_64" => "amd64",
@@ -24,7 +23,7 @@ impl Platform {
         Self { os: "linux".into(), architecture: architecture.into(), level: cpu_level() }
     }
 
-    /// Whether an image that says this of itself runs here. Empty: it does not say.
+    /// Whether an image with this `os` and `architecture` runs here; empty means unspecified.
     pub(crate) fn runs(&self, os: &str, architecture: &str) -> bool {
         (os.is_empty() || os == self.os)
             && (architecture.is_empty()
@@ -32,25 +31,25 @@ impl Platform {
                 || architecture == self.uname_name())
     }
 
-    /// How well an image of this architecture suits that is for the variant: the more, the better;
-    /// none where the CPU lacks something that such an image may use.
+    /// Rank of an image for this variant of the architecture: higher uses more of the CPU; none if
+    /// the CPU lacks features that the variant may use.
     pub(crate) fn suits(&self, variant: &str) -> Option<u8> {
         let level = match (&*self.architecture, variant.to_ascii_lowercase().strip_prefix('v')) {
-            // What any CPU of the architecture has.
+            // The baseline, which every CPU of the architecture has.
             (_, None) if variant.is_empty() => self.least_level(),
-            // A variant that names no level is none that the CPU is known to have.
+            // A variant without a level: unknown, so not assumed.
             (_, None) => return None,
             (_, Some(level)) => level.parse().ok()?,
         };
         (self.least_level()..=self.level).contains(&level).then_some(level)
     }
 
-    /// The level that an image needs which does not name one.
+    /// OpenDir of an image that names none.
     fn least_level(&self) -> u8 {
         if self.architecture == "arm64" { 8 } else { 1 }
     }
 
-    /// What `uname -m` calls the architecture: some tools write that into images.
+    /// The architecture in `uname -m` form, which some tools write into images.
     fn uname_name(&self) -> &str {
         match self.architecture.as_str() {
             "amd64" => "x86_64",
@@ -66,7 +65,7 @@ impl fmt::Display for Platform {
     }
 }
 
-/// The levels of the x86-64 psABI.
+/// Microarchitecture levels of the x86-64 psABI.
 #[cfg(target_arch = "x86_64")]
 fn cpu_level() -> u8 {
     use std::arch::is_x86_feature_detected as has;
@@ -94,7 +93,7 @@ fn cpu_level() -> u8 {
     1 + u8::from(v2) + u8::from(v3) + u8::from(v4)
 }
 
-/// Of other architectures, the one that all 64-bit CPUs have; `v9` promises what many lack.
+/// The baseline of all 64-bit Arm CPUs; `v9` needs features that many lack.
 #[cfg(not(target_arch = "x86_64"))]
 fn cpu_level() -> u8 {
     8
@@ -102,7 +101,7 @@ fn cpu_level() -> u8 {
 
 #[cfg(test)]
 impl Platform {
-    /// A machine of this architecture and level.
+    /// A platform for tests.
     pub(crate) fn test(architecture: &str, level: u8) -> Self {
         Self { os: "linux".into(), architecture: architecture.into(), level }
     }

@@ -1,4 +1,4 @@
-//! How people name images: a transport and a place as skopeo writes them, or a plain name.
+//! Image references: a transport and a path in skopeo's form, or a name.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -8,26 +8,27 @@ use serde::{Deserialize, Serialize};
 
 use super::digest::Digest;
 
-/// Where an image is.
+/// Reference to an image.
 ///
-/// In `oci:` and `docker-archive:` the first colon ends the path and begins the tag, as in skopeo; unless
-/// there is nothing at that path: then it is the first colon behind a path where there is a folder (a file), or
-/// none if that is the whole. `rootfs:` has no tag. Paths become absolute when they are parsed.
+/// In `oci:` and `docker-archive:` the path ends at the first colon before which a directory (a
+/// file) exists, and the tag follows. Without such a colon, the whole text is the path if that
+/// exists; else the first colon ends the path, as in skopeo. `rootfs:` has no tag. Paths are made
+/// absolute when parsed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum ImageReference {
-    /// `oci:DIR[:tag]`: a directory in the OCI image layout.
+    /// `oci:DIR[:tag]`: an OCI image layout.
     OciLayout {
         /// The directory.
         dir: PathBuf,
-        /// Which of its images.
+        /// Tag of the image in it.
         tag: Option<String>,
     },
-    /// `docker-archive:FILE[:tag]`: what `docker save` writes, compressed or not. The tag is
-    /// `name:tag` or only what stands behind its colon.
+    /// `docker-archive:FILE[:tag]`: an archive of `docker save`, compressed or not. The tag is
+    /// `name:tag`, or only the part after the colon.
     DockerArchive {
         /// The file.
         file: PathBuf,
-        /// Which of its images.
+        /// Tag of the image in it.
         tag: Option<String>,
     },
     /// `rootfs:DIR`: the files of a directory on this machine.
@@ -35,14 +36,14 @@ pub enum ImageReference {
         /// The directory.
         dir: PathBuf,
     },
-    /// `alpine`, `docker://quay.io/foo/bar:1.2`: a name that an import gave, or one in a registry.
+    /// `alpine`, `docker://quay.io/foo/bar:1.2`: a name in the store or in a registry.
     Name(ImageName),
 }
 
-/// Transports that are known here.
+/// Supported transports.
 const TRANSPORTS: &[&str] = &["docker", "docker-archive", "oci", "rootfs"];
 
-/// Transports of other tools: said to be unknown rather than taken for names.
+/// Transports of other tools: refused, rather than taken for names.
 const FOREIGN_TRANSPORTS: &[&str] = &[
     "containers-storage",
     "dir",
@@ -56,12 +57,12 @@ const FOREIGN_TRANSPORTS: &[&str] = &[
     "tarball",
 ];
 
-/// Why a text is not an image reference.
+/// Reason why a text is no image reference.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct InvalidReference(pub(crate) String);
 
 impl ImageReference {
-    /// Parses a reference; [`FromStr`] does the same with this crate's error.
+    /// Parses a reference; `FromStr` does the same with this crate's error.
     pub(crate) fn parse(text: &str) -> Result<Self, InvalidReference> {
         let invalid = InvalidReference;
         let path = |path: &str| {
@@ -115,7 +116,7 @@ impl fmt::Display for ImageReference {
     }
 }
 
-/// Splits a path from the tag behind it, at the first colon behind which a path ends that `is_there`.
+/// Splits path and tag at the first colon before which `is_there` holds for the path.
 fn split_path(text: &str, is_there: impl Fn(&Path) -> bool) -> (&str, Option<&str>) {
     const MAX_COLONS: usize = 16;
     let at = |colon: usize| (&text[..colon], Some(&text[colon + 1..]));
@@ -128,8 +129,8 @@ fn split_path(text: &str, is_there: impl Fn(&Path) -> bool) -> (&str, Option<&st
     }
 }
 
-/// A name in the form people know from Docker, `[host[:port]/]path[:tag][@digest]`, in its shortest
-/// spelling: without `docker.io/` and `library/`, with `:latest` where it says neither tag nor digest.
+/// An image name as in Docker, `[host[:port]/]path[:tag][@digest]`, in its shortest spelling:
+/// without `docker.io/` and `library/`, with `:latest` if it has neither tag nor digest.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct ImageName(String);
@@ -140,12 +141,12 @@ impl ImageName {
         &self.0
     }
 
-    /// The registry's `host[:port]`: `docker.io` where the name says none.
+    /// The registry, `host[:port]`; `docker.io` if the name has none.
     pub fn registry(&self) -> &str {
         split_host(self.path_and_tag().0).0.unwrap_or(DOCKER_HUB)
     }
 
-    /// The name of the repository in its registry: `library/alpine`, `grafana/grafana`.
+    /// The repository in its registry: `library/alpine`, `grafana/grafana`.
     pub fn repository(&self) -> String {
         match split_host(self.path_and_tag().0) {
             (None, name) if !name.contains('/') => format!("library/{name}"),
@@ -165,7 +166,7 @@ impl ImageName {
         self.path_and_tag().1
     }
 
-    /// The digest that the name is pinned to, if it is.
+    /// The digest that pins the name, if there is one.
     pub fn digest(&self) -> Option<Digest> {
         self.0.split_once('@').and_then(|(_, digest)| digest.parse().ok())
     }
@@ -178,7 +179,7 @@ impl ImageName {
 /// The registry of names without a host.
 pub(crate) const DOCKER_HUB: &str = "docker.io";
 
-/// Splits the host off, where the first part of a path is one.
+/// Splits off the host, if the first part of the path is one.
 fn split_host(path: &str) -> (Option<&str>, &str) {
     match path.split_once('/') {
         Some((first, rest)) if first.contains(['.', ':']) || first == "localhost" => {
@@ -188,7 +189,7 @@ fn split_host(path: &str) -> (Option<&str>, &str) {
     }
 }
 
-/// Splits the tag off. A colon before the last slash belongs to the port of the host.
+/// Splits off the tag. A colon before the last slash belongs to the host's port.
 fn split_tag(name: &str) -> (&str, Option<&str>) {
     let colon = name.rfind(':').filter(|colon| !name[*colon..].contains('/'));
     match colon {
@@ -197,7 +198,7 @@ fn split_tag(name: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// Why a text is not an image name.
+/// Reason why a text is no image name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct InvalidName(String);
@@ -240,7 +241,7 @@ impl FromStr for ImageName {
             );
         }
         let path = match host {
-            // Without the host, what follows it must not look like one.
+            // A first part that looks like a host would be parsed as one: keep the host then.
             None | Some(DOCKER_HUB | "index.docker.io") if split_host(rest).0.is_none() => {
                 rest.strip_prefix("library/").filter(|rest| !rest.contains('/')).unwrap_or(rest)
             }
@@ -266,8 +267,8 @@ impl FromStr for ImageName {
     }
 }
 
-/// Whether an image called `name` is meant by `tag`: the same name in any spelling, or only what
-/// stands behind its colon.
+/// Whether `tag` selects the image called `name`: the same name in any spelling, or only the part
+/// after its colon.
 pub(crate) fn names_match(name: &str, tag: &str) -> bool {
     let short = |text: &str| text.parse::<ImageName>().ok();
     let tag_of_name = name.rsplit_once(':').map(|(_, tag)| tag).filter(|tag| !tag.contains('/'));

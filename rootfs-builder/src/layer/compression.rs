@@ -1,7 +1,7 @@
-//! gzip, zstd, bzip2, xz or nothing: what engines take for layers, archives and copies.
+//! gzip, zstd, bzip2, xz or none: what engines accept for layers, archives and copies.
 //!
-//! The content decides, as in Docker, and not the media type: tools get that wrong, and a wrong
-//! guess cannot do harm, because the uncompressed bytes must match the diff id.
+//! Detected from the content, as in Docker, not from the media type: tools get that wrong, and a
+//! wrong guess does no harm, because the uncompressed bytes must match the diff ID.
 
 use std::fmt;
 use std::io::{self, BufReader, Chain, Cursor, Read};
@@ -13,22 +13,22 @@ use liblzma::stream::{CONCATENATED, Stream};
 
 const BUFFER: usize = 128 << 10;
 
-/// A frame that needs more than 2^27 bytes (128 MiB) of window is refused: it bounds our memory, and is the
-/// zstd tool's own limit for what it decompresses without being told otherwise.
+/// Largest zstd window, 2^27 bytes (128 MiB): bounds memory, and is the default limit of the zstd
+/// tool.
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 
-/// The memory that xz may need, in bytes: twice what its highest level does.
+/// Memory limit of the xz decoder, in bytes: twice what its highest level needs.
 const XZ_MEMORY_MAX: u64 = 128 << 20;
 
-/// What the first block of a bzip2 stream begins with, or the end of one without blocks.
+/// Magic of a bzip2 block, and of the end of a stream without blocks.
 const BZIP2_BLOCK: [u8; 6] = [0x31, 0x41, 0x59, 0x26, 0x53, 0x59];
 const BZIP2_END: [u8; 6] = [0x17, 0x72, 0x45, 0x38, 0x50, 0x90];
 
-/// How something is compressed.
+/// A compression format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Compression {
-    /// Not at all.
+    /// Uncompressed.
     None,
     /// gzip.
     Gzip,
@@ -41,18 +41,18 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// This many bytes are enough to tell.
+    /// Number of bytes that [`of`](Self::of) needs.
     pub const MAGIC_LEN: usize = 10;
 
-    /// Tells it from the first bytes.
+    /// Detects the format from the first bytes.
     pub fn of(magic: &[u8]) -> Self {
         match magic {
             [0x1f, 0x8b, ..] => Self::Gzip,
             [0x28, 0xb5, 0x2f, 0xfd, ..] => Self::Zstd,
-            // A skippable frame, in front of others.
+            // A skippable frame before others.
             [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
             [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Self::Xz,
-            // A tar may begin with the name of a file: three letters would not do.
+            // A tar may begin with a file name: the three letters alone are not enough.
             [b'B', b'Z', b'h', b'1'..=b'9', block @ ..]
                 if block.starts_with(&BZIP2_BLOCK) || block.starts_with(&BZIP2_END) =>
             {
@@ -73,29 +73,28 @@ impl Compression {
     }
 }
 
-/// What was read to look at the magic, then the rest.
-type Whole<R> = BufReader<Chain<Cursor<Vec<u8>>, R>>;
+/// The bytes read for detection, then the rest.
+type Peeked<R> = BufReader<Chain<Cursor<Vec<u8>>, R>>;
 
-/// Decompresses whatever is in `R`. All members or frames are read, up to the end of `R`; garbage
-/// behind them is an error.
+/// Decompresses `R`: all members or frames up to its end. Garbage after them is an error.
 pub struct Decoder<R: Read> {
     compression: Compression,
     codec: Codec<R>,
 }
 
 enum Codec<R: Read> {
-    None(Whole<R>),
-    Gzip(Box<MultiGzDecoder<Whole<R>>>),
-    Zstd(zstd::Decoder<'static, Whole<R>>),
-    Bzip2(MultiBzDecoder<Whole<R>>),
-    Xz(XzDecoder<Whole<R>>),
+    None(Peeked<R>),
+    Gzip(Box<MultiGzDecoder<Peeked<R>>>),
+    Zstd(zstd::Decoder<'static, Peeked<R>>),
+    Bzip2(MultiBzDecoder<Peeked<R>>),
+    Xz(XzDecoder<Peeked<R>>),
 }
 
 impl<R: Read> Decoder<R> {
-    /// Looks at the first bytes of `input`.
+    /// Detects the format of `input`.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// `input` cannot be read.
     pub fn new(mut input: R) -> io::Result<Self> {
         let mut magic = Vec::with_capacity(Compression::MAGIC_LEN);
         input.by_ref().take(Compression::MAGIC_LEN as u64).read_to_end(&mut magic)?;
@@ -118,12 +117,12 @@ impl<R: Read> Decoder<R> {
         Ok(Self { compression, codec })
     }
 
-    /// Whether there is anything to decompress.
+    /// Whether the input is compressed.
     pub(crate) fn is_compressed(&self) -> bool {
         !matches!(self.codec, Codec::None(_))
     }
 
-    /// The reader below.
+    /// The underlying reader.
     pub(crate) fn input(&mut self) -> &mut R {
         let whole = match &mut self.codec {
             Codec::None(whole) => whole,
@@ -149,7 +148,8 @@ impl<R: Read> Read for Decoder<R> {
     }
 }
 
-/// These decoders do not say what they are. Errors of the reader below stay what they are.
+/// Adds the format's name to errors of these decoders; errors of the underlying reader pass
+/// unchanged.
 fn explain(compression: Compression, error: io::Error) -> io::Error {
     if error.get_ref().is_some_and(|inner| inner.is::<crate::error::Error>()) {
         return error;

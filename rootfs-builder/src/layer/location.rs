@@ -1,4 +1,4 @@
-//! Where the bytes of a layer are.
+//! Layers and the location of their bytes.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -14,28 +14,28 @@ use crate::sys;
 /// One layer, not read yet.
 #[derive(Clone, Debug)]
 pub(crate) struct Layer {
-    /// Digest of the blob as it is stored; none where nothing vouches for it but the diff id.
+    /// Digest of the blob as stored; none if only the diff ID identifies it.
     pub(crate) digest: Option<Digest>,
-    /// Length of the blob in bytes, where known beforehand.
+    /// Length of the blob in bytes, if known beforehand.
     pub(crate) size: Option<u64>,
     /// Digest of the uncompressed tar.
     pub(crate) diff_id: Digest,
     pub(crate) location: Location,
 }
 
-/// Where the bytes of a blob are.
+/// Location of a blob's bytes.
 #[derive(Clone, Debug)]
 pub(crate) enum Location {
     /// A whole file.
     File(PathBuf),
-    /// A part of an open file.
+    /// A range of an open file.
     Slice(Slice),
-    /// The tar stream made of a directory.
+    /// A directory; the bytes are its tar stream.
     Directory(PathBuf),
 }
 
 impl Location {
-    /// Starts reading from the beginning.
+    /// Opens a reader from the first byte.
     pub(crate) fn open(&self) -> Result<Box<dyn Read + Send>> {
         Ok(match self {
             Self::File(path) => match sys::open_regular(path) {
@@ -44,7 +44,7 @@ impl Location {
                     return Err(Error::Missing {
                         what: format!("the layer {}", path.display()),
                         remedy: Remedy::Other(
-                            "the image was moved or removed; make it, or import it, anew",
+                            "the image was moved or removed; make or import it again",
                         ),
                     });
                 }
@@ -56,7 +56,7 @@ impl Location {
     }
 }
 
-/// A part of an open file, read by position: any number of them share the file.
+/// A range of an open file, read by position: any number of them share the file.
 #[derive(Clone, Debug)]
 pub(crate) struct Slice {
     pub(crate) file: Arc<File>,

@@ -1,4 +1,4 @@
-//! One layer, read: the end of it is only reported when every digest and length was right.
+//! Verified reading of one layer: its end is reported only after every digest and length matched.
 
 use std::io::{self, Read};
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ pub(crate) struct Metered<R> {
 }
 
 impl<R: Read> Metered<R> {
-    /// Expects `len` bytes and that digest, where they are known.
+    /// Expects `len` bytes and `digest`, where given.
     pub(crate) fn new(inner: R, len: Option<u64>, digest: Option<Digest>) -> Self {
         let hash = digest.map(|digest| (Hasher::new(digest.algorithm()), digest));
         Self { inner, count: 0, expected_len: len, hash }
@@ -28,7 +28,7 @@ impl<R: Read> Metered<R> {
         self.count
     }
 
-    /// Reads what is left, and checks length and digest of it all.
+    /// Reads the rest, then checks length and digest.
     pub(crate) fn finish(&mut self, what: &str) -> Result<()> {
         let rest = io::copy(self, &mut io::sink());
         rest.map_err(|error| Error::from_io(error, || what.to_owned()))?;
@@ -68,8 +68,8 @@ impl<R: Read> Read for Metered<R> {
     }
 }
 
-/// The uncompressed tar of a layer. It ends (`Ok(0)`) only after the digest of the blob, its
-/// length and the diff id turned out right; until then, whatever was read is not to be relied on.
+/// The uncompressed tar of a layer. It ends (`Ok(0)`) only after blob digest, length and diff ID
+/// matched; until then nothing that was read can be relied on.
 pub(crate) struct VerifiedLayer {
     what: String,
     decoder: Decoder<Metered<Box<dyn Read + Send>>>,
@@ -81,9 +81,9 @@ pub(crate) struct VerifiedLayer {
 }
 
 impl VerifiedLayer {
-    /// Opens a layer that may have `limit` bytes when decompressed; `what` names it in errors.
+    /// Opens a layer of at most `limit` bytes uncompressed; `what` names it in errors.
     pub(crate) fn open(layer: &Layer, what: String, limit: u64) -> Result<Self> {
-        // A layer stored uncompressed has one digest by two names: do not compute it twice.
+        // The digest of an uncompressed blob is its diff ID: do not compute it twice.
         let blob_digest = layer.digest.clone().filter(|digest| *digest != layer.diff_id);
         let blob = Metered::new(layer.location.open()?, layer.size, blob_digest);
         let decoder = Decoder::new(blob).map_err(|error| Error::from_io(error, || what.clone()))?;
@@ -96,12 +96,12 @@ impl VerifiedLayer {
         Ok(Self { what, decoder, diff, produced: 0, limit, is_sound: true, directory })
     }
 
-    /// Bytes read of the blob as it is stored.
+    /// Bytes read of the blob as stored.
     pub(crate) fn consumed(&mut self) -> u64 {
         self.decoder.input().count()
     }
 
-    /// Reads; an error stays one, however often one asks.
+    /// Reads; after an error every further read fails, too.
     pub(crate) fn read_verified(&mut self, buf: &mut [u8]) -> Result<usize> {
         if buf.is_empty() {
             return Ok(0);
@@ -112,7 +112,7 @@ impl VerifiedLayer {
         let result = self.step(buf);
         self.is_sound = result.is_ok();
         result.map_err(|error| match (error, &self.directory) {
-            // Nobody lied: it is not the directory any more that was there when it was resolved.
+            // Not damage: the directory changed after it was resolved.
             (Error::Corrupt { .. } | Error::DigestMismatch { .. }, Some(dir)) => {
                 Error::Changed { path: dir.clone() }
             }

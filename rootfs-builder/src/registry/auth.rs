@@ -1,4 +1,4 @@
-//! From a registry's challenge to the header that answers it: basic, or a bearer token.
+//! Authentication: from a registry's challenge to the `Authorization` header, basic or bearer.
 //!
 //! (Distribution registry, "Token Authentication Specification" and "OAuth2"; RFC 7235)
 
@@ -12,10 +12,10 @@ use super::credentials::{Credentials, Login};
 use super::http::{Http, Refusal, Request, body};
 use crate::error::RegistryProblem;
 
-/// A token that is longer is none; Docker Hub's have about 5 KiB.
+/// Maximum length of a token answer; Docker Hub's have about 5 KiB.
 const MAX_TOKEN_BYTES: u64 = 1 << 20;
 
-/// What a registry wants to see.
+/// An authentication challenge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Challenge {
     Basic,
@@ -23,7 +23,7 @@ pub(super) enum Challenge {
 }
 
 impl Challenge {
-    /// The best challenge of an answer with status 401 that can be met.
+    /// The best supported challenge of a 401 response.
     pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
         let mut basic = None;
         for header in headers.get_all(WWW_AUTHENTICATE).into_iter().take(8) {
@@ -58,7 +58,7 @@ fn parse(header: &str) -> Option<Vec<Challenge>> {
     Some(known.collect())
 }
 
-/// Meets a challenge: the value for the `Authorization` header; none where there is nothing to send.
+/// Answers a challenge: the value of the `Authorization` header; none if there is nothing to send.
 pub(super) async fn answer(
     http: &Http,
     challenge: &Challenge,
@@ -80,7 +80,7 @@ pub(super) async fn answer(
     }
 }
 
-/// A token to be fetched.
+/// A request for a token.
 struct Token<'a> {
     http: &'a Http,
     registry: &'a str,
@@ -123,14 +123,14 @@ impl Token<'_> {
             return Err(self.refused(Refusal::read(response, self.http.stall()).await));
         }
         let json = body(response, "a token", MAX_TOKEN_BYTES, self.http.stall()).await?;
-        // What is wrong with it is not shown: it may be the secret itself.
+        // The cause is not shown: it may contain the secret.
         serde_json::from_slice::<TokenAnswer>(&json)
             .ok()
             .and_then(TokenAnswer::into_token)
             .ok_or_else(|| RegistryProblem::protocol("its token server sends no token"))
     }
 
-    /// Says for what the token is to be.
+    /// Appends what the token is for.
     fn append_to(&self, url: &mut Url, name: &str, value: Option<&str>) {
         let pairs = [("service", self.service), ("scope", self.scope), (name, value)];
         let pairs = pairs.iter().filter_map(|(name, value)| Some((name, (*value)?)));
@@ -160,7 +160,7 @@ impl Token<'_> {
     }
 }
 
-/// The registry does not take this login.
+/// The registry refuses this login.
 pub(super) fn login_refused(registry: &str, login: &Login) -> RegistryProblem {
     RegistryProblem::LoginRefused {
         registry: registry.to_owned(),

@@ -2,18 +2,18 @@
 
 use std::path::PathBuf;
 
-/// What opens a registry.
+/// Credentials for a registry.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Credentials {
-    /// A user and a password (or an access token in its place).
+    /// User and password (or an access token as the password).
     Password { user: String, password: String },
-    /// An OAuth2 refresh token, to be exchanged for others.
+    /// An OAuth2 refresh token, exchanged for access tokens.
     IdentityToken(String),
-    /// A token that the registry itself takes.
+    /// A bearer token that the registry itself accepts.
     RegistryToken(String),
 }
 
-/// Never with the secret.
+/// Never prints the secret.
 impl std::fmt::Debug for Credentials {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Credentials({})", self.user())
@@ -21,8 +21,8 @@ impl std::fmt::Debug for Credentials {
 }
 
 impl Credentials {
-    /// What a helper or a file says: docker marks identity tokens by the user's name. None where it says
-    /// nothing: tools leave such entries behind.
+    /// Credentials as a helper or file has them: docker marks identity tokens by the user name
+    /// `<token>`. None for the empty entries that tools leave behind.
     pub(super) fn new(user: String, secret: String) -> Option<Self> {
         match (user.as_str(), secret.as_str()) {
             ("" | "<token>", "") => None,
@@ -31,7 +31,7 @@ impl Credentials {
         }
     }
 
-    /// Who it is, for messages.
+    /// The user, for messages.
     pub(super) fn user(&self) -> &str {
         match self {
             Self::Password { user, .. } => user,
@@ -40,18 +40,18 @@ impl Credentials {
     }
 }
 
-/// Credentials, and where they were found.
+/// Credentials and their origin.
 #[derive(Clone, Debug)]
 pub(crate) struct Login {
     pub(super) credentials: Credentials,
     pub(super) source_name: String,
 }
 
-/// Where a login was put.
+/// Where a login was stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LoginStore {
-    /// In this file, readable for its owner only, but not encrypted.
+    /// In this file, readable only for its owner, but not encrypted.
     File(PathBuf),
     /// With the credential helper `docker-credential-<name>`.
     Helper(String),

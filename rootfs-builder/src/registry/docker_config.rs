@@ -1,4 +1,4 @@
-//! Logins, kept where docker keeps them: in `config.json`, or with the credential helper that it names.
+//! Docker's `config.json`: logins in the file, or with the credential helper that it names.
 //!
 //! Not the docker_credential crate (1.4): it reads logins of whole registries only, keeps and erases none, and waits
 //! for a helper without a limit on time or output.
@@ -26,11 +26,11 @@ pub(super) struct DockerConfig {
     json: Map<String, Value>,
 }
 
-/// A configuration that is longer is none.
+/// Maximum length of the file.
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
 impl DockerConfig {
-    /// Reads it; an absent file is an empty one.
+    /// Reads the file; a missing one is empty.
     pub(super) fn read(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
         let bytes = match read_small(&path, MAX_CONFIG_BYTES) {
@@ -48,11 +48,11 @@ impl DockerConfig {
         Ok(Self { path, json })
     }
 
-    /// The login for a repository, if there is one: that of the longest path it is below.
+    /// The login for a repository: that of the longest matching path.
     pub(super) fn login(&self, repository: Scope<'_>) -> Result<Option<Login>> {
         let mut entries = self.entries(repository);
         if let Some((scope, helper, key)) = self.helper(repository)? {
-            // What is said of a smaller part of the registry goes first.
+            // An entry for a narrower scope takes precedence.
             let smaller = entries.extract_if(.., |(entry, _)| entry.path.len() > scope.path.len());
             if let Some(login) = self.first_login(smaller) {
                 return Ok(Some(login));
@@ -65,14 +65,14 @@ impl DockerConfig {
         Ok(self.first_login(entries))
     }
 
-    /// The entries of the file that are about a repository, those of the longest path first.
+    /// The entries that include a repository, longest path first.
     fn entries(&self, repository: Scope<'_>) -> Vec<(Scope<'_>, &Value)> {
         let entries = self.auths().into_iter().flatten();
         let mut entries: Vec<_> = entries
             .map(|(key, entry)| (Scope::of(key), key, entry))
             .filter(|(scope, ..)| scope.includes(repository))
             .collect();
-        // Of several spellings, the plain one counts.
+        // Among several spellings, the plain one takes precedence.
         let is_other = |scope: &Scope<'_>, key: &str| key != scope.to_string();
         entries.sort_by_key(|(scope, key, _)| (Reverse(scope.path.len()), is_other(scope, key)));
         entries.into_iter().map(|(scope, _, entry)| (scope, entry)).collect()
@@ -86,7 +86,7 @@ impl DockerConfig {
         Some(Login { credentials, source_name: self.path.display().to_string() })
     }
 
-    /// Keeps a login: with the helper, if one is configured, else in the file.
+    /// Stores a login: with the helper, if one is configured, else in the file.
     pub(super) fn store(
         &mut self,
         scope: Scope<'_>,
@@ -105,7 +105,7 @@ impl DockerConfig {
             }
             let user = if user.is_empty() { "<token>" } else { user };
             helper.store(&key, user, secret)?;
-            // As docker does: an entry without a secret says that there is a login.
+            // As docker does: an entry without a secret marks the login.
             self.set_auth(scope, json!({}));
             self.write()?;
             return Ok(LoginStore::Helper(helper.name().to_owned()));
@@ -122,7 +122,7 @@ impl DockerConfig {
         Ok(LoginStore::File(self.path.clone()))
     }
 
-    /// Forgets a login; says whether there was one.
+    /// Erases a login; returns whether there was one.
     pub(super) fn erase(&mut self, scope: Scope<'_>) -> Result<bool> {
         let mut had_one = false;
         if let Some((_, helper, key)) = self.helper(scope)?.filter(|_| scope.is_registry()) {
@@ -142,7 +142,8 @@ impl DockerConfig {
         Ok(had_one)
     }
 
-    /// The helper that has the login for this repository; for what that is, and by which name there.
+    /// The helper for this repository: its scope, the helper, and the key that it knows the scope
+    /// by.
     fn helper<'a>(&'a self, repository: Scope<'a>) -> Result<Option<(Scope<'a>, Helper, String)>> {
         let own = self.json.get("credHelpers").and_then(Value::as_object).into_iter().flatten();
         let own = own
@@ -176,7 +177,7 @@ impl DockerConfig {
         }
     }
 
-    /// Replaces the file in one step. Where it is a link, what it points to.
+    /// Replaces the file atomically; of a symbolic link, its target.
     fn write(&self) -> Result<()> {
         let target = fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
         let dir = target.parent().unwrap_or(&target);
@@ -187,7 +188,7 @@ impl DockerConfig {
         }
         let text = serde_json::to_vec_pretty(&self.json)
             .map_err(|error| Error::corrupt(self.path.display().to_string(), error))?;
-        // Only its owner may read what tempfile makes.
+        // tempfile creates files that only the owner can read.
         let mut file = tempfile::Builder::new()
             .prefix(".config.json.")
             .tempfile_in(dir)
@@ -209,7 +210,7 @@ fn credentials_of(entry: &Value) -> Option<Credentials> {
     }
     if let Some(auth) = text("auth") {
         let decoded = String::from_utf8(BASE64.decode(auth.trim()).ok()?).ok()?;
-        // Docker fills up with NULs what it encrypts no more.
+        // Docker pads some old entries with NULs.
         let (user, password) = decoded.trim_end_matches('\0').split_once(':')?;
         return Credentials::new(user.to_owned(), password.to_owned());
     }

@@ -9,10 +9,10 @@ use tokio::runtime::{Builder, Runtime};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 
-/// How often somebody who waits looks whether that is still wanted.
+/// Interval of checks for cancellation.
 const CANCEL_POLL: Duration = Duration::from_millis(50);
 
-/// A runtime of one thread, for the length of one call.
+/// A single-threaded runtime for one call.
 pub(crate) struct Driver<'a> {
     runtime: Runtime,
     progress: &'a dyn Progress,
@@ -25,7 +25,7 @@ impl<'a> Driver<'a> {
         Ok(Self { runtime, progress })
     }
 
-    /// Runs to the end, or until it is cancelled.
+    /// Runs to completion or cancellation.
     pub(crate) fn run<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
         let cancelled = async {
             while !self.progress.is_cancelled() {
@@ -42,8 +42,8 @@ impl<'a> Driver<'a> {
     }
 }
 
-/// Runs something on a thread of its own, so that a runtime may block it even where the caller is a
-/// task of another runtime.
+/// Runs `work` on a thread of its own, which a runtime may block even if the caller is a task of
+/// another runtime.
 pub(crate) fn on_own_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     let result = thread::scope(|scope| scope.spawn(work).join());
     result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))

@@ -16,19 +16,19 @@ use super::credentials::Credentials;
 use super::problem::printable;
 use crate::error::{Error, Result};
 
-/// A helper may ask its user for a passphrase: that takes a while.
+/// Timeout of a helper; it may ask its user for a passphrase.
 const TIMEOUT: Duration = Duration::from_secs(120);
-/// More output than this is no login.
+/// Maximum output of a helper, in bytes.
 const MAX_OUTPUT: u64 = 1 << 20;
 
-/// A credential helper by its name.
+/// A credential helper.
 #[derive(Clone, Debug)]
 pub(super) struct Helper {
     name: String,
 }
 
 impl Helper {
-    /// The helper of that name, which `config` has.
+    /// The helper `name`, from the file `config`.
     pub(super) fn named(name: &str, config: &Path) -> Result<Self> {
         let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         if name.chars().all(is_plain) && name.len() <= 100 {
@@ -44,7 +44,7 @@ impl Helper {
         &self.name
     }
 
-    /// The name of the program.
+    /// Name of the program.
     pub(super) fn program(&self) -> String {
         format!("docker-credential-{}", self.name)
     }
@@ -59,26 +59,26 @@ impl Helper {
         }
         let (success, output) = self.run("get", registry)?;
         if !success {
-            // The words that all helpers have for it.
+            // The message that all helpers share.
             let text = output.to_lowercase();
             if text.contains("credentials not found") {
                 return Ok(None);
             }
             return Err(self.failed(&output));
         }
-        // The output has a secret: what is wrong with it is not to be shown.
+        // The output has a secret: the cause must not be shown.
         let answer: Answer = serde_json::from_str(&output)
             .map_err(|_| self.failed("its answer is not what a credential helper says"))?;
         Ok(Credentials::new(answer.username, answer.secret))
     }
 
-    /// Keeps a login.
+    /// Stores a login.
     pub(super) fn store(&self, registry: &str, user: &str, secret: &str) -> Result<()> {
         let login = json!({ "ServerURL": registry, "Username": user, "Secret": secret });
         self.must("store", &login.to_string())
     }
 
-    /// Forgets a login.
+    /// Erases a login.
     pub(super) fn erase(&self, registry: &str) -> Result<()> {
         self.must("erase", registry)
     }
@@ -94,7 +94,7 @@ impl Helper {
         Error::CredentialHelper { program: self.program(), reason: printable(reason) }
     }
 
-    /// Runs it with `input` on stdin; returns whether it succeeded, and what it said.
+    /// Runs the helper with `input` on stdin; returns whether it succeeded, and its output.
     fn run(&self, action: &str, input: &str) -> Result<(bool, String)> {
         let failed = |error: std::io::Error| self.failed(&error.to_string());
         let mut child = Command::new(self.program())
@@ -106,7 +106,7 @@ impl Helper {
             .map_err(failed)?;
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
         let input = input.to_owned();
-        // Neither end waits for the other; both end with the child.
+        // Each pipe has a thread of its own, which ends with the child.
         thread::spawn(move || stdin.map(|mut stdin| stdin.write_all(input.as_bytes())));
         let (sender, output) = mpsc::channel();
         thread::spawn(move || {
@@ -117,14 +117,14 @@ impl Helper {
         let deadline = Instant::now() + TIMEOUT;
         loop {
             if let Some(status) = child.try_wait().map_err(failed)? {
-                // Not forever: it may have left a process behind that keeps the pipe open.
+                // Bounded: a process left behind may keep the pipe open.
                 let output = output.recv_timeout(Duration::from_secs(5)).unwrap_or_default();
                 return Ok((status.success(), output));
             }
             if Instant::now() > deadline {
                 let _ = child.kill();
                 let _ = child.wait();
-                return Err(self.failed("it does not end"));
+                return Err(self.failed("it does not exit"));
             }
             thread::sleep(Duration::from_millis(5));
         }

@@ -1,7 +1,8 @@
-//! Requests to registries: redirects, retries, limits. What a server says is bounded before it is read.
+//! HTTP requests: redirects, retries, limits. Every response is bounded before it is read.
 //!
-//! Retries are a loop of our own, not the backon crate's: an answer that is no error may ask for one, and for how
-//! long to wait, and a download counts again after progress; the loop is shorter than closures for all that.
+//! Retries are a loop of our own, not the backon crate's: a response that is no error may ask for
+//! one, with a delay, and the count starts over when a download makes progress. The loop is shorter than closures
+//! for all that.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -19,30 +20,30 @@ use crate::error::{Error, RegistryProblem, Result};
 
 type Answer<T> = std::result::Result<T, RegistryProblem>;
 
-/// A redirect may lead to another, but not for ever.
+/// Maximum number of redirects of a request.
 const MAX_REDIRECTS: usize = 5;
-/// Requests for one thing, the first included.
+/// Maximum number of attempts, the first included.
 const MAX_TRIES: u32 = 5;
-/// A rate limit that ends so soon is waited for.
+/// Longest rate limit that is waited for.
 const MAX_WAIT: Duration = Duration::from_secs(10);
-/// Of an error's text, this much is looked at.
+/// Maximum number of bytes read of an error response.
 const MAX_ERROR_BYTES: u64 = 64 << 10;
 
-/// An HTTP client for one registry, and for the hosts to which that leads.
+/// HTTP client for one registry and the hosts that it redirects to.
 #[derive(Debug)]
 pub(super) struct Http {
     endpoint: Endpoint,
     options: RegistryOptions,
-    /// One for each way in which a host is trusted: they share no connections.
+    /// One client for each kind of trust: they share no connections.
     clients: Mutex<HashMap<Trust, Client>>,
 }
 
-/// What to ask for.
+/// A GET request.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Request<'a> {
     pub(super) url: &'a Url,
     pub(super) accept: &'static str,
-    /// The first byte to send, where not the whole is wanted.
+    /// First byte to send: 0 for the whole content.
     pub(super) from: u64,
     pub(super) authorization: Option<&'a HeaderValue>,
 }
@@ -55,13 +56,13 @@ impl Http {
             clients: Mutex::default(),
         };
         for base in endpoint.bases.iter().filter_map(|base| Url::parse(base).ok()) {
-            // What is wrong with its certificates is told before it is asked for anything.
+            // Report unusable certificates before the first request.
             http.client(&base)?;
         }
         Ok(http)
     }
 
-    /// The client for whom this URL names.
+    /// The client for the URL's host.
     fn client(&self, url: &Url) -> Result<Client> {
         let trust = self.options.trust(&self.endpoint, url);
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
@@ -73,7 +74,7 @@ impl Http {
             .user_agent(concat!("boxlite/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(self.stall().min(Duration::from_secs(15)))
             .read_timeout(self.stall())
-            // Redirects are followed here, where it is known to whom a login belongs.
+            // Redirects are followed by `get_once`, which knows whom a login belongs to.
             .redirect(reqwest::redirect::Policy::none());
         if trust.is_local {
             client = client.no_proxy();
@@ -83,7 +84,7 @@ impl Http {
         Ok(client)
     }
 
-    /// Sends one request, wherever it leads.
+    /// Sends one request.
     async fn send(
         &self,
         url: &Url,
@@ -101,18 +102,18 @@ impl Http {
         })
     }
 
-    /// Sends a request again and again until there is an answer that stays, whatever it says.
+    /// Sends a GET request, with retries of transient failures.
     pub(super) async fn get(&self, request: Request<'_>) -> Answer<Response> {
-        until_it_stays(async || self.get_once(request).await).await
+        with_retries(async || self.get_once(request).await).await
     }
 
-    /// Sends a request once, and follows where it leads.
+    /// Sends a GET request once, following redirects.
     pub(super) async fn get_once(&self, request: Request<'_>) -> Answer<Response> {
         let mut url = request.url.clone();
         for _ in 0..=MAX_REDIRECTS {
             let mut headers = HeaderMap::new();
             headers.insert(ACCEPT, HeaderValue::from_static(request.accept));
-            // A login is for the server that it was made for, and for no other.
+            // A login is sent to the server that it is for, and to no other.
             if let Some(value) =
                 request.authorization.filter(|_| url.origin() == request.url.origin())
             {
@@ -133,16 +134,17 @@ impl Http {
         Err(RegistryProblem::protocol(format!("it redirects more than {MAX_REDIRECTS} times")))
     }
 
-    /// Sends a form, as `get` sends requests; a redirect is not followed, because it would take the form along.
+    /// Sends a form, with the retries of `get`; redirects are not followed: they would carry the
+    /// form along.
     pub(super) async fn post(&self, url: &Url, form: &str) -> Answer<Response> {
         const FORM: HeaderValue = HeaderValue::from_static("application/x-www-form-urlencoded");
         let post = |client: Client| {
             client.post(url.clone()).header(CONTENT_TYPE, FORM).body(form.to_owned())
         };
-        until_it_stays(async || self.send(url, post).await).await
+        with_retries(async || self.send(url, post).await).await
     }
 
-    /// Whether secrets may be sent there.
+    /// Whether secrets may be sent to this URL.
     pub(super) fn may_trust(&self, url: &Url) -> bool {
         url.scheme() == "https" || url.scheme() == "http" && self.may_be_plain(url)
     }
@@ -173,13 +175,13 @@ impl Http {
     }
 }
 
-/// Sends a request again, with pauses, while its answer may be another one soon.
-async fn until_it_stays(once: impl AsyncFn() -> Answer<Response>) -> Answer<Response> {
+/// Retries with delays while a failure is transient.
+async fn with_retries(once: impl AsyncFn() -> Answer<Response>) -> Answer<Response> {
     let mut tries = 1;
     loop {
         let answer = once().await;
         let wait = match &answer {
-            Ok(response) => temporary_refusal(response, tries),
+            Ok(response) => retry_delay(response, tries),
             Err(problem) => problem.is_transient().then(|| backoff(tries)),
         };
         match wait {
@@ -190,34 +192,34 @@ async fn until_it_stays(once: impl AsyncFn() -> Answer<Response>) -> Answer<Resp
     }
 }
 
-/// How long to wait until to ask again; none: the answer stays.
-fn temporary_refusal(response: &Response, tries: u32) -> Option<Duration> {
+/// The delay before the next attempt; none if the response is final.
+fn retry_delay(response: &Response, tries: u32) -> Option<Duration> {
     let asked = retry_after(response.headers(), SystemTime::now());
     match response.status().as_u16() {
         429 | 503 if asked.is_some_and(|wait| wait > MAX_WAIT) => None,
-        // Who says no time is asked a little later than one in trouble.
+        // A rate limit without a time: wait longer than for a server error.
         429 => Some(asked.unwrap_or(backoff(tries + 1))),
         408 | 500 | 502 | 503 | 504 => Some(asked.unwrap_or(backoff(tries))),
         _ => None,
     }
 }
 
-/// How long the server asks to wait: it says seconds, or a date. (RFC 9110, 10.2.3)
+/// The delay that the server asks for: seconds or a date. (RFC 9110, 10.2.3)
 fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     match value.parse() {
         Ok(seconds) => Some(Duration::from_secs(seconds)),
-        // A date that is past says nothing that helps.
+        // A date in the past does not help.
         Err(_) => httpdate::parse_http_date(value).ok()?.duration_since(now).ok(),
     }
 }
 
-/// How long to wait after so many tries.
+/// The delay after the given number of attempts.
 pub(crate) fn backoff(tries: u32) -> Duration {
     Duration::from_millis(250) * 2u32.saturating_pow(tries.saturating_sub(1)).min(16)
 }
 
-/// The whole body of an answer, at most `limit` bytes.
+/// The whole body of a response, at most `limit` bytes.
 pub(super) async fn body(
     mut response: Response,
     what: &str,
@@ -241,19 +243,19 @@ pub(super) async fn body(
     }
 }
 
-/// What a registry says in place of what was asked for.
+/// An error response.
 #[derive(Debug)]
 pub(super) struct Refusal {
     pub(super) status: StatusCode,
     pub(super) retry_after: Option<Duration>,
-    /// The codes of the distribution specification: `MANIFEST_UNKNOWN`, …
+    /// Error codes of the distribution specification: `MANIFEST_UNKNOWN`, …
     pub(super) codes: Vec<String>,
-    /// Its words, fit to be shown.
+    /// The server's message, made printable.
     pub(super) message: String,
 }
 
 impl Refusal {
-    /// Reads the errors of an answer. (OCI distribution specification, "Error Codes")
+    /// Reads an error response. (OCI distribution specification, "Error Codes")
     pub(super) async fn read(response: Response, stall: Duration) -> Self {
         let status = response.status();
         let retry_after = retry_after(response.headers(), SystemTime::now());
@@ -267,12 +269,12 @@ impl Refusal {
         Self { status, retry_after, codes: field("code"), message: field("message").join("; ") }
     }
 
-    /// Whether this is among its codes.
-    pub(super) fn says(&self, code: &str) -> bool {
+    /// Whether it has this error code.
+    pub(super) fn has_code(&self, code: &str) -> bool {
         self.codes.iter().any(|said| said == code)
     }
 
-    /// The refusal as a problem, where nothing better can be said.
+    /// The problem for a response without a more specific one.
     pub(super) fn into_problem(self) -> RegistryProblem {
         match self.status {
             StatusCode::TOO_MANY_REQUESTS => {

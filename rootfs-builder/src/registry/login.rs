@@ -1,4 +1,4 @@
-//! Logging in and out, and the beginning of every conversation.
+//! Logins, and the start of every session.
 
 use super::credentials::{Credentials, Login, LoginStore};
 use super::docker_config::DockerConfig;
@@ -11,12 +11,12 @@ use crate::format::{is_host, is_path_component};
 use crate::progress::{Event, Progress, Silent};
 
 impl RegistryOptions {
-    /// Checks a user's login with the registry (`docker.io`, `host[:port]`), and keeps it where docker
-    /// would: with the configured credential helper, else in `config.json`. A path behind the host makes it the
-    /// login for what is below that alone.
+    /// Checks a login with the registry (`docker.io`, `host[:port]`), and stores it where docker
+    /// would: with the configured credential helper, else in `config.json`. A path after the host
+    /// limits the login to the repositories below it.
     ///
     /// # Errors
-    /// The registry cannot be reached or refuses the login; it cannot be kept.
+    /// The registry cannot be reached or refuses the login; the login cannot be stored.
     pub fn login(&self, registry: &str, user: &str, secret: &str) -> Result<LoginStore> {
         let scope = checked_scope(registry)?;
         let registry = scope.host;
@@ -40,7 +40,7 @@ impl RegistryOptions {
         config.store(scope, &credentials)
     }
 
-    /// Forgets the login for a registry; says whether there was one.
+    /// Erases the login for a registry; returns whether there was one.
     ///
     /// # Errors
     /// The configuration or its credential helper cannot be used.
@@ -57,7 +57,7 @@ impl RegistryOptions {
     }
 }
 
-/// What a user means, who may also have written an address.
+/// The scope that a user names, perhaps by a URL.
 fn checked_scope(registry: &str) -> Result<Scope<'_>> {
     let scope = Scope::of(registry.trim());
     let is_path = |path: &str| path.split('/').all(is_path_component);
@@ -70,7 +70,8 @@ fn checked_scope(registry: &str) -> Result<Scope<'_>> {
     })
 }
 
-/// The login for a repository at an endpoint. A public image can be had without, so trouble with it is only told.
+/// The login for a repository at an endpoint. Public images need none, so a failure is only a
+/// warning.
 pub(crate) fn find_login(
     options: &RegistryOptions,
     endpoint: &Endpoint,
@@ -82,13 +83,13 @@ pub(crate) fn find_login(
     let scope = Scope { path: &path, ..Scope::of(&endpoint.registry) };
     let login = DockerConfig::read(dir).and_then(|config| config.login(scope));
     login.unwrap_or_else(|error| {
-        progress.report(Event::Warning(&format!("going on without a login: {error}")));
+        progress.report(Event::Warning(&format!("continuing without a login: {error}")));
         None
     })
 }
 
 impl Session {
-    /// Begins a conversation about `what`: by TLS, or without where that is allowed and all there is.
+    /// Starts a session about `what`: with TLS, or without it where that is allowed and TLS fails.
     pub(crate) async fn begin(
         options: &RegistryOptions,
         endpoint: &Endpoint,
@@ -99,7 +100,7 @@ impl Session {
         let mut failure = RegistryProblem::protocol("it has no address");
         for base in &endpoint.bases {
             let session = Self::new(endpoint, base, repository, login.clone(), options)?;
-            failure = match session.hello().await {
+            failure = match session.check_api().await {
                 Ok(()) => return Ok(session),
                 Err(problem) => problem,
             };

@@ -1,8 +1,8 @@
-//! Registries: where they are, who may ask them, and what they say.
+//! Registries: endpoints, logins, and the pull half of the distribution protocol.
 //!
-//! The distribution protocol's pull is three kinds of requests; this speaks it on reqwest. (The oci-client
-//! crate reads manifests, tokens and errors of any length into memory, drops `Retry-After` and the reasons
-//! for refused tokens, and knows no identity tokens: registries are strangers here.)
+//! The pull half is three kinds of requests, spoken on reqwest. (The oci-client crate reads
+//! manifests, tokens and errors of any length into memory, drops `Retry-After` and the reasons of
+//! refused tokens, and has no identity tokens: registries are not trusted here.)
 
 mod auth;
 mod credentials;

@@ -1,4 +1,4 @@
-//! Which registries are asked, and how: mirrors, TLS, logins.
+//! Registry configuration: mirrors, TLS, logins.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,20 +11,20 @@ use crate::error::{Error, Result};
 use crate::file::read_small;
 use crate::format::DOCKER_HUB;
 
-/// How registries are reached. The default: as docker would, without mirrors.
+/// How registries are reached. The default is docker's: no mirrors.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct RegistryOptions {
-    /// By the name of the registry as image names have it (`docker.io`, `localhost:5000`).
+    /// By registry, as image names have it (`docker.io`, `localhost:5000`).
     pub registries: BTreeMap<String, RegistryConfig>,
-    /// The folder with docker's `config.json`, for logins: `$DOCKER_CONFIG`, else `~/.docker`.
+    /// Folder of docker's `config.json`, for logins: `$DOCKER_CONFIG`, else `~/.docker`.
     pub docker_config: Option<PathBuf>,
-    /// Folders in which `<registry>/*.crt` are certificates of authorities that vouch for that
-    /// registry, docker's convention: `/etc/docker/certs.d`.
+    /// Folders whose `<registry>/*.crt` are further certificate authorities of that registry,
+    /// docker's convention: `/etc/docker/certs.d`.
     pub certs_dirs: Vec<PathBuf>,
-    /// How many layers are fetched at once; at least one.
+    /// Number of parallel layer downloads; at least one.
     pub parallel_layers: usize,
-    /// A registry that sends nothing for so long is given up.
+    /// Time without data after which a registry is given up.
     pub stall_timeout: Duration,
 }
 
@@ -44,28 +44,27 @@ impl Default for RegistryOptions {
     }
 }
 
-/// What is particular about one registry.
+/// Configuration of one registry.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct RegistryConfig {
-    /// Asked first, in this order: `[https://|http://]host[:port][/path]`. What a mirror does not
-    /// have, the registry itself is asked for.
+    /// Mirrors, asked first and in this order: `[https://|http://]host[:port][/path]`. The registry
+    /// itself is asked for what they lack.
     pub mirrors: Vec<String>,
-    /// Certificates are not checked, and plain HTTP will do: of this `host[:port]` alone, not of those to
-    /// which it leads (for tokens, by redirects). Always so for this machine's own addresses (`localhost`,
-    /// `127.0.0.0/8`, `::1`), unless an authority is named for them.
+    /// Certificates are not checked, and plain HTTP is allowed: for this `host[:port]` only, not
+    /// for hosts that it leads to (token servers, redirects). Always so for this machine's own
+    /// addresses (`localhost`, `127.0.0.0/8`, `::1`), unless an authority is configured for them.
     pub insecure: bool,
-    /// A file with certificates (PEM) of authorities that vouch for this registry besides those
-    /// that the system trusts.
+    /// A PEM file of certificate authorities that vouch for this registry, besides the system's.
     pub ca_file: Option<PathBuf>,
 }
 
-/// A file that is longer is none of ours.
+/// Maximum length of the file.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
 impl RegistryOptions {
-    /// The default, and what the file (`$BOXLITE_HOME/registries.json`) says, if it is there:
+    /// The default, plus the file (`$BOXLITE_HOME/registries.json`), if it exists:
     ///
     /// ```json
     /// { "docker.io": { "mirrors": ["mirror.example.com"] },
@@ -74,7 +73,7 @@ impl RegistryOptions {
     /// ```
     ///
     /// # Errors
-    /// The file cannot be read, or is not in that form.
+    /// The file cannot be read or has another form.
     pub fn load(file: &Path) -> Result<Self> {
         let json = match read_small(file, MAX_FILE_BYTES) {
             Ok(json) => json,
@@ -90,7 +89,7 @@ impl RegistryOptions {
         Ok(Self { registries, ..Self::default() })
     }
 
-    /// Where to ask for images of that registry: its mirrors, then itself.
+    /// The endpoints for images of a registry: its mirrors, then itself.
     pub(crate) fn endpoints(&self, registry: &str) -> Result<Vec<Endpoint>> {
         let config = self.registries.get(registry).cloned().unwrap_or_default();
         let mirrors = config.mirrors.iter().map(|mirror| self.mirror(registry, mirror));
@@ -161,20 +160,20 @@ impl RegistryOptions {
     }
 }
 
-/// How a host is spoken to in a conversation with an endpoint.
+/// How a host is trusted in a session with an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Trust {
-    /// Whether any certificate will do, and plain HTTP.
+    /// Whether any certificate and plain HTTP are accepted.
     pub(super) is_insecure: bool,
-    /// Whether it is on this machine, where no proxy leads.
+    /// Whether it is on this machine: no proxy then.
     pub(super) is_local: bool,
-    /// Certificates of further authorities.
+    /// Further certificate authorities.
     pub(super) ca_files: Vec<PathBuf>,
 }
 
 impl RegistryOptions {
-    /// How to speak to whom the URL names, who may be another than the endpoint that led there: for such a
-    /// host the endpoint's authorities vouch, too, but whether it may go without is its own.
+    /// Trust in the URL's host, which may be another than the endpoint's. The endpoint's
+    /// authorities vouch for that host, too; whether it is insecure is its own configuration.
     pub(super) fn trust(&self, endpoint: &Endpoint, url: &Url) -> Trust {
         let Endpoint { is_insecure, is_local, ca_files, .. } = endpoint.clone();
         if endpoint.is_at(url) {
@@ -190,32 +189,32 @@ impl RegistryOptions {
         };
         let other = self.endpoint(name, name, None, "");
         let is_marked = self.registries.get(name).is_some_and(|config| config.insecure);
-        // A secure registry must not lead to what is not, even on this machine.
+        // A secure registry must not lead to an insecure host, not even on this machine.
         let is_insecure = is_marked || other.is_insecure && is_insecure;
         let ca_files = [ca_files, other.ca_files].concat();
         Trust { is_insecure, is_local: other.is_local, ca_files }
     }
 }
 
-/// A place that speaks the distribution protocol.
+/// A server of the distribution protocol.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Endpoint {
-    /// Its name in messages, and by which logins are found.
+    /// Name in messages, and the key of its logins.
     pub(crate) registry: String,
-    /// Addresses of its `/v2/`, in the order in which they are tried.
+    /// URLs of its `/v2/`, in the order of attempts.
     pub(super) bases: Vec<String>,
-    /// What a mirror puts in front of every repository; ends with a slash unless empty.
+    /// Prefix of all repositories on a mirror; empty, or ending in a slash.
     pub(super) prefix: String,
-    /// Whether any certificate will do.
+    /// Whether any certificate and plain HTTP are accepted.
     pub(super) is_insecure: bool,
-    /// Whether it is on this machine, where no proxy leads.
+    /// Whether it is on this machine: no proxy then.
     pub(super) is_local: bool,
-    /// Certificates of further authorities.
+    /// Further certificate authorities.
     pub(super) ca_files: Vec<PathBuf>,
 }
 
 impl Endpoint {
-    /// Whether the URL leads to its very host and port.
+    /// Whether the URL is of the same host and port.
     pub(super) fn is_at(&self, url: &Url) -> bool {
         let place = |url: &Url| (url.host_str().map(str::to_owned), url.port_or_known_default());
         let mut bases = self.bases.iter().filter_map(|base| Url::parse(base).ok());

@@ -1,10 +1,10 @@
-//! From failed requests and strangers' words to a [`RegistryProblem`].
+//! From failed requests and foreign text to a [`RegistryProblem`].
 
 use std::time::Duration;
 
 use crate::error::RegistryProblem;
 
-/// A request that failed before there was an answer.
+/// The problem of a request that failed without a response.
 pub(super) fn of_request(error: &reqwest::Error, stall: Duration) -> RegistryProblem {
     let reason = innermost(error);
     if let Some(tls) = find_cause::<rustls::Error>(error) {
@@ -23,7 +23,7 @@ pub(super) fn of_request(error: &reqwest::Error, stall: Duration) -> RegistryPro
     RegistryProblem::Unreachable { reason }
 }
 
-/// The same problem, with another host than the registry: one to which that leads.
+/// Adds the host to a problem, if that is not the registry itself.
 pub(super) fn at_host(problem: RegistryProblem, url: &reqwest::Url) -> RegistryProblem {
     let host = host_and_port(url);
     match problem {
@@ -37,13 +37,13 @@ pub(super) fn at_host(problem: RegistryProblem, url: &reqwest::Url) -> RegistryP
     }
 }
 
-/// Whom a URL names, as image names and `registries.json` do.
+/// `host[:port]` of a URL, as in image names and `registries.json`.
 pub(super) fn host_and_port(url: &reqwest::Url) -> String {
     let host = url.host_str().unwrap_or_default();
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
-/// The text of the error at the bottom of the chain: those above only say that something failed.
+/// The text of the innermost error: the outer ones only say that something failed.
 fn innermost(error: &reqwest::Error) -> String {
     let mut text = error.to_string();
     let mut next = std::error::Error::source(error);
@@ -54,7 +54,7 @@ fn innermost(error: &reqwest::Error) -> String {
     printable(&text)
 }
 
-/// Looks for an error of this type below, also inside of I/O errors.
+/// Finds an error of this type in the chain, also inside of I/O errors.
 fn find_cause<'a, T: std::error::Error + 'static>(
     error: &'a (dyn std::error::Error + 'static),
 ) -> Option<&'a T> {
@@ -72,7 +72,7 @@ fn find_cause<'a, T: std::error::Error + 'static>(
     None
 }
 
-/// A stranger's words, fit for a message: short, and without control characters.
+/// Foreign text, made fit for messages: short, without control characters.
 pub(super) fn printable(text: &str) -> String {
     const MAX_CHARS: usize = 200;
     let mut chars = text.trim().chars();

@@ -1,25 +1,25 @@
-//! What a key in docker's configuration is about: a registry, or one namespace or repository of it.
+//! Scopes of logins in docker's configuration: a registry, a namespace, or a repository.
 //!
-//! (containers-auth.json(5); docker's own keys name registries alone, also by the address of their API)
+//! (containers-auth.json(5); docker's own keys are registries only, also as the URL of their API)
 
 use std::fmt;
 
 use crate::format::DOCKER_HUB;
 
-/// Docker Hub's name in docker's configuration.
+/// Docker Hub's key in docker's configuration.
 const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
 
 /// A registry, or the repositories below a path in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Scope<'a> {
-    /// `host[:port]`, all names of Docker Hub as one.
+    /// `host[:port]`; all names of Docker Hub are one.
     pub(super) host: &'a str,
-    /// Of repositories; empty: all.
+    /// Path of repositories; empty for all.
     pub(super) path: &'a str,
 }
 
 impl<'a> Scope<'a> {
-    /// Of a key as docker and podman write them: `host`, `host/path`, `https://host/v1/`.
+    /// Parses a key of docker or podman: `host`, `host/path`, `https://host/v1/`.
     pub(super) fn of(key: &'a str) -> Self {
         let address = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://"));
         let (host, path) = address.unwrap_or(key).split_once('/').unwrap_or((key, ""));
@@ -28,7 +28,7 @@ impl<'a> Scope<'a> {
             None => host,
         };
         let path = match path.trim_matches('/') {
-            // The path of an address is that of its API.
+            // The path of a URL is that of its API.
             _ if address.is_some() => "",
             "v1" | "v2" => "",
             path => path,
@@ -43,19 +43,19 @@ impl<'a> Scope<'a> {
         Self { host, path }
     }
 
-    /// Whether this is about a whole registry.
+    /// Whether this is a whole registry.
     pub(super) fn is_registry(self) -> bool {
         self.path.is_empty()
     }
 
-    /// Whether what this is about includes a repository.
+    /// Whether this scope includes a repository.
     pub(super) fn includes(self, repository: Scope<'_>) -> bool {
         let rest = repository.path.strip_prefix(self.path);
         let is_below = |rest: &str| self.is_registry() || rest.is_empty() || rest.starts_with('/');
         self.host == repository.host && rest.is_some_and(is_below)
     }
 
-    /// As a key, as docker writes it.
+    /// The key, as docker writes it.
     pub(super) fn key(self) -> String {
         match self {
             Self { host: DOCKER_HUB, path: "" } => DOCKER_HUB_KEY.to_owned(),

@@ -1,4 +1,4 @@
-//! A conversation with one registry about one repository: its manifests and blobs.
+//! A session with one registry about one repository: manifests and blobs.
 //!
 //! (OCI distribution specification 1.1, "Pull")
 
@@ -18,54 +18,54 @@ use crate::format::{Digest, MAX_MANIFEST_BYTES};
 
 type Answer<T> = std::result::Result<T, RegistryProblem>;
 
-/// What is taken as a manifest: indexes and manifests, OCI's and Docker's.
+/// Accepted media types of manifests: indexes and manifests, OCI's and Docker's.
 const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, \
     application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.v2+json, application/json;q=0.5, */*;q=0.1";
 const ANYTHING: &str = "*/*";
 
-/// A conversation.
+/// A session.
 #[derive(Debug)]
 pub(crate) struct Session {
     http: Http,
-    /// Where its repositories begin.
+    /// URL that the repositories are below.
     base: Url,
     registry: String,
     repository: String,
     login: Option<Login>,
-    /// The host to which a login is not sent, because it is reached unencrypted.
+    /// The host that a login is not sent to, because it is reached without TLS.
     withheld: Option<String>,
     authorization: Mutex<Authorization>,
 }
 
-/// What is sent with every request, and how often it has changed.
+/// The `Authorization` header of all requests, and how often it has changed.
 #[derive(Clone, Debug, Default)]
 struct Authorization {
     value: Option<HeaderValue>,
     generation: u64,
 }
 
-/// A manifest or index as the registry has it.
+/// A manifest or index as the registry sent it.
 #[derive(Debug)]
 pub(crate) struct Document {
     pub(crate) bytes: Vec<u8>,
     pub(crate) media_type: String,
-    /// The digest that the registry says it has, in a header.
+    /// The digest in the response's header.
     pub(crate) digest: Option<Digest>,
 }
 
-/// The content of a blob, coming in.
+/// The content of a blob, as it arrives.
 #[derive(Debug)]
 pub(crate) struct BlobStream {
     response: Response,
     stall: Duration,
-    /// With which byte it begins: the one that was asked for, or the first.
+    /// Offset of the first byte: the requested one, or 0.
     pub(crate) start: u64,
 }
 
 impl BlobStream {
-    /// The next piece; none at the end.
+    /// The next chunk; none at the end.
     pub(crate) async fn chunk(&mut self) -> Answer<Option<impl AsRef<[u8]> + use<>>> {
         let chunk = self.response.chunk().await;
         chunk.map_err(|error| of_request(&error, self.stall))
@@ -73,8 +73,7 @@ impl BlobStream {
 }
 
 impl Session {
-    /// A session with a registry that has not been spoken to yet. An empty repository is for
-    /// logins, which are about none.
+    /// Creates a session; nothing is sent yet. The repository is empty for logins.
     pub(super) fn new(
         endpoint: &Endpoint,
         base: &str,
@@ -104,23 +103,23 @@ impl Session {
         })
     }
 
-    /// Says hello: whether a registry is there, and what login it wants. Not tried again, so that a
-    /// name that is wrong is known at once.
-    pub(crate) async fn hello(&self) -> Answer<()> {
+    /// Requests the API's root: whether a registry is there, and which login it wants. No retries:
+    /// a wrong name is reported at once.
+    pub(crate) async fn check_api(&self) -> Answer<()> {
         let authorization = self.authorization.lock().await.value.clone();
         let authorization = authorization.as_ref();
         let request = Request { url: &self.base, accept: ANYTHING, from: 0, authorization };
         let response = self.http.get_once(request).await?;
         match response.status() {
             StatusCode::UNAUTHORIZED => self.authenticate(response.headers(), 0).await.map(drop),
-            // Not every registry has this page, and some limit it: the manifest will tell.
+            // Some registries lack or limit this page: the manifest request decides.
             _ => Ok(()),
         }
     }
 
     /// Checks that the login is accepted.
     pub(super) async fn check_login(&self) -> Answer<()> {
-        self.hello().await?;
+        self.check_api().await?;
         let response = self.send(self.base.clone(), ANYTHING, 0).await?;
         match response.status() {
             status if status.is_success() => Ok(()),
@@ -131,7 +130,7 @@ impl Session {
         }
     }
 
-    /// A manifest or index, by tag or digest. It is not verified yet.
+    /// A manifest or index, by tag or digest; not verified yet.
     pub(crate) async fn manifest(&self, reference: &str) -> Answer<Document> {
         let response = self.send(self.url(&["manifests", reference])?, MANIFESTS, 0).await?;
         if response.status() != StatusCode::OK {
@@ -155,7 +154,7 @@ impl Session {
         Ok(Document { bytes, media_type, digest })
     }
 
-    /// The content of a blob, from this byte on if the registry can do that, else from the first.
+    /// The content of a blob: from byte `from` if the registry supports that, else from 0.
     pub(crate) async fn blob(&self, what: &str, digest: &Digest, from: u64) -> Answer<BlobStream> {
         let url = self.url(&["blobs", &digest.to_string()])?;
         let mut response = self.send(url.clone(), ANYTHING, from).await?;
@@ -179,7 +178,7 @@ impl Session {
         Ok(BlobStream { response, stall: self.http.stall(), start })
     }
 
-    /// A whole small blob. It is not verified yet.
+    /// A whole small blob; not verified yet.
     pub(crate) async fn small_blob(
         &self,
         what: &str,
@@ -190,12 +189,12 @@ impl Session {
         body(blob.response, what, limit, self.http.stall()).await
     }
 
-    /// Its name.
+    /// Name of the registry.
     pub(crate) fn registry(&self) -> &str {
         &self.registry
     }
 
-    /// Sends a request; where it is refused for want of a (valid) login, once more with one.
+    /// Sends a request; after a 401, authenticates and sends it once more.
     async fn send(&self, url: Url, accept: &'static str, from: u64) -> Answer<Response> {
         let mut seen = self.authorization.lock().await.clone();
         let mut retried = false;
@@ -214,8 +213,8 @@ impl Session {
         }
     }
 
-    /// Meets the challenge of an answer, unless another request has done it since `seen`. None
-    /// where there is nothing new to send.
+    /// Answers the challenge of a response, unless another request has done so since `seen`; none
+    /// if there is nothing new to send.
     async fn authenticate(&self, headers: &HeaderMap, seen: u64) -> Answer<Option<Authorization>> {
         let mut authorization = self.authorization.lock().await;
         if authorization.generation != seen {
@@ -230,7 +229,7 @@ impl Session {
             RegistryProblem::LoginNeeded { .. } => self.login_needed(),
             other => other,
         })?;
-        // The same basic login again would be refused again.
+        // The same basic login would be refused again.
         if value.is_none() || value == authorization.value {
             return Ok(None);
         }
@@ -238,10 +237,10 @@ impl Session {
         Ok(Some(authorization.clone()))
     }
 
-    /// Why there is no such manifest, and what there is in its place.
+    /// The problem of a missing manifest: no repository, or no such tag among these.
     async fn unknown(&self, reference: &str, refusal: &Refusal) -> RegistryProblem {
         let repository = self.repository.clone();
-        let tags = match refusal.says("NAME_UNKNOWN") {
+        let tags = match refusal.has_code("NAME_UNKNOWN") {
             true => None,
             false => self.some_tags().await,
         };
@@ -253,7 +252,7 @@ impl Session {
         RegistryProblem::UnknownReference { repository, reference, tags }
     }
 
-    /// A few of the tags that there are, for a message; none where there is not even a repository.
+    /// Some existing tags, for a message; none if there is no such repository.
     async fn some_tags(&self) -> Option<Vec<String>> {
         const MAX_BYTES: u64 = 256 << 10;
         let ask = async {
@@ -264,7 +263,7 @@ impl Session {
         let Ok(response) = ask.await else { return Some(Vec::new()) };
         if response.status() == StatusCode::NOT_FOUND {
             let refusal = Refusal::read(response, self.http.stall()).await;
-            return (!refusal.says("NAME_UNKNOWN")).then(Vec::new);
+            return (!refusal.has_code("NAME_UNKNOWN")).then(Vec::new);
         }
         let body = body(response, "the tags", MAX_BYTES, self.http.stall()).await;
         let json: serde_json::Value =
@@ -296,7 +295,7 @@ impl Session {
         }
     }
 
-    /// Whether it is the login itself that is sent, and not a token made for it.
+    /// Whether the login itself is sent, not a token.
     fn is_basic(&self) -> bool {
         let authorization = self.authorization.try_lock();
         authorization.is_ok_and(|authorization| {
@@ -311,7 +310,8 @@ impl Session {
     }
 }
 
-/// Whether a partial answer begins with this byte: `Content-Range: bytes 5-9/10`. (RFC 9110, 14.4)
+/// Whether a partial response begins with this byte: `Content-Range: bytes 5-9/10`. (RFC 9110,
+/// 14.4)
 fn starts_at(response: &Response, from: u64) -> bool {
     let range = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
     let start = range.and_then(|range| range.strip_prefix("bytes ")?.split('-').next());

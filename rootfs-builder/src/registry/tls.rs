@@ -1,5 +1,5 @@
-//! Whom to trust: the system's certificate authorities (where it has none, Mozilla's), and those that
-//! were named for a registry.
+//! TLS trust: the system's certificate authorities (Mozilla's, if it has none), and those
+//! configured for a registry.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,15 +12,16 @@ use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme
 
 use crate::error::{Error, Result};
 
-/// A configuration that trusts the usual authorities and those in `ca_files`; with `any`, anybody.
+/// A configuration that trusts the system's authorities and those in `ca_files`; with `any`, every
+/// certificate.
 pub(super) fn config(ca_files: &[PathBuf], any: bool) -> Result<ClientConfig> {
-    // Not the process's default: that one is for the program to choose that we are a part of.
+    // Not the process's default provider: that is the embedding program's choice.
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|error| Error::corrupt("the TLS library", error))?;
     if any {
-        let verifier = Arc::new(Anybody(provider));
+        let verifier = Arc::new(AcceptAll(provider));
         let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
         return Ok(builder.with_no_client_auth());
     }
@@ -44,11 +45,11 @@ pub(super) fn config(ca_files: &[PathBuf], any: bool) -> Result<ClientConfig> {
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
-/// Accepts every certificate: for registries that are said to be insecure.
+/// Accepts every certificate: for registries that are configured as insecure.
 #[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
+struct AcceptAll(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for Anybody {
+impl ServerCertVerifier for AcceptAll {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,

@@ -1,5 +1,5 @@
-//! Archives: what `docker save` writes (a tar with `manifest.json`, its layers being uncompressed
-//! tars under `<id>/layer.tar` or blobs under `blobs/`), and OCI layouts inside a tar.
+//! Archives: of `docker save` (a tar with `manifest.json`, whose layers are uncompressed tars under
+//! `<id>/layer.tar` or blobs under `blobs/`), and OCI layouts in a tar.
 
 use std::fs::File;
 use std::io::Read;
@@ -24,21 +24,21 @@ use crate::progress::Progress;
 use crate::resolve;
 use crate::sys;
 
-/// An open archive whose members are known.
+/// An open archive with an index of its members.
 pub(crate) struct Archive {
-    /// Where it came from; [`STREAM`] for one that was sent.
+    /// Its path; [`STREAM`] for one that was streamed.
     path: PathBuf,
     place: String,
     file: Arc<File>,
     members: TarIndex,
 }
 
-/// The path by which an archive without a file is recorded.
+/// The recorded path of an archive without a file.
 const STREAM: &str = "-";
 
 impl Archive {
-    /// Opens it. One that is compressed as a whole is expanded to a nameless file, which goes away
-    /// with the last layer of the image.
+    /// Opens an archive. A compressed one is expanded to an unnamed file, which is closed with the
+    /// last layer of the image.
     pub(crate) fn open(path: &Path, scratch: &Scratch, progress: &dyn Progress) -> Result<Self> {
         let place = format!("docker-archive:{}", path.display());
         let mut file = sys::open_regular(path).map_err(Error::io("open", path))?;
@@ -51,8 +51,8 @@ impl Archive {
         Self::scan(path, place, file)
     }
 
-    /// Takes in one that is sent, to its end, expanded on the way into a nameless file, as
-    /// [`open`](Self::open) does with compressed ones.
+    /// Reads an archive from a stream, to its end, into an unnamed file; a compressed one is
+    /// expanded, as in [`open`](Self::open).
     pub(crate) fn receive(
         input: &mut dyn Read,
         scratch: &Scratch,
@@ -70,21 +70,21 @@ impl Archive {
         Ok(Self { path: path.to_owned(), place, file: Arc::new(file), members })
     }
 
-    /// What the images without a whole name in it are called by: the name of its file.
+    /// The name for images that have none in the archive: that of the file.
     pub(crate) fn stem(&self) -> Option<&str> {
         let is_file = self.path != Path::new(STREAM);
         self.path.file_stem().and_then(|stem| stem.to_str()).filter(|_| is_file)
     }
 
-    /// How the image that the tag selects is referred to.
+    /// The reference of the image with this tag.
     pub(crate) fn reference(&self, tag: String) -> ImageReference {
         ImageReference::DockerArchive { file: self.path.clone(), tag: Some(tag) }
     }
 
-    /// The image in it that the tag selects.
+    /// Resolves the image with this tag.
     pub(crate) fn resolve(&self, tag: Option<&str>, host: &Platform) -> Result<Resolved> {
-        // Every `docker save` has a manifest.json, also where it is an OCI layout besides; only
-        // there are the names by which Docker's users know the images.
+        // Every archive of `docker save` has a manifest.json, also if it is an OCI layout besides;
+        // only there are the names that Docker's users know.
         match self.read("manifest.json", MAX_MANIFEST_BYTES)? {
             Some(json) => self.resolve_saved(&json, tag, host),
             None if self.members.find("oci-layout").is_some() => layout::resolve(self, tag, host),
@@ -101,8 +101,8 @@ impl Archive {
         }
     }
 
-    /// The tags that [`resolve`](Self::resolve) takes, one for each name of each image; an image without
-    /// a name is an error.
+    /// The tags that [`resolve`](Self::resolve) accepts, one for each name of each image; an image
+    /// without a name is an error.
     pub(crate) fn tags(&self) -> Result<Vec<String>> {
         let (mut tags, nameless) = match self.read("manifest.json", MAX_MANIFEST_BYTES)? {
             Some(json) => {
@@ -170,7 +170,7 @@ impl Archive {
             }
             ([], None) => Err(Error::Missing {
                 what: format!("an image in {place}"),
-                remedy: Remedy::Other("its manifest.json lists none; save the image anew"),
+                remedy: Remedy::Other("its manifest.json lists none; save the image again"),
             }),
             (several, _) => Err(Error::AmbiguousTag { place, tags: names(several) }),
         }
@@ -180,13 +180,13 @@ impl Archive {
         let path: String = path.chars().take(200).collect();
         Error::Missing {
             what: format!("{what} {path:?} in {}", self.place),
-            remedy: Remedy::Other("the archive is incomplete; save the image anew"),
+            remedy: Remedy::Other("the archive is incomplete; save the image again"),
         }
     }
 }
 
 impl Files for Archive {
-    fn place(&self) -> String {
+    fn label(&self) -> String {
         self.place.clone()
     }
 
@@ -209,7 +209,7 @@ impl Files for Archive {
     }
 }
 
-/// An image in `manifest.json`.
+/// An entry of `manifest.json`.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct SavedImage {
@@ -233,7 +233,7 @@ impl SavedImage {
     }
 }
 
-/// The digest by which a config is named: `<hex>.json` or `blobs/sha256/<hex>`.
+/// The digest in a config's name: `<hex>.json` or `blobs/sha256/<hex>`.
 fn named_digest(path: &str) -> Option<Digest> {
     let old = || format!("sha256:{}", path.strip_suffix(".json")?).parse().ok();
     Digest::from_blob_path(path).or_else(old)

@@ -1,5 +1,5 @@
-//! `rootfs:DIR`: a directory of this machine as the one layer of an image. The digest of its tar
-//! stream is its identity.
+//! `rootfs:DIR`: a directory of this machine as an image of one layer. The digest of its tar stream
+//! is its identity.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use crate::image::{Documents, Resolved};
 use crate::layer::{DirectoryTar, Layer, Location};
 use crate::progress::{Event, Pace, Progress};
 
-/// The image that a directory is; the directory is read as a whole.
+/// Resolves a directory, which is read as a whole.
 pub(super) fn resolve(dir: &Path, progress: &dyn Progress) -> Result<Resolved> {
     let mut stream = DirectoryTar::open(dir)?;
     let mut pace = Pace::default();

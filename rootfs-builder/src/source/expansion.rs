@@ -1,4 +1,4 @@
-//! Archives that are compressed, or come as a stream, on their way into a nameless file.
+//! Expansion of compressed or streamed archives into an unnamed file.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::layer::Decoder;
 use crate::progress::{Event, Pace, Progress};
 
-/// Where archives are expanded to, and how large they may become there.
+/// Where archives are expanded to, and their maximum length.
 #[derive(Clone, Debug)]
 pub(crate) struct Scratch {
     pub(crate) dir: PathBuf,
@@ -16,11 +16,11 @@ pub(crate) struct Scratch {
     pub(crate) limit: u64,
 }
 
-/// What is compressed, or comes as a stream, on its way into a nameless file.
+/// The expansion of an archive.
 pub(super) struct Expansion<'a> {
     pub(super) path: &'a Path,
     pub(super) place: &'a str,
-    /// Length of the input, where that is known.
+    /// Length of the input, if known.
     pub(super) total: Option<u64>,
     pub(super) scratch: &'a Scratch,
 }
@@ -30,7 +30,8 @@ impl Expansion<'_> {
         let damaged = |error: io::Error| Error::from_io(error, || self.place.to_owned());
         let expanded = tempfile::tempfile_in(&self.scratch.dir);
         let mut expanded = expanded.map_err(Error::io("create a file in", &self.scratch.dir))?;
-        let mut decoder = Decoder::new(Counted { inner: input, count: 0 }).map_err(damaged)?;
+        let mut decoder =
+            Decoder::new(CountingReader { inner: input, count: 0 }).map_err(damaged)?;
         let is_compressed = decoder.is_compressed();
         let mut buffer = vec![0; 128 << 10];
         let mut pace = Pace::default();
@@ -48,12 +49,12 @@ impl Expansion<'_> {
                 return Ok(expanded);
             }
             written += count as u64;
-            // Only what is compressed can become more than was sent.
+            // Only compressed input can grow.
             if is_compressed && written > self.scratch.limit {
                 let what = format!("{}, expanded,", self.place);
                 return Err(Error::TooLarge { what, limit: self.scratch.limit });
             }
-            // The name is only for the message, which names the folder.
+            // The file name is only for the message, which shows the folder.
             expanded
                 .write_all(buffer.get(..count).unwrap_or_default())
                 .map_err(Error::write(&self.scratch.dir.join("expanded"), written))?;
@@ -61,12 +62,12 @@ impl Expansion<'_> {
     }
 }
 
-struct Counted<R> {
+struct CountingReader<R> {
     inner: R,
     count: u64,
 }
 
-impl<R: Read> Read for Counted<R> {
+impl<R: Read> Read for CountingReader<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buf)?;
         self.count += count as u64;

@@ -5,20 +5,20 @@ use crate::format::Descriptor;
 use crate::layer::Location;
 use crate::resolve::{Content, Kind};
 
-/// A set of files that an image consists of: a directory, or the inside of an archive. Paths are
-/// relative, with slashes.
+/// The files of an image: a directory, or the inside of an archive. Paths are relative, with
+/// slashes.
 pub(crate) trait Files {
-    /// What these files are, for messages: `oci:/some/dir`.
-    fn place(&self) -> String;
-    /// The whole content of a small file; none if there is no such file.
+    /// Name of the source in messages: `oci:/some/dir`.
+    fn label(&self) -> String;
+    /// The content of a small file; none if it does not exist.
     fn read(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>>;
-    /// Where the content of a file is and how long it is; none if there is no such file.
+    /// Location and length of a file; none if it does not exist.
     fn locate(&self, path: &str) -> Result<Option<(Location, u64)>>;
 }
 
 impl Content for &dyn Files {
-    fn place(&self) -> String {
-        (**self).place()
+    fn label(&self) -> String {
+        (**self).label()
     }
     fn document(&self, _: Kind, blob: &Descriptor, limit: u64) -> Result<Option<Vec<u8>>> {
         self.read(&blob.digest.blob_path(), limit)

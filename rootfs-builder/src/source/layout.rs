@@ -1,5 +1,4 @@
-//! OCI image layouts, in a directory or inside an archive: the entry of `index.json` that a tag
-//! names.
+//! OCI image layouts, in a directory or an archive: selects the entry of `index.json` by tag.
 
 use std::path::{Path, PathBuf};
 
@@ -14,20 +13,20 @@ use crate::layer::Location;
 use crate::resolve;
 use crate::sys;
 
-/// A layout that is a directory.
+/// A layout in a directory.
 pub(crate) struct LayoutDir<'a> {
     pub(crate) dir: &'a Path,
 }
 
 impl LayoutDir<'_> {
-    /// Paths come from this crate or from a parsed digest, never from the image's own words.
+    /// `path` is a constant or comes from a parsed digest, never from the image's text.
     fn path(&self, path: &str) -> PathBuf {
         self.dir.join(path)
     }
 }
 
 impl Files for LayoutDir<'_> {
-    fn place(&self) -> String {
+    fn label(&self) -> String {
         format!("oci:{}", self.dir.display())
     }
 
@@ -52,16 +51,16 @@ fn absent_is_none<T>(result: Result<T>) -> Result<Option<T>> {
     }
 }
 
-/// Finds the one image in an OCI layout that `tag` and the platform select.
+/// Resolves the image in an OCI layout that `tag` and the host's platform select.
 pub(super) fn resolve(files: &dyn Files, tag: Option<&str>, host: &Platform) -> Result<Resolved> {
     let entries = index(files)?;
-    match pick_entry(files.place(), entries, tag)? {
+    match pick_entry(files.label(), entries, tag)? {
         Pick::One(entry) => resolve::entry(&files, &entry, host),
         Pick::ByPlatform(entries) => resolve::alternatives(&files, entries, host),
     }
 }
 
-/// The tags of the images in a layout, and how many have none.
+/// The tags in a layout, and the number of images without one.
 pub(super) fn tags(files: &dyn Files) -> Result<(Vec<String>, usize)> {
     let images: Vec<_> = index(files)?.into_iter().filter(Descriptor::may_be_image).collect();
     let tags: Vec<String> = images.iter().filter_map(shown_tag).collect();
@@ -69,14 +68,14 @@ pub(super) fn tags(files: &dyn Files) -> Result<(Vec<String>, usize)> {
     Ok((tags, nameless))
 }
 
-/// The entries of a layout's top index.
+/// The entries of the layout's `index.json`.
 fn index(files: &dyn Files) -> Result<Vec<Descriptor>> {
     check_version(files)?;
     let json = files.read("index.json", MAX_MANIFEST_BYTES)?.ok_or_else(|| Error::Missing {
-        what: format!("index.json in {}", files.place()),
-        remedy: Remedy::Other("the layout is incomplete; make or copy it anew"),
+        what: format!("index.json in {}", files.label()),
+        remedy: Remedy::Other("the layout is incomplete; make or copy it again"),
     })?;
-    let what = format!("index.json in {}", files.place());
+    let what = format!("index.json in {}", files.label());
     match Document::parse(&json) {
         Ok(Document::Index(entries)) => Ok(entries),
         Ok(Document::Manifest { .. }) => {
@@ -93,12 +92,12 @@ fn check_version(files: &dyn Files) -> Result<()> {
         image_layout_version: String,
     }
     let json = files.read("oci-layout", MAX_MANIFEST_BYTES)?.ok_or_else(|| Error::Missing {
-        what: format!("the file oci-layout in {}", files.place()),
+        what: format!("the file oci-layout in {}", files.label()),
         remedy: Remedy::Other(
             "this is no OCI image layout; `skopeo copy docker://IMAGE oci:DIR` makes one",
         ),
     })?;
-    let what = format!("oci-layout in {}", files.place());
+    let what = format!("oci-layout in {}", files.label());
     let layout: LayoutFile =
         serde_json::from_slice(&json).map_err(|error| Error::corrupt(&what, error))?;
     if layout.image_layout_version.starts_with("1.") {
@@ -106,7 +105,7 @@ fn check_version(files: &dyn Files) -> Result<()> {
     } else {
         let version: String = layout.image_layout_version.chars().take(40).collect();
         Err(Error::Unsupported {
-            what: format!("version {version:?} of the layout {}", files.place()),
+            what: format!("version {version:?} of the layout {}", files.label()),
             remedy: Remedy::Other("convert it to version 1.0.0"),
         })
     }
@@ -117,8 +116,7 @@ enum Pick {
     ByPlatform(Vec<Descriptor>),
 }
 
-/// The entry of the top index that the tag names; where several are left, and only platforms
-/// tell them apart, all of those.
+/// The entry of the index with this tag; several, if they differ only by platform.
 fn pick_entry(place: String, entries: Vec<Descriptor>, tag: Option<&str>) -> Result<Pick> {
     let images: Vec<_> = entries.into_iter().filter(Descriptor::may_be_image).collect();
     let mut tags: Vec<String> = images.iter().filter_map(shown_tag).collect();
@@ -134,7 +132,7 @@ fn pick_entry(place: String, entries: Vec<Descriptor>, tag: Option<&str>) -> Res
             Some(tag) => Error::NoSuchTag { place, tag: tag.to_owned(), tags },
             None => Error::Missing {
                 what: format!("an image in {place}"),
-                remedy: Remedy::Other("its index.json lists none; make or copy the layout anew"),
+                remedy: Remedy::Other("its index.json lists none; make or copy the layout again"),
             },
         });
     };
@@ -145,7 +143,7 @@ fn pick_entry(place: String, entries: Vec<Descriptor>, tag: Option<&str>) -> Res
     if same_tag && chosen.iter().all(|entry| entry.platform.is_some()) {
         return Ok(Pick::ByPlatform(chosen));
     }
-    // Where tags do not tell them apart, digests do.
+    // If tags do not tell them apart, list digests.
     let tags = match same_tag {
         true => chosen.iter().map(|entry| entry.digest.to_string()).collect(),
         false => tags,

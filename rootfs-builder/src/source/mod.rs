@@ -1,4 +1,4 @@
-//! Images that lie on this machine: OCI layouts, archives of `docker save`, directories.
+//! Images on this machine: OCI layouts, archives of `docker save`, directories.
 
 mod archive;
 mod directory;
@@ -16,15 +16,15 @@ use crate::format::{ImageName, ImageReference, Platform};
 use crate::image::Resolved;
 use crate::progress::Progress;
 
-/// What a reference leads to.
+/// Result of [`look_up`].
 pub(crate) enum Lookup<'a> {
-    /// An image on this machine.
+    /// An image on this machine, resolved.
     Here(Box<Resolved>),
-    /// A name: the store and registries know those.
+    /// A name, for the store and registries.
     Name(&'a ImageName),
 }
 
-/// Finds the image that a reference means, unless that is a name.
+/// Resolves a reference, unless it is a name.
 pub(crate) fn look_up<'a>(
     reference: &'a ImageReference,
     scratch: &Scratch,

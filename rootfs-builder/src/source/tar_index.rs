@@ -1,7 +1,8 @@
-//! Random access into a tar file: one walk over the headers notes where each member's content is.
+//! Random access to a tar file: one pass over the headers records the range of each member's
+//! content.
 //!
-//! Not the tar crate's own iterator: that reads a hostile long name or PAX header of any size into
-//! memory, and knows no PAX sizes in a walk without them. Its header decoding is used.
+//! Not the tar crate's iterator: it reads long names and PAX headers of any size into memory, and
+//! ignores PAX sizes in a raw walk. Its header decoding is used.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -11,16 +12,16 @@ use std::os::unix::fs::FileExt;
 use tar::{EntryType, Header};
 
 const BLOCK: u64 = 512;
-/// More members than this are refused: images have some hundreds.
+/// Maximum number of members; images have some hundreds.
 const MAX_MEMBERS: usize = 1 << 16;
-/// All names together may take this many bytes.
+/// Maximum length of all names together, in bytes.
 const MAX_NAME_BYTES: usize = 16 << 20;
-/// A long name or PAX header may be this long.
+/// Maximum length of a long name or PAX header, in bytes.
 const MAX_EXTENSION_BYTES: u64 = 1 << 20;
-/// A link may lead over this many others.
+/// Maximum number of links in a row.
 const MAX_LINKS: usize = 8;
 
-/// What the members of a tar file are, by normalized path.
+/// The members of a tar file, by normalized path.
 #[derive(Debug, Default)]
 pub(super) struct TarIndex {
     members: HashMap<String, Member>,
@@ -33,7 +34,7 @@ enum Member {
 }
 
 impl TarIndex {
-    /// Walks over the headers of a tar file of `len` bytes.
+    /// Indexes a tar file of `len` bytes.
     pub(super) fn scan(file: &File, len: u64) -> io::Result<Self> {
         let mut walk = Walk { file, len, offset: 0, extensions: Extensions::default() };
         let mut index = Self::default();
@@ -48,7 +49,7 @@ impl TarIndex {
         Ok(index)
     }
 
-    /// Where the content of this member is, over links: (start, length).
+    /// Start and length of a member's content; links are followed.
     pub(super) fn find(&self, path: &str) -> Option<(u64, u64)> {
         let mut path = normalized(path)?;
         for _ in 0..MAX_LINKS {
@@ -90,7 +91,7 @@ impl Walk<'_> {
                 true => Extensions::default(),
                 false => std::mem::take(&mut self.extensions),
             };
-            // Kinds without content may carry a size that means something else.
+            // Types without content may use the size field for something else.
             let has_content = !matches!(
                 kind,
                 EntryType::Link
@@ -128,7 +129,7 @@ impl Walk<'_> {
                     link.and_then(|link| normalized(&beside(&name, &link))).map(link_to)
                 }
                 EntryType::GNUSparse => {
-                    return Err(invalid("it has sparse members; make it anew with docker save"));
+                    return Err(invalid("it has sparse members; make it again with docker save"));
                 }
                 _ => None,
             };
@@ -188,7 +189,8 @@ fn link_to(target: String) -> Member {
     Member::Link { target }
 }
 
-/// The records of a PAX header, `length key=value\n` each, by their length: values are any bytes.
+/// The records of a PAX header, `length key=value\n` each, split by their length: values are
+/// arbitrary bytes.
 struct PaxRecords<'a>(&'a [u8]);
 
 impl<'a> Iterator for PaxRecords<'a> {
@@ -216,7 +218,7 @@ impl<'a> Iterator for PaxRecords<'a> {
     }
 }
 
-/// A tar header's checksum: the sum of its bytes, its own field read as spaces.
+/// Checks a header's checksum: the sum of its bytes, with spaces for its own field.
 fn check_sum(header: &Header) -> io::Result<()> {
     let sum: u32 = header
         .as_bytes()
@@ -230,7 +232,7 @@ fn check_sum(header: &Header) -> io::Result<()> {
     }
 }
 
-/// The path of a link's target, seen from the root of the archive.
+/// The target of a link, relative to the root of the archive.
 fn beside(name: &str, target: &str) -> String {
     match (target.starts_with('/'), name.rsplit_once('/')) {
         (true, _) | (false, None) => target.to_owned(),
@@ -238,7 +240,7 @@ fn beside(name: &str, target: &str) -> String {
     }
 }
 
-/// The path without `.`, `..`, double, leading and trailing slashes; none if it leaves the archive.
+/// The path without `.`, `..` and superfluous slashes; none if it leaves the archive.
 fn normalized(path: &str) -> Option<String> {
     let mut parts = Vec::new();
     for part in path.split('/') {

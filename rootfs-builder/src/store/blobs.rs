@@ -1,4 +1,4 @@
-//! Copies layers and documents into the store, so that an imported image outlives where it came from.
+//! Copies of layers and documents in the store: an imported image outlives its source.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
@@ -14,13 +14,13 @@ use crate::layer::{Compression, Layer, Location, Metered, VerifiedLayer};
 use crate::progress::{Event, LayerProgress, Pace, Progress};
 use boxlite_durable as durable;
 
-/// Fast, and better than gzip.
+/// Fast, and still smaller than gzip.
 const ZSTD_LEVEL: i32 = 3;
 
-/// Layers that were copied, by their digests in what they came from.
+/// Copied layers, by their digests in the source.
 pub(super) type Copied = HashMap<(Option<Digest>, Digest), Layer>;
 
-/// Copies layers.
+/// Copies layers into the store.
 pub(super) struct LayerCopier<'a> {
     pub(super) folders: &'a Folders,
     pub(super) limit: u64,
@@ -28,7 +28,7 @@ pub(super) struct LayerCopier<'a> {
 }
 
 impl LayerCopier<'_> {
-    /// Copies all layers of an image that have not been copied yet; returns them as they are in the store.
+    /// Copies the layers of an image that have not been copied yet; returns all layers as stored.
     pub(super) fn copy(&self, image: &Image, copied: &mut Copied) -> Result<Vec<Layer>> {
         let copy = |(index, layer): (usize, &Layer)| {
             let key = (layer.digest.clone(), layer.diff_id.clone());
@@ -64,7 +64,7 @@ impl LayerCopier<'_> {
     }
 }
 
-/// Hears how many bytes of a layer were read, and whether these are all; its error ends the copying.
+/// Receives the bytes read of a layer, and whether these are all; an error ends the copy.
 type Report<'a> = dyn FnMut(u64, bool) -> Result<()> + 'a;
 
 struct Copying<'a> {
@@ -90,7 +90,7 @@ impl Copying<'_> {
         Ok(Compression::of(&magic) != Compression::None)
     }
 
-    /// A compressed blob, byte by byte. Its diff id is checked when a disk is built from it.
+    /// Copies a compressed blob as it is. Its diff ID is checked when a disk is built from it.
     fn verbatim(
         &self,
         digest: &Digest,
@@ -102,7 +102,7 @@ impl Copying<'_> {
             return Ok(layer);
         }
         let mut draft = self.begin(&target, progress)?;
-        // Somebody may have copied it while this one waited.
+        // Another process may have copied it while this one waited.
         if let Some(layer) = self.already_stored(digest)? {
             return Ok(layer);
         }
@@ -126,19 +126,20 @@ impl Copying<'_> {
         Ok(self.stored(digest.clone(), size))
     }
 
-    /// The layer, if its blob is in the store, and sound.
+    /// The layer, if its blob is in the store and sound.
     fn already_stored(&self, digest: &Digest) -> Result<Option<Layer>> {
         let Ok(file) = std::fs::File::open(self.folders.blob(digest)) else { return Ok(None) };
         let mut blob = Metered::new(file, self.layer.size, Some(digest.clone()));
         Ok(blob.finish(&self.what).is_ok().then(|| self.stored(digest.clone(), blob.count())))
     }
 
-    /// A plain tar, verified, and compressed on the way.
+    /// Copies an uncompressed tar: verifies and compresses it.
     fn compressed(&self, report: &mut Report<'_>, progress: &dyn Progress) -> Result<Layer> {
         let place = self.folders.blob(&self.layer.diff_id);
         let draft = self.begin(&place, progress)?;
         let mut layer = VerifiedLayer::open(self.layer, self.what.clone(), self.limit)?;
-        let output = Hashing { inner: draft, hasher: Hasher::new(Algorithm::Sha256), count: 0 };
+        let output =
+            HashingWriter { inner: draft, hasher: Hasher::new(Algorithm::Sha256), count: 0 };
         let failed = |error: io::Error| Error::write(&place, self.layer.size.unwrap_or(1))(error);
         let mut encoder = zstd::Encoder::new(output, ZSTD_LEVEL).map_err(failed)?;
         let mut buffer = vec![0; 128 << 10];
@@ -171,13 +172,13 @@ impl Copying<'_> {
 }
 
 /// Hashes and counts what is written through it.
-struct Hashing<W> {
+struct HashingWriter<W> {
     inner: W,
     hasher: Hasher,
     count: u64,
 }
 
-impl<W: Write> Write for Hashing<W> {
+impl<W: Write> Write for HashingWriter<W> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         let count = self.inner.write(buf)?;
         self.hasher.update(buf.get(..count).unwrap_or_default());
@@ -189,7 +190,7 @@ impl<W: Write> Write for Hashing<W> {
     }
 }
 
-/// Puts manifest and config beside the layers.
+/// Stores manifest and config beside the layers.
 pub(super) fn store_documents(
     folders: &Folders,
     manifest: &Digest,

@@ -1,4 +1,4 @@
-//! What makes disks, and what it is given: the layers one after the other, verified.
+//! The interface to disk builders: verified layers, one after the other.
 
 use std::error::Error as StdError;
 use std::io::{self, Read};
@@ -10,19 +10,19 @@ use crate::image::Image;
 use crate::layer::VerifiedLayer;
 use crate::progress::{Event, LayerProgress, Pace, Progress};
 
-/// Makes disks out of layers (in a throw-away micro-VM, outside of this crate).
+/// Makes disks from layers (in a throw-away micro-VM, outside of this crate).
 pub trait DiskBuilder {
-    /// Names whatever else the content of a disk depends on: versions of the guest kernel, agent
-    /// and file system template. A disk built under another key is not used.
+    /// Identifies everything else that the content of a disk depends on: versions of guest kernel,
+    /// agent and file system template. A disk of another key is not used.
     fn key(&self) -> String;
 
-    /// Makes a bootable raw disk in the empty file `disk` out of all layers, lowest first, each
-    /// read to its end. The file must be written in place, and nothing may write to it any more
-    /// once this returns. It may stay sparse; it is synced afterwards.
+    /// Makes a bootable raw disk in the empty file `disk` from all layers, lowest first, each read
+    /// to its end. The file must be written in place, and must not be written to after this
+    /// returns. It may stay sparse; the store syncs it.
     ///
     /// # Errors
-    /// Whatever went wrong. The file is discarded then; where a layer was at fault, its error is
-    /// reported rather than this one.
+    /// Any failure; the file is discarded. If a layer was at fault, its error is reported instead
+    /// of this one.
     fn build(
         &self,
         disk: &Path,
@@ -30,9 +30,9 @@ pub trait DiskBuilder {
     ) -> Result<(), Box<dyn StdError + Send + Sync>>;
 }
 
-/// The layers of an image, lowest first, each to be read to its end before the next.
+/// The layers of an image, lowest first; each must be read to its end before the next.
 pub trait LayerStreams: Send {
-    /// How many layers there are in all.
+    /// Number of layers.
     fn count(&self) -> usize;
 
     /// The next layer; none after the last.
@@ -42,15 +42,15 @@ pub trait LayerStreams: Send {
     fn next_layer(&mut self) -> Result<Option<LayerStream<'_>>>;
 }
 
-/// The uncompressed tar of one layer, filled up with zeros to whole blocks of 512 bytes: some
-/// tools (umoci among them) forget to end the last member's block, and readers trip over that.
+/// The uncompressed tar of one layer, padded with zeros to whole blocks of 512 bytes: some tools
+/// (umoci among them) omit the padding of the last member, which readers do not expect.
 ///
-/// It is verified while it is read: where the image lies, a read fails, at the latest the one
-/// that would have reported the end. So no layer counts until [`Read::read`] has returned 0.
+/// Verified while it is read: damage makes a read fail, at the latest the one that would have
+/// reported the end. A layer is valid only once [`Read::read`] has returned 0.
 pub struct LayerStream<'a> {
-    /// Which layer, from 0.
+    /// Index of the layer, from 0.
     pub index: usize,
-    /// What the digest of this tar will turn out to be.
+    /// The digest that this tar must have.
     pub diff_id: &'a Digest,
     /// The bytes.
     pub reader: Box<dyn Read + Send + 'a>,
@@ -62,12 +62,12 @@ impl Read for LayerStream<'_> {
     }
 }
 
-/// What became of the layers of an image while a builder had them.
+/// What happened to the layers while a builder had them.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     /// Layers read to their verified end.
     pub(crate) verified: usize,
-    /// The first error that a layer met: the reason for whatever the builder says.
+    /// The first error of a layer: the cause of any error of the builder.
     pub(crate) failure: Option<Error>,
 }
 
@@ -85,7 +85,7 @@ impl<'a> VerifiedLayers<'a> {
         Self { image, limit, progress, handed_out: 0, tally: Tally::default() }
     }
 
-    /// What became of them.
+    /// Returns the result.
     pub(crate) fn into_tally(self) -> Tally {
         self.tally
     }
@@ -146,7 +146,7 @@ struct ReportingLayer<'a> {
     tally: &'a mut Tally,
     /// Bytes of the tar so far.
     produced: u64,
-    /// At the verified end: zeros to come.
+    /// After the verified end: remaining padding.
     padding: Option<u64>,
 }
 
@@ -179,7 +179,7 @@ impl Read for ReportingLayer<'_> {
                 Ok(self.pad(self.produced.next_multiple_of(512) - self.produced, buf))
             }
             Err(error) => {
-                // The builder gets the words, the store keeps the error itself.
+                // The builder gets the text, the store keeps the error itself.
                 let told = io::Error::new(io::ErrorKind::InvalidData, error.to_string());
                 self.tally.failure.get_or_insert(error);
                 Err(told)

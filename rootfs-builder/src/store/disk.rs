@@ -1,4 +1,4 @@
-//! Base disks: built once from the layers of an image, read-only from then on.
+//! Base disks: built once from the layers of an image, read-only afterwards.
 
 use std::error::Error as StdError;
 use std::fs::File;
@@ -17,8 +17,8 @@ use crate::layer::Location;
 use crate::progress::{Event, Progress};
 use crate::sys::{self, Lock};
 
-/// A base disk, kept from being removed for as long as this (or a copy of its file descriptor,
-/// in whatever process) is open.
+/// An open base disk. It is not removed while this, or a copy of its file descriptor in any
+/// process, is open.
 #[derive(Debug)]
 pub struct BaseDisk {
     file: File,
@@ -27,34 +27,34 @@ pub struct BaseDisk {
 }
 
 impl BaseDisk {
-    /// Where it is. Boxes that live on should hard-link it into their own folder: then it stays
-    /// whatever becomes of the image.
+    /// Path of the disk. Persistent boxes should hard-link it into their own folder, to keep it
+    /// when the image is removed.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Its length in bytes.
+    /// Length in bytes.
     pub fn len(&self) -> u64 {
         self.len
     }
 
-    /// Whether it has no bytes at all: never, once it was handed out.
+    /// Whether the length is 0: never, for a disk from the store.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The disk, open for reading, and with it the lock.
+    /// The disk, open for reading; the file holds the lock.
     pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// The disk, open for reading: whoever has (a duplicate of) it keeps the disk in use. It is
-    /// closed on exec unless told otherwise.
+    /// The disk, open for reading: a duplicate of the file keeps the disk in use. Closed on exec
+    /// unless changed.
     pub fn into_file(self) -> File {
         self.file
     }
 
-    /// Opens and locks the disk; none if there is none (any more).
+    /// Opens and locks the disk; none if it does not exist.
     fn open(path: &Path) -> Result<Option<Self>> {
         let file = match File::open(path) {
             Ok(file) => file,
@@ -70,17 +70,17 @@ impl BaseDisk {
     }
 }
 
-/// Changes whenever the same layers and the same builder would make another disk.
+/// Raise it when the same layers and builder would make another disk.
 const FORMAT: u32 = 1;
 
-/// The file name of the disk that this builder makes of this chain of layers.
+/// File name of the disk that this builder makes from this chain of layers.
 pub(super) fn disk_name(chain_id: &Digest, builder: &dyn DiskBuilder) -> String {
     let key = Digest::sha256(format!("{FORMAT}\n{}", builder.key()).as_bytes());
     let key = key.hex().get(..16).unwrap_or_default();
     format!("{}-{key}.raw", chain_id.hex())
 }
 
-/// The disk of an image, from the cache or built now, and its record written.
+/// Returns the disk of an image, from the cache or newly built, and saves its record.
 pub(super) fn obtain(
     folders: &Folders,
     image: &Image,
@@ -95,7 +95,7 @@ pub(super) fn obtain(
             return Ok(disk);
         }
         let draft = Draft::begin(&path, || progress.report(Event::Waiting { file: &path }))?;
-        // Somebody may have made it while this one waited.
+        // Another process may have built it while this one waited.
         if let Some(disk) = reuse(folders, image, &name, progress)? {
             return Ok(disk);
         }
@@ -103,7 +103,7 @@ pub(super) fn obtain(
         progress.report(Event::Syncing);
         draft.seal()?;
 
-        // No collection of garbage now: the disk gets its name, its lock and its record in peace.
+        // No garbage collection while the disk gets its name, lock and record.
         let _guard = StoreLock::take(&folders.lock(), Lock::Shared)?;
         draft.publish(&path)?;
         if let Some(disk) = BaseDisk::open(&path)? {
@@ -113,7 +113,7 @@ pub(super) fn obtain(
     }
 }
 
-/// The disk, if it is there and has the length that it was recorded with.
+/// The disk, if it exists with its recorded length.
 fn reuse(
     folders: &Folders,
     image: &Image,
@@ -124,7 +124,7 @@ fn reuse(
     let _guard = StoreLock::take(&folders.lock(), Lock::Shared)?;
     let Some(disk) = BaseDisk::open(&path)? else { return Ok(None) };
     if disk.is_empty() || !is_recorded_len(folders, name, disk.len)? {
-        let warning = format!("the disk {} is damaged; building it anew", path.display());
+        let warning = format!("the disk {} is damaged; rebuilding it", path.display());
         progress.report(Event::Warning(&warning));
         return Ok(None);
     }
@@ -132,7 +132,7 @@ fn reuse(
     Ok(Some(disk))
 }
 
-/// Whether a disk of this length is what a record says, or there is no record of it.
+/// Whether this is the disk's recorded length, or the disk has no record.
 fn is_recorded_len(folders: &Folders, disk: &str, len: u64) -> Result<bool> {
     let records = Records::load_all(folders)?;
     let is_of_it = |record: &&Record| record.disk.as_deref() == Some(disk);
@@ -167,21 +167,21 @@ fn build(
     Ok(())
 }
 
-/// Removes a damaged layer that the registry can give again: the image counts as missing then.
+/// Removes a damaged layer that can be pulled again: the image counts as missing then.
 fn discard_damaged(image: &Image, layer: usize, failure: &Error) {
     let is_damage = matches!(failure, Error::Corrupt { .. } | Error::DigestMismatch { .. });
     if let Some(Location::File(blob)) = image.layers.get(layer).map(|layer| &layer.location)
         && is_damage
         && image.is_pulled()
     {
-        // If it stays, the next pull finds out.
+        // If it stays, the next pull detects it.
         let _ = std::fs::remove_file(blob);
     }
 }
 
-/// What the builder's error means: one of ours passed on, a full disk, or its own.
+/// Classifies the builder's error: an error of this crate, a full disk, or the builder's own.
 fn builder_error(image: String, disk: &Path, error: Box<dyn StdError + Send + Sync>) -> Error {
-    // A virtual machine only sees I/O errors when the host's disk is full: what is left tells.
+    // A VM sees only I/O errors when the host's disk is full: check the free space.
     const NEARLY_NOTHING: u64 = 1 << 20;
     let error = match error.downcast::<Error>() {
         Ok(error) => return *error,

@@ -18,10 +18,10 @@ use crate::error::{Error, Result};
 use crate::sys::{self, Lock};
 use boxlite_durable as durable;
 
-/// The ending of a draft's name.
+/// Suffix of drafts.
 pub(super) const DRAFT_SUFFIX: &str = ".part";
 
-/// A file that is being made.
+/// A file under construction.
 #[derive(Debug)]
 pub(super) struct Draft {
     file: File,
@@ -30,8 +30,8 @@ pub(super) struct Draft {
 }
 
 impl Draft {
-    /// Begins the (empty) draft for `target`, beside it. While another process makes one, waits for the end of
-    /// that, which `on_wait` hears; so look again afterwards whether the target exists.
+    /// Creates an empty draft for `target`, beside it. While another process makes one, calls
+    /// `on_wait` and waits; so check again afterwards whether the target exists.
     pub(super) fn begin(target: &Path, mut on_wait: impl FnMut()) -> Result<Self> {
         let mut path = target.as_os_str().to_owned();
         path.push(DRAFT_SUFFIX);
@@ -43,7 +43,7 @@ impl Draft {
                 Ok(file) => {
                     let locked = sys::try_lock(&file, Lock::Exclusive);
                     let locked = locked.map_err(Error::io("lock", &path))?;
-                    // Otherwise somebody took it for a left-over in between.
+                    // Else another process took it for a left-over in between.
                     if locked && is_at(&file, &path)? {
                         return Ok(Self { file, path, published: false });
                     }
@@ -60,12 +60,12 @@ impl Draft {
         }
     }
 
-    /// The path of the draft, for others to write to.
+    /// Path of the draft, for other writers.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Writes all of it to stable storage and makes it read-only.
+    /// Syncs the draft and makes it read-only.
     pub(super) fn seal(&self) -> Result<()> {
         let len = self.file.metadata().map_err(Error::io("read", &self.path))?.len();
         let seal = || {
@@ -75,7 +75,7 @@ impl Draft {
         seal().map_err(Error::write(&self.path, len))
     }
 
-    /// Gives a sealed draft its final name, in the same file system, replacing what was there.
+    /// Renames a sealed draft to its final name, replacing an older file.
     pub(super) fn publish(mut self, target: &Path) -> Result<()> {
         if !is_at(&self.file, &self.path)? {
             let reason = "it was replaced while it was being written";
@@ -98,14 +98,14 @@ impl Write for Draft {
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        // Still locked: nobody else has taken the name.
+        // Still locked: no other process has taken the name.
         if !self.published {
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// Waits until nobody holds the draft, and removes it if it then still is one.
+/// Waits until the draft is unlocked, and removes it if it is still there.
 fn discard_when_free(file: &File, path: &Path, on_wait: &mut impl FnMut()) -> Result<()> {
     if !sys::try_lock(file, Lock::Exclusive).map_err(Error::io("lock", path))? {
         on_wait();
@@ -114,7 +114,7 @@ fn discard_when_free(file: &File, path: &Path, on_wait: &mut impl FnMut()) -> Re
     remove_if_at(file, path)
 }
 
-/// Removes a file that nobody has locked; returns whether it did.
+/// Removes an unlocked file; returns whether the file is gone.
 pub(super) fn remove_unlocked(path: &Path) -> Result<bool> {
     let file = match File::open(path) {
         Ok(file) => file,
@@ -134,7 +134,7 @@ fn remove_if_at(file: &File, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether the open file is what the path names.
+/// Whether the open file is the one that the path names.
 pub(super) fn is_at(file: &File, path: &Path) -> Result<bool> {
     let open = file.metadata().map_err(Error::io("read", path))?;
     match fs::symlink_metadata(path) {
@@ -144,7 +144,7 @@ pub(super) fn is_at(file: &File, path: &Path) -> Result<bool> {
     }
 }
 
-/// Writes a small file so that it appears whole, replacing what was there.
+/// Writes a small file atomically, replacing an older one.
 pub(super) fn write_whole(target: &Path, bytes: &[u8]) -> Result<()> {
     let mut draft = Draft::begin(target, || {})?;
     draft.write_all(bytes).map_err(Error::write(target, bytes.len() as u64))?;

@@ -19,11 +19,11 @@ use crate::progress::{Event, LayerProgress, Pace, Progress};
 use crate::sys::{self, Lock};
 
 impl ImageStore {
-    /// Writes images, with their names, as a tar of an OCI layout: `skopeo` (`oci-archive:`), `podman load`
-    /// and [`load`](Self::load) read it.
+    /// Writes images, with their names, as a tar of an OCI layout, which `skopeo` (`oci-archive:`),
+    /// `podman load` and [`load`](Self::load) read.
     ///
     /// # Errors
-    /// There is no such image, it is only used where it lies, its layers are gone, or the output fails.
+    /// An image does not exist, is only used where it lies, or lacks layers; the output fails.
     pub fn save(
         &self,
         names: &[&str],
@@ -43,8 +43,8 @@ impl ImageStore {
         Ok(())
     }
 
-    /// All records, and what keeps their blobs: whoever removes images meanwhile does not wait for that, but
-    /// leaves blobs to the next who tidies up.
+    /// All records, and the lock that keeps their blobs. A concurrent removal does not wait for it,
+    /// and leaves the blobs to the next garbage collection.
     fn records_with_blobs(&self) -> Result<(Records, StoreLock)> {
         let _none_is_removed = StoreLock::take(&self.folders.lock(), Lock::Shared)?;
         let guard = StoreLock::take(&self.folders.import_lock(), Lock::Shared)?;
@@ -116,7 +116,8 @@ impl ImageStore {
     }
 }
 
-/// How a manifest names its config, which may be by another function than the store's.
+/// The digest that the manifest has for this config, which may be of another algorithm than the
+/// store's.
 fn name_of_config(manifest: &[u8], config: &[u8]) -> Option<Digest> {
     match Document::parse(manifest).ok()? {
         Document::Manifest { config: named, .. } => {
@@ -130,7 +131,7 @@ fn name_of_config(manifest: &[u8], config: &[u8]) -> Option<Digest> {
 const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
 
-/// The media type of a layer's blob, by what it begins with.
+/// The media type of a layer blob, by its magic.
 fn layer_type(path: &Path) -> Result<&'static str> {
     let file = sys::open_regular(path).map_err(Error::io("open", path))?;
     let mut magic = Vec::new();
@@ -147,7 +148,7 @@ fn descriptor(media_type: &str, digest: &Digest, size: u64) -> Value {
     json!({ "mediaType": media_type, "digest": digest.to_string(), "size": size })
 }
 
-/// A manifest for an image that came without one, or whose layers are compressed in another way now.
+/// A manifest for an image without one, or whose layers are compressed differently now.
 fn manifest_json(config: &Digest, config_len: usize, layers: &[Value]) -> Value {
     json!({
         "schemaVersion": 2,
@@ -157,7 +158,7 @@ fn manifest_json(config: &Digest, config_len: usize, layers: &[Value]) -> Value 
     })
 }
 
-/// A config for an image that came without one.
+/// A config for an image without one.
 fn config_json(config: &ImageConfig, layers: &[StoredLayer]) -> Value {
     let host = Platform::host();
     let or = |text: &str, other: &str| if text.is_empty() { other } else { text }.to_owned();
@@ -178,20 +179,20 @@ fn config_json(config: &ImageConfig, layers: &[StoredLayer]) -> Value {
     json
 }
 
-/// Writes the members of an OCI layout.
+/// Writer of an OCI layout as a tar.
 struct LayoutWriter<'a> {
     tar: tar::Builder<&'a mut dyn Write>,
     written: Vec<Digest>,
 }
 
 impl LayoutWriter<'_> {
-    /// Writes a blob, unless another image had it.
+    /// Writes a blob, unless it was written for another image.
     fn blob(&mut self, digest: &Digest, size: u64, content: impl Read) -> Result<()> {
         if self.written.contains(digest) {
             return Ok(());
         }
-        // The tar goes wrong if there is less or more than its header says.
-        let mut content = Exactly { inner: content, left: size };
+        // A length other than the header's would break the tar.
+        let mut content = ExactReader { inner: content, left: size };
         self.member(&digest.blob_path(), size, &mut content)?;
         self.written.push(digest.clone());
         Ok(())
@@ -215,7 +216,7 @@ impl LayoutWriter<'_> {
     }
 }
 
-/// An archive that could not be written, or a blob that could not be read for it.
+/// The error of writing the archive, or of reading a blob for it.
 fn failed(error: io::Error) -> Error {
     match error.downcast::<Error>() {
         Ok(error) => error,
@@ -223,18 +224,18 @@ fn failed(error: io::Error) -> Error {
     }
 }
 
-/// Exactly so many bytes, or an error.
-struct Exactly<R> {
+/// A reader of exactly `left` bytes; less is an error.
+struct ExactReader<R> {
     inner: R,
     left: u64,
 }
 
-impl<R: Read> Read for Exactly<R> {
+impl<R: Read> Read for ExactReader<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let wanted = usize::try_from(self.left).unwrap_or(usize::MAX).min(buf.len());
         let count = self.inner.read(buf.get_mut(..wanted).unwrap_or_default())?;
         if count == 0 && wanted > 0 {
-            let reason = "it is shorter than recorded; pull or import the image anew";
+            let reason = "it is shorter than recorded; pull or import the image again";
             return Err(Error::corrupt("a blob in the store", reason).into_io());
         }
         self.left = self.left.saturating_sub(count as u64);
@@ -242,7 +243,7 @@ impl<R: Read> Read for Exactly<R> {
     }
 }
 
-/// A file whose reads are told of.
+/// A file that reports its reads.
 struct Reporting<F> {
     file: File,
     report: F,

@@ -1,10 +1,10 @@
-//! Names of files in the store; nothing is opened here.
+//! Paths and file names in the store; nothing is opened here.
 
 use std::path::PathBuf;
 
 use crate::format::Digest;
 
-/// Where things are in the store.
+/// Paths in the store.
 #[derive(Clone, Debug)]
 pub(super) struct Folders {
     pub(super) root: PathBuf,
@@ -44,7 +44,7 @@ impl Folders {
     }
 }
 
-/// The name of a record's file, without its ending.
+/// File name of a record, without its extension.
 pub(super) fn record_stem(name: &str) -> String {
     Digest::sha256(name.as_bytes()).hex().to_owned()
 }

@@ -1,4 +1,4 @@
-//! Finds and removes what no record needs and nobody uses.
+//! Garbage collection: removes what no record needs and nobody uses.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -15,19 +15,19 @@ use super::record::Records;
 use crate::error::{Error, Result};
 use crate::sys::{self, Lock};
 
-/// What is to happen to what an interrupted pull left behind.
+/// What to do with the remains of interrupted pulls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Leftovers {
-    /// It waits for the pull to be begun again, unless it has waited for days.
+    /// Keep them for the next attempt, unless they are days old.
     Keep,
-    /// It goes.
+    /// Remove them.
     Discard,
 }
 
-/// Removes drafts of dead processes, disks without a record, layers of no image in the store, and
-/// what interrupted pulls left; returns the bytes freed. The caller holds the store's lock exclusively.
+/// Removes drafts of dead processes, disks without a record, layers of no image, and remains of
+/// interrupted pulls; returns the bytes freed. The caller holds the store's lock exclusively.
 ///
-/// As long as there are damaged records, disks and layers stay: they may be theirs.
+/// While records are damaged, disks and layers stay: they may belong to those.
 pub(super) fn sweep(folders: &Folders, leftovers: Leftovers) -> Result<u64> {
     let records = Records::load_all(folders)?;
     let all_known = records.damaged.is_empty();
@@ -46,7 +46,7 @@ pub(super) fn sweep(folders: &Folders, leftovers: Leftovers) -> Result<u64> {
         freed += remove(&path, is_draft(&path) || all_known && !disks.contains(&path))?;
     }
 
-    // Layers that are being imported or pulled have no record yet.
+    // Layers of imports and pulls in progress have no record yet.
     let Some(_guard) = StoreLock::try_exclusive(&folders.import_lock())? else { return Ok(freed) };
     let mut awaited = HashSet::new();
     for path in files_in(&folders.refs())? {
@@ -79,7 +79,7 @@ pub(super) fn sweep(folders: &Folders, leftovers: Leftovers) -> Result<u64> {
     Ok(freed)
 }
 
-/// Whether somebody has this disk open, or a hard link to it.
+/// Whether a process has this disk open, or a hard link to it exists.
 pub(super) fn is_in_use(disk: &Path) -> Result<bool> {
     match File::open(disk) {
         Ok(file) => {
@@ -100,7 +100,7 @@ fn is_partial(path: &Path) -> bool {
     path.to_str().is_some_and(|path| path.ends_with(PARTIAL_SUFFIX))
 }
 
-/// Removes a file that is not needed, unless it is in use; returns the bytes freed.
+/// Removes a file if `unneeded`, unless it is in use; returns the bytes freed.
 fn remove(path: &Path, unneeded: bool) -> Result<u64> {
     if !unneeded {
         return Ok(0);

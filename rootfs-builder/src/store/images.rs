@@ -1,4 +1,4 @@
-//! The store itself: opening it, finding images, making their disks.
+//! The store itself: opens it, finds images, returns their disks.
 
 use std::path::Path;
 
@@ -19,8 +19,8 @@ use crate::registry::RegistryOptions;
 use crate::source::{self, Lookup, Scratch};
 use boxlite_durable as durable;
 
-/// A layer (or an archive that is compressed as a whole) may decompress to this many bytes unless
-/// [`ImageStore::with_layer_limit`] says otherwise: 64 GiB.
+/// Default limit of a decompressed layer or archive, in bytes: 64 GiB. See
+/// [`ImageStore::with_layer_limit`].
 pub const DEFAULT_LAYER_LIMIT: u64 = 64 << 30;
 
 /// A folder of images. Cheap to open; any number may be open at once.
@@ -34,19 +34,19 @@ pub struct ImageStore {
 /// When to ask a registry for a name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PullPolicy {
-    /// If no image of this name is in the store; an imported one counts.
+    /// If the store has no image of this name; an imported one counts.
     #[default]
     Missing,
-    /// Always: the registry says what the name means now, and an image that was imported under that
-    /// name is replaced. Layers that are in the store are not fetched again.
+    /// Always: the registry decides what the name means now, and replaces an image imported under
+    /// that name. Layers in the store are not fetched again.
     Always,
     /// Never.
     Never,
 }
 
 impl ImageStore {
-    /// Opens the store in this folder (`$BOXLITE_HOME/images`); creates it where it is missing, and
-    /// removes what killed processes left behind.
+    /// Opens the store in `dir` (`$BOXLITE_HOME/images`), creates it if missing, and removes what
+    /// killed processes left behind.
     ///
     /// # Errors
     /// The folder cannot be created or used.
@@ -65,13 +65,13 @@ impl ImageStore {
         Ok(store)
     }
 
-    /// Changes how many bytes a layer may have when it is decompressed.
+    /// Sets the limit of a decompressed layer, in bytes.
     #[must_use]
     pub fn with_layer_limit(self, bytes: u64) -> Self {
         Self { layer_limit: bytes, ..self }
     }
 
-    /// Changes how registries are reached.
+    /// Sets how registries are reached.
     #[must_use]
     pub fn with_registries(self, registries: RegistryOptions) -> Self {
         Self { registries, ..self }
@@ -82,20 +82,20 @@ impl ImageStore {
         &self.registries
     }
 
-    /// Finds an image, and verifies its manifest and config. A directory is read as a whole to
-    /// learn its identity; an archive that is compressed is expanded; a name that the store does not
-    /// have is pulled from its registry.
+    /// Resolves an image: verifies its manifest and config. A directory is read as a whole to
+    /// compute its digest; a compressed archive is expanded; a name that the store lacks is pulled
+    /// from its registry.
     ///
     /// # Errors
-    /// It is missing, damaged, for another platform, or not to be had.
+    /// The image is missing, damaged, for another platform, or cannot be fetched.
     pub fn resolve(&self, reference: &ImageReference, progress: &dyn Progress) -> Result<Image> {
         self.resolve_with(reference, PullPolicy::Missing, progress)
     }
 
-    /// As [`resolve`](Self::resolve), and says when to ask a registry for a name.
+    /// As [`resolve`](Self::resolve), with a policy for names.
     ///
     /// # Errors
-    /// It is missing, damaged, for another platform, or not to be had.
+    /// As [`resolve`](Self::resolve).
     pub fn resolve_with(
         &self,
         reference: &ImageReference,
@@ -113,11 +113,11 @@ impl ImageStore {
         Scratch { dir: self.folders.blobs(), limit: self.layer_limit }
     }
 
-    /// Gets an image from its registry as it is there now; fetches only what the store has not.
+    /// Pulls the current image of that name from its registry; fetches only what the store lacks.
     ///
     /// # Errors
-    /// [`Error::Registry`] says what the registry answers. [`Error::Cancelled`] if the progress says
-    /// so: what was fetched is kept for the next attempt.
+    /// [`Error::Registry`] has the registry's answer. [`Error::Cancelled`] on cancellation by
+    /// `progress`; what was fetched is kept for the next attempt.
     pub fn pull(&self, name: &ImageName, progress: &dyn Progress) -> Result<Image> {
         let image = pull::pull(&self.folders, &self.registries, name, progress)?;
         self.collect_garbage();
@@ -138,21 +138,21 @@ impl ImageStore {
             (Ok(Some(image)), _) => Ok(image),
             (Ok(None), PullPolicy::Never) => Err(Error::NotStored { name: name.to_string() }),
             (Ok(None), _) => self.pull(name, progress),
-            (Err(damage), PullPolicy::Missing) if self.may_be_healed(name, &damage) => {
-                self.heal(name, damage, progress)
+            (Err(damage), PullPolicy::Missing) if self.is_repairable(name, &damage) => {
+                self.repair(name, damage, progress)
             }
             (Err(error), _) => Err(error),
         }
     }
 
-    /// Whether the registry can give what a damaged record was of.
-    fn may_be_healed(&self, name: &ImageName, damage: &Error) -> bool {
+    /// Whether the registry can replace the image of a damaged record.
+    fn is_repairable(&self, name: &ImageName, damage: &Error) -> bool {
         let is_damage = matches!(damage, Error::Corrupt { .. } | Error::TooLarge { .. });
         is_damage && record::may_be_pulled(&self.folders.record(name.as_str()), name)
     }
 
-    /// Gets an image anew whose record is damaged.
-    fn heal(&self, name: &ImageName, damage: Error, progress: &dyn Progress) -> Result<Image> {
+    /// Pulls again an image whose record is damaged.
+    fn repair(&self, name: &ImageName, damage: Error, progress: &dyn Progress) -> Result<Image> {
         progress.report(Event::Warning(&format!("{damage}; asking the registry for {name}")));
         self.pull(name, progress).map_err(|error| match error {
             Error::Cancelled => error,
@@ -163,8 +163,8 @@ impl ImageStore {
         })
     }
 
-    /// The image of that name, or with the digest that the name is pinned to. None, too, where it
-    /// came from a registry and lacks layers: that can give them again.
+    /// The image of that name, or with the digest that pins the name. None, too, for a pulled image
+    /// that lacks layers: the registry has those.
     fn stored(&self, name: &ImageName) -> Result<Option<Image>> {
         let path = self.folders.record(name.as_str());
         let record = match (path.exists(), name.digest()) {
@@ -185,10 +185,10 @@ impl ImageStore {
         }))
     }
 
-    /// The disk of an image: from the cache, or built now (once, however many processes ask).
+    /// Returns the disk of an image, cached or newly built (once, however many processes ask).
     ///
     /// # Errors
-    /// A layer is damaged or not what the image says, the builder failed, the disk is full.
+    /// A layer is damaged, the builder failed, or the disk is full.
     pub fn disk(
         &self,
         image: &Image,
@@ -198,8 +198,7 @@ impl ImageStore {
         disk::obtain(&self.folders, image, builder, self.layer_limit, progress)
     }
 
-    /// Removes what nobody needs, unless somebody is at work in the store: then that is the
-    /// business of the next one.
+    /// Collects garbage, unless another process works in the store: the next one does it then.
     pub(super) fn collect_garbage(&self) {
         let collect = || match StoreLock::try_exclusive(&self.folders.lock())? {
             Some(_guard) => garbage::sweep(&self.folders, Leftovers::Keep),

@@ -1,5 +1,4 @@
-//! Images into the store: from elsewhere under a name of their own, from archives, under another
-//! name.
+//! Images into the store: imports under a name, archives, further names.
 
 use std::io::Read;
 use std::path::Path;
@@ -11,7 +10,7 @@ use super::lock::StoreLock;
 use super::record::{self, Records};
 use crate::error::{Error, Remedy, Result};
 use crate::format::{Digest, ImageName, ImageReference, InvalidName, Platform};
-use crate::image::{Image, Imported};
+use crate::image::{Image, Origin};
 use crate::layer::Layer;
 use crate::progress::Progress;
 use crate::source::{Archive, Files as _};
@@ -21,7 +20,7 @@ impl ImageStore {
     /// Copies an image into the store under a name of its own, and builds its disk.
     ///
     /// # Errors
-    /// The name is none; whatever [`resolve`](Self::resolve) and [`disk`](Self::disk) may say.
+    /// The name is invalid; errors of [`resolve`](Self::resolve) and [`disk`](Self::disk).
     pub fn import(
         &self,
         reference: &ImageReference,
@@ -39,10 +38,10 @@ impl ImageStore {
         Ok(image)
     }
 
-    /// Gives an image of the store another name; what had that name before loses it.
+    /// Gives an image of the store another name; an image that had the name loses it.
     ///
     /// # Errors
-    /// There is no such image, it is only used where it lies, or the name is none.
+    /// The image does not exist or is only used where it lies; the name is invalid.
     pub fn tag(&self, text: &str, name: &str) -> Result<()> {
         let name = parse_name(name)?;
         let _guard = StoreLock::take(&self.folders.lock(), Lock::Shared)?;
@@ -52,19 +51,19 @@ impl ImageStore {
         record.renamed(&name).save(&self.folders)
     }
 
-    /// Copies all images of an archive (`docker save`, or an OCI layout in a tar, compressed or not) into
-    /// the store, under the names that they have there. Disks are built when they are first used.
+    /// Copies all images of an archive (`docker save`, or an OCI layout in a tar, compressed or
+    /// not) into the store, under their names in the archive. Disks are built on first use.
     ///
     /// # Errors
-    /// The archive is damaged, holds an image for another platform, or one without a name: none of its images
-    /// is in the store then.
+    /// The archive is damaged, or has an image for another platform or without a name: none of its
+    /// images is in the store then.
     pub fn load(&self, file: &Path, progress: &dyn Progress) -> Result<Vec<Image>> {
         let archive = Archive::open(file, &self.scratch(), progress)?;
         self.load_archive(&archive, progress)
     }
 
-    /// As [`load`](Self::load), with an archive that is read from a stream, to its end. Until its images are
-    /// copied it takes its (expanded) length on the store's file system.
+    /// As [`load`](Self::load), for an archive that is read from a stream, to its end. Until its
+    /// images are copied, its expanded length is used on the store's file system.
     ///
     /// # Errors
     /// As [`load`](Self::load); the stream cannot be read.
@@ -74,7 +73,7 @@ impl ImageStore {
     }
 
     fn load_archive(&self, archive: &Archive, progress: &dyn Progress) -> Result<Vec<Image>> {
-        // All names, manifests and configs before the first layer.
+        // Resolve every name, manifest and config before copying the first layer.
         let host = Platform::host();
         let find = |tag: String| {
             let name = name_in_archive(archive, &tag)?;
@@ -94,8 +93,8 @@ impl ImageStore {
         Ok(loaded)
     }
 
-    /// Copies layers, manifest and config of an image into the store. Whoever calls this holds the
-    /// import lock, until there is a record.
+    /// Copies layers, manifest and config of an image into the store. The caller holds the import
+    /// lock until the record is saved.
     fn keep(
         &self,
         mut image: Image,
@@ -105,7 +104,7 @@ impl ImageStore {
     ) -> Result<Image> {
         let copier = LayerCopier { folders: &self.folders, limit: self.layer_limit, progress };
         let layers = copier.copy(&image, copied)?;
-        image.imported = Some(match image.imported.take() {
+        image.origin = Some(match image.origin.take() {
             Some(origin) => origin,
             None => self.keep_documents(&mut image, &layers)?,
         });
@@ -114,9 +113,9 @@ impl ImageStore {
         Ok(image)
     }
 
-    /// Puts manifest and config of an image beside its layers. The manifest stays out if it speaks of
-    /// other blobs, because layers were compressed.
-    fn keep_documents(&self, image: &mut Image, layers: &[Layer]) -> Result<Imported> {
+    /// Stores manifest and config of an image. A manifest that names other blobs, because layers
+    /// were compressed, is not stored.
+    fn keep_documents(&self, image: &mut Image, layers: &[Layer]) -> Result<Origin> {
         let mut documents = std::mem::take(&mut image.documents);
         let digests = |layers: &[Layer]| -> Vec<_> {
             layers.iter().map(|layer| layer.digest.clone()).collect()
@@ -125,7 +124,7 @@ impl ImageStore {
             documents.manifest = None;
         }
         store_documents(&self.folders, &image.digest, &documents)?;
-        Ok(Imported {
+        Ok(Origin {
             from: image.reference.to_string(),
             index: None,
             manifest: documents.manifest.map(|_| image.digest.clone()),
@@ -134,8 +133,8 @@ impl ImageStore {
     }
 }
 
-/// Under which name the image of this tag is to be kept. A tag without a name is one of an image that is
-/// called as its file is.
+/// The name for the image of this tag. A tag without a name belongs to an image that is called like
+/// its file.
 fn name_in_archive(archive: &Archive, tag: &str) -> Result<ImageName> {
     if tag.contains([':', '/']) {
         return parse_name(tag);
@@ -143,7 +142,7 @@ fn name_in_archive(archive: &Archive, tag: &str) -> Result<ImageName> {
     match archive.stem() {
         Some(stem) => parse_name(&format!("{}:{tag}", stem.to_lowercase())),
         None => Err(Error::Missing {
-            what: format!("the name of the image tagged {tag:?} in {}", archive.place()),
+            what: format!("the name of the image tagged {tag:?} in {}", archive.label()),
             remedy: Remedy::NameArchive,
         }),
     }

@@ -1,7 +1,7 @@
-//! Journals: which blobs a pull that has not ended yet will need, `refs/<hash of its name>.pull`.
+//! Journals, `refs/<hash of name>.pull`: the blobs that a pull in progress needs.
 //!
-//! Without one, blobs that belong to no image are garbage; with one, they wait for the pull to be
-//! begun again, for a while.
+//! Without a journal, blobs of no image are garbage; with one, they are kept for a while, for the
+//! next attempt.
 
 use std::collections::HashSet;
 use std::fs;
@@ -14,18 +14,18 @@ use crate::error::{Error, Result};
 use crate::file::read_small;
 use crate::format::Digest;
 
-/// The ending of a journal's name.
+/// Extension of journals.
 pub(super) const JOURNAL_SUFFIX: &str = "pull";
 
-/// What an interrupted pull left is kept for so long.
+/// Age limit of an interrupted pull's remains.
 const MAX_AGE: Duration = Duration::from_hours(72);
 const MAX_BYTES: u64 = 1 << 20;
 
-/// The journal of a pull under way.
+/// The journal of a pull in progress.
 pub(super) struct Journal(PathBuf);
 
 impl Journal {
-    /// Notes what the pull of this image will need.
+    /// Records what the pull of this image needs.
     pub(super) fn write(folders: &Folders, name: &str, blobs: &[&Digest]) -> Result<Self> {
         let stem = record_stem(name);
         let path = folders.refs().join(format!("{stem}.{JOURNAL_SUFFIX}"));
@@ -35,9 +35,9 @@ impl Journal {
         Ok(Self(path))
     }
 
-    /// The pull is done: its image has a record now.
+    /// Ends the journal: the image has a record now.
     pub(super) fn end(self) {
-        // If it stays, it only keeps what is needed anyway, and that not for long.
+        // If the file stays, it keeps only what is needed anyway, and not for long.
         let _ = fs::remove_file(self.0);
     }
 }
@@ -47,10 +47,10 @@ pub(super) fn is_journal(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == JOURNAL_SUFFIX)
 }
 
-/// The blobs that a journal names; none where it is too old or says nothing.
+/// The blobs that a journal names; none if it is too old or unreadable.
 pub(super) fn blobs(path: &Path) -> Option<HashSet<Digest>> {
     let time = path.symlink_metadata().ok()?.modified().ok()?;
-    // One from the future was written before the clock was set right.
+    // A time in the future is from before the clock was set.
     let age = SystemTime::now().duration_since(time).unwrap_or_default();
     if age > MAX_AGE {
         return None;

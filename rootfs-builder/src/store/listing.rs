@@ -1,4 +1,4 @@
-//! What people and programs are told of the images in the store.
+//! Descriptions of the images in the store.
 
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -14,61 +14,62 @@ use crate::format::{Digest, ImageConfig, MAX_CONFIG_BYTES};
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct StoredImage {
-    /// Its name; of one that was used without being imported, the reference.
+    /// Name; for an image that is used without an import, its reference.
     pub name: String,
     /// See [`Image::digest`](crate::Image::digest).
     pub digest: Digest,
-    /// Of the index in which the image was found, where it is one of several for different
-    /// platforms: the digest that registries and docker show.
+    /// Digest of the index that the image was selected from, if it is one of several platforms':
+    /// the digest that registries and docker show.
     pub index: Option<Digest>,
     /// See [`Image::chain_id`](crate::Image::chain_id).
     pub chain_id: Digest,
     /// What to run and how.
     pub config: ImageConfig,
-    /// From where it was pulled (`docker://…`) or imported; none: it is used where it lies, and only its
-    /// disk is cached.
+    /// Where it was pulled (`docker://…`) or imported from; none if it is used where it lies, and
+    /// only its disk is cached.
     pub imported_from: Option<String>,
-    /// When it was pulled, imported or first used.
+    /// Time of the pull, import or first use.
     pub time: SystemTime,
-    /// Bytes that its disk and its layers take on the host's disk, shared ones included.
+    /// Bytes that its disk and layers occupy on the host's disk, shared ones included.
     pub size: u64,
-    /// Its base disk, as [`BaseDisk::path`](crate::BaseDisk::path) has it; none: it has not been built yet.
+    /// Its base disk, as in [`BaseDisk::path`](crate::BaseDisk::path); none if it has not been
+    /// built yet.
     pub disk: Option<PathBuf>,
-    /// What is wrong with its disk, if anything. It is built anew when next used.
+    /// What is wrong with its disk, if anything. The next use rebuilds it.
     pub disk_problem: Option<String>,
 }
 
-/// What [`ImageStore::list`] finds.
+/// Result of [`ImageStore::list`].
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Listing {
-    /// The images, by name.
+    /// Images, by name.
     pub images: Vec<StoredImage>,
-    /// Records that cannot be read.
+    /// Unreadable records.
     pub damaged: Vec<DamagedRecord>,
 }
 
-/// A record that cannot be read. [`ImageStore::remove`] takes its ID.
+/// An unreadable record; [`ImageStore::remove`] accepts its ID.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct DamagedRecord {
-    /// A hash of the name that it had.
+    /// Hash of the image's name.
     pub id: String,
     /// What is wrong with it.
     pub error: Error,
 }
 
-/// What [`ImageStore::inspect`] finds.
+/// Result of [`ImageStore::inspect`].
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ImageDetails {
-    /// What the list says of it.
+    /// Its entry in the list.
     pub image: StoredImage,
-    /// All names under which the store has this image, this one included.
+    /// All names of this image in the store, this one included.
     pub names: Vec<String>,
-    /// Its layers, lowest first; none of an image that is used where it lies.
+    /// Layers, lowest first; empty for an image that is used where it lies.
     pub layers: Vec<LayerDetails>,
-    /// Its config as its maker wrote it (JSON), where the store has that.
+    /// Its config (JSON) as it came, if the store has it.
     pub config_json: Option<Vec<u8>>,
 }
 
@@ -85,7 +86,7 @@ pub struct LayerDetails {
 }
 
 impl ImageStore {
-    /// All images that the store knows.
+    /// Lists all images in the store.
     ///
     /// # Errors
     /// The folder cannot be read. Damaged records and disks are no errors: they are in the list.
@@ -101,8 +102,7 @@ impl ImageStore {
         })
     }
 
-    /// All that is known of an image, by its name, the reference by which it was used, or (six or more
-    /// digits of) its digest.
+    /// Describes an image by its name, its reference, or six or more digits of its digest.
     ///
     /// # Errors
     /// There is no such image, or several different ones.
@@ -127,7 +127,7 @@ impl ImageStore {
     }
 }
 
-/// What people are told of a record.
+/// Describes the image of a record.
 pub(super) fn describe(folders: &Folders, record: &Record) -> StoredImage {
     let (disk_size, disk_problem) = inspect_disk(folders, record);
     let import = record.import.as_ref();
@@ -146,7 +146,7 @@ pub(super) fn describe(folders: &Folders, record: &Record) -> StoredImage {
     }
 }
 
-/// How many bytes a disk takes, and what is wrong with it.
+/// Bytes that a disk occupies, and what is wrong with it.
 fn inspect_disk(folders: &Folders, record: &Record) -> (u64, Option<String>) {
     use std::os::unix::fs::MetadataExt;
     let Some(disk) = &record.disk else { return (0, None) };

@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::error::{Error, Result};
 use crate::sys::{self, Lock};
 
-/// A lock of the whole store, held until dropped.
+/// A lock of the store, held until dropped.
 #[derive(Debug)]
 pub(super) struct StoreLock(#[expect(dead_code, reason = "holds the lock")] File);
 
@@ -18,7 +18,7 @@ impl StoreLock {
         Ok(Self(file))
     }
 
-    /// Takes the lock for itself if nobody has it.
+    /// Takes the exclusive lock unless another process holds one.
     pub(super) fn try_exclusive(path: &Path) -> Result<Option<Self>> {
         let file = Self::open(path)?;
         let locked = sys::try_lock(&file, Lock::Exclusive).map_err(Error::io("lock", path))?;

@@ -13,13 +13,13 @@
 //!   .import.lock               shared while layers are copied or pulled, exclusive to remove layers
 //! ```
 //!
-//! Any number of processes use it at once. Everything appears by a rename, so that a crash at any
-//! moment leaves a store that opens; what it leaves behind is recognized by its lock, which died
-//! with its process, and removed by whoever opens the store next. What an interrupted pull has fetched
-//! is kept for three days, for the next attempt.
+//! Any number of processes use the store at once. Every file appears by a rename, so that a crash
+//! at any moment leaves a store that opens. What a killed process leaves behind is unlocked, and
+//! the next process that opens the store removes it. What an interrupted pull has fetched is kept
+//! for three days, for the next attempt.
 //!
-//! Names of imports and of registries are of one kind: a name means what was imported or pulled under it
-//! last, and only where the store has nothing is a registry asked (see [`PullPolicy`]).
+//! Imports and registries share one space of names: a name means what was last imported or pulled
+//! under it. A registry is asked only if the store has nothing (see [`PullPolicy`]).
 
 mod blobs;
 mod builder;

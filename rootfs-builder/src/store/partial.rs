@@ -1,8 +1,8 @@
-//! Blobs that come from a registry: fetched piece by piece into a file that outlives its process, so
-//! that the next attempt goes on where this one ended.
+//! Downloads of blobs into a file that outlives the process: the next attempt resumes where this
+//! one ended.
 //!
-//! `blobs/<algorithm>/<hex>.partial` belongs to whoever holds an exclusive lock on it. It gets its final name
-//! when all of it is there, and its digest is right.
+//! `blobs/<algorithm>/<hex>.partial` belongs to the holder of its exclusive lock. It is renamed
+//! once it is complete and its digest matches.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -19,42 +19,42 @@ use crate::registry::{Session, backoff};
 use crate::sys::{self, Lock};
 use boxlite_durable as durable;
 
-/// The ending of a partial blob's name.
+/// Suffix of partial blobs.
 pub(super) const PARTIAL_SUFFIX: &str = ".partial";
 
-/// How often it is looked whether another process is ready.
+/// Interval of checks whether another process has finished.
 const WAIT: Duration = Duration::from_millis(100);
-/// Connections that may break one after the other, with less than [`WORTHWHILE`] between them.
+/// Maximum of consecutive broken connections with less than [`WORTHWHILE`] bytes between them.
 const MAX_BREAKS: u32 = 5;
-/// A connection that brought so much was not in vain.
+/// Bytes that make a connection count as progress.
 const WORTHWHILE: u64 = 1 << 20;
 
-/// A blob to be fetched.
+/// The download of a blob.
 pub(super) struct Fetch<'a> {
     pub(super) folders: &'a Folders,
     pub(super) session: &'a Session,
-    /// How it is called in messages.
+    /// Name of the blob in messages.
     pub(super) what: String,
     pub(super) digest: &'a Digest,
     pub(super) size: u64,
     pub(super) progress: &'a dyn Progress,
-    /// Hears how much is there.
+    /// Receives the number of bytes present.
     pub(super) report: &'a dyn Fn(u64),
 }
 
-/// Where the partial of a blob is.
+/// Path of a partial blob.
 pub(super) fn path_of(blob: &Path) -> PathBuf {
     let mut path = blob.as_os_str().to_owned();
     path.push(PARTIAL_SUFFIX);
     path.into()
 }
 
-/// Whether a blob of that length is there.
+/// Whether a blob of that length exists.
 pub(super) fn is_stored(blob: &Path, size: u64) -> bool {
     blob.symlink_metadata().is_ok_and(|file| file.is_file() && file.len() == size)
 }
 
-/// Whether a blob is there, with that length and that digest.
+/// Whether a blob exists with that length and digest.
 pub(super) async fn is_sound(blob: &Path, digest: &Digest, size: u64) -> bool {
     let mut hasher = Hasher::new(digest.algorithm());
     let Ok(mut file) = sys::open_regular(blob) else { return false };
@@ -63,7 +63,7 @@ pub(super) async fn is_sound(blob: &Path, digest: &Digest, size: u64) -> bool {
         && hasher.finish() == *digest
 }
 
-/// Hashes a file to its end; returns its length. Other work goes on meanwhile.
+/// Hashes a file to its end; returns its length. Yields to other tasks.
 async fn hash(file: &mut File, hasher: &mut Hasher) -> std::io::Result<u64> {
     let mut buffer = vec![0; 1 << 20];
     let mut len = 0;
@@ -79,8 +79,8 @@ async fn hash(file: &mut File, hasher: &mut Hasher) -> std::io::Result<u64> {
 }
 
 impl Fetch<'_> {
-    /// Fetches what is missing of it. However many do so at once, in one process or in several, one
-    /// fetches and the others wait.
+    /// Downloads what is missing. Of several at once, in one or many processes, one downloads and
+    /// the others wait.
     pub(super) async fn run(&self) -> Result<()> {
         let target = self.folders.blob(self.digest);
         let folder = target.parent().unwrap_or(&target);
@@ -104,7 +104,7 @@ impl Fetch<'_> {
                         actual,
                     }));
                 }
-                // What an earlier attempt left behind may have been at fault.
+                // The remains of an earlier attempt may have been damaged.
                 is_fresh = true;
                 last_break = 0;
             }
@@ -119,10 +119,10 @@ impl Fetch<'_> {
         }
     }
 
-    /// Locks the partial. None: the blob is there, because somebody else was faster.
+    /// Locks the partial blob; none if another download has completed the blob.
     async fn begin(&self, target: &Path) -> Result<Option<Partial>> {
         let path = path_of(target);
-        let mut has_told = false;
+        let mut has_reported = false;
         loop {
             if is_stored(target, self.size) {
                 return Ok(None);
@@ -131,26 +131,26 @@ impl Fetch<'_> {
             options.read(true).write(true).create(true).truncate(false).mode(0o600);
             let file = options.open(&path).map_err(Error::write(&path, 1))?;
             if sys::try_lock(&file, Lock::Exclusive).map_err(Error::io("lock", &path))? {
-                // Otherwise its owner gave it its final name, or it was swept away.
+                // Else its owner renamed it, or it was collected as garbage.
                 if !is_at(&file, &path)? {
                     continue;
                 }
                 if !is_stored(target, self.size) {
                     return self.resume(file, path).await.map(Some);
                 }
-                // Its owner was ready before this file was made.
+                // Its owner finished before this file was created.
                 fs::remove_file(&path).map_err(Error::io("remove", &path))?;
                 return Ok(None);
             }
-            if !has_told {
+            if !has_reported {
                 self.progress.report(Event::Waiting { file: target });
-                has_told = true;
+                has_reported = true;
             }
             tokio::time::sleep(WAIT).await;
         }
     }
 
-    /// Reads what an earlier attempt left.
+    /// Hashes the remains of an earlier attempt.
     async fn resume(&self, mut file: File, path: PathBuf) -> Result<Partial> {
         let mut hasher = Hasher::new(self.digest.algorithm());
         let len = file.metadata().map_err(Error::io("read", &path))?.len();
@@ -163,10 +163,10 @@ impl Fetch<'_> {
         Ok(Partial { file, path, hasher, done })
     }
 
-    /// One request for what is missing. The inner result is the registry's part.
+    /// One request for the rest. The inner result is the registry's.
     async fn fetch_rest(&self, partial: &mut Partial) -> Result<Result<(), RegistryProblem>> {
         let blob = self.session.blob(&self.what, self.digest, partial.done).await;
-        // The session has tried again already what may be tried again.
+        // The session has done the retries already.
         let mut blob = blob.map_err(|problem| self.failed(problem))?;
         if blob.start != partial.done {
             partial.restart()?;
@@ -220,11 +220,11 @@ impl Partial {
         Ok(())
     }
 
-    /// Gives the whole blob its name. The lock ends after that, so that whoever waited finds it there.
+    /// Renames the complete blob. The lock is released afterwards, so that waiters find the blob.
     fn publish(self, target: &Path) -> Result<()> {
         durable::sync_file(&self.file).map_err(Error::write(&self.path, self.done))?;
         durable::rename(&self.path, target).map_err(Error::write(target, 1))?;
-        // Not before: a partial that cannot be written to could not be gone on with.
+        // Not earlier: a read-only partial could not be resumed.
         let protected = self.file.set_permissions(Permissions::from_mode(0o400));
         protected.map_err(Error::io("protect", target))
     }

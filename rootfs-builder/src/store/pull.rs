@@ -1,4 +1,4 @@
-//! Pulls: an image in a registry becomes one in the store.
+//! Pulls: from an image in a registry to one in the store.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use super::record;
 use crate::error::{Error, RegistryProblem, Remedy, Result};
 use crate::file::read_small;
 use crate::format::{Descriptor, Digest, ImageName, ImageReference, Platform};
-use crate::image::{Documents, Image, Imported};
+use crate::image::{Documents, Image, Origin};
 use crate::layer::{Layer, Location};
 use crate::progress::{Event, LayerProgress, Pace, Progress};
 use crate::registry::{
@@ -24,7 +24,7 @@ use crate::registry::{
 use crate::resolve::{self, Content, Kind};
 use crate::sys::{self, Lock};
 
-/// Gets an image from its registry, or a mirror of that, and records it.
+/// Pulls an image from a mirror or its registry, and records it.
 pub(super) fn pull(
     folders: &Folders,
     options: &RegistryOptions,
@@ -46,8 +46,8 @@ pub(super) fn pull(
     };
     for mirror in &endpoints {
         match pull(mirror) {
-            Err(error) if !is_ours(&error) => {
-                let warning = format!("the mirror is of no use here: {error}");
+            Err(error) if !is_final(&error) => {
+                let warning = format!("skipping the mirror: {error}");
                 progress.report(Event::Warning(&warning));
             }
             other => return other,
@@ -59,8 +59,8 @@ pub(super) fn pull(
     }
 }
 
-/// Whether no other registry could do better.
-fn is_ours(error: &Error) -> bool {
+/// Whether another registry could not help, either.
+fn is_final(error: &Error) -> bool {
     matches!(
         error,
         Error::Cancelled | Error::DiskFull { .. } | Error::Io { .. } | Error::WrongPlatform { .. }
@@ -83,14 +83,14 @@ impl Pull<'_> {
         let documents = parts.documents.clone();
         let mut image = Image::new(&ImageReference::Name(self.name.clone()), parts)?;
         let config = documents.config.as_deref().map(Digest::sha256);
-        image.imported = Some(Imported {
+        image.origin = Some(Origin {
             from: format!("docker://{}", self.name),
             index: (top != image.digest).then_some(top),
             manifest: Some(image.digest.clone()),
             config: config.clone(),
         });
 
-        // Nothing is swept away from here on.
+        // From here on, garbage collection spares the blobs.
         let _guard = StoreLock::take(&self.folders.import_lock(), Lock::Shared)?;
         let layers = unique(&image.layers);
         let mut needed: Vec<&Digest> = layers.iter().map(|(_, digest, _)| *digest).collect();
@@ -105,7 +105,7 @@ impl Pull<'_> {
         Ok(image)
     }
 
-    /// What the tag or digest stands for: the digest, verified, and the JSON.
+    /// The digest and JSON of the tag's or digest's document, verified.
     fn top_document(&self) -> Result<(Digest, Vec<u8>)> {
         let pinned = self.name.digest();
         let tag = self.name.tag().unwrap_or("latest");
@@ -116,7 +116,7 @@ impl Pull<'_> {
             return Err(Error::Unsupported {
                 what: format!("{}: a manifest of Docker's old schema 1", self.name),
                 remedy: Remedy::Other(
-                    "push the image anew with a tool of this decade, e.g. `skopeo copy --format oci`",
+                    "push the image again with a current tool, e.g. `skopeo copy --format oci`",
                 ),
             });
         }
@@ -177,7 +177,7 @@ impl Pull<'_> {
         Fetch { folders, session, what, digest, size, progress, report: &report }.run().await
     }
 
-    /// Whether a blob is in the store, and undamaged; a damaged one is removed.
+    /// Whether a blob is in the store and sound; a damaged one is removed.
     async fn is_sound(&self, digest: &Digest, size: u64) -> Result<bool> {
         let path = self.folders.blob(digest);
         if !path.exists() {
@@ -186,7 +186,7 @@ impl Pull<'_> {
         if partial::is_sound(&path, digest, size).await {
             return Ok(true);
         }
-        self.progress.report(Event::Warning(&format!("{digest} is damaged; fetching it anew")));
+        self.progress.report(Event::Warning(&format!("{digest} is damaged; fetching it again")));
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(Error::io("remove", &path)(error))
@@ -212,7 +212,7 @@ impl Pull<'_> {
 }
 
 impl Content for Pull<'_> {
-    fn place(&self) -> String {
+    fn label(&self) -> String {
         self.name.to_string()
     }
 
@@ -243,7 +243,7 @@ impl Content for Pull<'_> {
     }
 }
 
-/// Whether this is a manifest from before 2017.
+/// Whether this is a manifest of Docker's schema 1 (before 2017).
 fn is_old(media_type: &str, json: &[u8]) -> bool {
     #[derive(serde::Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -254,7 +254,7 @@ fn is_old(media_type: &str, json: &[u8]) -> bool {
         || serde_json::from_slice::<Versioned>(json).is_ok_and(|it| it.schema_version == 1)
 }
 
-/// Each blob once: which layer it first is, its digest and its length.
+/// Each distinct blob: index of its first layer, digest, length.
 fn unique(layers: &[Layer]) -> Vec<(usize, &Digest, u64)> {
     let mut first = HashMap::new();
     for (index, layer) in layers.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! Records: one small file for each image that the store knows, `refs/<hash of its name>.json`.
+//! Records, `refs/<hash of name>.json`: one small file for each image in the store.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,23 +12,23 @@ use super::lock::StoreLock;
 use crate::error::{Error, Remedy, Result};
 use crate::file::read_small;
 use crate::format::{Digest, ImageConfig, ImageName, ImageReference};
-use crate::image::{Documents, Image, Imported, chain_id};
+use crate::image::{Documents, Image, Origin, chain_id};
 use crate::layer::{Layer, Location};
 use crate::sys::Lock;
 
 const VERSION: u32 = 1;
 const MAX_RECORD_BYTES: u64 = 16 << 20;
 
-/// What the store knows of an image.
+/// The record of an image.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Record {
     version: u32,
-    /// The name of an import, or the reference of an image used where it lies.
+    /// Name of an import, or reference of an image that is used where it lies.
     pub(super) name: String,
     pub(super) digest: Digest,
     pub(super) chain_id: Digest,
     pub(super) config: ImageConfig,
-    /// The file in `disks/` and its length; none: no disk has been built yet.
+    /// File in `disks/` and its length; none if no disk has been built yet.
     pub(super) disk: Option<String>,
     pub(super) disk_len: u64,
     /// Seconds since the epoch.
@@ -36,11 +36,11 @@ pub(super) struct Record {
     pub(super) import: Option<Import>,
 }
 
-/// Of an imported image: where it was from, and its layers in `blobs/`.
+/// For an image of the store's own: its origin, and its layers in `blobs/`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Import {
     #[serde(flatten)]
-    pub(super) origin: Imported,
+    pub(super) origin: Origin,
     pub(super) layers: Vec<StoredLayer>,
 }
 
@@ -61,7 +61,7 @@ pub(super) struct StoredLayer {
 }
 
 impl Record {
-    /// Of an image and its disk, if it has one: the file and its length.
+    /// The record of an image and, if it has one, its disk: file name and length.
     pub(super) fn of(image: &Image, disk: Option<(&str, u64)>) -> Self {
         let layers = || {
             let stored = |layer: &Layer| {
@@ -70,7 +70,7 @@ impl Record {
             };
             image.layers.iter().filter_map(stored).collect()
         };
-        let import = image.imported.clone().map(|origin| Import { origin, layers: layers() });
+        let import = image.origin.clone().map(|origin| Import { origin, layers: layers() });
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
             version: VERSION,
@@ -90,7 +90,7 @@ impl Record {
         Self { name: name.to_string(), ..self.clone() }
     }
 
-    /// The image of an import, its layers in the store.
+    /// The image of an import, with its layers in the store.
     pub(super) fn image(&self, folders: &Folders) -> Option<Image> {
         let import = self.import.as_ref()?;
         let layers = import.layers.iter().map(|layer| Layer {
@@ -106,11 +106,11 @@ impl Record {
             chain_id: self.chain_id.clone(),
             layers: layers.collect(),
             documents: Documents::default(),
-            imported: Some(import.origin.clone()),
+            origin: Some(import.origin.clone()),
         })
     }
 
-    /// The part that an image of the store's own has.
+    /// The import part; an error for an image that is used where it lies.
     pub(super) fn import(&self) -> Result<&Import> {
         self.import.as_ref().ok_or_else(|| Error::Unsupported {
             what: format!("{}, which is used where it lies,", self.name),
@@ -118,18 +118,18 @@ impl Record {
         })
     }
 
-    /// The digests by which people know it: its own, and that of the index it is in.
+    /// The digests that identify it: its own, and that of its index.
     pub(super) fn digests(&self) -> impl Iterator<Item = &Digest> {
         let index = self.import.as_ref().and_then(|import| import.origin.index.as_ref());
         std::iter::once(&self.digest).chain(index)
     }
 
-    /// Whether it says the same, at whatever time.
+    /// Whether both are equal but for the time.
     fn says_the_same(&self, other: &Self) -> bool {
         Self { time: 0, ..self.clone() } == Self { time: 0, ..other.clone() }
     }
 
-    /// Writes it, unless the one on disk says the same already.
+    /// Writes the record, unless the one on disk is equal.
     pub(super) fn save(&self, folders: &Folders) -> Result<()> {
         let path = folders.record(&self.name);
         if load(&path).is_ok_and(|old| self.says_the_same(&old)) {
@@ -141,7 +141,7 @@ impl Record {
     }
 }
 
-/// Records an image in the store. A disk that was built of the same layers stays its disk.
+/// Saves the record of an image. A disk built from the same layers remains its disk.
 pub(super) fn save(folders: &Folders, image: &Image) -> Result<()> {
     let _guard = StoreLock::take(&folders.lock(), Lock::Shared)?;
     let mut record = Record::of(image, None);
@@ -153,7 +153,7 @@ pub(super) fn save(folders: &Folders, image: &Image) -> Result<()> {
     record.save(folders)
 }
 
-/// Reads a record and checks that it can be relied on.
+/// Reads a record and checks it.
 pub(super) fn load(path: &Path) -> Result<Record> {
     let json = read_small(path, MAX_RECORD_BYTES)?;
     let what = format!("the record {}", path.display());
@@ -164,9 +164,9 @@ pub(super) fn load(path: &Path) -> Result<Record> {
     let problem = if record.version != VERSION {
         "another version of this program wrote it"
     } else if path.file_stem().is_none_or(|stem| stem != &*record_stem(&record.name)) {
-        "it is of another name"
+        "it belongs to another name"
     } else if record.disk.as_deref().is_some_and(|disk| !is_disk_name(disk)) {
-        "it names no disk"
+        "its disk has an invalid name"
     } else if record.import.is_some() && chain_id.as_ref() != Some(&record.chain_id) {
         "its layers are not those of its chain ID"
     } else {
@@ -175,8 +175,8 @@ pub(super) fn load(path: &Path) -> Result<Record> {
     Err(Error::corrupt(what, problem))
 }
 
-/// Whether a damaged record may be replaced by what a registry has under its name: nothing that is still to be
-/// read in it says that its image came from elsewhere, or that another release wrote it.
+/// Whether a pull of `name` may replace a damaged record: nothing readable in it indicates another
+/// origin or another release.
 pub(super) fn may_be_pulled(path: &Path, name: &ImageName) -> bool {
     let json = read_small(path, MAX_RECORD_BYTES).unwrap_or_default();
     let value: serde_json::Value = serde_json::from_slice(&json).unwrap_or_default();
@@ -184,7 +184,7 @@ pub(super) fn may_be_pulled(path: &Path, name: &ImageName) -> bool {
     let text = String::from_utf8_lossy(&json);
     let origin = text.split_once("\"from\":").map(|(_, origin)| origin.trim_start());
     let pulled = format!("\"docker://{name}\"");
-    // It may have been cut off there.
+    // The text may be cut off there.
     let is_pulled = |origin: &str| origin.starts_with(&pulled) || pulled.starts_with(origin);
     is_ours && origin.is_none_or(is_pulled)
 }
@@ -217,7 +217,7 @@ impl Records {
         Ok(records)
     }
 
-    /// The record that is named so, or those whose digest begins so.
+    /// The record with this name, or those with this prefix of the digest.
     pub(super) fn matching(&self, text: &str) -> Vec<&Record> {
         let name = text.parse::<ImageReference>().map(|reference| reference.to_string());
         match name.ok().and_then(|name| self.named(&name)) {
@@ -226,7 +226,7 @@ impl Records {
         }
     }
 
-    /// The one image that is meant, under whichever of its names.
+    /// The one image with this name or digest.
     pub(super) fn one(&self, text: &str) -> Result<&Record> {
         let matching = self.matching(text);
         let Some(first) = matching.first() else {
@@ -239,13 +239,13 @@ impl Records {
         Ok(first)
     }
 
-    /// The record of that name.
+    /// The record with this name.
     fn named(&self, name: &str) -> Option<&Record> {
         self.good.iter().find(|record| record.name == name)
     }
 
-    /// The records whose digest begins so, with or without the algorithm; none for short prefixes,
-    /// which would be names rather.
+    /// Records with this digest prefix, with or without the algorithm; none for short prefixes,
+    /// which are more likely names.
     fn with_digest(&self, prefix: &str) -> Vec<&Record> {
         const MIN_PREFIX: usize = 6;
         let (algorithm, hex) = prefix.split_once(':').unwrap_or(("", prefix));

@@ -1,4 +1,4 @@
-//! Removing images, and what nobody needs.
+//! Removal of images, and of what nobody needs.
 
 use std::fs;
 use std::path::Path;
@@ -14,46 +14,45 @@ use crate::format::ImageReference;
 use crate::sys::Lock;
 use boxlite_durable as durable;
 
-/// What [`ImageStore::remove`] did.
+/// Result of [`ImageStore::remove`].
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Removed {
-    /// The name of the image, or the ID of a damaged record.
+    /// Name of the image, or ID of a damaged record.
     pub name: String,
-    /// Bytes that this freed on the host's disk.
+    /// Bytes freed on the host's disk.
     pub freed: u64,
 }
 
-/// What [`ImageStore::prune`] did.
+/// Result of [`ImageStore::prune`].
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Pruned {
-    /// The names of the images that are gone.
+    /// Names of the removed images.
     pub removed: Vec<String>,
-    /// Bytes that this freed on the host's disk.
+    /// Bytes freed on the host's disk.
     pub freed: u64,
 }
 
-/// Tells whether a box that is not running needs an image. (Those that run are known by their locks.)
+/// Whether a stopped box needs an image. (Running boxes are known by their locks.)
 type InUse<'a> = &'a dyn Fn(&StoredImage) -> bool;
 
 impl ImageStore {
-    /// Removes an image by its name, by the reference by which it was used, by (six or more
-    /// digits of) its digest, or by the ID of a damaged record; and with it the disk and layers
-    /// that no other image needs.
+    /// Removes an image by its name, its reference, six or more digits of its digest, or the ID of
+    /// a damaged record; and with it the disk and layers that no other image needs.
     ///
     /// # Errors
-    /// There is no such image or several, or a box uses its disk.
+    /// There is no such image, or several; a box uses its disk.
     pub fn remove(&self, text: &str) -> Result<Removed> {
         self.remove_with(text, false, &|_| false)
     }
 
-    /// As [`remove`](Self::remove), and refuses images that `in_use` says boxes need. With `force`, such
-    /// an image loses its name all the same, all its names where `text` is a digest; its disk goes with
-    /// the last box that has it open or a hard link to it.
+    /// As [`remove`](Self::remove), and refuses images that `in_use` says boxes need. With `force`,
+    /// such an image loses its name nevertheless (all its names, if `text` is a digest); its disk
+    /// is removed with the last box that has it open or a hard link to it.
     ///
     /// # Errors
-    /// There is no such image or several, or a box uses it.
+    /// There is no such image, or several; a box uses it.
     pub fn remove_with(&self, text: &str, force: bool, in_use: InUse<'_>) -> Result<Removed> {
         let _guard = StoreLock::take(&self.folders.lock(), Lock::Exclusive)?;
         let records = Records::load_all(&self.folders)?;
@@ -77,9 +76,9 @@ impl ImageStore {
         Ok(Removed { name: names().join(", "), freed })
     }
 
-    /// Removes what nobody needs: what interrupted pulls left behind, layers and disks of no image, and
-    /// the cached disks of images that are used where they lie. With `all`, every image that no
-    /// box uses, as far as locks, hard links and `in_use` tell.
+    /// Removes what nobody needs: remains of interrupted pulls, layers and disks of no image, and
+    /// cached disks of images that are used where they lie. With `all`, also every image that no
+    /// box uses, judged by locks, hard links and `in_use`.
     ///
     /// # Errors
     /// The store cannot be read or changed.
@@ -98,7 +97,7 @@ impl ImageStore {
         Ok(pruned)
     }
 
-    /// Whether a box needs this image; its disk alone does not count while another image keeps that.
+    /// Whether a box needs this image; a disk that another image keeps does not count.
     fn is_in_use(&self, records: &Records, record: &Record, in_use: InUse<'_>) -> Result<bool> {
         if in_use(&describe(&self.folders, record)) {
             return Ok(true);
@@ -139,7 +138,8 @@ impl ImageStore {
     }
 }
 
-/// Removes a record for good, before what it needs: otherwise a loss of power could bring it back without that.
+/// Removes a record durably, before what it needs: a loss of power must not bring it back without
+/// that.
 fn remove(record: &Path) -> Result<()> {
     fs::remove_file(record).map_err(Error::io("remove", record))?;
     durable::sync_parent(record).map_err(Error::io("sync the folder of", record))

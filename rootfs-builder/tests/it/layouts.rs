@@ -206,7 +206,7 @@ fn missing_files_are_named_with_a_remedy() {
     broken(|layout| fs::remove_dir_all(&layout.dir).unwrap(), &["oci-layout", "skopeo copy"]);
     broken(
         |layout| fs::remove_file(layout.dir.join("index.json")).unwrap(),
-        &["index.json", "anew"],
+        &["index.json", "copy it again"],
     );
     broken(
         |layout| fs::remove_file(layer_file(layout, 1)).unwrap(),

@@ -159,7 +159,7 @@ fn names_that_are_none_say_what_to_do() {
     let place = Place::new();
     let reference = "docker://alpine".parse().unwrap();
     let error = place.store().resolve_with(&reference, PullPolicy::Never, &Silent).unwrap_err();
-    assert!(error.to_string().contains("no image alpine:latest here"), "{error}");
+    assert!(error.to_string().contains("image alpine:latest is not in the store"), "{error}");
     let source: ImageReference = image(&place, "x").parse().unwrap();
     let error = place.store().import(&source, "Bad Name", &Concatenate::default(), &Silent);
     assert!(matches!(error, Err(Error::InvalidReference { .. })));

@@ -1,8 +1,8 @@
-//! Debian's `linux-source-*` packages, through apt with lists and state of our own: neither root
-//! nor an entry in the machine's source list is needed, and apt checks the archive's signature.
+//! Debian's `linux-source-*` packages, through apt with package lists and state of our own: no root
+//! and no entry in the machine's sources is needed, and apt checks the archive's signature.
 //!
-//! The archive drops old versions. If the pinned one is gone, the newest of the series is taken:
-//! its hash comes from the signed index.
+//! The archive drops old versions. If the pinned one is missing, the newest of the series is taken,
+//! with the hash from the signed index.
 
 use std::cmp::Ordering;
 use std::fs;
@@ -21,7 +21,7 @@ use crate::version::{Lts, Version};
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// Where the packages are: an archive, its default address, and its suites.
+/// The archives: name, default URL, suites.
 const ARCHIVES: [(&str, &str, &str); 2] = [
     ("debian", "http://deb.debian.org/debian", "bookworm bookworm-backports trixie"),
     (
@@ -31,7 +31,7 @@ const ARCHIVES: [(&str, &str, &str); 2] = [
     ),
 ];
 
-/// A version of the source package that the archive offers.
+/// A version of the source package in the archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Offer {
     version: String,
@@ -74,7 +74,7 @@ pub(super) fn fetch(
     store(dir, &tarball, info)
 }
 
-/// The pinned version if it is offered, else the newest of the series.
+/// The pinned version if available, else the newest of the series.
 fn choose(offers: &[Offer], series: Lts, pin: &Debian) -> Result<Offer, BuildError> {
     if let Some(offer) = offers.iter().find(|offer| offer.sha256 == pin.deb_sha256) {
         return Ok(offer.clone());
@@ -93,8 +93,7 @@ fn choose(offers: &[Offer], series: Lts, pin: &Debian) -> Result<Offer, BuildErr
         })
 }
 
-/// The order of two Debian versions, by dpkg's own rules; by the kernel's numbers where dpkg does
-/// not say.
+/// Compares Debian versions by dpkg's rules; by the kernel's numbers if dpkg does not decide.
 fn compare_versions(a: &str, b: &str) -> Ordering {
     let newer = |a: &str, b: &str| {
         Command::new("dpkg")
@@ -139,10 +138,10 @@ impl Apt {
         command
     }
 
-    /// Every version of the pinned package that the archive offers now.
+    /// The versions of the pinned package in the archive.
     fn offers(&self, pin: &Debian, progress: Progress<'_>) -> Result<Vec<Offer>, BuildError> {
         progress(Event::Note("reading Debian's package lists"));
-        // One suite may have left the archive, or one mirror be down: the others may do.
+        // A suite or mirror may be gone: the others may do.
         let update = command::output(self.command("apt-get").args(["--quiet=2", "update"]));
         let shown = command::output(self.command("apt-cache").args(["show", pin.package]));
         match (shown, update) {
@@ -178,15 +177,15 @@ impl Apt {
     }
 }
 
-/// Unpacks the kernel's tarball out of the package, into `dir`.
+/// Extracts the kernel's tarball from the package into `dir`.
 fn tarball_of(deb: &Path, package: &str, dir: &Path) -> Result<PathBuf, BuildError> {
     let tree = dir.join("package");
     command::output(Command::new("dpkg-deb").arg("--extract").arg(deb).arg(&tree))?;
     Ok(tree.join(format!("usr/src/{package}.tar.xz")))
 }
 
-/// apt's configuration. The machine's own stays in force (a proxy, for instance), except for where
-/// things are and for what it does after an update.
+/// apt's configuration. The machine's own applies (a proxy, for instance), except for paths and
+/// update hooks.
 fn configuration(dir: &Path) -> String {
     let dir = dir.display();
     format!(
@@ -209,7 +208,7 @@ APT::Sandbox::User "root";
     )
 }
 
-/// The Debian mirrors the machine itself uses.
+/// The Debian mirrors that the machine uses.
 fn machine_mirrors() -> Vec<String> {
     let text = command::output(Command::new("apt-get").args([
         "indextargets",
@@ -221,8 +220,7 @@ fn machine_mirrors() -> Vec<String> {
     String::from_utf8_lossy(&text).lines().map(str::to_owned).collect()
 }
 
-/// The source list: each archive at the machine's mirror of it if it has one, else at the default
-/// address.
+/// The source list: each archive at the machine's mirror, else at its default URL.
 fn sources(mirrors: &[String]) -> String {
     ARCHIVES
         .iter()
@@ -240,7 +238,7 @@ fn sources(mirrors: &[String]) -> String {
         .collect()
 }
 
-/// Reads the paragraphs that `apt-cache show` prints.
+/// Parses the output of `apt-cache show`.
 fn parse_offers(text: &str) -> Vec<Offer> {
     text.split("\n\n")
         .filter_map(|paragraph| {

@@ -1,5 +1,5 @@
-//! Releases from kernel.org, by `curl` or `wget`: a machine that builds kernels has one of them,
-//! and a TLS stack of our own would be most of this crate.
+//! Releases from kernel.org, with `curl` or `wget`: a machine that builds kernels has one of them,
+//! and a TLS stack would be most of this crate.
 
 use std::path::Path;
 use std::process::Command;
@@ -13,9 +13,9 @@ use crate::progress::{Event, Progress};
 use crate::source::{Source, check_hash, store};
 use crate::version::Lts;
 
-/// Long enough for a slow link, short enough that a machine without one goes on at once.
+/// Enough for a slow link; short, so that a machine without one falls back soon.
 const CONNECT_SECONDS: &str = "5";
-/// A transfer that stands still for so long has failed.
+/// Timeout of a transfer without data.
 const STALL_SECONDS: &str = "30";
 
 /// Downloads the pinned release of `series` into `dir` and checks its hash.

@@ -1,7 +1,7 @@
-//! Where the kernel's source comes from: the caller, the cache, kernel.org, or Debian's archive.
+//! Kernel sources: the caller's, the cache's, kernel.org's, or Debian's.
 //!
-//! What is downloaded is pinned by hash, except a Debian version that has taken the pinned one's
-//! place in the archive: its hash is vouched for by the archive's signature, and recorded.
+//! A download is pinned by hash, except a newer Debian version in place of the pinned one: the
+//! archive's signature vouches for its hash, which is recorded.
 
 mod debian;
 mod kernel_org;
@@ -26,17 +26,17 @@ pub(crate) struct Source {
     pub(crate) place: Place,
 }
 
-/// In which form a source lies there.
+/// The form of a source.
 #[derive(Clone, Debug)]
 pub(crate) enum Place {
-    /// A compressed tarball with one folder in it.
+    /// A compressed tarball with one top folder.
     Tarball(PathBuf),
-    /// A clean source folder of the caller's; it is only read.
+    /// A clean source folder of the caller; only read.
     Tree(PathBuf),
 }
 
 impl Source {
-    /// What the caller gave: a tarball or a source folder.
+    /// Opens the caller's tarball or source folder.
     pub(crate) fn given(path: &Path, series: Lts) -> Result<Self, BuildError> {
         let path = path.canonicalize().context("find", path)?;
         let (makefile, sha256, place) = if path.is_dir() {
@@ -62,7 +62,7 @@ impl Source {
         Ok(Self { info, place })
     }
 
-    /// The source of `series`: from the cache, else from kernel.org, else from Debian.
+    /// Obtains the source of `series`: from the cache, else from kernel.org, else from Debian.
     pub(crate) fn obtain(
         cache: &Cache,
         series: Lts,
@@ -100,7 +100,7 @@ fn one_line(error: &BuildError) -> String {
     text
 }
 
-/// A source that an earlier run put into the cache; a pinned one if there is one.
+/// A source in the cache; a pinned one if there is one.
 fn cached(dir: &Path, series: Lts) -> Option<Source> {
     let mut found: Vec<Source> = fs::read_dir(dir)
         .ok()?
@@ -113,7 +113,7 @@ fn cached(dir: &Path, series: Lts) -> Option<Source> {
             if !series.contains(info.version.parse().ok()?) {
                 return None;
             }
-            // The pins may have moved since it was fetched.
+            // The pins may have changed since the download.
             let pins = series.pins();
             info.pinned =
                 [pins.kernel_org.sha256, pins.debian.tarball_sha256].contains(&&*info.sha256);
@@ -128,8 +128,8 @@ fn description_of(tarball: &Path) -> PathBuf {
     tarball.with_extension("json")
 }
 
-/// Moves a verified tarball into the cache. Its description comes last: without it the tarball does
-/// not count.
+/// Moves a verified tarball into the cache. Its description comes last: a tarball without one is
+/// ignored.
 fn store(dir: &Path, tarball: &Path, info: SourceInfo) -> Result<Source, BuildError> {
     let place = dir.join(format!("linux-{}.tar.xz", info.version));
     cache::remove(&description_of(&place))?;
@@ -148,7 +148,7 @@ fn check_hash(path: &Path, expected: &str) -> Result<(), BuildError> {
     Err(BuildError::WrongHash { path: path.to_owned(), expected, actual })
 }
 
-/// The top makefile in a tarball, without unpacking the rest.
+/// Extracts the top makefile of a tarball, without unpacking the rest.
 fn makefile_of(tarball: &Path) -> Result<String, BuildError> {
     let mut tar = Command::new("tar");
     tar.arg("--extract").arg("--to-stdout").arg("--file").arg(tarball);
@@ -160,7 +160,7 @@ fn makefile_of(tarball: &Path) -> Result<String, BuildError> {
     })
 }
 
-/// The version that a kernel's top makefile declares.
+/// The version in a kernel's top makefile.
 pub(crate) fn version_of(makefile: &str, path: &Path) -> Result<Version, BuildError> {
     let number = |name: &str| {
         makefile.lines().take(20).find_map(|line| {
@@ -176,7 +176,7 @@ pub(crate) fn version_of(makefile: &str, path: &Path) -> Result<Version, BuildEr
     }
 }
 
-/// A hash that changes when a file of the folder does: of names, sizes and modification times.
+/// A hash of a folder's file names, sizes and modification times.
 fn fingerprint(dir: &Path) -> Result<String, BuildError> {
     let mut hasher = Sha256::new();
     let mut open = vec![dir.to_owned()];

@@ -1,6 +1,5 @@
-//! Encodes the headers of one tar member, GNU dialect: long names as `L` and `K` members (any
-//! bytes but NUL come through), extended attributes as PAX `SCHILY.xattr.*` records, sparse files
-//! as type `S`.
+//! Encoder of tar headers, GNU dialect: long names as `L` and `K` members (any bytes but NUL),
+//! extended attributes as PAX `SCHILY.xattr.*` records, sparse files as type `S`.
 
 use tar::{EntryType, GnuExtSparseHeader, GnuHeader, Header};
 
@@ -9,30 +8,30 @@ use super::sparse::Segment;
 const BLOCK: usize = 512;
 const NAME_LEN: usize = 100;
 
-/// Everything about a member but its content.
+/// All fields of a member, without its content.
 pub(super) struct Entry<'a> {
-    /// Relative path; of a directory, with a slash at its end.
+    /// Relative path; a directory's ends in a slash.
     pub(super) path: &'a [u8],
     pub(super) kind: EntryType,
-    /// Permission bits, set-id and sticky bits.
+    /// Permission, set-id and sticky bits.
     pub(super) mode: u32,
     pub(super) uid: u32,
     pub(super) gid: u32,
     /// Seconds since the epoch.
     pub(super) mtime: u64,
-    /// Bytes of content; of a sparse file, of the data in it.
+    /// Bytes of content; for a sparse file, of its data.
     pub(super) size: u64,
     /// Target of a symbolic or hard link.
     pub(super) link: &'a [u8],
     /// Device numbers (major, minor) of a device node.
     pub(super) device: Option<(u32, u32)>,
     pub(super) xattrs: &'a [(Vec<u8>, Vec<u8>)],
-    /// Length with holes, and where the data are.
+    /// Apparent length, and the data segments.
     pub(super) sparse: Option<(u64, &'a [Segment])>,
 }
 
 impl Entry<'_> {
-    /// The blocks that stand in front of the content.
+    /// Encodes the blocks before the content.
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(2 * BLOCK);
         if !self.xattrs.is_empty() {
@@ -80,7 +79,7 @@ impl Entry<'_> {
     }
 }
 
-/// Fills in the first segments; returns those that go into extension blocks.
+/// Writes the first segments; returns those for extension blocks.
 fn sparse_header<'a>(
     gnu: &mut GnuHeader,
     real_size: u64,
@@ -96,7 +95,7 @@ fn sparse_header<'a>(
     later
 }
 
-/// A member that says something about the next one.
+/// A member that extends the next one.
 fn extension(out: &mut Vec<u8>, kind: EntryType, content: &[u8]) {
     let mut header = Header::new_gnu();
     header.set_entry_type(kind);
@@ -110,12 +109,12 @@ fn extension(out: &mut Vec<u8>, kind: EntryType, content: &[u8]) {
     out.resize(out.len().next_multiple_of(BLOCK), 0);
 }
 
-/// As much of `text` as fits.
+/// Copies as much of `text` as fits.
 fn copy(field: &mut [u8], text: &[u8]) {
     field.iter_mut().zip(text).for_each(|(to, from)| *to = *from);
 }
 
-/// A number in octal, or where it does not fit, in GNU's base 256.
+/// Writes a number in octal, or if it does not fit, in GNU's base 256.
 fn number(field: &mut [u8], value: u64) {
     let width = field.len() - 1;
     let octal = format!("{value:0width$o}");
@@ -131,7 +130,7 @@ fn number(field: &mut [u8], value: u64) {
     }
 }
 
-/// `length SCHILY.xattr.name=value\n`, the length counting itself.
+/// `length SCHILY.xattr.name=value\n`; the length includes itself.
 fn pax_xattr(name: &[u8], value: &[u8]) -> Vec<u8> {
     let rest = [b" SCHILY.xattr.", name, b"=", value, b"\n"].concat();
     let mut len = rest.len();

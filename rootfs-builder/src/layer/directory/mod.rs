@@ -32,40 +32,40 @@ use crate::sys::{self, NodeStat};
 use entry::Entry;
 use sparse::Segment;
 
-/// Directories may be nested this deep (an open descriptor is kept for each).
+/// Maximum depth of nested directories (each keeps a descriptor open).
 const MAX_DEPTH: usize = 200;
 
 /// The tar stream of a directory.
 pub(crate) struct DirectoryTar {
     root: PathBuf,
-    /// File system of the root.
+    /// Device of the root's file system.
     device: u64,
     owner: Owner,
-    walk: Vec<Level>,
+    walk: Vec<OpenDir>,
     links: HashMap<(u64, u64), Linked>,
-    /// Encoded headers or padding, and how much of it was read.
+    /// Encoded headers or padding, partly read.
     pending: io::Cursor<Vec<u8>>,
     body: Option<Body>,
     ended: bool,
 }
 
-/// A directory that is being walked.
-struct Level {
+/// An open directory of the walk.
+struct OpenDir {
     dir: File,
-    /// Its path in the stream: empty or ending in a slash.
+    /// Path in the stream: empty, or ending in a slash.
     path: Vec<u8>,
-    /// Names to come, the next one last.
+    /// Remaining names, the next one last.
     names: Vec<CString>,
 }
 
-/// A file of which more hard links are to come.
+/// A file with further hard links to come.
 struct Linked {
     path: Vec<u8>,
     left: u64,
 }
 
 impl DirectoryTar {
-    /// Starts at `root`, which itself may be a symbolic link.
+    /// Opens the directory `root`, which may be a symbolic link.
     pub(crate) fn open(root: &Path) -> Result<Self> {
         let dir = sys::open_dir(root).map_err(Error::io("open the directory", root))?;
         let metadata = dir.metadata().map_err(Error::io("read", root))?;
@@ -83,12 +83,12 @@ impl DirectoryTar {
         Ok(tar)
     }
 
-    /// Where something is on this machine.
+    /// The path on this machine.
     fn real_path(&self, path: &[u8]) -> PathBuf {
         self.root.join(OsStr::from_bytes(path))
     }
 
-    /// The member for a directory; then its names are next.
+    /// Emits the member of a directory and descends into it.
     fn enter(&mut self, dir: File, path: Vec<u8>, metadata: &Metadata) -> Result<()> {
         let real_path = self.real_path(&path);
         let shown = if path.is_empty() { b"./" } else { path.as_slice() };
@@ -104,7 +104,7 @@ impl DirectoryTar {
         }
         let mut names = sys::names_in(&dir).map_err(Error::io("list", &real_path))?;
         names.sort_by(|a, b| b.cmp(a));
-        self.walk.push(Level { dir, path, names });
+        self.walk.push(OpenDir { dir, path, names });
         Ok(())
     }
 
@@ -157,7 +157,7 @@ impl DirectoryTar {
             FileType::BlockDevice if stat.device.is_some() => {
                 self.add_node(&path, EntryType::Block, &stat, b"");
             }
-            // Sockets: whoever listens on one is not in the box.
+            // Sockets: their listeners are not in the box.
             _ => {}
         }
         Ok(true)
@@ -259,7 +259,7 @@ impl Read for DirectoryTar {
     }
 }
 
-/// Which extended attributes mean something in a box.
+/// Whether an extended attribute means something in a box.
 fn is_kept(name: &[u8]) -> bool {
     name.starts_with(b"user.")
         || matches!(
@@ -268,7 +268,7 @@ fn is_kept(name: &[u8]) -> bool {
         )
 }
 
-/// Whose files are whose in the box.
+/// Maps owners on this machine to owners in the box.
 #[derive(Clone, Copy)]
 struct Owner {
     uid: u32,
@@ -311,7 +311,7 @@ struct Body {
     file: File,
     path: PathBuf,
     before: Stamp,
-    /// Data to come, the next last.
+    /// Remaining data, the next segment last.
     segments: Vec<Segment>,
     size: u64,
 }
@@ -346,7 +346,7 @@ impl Body {
         Self { file, path, before: Stamp::of(metadata), segments, size }
     }
 
-    /// Zeros behind the content, up to a whole block.
+    /// Zeros after the content, up to a whole block.
     fn padding(&self) -> usize {
         (self.size.next_multiple_of(512) - self.size) as usize
     }

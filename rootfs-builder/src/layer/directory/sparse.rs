@@ -1,6 +1,6 @@
-//! Where a file with holes has data.
+//! Data segments of sparse files.
 //!
-//! The map depends on the content alone (blocks of zeros are holes, wherever the file system has
+//! The map depends on the content only (blocks of zeros are holes, wherever the file system has
 //! them), so that the same directory always yields the same stream.
 
 use std::fs::File;
@@ -9,22 +9,22 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 
 use crate::sys;
 
-/// A stretch of data.
+/// A range of data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Segment {
     pub(super) start: u64,
     pub(super) len: u64,
 }
 
-/// Files shorter than this are written out with their zeros.
+/// Shorter files are written with their zeros.
 const MIN_LEN: u64 = 1 << 20;
-/// Zeros count as a hole in stretches of this.
+/// Granularity of holes.
 const BLOCK: u64 = 64 << 10;
-/// From this many segments on, the rest of a file is written out.
+/// Maximum number of segments; the rest of the file is one segment.
 const MAX_SEGMENTS: usize = 1 << 14;
 
-/// The data of a file at least half of which is holes, ending with an empty segment at its end
-/// (so does the tar header); none for other files.
+/// Data segments of a file at least half of which is holes, followed by an empty segment at its end
+/// (the tar format wants one); none for other files.
 pub(super) fn map(file: &File, metadata: &std::fs::Metadata) -> io::Result<Option<Vec<Segment>>> {
     let len = metadata.len();
     if len < MIN_LEN || metadata.blocks().saturating_mul(512) > len / 2 {

@@ -272,7 +272,7 @@ fn a_rate_limit_says_how_long() {
             });
         let (problem, message) = problem(pull(&place, &format!("{}/x:v", proxy.address)));
         assert!(matches!(problem, RegistryProblem::RateLimited { .. }), "{message}");
-        assert!(message.contains("rate limit") && message.contains(words), "{message}");
+        assert!(message.contains("limits the rate") && message.contains(words), "{message}");
     }
 }
 

@@ -165,7 +165,7 @@ fn lies_about_lengths_and_missing_foreign_layers_are_named() {
         (json!({ "size": 5 }), "ended after 3 bytes"),
         (
             json!({ "urls": ["http://127.0.0.1:1/x"], "digest": Digest::sha256(b"gone").to_string() }),
-            "has lost",
+            "no longer has",
         ),
     ] {
         let mut content = Content::new(Algorithm::Sha256);

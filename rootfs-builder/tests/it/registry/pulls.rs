@@ -247,7 +247,7 @@ fn another_name_is_not_taken_for_one_in_a_registry() {
     std::fs::remove_dir_all(place.path("store/blobs/sha256")).unwrap();
     assert_eq!(resolve().digest(), &digest);
     let error = store.disk(&resolve(), &Concatenate::default(), &Silent).unwrap_err();
-    assert!(error.to_string().contains("anew"), "{error}");
+    assert!(error.to_string().contains("import it again"), "{error}");
 }
 
 #[test]
@@ -297,7 +297,7 @@ fn mirrors_are_asked_first_and_the_registry_last() {
     let notes = Notes::default();
     store.pull(&name(&format!("{}/x:on-both", registry.address)), &notes).unwrap();
     assert_eq!(registry.heads(), [""; 0]);
-    assert!(notes.has("Warning(\"the mirror is of no use here: cannot get"));
+    assert!(notes.has("Warning(\"skipping the mirror: cannot get"));
     store.pull(&name(&format!("{}/x:on-one", registry.address)), &Silent).unwrap();
     assert!(!registry.heads().is_empty());
     // Everything but the manifest is here already.

@@ -1,4 +1,4 @@
-//! Who is who on a box's link.
+//! The addresses of a box's link.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -24,15 +24,15 @@ pub struct Addresses {
     pub guest6: Ipv6Addr,
     /// Stands for the host's loopback, too.
     pub host6: Ipv6Addr,
-    /// Where `host` leads to: the host's 127.0.0.1, or what stands for it where this process is not
-    /// on the host itself.
+    /// The address that `host` is translated to: 127.0.0.1, or the address of the real host's loopback
+    /// where this process runs in a nested host.
     pub loopback: Ipv4Addr,
-    /// Where `host6` leads to.
+    /// The address that `host6` is translated to.
     pub loopback6: Ipv6Addr,
-    /// Networks of this process's that the guest never reaches under their own addresses.
+    /// Networks of this process's machine that the guest never reaches by their own addresses.
     pub closed: Vec<IpNet>,
-    /// Addresses of the host's, where this process is not on the host itself: closed but to rules that
-    /// name them, as this machine's own are.
+    /// The real host's own addresses, where this process runs in a nested host. Only a rule that names
+    /// them opens them, as it is with this machine's own addresses.
     pub own: Vec<IpAddr>,
     /// The gateway's Ethernet address.
     pub gateway_mac: [u8; 6],
@@ -65,7 +65,7 @@ impl Default for Addresses {
 }
 
 impl Addresses {
-    /// The gateway's link-local address, the source of router advertisements.
+    /// The gateway's link-local address: the source of router advertisements.
     pub(crate) const GATEWAY_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
     pub(crate) fn gateway_mac(&self) -> EthernetAddress {
@@ -77,7 +77,7 @@ impl Addresses {
         if guest.is_ipv4() { self.gateway.into() } else { self.gateway6.into() }
     }
 
-    /// One of the gateway's own addresses.
+    /// True for an address of the gateway.
     pub(crate) fn is_gateway(&self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(v4) => v4 == self.gateway,
@@ -85,7 +85,7 @@ impl Addresses {
         }
     }
 
-    /// An address that stands for the host's loopback.
+    /// True for an address that stands for the host's loopback.
     pub(crate) fn is_host(&self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(v4) => v4 == self.host,
@@ -93,7 +93,7 @@ impl Addresses {
         }
     }
 
-    /// On the link, whoever it is.
+    /// True for every address of the link.
     pub(crate) fn on_link(&self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(v4) => self.subnet.contains(&v4),
@@ -101,7 +101,7 @@ impl Addresses {
         }
     }
 
-    /// An address that a guest may send from.
+    /// True for an address that a guest may send from.
     pub(crate) fn may_be_guest(&self, address: IpAddr) -> bool {
         let network = match address {
             IpAddr::V4(v4) => v4 == self.subnet.network() || v4 == self.subnet.broadcast(),

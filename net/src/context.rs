@@ -1,4 +1,4 @@
-//! What every protocol needs: the way to the guest, the clock, the policy, timers and memory.
+//! State that every protocol uses: the way to the guest, the clock, the policy, timers and memory.
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,10 +20,10 @@ use crate::quota::{Kind, Place, Quotas};
 use crate::timers::Timers;
 use crate::wire::Egress;
 
-/// How long nothing is said after a complaint.
+/// The least time between two warnings about exhausted resources.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// What every protocol needs.
+/// State that every protocol uses.
 pub(crate) struct Context {
     pub(crate) out: Egress,
     pub(crate) addresses: Addresses,
@@ -34,23 +34,23 @@ pub(crate) struct Context {
     pub(crate) budget: Budget,
     pub(crate) to_guest: Bucket,
     pub(crate) meter: Arc<Meter>,
-    /// The time of this turn.
+    /// The time at which this turn of the loop began.
     pub(crate) now: Instant,
     pub(crate) registry: Registry,
-    /// How many flows there may be.
+    /// Limits on the number of flows.
     pub(crate) quotas: Quotas,
-    /// When something last went wrong for want of resources, and was said.
-    pub(crate) complained: Option<Instant>,
-    /// Streams over which the guest speaks DNS, on their way to the resolver.
+    /// When a warning about exhausted resources was last logged.
+    pub(crate) warned: Option<Instant>,
+    /// Streams for DNS over TCP that the guest opened, until the resolver takes them.
     pub(crate) dns_streams: Vec<(OwnedFd, Place)>,
 }
 
-/// Whose file descriptor an event is about.
+/// The owner of a file descriptor that an event is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
     Wake,
     Link,
-    /// By their places in the tables.
+    /// Each by its index in its table.
     Tcp(usize),
     Udp(usize),
     Port(usize),
@@ -92,43 +92,42 @@ impl Source {
 }
 
 impl Context {
-    /// Watches a socket, edge-triggered, until it is closed.
+    /// Watches a socket, edge-triggered, until the socket is closed.
     pub(crate) fn watch(&self, socket: impl AsFd, source: Source) -> io::Result<()> {
         let fd = socket.as_fd().as_raw_fd();
         let interest = Interest::READABLE | Interest::WRITABLE;
         self.registry.register(&mut SourceFd(&fd), source.token(), interest)
     }
 
-    /// Watches a socket no more that lives on.
+    /// Stops watching a socket that stays open.
     pub(crate) fn unwatch(&self, socket: impl AsFd) {
         let fd = socket.as_fd().as_raw_fd();
-        // One that is not watched need not be told.
+        // Fails only if the socket is not watched.
         let _ = self.registry.deregister(&mut SourceFd(&fd));
     }
 
-    /// True if data may go to the guest now; else whoever asks waits for the link or the limit.
+    /// True if data may be sent to the guest now; if not, the caller waits for the link or the limit.
     pub(crate) fn may_send(&mut self) -> bool {
         self.out.is_open() && self.to_guest.wait(self.now).is_none()
     }
 
-    /// Takes what was sent since the last time out of the limit.
+    /// Charges the rate limit for what was sent since the last call.
     pub(crate) fn charge(&mut self) {
         let sent = self.out.take_sent();
         self.to_guest.spend(sent);
     }
 
-    /// Says what goes wrong for want of resources: not each time, as a guest can bring it about.
-    pub(crate) fn complain(&mut self, what: &str, error: io::Error) {
-        let again =
-            self.complained.is_none_or(|at| self.now.saturating_duration_since(at) >= QUIET);
+    /// Logs a failure for want of resources; not each one, since a guest can cause them.
+    pub(crate) fn warn_exhausted(&mut self, what: &str, error: io::Error) {
+        let again = self.warned.is_none_or(|at| self.now.saturating_duration_since(at) >= QUIET);
         if again {
-            self.complained = Some(self.now);
+            self.warned = Some(self.now);
             tracing::warn!("network: {what}: {error}");
         }
     }
 
-    /// Asks the policy whether the guest may reach `destination`, which is the host's loopback, or is
-    /// not. The packet is counted as dropped where the verdict is unknown.
+    /// Asks the policy whether the guest may reach `destination`. `host` says whether that is the host's
+    /// loopback. If the verdict is unknown, the packet is counted as dropped.
     pub(crate) fn ask(
         &mut self,
         protocol: Protocol,
@@ -143,8 +142,8 @@ impl Context {
         self.gate.ask(Flow { protocol, destination, host, own }, self.now)
     }
 
-    /// True if the guest may open one more flow of this kind now. One that may not is dropped
-    /// without an answer: who means it tries again.
+    /// True if the guest may open one more flow of this kind now. If not, the packet is to be dropped
+    /// without an answer: a guest that needs the flow tries again.
     pub(crate) fn may_open(&mut self, kind: Kind) -> bool {
         let may = self.quotas.may_open(kind, self.now);
         if !may {

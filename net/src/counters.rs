@@ -1,17 +1,17 @@
-//! What has happened so far, readable from any thread.
+//! Counters of a box's network, readable from any thread.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// What a box's network has done so far. Numbers only grow, but for the flows that are open.
+        /// Counters of a box's network. All but the numbers of open flows only grow.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         #[non_exhaustive]
         pub struct Counters {
             $($(#[$doc])* pub $name: u64,)*
         }
 
-        /// [`Counters`] that the network's thread, alone, moves.
+        /// [`Counters`] that only the network's thread writes.
         #[derive(Debug, Default)]
         pub(crate) struct Meter {
             $(pub(crate) $name: Count,)*
@@ -36,7 +36,7 @@ counters! {
     bytes_to_guest,
     /// Frames of the guest that were malformed, or had a source that is not the guest's.
     malformed,
-    /// Frames and datagrams dropped because something was full.
+    /// Frames and datagrams dropped because a limit was reached or a buffer was full.
     dropped,
     /// TCP segments sent to the guest again.
     retransmits,
@@ -58,7 +58,7 @@ counters! {
     dns_failures,
 }
 
-/// A number with one writer and any readers.
+/// A number with one writer and any number of readers.
 #[derive(Debug, Default)]
 pub(crate) struct Count(AtomicU64);
 

@@ -1,4 +1,6 @@
-//! The loop: frames and events in, everything else follows.
+//! The loop: hands each frame, event and command to the module that it is for.
+//!
+//! A turn of the loop gives each source of work a budget, so that none of them starves the others.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -32,18 +34,18 @@ use crate::timers::{Alarm, Timers};
 use crate::udp::Udp;
 use crate::wire::{Egress, Frame, Network, Packet, Reassembly, protocol};
 
-/// Frames taken from the guest before the others have a turn.
-const TURN: usize = 64;
-/// How often memory is freed, files are looked at, and sleep is noticed.
+/// Frames received from the guest in a turn.
+const BUDGET: usize = 64;
+/// Interval of housekeeping: memory is freed, resolv.conf is checked, a suspend of the host is noticed.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
-/// How often the router is announced.
+/// Interval of router advertisements.
 const ADVERTISE: Duration = Duration::from_secs(600);
-/// A clock that jumped less was read between two others.
+/// The least time that counts as a suspend: the two clocks that show it are not read at once.
 const SLEPT: Duration = Duration::from_secs(1);
 /// The port of DNS.
 const DNS: u16 = 53;
 
-/// Everything that the network's thread owns.
+/// All state of the network's thread.
 pub(crate) struct Engine {
     poll: Poll,
     cx: Context,
@@ -54,12 +56,12 @@ pub(crate) struct Engine {
     ports: Ports,
     reassembly: Reassembly,
     from_guest: Bucket,
-    /// The link may have frames.
+    /// The link may have frames: epoll, edge-triggered, does not report it again.
     link_ready: bool,
     frame: Box<[u8]>,
     commands: Receiver<Command>,
     advertised: Instant,
-    /// When a rate limit lets somebody go on.
+    /// The alarm for when a rate limit lets flows go on.
     limited: Option<Instant>,
     asleep: Duration,
 }
@@ -87,7 +89,7 @@ impl Engine {
             now,
             registry: poll.registry().try_clone()?,
             quotas: Quotas::new(options.max_descriptors, now),
-            complained: None,
+            warned: None,
             dns_streams: Vec::new(),
         };
         Ok(Self {
@@ -109,7 +111,7 @@ impl Engine {
         })
     }
 
-    /// Works until it is told to stop.
+    /// Runs until a command stops it.
     pub(crate) fn run(&mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(1024);
         self.cx.timers.set(self.cx.now + HOUSEKEEPING, Alarm::Housekeeping);
@@ -122,19 +124,19 @@ impl Engine {
                 Err(e) => return Err(e),
             }
             self.cx.now = Instant::now();
-            if !self.hear(&events) {
+            if !self.on_events(&events) {
                 return Ok(());
             }
             more = self.turn();
         }
     }
 
-    /// Takes note of what has happened. False to stop.
-    fn hear(&mut self, events: &Events) -> bool {
+    /// Hands out events. False to stop.
+    fn on_events(&mut self, events: &Events) -> bool {
         for event in events {
             match Source::of(event.token()) {
                 Source::Wake => {
-                    if !self.obey() {
+                    if !self.on_commands() {
                         return false;
                     }
                 }
@@ -152,7 +154,7 @@ impl Engine {
         true
     }
 
-    /// One turn for everybody. True if there is more to do at once.
+    /// One turn of the loop. True if there is more to do at once.
     fn turn(&mut self) -> bool {
         let frames = self.take_frames();
         let ports = self.ports.serve(&mut self.tcp, &mut self.udp, &mut self.frame, &mut self.cx);
@@ -179,7 +181,7 @@ impl Engine {
         Some(next.saturating_duration_since(Instant::now()))
     }
 
-    /// Sets an alarm for when a limit lets those go on that wait for it.
+    /// Sets an alarm for when a rate limit lets flows go on.
     fn wait_for_limits(&mut self) {
         let now = self.cx.now;
         let to_guest = (self.tcp.has_work() || self.udp.has_work())
@@ -191,8 +193,8 @@ impl Engine {
         }
     }
 
-    /// Carries out what other threads want. False to stop.
-    fn obey(&mut self) -> bool {
+    /// Carries out the commands of other threads. False to stop.
+    fn on_commands(&mut self) -> bool {
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Attach(link) => self.attach(link),
@@ -205,7 +207,7 @@ impl Engine {
                 }
                 Command::Own(addresses) => {
                     self.cx.addresses.own = addresses;
-                    self.cx.own.arrive();
+                    self.cx.own.set_known();
                 }
                 Command::Stop => return false,
             }
@@ -228,7 +230,7 @@ impl Engine {
     fn detach(&mut self) -> Option<Box<dyn Link>> {
         let link = self.cx.out.detach()?;
         let fd = link.fd().as_raw_fd();
-        // It was watched, or the link had failed from the start.
+        // Fails only if the link could not be watched in the first place.
         let _ = self.cx.registry.deregister(&mut SourceFd(&fd));
         self.link_ready = false;
         Some(link)
@@ -242,9 +244,9 @@ impl Engine {
         }
     }
 
-    /// Takes frames from the guest. True if there may be more.
+    /// Receives frames from the guest. True if there may be more.
     fn take_frames(&mut self) -> bool {
-        for _ in 0..TURN {
+        for _ in 0..BUDGET {
             if !self.link_ready || self.from_guest.wait(self.cx.now).is_some() {
                 return false;
             }
@@ -282,7 +284,7 @@ impl Engine {
         self.frame = frame;
     }
 
-    /// None if it is malformed.
+    /// None if the frame is malformed.
     fn on_frame(&mut self, bytes: &[u8], checksum_valid: bool) -> Option<()> {
         let frame = Frame::parse(bytes)?;
         if frame.destination != self.cx.addresses.gateway_mac() && !frame.destination.is_multicast()
@@ -303,7 +305,7 @@ impl Engine {
             Network::Fragment(fragment) => {
                 let mut reassembly = std::mem::take(&mut self.reassembly);
                 let whole = reassembly.add(&fragment, self.cx.now);
-                // Only a whole packet's checksum can be right, whoever checked it before.
+                // A checksum covers the whole packet, so that of a fragment means nothing.
                 let result = match whole {
                     Some(packet) if packet.checksum_is_valid() => self.on_packet(&packet),
                     Some(_) => None,
@@ -319,7 +321,7 @@ impl Engine {
 
     fn on_packet(&mut self, packet: &Packet<'_>) -> Option<()> {
         let unknown = match packet.source {
-            // It has no address yet: it wants one, or asks whether one is free.
+            // The guest has no address yet: it asks for one, or whether one is in use.
             IpAddr::V4(v4) => v4.is_unspecified() && packet.protocol == protocol::UDP,
             IpAddr::V6(v6) => v6.is_unspecified() && packet.protocol == protocol::ICMPV6,
         };
@@ -339,7 +341,7 @@ impl Engine {
                     local::answer_ndp(packet, &self.dns.search(), &mut self.cx);
                 }
             }
-            // Nothing else has a way out; nobody has to know.
+            // No other protocol leaves the link; it is dropped without an answer.
             _ => {}
         }
         Some(())
@@ -375,7 +377,7 @@ impl Engine {
         let slept = asleep.saturating_sub(self.asleep) > SLEPT;
         self.asleep = asleep;
         if slept {
-            tracing::info!("network: the host slept; names are asked for anew");
+            tracing::info!("network: the host was suspended; open DNS queries are sent again");
         }
         self.dns.housekeep(slept, &mut self.cx);
         self.tcp.housekeep(now);

@@ -1,10 +1,10 @@
-//! What can go wrong, in words for whoever has to do something about it.
+//! Errors of a network.
 
 use std::io;
 
 use boxlite_net_policy::PublishError;
 
-/// A [`Network`](crate::Network) that cannot be.
+/// The error of a [`Network`](crate::Network) that cannot be made or has stopped.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NetworkError {

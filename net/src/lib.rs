@@ -1,8 +1,8 @@
 //! The user-mode network of a box: Ethernet frames on one side, host sockets on the other.
 //!
-//! A guest's flows end here and are carried on by plain sockets of the host, so that nothing needs
-//! root, a TAP device or a helper process. One thread ([`Network::run`]) owns everything; a
-//! [`Handle`] gives it work from other threads.
+//! A guest's flows are terminated here and carried over plain sockets of the host, so that nothing needs
+//! root, a TAP device or a helper process. One thread ([`Network::run`]) owns all state; a [`Handle`]
+//! controls it from other threads.
 //!
 //! ```text
 //!   virtio-net, TAP, …                                        host
@@ -31,9 +31,11 @@
 //!   boxlite-net-policy  boxlite-net-interfaces
 //! ```
 //!
-//! The guest sees a gateway that is its resolver, too, and one more address, which stands for the
-//! host's loopback ([`Addresses`]). Whatever a frame holds is checked, and memory is bounded: a
-//! guest can break its own flows only.
+//! The guest sees a gateway, which is its resolver, too, and an address that stands for the host's loopback
+//! ([`Addresses`]).
+//!
+//! **Invariant:** whatever a frame holds is checked, memory and work per turn are bounded: a guest can
+//! break only its own flows.
 
 #![deny(unsafe_code)]
 

@@ -2,17 +2,17 @@
 
 use std::time::{Duration, Instant};
 
-/// A rate, and how much may go at once.
+/// A rate and a burst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateLimit {
-    /// Bytes of frames a second.
+    /// Bytes of frames per second.
     pub bytes_per_second: u64,
-    /// Bytes that may go at once after a pause; at least one frame does.
+    /// Bytes that may be sent at once after a pause; at least one frame may.
     pub burst: u64,
 }
 
 impl RateLimit {
-    /// So many bytes a second, an eighth of a second's worth at once.
+    /// This rate, with the bytes of an eighth of a second as the burst.
     pub fn new(bytes_per_second: u64) -> Self {
         Self { bytes_per_second, burst: bytes_per_second / 8 }
     }
@@ -27,10 +27,10 @@ pub struct RateLimits {
     pub from_guest: Option<RateLimit>,
 }
 
-/// A bucket that fills with the time, and that one frame may overdraw.
+/// A token bucket that one frame may overdraw.
 pub(crate) struct Bucket {
     limit: Option<RateLimit>,
-    /// Bytes that may go now; below zero after a frame that was larger than what was there.
+    /// Bytes that may be sent now; negative after a frame that was larger than what was left.
     tokens: i128,
     filled: Instant,
 }
@@ -41,7 +41,7 @@ impl Bucket {
         Self { limit, tokens, filled: now }
     }
 
-    /// When the next frame may go: None is now.
+    /// When the next frame may be sent; none is now.
     pub(crate) fn wait(&mut self, now: Instant) -> Option<Instant> {
         let limit = self.limit?;
         let rate = i128::from(limit.bytes_per_second.max(1));
@@ -50,7 +50,7 @@ impl Bucket {
         let gained = nanos.saturating_mul(rate) / 1_000_000_000;
         if gained > 0 {
             self.tokens = self.tokens.saturating_add(gained).min(limit.burst.max(1).into());
-            // What is less than a token counts the next time.
+            // A fraction of a token counts next time.
             let rest = (nanos.saturating_mul(rate) % 1_000_000_000) / rate;
             self.filled = now
                 .checked_sub(Duration::from_nanos(u64::try_from(rest).unwrap_or(0)))
@@ -61,7 +61,7 @@ impl Bucket {
         }
         let nanos = (1 - self.tokens).saturating_mul(1_000_000_000) / rate + 1;
         let nanos = u64::try_from(nanos).unwrap_or(u64::MAX);
-        // A limit of a byte a second still looks again now and then.
+        // The bounds keep an extreme rate from a busy loop, and from an alarm that never comes.
         Some(
             now + Duration::from_nanos(nanos)
                 .clamp(Duration::from_millis(1), Duration::from_secs(60)),

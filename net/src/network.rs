@@ -1,4 +1,4 @@
-//! A network from the outside: made, run on a thread of its own, and handled from others.
+//! The handle of other threads, and the thread that runs the loop.
 
 use std::io;
 use std::net::IpAddr;
@@ -21,14 +21,14 @@ use crate::ports::Listener;
 
 /// The network of a box, ready to run.
 ///
-/// Its ports are taken when it is made, so that an error comes before anything boots; those who
-/// connect wait until there is a guest.
+/// Its ports are bound when it is made, so that a port in use is an error before anything boots. Clients
+/// that connect wait until there is a guest.
 pub struct Network {
     parts: Parts,
     handle: Handle,
 }
 
-/// What an engine is made of, on the thread that it runs on.
+/// The parts of an engine, which is made on the thread that runs it.
 struct Parts {
     options: NetworkOptions,
     poll: Poll,
@@ -37,8 +37,8 @@ struct Parts {
     listeners: Vec<(PublishedPort, Listener)>,
 }
 
-/// Gives a [`Network`] work from any thread. It works on with no handle left; [`Handle::stop`]
-/// ends it.
+/// Controls a [`Network`] from any thread. The network goes on without handles; [`Handle::stop`] ends
+/// it.
 #[derive(Clone)]
 pub struct Handle {
     commands: Sender<Command>,
@@ -49,11 +49,11 @@ pub struct Handle {
 }
 
 impl Network {
-    /// Makes a network: takes its ports, and opens the host's resolver configuration, so that a
-    /// jail may follow.
+    /// Makes a network: binds its ports and opens the host's resolver configuration. A jail may be
+    /// entered afterwards.
     ///
     /// # Errors
-    /// Names the option that is wrong, or the port that cannot be had.
+    /// An option is wrong, or the host cannot listen on a port; the error says which.
     pub fn new(mut options: NetworkOptions) -> Result<Self, NetworkError> {
         options.check()?;
         let poll = Poll::new()?;
@@ -76,15 +76,15 @@ impl Network {
         Ok(Self { parts: Parts { options, poll, resolver, commands, listeners }, handle })
     }
 
-    /// A handle, to give it work.
+    /// A handle for other threads.
     pub fn handle(&self) -> Handle {
         self.handle.clone()
     }
 
-    /// Works on this thread until [`Handle::stop`]. Flows and ports end with it.
+    /// Runs on this thread until [`Handle::stop`], then closes flows and ports.
     ///
     /// # Errors
-    /// The kernel refused something that the event loop needs.
+    /// The event loop failed.
     pub fn run(self) -> Result<(), NetworkError> {
         let Parts { options, poll, resolver, commands, listeners } = self.parts;
         let meter = Arc::clone(&self.handle.meter);
@@ -92,16 +92,16 @@ impl Network {
         for (port, listener) in listeners {
             engine.publish(port, listener);
         }
-        // A wake-up that nobody has heard is lost with the last waker.
+        // A wake-up that is not delivered yet is lost with the last waker.
         let _waker = Arc::clone(&self.handle.waker);
-        // Without this one, a network whose handles are gone would be seen to be alone.
+        // This handle does not count as one of other threads.
         drop(self.handle);
         Ok(engine.run()?)
     }
 }
 
 impl Handle {
-    /// Connects a guest. Another one that was connected is dropped.
+    /// Connects a guest. A guest that is connected already is dropped.
     ///
     /// # Errors
     /// The network has stopped.
@@ -109,9 +109,9 @@ impl Handle {
         self.send(Command::Attach(link))
     }
 
-    /// Disconnects the guest and returns its link, which is not used any more then; `Box<dyn Any>`
-    /// gets its type back. Flows live on for a while, so that a guest whose driver is
-    /// started anew can go on. Waits for the network's thread, which must be running.
+    /// Disconnects the guest and returns its link; a cast to `Box<dyn Any>` recovers the link's type.
+    /// Flows stay for a while, so that a guest whose driver restarts can go on. Waits for the network's
+    /// thread, which must be running.
     ///
     /// # Errors
     /// The network has stopped.
@@ -150,8 +150,8 @@ impl Handle {
         lock(&self.ports).clone()
     }
 
-    /// Closes these addresses of the host, too, as [`Addresses::own`](crate::Addresses::own) does.
-    /// Ends the wait of [`NetworkOptions::own_addresses_awaited`].
+    /// Sets the real host's own addresses ([`Addresses::own`](crate::Addresses::own)), which rules must
+    /// name. Ends the wait of [`NetworkOptions::own_addresses_awaited`].
     ///
     /// # Errors
     /// The network has stopped.
@@ -159,20 +159,20 @@ impl Handle {
         self.send(Command::Own(addresses))
     }
 
-    /// What has happened so far.
+    /// The counters.
     pub fn counters(&self) -> Counters {
         self.meter.read()
     }
 
-    /// The host's search domains, for a guest that is told its configuration by other means than
-    /// DHCP and router advertisements.
+    /// The host's search domains, for a guest that is configured by other means than DHCP and router
+    /// advertisements.
     pub fn search_domains(&self) -> Vec<String> {
         lock(&self.search).clone()
     }
 
     /// Ends [`Network::run`].
     pub fn stop(&self) {
-        // It may have ended already.
+        // Fails only if the network has stopped already.
         let _ = self.send(Command::Stop);
     }
 

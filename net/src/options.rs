@@ -1,4 +1,4 @@
-//! What a network is made from.
+//! Options of a network.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -13,55 +13,55 @@ use crate::limit::RateLimits;
 /// The largest MTU: a TCP segment then fills one 64 KiB packet, Ethernet header included.
 pub(crate) const MAX_MTU: u16 = 65520;
 
-/// IPv6 asks for as much (RFC 8200, section 5).
+/// The least MTU of IPv6 (RFC 8200, section 5).
 const MIN_MTU: u16 = 1280;
 
-/// Every kind of flow has a share in them.
+/// The least number of descriptors of which every kind of flow has a share.
 const MIN_DESCRIPTORS: usize = 64;
 
-/// What a [`Network`](crate::Network) is made from.
+/// The options of a [`Network`](crate::Network).
 #[derive(Clone, Debug)]
 pub struct NetworkOptions {
-    /// Who is who on the link.
+    /// The addresses of the link.
     pub addresses: Addresses,
-    /// The link's MTU in bytes, 1280 to 65520. The guest must have the same.
+    /// The link's MTU in bytes, 1280 to 65520. The guest must use the same.
     pub mtu: u16,
     /// What the guest may reach.
     pub policy: Policy,
-    /// The addresses of this machine's interfaces are as open as others. Otherwise a rule has to name
-    /// them, as it has to name the host's loopback.
+    /// Whether the addresses of this machine's interfaces are as open as others. If not, a rule has to
+    /// name them, as it has to name the host's loopback.
     pub own_addresses_open: bool,
-    /// Addresses of the host's are still to be told by
+    /// Whether the real host's addresses are still to come by
     /// [`Handle::close_own`](crate::Handle::close_own). Until then, packets that would open a flow to
     /// anything but the gateway and the host's loopback are dropped.
     pub own_addresses_awaited: bool,
     /// The published ports.
     pub ports: Vec<PublishedPort>,
-    /// How fast it may be.
+    /// Rate limits of both directions.
     pub limits: RateLimits,
-    /// The host's resolver configuration, read again when it changes.
+    /// The host's resolver configuration (resolv.conf(5)), read again when it changes.
     pub resolv_conf: PathBuf,
-    /// Descriptors that all flows together may hold. `RLIMIT_NOFILE` has to be higher by what the
+    /// The most descriptors that all flows together may hold. `RLIMIT_NOFILE` has to be higher by what the
     /// process needs for other work.
     pub max_descriptors: usize,
-    /// Who is told of what the policy denied; otherwise it goes to this process's log.
+    /// Receives what the policy denies. Without it, denials go to this process's log.
     pub denials: Option<Denials>,
 }
 
-/// Takes what the policy denied: the flow or name, and why. Each once, no more than so many in a
-/// while, and 4096 flows and as many names in all. It is called on the network's thread.
+/// Receives what the policy denies: the flow or name, and why. Each is reported once, at most 64 in five
+/// seconds, and at most 4096 flows and as many names in all. Called on the network's thread.
 #[derive(Clone)]
-pub struct Denials(Arc<Tell>);
+pub struct Denials(Arc<Report>);
 
-type Tell = dyn Fn(&str, &str) + Send + Sync;
+type Report = dyn Fn(&str, &str) + Send + Sync;
 
 impl Denials {
-    /// Calls `tell` with what was denied, `tcp to 192.0.2.1:80`, and why.
-    pub fn new(tell: impl Fn(&str, &str) + Send + Sync + 'static) -> Self {
-        Self(Arc::new(tell))
+    /// Calls `report` with what was denied, `tcp to 192.0.2.1:80`, and why.
+    pub fn new(report: impl Fn(&str, &str) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(report))
     }
 
-    pub(crate) fn tell(&self, what: &str, why: &str) {
+    pub(crate) fn report(&self, what: &str, why: &str) {
         (self.0)(what, why);
     }
 }

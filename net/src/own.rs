@@ -1,5 +1,5 @@
-//! Addresses of this machine's own: a guest that reaches one of them reaches what listens there, the
-//! ports of other boxes among it, so they are open to rules that name them only.
+//! This machine's own addresses: a guest that reaches one of them reaches what listens there, ports of
+//! other boxes among it, so only a rule that names them opens them.
 
 #[cfg(target_os = "linux")]
 use std::io;
@@ -15,22 +15,23 @@ use boxlite_net_policy::faces;
 use crate::addresses::Addresses;
 use crate::sockets;
 
-/// After a list that failed, no other is made for so long: each flow would try.
+/// Time without another attempt after the addresses could not be listed: each flow would make one.
 #[cfg(target_os = "linux")]
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Which addresses are this machine's own.
+/// Decides whether an address is this machine's own.
 pub(crate) struct OwnAddresses {
-    /// They are as open as others.
+    /// Own addresses are as open as others.
     open: bool,
-    /// Those of the host are not known yet.
+    /// The addresses of the real host are not known yet.
     awaited: bool,
     #[cfg(target_os = "linux")]
     listed: Listed,
 }
 
 impl OwnAddresses {
-    /// Learns them, or not if they are `open` to the guest. Those of the host may be `awaited`.
+    /// Lists the addresses, unless they are `open` to the guest. `awaited` says that the addresses of the
+    /// real host are still to come.
     pub(crate) fn new(open: bool, awaited: bool) -> Self {
         #[cfg(target_os = "linux")]
         let mut listed = Listed::default();
@@ -46,17 +47,17 @@ impl OwnAddresses {
         }
     }
 
-    /// True if nobody can say yet whether an address is the host's.
+    /// True if it cannot be decided yet whether an address is the host's.
     pub(crate) fn are_awaited(&self) -> bool {
         self.awaited
     }
 
-    /// The host's are known.
-    pub(crate) fn arrive(&mut self) {
+    /// The addresses of the real host are known from now on.
+    pub(crate) fn set_known(&mut self) {
         self.awaited = false;
     }
 
-    /// True if packets to `ip` end at this machine, or at the host that `addresses` say has it.
+    /// True if packets to `ip` arrive at this machine, or at the real host by `addresses.own`.
     pub(crate) fn contain(&mut self, ip: IpAddr, addresses: &Addresses, now: Instant) -> bool {
         if self.open {
             return false;
@@ -76,19 +77,20 @@ impl OwnAddresses {
     }
 }
 
-/// This machine's interfaces, as far as they can be listed.
+/// This machine's interfaces, if they can be listed.
 #[cfg(target_os = "linux")]
 #[derive(Default)]
 struct Listed {
-    /// As they were when they were listed last.
+    /// As they were listed last.
     interfaces: Option<Interfaces>,
-    /// When the last list failed, if it did.
+    /// When the last attempt failed, if it did.
     failed: Option<Instant>,
 }
 
 #[cfg(target_os = "linux")]
 impl Listed {
-    /// Lists them by `refresh`, unless that failed a moment ago. The list before stays where it fails.
+    /// Lists the interfaces by `refresh`, unless that failed a moment ago. On failure the previous list
+    /// stays.
     fn update(
         &mut self,
         now: Instant,
@@ -108,7 +110,7 @@ impl Listed {
         }
     }
 
-    /// Where the list may be old, the choice of a source shows some of what is new.
+    /// If the list may be outdated, the kernel's choice of a source address shows some of what is new.
     fn have(&self, ip: IpAddr) -> bool {
         self.interfaces.as_ref().is_some_and(|interfaces| interfaces.have(ip))
             || self.failed.is_some() && sockets::is_own_address(ip)

@@ -1,6 +1,6 @@
-//! ICMP echo to the outside, over the host's unprivileged ICMP sockets (`icmp(7)`,
-//! `net.ipv4.ping_group_range`). Where the host forbids those, whatever the policy lets the guest
-//! reach is answered here.
+//! ICMP echo to the outside, over the host's unprivileged ICMP sockets (icmp(7),
+//! `net.ipv4.ping_group_range`). If the host forbids those, requests to destinations that the policy
+//! allows are answered here.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -20,33 +20,33 @@ use crate::timers::Alarm;
 use crate::wire::{Packet, Unreachable, protocol};
 
 const IDLE: Duration = Duration::from_secs(30);
-/// Bytes of an echo's header: type, code, checksum, identifier, sequence number.
+/// Bytes of an echo header: type, code, checksum, identifier, sequence number.
 const HEADER: usize = 8;
 
-/// Who pings whom: addresses and identifier.
+/// Source, destination and identifier.
 type Key = (IpAddr, IpAddr, [u8; 2]);
 
 struct Flow {
     key: Key,
     socket: OwnedFd,
     _place: Place,
-    heard: Instant,
+    last_active: Instant,
     armed: Option<Instant>,
 }
 
-/// The guest's pings to the outside.
+/// The ICMP echo flows of a guest.
 pub(crate) struct Ping {
     flows: Slab<Flow>,
     by_key: HashMap<Key, usize>,
     buffer: Box<[u8]>,
 }
 
-/// An echo's type: request and reply of either version.
+/// The types of echo request and reply, by IP version.
 fn kinds(address: IpAddr) -> (u8, u8) {
     if address.is_ipv4() { (8, 0) } else { (128, 129) }
 }
 
-/// Answers an echo request here.
+/// Answers an echo request.
 pub(crate) fn answer(packet: &Packet<'_>, cx: &mut Context) {
     let (_, reply) = kinds(packet.source);
     let mut message = packet.payload.to_vec();
@@ -73,7 +73,7 @@ impl Ping {
         }
     }
 
-    /// An echo request to somewhere that is not the gateway.
+    /// An echo request of the guest.
     pub(crate) fn on_request(&mut self, packet: &Packet<'_>, cx: &mut Context) {
         let &[_, _, _, _, a, b, ..] = packet.payload else { return };
         let destination = SocketAddr::new(packet.destination, 0);
@@ -83,7 +83,7 @@ impl Ping {
             Route::Host(address) => (address, true),
             Route::Outside(address) => (address, false),
         };
-        // That the host is there is no secret.
+        // The host always answers: that it is there is no secret.
         if host {
             return answer(packet, cx);
         }
@@ -98,7 +98,7 @@ impl Ping {
             None => match self.open(key, address, cx) {
                 Ok(Some(index)) => index,
                 Ok(None) => return,
-                // This host forbids them, or has none.
+                // The host forbids ICMP sockets, or has none.
                 Err(Errno::ACCESS | Errno::PERM | Errno::PROTONOSUPPORT | Errno::INVAL) => {
                     return answer(packet, cx);
                 }
@@ -106,12 +106,12 @@ impl Ping {
             },
         };
         let Some(flow) = self.flows.get_mut(index) else { return };
-        flow.heard = cx.now;
+        flow.last_active = cx.now;
         match sockets::send(&flow.socket, packet.payload) {
             Ok(Some(_)) => {}
             Ok(None) => cx.meter.dropped.add(1),
             Err(e) => {
-                // The next request gets a new socket: the host may have other addresses now.
+                // The next request opens a new socket: the host's addresses may have changed.
                 self.remove(index, cx);
                 self.fail(packet, e.into(), cx);
             }
@@ -127,7 +127,7 @@ impl Ping {
         cx.out.unreachable(why, gateway, addresses, kind, packet.payload);
     }
 
-    /// A socket for a new flow; None if there may be no more now.
+    /// Opens a flow; none if a quota is used up.
     fn open(
         &mut self,
         key: Key,
@@ -146,12 +146,12 @@ impl Ping {
     }
 
     fn insert(&mut self, key: Key, socket: OwnedFd, place: Place, cx: &mut Context) -> usize {
-        let flow = Flow { key, socket, _place: place, heard: cx.now, armed: None };
+        let flow = Flow { key, socket, _place: place, last_active: cx.now, armed: None };
         let index = self.flows.insert(flow);
         self.by_key.insert(key, index);
         if let Some(flow) = self.flows.get_mut(index) {
             if let Err(e) = cx.watch(&flow.socket, Source::Ping(index)) {
-                cx.complain("a ping's answers will not be heard", e);
+                cx.warn_exhausted("cannot watch the socket of a ping", e);
             }
             cx.timers.arm(&mut flow.armed, cx.now + IDLE, Alarm::Ping(index));
         }
@@ -165,7 +165,7 @@ impl Ping {
         }
     }
 
-    /// Epoll says that a socket has something.
+    /// Epoll reports that a flow's socket is readable.
     pub(crate) fn on_socket(&mut self, index: usize, cx: &mut Context) {
         let Some(flow) = self.flows.get_mut(index) else { return };
         let (guest, remote, ident) = flow.key;
@@ -173,9 +173,9 @@ impl Ping {
         loop {
             match sockets::receive(&flow.socket, &mut self.buffer) {
                 Ok(Some(n)) => {
-                    flow.heard = cx.now;
+                    flow.last_active = cx.now;
                     let Some(message) = self.buffer.get_mut(..n) else { return };
-                    // The kernel's identifier is the socket's.
+                    // The kernel replaces the identifier by the socket's.
                     if let [kind, _, _, _, a, b, ..] = message
                         && *kind == reply
                     {
@@ -201,13 +201,13 @@ impl Ping {
         }
     }
 
-    /// A flow's alarm, set for `at`, goes off.
+    /// A flow's alarm, which was set for `at`, goes off.
     pub(crate) fn on_alarm(&mut self, index: usize, at: Instant, cx: &mut Context) {
         let Some(flow) = self.flows.get_mut(index).filter(|flow| flow.armed == Some(at)) else {
             return;
         };
         flow.armed = None;
-        let deadline = flow.heard + IDLE;
+        let deadline = flow.last_active + IDLE;
         if deadline <= cx.now {
             self.remove(index, cx);
         } else {

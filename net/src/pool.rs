@@ -1,90 +1,92 @@
-//! Buffers for what the guest has not acknowledged yet, and the bound on all of them.
+//! Memory of all flows, and its bounds: buffers for data that the guest has not acknowledged, and bytes
+//! that wait for the host's sockets.
 
 use std::collections::VecDeque;
 
-/// Bytes of a buffer: one TCP segment of the largest size.
+/// Bytes of a large buffer: the largest TCP segment.
 pub(crate) const CHUNK: usize = 65_536;
-/// Bytes of a small buffer: an answer of a few bytes must not hold 64 KiB.
+/// Bytes of a small buffer, so that an answer of a few bytes does not hold 64 KiB.
 pub(crate) const SMALL: usize = 4096;
 
-/// Bytes that the buffers of each size may have that all flows together hold.
+/// The most bytes in buffers of each size, over all flows.
 const MAX_BYTES: usize = 64 << 20;
 
 /// Buffers of two sizes.
 pub(crate) struct Pool {
-    large: Shelf,
-    small: Shelf,
+    large: FreeList,
+    small: FreeList,
 }
 
-/// Buffers of one size. The one given back last is given out first: its memory is in the
-/// processor's cache.
-struct Shelf {
+/// Buffers of one size. The one that was returned last is used first: its memory is in the processor's
+/// cache.
+struct FreeList {
     size: usize,
     free: Vec<Box<[u8]>>,
-    out: usize,
-    /// Most that were out since the last [`Pool::shrink`].
+    in_use: usize,
+    /// The most that were in use at a time since the last [`Pool::shrink`].
     peak: usize,
 }
 
 impl Default for Pool {
     fn default() -> Self {
-        Self { large: Shelf::new(CHUNK), small: Shelf::new(SMALL) }
+        Self { large: FreeList::new(CHUNK), small: FreeList::new(SMALL) }
     }
 }
 
 impl Pool {
-    /// A buffer of [`CHUNK`] bytes; None if there may be no more.
+    /// A buffer of [`CHUNK`] bytes; none if the bound is reached.
     pub(crate) fn take(&mut self) -> Option<Box<[u8]>> {
         self.large.take()
     }
 
-    /// A buffer of [`SMALL`] bytes; None if there may be no more.
+    /// A buffer of [`SMALL`] bytes; none if the bound is reached.
     pub(crate) fn take_small(&mut self) -> Option<Box<[u8]>> {
         self.small.take()
     }
 
-    pub(crate) fn give_back(&mut self, buffer: Box<[u8]>) {
-        let shelf = if buffer.len() == CHUNK { &mut self.large } else { &mut self.small };
-        shelf.out = shelf.out.saturating_sub(1);
-        shelf.free.push(buffer);
+    /// Returns a buffer.
+    pub(crate) fn put_back(&mut self, buffer: Box<[u8]>) {
+        let list = if buffer.len() == CHUNK { &mut self.large } else { &mut self.small };
+        list.in_use = list.in_use.saturating_sub(1);
+        list.free.push(buffer);
     }
 
-    /// Frees what was not needed lately.
+    /// Frees buffers that were not needed since the last call.
     pub(crate) fn shrink(&mut self) {
-        for shelf in [&mut self.large, &mut self.small] {
-            shelf.free.truncate(shelf.peak.saturating_sub(shelf.out));
-            shelf.peak = shelf.out;
+        for list in [&mut self.large, &mut self.small] {
+            list.free.truncate(list.peak.saturating_sub(list.in_use));
+            list.peak = list.in_use;
         }
     }
 }
 
-impl Shelf {
+impl FreeList {
     fn new(size: usize) -> Self {
-        Self { size, free: Vec::new(), out: 0, peak: 0 }
+        Self { size, free: Vec::new(), in_use: 0, peak: 0 }
     }
 
     fn take(&mut self) -> Option<Box<[u8]>> {
-        if self.out * self.size >= MAX_BYTES {
+        if self.in_use * self.size >= MAX_BYTES {
             return None;
         }
-        self.out += 1;
-        self.peak = self.peak.max(self.out);
+        self.in_use += 1;
+        self.peak = self.peak.max(self.in_use);
         Some(self.free.pop().unwrap_or_else(|| vec![0; self.size].into_boxed_slice()))
     }
 }
 
-/// Bytes of memory that hold what the host's sockets have no room for, or what came out of order,
-/// and how many are in use.
+/// The memory of data for which the host's sockets have no room, or that arrived out of order: how much
+/// of it is in use, over all flows.
 #[derive(Default)]
 pub(crate) struct Budget {
     used: usize,
 }
 
 impl Budget {
-    /// Over all flows.
+    /// The bound.
     const MAX: usize = 64 << 20;
 
-    /// True if `bytes` more may be kept; they then are counted.
+    /// Charges `bytes` more. False, and no charge, if that exceeds the bound.
     pub(crate) fn take(&mut self, bytes: usize) -> bool {
         let fits = self.used.saturating_add(bytes) <= Self::MAX;
         if fits {
@@ -93,7 +95,8 @@ impl Budget {
         fits
     }
 
-    pub(crate) fn give_back(&mut self, bytes: usize) {
+    /// Takes back a charge.
+    pub(crate) fn release(&mut self, bytes: usize) {
         self.used = self.used.saturating_sub(bytes);
     }
 
@@ -102,13 +105,13 @@ impl Budget {
         self.used
     }
 
-    /// Windows had better be small.
+    /// True if windows should be small.
     pub(crate) fn is_tight(&self) -> bool {
         self.used > Self::MAX / 4
     }
 }
 
-/// Bytes that wait for a socket, charged to a [`Budget`] by the memory that they hold, which is more
+/// Bytes that wait for a socket. A [`Budget`] is charged for the memory that they occupy, which is more
 /// than their number.
 #[derive(Default)]
 pub(crate) struct Backlog {
@@ -117,7 +120,7 @@ pub(crate) struct Backlog {
 }
 
 impl Backlog {
-    /// The least memory that one has.
+    /// The least capacity.
     const LEAST: usize = 256;
 
     pub(crate) fn len(&self) -> usize {
@@ -128,16 +131,16 @@ impl Backlog {
         self.bytes.is_empty()
     }
 
-    /// The bytes that are next, or some of them.
+    /// The next bytes, or some of them.
     pub(crate) fn first(&self) -> &[u8] {
         self.bytes.as_slices().0
     }
 
-    /// Keeps `data`, if there may be so much memory.
+    /// Appends `data`. False if there is no memory for it.
     pub(crate) fn push(&mut self, data: &[u8], budget: &mut Budget) -> bool {
         let wanted = self.bytes.len().saturating_add(data.len());
         if wanted > self.bytes.capacity() {
-            // Twice as much each time: else every byte would be moved with each that follows.
+            // Doubled each time, or else every byte would be moved with each that follows.
             let capacity = wanted.next_power_of_two().max(Self::LEAST);
             if !budget.take(capacity.saturating_sub(self.charged)) {
                 return false;
@@ -149,20 +152,20 @@ impl Backlog {
         true
     }
 
-    /// Forgets the first `len` bytes.
+    /// Removes the first `len` bytes.
     pub(crate) fn consume(&mut self, len: usize, budget: &mut Budget) {
         self.bytes.drain(..len.min(self.bytes.len()));
         if self.bytes.len() <= self.charged / 4 {
             let rest = if self.bytes.is_empty() { 0 } else { self.bytes.len().max(Self::LEAST) };
             self.bytes.shrink_to(rest);
-            budget.give_back(self.charged.saturating_sub(rest));
+            budget.release(self.charged.saturating_sub(rest));
             self.charged = rest;
         }
     }
 
     pub(crate) fn clear(&mut self, budget: &mut Budget) {
         self.bytes = VecDeque::new();
-        budget.give_back(std::mem::take(&mut self.charged));
+        budget.release(std::mem::take(&mut self.charged));
     }
 }
 
@@ -205,13 +208,13 @@ mod tests {
             let buffers: Vec<_> = std::iter::from_fn(|| take(&mut pool)).collect();
             assert!(buffers.iter().all(|buffer| buffer.len() == size));
             assert_eq!(buffers.len(), MAX_BYTES / size);
-            buffers.into_iter().for_each(|buffer| pool.give_back(buffer));
+            buffers.into_iter().for_each(|buffer| pool.put_back(buffer));
         }
         let free = |pool: &Pool| (pool.large.free.len(), pool.small.free.len());
         assert_eq!(free(&pool), (MAX_BYTES / CHUNK, MAX_BYTES / SMALL));
         pool.shrink();
         let buffer = pool.take().unwrap();
-        pool.give_back(buffer);
+        pool.put_back(buffer);
         pool.shrink();
         assert_eq!(free(&pool), (1, 0));
         pool.shrink();
@@ -224,7 +227,7 @@ mod tests {
         assert!(budget.take(Budget::MAX - 1));
         assert!(!budget.take(2));
         assert!(budget.is_tight());
-        budget.give_back(Budget::MAX);
+        budget.release(Budget::MAX);
         assert!(budget.take(Budget::MAX));
     }
 }

@@ -155,7 +155,7 @@ fn accept(listener: &TcpListener, port: u16, tcp: &mut tcp::Table, cx: &mut Cont
                 ) => {}
             Err(e) => {
                 // Out of file descriptors, most likely; housekeeping tries again.
-                cx.complain("cannot accept a connection", e);
+                cx.warn_exhausted("cannot accept a connection", e);
                 return false;
             }
         }

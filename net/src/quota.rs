@@ -1,9 +1,9 @@
-//! How many flows of each kind a guest may have, and how fast it may open them.
+//! Quotas: the number of flows of each kind, and the rate at which a guest may open them.
 //!
-//! A flow holds a [`Place`] for each descriptor that it has, from before the descriptor is made
-//! until the flow is dropped, so no kind of flow can use up what this process needs for
-//! other work, nor what another kind may have. A token bucket for each kind bounds how many are
-//! opened in a second: each leaves traces on the host (ports, connection tracking) that outlive it.
+//! A flow holds a [`Place`] for each descriptor, from before the descriptor is opened until the flow is
+//! dropped. So no kind of flow can use up the descriptors of other work of this process, or of another
+//! kind. A token bucket for each kind bounds the flows opened per second: each leaves traces on the host
+//! (ports, connection tracking) that outlive it.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -11,19 +11,19 @@ use std::time::Instant;
 
 use crate::limit::{Bucket, RateLimit};
 
-/// Kinds of flows that hold descriptors.
+/// Kinds of flows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// A connection, in either direction.
     Tcp,
-    /// Datagrams that the guest began to send.
+    /// Datagrams to a destination of the guest.
     Udp,
-    /// Datagrams that came to a published port. They share its descriptor: this bounds memory.
-    Visitor,
+    /// Datagrams of a peer of a published port. They share the port's descriptor: this bounds memory.
+    UdpPeer,
     Ping,
     /// An end of a pair of sockets for DNS over TCP.
     DnsStream,
-    /// A question on its way to a name server.
+    /// A query to a name server.
     DnsQuery,
 }
 
@@ -35,17 +35,17 @@ const MAX_PING: usize = 256;
 const MAX_DNS_STREAM: usize = 256;
 const MAX_DNS_QUERY: usize = 512;
 
-/// What one kind of flow may use.
+/// The quota of one kind.
 struct Share {
     most: usize,
     held: Rc<Cell<usize>>,
     rate: Bucket,
 }
 
-/// What all kinds of flows may use.
+/// The quotas of all kinds.
 pub(crate) struct Quotas([Share; 6]);
 
-/// The right to one descriptor. It is given back when this is dropped.
+/// The right to one descriptor, returned on drop.
 #[derive(Debug)]
 pub(crate) struct Place(Rc<Cell<usize>>);
 
@@ -56,7 +56,7 @@ impl Drop for Place {
 }
 
 impl Quotas {
-    /// Divides `descriptors` among the kinds. TCP has what the others leave.
+    /// Divides `descriptors` among the kinds. TCP gets what the others leave.
     pub(crate) fn new(descriptors: usize, now: Instant) -> Self {
         let part = |most: usize, divisor| most.min(descriptors / divisor).max(1);
         let udp = part(MAX_UDP, 4);
@@ -64,8 +64,8 @@ impl Quotas {
         let stream = part(MAX_DNS_STREAM, 16).max(4);
         let query = part(MAX_DNS_QUERY, 16);
         let tcp = descriptors.saturating_sub(udp + ping + stream + query).clamp(1, MAX_TCP);
-        // Flows a second for good, and at once after a pause. What a program of the usual kind does
-        // is far below; load generators are slowed down.
+        // Flows per second, and flows at once after a pause. Usual programs stay far below these; load
+        // generators are slowed down.
         let share = |most, rate, burst| Share {
             most,
             held: Rc::default(),
@@ -81,7 +81,7 @@ impl Quotas {
         ])
     }
 
-    /// A place for a flow; None if its kind has all that it may have.
+    /// A place for a flow; none if the quota of its kind is used up.
     pub(crate) fn take(&self, kind: Kind) -> Option<Place> {
         let share = self.0.get(kind as usize)?;
         let held = share.held.get();
@@ -91,7 +91,7 @@ impl Quotas {
         })
     }
 
-    /// True if one more flow of this kind may be opened now, which then counts as opened.
+    /// True if one more flow of this kind may be opened now; it is charged to the rate.
     pub(crate) fn may_open(&mut self, kind: Kind, now: Instant) -> bool {
         let Some(share) = self.0.get_mut(kind as usize) else { return false };
         let may = share.rate.wait(now).is_none();
@@ -101,12 +101,12 @@ impl Quotas {
         may
     }
 
-    /// The most places of a kind.
+    /// The number of places of a kind.
     pub(crate) fn most(&self, kind: Kind) -> usize {
         self.0.get(kind as usize).map_or(0, |share| share.most)
     }
 
-    /// Places of a kind that are taken.
+    /// The places of a kind that are in use.
     #[cfg(test)]
     pub(crate) fn held(&self, kind: Kind) -> usize {
         self.0.get(kind as usize).map_or(0, |share| share.held.get())
@@ -115,7 +115,7 @@ impl Quotas {
     /// Descriptors that all flows together may have.
     #[cfg(test)]
     fn descriptors(&self) -> usize {
-        let shared = self.most(Kind::Visitor);
+        let shared = self.most(Kind::UdpPeer);
         self.0.iter().map(|share| share.most).sum::<usize>() - shared
     }
 }
@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     const KINDS: [Kind; 6] =
-        [Kind::Tcp, Kind::Udp, Kind::Visitor, Kind::Ping, Kind::DnsStream, Kind::DnsQuery];
+        [Kind::Tcp, Kind::Udp, Kind::UdpPeer, Kind::Ping, Kind::DnsStream, Kind::DnsQuery];
 
     #[test]
     fn all_kinds_together_keep_to_the_descriptors_there_are() {

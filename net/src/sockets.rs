@@ -1,4 +1,4 @@
-//! Sockets of the host, non-blocking and closed on exec.
+//! Sockets of the host: non-blocking, closed on exec.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
@@ -9,12 +9,12 @@ use rustix::net::{AddressFamily, Protocol, RecvFlags, Shutdown, SocketType, sock
 
 use crate::sys::{self, SEND_FLAGS, SOCKET_FLAGS};
 
-/// A host that is silent for so long is asked whether it is there.
+/// TCP keepalive towards hosts.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(300);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_COUNT: u32 = 5;
 
-/// How a connection attempt stands.
+/// The state of a connection attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Connect {
     Done,
@@ -32,7 +32,7 @@ fn socket(
     Ok(socket)
 }
 
-/// A TCP socket on its way to `address`.
+/// Opens a TCP socket and begins to connect to `address`.
 pub(crate) fn connect_tcp(address: SocketAddr) -> rustix::io::Result<(OwnedFd, Connect)> {
     let socket = socket(address, SocketType::STREAM, None)?;
     tune(&socket)?;
@@ -40,7 +40,7 @@ pub(crate) fn connect_tcp(address: SocketAddr) -> rustix::io::Result<(OwnedFd, C
     Ok((socket, state))
 }
 
-/// Begins to connect, or asks how far that is.
+/// Begins to connect, or returns the state of an attempt.
 pub(crate) fn connect(socket: &OwnedFd, address: SocketAddr) -> rustix::io::Result<Connect> {
     match rustix::net::connect(socket, &address) {
         Ok(()) | Err(Errno::ISCONN) => Ok(Connect::Done),
@@ -51,8 +51,8 @@ pub(crate) fn connect(socket: &OwnedFd, address: SocketAddr) -> rustix::io::Resu
     }
 }
 
-/// Options of every TCP socket that carries a flow: the guest's segments are not held back, and a
-/// host that vanished is noticed.
+/// Sets the options of a flow's TCP socket: segments of the guest are not delayed, and a host that
+/// vanished is noticed.
 pub(crate) fn tune(socket: &OwnedFd) -> rustix::io::Result<()> {
     sockopt::set_tcp_nodelay(socket, true)?;
     sockopt::set_socket_keepalive(socket, true)?;
@@ -61,14 +61,14 @@ pub(crate) fn tune(socket: &OwnedFd) -> rustix::io::Result<()> {
     sockopt::set_tcp_keepcnt(socket, KEEPALIVE_COUNT)
 }
 
-/// A UDP socket that exchanges datagrams with `address` only.
+/// Opens a UDP socket that exchanges datagrams with `address` only.
 pub(crate) fn connect_udp(address: SocketAddr) -> rustix::io::Result<OwnedFd> {
     let socket = socket(address, SocketType::DGRAM, None)?;
     rustix::net::connect(&socket, &address)?;
     Ok(socket)
 }
 
-/// An unprivileged ICMP socket, where the host allows them, that exchanges echoes with `address`.
+/// Opens an unprivileged ICMP socket that exchanges echoes with `address`.
 pub(crate) fn connect_ping(address: SocketAddr) -> rustix::io::Result<OwnedFd> {
     let protocol =
         if address.is_ipv4() { rustix::net::ipproto::ICMP } else { rustix::net::ipproto::ICMPV6 };
@@ -77,21 +77,21 @@ pub(crate) fn connect_ping(address: SocketAddr) -> rustix::io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// True if this machine answers for `ip` itself, as far as the choice of a source shows: on the way to
-/// an own address it is that address, but for a second one of the same network. Nothing is sent.
+/// True if `ip` is an address of this machine, judged by the kernel's choice of a source address: on the
+/// way to an own address, the source is that address. Misses a second address of a network. Sends nothing.
 pub(crate) fn is_own_address(ip: IpAddr) -> bool {
     let socket = connect_udp(SocketAddr::new(ip, 9));
     let source = socket.and_then(rustix::net::getsockname);
     source.is_ok_and(|source| SocketAddr::try_from(source).is_ok_and(|source| source.ip() == ip))
 }
 
-/// Ports to try in the place of one that is taken.
+/// Ports to try instead of one that is in use.
 pub(crate) fn other_ports(port: u16) -> impl Iterator<Item = u16> {
     const ATTEMPTS: u16 = 64;
     (0..ATTEMPTS).map(move |attempt| 49_152 + (port.wrapping_add(attempt * 257) % 16_384))
 }
 
-/// A pair of connected streams.
+/// Opens a pair of connected Unix streams.
 pub(crate) fn stream_pair() -> rustix::io::Result<(OwnedFd, OwnedFd)> {
     let unix = AddressFamily::UNIX;
     let pair = rustix::net::socketpair(unix, SocketType::STREAM, SOCKET_FLAGS, None)?;
@@ -100,7 +100,7 @@ pub(crate) fn stream_pair() -> rustix::io::Result<(OwnedFd, OwnedFd)> {
     Ok(pair)
 }
 
-/// Receives into `buffer`; None if there is nothing now.
+/// Receives into `buffer`; none if there is nothing to receive.
 pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> rustix::io::Result<Option<usize>> {
     loop {
         match rustix::net::recv(&socket, &mut *buffer, RecvFlags::DONTWAIT) {
@@ -112,7 +112,7 @@ pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> rustix::io::Resul
     }
 }
 
-/// Sends what there is room for; None if there is none now.
+/// Sends as much as there is room for; none if there is no room.
 pub(crate) fn send(socket: impl AsFd, data: &[u8]) -> rustix::io::Result<Option<usize>> {
     loop {
         match rustix::net::send(&socket, data, SEND_FLAGS) {
@@ -124,24 +124,24 @@ pub(crate) fn send(socket: impl AsFd, data: &[u8]) -> rustix::io::Result<Option<
     }
 }
 
-/// No more data follows.
-pub(crate) fn end(socket: impl AsFd) {
-    // It is connected, or it is broken, which is noticed elsewhere.
+/// Closes the write half.
+pub(crate) fn shutdown_write(socket: impl AsFd) {
+    // Fails only if the socket is broken, which its next use reports.
     let _ = rustix::net::shutdown(socket, Shutdown::Write);
 }
 
 /// Closes a stream so that its peer sees a reset.
 pub(crate) fn reset(socket: OwnedFd) {
-    // A Unix stream has none.
+    // A Unix stream has no reset.
     let _ = sockopt::set_socket_linger(&socket, Some(Duration::ZERO));
 }
 
-/// The error that is waiting on a socket, if there is one.
+/// The pending error of a socket, if there is one.
 pub(crate) fn error(socket: impl AsFd) -> Option<Errno> {
     sockopt::socket_error(socket).unwrap_or_else(Err).err()
 }
 
-/// True if this process, or this machine, has no file descriptor or memory left for a socket.
+/// True if the error says that descriptors or memory are used up.
 pub(crate) fn is_exhausted(error: Errno) -> bool {
     matches!(error, Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)
 }

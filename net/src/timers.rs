@@ -1,23 +1,23 @@
-//! Deadlines of flows, cheap to move: an alarm may go off early, and who it is for then asks
-//! for another.
+//! Deadlines of flows. Moving one to a later time is free: its alarm goes off early, and the owner sets
+//! another.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-/// What an alarm is for.
+/// The owner of an alarm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Alarm {
-    /// A TCP flow, by its place in the table.
+    /// A TCP flow, by its index in the table.
     Tcp(usize),
-    /// A UDP flow, by its place in the table.
+    /// A UDP flow, by its index in the table.
     Udp(usize),
-    /// A flow over a ping socket, by its place in the table.
+    /// A flow over a ping socket, by its index in the table.
     Ping(usize),
-    /// A DNS question, by its place in the table.
+    /// A DNS query, by its index in the table.
     Dns(usize),
-    /// Flows that a rate limit holds back.
+    /// Flows that wait for a rate limit.
     Limit,
-    /// Regular housekeeping.
+    /// Housekeeping.
     Housekeeping,
 }
 
@@ -30,8 +30,8 @@ impl Timers {
         self.0.insert((at, alarm));
     }
 
-    /// Sets an alarm for `deadline`, unless the one that was set, for `armed`, goes off before it.
-    /// For an owner that keeps one alarm and asks again when it went off.
+    /// Sets an alarm for `deadline`, unless the owner's alarm, set for `armed`, goes off before that. For
+    /// an owner with one alarm, which calls this again when the alarm goes off.
     pub(crate) fn arm(&mut self, armed: &mut Option<Instant>, deadline: Instant, alarm: Alarm) {
         if armed.is_none_or(|at| deadline < at) {
             self.disarm(*armed, alarm);
@@ -40,7 +40,7 @@ impl Timers {
         }
     }
 
-    /// Forgets an alarm whose owner goes.
+    /// Removes the alarm of an owner that is removed.
     pub(crate) fn disarm(&mut self, armed: Option<Instant>, alarm: Alarm) {
         if let Some(at) = armed {
             self.0.remove(&(at, alarm));

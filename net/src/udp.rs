@@ -20,17 +20,17 @@ use crate::sockets;
 use crate::timers::Alarm;
 use crate::wire::{Packet, Unreachable, protocol};
 
-/// A flow that had an answer lives longer than one that only asked (RFC 4787, section 4.3).
+/// Idle timeout of a flow that had an answer, and of one that had none yet (RFC 4787, section 4.3).
 const ANSWERED: Duration = Duration::from_secs(180);
-const ASKED: Duration = Duration::from_secs(30);
-/// Datagrams of one flow in a turn.
-const TURN: usize = 32;
+const UNANSWERED: Duration = Duration::from_secs(30);
+/// Datagrams of one flow in a turn of the loop.
+const BUDGET: usize = 32;
 /// The largest datagram.
 const MAX_DATAGRAM: usize = 65_535;
 
-/// Where a flow's datagrams go on the host.
+/// The host's side of a flow.
 enum Host {
-    /// The guest began: a socket of its own, connected to this address.
+    /// A flow that the guest opened: a socket of its own, connected to this address.
     Own { socket: OwnedFd, address: SocketAddr },
     /// A peer sent to a published port: answers leave through that port.
     Published { socket: Rc<UdpSocket>, peer: SocketAddr },
@@ -42,7 +42,7 @@ struct Flow {
     readable: bool,
     queued: bool,
     answered: bool,
-    heard: Instant,
+    last_active: Instant,
     armed: Option<Instant>,
     _place: Place,
 }
@@ -52,7 +52,7 @@ pub(crate) struct Udp {
     flows: Slab<Flow>,
     by_key: HashMap<FlowKey, usize>,
     /// Flows of published ports, by the port's socket and the peer that sent to it.
-    visitors: HashMap<(*const UdpSocket, SocketAddr), usize>,
+    peers: HashMap<(*const UdpSocket, SocketAddr), usize>,
     ready: VecDeque<usize>,
     buffer: Box<[u8]>,
 }
@@ -62,13 +62,13 @@ impl Udp {
         Self {
             flows: Slab::new(),
             by_key: HashMap::new(),
-            visitors: HashMap::new(),
+            peers: HashMap::new(),
             ready: VecDeque::new(),
             buffer: vec![0; MAX_DATAGRAM].into_boxed_slice(),
         }
     }
 
-    /// A datagram of the guest, to somewhere that is not the gateway.
+    /// A datagram of the guest to a destination other than the gateway.
     pub(crate) fn on_packet(&mut self, packet: &Packet<'_>, cx: &mut Context) {
         let Ok(datagram) = UdpPacket::new_checked(packet.payload) else {
             cx.meter.malformed.add(1);
@@ -81,10 +81,10 @@ impl Udp {
         let known = self.by_key.get(&key).copied();
         let Some(index) = known.or_else(|| self.open(key, packet.payload, cx)) else { return };
         let Some(flow) = self.flows.get_mut(index) else { return };
-        flow.heard = cx.now;
+        flow.last_active = cx.now;
         let data = datagram.payload();
         let result = match flow.send(data) {
-            // What is reported is an older datagram's fate, or the host has other addresses now.
+            // The error is about an earlier datagram, or the host's addresses have changed.
             Err(Errno::CONNREFUSED) => {
                 flow.unreachable(Unreachable::Port, cx);
                 flow.send(data)
@@ -92,7 +92,7 @@ impl Udp {
             Err(_) => match flow.reopen() {
                 Ok(true) => {
                     if let Host::Own { socket, .. } = &flow.host {
-                        // Without being watched it hears no answer; the next error tries again.
+                        // If it cannot be watched, answers are lost until the next error reopens it.
                         let _ = cx.watch(socket, Source::Udp(index));
                     }
                     flow.send(data)
@@ -118,7 +118,7 @@ impl Udp {
         };
         let (address, host) = match Route::to(&cx.addresses, key.remote) {
             Route::Gateway => return fail(Unreachable::Port, cx),
-            // Nobody wants to hear that a broadcast was not heard.
+            // A multicast or broadcast is dropped without an answer.
             Route::Nowhere if !cx.addresses.on_link(key.remote.ip()) => return None,
             Route::Nowhere => return fail(Unreachable::Host, cx),
             Route::Host(address) => (address, true),
@@ -139,7 +139,7 @@ impl Udp {
         let socket = match sockets::connect_udp(address) {
             Ok(socket) => socket,
             Err(e) if sockets::is_exhausted(e) => {
-                cx.complain("no socket for datagrams of the guest", e.into());
+                cx.warn_exhausted("no socket for datagrams of the guest", e.into());
                 cx.meter.dropped.add(1);
                 return None;
             }
@@ -159,17 +159,17 @@ impl Udp {
         data: &[u8],
         cx: &mut Context,
     ) {
-        let known = self.visitors.get(&(Rc::as_ptr(socket), peer)).copied();
+        let known = self.peers.get(&(Rc::as_ptr(socket), peer)).copied();
         let index = known.or_else(|| self.admit(socket, peer, FlowKey { guest, remote }, cx));
         let Some(flow) = index.and_then(|index| self.flows.get_mut(index)) else { return };
-        flow.heard = cx.now;
+        flow.last_active = cx.now;
         if !cx.may_send() || !cx.out.udp(flow.key.remote, guest, data) {
             cx.meter.dropped.add(1);
         }
         cx.charge();
     }
 
-    /// A flow for somebody who was not heard of before.
+    /// Opens a flow for a new peer of a published port.
     fn admit(
         &mut self,
         socket: &Rc<UdpSocket>,
@@ -177,21 +177,21 @@ impl Udp {
         mut key: FlowKey,
         cx: &mut Context,
     ) -> Option<usize> {
-        if !cx.may_open(Kind::Visitor) {
+        if !cx.may_open(Kind::UdpPeer) {
             return None;
         }
         let mut ports = sockets::other_ports(peer.port());
         while self.by_key.contains_key(&key) {
             key.remote.set_port(ports.next()?);
         }
-        let place = self.place(Kind::Visitor, cx)?;
+        let place = self.place(Kind::UdpPeer, cx)?;
         let index =
             self.insert(key, Host::Published { socket: Rc::clone(socket), peer }, place, cx)?;
-        self.visitors.insert((Rc::as_ptr(socket), peer), index);
+        self.peers.insert((Rc::as_ptr(socket), peer), index);
         Some(index)
     }
 
-    /// A place for one more flow, if need be that of an old one of the same kind.
+    /// A place for one more flow; if there is none, that of the oldest flow of the same kind.
     fn place(&mut self, kind: Kind, cx: &mut Context) -> Option<Place> {
         if let Some(place) = cx.quotas.take(kind) {
             return Some(place);
@@ -215,7 +215,7 @@ impl Udp {
             readable: false,
             queued: false,
             answered: false,
-            heard: cx.now,
+            last_active: cx.now,
             armed: None,
             _place: place,
         };
@@ -228,7 +228,7 @@ impl Udp {
             cx.meter.dropped.add(1);
             return None;
         }
-        cx.timers.arm(&mut flow.armed, cx.now + ASKED, Alarm::Udp(index));
+        cx.timers.arm(&mut flow.armed, cx.now + UNANSWERED, Alarm::Udp(index));
         self.by_key.insert(key, index);
         cx.meter.udp_flows.add(1);
         cx.meter.udp_open.set(self.flows.len() as u64);
@@ -240,18 +240,18 @@ impl Udp {
             cx.timers.disarm(flow.armed, Alarm::Udp(index));
             self.by_key.remove(&flow.key);
             if let Host::Published { socket, peer } = &flow.host {
-                self.visitors.remove(&(Rc::as_ptr(socket), *peer));
+                self.peers.remove(&(Rc::as_ptr(socket), *peer));
             }
         }
         if self.flows.is_empty() && self.flows.capacity() > 1024 {
             self.flows = Slab::new();
             self.by_key = HashMap::new();
-            self.visitors = HashMap::new();
+            self.peers = HashMap::new();
         }
         cx.meter.udp_open.set(self.flows.len() as u64);
     }
 
-    /// Epoll says that a flow's socket has something.
+    /// Epoll reports that a flow's socket is readable.
     pub(crate) fn on_socket(&mut self, index: usize, readable: bool) {
         let Some(flow) = self.flows.get_mut(index).filter(|_| readable) else { return };
         flow.readable = true;
@@ -261,7 +261,7 @@ impl Udp {
         }
     }
 
-    /// Passes on what came for the guest. True if there is more that can be passed on now.
+    /// Forwards datagrams to the guest. True if there are more that can be sent now.
     pub(crate) fn serve(&mut self, cx: &mut Context) -> bool {
         for _ in 0..self.ready.len() {
             let Some(index) = self.ready.pop_front() else { break };
@@ -276,18 +276,18 @@ impl Udp {
         !self.ready.is_empty() && cx.may_send()
     }
 
-    /// True if flows wait for room in the link, or for the rate limit.
+    /// True if flows wait for the link or the rate limit.
     pub(crate) fn has_work(&self) -> bool {
         !self.ready.is_empty()
     }
 
-    /// A flow's alarm, set for `at`, goes off.
+    /// A flow's alarm, which was set for `at`, goes off.
     pub(crate) fn on_alarm(&mut self, index: usize, at: Instant, cx: &mut Context) {
         let Some(flow) = self.flows.get_mut(index).filter(|flow| flow.armed == Some(at)) else {
             return;
         };
         flow.armed = None;
-        let deadline = flow.heard + flow.lifetime();
+        let deadline = flow.last_active + flow.lifetime();
         if deadline <= cx.now {
             self.remove(index, cx);
         } else {
@@ -311,18 +311,18 @@ impl Flow {
     fn kind(&self) -> Kind {
         match self.host {
             Host::Own { .. } => Kind::Udp,
-            Host::Published { .. } => Kind::Visitor,
+            Host::Published { .. } => Kind::UdpPeer,
         }
     }
 
     fn lifetime(&self) -> Duration {
-        if self.answered { ANSWERED } else { ASKED }
+        if self.answered { ANSWERED } else { UNANSWERED }
     }
 
-    /// Silence as a share of the lifetime, in thousandths: a flow that had an answer ages more
-    /// slowly than one that only asked.
+    /// The idle time as a share of the idle timeout, in thousandths: a flow that had an answer ages more
+    /// slowly than one that had none.
     fn age(&self, now: Instant) -> u128 {
-        let silence = now.saturating_duration_since(self.heard);
+        let silence = now.saturating_duration_since(self.last_active);
         silence.as_micros() * 1000 / self.lifetime().as_micros().max(1)
     }
 
@@ -339,7 +339,8 @@ impl Flow {
         }
     }
 
-    /// A new socket, for when the old one's own address is gone. False if it has none of its own.
+    /// Opens a new socket, since the old one's own address may be gone. False for a flow of a published
+    /// port.
     fn reopen(&mut self) -> Result<bool, Errno> {
         let Host::Own { socket, address } = &mut self.host else { return Ok(false) };
         *socket = sockets::connect_udp(*address)?;
@@ -348,13 +349,13 @@ impl Flow {
 
     fn receive(&mut self, buffer: &mut [u8], cx: &mut Context) {
         let Host::Own { socket, .. } = &self.host else { return };
-        for _ in 0..TURN {
+        for _ in 0..BUDGET {
             if !cx.may_send() {
                 return;
             }
             match sockets::receive(socket, buffer) {
                 Ok(Some(n)) => {
-                    self.heard = cx.now;
+                    self.last_active = cx.now;
                     self.answered = true;
                     let data = buffer.get(..n).unwrap_or_default();
                     if !cx.out.udp(self.key.remote, self.key.guest, data) {
@@ -377,7 +378,7 @@ impl Flow {
         transport[2..4].copy_from_slice(&self.key.remote.port().to_be_bytes());
         transport[5] = 8;
         let addresses = (self.key.guest.ip(), self.key.remote.ip());
-        // A port that nobody listens on is what the host itself says.
+        // A closed port is reported by the destination itself.
         let from = if why == Unreachable::Port {
             self.key.remote.ip()
         } else {

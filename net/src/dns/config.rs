@@ -12,38 +12,38 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 
-/// A file that changed is noticed that much later at most.
+/// The least time between two checks of the file.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// More than any sane configuration has.
+/// The most bytes of the file that are read.
 const MAX_LEN: u64 = 64 << 10;
 
 /// Name servers and search domains of the host.
 pub(crate) struct Config {
     path: PathBuf,
-    /// The folder that the file is in, and its name there: a jail that is built around this process
-    /// takes the path away, but not these.
-    place: Option<(OwnedFd, OsString)>,
+    /// The file's folder, and its name there: in a jail that this process enters later, the path does not
+    /// exist any more, but the folder's descriptor works.
+    folder: Option<(OwnedFd, OsString)>,
     version: Option<Version>,
     checked: Option<Instant>,
     pub(super) servers: Vec<SocketAddr>,
     search: Arc<Mutex<Vec<String>>>,
 }
 
-/// What tells one version of the file from another: device, inode, time of change, length.
+/// Identifies a version of the file: device, inode, time of change, length.
 type Version = (u64, u64, i64, i64, u64);
 
 impl Config {
-    /// The configuration as it is now. `search` is kept up to date with the search domains.
+    /// Reads the configuration. `search` is kept up to date with the search domains.
     pub(crate) fn new(path: PathBuf, search: Arc<Mutex<Vec<String>>>, now: Instant) -> Self {
         let servers = vec![fallback()];
-        let place = place(&path);
-        let mut config = Self { path, place, version: None, checked: None, servers, search };
+        let folder = open_folder(&path);
+        let mut config = Self { path, folder, version: None, checked: None, servers, search };
         config.refresh(now);
         config
     }
 
-    /// Reads the file again if it may have changed; one that cannot be read has not. True if it
-    /// has.
+    /// Reads the file again if it has changed. True if it has. A file that cannot be opened counts as
+    /// unchanged.
     pub(super) fn refresh(&mut self, now: Instant) -> bool {
         if self.checked.is_some_and(|at| now.saturating_duration_since(at) < INTERVAL) {
             return false;
@@ -62,8 +62,8 @@ impl Config {
         true
     }
 
-    /// Looks at the file again with the next question.
-    pub(super) fn forget(&mut self) {
+    /// Has the next query check the file.
+    pub(super) fn invalidate(&mut self) {
         self.checked = None;
     }
 
@@ -73,19 +73,19 @@ impl Config {
     }
 
     fn open(&self) -> Option<File> {
-        // It may be anything, a pipe as well.
+        // NONBLOCK, since the path may be a pipe.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let file = rustix::fs::open(&self.path, flags, Mode::empty());
         let file = file.ok().or_else(|| {
-            let (folder, name) = self.place.as_ref()?;
+            let (folder, name) = self.folder.as_ref()?;
             rustix::fs::openat(folder, name, flags, Mode::empty()).ok()
         });
         file.map(File::from)
     }
 }
 
-/// Where a file is, behind all symbolic links.
-fn place(path: &Path) -> Option<(OwnedFd, OsString)> {
+/// Opens the folder of a file, with symbolic links resolved.
+fn open_folder(path: &Path) -> Option<(OwnedFd, OsString)> {
     let path = path.canonicalize().ok()?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let folder = rustix::fs::open(path.parent()?, flags, Mode::empty()).ok()?;
@@ -94,12 +94,12 @@ fn place(path: &Path) -> Option<(OwnedFd, OsString)> {
 
 fn read(file: File) -> Vec<u8> {
     let mut bytes = Vec::new();
-    // What can be read of it counts.
+    // After an error, what was read counts.
     let _ = file.take(MAX_LEN).read_to_end(&mut bytes);
     bytes
 }
 
-/// resolv.conf(5): without any, the name server of this machine.
+/// The name server of this machine, used if the file names none (resolv.conf(5)).
 fn fallback() -> SocketAddr {
     SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 53)
 }
@@ -109,7 +109,7 @@ fn version(m: &Metadata) -> Version {
 }
 
 fn parse(text: &[u8]) -> (Vec<SocketAddr>, Vec<String>) {
-    // What one line gets wrong must not cost the others.
+    // One invalid line must not invalidate the others.
     let lines =
         text.split(|byte| *byte == b'\n').filter(|line| resolv_conf::Config::parse(line).is_ok());
     let text: Vec<u8> = lines.flat_map(|line| [line, b"\n"].concat()).collect();
@@ -176,11 +176,11 @@ mod tests {
         config.path = "/nonexistent".into();
         std::fs::write(dir.path().join("new"), "nameserver 10.0.0.3\n").unwrap();
         std::fs::rename(dir.path().join("new"), &path).unwrap();
-        config.forget();
+        config.invalidate();
         assert!(config.refresh(now));
         assert_eq!(config.servers, ["10.0.0.3:53".parse().unwrap()]);
         std::fs::remove_file(&path).unwrap();
-        config.forget();
+        config.invalidate();
         assert!(!config.refresh(now));
         assert_eq!(config.servers, ["10.0.0.3:53".parse().unwrap()]);
     }

@@ -1,4 +1,4 @@
-//! DNS messages (RFC 1035): a guest's question, and what may be answered to it.
+//! DNS messages (RFC 1035): queries of the guest, answers of name servers, and answers made here.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -10,59 +10,59 @@ use simple_dns::{
 
 use crate::addresses::Addresses;
 
-/// Names that lead to the host's loopback.
+/// Names of the host's loopback.
 const HOST_NAMES: [&str; 2] = ["host.boxlite.internal", "host.docker.internal"];
 const GATEWAY_NAME: &str = "gateway.boxlite.internal";
-/// Seconds for which names of the host are good.
+/// Time to live of answers for the host's names, in seconds.
 const HOST_TTL: u32 = 60;
-/// Bytes of a question with all of its options: a name has 255.
+/// The most bytes of a query with all options; a name has at most 255.
 const MAX_QUESTION: usize = 4096;
-/// Links of a chain of aliases.
+/// The longest chain of aliases that is followed.
 const MAX_ALIASES: usize = 32;
 
-/// A question, as the guest asked it.
+/// The question of a query.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Question {
     pub(super) id: u16,
-    /// In small letters, without a dot at its end.
+    /// In lower case, without a dot at its end.
     pub(super) name: String,
     kind: QTYPE,
     class: QCLASS,
 }
 
-/// What can be made of a message of the guest.
+/// A message of the guest, parsed.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Asked {
+pub(super) enum Parsed {
     Question(Question),
-    /// It is answered with an error, which is this.
-    Wrong(Vec<u8>),
-    /// It is not answered.
-    Nonsense,
+    /// Not a valid query: this error is the answer.
+    Invalid(Vec<u8>),
+    /// Not answered.
+    Ignored,
 }
 
-/// What can be made of a name server's answer.
+/// A message of a name server, parsed.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// The addresses in it, with their times to live; None if it is another name's.
+    /// Its addresses with their times to live; none for addresses of other names.
     Addresses(Vec<(IpAddr, Option<Duration>)>),
-    /// It is no answer to the question.
-    Foreign,
+    /// Not an answer to the query.
+    Unrelated,
 }
 
-/// Understands a message of the guest.
-pub(super) fn parse_question(message: &[u8]) -> Asked {
+/// Parses a message of the guest.
+pub(super) fn parse_question(message: &[u8]) -> Parsed {
     if message.len() > MAX_QUESTION {
         return wrong(message, 1);
     }
     let Ok(packet) = Packet::parse(message) else { return wrong(message, 1) };
     if packet.has_flags(PacketFlag::RESPONSE) {
-        return Asked::Nonsense;
+        return Parsed::Ignored;
     }
     if packet.opcode() != OPCODE::StandardQuery {
         return wrong(message, 4);
     }
     let [question] = &packet.questions[..] else { return wrong(message, 1) };
-    Asked::Question(Question {
+    Parsed::Question(Question {
         id: packet.id(),
         name: text(&question.qname),
         kind: question.qtype,
@@ -70,18 +70,18 @@ pub(super) fn parse_question(message: &[u8]) -> Asked {
     })
 }
 
-/// An answer that only says what is wrong: the header with an error (RFC 1035, section 4.1.1).
-fn wrong(message: &[u8], error: u8) -> Asked {
-    let &[a, b, flags, ..] = message else { return Asked::Nonsense };
+/// The answer to an invalid query: a header with an error (RFC 1035, section 4.1.1).
+fn wrong(message: &[u8], error: u8) -> Parsed {
+    let &[a, b, flags, ..] = message else { return Parsed::Ignored };
     if flags & 0x80 != 0 || message.len() < 12 {
-        return Asked::Nonsense;
+        return Parsed::Ignored;
     }
-    // Response, opcode and recursion as asked; recursion available.
-    Asked::Wrong(vec![a, b, 0x80 | flags & 0x79, 0x80 | error, 0, 0, 0, 0, 0, 0, 0, 0])
+    // Response; opcode and recursion desired are copied; recursion available.
+    Parsed::Invalid(vec![a, b, 0x80 | flags & 0x79, 0x80 | error, 0, 0, 0, 0, 0, 0, 0, 0])
 }
 
-/// A name as text, in small letters. Its labels may hold any bytes: a dot that is one of them is no
-/// border, so that no name passes for another.
+/// A name as text, in lower case. Labels may hold any bytes; a dot within a label is escaped, so that no
+/// name passes for another.
 fn text(name: &Name<'_>) -> String {
     let label = |label: &[u8]| {
         String::from_utf8_lossy(label)
@@ -92,10 +92,10 @@ fn text(name: &Name<'_>) -> String {
     name.as_bytes().map(label).collect::<Vec<_>>().join(".")
 }
 
-/// An answer to a question, without any records.
+/// An answer to a query, without records.
 fn reply(query: &[u8]) -> Option<Packet<'_>> {
     let query = Packet::parse(query).ok()?;
-    // It is copied (RFC 1035, section 4.1.1).
+    // RFC 1035, section 4.1.1: the flag is copied.
     let desired = query.has_flags(PacketFlag::RECURSION_DESIRED);
     let mut reply = query.into_reply();
     reply.set_flags(PacketFlag::RECURSION_AVAILABLE);
@@ -108,7 +108,7 @@ fn reply(query: &[u8]) -> Option<Packet<'_>> {
 }
 
 impl Question {
-    /// The answer, if it is about a name of the host's.
+    /// The answer, if the question is about a name of the host.
     pub(super) fn answer_here(&self, query: &[u8], addresses: &Addresses) -> Option<Vec<u8>> {
         let (v4, v6) = if HOST_NAMES.contains(&self.name.as_str()) {
             (addresses.host, addresses.host6)
@@ -131,7 +131,7 @@ impl Question {
         reply.build_bytes_vec_compressed().ok()
     }
 
-    /// An answer without one: the name is there, but not what was asked for.
+    /// An answer without records: the name exists, but not with records of this type.
     pub(super) fn no_data(query: &[u8]) -> Option<Vec<u8>> {
         Self::error(query, RCODE::NoError)
     }
@@ -150,20 +150,20 @@ impl Question {
         reply.build_bytes_vec_compressed().ok()
     }
 
-    /// Reads a name server's answer to this question, which was asked under the number `id`.
+    /// Parses a name server's answer to this question, which was sent under the ID `id`.
     pub(super) fn read_answer(&self, answer: &[u8], id: u16) -> Answer {
-        let Ok(packet) = Packet::parse(answer) else { return Answer::Foreign };
+        let Ok(packet) = Packet::parse(answer) else { return Answer::Unrelated };
         if packet.id() != id || !packet.has_flags(PacketFlag::RESPONSE) {
-            return Answer::Foreign;
+            return Answer::Unrelated;
         }
-        // A server that fails may leave the question out.
+        // A server may omit the question from an error.
         let same = packet.questions.iter().all(|question| {
             text(&question.qname) == self.name
                 && question.qtype == self.kind
                 && question.qclass == self.class
         });
         if !same || packet.questions.len() > 1 {
-            return Answer::Foreign;
+            return Answer::Unrelated;
         }
         let names = self.aliases(&packet);
         let addresses = packet.answers.iter().filter_map(|record| {
@@ -172,14 +172,14 @@ impl Question {
                 RData::AAAA(a) => IpAddr::V6(a.address.into()),
                 _ => return None,
             };
-            // Those of other names are checked, but lead nowhere.
+            // Addresses of other names are checked, but not pinned.
             let ours = names.contains(&text(&record.name));
             Some((ip, ours.then(|| Duration::from_secs(record.ttl.into()))))
         });
         Answer::Addresses(addresses.collect())
     }
 
-    /// The name, and those that it is an alias of, in whatever order they are said.
+    /// The name and the names that it is an alias of; the records may have any order.
     fn aliases(&self, packet: &Packet<'_>) -> Vec<String> {
         let aliases = packet.answers.iter().filter_map(|record| match &record.rdata {
             RData::CNAME(alias) => Some((text(&record.name), text(&alias.0))),
@@ -196,7 +196,7 @@ impl Question {
     }
 }
 
-/// Gives a message another number.
+/// A copy of a message with another ID.
 pub(super) fn with_id(message: &[u8], id: u16) -> Vec<u8> {
     let mut message = message.to_vec();
     if let Some(field) = message.first_chunk_mut::<2>() {
@@ -226,7 +226,7 @@ mod tests {
 
     fn question(message: &[u8]) -> Question {
         match parse_question(message) {
-            Asked::Question(question) => question,
+            Parsed::Question(question) => question,
             other => panic!("{other:?}"),
         }
     }
@@ -266,10 +266,10 @@ mod tests {
                 ([127, 0, 0, 1].into(), None)
             ])
         );
-        assert_eq!(question.read_answer(&bytes, 8), Answer::Foreign);
-        assert_eq!(question.read_answer(&query, 7), Answer::Foreign);
+        assert_eq!(question.read_answer(&bytes, 8), Answer::Unrelated);
+        assert_eq!(question.read_answer(&query, 7), Answer::Unrelated);
         let other = Question { name: "other.org".to_owned(), ..question };
-        assert_eq!(other.read_answer(&bytes, 7), Answer::Foreign);
+        assert_eq!(other.read_answer(&bytes, 7), Answer::Unrelated);
     }
 
     #[test]
@@ -298,15 +298,15 @@ mod tests {
         assert_eq!(question(&bytes).name, "x\\.example.org");
         let mut long = query("a.org", TYPE::A);
         long.resize(MAX_QUESTION + 1, 0);
-        assert!(matches!(parse_question(&long), Asked::Wrong(_)));
+        assert!(matches!(parse_question(&long), Parsed::Invalid(_)));
     }
 
     #[test]
     fn errors_answer_what_cannot_be_understood() {
-        assert_eq!(parse_question(&[]), Asked::Nonsense);
+        assert_eq!(parse_question(&[]), Parsed::Ignored);
         let mut two = query("a.org", TYPE::A);
         two[5] = 2;
-        let Asked::Wrong(reply) = parse_question(&two) else { panic!() };
+        let Parsed::Invalid(reply) = parse_question(&two) else { panic!() };
         assert_eq!(reply[..4], [0, 7, 0x80, 0x81]);
         let refused = Question::refused(&query("a.org", TYPE::A)).unwrap();
         assert_eq!(Packet::parse(&refused).unwrap().rcode(), RCODE::Refused);
@@ -318,7 +318,7 @@ mod tests {
         fn any_bytes_are_read(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
             let known = question(&query("a.org", TYPE::A));
             let _ = known.read_answer(&bytes, 7);
-            if let Asked::Question(question) = parse_question(&bytes) {
+            if let Parsed::Question(question) = parse_question(&bytes) {
                 let _ = question.answer_here(&bytes, &Addresses::default());
                 let _ = Question::failed(&bytes);
             }

@@ -1,11 +1,11 @@
-//! The resolver at the gateway: questions go to the host's name servers, but for names of the
-//! host itself.
+//! The resolver at the gateway: forwards queries to the host's name servers, and answers those for the
+//! host's own names.
 //!
-//! - `message`: questions and answers, checked; what is answered here
-//! - `config`: the host's resolver configuration, as it is now
-//! - `query`: one question on its way, server by server
-//! - `stream`: DNS over TCP, on this side of a pair of sockets that a TCP flow has the other end of
-//! - `resolver`: all of them
+//! - `message`: queries and answers are checked; the host's own names are answered
+//! - `config`: the host's current resolver configuration
+//! - `query`: one query, sent to one name server after the other
+//! - `stream`: DNS over TCP: one end of a pair of sockets; a TCP flow has the other end
+//! - `resolver`: all queries and streams
 
 mod config;
 mod message;
@@ -16,7 +16,7 @@ mod stream;
 pub(crate) use config::Config;
 pub(crate) use resolver::Resolver;
 
-/// Names as DNS has them on the wire, one behind the other, as many as fit into `most` bytes.
+/// Encodes names in the wire format of DNS, one after the other, as many as fit in `most` bytes.
 pub(crate) fn wire_names(names: &[String], most: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     for name in names {

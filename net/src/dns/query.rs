@@ -1,4 +1,4 @@
-//! One question on its way: to one name server after the other, until one answers.
+//! One query: sent to one name server after the other, until one answers.
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -8,30 +8,30 @@ use super::message::{self, Question};
 use crate::quota::Place;
 use crate::sockets::{self, Connect};
 
-/// How long a name server has to answer (resolv.conf(5) waits for five seconds; the guest's own
-/// resolver does, too, and must not be slower to learn that it has to wait).
+/// Timeout of one name server. Less than the five seconds of resolv.conf(5), which is the timeout of the
+/// guest's resolver, so that the second server is asked before the guest gives up.
 const TIMEOUT: Duration = Duration::from_secs(3);
-/// Rounds over all servers.
+/// The number of rounds over all servers.
 const ROUNDS: usize = 2;
-/// The largest message: its length has two bytes over TCP.
+/// The largest message: over TCP, its length has two bytes.
 const MAX_MESSAGE: usize = 65_535;
 
-/// Who asked.
+/// The sender of a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Client {
-    /// By a datagram from one address to the other.
+    /// A datagram from one address to the other.
     Datagram { guest: SocketAddr, resolver: SocketAddr },
-    /// Over a stream: its place in the table, and its number.
+    /// A stream: its index in the table, and its number.
     Stream { index: usize, number: u64 },
 }
 
-/// A question on its way.
+/// A query that is not answered yet.
 pub(super) struct Query {
     pub(super) client: Client,
     pub(super) question: Question,
-    /// As the guest sent it.
+    /// The message of the guest.
     pub(super) message: Vec<u8>,
-    /// The number that the name servers see.
+    /// The ID of the message to the name server.
     pub(super) id: u16,
     attempt: usize,
     transport: Option<Transport>,
@@ -50,13 +50,13 @@ enum Transport {
     },
 }
 
-/// What came of looking at the socket.
+/// The state of a query after its socket was ready.
 pub(super) enum Progress {
-    /// Nothing yet.
-    Waits,
-    /// An answer, or what calls itself one.
+    /// There is no answer yet.
+    Pending,
+    /// A message, which is not checked yet.
     Message(Vec<u8>),
-    /// This server will not answer.
+    /// The server does not answer.
     Failed,
 }
 
@@ -73,7 +73,7 @@ impl Query {
         Self { client, question, message, id, attempt, transport, deadline, _place: place }
     }
 
-    /// Asks the next server under the number `id`. None if all were asked.
+    /// Sends the query to the next server under this ID. None if all were asked.
     pub(super) fn ask_next(
         &mut self,
         servers: &[SocketAddr],
@@ -94,8 +94,8 @@ impl Query {
         self.socket()
     }
 
-    /// Begins with the first server again, which may be another one now.
-    pub(super) fn start_over(&mut self) {
+    /// Begins with the first server again, after the configuration changed.
+    pub(super) fn restart(&mut self) {
         self.attempt = 0;
     }
 
@@ -124,13 +124,13 @@ impl Query {
         }
     }
 
-    /// Looks at the socket, which has become ready; `buffer` has room for any message.
+    /// Makes progress after the socket became ready. `buffer` has room for any message.
     pub(super) fn progress(&mut self, buffer: &mut [u8]) -> Progress {
         match &mut self.transport {
-            None => Progress::Waits,
+            None => Progress::Pending,
             Some(Transport::Datagram(socket)) => match sockets::receive(socket, buffer) {
                 Ok(Some(n)) => Progress::Message(buffer.get(..n).unwrap_or_default().to_vec()),
-                Ok(None) => Progress::Waits,
+                Ok(None) => Progress::Pending,
                 Err(_) => Progress::Failed,
             },
             Some(stream) => stream.exchange(buffer).unwrap_or(Progress::Failed),
@@ -139,14 +139,14 @@ impl Query {
 }
 
 impl Transport {
-    /// Sends the question and receives the answer, as far as the socket goes.
+    /// Sends the query and receives the answer, as far as possible now.
     fn exchange(&mut self, buffer: &mut [u8]) -> Option<Progress> {
         let Self::Stream { socket, server, unsent, received, connected } = self else {
             return None;
         };
         if !*connected {
             if sockets::connect(socket, *server).ok()? == Connect::Pending {
-                return Some(Progress::Waits);
+                return Some(Progress::Pending);
             }
             *connected = true;
         }
@@ -165,6 +165,6 @@ impl Transport {
                 return Some(Progress::Message(message.to_vec()));
             }
         }
-        Some(Progress::Waits)
+        Some(Progress::Pending)
     }
 }

@@ -1,4 +1,4 @@
-//! All questions of the guest, from the first byte to the answer.
+//! All queries of the guest, from the first byte to the answer.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -7,14 +7,14 @@ use std::net::SocketAddr;
 use slab::Slab;
 
 use super::config::Config;
-use super::message::{Answer, Asked, Question, parse_question, with_id};
+use super::message::{Answer, Parsed, Question, parse_question, with_id};
 use super::query::{Client, Progress, Query};
 use super::stream::Stream;
 use crate::context::{Context, Source};
 use crate::quota::Kind;
 use crate::timers::Alarm;
 
-/// Answers of servers to one question that are looked at, wrong ones included.
+/// The most messages of name servers that are read in a row for one query, wrong ones included.
 const MAX_MESSAGES: usize = 16;
 
 /// The resolver at the gateway.
@@ -22,14 +22,14 @@ pub(crate) struct Resolver {
     config: Config,
     queries: Slab<Query>,
     streams: Slab<Stream>,
-    /// Questions and streams so far.
+    /// Queries and streams so far.
     count: u64,
     secret: RandomState,
     buffer: Box<[u8]>,
 }
 
 impl Resolver {
-    /// A resolver that asks the name servers of `config`.
+    /// A resolver that forwards to the name servers of `config`.
     pub(crate) fn new(config: Config) -> Self {
         Self {
             config,
@@ -46,7 +46,7 @@ impl Resolver {
         self.config.search()
     }
 
-    /// The guest asked by a datagram.
+    /// A query of the guest in a datagram.
     pub(crate) fn on_datagram(
         &mut self,
         guest: SocketAddr,
@@ -54,10 +54,10 @@ impl Resolver {
         message: &[u8],
         cx: &mut Context,
     ) {
-        self.ask(Client::Datagram { guest, resolver }, message, cx);
+        self.on_query(Client::Datagram { guest, resolver }, message, cx);
     }
 
-    /// Takes in streams that the guest opened.
+    /// Takes the streams that the guest opened.
     pub(crate) fn take_streams(&mut self, cx: &mut Context) {
         while let Some((socket, place)) = cx.dns_streams.pop() {
             self.count += 1;
@@ -69,28 +69,28 @@ impl Resolver {
         }
     }
 
-    /// Epoll says that a stream is ready.
+    /// Epoll reports that a stream is ready.
     pub(crate) fn on_stream(&mut self, index: usize, cx: &mut Context) {
         let Some(stream) = self.streams.get_mut(index) else { return };
         let number = stream.number;
-        let Some(asked) = stream.exchange(&mut self.buffer, cx.now) else {
+        let Some(received) = stream.exchange(&mut self.buffer, cx.now) else {
             self.streams.remove(index);
             return;
         };
-        for message in asked.messages {
-            self.ask(Client::Stream { index, number }, &message, cx);
+        for message in received.messages {
+            self.on_query(Client::Stream { index, number }, &message, cx);
         }
-        if asked.ended
+        if received.eof
             && let Some(stream) = self.streams.get_mut(index)
         {
-            stream.end();
+            stream.set_eof();
         }
-        self.end_stream(index);
+        self.close_if_answered(index);
     }
 
-    /// Ends a stream over which nothing more will be asked, once all is answered (RFC 7766, section
-    /// 6.2.3: whoever asks may shut its half at once).
-    fn end_stream(&mut self, index: usize) {
+    /// Closes a stream without further queries once all are answered (RFC 7766, section 6.2.3: a client
+    /// may close its write half at once).
+    fn close_if_answered(&mut self, index: usize) {
         let Some(stream) = self.streams.get(index).filter(|stream| stream.is_over()) else {
             return;
         };
@@ -100,11 +100,11 @@ impl Resolver {
         }
     }
 
-    fn ask(&mut self, client: Client, message: &[u8], cx: &mut Context) {
+    fn on_query(&mut self, client: Client, message: &[u8], cx: &mut Context) {
         let question = match parse_question(message) {
-            Asked::Question(question) => question,
-            Asked::Wrong(reply) => return self.reply(client, &reply, cx),
-            Asked::Nonsense => return cx.meter.malformed.add(1),
+            Parsed::Question(question) => question,
+            Parsed::Invalid(reply) => return self.reply(client, &reply, cx),
+            Parsed::Ignored => return cx.meter.malformed.add(1),
         };
         cx.meter.dns_queries.add(1);
         if let Some(reply) = question.answer_here(message, &cx.addresses) {
@@ -117,7 +117,7 @@ impl Resolver {
             }
             return;
         }
-        // What is dropped is asked again later.
+        // The guest sends a query again if it is dropped.
         if !cx.may_open(Kind::DnsQuery) {
             return;
         }
@@ -128,10 +128,10 @@ impl Resolver {
         self.ask_next(index, cx);
     }
 
-    /// Asks the next server; tells the guest if there is none left.
+    /// Sends a query to the next server; reports a failure to the guest if none is left.
     fn ask_next(&mut self, index: usize, cx: &mut Context) {
         self.count += 1;
-        // The upper half of a keyed hash: nobody outside can guess it.
+        // The upper bits of a keyed hash, which others cannot guess.
         let id = (self.secret.hash_one(self.count) >> 48) as u16;
         let Some(query) = self.queries.get_mut(index) else { return };
         let watched = match query.ask_next(&self.config.servers, id, cx.now) {
@@ -149,12 +149,12 @@ impl Resolver {
         }
     }
 
-    /// Epoll says that a name server's socket is ready.
+    /// Epoll reports that a name server's socket is ready.
     pub(crate) fn on_socket(&mut self, index: usize, cx: &mut Context) {
         for _ in 0..MAX_MESSAGES {
             let Some(query) = self.queries.get_mut(index) else { return };
             let message = match query.progress(&mut self.buffer) {
-                Progress::Waits => return,
+                Progress::Pending => return,
                 Progress::Failed => return self.ask_next(index, cx),
                 Progress::Message(message) => message,
             };
@@ -169,7 +169,7 @@ impl Resolver {
                 let message = with_id(&message, query.question.id);
                 return self.reply(query.client, &message, cx);
             }
-            cx.gate.deny_name(name, "it leads to an address of the host");
+            cx.gate.deny_name(name, "it resolves to an address of the host");
             if let Some(reply) = Question::no_data(&query.message) {
                 self.reply(query.client, &reply, cx);
             }
@@ -177,25 +177,25 @@ impl Resolver {
         }
     }
 
-    /// A question's alarm goes off.
+    /// A query's alarm goes off.
     pub(crate) fn on_alarm(&mut self, index: usize, cx: &mut Context) {
-        // Another question may have its place by now.
+        // Another query may have the index by now.
         if self.queries.get(index).is_some_and(|query| query.deadline <= cx.now) {
             self.ask_next(index, cx);
         }
     }
 
-    /// Regular housekeeping; `slept` says that the host was suspended.
+    /// Housekeeping; `slept` says that the host was suspended.
     pub(crate) fn housekeep(&mut self, slept: bool, cx: &mut Context) {
         if slept {
-            self.config.forget();
+            self.config.invalidate();
         }
         if self.config.refresh(cx.now) || slept {
-            // What was asked went to servers that may be out of reach now.
+            // Open queries went to servers that may be out of reach now.
             let open: Vec<usize> = self.queries.iter().map(|(index, _)| index).collect();
             for index in open {
                 if let Some(query) = self.queries.get_mut(index) {
-                    query.start_over();
+                    query.restart();
                 }
                 self.ask_next(index, cx);
             }
@@ -215,7 +215,7 @@ impl Resolver {
                 if stream.is_some_and(|stream| stream.answer(message).is_err()) {
                     self.streams.try_remove(index);
                 }
-                self.end_stream(index);
+                self.close_if_answered(index);
             }
         }
     }

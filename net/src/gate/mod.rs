@@ -14,31 +14,31 @@ use crate::counters::Meter;
 use crate::options::Denials;
 use names::Names;
 
-/// Denied flows that are logged, once each, and as many names: what a guest can bring into a log on the
-/// host's disk is bounded. More are counted.
+/// The most denied flows that are logged, once each, and as many names: a guest must not fill the host's
+/// disk. More are counted.
 const MAX_LOGGED: usize = 4096;
 
-/// Lines that a guest can bring into the log between two times of housekeeping.
+/// The most lines that a guest can cause in the log between two housekeepings.
 const MAX_LINES: u32 = 64;
 
-/// What becomes of a flow.
+/// The decision about a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Allowed,
     Denied,
-    /// Nobody can say yet: the packet is dropped without an answer.
+    /// Not decided yet: the packet is dropped without an answer.
     Unknown,
 }
 
-/// The policy at work.
+/// The policy of a running network.
 pub(crate) struct Gate {
     policy: Policy,
     names: Names,
     logged: HashSet<Flow>,
     names_logged: HashSet<String>,
-    /// Lines logged since the last housekeeping, and denials that were not.
+    /// Lines logged since the last housekeeping, and denials that were not logged.
     lines: u32,
-    untold: u64,
+    unlogged: u64,
     meter: Arc<Meter>,
     denials: Option<Denials>,
 }
@@ -51,13 +51,13 @@ impl Gate {
             logged: HashSet::new(),
             names_logged: HashSet::new(),
             lines: 0,
-            untold: 0,
+            unlogged: 0,
             meter,
             denials,
         }
     }
 
-    /// Decides; a denial is counted, and logged the first time.
+    /// Decides about a flow. A denial is counted, and logged the first time.
     pub(crate) fn ask(&mut self, flow: Flow, now: Instant) -> Verdict {
         let Decision { action, rule } = self.decide(flow, now);
         if action == Action::Allow {
@@ -69,7 +69,7 @@ impl Gate {
             return Verdict::Denied;
         }
         if self.lines == MAX_LINES {
-            self.untold += 1;
+            self.unlogged += 1;
             return Verdict::Denied;
         }
         self.lines += 1;
@@ -89,18 +89,18 @@ impl Gate {
             }
             None => "no rule allows it".to_owned(),
         };
-        self.tell(&format!("{protocol} to {destination}"), &why);
+        self.report(&format!("{protocol} to {destination}"), &why);
         Verdict::Denied
     }
 
-    /// A question was not asked, or an answer not given; logged once for each name.
+    /// Counts a query that was refused, or an answer that was withheld; logged once for each name.
     pub(crate) fn deny_name(&mut self, name: &str, why: &str) {
         self.meter.denied.add(1);
         if self.names_logged.len() == MAX_LOGGED || self.names_logged.contains(name) {
             return;
         }
         if self.lines == MAX_LINES {
-            self.untold += 1;
+            self.unlogged += 1;
             return;
         }
         self.lines += 1;
@@ -108,22 +108,22 @@ impl Gate {
         if self.names_logged.len() == MAX_LOGGED {
             tracing::warn!("network: more denied names are counted, not logged");
         }
-        self.tell(&format!("the name {name:?}"), why);
+        self.report(&format!("the name {name:?}"), why);
     }
 
-    fn tell(&self, what: &str, why: &str) {
+    fn report(&self, what: &str, why: &str) {
         match &self.denials {
-            Some(denials) => denials.tell(what, why),
+            Some(denials) => denials.report(what, why),
             None => tracing::warn!("network: denied {what}: {why}"),
         }
     }
 
     /// Regular housekeeping.
     pub(crate) fn housekeep(&mut self) {
-        if self.untold > 0 {
-            tracing::warn!("network: denied {} more flows", self.untold);
+        if self.unlogged > 0 {
+            tracing::warn!("network: denied {} more flows", self.unlogged);
         }
-        (self.lines, self.untold) = (0, 0);
+        (self.lines, self.unlogged) = (0, 0);
     }
 
     fn decide(&self, flow: Flow, now: Instant) -> Decision<'_> {
@@ -137,8 +137,9 @@ impl Gate {
         self.policy.may_resolve(name)
     }
 
-    /// An answer that the guest gets. False if no answer may hold this address: then it is not
-    /// given. Without a time to live, the address is not the name's.
+    /// Pins an address to a name before the guest gets the answer. False if no answer may contain the
+    /// address: the answer must be withheld. Without a time to live, the address belongs to another
+    /// name of the message and is not pinned.
     pub(crate) fn answer(
         &mut self,
         name: &str,

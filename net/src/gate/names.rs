@@ -1,18 +1,18 @@
-//! Which names a guest was told lead to which addresses.
+//! The names that a guest resolved, by the addresses of the answers.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-/// Addresses that are remembered at a time. The next one to be forgotten gives way.
+/// The most addresses at a time. The one that expires first makes room.
 const MAX_ADDRESSES: usize = 8192;
-/// Names of one address.
+/// The most names of one address.
 const MAX_NAMES: usize = 16;
-/// Programs hold on to answers for longer than they should.
+/// Programs use answers for longer than their time to live.
 const MIN_TTL: Duration = Duration::from_secs(300);
 const MAX_TTL: Duration = Duration::from_secs(24 * 3600);
 
-/// Answers given to the guest.
+/// The answers that the guest was given.
 #[derive(Default)]
 pub(super) struct Names(HashMap<IpAddr, Vec<(String, Instant)>>);
 
@@ -30,7 +30,7 @@ impl Names {
         names.push((name.to_owned(), expires));
     }
 
-    /// True if a name for which `matches` is true leads to `address`.
+    /// True if a name for which `matches` is true resolved to `address`.
     pub(super) fn any(
         &self,
         address: IpAddr,

@@ -1,4 +1,4 @@
-//! A link without a guest: two queues of frames, for tests.
+//! A link in memory: two queues of frames, for tests and fuzz targets.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Link, LinkFeatures, Offload, Received, Sent};
 
-/// Frames that fit into each direction.
+/// The most frames in each queue.
 const CAPACITY: usize = 1024;
 
 /// The network's end.
@@ -30,7 +30,7 @@ struct Queues {
     starved: bool,
 }
 
-/// A link with these features, and the guest's end of it.
+/// Makes a link with these features, and the guest's end of it.
 ///
 /// # Errors
 /// There are no file descriptors left.
@@ -44,7 +44,7 @@ pub fn pair(features: LinkFeatures) -> io::Result<(MemoryLink, MemoryGuest)> {
 }
 
 impl MemoryGuest {
-    /// Puts a frame on the wire. False if there is no room for it.
+    /// Sends a frame to the network. False if the queue is full.
     pub fn send(&self, frame: impl Into<Vec<u8>>) -> bool {
         {
             let mut queues = lock(&self.queues);
@@ -57,7 +57,7 @@ impl MemoryGuest {
         true
     }
 
-    /// Takes a frame off the wire.
+    /// Receives a frame of the network.
     pub fn receive(&self) -> Option<(Vec<u8>, Offload)> {
         let (frame, starved) = {
             let mut queues = lock(&self.queues);
@@ -70,7 +70,7 @@ impl MemoryGuest {
     }
 
     fn ring(&self) {
-        // A full pipe has woken the other side already.
+        // Fails only if the pipe is full, and then the other side is awake.
         let _ = rustix::io::write(&self.wake, &[0]);
     }
 }
@@ -96,7 +96,7 @@ impl Link for MemoryLink {
         let Some(frame) = lock(&self.queues).from_guest.pop_front() else { return Ok(None) };
         let len = frame.len().min(buffer.len());
         buffer[..len].copy_from_slice(&frame[..len]);
-        // A guest that takes partial checksums sends them, too.
+        // A guest that accepts partial checksums sends them, too.
         Ok(Some(Received { len, checksum_valid: self.features.checksum }))
     }
 

@@ -1,4 +1,4 @@
-//! DHCP (RFC 2131): the guest has one address, and gets that.
+//! DHCP (RFC 2131): offers the one address of the guest.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -9,14 +9,14 @@ use smoltcp::wire::{
 
 use crate::context::Context;
 
-/// Seconds. The address is the guest's for good; this is how often it asks.
+/// Lease time in seconds. The address never changes; this only sets how often the guest renews it.
 const LEASE: u32 = 86_400;
 const OPTION_MTU: u8 = 26;
 const OPTION_SEARCH: u8 = 119;
-/// An option's length is one byte.
+/// The most bytes of an option, whose length is one byte.
 const MAX_OPTION: usize = 255;
 
-/// Answers a client's message.
+/// Answers a message of a client.
 pub(crate) fn answer(message: &[u8], search: &[String], cx: &mut Context) {
     let Ok(packet) = DhcpPacket::new_checked(message) else { return };
     let Ok(request) = DhcpRepr::parse(&packet) else { return };
@@ -69,7 +69,7 @@ pub(crate) fn answer(message: &[u8], search: &[String], cx: &mut Context) {
     if reply.emit(&mut DhcpPacket::new_unchecked(&mut buffer[..])).is_err() {
         return;
     }
-    // A client without an address takes broadcasts only.
+    // A client without an address receives broadcasts only.
     let has_address = request.client_ip == guest && tells;
     let to = if has_address { guest } else { Ipv4Addr::BROADCAST };
     let client = SocketAddr::new(to.into(), DHCP_CLIENT_PORT);
@@ -90,8 +90,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 64, max_shrink_iters: 64, ..Default::default() })]
 
-        /// Whatever options a client has, each message is answered once or not at all, with the one
-        /// address that there is.
+        /// Whatever its options, each message is answered at most once, with the one address of the guest.
         #[test]
         fn any_options_are_read(
             kind in 0..10_u8,

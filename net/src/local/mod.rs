@@ -1,4 +1,4 @@
-//! What the gateway itself answers: who has which address, and which address to have.
+//! Protocols of the link that the gateway answers: ARP, NDP and router advertisements, DHCP.
 
 mod dhcp;
 mod ndp;

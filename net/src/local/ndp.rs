@@ -1,4 +1,4 @@
-//! IPv6 neighbours and routers (RFC 4861): who has an address, and how to get one.
+//! IPv6 neighbours and router advertisements (RFC 4861).
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -12,14 +12,14 @@ const NEIGHBOR_SOLICITATION: u8 = 135;
 const NEIGHBOR_ADVERTISEMENT: u8 = 136;
 /// All nodes on the link.
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
-/// Seconds for which the router and the resolver are good; they are announced more often.
+/// Lifetime of router and resolver in seconds, longer than the interval of advertisements.
 const ROUTER_LIFETIME: u16 = 9000;
-/// Seconds for which the prefix is good.
+/// Lifetime of the prefix in seconds.
 const PREFIX_LIFETIME: u32 = 86_400;
-/// The whole option has at most 255 times eight bytes; names beyond this are left out.
+/// The most bytes of search domains; more are left out. The option has at most 255 times eight bytes.
 const MAX_DOMAINS: usize = 1024;
 
-/// Answers a message that the guest sent; anything else than a solicitation is no question.
+/// Answers a solicitation of the guest; other messages are ignored.
 pub(crate) fn answer(packet: &Packet<'_>, search: &[String], cx: &mut Context) {
     let IpAddr::V6(source) = packet.source else { return };
     match packet.payload {
@@ -40,13 +40,13 @@ pub(crate) fn answer(packet: &Packet<'_>, search: &[String], cx: &mut Context) {
     }
 }
 
-/// Announces the router to whoever is there.
+/// Advertises the router to all nodes.
 pub(crate) fn advertise(search: &[String], cx: &mut Context) {
     send(ALL_NODES, search, cx);
 }
 
 fn advertise_neighbor(target: Ipv6Addr, source: Ipv6Addr, cx: &mut Context) {
-    // Somebody who has no address yet asks whether this one is free (RFC 4862, section 5.4).
+    // A node without an address checks for duplicates (RFC 4862, section 5.4).
     let solicited = !source.is_unspecified();
     let destination = if solicited { source } else { ALL_NODES };
     // Router, solicited, override.
@@ -69,13 +69,13 @@ fn send(destination: Ipv6Addr, search: &[String], cx: &mut Context) {
     // MTU.
     message.extend([5, 1, 0, 0]);
     message.extend(u32::from(cx.out.mtu()).to_be_bytes());
-    // Prefix: on the link, and good for addresses of the guest's own making.
+    // Prefix: on-link, autonomous.
     message.extend([3, 4, a.subnet6.prefix_len(), 0xc0]);
     message.extend(PREFIX_LIFETIME.to_be_bytes());
     message.extend(PREFIX_LIFETIME.to_be_bytes());
     message.extend([0; 4]);
     message.extend(a.subnet6.network().octets());
-    // Resolver, and what to search in (RFC 8106).
+    // Resolver and search domains (RFC 8106).
     message.extend([25, 3, 0, 0]);
     message.extend(u32::from(ROUTER_LIFETIME).to_be_bytes());
     message.extend(a.gateway6.octets());

@@ -1,4 +1,4 @@
-//! The ioctls of TAP devices.
+//! ioctls of TAP devices.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -10,7 +10,7 @@ const TUN_F_CSUM: libc::c_ulong = 0x01;
 const TUN_F_TSO4: libc::c_ulong = 0x02;
 const TUN_F_TSO6: libc::c_ulong = 0x04;
 
-/// Makes `tun`, an open /dev/net/tun, the TAP device `name`, with a `virtio_net_hdr` in front of
+/// Attaches `tun`, an open /dev/net/tun, to the TAP device `name`, with a `virtio_net_hdr` in front of
 /// every frame.
 pub(super) fn attach(tun: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     // SAFETY: all zeroes is a valid `ifreq`.
@@ -20,7 +20,7 @@ pub(super) fn attach(tun: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     if name.len() > room || name.bytes().any(|byte| byte == 0) {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            format!("`{name}` is no interface name: at most {room} bytes"),
+            format!("`{name}` is not an interface name of at most {room} bytes"),
         ));
     }
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
@@ -32,8 +32,8 @@ pub(super) fn attach(tun: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF as _, &mut request) })
 }
 
-/// Tells the kernel what it may leave undone in the frames that we read. In those that we write
-/// it takes whatever a header announces.
+/// Sets the offloads that the kernel may use in frames that are read. In frames that are written, it
+/// accepts whatever a header announces.
 pub(super) fn set_offloads(tun: BorrowedFd<'_>, features: LinkFeatures) -> io::Result<()> {
     let bit = |on, bit| if on { bit } else { 0 };
     let offloads = bit(features.checksum, TUN_F_CSUM)

@@ -1,5 +1,5 @@
-//! What is the operating system's own: TAP devices, the clock that goes on in its sleep, and how a
-//! socket is made that neither blocks nor raises signals.
+//! What differs between operating systems: TAP devices, the clock that counts suspended time, sockets that
+//! neither block nor raise signals.
 
 #[cfg(target_os = "linux")]
 mod ioctl;
@@ -16,27 +16,27 @@ use std::os::fd::OwnedFd;
 use rustix::net::{SendFlags, SocketFlags};
 use rustix::time::{ClockId, clock_gettime};
 
-/// What a socket is made with.
+/// Flags of a new socket.
 #[cfg(target_os = "linux")]
 pub(crate) const SOCKET_FLAGS: SocketFlags = SocketFlags::NONBLOCK.union(SocketFlags::CLOEXEC);
-/// What data is sent with.
+/// Flags of each send.
 #[cfg(target_os = "linux")]
 pub(crate) const SEND_FLAGS: SendFlags = SendFlags::DONTWAIT.union(SendFlags::NOSIGNAL);
 
-/// What a socket is made with.
+/// Flags of a new socket.
 #[cfg(not(target_os = "linux"))]
 pub(crate) const SOCKET_FLAGS: SocketFlags = SocketFlags::empty();
-/// What data is sent with.
+/// Flags of each send.
 #[cfg(not(target_os = "linux"))]
 pub(crate) const SEND_FLAGS: SendFlags = SendFlags::DONTWAIT;
 
-/// Does to a new socket what flags do not.
+/// Sets up a new socket as far as flags cannot.
 #[cfg(target_os = "linux")]
 pub(crate) fn prepare(_: &OwnedFd) -> rustix::io::Result<()> {
     Ok(())
 }
 
-/// Does to a new socket what flags do not.
+/// Sets up a new socket as far as flags cannot.
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn prepare(socket: &OwnedFd) -> rustix::io::Result<()> {
     rustix::io::fcntl_setfd(socket, rustix::io::FdFlags::CLOEXEC)?;
@@ -44,16 +44,16 @@ pub(crate) fn prepare(socket: &OwnedFd) -> rustix::io::Result<()> {
     rustix::net::sockopt::set_socket_nosigpipe(socket, true)
 }
 
-/// How long this machine has slept so far: it grows when it wakes up again.
+/// The time for which this machine was suspended so far. Grows on resume.
 #[cfg(target_os = "linux")]
 pub(crate) fn time_asleep() -> Duration {
     since_boot(ClockId::Boottime).saturating_sub(since_boot(ClockId::Monotonic))
 }
 
-/// How long this machine has slept so far: it grows when it wakes up again.
+/// The time for which this machine was suspended so far. Grows on resume.
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn time_asleep() -> Duration {
-    // The standard library's clock, unlike POSIX's monotonic one, stands still during a sleep.
+    // The standard library's clock, unlike POSIX's monotonic clock here, stops while suspended.
     static START: std::sync::LazyLock<(std::time::Instant, Duration)> =
         std::sync::LazyLock::new(|| (std::time::Instant::now(), since_boot(ClockId::Monotonic)));
     (since_boot(ClockId::Monotonic) - START.1).saturating_sub(START.0.elapsed())

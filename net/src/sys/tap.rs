@@ -1,5 +1,5 @@
-//! A TAP device as the guest: the real TCP/IP stack of a network namespace, for tests and
-//! benchmarks. Needs `CAP_NET_ADMIN`.
+//! A TAP device as a guest: Linux's TCP/IP stack in a network namespace, for tests and benchmarks. Needs
+//! `CAP_NET_ADMIN`.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
@@ -9,7 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use super::ioctl;
 use crate::link::{Link, LinkFeatures, Offload, Received, Sent};
 
-/// `struct virtio_net_hdr`, as the kernel's tun driver has it by default.
+/// Bytes of `struct virtio_net_hdr`, by default of the tun driver.
 const HEADER: usize = 10;
 const NEEDS_CSUM: u8 = 1;
 const DATA_VALID: u8 = 2;
@@ -17,21 +17,21 @@ const GSO_NONE: u8 = 0;
 const GSO_TCPV4: u8 = 1;
 const GSO_TCPV6: u8 = 4;
 
-/// Pieces that a frame may have.
+/// The most pieces of a frame.
 const MAX_PIECES: usize = 32;
 
-/// A TAP device with offloads.
+/// A TAP device with offloads, as a link.
 pub struct TapLink {
     file: File,
     features: LinkFeatures,
 }
 
 impl TapLink {
-    /// Makes the TAP device `name` (at most 15 bytes), which exists as long as this does. It may
-    /// be moved into another network namespace.
+    /// Creates the TAP device `name` (at most 15 bytes), which exists as long as this value. It may be
+    /// moved to another network namespace.
     ///
     /// # Errors
-    /// There is no /dev/net/tun, or this process may not.
+    /// There is no /dev/net/tun, or this process lacks `CAP_NET_ADMIN`.
     pub fn create(name: &str, features: LinkFeatures) -> io::Result<Self> {
         let file = OpenOptions::new()
             .read(true)
@@ -81,13 +81,14 @@ impl Link for TapLink {
         rest.copy_from_slice(frame);
         match self.file.write_vectored(&pieces[..count]) {
             Ok(_) => Ok(Sent::Sent),
-            // Its queue is the receiver's backlog, which drops what it has no room for; so do we.
+            // The device's queue is the receiver's backlog, which drops frames when it is full; the
+            // same happens to this frame.
             Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
                 Ok(Sent::Sent)
             }
-            // It is down.
+            // The device is down.
             Err(e) if e.raw_os_error() == Some(libc::EIO) => Ok(Sent::Sent),
-            // A frame that the kernel finds wrong, or has no memory for, is lost.
+            // The kernel rejects the frame, or has no memory for it.
             Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENOMEM)) => {
                 tracing::debug!("tap: a frame is lost: {e}");
                 Ok(Sent::Sent)

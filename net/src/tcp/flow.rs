@@ -1,4 +1,4 @@
-//! One flow: what the guest's segments, the host's socket and the clock do to it.
+//! One flow: its reactions to the guest's segments, the host's socket and the clock.
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -17,40 +17,40 @@ use crate::wire::egress::{TcpHeader, TcpOptions};
 use crate::wire::segment::{Options, Segment};
 use crate::wire::{Seq, Unreachable};
 
-/// A flow that is silent for so long is asked whether the guest still knows it.
+/// TCP keepalive towards the guest.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(600);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_COUNT: u8 = 5;
-/// How long the host may try to connect: the kernel gives up earlier.
+/// Timeout of the host's connection attempt. The kernel gives up earlier.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(180);
-/// How often the guest is asked to accept, or to acknowledge that it was.
+/// Retransmissions of a SYN, and of a SYN-ACK.
 const SYN_RETRIES: u8 = 6;
-/// Segments of one flow in a turn; then others have theirs.
-const TURN: usize = 16;
+/// Segments of one flow in a turn of the loop.
+const BUDGET: usize = 16;
 
-/// Where a flow stands.
+/// The state of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// The host connects; the guest's SYN waits for that.
+    /// The host connects; the guest's SYN is answered when the connection is established.
     Connecting,
-    /// The guest was told that the connection stands.
+    /// A SYN-ACK was sent to the guest.
     SynReceived,
-    /// The guest was asked to accept.
+    /// A SYN was sent to the guest.
     SynSent,
     Open,
 }
 
-/// What becomes of a flow after something happened to it.
+/// What to do with a flow after an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fate {
-    Lives,
-    /// Both sides ended it.
-    Ended,
-    /// The guest does not know it any more; the host's side has to be reset.
+pub(super) enum Disposition {
+    Keep,
+    /// Both sides have closed it.
+    Closed,
+    /// The guest has reset it, or does not know it any more; reset the host's side.
     ResetByGuest,
-    /// The host's side is gone; the guest has to be told.
+    /// The host's side is gone; reset the guest's side.
     ResetByHost,
-    /// The guest serves no such port, or not by this IP version.
+    /// The guest does not serve the port, or not over this IP version.
     Refused,
     /// The host could not connect.
     Failed(Errno),
@@ -59,33 +59,33 @@ pub(super) enum Fate {
 /// A guest's connection and the host's socket.
 pub(super) struct Flow {
     pub(super) key: FlowKey,
-    /// Where the host connects to; for a flow from the host, where it came from.
+    /// The address that the host connects to; for a published port, the peer's address.
     host: SocketAddr,
     pub(super) socket: OwnedFd,
     place: Place,
     state: State,
     inbound: Inbound,
     outbound: Outbound,
-    /// The guest takes selective acknowledgements.
+    /// The guest accepts selective acknowledgements.
     sack: bool,
     readable: bool,
     writable: bool,
     hung_up: bool,
-    /// The guest has to hear something, if only an acknowledgement.
+    /// An acknowledgement is to be sent, alone or with data.
     ack_due: bool,
-    /// It is among those that have work.
+    /// The flow is in the queue of flows that have work.
     pub(super) queued: bool,
-    /// When its alarm goes off.
+    /// The time of its alarm.
     pub(super) armed: Option<Instant>,
-    /// When something last happened.
-    pub(super) heard: Instant,
+    /// The time of the last segment of the guest.
+    pub(super) last_active: Instant,
     probes: u8,
-    /// An acknowledgement of another connection answered the SYN.
+    /// The SYN was answered by an acknowledgement of another connection.
     rejected: bool,
 }
 
 impl Flow {
-    /// A flow that the guest opened by `segment`, whose host's side is on its way.
+    /// A flow that the guest opened by `segment`, while the host connects.
     pub(super) fn from_guest(
         key: FlowKey,
         host: SocketAddr,
@@ -102,7 +102,7 @@ impl Flow {
         flow
     }
 
-    /// A flow that came to a port of the host.
+    /// A flow of a published port.
     pub(super) fn from_host(
         key: FlowKey,
         host: SocketAddr,
@@ -139,7 +139,7 @@ impl Flow {
             ack_due: false,
             queued: false,
             armed: None,
-            heard: now,
+            last_active: now,
             probes: 0,
             rejected: false,
         }
@@ -150,73 +150,73 @@ impl Flow {
         self.sack = options.sack_permitted;
     }
 
-    /// The host's connection stands, or does not, or not yet.
-    pub(super) fn connected(&mut self, cx: &mut Context) -> Fate {
+    /// Looks at the host's connection attempt.
+    pub(super) fn connected(&mut self, cx: &mut Context) -> Disposition {
         if self.state != State::Connecting {
-            return Fate::Lives;
+            return Disposition::Keep;
         }
         match sockets::connect(&self.socket, self.host) {
-            Ok(Connect::Pending) => Fate::Lives,
+            Ok(Connect::Pending) => Disposition::Keep,
             Ok(Connect::Done) => {
                 self.accept(cx);
-                Fate::Lives
+                Disposition::Keep
             }
-            Err(e) => Fate::Failed(e),
+            Err(e) => Disposition::Failed(e),
         }
     }
 
-    /// Tells the guest that its connection stands.
+    /// Accepts the guest's connection: the host's is established.
     pub(super) fn accept(&mut self, cx: &mut Context) {
         self.state = State::SynReceived;
-        self.heard = cx.now;
+        self.last_active = cx.now;
         self.send_syn(cx);
     }
 
-    /// Epoll says that something can be done with the socket.
+    /// Epoll reports that the socket is ready.
     pub(super) fn on_socket(&mut self, readable: bool, writable: bool, hung_up: bool) {
         self.readable |= readable || hung_up;
         self.writable |= writable;
         self.hung_up |= hung_up;
     }
 
-    /// The socket failed: what is in flight will not be followed by more.
-    pub(super) fn on_error(&mut self) -> Fate {
+    /// The socket has an error.
+    pub(super) fn on_error(&mut self) -> Disposition {
         if self.state == State::Connecting {
-            return Fate::Lives;
+            return Disposition::Keep;
         }
         match sockets::error(&self.socket) {
-            Some(_) => Fate::ResetByHost,
-            None => Fate::Lives,
+            Some(_) => Disposition::ResetByHost,
+            None => Disposition::Keep,
         }
     }
 
     /// A segment of the guest arrived.
-    pub(super) fn on_segment(&mut self, segment: &Segment<'_>, cx: &mut Context) -> Fate {
-        self.heard = cx.now;
+    pub(super) fn on_segment(&mut self, segment: &Segment<'_>, cx: &mut Context) -> Disposition {
+        self.last_active = cx.now;
         self.probes = 0;
         match self.state {
-            // The SYN, again; or nonsense.
+            // A reset of the SYN; below, the SYN again or nonsense.
             State::Connecting if segment.rst && segment.seq == self.inbound.next => {
-                Fate::ResetByGuest
+                Disposition::ResetByGuest
             }
-            State::Connecting => Fate::Lives,
+            State::Connecting => Disposition::Keep,
             State::SynSent => self.on_answer(segment, cx),
             State::SynReceived | State::Open => self.on_open_segment(segment, cx),
         }
     }
 
-    /// The guest's answer to our SYN.
-    fn on_answer(&mut self, segment: &Segment<'_>, cx: &mut Context) -> Fate {
-        let Some(ack) = segment.ack else { return Fate::Lives };
+    /// The guest's answer to a SYN.
+    fn on_answer(&mut self, segment: &Segment<'_>, cx: &mut Context) -> Disposition {
+        let Some(ack) = segment.ack else { return Disposition::Keep };
         if ack != self.outbound.una + 1 {
             self.reject_ack(segment, ack, cx);
-            return Fate::Lives;
+            return Disposition::Keep;
         }
         if segment.rst {
-            return Fate::Refused;
+            return Disposition::Refused;
         }
         if !segment.syn {
-            return Fate::Lives;
+            return Disposition::Keep;
         }
         let scale = if segment.options.window_scale.is_some() { SCALE } else { 0 };
         self.inbound = Inbound::new(segment.seq + 1, scale);
@@ -225,54 +225,54 @@ impl Flow {
         self.outbound.update_window(segment.seq, ack, segment.window, true);
         self.state = State::Open;
         self.ack_due = true;
-        Fate::Lives
+        Disposition::Keep
     }
 
-    /// The guest acknowledges what was never sent: it knows another connection with the same
-    /// addresses, most likely one in TIME-WAIT, and answers our SYN with that one's numbers. A reset
-    /// with those ends that one (RFC 9293, section 3.10.7.3), so that the SYN can be sent again.
+    /// The guest acknowledges what was never sent: it has another connection with the same addresses, most
+    /// likely in TIME-WAIT, and answers the SYN with the numbers of that one. A reset with those numbers
+    /// closes it (RFC 9293, section 3.10.7.3), so that the SYN can be sent again.
     fn reject_ack(&mut self, segment: &Segment<'_>, ack: Seq, cx: &mut Context) {
         if segment.rst {
             return;
         }
         let header = TcpHeader { rst: true, ack: None, window: 0, ..self.header(ack, cx) };
         cx.out.tcp(&TcpHeader { options: TcpOptions::None, ..header }, &[]);
-        // At once, but once: a guest that stays at it is asked again by the clock.
+        // At once, but only once; then by the retransmission timeout.
         if self.state == State::SynSent && !std::mem::replace(&mut self.rejected, true) {
             self.send_syn(cx);
         }
     }
 
-    /// RFC 9293, section 3.10.7.4, and RFC 5961 for what comes from who knows where.
-    fn on_open_segment(&mut self, segment: &Segment<'_>, cx: &mut Context) -> Fate {
+    /// A segment in an established state: RFC 9293, section 3.10.7.4, and RFC 5961 against forged segments.
+    fn on_open_segment(&mut self, segment: &Segment<'_>, cx: &mut Context) -> Disposition {
         if segment.rst {
             if segment.seq == self.inbound.next {
-                return Fate::ResetByGuest;
+                return Disposition::ResetByGuest;
             }
             self.ack_due |= self.inbound.may_begin(segment.seq);
-            return Fate::Lives;
+            return Disposition::Keep;
         }
         if segment.syn {
-            // The guest's SYN again: our answer was lost. Or a new one that reuses the addresses:
-            // the acknowledgement makes the guest reset what is left here.
+            // The guest's SYN again: the SYN-ACK was lost. Or a new SYN that reuses the addresses: the
+            // acknowledgement makes the guest reset the old connection.
             if self.state == State::SynReceived {
                 self.send_syn(cx);
             } else {
                 self.send_ack(cx);
             }
-            return Fate::Lives;
+            return Disposition::Keep;
         }
-        let Some(ack) = segment.ack else { return Fate::Lives };
+        let Some(ack) = segment.ack else { return Disposition::Keep };
         if self.state == State::SynReceived {
             if !self.outbound.syn_acked(ack, cx.now) {
                 self.reject_ack(segment, ack, cx);
-                return Fate::Lives;
+                return Disposition::Keep;
             }
             self.state = State::Open;
         }
         if self.on_ack(segment, ack, cx) == Ack::Invalid {
             self.send_ack(cx);
-            return Fate::Lives;
+            return Disposition::Keep;
         }
         let arrival =
             self.inbound.accept(segment, &self.socket, &mut self.writable, &mut cx.budget);
@@ -281,12 +281,12 @@ impl Flow {
             Ok(Arrival::InOrder) => self.ack_due = true,
             Ok(Arrival::Unexpected) => {
                 cx.meter.out_of_order.add(1);
-                // Each counts: three of them tell the guest of a loss.
+                // Each one counts: three duplicates report a loss to the guest.
                 self.send_ack(cx);
             }
-            Err(_) => return Fate::ResetByHost,
+            Err(_) => return Disposition::ResetByHost,
         }
-        Fate::Lives
+        Disposition::Keep
     }
 
     fn on_ack(&mut self, segment: &Segment<'_>, ack: Seq, cx: &mut Context) -> Ack {
@@ -307,38 +307,38 @@ impl Flow {
         verdict
     }
 
-    /// Moves what can be moved, in both directions. True in the second place if there is more.
-    pub(super) fn serve(&mut self, cx: &mut Context) -> (Fate, bool) {
+    /// Moves data in both directions. The second value is true if there is more to do.
+    pub(super) fn serve(&mut self, cx: &mut Context) -> (Disposition, bool) {
         if self.state == State::Connecting {
             return (self.connected(cx), false);
         }
         if self.state != State::Open {
-            return (Fate::Lives, false);
+            return (Disposition::Keep, false);
         }
         if self.inbound.flush(&self.socket, &mut self.writable, &mut cx.budget).is_err() {
-            return (Fate::ResetByHost, false);
+            return (Disposition::ResetByHost, false);
         }
-        let Ok(more) = self.pump(cx) else { return (Fate::ResetByHost, false) };
+        let Ok(more) = self.pump(cx) else { return (Disposition::ResetByHost, false) };
         if self.ack_due || self.inbound.has_news(self.outbound.mss) {
             self.send_ack(cx);
         }
-        if self.outbound.fin_acked && self.inbound.end_passed {
-            return (Fate::Ended, false);
+        if self.outbound.fin_acked && self.inbound.fin_forwarded {
+            return (Disposition::Closed, false);
         }
-        (Fate::Lives, more || self.ack_due)
+        (Disposition::Keep, more || self.ack_due)
     }
 
-    /// From the host to the guest. True if there is more.
+    /// Moves data from the host to the guest. True if there is more.
     fn pump(&mut self, cx: &mut Context) -> Result<bool, Errno> {
         let burst = cx.out.burst(self.key.guest.ip(), self.outbound.mss);
-        for _ in 0..TURN {
+        for _ in 0..BUDGET {
             if !cx.may_send() {
                 return Ok(true);
             }
             let (readable, hung_up) = (&mut self.readable, self.hung_up);
             self.outbound.fill(&self.socket, readable, hung_up, burst, &mut cx.pool)?;
             let Some(due) = self.outbound.due(burst) else {
-                // The window is shut, or there is no memory: nothing will happen but by the clock.
+                // The window is closed, or there is no memory: only the timeout can go on.
                 if self.outbound.has_more(self.readable) && self.outbound.expires.is_none() {
                     self.outbound.wait(cx.now);
                 }
@@ -355,7 +355,7 @@ impl Flow {
         let header = self.header(due.seq, cx);
         let (pieces, count, len) = self.outbound.pieces(due);
         if len < due.len {
-            // In more pieces than a frame has.
+            // The data is in more pieces than a frame can have.
             (due.len, due.fin) = (len, false);
         }
         let header = TcpHeader { fin: due.fin, push: due.push, ..header };
@@ -395,7 +395,7 @@ impl Flow {
         self.ack_due = !cx.out.tcp(&header, &[]);
     }
 
-    /// SYN, or SYN and ACK.
+    /// Sends a SYN, or a SYN-ACK.
     fn send_syn(&mut self, cx: &mut Context) {
         let answer = self.state == State::SynReceived;
         let mss = cx.out.mss(self.key.guest.ip());
@@ -409,81 +409,81 @@ impl Flow {
             options: TcpOptions::Syn { mss, window_scale, sack_permitted },
             ..self.header(self.outbound.una, cx)
         };
-        // Where there is no room for it, it is sent when nothing was heard for a while.
+        // If the link has no room for it, the retransmission timeout sends it.
         cx.out.tcp(&header, &[]);
         self.outbound.syn_sent(cx.now);
     }
 
-    /// When it is next due, whatever for.
+    /// The next deadline of this flow.
     pub(super) fn deadline(&self) -> Instant {
         let idle = match (self.state, self.probes) {
             (State::Connecting, _) => CONNECT_TIMEOUT,
             (_, 0) => KEEPALIVE_IDLE,
             (_, n) => KEEPALIVE_IDLE + KEEPALIVE_INTERVAL * u32::from(n),
         };
-        let idle = self.heard + idle;
+        let idle = self.last_active + idle;
         self.outbound.expires.map_or(idle, |expires| expires.min(idle))
     }
 
     /// The deadline has passed.
-    pub(super) fn on_deadline(&mut self, cx: &mut Context) -> Fate {
+    pub(super) fn on_deadline(&mut self, cx: &mut Context) -> Disposition {
         if self.outbound.expires.is_some_and(|expires| expires <= cx.now) {
             self.outbound.expires = None;
             return self.on_timeout(cx);
         }
         if self.state == State::Connecting {
-            return Fate::Failed(Errno::TIMEDOUT);
+            return Disposition::Failed(Errno::TIMEDOUT);
         }
         if self.probes == KEEPALIVE_COUNT {
-            return Fate::ResetByGuest;
+            return Disposition::ResetByGuest;
         }
         self.probes += 1;
         self.probe(cx);
-        Fate::Lives
+        Disposition::Keep
     }
 
-    fn on_timeout(&mut self, cx: &mut Context) -> Fate {
+    fn on_timeout(&mut self, cx: &mut Context) -> Disposition {
         match self.state {
-            State::Connecting => Fate::Lives,
-            // It has no IPv6, perhaps.
-            State::SynSent if self.key.guest.is_ipv6() => Fate::Refused,
+            State::Connecting => Disposition::Keep,
+            // The guest may have no IPv6.
+            State::SynSent if self.key.guest.is_ipv6() => Disposition::Refused,
             State::SynReceived | State::SynSent => {
                 if self.outbound.retries() == SYN_RETRIES || !self.outbound.timeout() {
-                    return Fate::ResetByGuest;
+                    return Disposition::ResetByGuest;
                 }
                 self.send_syn(cx);
-                Fate::Lives
+                Disposition::Keep
             }
-            State::Open if self.outbound.is_shut() => {
-                // A guest may keep its window shut as long as it answers (RFC 9293, section
-                // 3.8.6.1), which it is heard by.
+            State::Open if self.outbound.is_closed() => {
+                // A guest may keep its window closed as long as it answers probes (RFC 9293, section
+                // 3.8.6.1).
                 if !self.outbound.timeout() {
-                    return Fate::ResetByGuest;
+                    return Disposition::ResetByGuest;
                 }
                 self.probe(cx);
                 self.outbound.wait(cx.now);
-                Fate::Lives
+                Disposition::Keep
             }
-            // There was no memory.
-            State::Open if self.outbound.is_idle() => Fate::Lives,
+            // Memory had run out.
+            State::Open if self.outbound.is_idle() => Disposition::Keep,
             State::Open => {
                 if !self.outbound.timeout() {
-                    return Fate::ResetByGuest;
+                    return Disposition::ResetByGuest;
                 }
-                // The flow is served next, and begins again at the first byte.
+                // The flow is served next, and sends again from the first unacknowledged byte.
                 self.outbound.wait(cx.now);
-                Fate::Lives
+                Disposition::Keep
             }
         }
     }
 
-    /// A segment that the guest must answer: it has nothing that is new.
+    /// Sends a segment that the guest must answer: an old sequence number, no data.
     fn probe(&mut self, cx: &mut Context) {
         let header = self.header(self.outbound.una - 1, cx);
         cx.out.tcp(&header, &[]);
     }
 
-    /// Tells the guest that it is over. It is removed next.
+    /// Resets the guest's side. The flow is removed next.
     pub(super) fn reset_guest(&mut self, cx: &mut Context) {
         let header = match self.state {
             State::Connecting => {
@@ -500,7 +500,7 @@ impl Flow {
         }
     }
 
-    /// Tells the guest why it could not be connected. It is removed next.
+    /// Reports a failed connection attempt to the guest. The flow is removed next.
     pub(super) fn fail(&mut self, error: Errno, cx: &mut Context) {
         let why = match error {
             Errno::NETUNREACH
@@ -515,7 +515,7 @@ impl Flow {
         unreachable(self.key, self.inbound.next - 1, why, cx);
     }
 
-    /// Frees all but the socket, and says where that came from.
+    /// Frees all but the socket; also returns the peer's address.
     pub(super) fn into_socket(mut self, cx: &mut Context) -> (OwnedFd, Place, SocketAddr) {
         self.inbound.clear(&mut cx.budget);
         self.outbound.clear(&mut cx.pool);
@@ -523,8 +523,8 @@ impl Flow {
         (self.socket, self.place, self.host)
     }
 
-    /// Frees what it holds; `reset` says how the host's side ends. Returns our next sequence number
-    /// and the guest's.
+    /// Closes the flow; `reset` resets the host's side. Returns the next sequence numbers: that of the
+    /// network, and that of the guest.
     pub(super) fn close(mut self, reset: bool, cx: &mut Context) -> (Seq, Seq) {
         self.inbound.clear(&mut cx.budget);
         self.outbound.clear(&mut cx.pool);

@@ -1,20 +1,20 @@
-//! Data that came before what precedes it.
+//! Data that arrived out of order.
 
 use crate::wire::Seq;
 
-/// Pieces that are kept; more are dropped, and the guest sends them again.
+/// The most pieces. More are dropped, and the guest sends them again.
 const MAX_PIECES: usize = 256;
 
-/// Bytes that a piece takes beside its data: its entry, of which a table that has grown may have two,
-/// and what the allocator adds.
+/// Bytes that a piece costs beside its data: its entry, twice where the vector has grown, and the
+/// overhead of the allocator.
 const OVERHEAD: usize = 128;
 
-/// Memory that a piece of `len` bytes takes.
+/// The memory of a piece of `len` bytes.
 pub(super) fn cost(len: usize) -> usize {
     len.saturating_add(OVERHEAD)
 }
 
-/// Pieces of the stream beyond the next byte that is expected, in order, without overlaps.
+/// Pieces of the stream beyond the next expected byte: in order, without overlaps.
 #[derive(Default)]
 pub(super) struct Gaps {
     pieces: Vec<(Seq, Vec<u8>)>,
@@ -25,18 +25,18 @@ impl Gaps {
         self.pieces.is_empty()
     }
 
-    /// Bytes of the stream that are here.
+    /// The number of bytes in all pieces.
     pub(super) fn len(&self) -> usize {
         self.pieces.iter().map(|(_, data)| data.len()).sum()
     }
 
-    /// Memory that they take.
+    /// The memory of all pieces.
     pub(super) fn cost(&self) -> usize {
         self.pieces.iter().map(|(_, data)| cost(data.len())).sum()
     }
 
-    /// The part of `data` at `seq` that is not here yet and can be kept in one piece: its place
-    /// among the pieces, and the range of `data`.
+    /// The part of `data` at `seq` that is new and fits in one piece: its index among the pieces, and its
+    /// range in `data`.
     pub(super) fn missing(&self, seq: Seq, data: &[u8]) -> Option<(usize, usize, usize)> {
         if self.pieces.len() == MAX_PIECES {
             return None;
@@ -49,7 +49,7 @@ impl Gaps {
         (from < to).then_some((place, from, to))
     }
 
-    /// Keeps what [`Gaps::missing`] found.
+    /// Inserts what [`Gaps::missing`] found.
     pub(super) fn insert(
         &mut self,
         seq: Seq,
@@ -61,7 +61,7 @@ impl Gaps {
         }
     }
 
-    /// Takes the first piece, if the stream has come that far.
+    /// Removes and returns the first piece, if the stream has reached it.
     pub(super) fn take(&mut self, next: Seq) -> Option<(Seq, Vec<u8>)> {
         let (start, _) = self.pieces.first()?;
         if start.is_after(next) {
@@ -78,7 +78,7 @@ impl Gaps {
         self.pieces = Vec::new();
     }
 
-    /// What selective acknowledgements say (RFC 2018): the stretch that `recent` is in first.
+    /// The ranges of a selective acknowledgement (RFC 2018): the one with `recent` first.
     pub(super) fn ranges(&self, recent: Seq) -> [Option<(Seq, Seq)>; 3] {
         let mut ranges: Vec<(Seq, Seq)> = Vec::new();
         for (start, data) in &self.pieces {

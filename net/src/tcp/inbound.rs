@@ -1,4 +1,5 @@
-//! What the guest sends: put in order, given to the host's socket, acknowledged.
+//! The stream from the guest to the host: data is put in order, written to the host's socket and
+//! acknowledged.
 
 use std::os::fd::AsFd;
 
@@ -10,47 +11,47 @@ use crate::sockets;
 use crate::wire::Segment;
 use crate::wire::Seq;
 
-/// The window that the guest has while the host takes everything.
+/// The receive window while the host's socket accepts everything.
 const WINDOW: usize = 2 << 20;
-/// The window where memory is short.
+/// The receive window while memory is short.
 const TIGHT_WINDOW: usize = 64 << 10;
-/// The scale of the windows that we advertise: up to 8 MiB fit.
+/// The scale of advertised windows: up to 8 MiB fit.
 pub(super) const SCALE: u8 = 7;
 
 /// The stream from the guest to the host.
 pub(super) struct Inbound {
-    /// The next byte that is expected: everything before is the host's, or in `pending`.
+    /// The next byte that is expected: all bytes before it are written, or in `pending`.
     pub(super) next: Seq,
-    /// The end of the window that the guest was given; it never moves back.
+    /// The end of the advertised window; it never moves back.
     edge: Seq,
     /// 0 if the guest does not scale.
     pub(super) scale: u8,
-    /// What the host's socket had no room for.
+    /// Data for which the host's socket had no room.
     pending: Backlog,
     gaps: Gaps,
-    /// Where the last segment out of order began.
+    /// The start of the last segment that was out of order.
     recent: Seq,
-    /// Where the guest's FIN is, once it came.
+    /// The position of the guest's FIN, once received.
     fin: Option<Seq>,
-    /// The guest's FIN has been reached: no more follows.
-    pub(super) ended: bool,
-    /// The host knows that.
-    pub(super) end_passed: bool,
+    /// All data up to the guest's FIN has arrived.
+    pub(super) fin_reached: bool,
+    /// The write half of the host's socket is closed.
+    pub(super) fin_forwarded: bool,
 }
 
-/// How a segment was received.
+/// The outcome of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Arrival {
-    /// It took nothing of the sequence space.
+    /// The segment takes no sequence space.
     Empty,
-    /// The stream went on.
+    /// The stream has advanced.
     InOrder,
-    /// The guest must hear at once what is missing, or what the window is.
+    /// The guest needs an acknowledgement at once: something is missing, or old.
     Unexpected,
 }
 
 impl Inbound {
-    /// A stream whose first byte will be `next`.
+    /// A stream whose first byte has the number `next`.
     pub(super) fn new(next: Seq, scale: u8) -> Self {
         Self {
             next,
@@ -60,12 +61,12 @@ impl Inbound {
             gaps: Gaps::default(),
             recent: next,
             fin: None,
-            ended: false,
-            end_passed: false,
+            fin_reached: false,
+            fin_forwarded: false,
         }
     }
 
-    /// The window for the wire. It is at most 64 KiB before both sides have agreed on a scale.
+    /// The window field of the next segment. At most 64 KiB until the scale is negotiated.
     pub(super) fn advertise(&mut self, scaled: bool, budget: &Budget) -> u16 {
         let most = if budget.is_tight() { TIGHT_WINDOW } else { WINDOW };
         let wanted = most.saturating_sub(self.pending.len() + self.gaps.len());
@@ -76,17 +77,17 @@ impl Inbound {
         window
     }
 
-    /// The window has grown so much that the guest should hear of it.
+    /// True if the window has grown so much that the guest needs an update.
     pub(super) fn has_news(&self, mss: usize) -> bool {
         let stored = self.pending.len() + self.gaps.len();
         let advertised = self.edge.since(self.next);
         advertised < mss.min(WINDOW / 4) && WINDOW.saturating_sub(stored) >= WINDOW / 2
     }
 
-    /// Takes the segment's data and FIN. `writable` says whether the socket takes data.
+    /// Accepts a segment's data and FIN. `writable` says whether the socket has room.
     ///
     /// # Errors
-    /// The socket's.
+    /// The error of the host's socket.
     pub(super) fn accept(
         &mut self,
         segment: &Segment<'_>,
@@ -95,12 +96,12 @@ impl Inbound {
         budget: &mut Budget,
     ) -> Result<Arrival, Errno> {
         if segment.payload.is_empty() && !segment.fin {
-            // An old one may be a keepalive, which wants an answer.
+            // An old one may be a keepalive, which needs an answer.
             let old = self.next.is_after(segment.seq);
             return Ok(if old { Arrival::Unexpected } else { Arrival::Empty });
         }
-        if self.ended {
-            // The end again; what claims to follow it is not of the stream.
+        if self.fin_reached {
+            // The FIN again; data beyond it is invalid.
             return Ok(Arrival::Unexpected);
         }
         let skip = self.next.since(segment.seq).min(segment.payload.len());
@@ -130,28 +131,28 @@ impl Inbound {
         self.next += taken;
         let filled = !self.gaps.is_empty();
         while let Some((seq, data)) = self.gaps.take(self.next) {
-            budget.give_back(gaps::cost(data.len()));
+            budget.release(gaps::cost(data.len()));
             let known = self.next.since(seq).min(data.len());
             let rest = data.get(known..).unwrap_or_default();
-            // The end may have come after this did.
+            // The FIN may have arrived after this piece.
             let left = self.fin.map_or(usize::MAX, |fin| fin.since(self.next));
             let rest = rest.get(..left).unwrap_or(rest);
             let taken = self.deliver(rest, &socket, writable, budget)?;
             self.next += taken;
             if taken < rest.len() {
-                // There is no memory for it; the guest will send it again.
+                // There is no memory for the rest; the guest sends it again.
                 break;
             }
         }
-        if self.fin == Some(self.next) && !self.ended {
-            self.ended = true;
+        if self.fin == Some(self.next) && !self.fin_reached {
+            self.fin_reached = true;
             self.next += 1;
         }
         let moved = self.next != before;
         Ok(if moved && !filled { Arrival::InOrder } else { Arrival::Unexpected })
     }
 
-    /// Gives data to the host, or keeps it. Returns how much of it is safe.
+    /// Writes data to the host's socket, or keeps it. Returns how many bytes were taken.
     fn deliver(
         &mut self,
         data: &[u8],
@@ -171,10 +172,10 @@ impl Inbound {
         Ok(data.len())
     }
 
-    /// Gives the host what was kept, and tells it of the end.
+    /// Writes what was kept, then closes the write half if the FIN is reached.
     ///
     /// # Errors
-    /// The socket's.
+    /// The error of the host's socket.
     pub(super) fn flush(
         &mut self,
         socket: impl AsFd,
@@ -188,26 +189,26 @@ impl Inbound {
             *writable = sent == len;
             self.pending.consume(sent, budget);
         }
-        if self.pending.is_empty() && self.ended && !self.end_passed {
-            sockets::end(socket);
-            self.end_passed = true;
+        if self.pending.is_empty() && self.fin_reached && !self.fin_forwarded {
+            sockets::shutdown_write(socket);
+            self.fin_forwarded = true;
         }
         Ok(())
     }
 
-    /// Nothing is missing, so that selective acknowledgements have nothing to say.
+    /// The ranges for selective acknowledgements; none if nothing is missing.
     pub(super) fn gaps(&self) -> Option<[Option<(Seq, Seq)>; 3]> {
         (!self.gaps.is_empty()).then(|| self.gaps.ranges(self.recent))
     }
 
     /// Frees what is kept.
     pub(super) fn clear(&mut self, budget: &mut Budget) {
-        budget.give_back(self.gaps.cost());
+        budget.release(self.gaps.cost());
         self.pending.clear(budget);
         self.gaps.clear();
     }
 
-    /// A segment that begins here is one that the guest may send (RFC 9293, section 3.10.7.4).
+    /// True if a segment that begins at `seq` is acceptable (RFC 9293, section 3.10.7.4).
     pub(super) fn may_begin(&self, seq: Seq) -> bool {
         !self.next.is_after(seq) && !seq.is_after(self.edge)
     }

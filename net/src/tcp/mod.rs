@@ -1,17 +1,16 @@
 //! TCP: a guest's connections, each spliced to a socket of the host.
 //!
-//! This is not a general TCP: towards the host the kernel speaks it, and what is spoken to the
-//! guest mirrors the state of the host's socket. A SYN is answered when the host's connection
-//! stands, the guest's data is acknowledged when the host's socket has taken it (or a bounded
-//! buffer has), the host's data is kept until the guest acknowledged it, and ends and resets pass
-//! in both directions.
+//! This is not a general TCP. Towards the host the kernel implements TCP, and the guest sees the state of
+//! the host's socket: a SYN is answered when the host's connection is established, the guest's data is
+//! acknowledged when the host's socket or a bounded buffer has taken it, the host's data is kept until the
+//! guest acknowledges it, and FIN and RST are forwarded in both directions.
 //!
-//! - `table`: all flows, by their addresses; segments and events find their flow here
-//! - `flow`: one flow: what segments, the socket and the clock do to it
-//! - `inbound`: what the guest sends: order, window, what the host has no room for
-//! - `outbound`: what the guest receives: what is in flight, retransmission, congestion
-//! - `reply`: what the guest is told without a flow: resets, ICMP
-//! - `rto`, `gaps`, `time_wait`: retransmission time, data out of order, flows that are over
+//! - `table`: all flows, by their addresses: finds the flow of a segment, event or alarm
+//! - `flow`: one flow: its reactions to segments, the socket and the clock
+//! - `inbound`: from the guest to the host: order, window, data for which the host has no room
+//! - `outbound`: from the host to the guest: data in flight, retransmission, congestion
+//! - `reply`: segments and ICMP errors that belong to no flow
+//! - `rto`, `gaps`, `time_wait`: retransmission timeout, data out of order, TIME-WAIT
 
 mod flow;
 mod gaps;

@@ -1,7 +1,8 @@
-//! What the guest receives: read from the host's socket, kept until it is acknowledged.
+//! The stream from the host to the guest: data is read from the host's socket and kept until the guest
+//! acknowledges it.
 //!
-//! The link to a guest loses nothing, so the window of the guest is the limit, and congestion
-//! control (NewReno, RFC 5681 and 6582) begins with a loss.
+//! The link loses nothing, so the guest's window is the limit, and congestion control (NewReno, RFC 5681
+//! and 6582) begins with a loss.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -17,52 +18,52 @@ use crate::wire::Seq;
 use crate::wire::egress::MAX_PIECES;
 use crate::wire::segment::Options;
 
-/// A chunk with less room is not read into any more.
+/// A chunk with less room than this is full.
 const MIN_ROOM: usize = 16 << 10;
-/// Small buffers of a flow; more are not worth it.
+/// The most small buffers of a flow.
 const MAX_SMALL: usize = 16;
-/// Acknowledgements without news that mean a loss.
+/// Duplicate acknowledgements that mean a loss.
 const DUPLICATES: u8 = 3;
-/// Timeouts in a row after which the guest is taken for gone: about 14 minutes.
+/// Timeouts in a row after which the connection is given up: about 14 minutes.
 const MAX_RETRIES: u8 = 15;
-/// What an MSS cannot be below: smaller ones only make work (RFC 791 packets have 576 bytes).
+/// The least MSS that is honoured: smaller ones only cost work.
 const MIN_MSS: usize = 88;
 /// The MSS of a guest that names none (RFC 9293, section 3.7.1).
 const DEFAULT_MSS: u16 = 536;
 
 /// The stream from the host to the guest.
 pub(super) struct Outbound {
-    /// The first byte that is not acknowledged; `queue` begins there.
+    /// The first byte that is not acknowledged; `queue` begins with it.
     pub(super) una: Seq,
     /// The next byte to send; goes back to `una` after a timeout.
     pub(super) next: Seq,
-    /// The end of what was ever sent.
+    /// The end of all bytes ever sent.
     max: Seq,
-    /// What the guest has room for, from `una`.
+    /// The guest's receive window, from `una`.
     window: usize,
     max_window: usize,
-    /// Which segment the window was in (RFC 9293, section 3.10.7.4).
+    /// The segment of the last window update (RFC 9293, section 3.10.7.4).
     window_seq: Seq,
     window_ack: Seq,
     scale: u8,
     pub(super) mss: usize,
     congestion: Option<Congestion>,
     duplicates: u8,
-    /// The end of what was sent when a loss was noticed.
+    /// The end of the bytes sent when a loss was detected.
     recover: Option<Seq>,
-    /// The first byte that the guest has beyond a hole.
+    /// The first byte that the guest has beyond a gap.
     sacked: Option<Seq>,
     queue: VecDeque<Chunk>,
     queued: usize,
-    /// The host sends no more.
+    /// The host has closed its write half.
     pub(super) eof: bool,
-    /// FIN was sent, after all that is queued.
+    /// A FIN was sent, after all queued bytes.
     fin_sent: bool,
     pub(super) fin_acked: bool,
     rto: Rto,
-    /// What is measured: an end, and when it was sent.
+    /// The round trip being measured: an end, and the time at which it was sent.
     timed: Option<(Seq, Instant)>,
-    /// When the guest is overdue.
+    /// The retransmission deadline.
     pub(super) expires: Option<Instant>,
 }
 
@@ -87,18 +88,18 @@ pub(super) struct Due {
     pub(super) push: bool,
 }
 
-/// What an acknowledgement said.
+/// The meaning of an acknowledgement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ack {
     Fine,
-    /// Something is missing: send again what [`Outbound::missing`] says.
+    /// A segment is lost: send [`Outbound::missing`] again.
     Loss,
-    /// It is of something that was never sent.
+    /// It acknowledges bytes that were never sent.
     Invalid,
 }
 
 impl Outbound {
-    /// A stream whose SYN has the number `iss`, for a guest whose options are known.
+    /// A stream whose SYN has the number `iss`.
     pub(super) fn new(iss: Seq) -> Self {
         Self {
             una: iss,
@@ -125,14 +126,14 @@ impl Outbound {
         }
     }
 
-    /// Takes what the guest's SYN says. `most` is what the link carries.
+    /// Takes the options of the guest's SYN. `most` is the largest MSS of the link.
     pub(super) fn negotiate(&mut self, options: &Options, most: u16) {
         let mss = options.mss.unwrap_or(DEFAULT_MSS).min(most);
         self.mss = usize::from(mss).max(MIN_MSS);
         self.scale = options.window_scale.unwrap_or(0);
     }
 
-    /// The SYN is on its way.
+    /// A SYN was sent.
     pub(super) fn syn_sent(&mut self, now: Instant) {
         self.next = self.una + 1;
         self.max = self.next;
@@ -142,7 +143,7 @@ impl Outbound {
         self.expires = Some(now + self.rto.timeout());
     }
 
-    /// The SYN was acknowledged, if this is its acknowledgement.
+    /// True if this acknowledges the SYN.
     pub(super) fn syn_acked(&mut self, ack: Seq, now: Instant) -> bool {
         if ack != self.una + 1 {
             return false;
@@ -155,7 +156,8 @@ impl Outbound {
         true
     }
 
-    /// Takes the window of a segment, if it is not older than the last.
+    /// Takes the window of a segment, unless the segment is older than the last update. True if the
+    /// window changed.
     pub(super) fn update_window(&mut self, seq: Seq, ack: Seq, window: u16, syn: bool) -> bool {
         let newer = seq.is_after(self.window_seq)
             || seq == self.window_seq && !self.window_ack.is_after(ack)
@@ -175,7 +177,7 @@ impl Outbound {
         changed
     }
 
-    /// Takes an acknowledgement. `news` says that the segment had data or moved the window.
+    /// Takes an acknowledgement and frees what it covers.
     pub(super) fn on_ack(
         &mut self,
         ack: Seq,
@@ -227,7 +229,7 @@ impl Outbound {
         }
     }
 
-    /// An acknowledgement brought nothing new (RFC 5681, section 2).
+    /// A duplicate acknowledgement arrived (RFC 5681, section 2).
     pub(super) fn duplicate_ack(&mut self) -> Ack {
         if self.una == self.max || self.recover.is_some() {
             return Ack::Fine;
@@ -243,7 +245,7 @@ impl Outbound {
         Ack::Loss
     }
 
-    /// What a loss calls for: the first segment that is not acknowledged.
+    /// The segment to send again after a loss: the first that is not acknowledged.
     pub(super) fn missing(&mut self, burst: usize) -> Due {
         self.timed = None;
         let hole = self.sacked.map_or(usize::MAX, |from| from.since(self.una));
@@ -252,7 +254,7 @@ impl Outbound {
         Due { seq: self.una, len, fin: last && self.fin_sent, push: last }
     }
 
-    /// The guest did not acknowledge in time. False if it has not for too long.
+    /// The retransmission timeout expired. False if it did too often in a row.
     pub(super) fn timeout(&mut self) -> bool {
         if self.rto.backoff >= MAX_RETRIES {
             return false;
@@ -261,7 +263,7 @@ impl Outbound {
         let flight = self.max.since(self.una);
         let threshold = (flight / 2).max(2 * self.mss);
         self.congestion = Some(Congestion { window: self.mss, threshold });
-        // Everything is sent again, so partial acknowledgements call for nothing.
+        // Everything is sent again, so partial acknowledgements need no reaction.
         self.recover = None;
         self.timed = None;
         self.duplicates = 0;
@@ -269,7 +271,7 @@ impl Outbound {
         true
     }
 
-    /// How often the guest did not answer in a row.
+    /// Timeouts in a row.
     pub(super) fn retries(&self) -> u8 {
         self.rto.backoff
     }
@@ -278,7 +280,7 @@ impl Outbound {
         self.expires = Some(now + self.rto.timeout());
     }
 
-    /// Bytes that may be sent now, whether they are here or not.
+    /// Bytes that the windows still allow.
     fn room(&self) -> usize {
         let congestion = self.congestion.as_ref().map_or(usize::MAX, |c| c.window);
         self.window.min(congestion).saturating_sub(self.next.since(self.una))
@@ -288,26 +290,25 @@ impl Outbound {
         self.queued.saturating_sub(self.next.since(self.una))
     }
 
-    /// Everything was acknowledged, and the window is shut: the guest must be asked whether it
-    /// still is.
-    pub(super) fn is_shut(&self) -> bool {
+    /// True if nothing is in flight and the window is closed: the window must be probed.
+    pub(super) fn is_closed(&self) -> bool {
         self.window == 0 && self.is_idle()
     }
 
-    /// Nothing is in flight.
+    /// True if nothing is in flight.
     pub(super) fn is_idle(&self) -> bool {
         self.max == self.una
     }
 
-    /// There is more to send, here or at the host, which is `readable`.
+    /// True if there is more to send, queued or in the host's socket.
     pub(super) fn has_more(&self, readable: bool) -> bool {
         self.unsent() > 0 || readable && !self.eof
     }
 
-    /// Reads from the host what the guest has room for, up to `burst` bytes ahead.
+    /// Reads from the host's socket as much as the windows allow, up to `burst` bytes ahead.
     ///
     /// # Errors
-    /// The socket's.
+    /// The error of the host's socket.
     pub(super) fn fill(
         &mut self,
         socket: impl AsFd,
@@ -341,7 +342,7 @@ impl Outbound {
             }
             match result? {
                 Some(0) => self.eof = true,
-                // A short read of a stream empties it; its end is announced separately.
+                // A short read empties the socket; epoll reports its end separately.
                 Some(n) => *readable = n == len || hung_up,
                 None => *readable = false,
             }
@@ -349,7 +350,7 @@ impl Outbound {
         Ok(())
     }
 
-    /// Gives the last chunk's buffer back, for a small one if it holds anything.
+    /// Replaces the last chunk's buffer by a small one, or returns it if it is empty.
     fn shrink_last(&mut self, pool: &mut Pool) {
         let Some(chunk) = self.queue.pop_back() else { return };
         let held = chunk.data.get(chunk.start..chunk.end).unwrap_or_default();
@@ -360,7 +361,7 @@ impl Outbound {
             }
             self.queue.push_back(Chunk { data, start: 0, end: held.len() });
         }
-        pool.give_back(chunk.data);
+        pool.put_back(chunk.data);
     }
 
     /// The segment to send next, at most `burst` bytes.
@@ -383,7 +384,7 @@ impl Outbound {
         (len > 0 || fin).then_some(Due { seq: self.next, len, fin, push: len == unsent })
     }
 
-    /// The bytes of a segment, in pieces; the second number is how many.
+    /// The bytes of a segment, in pieces; then the number of pieces, and of bytes.
     pub(super) fn pieces(&self, due: Due) -> ([IoSlice<'_>; MAX_PIECES], usize, usize) {
         let mut pieces = [IoSlice::new(&[]); MAX_PIECES];
         let (mut skip, mut left, mut count) = (due.seq.since(self.una), due.len, 0);
@@ -407,7 +408,7 @@ impl Outbound {
         (pieces, count, len)
     }
 
-    /// A segment is on its way. True if it was sent before.
+    /// A segment was sent. True if it is a retransmission.
     pub(super) fn sent(&mut self, due: Due, now: Instant) -> bool {
         let end = due.seq + due.len + usize::from(due.fin);
         let again = self.max.is_after(due.seq);
@@ -432,7 +433,7 @@ impl Outbound {
         }
     }
 
-    /// Forgets acknowledged bytes.
+    /// Frees acknowledged bytes.
     fn release(&mut self, mut len: usize, pool: &mut Pool) {
         self.queued = self.queued.saturating_sub(len);
         while let Some(chunk) = self.queue.front_mut() {
@@ -442,7 +443,7 @@ impl Outbound {
                 return;
             }
             len -= held;
-            self.queue.pop_front().into_iter().for_each(|chunk| pool.give_back(chunk.data));
+            self.queue.pop_front().into_iter().for_each(|chunk| pool.put_back(chunk.data));
         }
         if self.queue.capacity() > 64 {
             self.queue = VecDeque::new();
@@ -451,7 +452,7 @@ impl Outbound {
 
     /// Frees everything.
     pub(super) fn clear(&mut self, pool: &mut Pool) {
-        self.queue.drain(..).for_each(|chunk| pool.give_back(chunk.data));
+        self.queue.drain(..).for_each(|chunk| pool.put_back(chunk.data));
         self.queued = 0;
     }
 }

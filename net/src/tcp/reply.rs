@@ -1,4 +1,4 @@
-//! What the guest is told without a flow: resets, acknowledgements, ICMP.
+//! Segments and ICMP errors that belong to no flow.
 
 use crate::context::Context;
 use crate::key::FlowKey;

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-/// Linux waits up to 40 ms, sometimes 200 ms, with an acknowledgement.
+/// Linux delays an acknowledgement by up to 40 ms, sometimes 200 ms.
 const MIN: Duration = Duration::from_millis(200);
 const MAX: Duration = Duration::from_secs(60);
 const INITIAL: Duration = Duration::from_secs(1);
 
-/// What is known of the round trip, and how long to wait for an acknowledgement.
+/// The round-trip time, and the timeout that follows from it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rto {
     /// Smoothed round-trip time and its variation, once measured.

@@ -1,4 +1,4 @@
-//! All flows: where segments and events find theirs, and where flows begin and end.
+//! All TCP flows: finds the flow of a segment, event or alarm; opens and closes flows.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -10,7 +10,7 @@ use boxlite_net_policy::Protocol;
 use rustix::io::Errno;
 use slab::Slab;
 
-use super::flow::{Fate, Flow};
+use super::flow::{Disposition, Flow};
 use super::reply::{refuse, reply, unreachable};
 use super::time_wait::TimeWait;
 use crate::context::{Context, Source};
@@ -25,8 +25,8 @@ use crate::wire::{Packet, Segment, Seq, Unreachable};
 
 /// The port of DNS.
 const DNS: u16 = 53;
-/// Places for each flow to the resolver: it and the resolver's end have one, and the end of one that
-/// was reset keeps its place until it is looked at.
+/// Places for each flow to the resolver: the flow and the resolver's end have one each, and the ends of a
+/// flow that was reset keep theirs until they are looked at.
 const DNS_PLACES: usize = 4;
 
 /// The TCP flows of a guest.
@@ -38,11 +38,11 @@ pub(crate) struct Table {
     ready: VecDeque<usize>,
     /// Flows to the resolver.
     dns: Vec<usize>,
-    over: TimeWait,
+    time_wait: TimeWait,
     numbers: Numbers,
 }
 
-/// Initial sequence numbers that nobody outside can guess (RFC 6528).
+/// Initial sequence numbers that others cannot guess (RFC 6528).
 #[derive(Default)]
 struct Numbers {
     secret: RandomState,
@@ -51,14 +51,14 @@ struct Numbers {
 
 impl Numbers {
     fn next(&mut self, key: &FlowKey) -> Seq {
-        // Each connection's numbers start beyond those of the last one with the same addresses.
+        // The numbers of a connection start beyond those of the last one with the same addresses.
         self.count = self.count.wrapping_add(64_000);
         Seq((self.secret.hash_one(key) as u32).wrapping_add(self.count))
     }
 }
 
 impl Table {
-    /// A TCP packet of the guest.
+    /// A TCP segment of the guest.
     pub(crate) fn on_packet(&mut self, packet: &Packet<'_>, cx: &mut Context) {
         let Some(segment) = Segment::parse(packet.payload) else {
             cx.meter.malformed.add(1);
@@ -70,17 +70,17 @@ impl Table {
         };
         if let Some(&index) = self.by_key.get(&key) {
             let Some(flow) = self.flows.get_mut(index) else { return };
-            let fate = flow.on_segment(&segment, cx);
-            return self.settle(index, fate, cx);
+            let disposition = flow.on_segment(&segment, cx);
+            return self.settle(index, disposition, cx);
         }
-        if let Some((ours, guests)) = self.over.get(&key, cx.now) {
+        if let Some((ours, guests)) = self.time_wait.get(&key, cx.now) {
             if !segment.syn {
                 if !segment.rst && segment.len() > 0 {
                     reply(key, ours, Some(guests), false, cx);
                 }
                 return;
             }
-            self.over.remove(&key);
+            self.time_wait.remove(&key);
         }
         if segment.syn && segment.ack.is_none() && !segment.rst {
             self.open(key, &segment, cx);
@@ -89,7 +89,7 @@ impl Table {
         }
     }
 
-    /// The guest wants a connection.
+    /// The guest opens a connection.
     fn open(&mut self, key: FlowKey, segment: &Segment<'_>, cx: &mut Context) {
         let route = Route::to(&cx.addresses, key.remote);
         let (destination, host) = match route {
@@ -123,7 +123,7 @@ impl Table {
             }
             Err(e) => {
                 if sockets::is_exhausted(e) {
-                    cx.complain("no socket for a connection of the guest", e.into());
+                    cx.warn_exhausted("no socket for a connection of the guest", e.into());
                 }
                 match e {
                     Errno::NETUNREACH | Errno::ADDRNOTAVAIL | Errno::INVAL | Errno::AFNOSUPPORT => {
@@ -139,13 +139,13 @@ impl Table {
         }
     }
 
-    /// A stream to our own resolver.
+    /// The guest opens a connection to the resolver at the gateway.
     fn open_dns(&mut self, key: FlowKey, segment: &Segment<'_>, cx: &mut Context) {
         if !cx.may_open(Kind::DnsStream) {
             return;
         }
         if self.dns.len() >= cx.quotas.most(Kind::DnsStream) / DNS_PLACES {
-            self.end_idle_dns(cx);
+            self.reset_idle_dns(cx);
         }
         let places = (cx.quotas.take(Kind::DnsStream), cx.quotas.take(Kind::DnsStream));
         let (Some(ours), Some(theirs)) = places else {
@@ -155,7 +155,7 @@ impl Table {
         let (socket, resolver) = match sockets::stream_pair() {
             Ok(pair) => pair,
             Err(e) => {
-                cx.complain("no sockets for DNS over TCP", e.into());
+                cx.warn_exhausted("no sockets for DNS over TCP", e.into());
                 return refuse(key, segment, cx);
             }
         };
@@ -167,33 +167,33 @@ impl Table {
         self.begin(index, Connect::Done, cx);
     }
 
-    /// Resets the stream to the resolver that was silent for longest, so that programs that never
-    /// close theirs do not lock out others.
-    fn end_idle_dns(&mut self, cx: &mut Context) {
-        let silent = |index: &usize| self.flows.get(*index).map(|flow| flow.heard);
-        if let Some(index) = self.dns.iter().copied().min_by_key(silent) {
-            self.finish(index, Fate::ResetByHost, cx);
+    /// Resets the stream to the resolver that was idle for longest, so that programs that never close
+    /// theirs do not lock out others.
+    fn reset_idle_dns(&mut self, cx: &mut Context) {
+        let last_active = |index: &usize| self.flows.get(*index).map(|flow| flow.last_active);
+        if let Some(index) = self.dns.iter().copied().min_by_key(last_active) {
+            self.finish(index, Disposition::ResetByHost, cx);
         }
     }
 
-    /// Watches a new flow; one over the loopback stands already.
+    /// Watches a new flow. A connection over the loopback is established at once.
     fn begin(&mut self, index: usize, state: Connect, cx: &mut Context) {
         let Some(flow) = self.flows.get_mut(index) else { return };
         if cx.watch(&flow.socket, Source::Tcp(index)).is_err() {
-            return self.settle(index, Fate::Failed(Errno::NOMEM), cx);
+            return self.settle(index, Disposition::Failed(Errno::NOMEM), cx);
         }
-        let fate = match state {
+        let disposition = match state {
             Connect::Done => {
                 flow.accept(cx);
-                Fate::Lives
+                Disposition::Keep
             }
             Connect::Pending => flow.connected(cx),
         };
-        self.settle(index, fate, cx);
+        self.settle(index, disposition, cx);
     }
 
-    /// A connection to a port of the host: the guest is asked for one from `remote`, or, if that
-    /// address is in use, from another port of it. False if that is not possible.
+    /// A connection to a published port: connects to the guest from `remote`, or from another port of
+    /// that address if that one is in use. False if that is not possible.
     pub(crate) fn open_from_host(
         &mut self,
         socket: OwnedFd,
@@ -203,7 +203,7 @@ impl Table {
         cx: &mut Context,
     ) -> bool {
         match cx.quotas.take(Kind::Tcp) {
-            Some(place) => self.ask_guest((socket, place), peer, remote, guest, cx),
+            Some(place) => self.connect_to_guest((socket, place), peer, remote, guest, cx),
             None => {
                 cx.meter.dropped.add(1);
                 false
@@ -211,7 +211,7 @@ impl Table {
         }
     }
 
-    fn ask_guest(
+    fn connect_to_guest(
         &mut self,
         (socket, place): (OwnedFd, Place),
         peer: SocketAddr,
@@ -231,27 +231,27 @@ impl Table {
         if self.by_key.contains_key(&key) || prepared.is_err() {
             return false;
         }
-        self.over.remove(&key);
+        self.time_wait.remove(&key);
         let iss = self.numbers.next(&key);
         let flow = Flow::from_host(key, peer, (socket, place), iss, cx);
         let index = self.insert(flow, cx);
         let Some(flow) = self.flows.get(index) else { return false };
-        let fate = match cx.watch(&flow.socket, Source::Tcp(index)) {
-            Ok(()) => Fate::Lives,
-            Err(_) => Fate::ResetByGuest,
+        let disposition = match cx.watch(&flow.socket, Source::Tcp(index)) {
+            Ok(()) => Disposition::Keep,
+            Err(_) => Disposition::ResetByGuest,
         };
-        self.settle(index, fate, cx);
+        self.settle(index, disposition, cx);
         true
     }
 
-    /// The guest does not take by IPv6 who came by it: asks again by IPv4, where everybody who has no
-    /// address of that kind looks like the host.
-    fn ask_over_ipv4(&mut self, flow: Flow, cx: &mut Context) {
+    /// The guest refused a connection over IPv6: connects again over IPv4, from the address that stands
+    /// for the host, since the peer has no IPv4 address.
+    fn retry_over_ipv4(&mut self, flow: Flow, cx: &mut Context) {
         let FlowKey { guest, remote } = flow.key;
         let remote = SocketAddr::new(cx.addresses.host.into(), remote.port());
         let guest = SocketAddr::new(cx.addresses.guest.into(), guest.port());
         let (socket, place, peer) = flow.into_socket(cx);
-        self.ask_guest((socket, place), peer, remote, guest, cx);
+        self.connect_to_guest((socket, place), peer, remote, guest, cx);
     }
 
     fn insert(&mut self, flow: Flow, cx: &Context) -> usize {
@@ -263,50 +263,51 @@ impl Table {
         index
     }
 
-    /// Epoll says something about a flow's socket.
+    /// Epoll reports an event of a flow's socket.
     pub(crate) fn on_socket(&mut self, index: usize, event: &mio::event::Event, cx: &mut Context) {
         let Some(flow) = self.flows.get_mut(index) else { return };
         flow.on_socket(event.is_readable(), event.is_writable(), event.is_read_closed());
-        let fate = if event.is_error() { flow.on_error() } else { Fate::Lives };
-        self.settle(index, fate, cx);
+        let disposition = if event.is_error() { flow.on_error() } else { Disposition::Keep };
+        self.settle(index, disposition, cx);
     }
 
-    /// A flow's alarm, set for `at`, goes off.
+    /// A flow's alarm, which was set for `at`, goes off.
     pub(crate) fn on_alarm(&mut self, index: usize, at: Instant, cx: &mut Context) {
         let Some(flow) = self.flows.get_mut(index).filter(|flow| flow.armed == Some(at)) else {
             return;
         };
         flow.armed = None;
-        let fate = if flow.deadline() <= cx.now { flow.on_deadline(cx) } else { Fate::Lives };
-        self.settle(index, fate, cx);
+        let disposition =
+            if flow.deadline() <= cx.now { flow.on_deadline(cx) } else { Disposition::Keep };
+        self.settle(index, disposition, cx);
     }
 
-    /// Serves every flow that has work. True if some have more that can be done at once.
+    /// Serves every flow that has work. True if some have more work that can be done at once.
     pub(crate) fn serve(&mut self, cx: &mut Context) -> bool {
         for _ in 0..self.ready.len() {
             let Some(index) = self.ready.pop_front() else { break };
             let Some(flow) = self.flows.get_mut(index) else { continue };
             flow.queued = false;
-            let (fate, more) = flow.serve(cx);
-            if more && fate == Fate::Lives {
+            let (disposition, more) = flow.serve(cx);
+            if more && disposition == Disposition::Keep {
                 flow.queued = true;
                 self.ready.push_back(index);
                 self.arm(index, cx);
             } else {
-                self.finish(index, fate, cx);
+                self.finish(index, disposition, cx);
             }
         }
         !self.ready.is_empty() && cx.may_send()
     }
 
-    /// True if flows wait for room in the link, or for the rate limit.
+    /// True if flows wait for the link or the rate limit.
     pub(crate) fn has_work(&self) -> bool {
         !self.ready.is_empty()
     }
 
-    /// Forgets what is long over.
+    /// Removes connections whose TIME-WAIT is over.
     pub(crate) fn housekeep(&mut self, now: Instant) {
-        self.over.expire(now);
+        self.time_wait.expire(now);
         if self.flows.is_empty() && self.flows.capacity() > 1024 {
             self.flows = Slab::new();
             self.by_key = HashMap::new();
@@ -314,10 +315,10 @@ impl Table {
         }
     }
 
-    /// Something happened to a flow: it is served in this turn, or removed.
-    fn settle(&mut self, index: usize, fate: Fate, cx: &mut Context) {
-        if fate != Fate::Lives {
-            return self.finish(index, fate, cx);
+    /// Acts on the disposition of a flow after an event: the flow is served in this turn, or closed.
+    fn settle(&mut self, index: usize, disposition: Disposition, cx: &mut Context) {
+        if disposition != Disposition::Keep {
+            return self.finish(index, disposition, cx);
         }
         if let Some(flow) = self.flows.get_mut(index)
             && !flow.queued
@@ -327,8 +328,8 @@ impl Table {
         }
     }
 
-    fn finish(&mut self, index: usize, fate: Fate, cx: &mut Context) {
-        if fate == Fate::Lives {
+    fn finish(&mut self, index: usize, disposition: Disposition, cx: &mut Context) {
+        if disposition == Disposition::Keep {
             return self.arm(index, cx);
         }
         let Some(mut flow) = self.flows.try_remove(index) else { return };
@@ -337,16 +338,19 @@ impl Table {
         self.dns.retain(|dns| *dns != index);
         cx.timers.disarm(flow.armed, Alarm::Tcp(index));
         cx.meter.tcp_open.set(self.flows.len() as u64);
-        match fate {
-            Fate::Failed(error) => flow.fail(error, cx),
-            Fate::ResetByHost => flow.reset_guest(cx),
-            Fate::Refused if key.guest.is_ipv6() => return self.ask_over_ipv4(flow, cx),
-            Fate::Lives | Fate::Ended | Fate::ResetByGuest | Fate::Refused => {}
+        match disposition {
+            Disposition::Failed(error) => flow.fail(error, cx),
+            Disposition::ResetByHost => flow.reset_guest(cx),
+            Disposition::Refused if key.guest.is_ipv6() => return self.retry_over_ipv4(flow, cx),
+            Disposition::Keep
+            | Disposition::Closed
+            | Disposition::ResetByGuest
+            | Disposition::Refused => {}
         }
-        let reset = matches!(fate, Fate::ResetByGuest | Fate::Refused);
+        let reset = matches!(disposition, Disposition::ResetByGuest | Disposition::Refused);
         let (ours, guests) = flow.close(reset, cx);
-        if fate == Fate::Ended {
-            self.over.insert(key, ours, guests, cx.now);
+        if disposition == Disposition::Closed {
+            self.time_wait.insert(key, ours, guests, cx.now);
         }
     }
 

@@ -1,4 +1,4 @@
-//! Flows that are over, but whose last acknowledgement may be lost.
+//! TIME-WAIT: flows that are closed, whose last acknowledgement may be lost.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 use crate::key::FlowKey;
 use crate::wire::Seq;
 
-/// The link is short: a segment is lost or it arrives.
+/// Short, since no segment lingers on the link: it arrives soon or never.
 const TIME: Duration = Duration::from_secs(4);
-/// More of them push the oldest out; a late FIN is then answered by a reset.
+/// The most flows. The oldest makes room; its late FIN is then answered by a reset.
 const MAX: usize = 4096;
 
-/// Flows that are over.
+/// Flows in TIME-WAIT.
 #[derive(Default)]
 pub(super) struct TimeWait {
-    /// Our next sequence number, and the guest's.
+    /// The next sequence numbers, of the network and of the guest, and the time of the close.
     flows: HashMap<FlowKey, (Seq, Seq, Instant)>,
     order: VecDeque<(Instant, FlowKey)>,
 }
@@ -23,7 +23,7 @@ impl TimeWait {
     pub(super) fn insert(&mut self, key: FlowKey, ours: Seq, guests: Seq, now: Instant) {
         self.expire(now);
         if self.order.len() == MAX {
-            self.forget_first();
+            self.remove_first();
         }
         self.flows.insert(key, (ours, guests, now));
         self.order.push_back((now, key));
@@ -40,16 +40,16 @@ impl TimeWait {
 
     pub(super) fn expire(&mut self, now: Instant) {
         while self.order.front().is_some_and(|(at, _)| now.saturating_duration_since(*at) >= TIME) {
-            self.forget_first();
+            self.remove_first();
         }
         if self.order.is_empty() && self.order.capacity() > MAX / 4 {
             *self = Self::default();
         }
     }
 
-    fn forget_first(&mut self) {
+    fn remove_first(&mut self) {
         let Some((at, key)) = self.order.pop_front() else { return };
-        // The same addresses may have been used again since.
+        // The addresses may have been used again since.
         if self.flows.get(&key).is_some_and(|(.., since)| *since == at) {
             self.flows.remove(&key);
         }

@@ -1,4 +1,4 @@
-//! The Internet checksum over headers and payloads in pieces.
+//! The Internet checksum (RFC 1071) over headers, and payloads in pieces.
 
 use std::io::IoSlice;
 use std::net::IpAddr;
@@ -10,20 +10,20 @@ pub(super) fn pseudo_header(source: IpAddr, destination: IpAddr, protocol: u8, l
     checksum::pseudo_header(&source.into(), &destination.into(), protocol.into(), len)
 }
 
-/// The sum over `pieces` that follow one another, not yet inverted.
+/// The sum over consecutive `pieces`, not yet inverted.
 pub(super) fn sum(start: u16, pieces: &[IoSlice<'_>]) -> u16 {
     let mut total = start;
     let mut odd = false;
     for piece in pieces {
         let sum = checksum::data(piece);
-        // A piece that starts at an odd byte has its bytes in the other halves of the words.
+        // In a piece that starts at an odd offset, the bytes of each word are swapped.
         total = checksum::combine(&[total, if odd { sum.swap_bytes() } else { sum }]);
         odd ^= piece.len() % 2 == 1;
     }
     total
 }
 
-/// True if a packet of `protocol` has the right checksum in it.
+/// True if a packet's checksum is correct.
 pub(super) fn is_valid(source: IpAddr, destination: IpAddr, protocol: u8, packet: &[u8]) -> bool {
     let len = u32::try_from(packet.len()).unwrap_or(u32::MAX);
     let pseudo = pseudo_header(source, destination, protocol, len);

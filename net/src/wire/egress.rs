@@ -1,4 +1,4 @@
-//! Frames for the guest, put together in front of their payloads, without a copy of those.
+//! Frames for the guest: headers are built in front of payloads, which are not copied.
 
 use std::io::IoSlice;
 use std::net::{IpAddr, SocketAddr};
@@ -17,11 +17,11 @@ use crate::counters::Meter;
 use crate::link::{Link, LinkFeatures, Offload, PartialChecksum, Segmentation, Sent};
 
 const HOP_LIMIT: u8 = 64;
-/// Ethernet, IPv6, TCP with all of its options.
+/// Ethernet, IPv6, and TCP with all options.
 const MAX_HEADERS: usize = ETHERNET_HEADER_LEN + 40 + 60;
-/// Pieces of payload in a frame.
+/// The most pieces of payload in a frame.
 pub(crate) const MAX_PIECES: usize = 20;
-/// Bytes of UDP checksum and TCP checksum, from the start of their headers.
+/// Offsets of the checksums in the headers of TCP and UDP.
 const TCP_CHECKSUM: u16 = 16;
 const UDP_CHECKSUM: u16 = 6;
 
@@ -36,10 +36,10 @@ pub(crate) struct TcpHeader {
     pub(crate) fin: bool,
     pub(crate) rst: bool,
     pub(crate) push: bool,
-    /// As it goes onto the wire, scaled.
+    /// The field of the header, already scaled.
     pub(crate) window: u16,
     pub(crate) options: TcpOptions,
-    /// The largest payload that the guest takes in one segment.
+    /// The largest payload of one segment.
     pub(crate) mss: usize,
 }
 
@@ -51,13 +51,13 @@ pub(crate) enum TcpOptions {
     Sack([Option<(Seq, Seq)>; 3]),
 }
 
-/// Why a packet of the guest went nowhere.
+/// The reason why a packet of the guest cannot be delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unreachable {
     Network,
     Host,
     Port,
-    /// The policy does not let it.
+    /// The policy denies it.
     Prohibited,
 }
 
@@ -73,18 +73,18 @@ impl From<Errno> for Unreachable {
     }
 }
 
-/// As many broken links are logged.
-const MAX_TOLD: u32 = 16;
+/// The most broken links that are logged.
+const MAX_LOGGED: u32 = 16;
 
-/// Everything that goes to the guest goes through here.
+/// The way of all frames to the guest.
 pub(crate) struct Egress {
     link: Option<Box<dyn Link>>,
     features: LinkFeatures,
     /// The link has no room.
     full: bool,
-    /// The link failed and is not used any more.
+    /// The link is broken and is not used any more.
     failed: bool,
-    /// How often one did.
+    /// The number of links that broke.
     failures: u32,
     gateway_mac: EthernetAddress,
     pub(crate) guest_mac: EthernetAddress,
@@ -128,28 +128,28 @@ impl Egress {
         self.link.as_mut().filter(|_| !self.failed)
     }
 
-    /// The link there is, in whatever state.
+    /// The link, even if it is broken.
     pub(crate) fn any_link(&self) -> Option<&dyn Link> {
         self.link.as_deref()
     }
 
     pub(crate) fn fail(&mut self, error: &std::io::Error) {
         self.failed = true;
-        // A guest can break its link and bring another one as often as it likes.
+        // A guest can break its link and attach another as often as it likes.
         match self.failures {
-            ..MAX_TOLD => tracing::error!("network: the link to the guest is broken: {error}"),
-            MAX_TOLD => tracing::error!("network: more broken links are not logged"),
+            ..MAX_LOGGED => tracing::error!("network: the link to the guest is broken: {error}"),
+            MAX_LOGGED => tracing::error!("network: more broken links are not logged"),
             _ => {}
         }
         self.failures = self.failures.saturating_add(1);
     }
 
-    /// There may be room again.
+    /// The link may have room again.
     pub(crate) fn woken(&mut self) {
         self.full = false;
     }
 
-    /// A frame would be taken now.
+    /// True if the link accepts frames now.
     pub(crate) fn is_open(&self) -> bool {
         !self.full && !self.failed && self.link.is_some()
     }
@@ -162,7 +162,7 @@ impl Egress {
         }
     }
 
-    /// Bytes sent since the last time.
+    /// Bytes sent since the last call.
     pub(crate) fn take_sent(&mut self) -> usize {
         std::mem::take(&mut self.sent)
     }
@@ -171,13 +171,13 @@ impl Egress {
         u16::try_from(self.mtu).unwrap_or(u16::MAX)
     }
 
-    /// The largest payload of a TCP segment, as the MSS option has it.
+    /// The MSS of the link: the value of the MSS option.
     pub(crate) fn mss(&self, address: IpAddr) -> u16 {
         let headers = if address.is_ipv4() { 40 } else { 60 };
         u16::try_from(self.mtu - headers).unwrap_or(u16::MAX)
     }
 
-    /// The largest payload to give to [`Egress::tcp`] at once, for segments of `mss` bytes.
+    /// The largest payload of one call of [`Egress::tcp`], for segments of `mss` bytes.
     pub(crate) fn burst(&self, address: IpAddr, mss: usize) -> usize {
         let offload = if address.is_ipv4() { self.features.tso4 } else { self.features.tso6 };
         let most = 65_535 - 60 - usize::from(address.is_ipv6()) * 40;
@@ -188,7 +188,7 @@ impl Egress {
         }
     }
 
-    /// Sends a TCP segment. False if there is no room for it.
+    /// Sends a TCP segment. False if the link has no room.
     pub(crate) fn tcp(&mut self, header: &TcpHeader, payload: &[IoSlice<'_>]) -> bool {
         let len: usize = payload.iter().map(|piece| piece.len()).sum();
         let mut options = [0; 40];
@@ -226,7 +226,7 @@ impl Egress {
         self.send(&buffer[..ip + tcp_len], payload, Offload { segmentation, ..offload })
     }
 
-    /// Sends a UDP datagram, in fragments if it is larger than the MTU. False if there is no room.
+    /// Sends a UDP datagram, in fragments if it exceeds the MTU. False if the link has no room.
     pub(crate) fn udp(&mut self, source: SocketAddr, destination: SocketAddr, data: &[u8]) -> bool {
         let len = UDP_HEADER_LEN + data.len();
         let Ok(udp_len) = u16::try_from(len) else { return true };
@@ -254,7 +254,7 @@ impl Egress {
         self.send(&buffer[..end], &payload, offload)
     }
 
-    /// Sends an ICMP message whose checksum is not yet in it. False if there is no room.
+    /// Fills in the checksum of an ICMP message and sends it. False if the link has no room.
     pub(crate) fn icmp(&mut self, source: IpAddr, destination: IpAddr, message: &mut [u8]) -> bool {
         let Some(field) = message.get_mut(2..4) else { return true };
         field.fill(0);
@@ -274,14 +274,14 @@ impl Egress {
         let mut buffer = [0; MAX_HEADERS];
         let ip = self.headers(&mut buffer, source, destination, kind, message.len());
         if kind == protocol::ICMPV6 {
-            // Neighbours are believed only if no router was on the way (RFC 4861, section 7.1).
+            // NDP requires that no router was on the way (RFC 4861, section 7.1).
             Ipv6Packet::new_unchecked(&mut buffer[ETHERNET_HEADER_LEN..ip]).set_hop_limit(255);
         }
         self.send(&buffer[..ip], &[IoSlice::new(message)], Offload::default())
     }
 
-    /// Tells the guest that a packet of it went nowhere. `transport` is the start of that packet's
-    /// transport header, ports and all; `gateway` says so.
+    /// Reports from `gateway` that a packet of the guest cannot be delivered. `transport` is the start of
+    /// that packet's transport header, including the ports.
     pub(crate) fn unreachable(
         &mut self,
         why: Unreachable,
@@ -309,7 +309,7 @@ impl Egress {
         self.icmp(gateway, source, &mut message);
     }
 
-    /// Sends an Ethernet payload of another kind.
+    /// Sends an Ethernet payload of another protocol.
     pub(crate) fn ethernet(&mut self, kind: EthernetProtocol, payload: &[u8]) -> bool {
         let mut buffer = [0; ETHERNET_HEADER_LEN];
         self.ethernet_header(&mut buffer, kind);
@@ -323,7 +323,7 @@ impl Egress {
         frame.set_ethertype(kind);
     }
 
-    /// Writes the headers up to the transport's, which starts at the offset returned.
+    /// Writes the Ethernet and IP headers. Returns the offset of the transport header.
     fn headers(
         &mut self,
         buffer: &mut [u8; MAX_HEADERS],
@@ -368,7 +368,7 @@ impl Egress {
         }
     }
 
-    /// Fills in a transport checksum at `start + field`, or leaves that to the guest.
+    /// Fills in the transport checksum at `start + field`: partial if the guest accepts that.
     fn checksum(
         &self,
         headers: &mut [u8],
@@ -388,13 +388,13 @@ impl Egress {
         let sum = checksum::sum(pseudo, &[IoSlice::new(&headers[start..])]);
         // A transport header has an even length.
         let sum = !checksum::sum(sum, payload);
-        // RFC 768: zero would say that there is none.
+        // RFC 768: zero would mean no checksum.
         let sum = if sum == 0 && field == UDP_CHECKSUM { !0 } else { sum };
         headers[at..at + 2].copy_from_slice(&sum.to_be_bytes());
         Offload::default()
     }
 
-    /// Sends a packet that is larger than the MTU.
+    /// Sends a packet that exceeds the MTU.
     fn fragments(&mut self, source: IpAddr, destination: IpAddr, kind: u8, packet: &[u8]) -> bool {
         const FRAGMENT: u8 = 44;
         let headers = if source.is_ipv4() { 20 } else { 48 };
@@ -403,7 +403,7 @@ impl Egress {
         let count = packet.len().div_ceil(size);
         for (index, part) in packet.chunks(size).enumerate() {
             let more = index + 1 < count;
-            // In units of eight bytes: less than 2^13, as a packet has less than 2^16 bytes.
+            // In units of eight bytes: below 2^13, since a packet has less than 2^16 bytes.
             let offset = u16::try_from(index * size / 8).unwrap_or(0);
             let mut buffer = [0; MAX_HEADERS];
             let end = if source.is_ipv4() {
@@ -458,7 +458,7 @@ impl Egress {
     }
 }
 
-/// For packets whose addresses are of one family, and that family is not IPv4.
+/// For packets whose addresses are not both IPv4: then both are IPv6.
 fn v6(address: IpAddr) -> std::net::Ipv6Addr {
     match address {
         IpAddr::V6(v6) => v6,
@@ -467,7 +467,7 @@ fn v6(address: IpAddr) -> std::net::Ipv6Addr {
 }
 
 impl TcpOptions {
-    /// Writes them, padded to whole words, and returns their length: at most 28.
+    /// Writes the options, padded to whole words. Returns their length: at most 28.
     fn emit(&self, buffer: &mut [u8; 40]) -> usize {
         const NOP: u8 = 1;
         let mut len = 0;

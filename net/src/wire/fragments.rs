@@ -1,19 +1,19 @@
-//! IP fragments of the guest put together again (RFC 791, section 3.2; RFC 8200, section 4.5).
+//! Reassembly of IP fragments of the guest (RFC 791, section 3.2; RFC 8200, section 4.5).
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::parse::{Fragment, Packet};
 
-/// Packets that can be incomplete at a time. An older one gives way.
+/// The most incomplete packets. The oldest makes room.
 const MAX_PACKETS: usize = 16;
-/// Fragments of a packet: more than a 64 KiB one needs on a 1280-byte link.
+/// The most fragments of a packet: more than 64 KiB need on a 1280-byte link.
 const MAX_FRAGMENTS: usize = 64;
 const MAX_LEN: usize = 65_535;
-/// All fragments of a packet come from one sender, at once.
+/// Short, since a guest sends all fragments of a packet at once.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Packets that are incomplete. Bounded by [`MAX_PACKETS`] of 64 KiB.
+/// Incomplete packets: at most [`MAX_PACKETS`] of 64 KiB.
 #[derive(Default)]
 pub(crate) struct Reassembly {
     packets: Vec<Incomplete>,
@@ -25,14 +25,14 @@ struct Incomplete {
     key: (IpAddr, IpAddr, u8, u32),
     expires: Instant,
     data: Vec<u8>,
-    /// What has come, as `start..end`.
+    /// Received ranges, as `start..end`.
     ranges: Vec<(usize, usize)>,
-    /// Known with the last fragment.
+    /// Known once the last fragment has arrived.
     len: Option<usize>,
 }
 
 impl Reassembly {
-    /// Takes a fragment, and returns the packet if it is whole now.
+    /// Adds a fragment. Returns the packet if it is complete.
     pub(crate) fn add(&mut self, fragment: &Fragment<'_>, now: Instant) -> Option<Packet<'_>> {
         self.packets.retain(|packet| packet.expires > now);
         let key = (fragment.source, fragment.destination, fragment.protocol, fragment.ident);
@@ -52,7 +52,7 @@ impl Reassembly {
         });
         let packet = self.packets.get_mut(index)?;
         if !packet.add(fragment) {
-            // Overlapping and oversized fragments spoil the packet (RFC 5722).
+            // Overlapping and oversized fragments invalidate the packet (RFC 5722).
             self.packets.remove(index);
             return None;
         }
@@ -70,7 +70,7 @@ impl Reassembly {
 }
 
 impl Incomplete {
-    /// False if the fragment does not fit to the others.
+    /// False if the fragment contradicts the others.
     fn add(&mut self, fragment: &Fragment<'_>) -> bool {
         let (start, end) = (fragment.offset, fragment.offset + fragment.payload.len());
         if self.ranges.contains(&(start, end)) {
@@ -101,7 +101,7 @@ impl Incomplete {
     }
 
     fn is_whole(&self) -> bool {
-        // They do not overlap, so their sum is what is there.
+        // The ranges do not overlap, so their sum counts each byte once.
         self.len == Some(self.ranges.iter().map(|(from, to)| to - from).sum())
     }
 }

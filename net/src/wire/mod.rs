@@ -1,4 +1,4 @@
-//! Frames and packets: taken apart, and put together.
+//! Frames and packets: parsed and built.
 
 mod checksum;
 pub(crate) mod egress;

@@ -1,4 +1,4 @@
-//! Frames taken apart.
+//! Frames of the guest, parsed.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -9,7 +9,7 @@ use smoltcp::wire::{
 
 use super::{checksum, protocol};
 
-/// Extension headers that a packet may have.
+/// The most extension headers of a packet.
 const MAX_EXTENSIONS: usize = 8;
 
 /// An Ethernet frame.
@@ -19,16 +19,16 @@ pub(crate) struct Frame<'a> {
     pub(crate) network: Network<'a>,
 }
 
-/// What is in a frame.
+/// The contents of a frame.
 pub(crate) enum Network<'a> {
     Arp(ArpRepr),
     Packet(Packet<'a>),
     Fragment(Fragment<'a>),
-    /// Something else that a guest may send, and that nobody here wants.
+    /// Another protocol, which is ignored.
     Other,
 }
 
-/// An IP packet with its transport header and payload.
+/// An IP packet; its payload begins with the transport header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Packet<'a> {
     pub(crate) source: IpAddr,
@@ -43,14 +43,14 @@ pub(crate) struct Fragment<'a> {
     pub(crate) destination: IpAddr,
     pub(crate) protocol: u8,
     pub(crate) ident: u32,
-    /// Where it belongs, in bytes.
+    /// Its offset in the packet, in bytes.
     pub(crate) offset: usize,
     pub(crate) more: bool,
     pub(crate) payload: &'a [u8],
 }
 
 impl<'a> Frame<'a> {
-    /// None if it is malformed. Transport checksums are not looked at.
+    /// None if the frame is malformed. Transport checksums are not verified.
     pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
         let frame = EthernetFrame::new_checked(bytes).ok()?;
         let network = match frame.ethertype() {
@@ -67,10 +67,10 @@ impl<'a> Frame<'a> {
 }
 
 impl Packet<'_> {
-    /// True if the transport checksum is right, or there is none.
+    /// True if the transport checksum is correct, or the protocol has none.
     pub(crate) fn checksum_is_valid(&self) -> bool {
         match self.protocol {
-            // RFC 768: zero says that the sender made none. IPv6 does not allow it.
+            // RFC 768: zero means no checksum. IPv6 does not allow that.
             protocol::UDP if self.source.is_ipv4() && self.payload.get(6..8) == Some(&[0, 0]) => {
                 true
             }
@@ -115,7 +115,7 @@ fn ipv6(bytes: &[u8]) -> Option<Network<'_>> {
     extensions(source, destination, packet.next_header().into(), packet.payload())
 }
 
-/// Steps over extension headers (RFC 8200, section 4) to the transport's.
+/// Skips extension headers (RFC 8200, section 4) up to the transport header.
 fn extensions(
     source: Ipv6Addr,
     destination: Ipv6Addr,
@@ -140,7 +140,7 @@ fn extensions(
                 let rest = payload.get(8..)?;
                 let offset = usize::from(header.frag_offset()) * 8;
                 if offset == 0 && !header.more_frags() {
-                    // An "atomic" fragment (RFC 6946) is whole.
+                    // An atomic fragment (RFC 6946) is a whole packet.
                     (protocol, payload) = (next, rest);
                     continue;
                 }

@@ -1,4 +1,4 @@
-//! TCP segments of the guest.
+//! TCP segments of the guest, parsed.
 
 use smoltcp::wire::{TcpOption, TcpPacket};
 
@@ -14,24 +14,24 @@ pub(crate) struct Segment<'a> {
     pub(crate) syn: bool,
     pub(crate) fin: bool,
     pub(crate) rst: bool,
-    /// As it is on the wire, not scaled.
+    /// The field of the header, not scaled.
     pub(crate) window: u16,
     pub(crate) options: Options,
     pub(crate) payload: &'a [u8],
 }
 
-/// The options that matter here.
+/// The options that are used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Options {
     pub(crate) mss: Option<u16>,
     pub(crate) window_scale: Option<u8>,
     pub(crate) sack_permitted: bool,
-    /// What the guest has beyond its acknowledgement.
+    /// Ranges that the guest has received beyond its acknowledgement.
     pub(crate) sack: [Option<(Seq, Seq)>; 3],
 }
 
 impl<'a> Segment<'a> {
-    /// None if it is malformed.
+    /// None if the segment is malformed.
     pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
         let packet = TcpPacket::new_checked(bytes).ok()?;
         if packet.src_port() == 0 || packet.dst_port() == 0 {
@@ -51,7 +51,7 @@ impl<'a> Segment<'a> {
         })
     }
 
-    /// How much of the sequence space it takes.
+    /// The sequence space that the segment takes.
     pub(crate) fn len(&self) -> u32 {
         // A packet has at most 65,535 bytes.
         let payload = u32::try_from(self.payload.len()).unwrap_or(u32::MAX >> 1);
@@ -60,7 +60,7 @@ impl<'a> Segment<'a> {
 }
 
 impl Options {
-    /// What can be understood of them; a malformed one ends the list.
+    /// Parses options up to the first malformed one.
     fn parse(mut bytes: &[u8]) -> Self {
         let mut options = Self::default();
         while !bytes.is_empty() {

@@ -1,4 +1,4 @@
-//! Sequence numbers: 32 bits that wrap around.
+//! TCP sequence numbers: 32 bits that wrap around.
 
 use std::ops::{Add, AddAssign, Sub};
 
@@ -17,12 +17,12 @@ impl Seq {
         TcpSeqNumber(self.0.cast_signed())
     }
 
-    /// How far it is after `other`; negative if it is before.
+    /// The distance from `other`; negative if this number is before it.
     pub(crate) fn after(self, other: Self) -> i32 {
         self.0.wrapping_sub(other.0).cast_signed()
     }
 
-    /// Bytes from `start` to it; 0 if it is before.
+    /// The number of bytes from `start`; 0 if this number is before it.
     pub(crate) fn since(self, start: Self) -> usize {
         usize::try_from(self.after(start)).unwrap_or(0)
     }

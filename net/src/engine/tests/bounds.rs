@@ -115,7 +115,7 @@ fn nothing_but_the_host_is_reached_before_the_hosts_own_addresses_are_known() {
     assert!(rig.received().is_empty());
     drop(rig.connect());
     rig.engine.cx.addresses.own = vec![own.into()];
-    rig.engine.cx.own.arrive();
+    rig.engine.cx.own.set_known();
     rig.send_datagram(9, (own, 9), b"late");
     rig.settle();
     assert_eq!((rig.counters().dropped, rig.counters().denied), (2, 1));

@@ -86,7 +86,7 @@ impl Rig {
             self.engine.cx.now = self.now;
             let quiet = self.events.is_empty();
             let events = std::mem::replace(&mut self.events, Events::with_capacity(64));
-            assert!(self.engine.hear(&events));
+            assert!(self.engine.on_events(&events));
             self.events = events;
             if !self.engine.turn() && quiet {
                 return;

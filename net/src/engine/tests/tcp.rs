@@ -379,7 +379,7 @@ fn where_there_is_no_memory_data_waits_at_the_host() {
     rig.settle();
     rig.pass(Duration::from_secs(3));
     assert_eq!(rig.received(), []);
-    all.into_iter().for_each(|buffer| rig.engine.cx.pool.give_back(buffer));
+    all.into_iter().for_each(|buffer| rig.engine.cx.pool.put_back(buffer));
     rig.pass(Duration::from_secs(3));
     let sent: usize = rig.data(5000).iter().map(|segment| segment.payload.len()).sum();
     assert_eq!(sent, 5000);

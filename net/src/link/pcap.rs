@@ -237,21 +237,28 @@ impl<W: Write> Writer<W> {
     }
 }
 
-/// A link whose frames are captured.
+/// A link whose frames are captured, if there is a capture: the type of a caller's links is the same
+/// with one and without.
 pub struct CaptureLink<L> {
     link: L,
-    capture: Capture,
+    capture: Option<Capture>,
 }
 
 impl<L: Link> CaptureLink<L> {
-    /// Captures the frames of `link` from now on.
-    pub fn new(link: L, capture: Capture) -> Self {
+    /// Captures the frames of `link` from now on, or passes them on only.
+    pub fn new(link: L, capture: Option<Capture>) -> Self {
         Self { link, capture }
     }
 
     /// The link, which is not captured any more.
     pub fn into_inner(self) -> L {
         self.link
+    }
+
+    fn record(&self, frame: &[IoSlice<'_>]) {
+        if let Some(Capture(source)) = &self.capture {
+            source.record(frame);
+        }
     }
 }
 
@@ -272,7 +279,7 @@ impl<L: Link> Link for CaptureLink<L> {
         let received = self.link.receive(buffer)?;
         if let Some(Received { len, .. }) = received {
             let frame = buffer.get(..len).unwrap_or_default();
-            self.capture.0.record(&[IoSlice::new(frame)]);
+            self.record(&[IoSlice::new(frame)]);
         }
         Ok(received)
     }
@@ -280,7 +287,7 @@ impl<L: Link> Link for CaptureLink<L> {
     fn send(&mut self, frame: &[IoSlice<'_>], offload: Offload) -> io::Result<Sent> {
         let sent = self.link.send(frame, offload)?;
         if sent == Sent::Sent {
-            self.capture.0.record(frame);
+            self.record(frame);
         }
         Ok(sent)
     }

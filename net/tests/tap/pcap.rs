@@ -24,7 +24,7 @@ fn tcpdump_reads_a_connection_from_its_first_to_its_last_segment() {
         let writer = thread::spawn(move || writer.run());
         let options = NetworkOptions::default();
         let mtu = options.mtu;
-        let link = CaptureLink::new(lab.tap(FEATURES), capture.clone());
+        let link = CaptureLink::new(lab.tap(FEATURES), Some(capture.clone()));
         let network = Running::start(options, Box::new(link));
         lab.configure_guest(mtu);
 

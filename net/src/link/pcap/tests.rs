@@ -59,7 +59,7 @@ pub(crate) fn read(file: &[u8]) -> Vec<(Vec<u8>, usize)> {
 
 fn link(capture: &Capture) -> (CaptureLink<MemoryLink>, MemoryGuest) {
     let (link, guest) = memory::pair(LinkFeatures::default()).unwrap();
-    (CaptureLink::new(link, capture.clone()), guest)
+    (CaptureLink::new(link, Some(capture.clone())), guest)
 }
 
 fn receive(link: &mut impl Link) -> Option<usize> {
@@ -85,7 +85,7 @@ fn both_directions_and_one_link_after_the_other() {
     while send(&mut first, &[&[7; 60]]) == Sent::Sent {}
     assert!(guest.receive().is_some());
     // The same link, without the capture.
-    let mut plain = first.into_inner();
+    let mut plain = CaptureLink::new(first.into_inner(), None);
     assert_eq!(send(&mut plain, &[b"not stored"]), Sent::Sent);
     let (mut second, _guest) = link(&capture);
     let large = vec![1; MAX_FRAME];

@@ -1,8 +1,9 @@
 //! Files and folders that survive a loss of power: write, sync, rename, sync the folder.
 //!
-//! A rename is atomic, but neither it nor the bytes of the file are on the disk before both the file and its
-//! folder were synced. Everything on which an answer depends ("the box was created") goes through this
-//! crate. Under the feature `power-cut`, a test watches these calls and replays a loss of power after each of them.
+//! A rename is atomic, but neither the rename nor the file's bytes are on the disk until the file and
+//! its folder are synced. Every change that an answer depends on ("the box was created") goes through
+//! this crate. With the feature `power-cut`, tests record these calls and replay a loss of power after
+//! each of them.
 
 #![forbid(unsafe_code)]
 
@@ -60,7 +61,7 @@ pub fn sync_parent(path: &Path) -> io::Result<()> {
     sync_dir(parent(path))
 }
 
-/// Renames within a file system, for good. The content must have been synced before.
+/// Renames durably within a file system. The content must have been synced before.
 ///
 /// # Errors
 /// The system's error. After a failed sync the new name is visible, but may not survive a loss of power.
@@ -73,10 +74,10 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Replaces a file as a whole or not at all; only the owner may read it.
+/// Replaces a file atomically; only the owner may read it.
 ///
-/// The bytes are first in the file `.NAME.new` beside it. One process at a time may replace a file: a lock of
-/// the caller's has to see to that. A left-over of a killed process is overwritten by the next replacement.
+/// The bytes are written to `.NAME.new` beside it first. One process at a time may replace a file: the
+/// caller needs a lock for that. The next replacement overwrites the left-over of a killed process.
 ///
 /// # Errors
 /// The system's error; the old file is still there then, unless only the sync of its folder failed.
@@ -84,7 +85,7 @@ pub fn replace(target: &Path, bytes: &[u8], durability: Durability) -> io::Resul
     replace_with(target, durability, |file| file.write_all(bytes)).map(drop)
 }
 
-/// As [`replace`], with a file that `write` fills, and which is returned; it is open for reading, too.
+/// As [`replace`], with a file that `write` fills; returns the file, open for reading and writing.
 ///
 /// # Errors
 /// Those of `write`, and as [`replace`].
@@ -108,14 +109,14 @@ pub fn replace_with(
     replaced().inspect_err(|_| drop(fs::remove_file(&new)))
 }
 
-/// Makes a folder that only its owner may use, and all above it that are missing, for good.
+/// Creates a folder with permissions `mode`, and its missing parents, durably.
 ///
 /// # Errors
-/// The system's error; it is none that the folder exists.
+/// The system's error; an existing folder is no error.
 pub fn create_dir_all(dir: &Path, mode: u32) -> io::Result<()> {
     let missing: Vec<&Path> = dir.ancestors().take_while(|dir| is_missing(dir)).collect();
     DirBuilder::new().recursive(true).mode(mode).create(dir)?;
-    // From the innermost, so that a folder that is found after a loss of power holds what it should.
+    // From the innermost, so that a folder that survives a loss of power is complete.
     missing.into_iter().try_for_each(sync_parent)
 }
 

@@ -1,4 +1,4 @@
-//! For tests: a disk that forgets what was not synced.
+//! Test support: replays a loss of power between any two syncs.
 //!
 //! While a [`Watch`] of a folder lives, each sync below it through [this crate](crate) is recorded: the bytes of
 //! the file, or the names in the folder, at that moment. Of each moment between two syncs, the watch makes folders
@@ -13,10 +13,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// The most folders with unsynced entries whose combinations are tried at one moment.
+/// Maximum number of folders with unsynced entries whose combinations are tried at one moment.
 const MAX_UNSYNCED: usize = 5;
 
-/// What is watched now, in this process.
+/// The watches of this process.
 static WATCHED: Mutex<Vec<Recorder>> = Mutex::new(Vec::new());
 
 fn watched() -> MutexGuard<'static, Vec<Recorder>> {
@@ -34,20 +34,20 @@ pub struct Cut {
 }
 
 impl Cut {
-    /// Where it is.
+    /// Path of the folder.
     pub fn path(&self) -> &Path {
         self.dir.path()
     }
 }
 
-/// Records the syncs of this process below a folder until it is ended or dropped.
+/// Records the syncs of this process below a folder, until ended or dropped.
 #[derive(Debug)]
 pub struct Watch {
     root: PathBuf,
 }
 
 impl Watch {
-    /// Begins with all below `root` on stable storage.
+    /// Starts with everything below `root` on stable storage.
     ///
     /// # Panics
     /// The folder cannot be read.
@@ -117,7 +117,7 @@ type Entries = BTreeMap<OsString, Node>;
 #[derive(Debug, Default)]
 struct Recorder {
     root: PathBuf,
-    /// What is on stable storage. An open file keeps its number from being used again.
+    /// Contents of stable storage. The open files keep their inode numbers from being reused.
     files: HashMap<Inode, (Vec<u8>, File)>,
     dirs: HashMap<Inode, (Entries, File)>,
     cuts: Vec<Cut>,
@@ -148,7 +148,7 @@ impl Recorder {
         self.dirs.insert(number, (entries(dir), file));
     }
 
-    /// Makes what a loss of power may leave now.
+    /// Makes the states that a loss of power may leave now.
     fn cut(&mut self, moment: &str) {
         let visible = visible_dirs(&self.root);
         let is_unsynced = |(number, now): &(&Inode, &Entries)| {

@@ -17,23 +17,23 @@ use crate::global::Global;
 
 const EXAMPLES: &str = "\
 Examples:
-  boxlite-vmm run oci:./alpine echo hello             a command in a box, which goes with it
-  boxlite-vmm run -it oci:./debian bash               a terminal in a box
-  boxlite-vmm run -d --name db oci:./postgres         a box that lives on
-  boxlite-vmm run -d -p 8080:80 nginx                 http://localhost:8080 leads into the box
-  boxlite-vmm exec -it db sh                          a command in it
-  boxlite-vmm logs -f db                              what its main command writes
-  boxlite-vmm stop db && boxlite-vmm start db         everything is where it was
-  boxlite-vmm ls -a                                   all boxes
+  boxlite-vmm run oci:./alpine echo hello             run a command in a temporary box
+  boxlite-vmm run -it oci:./debian bash               open a terminal in a box
+  boxlite-vmm run -d --name db oci:./postgres         start a box in the background
+  boxlite-vmm run -d -p 8080:80 nginx                 publish port 80 on http://localhost:8080
+  boxlite-vmm exec -it db sh                          run a command in it
+  boxlite-vmm logs -f db                              follow the output of its main command
+  boxlite-vmm stop db && boxlite-vmm start db         restart it; its disk is kept
+  boxlite-vmm ls -a                                   list all boxes
   tar c . | boxlite-vmm run -i oci:./alpine tar x -C /tmp
-  boxlite-vmm image import oci:./debian debian        keep an image, and call it debian
-  boxlite-vmm doctor                                  what this machine can do
+  boxlite-vmm image import oci:./debian debian        keep an image under a name
+  boxlite-vmm doctor                                  check this machine
 
 An image is a name (alpine:latest, ghcr.io/owner/app@sha256:…), an OCI layout folder (oci:DIR[:tag]), a
 `docker save` file (docker-archive:FILE) or a folder with a root file system (rootfs:DIR).
-Boxes are named by their names, their IDs, or what their IDs begin with.";
+Refer to a box by its name, its ID, or a unique prefix of its ID.";
 
-/// Runs OCI images in micro-VMs: a kernel of their own, no daemon, no root.
+/// Runs OCI images in micro-VMs, each with its own kernel: no daemon, no root.
 #[derive(Debug, Parser)]
 #[command(name = "boxlite-vmm", version, after_help = EXAMPLES)]
 pub(crate) struct Cli {
@@ -48,31 +48,31 @@ pub(crate) enum Subcommand {
     /// Run a command in a new box
     #[command(after_help = run::HELP)]
     Run(Box<run::Run>),
-    /// Make a box, to be started later
+    /// Make a box without starting it
     #[command(after_help = create::HELP)]
     Create(Box<create::Create>),
     /// Start boxes
     #[command(after_help = lifecycle::START_HELP)]
     Start(lifecycle::Start),
-    /// Stop boxes in good order
+    /// Shut boxes down
     #[command(after_help = lifecycle::STOP_HELP)]
     Stop(lifecycle::Stop),
-    /// Stop boxes and start them again
+    /// Shut boxes down and start them again
     Restart(lifecycle::Stop),
-    /// End boxes at once, or send their main commands a signal
+    /// End boxes at once, or signal their main commands
     Kill(lifecycle::Kill),
-    /// Remove boxes with their disks
+    /// Remove boxes and their disks
     #[command(visible_alias = "remove")]
     Rm(lifecycle::Remove),
     /// List boxes
     #[command(visible_aliases = ["ps", "list"], after_help = list::HELP)]
     Ls(list::List),
-    /// Tell all that is known of boxes, as JSON
+    /// Show everything about boxes, as JSON
     Inspect(inspect::Inspect),
-    /// List the ports of this machine that lead into a box
+    /// List the published ports of a box
     #[command(after_help = port::HELP)]
     Port(port::Ports),
-    /// Run a command in a box that runs
+    /// Run a command in a running box
     #[command(after_help = exec::HELP)]
     Exec(exec::Exec),
     /// Connect this terminal to a box's main command
@@ -81,25 +81,25 @@ pub(crate) enum Subcommand {
     /// Copy files between a box and this machine
     #[command(visible_alias = "copy", after_help = copy::HELP)]
     Cp(copy::Copy),
-    /// Show what boxes' main commands wrote
+    /// Show the output of a box's main command
     #[command(after_help = logs::HELP)]
     Logs(logs::Logs),
-    /// Show what boxes use, live
+    /// Show the CPU, memory and disk use of boxes, live
     Stats(stats::Stats),
     /// List the processes in a box
     Top(stats::Top),
-    /// Let boxes stand still
+    /// Pause boxes
     Pause(lifecycle::Targets),
-    /// Let paused boxes go on
+    /// Resume paused boxes
     #[command(visible_alias = "unpause")]
     Resume(lifecycle::Targets),
-    /// Give a box another name
+    /// Rename a box
     Rename(lifecycle::Rename),
     /// Wait until boxes have ended, and print their exit codes
     Wait(lifecycle::Targets),
     /// Remove all boxes that are not running
     Prune(lifecycle::Prune),
-    /// Show what happens to boxes
+    /// Show events of boxes
     #[command(after_help = events::HELP)]
     Events(events::Events),
     /// Manage images
@@ -107,17 +107,17 @@ pub(crate) enum Subcommand {
         #[command(subcommand)]
         command: image::Image,
     },
-    /// Keep a login for a registry, where docker keeps it too
+    /// Log in to a registry, and store the login where docker does
     #[command(after_help = login::HELP)]
     Login(login::Login),
-    /// Forget the login for a registry
+    /// Remove the login for a registry
     Logout(login::Logout),
-    /// Say what this machine can do, and what to do about what it cannot
+    /// Check what this machine can do, and how to fix what it cannot
     Doctor(doctor::Doctor),
-    /// Print a script that completes commands in a shell
+    /// Print a completion script for a shell
     #[command(after_help = completion::HELP)]
     Completion(completion::Completion),
-    /// Run any command in the software host
+    /// Run a command in the software host
     Softhost {
         /// The command and its arguments
         #[arg(last = true, required = true, value_name = "COMMAND")]

@@ -18,23 +18,23 @@ pub(crate) struct Global {
     /// Folder of boxes and images [default: $BOXLITE_HOME, else ~/.boxlite]
     #[arg(long, global = true, value_name = "DIR")]
     pub(crate) home: Option<PathBuf>,
-    /// What runs the boxes
+    /// Where boxes run
     #[arg(long, global = true, value_enum, default_value_t, env = "BOXLITE_ACCEL")]
     pub(crate) accel: Accel,
-    /// Say more on stderr and in machine.log, and keep the guest's console in console.log, both in boxes/<id>/
+    /// Log more, to stderr and machine.log, and write the guest's console to console.log (both in boxes/<id>/)
     #[arg(long, global = true)]
     pub(crate) debug: bool,
 }
 
-/// What runs the boxes.
+/// Where boxes run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Accel {
-    /// Hardware virtualization if this machine has it, else the software host
+    /// Use hardware virtualization if this machine has it, otherwise the software host
     #[default]
     Auto,
-    /// Hardware virtualization by KVM, or fail
+    /// Use KVM, or fail
     Kvm,
-    /// The software host (QEMU emulates a machine that has virtualization; slow)
+    /// Use the software host: QEMU emulates a machine that has virtualization (slow)
     Soft,
 }
 

@@ -24,7 +24,7 @@ const SURROUNDINGS: &str = "Files and network";
 
 #[derive(Debug, Args)]
 pub(crate) struct BoxArgs {
-    /// Name of the box, which is its host name too [default: made up]
+    /// Name of the box, also its host name [default: generated]
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
     /// Attach a label (may be repeated)
@@ -33,7 +33,7 @@ pub(crate) struct BoxArgs {
     /// When to ask the registry for the image: missing, always or never
     #[arg(long, value_name = "WHEN", default_value = "missing", value_parser = parse::pull)]
     pull: PullPolicy,
-    /// Draw no progress bars
+    /// Show no progress bars
     #[arg(long, short)]
     pub(crate) quiet: bool,
 
@@ -43,20 +43,20 @@ pub(crate) struct BoxArgs {
     /// Memory, 128M to 64G; a plain number is MiB
     #[arg(long, short, default_value = "2048M", value_name = "SIZE", value_parser = size::mib, help_heading = MACHINE)]
     memory: u64,
-    /// Let the box run virtual machines of its own, and use the processor's performance counters
+    /// Let the box run VMs of its own and use the CPU's performance counters
     #[arg(long, help_heading = MACHINE)]
     nested: bool,
     /// Size of the disk, 1G to 1T; a plain number is GiB [default: 10G]
     #[arg(long, value_name = "SIZE", value_parser = size::gib, help_heading = MACHINE)]
     disk_size: Option<u64>,
-    /// Give up when the box has not booted after so long
+    /// Fail if the box has not booted by then
     #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = size::duration, help_heading = MACHINE)]
     ready_timeout: Duration,
 
     /// Pass standard input on
     #[arg(long, short, help_heading = COMMAND)]
     pub(crate) interactive: bool,
-    /// Give the command a terminal
+    /// Allocate a terminal
     #[arg(long, short, help_heading = COMMAND)]
     pub(crate) tty: bool,
     #[command(flatten)]
@@ -64,26 +64,26 @@ pub(crate) struct BoxArgs {
     /// Working directory [default: the image's]
     #[arg(long, short, value_name = "DIR", help_heading = COMMAND)]
     workdir: Option<String>,
-    /// User, as name or uid, with :group or :gid [default: the image's]
+    /// User: a name or uid, optionally with :group or :gid [default: the image's]
     #[arg(long, short, value_name = "USER", help_heading = COMMAND)]
     user: Option<String>,
-    /// Run this in place of the image's entry point; "" for none
+    /// Replace the image's entry point; "" for none
     #[arg(long, value_name = "PROGRAM", help_heading = COMMAND)]
     entrypoint: Option<String>,
-    /// Run an init as process 1 in place of the command: it reaps what is orphaned in the box
+    /// Run an init as process 1 instead of the command, to reap orphaned processes
     #[arg(long, overrides_with = "no_init", help_heading = COMMAND)]
     init: bool,
-    /// Let the command be process 1 [default]
+    /// Run the command as process 1 [default]
     #[arg(long, overrides_with = "init", help_heading = COMMAND)]
     no_init: bool,
-    /// The signal by which `stop` asks the command to end [default: the image's, else SIGTERM]
+    /// Signal that `stop` sends to the command [default: the image's, else SIGTERM]
     #[arg(long, value_name = "SIGNAL", help_heading = COMMAND)]
     stop_signal: Option<String>,
 
     /// Remove the box when it ends
     #[arg(long, help_heading = LIFETIME)]
     pub(crate) rm: bool,
-    /// When the command ends or the machine fails: no, always, on-failure[:TIMES]
+    /// Restart the box when its command exits or the box fails: no, always, on-failure[:TIMES]
     #[arg(long, value_name = "POLICY", default_value = "no", value_parser = parse::restart, help_heading = LIFETIME)]
     pub(crate) restart: RestartPolicy,
     #[command(flatten)]
@@ -92,30 +92,29 @@ pub(crate) struct BoxArgs {
     /// Share a folder of this machine with the box (may be repeated)
     #[arg(long, short, value_name = "HOST:BOX[:ro]", value_parser = parse::volume, help_heading = SURROUNDINGS)]
     volume: Vec<Volume>,
-    /// Let a port of this machine lead into the box; 0 or none: a free one, which `ls` and `port` tell
+    /// Publish a port of the box on the host; without HOST or with 0, a free one, which `ls` and `port` show
     /// (may be repeated)
     #[arg(long, short, value_name = "[ADDRESS:]HOST:BOX[/udp]", value_parser = parse::published, help_heading = SURROUNDINGS)]
     publish: Vec<PublishedPort>,
-    /// What the box reaches: nat for what this machine reaches, but not this machine itself, or none
-    /// [default: nat]
+    /// Network of the box: nat (what this machine reaches, except itself) or none [default: nat]
     #[arg(long, value_name = "MODE", value_parser = parse::network, help_heading = SURROUNDINGS)]
     network: Option<Network>,
-    /// Let the box reach only this: a name, *.name, an address or a network, with tcp: or udp: before it and
-    /// :port behind it if need be; `host` is this machine itself, and closes nothing else (may be repeated)
+    /// Let the box reach only this (may be repeated): a name, *.name, an address or a network, optionally with
+    /// tcp: or udp: before it and :port after it; `host` opens this machine and restricts nothing else
     #[arg(long, value_name = "RULE", help_heading = SURROUNDINGS)]
     allow: Vec<String>,
-    /// Keep the box from reaching this, even if it is allowed; of a name, what is resolved for it (may be
-    /// repeated)
+    /// Keep the box from reaching this, even if --allow permits it (may be repeated); for a name, also the
+    /// addresses it resolved to
     #[arg(long, value_name = "RULE", help_heading = SURROUNDINGS)]
     deny: Vec<String>,
-    /// What the box may receive in a second: 500K, 10M
+    /// Bytes per second that the box may receive: 500K, 10M
     #[arg(long, value_name = "BYTES", value_parser = size::rate, help_heading = SURROUNDINGS)]
     limit_down: Option<u64>,
-    /// What the box may send in a second
+    /// Bytes per second that the box may send
     #[arg(long, value_name = "BYTES", value_parser = size::rate, help_heading = SURROUNDINGS)]
     limit_up: Option<u64>,
 
-    /// The image: a name, with a registry and a tag or without (alpine:3.20), oci:DIR[:tag],
+    /// The image: a name, optionally with registry and tag (alpine:3.20), oci:DIR[:tag],
     /// docker-archive:FILE or rootfs:DIR; then the command and its arguments [default: the image's]
     // One list, so that a flag right behind the image is the command's.
     #[arg(
@@ -130,36 +129,36 @@ pub(crate) struct BoxArgs {
 /// Environment variables.
 #[derive(Debug, Default, Args)]
 pub(crate) struct EnvArgs {
-    /// Set an environment variable; without a value, take it from here (may be repeated)
+    /// Set an environment variable; without =VALUE, use this process's value (may be repeated)
     #[arg(long, short, value_name = "NAME[=VALUE]", help_heading = COMMAND)]
     env: Vec<String>,
-    /// Take environment variables from a file, one a line
+    /// Read environment variables from a file, one per line
     #[arg(long, value_name = "FILE", help_heading = COMMAND)]
     env_file: Vec<PathBuf>,
 }
 
-/// How the box is asked whether it is well.
+/// The health check of the box.
 #[derive(Debug, Args)]
 struct HealthArgs {
-    /// A line for the box's shell that fails when the box is not well [default: the image's check]
+    /// Health check: a shell command that fails if the box is unhealthy [default: the image's]
     #[arg(long = "health-cmd", value_name = "COMMAND", help_heading = LIFETIME)]
     cmd: Option<String>,
-    /// Time between two checks [default: the image's, else 30s]
+    /// Time between checks [default: the image's, else 30s]
     #[arg(long = "health-interval", value_name = "DURATION", value_parser = size::duration, help_heading = LIFETIME)]
     interval: Option<Duration>,
-    /// A check that takes longer has failed [default: the image's, else 30s]
+    /// Time after which a check has failed [default: the image's, else 30s]
     #[arg(id = "health_timeout", long = "health-timeout", value_name = "DURATION", value_parser = size::duration, help_heading = LIFETIME)]
     timeout: Option<Duration>,
-    /// So many failures in a row make the box unhealthy [default: the image's, else 3]
+    /// Failures in a row after which the box is unhealthy [default: the image's, else 3]
     #[arg(long = "health-retries", value_name = "N", help_heading = LIFETIME)]
     retries: Option<u32>,
-    /// Failures so soon after the start do not count [default: the image's, else 0s]
+    /// Time after the start in which failures do not count [default: the image's, else 0s]
     #[arg(long = "health-start-period", value_name = "DURATION", value_parser = size::duration, help_heading = LIFETIME)]
     start_period: Option<Duration>,
-    /// Leave the image's health check out
+    /// Ignore the image's health check
     #[arg(id = "no_healthcheck", long = "no-healthcheck", conflicts_with_all = ["cmd", "interval", "health_timeout", "retries", "start_period", "stop"], help_heading = LIFETIME)]
     none: bool,
-    /// End an unhealthy box as failed; --restart may begin it anew
+    /// End an unhealthy box as failed, so that --restart may restart it
     #[arg(long = "health-stop", help_heading = LIFETIME)]
     stop: bool,
 }
@@ -168,8 +167,8 @@ struct HealthArgs {
 pub(crate) fn warn_of_walked_around(network: &NetworkPolicy) {
     for name in network.names_walked_around() {
         out::note(format_args!(
-            "boxlite-vmm: warning: --deny {name} keeps the box from resolving that name here; it still \
-             connects by address, or by DNS over HTTPS; to prevent that, list what it may reach by --allow"
+            "boxlite-vmm: warning: --deny {name} only blocks resolving that name; the box can still connect \
+             by address or resolve by DNS over HTTPS; to prevent that, list what it may reach with --allow"
         ));
     }
 }

@@ -21,7 +21,7 @@ const KILLED: u8 = 137;
 /// How a person can leave a command, and which signals are the command's.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct TerminalArgs {
-    /// Keys that leave the box to itself, typed at its terminal; "" for none
+    /// Keys that detach from the box and leave it running; "" for none
     #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
     detach_keys: DetachKeys,
     /// Pass signals on to the command

@@ -8,14 +8,15 @@ use crate::global::Global;
 use crate::stand_in::{StandIn, TerminalArgs};
 
 pub(crate) const HELP: &str = "\
-What the command wrote before is in `logs`. The end of standard input is not the end of the command's. The detach keys (ctrl-p ctrl-q) leave the box to itself; without a
-terminal (a box made without -t), signals go to the command, unless --sig-proxy=false: then ctrl-c leaves it.
+Earlier output is in `logs`. The end of standard input does not end the command's input. The detach keys
+(ctrl-p ctrl-q) leave the box running. For a box made without -t, signals are passed on to the command;
+with --sig-proxy=false, ctrl-c detaches instead.
 
-The exit code is the command's, as `run` has it; 0 after the detach keys.";
+Exit codes are those of `run`; 0 after the detach keys.";
 
 #[derive(Debug, Args)]
 pub(crate) struct Attach {
-    /// Connect the output alone
+    /// Connect the output only
     #[arg(long)]
     no_stdin: bool,
     #[command(flatten)]

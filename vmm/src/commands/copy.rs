@@ -18,33 +18,33 @@ use crate::{human, out};
 
 pub(crate) const HELP: &str = "\
 Examples:
-  boxlite-vmm cp ./src dev:/work                 a file or a folder into a box
-  boxlite-vmm cp dev:/var/log/app.log .          and out of one
-  boxlite-vmm cp dev:/etc - | tar tv             as a tar on standard output
-  tar c . | boxlite-vmm cp - dev:/work           a tar from standard input, compressed or not, unpacked there
-  boxlite-vmm cp ./src/. dev:/work               what is in a folder, without the folder
+  boxlite-vmm cp ./src dev:/work                 copy a file or folder into a box
+  boxlite-vmm cp dev:/var/log/app.log .          copy out of a box
+  boxlite-vmm cp dev:/etc - | tar tv             write a tar to standard output
+  tar c . | boxlite-vmm cp - dev:/work           unpack a tar, compressed or not, in a box
+  boxlite-vmm cp ./src/. dev:/work               copy a folder's contents only
 
-A path of this machine that has a colon in it begins with / or . (./a:b). As with `cp -r`, a copy goes into
-a destination that is a folder, and otherwise gets its name. Modes, times, links and sparse files are kept; with
--a, owners too: without, files belong to the box's root, or here to you. A tar's owners are kept in any case.";
+Write a local path that contains a colon with / or . in front (./a:b). As with `cp -r`, a copy goes into the
+destination if that is a folder, and otherwise takes its name. Modes, times, links and sparse files are kept,
+and owners with -a; without -a, files belong to root in the box, and to you here. A tar's owners are always kept.";
 
 /// Bytes that are passed on at once.
 const CHUNK: usize = 256 << 10;
 
 #[derive(Debug, Args)]
 pub(crate) struct Copy {
-    /// Keep the owners' numeric IDs, and file capabilities
+    /// Keep numeric owner IDs and file capabilities
     #[arg(long, short)]
     archive: bool,
-    /// Copy what a symlink SOURCE leads to, rather than the link
+    /// If SOURCE is a symlink, copy its target
     #[arg(long, short = 'L')]
     follow_link: bool,
-    /// Do not say how much was copied
+    /// Do not report how much was copied
     #[arg(long, short)]
     quiet: bool,
-    /// From where: BOX:PATH, a path of this machine, or - for a tar on standard input, which may be compressed
+    /// BOX:PATH, a local path, or - for a tar on standard input, which may be compressed
     source: Place,
-    /// To where: BOX:PATH, a path of this machine, or - for a tar on standard output
+    /// BOX:PATH, a local path, or - for a tar on standard output
     dest: Place,
 }
 

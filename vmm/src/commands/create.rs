@@ -13,13 +13,13 @@ pub(crate) const HELP: &str = "\
 Examples:
   boxlite-vmm create --name dev debian sleep infinity    prints the box's ID
   boxlite-vmm start dev
-  boxlite-vmm create --idle --name tools alpine          a box for `exec` alone";
+  boxlite-vmm create --idle --name tools alpine          a box to use with `exec` only";
 
 #[derive(Debug, Args)]
 pub(crate) struct Create {
     #[command(flatten)]
     pub(crate) sandbox: BoxArgs,
-    /// Give the box no main command: it runs until it is stopped
+    /// Make a box without a main command, which runs until it is stopped
     #[arg(long, conflicts_with_all = ["interactive", "tty", "entrypoint"])]
     idle: bool,
 }

@@ -25,7 +25,7 @@ const NO_ROOM: u64 = 64 << 20;
 
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {
-    /// For people or for programs
+    /// Output format: for people or for programs
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     format: Format,
 }

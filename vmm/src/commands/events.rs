@@ -17,27 +17,27 @@ use crate::{human, parse};
 
 pub(crate) const HELP: &str = "\
 Examples:
-  boxlite-vmm events                              what happens from now on
-  boxlite-vmm events --since 1h                   what happened in the last hour
+  boxlite-vmm events                              show events from now on
+  boxlite-vmm events --since 1h                   show the events of the last hour
   boxlite-vmm events --since 1h --follow --box db --format json
 
-Without --since, it waits for what happens until it is interrupted; with --since, only with --follow.";
+Without --since, or with --follow, it waits for new events until it is interrupted.";
 
 #[derive(Debug, Args)]
 pub(crate) struct Events {
-    /// Begin with what happened then
+    /// Only events since this time
     #[arg(long, value_name = "TIME", value_parser = parse::time)]
     since: Option<SystemTime>,
-    /// End with what happened before then
+    /// Only events until this time
     #[arg(long, value_name = "TIME", value_parser = parse::time, conflicts_with = "follow")]
     until: Option<SystemTime>,
-    /// Wait for more
+    /// Wait for new events
     #[arg(long, short)]
     follow: bool,
-    /// Only of this box, by its name or ID
+    /// Only events of this box (name or ID)
     #[arg(long = "box", value_name = "BOX")]
     sandbox: Option<String>,
-    /// For people or for programs
+    /// Output format: for people or for programs
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     format: Format,
 }

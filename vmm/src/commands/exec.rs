@@ -22,21 +22,21 @@ Examples:
   boxlite-vmm exec dev uname -a
   boxlite-vmm exec -it dev bash
   echo 'print(6 * 7)' | boxlite-vmm exec -i dev python3
-  boxlite-vmm exec -d dev python3 -m http.server     it runs on by itself
+  boxlite-vmm exec -d dev python3 -m http.server     keeps running by itself
   boxlite-vmm exec --timeout 10s -u nobody -w /tmp dev ./untrusted
 
-The exit code is the command's; 128+n if signal n ended it; 124 if --timeout did; 125 if it could not
-be asked for, 126 if the command cannot be executed, 127 if it does not exist.";
+The exit code is the command's own; 128+n if signal n ended it, 124 if --timeout did, 125 if it could not be
+started, 126 if it cannot be executed, 127 if it does not exist.";
 
 #[derive(Debug, Args)]
 pub(crate) struct Exec {
     /// Pass standard input on
     #[arg(long, short, conflicts_with = "detach")]
     interactive: bool,
-    /// Give the command a terminal
+    /// Allocate a terminal
     #[arg(long, short)]
     tty: bool,
-    /// Let the command run on by itself, and print its process ID in the box
+    /// Run the command in the background, and print its process ID in the box
     #[arg(long, short)]
     detach: bool,
     #[command(flatten)]
@@ -44,10 +44,10 @@ pub(crate) struct Exec {
     /// Working directory [default: the box's]
     #[arg(long, short, value_name = "DIR")]
     workdir: Option<String>,
-    /// User, as name or uid, with :group or :gid [default: the box's]
+    /// User: a name or uid, optionally with :group or :gid [default: the box's]
     #[arg(long, short, value_name = "USER")]
     user: Option<String>,
-    /// Kill the command when it has run so long: 90s, 2m, 1h30m
+    /// Kill the command after this time: 90s, 2m, 1h30m
     #[arg(long, value_name = "DURATION", value_parser = size::duration, conflicts_with = "detach")]
     timeout: Option<Duration>,
     /// Name or ID

@@ -24,7 +24,7 @@ use crate::table::{Table, plain};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Image {
-    /// Fetch images from their registries
+    /// Pull images from their registries
     Pull(Pull),
     /// List the images in the home
     #[command(visible_alias = "list")]
@@ -32,21 +32,21 @@ pub(crate) enum Image {
     /// Remove images from the home
     #[command(visible_alias = "remove")]
     Rm(Remove),
-    /// Tell all that is known of images, as JSON
+    /// Show everything about images, as JSON
     Inspect(Named),
     /// Copy an image into the home under a name, and make its disk
     Import(Import),
-    /// Import all images of a file of `image save` or `docker save`, or of an OCI archive, under their own names
+    /// Import all images, under their own names, from a file of `image save` or `docker save` or an OCI archive
     Load(Load),
-    /// Write images to a file (an OCI layout in a tar), layers and all
+    /// Write images to a tar of an OCI layout
     Save(Save),
-    /// Remove what nobody needs: interrupted pulls, cached disks of images that are used where they lie
+    /// Remove interrupted pulls, and cached disks of images that were never imported
     Prune(Prune),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Pull {
-    /// Draw no progress bars; print names alone
+    /// Show no progress bars; print names only
     #[arg(long, short)]
     quiet: bool,
     /// Names (alpine:3.20, ghcr.io/owner/app, quay.io/app@sha256:…)
@@ -56,20 +56,20 @@ pub(crate) struct Pull {
 
 #[derive(Debug, Args)]
 pub(crate) struct List {
-    /// Only digests
+    /// Print digests only
     #[arg(long, short)]
     quiet: bool,
-    /// Whole digests
+    /// Do not shorten digests
     #[arg(long)]
     no_trunc: bool,
-    /// For people or for programs
+    /// Output format: for people or for programs
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     format: Format,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Remove {
-    /// Also those that boxes were made of; the boxes stay as they are
+    /// Also remove images that boxes were made from; the boxes are not affected
     #[arg(long, short)]
     force: bool,
     #[command(flatten)]
@@ -85,28 +85,28 @@ pub(crate) struct Named {
 
 #[derive(Debug, Args)]
 pub(crate) struct Import {
-    /// Draw no progress bars
+    /// Show no progress bars
     #[arg(long, short)]
     quiet: bool,
     /// The image: oci:DIR[:tag], docker-archive:FILE or rootfs:DIR
     source: String,
-    /// Its name from now on [default: the name of the folder or file]
+    /// Name in the home [default: the name of the folder or file]
     name: Option<String>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Load {
-    /// The file, compressed or not [default: standard input]
+    /// Input file, compressed or not [default: standard input]
     #[arg(long, short, value_name = "FILE")]
     input: Option<PathBuf>,
-    /// Draw no progress bars
+    /// Show no progress bars
     #[arg(long, short)]
     quiet: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Save {
-    /// The file, which appears once it is complete [default: standard output]
+    /// Output file, which appears when it is complete [default: standard output]
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
     #[command(flatten)]
@@ -115,10 +115,10 @@ pub(crate) struct Save {
 
 #[derive(Debug, Args)]
 pub(crate) struct Prune {
-    /// Also every image that no box was made of
+    /// Also remove every image that no box was made from
     #[arg(long, short)]
     all: bool,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long, short)]
     force: bool,
 }

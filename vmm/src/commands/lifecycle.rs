@@ -19,10 +19,10 @@ use crate::{human, out, parse, size};
 
 pub(crate) const START_HELP: &str = "\
 Examples:
-  boxlite-vmm start web db        both go on in the background
-  boxlite-vmm start -ai dev       this terminal is its main command's
+  boxlite-vmm start web db        start both in the background
+  boxlite-vmm start -ai dev       attach this terminal to its main command
 
-With -a, the exit code is the main command's, as `run` has it.";
+With -a, exit codes are those of `run`.";
 
 pub(crate) const STOP_HELP: &str = "\
 The main command gets its stop signal, and then every process SIGTERM; what has not ended after the grace
@@ -40,15 +40,15 @@ pub(crate) struct Targets {
 
 #[derive(Debug, Args)]
 pub(crate) struct Start {
-    /// Connect the main command's output, and pass signals on
+    /// Show the main command's output, and pass signals on
     #[arg(long, short)]
     attach: bool,
-    /// Connect its input too, if the box was made with -i
+    /// Also connect standard input, if the box was made with -i
     #[arg(long, short)]
     interactive: bool,
     #[command(flatten)]
     terminal: TerminalArgs,
-    /// Names or IDs; one alone with -a or -i
+    /// Names or IDs; only one with -a or -i
     #[arg(required = true, value_name = "BOX")]
     boxes: Vec<String>,
 }
@@ -62,7 +62,7 @@ impl Start {
 
 #[derive(Debug, Args)]
 pub(crate) struct Stop {
-    /// Grace before what has not ended is killed; a plain number is seconds
+    /// Grace period before processes are killed; a plain number is seconds
     #[arg(long, short, visible_alias = "timeout", value_name = "DURATION", default_value = "10", value_parser = size::duration)]
     time: Duration,
     #[command(flatten)]
@@ -71,7 +71,7 @@ pub(crate) struct Stop {
 
 #[derive(Debug, Args)]
 pub(crate) struct Kill {
-    /// Send the main command this signal; KILL ends the whole box, as a loss of power does
+    /// Signal for the main command; KILL ends the whole box, like a power failure
     #[arg(long, short, value_name = "SIGNAL", default_value = "KILL", value_parser = parse::signal)]
     signal: i32,
     #[command(flatten)]
@@ -80,7 +80,7 @@ pub(crate) struct Kill {
 
 #[derive(Debug, Args)]
 pub(crate) struct Remove {
-    /// End those that run, too
+    /// End running boxes first
     #[arg(long, short)]
     force: bool,
     #[command(flatten)]
@@ -98,7 +98,7 @@ pub(crate) struct Rename {
 
 #[derive(Debug, Args)]
 pub(crate) struct Prune {
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long, short)]
     force: bool,
 }

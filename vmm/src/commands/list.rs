@@ -17,40 +17,40 @@ use crate::table::{Table, cut, plain};
 
 pub(crate) const HELP: &str = "\
 Examples:
-  boxlite-vmm ls                                 those that live
+  boxlite-vmm ls                                 list live boxes
   boxlite-vmm ls -a --filter label=project=demo --filter status=failed
-  boxlite-vmm rm -f $(boxlite-vmm ls -aq)        remove all
+  boxlite-vmm rm -f $(boxlite-vmm ls -aq)        remove all boxes
   boxlite-vmm ls -a --format json | jq .name
 
-Filters are KEY=VALUE: name and image (a part of it), id (its beginning), label (KEY or KEY=VALUE), status
+Filters are KEY=VALUE: name and image (substring), id (prefix), label (KEY or KEY=VALUE), status
 (configured, starting, running, paused, stopping, stopped, failed; or docker's created, exited, dead),
-health (starting, healthy, unhealthy, none), exited (an exit code). Of one key, one value has to fit; of several
-keys, all.";
+health (starting, healthy, unhealthy, none), exited (an exit code). A box is listed if it
+matches all keys, and for each key at least one of its values (for label, all).";
 
 /// Columns of a command in a table.
 const COMMAND: usize = 24;
 
 #[derive(Debug, Args)]
 pub(crate) struct List {
-    /// Also those that do not live
+    /// Include boxes that do not run
     #[arg(long, short)]
     all: bool,
-    /// Only the IDs
+    /// Print IDs only
     #[arg(long, short)]
     quiet: bool,
-    /// Only those that fit (may be repeated)
+    /// List only boxes that match (may be repeated)
     #[arg(long, short, value_name = "KEY=VALUE")]
     filter: Vec<Filter>,
-    /// Only the newest so many, of all
+    /// List the newest N boxes, running or not
     #[arg(long, short = 'n', value_name = "N")]
     last: Option<usize>,
-    /// Only the newest, of all
+    /// List the newest box, running or not
     #[arg(long, short, conflicts_with = "last")]
     latest: bool,
-    /// Whole IDs and commands
+    /// Do not shorten IDs and commands
     #[arg(long)]
     no_trunc: bool,
-    /// For people or for programs
+    /// Output format: for people or for programs
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     format: Format,
 }

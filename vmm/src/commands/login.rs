@@ -15,10 +15,10 @@ use crate::out;
 
 pub(crate) const HELP: &str = "\
 Examples:
-  boxlite-vmm login                                          at Docker Hub
+  boxlite-vmm login                                          log in to Docker Hub
   boxlite-vmm login ghcr.io -u me --password-stdin < token
 
-The login is checked, and kept with the credential helper that ~/.docker/config.json names, else in that file.";
+The login is checked, then stored with the credential helper that ~/.docker/config.json names, or in that file.";
 
 /// The registry of names without one.
 const DOCKER_HUB: &str = "docker.io";
@@ -31,20 +31,20 @@ pub(crate) struct Login {
     /// User name [default: asked for]
     #[arg(long, short, value_name = "NAME")]
     username: Option<String>,
-    /// Password or token; other users of this machine can see it: prefer --password-stdin
+    /// Password or token; visible to other users of this machine, so prefer --password-stdin
     #[arg(long, short, value_name = "PASSWORD", conflicts_with = "password_stdin")]
     password: Option<String>,
     /// Read password or token from standard input
     #[arg(long)]
     password_stdin: bool,
-    /// The registry: host[:port], or a part of it: host[:port]/path [default: Docker Hub]
+    /// Registry: host[:port], or host[:port]/path for a part of it [default: Docker Hub]
     #[arg(value_name = "REGISTRY")]
     registry: Option<String>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Logout {
-    /// The registry, or the part of it, as for login [default: Docker Hub]
+    /// Registry, or part of it, as for login [default: Docker Hub]
     #[arg(value_name = "REGISTRY")]
     registry: Option<String>,
 }

@@ -12,27 +12,27 @@ use crate::{human, out, parse};
 
 pub(crate) const HELP: &str = "\
 Examples:
-  boxlite-vmm logs -f web                   all of it, and what comes
-  boxlite-vmm logs --tail 20 -t web         the last 20 lines, with their times
-  boxlite-vmm logs --since 10m web          a duration, 2026-01-31, 2026-01-31T12:00:00Z, or seconds since 1970
+  boxlite-vmm logs -f web                   everything so far, and what follows
+  boxlite-vmm logs --tail 20 -t web         the last 20 lines, with timestamps
+  boxlite-vmm logs --since 10m web          or 2026-01-31, 2026-01-31T12:00:00Z, or seconds since 1970
 
-What the command wrote to standard error goes to standard error.";
+The command's standard error is printed on standard error.";
 
 #[derive(Debug, Args)]
 pub(crate) struct Logs {
-    /// Wait for more, until the box ends
+    /// Wait for more output until the box ends
     #[arg(long, short)]
     follow: bool,
-    /// Only the last so many lines of what is there, or all
+    /// Number of lines to show from the end, or all
     #[arg(long, short = 'n', value_name = "LINES", default_value = "all", value_parser = lines)]
     tail: Lines,
-    /// Only what was written since
+    /// Only output since this time
     #[arg(long, value_name = "TIME", value_parser = parse::time)]
     since: Option<SystemTime>,
-    /// Only what was written until then
+    /// Only output until this time
     #[arg(long, value_name = "TIME", value_parser = parse::time)]
     until: Option<SystemTime>,
-    /// Begin each line with its time
+    /// Begin each line with a timestamp
     #[arg(long, short)]
     timestamps: bool,
     /// Name or ID

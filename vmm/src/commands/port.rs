@@ -13,19 +13,19 @@ use crate::parse;
 
 pub(crate) const HELP: &str = "\
 Examples:
-  boxlite-vmm run -d --name web -p 0:80 nginx     any free port of this machine
+  boxlite-vmm run -d --name web -p 0:80 nginx     publish port 80 on a free port
   boxlite-vmm port web                            80/tcp -> 127.0.0.1:38651
   boxlite-vmm port web 80                         127.0.0.1:38651";
 
 #[derive(Debug, Args)]
 pub(crate) struct Ports {
-    /// For people or for programs
+    /// Output format: for people or for programs
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     format: Format,
     /// Name or ID
     #[arg(value_name = "BOX")]
     name: String,
-    /// Only where this port of the box is reached
+    /// Show this port of the box only
     #[arg(value_name = "PORT[/udp]", value_parser = parse::port)]
     port: Option<(u16, Transport)>,
 }

@@ -18,18 +18,18 @@ use crate::{out, size};
 
 pub(crate) const HELP: &str = "\
 Examples:
-  boxlite-vmm run alpine echo hello             the box goes with its command
-  boxlite-vmm run --name dev -it debian bash    the box stays: `start -ai dev` goes on with it
-  boxlite-vmm run -d --name web nginx           it runs on; its ID is printed
-  boxlite-vmm run --rm -d --timeout 1h …        (a timeout needs the command in the foreground)
+  boxlite-vmm run alpine echo hello             a temporary box
+  boxlite-vmm run --name dev -it debian bash    a box that stays: continue with `start -ai dev`
+  boxlite-vmm run -d --name web nginx           in the background; prints the ID
+  boxlite-vmm run --rm -d --timeout 1h …        (an error: --timeout needs the foreground)
   boxlite-vmm run --restart on-failure:3 -d --health-cmd 'wget -qO- localhost' nginx
 
-A box without --name and without -d is thrown away at the end of its command, with all that was written
-in it. With --name, -d or --restart it stays, stopped, until it is removed; with --rm it does not.
-A box in the foreground ends with this process, however that ends, unless you leave it by the detach keys.
+Without --name, -d or --restart, the box is removed when its command exits, with everything written in it.
+With one of them it stays, stopped, until `rm`; --rm removes it in any case.
+A box in the foreground stops when this process exits or is killed, unless you type the detach keys.
 
-The exit code is the command's; 128+n if signal n ended it; 124 if --timeout did; 125 if the box could
-not be run, 126 if the command cannot be executed, 127 if it does not exist. It is 0 after the detach keys.";
+The exit code is the command's own; 128+n if signal n ended it, 124 if --timeout did, 125 if the box
+could not run, 126 if the command cannot be executed, 127 if it does not exist, 0 after the detach keys.";
 
 /// How long throwing away a box may take whose start was given up.
 const DISCARD: Duration = Duration::from_secs(10);
@@ -38,10 +38,10 @@ const DISCARD: Duration = Duration::from_secs(10);
 pub(crate) struct Run {
     #[command(flatten)]
     sandbox: BoxArgs,
-    /// Let the box run on in the background, and print its ID
+    /// Run the box in the background, and print its ID
     #[arg(long, short)]
     detach: bool,
-    /// Kill the command when it has run so long: 90s, 2m, 1h30m
+    /// Kill the command after this time: 90s, 2m, 1h30m
     #[arg(long, value_name = "DURATION", value_parser = size::duration, conflicts_with = "detach")]
     timeout: Option<Duration>,
     #[command(flatten)]

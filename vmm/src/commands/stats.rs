@@ -31,29 +31,29 @@ const UNKNOWN: &str = "--";
 
 #[derive(Debug, Args)]
 pub(crate) struct Stats {
-    /// Also boxes that do not live
+    /// Include boxes that do not run
     #[arg(long, short)]
     all: bool,
-    /// Show the numbers once
+    /// Print once and exit
     #[arg(long)]
     no_stream: bool,
-    /// Whole IDs
+    /// Do not shorten IDs
     #[arg(long)]
     no_trunc: bool,
-    /// For people or for programs
+    /// Output format: for people or for programs
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     format: Format,
-    /// Names or IDs [default: all that live]
+    /// Names or IDs [default: all live boxes]
     #[arg(value_name = "BOX")]
     boxes: Vec<String>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Top {
-    /// Also the kernel's own
+    /// Include kernel threads
     #[arg(long, short)]
     all: bool,
-    /// For people or for programs
+    /// Output format: for people or for programs
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     format: Format,
     /// Name or ID

@@ -50,7 +50,7 @@ async fn observe(sandbox: &BoxHandle, line: &str) -> Result<String, Error> {
     let ran = sandbox.exec(["sh", "-c", line]).timeout(LIMIT).output().await;
     let output = match ran {
         Ok(output) => output,
-        Err(e) if e.kind() == ErrorKind::Timeout => return Ok(format!("{e}\n")),
+        Err(e) if e.kind() == ErrorKind::CommandTimeout => return Ok(format!("{e}\n")),
         Err(e) => return Err(e),
     };
     let stdout = String::from_utf8_lossy(&output.stdout);

@@ -19,7 +19,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let began = Instant::now();
     let endless = sandbox.exec(["sh", "-c", "while :; do :; done"]);
     match endless.timeout(Duration::from_secs(2)).output().await {
-        Err(e) if e.kind() == ErrorKind::Timeout => {
+        Err(e) if e.kind() == ErrorKind::CommandTimeout => {
             println!("after {} s: {e}", began.elapsed().as_secs());
         }
         other => return Err(format!("not ended by its limit: {other:?}").into()),

@@ -137,11 +137,6 @@ impl Subcommand {
             _ => false,
         }
     }
-
-    /// Whether its errors are for somebody who embeds the library.
-    pub(crate) fn is_embedded(&self) -> bool {
-        matches!(self, Self::Process(Process::Serve { embedded: true }))
-    }
 }
 
 #[cfg(test)]

@@ -1,9 +1,8 @@
 //! Exit codes, and what went wrong in words.
 
-use boxlite_runtime::Error;
-use boxlite_runtime::client::FailureKind;
+use boxlite_runtime::{Error, ErrorKind};
 
-use crate::out;
+use crate::{out, words};
 
 /// Our own failure, where no command's exit code could be meant.
 pub(crate) const FAILED: u8 = 1;
@@ -15,6 +14,11 @@ const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;
 /// The command did not end in time, as coreutils' `timeout` has it.
 const TIMED_OUT: u8 = 124;
+
+/// The main command did not end in time; its box was ended with it.
+#[derive(Debug, thiserror::Error)]
+#[error("the command was killed: it did not end within its timeout")]
+pub(crate) struct TimedOut;
 
 /// Prints help or the version, or says what is not understood.
 pub(crate) fn explain(usage: &clap::Error) -> u8 {
@@ -41,18 +45,18 @@ pub(crate) fn failed(error: &anyhow::Error, stands_in: bool) -> u8 {
 
 /// Says what went wrong.
 pub(crate) fn report(error: &anyhow::Error) {
-    out::note(format_args!("boxlite-vmm: {error:#}"));
+    out::note(format_args!("boxlite-vmm: {}", words::chain(error)));
 }
 
 /// What a shell says to a command that it cannot run; none for our own failures.
 fn command_code(error: &anyhow::Error) -> Option<u8> {
-    match error.downcast_ref::<Error>()? {
-        Error::CommandTimeout => Some(TIMED_OUT),
-        Error::Guest(guest) => match guest.failure()?.kind {
-            FailureKind::NotFound => Some(NOT_FOUND),
-            FailureKind::NotExecutable => Some(NOT_EXECUTABLE),
-            _ => None,
-        },
+    if error.is::<TimedOut>() {
+        return Some(TIMED_OUT);
+    }
+    match error.downcast_ref::<Error>()?.kind() {
+        ErrorKind::CommandTimeout => Some(TIMED_OUT),
+        ErrorKind::CommandNotFound => Some(NOT_FOUND),
+        ErrorKind::NotExecutable => Some(NOT_EXECUTABLE),
         _ => None,
     }
 }

@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use boxlite_runtime::{Home, Place, Runtime, RuntimeOptions};
 use clap::{Args, ValueEnum};
 
@@ -60,7 +60,12 @@ impl Global {
     pub(crate) async fn runtime(&self) -> Result<Runtime> {
         let options = self.options();
         let opening = Runtime::open(options.clone());
-        Ok(match Place::choose(options.accel)? {
+        let place = Place::choose(options.accel);
+        let place = match self.accel {
+            Accel::Kvm => place.context("--accel kvm")?,
+            _ => place?,
+        };
+        Ok(match place {
             Place::SoftHost { .. } => starting(opening).await?,
             _ => opening.await?,
         })

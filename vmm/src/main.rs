@@ -4,7 +4,7 @@
 //! - `commands`: a module for each command, those among them that a runtime starts this executable for
 //! - `global`: what every command takes; `options`: what can be said of a box that is to be made; `targets`: boxes
 //! - `stand_in`: this process in place of a box's main command
-//! - `out`, `table`, `human`, `progress`: what people and programs read; `exit`: failures and exit codes
+//! - `out`, `table`, `human`, `progress`: what people and programs read; `exit`: failures and exit codes; `words`: errors
 //! - `parse`, `size`: what they write
 
 mod args;
@@ -20,13 +20,13 @@ mod size;
 mod stand_in;
 mod table;
 mod targets;
+mod words;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Mutex;
 
 use anyhow::Result;
-use boxlite_runtime::launcher;
 use clap::{CommandFactory, Parser};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
@@ -45,9 +45,6 @@ fn main() -> ExitCode {
         Err(e) => return ExitCode::from(exit::explain(&e)),
     };
     log_to_stderr(cli.global.debug, log_writer(&cli.command));
-    if !cli.command.is_embedded() {
-        launcher::is_command_line();
-    }
     let stands_in = cli.command.stands_in();
     let code = dispatch(cli).unwrap_or_else(|error| exit::failed(&error, stands_in));
     ExitCode::from(code)

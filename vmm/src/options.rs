@@ -315,7 +315,7 @@ mod tests {
 
     use super::*;
     use crate::args::{Cli, Subcommand};
-    use boxlite_runtime::{Error, Transport};
+    use boxlite_runtime::{BoxOption, Transport};
 
     fn options(args: &[&str]) -> Result<BoxOptions> {
         let cli = Cli::parse_from([&["x", "create"], args].concat());
@@ -410,9 +410,10 @@ mod tests {
         let got = options(&words.split(' ').collect::<Vec<_>>()).unwrap();
         assert_eq!(got.ports[0].protocol, Transport::Udp);
         assert!(got.volumes[0].read_only);
-        let Err(Error::Options(problems)) = got.validate() else { panic!() };
-        let named: Vec<_> = problems.iter().map(|problem| &*problem.option).collect();
-        assert_eq!(named, ["memory", "volume", "allow", "publish", "allow", "limit-up"]);
+        let error = got.validate().unwrap_err();
+        let named: Vec<_> = error.problems().iter().map(|problem| problem.option).collect();
+        use BoxOption::{MemoryMib, NetworkAllow, NetworkLimitUp, Ports, Volumes};
+        assert_eq!(named, [MemoryMib, Volumes, NetworkAllow, Ports, NetworkAllow, NetworkLimitUp]);
         let words = ["--deny", "x", "--allow", "y:80", "--limit-down", "10M", "img"];
         let got = options(&words).unwrap();
         assert_eq!(got.network.mode, Network::Nat);

@@ -13,6 +13,7 @@ use clap::Args;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use crate::exit::{TimedOut, report};
 use crate::out;
 
 /// The exit code of a command that was killed, as a shell has it.
@@ -107,13 +108,13 @@ impl StandIn {
         };
         let wait = async {
             match self.timeout {
-                None => attached.wait().await,
+                None => Ok(attached.wait().await?),
                 Some(limit) => match timeout(limit, attached.wait()).await {
-                    Ok(status) => status,
+                    Ok(status) => Ok(status?),
                     Err(_) => {
                         // Here, so that its streams end, which are waited for too.
                         end(sandbox).await?;
-                        Err(Error::CommandTimeout)
+                        Err(anyhow::Error::new(TimedOut))
                     }
                 },
             }
@@ -134,14 +135,18 @@ impl StandIn {
             }
             Ok(client::Ended::Unwritten(error)) => Err(error.into()),
             // Somebody ended the box: as docker has it, its command was killed.
-            Err(error) if error.kind() == ErrorKind::BoxEnded => {
-                out::note(format_args!("boxlite-vmm: {error}"));
+            Err(error) if is_ended_box(&error) => {
+                report(&error);
                 let info = sandbox.info().await.ok();
                 Ok(Ended::Exited(info.and_then(|info| info.exit_code).unwrap_or(KILLED)))
             }
-            Err(error) => Err(error.into()),
+            Err(error) => Err(error),
         }
     }
+}
+
+fn is_ended_box(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Error>().is_some_and(|error| error.kind() == ErrorKind::BoxEnded)
 }
 
 /// Ends a box whose command took too long. What it wrote stays, if it does.

@@ -140,11 +140,11 @@ fn commands_are_what_they_are_asked_to_be_and_end_when_they_are_told_to() {
         let tree = "sleep 88888 & sleep 88888";
         let begun = Instant::now();
         let late = sandbox.exec(["sh", "-c", tree]).timeout(Duration::from_secs(1)).output().await;
-        assert_eq!(late.unwrap_err().kind(), ErrorKind::Timeout);
+        assert_eq!(late.unwrap_err().kind(), ErrorKind::CommandTimeout);
         assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
         let command = sandbox.exec(["sh", "-c", tree]).timeout(Duration::from_secs(1));
         let command = command.spawn().await.unwrap();
-        assert_eq!(command.wait().await.unwrap_err().kind(), ErrorKind::Timeout);
+        assert_eq!(command.wait().await.unwrap_err().kind(), ErrorKind::CommandTimeout);
         let mut ends = 0;
         while ends < 2 {
             if let EventKind::ExecEnded { status, .. } = events.next().await.unwrap().unwrap().kind

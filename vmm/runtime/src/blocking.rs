@@ -13,7 +13,7 @@ pub(super) async fn blocking<T: Send + 'static>(
 ) -> Result<T> {
     match spawn_blocking(work).await {
         Ok(result) => result,
-        Err(e) => Err(Error::Internal(e.to_string())),
+        Err(e) => Err(Error::internal(e)),
     }
 }
 

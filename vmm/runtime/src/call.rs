@@ -192,7 +192,7 @@ impl Reply {
     }
 
     fn unexpected(self) -> Error {
-        Error::Internal(format!("unexpected answer {self:?}"))
+        Error::internal(format!("unexpected answer {self:?}"))
     }
 }
 

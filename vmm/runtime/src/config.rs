@@ -9,7 +9,8 @@ use boxlite_proto::message::{Exec, TerminalSize};
 use boxlite_rootfs_builder::ImageConfig;
 use serde::{Deserialize, Serialize};
 
-use super::options::{BoxOptions, HealthCheck, MIN_HEALTH_TIME, Problem};
+use super::options::{BoxOptions, HealthCheck, MIN_HEALTH_TIME};
+use super::problem::{BoxOption, Problem};
 use super::{Error, Result, limits, signals};
 
 /// SIGTERM.
@@ -52,7 +53,7 @@ impl BoxConfig {
         }
         argv.extend(options.cmd.clone().filter(|cmd| !cmd.is_empty()).unwrap_or(defaults));
         if argv.is_empty() {
-            return Err(Error::NoCommand { image: options.image.clone() });
+            return Err(Error::no_command(&options.image));
         }
         Ok(argv)
     }
@@ -111,7 +112,7 @@ impl BoxConfig {
         let health = self.health().map(|health| health.exec);
         let problems: Vec<_> =
             [main].iter().chain(&health).filter_map(|exec| limits::check(exec).err()).collect();
-        if problems.is_empty() { Ok(()) } else { Err(Error::Options(problems)) }
+        if problems.is_empty() { Ok(()) } else { Err(Error::options(problems)) }
     }
 
     /// The health checks.
@@ -164,7 +165,8 @@ impl BoxConfig {
             true => "the image has no health check to change",
             false => "a box without a main command does not have its image's health check",
         };
-        Err(Error::Options(vec![Problem::new("health-cmd", format!("is needed: {why}"))]))
+        let problem = Problem::new(BoxOption::HealthCommand, format!("is needed: {why}"));
+        Err(Error::options(vec![problem]))
     }
 }
 
@@ -235,7 +237,10 @@ mod tests {
         assert_eq!(argv(BoxOptions::new("x").entrypoint(["sh"])), "sh");
         assert_eq!(argv(BoxOptions::new("x").entrypoint(["sh"]).cmd(["-c"])), "sh -c");
         let none = BoxOptions::new("x").entrypoint(Vec::<String>::new());
-        assert!(matches!(config(none).main_argv(), Err(Error::NoCommand { .. })));
+        assert_eq!(
+            config(none).main_argv().unwrap_err().remedy(),
+            Some(&crate::Remedy::GiveCommand)
+        );
     }
 
     #[test]
@@ -249,7 +254,10 @@ mod tests {
         assert_eq!(argv(BoxOptions::new("x").cmd(["a", "b"])), "a b");
         assert_eq!(argv(BoxOptions::new("x").entrypoint([""]).cmd(["a"])), "a");
         let none = BoxOptions::new("x").entrypoint([""]);
-        assert!(matches!(config(none).main_argv(), Err(Error::NoCommand { .. })));
+        assert_eq!(
+            config(none).main_argv().unwrap_err().remedy(),
+            Some(&crate::Remedy::GiveCommand)
+        );
     }
 
     #[test]
@@ -302,7 +310,7 @@ mod tests {
         let own = changed(main().health(HealthCheck::new(["/own"])), None).unwrap();
         assert_eq!((own.interval_ms, own.timeout_ms), (7_000, 30_000));
         let why = |refused: Result<HealthSpec>| match refused {
-            Err(Error::Options(problems)) => problems[0].message.clone(),
+            Err(error) => error.problems()[0].message.clone(),
             other => panic!("{other:?}"),
         };
         assert!(why(changed(main(), None)).contains("the image has no health check"));
@@ -355,7 +363,9 @@ mod tests {
         };
         config(env(100_000, 10)).check_sizes().unwrap();
         config(env(20, 20_000)).check_sizes().unwrap();
-        let refused = |options| matches!(config(options).check_sizes(), Err(Error::Options(_)));
+        let refused = |options| {
+            config(options).check_sizes().is_err_and(|error| !error.problems().is_empty())
+        };
         assert!(refused(env(140_000, 1)) && refused(env(100_000, 25)));
         assert!(refused(BoxOptions::new("x").cmd(["x".repeat(140_000)])));
         // Whatever a box without a main command runs has its environment.

@@ -77,7 +77,7 @@ impl Command {
     /// Starts the command; returns once it runs.
     ///
     /// # Errors
-    /// [`Error::CommandTimeout`] when it does not run within its [timeout](Self::timeout): it is
+    /// [`ErrorKind::CommandTimeout`](crate::ErrorKind::CommandTimeout) when it does not run within its [timeout](Self::timeout): it is
     /// killed then, if it was about to run.
     pub async fn spawn(self) -> Result<Execution> {
         let Self { sandbox, exec, timeout } = self;
@@ -147,7 +147,7 @@ impl Command {
 /// Refuses what no agent could run, as an agent would: a request that is too large would end the connection.
 fn check_size(exec: &Exec) -> Result<()> {
     limits::check(exec)
-        .map_err(|problem| Error::Guest(client::Error::Failed(limits::failure(&problem))))
+        .map_err(|problem| Error::guest(client::Error::Failed(limits::failure(&problem))))
 }
 
 /// Awaits something by a command's deadline, if it has one.
@@ -155,7 +155,7 @@ async fn by<T>(deadline: Option<Instant>, work: impl Future<Output = Result<T>>)
     match deadline {
         None => work.await,
         Some(deadline) => {
-            tokio::time::timeout_at(deadline, work).await.unwrap_or(Err(Error::CommandTimeout))
+            tokio::time::timeout_at(deadline, work).await.unwrap_or(Err(Error::command_timeout()))
         }
     }
 }

@@ -14,7 +14,7 @@ use super::exec::{Attached, Command};
 use super::host::{BoxAgent, Host, NoAgent};
 use super::logs::{LogQuery, Logs};
 use super::state::{BoxInfo, BoxState};
-use super::{Error, Result};
+use super::{Error, ErrorKind, Result};
 use crate::client::{self, AgentClient, ExecHandle};
 
 /// Timeout for writing down that something happened in a box.
@@ -202,7 +202,7 @@ impl BoxHandle {
         match self.0.host.connect(&self.0.agent).await {
             Ok(agent) => Ok(agent),
             Err(NoAgent::Lost(e)) => Err(self.explain(e).await),
-            Err(NoAgent::NotMade(e)) => Err(Box::new(e).into()),
+            Err(NoAgent::NotMade(e)) => Err(e),
         }
     }
 
@@ -215,19 +215,19 @@ impl BoxHandle {
     /// An error of an agent connection, or what ended the box if that is why.
     pub(super) async fn explain(&self, error: client::Error) -> Error {
         if !matches!(error, client::Error::Lost(_)) {
-            return Error::Guest(error);
+            return Error::guest(error);
         }
         // Its process is about to say how it ended.
         let ended = tokio::time::timeout(Duration::from_secs(2), self.wait()).await;
         match ended {
             Ok(Ok(BoxInfo { state: BoxState::Failed(reason), name, .. })) => {
-                Error::Failed { name: Some(name), reason }
+                Error::failed(Some(&name), &reason)
             }
-            Ok(Ok(info)) => Error::Ended { name: info.name, how: info.state.to_string() },
-            Ok(Err(Error::NoSuchBox { .. })) => {
-                Error::Ended { name: self.name().to_owned(), how: "and was removed".into() }
+            Ok(Ok(info)) => Error::ended(&info.name, info.state),
+            Ok(Err(e)) if e.kind() == ErrorKind::NotFound => {
+                Error::ended(self.name(), "and was removed")
             }
-            _ => Error::Guest(error),
+            _ => Error::guest(error),
         }
     }
 }

@@ -1,11 +1,10 @@
 //! What the `boxlite-vmm` executable is to do for the runtime, over what an application needs: the
-//! subcommands by which a runtime starts it, and for whom errors are worded.
+//! subcommands by which a runtime starts it.
 
 use std::io;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-pub use crate::audience::is_command_line;
 pub use crate::remote::serve;
 
 /// The subcommand that is to run the process of a box, with its launcher's socket as standard input.
@@ -13,9 +12,6 @@ pub const MACHINE_SUBCOMMAND: &str = "machine";
 
 /// The subcommand that is to run [`serve`].
 pub const SERVE_SUBCOMMAND: &str = "serve";
-
-/// The option of [`SERVE_SUBCOMMAND`] for a program that embeds the library.
-pub const EMBEDDED_FLAG: &str = "embedded";
 
 /// Raises the soft limit on open files, which is low for programs that use `select`, to the hard one.
 ///

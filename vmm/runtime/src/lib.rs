@@ -22,7 +22,6 @@
 
 #![deny(unsafe_code)]
 
-mod audience;
 mod blocking;
 mod call;
 pub mod client;
@@ -44,6 +43,7 @@ mod metrics;
 pub mod nested;
 mod options;
 mod place;
+mod problem;
 mod remedy;
 mod remote;
 pub mod signals;
@@ -73,7 +73,7 @@ pub use boxlite_proto::message::{ExitStatus, TerminalSize};
 pub use client::{Archive, ExecOutput, ExecStdin};
 pub use config::BoxConfig;
 pub use copy::{Copied, CopyOptions, Skipped};
-pub use error::{Error, ErrorKind, ImageError, RemoteError, Result};
+pub use error::{Error, ErrorKind, Result};
 pub use events::{EventQuery, Events};
 pub use exec::{Attached, Command, Execution, Exit, Output};
 pub use handle::BoxHandle;
@@ -83,10 +83,12 @@ pub use images::saved::SavedImages;
 pub use logs::{LogQuery, LogRecord, LogStream, Logs};
 pub use metrics::BoxMetrics;
 pub use options::{
-    BoxOptions, HealthChanges, HealthCheck, Network, NetworkPolicy, Problem, PullPolicy,
-    SecurityOptions, Volume,
+    BoxOptions, HealthChanges, HealthCheck, Network, NetworkPolicy, PullPolicy, SecurityOptions,
+    Volume,
 };
 pub use place::{Accel, Place};
+pub use problem::{BoxOption, Problem};
+pub use remedy::Remedy;
 pub use state::{BoxInfo, BoxState, FailureReason};
 
 use blocking::{blocking, blocking_io, in_background};
@@ -203,7 +205,7 @@ impl Runtime {
         loop {
             match self.get(&name).await {
                 Ok(sandbox) if sandbox.name() == name => return Ok(sandbox),
-                Ok(_) | Err(Error::NoSuchBox { .. }) => {}
+                Ok(_) => {}
                 Err(e) if e.kind() == ErrorKind::NotFound => {}
                 Err(e) => return Err(e),
             }

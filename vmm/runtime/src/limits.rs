@@ -2,7 +2,7 @@
 
 use boxlite_proto::message::{Exec, Failure, FailureKind};
 
-use super::options::Problem;
+use super::problem::{BoxOption, Problem};
 
 /// Bytes of one argument or variable, with the zero byte that ends it (`MAX_ARG_STRLEN`: 32 pages).
 const MAX_STRING: usize = 128 << 10;
@@ -17,17 +17,19 @@ const SPARE: usize = 16 << 10;
 /// Bytes of a path or a user's name, with the zero byte (`PATH_MAX`).
 const MAX_PATH: usize = 4096;
 
-/// Checks a command; the error names the option of the command line.
+/// Checks a command; the error names the option.
 pub(super) fn check(exec: &Exec) -> Result<(), Problem> {
     for (number, word) in exec.argv.iter().enumerate() {
-        check_string("entrypoint", || format!("word {}", number + 1), word)?;
+        check_string(BoxOption::Entrypoint, || format!("word {}", number + 1), word)?;
     }
     for variable in &exec.env {
         let name = variable.split(|byte| *byte == b'=').next().unwrap_or_default();
         let name = || format!("variable {:.60}", String::from_utf8_lossy(name));
-        check_string("env", name, variable)?;
+        check_string(BoxOption::Env, name, variable)?;
     }
-    for (option, path) in [("workdir", &exec.working_dir[..]), ("user", exec.user.as_bytes())] {
+    let paths =
+        [(BoxOption::WorkingDir, &exec.working_dir[..]), (BoxOption::User, exec.user.as_bytes())];
+    for (option, path) in paths {
         if path.len() >= MAX_PATH {
             let message = format!("{} bytes: Linux allows {}", path.len(), MAX_PATH - 1);
             return Err(Problem::new(option, message));
@@ -36,7 +38,11 @@ pub(super) fn check(exec: &Exec) -> Result<(), Problem> {
     check_sum(exec)
 }
 
-fn check_string(option: &str, name: impl Fn() -> String, string: &[u8]) -> Result<(), Problem> {
+fn check_string(
+    option: BoxOption,
+    name: impl Fn() -> String,
+    string: &[u8],
+) -> Result<(), Problem> {
     if string.len() < MAX_STRING {
         return Ok(());
     }
@@ -53,7 +59,7 @@ fn check_sum(exec: &Exec) -> Result<(), Problem> {
     if words + variables <= most {
         return Ok(());
     }
-    let option = if variables >= words { "env" } else { "entrypoint" };
+    let option = if variables >= words { BoxOption::Env } else { BoxOption::Entrypoint };
     let message = format!(
         "the environment ({variables} bytes) and the command ({words} bytes) are too large: Linux allows \
          {most} bytes together; put some of it into a file in the box"
@@ -96,7 +102,7 @@ mod tests {
         assert!(check(&exec(vec![vec![b'x']; 300_000], vec![])).is_err());
         check(&exec(vec![vec![b'x']; 200_000], vec![])).unwrap();
         let long = Exec { working_dir: vec![b'/'; MAX_PATH], ..Exec::default() };
-        assert_eq!(check(&long).unwrap_err().option, "workdir");
+        assert_eq!(check(&long).unwrap_err().option, BoxOption::WorkingDir);
     }
 
     #[test]

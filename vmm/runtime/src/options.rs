@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use check::Problem;
 pub(super) use check::{MIN_HEALTH_TIME, bad_name, is_name};
 pub use parts::{
     HealthChanges, HealthCheck, Network, NetworkPolicy, PullPolicy, SecurityOptions, Volume,

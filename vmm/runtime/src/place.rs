@@ -5,7 +5,6 @@ use std::fmt;
 use boxlite_contract::nested::HostEnvironment;
 
 use super::{Error, Result};
-use crate::audience::is_embedder;
 use crate::nested::detect::Virtualization;
 
 /// Where boxes are to run.
@@ -44,11 +43,9 @@ impl Place {
         if HostEnvironment::detect().is_nested() {
             return match found.is_usable() {
                 true => Ok(Self::Here),
-                false => Err(Error::NoVirtualization {
-                    reason: format!(
-                        "the software host has {found}: its QEMU does not emulate AMD's SVM"
-                    ),
-                }),
+                false => Err(Error::no_virtualization(format!(
+                    "the software host has {found}: its QEMU does not emulate AMD's SVM"
+                ))),
             };
         }
         Ok(match accel {
@@ -56,9 +53,7 @@ impl Place {
             _ if found.is_usable() => Self::Here,
             Accel::Auto => Self::SoftHost { why: Described(&found).to_string() },
             Accel::Kvm => {
-                let asked = if is_embedder() { "Accel::Kvm" } else { "--accel kvm" };
-                let reason = format!("{asked}: {}", Described(&found));
-                return Err(Error::NoVirtualization { reason });
+                return Err(Error::no_virtualization(Described(&found).to_string()));
             }
         })
     }

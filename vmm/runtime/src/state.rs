@@ -11,7 +11,7 @@ use boxlite_net_policy::PublishedPort;
 use boxlite_proto::message::ExitStatus;
 use serde::{Deserialize, Serialize};
 
-use super::error::Lines;
+use crate::remedy::Remedy;
 
 /// The state of a box.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,29 +90,47 @@ pub enum FailureReason {
     Machine(String),
 }
 
-impl fmt::Display for FailureReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl FailureReason {
+    /// What happened.
+    pub fn message(&self) -> String {
         match self {
             Self::ProcessDied => {
-                f.write_str("its process ended unexpectedly (killed, or the host went down)")
+                "its process ended unexpectedly (killed, or the host went down)".to_owned()
             }
             Self::Panic(lines) => {
-                write!(f, "the guest's kernel panicked; its last lines:\n{}", Lines(lines))
+                format!("the guest's kernel panicked; its last lines:\n{}", lines.join("\n"))
             }
-            Self::OutOfMemory => f.write_str("the guest ran out of memory"),
-            Self::DiskFull(what) => write!(f, "the host's disk is full ({what})"),
-            Self::Unhealthy(last) => write!(f, "its health checks failed; the last said: {last}"),
-            Self::Agent(message) => write!(f, "the guest could not set the box up: {message}"),
+            Self::OutOfMemory => "the guest ran out of memory".to_owned(),
+            Self::DiskFull(what) => format!("the host's disk is full ({what})"),
+            Self::Unhealthy(last) => format!("its health checks failed; the last said: {last}"),
+            Self::Agent(message) => format!("the guest could not set the box up: {message}"),
             Self::NotReady { timeout_ms, stage } => {
                 let doing = stage.map_or("the machine was being built", BootStage::doing);
-                write!(
-                    f,
-                    "the box was not ready after {:?}: {doing}",
-                    Duration::from_millis(*timeout_ms)
-                )
+                let timeout = Duration::from_millis(*timeout_ms);
+                format!("the box was not ready after {timeout:?}: {doing}")
             }
-            Self::Port(message) | Self::Machine(message) => f.write_str(message),
-        }?;
+            Self::Port(message) | Self::Machine(message) => message.clone(),
+        }
+    }
+
+    /// What to do about it, if that is known.
+    pub fn remedy(&self) -> Option<Remedy> {
+        match self {
+            Self::ProcessDied => Some(Remedy::StartAgain),
+            Self::OutOfMemory => Some(Remedy::MoreMemory),
+            Self::DiskFull(_) => Some(Remedy::FreeRoomAndStart),
+            Self::NotReady { .. } => Some(Remedy::LookAtConsole),
+            // Its message has the remedy.
+            Self::Port(_) => None,
+            Self::Panic(_) | Self::Unhealthy(_) | Self::Agent(_) | Self::Machine(_) => None,
+        }
+    }
+}
+
+/// The message and the remedy, that in the library's words.
+impl fmt::Display for FailureReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message())?;
         match self.remedy() {
             Some(remedy) => write!(f, "; {remedy}"),
             None => Ok(()),

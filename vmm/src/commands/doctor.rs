@@ -16,6 +16,7 @@ use crate::global::Global;
 use crate::human;
 use crate::out::{self, Format};
 use crate::table::plain;
+use crate::words;
 
 /// Less free room than this is worth a word.
 const LITTLE_ROOM: u64 = 2 << 30;
@@ -174,7 +175,7 @@ fn home(global: &Global) -> Vec<Finding> {
         Ok(home) => home,
         Err(e) => {
             return vec![
-                Finding::new(CHECK, Verdict::Fail, e.to_string())
+                Finding::new(CHECK, Verdict::Fail, words::error(&e))
                     .remedy("choose another folder: --home DIR, or BOXLITE_HOME=DIR"),
             ];
         }

@@ -16,11 +16,7 @@ pub(crate) enum Process {
     Machine,
     /// The runtime of a home, on standard input and output; the library starts it in the software host
     #[command(hide = true, name = launcher::SERVE_SUBCOMMAND)]
-    Serve {
-        /// Its errors are for somebody who embeds the library
-        #[arg(long = launcher::EMBEDDED_FLAG)]
-        embedded: bool,
-    },
+    Serve,
     /// The process that keeps the software host
     #[command(hide = true, name = nested::KEEPER_SUBCOMMAND)]
     SofthostKeeper {
@@ -47,7 +43,7 @@ impl Process {
                 raise_open_files();
                 boxlite_machine::main()
             }
-            Self::Serve { .. } => on_tokio(async { Ok(launcher::serve(global.options()).await?) }),
+            Self::Serve => on_tokio(async { Ok(launcher::serve(global.options()).await?) }),
             Self::SofthostKeeper { args } => {
                 let options = nested::Options::from_args(args)
                     .context("this command is the software host's own")?;

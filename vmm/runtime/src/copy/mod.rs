@@ -146,8 +146,8 @@ impl BoxHandle {
     /// stays.
     ///
     /// # Errors
-    /// [`Error::Copy`] for what cannot be read here, [`Error::CopyRefused`] where the rules say no,
-    /// [`Error::Guest`] for what the box says.
+    /// What cannot be read here, what the rules refuse ([`ErrorKind::Invalid`](crate::ErrorKind::Invalid)), and what
+    /// the box says.
     pub async fn copy_into(&self, from: impl AsRef<Path>, to: impl AsRef<[u8]>) -> Result<Copied> {
         self.copy_into_with(from, to, CopyOptions::default()).await
     }
@@ -186,7 +186,7 @@ impl BoxHandle {
         };
         let request = CopyIn { path: dir, create: false, owner: owner.map(as_owner) };
         let unpacked = agent.copy_in(request, tar).await;
-        let packed = packed.await.unwrap_or_else(|e| Err(Error::Internal(e.to_string())));
+        let packed = packed.await.unwrap_or_else(|e| Err(Error::internal(e)));
         match (unpacked, packed) {
             (Ok(_), packed) => packed,
             // It broke off here.
@@ -205,8 +205,8 @@ impl BoxHandle {
     /// Dropping the future ends the copy on both sides; files that are whole stay.
     ///
     /// # Errors
-    /// [`Error::Copy`] for what cannot be written here, [`Error::CopyRefused`] where the rules say no,
-    /// [`Error::BadArchive`] if the box breaks them, [`Error::Guest`] for what it says.
+    /// What cannot be written here, what the rules refuse ([`ErrorKind::Invalid`](crate::ErrorKind::Invalid)), and what
+    /// the box says, or sends against the rules ([`ErrorKind::Guest`](crate::ErrorKind::Guest)).
     pub async fn copy_out(&self, from: impl AsRef<[u8]>, to: impl AsRef<Path>) -> Result<Copied> {
         self.copy_out_with(from, to, CopyOptions::default()).await
     }
@@ -245,12 +245,12 @@ impl BoxHandle {
         let (feed, tar) = pipe::to_thread();
         let unpacked = super::in_background(move || unpack(target, tar));
         let fed = pump(archive, feed).await;
-        let unpacked = unpacked.await.map_err(|e| Error::Internal(e.to_string()))?;
+        let unpacked = unpacked.await.map_err(Error::internal)?;
         match fed {
             Ok(()) => unpacked.map_err(unpack_error),
             Err(error) => Err(match error.downcast::<client::Error>() {
                 Ok(error) => self.explain(error).await,
-                Err(error) => Error::Internal(error.to_string()),
+                Err(error) => Error::internal(error),
             }),
         }
     }
@@ -261,7 +261,7 @@ impl BoxHandle {
     /// Dropping the future ends that between two entries or in the middle of one; what was unpacked stays.
     ///
     /// # Errors
-    /// [`Error::Guest`] for what the box says, or if `tar` cannot be read.
+    /// What the box says; `tar` cannot be read.
     pub async fn copy_into_tar(
         &self,
         tar: impl AsyncRead + Send + Unpin,
@@ -287,7 +287,7 @@ impl BoxHandle {
     /// reads; dropping it ends the copy.
     ///
     /// # Errors
-    /// [`Error::Guest`] where there is nothing at the path.
+    /// What the box says: [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) where there is nothing at the path.
     pub async fn copy_out_tar(
         &self,
         from: impl AsRef<[u8]>,
@@ -370,7 +370,7 @@ fn through(path: &[u8], link_target: &[u8]) -> Vec<u8> {
 
 /// Where a destination on the host is, and what becomes of what goes there.
 fn target(to: &Path, is_dir: bool, asked: Option<Vec<u8>>, ownership: Ownership) -> Result<Target> {
-    let failed = |source| Error::Copy { path: to.to_owned(), source };
+    let failed = Error::copy(to);
     let mut path = not_empty(to.as_os_str().as_bytes())?;
     let mut hops = 0;
     let found = loop {
@@ -382,7 +382,7 @@ fn target(to: &Path, is_dir: bool, asked: Option<Vec<u8>>, ownership: Ownership)
         };
         let kind = metadata.file_type();
         if kind.is_symlink() && hops < MAX_SYMLINKS {
-            let link = here.read_link().map_err(failed)?;
+            let link = here.read_link().map_err(&failed)?;
             path = through(&path, link.as_os_str().as_bytes());
             hops += 1;
             continue;
@@ -402,8 +402,7 @@ fn target(to: &Path, is_dir: bool, asked: Option<Vec<u8>>, ownership: Ownership)
         true => PathBuf::from("."),
         false => PathBuf::from(std::ffi::OsString::from_vec(dir)),
     };
-    let opened = below::open_dir(&dir)
-        .map_err(|errno| Error::Copy { path: dir.clone(), source: errno.into() })?;
+    let opened = below::open_dir(&dir).map_err(|errno| Error::copy(&dir)(errno.into()))?;
     Ok(Target { dir: opened, path: dir, name, asked, ownership })
 }
 
@@ -425,11 +424,9 @@ async fn pump(mut archive: impl AsyncRead + Unpin, feed: pipe::Feed) -> io::Resu
 fn unpack_error(error: UnpackError) -> Error {
     let UnpackError { entry, path, problem } = error;
     match problem {
-        Problem::Archive(error) => {
-            Error::BadArchive { entry: shown(&entry), reason: error.to_string() }
-        }
+        Problem::Archive(error) => Error::bad_archive(&shown(&entry), error),
         Problem::InTheWay(why) => refused(path.as_os_str().as_bytes())(why),
-        Problem::System(errno) => Error::Copy { path, source: errno.into() },
+        Problem::System(errno) => Error::copy(path)(errno.into()),
     }
 }
 
@@ -442,7 +439,7 @@ fn in_the_way(is_dir: bool) -> &'static str {
 
 fn refused(path: &[u8]) -> impl FnOnce(&'static str) -> Error {
     let path = String::from_utf8_lossy(path).into_owned();
-    move |reason| Error::CopyRefused { path, reason: reason.to_owned() }
+    move |reason| Error::copy_refused(path, reason)
 }
 
 fn not_empty(path: &[u8]) -> Result<Vec<u8>> {

@@ -81,8 +81,8 @@ impl Source {
             }
             FileType::RegularFile | FileType::Symlink => false,
             _ => {
-                let reason = "it is a device, a pipe or a socket".into();
-                return Err(Error::CopyRefused { path: path.display().to_string(), reason });
+                let reason = "it is a device, a pipe or a socket";
+                return Err(Error::copy_refused(path.display(), reason));
             }
         };
         Ok(Self { path: path.into(), dir, in_dir: Some(in_dir), name, is_dir })
@@ -132,12 +132,12 @@ pub(super) fn pack(source: &Source, packing: &Packing, to: impl Write) -> Result
 }
 
 fn copy_error(path: &Path, source: io::Error) -> Error {
-    Error::Copy { path: path.to_owned(), source }
+    Error::copy(path)(source)
 }
 
 /// The reader of the tar hung up; it has its own reason.
 fn gone(source: io::Error) -> Error {
-    Error::Copy { path: PathBuf::from("-"), source }
+    Error::copy("-")(source)
 }
 
 /// A directory that has not been read yet.
@@ -183,7 +183,7 @@ impl<W: Write> Walk<'_, W> {
             true => self.source.path.clone(),
             false => self.source.path.join(std::ffi::OsStr::from_bytes(below)),
         };
-        Error::Copy { path, source: errno.into() }
+        Error::copy(path)(errno.into())
     }
 
     /// Opens a directory of the tree; none if it is gone or something else by now.

@@ -14,7 +14,7 @@ use super::Serving;
 use crate::call::Channel;
 use crate::client::wire::lock;
 use crate::client::{self, AgentClient};
-use crate::{Error, RemoteError, Result};
+use crate::{Error, Result};
 
 /// Timeout for an agent to accept a connection and to answer its greeting: that of a guest that is
 /// slow, not of one that hangs.
@@ -48,12 +48,12 @@ pub(crate) enum Failure {
     /// It was lost before it was used.
     Lost(client::Error),
     /// It could not be made.
-    NotMade(RemoteError),
+    NotMade(Error),
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self::NotMade(RemoteError::from(&error))
+        Self::NotMade(error)
     }
 }
 
@@ -82,7 +82,7 @@ impl BoxAgent {
         outcome.unwrap_or_else(|| {
             // The async runtime that it was made on has ended.
             *lock(&self.state) = State::Unconnected;
-            Err(Error::Internal("a connection to an agent was given up".into()).into())
+            Err(Error::internal("a connection to an agent was given up").into())
         })
     }
 
@@ -119,9 +119,6 @@ async fn make(serving: &Serving, id: &str) -> Outcome {
     };
     match tokio::time::timeout(CONNECT_LIMIT, made).await {
         Ok(outcome) => outcome,
-        Err(_) => {
-            let what = "an answer of the guest's agent".to_owned();
-            Err(Error::Timeout { what, timeout: CONNECT_LIMIT }.into())
-        }
+        Err(_) => Err(Error::timed_out("an answer of the guest's agent", CONNECT_LIMIT).into()),
     }
 }

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, WriteHalf};
 use crate::image_info::ImageInfo;
 use crate::stream::progress::OwnedEvent;
 use crate::stream::wire;
-use crate::{Error, RemoteError, Result};
+use crate::{Error, Result};
 
 /// Bytes of a chunk.
 pub(crate) const CHUNK: usize = 64 << 10;
@@ -27,11 +27,11 @@ pub(crate) enum Answer {
     /// Last.
     Loaded(Vec<ImageInfo>),
     /// Last.
-    Failed(RemoteError),
+    Failed(Error),
 }
 
 pub(crate) fn broken(source: io::Error) -> Error {
-    Error::Copy { path: "the archive of images".into(), source }
+    Error::copy("the archive of images")(source)
 }
 
 /// The sender's end: sends all of `input`, and returns what was loaded.
@@ -50,7 +50,7 @@ pub(crate) async fn send(
             match wire::receive(&mut answers).await.map_err(broken)? {
                 Answer::Progress(event) => event.tell(progress),
                 Answer::Loaded(images) => return Ok(images),
-                Answer::Failed(error) => return Err(Box::new(error).into()),
+                Answer::Failed(error) => return Err(error),
             }
         }
     };

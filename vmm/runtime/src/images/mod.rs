@@ -52,7 +52,7 @@ impl Images {
         progress: impl Progress + 'static,
     ) -> Result<Vec<ImageInfo>> {
         let file = file.as_ref();
-        let unknown = |source| Error::Copy { path: file.to_owned(), source };
+        let unknown = Error::copy(file);
         let file = std::path::absolute(file).map_err(unknown)?;
         self.call(ImageCall::Load { file }, Arc::new(progress)).await?.images()
     }

@@ -11,7 +11,7 @@ use std::io;
 use tokio::io::AsyncReadExt;
 
 use crate::stream::Duplex;
-use crate::{Error, RemoteError, Result};
+use crate::{Error, Result};
 
 /// Bytes of a chunk.
 pub(crate) const CHUNK: usize = 64 << 10;
@@ -38,9 +38,9 @@ impl SavedImages {
         }
         let length = self.0.read_u32_le().await.map_err(broken)?;
         let json = self.read(length, MAX_ERROR).await?;
-        match serde_json::from_slice::<Option<RemoteError>>(&json) {
+        match serde_json::from_slice::<Option<Error>>(&json) {
             Ok(None) => Ok(None),
-            Ok(Some(error)) => Err(Box::new(error).into()),
+            Ok(Some(error)) => Err(error),
             Err(e) => Err(broken(e.into())),
         }
     }
@@ -62,5 +62,5 @@ impl fmt::Debug for SavedImages {
 }
 
 pub(crate) fn broken(source: io::Error) -> Error {
-    Error::Copy { path: "the saved images".into(), source }
+    Error::copy("the saved images")(source)
 }

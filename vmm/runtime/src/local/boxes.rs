@@ -15,7 +15,7 @@ use crate::config::BoxConfig;
 use crate::local::home::{BASE, BoxFolder, CONFIG, DISK, Leftovers};
 use crate::options::{BoxOptions, bad_name, is_name};
 use crate::state::BoxInfo;
-use crate::{Error, Result, blocking, remedy};
+use crate::{BoxOption, Error, Problem, Remedy, Result, blocking};
 
 /// How long a killed box may take to be gone.
 const GONE: Duration = Duration::from_secs(20);
@@ -27,8 +27,9 @@ impl Local {
     /// Makes a box. Blocks, for long if the image's disk must be made first.
     pub(super) fn create(&self, options: BoxOptions, progress: &dyn Progress) -> Result<BoxConfig> {
         options.validate()?;
-        let image =
-            self.images.resolve_with(&options.image.parse()?, options.pull.into(), progress)?;
+        let image = options.image.parse().map_err(Error::image)?;
+        let found = self.images.resolve_with(&image, options.pull.into(), progress);
+        let image = found.map_err(Error::image)?;
         let id = new_id()?;
         let mut config = BoxConfig {
             name: options.name.clone().unwrap_or_else(|| default_name(&id)),
@@ -41,7 +42,8 @@ impl Local {
         // Before a disk is made, which takes long.
         config.check_sizes()?;
         config.check_health()?;
-        let disk = self.images.disk(&image, &self.disk_builder(), progress)?;
+        let disk = self.images.disk(&image, &self.disk_builder(), progress);
+        let disk = disk.map_err(Error::image)?;
         config.created_ms = now_ms();
         self.settle(&config, disk.path(), disk.len())?;
         let (name, image) = (config.name.clone(), config.options.image.clone());
@@ -93,8 +95,8 @@ impl Local {
     /// Gives a box another name.
     pub(super) fn rename(&self, id: &str, name: &str) -> Result<()> {
         if !is_name(name) {
-            let problem = crate::Problem::new("name", bad_name(name));
-            return Err(Error::Options(vec![problem]));
+            let problem = Problem::new(BoxOption::Name, bad_name(name));
+            return Err(Error::options(vec![problem]));
         }
         let guard = self.home.lock_boxes()?;
         let entry = self.entry(id)?;
@@ -124,8 +126,8 @@ impl Local {
             let lives = local.home.folder(&entry.id).is_live();
             if lives && !force {
                 let state = local.info(&entry)?.state;
-                let remedy = remedy::stop_first();
-                return Err(Error::WrongState { name: entry.name, state, remedy });
+                let remedy = Remedy::StopBoxOrForce { name: entry.name.clone() };
+                return Err(Error::wrong_state(&entry.name, &state, remedy));
             }
             Ok((entry.id, lives))
         })
@@ -144,7 +146,7 @@ impl Local {
             if Instant::now() > deadline {
                 let folder = self.home.folder(id);
                 let what = format!("the end of the box in {}", folder.path().display());
-                return Err(Error::Timeout { what, timeout: GONE });
+                return Err(Error::timed_out(&what, GONE));
             }
             std::thread::sleep(PAUSE);
         }
@@ -205,6 +207,6 @@ pub(super) fn make_overlay(
 fn new_id() -> Result<String> {
     let mut bytes = [0; 16];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
-        .map_err(|e| Error::Internal(format!("no random numbers: {e}")))?;
+        .map_err(|e| Error::internal(format!("no random numbers: {e}")))?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }

@@ -14,7 +14,7 @@ use crate::local::events::LastWords;
 use crate::local::home::{BoxFolder, CONTROL_SOCKET};
 use crate::state::BoxInfo;
 use crate::sys::ProcessEnd;
-use crate::{Error, Result, blocking, remedy};
+use crate::{Error, ErrorKind, Remedy, Result, blocking};
 
 /// How long a box's process may take for an answer.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -41,7 +41,7 @@ pub(super) struct BeforeEnd {
 }
 
 /// Why the process of the box `name` could not be asked.
-fn unanswered(name: String, error: io::Error) -> Error {
+fn unanswered(name: &str, error: io::Error) -> Error {
     match error.kind() {
         // It ended while it was asked.
         io::ErrorKind::BrokenPipe
@@ -51,8 +51,8 @@ fn unanswered(name: String, error: io::Error) -> Error {
     }
 }
 
-fn gone(name: String) -> Error {
-    Error::Ended { name, how: "its process is gone".into() }
+fn gone(name: &str) -> Error {
+    Error::ended(name, "its process is gone")
 }
 
 impl Local {
@@ -63,15 +63,15 @@ impl Local {
         match self.ask(id, ToMachine::Stop { grace_ms }).await {
             Ok(_) => {}
             Err(_) if !self.lives(&folder).await? => return Ok(()),
-            Err(e @ Error::Refused { .. }) => return Err(e),
+            Err(e) if e.is_refusal() => return Err(e),
             Err(e) => {
-                tracing::warn!("{e}; it is killed");
+                tracing::warn!("{}; it is killed", e.message());
                 return self.kill(id).await;
             }
         }
         let patience = Duration::from_millis(grace_ms).saturating_add(STOP_LIMIT);
         match within(patience, "the end of the box", self.process_gone(&folder, pid)).await {
-            Err(Error::Timeout { .. }) => self.kill(id).await,
+            Err(e) if e.kind() == ErrorKind::Timeout => self.kill(id).await,
             other => other,
         }
     }
@@ -86,14 +86,14 @@ impl Local {
                 let stopped = local.stop(&id, grace_ms).await;
                 local.dependents().remove(&id);
                 match stopped {
-                    Err(Error::NoSuchBox { .. }) => Ok(()),
+                    Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
                     other => other,
                 }
             });
         }
         let mut result = Ok(());
         while let Some(stopped) = stops.join_next().await {
-            result = result.and(stopped.unwrap_or_else(|e| Err(Error::Internal(e.to_string()))));
+            result = result.and(stopped.unwrap_or_else(|e| Err(Error::internal(e))));
         }
         result
     }
@@ -110,10 +110,7 @@ impl Local {
         let (pid, started_ms) = status.map_or((0, 0), |status| (status.pid, status.started_ms));
         if pid == 0 {
             let name = self.info_of(id).await?.name;
-            return Err(Error::Refused {
-                name,
-                reason: "its main command does not run now".into(),
-            });
+            return Err(Error::refused(&name, "its main command does not run now"));
         }
         self.ask(id, ToMachine::Signal { signal, pid, started_ms }).await.map(drop)
     }
@@ -124,7 +121,7 @@ impl Local {
         let Some(pid) = process else { return Ok(()) };
         let patience = if self.ask(id, ToMachine::Kill).await.is_ok() { GONE } else { ENDING };
         let gone = within(patience, "the end of the box", self.process_gone(&folder, pid)).await;
-        if !matches!(gone, Err(Error::Timeout { .. })) {
+        if gone.as_ref().err().is_none_or(|e| e.kind() != ErrorKind::Timeout) {
             return gone;
         }
         // It does not hear, or does not end.
@@ -172,7 +169,7 @@ impl Local {
     pub(super) async fn metrics(self: &Arc<Self>, id: &str) -> Result<MachineMetrics> {
         match self.ask(id, ToMachine::Metrics).await? {
             FromMachine::Metrics(metrics) => Ok(metrics),
-            other => Err(Error::Internal(format!("unexpected answer {other:?}"))),
+            other => Err(Error::internal(format!("unexpected answer {other:?}"))),
         }
     }
 
@@ -198,7 +195,7 @@ impl Local {
         self.process_gone(&self.home.folder(id), 0).await?;
         self.forget(id, dependent.as_ref());
         let gone = match self.info_of(id).await {
-            Err(gone @ Error::NoSuchBox { .. }) => gone,
+            Err(gone) if gone.kind() == ErrorKind::NotFound => gone,
             info => return info,
         };
         // It removed itself. Its last words were for the process that started it; others are told by the log.
@@ -235,8 +232,8 @@ impl Local {
             let entry = local.entry(&id)?;
             let info = local.info(&entry)?;
             if !info.state.is_live() {
-                let remedy = remedy::start_first(&entry.name);
-                return Err(Error::WrongState { name: entry.name, state: info.state, remedy });
+                let remedy = Remedy::StartBox { name: entry.name.clone() };
+                return Err(Error::wrong_state(&entry.name, &info.state, remedy));
             }
             let socket = local.home.folder(&entry.id).connect(CONTROL_SOCKET)?;
             let answer = || -> std::io::Result<_> {
@@ -244,14 +241,14 @@ impl Local {
                 control::send(&socket, &message, &[])?;
                 control::receive::<FromMachine>(&socket)
             };
-            let answer = answer().map_err(|e| unanswered(entry.name.clone(), e))?;
+            let answer = answer().map_err(|e| unanswered(&entry.name, e))?;
             Ok((entry.name, answer))
         })
         .await?;
         match answer {
-            Some((FromMachine::Refused(reason), _)) => Err(Error::Refused { name, reason }),
+            Some((FromMachine::Refused(reason), _)) => Err(Error::refused(&name, &reason)),
             Some((answer, _)) => Ok(answer),
-            None => Err(gone(name)),
+            None => Err(gone(&name)),
         }
     }
 
@@ -266,7 +263,8 @@ impl Local {
         blocking(move || {
             let entry = local.entry(&id)?;
             let socket = local.home.folder(&entry.id).connect(CONTROL_SOCKET)?;
-            control::send(&socket, &message, &[file.as_fd()]).map_err(|e| unanswered(entry.name, e))
+            control::send(&socket, &message, &[file.as_fd()])
+                .map_err(|e| unanswered(&entry.name, e))
         })
         .await
     }

@@ -94,10 +94,12 @@ impl MicroVmBuilder {
             .map_err(|_| failure("it did not get ready"))??;
         let agent = machine.connect().await?;
         let explain = async |e| match e {
-            crate::client::Error::Lost(_) => machine.end_reason().await.unwrap_or(Error::Guest(e)),
-            e => Error::Guest(e),
+            crate::client::Error::Lost(_) => {
+                machine.end_reason().await.unwrap_or_else(|| Error::guest(e))
+            }
+            e => Error::guest(e),
         };
-        while let Some(layer) = layers.next_layer()? {
+        while let Some(layer) = layers.next_layer().map_err(Error::image)? {
             let number = layer.index + 1;
             match agent.unpack_layer(Blocking(layer)).await {
                 Ok(unpacked) => tracing::debug!(
@@ -138,7 +140,7 @@ impl DiskBuilder for MicroVmBuilder {
 }
 
 fn failure(what: &str) -> Error {
-    Error::Failed { name: None, reason: FailureReason::Machine(what.into()) }
+    Error::failed(None, &FailureReason::Machine(what.into()))
 }
 
 /// A blocking reader on a thread that may block.

@@ -73,7 +73,7 @@ impl Home {
     pub fn open(path: Option<PathBuf>) -> Result<Self> {
         let path = match path {
             Some(path) => path,
-            None => Self::default_path().ok_or(Error::NoHome)?,
+            None => Self::default_path().ok_or_else(Error::no_home)?,
         };
         let path = std::path::absolute(&path).map_err(Error::home("cannot be used", &path))?;
         let home = Self { path };
@@ -159,7 +159,7 @@ impl Home {
                 Err(Errno::WOULDBLOCK) if Instant::now() < deadline => thread::sleep(LOCK_PAUSE),
                 Err(Errno::WOULDBLOCK) => {
                     let what = format!("the release of {} by another process", path.display());
-                    return Err(Error::Timeout { what, timeout: LOCK_LIMIT });
+                    return Err(Error::timed_out(&what, LOCK_LIMIT));
                 }
                 Err(e) => return Err(Error::home("cannot be locked", path)(e.into())),
             }

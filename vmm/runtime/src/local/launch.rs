@@ -22,7 +22,7 @@ use crate::local::home::{
 };
 use crate::options::BoxOptions;
 use crate::state::{BoxState, judge};
-use crate::{Error, Result, blocking, remedy};
+use crate::{Error, Remedy, Result, blocking};
 
 /// How long another process that is about to start or end the box is waited for, beside the boot.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -87,8 +87,8 @@ impl Local {
                 Ok(lock) => return Ok(Some(lock)),
                 Err(BoxState::Running) => return Ok(None),
                 Err(state @ BoxState::Paused) => {
-                    let remedy = remedy::resume_first(name);
-                    return Err(Error::WrongState { name: name.to_owned(), state, remedy });
+                    let remedy = Remedy::ResumeBox { name: name.to_owned() };
+                    return Err(Error::wrong_state(name, &state, remedy));
                 }
                 // Another process starts it, it ends, or somebody only looked. That a lock is free
                 // is not told.
@@ -215,7 +215,7 @@ fn cannot_start(code: u8, message: String) -> Error {
         126 => FailureKind::NotExecutable,
         _ => FailureKind::Other,
     };
-    Error::Guest(client::Error::Failed(Failure { kind, message }))
+    Error::guest(client::Error::Failed(Failure { kind, message }))
 }
 
 /// The files of a spec, in their order.
@@ -237,6 +237,6 @@ pub(super) async fn within<T>(
 ) -> Result<T> {
     match tokio::time::timeout(timeout, future).await {
         Ok(result) => result,
-        Err(_) => Err(Error::Timeout { what: what.to_owned(), timeout }),
+        Err(_) => Err(Error::timed_out(what, timeout)),
     }
 }

@@ -52,19 +52,18 @@ enum End {
 
 impl End {
     fn into_error(self, name: Option<&str>) -> Error {
-        let name = name.map(str::to_owned);
         match self {
             Self::Said(ended) => match (end_state(&ended), name) {
-                (BoxState::Failed(reason), name) => Error::Failed { name, reason },
-                (_, Some(name)) => Error::Ended { name, how: "it was switched off".into() },
-                (_, None) => Error::Failed {
-                    name: None,
-                    reason: FailureReason::Machine("it was switched off from inside".into()),
-                },
+                (BoxState::Failed(reason), name) => Error::failed(name, &reason),
+                (_, Some(name)) => Error::ended(name, "it was switched off"),
+                (_, None) => {
+                    let reason = FailureReason::Machine("it was switched off from inside".into());
+                    Error::failed(None, &reason)
+                }
             },
             Self::Silently(status) => {
                 tracing::debug!(status, "a machine's process ended without a word");
-                Error::Failed { name, reason: FailureReason::ProcessDied }
+                Error::failed(name, &FailureReason::ProcessDied)
             }
         }
     }
@@ -83,8 +82,8 @@ impl MachineProcess {
         files: &[OwnedFd],
         log: Option<File>,
     ) -> Result<Self> {
-        let failed = |source| Error::Spawn { launcher: launcher.to_owned(), source };
-        let (control, theirs) = UnixStream::pair().map_err(failed)?;
+        let failed = Error::spawn(launcher);
+        let (control, theirs) = UnixStream::pair().map_err(&failed)?;
         // A box that is not detached ends with us by itself, in good order: it hears that we are gone.
         let outlive = spec.sandbox.is_some();
         let mut command = Command::new(launcher);
@@ -99,7 +98,7 @@ impl MachineProcess {
         // A terminal's Ctrl-C is for the command in the box, not for the box.
         in_new_session(&mut command);
         inherit_only(&mut command, Vec::new());
-        let child = command.spawn().map_err(failed)?;
+        let child = command.spawn().map_err(&failed)?;
         let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
         if outlive {
             nested::outlive(child.id());
@@ -113,7 +112,7 @@ impl MachineProcess {
             events.set_nonblocking(true)?;
             tokio::net::UnixStream::from_std(events)
         });
-        tokio::spawn(follow(events.map_err(failed)?, sender, Reaped::new(child)));
+        tokio::spawn(follow(events.map_err(&failed)?, sender, Reaped::new(child)));
         Ok(Self { control, state })
     }
 
@@ -133,13 +132,13 @@ impl MachineProcess {
         control::send(&self.control, &ToMachine::Client, &[theirs.as_fd()]).map_err(self.lost())?;
         drop(theirs);
         let stream = connect_agent(ours).await.map_err(self.lost())?;
-        Ok(AgentClient::connect(stream, 0).await?)
+        AgentClient::connect(stream, 0).await.map_err(Error::guest)
     }
 
     fn lost(&self) -> impl FnOnce(io::Error) -> Error + '_ {
         |e| match self.state.borrow().end.clone() {
             Some(end) => end.into_error(None),
-            None => Error::Internal(format!("the connection to a machine failed: {e}")),
+            None => Error::internal(format!("the connection to a machine failed: {e}")),
         }
     }
 
@@ -222,7 +221,7 @@ async fn follow(
 /// The executable of the boxes' processes: an absolute path, since they are started in another folder.
 pub(crate) fn find_launcher(given: Option<PathBuf>) -> Result<PathBuf> {
     let found = search_launcher(given)?;
-    std::path::absolute(&found).map_err(|source| Error::Spawn { launcher: found, source })
+    std::path::absolute(&found).map_err(Error::spawn(&found))
 }
 
 fn search_launcher(given: Option<PathBuf>) -> Result<PathBuf> {
@@ -230,7 +229,7 @@ fn search_launcher(given: Option<PathBuf>) -> Result<PathBuf> {
         return if path.is_file() {
             Ok(path)
         } else {
-            Err(Error::NoLauncher { tried: format!("at {}", path.display()) })
+            Err(Error::no_launcher(&format!("at {}", path.display())))
         };
     }
     let this = std::env::current_exe().ok();
@@ -245,7 +244,7 @@ fn search_launcher(given: Option<PathBuf>) -> Result<PathBuf> {
         .chain(std::env::split_paths(&path))
         .map(|dir| dir.join(EXECUTABLE))
         .find(|candidate| candidate.is_file())
-        .ok_or_else(|| Error::NoLauncher { tried: "beside this executable and in PATH".into() })
+        .ok_or_else(|| Error::no_launcher("beside this executable and in PATH"))
 }
 
 /// Receives a message that comes without descriptors; `None` at the end of the connection. Not cancel

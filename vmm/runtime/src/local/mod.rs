@@ -48,7 +48,7 @@ use watch::Watcher;
 use crate::call::{BoxCall, Call, Reply};
 use crate::config::BoxConfig;
 use crate::state::{BoxInfo, end_code, judge, time};
-use crate::{Error, Result, RuntimeOptions, blocking};
+use crate::{Error, ErrorKind, Result, RuntimeOptions, blocking};
 
 /// A home's runtime.
 #[derive(Debug)]
@@ -81,7 +81,7 @@ impl Local {
     pub(super) async fn open_with(options: RuntimeOptions) -> Result<Arc<Self>> {
         blocking(move || {
             let home = Home::open(options.home)?;
-            let guest = GuestFiles::locate()?;
+            let guest = GuestFiles::locate().map_err(Error::guest_files)?;
             let launcher = find_launcher(options.launcher)?;
             let local = Self::open(home, guest, launcher)?;
             Ok(Arc::new(Self { debug: options.debug, ..local }))
@@ -91,8 +91,9 @@ impl Local {
 
     /// Opens the home, and puts right what killed processes left.
     fn open(home: Home, guest: GuestFiles, launcher: PathBuf) -> Result<Self> {
-        let registries = RegistryOptions::load(&home.registries())?;
-        let images = ImageStore::open(home.images())?.with_registries(registries);
+        let registries = RegistryOptions::load(&home.registries()).map_err(Error::image)?;
+        let images =
+            ImageStore::open(home.images()).map_err(Error::image)?.with_registries(registries);
         let store = Store::open(&home.database())?;
         let (watcher, made, dependents) = Default::default();
         let debug = false;
@@ -120,7 +121,9 @@ impl Local {
             match (self.home.folder(id).read_json::<BoxConfig>(CONFIG), row) {
                 (Ok(config), None) => unknown.push(config),
                 (Ok(config), Some(row)) if config.name != row.name => renamed.push(config),
-                (Err(e), None) => tracing::warn!("{e}; the folder is left as it is"),
+                (Err(e), None) => {
+                    tracing::warn!("{}; the folder is left as it is", e.message());
+                }
                 (_, Some(_)) => {}
             }
         }
@@ -139,7 +142,7 @@ impl Local {
         }
         for config in configs {
             match self.store.rename(&config.id, &config.name) {
-                Err(Error::NameInUse { .. }) => {
+                Err(e) if e.kind() == ErrorKind::AlreadyExists => {
                     self.store.rename(&config.id, &default_name(&config.id))?;
                 }
                 result => result?,
@@ -168,7 +171,7 @@ impl Local {
         let (lives, status) = match self.look(folder) {
             Ok(seen) => seen,
             Err(e) => {
-                tracing::warn!("{e}; the box is left as it is");
+                tracing::warn!("{}; the box is left as it is", e.message());
                 return false;
             }
         };
@@ -179,7 +182,7 @@ impl Local {
     /// Takes a box into the database that has a folder only.
     fn adopt(&self, mut config: BoxConfig) -> Result<()> {
         match self.store.add(&entry(&config)) {
-            Err(Error::NameInUse { .. }) => {
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => {
                 config.name = default_name(&config.id);
                 self.store.add(&entry(&config))
             }
@@ -260,7 +263,7 @@ impl Local {
 
     fn gone(&self, entry: &Entry) -> Error {
         let _ = self.store.remove(&entry.id);
-        Error::NoSuchBox { query: entry.name.clone() }
+        Error::no_such_box(&entry.name)
     }
 
     /// What is known of a box.
@@ -325,8 +328,8 @@ impl Local {
         for entry in self.store.list()? {
             match self.info(&entry) {
                 Ok(info) => infos.push(info),
-                Err(Error::NoSuchBox { .. }) => {}
-                Err(e) => tracing::warn!("the box {}: {e}", entry.name),
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                Err(e) => tracing::warn!("the box {}: {}", entry.name, e.message()),
             }
         }
         Ok(infos)
@@ -370,5 +373,6 @@ fn default_name(id: &str) -> String {
 /// read now: there may be too many open files.
 fn is_missing_or_malformed(error: &Error) -> bool {
     use std::io::ErrorKind::{InvalidData, NotFound, UnexpectedEof};
-    matches!(error, Error::Home { source, .. } if matches!(source.kind(), InvalidData | NotFound | UnexpectedEof))
+    let system = std::error::Error::source(error).and_then(|e| e.downcast_ref::<std::io::Error>());
+    system.is_some_and(|e| matches!(e.kind(), InvalidData | NotFound | UnexpectedEof))
 }

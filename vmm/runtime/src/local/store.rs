@@ -61,14 +61,14 @@ const COLUMNS: &str = "id, name, image, image_digest, created_ms";
 impl Store {
     /// Opens the database and brings it to the newest schema.
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let failed = |source| Error::Store { path: path.to_owned(), action: "opened", source };
-        let mut connection = Connection::open(path).map_err(failed)?;
-        connection.busy_timeout(BUSY).map_err(failed)?;
+        let failed = Error::store(path, "opened");
+        let mut connection = Connection::open(path).map_err(&failed)?;
+        connection.busy_timeout(BUSY).map_err(&failed)?;
         // Not for a database of a newer release.
-        check_version(path, version(&connection).map_err(failed)?)?;
-        patiently(|| connection.pragma_update(None, "journal_mode", "WAL")).map_err(failed)?;
+        check_version(path, version(&connection).map_err(&failed)?)?;
+        patiently(|| connection.pragma_update(None, "journal_mode", "WAL")).map_err(&failed)?;
         // After a loss of power the last rows may be missing; the folders that they stood for are not.
-        connection.pragma_update(None, "synchronous", "NORMAL").map_err(failed)?;
+        connection.pragma_update(None, "synchronous", "NORMAL").map_err(&failed)?;
         migrate(&mut connection, path, &MIGRATIONS)?;
         Ok(Self { path: path.to_owned(), connection: Mutex::new(connection) })
     }
@@ -77,8 +77,8 @@ impl Store {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn failed(&self, action: &'static str) -> impl Fn(rusqlite::Error) -> Error + '_ {
-        move |source| Error::Store { path: self.path.clone(), action, source }
+    fn failed(&self, action: &'static str) -> impl Fn(rusqlite::Error) -> Error {
+        Error::store(&self.path, action)
     }
 
     /// Adds a box. Its name must be free.
@@ -100,9 +100,7 @@ impl Store {
 
     fn taken(&self, error: rusqlite::Error, name: &str) -> Error {
         match error.sqlite_error_code() {
-            Some(rusqlite::ErrorCode::ConstraintViolation) => {
-                Error::NameInUse { name: name.to_owned() }
-            }
+            Some(rusqlite::ErrorCode::ConstraintViolation) => Error::name_in_use(name),
             _ => self.failed("written")(error),
         }
     }
@@ -152,12 +150,12 @@ impl Store {
         let mut found = read().map_err(self.failed("read"))?;
         match found.len() {
             1 if !query.is_empty() => Ok(found.remove(0)),
-            0 | 1 => Err(Error::NoSuchBox { query: query.to_owned() }),
-            _ if query.is_empty() => Err(Error::NoSuchBox { query: query.to_owned() }),
-            _ => Err(Error::Ambiguous {
-                query: query.to_owned(),
-                matches: found.into_iter().map(|entry| entry.name).collect(),
-            }),
+            0 | 1 => Err(Error::no_such_box(query)),
+            _ if query.is_empty() => Err(Error::no_such_box(query)),
+            _ => {
+                let names: Vec<_> = found.into_iter().map(|entry| entry.name).collect();
+                Err(Error::ambiguous(query, &names))
+            }
         }
     }
 }
@@ -169,7 +167,7 @@ fn version(connection: &Connection) -> rusqlite::Result<i64> {
 fn check_version(path: &Path, found: i64) -> Result<()> {
     let known = MIGRATIONS.len() as i64;
     if found > known {
-        return Err(Error::NewerHome { path: path.to_owned(), found, known });
+        return Err(Error::newer_home(path, found, known));
     }
     Ok(())
 }
@@ -194,8 +192,7 @@ fn patiently(mut work: impl FnMut() -> rusqlite::Result<()>) -> rusqlite::Result
 /// Brings the database to the newest schema, in one step or not at all; another process may be
 /// about to do the same.
 fn migrate(connection: &mut Connection, path: &Path, migrations: &[&str]) -> Result<()> {
-    let failed =
-        |source| Error::Store { path: path.to_owned(), action: "brought up to date", source };
+    let failed = Error::store(path, "brought up to date");
     let run = |connection: &mut Connection| {
         if version(connection)? == migrations.len() as i64 {
             return Ok(());
@@ -214,6 +211,7 @@ fn migrate(connection: &mut Connection, path: &Path, migrations: &[&str]) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ErrorKind;
 
     fn entry(id: &str, name: &str) -> Entry {
         Entry {
@@ -242,9 +240,11 @@ mod tests {
         assert_eq!(find("aa22").unwrap(), "aa22");
         assert_eq!(find("b").unwrap(), "bb33");
         assert_eq!(find("aa").unwrap(), "bb33", "a name goes before a prefix");
-        assert!(matches!(find("a"), Err(Error::Ambiguous { matches, .. }) if matches.len() == 2));
+        let ambiguous = find("a").unwrap_err();
+        assert_eq!(ambiguous.kind(), ErrorKind::Invalid);
+        assert_eq!(ambiguous.message(), "a could be each of web, db");
         for none in ["", "c", "WEB", "_", "aa111"] {
-            assert!(matches!(find(none), Err(Error::NoSuchBox { .. })), "{none:?}");
+            assert_eq!(find(none).unwrap_err().kind(), ErrorKind::NotFound, "{none:?}");
         }
         assert_eq!(find("%").unwrap(), "%_");
     }
@@ -267,8 +267,9 @@ mod tests {
         let (_dir, store) = store();
         store.add(&entry("1", "web")).unwrap();
         store.add(&entry("2", "db")).unwrap();
-        assert!(matches!(store.add(&entry("3", "web")), Err(Error::NameInUse { .. })));
-        assert!(matches!(store.rename("2", "web"), Err(Error::NameInUse { .. })));
+        for taken in [store.add(&entry("3", "web")), store.rename("2", "web")] {
+            assert_eq!(taken.unwrap_err().kind(), ErrorKind::AlreadyExists);
+        }
         store.rename("1", "www").unwrap();
         store.rename("2", "web").unwrap();
         store.remove("1").unwrap();
@@ -291,7 +292,8 @@ mod tests {
         }
         let connection = Connection::open(&path).unwrap();
         connection.pragma_update(None, "user_version", 99).unwrap();
-        assert!(matches!(Store::open(&path), Err(Error::NewerHome { found: 99, .. })));
+        let newer = Store::open(&path).unwrap_err();
+        assert!(newer.message().contains("(schema 99, "), "{newer}");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::{Local, events, logs};
 use crate::call::Channel;
 use crate::local::home::VSOCK_SOCKET;
 use crate::stream::Duplex;
-use crate::{Error, Result, blocking, remedy};
+use crate::{Error, Remedy, Result, blocking};
 
 /// The longest answer to `CONNECT`: "OK" and a port.
 const MAX_ANSWER: usize = 32;
@@ -42,13 +42,14 @@ impl Local {
                 let local = self.clone();
                 Box::new(save::stream(move |output| {
                     let names: Vec<&str> = images.iter().map(String::as_str).collect();
-                    Ok(local.images.save(&names, output, &Silent)?)
+                    local.images.save(&names, output, &Silent).map_err(Error::image)
                 }))
             }
             Channel::LoadedImages => {
                 let local = self.clone();
                 Box::new(load::receive(move |archive, progress| {
-                    local.loaded(&local.images.load_from(archive, progress)?)
+                    let images = local.images.load_from(archive, progress).map_err(Error::image)?;
+                    local.loaded(&images)
                 }))
             }
             Channel::Events { query } => {
@@ -78,14 +79,14 @@ impl Local {
         blocking(move || {
             let entry = local.entry(&query)?;
             if !local.config(&entry)?.options.main_command {
-                let reason = "it has no main command to attach to; use exec".to_owned();
-                return Err(Error::Refused { name: entry.name, reason });
+                let reason = "it has no main command to attach to; use exec";
+                return Err(Error::refused(&entry.name, reason));
             }
             local.expect_serving(&query)
         })
         .await?;
         let pair = UnixStream::pair().and_then(|(ours, theirs)| Ok((ours, theirs.into_std()?)));
-        let (ours, theirs) = pair.map_err(|e| Error::Internal(e.to_string()))?;
+        let (ours, theirs) = pair.map_err(Error::internal)?;
         self.hand_over(id, ToMachine::Attach, OwnedFd::from(theirs)).await?;
         Ok(ours)
     }
@@ -94,13 +95,14 @@ impl Local {
     pub(super) fn expect_serving(&self, id: &str) -> Result<()> {
         use crate::BoxState::{Paused, Running, Starting};
         let info = self.info(&self.entry(id)?)?;
+        let name = || info.name.clone();
         let remedy = match info.state {
             // One that restarts waits for its guest.
             Running | Starting => return Ok(()),
-            Paused => remedy::resume_first(&info.name),
-            _ => remedy::start_first(&info.name),
+            Paused => Remedy::ResumeBox { name: name() },
+            _ => Remedy::StartBox { name: name() },
         };
-        Err(Error::WrongState { name: info.name, state: info.state, remedy })
+        Err(Error::wrong_state(&info.name, &info.state, remedy))
     }
 }
 

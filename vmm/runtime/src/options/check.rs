@@ -1,14 +1,13 @@
 //! Options are checked as a whole: the error lists every problem.
 
-use std::fmt;
 use std::time::Duration;
 
 use boxlite_contract::spec::{MEMORY_MIB, RestartPolicy, VCPUS};
 use boxlite_net_policy::{PublishedPort, Rule};
-use serde::{Deserialize, Serialize};
 
 use super::{BoxOptions, HealthCheck, Network, NetworkPolicy};
-use crate::audience::{Words, is_embedder};
+use crate::problem::{BoxOption, Problem};
+use crate::remedy::Remedy;
 use crate::signals;
 use crate::{Error, Result};
 
@@ -24,69 +23,20 @@ pub(crate) const MIN_HEALTH_TIME: Duration = Duration::from_millis(1);
 /// The longest host name of Linux.
 const NAME_MAX: usize = 63;
 
-/// One thing that is wrong with [`BoxOptions`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct Problem {
-    /// The option, as the command line calls it.
-    pub option: String,
-    /// What is wrong, and what it may be.
-    pub message: String,
-}
-
-impl Problem {
-    pub(crate) fn new(option: &str, message: String) -> Self {
-        Self { option: option.to_owned(), message }
-    }
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match is_embedder() {
-            true => write!(f, "{}: {}", field(&self.option), self.message),
-            false => write!(f, "--{} {}", self.option, self.message),
-        }
-    }
-}
-
-/// The field of [`BoxOptions`] that an option of the command line is.
-fn field(option: &str) -> &str {
-    match option {
-        "memory" => "memory_mib",
-        "disk-size" => "disk_size_gb",
-        "ready-timeout" => "ready_timeout",
-        "workdir" => "working_dir",
-        "stop-signal" => "stop_signal",
-        "label" => "labels",
-        "health-cmd" => "health.command",
-        "no-healthcheck" => "no_health_check",
-        "health-interval" => "health.interval",
-        "health-timeout" => "health.timeout",
-        "health-retries" => "health.retries",
-        "volume" => "volumes",
-        "publish" => "ports",
-        "allow" => "network.allow",
-        "deny" => "network.deny",
-        "limit-down" => "network.limit_down",
-        "limit-up" => "network.limit_up",
-        // The others are called the same.
-        same => same,
-    }
-}
-
-/// What a message calls something for whoever reads it.
-const REMOVED_AT_END: Words = Words { typed: "--rm", embedded: "auto_remove" };
-const WITH_NETWORK: Words = Words { typed: "--network nat", embedded: "Network::Nat" };
-const HEALTH_COMMAND: Words = Words { typed: "--health-cmd", embedded: "health" };
-const COPY: Words = Words { typed: "`cp`", embedded: "BoxHandle::copy_into" };
-
 #[derive(Default)]
 struct Problems(Vec<Problem>);
 
 impl Problems {
-    fn unless(&mut self, ok: bool, option: &str, message: impl FnOnce() -> String) {
+    fn unless(&mut self, ok: bool, option: BoxOption, message: impl FnOnce() -> String) {
         if !ok {
             self.0.push(Problem::new(option, message()));
+        }
+    }
+
+    /// As [`unless`](Self::unless), where it is about the `other` option, too.
+    fn unless_with(&mut self, ok: bool, option: BoxOption, other: BoxOption, message: &str) {
+        if !ok {
+            self.0.push(Problem::new(option, message).and(other));
         }
     }
 }
@@ -99,59 +49,64 @@ impl BoxOptions {
         self.check_commands(&mut problems);
         self.check_lifetime(&mut problems);
         self.check_surroundings(&mut problems);
-        if problems.0.is_empty() { Ok(()) } else { Err(Error::Options(problems.0)) }
+        if problems.0.is_empty() { Ok(()) } else { Err(Error::options(problems.0)) }
     }
 
     fn check_machine(&self, problems: &mut Problems) {
-        problems.unless(VCPUS.contains(&self.cpus), "cpus", || {
+        problems.unless(VCPUS.contains(&self.cpus), BoxOption::Cpus, || {
             format!("{}: a box has 1 to 64", self.cpus)
         });
-        problems.unless(MEMORY_MIB.contains(&self.memory_mib), "memory", || {
+        problems.unless(MEMORY_MIB.contains(&self.memory_mib), BoxOption::MemoryMib, || {
             format!("{} MiB: a box has 128 MiB to 64 GiB", self.memory_mib)
         });
         if let Some(gb) = self.disk_size_gb {
-            problems.unless(DISK_GB.contains(&gb), "disk-size", || {
+            problems.unless(DISK_GB.contains(&gb), BoxOption::DiskSizeGb, || {
                 format!("{gb} GiB: a disk has 1 GiB to 1 TiB")
             });
         }
-        problems.unless(!self.ready_timeout.is_zero(), "ready-timeout", || {
+        problems.unless(!self.ready_timeout.is_zero(), BoxOption::ReadyTimeout, || {
             "0 s: no box boots in no time".into()
         });
         if let Some(name) = &self.name {
-            problems.unless(is_name(name), "name", || bad_name(name));
+            problems.unless(is_name(name), BoxOption::Name, || bad_name(name));
         }
     }
 
     fn check_commands(&self, problems: &mut Problems) {
         for (name, value) in &self.env {
             let good = !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0');
-            problems.unless(good, "env", || {
+            problems.unless(good, BoxOption::Env, || {
                 format!("{name:?}: a variable's name is not empty and holds no '='")
             });
         }
         if let Some(dir) = &self.working_dir {
-            problems.unless(is_absolute(dir), "workdir", || {
+            problems.unless(is_absolute(dir), BoxOption::WorkingDir, || {
                 format!("{dir:?}: the working directory is an absolute path")
             });
         }
         if let Some(signal) = &self.stop_signal {
-            problems.unless(signals::parse(signal).is_some(), "stop-signal", || {
+            problems.unless(signals::parse(signal).is_some(), BoxOption::StopSignal, || {
                 format!("{signal:?}: a signal is a name as SIGTERM, or a number from 1 to 64")
             });
         }
         let words = [&self.entrypoint, &self.cmd].into_iter().flatten().flatten();
-        problems.unless(words.clone().all(|word| !word.contains('\0')), "entrypoint", || {
-            "no word of a command can hold a zero byte".into()
-        });
+        problems.unless(
+            words.clone().all(|word| !word.contains('\0')),
+            BoxOption::Entrypoint,
+            || "no word of a command can hold a zero byte".into(),
+        );
     }
 
     fn check_lifetime(&self, problems: &mut Problems) {
-        problems.unless(!self.auto_remove || self.restart == RestartPolicy::No, "restart", || {
-            format!("a box that is removed when it ends ({REMOVED_AT_END}) cannot begin anew")
-        });
+        problems.unless_with(
+            !self.auto_remove || self.restart == RestartPolicy::No,
+            BoxOption::Restart,
+            BoxOption::AutoRemove,
+            "cannot begin a box anew that is removed when it ends",
+        );
         for (key, value) in &self.labels {
             let good = !key.is_empty() && !key.contains(['=', '\0']) && !value.contains('\0');
-            problems.unless(good, "label", || {
+            problems.unless(good, BoxOption::Labels, || {
                 format!("{key:?}: a label's key is not empty and holds no '='")
             });
         }
@@ -160,20 +115,25 @@ impl BoxOptions {
 
     fn check_health(&self, problems: &mut Problems) {
         let (own, changes) = (self.health.as_ref(), &self.health_changes);
-        problems.unless(!self.no_health_check || own.is_none(), "no-healthcheck", || {
-            format!("excludes a health check of the box's own ({HEALTH_COMMAND})")
-        });
-        problems.unless(!self.no_health_check || changes.is_empty(), "no-healthcheck", || {
-            "leaves no health check to change".into()
-        });
+        problems.unless_with(
+            !self.no_health_check || own.is_none(),
+            BoxOption::NoHealthCheck,
+            BoxOption::Health,
+            "excludes a health check of the box's own",
+        );
+        problems.unless(
+            !self.no_health_check || changes.is_empty(),
+            BoxOption::NoHealthCheck,
+            || "leaves no health check to change".into(),
+        );
         let has_command =
             |check: &HealthCheck| check.command.first().is_some_and(|c| !c.is_empty());
-        problems.unless(own.is_none_or(has_command), "health-cmd", || {
+        problems.unless(own.is_none_or(has_command), BoxOption::HealthCommand, || {
             "the health check has no command".into()
         });
         let times = [
-            ("health-interval", own.map(|check| check.interval), changes.interval),
-            ("health-timeout", own.map(|check| check.timeout), changes.timeout),
+            (BoxOption::HealthInterval, own.map(|check| check.interval), changes.interval),
+            (BoxOption::HealthTimeout, own.map(|check| check.timeout), changes.timeout),
         ];
         for (option, own, changed) in times {
             let good = [own, changed].into_iter().flatten().all(|time| time >= MIN_HEALTH_TIME);
@@ -181,55 +141,55 @@ impl BoxOptions {
         }
         let retries = [own.map(|check| check.retries), changes.retries];
         let good = retries.into_iter().flatten().all(|retries| retries > 0);
-        problems.unless(good, "health-retries", || "0: is at least 1".into());
+        problems.unless(good, BoxOption::HealthRetries, || "0: is at least 1".into());
     }
 
     fn check_surroundings(&self, problems: &mut Problems) {
         for volume in &self.volumes {
-            problems.unless(false, "volume", || {
-                format!(
-                    "{}: this version shares no folders yet; copy files with {COPY}",
-                    volume.host.display()
-                )
-            });
+            let message = format!("{}: this version shares no folders yet", volume.host.display());
+            let problem = Problem::new(BoxOption::Volumes, message);
+            problems.0.push(problem.instead(Remedy::CopyFiles));
         }
         self.check_network(problems);
     }
 
     fn check_network(&self, problems: &mut Problems) {
         let NetworkPolicy { mode, allow, deny, limit_down, limit_up } = &self.network;
-        let rules = allow.iter().map(|rule| ("allow", Rule::allow(rule)));
-        for (option, rule) in rules.chain(deny.iter().map(|rule| ("deny", Rule::deny(rule)))) {
+        let rules = allow.iter().map(|rule| (BoxOption::NetworkAllow, Rule::allow(rule)));
+        for (option, rule) in
+            rules.chain(deny.iter().map(|rule| (BoxOption::NetworkDeny, Rule::deny(rule))))
+        {
             if let Err(e) = rule {
                 problems.0.push(Problem::new(option, e.to_string()));
             }
         }
-        for (option, limit) in [("limit-down", limit_down), ("limit-up", limit_up)] {
+        for (option, limit) in
+            [(BoxOption::NetworkLimitDown, limit_down), (BoxOption::NetworkLimitUp, limit_up)]
+        {
             problems.unless(limit.is_none_or(|limit| limit >= MIN_RATE), option, || {
                 format!("is at least {MIN_RATE} bytes a second")
             });
         }
         for (n, port) in self.ports.iter().enumerate() {
-            problems.unless(port.guest != 0, "publish", || "a box has no port 0".into());
+            problems.unless(port.guest != 0, BoxOption::Ports, || "a box has no port 0".into());
             let same = |other: &PublishedPort| {
                 port.host.port() != 0 && (other.host, other.protocol) == (port.host, port.protocol)
             };
             let twice = self.ports.iter().take(n).any(same);
-            problems.unless(!twice, "publish", || {
+            problems.unless(!twice, BoxOption::Ports, || {
                 format!("{}/{}: a port leads to one place only", port.host, port.protocol)
             });
         }
         let unused = [
-            ("publish", !self.ports.is_empty()),
-            ("allow", !allow.is_empty()),
-            ("deny", !deny.is_empty()),
-            ("limit-down", limit_down.is_some()),
-            ("limit-up", limit_up.is_some()),
+            (BoxOption::Ports, !self.ports.is_empty()),
+            (BoxOption::NetworkAllow, !allow.is_empty()),
+            (BoxOption::NetworkDeny, !deny.is_empty()),
+            (BoxOption::NetworkLimitDown, limit_down.is_some()),
+            (BoxOption::NetworkLimitUp, limit_up.is_some()),
         ];
         for (option, given) in unused {
-            problems.unless(*mode == Network::Nat || !given, option, || {
-                format!("needs a network ({WITH_NETWORK})")
-            });
+            let ok = *mode == Network::Nat || !given;
+            problems.unless_with(ok, option, BoxOption::NetworkMode, "needs a network");
         }
     }
 }
@@ -274,29 +234,39 @@ mod tests {
             .health(health);
         options.stop_signal = Some("SIGNOTHING".into());
         options.no_health_check = true;
-        let Err(Error::Options(problems)) = options.validate() else { panic!("accepted") };
-        let options: Vec<_> = problems.iter().map(|problem| &*problem.option).collect();
+        let error = options.validate().unwrap_err();
+        let options: Vec<_> = error.problems().iter().map(|problem| problem.option).collect();
         let expected = [
-            "cpus",
-            "memory",
-            "disk-size",
-            "name",
-            "env",
-            "workdir",
-            "stop-signal",
-            "restart",
-            "label",
-            "no-healthcheck",
-            "health-cmd",
-            "health-retries",
+            BoxOption::Cpus,
+            BoxOption::MemoryMib,
+            BoxOption::DiskSizeGb,
+            BoxOption::Name,
+            BoxOption::Env,
+            BoxOption::WorkingDir,
+            BoxOption::StopSignal,
+            BoxOption::Restart,
+            BoxOption::Labels,
+            BoxOption::NoHealthCheck,
+            BoxOption::HealthCommand,
+            BoxOption::HealthRetries,
         ];
         assert_eq!(options, expected);
         // An embedder reads the names of fields, and no flags.
-        let text = Error::Options(problems).to_string();
-        let fields = serde_json::to_value(BoxOptions::new("x")).unwrap();
-        for line in text.lines() {
-            let field = line.split([':', '.']).next().unwrap();
-            assert!(!line.contains("--") && fields.get(field).is_some(), "{line}");
+        let text = error.to_string();
+        assert_eq!(text.lines().count(), expected.len());
+        for (line, option) in text.lines().zip(expected) {
+            assert!(!line.contains("--") && line.starts_with(option.field()), "{line}");
+        }
+        assert!(text.contains("removed when it ends (auto_remove)"), "{text}");
+    }
+
+    #[test]
+    fn every_option_is_a_field() {
+        let options = BoxOptions::new("x").health(HealthCheck::shell("true"));
+        let options = serde_json::to_value(options).unwrap();
+        for option in BoxOption::ALL {
+            let path = format!("/{}", option.field().replace('.', "/"));
+            assert!(options.pointer(&path).is_some(), "{option}");
         }
     }
 
@@ -311,15 +281,16 @@ mod tests {
         options.network = NetworkPolicy::default().allow("tcp:x:y").deny("10.0.0.0/33").deny("any");
         options.network.limit_up = Some(1);
         let named = |options: &BoxOptions| match options.validate() {
-            Err(Error::Options(problems)) => {
-                problems.iter().map(|p| p.option.clone()).collect::<Vec<_>>().join(" ")
+            Err(error) => {
+                let problems = error.problems().iter();
+                problems.map(|problem| problem.option.field()).collect::<Vec<_>>().join(" ")
             }
-            _ => String::new(),
+            Ok(()) => String::new(),
         };
-        assert_eq!(named(&options), "allow deny limit-up publish publish");
+        assert_eq!(named(&options), "network.allow network.deny network.limit_up ports ports");
         let mut none = BoxOptions::new("x").port(PublishedPort::tcp(1, 1));
         none.network = NetworkPolicy::none().allow("any");
-        assert_eq!(named(&none), "publish allow");
+        assert_eq!(named(&none), "ports network.allow");
         assert_eq!(named(&BoxOptions::new("x").network(NetworkPolicy::none())), "");
     }
 

@@ -13,10 +13,9 @@ use tokio::task::JoinHandle;
 
 use super::mux::{self, Mode, Opener, Stream};
 use super::wire::{Answer, Request};
-use crate::audience::is_embedder;
 use crate::call::{Call, Channel, Reply};
 use crate::client::ExecHandle;
-use crate::launcher::{EMBEDDED_FLAG, SERVE_SUBCOMMAND};
+use crate::launcher::SERVE_SUBCOMMAND;
 use crate::nested;
 use crate::stream::Duplex;
 use crate::stream::wire;
@@ -38,9 +37,9 @@ impl Remote {
         let debug = options.debug;
         let (home, launcher, host) = blocking(move || {
             let home = Home::open(options.home)?;
-            let guest = GuestFiles::locate()?;
+            let guest = GuestFiles::locate().map_err(Error::guest_files)?;
             let launcher = local::find_launcher(options.launcher)?;
-            let mut host = nested::Options::new(home.path(), &guest)?;
+            let mut host = nested::Options::new(home.path(), &guest).map_err(Error::soft_host)?;
             host.launcher = Some(launcher.clone());
             host.notice = options.notice;
             Ok((home, launcher, host))
@@ -49,10 +48,10 @@ impl Remote {
         let mut argv: Vec<OsString> = vec![launcher.into(), "--home".into(), home.path().into()];
         argv.extend(debug.then(|| "--debug".into()));
         argv.push(SERVE_SUBCOMMAND.into());
-        argv.extend(is_embedder().then(|| format!("--{EMBEDDED_FLAG}").into()));
-        let mut serve = nested::spawn(&host, nested::Command::here(argv)?).await?;
+        let command = nested::Command::here(argv).map_err(Error::soft_host)?;
+        let mut serve = nested::spawn(&host, command).await.map_err(Error::soft_host)?;
         let (Some(stdin), Some(stdout)) = (serve.stdin.take(), serve.stdout.take()) else {
-            return Err(Error::Internal("a command without stdio".into()));
+            return Err(Error::internal("a command without stdio"));
         };
         if let Some(stderr) = serve.stderr.take() {
             tokio::spawn(pass_on(stderr));
@@ -78,8 +77,8 @@ impl Remote {
             match wire::receive(&mut stream).await.map_err(lost)? {
                 Answer::Progress(event) => event.tell(&*progress),
                 Answer::Reply(reply) => return Ok(*reply),
-                Answer::Failed(e) => return Err(Box::new(e).into()),
-                Answer::Opened => return Err(Error::Internal("unexpected answer".into())),
+                Answer::Failed(e) => return Err(e),
+                Answer::Opened => return Err(Error::internal("unexpected answer")),
             }
         }
     }
@@ -88,8 +87,8 @@ impl Remote {
         let mut stream = self.request(Request::Open(channel)).await?;
         match wire::receive(&mut stream).await.map_err(lost)? {
             Answer::Opened => Ok(Box::new(Held { stream, _remote: self.clone() })),
-            Answer::Failed(e) => Err(Box::new(e).into()),
-            _ => Err(Error::Internal("unexpected answer".into())),
+            Answer::Failed(e) => Err(e),
+            _ => Err(Error::internal("unexpected answer")),
         }
     }
 
@@ -107,7 +106,9 @@ impl Drop for Remote {
 }
 
 fn lost(error: io::Error) -> Error {
-    nested::Error::Ended(format!("the runtime in the software host is gone: {error}")).into()
+    Error::soft_host(nested::Error::Ended(format!(
+        "the runtime in the software host is gone: {error}"
+    )))
 }
 
 /// Shows what the runtime there has to say to people.

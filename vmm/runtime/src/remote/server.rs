@@ -13,7 +13,7 @@ use crate::call::Call;
 use crate::local::Local;
 use crate::stream::progress::OwnedEvent;
 use crate::stream::wire;
-use crate::{RemoteError, Result, RuntimeOptions};
+use crate::{Result, RuntimeOptions};
 
 /// Progress that waits to be told; more is not worth telling.
 const PROGRESS: usize = 64;
@@ -21,14 +21,14 @@ const PROGRESS: usize = 64;
 /// Serves one runtime on standard input and output, until the other end is gone.
 pub async fn serve(options: RuntimeOptions) -> Result<()> {
     let io = tokio::io::join(tokio::io::stdin(), tokio::io::stdout());
-    let local = Local::open_with(options).await.map_err(|e| RemoteError::from(&e));
+    let local = Local::open_with(options).await;
     serve_on(io, local).await;
     Ok(())
 }
 
 async fn serve_on(
     io: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
-    local: Result<Arc<Local>, RemoteError>,
+    local: Result<Arc<Local>>,
 ) {
     // Never opens any itself, and must be there until the end.
     let (_opener, requests) = mux::opener();
@@ -47,7 +47,7 @@ async fn serve_on(
     }
 }
 
-async fn answer(mut stream: Stream, local: Result<Arc<Local>, RemoteError>) -> std::io::Result<()> {
+async fn answer(mut stream: Stream, local: Result<Arc<Local>>) -> std::io::Result<()> {
     let request = wire::receive(&mut stream).await?;
     let local = match local {
         Ok(local) => local,
@@ -60,7 +60,7 @@ async fn answer(mut stream: Stream, local: Result<Arc<Local>, RemoteError>) -> s
                 wire::send(&mut stream, &Answer::Opened).await?;
                 copy_bidirectional(&mut stream, &mut channel).await.map(drop)
             }
-            Err(e) => wire::send(&mut stream, &Answer::Failed(RemoteError::from(&e))).await,
+            Err(e) => wire::send(&mut stream, &Answer::Failed(e)).await,
         },
     }
 }
@@ -87,7 +87,7 @@ async fn answer_call(mut stream: Stream, local: Arc<Local>, call: Call) -> std::
     };
     let answer = match result {
         Ok(reply) => Answer::Reply(Box::new(reply)),
-        Err(e) => Answer::Failed(RemoteError::from(&e)),
+        Err(e) => Answer::Failed(e),
     };
     wire::send(&mut stream, &answer).await?;
     stream.shutdown().await

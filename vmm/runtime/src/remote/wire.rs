@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::RemoteError;
+use crate::Error;
 use crate::call::{Call, Channel, Reply};
 use crate::stream::progress::OwnedEvent;
 
@@ -23,5 +23,5 @@ pub(super) enum Answer {
     /// The channel is open: its bytes follow.
     Opened,
     /// Last.
-    Failed(RemoteError),
+    Failed(Error),
 }

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use crate::images::loaded::{Answer, CHUNK};
 use crate::stream::progress::OwnedEvent;
 use crate::stream::wire;
-use crate::{ImageInfo, RemoteError, Result, in_background};
+use crate::{ImageInfo, Result, in_background};
 
 /// Progress that waits to be sent; more is dropped.
 const PROGRESS: usize = 64;
@@ -48,7 +48,7 @@ async fn answer(
     let (loaded, mut input) = work.await.map_err(io::Error::other)?;
     let answer = match loaded {
         Ok(images) => Answer::Loaded(images),
-        Err(error) => Answer::Failed(RemoteError::from(&error)),
+        Err(error) => Answer::Failed(error),
     };
     wire::send(&mut output, &answer).await?;
     // A sender that is still at it must not find the connection broken before it has read the answer.
@@ -134,10 +134,10 @@ mod tests {
     async fn an_early_error_is_heard_by_one_who_sends_for_ever() {
         let stream = receive(|input, _| {
             input.read_exact(&mut [0; 10]).unwrap();
-            Err(Error::NoHome)
+            Err(Error::no_home())
         });
         let error = send(stream, tokio::io::repeat(7), &Silent).await.unwrap_err();
-        assert_eq!(error.to_string(), Error::NoHome.to_string());
+        assert_eq!(error.to_string(), Error::no_home().to_string());
     }
 
     #[tokio::test]
@@ -159,7 +159,7 @@ mod tests {
                 std::thread::yield_now();
             }
             let _ = done.send(());
-            Err(Error::NoHome)
+            Err(Error::no_home())
         });
         drop(stream);
         result.await.unwrap();

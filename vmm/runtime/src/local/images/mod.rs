@@ -18,20 +18,24 @@ impl Local {
         match call {
             ImageCall::List => self.list_images().map(Reply::Images),
             ImageCall::Get { image, pull } => {
-                let image = self.images.resolve_with(&image.parse()?, pull.into(), progress)?;
-                self.images.disk(&image, &self.disk_builder(), progress)?;
+                let image = image.parse().map_err(Error::image)?;
+                let found = self.images.resolve_with(&image, pull.into(), progress);
+                let image = found.map_err(Error::image)?;
+                self.images.disk(&image, &self.disk_builder(), progress).map_err(Error::image)?;
                 self.found(&image)
             }
             ImageCall::Import { source, name } => {
-                let source = source.parse()?;
-                let image = self.images.import(&source, &name, &self.disk_builder(), progress)?;
+                let source = source.parse().map_err(Error::image)?;
+                let imported = self.images.import(&source, &name, &self.disk_builder(), progress);
+                let image = imported.map_err(Error::image)?;
                 self.found(&image)
             }
             ImageCall::Load { file } => {
-                self.loaded(&self.images.load(&file, progress)?).map(Reply::Images)
+                let images = self.images.load(&file, progress).map_err(Error::image)?;
+                self.loaded(&images).map(Reply::Images)
             }
             ImageCall::Details { image } => {
-                let found = self.images.inspect(&image)?;
+                let found = self.images.inspect(&image).map_err(Error::image)?;
                 let layers = found.layers.into_iter().map(|layer| LayerInfo {
                     digest: layer.digest.to_string(),
                     diff_id: layer.diff_id.to_string(),
@@ -49,14 +53,15 @@ impl Local {
             ImageCall::Remove { image, force } => {
                 let used = self.store.image_digests()?;
                 let in_use = |image: &StoredImage| used.contains(&image.digest.to_string());
-                let removed = self.images.remove_with(&image, force, &in_use)?;
+                let removed =
+                    self.images.remove_with(&image, force, &in_use).map_err(Error::image)?;
                 let names = vec![removed.name];
                 Ok(Reply::Removed(RemovedImages { names, freed: removed.freed }))
             }
             ImageCall::Prune { all } => {
                 let used = self.store.image_digests()?;
                 let in_use = |image: &StoredImage| used.contains(&image.digest.to_string());
-                let pruned = self.images.prune(all, &in_use)?;
+                let pruned = self.images.prune(all, &in_use).map_err(Error::image)?;
                 Ok(Reply::Removed(RemovedImages { names: pruned.removed, freed: pruned.freed }))
             }
         }
@@ -67,7 +72,7 @@ impl Local {
     }
 
     fn list_images(&self) -> Result<Vec<ImageInfo>> {
-        let listing = self.images.list()?;
+        let listing = self.images.list().map_err(Error::image)?;
         for damaged in &listing.damaged {
             tracing::warn!("the record {}: {}", damaged.id, damaged.error);
         }
@@ -88,7 +93,7 @@ impl Local {
         let stored = self.list_images()?.into_iter().find(|info| info.name == name);
         match stored {
             Some(info) => Ok(Reply::Image(Box::new(info))),
-            None => Err(Error::Internal(format!("the image {name} has left no record"))),
+            None => Err(Error::internal(format!("the image {name} has left no record"))),
         }
     }
 }

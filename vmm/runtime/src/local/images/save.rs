@@ -6,7 +6,7 @@ use tokio::io::{AsyncWriteExt, DuplexStream};
 use tokio::runtime::Handle;
 
 use crate::images::saved::{CHUNK, broken};
-use crate::{RemoteError, Result, in_background};
+use crate::{Error, Result, in_background};
 
 /// Sends what `save` writes.
 pub(crate) fn stream(
@@ -17,7 +17,7 @@ pub(crate) fn stream(
     in_background(move || {
         let mut output = io::BufWriter::with_capacity(CHUNK, Chunks { to: theirs, runtime });
         let saved = save(&mut output).and_then(|()| output.flush().map_err(broken));
-        let error = saved.err().map(|e| RemoteError::from(&e));
+        let error = saved.err();
         let (mut chunks, _) = output.into_parts();
         // A reader that hung up needs no end.
         let _ = chunks.end(error);
@@ -32,7 +32,7 @@ struct Chunks {
 }
 
 impl Chunks {
-    fn end(&mut self, error: Option<RemoteError>) -> io::Result<()> {
+    fn end(&mut self, error: Option<Error>) -> io::Result<()> {
         let json = serde_json::to_vec(&error)?;
         let end = [&0_u32.to_le_bytes(), &(json.len() as u32).to_le_bytes(), &*json].concat();
         self.runtime.block_on(async {
@@ -61,7 +61,7 @@ impl Write for Chunks {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Error, SavedImages};
+    use crate::SavedImages;
 
     async fn collect(stream: DuplexStream) -> Result<Vec<u8>> {
         let mut saved = SavedImages::new(Box::new(stream));
@@ -85,12 +85,12 @@ mod tests {
     async fn an_error_is_told_and_a_broken_stream_is_one() {
         let failing = stream(|output| {
             output.write_all(b"half").map_err(broken)?;
-            Err(Error::NoHome)
+            Err(Error::no_home())
         });
         let error = collect(failing).await.unwrap_err();
         assert_eq!(
             (error.kind(), error.to_string()),
-            (Error::NoHome.kind(), Error::NoHome.to_string())
+            (Error::no_home().kind(), Error::no_home().to_string())
         );
         let (ours, mut theirs) = tokio::io::duplex(64);
         theirs.write_all(&[4, 0, 0, 0, 1, 2]).await.unwrap();

@@ -30,6 +30,7 @@ mod init;
 mod inspect;
 mod job;
 mod log;
+mod mountinfo;
 mod mounts;
 mod net;
 pub mod pack;

@@ -8,6 +8,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount_remount, unmount};
 use rustix::system::{RebootCommand, reboot};
 
 use crate::connection::Connection;
+use crate::mountinfo::MountTable;
 use crate::reaper::{Reaped, reap};
 use crate::sys;
 
@@ -65,57 +66,18 @@ pub(crate) fn end_everything() {
     while !matches!(reap(), Reaped::NoChildren) && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(1));
     }
-    for mount in mounts_of_disks() {
-        let _ = unmount(&mount[..], UnmountFlags::DETACH);
+    for point in mounts_to_end(&MountTable::read()) {
+        let _ = unmount(&point[..], UnmountFlags::DETACH);
     }
     let _ = mount_remount("/", MountFlags::RDONLY, "");
     rustix::fs::sync();
 }
 
-/// Where something other than the kernel's own file systems is mounted, innermost first, without
-/// the root.
-fn mounts_of_disks() -> Vec<Vec<u8>> {
-    let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
-    parse_mountinfo(&table)
-}
-
-fn parse_mountinfo(table: &[u8]) -> Vec<Vec<u8>> {
-    const KERNEL: &[&[u8]] =
-        &[b"proc", b"sysfs", b"devtmpfs", b"devpts", b"cgroup2", b"mqueue", b"bpf"];
-    let mut mounts: Vec<_> = table
-        .split(|b| *b == b'\n')
-        .filter_map(|line| {
-            // ID, parent, device, root, mount point, options, optional fields, "-", type, …
-            let mut fields = line.split(|b| *b == b' ');
-            let mount_point = fields.nth(4)?;
-            let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
-            (mount_point != b"/" && !KERNEL.contains(&kind)).then(|| unescape(mount_point))
-        })
-        .collect();
-    mounts.reverse();
-    mounts
-}
-
-/// The kernel writes space, tab, newline and backslash as three octal digits.
-fn unescape(path: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(path.len());
-    let mut rest = path;
-    while let Some((&byte, after)) = rest.split_first() {
-        rest = after;
-        let code = (byte == b'\\')
-            .then(|| after.get(..3))
-            .flatten()
-            .and_then(|octal| std::str::from_utf8(octal).ok())
-            .and_then(|octal| u8::from_str_radix(octal, 8).ok());
-        match code {
-            Some(code) => {
-                bytes.push(code);
-                rest = after.get(3..).unwrap_or_default();
-            }
-            None => bytes.push(byte),
-        }
-    }
-    bytes
+/// Mount points to be unmounted, innermost first: of file systems that are not the kernel's own, and not the
+/// root, which is remounted read-only.
+fn mounts_to_end(table: &MountTable) -> Vec<Vec<u8>> {
+    let mounts = table.mounts().filter(|mount| !mount.is_kernel());
+    mounts.map(|mount| mount.point()).filter(|point| point != b"/").rev().collect()
 }
 
 /// Sends the last frame and sees it leave the machine, for a moment at most.
@@ -161,20 +123,4 @@ pub(crate) fn reset() {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn disks_are_unmounted_innermost_first() {
-        let table = b"\
-21 1 254:0 / / rw,relatime - ext4 /dev/vda rw
-22 21 0:4 / /proc rw - proc proc rw
-23 21 0:22 / /dev/shm rw - tmpfs tmpfs rw
-24 21 0:30 / /mnt/a\\040b rw shared:3 master:1 - ext4 /dev/vdb rw
-25 24 0:31 / /mnt/a\\040b/c rw - overlay overlay rw
-garbage
-26 21 0:5 / /x";
-        let mounts = parse_mountinfo(table);
-        assert_eq!(mounts, [&b"/mnt/a b/c"[..], b"/mnt/a b", b"/dev/shm"]);
-    }
-}
+mod tests;

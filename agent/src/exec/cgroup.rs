@@ -162,14 +162,4 @@ fn oom_kills(events: &[u8]) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_kills_count() {
-        assert_eq!(oom_kills(b"low 0\nhigh 1\nmax 7\noom 3\noom_kill 2\noom_group_kill 9\n"), 2);
-        assert_eq!(oom_kills(b"oom 3\noom_kill 0\n"), 0);
-        assert_eq!(oom_kills(b""), 0);
-        assert_eq!(oom_kills(b"oom_kill x"), 0);
-    }
-}
+mod tests;

@@ -1,48 +1,21 @@
 //! The main command of a box with real processes and namespaces. Commands join a main command that runs, so this
 //! is a test binary of its own, of which one test runs at a time. Needs root, as the agent has it.
 
-#[path = "serve/client.rs"]
-#[expect(dead_code, reason = "the other tests of the server use more of it")]
-mod client;
+mod common;
 
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use boxlite_agent::server::Server;
-use boxlite_proto::boot::Role;
-use boxlite_proto::message::{
-    Control, Exec, ExitStatus, MainExec, Request, Response, TerminalSize,
-};
+use boxlite_proto::message::{Control, Exec, MainExec, Request, Response, TerminalSize};
 
-use self::client::Client;
-
-static SERVER: LazyLock<PathBuf> = LazyLock::new(|| {
-    let path = tempfile::tempdir().unwrap().keep().join("socket");
-    let listener = UnixListener::bind(&path).unwrap();
-    listener.set_nonblocking(true).unwrap();
-    std::thread::spawn(move || {
-        let mut server = Server::new(Role::Box).unwrap();
-        server.listen(listener.into()).unwrap();
-        server.run().unwrap();
-    });
-    path
-});
+use self::common::client::Client;
+use self::common::needs_root;
+use self::common::server::{self, code, sh, signal};
 
 static TURN: Mutex<()> = Mutex::new(());
 
-fn connect() -> Option<(Client, MutexGuard<'static, ()>)> {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("SKIPPED: needs root");
-        return None;
-    }
+fn connect() -> (Client, MutexGuard<'static, ()>) {
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    Some((Client::new(UnixStream::connect(&*SERVER).unwrap()), turn))
-}
-
-fn sh(script: &str) -> Exec {
-    let argv = ["sh", "-c", script].map(|word| word.as_bytes().to_vec()).to_vec();
-    Exec { argv, ..Exec::default() }
+    (server::connect(), turn)
 }
 
 /// A program without handlers. A shell that executes one has its own until then.
@@ -54,17 +27,10 @@ fn main(host: &Client, exec: Exec) -> u32 {
     host.request(&Request::ExecMain(MainExec { exec, init: false }))
 }
 
-fn code(code: u8) -> Response {
-    Response::Exited(ExitStatus::Code(code))
-}
-
-fn signal(signal: i32) -> Response {
-    Response::Exited(ExitStatus::Signal(signal))
-}
-
 #[test]
 fn it_is_the_first_process_and_commands_beside_it_see_the_same() {
-    let Some((host, _turn)) = connect() else { return };
+    needs_root!();
+    let (host, _turn) = connect();
     let script =
         "echo $$ $(cut -d' ' -f1 /proc/self/stat) ready; read line; echo \"<$line>\"; exit 7";
     let stream = main(&host, Exec { stdin: true, ..sh(script) });
@@ -97,7 +63,8 @@ fn it_is_the_first_process_and_commands_beside_it_see_the_same() {
 
 #[test]
 fn everything_ends_with_it() {
-    let Some((host, _turn)) = connect() else { return };
+    needs_root!();
+    let (host, _turn) = connect();
     let stream = main(&host, Exec { stdin: true, ..sh("(setsid sleep 60 &); echo up; read line") });
     host.wait_for(stream, |seen| seen.stdout == b"up\n");
     let beside = host.exec(sh("echo up; sleep 60"));
@@ -114,7 +81,8 @@ fn everything_ends_with_it() {
 
 #[test]
 fn a_signal_is_for_the_process_alone_and_once() {
-    let Some((host, _turn)) = connect() else { return };
+    needs_root!();
+    let (host, _turn) = connect();
     let script = "trap 'echo main' TERM
         sh -c 'trap \"echo child\" TERM; echo up; while :; do sleep 0.1; done' &
         while :; do wait; done";
@@ -128,7 +96,8 @@ fn a_signal_is_for_the_process_alone_and_once() {
 
 #[test]
 fn signals_that_it_says_nothing_about_end_it_as_any_process() {
-    let Some((host, _turn)) = connect() else { return };
+    needs_root!();
+    let (host, _turn) = connect();
     for number in [1, 2, 15, 10, 34] {
         let stream = main(&host, sleep());
         host.wait_for(stream, |seen| !seen.responses.is_empty());
@@ -150,7 +119,8 @@ fn signals_that_it_says_nothing_about_end_it_as_any_process() {
 
 #[test]
 fn one_that_waits_for_its_signals_gets_them() {
-    let Some((host, _turn)) = connect() else { return };
+    needs_root!();
+    let (host, _turn) = connect();
     let program = "import signal as s; s.pthread_sigmask(s.SIG_BLOCK, range(1, 32)); print('up', flush=True)\n\
                    while True:\n  i = s.sigtimedwait({15}, 0.05)\n  if i: print('got', i.si_signo); break";
     if host.run(sh("python3 -c ''")).0 != code(0) {
@@ -168,7 +138,8 @@ fn one_that_waits_for_its_signals_gets_them() {
 
 #[test]
 fn keys_of_its_terminal_end_it() {
-    let Some((host, _turn)) = connect() else { return };
+    needs_root!();
+    let (host, _turn) = connect();
     let terminal = Some(TerminalSize { rows: 24, columns: 80 });
     let on_terminal = |script: &str| Exec { terminal, stdin: true, ..sh(script) };
     let stream = main(&host, Exec { terminal, stdin: true, ..sleep() });

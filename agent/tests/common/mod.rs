@@ -1,8 +1,11 @@
-//! What the tests of tars share: tars made by hand, a tree with one of everything, and what to compare
-//! of a tree.
+//! Set-up shared by the tests: a server with a client, tars made by hand, a tree with one of everything, and
+//! what to compare of a tree.
 
 // Not every test binary uses all of it.
 #![allow(dead_code)]
+
+pub(crate) mod client;
+pub(crate) mod server;
 
 use std::collections::BTreeMap;
 use std::fs;

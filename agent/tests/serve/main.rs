@@ -1,70 +1,22 @@
 //! The server with real processes, pipes and terminals. It reaps every child of its process, so this
 //! is a test binary of its own, with one server for all tests. Needs root, as the agent has it.
 
-mod client;
+#[path = "../common/mod.rs"]
+mod common;
 mod guest;
 
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use boxlite_agent::server::Server;
 use boxlite_proto::PROTOCOL_VERSION;
-use boxlite_proto::boot::Role;
 use boxlite_proto::credit::WINDOW;
 use boxlite_proto::frame::{Channel, Frame, Kind};
-use boxlite_proto::message::{
-    Control, Exec, ExitStatus, FailureKind, Hello, Request, Response, TerminalSize,
-};
+use boxlite_proto::message::{Control, Exec, FailureKind, Hello, Request, Response, TerminalSize};
 
-use self::client::Client;
-
-macro_rules! needs_root {
-    () => {
-        if !rustix::process::geteuid().is_root() {
-            eprintln!("skipped: needs root");
-            return;
-        }
-    };
-}
-
-use needs_root;
-
-static SERVER: LazyLock<PathBuf> = LazyLock::new(|| {
-    // As PID 1 does, inherit the orphans.
-    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
-    let path = tempfile::tempdir().unwrap().keep().join("socket");
-    let listener = UnixListener::bind(&path).unwrap();
-    listener.set_nonblocking(true).unwrap();
-    std::thread::spawn(move || {
-        let mut server = Server::new(Role::Box).unwrap();
-        server.listen(listener.into()).unwrap();
-        server.run().unwrap();
-    });
-    path
-});
-
-fn connect() -> Client {
-    Client::new(UnixStream::connect(&*SERVER).unwrap())
-}
-
-fn command(argv: &[&str]) -> Exec {
-    let argv = argv.iter().map(|argument| argument.as_bytes().to_vec()).collect();
-    Exec { argv, ..Exec::default() }
-}
-
-fn sh(script: &str) -> Exec {
-    command(&["sh", "-c", script])
-}
-
-fn code(code: u8) -> Response {
-    Response::Exited(ExitStatus::Code(code))
-}
-
-fn signal(signal: i32) -> Response {
-    Response::Exited(ExitStatus::Signal(signal))
-}
+use self::common::client::Client;
+use self::common::needs_root;
+use self::common::server::{SERVER, code, command, connect, sh, signal};
 
 fn alive(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))

@@ -110,5 +110,4 @@ impl fmt::Debug for Bus {
 }
 
 #[cfg(test)]
-#[path = "bus_tests.rs"]
 mod tests;

@@ -292,5 +292,4 @@ impl<H: Handler> Registration<H> {
 }
 
 #[cfg(test)]
-#[path = "event_loop_tests.rs"]
 mod tests;

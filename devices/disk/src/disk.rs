@@ -233,5 +233,4 @@ fn open_layer(
 }
 
 #[cfg(test)]
-#[path = "disk_tests.rs"]
 mod tests;

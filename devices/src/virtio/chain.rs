@@ -239,5 +239,4 @@ impl<'m> Buffers<'m> {
 }
 
 #[cfg(test)]
-#[path = "chain_tests.rs"]
 mod tests;

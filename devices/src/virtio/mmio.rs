@@ -385,5 +385,4 @@ impl fmt::Debug for MmioTransport {
 }
 
 #[cfg(test)]
-#[path = "mmio_tests.rs"]
 mod tests;

@@ -148,5 +148,4 @@ fn fill(chain: &Chain<'_>) -> Result<u32, getrandom::Error> {
 }
 
 #[cfg(test)]
-#[path = "rng_tests.rs"]
 mod tests;

@@ -227,5 +227,4 @@ impl Drop for BlockDevice {
 }
 
 #[cfg(test)]
-#[path = "tests.rs"]
 mod tests;

@@ -121,5 +121,4 @@ fn table(command: &mut Buffers<'_>) -> Option<Table> {
 }
 
 #[cfg(test)]
-#[path = "control_tests.rs"]
 mod tests;

@@ -203,5 +203,4 @@ impl PartialChecksum {
 }
 
 #[cfg(test)]
-#[path = "header_tests.rs"]
 mod tests;

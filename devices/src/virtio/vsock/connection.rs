@@ -347,5 +347,4 @@ impl Connection {
 }
 
 #[cfg(test)]
-#[path = "connection_tests.rs"]
 mod tests;

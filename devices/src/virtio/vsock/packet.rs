@@ -148,5 +148,4 @@ impl<'m> RxBuffer<'m> {
 }
 
 #[cfg(test)]
-#[path = "packet_tests.rs"]
 mod tests;

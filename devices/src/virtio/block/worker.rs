@@ -1,4 +1,4 @@
-//! The thread of a disk: it sleeps until the guest rings, then serves all that is in the ring.
+//! The thread of a disk: sleeps until the driver notifies, then serves the requests in the ring.
 
 use std::fmt;
 use std::io;
@@ -27,9 +27,9 @@ const BATCH_REQUESTS: u32 = 32;
 const BATCH_BYTES: usize = 1 << 20;
 
 /// Requests of a turn. The thread serves nothing else; it looks whether it is to stop.
-const TURN: usize = 1024;
+const BUDGET: usize = 1024;
 
-/// What a disk's thread is to do from activation to reset.
+/// The work of a disk's thread from activation to reset.
 pub(super) struct Job {
     pub(super) queue: Virtqueue,
     pub(super) memory: Arc<GuestMemory>,
@@ -40,7 +40,7 @@ pub(super) struct Job {
     /// The driver's choice, if it negotiated to have one.
     pub(super) write_back: Arc<AtomicBool>,
     pub(super) stop: Arc<AtomicBool>,
-    /// Takes the queue back when the job is over.
+    /// Returns the queue when the job is over.
     pub(super) done: Sender<Queue>,
 }
 
@@ -108,7 +108,7 @@ impl BlockWorker {
     fn drain(&mut self, job: &mut Job) -> Result<(), NeedsReset> {
         let memory = Arc::clone(&job.memory);
         let mut batch = Batch::default();
-        job.queue.begin_turn(TURN);
+        job.queue.begin_turn(BUDGET);
         while !job.is_stopped()
             && let Some(descriptors) = job.queue.pop(&memory)
         {
@@ -157,9 +157,9 @@ impl BlockWorker {
         self.warn(format_args!("{error}"));
         if error.is_host_full()
             && !std::mem::replace(&mut self.is_full, true)
-            && let Some(tell) = &self.host_full
+            && let Some(report) = &self.host_full
         {
-            tell();
+            report();
         }
     }
 

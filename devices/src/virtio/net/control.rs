@@ -61,12 +61,12 @@ impl Settings {
 
     /// Carries out a command. Returns the answer.
     pub(super) fn command(&mut self, mut command: Buffers<'_>) -> u8 {
-        let done = command.len() <= MAX_COMMAND && self.obey(&mut command).is_some();
+        let done = command.len() <= MAX_COMMAND && self.apply(&mut command).is_some();
         (if done { VIRTIO_NET_OK } else { VIRTIO_NET_ERR }) as u8
     }
 
     /// `None` if the command is unknown or malformed; then nothing has changed.
-    fn obey(&mut self, command: &mut Buffers<'_>) -> Option<()> {
+    fn apply(&mut self, command: &mut Buffers<'_>) -> Option<()> {
         let [class, code] = command.take_front()?;
         match (u32::from(class), u32::from(code)) {
             (VIRTIO_NET_CTRL_RX, VIRTIO_NET_CTRL_RX_PROMISC) => {

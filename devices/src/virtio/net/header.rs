@@ -31,7 +31,7 @@ pub(super) struct Header {
 /// The size of [`Header`].
 pub(super) const HEADER_SIZE: usize = size_of::<Header>();
 
-/// What is left to do for whoever takes a frame.
+/// What the sender of a frame left to be done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offload {
     /// The checksum is partial: it covers the pseudo header only.

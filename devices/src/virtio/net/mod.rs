@@ -43,7 +43,7 @@ const CONTROL_QUEUE_SIZE: u16 = 64;
 /// The least MTU a device may have (section 5.1.4.1).
 const MIN_MTU: u16 = 68;
 
-/// What a network device is to be.
+/// How a network device is set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NetOptions {
     /// The guest's Ethernet address.
@@ -67,28 +67,28 @@ impl NetOptions {
     }
 }
 
-/// Why there is no network device.
+/// Why a network device cannot be made.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NetOptionsError {
-    /// It would be the address of many.
+    /// The guest's address is a multicast address.
     #[error("virtio-net: {0:02x?} is a multicast address; give the guest a unicast one")]
     MulticastMac([u8; 6]),
-    /// It would be too small.
+    /// The MTU is too small.
     #[error("virtio-net: an MTU of {0} bytes is below the least, {MIN_MTU}")]
     Mtu(u16),
 }
 
-/// What carries a guest's frames. The transport's thread calls it, at activation and reset of the
+/// The network behind a device. The transport's thread calls it, at activation and reset of the
 /// device.
 pub trait NetBackend: Send {
     /// Gives the network a port to work on, on a thread of its own.
     ///
     /// # Errors
-    /// The network takes none; the driver is told to reset the device.
+    /// The network takes no port; the driver is told to reset the device.
     fn attach(&mut self, port: NetPort) -> io::Result<()>;
 
-    /// Takes the port back: nobody uses it any more when this returns. `None` when it is lost,
-    /// because the network has ended.
+    /// Takes the port back: nothing uses it any more when this returns. `None` when the port is
+    /// lost, because the network has ended.
     fn detach(&mut self) -> Option<NetPort>;
 }
 
@@ -99,7 +99,7 @@ pub struct NetDevice {
     queue_sizes: [u16; 3],
     shared: Arc<Shared>,
     attached: bool,
-    /// What the driver had set when the queues were taken from the network.
+    /// The driver's settings from before the queues were taken from the network.
     settings: Option<Settings>,
 }
 
@@ -126,7 +126,7 @@ impl NetDevice {
     /// A device whose frames `backend` carries.
     ///
     /// # Errors
-    /// The address or the MTU cannot be a device's.
+    /// The address or the MTU is not valid.
     pub fn new(
         options: NetOptions,
         backend: impl NetBackend + 'static,
@@ -149,7 +149,7 @@ impl NetDevice {
         })
     }
 
-    /// Counts what passes through the device, for other threads.
+    /// Counters of the device's frames, for other threads.
     pub fn meter(&self) -> NetMeter {
         self.shared.meter.clone()
     }

@@ -29,7 +29,7 @@ use crate::virtio::queue::{NeedsReset, Notifier, Virtqueue};
 use crate::virtio::{Activation, has_feature};
 
 /// Chains of a turn: commands, or malformed frames. The network's other work then has its turn.
-const TURN: usize = 16;
+const BUDGET: usize = 16;
 
 /// Bytes of a VLAN tag.
 const VLAN: usize = 4;
@@ -71,24 +71,24 @@ struct RxBuffer {
     room: usize,
 }
 
-/// What came of looking for buffers.
+/// The result of claiming buffers.
 enum Claim {
-    /// There are enough.
+    /// The buffers are enough.
     Enough,
-    /// There will be, perhaps.
+    /// The driver may add more.
     Short,
-    /// The driver has given what it can, and it is not enough.
+    /// The driver has added what it can, which is not enough.
     Hopeless,
 }
 
-/// What came of a frame to the guest.
+/// The result of sending a frame to the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {
-    /// It is in the guest's memory.
+    /// The frame is in the guest's memory.
     Sent,
-    /// The guest does not want it, or gives no buffers that are large enough; it is counted.
+    /// The frame was dropped and counted: the guest does not want it, or has no buffers large enough.
     Dropped,
-    /// There is no room for it now. The port's file descriptor becomes readable when there may be.
+    /// There are not enough buffers now. The port's file descriptor becomes readable when there may be.
     Full,
 }
 
@@ -118,7 +118,7 @@ impl TxFrame<'_> {
         self.pieces.len()
     }
 
-    /// What is left to do for whoever takes the frame.
+    /// What the guest left to be done for the frame.
     pub fn offload(&self) -> Offload {
         self.offload
     }
@@ -253,7 +253,7 @@ impl NetPort {
     fn next_frame(&mut self) -> Result<Option<Offload>, NeedsReset> {
         self.finish_received();
         let memory = Arc::clone(&self.memory);
-        self.tx.begin_turn(TURN);
+        self.tx.begin_turn(BUDGET);
         while let Some(chain) = self.tx.pop(&memory) {
             let head = chain.head_index();
             match self.parse(&memory, chain) {
@@ -356,7 +356,7 @@ impl NetPort {
     fn claim(&mut self, memory: &GuestMemory, need: usize) -> Result<Claim, NeedsReset> {
         self.buffers.clear();
         self.room.clear();
-        self.rx.begin_turn(usize::from(self.rx.size()) + TURN);
+        self.rx.begin_turn(usize::from(self.rx.size()) + BUDGET);
         // The driver notifies when it adds to what was looked at: the queue is armed before buffers
         // are put back.
         while let Some(chain) = self.rx.pop(memory) {
@@ -415,7 +415,7 @@ impl NetPort {
     /// Carries out what is in the control queue.
     fn execute_commands(&mut self) -> Result<(), NeedsReset> {
         let memory = Arc::clone(&self.memory);
-        self.control.begin_turn(TURN);
+        self.control.begin_turn(BUDGET);
         while let Some(chain) = self.control.pop(&memory) {
             let head = chain.head_index();
             let written = match Chain::collect(&memory, chain, self.control.chain_limit()) {

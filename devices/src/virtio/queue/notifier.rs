@@ -32,7 +32,7 @@ impl Notifier {
         Self { device: device.into(), interrupt, log, failed: false }
     }
 
-    /// Ends a batch: interrupts the driver if it wants to hear of what was used in `queues`, and
+    /// Ends a batch: interrupts the driver if it wants to know what was used in `queues`, and
     /// fails the device if the driver broke one of them.
     pub(crate) fn finish(
         &mut self,

@@ -34,7 +34,7 @@ use table::{Entry, Table};
 const MAX_RESETS: usize = 1024;
 
 /// How many bytes of a connection go to the guest before it is the next one's turn.
-const TURN_BYTES: usize = 64 * 1024;
+const BYTE_BUDGET: usize = 64 * 1024;
 
 /// A reset that waits for a buffer.
 #[derive(Clone, Copy, Debug)]
@@ -349,7 +349,7 @@ impl Mux {
     fn settle(&mut self, token: Token) {
         let Some(entry) = self.table.get_mut(token) else { return };
         let Entry { connection, host, .. } = entry;
-        if host.is_deaf() {
+        if host.is_write_closed() {
             connection.host_ended_receiving();
             if !connection.takes_data() {
                 connection.host_ended_sending();

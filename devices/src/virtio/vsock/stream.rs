@@ -15,11 +15,11 @@ use super::sys;
 pub(super) struct HostStream {
     stream: UnixStream,
     backlog: Backlog,
-    /// It may hold bytes, or its end.
+    /// The stream may hold bytes, or its end.
     readable: bool,
-    /// The peer takes no more bytes: what it would get is thrown away.
-    deaf: bool,
-    /// The peer is gone: no more bytes come than are there.
+    /// The write half is closed, because the peer takes no more bytes: they are discarded.
+    write_closed: bool,
+    /// The peer closed the stream: only bytes that it sent before can be received.
     hung_up: bool,
     /// The directions that were shut down towards the peer.
     ended_sending: bool,
@@ -45,14 +45,14 @@ impl HostStream {
             stream,
             backlog: Backlog::default(),
             readable: false,
-            deaf: false,
+            write_closed: false,
             hung_up: false,
             ended_sending: false,
             ended_receiving: false,
         }
     }
 
-    /// Its file descriptor, to watch.
+    /// The stream, to watch.
     pub(super) fn stream(&self) -> &UnixStream {
         &self.stream
     }
@@ -72,9 +72,9 @@ impl HostStream {
         !self.backlog.is_empty()
     }
 
-    /// Whether the peer takes no more bytes.
-    pub(super) fn is_deaf(&self) -> bool {
-        self.deaf
+    /// Whether the write half is closed: the peer takes no more bytes.
+    pub(super) fn is_write_closed(&self) -> bool {
+        self.write_closed
     }
 
     /// The stream became readable.
@@ -82,16 +82,16 @@ impl HostStream {
         self.readable = true;
     }
 
-    /// The peer closed the stream, or the stream failed. Returns how many bytes are thrown away.
+    /// The peer closed the stream, or the stream failed. Returns how many bytes are discarded.
     /// What the peer had sent can still be received.
     pub(super) fn hang_up(&mut self) -> usize {
         self.readable = true;
         self.hung_up = true;
-        self.deafen()
+        self.close_write()
     }
 
-    fn deafen(&mut self) -> usize {
-        self.deaf = true;
+    fn close_write(&mut self) -> usize {
+        self.write_closed = true;
         std::mem::take(&mut self.backlog).len()
     }
 
@@ -101,7 +101,7 @@ impl HostStream {
         &mut self,
         payload: impl Iterator<Item = VolatileSlice<'m>> + Clone,
     ) -> usize {
-        if self.deaf {
+        if self.write_closed {
             return payload.map(|slice| slice.len()).sum();
         }
         let sent = if self.has_backlog() {
@@ -111,7 +111,7 @@ impl HostStream {
                 Ok(sent) => sent,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => 0,
                 Err(_) => {
-                    self.deaf = true;
+                    self.write_closed = true;
                     return payload.map(|slice| slice.len()).sum();
                 }
             }
@@ -138,17 +138,17 @@ impl HostStream {
                 }
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == ErrorKind::WouldBlock => break,
-                Err(_) => taken += self.deafen(),
+                Err(_) => taken += self.close_write(),
             }
         }
         taken
     }
 
     /// Sends the peer a line of our own, before any byte of the guest's. A stream that has no room
-    /// even for that is deaf.
+    /// even for that takes no bytes at all.
     pub(super) fn greet(&mut self, line: &str) {
         let sent = send(&self.stream, line.as_bytes(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
-        self.deaf |= sent != Ok(line.len());
+        self.write_closed |= sent != Ok(line.len());
     }
 
     /// Receives into guest memory what it has of `room` bytes, at least one.

@@ -1,5 +1,5 @@
-//! The device at work on the event loop: takes packets from the tx queue, fills the rx queue, lets
-//! clients in, and keeps time.
+//! The device on the event loop: receives packets from the tx queue, sends packets through the rx
+//! queue, admits clients, and enforces timeouts.
 
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
@@ -25,8 +25,8 @@ use crate::virtio::chain::Chain;
 use crate::virtio::queue::{Notifier, Virtqueue};
 use crate::{Event, GuestMemory, Handler, Interest, Watch};
 
-/// How many chains of each queue are served before the other devices of the loop have a turn.
-const TURN: usize = 256;
+/// Chains of each queue in a turn, after which the other devices of the loop have theirs.
+const BUDGET: usize = 256;
 
 /// How long no client is let in after the process had no file descriptor left for one.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
@@ -50,13 +50,13 @@ pub(super) struct Worker {
     deadlines: Deadlines,
     line_timeout: Duration,
     timer: OwnedFd,
-    /// When the timer goes off.
+    /// When the timer expires.
     alarm: Option<Instant>,
-    /// The guest has to hear of a transport reset.
-    owes_event: bool,
+    /// The guest is to be told of a transport reset.
+    reset_due: bool,
 }
 
-/// What a [`Worker`] is made of.
+/// The parts of a [`Worker`].
 pub(super) struct Parts {
     pub(super) memory: Arc<GuestMemory>,
     /// rx, tx and event queue.
@@ -94,38 +94,40 @@ impl Worker {
                 TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC,
             )?,
             alarm: None,
-            owes_event: false,
+            reset_due: false,
         })
     }
 
-    /// The queues, to give back. All streams are closed.
+    /// The queues as the driver gets them back. All streams are closed.
     pub(super) fn into_queues(self) -> Vec<Queue> {
         [self.rx.0, self.tx, self.events].map(Virtqueue::into_queue).into()
     }
 
-    /// Serves what there is to serve, within a turn's limits.
+    /// Serves all queues, within the budget of a turn.
     fn serve(&mut self) {
         let memory = Arc::clone(&self.memory);
         for queue in [&mut self.rx.0, &mut self.tx, &mut self.events] {
-            queue.begin_turn(TURN);
+            queue.begin_turn(BUDGET);
         }
-        let more_to_take = self.take_packets(&memory);
-        let more_to_give = self.give_packets(&memory);
-        self.give_event(&memory);
+        let more_to_receive = self.receive_packets(&memory);
+        let more_to_send = self.send_packets(&memory);
+        self.send_event(&memory);
         // A queue that the driver broke is empty: the streams go on until the driver resets the
         // device.
         let queues = &mut [&mut self.rx.0, &mut self.tx, &mut self.events];
         let _ = self.notifier.finish(&memory, queues);
         // Resets that just went out may have been what packets were waiting for.
-        if more_to_give || self.events.is_turn_over() || (more_to_take && self.mux.takes_packets())
+        if more_to_send
+            || self.events.is_turn_over()
+            || (more_to_receive && self.mux.takes_packets())
         {
             // It fails for no reason that the next ring would not report.
             let _ = self.doorbell.ring();
         }
     }
 
-    /// Takes packets from the guest. True if some are left.
-    fn take_packets(&mut self, memory: &GuestMemory) -> bool {
+    /// Receives packets from the guest. True if some are left.
+    fn receive_packets(&mut self, memory: &GuestMemory) -> bool {
         while self.mux.takes_packets() {
             let Some(chain) = self.tx.pop(memory) else { return self.tx.is_turn_over() };
             let head = chain.head_index();
@@ -139,9 +141,9 @@ impl Worker {
     }
 
     /// Sends packets to the guest. True if some are left that there are buffers for.
-    fn give_packets(&mut self, memory: &GuestMemory) -> bool {
+    fn send_packets(&mut self, memory: &GuestMemory) -> bool {
         self.rx.0.disarm(memory);
-        for _ in 0..TURN {
+        for _ in 0..BUDGET {
             match self.mux.send_next(&mut self.rx, memory) {
                 Sent::Some => {}
                 Sent::Nothing => return false,
@@ -152,21 +154,21 @@ impl Worker {
     }
 
     /// Sends the transport reset event, if it is due and there is a buffer for it.
-    fn give_event(&mut self, memory: &GuestMemory) {
-        while self.owes_event {
+    fn send_event(&mut self, memory: &GuestMemory) {
+        while self.reset_due {
             let Some(chain) = self.events.pop(memory) else { return };
             let head = chain.head_index();
-            // A chain that is of no use to us is no place for the event.
+            // A chain that the event does not fit into is returned empty.
             let written = Chain::collect(memory, chain, 1)
                 .ok()
                 .filter(|chain| chain.writable.len() >= TRANSPORT_RESET.len())
                 .map_or(0, |chain| chain.writable.fill_from(&TRANSPORT_RESET));
-            self.owes_event = written == 0;
+            self.reset_due = written == 0;
             self.events.add_used(memory, head, u32::try_from(written).unwrap_or_default());
         }
     }
 
-    /// Lets clients in while there is room for them.
+    /// Admits clients while there is room for them.
     fn admit(&mut self, watch: &mut Watch<'_>) {
         while self.clients.has_room() {
             let Some(stream) = self.shared.pop().or_else(|| self.accept()) else { break };
@@ -219,7 +221,7 @@ impl Worker {
         }
     }
 
-    /// A client said something.
+    /// A client sent something.
     fn on_client(&mut self, token: Token, watch: &mut Watch<'_>) {
         match self.clients.listen(token) {
             Outcome::Undecided => return,
@@ -270,12 +272,12 @@ impl Worker {
         }
     }
 
-    /// Someone used the handle.
+    /// The handle was used.
     fn on_inbox(&mut self, watch: &mut Watch<'_>) {
         self.shared.clear_bell();
         if self.shared.take_transport_reset() {
             self.mux.close_all();
-            self.owes_event = true;
+            self.reset_due = true;
         }
         self.admit(watch);
     }

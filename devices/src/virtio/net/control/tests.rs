@@ -8,8 +8,8 @@ const OWN: Mac = [2, 0, 0, 0, 0, 1];
 const OTHER: Mac = [2, 0, 0, 0, 0, 2];
 const GROUP: Mac = [0x33, 0x33, 0, 0, 0, 1];
 
-/// Has `settings` obey a command in one piece.
-fn obey(settings: &mut Settings, command: &[u8]) -> bool {
+/// Applies a command in one piece.
+fn apply(settings: &mut Settings, command: &[u8]) -> bool {
     let memory = memory();
     memory.write_slice(command, GuestAddress(DATA)).unwrap();
     let command = Buffers::of(&memory, DATA, command.len());
@@ -33,38 +33,38 @@ fn passing(settings: &Settings) -> Vec<Mac> {
 fn all_frames_pass_until_the_driver_chooses() {
     let mut settings = Settings::new(OWN);
     assert_eq!(passing(&settings).len(), 4);
-    assert!(obey(&mut settings, &[0, 0, 0]));
+    assert!(apply(&mut settings, &[0, 0, 0]));
     assert_eq!(passing(&settings), [OWN, BROADCAST]);
-    assert!(obey(&mut settings, &[0, 1, 1]));
+    assert!(apply(&mut settings, &[0, 1, 1]));
     assert_eq!(passing(&settings), [OWN, BROADCAST, GROUP]);
-    assert!(obey(&mut settings, &[0, 1, 0]));
-    assert!(obey(&mut settings, &table_set(&[OTHER], &[])));
+    assert!(apply(&mut settings, &[0, 1, 0]));
+    assert!(apply(&mut settings, &table_set(&[OTHER], &[])));
     assert_eq!(passing(&settings), [OWN, BROADCAST, OTHER]);
-    assert!(obey(&mut settings, &table_set(&[], &[OTHER, GROUP])));
+    assert!(apply(&mut settings, &table_set(&[], &[OTHER, GROUP])));
     assert_eq!(passing(&settings), [OWN, BROADCAST, GROUP]);
-    assert!(obey(&mut settings, &[0, 0, 1]));
+    assert!(apply(&mut settings, &[0, 0, 1]));
     assert_eq!(passing(&settings).len(), 4);
 }
 
 #[test]
 fn a_long_table_lets_all_addresses_of_its_kind_pass() {
     let mut settings = Settings::new(OWN);
-    assert!(obey(&mut settings, &[0, 0, 0]));
+    assert!(apply(&mut settings, &[0, 0, 0]));
     let many = (0..=TABLE).map(|i| [6, 6, 6, 6, 6, i as u8]).collect::<Vec<_>>();
-    assert!(obey(&mut settings, &table_set(&many[..TABLE], &[])));
+    assert!(apply(&mut settings, &table_set(&many[..TABLE], &[])));
     assert!(settings.accepts(many[TABLE - 1]) && !settings.accepts(OTHER));
-    assert!(obey(&mut settings, &table_set(&many, &[])));
+    assert!(apply(&mut settings, &table_set(&many, &[])));
     assert_eq!(passing(&settings), [OWN, BROADCAST, OTHER]);
 }
 
 #[test]
 fn a_new_address_is_the_guest_s_own() {
     let mut settings = Settings::new(OWN);
-    assert!(obey(&mut settings, &[0, 0, 0]));
-    assert!(obey(&mut settings, &[&[1, 1][..], &OTHER].concat()));
+    assert!(apply(&mut settings, &[0, 0, 0]));
+    assert!(apply(&mut settings, &[&[1, 1][..], &OTHER].concat()));
     assert_eq!(settings.mac, OTHER);
     assert_eq!(passing(&settings), [BROADCAST, OTHER]);
-    assert!(!obey(&mut settings, &[&[1, 1][..], &GROUP].concat()), "nobody has a group's address");
+    assert!(!apply(&mut settings, &[&[1, 1][..], &GROUP].concat()), "nobody has a group's address");
     assert_eq!(settings.mac, OTHER);
 }
 
@@ -78,7 +78,7 @@ fn what_is_unknown_or_cut_off_changes_nothing() {
     commands.push([&[1, 0][..], &[0xff; 64]].concat());
     commands.push(vec![0; MAX_COMMAND + 1]);
     for command in commands {
-        assert!(!obey(&mut settings, &command), "{} bytes", command.len());
+        assert!(!apply(&mut settings, &command), "{} bytes", command.len());
         assert_eq!(settings, before);
     }
 }

@@ -103,7 +103,7 @@ fn the_other_queues_go_on_when_one_is_reset() {
     pair.driver.write(VIRTIO_MMIO_QUEUE_SEL, RX);
     pair.driver.write(VIRTIO_MMIO_QUEUE_READY, 0);
     assert_eq!(pair.send(&frame(60, 0)), Sent::Full, "there is no receive queue");
-    // What was received is given back, and only that.
+    // What was received is returned, and only that.
     assert_eq!(pair.driver.wait_used(TX), (0, 0));
     pair.driver.make_ready(RX);
     assert_eq!(pair.received().unwrap().0, frame(60, 1));

@@ -134,7 +134,7 @@ fn buffers_of_no_use_go_back_behind_the_frame() {
     pair.give(2, DATA + 0x1000, 11);
     pair.driver.write_chain(RX, 3, &[(DATA, 1000, false)]);
     pair.driver.make_available(RX, 3);
-    // They are looked at twice and given back once.
+    // They are looked at twice and returned once.
     assert_eq!(pair.send(&sent), Sent::Full);
     pair.give(4, DATA + 0x2000, 1000);
     assert_eq!(pair.send(&sent), Sent::Sent);

@@ -9,7 +9,7 @@ use crate::virtio::vsock::stream::{HostStream, Received};
 use crate::virtio::vsock::{FIRST_TOKEN, MAX_CONNECTIONS, Token};
 use crate::{GuestMemory, Interest};
 
-use super::{Sent, TURN_BYTES};
+use super::{BYTE_BUDGET, Sent};
 
 /// The ports of the host's end of connections that the host asked for. Services have lower ones.
 const FIRST_LOCAL_PORT: u32 = 1 << 30;
@@ -216,7 +216,7 @@ impl Table {
         if self.turn == 0 || !self.ready.contains(&self.sender) {
             let after = self.sender.saturating_add(1)..;
             self.sender = *self.ready.range(after).next().or_else(|| self.ready.first())?;
-            self.turn = TURN_BYTES;
+            self.turn = BYTE_BUDGET;
         }
         Some((self.sender, self.turn))
     }

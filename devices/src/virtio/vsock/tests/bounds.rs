@@ -362,7 +362,7 @@ fn buffers_of_no_use_take_a_bounded_part_of_a_turn() {
         queue.0.begin_turn(128);
         assert!(queue.pop_buffer(&memory, 0).is_none());
         assert!(queue.0.is_turn_over());
-        assert_eq!(used(), 128, "a driver can add buffers as fast as they are given back");
+        assert_eq!(used(), 128, "a driver can add buffers as fast as they are returned");
     }
     queue.0.begin_turn(128);
     assert!(queue.pop_buffer(&memory, 0).is_none() && !queue.0.is_turn_over());

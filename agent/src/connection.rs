@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use boxlite_proto::frame::MAX_DATA;
 use boxlite_proto::session::{Assembler, Server, ServerEvent, Violation};
-use rustix::io::{Errno, read, writev};
+use rustix::io::{Errno, read, retry_on_intr, writev};
 
 use crate::poller::Ready;
 
@@ -113,12 +113,10 @@ impl Connection {
             return Ok(());
         }
         let fd = &self.fd;
-        let written = self.session.outbox().write_with(|slices| match writev(fd, slices) {
-            Err(Errno::INTR) => writev(fd, slices),
-            result => result,
-        });
+        let written =
+            self.session.outbox().write_with(|slices| retry_on_intr(|| writev(fd, slices)));
         match written {
-            Ok(()) | Err(Errno::INTR) => Ok(()),
+            Ok(()) => Ok(()),
             Err(Errno::AGAIN) => {
                 self.ready.write = false;
                 Ok(())

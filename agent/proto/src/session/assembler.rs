@@ -8,11 +8,10 @@ use crate::frame::{Frame, FrameError, HEADER_LEN, Header};
 const READ: usize = 128 << 10;
 /// New space is made when less than this is left.
 const MIN_READ: usize = 32 << 10;
-/// An idle connection keeps no larger buffer than this.
-const KEEP: usize = 16 << 10;
 
-/// Bodies from this size on share the memory that they arrived in, smaller ones are copied out of it. As a shared body
-/// keeps all of that memory, this bounds what hoarded bodies can cost: a few times their size.
+/// Bodies from this size on share the memory that they arrived in, smaller ones are copied out of it. A shared body keeps
+/// all of that memory: space for a few reads, since none is shared with a frame that is larger than a read. So hoarded
+/// bodies cost a bounded number of times their size, whatever a peer sends between them.
 pub const SHARED_BODY: usize = 16 << 10;
 
 /// Puts frames together. A length is checked as soon as the header is there, and memory grows with what has arrived,
@@ -51,9 +50,9 @@ impl Assembler {
         self.filled == 0
     }
 
-    /// Frees a large buffer in which nothing waits. For connections that may be idle for long.
+    /// Frees a buffer in which nothing waits. For connections that may be idle for long.
     pub fn release(&mut self) {
-        if self.is_empty() && self.buffer.capacity() > KEEP {
+        if self.is_empty() {
             self.buffer = BytesMut::new();
         }
     }
@@ -78,6 +77,13 @@ impl Assembler {
             }
         };
         self.filled = left;
+        if HEADER_LEN + len > READ {
+            // What follows a large frame must not keep the memory of it.
+            self.buffer = BytesMut::from(&self.buffer[..left]);
+        }
         Ok(Some(Frame { stream, kind, body }))
     }
 }
+
+#[cfg(test)]
+mod tests;

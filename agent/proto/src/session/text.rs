@@ -14,6 +14,7 @@ pub fn truncate(message: &mut String) {
     let end = (0..=MAX_MESSAGE - CUT.len_utf8()).rfind(|end| message.is_char_boundary(*end));
     message.truncate(end.unwrap_or(0));
     message.push(CUT);
+    message.shrink_to_fit();
 }
 
 #[cfg(test)]

@@ -147,7 +147,7 @@ impl<T> Client<T> {
     /// What a frame of the agent means; none if that is nothing to the caller.
     pub fn receive_frame(&mut self, frame: Frame) -> Result<Option<ClientEvent<T>>, Violation> {
         if frame.stream == 0 {
-            return self.on_connection(&frame).map(Some);
+            return self.on_connection(&frame);
         }
         if !self.greeted {
             return Err(Violation::NoHello("another frame"));
@@ -176,7 +176,7 @@ impl<T> Client<T> {
         })
     }
 
-    fn on_connection(&mut self, frame: &Frame) -> Result<ClientEvent<T>, Violation> {
+    fn on_connection(&mut self, frame: &Frame) -> Result<Option<ClientEvent<T>>, Violation> {
         match frame.kind {
             Kind::Hello if !self.greeted => {
                 let hello: Hello = frame.decode()?;
@@ -185,16 +185,20 @@ impl<T> Client<T> {
                     return Err(Violation::Version { ours, theirs });
                 }
                 self.greeted = true;
-                Ok(ClientEvent::Hello(hello))
+                Ok(Some(ClientEvent::Hello(hello)))
             }
             Kind::Event => {
-                let mut event: Event = frame.decode()?;
-                if let Event::Fatal { message } = &mut event {
-                    truncate(message);
-                } else if !self.greeted {
-                    return Err(Violation::NoHello("an event"));
-                }
-                Ok(ClientEvent::Event(event))
+                let event = match frame.decode() {
+                    Ok(Event::Fatal { mut message }) => {
+                        truncate(&mut message);
+                        Event::Fatal { message }
+                    }
+                    _ if !self.greeted => return Err(Violation::NoHello("an event")),
+                    Ok(event) => event,
+                    // Events of a newer agent are not for this host.
+                    Err(_) => return Ok(None),
+                };
+                Ok(Some(ClientEvent::Event(event)))
             }
             _ if !self.greeted => Err(Violation::NoHello("another frame")),
             _ => Err(Violation::Unexpected { what: "frame", stream: 0 }),

@@ -73,7 +73,6 @@ fn hostile_frames_end_the_connection() {
         ),
         ("end without a channel", header(0, 1, 11), "malformed End"),
         ("malformed response", [header(1, 1, 3), vec![200]].concat(), "malformed Response"),
-        ("malformed event", [header(1, 0, 5), vec![200]].concat(), "malformed Event"),
         ("wrong answer", Response::Done.frame(1).to_bytes(), "unexpected response"),
         ("started twice", Response::Started { pid: 1 }.frame(1).to_bytes(), "unexpected response"),
         (

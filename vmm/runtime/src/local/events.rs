@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use boxlite_contract::events::{self, Event, EventKind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
@@ -15,6 +16,9 @@ use crate::stream::json_lines;
 
 /// Bytes under way between log and reader.
 const BUFFER: usize = 64 << 10;
+
+/// Longer than it takes to begin a log anew.
+const BEGUN_ANEW: Duration = Duration::from_millis(10);
 
 /// The longest line that is an event.
 const MAX_LINE: usize = 64 << 10;
@@ -73,12 +77,18 @@ impl LastWords {
 
     /// The last end of this box that was written down. Blocks, for as long as it takes to read the log.
     pub(super) fn of(mut self, id: &str) -> Option<Event> {
-        let mut end = None;
+        let (mut end, mut looked_again) = (None, false);
         loop {
             let lines = self.0.read().unwrap_or_default();
             if lines.is_empty() {
-                return end;
+                if std::mem::replace(&mut looked_again, true) {
+                    return end;
+                }
+                // Another process may just begin the log anew.
+                std::thread::sleep(BEGUN_ANEW);
+                continue;
             }
+            looked_again = false;
             for line in lines.split_inclusive(|byte| *byte == b'\n') {
                 if let Ok(event) = serde_json::from_slice::<Event>(line)
                     && event.id == id
@@ -142,7 +152,7 @@ impl Tail {
             let bytes = self.read_from(&log)?;
             if events::number(&log)? != Some(number) {
                 // It was moved aside meanwhile: what was read may be of its successor.
-                return Ok(Vec::new());
+                continue;
             }
             let read = bytes.len();
             let lines = self.take(bytes);
@@ -205,7 +215,6 @@ impl Tail {
 mod tests {
     use std::fs::OpenOptions;
     use std::sync::Arc;
-    use std::time::Duration;
 
     use super::*;
     use crate::Events;

@@ -1,7 +1,7 @@
 //! What every command takes: the home, and where boxes run: here, on hardware virtualization, or in the software host.
 
 // The doc comments are help texts, where brackets say what may be left out.
-#![allow(rustdoc::broken_intra_doc_links)]
+#![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
 
 use std::path::PathBuf;
 

@@ -8,8 +8,9 @@
 //! ```
 //!
 //! Types with serde derives and the little code that reads and writes them; no async runtime, no
-//! hypervisor, no device. A format here is read by other versions of this project: fields are added
-//! with a default, and never change their meaning.
+//! hypervisor, no device. What lies in a home, and what a box's process is asked while it runs, is read by
+//! other releases of this project: fields are added with a default, and never change their meaning. A
+//! [`LaunchSpec`](spec::LaunchSpec) goes from a runtime to an executable of the same release.
 
 #![forbid(unsafe_code)]
 

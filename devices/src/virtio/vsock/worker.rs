@@ -112,8 +112,7 @@ impl Worker {
         let more_to_receive = self.receive_packets(&memory);
         let more_to_send = self.send_packets(&memory);
         self.send_event(&memory);
-        // A queue that the driver broke is empty: the streams go on until the driver resets the
-        // device.
+        // After a queue that the driver broke, no interrupt but the one that asks for a reset.
         let queues = &mut [&mut self.rx.0, &mut self.tx, &mut self.events];
         let _ = self.notifier.finish(&memory, queues);
         // Resets that just went out may have been what packets were waiting for.

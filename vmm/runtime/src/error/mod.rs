@@ -28,9 +28,11 @@ pub struct Error(Box<Parts>);
 struct Parts {
     kind: ErrorKind,
     /// The name of the box.
+    #[serde(default)]
     sandbox: Option<String>,
     message: String,
     remedy: Option<(Joint, Remedy)>,
+    #[serde(default)]
     problems: Vec<Problem>,
     #[serde(skip)]
     source: Option<Arc<dyn std::error::Error + Send + Sync>>,

@@ -155,5 +155,6 @@ fn sequence(file: &std::fs::File) -> std::io::Result<Option<u64>> {
     }
     let (magic, number) = header.split_at(MAGIC.len());
     let number = number.try_into().ok().map(u64::from_le_bytes);
-    Ok(number.filter(|_| magic == MAGIC))
+    // The first is 1, and none is the last: others are what a crash of the host left of a header.
+    Ok(number.filter(|number| magic == MAGIC && (1..u64::MAX).contains(number)))
 }

@@ -229,3 +229,20 @@ fn a_full_disk_loses_records_and_nothing_else() {
     assert_eq!(after[..kept.len()], kept);
     assert_eq!((after.len(), after[kept.len()].at_ns), (kept.len() + 1, 99));
 }
+
+/// As a crash of the host leaves it: the length and a part of the header are there, the rest is zeros.
+#[test]
+fn half_a_header_is_no_log() {
+    for whole in 0..FILE_HEADER {
+        let folder = tempfile::tempdir().unwrap();
+        Writer::open(folder.path()).append_at(LogStream::Stdout, b"before", 7);
+        let file = File::options().write(true).open(folder.path().join(FILE)).unwrap();
+        file.set_len(whole).unwrap();
+        file.set_len(100).unwrap();
+        let expected = read(folder.path(), Query::default()).len() + 1;
+        Writer::open(folder.path()).append_at(LogStream::Stdout, b"after", 8);
+        let after = read(folder.path(), Query::default());
+        assert_eq!(after.last().map(|record| &record.bytes[..]), Some(&b"after"[..]), "{whole}");
+        assert_eq!(after.len(), expected, "{whole}");
+    }
+}

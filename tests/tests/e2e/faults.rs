@@ -138,8 +138,9 @@ fn several_processes_share_a_home() {
         let how = || launcher.command(["inspect", &name]).output().stdout_lossy();
         assert!(matches!(&*state, "running" | "stopped"), "{}", how());
         let removed = [&["rm", "-f"][..], &["start"], &["rm", "-f"], &["stop", "-t", "1"]];
-        all(removed.map(verb).into()).iter().for_each(sane);
-        assert_eq!(self::state(&launcher, &name), None);
+        let removed = all(removed.map(verb).into());
+        removed.iter().for_each(sane);
+        assert_eq!(self::state(&launcher, &name), None, "{removed:?}");
     }
     no_machine(&launcher);
     assert_eq!(files_at_rest(&launcher), before);

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use boxlite_contract::events::EventKind;
@@ -15,7 +16,7 @@ use crate::config::BoxConfig;
 use crate::local::home::{BASE, BoxFolder, CONFIG, DISK, Leftovers};
 use crate::options::{BoxOptions, bad_name, is_name};
 use crate::state::BoxInfo;
-use crate::{BoxOption, Error, Problem, Remedy, Result, blocking};
+use crate::{BoxOption, Error, ErrorKind, Problem, Remedy, Result, blocking};
 
 /// How long a killed box may take to be gone.
 const GONE: Duration = Duration::from_secs(20);
@@ -118,43 +119,52 @@ impl Local {
         Ok(())
     }
 
-    /// Removes a box; one that lives only by force.
-    pub(super) async fn remove(self: &std::sync::Arc<Self>, id: &str, force: bool) -> Result<()> {
+    /// Removes a box; one that lives only by force, also if somebody starts it meanwhile. Nobody else is held up.
+    pub(super) async fn remove(self: &Arc<Self>, id: &str, force: bool) -> Result<()> {
+        let id = self.removable(id, force).await?;
+        let deadline = Instant::now() + GONE;
+        let removed = async {
+            loop {
+                if force {
+                    self.kill(&id).await?;
+                }
+                let (local, it) = (self.clone(), id.clone());
+                if blocking(move || local.try_remove(&it)).await? {
+                    return Ok(());
+                }
+                if Instant::now() > deadline {
+                    let folder = self.home.folder(&id);
+                    let what = format!("the end of the box in {}", folder.path().display());
+                    return Err(Error::timed_out(&what, GONE));
+                }
+                tokio::time::sleep(PAUSE).await;
+                self.removable(&id, force).await?;
+            }
+        };
+        match removed.await {
+            // Somebody else was faster.
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        }
+    }
+
+    /// The ID of a box that may be removed now.
+    async fn removable(self: &Arc<Self>, id: &str, force: bool) -> Result<String> {
         let (local, query) = (self.clone(), id.to_owned());
-        let (id, lives) = blocking(move || {
+        blocking(move || {
             let entry = local.entry(&query)?;
-            let lives = local.home.folder(&entry.id).is_live();
-            if lives && !force {
+            if !force && local.home.folder(&entry.id).is_live() {
                 let state = local.info(&entry)?.state;
                 let remedy = Remedy::StopBoxOrForce { name: entry.name.clone() };
                 return Err(Error::wrong_state(&entry.name, &state, remedy));
             }
-            Ok((entry.id, lives))
+            Ok(entry.id)
         })
-        .await?;
-        if lives {
-            self.kill(&id).await?;
-        }
-        let local = self.clone();
-        blocking(move || local.remove_dead(&id)).await
-    }
-
-    /// Removes a box that does not live, or is about to end: nobody else is held up meanwhile.
-    pub(super) fn remove_dead(&self, id: &str) -> Result<()> {
-        let deadline = Instant::now() + GONE;
-        while !self.try_remove(id)? {
-            if Instant::now() > deadline {
-                let folder = self.home.folder(id);
-                let what = format!("the end of the box in {}", folder.path().display());
-                return Err(Error::timed_out(&what, GONE));
-            }
-            std::thread::sleep(PAUSE);
-        }
-        Ok(())
+        .await
     }
 
     /// Removes a box, unless it lives. It cannot be started meanwhile: its lock is held.
-    fn try_remove(&self, id: &str) -> Result<bool> {
+    pub(super) fn try_remove(&self, id: &str) -> Result<bool> {
         let guard = self.home.lock_boxes()?;
         let folder = self.home.folder(id);
         if folder.path().exists() {

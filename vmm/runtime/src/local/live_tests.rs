@@ -6,6 +6,7 @@ use std::os::unix::net::UnixListener;
 use std::process::{Child, Command};
 use std::time::Duration;
 
+use boxlite_contract::control::{self, FromMachine, ToMachine};
 use boxlite_contract::status::Phase;
 use boxlite_durable::Durability;
 use boxlite_proto::PROTOCOL_VERSION;
@@ -16,7 +17,7 @@ use tokio::task::JoinSet;
 use super::model_tests::{config, open};
 use super::*;
 use crate::host::{Host, Serving};
-use crate::local::home::{CONTROL_SOCKET, VSOCK_SOCKET};
+use crate::local::home::{BoxFolder, CONTROL_SOCKET, VSOCK_SOCKET};
 use crate::{BoxHandle, BoxState, FailureReason};
 
 /// Longer than anything takes that happens at all.
@@ -41,10 +42,7 @@ impl LiveBox {
         let config = config(1, 1);
         local.settle(&config, &base, 1024).unwrap();
         let folder = local.folder(&config.id).unwrap();
-        let lock = folder.lock().unwrap().unwrap();
-        let process = Command::new("sleep").arg("1000").stdin(lock).spawn().unwrap();
-        let status = Status { phase: Phase::Running, pid: process.id(), ..Status::starting() };
-        status.write(folder.path(), Durability::Process).unwrap();
+        let process = begin(&folder);
         let (control, vsock) = (folder.listen(CONTROL_SOCKET), folder.listen(VSOCK_SOCKET));
         Self { local, config, process, control: control.unwrap(), vsock: vsock.unwrap(), dir }
     }
@@ -52,6 +50,45 @@ impl LiveBox {
     fn handle(&self) -> BoxHandle {
         BoxHandle::new(Host::new(Serving::Here(self.local.clone())), self.config.clone())
     }
+
+    /// Its process dies.
+    fn end(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    /// It has a process again.
+    fn begin(&mut self) {
+        self.process = begin(&self.local.home.folder(&self.config.id));
+    }
+}
+
+/// The process of a box that says that it runs.
+fn begin(folder: &BoxFolder) -> Child {
+    let lock = loop {
+        // Somebody who only looks has it shortly.
+        match folder.lock().unwrap() {
+            Some(lock) => break lock,
+            None => std::thread::yield_now(),
+        }
+    };
+    let process = Command::new("sleep").arg("1000").stdin(lock).spawn().unwrap();
+    let status = Status { phase: Phase::Running, pid: process.id(), ..Status::starting() };
+    status.write(folder.path(), Durability::Process).unwrap();
+    process
+}
+
+/// Answers once that the box is about to end, and tells that it was asked to.
+fn promise_an_end(control: &UnixListener) -> std::sync::mpsc::Receiver<()> {
+    let control = control.try_clone().unwrap();
+    let (sender, asked) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let (client, _) = control.accept().unwrap();
+        let Ok(Some((ToMachine::Kill, _))) = control::receive(&client) else { return };
+        control::send(&client, &FromMachine::Done, &[]).unwrap();
+        let _ = sender.send(());
+    });
+    asked
 }
 
 impl Drop for LiveBox {
@@ -127,8 +164,7 @@ async fn many_wait_for_a_box_and_take_nothing_of_it() {
     // They look more often than this, if they look at all.
     let early = tokio::time::timeout(Duration::from_millis(300), waiters.join_next()).await;
     assert!(early.is_err(), "{early:?}");
-    live.process.kill().unwrap();
-    live.process.wait().unwrap();
+    live.end();
     let all = tokio::time::timeout(PATIENCE, waiters.join_all()).await.expect("they wait");
     assert_eq!(all.len(), 100);
     for info in all {
@@ -160,29 +196,47 @@ async fn who_waits_for_a_box_that_removes_itself_hears_how_it_ended() {
         local.note(&id, EventKind::Removed);
         std::fs::remove_dir_all(local.home.folder(&id).path()).unwrap();
         local.store.remove(&id).unwrap();
-        live.process.kill().unwrap();
-        live.process.wait().unwrap();
+        live.end();
         let info = local.end_of(&id, before).await.unwrap();
         assert_eq!((info.state, info.exit_code), (state, code));
         assert_eq!(local.wait(&id).await.unwrap_err().kind(), ErrorKind::NotFound);
     }
 }
 
-#[test]
-fn whoever_waits_for_a_box_to_end_holds_nobody_up() {
+#[tokio::test]
+async fn whoever_waits_for_a_box_to_end_holds_nobody_up() {
     let mut live = LiveBox::new();
     let (local, id) = (live.local.clone(), live.config.id.clone());
-    let remover = std::thread::spawn(move || local.remove_dead(&id));
-    // Whatever it does first, it has done by then.
-    std::thread::sleep(Duration::from_millis(100));
+    let asked = promise_an_end(&live.control);
+    let remover = tokio::spawn(async move { local.remove(&id, true).await });
+    tokio::task::spawn_blocking(move || asked.recv_timeout(PATIENCE).unwrap()).await.unwrap();
     let other = config(2, 2);
     live.local.settle(&other, &live.dir.path().join("base"), 1024).unwrap();
     open(live.dir.path());
     let pruned = live.local.prune().unwrap();
     assert_eq!(pruned.into_iter().map(|info| info.id).collect::<Vec<_>>(), [other.id]);
     assert!(!remover.is_finished(), "others waited for as long as it did");
-    live.process.kill().unwrap();
-    live.process.wait().unwrap();
-    remover.join().unwrap().unwrap();
+    live.end();
+    remover.await.unwrap().unwrap();
     assert!(!live.local.home.folder(&live.config.id).path().exists());
+}
+
+#[tokio::test]
+async fn a_box_that_is_started_while_it_is_removed_is_removed_all_the_same() {
+    let mut live = LiveBox::new();
+    live.end();
+    let (local, id) = (live.local.clone(), live.config.id.clone());
+    // The remover has looked, and found a box that does not live, when it asks for this.
+    let guard = live.local.home.lock_boxes().unwrap();
+    let remover = tokio::spawn(async move { local.remove(&id, true).await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    live.begin();
+    let asked = promise_an_end(&live.control);
+    drop(guard);
+    tokio::task::spawn_blocking(move || asked.recv_timeout(PATIENCE).unwrap()).await.unwrap();
+    live.end();
+    remover.await.unwrap().unwrap();
+    assert!(!live.local.home.folder(&live.config.id).path().exists());
+    let again = live.local.remove(&live.config.id, true).await;
+    assert_eq!(again.unwrap_err().kind(), ErrorKind::NotFound);
 }

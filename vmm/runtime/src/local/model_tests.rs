@@ -203,7 +203,7 @@ impl World {
                 let Some(id) = self.pick(which).filter(|id| !self.locks.contains_key(id)) else {
                     return;
                 };
-                self.local.remove_dead(&id).unwrap();
+                assert!(self.local.try_remove(&id).unwrap());
                 self.model.remove(&id);
             }
             Step::RemoveAndCrash(which) => {

@@ -182,7 +182,7 @@ fn a_name_is_the_old_or_the_new_one() {
 fn a_box_is_removed_whole_or_not_at_all() {
     let lab = Lab::new();
     let (a, b) = (lab.make(1, "a", kept()), lab.make(2, "b", kept()));
-    let (during, after) = lab.replay(|| lab.local.remove_dead(&a).unwrap());
+    let (during, after) = lab.replay(|| assert!(lab.local.try_remove(&a).unwrap()));
     let (both, one) = (names([(&a, "a"), (&b, "b")]), names([(&b, "b")]));
     assert!(during.iter().all(|found| [&both, &one].contains(&found)), "{during:?}");
     assert_eq!(after, [one]);

@@ -533,5 +533,4 @@ impl Process {
 }
 
 #[cfg(test)]
-#[path = "process_tests.rs"]
 mod tests;

@@ -256,5 +256,4 @@ fn run<V: Vm>(shared: &Shared<V>, id: u32, vcpu: &mut V::Vcpu) -> Result<()> {
 }
 
 #[cfg(test)]
-#[path = "vcpu_tests.rs"]
 mod tests;

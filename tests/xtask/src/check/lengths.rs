@@ -35,7 +35,7 @@ const EXCEPTIONS: [Exception; 4] = [
         reason: "to be split: its two sides and what each has written and read are a struct",
     },
     Exception {
-        path: "local/model_tests.rs",
+        path: "local/tests/model.rs",
         function: Some("step"),
         reason: "to be split: one match whose arms are functions of the model",
     },

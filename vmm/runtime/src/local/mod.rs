@@ -13,17 +13,13 @@ mod events;
 mod home;
 mod images;
 mod launch;
-#[cfg(test)]
-mod live_tests;
 mod logs;
 mod machine_process;
-#[cfg(test)]
-mod model_tests;
-#[cfg(test)]
-mod power_tests;
 mod reaped;
 mod store;
 mod streams;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 use std::collections::HashMap;

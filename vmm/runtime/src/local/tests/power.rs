@@ -9,10 +9,10 @@ use boxlite_contract::status::{End, Ended, Phase};
 use boxlite_durable::power_cut::{Cut, Watch};
 use boxlite_durable::{self as durable, Durability};
 
-use super::model_tests::open;
-use super::*;
+use super::model::open;
 use crate::BoxOptions;
 use crate::local::home::BASE;
+use crate::local::*;
 
 const BASE_BYTES: [u8; 1024] = [7; 1024];
 

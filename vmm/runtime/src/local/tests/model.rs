@@ -9,7 +9,7 @@ use boxlite_kernel::GuestFiles;
 use proptest::prelude::*;
 use serde_json::json;
 
-use super::*;
+use crate::local::*;
 use crate::{BoxOptions, BoxState, FailureReason};
 
 /// What is done to the home. Numbers choose a name, or one of the boxes that there are.

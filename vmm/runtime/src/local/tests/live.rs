@@ -14,10 +14,10 @@ use boxlite_proto::frame::Frame;
 use boxlite_proto::message::Hello;
 use tokio::task::JoinSet;
 
-use super::model_tests::{config, open};
-use super::*;
+use super::model::{config, open};
 use crate::host::{Host, Serving};
 use crate::local::home::{BoxFolder, CONTROL_SOCKET, VSOCK_SOCKET};
+use crate::local::*;
 use crate::{BoxHandle, BoxState, FailureReason};
 
 /// Longer than anything takes that happens at all.

@@ -1,8 +1,8 @@
 //! Packing a file or a tree into a tar, for a host that may read it slowly or not at all.
 //!
 //! ```text
-//!  walk     a tree ─▶ entries, one directory open at a time
-//!  archive  entries ─▶ headers and sparse maps (boxlite-proto, with which the host writes as well)
+//!  walk     a tree ─▶ files, one directory open at a time
+//!  archive  files ─▶ headers, sparse maps and data (boxlite-proto, with which the host writes as well)
 //! ```
 //!
 //! The box goes on meanwhile. What disappears is left out; a file keeps the size that its header
@@ -15,6 +15,7 @@ mod walk;
 
 use std::io::{self, BufWriter, Write};
 
+use boxlite_proto::archive::pack::Packer;
 use boxlite_proto::frame::MAX_DATA;
 use boxlite_proto::guest::CopyOut;
 use boxlite_proto::message::{Failure, FailureKind};
@@ -65,9 +66,7 @@ fn cannot(what: &'static str, path: &[u8]) -> impl FnOnce(Errno) -> PackError {
 pub fn pack(request: &CopyOut, to: impl Write) -> Result<(), PackError> {
     own_working_directory()
         .map_err(|errno| PackError::Path(path_failure("copy", &request.path, errno)))?;
-    let mut to = BufWriter::with_capacity(MAX_DATA, to);
+    let mut to = Packer::new(BufWriter::with_capacity(MAX_DATA, to));
     walk::walk(request, &mut to)?;
-    // The end of the archive.
-    to.write_all(&[0; 1024])?;
-    Ok(to.flush()?)
+    Ok(to.finish()?)
 }

@@ -5,17 +5,16 @@
 //! is, one directory is open at a time. Its own entry comes right before those in it: tar programs
 //! set the time of a directory when they leave it.
 
-use std::collections::HashMap;
 use std::io::Write;
-use std::ops::Range;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
-use boxlite_proto::archive::{Attributes, Device, Entry, EntryType, Piece, Time, holes, padding};
+use boxlite_proto::archive::pack::{self, Inode, Packer, xattrs};
+use boxlite_proto::archive::{EntryType, Xattrs};
 use boxlite_proto::guest::CopyOut;
 use boxlite_proto::message::{Failure, FailureKind};
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, SeekFrom, Stat, fgetxattr, flistxattr,
-    fstat, lgetxattr, llistxattr, openat, openat2, readlinkat, seek, statat,
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, fgetxattr, flistxattr, fstat,
+    lgetxattr, llistxattr, openat, openat2, readlinkat, statat,
 };
 use rustix::io::Errno;
 use rustix::process::fchdir;
@@ -25,22 +24,8 @@ use super::{PackError, cannot};
 use crate::inspect::{from_root, path_failure};
 use boxlite_proto::archive::name::shown;
 
-/// Files with several names of which not all have been met: more are not remembered, and travel
-/// once for each name.
-const MAX_LINKED: usize = 1 << 18;
-
-/// The kernel's limit on the names of a file's attributes, and on one of their values.
-const MAX_XATTR: usize = 64 << 10;
-
-/// Attributes of one file that are taken along, together.
-const MAX_XATTRS: usize = 512 << 10;
-
-const BUFFER: usize = 64 << 10;
-
-type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
-
 /// Writes the entries of what `request` names.
-pub(super) fn walk(request: &CopyOut, to: &mut impl Write) -> Result<(), PackError> {
+pub(super) fn walk(request: &CopyOut, to: &mut Packer<impl Write>) -> Result<(), PackError> {
     let failed = |errno| PackError::Path(path_failure("copy", &request.path, errno));
     let start = Start::find(request).map_err(failed)?;
     fchdir(&start.dir).map_err(failed)?;
@@ -61,8 +46,7 @@ pub(super) fn walk(request: &CopyOut, to: &mut impl Write) -> Result<(), PackErr
             message: format!("cannot copy {}: it is a socket", shown(&request.path)),
         }));
     }
-    let mut walk =
-        Walk { to, kernel, links: HashMap::new(), waiting: Vec::new(), buffer: vec![0; BUFFER] };
+    let mut walk = Walk { to, kernel, waiting: Vec::new() };
     walk.add(&start.name, &start.shown_as, &stat)?;
     while let Some(waiting) = walk.waiting.pop() {
         walk.read_dir(&start, &waiting)?;
@@ -128,25 +112,10 @@ struct Waiting {
     inode: Inode,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct Inode {
-    device: u64,
-    number: u64,
-}
-
-impl Inode {
-    fn of(stat: &Stat) -> Self {
-        Self { device: stat.st_dev, number: stat.st_ino }
-    }
-}
-
 struct Walk<'a, W> {
-    to: &'a mut W,
+    to: &'a mut Packer<W>,
     kernel: KernelFileSystems,
-    /// The first name of files that have more, and how many of those are still to come.
-    links: HashMap<Inode, (Vec<u8>, u128)>,
     waiting: Vec<Waiting>,
-    buffer: Vec<u8>,
 }
 
 impl<W: Write> Walk<'_, W> {
@@ -166,9 +135,8 @@ impl<W: Write> Walk<'_, W> {
         if Inode::of(&stat) != waiting.inode {
             return Ok(());
         }
-        let xattrs =
-            xattrs(|names| flistxattr(&dir, names), |key, value| fgetxattr(&dir, key, value));
-        self.write_header(&waiting.shown_as, EntryType::Directory, b"", &stat, &xattrs)?;
+        let xattrs = xattrs_of(&dir);
+        self.to.entry(&waiting.shown_as, EntryType::Directory, b"", &stat, &xattrs)?;
         fchdir(&dir).map_err(cannot_read)?;
         for entry in Dir::new(dir).map_err(cannot_read)? {
             let entry = entry.map_err(cannot_read)?;
@@ -217,8 +185,8 @@ impl<W: Write> Walk<'_, W> {
                 self.waiting.push(Waiting { path, shown_as, inode: Inode::of(stat) });
                 return Ok(());
             }
-        } else if let Some(first) = self.first_name(stat, &shown_as) {
-            return self.write_header(&shown_as, EntryType::Link, &first, stat, &Vec::new());
+        } else if let Some(first) = self.to.first_name(stat, &shown_as) {
+            return Ok(self.to.entry(&shown_as, EntryType::Link, &first, stat, &Xattrs::new())?);
         } else if kind == EntryType::Regular {
             return self.add_file(name, &shown_as, stat);
         }
@@ -230,182 +198,34 @@ impl<W: Write> Walk<'_, W> {
             },
             _ => Vec::new(),
         };
-        let xattrs =
-            xattrs(|names| llistxattr(name, names), |key, value| lgetxattr(name, key, value));
-        self.write_header(&shown_as, kind, &link, stat, &xattrs)
-    }
-
-    /// The name that the file was packed under already.
-    fn first_name(&mut self, stat: &Stat, shown_as: &[u8]) -> Option<Vec<u8>> {
-        if stat.st_nlink < 2 {
-            return None;
-        }
-        let inode = Inode::of(stat);
-        match self.links.get_mut(&inode) {
-            Some((first, left)) => {
-                *left = left.saturating_sub(1);
-                if *left > 0 {
-                    return Some(first.clone());
-                }
-                self.links.remove(&inode).map(|(first, _)| first)
-            }
-            None => {
-                if self.links.len() < MAX_LINKED {
-                    // Its type depends on the architecture.
-                    let left = u128::from(stat.st_nlink) - 1;
-                    self.links.insert(inode, (shown_as.to_vec(), left));
-                }
-                None
-            }
-        }
-    }
-
-    fn write_header(
-        &mut self,
-        name: &[u8],
-        kind: EntryType,
-        link: &[u8],
-        stat: &Stat,
-        xattrs: &Xattrs,
-    ) -> Result<(), PackError> {
-        let device = matches!(kind, EntryType::Char | EntryType::Block).then(|| Device {
-            major: rustix::fs::major(stat.st_rdev),
-            minor: rustix::fs::minor(stat.st_rdev),
-        });
-        let attributes = attributes(stat);
-        let entry =
-            Entry { name, kind, link, attributes, device, stored: 0, sparse_size: None, xattrs };
-        Ok(entry.write(self.to)?)
+        let (list, get) = (
+            |names: &mut [u8]| llistxattr(name, names),
+            |key: &[u8], value: &mut [u8]| lgetxattr(name, key, value),
+        );
+        let xattrs = xattrs(list, get, |_| true);
+        Ok(self.to.entry(&shown_as, kind, &link, stat, &xattrs)?)
     }
 
     fn add_file(&mut self, name: &[u8], shown_as: &[u8], seen: &Stat) -> Result<(), PackError> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let gone = |walk: &mut Self| drop(walk.links.remove(&Inode::of(seen)));
-        let file = match openat(CWD, name, flags | OFlags::NOCTTY, Mode::empty()) {
-            Ok(file) => file,
-            Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => {
-                gone(self);
-                return Ok(());
-            }
-            Err(errno) => return Err(cannot("open", shown_as)(errno)),
-        };
-        let stat = fstat(&file).map_err(cannot("look at", shown_as))?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile
-            || Inode::of(&stat) != Inode::of(seen)
-        {
-            gone(self);
+        let Some((file, stat)) = pack::open(CWD, name, seen).map_err(cannot("open", shown_as))?
+        else {
+            self.to.forget(seen);
             return Ok(());
-        }
-        let size = u64::try_from(stat.st_size).unwrap_or(0);
-        let blocks = if self.kernel.have(&stat) { u64::MAX } else { stat.st_blocks as u64 };
-        let pieces = holes::pieces(size, blocks, |at| next_data(&file, at));
-        let map = pieces.as_ref().map(|pieces| holes::map(pieces, size));
-        let pieces = pieces.unwrap_or_else(|| vec![Piece { offset: 0, len: size }]);
-        let data: u64 = pieces.iter().map(|piece| piece.len).sum();
-        let xattrs =
-            xattrs(|names| flistxattr(&file, names), |key, value| fgetxattr(&file, key, value));
-        let entry = Entry {
-            name: shown_as,
-            kind: EntryType::Regular,
-            link: b"",
-            attributes: attributes(&stat),
-            device: None,
-            stored: data + map.as_ref().map_or(0, |map| map.len() as u64),
-            sparse_size: map.is_some().then_some(size),
-            xattrs: &xattrs,
         };
-        entry.write(self.to)?;
-        if let Some(map) = &map {
-            self.to.write_all(map)?;
-        }
-        for piece in pieces {
-            self.copy(&file, piece).map_err(|failed| match failed {
-                CopyError::Read(errno) => cannot("read", shown_as)(errno),
-                CopyError::Write(e) => e.into(),
-            })?;
-        }
-        Ok(self.to.write_all(padding(data))?)
-    }
-
-    /// Writes a piece of a file; zeros for what is not there any more.
-    fn copy(&mut self, file: impl AsFd, piece: Piece) -> Result<(), CopyError> {
-        let (mut offset, mut left) = (piece.offset, piece.len);
-        while left > 0 {
-            let max = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
-            let Some(buffer) = self.buffer.get_mut(..max) else { break };
-            let n = match rustix::io::pread(&file, &mut *buffer, offset) {
-                Ok(0) => {
-                    buffer.fill(0);
-                    max
-                }
-                Ok(n) => n,
-                Err(Errno::INTR) => continue,
-                Err(errno) => return Err(CopyError::Read(errno)),
-            };
-            let read = buffer.get(..n).unwrap_or_default();
-            self.to.write_all(read).map_err(CopyError::Write)?;
-            offset += n as u64;
-            left -= n as u64;
-        }
-        Ok(())
+        let sparse = !self.kernel.have(&stat);
+        self.to.file(shown_as, &file, &stat, sparse, &xattrs_of(&file)).map_err(|failed| {
+            match failed {
+                pack::PackError::Read(errno) => cannot("read", shown_as)(errno),
+                pack::PackError::Write(e) => e.into(),
+            }
+        })
     }
 }
 
-/// What all kinds of entries have.
-fn attributes(stat: &Stat) -> Attributes {
-    let nanoseconds = u32::try_from(stat.st_mtime_nsec).unwrap_or(0);
-    Attributes {
-        mode: stat.st_mode & 0o7777,
-        uid: stat.st_uid,
-        gid: stat.st_gid,
-        mtime: Time { seconds: stat.st_mtime, nanoseconds },
-    }
-}
-
-/// The first data of a file at or after an offset.
-fn next_data(file: &OwnedFd, at: u64) -> rustix::io::Result<Option<Range<u64>>> {
-    let start = match seek(file, SeekFrom::Data(at)) {
-        Ok(start) => start,
-        Err(Errno::NXIO) => return Ok(None),
-        Err(errno) => return Err(errno),
-    };
-    Ok(Some(start..seek(file, SeekFrom::Hole(start))?))
-}
-
-enum CopyError {
-    Read(Errno),
-    Write(std::io::Error),
-}
-
-/// The extended attributes that a tar can hold. A file system without any, a file that is gone, and
-/// an attribute that cannot be read have none.
-fn xattrs(
-    list: impl Fn(&mut [u8]) -> rustix::io::Result<usize>,
-    get: impl Fn(&[u8], &mut [u8]) -> rustix::io::Result<usize>,
-) -> Xattrs {
-    let mut few = [0; 1024];
-    let mut many = Vec::new();
-    let names = match list(&mut few) {
-        Err(Errno::RANGE) => {
-            many.resize(MAX_XATTR, 0);
-            list(&mut many).ok().and_then(|len| many.get(..len))
-        }
-        result => result.ok().and_then(|len| few.get(..len)),
-    };
-    let names = names.filter(|names| !names.is_empty());
-    let Some(names) = names else { return Xattrs::new() };
-    let mut total = 0;
-    let mut value = vec![0; MAX_XATTR];
-    let mut xattrs = Xattrs::new();
-    for name in names.split(|b| *b == 0).filter(|name| !name.is_empty() && !name.contains(&b'=')) {
-        let Ok(len) = get(name, &mut value) else { continue };
-        total += name.len() + len;
-        if total > MAX_XATTRS {
-            break;
-        }
-        xattrs.push((name.to_vec(), value.get(..len).unwrap_or_default().to_vec()));
-    }
-    xattrs
+fn xattrs_of(file: &OwnedFd) -> Xattrs {
+    let list = |names: &mut [u8]| flistxattr(file, names);
+    let get = |key: &[u8], value: &mut [u8]| fgetxattr(file, key, value);
+    xattrs(list, get, |_| true)
 }
 
 #[cfg(test)]

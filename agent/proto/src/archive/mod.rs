@@ -1,11 +1,12 @@
 //! Tars as both ends of a copy read and write them: PAX (POSIX.1-2017, pax) with extended attributes as
-//! `SCHILY.xattr.*` and sparse files as GNU tar stores them. Here are the bytes only; files are the
+//! `SCHILY.xattr.*` and sparse files as GNU tar stores them. Trees are the
 //! business of whoever reads or writes an archive.
 //!
 //! ```text
 //!  read    blocks ─▶ members: headers, PAX and GNU extensions
 //!            └▶ pax ─▶ sparse, time ─▶ number: the formats of what they say
 //!  write   members ─▶ headers with PAX records where ustar has no room
+//!  pack    files ─▶ members and their data
 //!  holes   where the data of a file is, so that holes do not travel
 //!  name    names, and the paths that they mean
 //! ```
@@ -16,6 +17,7 @@
 pub mod holes;
 pub mod name;
 mod number;
+pub mod pack;
 mod pax;
 mod read;
 mod sparse;
@@ -29,6 +31,9 @@ pub use sparse::{Piece, SparseMap};
 pub use tar::EntryType;
 pub use time::Time;
 pub use write::{Attributes, BLOCK, Entry, padding};
+
+/// Extended attributes: names and values.
+pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// A tar that cannot be read, or that must not be unpacked.
 #[derive(Debug, thiserror::Error)]

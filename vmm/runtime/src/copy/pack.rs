@@ -4,20 +4,15 @@
 //! moment ago: somebody else may be writing there. What disappears meanwhile is left out; a file keeps the
 //! size that its header announced.
 
-use std::collections::HashMap;
 use std::io::{self, Write};
-use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use boxlite_proto::archive::{
-    Attributes, Device, Entry, EntryType, Piece, Time, holes, name::shown, padding,
-};
-use rustix::fs::{
-    AtFlags, Dir, FileType, Mode, OFlags, SeekFrom, Stat, fgetxattr, flistxattr, fstat, openat,
-    readlinkat, seek, statat,
-};
+use boxlite_proto::archive::name::shown;
+use boxlite_proto::archive::pack::{self, Inode, PackError, Packer};
+use boxlite_proto::archive::{EntryType, Xattrs};
+use rustix::fs::{AtFlags, Dir, FileType, fgetxattr, flistxattr, fstat, readlinkat, statat};
 use rustix::io::Errno;
 
 use super::Copied;
@@ -25,16 +20,7 @@ use super::below::{join, open_below, open_dir};
 use super::place::Spelling;
 use crate::{Error, Result};
 
-/// Files with several names of which not all have been met: more are not remembered, and travel
-/// once for each name.
-const MAX_LINKED: usize = 1 << 18;
-
-/// Bytes of the names of a file's extended attributes, and of one of their values, that are read.
-const MAX_XATTR: usize = 64 << 10;
-
 const BUFFER: usize = 64 << 10;
-
-type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// What is to be packed.
 pub(super) struct Source {
@@ -103,10 +89,8 @@ pub(super) fn pack(source: &Source, packing: &Packing, to: impl Write) -> Result
     let mut walk = Walk {
         source,
         archive: packing.archive,
-        to: io::BufWriter::with_capacity(BUFFER, to),
-        links: HashMap::new(),
+        to: Packer::new(io::BufWriter::with_capacity(BUFFER, to)),
         waiting: Vec::new(),
-        buffer: vec![0; BUFFER],
         copied: Copied::default(),
     };
     match (&packing.name, &source.in_dir) {
@@ -126,9 +110,9 @@ pub(super) fn pack(source: &Source, packing: &Packing, to: impl Write) -> Result
     while let Some(waiting) = walk.waiting.pop() {
         walk.read_dir(&waiting)?;
     }
-    let end = walk.to.write_all(&[0; 1024]).and_then(|()| walk.to.flush());
-    end.map_err(gone)?;
-    Ok(walk.copied)
+    walk.to.finish().map_err(gone)?;
+    let (entries, bytes) = (walk.to.entries(), walk.to.bytes());
+    Ok(Copied { entries, bytes, ..walk.copied })
 }
 
 fn copy_error(path: &Path, source: io::Error) -> Error {
@@ -149,26 +133,12 @@ struct Waiting {
     inode: Inode,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct Inode {
-    device: u64,
-    number: u64,
-}
-
-impl Inode {
-    fn of(stat: &Stat) -> Self {
-        Self { device: stat.st_dev, number: stat.st_ino }
-    }
-}
-
 struct Walk<'a, W: Write> {
     source: &'a Source,
     archive: bool,
-    to: io::BufWriter<W>,
-    /// The first name of files that have more.
-    links: HashMap<Inode, Vec<u8>>,
+    to: Packer<io::BufWriter<W>>,
     waiting: Vec<Waiting>,
-    buffer: Vec<u8>,
+    /// What was left out.
     copied: Copied,
 }
 
@@ -205,7 +175,7 @@ impl<W: Write> Walk<'_, W> {
         }
         if let Some(shown_as) = shown_as {
             let xattrs = self.xattrs(&dir);
-            self.write_entry(shown_as, EntryType::Directory, b"", &stat, &xattrs)?;
+            self.to.entry(shown_as, EntryType::Directory, b"", &stat, &xattrs).map_err(gone)?;
         }
         for entry in Dir::read_from(&dir).map_err(|e| self.failed(path, e))? {
             let entry = entry.map_err(|e| self.failed(path, e))?;
@@ -250,8 +220,9 @@ impl<W: Write> Walk<'_, W> {
                 return Ok(());
             }
         };
-        if let Some(first) = self.first_name(&stat, &shown_as) {
-            return self.write_entry(&shown_as, EntryType::Link, &first, &stat, &Xattrs::new());
+        let none = Xattrs::new();
+        if let Some(first) = self.to.first_name(&stat, &shown_as) {
+            return self.to.entry(&shown_as, EntryType::Link, &first, &stat, &none).map_err(gone);
         }
         if kind == EntryType::Regular {
             return self.add_file(dir, name, &path, &shown_as, &stat);
@@ -260,53 +231,14 @@ impl<W: Write> Walk<'_, W> {
             EntryType::Symlink => match readlinkat(dir, name, Vec::new()) {
                 Ok(target) => target.into_bytes(),
                 Err(Errno::NOENT | Errno::INVAL) => {
-                    self.forget(&stat);
+                    self.to.forget(&stat);
                     return Ok(());
                 }
                 Err(errno) => return Err(self.failed(&path, errno)),
             },
             _ => Vec::new(),
         };
-        self.write_entry(&shown_as, kind, &link, &stat, &Xattrs::new())
-    }
-
-    /// The name that the file was packed under already.
-    fn first_name(&mut self, stat: &Stat, shown_as: &[u8]) -> Option<Vec<u8>> {
-        if stat.st_nlink < 2 {
-            return None;
-        }
-        let inode = Inode::of(stat);
-        if let Some(first) = self.links.get(&inode) {
-            return Some(first.clone());
-        }
-        if self.links.len() < MAX_LINKED {
-            self.links.insert(inode, shown_as.to_vec());
-        }
-        None
-    }
-
-    /// A file was not packed after all.
-    fn forget(&mut self, stat: &Stat) {
-        self.links.remove(&Inode::of(stat));
-    }
-
-    fn write_entry(
-        &mut self,
-        name: &[u8],
-        kind: EntryType,
-        link: &[u8],
-        stat: &Stat,
-        xattrs: &Xattrs,
-    ) -> Result<()> {
-        let device = matches!(kind, EntryType::Char | EntryType::Block).then(|| Device {
-            major: rustix::fs::major(stat.st_rdev),
-            minor: rustix::fs::minor(stat.st_rdev),
-        });
-        let attributes = attributes(stat);
-        let entry =
-            Entry { name, kind, link, attributes, device, stored: 0, sparse_size: None, xattrs };
-        self.copied.entries += 1;
-        entry.write(&mut self.to).map_err(gone)
+        self.to.entry(&shown_as, kind, &link, &stat, &none).map_err(gone)
     }
 
     fn add_file(
@@ -315,121 +247,27 @@ impl<W: Write> Walk<'_, W> {
         name: &[u8],
         path: &[u8],
         shown_as: &[u8],
-        seen: &Stat,
+        seen: &rustix::fs::Stat,
     ) -> Result<()> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = match openat(dir, name, flags | OFlags::NOCTTY, Mode::empty()) {
-            Ok(file) => file,
-            Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => {
-                self.forget(seen);
-                return Ok(());
-            }
-            Err(errno) => return Err(self.failed(path, errno)),
-        };
-        let stat = fstat(&file).map_err(|e| self.failed(path, e))?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile
-            || Inode::of(&stat) != Inode::of(seen)
-        {
-            self.forget(seen);
+        let opened = pack::open(dir, name, seen).map_err(|e| self.failed(path, e))?;
+        let Some((file, stat)) = opened else {
+            self.to.forget(seen);
             return Ok(());
-        }
-        let size = u64::try_from(stat.st_size).unwrap_or(0);
-        let blocks = u64::try_from(stat.st_blocks).unwrap_or(u64::MAX);
-        let pieces = holes::pieces(size, blocks, |at| next_data(&file, at));
-        let map = pieces.as_ref().map(|pieces| holes::map(pieces, size));
-        let pieces = pieces.unwrap_or_else(|| vec![Piece { offset: 0, len: size }]);
-        let data: u64 = pieces.iter().map(|piece| piece.len).sum();
+        };
         let xattrs = self.xattrs(&file);
-        let entry = Entry {
-            name: shown_as,
-            kind: EntryType::Regular,
-            link: b"",
-            attributes: attributes(&stat),
-            device: None,
-            stored: data + map.as_ref().map_or(0, |map| map.len() as u64),
-            sparse_size: map.is_some().then_some(size),
-            xattrs: &xattrs,
-        };
-        self.copied.entries += 1;
-        entry.write(&mut self.to).map_err(gone)?;
-        if let Some(map) = &map {
-            self.to.write_all(map).map_err(gone)?;
-        }
-        for piece in pieces {
-            self.copy(&file, piece, path)?;
-        }
-        self.to.write_all(padding(data)).map_err(gone)
+        self.to.file(shown_as, &file, &stat, true, &xattrs).map_err(|failed| match failed {
+            PackError::Read(errno) => self.failed(path, errno),
+            PackError::Write(e) => gone(e),
+        })
     }
 
-    /// Writes a piece of a file; zeros for what is not there any more.
-    fn copy(&mut self, file: &OwnedFd, piece: Piece, path: &[u8]) -> Result<()> {
-        let (mut offset, mut left) = (piece.offset, piece.len);
-        while left > 0 {
-            let max = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
-            let Some(buffer) = self.buffer.get_mut(..max) else { break };
-            let n = match rustix::io::pread(file, &mut *buffer, offset) {
-                Ok(0) => {
-                    buffer.fill(0);
-                    max
-                }
-                Ok(n) => n,
-                Err(Errno::INTR) => continue,
-                Err(errno) => return Err(self.failed(path, errno)),
-            };
-            self.to.write_all(buffer.get(..n).unwrap_or_default()).map_err(gone)?;
-            self.copied.bytes += n as u64;
-            offset += n as u64;
-            left -= n as u64;
-        }
-        Ok(())
-    }
-
-    /// The extended attributes that mean the same elsewhere. A file system without any, and an
-    /// attribute that cannot be read, have none.
+    /// The extended attributes that mean the same elsewhere.
     fn xattrs(&self, file: &OwnedFd) -> Xattrs {
-        let mut few = [0; 1024];
-        let mut many = Vec::new();
-        let names = match flistxattr(file, &mut few) {
-            Err(Errno::RANGE) => {
-                many.resize(MAX_XATTR, 0);
-                flistxattr(file, &mut many[..]).ok().and_then(|len| many.get(..len))
-            }
-            result => result.ok().and_then(|len| few.get(..len)),
-        };
-        let travels = |name: &&[u8]| {
-            let ours = name.starts_with(b"user.") && !name.contains(&b'=');
-            // Labels of the host's security modules are nothing to the box.
-            ours || self.archive && *name == b"security.capability"
-        };
-        let mut xattrs = Xattrs::new();
-        for name in names.unwrap_or_default().split(|b| *b == 0).filter(travels) {
-            let mut value = vec![0; MAX_XATTR];
-            if let Ok(len) = fgetxattr(file, name, &mut value[..]) {
-                value.truncate(len);
-                xattrs.push((name.to_vec(), value));
-            }
-        }
-        xattrs
+        let list = |names: &mut [u8]| flistxattr(file, names);
+        let get = |key: &[u8], value: &mut [u8]| fgetxattr(file, key, value);
+        // Labels of the host's security modules are nothing to the box.
+        pack::xattrs(list, get, |name| {
+            name.starts_with(b"user.") || self.archive && name == b"security.capability"
+        })
     }
-}
-
-/// What all kinds of entries have.
-fn attributes(stat: &Stat) -> Attributes {
-    let nanoseconds = u32::try_from(stat.st_mtime_nsec).unwrap_or(0);
-    Attributes {
-        mode: stat.st_mode & 0o7777,
-        uid: stat.st_uid,
-        gid: stat.st_gid,
-        mtime: Time { seconds: stat.st_mtime, nanoseconds },
-    }
-}
-
-/// The first data of a file at or after an offset.
-fn next_data(file: &OwnedFd, at: u64) -> rustix::io::Result<Option<Range<u64>>> {
-    let start = match seek(file, SeekFrom::Data(at)) {
-        Ok(start) => start,
-        Err(Errno::NXIO) => return Ok(None),
-        Err(errno) => return Err(errno),
-    };
-    Ok(Some(start..seek(file, SeekFrom::Hole(start))?))
 }

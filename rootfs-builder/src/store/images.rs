@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 use super::builder::DiskBuilder;
 use super::disk::{self, BaseDisk};
 use super::folders::Folders;
@@ -31,16 +33,18 @@ pub struct ImageStore {
     registries: RegistryOptions,
 }
 
-/// When to ask a registry for a name.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// When to ask a registry for an image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum PullPolicy {
-    /// If the store has no image of this name; an imported one counts.
+    /// If no stored image has the name; an imported image counts.
     #[default]
     Missing,
-    /// Always: the registry decides what the name means now, and replaces an image imported under
-    /// that name. Layers in the store are not fetched again.
+    /// Each time: a tag may have moved. The answer replaces an image that was imported under the name.
+    /// Stored layers are not fetched again.
     Always,
-    /// Never.
+    /// Never: the image must be stored.
     Never,
 }
 

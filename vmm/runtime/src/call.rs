@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use boxlite_contract::events::EventKind;
 use boxlite_contract::metrics::MachineMetrics;
 use boxlite_proto::message::TerminalSize;
+use boxlite_rootfs_builder::PullPolicy;
 use serde::{Deserialize, Serialize};
 
 use crate::config::BoxConfig;
@@ -13,7 +14,6 @@ use crate::events::EventQuery;
 use crate::image_info::{ImageDetails, ImageInfo, RemovedImages};
 use crate::logs::LogQuery;
 use crate::options::BoxOptions;
-use crate::options::PullPolicy;
 use crate::state::BoxInfo;
 use crate::{Error, Result};
 

@@ -59,7 +59,7 @@ use std::time::Duration;
 pub use boxlite_kernel::GuestFiles;
 pub use boxlite_rootfs_builder::{
     Event as ProgressEvent, ImageConfig, ImageReference, LayerProgress, LoginStore, Progress,
-    RegistryOptions, Silent,
+    PullPolicy, RegistryOptions, Silent,
 };
 
 pub use boxlite_contract::boot::BootStage;
@@ -83,8 +83,7 @@ pub use images::saved::SavedImages;
 pub use logs::{LogQuery, LogRecord, LogStream, Logs};
 pub use metrics::BoxMetrics;
 pub use options::{
-    BoxOptions, HealthChanges, HealthCheck, Network, NetworkPolicy, PullPolicy, SecurityOptions,
-    Volume,
+    BoxOptions, HealthChanges, HealthCheck, Network, NetworkPolicy, SecurityOptions, Volume,
 };
 pub use place::{Accel, Place};
 pub use problem::{BoxOption, Problem};

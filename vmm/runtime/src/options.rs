@@ -10,12 +10,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub(super) use check::{MIN_HEALTH_TIME, bad_name, is_name};
-pub use parts::{
-    HealthChanges, HealthCheck, Network, NetworkPolicy, PullPolicy, SecurityOptions, Volume,
-};
+pub use parts::{HealthChanges, HealthCheck, Network, NetworkPolicy, SecurityOptions, Volume};
 
 use boxlite_contract::spec::{NetworkSpec, RestartPolicy};
 use boxlite_net_policy::PublishedPort;
+use boxlite_rootfs_builder::PullPolicy;
 
 /// A box to be made.
 ///

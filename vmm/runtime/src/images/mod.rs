@@ -6,14 +6,13 @@ pub(crate) mod saved;
 use std::path::Path;
 use std::sync::Arc;
 
-use boxlite_rootfs_builder::{Progress, Silent};
+use boxlite_rootfs_builder::{Progress, PullPolicy, Silent};
 use tokio::io::AsyncRead;
 
 use self::saved::SavedImages;
 use crate::call::{Call, Channel, ImageCall, Reply};
 use crate::host::Host;
 use crate::image_info::{ImageDetails, ImageInfo, RemovedImages};
-use crate::options::PullPolicy;
 use crate::{Error, Result};
 
 /// The images of a home.

@@ -29,7 +29,7 @@ impl Local {
     pub(super) fn create(&self, options: BoxOptions, progress: &dyn Progress) -> Result<BoxConfig> {
         options.validate()?;
         let image = options.image.parse().map_err(Error::image)?;
-        let found = self.images.resolve_with(&image, options.pull.into(), progress);
+        let found = self.images.resolve_with(&image, options.pull, progress);
         let image = found.map_err(Error::image)?;
         let id = new_id()?;
         let mut config = BoxConfig {

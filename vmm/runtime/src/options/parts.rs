@@ -7,30 +7,6 @@ use boxlite_net_policy::Rule;
 use boxlite_net_policy::Target;
 use serde::{Deserialize, Serialize};
 
-/// When an image is asked for at its registry.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-#[non_exhaustive]
-pub enum PullPolicy {
-    /// If it is not in the home.
-    #[default]
-    Missing,
-    /// Each time: a tag may have moved.
-    Always,
-    /// Not at all: it must be in the home.
-    Never,
-}
-
-impl From<PullPolicy> for boxlite_rootfs_builder::PullPolicy {
-    fn from(policy: PullPolicy) -> Self {
-        match policy {
-            PullPolicy::Missing => Self::Missing,
-            PullPolicy::Always => Self::Always,
-            PullPolicy::Never => Self::Never,
-        }
-    }
-}
-
 /// A folder of the host in a box.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]

@@ -19,7 +19,7 @@ impl Local {
             ImageCall::List => self.list_images().map(Reply::Images),
             ImageCall::Get { image, pull } => {
                 let image = image.parse().map_err(Error::image)?;
-                let found = self.images.resolve_with(&image, pull.into(), progress);
+                let found = self.images.resolve_with(&image, pull, progress);
                 let image = found.map_err(Error::image)?;
                 self.images.disk(&image, &self.disk_builder(), progress).map_err(Error::image)?;
                 self.found(&image)

@@ -28,9 +28,9 @@ pub(crate) enum Service {
 /// The protocol's state of a connection.
 pub(crate) type Session = Server<Service>;
 
-/// Whom an answer is for: a stream of a connection.
+/// Destination of an answer: a stream of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct ReplyTo {
     pub(crate) connection: u64,
     pub(crate) stream: u32,
 }

@@ -15,7 +15,7 @@ use boxlite_proto::message::Response;
 use boxlite_proto::session::Chunks;
 use bytes::Bytes;
 
-use crate::connection::{Place, Session};
+use crate::connection::{ReplyTo, Session};
 
 /// Removing deep directories recurses.
 const STACK: usize = 1 << 20;
@@ -25,7 +25,7 @@ const OUTPUT: usize = 256 << 10;
 
 /// Work under way, as the server sees it.
 pub(crate) struct Job {
-    pub(crate) place: Place,
+    pub(crate) reply_to: ReplyTo,
     /// None once the host has sent all.
     input: Option<Sender<Piece>>,
     shared: Arc<Shared>,
@@ -68,10 +68,10 @@ impl Shared {
 }
 
 impl Job {
-    /// Starts `work` for the stream at `place`. `bell`, an eventfd, is rung when
+    /// Starts `work`, whose output goes to the stream `reply_to`. `bell`, an eventfd, is rung when
     /// [`advance`](Self::advance) has something to do.
     pub(crate) fn start(
-        place: Place,
+        reply_to: ReplyTo,
         bell: Arc<OwnedFd>,
         work: impl FnOnce(Input, Output) -> Response + Send + 'static,
     ) -> io::Result<Self> {
@@ -90,7 +90,7 @@ impl Job {
             for_thread.lock().result = Some(response);
             for_thread.ring();
         })?;
-        Ok(Self { place, input: Some(input), shared })
+        Ok(Self { reply_to, input: Some(input), shared })
     }
 
     /// The next piece of input has arrived.
@@ -119,7 +119,7 @@ impl Job {
 
     /// Whether [`advance`](Self::advance) would send something that had no room before.
     pub(crate) fn can_advance(&self, session: &Session) -> bool {
-        session.output_room(self.place.stream, Channel::Stdout) > 0
+        session.output_room(self.reply_to.stream, Channel::Stdout) > 0
             && !self.shared.lock().output.is_empty()
     }
 
@@ -131,7 +131,7 @@ impl Job {
     /// Grants credit for what has been taken and sends output, if the connection is there; returns the result
     /// once there is one and everything before it has been sent.
     pub(crate) fn advance(&mut self, session: Option<&mut Session>) -> Option<Response> {
-        let stream = self.place.stream;
+        let stream = self.reply_to.stream;
         let mut state = self.shared.lock();
         let taken = std::mem::take(&mut state.taken);
         match session {

@@ -23,7 +23,7 @@ use rustix::process::Pid;
 
 use self::listener::Listener;
 use self::streams::{to_exec, to_job};
-use crate::connection::{Broken, CHUNK, Connection, Place, Service, Session};
+use crate::connection::{Broken, CHUNK, Connection, ReplyTo, Service, Session};
 use crate::exec::{Cgroups, Exec};
 use crate::job::Job;
 use crate::poller::{Poller, Token};
@@ -194,18 +194,18 @@ impl Server {
     fn has_work(&self) -> bool {
         self.child_ended
             || self.connections.values().any(Connection::can_receive)
-            || self.execs.values().any(|exec| match exec.place {
+            || self.execs.values().any(|exec| match exec.reply_to {
                 None => exec.can_pump(None),
-                Some(place) => self.session(place).is_some_and(|to| exec.can_pump(Some(to))),
+                Some(reply_to) => self.session(reply_to).is_some_and(|to| exec.can_pump(Some(to))),
             })
             || self
                 .jobs
                 .values()
-                .any(|job| self.session(job.place).is_some_and(|to| job.can_advance(to)))
+                .any(|job| self.session(job.reply_to).is_some_and(|to| job.can_advance(to)))
     }
 
-    fn session(&self, place: Place) -> Option<&Session> {
-        self.connections.get(&place.connection).map(|connection| &connection.session)
+    fn session(&self, reply_to: ReplyTo) -> Option<&Session> {
+        self.connections.get(&reply_to.connection).map(|connection| &connection.session)
     }
 
     /// How long to wait for events.
@@ -315,7 +315,7 @@ impl Server {
         stream: u32,
         request: Result<Request, FrameError>,
     ) {
-        let place = Place { connection: id, stream };
+        let reply_to = ReplyTo { connection: id, stream };
         let unsupported = |what: &str| {
             let message = format!("{what}: not in this role ({:?}) of the agent", self.role);
             Response::Failed(Failure { kind: FailureKind::Unsupported, message })
@@ -329,9 +329,9 @@ impl Server {
                 unsupported("exec")
             }
             Ok(Request::ExecMain(_)) if self.role != Role::Box => unsupported("a main command"),
-            Ok(Request::Exec(request)) => self.start_on(connection, place, &request, None),
+            Ok(Request::Exec(request)) => self.start_on(connection, reply_to, &request, None),
             Ok(Request::ExecMain(main)) => {
-                self.start_on(connection, place, &main.exec, Some(main.init))
+                self.start_on(connection, reply_to, &main.exec, Some(main.init))
             }
             Ok(Request::ExecDetached(request)) => match self.start_exec(&request, None, None) {
                 Ok((_, pid)) => Response::Detached { pid },
@@ -360,7 +360,7 @@ impl Server {
                 return;
             }
             Ok(request) if !work::is_for(self.role, &request) => unsupported("this request"),
-            Ok(request) => match self.start_job(request, place) {
+            Ok(request) => match self.start_job(request, reply_to) {
                 Ok(job) => {
                     connection.session.set_tag(stream, Service::Job(job));
                     return;
@@ -377,13 +377,13 @@ impl Server {
     fn start_on(
         &mut self,
         connection: &mut Connection,
-        place: Place,
+        reply_to: ReplyTo,
         request: &message::Exec,
         main: Option<bool>,
     ) -> Response {
-        match self.start_exec(request, main, Some(place)) {
+        match self.start_exec(request, main, Some(reply_to)) {
             Ok((exec, pid)) => {
-                connection.session.set_tag(place.stream, Service::Exec(exec));
+                connection.session.set_tag(reply_to.stream, Service::Exec(exec));
                 Response::Started { pid }
             }
             Err(failure) => Response::Failed(failure),
@@ -395,9 +395,9 @@ impl Server {
         &mut self,
         request: &message::Exec,
         main: Option<bool>,
-        place: Option<Place>,
+        reply_to: Option<ReplyTo>,
     ) -> Result<(u64, u32), Failure> {
-        let started = self.try_start_exec(request, main, place);
+        let started = self.try_start_exec(request, main, reply_to);
         let counts = &mut self.exec_counts;
         counts.started += u64::from(started.is_ok());
         counts.refused += u64::from(started.is_err());
@@ -408,7 +408,7 @@ impl Server {
         &mut self,
         request: &message::Exec,
         main: Option<bool>,
-        place: Option<Place>,
+        reply_to: Option<ReplyTo>,
     ) -> Result<(u64, u32), Failure> {
         if self.execs.len() >= MAX_EXECS {
             return Err(other(format!("{MAX_EXECS} commands are running already")));
@@ -425,13 +425,13 @@ impl Server {
             Some(init) => exec::Kind::Main { init },
             None => exec::Kind::Beside(running),
         };
-        let exec = Exec::start(request, kind, id, place, &mut self.cgroups, &self.poller)?;
+        let exec = Exec::start(request, kind, id, reply_to, &mut self.cgroups, &self.poller)?;
         let pid = exec.inside.as_raw_nonzero().get().cast_unsigned();
         self.execs.insert(id, exec);
         Ok((id, pid))
     }
 
-    fn start_job(&mut self, request: Request, place: Place) -> Result<u64, Failure> {
+    fn start_job(&mut self, request: Request, reply_to: ReplyTo) -> Result<u64, Failure> {
         let is_layer = request == Request::UnpackLayer;
         if is_layer && self.layer.is_some() {
             return Err(other(
@@ -445,7 +445,7 @@ impl Server {
         }
         let in_namespace = self.execs.values().any(|exec| exec.namespace().is_some());
         let work = work::of(request, in_namespace).ok_or_else(unknown_request)?;
-        let job = Job::start(place, Arc::clone(&self.job_bell), work)
+        let job = Job::start(reply_to, Arc::clone(&self.job_bell), work)
             .map_err(|e| other(format!("cannot start a thread: {e}")))?;
         let id = self.new_id();
         self.jobs.insert(id, job);
@@ -457,11 +457,11 @@ impl Server {
 
     fn advance_jobs(&mut self) {
         self.jobs.retain(|id, job| {
-            let connection = self.connections.get_mut(&job.place.connection);
+            let connection = self.connections.get_mut(&job.reply_to.connection);
             let mut session = connection.map(|connection| &mut connection.session);
             let Some(response) = job.advance(session.as_deref_mut()) else { return true };
             if let Some(session) = session {
-                session.respond(job.place.stream, &response);
+                session.respond(job.reply_to.stream, &response);
             }
             self.layer.take_if(|layer| layer == id);
             false
@@ -472,16 +472,16 @@ impl Server {
         let now = Instant::now();
         let mut over = Vec::new();
         for (id, exec) in &mut self.execs {
-            let Some(place) = exec.place else {
+            let Some(reply_to) = exec.reply_to else {
                 if exec.pump(None, &mut self.scratch, now).is_some() {
                     over.push(*id);
                 }
                 continue;
             };
-            let Some(connection) = self.connections.get_mut(&place.connection) else { continue };
+            let Some(connection) = self.connections.get_mut(&reply_to.connection) else { continue };
             let session = &mut connection.session;
             if let Some(last) = exec.pump(Some(session), &mut self.scratch, now) {
-                session.respond(place.stream, &last);
+                session.respond(reply_to.stream, &last);
                 over.push(*id);
             }
         }

@@ -16,7 +16,7 @@ use crate::gate::{Gate, Verdict};
 use crate::limit::Bucket;
 use crate::own::OwnAddresses;
 use crate::pool::{Budget, Pool};
-use crate::quota::{Kind, Place, Quotas};
+use crate::quota::{Kind, Permit, Quotas};
 use crate::timers::Timers;
 use crate::wire::Egress;
 
@@ -42,7 +42,7 @@ pub(crate) struct Context {
     /// When a warning about exhausted resources was last logged.
     pub(crate) warned: Option<Instant>,
     /// Streams for DNS over TCP that the guest opened, until the resolver takes them.
-    pub(crate) dns_streams: Vec<(OwnedFd, Place)>,
+    pub(crate) dns_streams: Vec<(OwnedFd, Permit)>,
 }
 
 /// The owner of a file descriptor that an event is about.

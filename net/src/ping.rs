@@ -13,7 +13,7 @@ use slab::Slab;
 
 use crate::context::{Context, Source};
 use crate::gate::Verdict;
-use crate::quota::{Kind, Place};
+use crate::quota::{Kind, Permit};
 use crate::route::Route;
 use crate::sockets;
 use crate::timers::Alarm;
@@ -29,7 +29,7 @@ type Key = (IpAddr, IpAddr, [u8; 2]);
 struct Flow {
     key: Key,
     socket: OwnedFd,
-    _place: Place,
+    _permit: Permit,
     last_active: Instant,
     armed: Option<Instant>,
 }
@@ -137,16 +137,16 @@ impl Ping {
         if !cx.may_open(Kind::Ping) {
             return Ok(None);
         }
-        let Some(place) = cx.quotas.take(Kind::Ping) else {
+        let Some(permit) = cx.quotas.take(Kind::Ping) else {
             cx.meter.dropped.add(1);
             return Ok(None);
         };
         let socket = sockets::connect_ping(address)?;
-        Ok(Some(self.insert(key, socket, place, cx)))
+        Ok(Some(self.insert(key, socket, permit, cx)))
     }
 
-    fn insert(&mut self, key: Key, socket: OwnedFd, place: Place, cx: &mut Context) -> usize {
-        let flow = Flow { key, socket, _place: place, last_active: cx.now, armed: None };
+    fn insert(&mut self, key: Key, socket: OwnedFd, permit: Permit, cx: &mut Context) -> usize {
+        let flow = Flow { key, socket, _permit: permit, last_active: cx.now, armed: None };
         let index = self.flows.insert(flow);
         self.by_key.insert(key, index);
         if let Some(flow) = self.flows.get_mut(index) {

@@ -1,6 +1,6 @@
 //! Quotas: the number of flows of each kind, and the rate at which a guest may open them.
 //!
-//! A flow holds a [`Place`] for each descriptor, from before the descriptor is opened until the flow is
+//! A flow holds a [`Permit`] for each descriptor, from before the descriptor is opened until the flow is
 //! dropped. So no kind of flow can use up the descriptors of other work of this process, or of another
 //! kind. A token bucket for each kind bounds the flows opened per second: each leaves traces on the host
 //! (ports, connection tracking) that outlive it.
@@ -47,9 +47,9 @@ pub(crate) struct Quotas([Share; 6]);
 
 /// The right to one descriptor, returned on drop.
 #[derive(Debug)]
-pub(crate) struct Place(Rc<Cell<usize>>);
+pub(crate) struct Permit(Rc<Cell<usize>>);
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
         self.0.set(self.0.get().saturating_sub(1));
     }
@@ -81,13 +81,13 @@ impl Quotas {
         ])
     }
 
-    /// A place for a flow; none if the quota of its kind is used up.
-    pub(crate) fn take(&self, kind: Kind) -> Option<Place> {
+    /// A permit for a flow; none if the quota of its kind is used up.
+    pub(crate) fn take(&self, kind: Kind) -> Option<Permit> {
         let share = self.0.get(kind as usize)?;
         let held = share.held.get();
         (held < share.most).then(|| {
             share.held.set(held + 1);
-            Place(Rc::clone(&share.held))
+            Permit(Rc::clone(&share.held))
         })
     }
 
@@ -101,12 +101,12 @@ impl Quotas {
         may
     }
 
-    /// The number of places of a kind.
+    /// The number of permits of a kind.
     pub(crate) fn most(&self, kind: Kind) -> usize {
         self.0.get(kind as usize).map_or(0, |share| share.most)
     }
 
-    /// The places of a kind that are in use.
+    /// The permits of a kind that are in use.
     #[cfg(test)]
     pub(crate) fn held(&self, kind: Kind) -> usize {
         self.0.get(kind as usize).map_or(0, |share| share.held.get())
@@ -142,12 +142,12 @@ mod tests {
     }
 
     #[test]
-    fn places_come_back_and_one_kind_leaves_the_others_theirs() {
+    fn permits_are_returned_and_no_kind_takes_those_of_another() {
         let quotas = Quotas::new(512, Instant::now());
         for kind in KINDS {
-            let places: Vec<Place> = std::iter::from_fn(|| quotas.take(kind)).collect();
-            assert_eq!(places.len(), quotas.most(kind), "{kind:?}");
-            drop(places);
+            let permits: Vec<Permit> = std::iter::from_fn(|| quotas.take(kind)).collect();
+            assert_eq!(permits.len(), quotas.most(kind), "{kind:?}");
+            drop(permits);
             assert!(quotas.take(kind).is_some());
         }
     }

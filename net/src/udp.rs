@@ -14,7 +14,7 @@ use smoltcp::wire::UdpPacket;
 use crate::context::{Context, Source};
 use crate::gate::Verdict;
 use crate::key::FlowKey;
-use crate::quota::{Kind, Place};
+use crate::quota::{Kind, Permit};
 use crate::route::Route;
 use crate::sockets;
 use crate::timers::Alarm;
@@ -44,7 +44,7 @@ struct Flow {
     answered: bool,
     last_active: Instant,
     armed: Option<Instant>,
-    _place: Place,
+    _permit: Permit,
 }
 
 /// The UDP flows of a guest.
@@ -135,7 +135,7 @@ impl Udp {
         if !cx.may_open(Kind::Udp) {
             return None;
         }
-        let place = self.place(Kind::Udp, cx)?;
+        let permit = self.permit(Kind::Udp, cx)?;
         let socket = match sockets::connect_udp(address) {
             Ok(socket) => socket,
             Err(e) if sockets::is_exhausted(e) => {
@@ -145,7 +145,7 @@ impl Udp {
             }
             Err(e) => return fail(e.into(), cx),
         };
-        self.insert(key, Host::Own { socket, address }, place, cx)
+        self.insert(key, Host::Own { socket, address }, permit, cx)
     }
 
     /// A datagram arrived at a published port, from `peer`, which the guest sees as `remote`, or as
@@ -184,17 +184,17 @@ impl Udp {
         while self.by_key.contains_key(&key) {
             key.remote.set_port(ports.next()?);
         }
-        let place = self.place(Kind::UdpPeer, cx)?;
+        let permit = self.permit(Kind::UdpPeer, cx)?;
         let index =
-            self.insert(key, Host::Published { socket: Rc::clone(socket), peer }, place, cx)?;
+            self.insert(key, Host::Published { socket: Rc::clone(socket), peer }, permit, cx)?;
         self.peers.insert((Rc::as_ptr(socket), peer), index);
         Some(index)
     }
 
-    /// A place for one more flow; if there is none, that of the oldest flow of the same kind.
-    fn place(&mut self, kind: Kind, cx: &mut Context) -> Option<Place> {
-        if let Some(place) = cx.quotas.take(kind) {
-            return Some(place);
+    /// A permit for one more flow; if there is none, that of the oldest flow of the same kind.
+    fn permit(&mut self, kind: Kind, cx: &mut Context) -> Option<Permit> {
+        if let Some(permit) = cx.quotas.take(kind) {
+            return Some(permit);
         }
         let flows = self.flows.iter().filter(|(_, flow)| flow.kind() == kind);
         let (oldest, _) = flows.max_by_key(|(_, flow)| flow.age(cx.now))?;
@@ -206,7 +206,7 @@ impl Udp {
         &mut self,
         key: FlowKey,
         host: Host,
-        place: Place,
+        permit: Permit,
         cx: &mut Context,
     ) -> Option<usize> {
         let flow = Flow {
@@ -217,7 +217,7 @@ impl Udp {
             answered: false,
             last_active: cx.now,
             armed: None,
-            _place: place,
+            _permit: permit,
         };
         let index = self.flows.insert(flow);
         let flow = self.flows.get_mut(index)?;

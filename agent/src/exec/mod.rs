@@ -27,7 +27,7 @@ pub(crate) use self::cgroup::Cgroups;
 use self::namespace::{End, Namespace};
 use self::pump::{Input, Output, Sink, State};
 use self::spawn::Started;
-use crate::connection::{CHUNK, Place, Session};
+use crate::connection::{CHUNK, ReplyTo, Session};
 use crate::poller::{Poller, Ready, Token};
 use crate::sys::signal::{signal_group, signal_process};
 
@@ -54,7 +54,7 @@ pub(crate) enum Kind<'a> {
 /// A running, or ended and not yet drained, command.
 pub(crate) struct Exec {
     /// Who hears of it; nobody of a detached one.
-    pub(crate) place: Option<Place>,
+    pub(crate) reply_to: Option<ReplyTo>,
     pid: Pid,
     /// Its process ID for those in its namespace.
     pub(crate) inside: Pid,
@@ -76,12 +76,12 @@ struct Exited {
 }
 
 impl Exec {
-    /// Starts a command as the exec with this ID, detached if it has no `place`.
+    /// Starts a command as the exec with this ID, detached if it has no `reply_to`.
     pub(crate) fn start(
         request: &message::Exec,
         kind: Kind<'_>,
         id: u64,
-        place: Option<Place>,
+        reply_to: Option<ReplyTo>,
         cgroups: &mut Cgroups,
         poller: &Poller,
     ) -> Result<Self, Failure> {
@@ -89,7 +89,7 @@ impl Exec {
             kind: message::FailureKind::Other,
             message: format!("cannot make the command's control group: {e}"),
         })?;
-        let started = spawn::start(request, kind, place.is_none(), cgroup.as_ref());
+        let started = spawn::start(request, kind, reply_to.is_none(), cgroup.as_ref());
         let Started { process, namespace, stdio } = match started {
             Ok(started) => started,
             Err(failure) => {
@@ -102,13 +102,13 @@ impl Exec {
         let terminal = request.terminal.is_some();
         let [output, error] = stdio.outputs;
         let exec = Self {
-            place,
+            reply_to,
             pid: process.pid,
             inside: process.inside,
             namespace,
             cgroup,
             terminal,
-            input: stdio.input.filter(|_| place.is_some()).map(|fd| Input::new(fd, terminal)),
+            input: stdio.input.filter(|_| reply_to.is_some()).map(|fd| Input::new(fd, terminal)),
             outputs: [
                 output.map(|fd| Output::new(fd, Channel::Stdout, terminal)),
                 error.map(|fd| Output::new(fd, Channel::Stderr, terminal)),
@@ -289,7 +289,7 @@ impl Exec {
 
     /// Whether [`pump`](Self::pump) would do something now.
     pub(crate) fn can_pump(&self, session: Option<&Session>) -> bool {
-        let stream = self.place.map_or(0, |place| place.stream);
+        let stream = self.reply_to.map_or(0, |reply_to| reply_to.stream);
         let room = |channel| session.map_or(CHUNK, |session| session.output_room(stream, channel));
         self.input.as_ref().is_some_and(Input::can_pump)
             || self.outputs.iter().flatten().any(|output| output.can_pump(room))
@@ -308,9 +308,9 @@ impl Exec {
         scratch: &mut [u8],
         now: Instant,
     ) -> Option<Response> {
-        let mut to = match (session, self.place) {
-            (Some(session), Some(place)) => {
-                let stream = place.stream;
+        let mut to = match (session, self.reply_to) {
+            (Some(session), Some(reply_to)) => {
+                let stream = reply_to.stream;
                 self.input.take_if(|input| {
                     input.can_pump() && input.pump(stream, session) == State::Closed
                 });

@@ -10,7 +10,7 @@ use super::*;
 
 fn start(work: impl FnOnce(Input, Output) -> Response + Send + 'static) -> Job {
     let bell = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-    Job::start(Place { connection: 1, stream: 2 }, Arc::new(bell), work).unwrap()
+    Job::start(ReplyTo { connection: 1, stream: 2 }, Arc::new(bell), work).unwrap()
 }
 
 fn wait_for<T>(mut look: impl FnMut() -> Option<T>) -> T {

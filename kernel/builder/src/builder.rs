@@ -17,7 +17,7 @@ use crate::command;
 use crate::config::Config;
 use crate::error::{BuildError, IoContext};
 use crate::progress::{Event, Progress};
-use crate::source::{Place, Source, version_of};
+use crate::source::{Location, Source, version_of};
 use crate::toolchain::Toolchain;
 use crate::version::Lts;
 
@@ -204,9 +204,9 @@ const fn image_target(arch: Arch) -> (&'static str, &'static str) {
 
 /// The source folder: the caller's, or the tarball's, unpacked in `work`.
 fn unpack(source: &Source, work: &Path, progress: Progress<'_>) -> Result<PathBuf, BuildError> {
-    let tarball = match &source.place {
-        Place::Tree(tree) => return Ok(tree.clone()),
-        Place::Tarball(tarball) => tarball,
+    let tarball = match &source.location {
+        Location::Tree(tree) => return Ok(tree.clone()),
+        Location::Tarball(tarball) => tarball,
     };
     progress(Event::Unpacking(tarball));
     let tree = work.join("source");

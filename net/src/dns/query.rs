@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use super::message::{self, Question};
-use crate::quota::Place;
+use crate::quota::Permit;
 use crate::sockets::{self, Connect};
 
 /// Timeout of one name server. Less than the five seconds of resolv.conf(5), which is the timeout of the
@@ -36,7 +36,7 @@ pub(super) struct Query {
     attempt: usize,
     transport: Option<Transport>,
     pub(super) deadline: Instant,
-    _place: Place,
+    _permit: Permit,
 }
 
 enum Transport {
@@ -65,12 +65,12 @@ impl Query {
         client: Client,
         question: Question,
         message: Vec<u8>,
-        place: Place,
+        permit: Permit,
         now: Instant,
     ) -> Self {
         let deadline = now + TIMEOUT;
         let (id, attempt, transport) = (0, 0, None);
-        Self { client, question, message, id, attempt, transport, deadline, _place: place }
+        Self { client, question, message, id, attempt, transport, deadline, _permit: permit }
     }
 
     /// Sends the query to the next server under this ID. None if all were asked.

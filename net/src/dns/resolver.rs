@@ -59,9 +59,9 @@ impl Resolver {
 
     /// Takes the streams that the guest opened.
     pub(crate) fn take_streams(&mut self, cx: &mut Context) {
-        while let Some((socket, place)) = cx.dns_streams.pop() {
+        while let Some((socket, permit)) = cx.dns_streams.pop() {
             self.count += 1;
-            let index = self.streams.insert(Stream::new(socket, place, self.count, cx.now));
+            let index = self.streams.insert(Stream::new(socket, permit, self.count, cx.now));
             let Some(stream) = self.streams.get(index) else { continue };
             if cx.watch(stream.socket(), Source::DnsStream(index)).is_err() {
                 self.streams.remove(index);
@@ -121,9 +121,9 @@ impl Resolver {
         if !cx.may_open(Kind::DnsQuery) {
             return;
         }
-        let Some(place) = cx.quotas.take(Kind::DnsQuery) else { return cx.meter.dropped.add(1) };
+        let Some(permit) = cx.quotas.take(Kind::DnsQuery) else { return cx.meter.dropped.add(1) };
         self.config.refresh(cx.now);
-        let query = Query::new(client, question, message.to_vec(), place, cx.now);
+        let query = Query::new(client, question, message.to_vec(), permit, cx.now);
         let index = self.queries.insert(query);
         self.ask_next(index, cx);
     }

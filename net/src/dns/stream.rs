@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use crate::quota::Place;
+use crate::quota::Permit;
 use crate::sockets;
 
 /// The most bytes of unsent answers at which queries are still read.
@@ -23,7 +23,7 @@ pub(super) struct Stream {
     last_active: Instant,
     /// The guest has closed its write half: the stream closes once all queries are answered.
     eof: bool,
-    _place: Place,
+    _permit: Permit,
 }
 
 /// What was received on a stream.
@@ -35,9 +35,9 @@ pub(super) struct Received {
 }
 
 impl Stream {
-    pub(super) fn new(socket: OwnedFd, place: Place, number: u64, now: Instant) -> Self {
+    pub(super) fn new(socket: OwnedFd, permit: Permit, number: u64, now: Instant) -> Self {
         let (received, unsent) = (Vec::new(), Vec::new());
-        Self { socket, number, received, unsent, last_active: now, eof: false, _place: place }
+        Self { socket, number, received, unsent, last_active: now, eof: false, _permit: permit }
     }
 
     pub(super) fn socket(&self) -> &OwnedFd {

@@ -11,7 +11,7 @@ use super::outbound::{Ack, Due, Outbound};
 use super::reply::unreachable;
 use crate::context::Context;
 use crate::key::FlowKey;
-use crate::quota::Place;
+use crate::quota::Permit;
 use crate::sockets::{self, Connect};
 use crate::wire::egress::{TcpHeader, TcpOptions};
 use crate::wire::segment::{Options, Segment};
@@ -62,7 +62,7 @@ pub(super) struct Flow {
     /// The address that the host connects to; for a published port, the peer's address.
     host: SocketAddr,
     pub(super) socket: OwnedFd,
-    place: Place,
+    permit: Permit,
     state: State,
     inbound: Inbound,
     outbound: Outbound,
@@ -89,7 +89,7 @@ impl Flow {
     pub(super) fn from_guest(
         key: FlowKey,
         host: SocketAddr,
-        socket: (OwnedFd, Place),
+        socket: (OwnedFd, Permit),
         segment: &Segment<'_>,
         iss: Seq,
         cx: &Context,
@@ -106,7 +106,7 @@ impl Flow {
     pub(super) fn from_host(
         key: FlowKey,
         host: SocketAddr,
-        socket: (OwnedFd, Place),
+        socket: (OwnedFd, Permit),
         iss: Seq,
         cx: &mut Context,
     ) -> Self {
@@ -118,17 +118,17 @@ impl Flow {
     fn new(
         key: FlowKey,
         host: SocketAddr,
-        socket: (OwnedFd, Place),
+        socket: (OwnedFd, Permit),
         state: State,
         iss: Seq,
         now: Instant,
     ) -> Self {
-        let (socket, place) = socket;
+        let (socket, permit) = socket;
         Self {
             key,
             host,
             socket,
-            place,
+            permit,
             state,
             inbound: Inbound::new(Seq(0), 0),
             outbound: Outbound::new(iss),
@@ -516,11 +516,11 @@ impl Flow {
     }
 
     /// Frees all but the socket; also returns the peer's address.
-    pub(super) fn into_socket(mut self, cx: &mut Context) -> (OwnedFd, Place, SocketAddr) {
+    pub(super) fn into_socket(mut self, cx: &mut Context) -> (OwnedFd, Permit, SocketAddr) {
         self.inbound.clear(&mut cx.budget);
         self.outbound.clear(&mut cx.pool);
         cx.unwatch(&self.socket);
-        (self.socket, self.place, self.host)
+        (self.socket, self.permit, self.host)
     }
 
     /// Closes the flow; `reset` resets the host's side. Returns the next sequence numbers: that of the

@@ -16,7 +16,7 @@ use super::time_wait::TimeWait;
 use crate::context::{Context, Source};
 use crate::gate::Verdict;
 use crate::key::FlowKey;
-use crate::quota::{Kind, Place};
+use crate::quota::{Kind, Permit};
 use crate::route::Route;
 use crate::sockets::{self, Connect};
 use crate::sys;
@@ -109,14 +109,14 @@ impl Table {
         if !cx.may_open(Kind::Tcp) {
             return;
         }
-        let Some(place) = cx.quotas.take(Kind::Tcp) else {
+        let Some(permit) = cx.quotas.take(Kind::Tcp) else {
             cx.meter.dropped.add(1);
             return refuse(key, segment, cx);
         };
         match sockets::connect_tcp(destination) {
             Ok((socket, state)) => {
                 let iss = self.numbers.next(&key);
-                let socket = (socket, place);
+                let socket = (socket, permit);
                 let flow = Flow::from_guest(key, destination, socket, segment, iss, cx);
                 let index = self.insert(flow, cx);
                 self.begin(index, state, cx);
@@ -147,8 +147,8 @@ impl Table {
         if self.dns.len() >= cx.quotas.most(Kind::DnsStream) / DNS_PLACES {
             self.reset_idle_dns(cx);
         }
-        let places = (cx.quotas.take(Kind::DnsStream), cx.quotas.take(Kind::DnsStream));
-        let (Some(ours), Some(theirs)) = places else {
+        let permits = (cx.quotas.take(Kind::DnsStream), cx.quotas.take(Kind::DnsStream));
+        let (Some(ours), Some(theirs)) = permits else {
             cx.meter.dropped.add(1);
             return refuse(key, segment, cx);
         };
@@ -203,7 +203,7 @@ impl Table {
         cx: &mut Context,
     ) -> bool {
         match cx.quotas.take(Kind::Tcp) {
-            Some(place) => self.connect_to_guest((socket, place), peer, remote, guest, cx),
+            Some(permit) => self.connect_to_guest((socket, permit), peer, remote, guest, cx),
             None => {
                 cx.meter.dropped.add(1);
                 false
@@ -213,7 +213,7 @@ impl Table {
 
     fn connect_to_guest(
         &mut self,
-        (socket, place): (OwnedFd, Place),
+        (socket, permit): (OwnedFd, Permit),
         peer: SocketAddr,
         mut remote: SocketAddr,
         guest: SocketAddr,
@@ -233,7 +233,7 @@ impl Table {
         }
         self.time_wait.remove(&key);
         let iss = self.numbers.next(&key);
-        let flow = Flow::from_host(key, peer, (socket, place), iss, cx);
+        let flow = Flow::from_host(key, peer, (socket, permit), iss, cx);
         let index = self.insert(flow, cx);
         let Some(flow) = self.flows.get(index) else { return false };
         let disposition = match cx.watch(&flow.socket, Source::Tcp(index)) {
@@ -250,8 +250,8 @@ impl Table {
         let FlowKey { guest, remote } = flow.key;
         let remote = SocketAddr::new(cx.addresses.host.into(), remote.port());
         let guest = SocketAddr::new(cx.addresses.guest.into(), guest.port());
-        let (socket, place, peer) = flow.into_socket(cx);
-        self.connect_to_guest((socket, place), peer, remote, guest, cx);
+        let (socket, permit, peer) = flow.into_socket(cx);
+        self.connect_to_guest((socket, permit), peer, remote, guest, cx);
     }
 
     fn insert(&mut self, flow: Flow, cx: &Context) -> usize {

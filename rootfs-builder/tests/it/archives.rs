@@ -69,10 +69,10 @@ fn reference(path: &Path) -> String {
 
 #[test]
 fn old_archives_with_several_images() {
-    let place = Place::new();
-    let path = place.path("a.tar");
+    let fixture = Fixture::new();
+    let path = fixture.path("a.tar");
     fs::write(&path, old_archive()).unwrap();
-    let build = |tag: &str| place.build(&format!("{}:{tag}", reference(&path)));
+    let build = |tag: &str| fixture.build(&format!("{}:{tag}", reference(&path)));
     for tag in ["one", "1.0", "one:1.0", "docker.io/library/one"] {
         assert_eq!(build(tag).unwrap(), on_disk(&[b"base"]), "{tag}");
     }
@@ -81,17 +81,17 @@ fn old_archives_with_several_images() {
     }
     let error = build("three").unwrap_err().to_string();
     assert!(error.contains("one:latest, one:1.0, example.com/two:2.0"), "{error}");
-    assert!(matches!(place.build(&reference(&path)), Err(Error::AmbiguousTag { .. })));
+    assert!(matches!(fixture.build(&reference(&path)), Err(Error::AmbiguousTag { .. })));
 }
 
 #[test]
 fn archives_compressed_as_a_whole() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let plain = old_archive();
     for whole in [gzip(&plain), zstd::encode_all(&plain[..], 3).unwrap()] {
-        let path = place.path("a.tar.x");
+        let path = fixture.path("a.tar.x");
         fs::write(&path, &whole).unwrap();
-        let store = place.store();
+        let store = fixture.store();
         let notes = Notes::default();
         let tagged = format!("{}:2.0", reference(&path)).parse().unwrap();
         let image = store.resolve(&tagged, &notes).unwrap();
@@ -101,13 +101,13 @@ fn archives_compressed_as_a_whole() {
         let builder = Concatenate { key: format!("{}", whole.len()), ..Default::default() };
         let disk = store.disk(&image, &builder, &Silent).unwrap();
         assert_eq!(fs::read(disk.path()).unwrap(), on_disk(&[b"base", b"top"]));
-        assert!(place.store_files().iter().all(|file| !file.starts_with("blobs")));
+        assert!(fixture.store_files().iter().all(|file| !file.starts_with("blobs")));
 
         fs::write(&path, &whole[..whole.len() / 2]).unwrap();
-        let error = place.resolve(&format!("{}:2.0", reference(&path))).unwrap_err().to_string();
+        let error = fixture.resolve(&format!("{}:2.0", reference(&path))).unwrap_err().to_string();
         assert!(error.contains("damaged"), "{error}");
         fs::write(&path, &whole).unwrap();
-        let small = ImageStore::open(place.path("store")).unwrap().with_layer_limit(1000);
+        let small = ImageStore::open(fixture.path("store")).unwrap().with_layer_limit(1000);
         let error = small.resolve(&tagged, &Silent).unwrap_err().to_string();
         assert!(error.contains("1000 bytes"), "{error}");
     }
@@ -115,7 +115,7 @@ fn archives_compressed_as_a_whole() {
 
 #[test]
 fn new_archives_verify_their_blobs() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let layer = gzip(b"layer");
     let layer_path = format!("blobs/sha256/{}", Digest::sha256(&layer).hex());
     let (config, config_json) = config_of(&[b"layer"]);
@@ -123,7 +123,7 @@ fn new_archives_verify_their_blobs() {
     let manifest =
         json!([{ "Config": config_path, "RepoTags": null, "Layers": [layer_path] }]).to_string();
     let archive = |config: &str, layer: &[u8]| {
-        let path = place.path("a.tar");
+        let path = fixture.path("a.tar");
         let tar = tar_of(&[
             ("oci-layout", File(br#"{"imageLayoutVersion":"1.0.0"}"#)),
             (&config_path, File(config.as_bytes())),
@@ -131,7 +131,7 @@ fn new_archives_verify_their_blobs() {
             ("manifest.json", File(manifest.as_bytes())),
         ]);
         fs::write(&path, tar).unwrap();
-        place.build(&reference(&path))
+        fixture.build(&reference(&path))
     };
     assert!(matches!(archive(&config_json, b"other"), Err(Error::DigestMismatch { .. })));
     let other_config = config_json.replace("/bin/sh", "/bin/ls");
@@ -141,21 +141,24 @@ fn new_archives_verify_their_blobs() {
 
 #[test]
 fn a_layout_inside_a_tar() {
-    let place = Place::new();
-    let layout = Layout::single(place.path("oci"), &[TestLayer::zstd(b"layer")]);
-    let mut builder = tar::Builder::new(fs::File::create(place.path("a.tar")).unwrap());
+    let fixture = Fixture::new();
+    let layout = Layout::single(fixture.path("oci"), &[TestLayer::zstd(b"layer")]);
+    let mut builder = tar::Builder::new(fs::File::create(fixture.path("a.tar")).unwrap());
     builder.append_dir_all(".", &layout.dir).unwrap();
     builder.finish().unwrap();
-    let path = place.path("a.tar");
-    assert_eq!(place.build(&reference(&path)).unwrap(), on_disk(&[b"layer"]));
-    assert_eq!(place.build(&format!("{}:latest", reference(&path))).unwrap(), on_disk(&[b"layer"]));
-    assert!(place.build(&format!("{}:other", reference(&path))).is_err());
+    let path = fixture.path("a.tar");
+    assert_eq!(fixture.build(&reference(&path)).unwrap(), on_disk(&[b"layer"]));
+    assert_eq!(
+        fixture.build(&format!("{}:latest", reference(&path))).unwrap(),
+        on_disk(&[b"layer"])
+    );
+    assert!(fixture.build(&format!("{}:other", reference(&path))).is_err());
 }
 
 #[test]
 fn what_is_wrong_is_named() {
-    let place = Place::new();
-    let path = place.path("a.tar");
+    let fixture = Fixture::new();
+    let path = fixture.path("a.tar");
     let (config, config_json) = config_of(&[b"base"]);
     let config_path = format!("{config}.json");
     let check = |manifest: Value, wanted: &[&str]| {
@@ -167,7 +170,7 @@ fn what_is_wrong_is_named() {
             ("manifest.json", File(manifest.as_bytes())),
         ]);
         fs::write(&path, tar).unwrap();
-        let error = place.build(&reference(&path)).unwrap_err().to_string();
+        let error = fixture.build(&reference(&path)).unwrap_err().to_string();
         wanted.iter().for_each(|words| assert!(error.contains(words), "{words:?} in {error:?}"));
     };
     let image = |config: &str, layers: Value| json!([{ "Config": config, "Layers": layers }]);
@@ -186,9 +189,9 @@ fn what_is_wrong_is_named() {
         (&tar_of(&[("x", File(b"y"))]), "docker save"),
     ] {
         fs::write(&path, content).unwrap();
-        let error = place.build(&reference(&path)).unwrap_err().to_string();
+        let error = fixture.build(&reference(&path)).unwrap_err().to_string();
         assert!(error.contains(wanted), "{error}");
     }
-    let error = place.resolve("docker-archive:/nowhere.tar").unwrap_err().to_string();
+    let error = fixture.resolve("docker-archive:/nowhere.tar").unwrap_err().to_string();
     assert!(error.contains("/nowhere.tar"), "{error}");
 }

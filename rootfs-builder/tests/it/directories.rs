@@ -73,10 +73,10 @@ fn sample(dir: &Path) {
 
 #[test]
 fn everything_is_in_the_stream() {
-    let place = Place::new();
-    let dir = place.path("root");
+    let fixture = Fixture::new();
+    let dir = fixture.path("root");
     sample(&dir);
-    let stream = place.build(&reference(&dir)).unwrap();
+    let stream = fixture.build(&reference(&dir)).unwrap();
     let members = read_all(&stream);
     let names: Vec<&str> = members.keys().map(String::as_str).collect();
     assert_eq!(names.len(), 12, "{names:?}");
@@ -109,8 +109,8 @@ fn gnu_tar_reads_it_too() {
     if !has_tool("tar") {
         return;
     }
-    let place = Place::new();
-    let dir = place.path("root");
+    let fixture = Fixture::new();
+    let dir = fixture.path("root");
     sample(&dir);
     let sparse = fs::File::create(dir.join("sparse")).unwrap();
     sparse.set_len(64 << 20).unwrap();
@@ -118,10 +118,10 @@ fn gnu_tar_reads_it_too() {
         std::os::unix::fs::FileExt::write_at(&sparse, b"data", (n * 3) << 19).unwrap();
     }
     sparse.sync_all().unwrap();
-    fs::write(place.path("stream.tar"), place.build(&reference(&dir)).unwrap()).unwrap();
-    let out = place.path("out");
+    fs::write(fixture.path("stream.tar"), fixture.build(&reference(&dir)).unwrap()).unwrap();
+    let out = fixture.path("out");
     fs::create_dir(&out).unwrap();
-    run(Command::new("tar").arg("-xpf").arg(place.path("stream.tar")).arg("-C").arg(&out));
+    run(Command::new("tar").arg("-xpf").arg(fixture.path("stream.tar")).arg("-C").arg(&out));
     fs::remove_file(dir.join("socket")).unwrap();
     run(Command::new("diff")
         .arg("-r")
@@ -136,41 +136,41 @@ fn gnu_tar_reads_it_too() {
 
 #[test]
 fn identity_is_content() {
-    let place = Place::new();
-    let dir = place.path("root");
+    let fixture = Fixture::new();
+    let dir = fixture.path("root");
     sample(&dir);
-    let first = place.resolve(&reference(&dir)).unwrap();
-    let again = place.resolve(&reference(&dir)).unwrap();
+    let first = fixture.resolve(&reference(&dir)).unwrap();
+    let again = fixture.resolve(&reference(&dir)).unwrap();
     assert_eq!(first.digest(), again.digest());
     assert_eq!(first.digest(), first.chain_id());
     assert_eq!(first.config().cmd, ["/bin/sh"]);
     assert!(first.config().env[0].starts_with("PATH=/usr/local/sbin:"));
     fs::set_permissions(dir.join("nothing"), fs::Permissions::from_mode(0o600)).unwrap();
-    assert_ne!(first.digest(), place.resolve(&reference(&dir)).unwrap().digest());
+    assert_ne!(first.digest(), fixture.resolve(&reference(&dir)).unwrap().digest());
 }
 
 #[test]
 fn a_change_in_between_is_noticed() {
-    let place = Place::new();
-    let dir = place.path("root");
+    let fixture = Fixture::new();
+    let dir = fixture.path("root");
     sample(&dir);
-    let image = place.resolve(&reference(&dir)).unwrap();
+    let image = fixture.resolve(&reference(&dir)).unwrap();
     fs::write(dir.join("new"), "file").unwrap();
-    let error = place.store().disk(&image, &Concatenate::default(), &Silent).unwrap_err();
+    let error = fixture.store().disk(&image, &Concatenate::default(), &Silent).unwrap_err();
     assert!(matches!(error, Error::Changed { .. }), "{error}");
-    assert_eq!(place.store_files(), [""; 0]);
+    assert_eq!(fixture.store_files(), [""; 0]);
 }
 
 #[test]
 fn a_sparse_file_is_not_written_out() {
-    let place = Place::new();
-    let dir = place.path("root");
+    let fixture = Fixture::new();
+    let dir = fixture.path("root");
     fs::create_dir(&dir).unwrap();
     let file = fs::File::create(dir.join("big")).unwrap();
     file.set_len(1 << 40).unwrap();
     std::os::unix::fs::FileExt::write_at(&file, b"middle", 1 << 39).unwrap();
     file.sync_all().unwrap();
-    let stream = place.build(&reference(&dir)).unwrap();
+    let stream = fixture.build(&reference(&dir)).unwrap();
     assert!(stream.len() < 1 << 20);
     let mut archive = tar::Archive::new(&stream[..]);
     let entry = archive.entries().unwrap().nth(1).unwrap().unwrap();
@@ -179,32 +179,32 @@ fn a_sparse_file_is_not_written_out() {
 
 #[test]
 fn names_that_mean_deletion_are_refused() {
-    let place = Place::new();
-    let dir = place.path("root");
+    let fixture = Fixture::new();
+    let dir = fixture.path("root");
     fs::create_dir_all(dir.join("a")).unwrap();
     fs::write(dir.join("a/.wh.file"), "").unwrap();
-    let error = place.resolve(&reference(&dir)).unwrap_err().to_string();
+    let error = fixture.resolve(&reference(&dir)).unwrap_err().to_string();
     assert!(error.contains("a/.wh.file"), "{error}");
 }
 
 #[test]
 fn depth_is_bounded_and_links_are_not_followed() {
-    let place = Place::new();
-    let dir = place.path("root");
+    let fixture = Fixture::new();
+    let dir = fixture.path("root");
     fs::create_dir_all(&dir).unwrap();
     symlink("..", dir.join("loop")).unwrap();
-    let members = read_all(&place.build(&reference(&dir)).unwrap());
+    let members = read_all(&fixture.build(&reference(&dir)).unwrap());
     assert_eq!(members.keys().collect::<Vec<_>>(), ["./", "loop"]);
     fs::create_dir_all(dir.join("d/".repeat(210))).unwrap();
-    assert!(matches!(place.resolve(&reference(&dir)), Err(Error::TooMany { .. })));
+    assert!(matches!(fixture.resolve(&reference(&dir)), Err(Error::TooMany { .. })));
 }
 
 #[test]
 fn what_is_no_directory_is_named() {
-    let place = Place::new();
-    fs::write(place.path("file"), "").unwrap();
+    let fixture = Fixture::new();
+    fs::write(fixture.path("file"), "").unwrap();
     for name in ["file", "none"] {
-        let error = place.resolve(&reference(&place.path(name))).unwrap_err().to_string();
+        let error = fixture.resolve(&reference(&fixture.path(name))).unwrap_err().to_string();
         assert!(error.contains(name), "{error}");
     }
 }
@@ -212,8 +212,8 @@ fn what_is_no_directory_is_named() {
 #[test]
 fn attributes_devices_and_owners() {
     use rustix::fs::XattrFlags;
-    let place = Place::new();
-    let dir = place.path("root");
+    let fixture = Fixture::new();
+    let dir = fixture.path("root");
     fs::create_dir(&dir).unwrap();
     fs::write(dir.join("file"), "x").unwrap();
     let set = |name: &str, value: &[u8]| {
@@ -230,7 +230,7 @@ fn attributes_devices_and_owners() {
             eprintln!("skipped: no device nodes on this file system");
         }
     }
-    let members = read_all(&place.build(&reference(&dir)).unwrap());
+    let members = read_all(&fixture.build(&reference(&dir)).unwrap());
     assert_eq!(
         members["file"].pax,
         [("SCHILY.xattr.user.test".to_owned(), b"some\x00value".to_vec())]

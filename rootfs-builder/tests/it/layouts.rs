@@ -22,14 +22,14 @@ fn concatenated(layers: &[TestLayer]) -> Vec<u8> {
 
 #[test]
 fn layers_of_every_compression_arrive_in_order() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let layers = three_layers();
-    let layout = Layout::single(place.path("oci"), &layers);
-    let image = place.resolve(&layout.reference()).unwrap();
+    let layout = Layout::single(fixture.path("oci"), &layers);
+    let image = fixture.resolve(&layout.reference()).unwrap();
     assert_eq!(image.layer_count(), 3);
     assert_eq!(image.config().cmd, ["/bin/sh"]);
     let notes = Notes::default();
-    let disk = place.store().disk(&image, &Concatenate::default(), &notes).unwrap();
+    let disk = fixture.store().disk(&image, &Concatenate::default(), &notes).unwrap();
     assert_eq!(fs::read(disk.path()).unwrap(), concatenated(&layers));
     assert!(notes.has("Unpacking(LayerProgress { layer: 2, layers: 3"));
     assert!(notes.has("Syncing"));
@@ -37,17 +37,17 @@ fn layers_of_every_compression_arrive_in_order() {
 
 #[test]
 fn the_content_decides_on_compression() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let lying =
         TestLayer { media_type: "application/vnd.oci.image.layer.v1.tar", ..TestLayer::gzip(b"x") };
-    let layout = Layout::single(place.path("oci"), &[lying]);
-    assert_eq!(place.build(&layout.reference()).unwrap(), on_disk(&[b"x"]));
+    let layout = Layout::single(fixture.path("oci"), &[lying]);
+    assert_eq!(fixture.build(&layout.reference()).unwrap(), on_disk(&[b"x"]));
 }
 
 #[test]
 fn sha512_is_as_good() {
-    let place = Place::new();
-    let layout = Layout::new(place.path("oci"));
+    let fixture = Fixture::new();
+    let layout = Layout::new(fixture.path("oci"));
     fs::create_dir_all(layout.dir.join("blobs/sha512")).unwrap();
     let blob = |bytes: &[u8], kind: &str| {
         let digest = Digest::of(boxlite_rootfs_builder::Algorithm::Sha512, bytes).to_string();
@@ -64,13 +64,13 @@ fn sha512_is_as_good() {
         manifest.to_string().as_bytes(),
         "application/vnd.oci.image.manifest.v1+json",
     )]);
-    assert_eq!(place.build(&layout.reference()).unwrap(), on_disk(&[b"x"]));
+    assert_eq!(fixture.build(&layout.reference()).unwrap(), on_disk(&[b"x"]));
 }
 
 #[test]
 fn tags_select() {
-    let place = Place::new();
-    let layout = Layout::new(place.path("oci"));
+    let fixture = Fixture::new();
+    let layout = Layout::new(fixture.path("oci"));
     let one = layout.image(HOST, &[TestLayer::plain(b"one")]);
     let two = layout.image(HOST, &[TestLayer::plain(b"two")]);
     layout.write_index(&[
@@ -79,23 +79,23 @@ fn tags_select() {
         tagged(two, "latest"),
     ]);
     let reference = layout.reference();
-    assert_eq!(place.build(&format!("{reference}:v1")).unwrap(), on_disk(&[b"one"]));
-    assert_eq!(place.build(&format!("{reference}:latest")).unwrap(), on_disk(&[b"two"]));
+    assert_eq!(fixture.build(&format!("{reference}:v1")).unwrap(), on_disk(&[b"one"]));
+    assert_eq!(fixture.build(&format!("{reference}:latest")).unwrap(), on_disk(&[b"two"]));
     let by_digest = format!("{reference}:{}", one["digest"].as_str().unwrap());
-    assert_eq!(place.build(&by_digest).unwrap(), on_disk(&[b"one"]));
-    let error = place.resolve(&reference).unwrap_err();
+    assert_eq!(fixture.build(&by_digest).unwrap(), on_disk(&[b"one"]));
+    let error = fixture.resolve(&reference).unwrap_err();
     assert!(
         matches!(&error, Error::AmbiguousTag { tags, .. } if tags == &["latest", "v1", "v2"]),
         "{error}"
     );
-    let error = place.resolve(&format!("{reference}:v3")).unwrap_err();
+    let error = fixture.resolve(&format!("{reference}:v3")).unwrap_err();
     assert!(error.to_string().contains("latest, v1, v2"), "{error}");
 }
 
 #[test]
 fn platforms_select_in_nested_indexes() {
-    let place = Place::new();
-    let layout = Layout::new(place.path("oci"));
+    let fixture = Fixture::new();
+    let layout = Layout::new(fixture.path("oci"));
     let ours = layout.image(HOST, &[TestLayer::plain(b"ours")]);
     let theirs = layout.image(FOREIGN, &[TestLayer::plain(b"theirs")]);
     let mut attestation = for_platform(theirs.clone(), "unknown");
@@ -107,17 +107,17 @@ fn platforms_select_in_nested_indexes() {
     ]);
     let outer = layout.index_blob(&[inner]);
     layout.write_index(&[tagged(outer, "latest")]);
-    assert_eq!(place.build(&layout.reference()).unwrap(), on_disk(&[b"ours"]));
+    assert_eq!(fixture.build(&layout.reference()).unwrap(), on_disk(&[b"ours"]));
 
     // Several platforms right in index.json, and platforms that only the configs tell.
     layout.write_index(&[for_platform(theirs.clone(), FOREIGN), for_platform(ours.clone(), HOST)]);
-    assert_eq!(place.build(&layout.reference()).unwrap(), on_disk(&[b"ours"]));
+    assert_eq!(fixture.build(&layout.reference()).unwrap(), on_disk(&[b"ours"]));
     layout.write_index(&[layout.index_blob(&[theirs.clone(), ours])]);
-    assert_eq!(place.build(&layout.reference()).unwrap(), on_disk(&[b"ours"]));
+    assert_eq!(fixture.build(&layout.reference()).unwrap(), on_disk(&[b"ours"]));
 
     for only_theirs in [layout.index_blob(&[for_platform(theirs.clone(), FOREIGN)]), theirs] {
         layout.write_index(&[only_theirs]);
-        let error = place.resolve(&layout.reference()).unwrap_err().to_string();
+        let error = fixture.resolve(&layout.reference()).unwrap_err().to_string();
         assert!(error.contains(&format!("linux/{FOREIGN}")), "{error}");
         assert!(error.contains(&format!("linux/{HOST}")), "{error}");
     }
@@ -125,8 +125,8 @@ fn platforms_select_in_nested_indexes() {
 
 #[test]
 fn a_variant_that_no_cpu_has_is_not_taken() {
-    let place = Place::new();
-    let layout = Layout::new(place.path("oci"));
+    let fixture = Fixture::new();
+    let layout = Layout::new(fixture.path("oci"));
     let ours = layout.image(HOST, &[TestLayer::plain(b"ours")]);
     let above = layout.image(HOST, &[TestLayer::plain(b"above")]);
     let variant = |descriptor: &Value, variant: &str| {
@@ -137,44 +137,44 @@ fn a_variant_that_no_cpu_has_is_not_taken() {
     let least = if HOST == "arm64" { "v8" } else { "v1" };
     for fits in [for_platform(ours.clone(), HOST), variant(&ours, least)] {
         layout.write_index(&[layout.index_blob(&[variant(&above, "v99"), fits])]);
-        assert_eq!(place.build(&layout.reference()).unwrap(), on_disk(&[b"ours"]));
+        assert_eq!(fixture.build(&layout.reference()).unwrap(), on_disk(&[b"ours"]));
     }
     layout.write_index(&[layout.index_blob(&[variant(&above, "v99")])]);
-    let error = place.resolve(&layout.reference()).unwrap_err().to_string();
+    let error = fixture.resolve(&layout.reference()).unwrap_err().to_string();
     assert!(error.contains(&format!("linux/{HOST}/v99")), "{error}");
 }
 
 #[test]
 fn endless_indexes_end() {
-    let place = Place::new();
-    let layout = Layout::new(place.path("oci"));
+    let fixture = Fixture::new();
+    let layout = Layout::new(fixture.path("oci"));
     let mut index = layout.image(HOST, &[TestLayer::plain(b"x")]);
     for _ in 0..6 {
         index = layout.index_blob(&[index]);
     }
     layout.write_index(&[index]);
-    assert!(matches!(place.resolve(&layout.reference()), Err(Error::TooMany { .. })));
+    assert!(matches!(fixture.resolve(&layout.reference()), Err(Error::TooMany { .. })));
 
     let foreign: Vec<Value> = (0..100)
         .map(|n: i32| layout.image(FOREIGN, &[TestLayer::plain(&n.to_le_bytes())]))
         .collect();
     layout.write_index(&[layout.index_blob(&foreign)]);
-    assert!(matches!(place.resolve(&layout.reference()), Err(Error::TooMany { .. })));
+    assert!(matches!(fixture.resolve(&layout.reference()), Err(Error::TooMany { .. })));
 }
 
 /// A layout whose image has been changed in some way, and what the error must say.
 fn broken(change: impl FnOnce(&Layout), wanted: &[&str]) {
-    let place = Place::new();
-    let layout = Layout::single(place.path("oci"), &three_layers());
+    let fixture = Fixture::new();
+    let layout = Layout::single(fixture.path("oci"), &three_layers());
     change(&layout);
-    let error = place.build(&layout.reference()).unwrap_err().to_string();
+    let error = fixture.build(&layout.reference()).unwrap_err().to_string();
     for words in wanted {
         assert!(error.contains(words), "{words:?} in {error:?}");
     }
     // Nothing is left of it, and the store is usable.
-    assert_eq!(place.store_files(), [""; 0]);
-    let sound = Layout::single(place.path("sound"), &three_layers());
-    place.build(&sound.reference()).unwrap();
+    assert_eq!(fixture.store_files(), [""; 0]);
+    let sound = Layout::single(fixture.path("sound"), &three_layers());
+    fixture.build(&sound.reference()).unwrap();
 }
 
 /// Stores the manifest anew after a change to it.
@@ -373,15 +373,15 @@ fn what_is_not_a_container_image_is_refused() {
 
 #[test]
 fn a_bomb_ends_at_the_limit() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     for layer in [TestLayer::gzip(&vec![0; 50 << 20]), TestLayer::zstd(&vec![0; 50 << 20])] {
         assert!(layer.blob.len() < 1 << 20);
-        let layout = Layout::single(place.path("oci"), &[layer]);
-        let image = place.resolve(&layout.reference()).unwrap();
-        let store = ImageStore::open(place.path("store")).unwrap().with_layer_limit(10 << 20);
+        let layout = Layout::single(fixture.path("oci"), &[layer]);
+        let image = fixture.resolve(&layout.reference()).unwrap();
+        let store = ImageStore::open(fixture.path("store")).unwrap().with_layer_limit(10 << 20);
         let error = store.disk(&image, &Concatenate::default(), &Silent).unwrap_err();
         assert!(error.to_string().contains("10.0 MiB"), "{error}");
-        assert_eq!(place.store_files(), [""; 0]);
+        assert_eq!(fixture.store_files(), [""; 0]);
     }
 }
 
@@ -436,9 +436,9 @@ proptest! {
         which in 0..3,
         changes in prop::collection::vec((any::<prop::sample::Index>(), any_json()), 1..3),
     ) {
-        let place = Place::new();
+        let fixture = Fixture::new();
         let layers = [TestLayer::gzip(b"layer")];
-        let layout = Layout::single(place.path("oci"), &layers);
+        let layout = Layout::single(fixture.path("oci"), &layers);
         let change = |value: &mut Value| {
             for (at, new) in &changes {
                 let mut found = Vec::new();
@@ -457,19 +457,19 @@ proptest! {
             1 => with_manifest(&layout, change),
             _ => with_config(&layout, change),
         }
-        if let Ok(disk) = place.build(&layout.reference()) {
+        if let Ok(disk) = fixture.build(&layout.reference()) {
             prop_assert_eq!(disk, on_disk(&[b"layer"]));
         }
     }
 
     #[test]
     fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-        let place = Place::new();
-        let layout = Layout::new(place.path("oci"));
+        let fixture = Fixture::new();
+        let layout = Layout::new(fixture.path("oci"));
         fs::write(layout.dir.join("index.json"), &bytes).unwrap();
-        prop_assert!(place.resolve(&layout.reference()).is_err());
-        fs::write(place.path("archive"), &bytes).unwrap();
-        let archive = format!("docker-archive:{}", place.path("archive").display());
-        prop_assert!(place.resolve(&archive).is_err());
+        prop_assert!(fixture.resolve(&layout.reference()).is_err());
+        fs::write(fixture.path("archive"), &bytes).unwrap();
+        let archive = format!("docker-archive:{}", fixture.path("archive").display());
+        prop_assert!(fixture.resolve(&archive).is_err());
     }
 }

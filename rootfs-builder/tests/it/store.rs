@@ -14,23 +14,23 @@ use boxlite_rootfs_builder::{
 
 use crate::support::*;
 
-fn image(place: &Place, name: &str) -> String {
+fn image(fixture: &Fixture, name: &str) -> String {
     let layers = [TestLayer::gzip(name.as_bytes()), TestLayer::plain(b" top")];
-    Layout::single(place.path(name), &layers).reference()
+    Layout::single(fixture.path(name), &layers).reference()
 }
 
 #[test]
 fn a_disk_is_built_once_and_shared_by_equal_images() {
-    let place = Place::new();
-    let store = place.store();
+    let fixture = Fixture::new();
+    let store = fixture.store();
     let builder = Concatenate::default();
     let build = |reference: &str| {
         let image = store.resolve(&reference.parse().unwrap(), &Silent).unwrap();
         store.disk(&image, &builder, &Silent).unwrap()
     };
-    let one = image(&place, "x");
-    fs::create_dir(place.path("copy")).unwrap();
-    run(Command::new("cp").arg("-r").arg(place.path("x")).arg(place.path("copy/x")));
+    let one = image(&fixture, "x");
+    fs::create_dir(fixture.path("copy")).unwrap();
+    run(Command::new("cp").arg("-r").arg(fixture.path("x")).arg(fixture.path("copy/x")));
     let copy = one.replace("/x", "/copy/x");
     let first = build(&one);
     let second = build(&copy);
@@ -47,38 +47,38 @@ fn a_disk_is_built_once_and_shared_by_equal_images() {
     build(&copy);
     assert_eq!(builder.built.load(Ordering::Relaxed), 1);
     store.remove(&copy).unwrap();
-    assert_eq!(place.store_files(), [""; 0]);
+    assert_eq!(fixture.store_files(), [""; 0]);
 }
 
 #[test]
 fn another_builder_makes_another_disk() {
-    let place = Place::new();
-    let reference = image(&place, "x");
-    let image = place.resolve(&reference).unwrap();
+    let fixture = Fixture::new();
+    let reference = image(&fixture, "x");
+    let image = fixture.resolve(&reference).unwrap();
     let path = |key: &str| {
         let builder = Concatenate { key: key.to_owned(), ..Default::default() };
-        place.store().disk(&image, &builder, &Silent).unwrap().path().to_owned()
+        fixture.store().disk(&image, &builder, &Silent).unwrap().path().to_owned()
     };
     let (one, two) = (path("one"), path("two"));
     assert_ne!(one, two);
     // The record speaks of the newer one; nothing needs the older any more.
-    place.store();
+    fixture.store();
     assert!(!one.exists() && two.exists());
 }
 
 #[test]
 fn imports_live_on_without_their_source() {
-    let place = Place::new();
-    let store = place.store();
-    let source = image(&place, "x");
+    let fixture = Fixture::new();
+    let store = fixture.store();
+    let source = image(&fixture, "x");
     let notes = Notes::default();
     let imported = store
         .import(&source.parse().unwrap(), "my/image:1", &Concatenate::default(), &notes)
         .unwrap();
     assert!(notes.has("Copying") && notes.has("Unpacking"));
     assert_eq!(imported.reference().to_string(), "my/image:1");
-    fs::remove_dir_all(place.path("x")).unwrap();
-    let again = place.resolve("docker://my/image:1").unwrap();
+    fs::remove_dir_all(fixture.path("x")).unwrap();
+    let again = fixture.resolve("docker://my/image:1").unwrap();
     assert_eq!(again.digest(), imported.digest());
     assert_eq!(again.config(), imported.config());
     // Also with a new guest: the layers are in the store.
@@ -97,81 +97,81 @@ fn imports_live_on_without_their_source() {
     store.import(&"my/image:1".parse().unwrap(), "other", &builder, &Silent).unwrap();
     drop(disk);
     store.remove("my/image:1").unwrap();
-    assert_eq!(place.build("other").unwrap(), on_disk(&[b"x", b" top"]));
+    assert_eq!(fixture.build("other").unwrap(), on_disk(&[b"x", b" top"]));
     assert!(store.remove("other").unwrap().freed > 0);
-    assert_eq!(place.store_files(), [""; 0]);
+    assert_eq!(fixture.store_files(), [""; 0]);
 }
 
 #[test]
 fn importing_a_directory_keeps_it() {
-    let place = Place::new();
-    fs::create_dir(place.path("root")).unwrap();
-    fs::write(place.path("root/file"), vec![1; 1 << 20]).unwrap();
+    let fixture = Fixture::new();
+    fs::create_dir(fixture.path("root")).unwrap();
+    fs::write(fixture.path("root/file"), vec![1; 1 << 20]).unwrap();
     let reference: ImageReference =
-        format!("rootfs:{}", place.path("root").display()).parse().unwrap();
-    place.store().import(&reference, "files", &Concatenate::default(), &Silent).unwrap();
-    fs::remove_dir_all(place.path("root")).unwrap();
+        format!("rootfs:{}", fixture.path("root").display()).parse().unwrap();
+    fixture.store().import(&reference, "files", &Concatenate::default(), &Silent).unwrap();
+    fs::remove_dir_all(fixture.path("root")).unwrap();
     let builder = Concatenate { key: "new".into(), ..Default::default() };
-    let image = place.resolve("files").unwrap();
-    let disk = place.store().disk(&image, &builder, &Silent).unwrap();
+    let image = fixture.resolve("files").unwrap();
+    let disk = fixture.store().disk(&image, &builder, &Silent).unwrap();
     assert_eq!(members(&fs::read(disk.path()).unwrap())[1], ("file".to_owned(), vec![1; 1 << 20]));
-    let blob_bytes: u64 = place
+    let blob_bytes: u64 = fixture
         .store_files()
         .iter()
         .filter(|file| file.starts_with("blobs"))
-        .map(|file| fs::metadata(place.path("store").join(file)).unwrap().len())
+        .map(|file| fs::metadata(fixture.path("store").join(file)).unwrap().len())
         .sum();
     assert!(blob_bytes < 10_000, "{blob_bytes}");
 }
 
 #[test]
 fn a_missing_blob_in_the_store_is_named() {
-    let place = Place::new();
-    let source: ImageReference = image(&place, "x").parse().unwrap();
-    let store = place.store();
+    let fixture = Fixture::new();
+    let source: ImageReference = image(&fixture, "x").parse().unwrap();
+    let store = fixture.store();
     store.import(&source, "x", &Concatenate::default(), &Silent).unwrap();
-    fs::remove_dir_all(place.path("store/blobs")).unwrap();
+    fs::remove_dir_all(fixture.path("store/blobs")).unwrap();
     let builder = Concatenate { key: "new".into(), ..Default::default() };
-    let error = store.disk(&place.resolve("x").unwrap(), &builder, &Silent).unwrap_err();
+    let error = store.disk(&fixture.resolve("x").unwrap(), &builder, &Silent).unwrap_err();
     assert!(error.to_string().contains("import it"), "{error}");
 }
 
 #[test]
 fn a_damaged_blob_in_the_store_is_copied_anew() {
-    let place = Place::new();
-    let source: ImageReference = image(&place, "x").parse().unwrap();
-    let store = place.store();
+    let fixture = Fixture::new();
+    let source: ImageReference = image(&fixture, "x").parse().unwrap();
+    let store = fixture.store();
     store.import(&source, "x", &Concatenate::default(), &Silent).unwrap();
-    for file in place.store_files().iter().filter(|file| file.starts_with("blobs")) {
-        let path = place.path("store").join(file);
+    for file in fixture.store_files().iter().filter(|file| file.starts_with("blobs")) {
+        let path = fixture.path("store").join(file);
         let len = fs::metadata(&path).unwrap().len() as usize;
         fs::remove_file(&path).unwrap();
         fs::write(path, vec![0; len]).unwrap();
     }
     let builder = Concatenate { key: "new".into(), ..Default::default() };
-    let image = place.resolve("x").unwrap();
+    let image = fixture.resolve("x").unwrap();
     assert!(store.disk(&image, &builder, &Silent).is_err());
     store.import(&source, "x", &builder, &Silent).unwrap();
 }
 
 #[test]
 fn names_that_are_none_say_what_to_do() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let reference = "docker://alpine".parse().unwrap();
-    let error = place.store().resolve_with(&reference, PullPolicy::Never, &Silent).unwrap_err();
+    let error = fixture.store().resolve_with(&reference, PullPolicy::Never, &Silent).unwrap_err();
     assert!(error.to_string().contains("image alpine:latest is not in the store"), "{error}");
-    let source: ImageReference = image(&place, "x").parse().unwrap();
-    let error = place.store().import(&source, "Bad Name", &Concatenate::default(), &Silent);
+    let source: ImageReference = image(&fixture, "x").parse().unwrap();
+    let error = fixture.store().import(&source, "Bad Name", &Concatenate::default(), &Silent);
     assert!(matches!(error, Err(Error::InvalidReference { .. })));
-    assert!(matches!(place.store().remove("nothing"), Err(Error::NotFound { .. })));
+    assert!(matches!(fixture.store().remove("nothing"), Err(Error::NotFound { .. })));
 }
 
 #[test]
 fn a_disk_in_use_is_not_removed() {
-    let place = Place::new();
-    let store = place.store();
-    let reference = image(&place, "x");
-    let image = place.resolve(&reference).unwrap();
+    let fixture = Fixture::new();
+    let store = fixture.store();
+    let reference = image(&fixture, "x");
+    let image = fixture.resolve(&reference).unwrap();
     let disk = store.disk(&image, &Concatenate::default(), &Silent).unwrap();
     let path = disk.path().to_owned();
     let in_use = || {
@@ -184,7 +184,7 @@ fn a_disk_in_use_is_not_removed() {
     let mut child =
         Command::new("sleep").arg("60").stdin(Stdio::from(disk.into_file())).spawn().unwrap();
     in_use();
-    place.store();
+    fixture.store();
     assert!(path.exists());
     child.kill().unwrap();
     child.wait().unwrap();
@@ -195,28 +195,28 @@ fn a_disk_in_use_is_not_removed() {
 
 #[test]
 fn an_ambiguous_digest_is_not_removed() {
-    let place = Place::new();
-    let source: ImageReference = image(&place, "x").parse().unwrap();
+    let fixture = Fixture::new();
+    let source: ImageReference = image(&fixture, "x").parse().unwrap();
     for name in ["one", "two"] {
-        place.store().import(&source, name, &Concatenate::default(), &Silent).unwrap();
+        fixture.store().import(&source, name, &Concatenate::default(), &Silent).unwrap();
     }
-    let digest = place.resolve("one").unwrap().digest().to_string();
-    let error = place.store().remove(&digest).unwrap_err().to_string();
+    let digest = fixture.resolve("one").unwrap().digest().to_string();
+    let error = fixture.store().remove(&digest).unwrap_err().to_string();
     assert!(error.contains("one:latest, two:latest"), "{error}");
 }
 
 #[test]
 fn damage_is_reported_skipped_and_removable() {
-    let place = Place::new();
-    let store = place.store();
-    let source: ImageReference = image(&place, "x").parse().unwrap();
+    let fixture = Fixture::new();
+    let store = fixture.store();
+    let source: ImageReference = image(&fixture, "x").parse().unwrap();
     // Nobody listens there, if somebody asks the registry for what is damaged.
     for name in ["good", "localhost:1/bad", "worse"] {
         store.import(&source, name, &Concatenate::default(), &Silent).unwrap();
     }
     let record = |name: &str| {
         let hash = boxlite_rootfs_builder::Digest::sha256(format!("{name}:latest").as_bytes());
-        place.path("store/refs").join(format!("{}.json", hash.hex()))
+        fixture.path("store/refs").join(format!("{}.json", hash.hex()))
     };
     let spoil = |path: &Path, bytes: &[u8]| {
         fs::remove_file(path).unwrap();
@@ -228,14 +228,14 @@ fn damage_is_reported_skipped_and_removable() {
     let end = start + hostile[start..].find('"').unwrap();
     let hostile = format!("{}../../precious{}", &hostile[..start], &hostile[end..]);
     spoil(&record("worse"), hostile.as_bytes());
-    fs::write(place.path("precious"), "").unwrap();
+    fs::write(fixture.path("precious"), "").unwrap();
 
-    let store = place.store();
+    let store = fixture.store();
     let listing = store.list().unwrap();
     assert_eq!(listing.images.len(), 1);
     assert_eq!(listing.damaged.len(), 2);
-    assert!(matches!(place.resolve("localhost:1/bad"), Err(Error::Corrupt { .. })));
-    assert_eq!(place.build("good").unwrap(), on_disk(&[b"x", b" top"]));
+    assert!(matches!(fixture.resolve("localhost:1/bad"), Err(Error::Corrupt { .. })));
+    assert_eq!(fixture.build("good").unwrap(), on_disk(&[b"x", b" top"]));
     store.remove("localhost:1/bad").unwrap();
     store
         .remove(
@@ -248,15 +248,15 @@ fn damage_is_reported_skipped_and_removable() {
         )
         .unwrap();
     assert!(store.list().unwrap().damaged.is_empty());
-    assert!(place.path("precious").exists());
+    assert!(fixture.path("precious").exists());
 
     // A disk that was cut off is built anew.
-    let disk = fs::read_dir(place.path("store/disks")).unwrap().next().unwrap().unwrap().path();
+    let disk = fs::read_dir(fixture.path("store/disks")).unwrap().next().unwrap().unwrap().path();
     spoil(&disk, b"cut");
     let listing = store.list().unwrap();
     assert!(listing.images[0].disk_problem.as_ref().unwrap().contains("3 bytes"));
     let notes = Notes::default();
-    let image = place.resolve("good").unwrap();
+    let image = fixture.resolve("good").unwrap();
     let rebuilt = store.disk(&image, &Concatenate::default(), &notes).unwrap();
     assert!(notes.has("damaged"));
     assert_eq!(fs::read(rebuilt.path()).unwrap(), on_disk(&[b"x", b" top"]));
@@ -278,12 +278,12 @@ impl DiskBuilder for Failing {
 
 #[test]
 fn a_failed_build_leaves_nothing() {
-    let place = Place::new();
-    let reference = image(&place, "x");
-    let image = place.resolve(&reference).unwrap();
+    let fixture = Fixture::new();
+    let reference = image(&fixture, "x");
+    let image = fixture.resolve(&reference).unwrap();
     let fail = |builder: Failing| {
-        let error = place.store().disk(&image, &builder, &Silent).unwrap_err();
-        assert_eq!(place.store_files(), [""; 0]);
+        let error = fixture.store().disk(&image, &builder, &Silent).unwrap_err();
+        assert_eq!(fixture.store_files(), [""; 0]);
         error
     };
     let error = fail(Failing(|disk, _| {
@@ -326,8 +326,8 @@ fn a_full_disk_is_named() {
         eprintln!("skipped: only root can mount a small file system");
         return;
     }
-    let place = Place::new();
-    let small = place.path("store");
+    let fixture = Fixture::new();
+    let small = fixture.path("store");
     fs::create_dir(&small).unwrap();
     let mounted = Command::new("mount")
         .args(["-t", "tmpfs", "-o", "size=256k", "tmpfs"])
@@ -339,18 +339,18 @@ fn a_full_disk_is_named() {
     }
     let noise: Vec<u8> =
         (0..1u32 << 18).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
-    let layout = Layout::single(place.path("oci"), &[TestLayer::plain(&noise)]);
-    let disk = place.build(&layout.reference());
-    let import = place.store().import(
+    let layout = Layout::single(fixture.path("oci"), &[TestLayer::plain(&noise)]);
+    let disk = fixture.build(&layout.reference());
+    let import = fixture.store().import(
         &layout.reference().parse().unwrap(),
         "x",
         &Concatenate::default(),
         &Silent,
     );
-    let archive = place.path("a.tar.gz");
+    let archive = fixture.path("a.tar.gz");
     fs::write(&archive, gzip(&TestLayer::tar("manifest.json", &noise))).unwrap();
-    let expanded = place.resolve(&format!("docker-archive:{}", archive.display()));
-    let left = place.store_files();
+    let expanded = fixture.resolve(&format!("docker-archive:{}", archive.display()));
+    let left = fixture.store_files();
     run(Command::new("umount").arg(&small));
     assert_eq!(left, [""; 0]);
     for error in [disk.unwrap_err(), import.unwrap_err(), expanded.unwrap_err()] {
@@ -360,10 +360,10 @@ fn a_full_disk_is_named() {
 }
 
 /// This test binary again, running [`child_process`] with these arguments.
-fn spawn_child(place: &Place, reference: &str, delay: Duration, import: bool) -> Child {
+fn spawn_child(fixture: &Fixture, reference: &str, delay: Duration, import: bool) -> Child {
     Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "store::child_process", "--ignored", "--nocapture", "--test-threads=1"])
-        .env("CHILD_STORE", place.path("store"))
+        .env("CHILD_STORE", fixture.path("store"))
         .env("CHILD_IMAGE", reference)
         .env("CHILD_DELAY", delay.as_millis().to_string())
         .env("CHILD_IMPORT", import.to_string())
@@ -404,10 +404,10 @@ fn child_process() {
 
 #[test]
 fn of_many_processes_one_builds() {
-    let place = Place::new();
-    let reference = image(&place, "x");
+    let fixture = Fixture::new();
+    let reference = image(&fixture, "x");
     let children: Vec<_> = (0..6)
-        .map(|_| spawn_child(&place, &reference, Duration::from_millis(1500), false))
+        .map(|_| spawn_child(&fixture, &reference, Duration::from_millis(1500), false))
         .collect();
     let outputs: Vec<String> = children
         .into_iter()
@@ -417,82 +417,82 @@ fn of_many_processes_one_builds() {
     assert_eq!(count("content=\"x top\""), 6, "{outputs:?}");
     assert_eq!(count("built=1"), 1, "{outputs:?}");
     assert!(count("waited=true") >= 1, "{outputs:?}");
-    let files = place.store_files();
+    let files = fixture.store_files();
     assert_eq!(files.len(), 2, "{files:?}");
 }
 
 #[test]
 fn a_killed_builder_leaves_nothing_for_long() {
-    let place = Place::new();
-    let reference = image(&place, "x");
-    let mut child = spawn_child(&place, &reference, Duration::from_secs(60), false);
+    let fixture = Fixture::new();
+    let reference = image(&fixture, "x");
+    let mut child = spawn_child(&fixture, &reference, Duration::from_secs(60), false);
     let deadline = Instant::now() + Duration::from_secs(30);
-    while !place.path("store/disks").exists()
-        || !place.store_files().iter().any(|f| f.ends_with(".part"))
+    while !fixture.path("store/disks").exists()
+        || !fixture.store_files().iter().any(|f| f.ends_with(".part"))
     {
-        assert!(Instant::now() < deadline, "{:?}", place.store_files());
+        assert!(Instant::now() < deadline, "{:?}", fixture.store_files());
         std::thread::sleep(Duration::from_millis(5));
     }
     // It lives: its draft is not touched.
-    place.store();
-    assert_eq!(place.store_files().len(), 1);
+    fixture.store();
+    assert_eq!(fixture.store_files().len(), 1);
     child.kill().unwrap();
     child.wait().unwrap();
-    place.store();
-    assert_eq!(place.store_files(), [""; 0]);
-    assert_eq!(place.build(&reference).unwrap(), on_disk(&[b"x", b" top"]));
+    fixture.store();
+    assert_eq!(fixture.store_files(), [""; 0]);
+    assert_eq!(fixture.build(&reference).unwrap(), on_disk(&[b"x", b" top"]));
 }
 
 #[test]
 fn kill_at_any_moment_leaves_a_store_that_works() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let noise: Vec<u8> =
         (0..1u32 << 19).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
     let layers = [TestLayer::gzip(&noise), TestLayer::plain(&noise)];
-    let reference = Layout::single(place.path("oci"), &layers).reference();
+    let reference = Layout::single(fixture.path("oci"), &layers).reference();
     for step in 0..20u64 {
-        let mut child = spawn_child(&place, &reference, Duration::ZERO, true);
+        let mut child = spawn_child(&fixture, &reference, Duration::ZERO, true);
         std::thread::sleep(Duration::from_millis(5 + step * 12));
         child.kill().unwrap();
         child.wait().unwrap();
-        let store = place.store();
+        let store = fixture.store();
         let listing = store.list().unwrap();
         assert!(listing.damaged.is_empty());
-        assert!(place.store_files().iter().all(|file| !file.ends_with(".part")));
+        assert!(fixture.store_files().iter().all(|file| !file.ends_with(".part")));
         for image in &listing.images {
             store.remove(&image.name).unwrap();
         }
-        assert_eq!(place.store_files(), [""; 0]);
+        assert_eq!(fixture.store_files(), [""; 0]);
     }
-    place
+    fixture
         .store()
         .import(&reference.parse().unwrap(), "imported", &Concatenate::default(), &Silent)
         .unwrap();
-    assert_eq!(place.build("imported").unwrap().len(), 2 * noise.len());
+    assert_eq!(fixture.build("imported").unwrap().len(), 2 * noise.len());
 }
 
 #[test]
 fn building_and_removing_at_once() {
-    let place = Place::new();
-    let reference = image(&place, "x");
+    let fixture = Fixture::new();
+    let reference = image(&fixture, "x");
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
                 for _ in 0..30 {
-                    assert_eq!(place.build(&reference).unwrap(), on_disk(&[b"x", b" top"]));
+                    assert_eq!(fixture.build(&reference).unwrap(), on_disk(&[b"x", b" top"]));
                 }
             });
         }
         scope.spawn(|| {
             for _ in 0..60 {
-                match place.store().remove(&reference) {
+                match fixture.store().remove(&reference) {
                     Ok(_) | Err(Error::InUse { .. } | Error::NotFound { .. }) => {}
                     Err(error) => panic!("{error}"),
                 }
             }
         });
     });
-    place.build(&reference).unwrap();
-    place.store().remove(&reference).unwrap();
-    assert_eq!(place.store_files(), [""; 0]);
+    fixture.build(&reference).unwrap();
+    fixture.store().remove(&reference).unwrap();
+    assert_eq!(fixture.store_files(), [""; 0]);
 }

@@ -64,11 +64,11 @@ impl Notes {
 }
 
 /// A folder for a store and for images.
-pub(crate) struct Place {
+pub(crate) struct Fixture {
     pub(crate) dir: tempfile::TempDir,
 }
 
-impl Place {
+impl Fixture {
     pub(crate) fn new() -> Self {
         Self { dir: tempfile::tempdir().unwrap() }
     }

@@ -6,15 +6,15 @@ use std::process::Command;
 use crate::support::*;
 
 /// A busybox image in a layout of its own, made by umoci; none without the tools.
-fn busybox_layout(place: &Place) -> Option<String> {
+fn busybox_layout(fixture: &Fixture) -> Option<String> {
     if !["skopeo", "umoci", "busybox"].into_iter().all(has_tool) {
         return None;
     }
-    let rootfs = place.path("rootfs");
+    let rootfs = fixture.path("rootfs");
     fs::create_dir_all(rootfs.join("bin")).unwrap();
     fs::copy("/bin/busybox", rootfs.join("bin/busybox")).unwrap();
     std::os::unix::fs::symlink("busybox", rootfs.join("bin/sh")).unwrap();
-    let layout = place.path("oci");
+    let layout = fixture.path("oci");
     let image = format!("{}:tagged", layout.display());
     let umoci = |args: &[&str]| run(Command::new("umoci").args(args));
     umoci(&["init", "--layout", layout.to_str().unwrap()]);
@@ -27,7 +27,7 @@ fn busybox_layout(place: &Place) -> Option<String> {
         rootfs.join("bin").to_str().unwrap(),
         "/bin",
     ]);
-    let hello = place.path("hello");
+    let hello = fixture.path("hello");
     fs::write(&hello, "hello\n").unwrap();
     umoci(&["insert", "--rootless", "--image", &image, hello.to_str().unwrap(), "/etc/hello"]);
     umoci(&[
@@ -74,17 +74,17 @@ fn check_members(disk: &[u8]) {
 
 #[test]
 fn the_same_image_in_every_form() {
-    let place = Place::new();
-    let Some(layout) = busybox_layout(&place) else { return };
-    let image = place.resolve(&layout).unwrap();
+    let fixture = Fixture::new();
+    let Some(layout) = busybox_layout(&fixture) else { return };
+    let image = fixture.resolve(&layout).unwrap();
     let config = image.config();
     assert_eq!(config.cmd, ["/bin/sh"]);
     assert!(config.env.contains(&"A=b".to_owned()));
     assert_eq!((&*config.working_dir, &*config.user), ("/etc", "1000:1000"));
     assert_eq!((&*config.stop_signal, &*config.architecture), ("SIGINT", HOST));
-    check_members(&place.build(&layout).unwrap());
+    check_members(&fixture.build(&layout).unwrap());
 
-    let target = |name: &str| place.path(name).display().to_string();
+    let target = |name: &str| fixture.path(name).display().to_string();
     let forms = [
         (
             format!("oci:{}:v1", target("zstd")),
@@ -95,29 +95,29 @@ fn the_same_image_in_every_form() {
     ];
     for (form, options) in forms {
         copy(&layout, &form, options);
-        let other = place.resolve(&form).unwrap();
+        let other = fixture.resolve(&form).unwrap();
         assert_eq!(other.chain_id(), image.chain_id(), "{form}");
         assert_eq!(other.config().cmd, ["/bin/sh"]);
         let builder = Concatenate { key: form.clone(), ..Default::default() };
-        let disk = place.store().disk(&other, &builder, &boxlite_rootfs_builder::Silent).unwrap();
+        let disk = fixture.store().disk(&other, &builder, &boxlite_rootfs_builder::Silent).unwrap();
         check_members(&fs::read(disk.path()).unwrap());
     }
     // A layout in a tar, and archives that are compressed.
     let archive = target("archive.tar");
     copy(&layout, &format!("oci-archive:{archive}:v1"), &[]);
     let form = format!("docker-archive:{archive}:v1");
-    assert_eq!(place.resolve(&form).unwrap().chain_id(), image.chain_id());
+    assert_eq!(fixture.resolve(&form).unwrap().chain_id(), image.chain_id());
     run(Command::new("gzip").arg(target("saved.tar")));
     let form = format!("docker-archive:{}", target("saved.tar.gz"));
-    assert_eq!(place.resolve(&form).unwrap().chain_id(), image.chain_id());
+    assert_eq!(fixture.resolve(&form).unwrap().chain_id(), image.chain_id());
 }
 
 #[test]
 fn an_image_for_another_architecture_names_both() {
-    let place = Place::new();
-    let Some(layout) = busybox_layout(&place) else { return };
+    let fixture = Fixture::new();
+    let Some(layout) = busybox_layout(&fixture) else { return };
     let image = layout.strip_prefix("oci:").unwrap();
     run(Command::new("umoci").args(["config", "--image", image, "--architecture", FOREIGN]));
-    let error = place.resolve(&layout).unwrap_err().to_string();
+    let error = fixture.resolve(&layout).unwrap_err().to_string();
     assert!(error.contains(FOREIGN) && error.contains(HOST), "{error}");
 }

@@ -9,15 +9,15 @@ use boxlite_rootfs_builder::{Error, Image, ImageStore, Silent, StoredImage};
 use crate::support::*;
 
 /// A store with an image `my/image:1` of one compressed and one plain layer (which the store compresses).
-fn filled(place: &Place) -> (ImageStore, Vec<u8>) {
-    filled_with(place, TestLayer::plain)
+fn filled(fixture: &Fixture) -> (ImageStore, Vec<u8>) {
+    filled_with(fixture, TestLayer::plain)
 }
 
-fn filled_with(place: &Place, top: fn(&[u8]) -> TestLayer) -> (ImageStore, Vec<u8>) {
+fn filled_with(fixture: &Fixture, top: fn(&[u8]) -> TestLayer) -> (ImageStore, Vec<u8>) {
     let layers = [TestLayer::tar("etc/base", b"the base"), TestLayer::tar("top", b"the top")];
     let stored = [TestLayer::gzip(&layers[0]), top(&layers[1])];
-    let source = Layout::single(place.path("oci"), &stored).reference().parse().unwrap();
-    let store = place.store();
+    let source = Layout::single(fixture.path("oci"), &stored).reference().parse().unwrap();
+    let store = fixture.store();
     store.import(&source, "my/image:1", &Concatenate::default(), &Silent).unwrap();
     (store, on_disk(&[&layers[0], &layers[1]]))
 }
@@ -35,12 +35,12 @@ fn disk_of(store: &ImageStore, name: &str) -> Vec<u8> {
 
 #[test]
 fn what_is_saved_can_be_loaded() {
-    let place = Place::new();
-    let (store, content) = filled(&place);
+    let fixture = Fixture::new();
+    let (store, content) = filled(&fixture);
     store.tag("my/image:1", "localhost:5000/other").unwrap();
-    let file = place.path("saved.tar");
+    let file = fixture.path("saved.tar");
     save(&store, &["my/image:1", "localhost:5000/other"], &file);
-    let other = Place::new();
+    let other = Fixture::new();
     let loaded = other.store().load(&file, &Silent).unwrap();
     let names: Vec<_> = loaded.iter().map(|image| image.reference().to_string()).collect();
     assert_eq!(names, ["my/image:1", "localhost:5000/other:latest"]);
@@ -49,9 +49,9 @@ fn what_is_saved_can_be_loaded() {
         assert!(disk_of(&other.store(), &name) == content);
     }
     // The manifest speaks of the layers as they are now, so it is the same from here on.
-    let again = place.path("again.tar");
+    let again = fixture.path("again.tar");
     save(&other.store(), &["my/image:1"], &again);
-    let third = Place::new();
+    let third = Fixture::new();
     let loaded = third.store().load(&again, &Silent).unwrap();
     let digest = other.resolve("my/image:1").unwrap().digest().clone();
     assert_eq!(loaded[0].digest(), &digest);
@@ -65,34 +65,34 @@ fn names(loaded: &[Image]) -> Vec<String> {
 
 #[test]
 fn a_stream_is_loaded_as_a_file_is() {
-    let place = Place::new();
-    let (store, content) = filled(&place);
+    let fixture = Fixture::new();
+    let (store, content) = filled(&fixture);
     store.tag("my/image:1", "localhost:5000/other").unwrap();
     let mut saved = Vec::new();
     store.save(&["my/image:1", "localhost:5000/other"], &mut saved, &Silent).unwrap();
     for stream in [saved.clone(), gzip(&saved), zstd::encode_all(&saved[..], 1).unwrap()] {
-        let other = Place::new();
+        let other = Fixture::new();
         let loaded = other.store().load_from(&mut &stream[..], &Silent).unwrap();
         assert_eq!(names(&loaded), ["my/image:1", "localhost:5000/other:latest"]);
         for name in names(&loaded) {
             assert!(disk_of(&other.store(), &name) == content);
         }
         // One that breaks off leaves nothing, and a bomb does not go off.
-        let broken = Place::new();
+        let broken = Fixture::new();
         let half = &stream[..stream.len() / 2];
         broken.store().load_from(&mut &*half, &Silent).unwrap_err();
         assert_eq!(broken.store_files(), [""; 0]);
     }
     for (stream, words) in [(&b""[..], "no archive of an image"), (b"text", "damaged")] {
-        let error = place.store().load_from(&mut &*stream, &Silent).unwrap_err();
+        let error = fixture.store().load_from(&mut &*stream, &Silent).unwrap_err();
         assert!(error.to_string().contains(words), "{error}");
     }
-    let small = place.store().with_layer_limit(1000);
+    let small = fixture.store().with_layer_limit(1000);
     let error = small.load_from(&mut &gzip(&saved)[..], &Silent).unwrap_err();
     assert!(error.to_string().contains("1000 bytes"), "{error}");
     // Nothing tells how an image is called whose tag is all that it has.
-    let layout = Layout::single(place.path("tagged"), &[TestLayer::plain(b"x")]);
-    let file = place.path("tagged.tar");
+    let layout = Layout::single(fixture.path("tagged"), &[TestLayer::plain(b"x")]);
+    let file = fixture.path("tagged.tar");
     run(Command::new("tar").arg("-cf").arg(&file).arg("-C").arg(&layout.dir).arg("."));
     assert_eq!(names(&store.load(&file, &Silent).unwrap()), ["tagged:latest"]);
     let mut stream = fs::File::open(&file).unwrap();
@@ -102,8 +102,8 @@ fn a_stream_is_loaded_as_a_file_is() {
 
 #[test]
 fn an_archive_is_loaded_whole_or_not_at_all() {
-    let place = Place::new();
-    let path = place.path("a:b.tar");
+    let fixture = Fixture::new();
+    let path = fixture.path("a:b.tar");
     let config = |layers: &[&[u8]], architecture: &str| {
         let layers: Vec<_> = layers.iter().map(|layer| TestLayer::plain(layer)).collect();
         Layout::config(architecture, &layers).to_string()
@@ -130,18 +130,18 @@ fn an_archive_is_loaded_whole_or_not_at_all() {
     };
     for (architecture, top) in [(FOREIGN, &b"top"[..]), (HOST, b"another")] {
         archive(architecture, top);
-        place.store().load(&path, &Silent).unwrap_err();
-        assert!(place.store().list().unwrap().images.is_empty());
+        fixture.store().load(&path, &Silent).unwrap_err();
+        assert!(fixture.store().list().unwrap().images.is_empty());
     }
     archive(HOST, b"top");
     let notes = Notes::default();
-    let loaded = place.store().load(&path, &notes).unwrap();
+    let loaded = fixture.store().load(&path, &notes).unwrap();
     assert_eq!(names(&loaded), ["example.com/two:2", "one:1.0", "one:latest"]);
     // What images and names share is compressed once.
     let copied = notes.0.lock().unwrap().iter().filter(|note| note.contains("Copying")).count();
     assert_eq!(copied, 2);
-    assert!(disk_of(&place.store(), "example.com/two:2") == on_disk(&[b"base", b"top"]));
-    assert!(disk_of(&place.store(), "one") == on_disk(&[b"base"]));
+    assert!(disk_of(&fixture.store(), "example.com/two:2") == on_disk(&[b"base", b"top"]));
+    assert!(disk_of(&fixture.store(), "one") == on_disk(&[b"base"]));
 }
 
 #[test]
@@ -149,29 +149,29 @@ fn skopeo_reads_what_is_saved_and_writes_what_is_loaded() {
     if !has_tool("skopeo") {
         return;
     }
-    let place = Place::new();
+    let fixture = Fixture::new();
     // Docker's archives know no zstd.
-    let (store, content) = filled_with(&place, TestLayer::gzip);
-    let file = place.path("saved.tar");
+    let (store, content) = filled_with(&fixture, TestLayer::gzip);
+    let file = fixture.path("saved.tar");
     save(&store, &["my/image:1"], &file);
     let skopeo = |from: &str, to: &str| {
         run(Command::new("skopeo").args(["--insecure-policy", "copy", "-q", from, to]));
     };
-    let copy = format!("oci:{}:v1", place.path("copy").display());
+    let copy = format!("oci:{}:v1", fixture.path("copy").display());
     skopeo(&format!("oci-archive:{}:docker.io/my/image:1", file.display()), &copy);
     assert_eq!(
-        place.resolve(&copy).unwrap().chain_id(),
-        place.resolve("my/image:1").unwrap().chain_id()
+        fixture.resolve(&copy).unwrap().chain_id(),
+        fixture.resolve("my/image:1").unwrap().chain_id()
     );
 
     for (kind, name) in
         [("docker-archive", "a/b:1"), ("oci-archive", "c/d:2"), ("oci-archive", "v3")]
     {
-        let file = place.path(&format!("{kind}-{}.tar", name.replace(['/', ':'], "-")));
+        let file = fixture.path(&format!("{kind}-{}.tar", name.replace(['/', ':'], "-")));
         skopeo(&copy, &format!("{kind}:{}:{name}", file.display()));
         run(Command::new("gzip").arg("-k").arg(&file));
         for suffix in ["", ".gz"] {
-            let other = Place::new();
+            let other = Fixture::new();
             let loaded =
                 other.store().load(Path::new(&format!("{}{suffix}", file.display())), &Silent);
             let loaded = loaded.unwrap();
@@ -184,10 +184,10 @@ fn skopeo_reads_what_is_saved_and_writes_what_is_loaded() {
 
 #[test]
 fn what_cannot_be_saved_or_loaded_is_named() {
-    let place = Place::new();
-    let (store, _) = filled(&place);
-    let used = Layout::single(place.path("used"), &[TestLayer::plain(b"used")]).reference();
-    place.build(&used).unwrap();
+    let fixture = Fixture::new();
+    let (store, _) = filled(&fixture);
+    let used = Layout::single(fixture.path("used"), &[TestLayer::plain(b"used")]).reference();
+    fixture.build(&used).unwrap();
     let mut sink = Vec::new();
     let mut save = |name: &str| store.save(&[name], &mut sink, &Silent).unwrap_err();
     assert!(matches!(save("nothing"), Error::NotFound { .. }));
@@ -195,14 +195,14 @@ fn what_cannot_be_saved_or_loaded_is_named() {
     assert!(error.to_string().contains("import it under a name"), "{error}");
     assert!(matches!(store.tag(&used, "x"), Err(Error::Unsupported { .. })));
     assert!(matches!(store.tag("my/image:1", "Bad Name"), Err(Error::InvalidReference { .. })));
-    fs::remove_dir_all(place.path("store/blobs/sha256")).unwrap();
+    fs::remove_dir_all(fixture.path("store/blobs/sha256")).unwrap();
     let error = save("my/image:1");
     assert!(matches!(error, Error::Io { .. }), "{error}");
 
     let layers = [TestLayer::plain(b"x")];
-    let layout = Layout::new(place.path("nameless"));
+    let layout = Layout::new(fixture.path("nameless"));
     layout.write_index(&[layout.image(HOST, &layers)]);
-    let file = place.path("nameless.tar");
+    let file = fixture.path("nameless.tar");
     run(Command::new("tar").arg("-cf").arg(&file).arg("-C").arg(&layout.dir).arg("."));
     let error = store.load(&file, &Silent).unwrap_err();
     assert!(error.to_string().contains("the name of an image"), "{error}");
@@ -210,7 +210,7 @@ fn what_cannot_be_saved_or_loaded_is_named() {
 
 /// A pipe whose reader first removes an image.
 struct Removing<'a> {
-    place: &'a Place,
+    fixture: &'a Fixture,
     removed: Option<std::sync::mpsc::Receiver<u64>>,
     written: Vec<u8>,
 }
@@ -219,7 +219,7 @@ impl std::io::Write for Removing<'_> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         if self.removed.is_none() {
             let (done, removed) = std::sync::mpsc::channel();
-            let store = self.place.store();
+            let store = self.fixture.store();
             std::thread::spawn(move || done.send(store.remove("my/image:1").unwrap().freed));
             removed.recv_timeout(std::time::Duration::from_secs(120)).expect("it waits");
             self.removed = Some(removed);
@@ -234,23 +234,23 @@ impl std::io::Write for Removing<'_> {
 
 #[test]
 fn who_reads_slowly_keeps_nobody_from_removing() {
-    let place = Place::new();
-    let (store, content) = filled(&place);
-    let mut output = Removing { place: &place, removed: None, written: Vec::new() };
+    let fixture = Fixture::new();
+    let (store, content) = filled(&fixture);
+    let mut output = Removing { fixture: &fixture, removed: None, written: Vec::new() };
     store.save(&["my/image:1"], &mut output, &Silent).unwrap();
     // What was being saved is whole, and gone for good after that.
-    place.until("it is swept away", || {
-        assert!(place.store().list().unwrap().images.is_empty());
-        place.store_files().is_empty()
+    fixture.until("it is swept away", || {
+        assert!(fixture.store().list().unwrap().images.is_empty());
+        fixture.store_files().is_empty()
     });
-    place.store().load_from(&mut &output.written[..], &Silent).unwrap();
-    assert!(disk_of(&place.store(), "my/image:1") == content);
+    fixture.store().load_from(&mut &output.written[..], &Silent).unwrap();
+    assert!(disk_of(&fixture.store(), "my/image:1") == content);
 }
 
 #[test]
 fn inspection_tells_layers_names_and_config() {
-    let place = Place::new();
-    let (store, _) = filled(&place);
+    let fixture = Fixture::new();
+    let (store, _) = filled(&fixture);
     store.tag("my/image:1", "other").unwrap();
     let details = store.inspect("my/image:1").unwrap();
     assert_eq!(details.names, ["my/image:1", "other:latest"]);
@@ -266,14 +266,14 @@ fn inspection_tells_layers_names_and_config() {
 
 #[test]
 fn images_that_boxes_need_are_removed_by_force_only() {
-    let place = Place::new();
-    let (store, _) = filled(&place);
+    let fixture = Fixture::new();
+    let (store, _) = filled(&fixture);
     let stopped = |image: &StoredImage| image.name == "my/image:1";
     let error = store.remove_with("my/image:1", false, &stopped).unwrap_err();
     assert!(matches!(error, Error::InUse { .. }), "{error}");
     // A box that is not running has a link to its disk.
     let disk = store.inspect("my/image:1").unwrap().image.disk.unwrap();
-    fs::hard_link(&disk, place.path("link")).unwrap();
+    fs::hard_link(&disk, fixture.path("link")).unwrap();
     assert!(matches!(store.remove("my/image:1"), Err(Error::InUse { .. })));
     assert!(store.prune(true, &|_| false).unwrap().removed.is_empty());
     store.tag("my/image:1", "second").unwrap();
@@ -281,16 +281,16 @@ fn images_that_boxes_need_are_removed_by_force_only() {
     assert!(matches!(store.remove(&digest), Err(Error::Ambiguous { .. })));
     let removed = store.remove_with(&digest, true, &stopped).unwrap();
     assert_eq!(removed.name, "my/image:1, second:latest");
-    assert_eq!(place.store_files(), [""; 0]);
-    assert!(fs::metadata(place.path("link")).unwrap().len() > 0);
+    assert_eq!(fixture.store_files(), [""; 0]);
+    assert!(fs::metadata(fixture.path("link")).unwrap().len() > 0);
 }
 
 #[test]
 fn pruning_spares_what_has_a_name_unless_asked_for_all() {
-    let place = Place::new();
-    let (store, content) = filled(&place);
-    let used = Layout::single(place.path("used"), &[TestLayer::plain(b"used")]).reference();
-    place.build(&used).unwrap();
+    let fixture = Fixture::new();
+    let (store, content) = filled(&fixture);
+    let used = Layout::single(fixture.path("used"), &[TestLayer::plain(b"used")]).reference();
+    fixture.build(&used).unwrap();
     let pruned = store.prune(false, &|_| false).unwrap();
     assert_eq!(pruned.removed, [used]);
     assert!(disk_of(&store, "my/image:1") == content);
@@ -298,5 +298,5 @@ fn pruning_spares_what_has_a_name_unless_asked_for_all() {
     let pruned = store.prune(true, &|_| false).unwrap();
     assert_eq!(pruned.removed, ["my/image:1"]);
     assert!(pruned.freed > 0);
-    assert_eq!(place.store_files(), [""; 0]);
+    assert_eq!(fixture.store_files(), [""; 0]);
 }

@@ -71,18 +71,18 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Serves a connection in a place of its own, or in one that is kept for those who end the box.
-    fn serve_in(&self, place: Place, peer: &UnixStream) {
-        let idle = match place {
-            Place::Any => IDLE_LIMIT,
-            Place::Reserved => RESERVED_IDLE_LIMIT,
+    /// Serves a connection as far as it was admitted.
+    fn serve_as(&self, admission: Admission, peer: &UnixStream) {
+        let idle = match admission {
+            Admission::Full => IDLE_LIMIT,
+            Admission::EndOnly => RESERVED_IDLE_LIMIT,
         };
         if peer.set_read_timeout(Some(idle)).is_err() {
             return;
         }
-        match place {
-            Place::Any => self.serve(peer),
-            Place::Reserved => match control::receive(peer) {
+        match admission {
+            Admission::Full => self.serve(peer),
+            Admission::EndOnly => match control::receive(peer) {
                 Ok(Some((message, files))) if ends_the_box(&message) => {
                     self.reply(peer, message, files);
                 }
@@ -166,10 +166,10 @@ impl Server {
         accept(&self.threads, "control", listener, move |peer| {
             let _ = peer.set_write_timeout(Some(ANSWER_LIMIT));
             let slot = Slot::take(&connections);
-            let Some(place) = slot.place() else { return refuse(&peer) };
+            let Some(admission) = slot.admission() else { return refuse(&peer) };
             let (server, threads) = (server.clone(), &server.threads);
             let spawned = threads.spawn("control", move || {
-                server.serve_in(place, &peer);
+                server.serve_as(admission, &peer);
                 // Whoever sees the end of the connection finds the place free.
                 drop(slot);
                 drop(peer);
@@ -207,11 +207,11 @@ fn refuse(peer: &UnixStream) {
 
 /// What a connection may ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum Admission {
     /// Anything.
-    Any,
-    /// The end of the box.
-    Reserved,
+    Full,
+    /// Only to end the box: the connection is in a reserved slot.
+    EndOnly,
 }
 
 /// One of a bounded number of connections.
@@ -223,11 +223,11 @@ impl Slot {
         Self(all.clone())
     }
 
-    /// The place for the connection that was counted last; none if all are taken.
-    fn place(&self) -> Option<Place> {
+    /// The admission of the connection that was counted last; none if all slots are taken.
+    fn admission(&self) -> Option<Admission> {
         match self.0.load(Ordering::SeqCst) {
-            0..=MAX_CONNECTIONS => Some(Place::Any),
-            n if n <= MAX_CONNECTIONS + RESERVED_CONNECTIONS => Some(Place::Reserved),
+            0..=MAX_CONNECTIONS => Some(Admission::Full),
+            n if n <= MAX_CONNECTIONS + RESERVED_CONNECTIONS => Some(Admission::EndOnly),
             _ => None,
         }
     }

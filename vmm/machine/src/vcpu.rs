@@ -183,10 +183,10 @@ impl Gate {
     }
 }
 
-/// The place of a vCPU at the gate, which it leaves however its thread ends.
-struct Place<'g>(&'g Gate);
+/// Removes a vCPU from the gate on drop, however its thread ends.
+struct GateGuard<'g>(&'g Gate);
 
-impl Drop for Place<'_> {
+impl Drop for GateGuard<'_> {
     fn drop(&mut self) {
         self.0.leave();
     }
@@ -200,12 +200,12 @@ pub(super) fn spawn<V: Vm>(
     boot: BootState,
 ) -> std::io::Result<JoinHandle<()>> {
     threads.spawn(format!("vcpu{id}"), move || {
-        let place = Place(&shared.gate);
+        let guard = GateGuard(&shared.gate);
         let result = shared.vm.bind_vcpu(id, &boot).and_then(|mut vcpu| {
             shared.gate.bound();
             run(&shared, id, &mut vcpu)
         });
-        drop(place);
+        drop(guard);
         if let Err(e) = result {
             (shared.events)(VmEvent::Stop(VmStop::Failed(e.to_string())));
         }

@@ -43,14 +43,14 @@ pub(crate) struct Copy {
     #[arg(long, short)]
     quiet: bool,
     /// BOX:PATH, a local path, or - for a tar on standard input, which may be compressed
-    source: Place,
+    source: Endpoint,
     /// BOX:PATH, a local path, or - for a tar on standard output
-    dest: Place,
+    dest: Endpoint,
 }
 
 /// One end of a copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Place {
+enum Endpoint {
     /// A path in a box.
     InBox { name: String, path: String },
     /// A path of this machine.
@@ -59,7 +59,7 @@ enum Place {
     Stdio,
 }
 
-impl FromStr for Place {
+impl FromStr for Endpoint {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -81,17 +81,17 @@ impl FromStr for Place {
 
 pub(crate) async fn copy(global: &Global, args: &Copy) -> Result<u8> {
     let (sandbox, copied) = match (&args.source, &args.dest) {
-        (Place::InBox { .. }, Place::InBox { .. }) => {
+        (Endpoint::InBox { .. }, Endpoint::InBox { .. }) => {
             bail!(
                 "both are in boxes: copy to this machine first, or pipe: cp A:PATH - | cp - B:PATH"
             )
         }
-        (Place::InBox { name, path }, dest) => {
+        (Endpoint::InBox { name, path }, dest) => {
             let sandbox = global.runtime().await?.get(name).await?;
             let copied = args.copy_out(&sandbox, path, dest.host()).await?;
             (sandbox, copied)
         }
-        (source, Place::InBox { name, path }) => {
+        (source, Endpoint::InBox { name, path }) => {
             let sandbox = global.runtime().await?.get(name).await?;
             let copied = args.copy_into(&sandbox, source.host(), path).await?;
             (sandbox, copied)
@@ -117,7 +117,7 @@ pub(crate) async fn copy(global: &Global, args: &Copy) -> Result<u8> {
     Ok(0)
 }
 
-impl Place {
+impl Endpoint {
     /// The path of this machine; none for a standard stream.
     fn host(&self) -> Option<&Path> {
         match self {
@@ -171,19 +171,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_is_a_path_a_box_or_a_stream() {
-        let place = |text: &str| text.parse::<Place>();
+    fn an_endpoint_is_a_path_a_box_or_a_stream() {
+        let endpoint = |text: &str| text.parse::<Endpoint>();
         let in_box = |name: &str, path: &str| {
-            Ok(Place::InBox { name: name.to_owned(), path: path.to_owned() })
+            Ok(Endpoint::InBox { name: name.to_owned(), path: path.to_owned() })
         };
-        assert_eq!(place("-"), Ok(Place::Stdio));
-        assert_eq!(place("dev:/etc/a:b"), in_box("dev", "/etc/a:b"));
-        assert_eq!(place("dev:relative"), in_box("dev", "relative"));
+        assert_eq!(endpoint("-"), Ok(Endpoint::Stdio));
+        assert_eq!(endpoint("dev:/etc/a:b"), in_box("dev", "/etc/a:b"));
+        assert_eq!(endpoint("dev:relative"), in_box("dev", "relative"));
         for path in ["/a:b", "./a:b", "../a", "a", "a/b", "."] {
-            assert_eq!(place(path), Ok(Place::Host(path.into())));
+            assert_eq!(endpoint(path), Ok(Endpoint::Host(path.into())));
         }
         for bad in ["", ":", ":/a", "dev:"] {
-            assert!(place(bad).is_err(), "{bad}");
+            assert!(endpoint(bad).is_err(), "{bad}");
         }
     }
 }

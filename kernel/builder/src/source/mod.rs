@@ -23,12 +23,12 @@ use crate::version::{Lts, Version};
 #[derive(Clone, Debug)]
 pub(crate) struct Source {
     pub(crate) info: SourceInfo,
-    pub(crate) place: Place,
+    pub(crate) location: Location,
 }
 
-/// The form of a source.
+/// Where a source is, and in which form.
 #[derive(Clone, Debug)]
-pub(crate) enum Place {
+pub(crate) enum Location {
     /// A compressed tarball with one top folder.
     Tarball(PathBuf),
     /// A clean source folder of the caller; only read.
@@ -39,13 +39,13 @@ impl Source {
     /// Opens the caller's tarball or source folder.
     pub(crate) fn given(path: &Path, series: Lts) -> Result<Self, BuildError> {
         let path = path.canonicalize().context("find", path)?;
-        let (makefile, sha256, place) = if path.is_dir() {
+        let (makefile, sha256, location) = if path.is_dir() {
             let file = path.join("Makefile");
             let makefile = fs::read_to_string(&file).context("read", &file)?;
-            (makefile, fingerprint(&path)?, Place::Tree(path.clone()))
+            (makefile, fingerprint(&path)?, Location::Tree(path.clone()))
         } else {
             let sha256 = sha256_file(&path).context("read", &path)?;
-            (makefile_of(&path)?, sha256, Place::Tarball(path.clone()))
+            (makefile_of(&path)?, sha256, Location::Tarball(path.clone()))
         };
         let version = version_of(&makefile, &path)?;
         if !series.contains(version) {
@@ -59,7 +59,7 @@ impl Source {
         let pinned = [pins.kernel_org.sha256, pins.debian.tarball_sha256].contains(&&*sha256);
         let origin = format!("{}", path.display());
         let info = SourceInfo { version: version.to_string(), origin, sha256, pinned };
-        Ok(Self { info, place })
+        Ok(Self { info, location })
     }
 
     /// Obtains the source of `series`: from the cache, else from kernel.org, else from Debian.
@@ -117,7 +117,7 @@ fn cached(dir: &Path, series: Lts) -> Option<Source> {
             let pins = series.pins();
             info.pinned =
                 [pins.kernel_org.sha256, pins.debian.tarball_sha256].contains(&&*info.sha256);
-            Some(Source { info, place: Place::Tarball(tarball) })
+            Some(Source { info, location: Location::Tarball(tarball) })
         })
         .collect();
     found.sort_by_key(|source| (source.info.pinned, source.info.version.parse::<Version>().ok()));
@@ -131,11 +131,11 @@ fn description_of(tarball: &Path) -> PathBuf {
 /// Moves a verified tarball into the cache. Its description comes last: a tarball without one is
 /// ignored.
 fn store(dir: &Path, tarball: &Path, info: SourceInfo) -> Result<Source, BuildError> {
-    let place = dir.join(format!("linux-{}.tar.xz", info.version));
-    cache::remove(&description_of(&place))?;
-    fs::rename(tarball, &place).context("rename to", &place)?;
-    cache::write_json(&description_of(&place), &info)?;
-    Ok(Source { info, place: Place::Tarball(place) })
+    let stored = dir.join(format!("linux-{}.tar.xz", info.version));
+    cache::remove(&description_of(&stored))?;
+    fs::rename(tarball, &stored).context("rename to", &stored)?;
+    cache::write_json(&description_of(&stored), &info)?;
+    Ok(Source { info, location: Location::Tarball(stored) })
 }
 
 /// Fails unless the file at `path` has the SHA-256 `expected`.

@@ -29,7 +29,7 @@ fn a_given_folder_and_a_given_tarball_are_read() {
     let tree = tree(dir.path());
     let folder = Source::given(&tree, Lts::V6_12).unwrap();
     assert_eq!(folder.info.version, "6.12.9");
-    assert!(matches!(folder.place, Place::Tree(_)));
+    assert!(matches!(folder.location, Location::Tree(_)));
     let archive = Source::given(&tarball(dir.path()), Lts::V6_12).unwrap();
     assert_eq!(archive.info.version, "6.12.9");
     assert!(!archive.info.pinned);

@@ -13,11 +13,11 @@ fn range_of(head: &str) -> Option<u64> {
 
 #[test]
 fn a_broken_layer_goes_on_where_it_broke() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
-    let (reference, content) = two_layers(&place, "oci", 1, 3 << 20);
+    let (reference, content) = two_layers(&fixture, "oci", 1, 3 << 20);
     registry.push(&reference, "x:v");
-    let layer = data_layer(&place, "oci");
+    let layer = data_layer(&fixture, "oci");
     let cut = layer.clone();
     let proxy =
         Proxy::start(&registry.address, move |head, nth| match head.contains(&cut) && nth < 3 {
@@ -25,37 +25,37 @@ fn a_broken_layer_goes_on_where_it_broke() {
             false => Fault::None,
         });
     let text = format!("{}/x:v", proxy.address);
-    let image = pull(&place, &text).unwrap();
+    let image = pull(&fixture, &text).unwrap();
     let ranges: Vec<_> = proxy.requests(&layer).iter().map(|head| range_of(head)).collect();
     assert_eq!(ranges, [None, Some(700_000), Some(1_400_000), Some(2_100_000)]);
-    assert!(disk_of(&store(&place), &image) == content);
+    assert!(disk_of(&store(&fixture), &image) == content);
 }
 
 #[test]
 fn a_registry_that_cannot_go_on_begins_again() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
-    let (reference, content) = two_layers(&place, "oci", 1, 1 << 20);
+    let (reference, content) = two_layers(&fixture, "oci", 1, 1 << 20);
     registry.push(&reference, "x:v");
-    let layer = data_layer(&place, "oci");
+    let layer = data_layer(&fixture, "oci");
     let cut = layer.clone();
     let proxy = Proxy::start(&registry.address, move |head, nth| match nth {
         0 if head.contains(&cut) => Fault::Cut(700_000),
         _ => Fault::Whole,
     });
-    let image = pull(&place, &format!("{}/x:v", proxy.address)).unwrap();
+    let image = pull(&fixture, &format!("{}/x:v", proxy.address)).unwrap();
     let ranges: Vec<_> = proxy.requests(&layer).iter().map(|head| range_of(head)).collect();
     assert_eq!(ranges, [None, Some(700_000)]);
-    assert!(disk_of(&store(&place), &image) == content);
+    assert!(disk_of(&store(&fixture), &image) == content);
 }
 
 #[test]
 fn a_part_that_the_registry_does_not_take_is_dropped() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
-    let (reference, content) = two_layers(&place, "oci", 1, 1 << 20);
+    let (reference, content) = two_layers(&fixture, "oci", 1, 1 << 20);
     registry.push(&reference, "x:v");
-    let layer = data_layer(&place, "oci");
+    let layer = data_layer(&fixture, "oci");
     for refusal in [
         "416 Range Not Satisfiable\r\nContent-Length: 0\r\n\r\n",
         "206 Partial Content\r\nContent-Range: bytes 0-1/2\r\nContent-Length: 2\r\n\r\nxx",
@@ -67,21 +67,21 @@ fn a_part_that_the_registry_does_not_take_is_dropped() {
             None => Fault::None,
         });
         let text = format!("{}/x:v", proxy.address);
-        let image = pull(&place, &text).unwrap();
+        let image = pull(&fixture, &text).unwrap();
         let ranges: Vec<_> = proxy.requests(&layer).iter().map(|head| range_of(head)).collect();
         assert_eq!(ranges, [None, Some(700_000), None], "{refusal}");
-        assert!(disk_of(&store(&place), &image) == content);
-        store(&place).remove(&text).unwrap();
+        assert!(disk_of(&store(&fixture), &image) == content);
+        store(&fixture).remove(&text).unwrap();
     }
 }
 
 #[test]
 fn a_layer_that_breaks_again_and_again_is_given_up_and_kept() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
-    let (reference, content) = two_layers(&place, "oci", 1, 1 << 20);
+    let (reference, content) = two_layers(&fixture, "oci", 1, 1 << 20);
     registry.push(&reference, "x:v");
-    let layer = data_layer(&place, "oci");
+    let layer = data_layer(&fixture, "oci");
     let cut = layer.clone();
     let proxy =
         Proxy::start(&registry.address, move |head, nth| match head.contains(&cut) && nth < 5 {
@@ -89,69 +89,69 @@ fn a_layer_that_breaks_again_and_again_is_given_up_and_kept() {
             false => Fault::None,
         });
     let text = format!("{}/x:v", proxy.address);
-    let (problem, message) = problem(pull(&place, &text));
+    let (problem, message) = problem(pull(&fixture, &text));
     assert!(matches!(problem, RegistryProblem::Unreachable { .. }), "{message}");
     assert!(message.contains(&layer), "{message}");
     // Another process opens the store in between.
-    place.store();
-    let files = place.store_files();
+    fixture.store();
+    let files = fixture.store_files();
     assert!(files.iter().any(|file| file.ends_with(".partial")), "{files:?}");
-    let image = pull(&place, &text).unwrap();
+    let image = pull(&fixture, &text).unwrap();
     assert_eq!(range_of(&proxy.requests(&layer)[5]), Some(5000));
-    assert!(disk_of(&store(&place), &image) == content);
-    assert!(place.store_files().iter().all(|file| !file.ends_with(".partial")));
+    assert!(disk_of(&store(&fixture), &image) == content);
+    assert!(fixture.store_files().iter().all(|file| !file.ends_with(".partial")));
 }
 
 #[test]
 fn what_an_interrupted_pull_left_is_kept_for_days_or_until_pruned() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
-    let (reference, _) = two_layers(&place, "oci", 1, 1 << 20);
+    let (reference, _) = two_layers(&fixture, "oci", 1, 1 << 20);
     registry.push(&reference, "x:v");
-    let layer = data_layer(&place, "oci");
+    let layer = data_layer(&fixture, "oci");
     let proxy = Proxy::start(&registry.address, move |head, _| match head.contains(&layer) {
         true => Fault::Cut(1000),
         false => Fault::None,
     });
     let text = format!("{}/x:v", proxy.address);
-    pull(&place, &text).unwrap_err();
+    pull(&fixture, &text).unwrap_err();
     // The other layer, the partial one, and the journal that speaks for them.
-    assert_eq!(place.store_files().len(), 3, "{:?}", place.store_files());
-    let pruned = store(&place).prune(false, &|_| false).unwrap();
+    assert_eq!(fixture.store_files().len(), 3, "{:?}", fixture.store_files());
+    let pruned = store(&fixture).prune(false, &|_| false).unwrap();
     assert!(pruned.removed.is_empty() && pruned.freed > 0);
-    assert_eq!(place.store_files(), [""; 0]);
+    assert_eq!(fixture.store_files(), [""; 0]);
 
-    pull(&place, &text).unwrap_err();
-    let journal = place.store_files().into_iter().find(|file| file.ends_with(".pull")).unwrap();
+    pull(&fixture, &text).unwrap_err();
+    let journal = fixture.store_files().into_iter().find(|file| file.ends_with(".pull")).unwrap();
     let age = |days: u64| {
-        let file = std::fs::File::options().read(true).open(place.path("store").join(&journal));
+        let file = std::fs::File::options().read(true).open(fixture.path("store").join(&journal));
         let time = std::time::SystemTime::now() - Duration::from_secs(days * 24 * 3600);
         file.unwrap().set_modified(time).unwrap();
-        place.store();
-        place.store_files().len()
+        fixture.store();
+        fixture.store_files().len()
     };
     assert_eq!(age(2), 3);
     // Where a process of another test is being started, it has the locks for a moment.
-    place.until("it is swept away", || age(4) == 0);
+    fixture.until("it is swept away", || age(4) == 0);
 }
 
 #[test]
 fn a_damaged_part_is_found_out_and_fetched_anew() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
-    let (reference, content) = two_layers(&place, "oci", 1, 1 << 20);
+    let (reference, content) = two_layers(&fixture, "oci", 1, 1 << 20);
     registry.push(&reference, "x:v");
-    let layer = data_layer(&place, "oci");
-    let folder = place.path("store/blobs/sha256");
+    let layer = data_layer(&fixture, "oci");
+    let folder = fixture.path("store/blobs/sha256");
     let text = format!("{}/x:v", registry.address);
-    store(&place);
+    store(&fixture);
     std::fs::create_dir_all(&folder).unwrap();
     let partial = folder.join(layer.strip_prefix("sha256:").unwrap().to_owned() + ".partial");
     // Garbage of some length, of the very length, and of more.
     let len = std::fs::metadata(registry.blob_file(&layer)).unwrap().len() as usize;
     for garbage in [1000, len, len + 5] {
         // Opened first: without a journal, it would be swept away.
-        let store = store(&place);
+        let store = store(&fixture);
         std::fs::write(&partial, vec![7; garbage]).unwrap();
         let image = store.pull(&name(&text), &Silent).unwrap();
         assert!(disk_of(&store, &image) == content);
@@ -161,12 +161,12 @@ fn a_damaged_part_is_found_out_and_fetched_anew() {
 
 #[test]
 fn wrong_content_is_refused() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
-    let (reference, _) = two_layers(&place, "oci", 1, 100_000);
+    let (reference, _) = two_layers(&fixture, "oci", 1, 100_000);
     registry.push(&reference, "x:v");
-    let digest = place.resolve(&reference).unwrap().digest().to_string();
-    let layer = data_layer(&place, "oci");
+    let digest = fixture.resolve(&reference).unwrap().digest().to_string();
+    let layer = data_layer(&fixture, "oci");
     for (part, reference) in [
         (layer.as_str(), "x:v".to_owned()),
         ("/manifests/", "x:v".to_owned()),
@@ -177,29 +177,29 @@ fn wrong_content_is_refused() {
             true => Fault::Flip(50),
             false => Fault::None,
         });
-        let result = pull(&place, &format!("{}/{reference}", proxy.address));
+        let result = pull(&fixture, &format!("{}/{reference}", proxy.address));
         let (problem, message) = problem(result);
         assert!(matches!(problem, RegistryProblem::WrongDigest { .. }), "{message}");
         assert!(message.contains("expected sha256:"), "{message}");
     }
-    assert!(store(&place).list().unwrap().images.is_empty());
+    assert!(store(&fixture).list().unwrap().images.is_empty());
 }
 
 #[test]
 fn a_registry_that_falls_silent_is_given_up() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
-    let (reference, content) = two_layers(&place, "oci", 1, 1 << 20);
+    let (reference, content) = two_layers(&fixture, "oci", 1, 1 << 20);
     registry.push(&reference, "x:v");
-    let layer = data_layer(&place, "oci");
+    let layer = data_layer(&fixture, "oci");
     let proxy =
         Proxy::start(&registry.address, move |head, nth| match head.contains(&layer) && nth == 0 {
             true => Fault::Stall(500_000),
             false => Fault::None,
         });
-    let mut options = options(&place);
+    let mut options = options(&fixture);
     options.stall_timeout = Duration::from_millis(500);
-    let store = place.store().with_registries(options);
+    let store = fixture.store().with_registries(options);
     let begin = Instant::now();
     let image = store.pull(&name(&format!("{}/x:v", proxy.address)), &Silent).unwrap();
     assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
@@ -217,9 +217,9 @@ fn instead(answer: &str) -> Fault {
 
 #[test]
 fn a_rate_limit_that_passes_is_waited_out() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
-    let (reference, _) = two_layers(&place, "oci", 1, 1000);
+    let (reference, _) = two_layers(&fixture, "oci", 1, 1000);
     registry.push(&reference, "x:v");
     let soon = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(4));
     for header in [String::new(), format!("Retry-After: {soon}\r\n")] {
@@ -228,16 +228,16 @@ fn a_rate_limit_that_passes_is_waited_out() {
             0 if head.contains("/manifests/") => instead(&limit),
             _ => Fault::None,
         });
-        pull(&place, &format!("{}/x:v", proxy.address)).unwrap();
+        pull(&fixture, &format!("{}/x:v", proxy.address)).unwrap();
         assert_eq!(proxy.requests("/manifests/").len(), 2);
     }
 }
 
 #[test]
 fn passing_trouble_is_waited_out() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
-    let (reference, _) = two_layers(&place, "oci", 1, 1000);
+    let (reference, _) = two_layers(&fixture, "oci", 1, 1000);
     registry.push(&reference, "x:v");
     let proxy = Proxy::start(&registry.address, |head, nth| match nth {
         0 if head.contains("/manifests/") => {
@@ -250,13 +250,13 @@ fn passing_trouble_is_waited_out() {
         _ => Fault::None,
     });
     let begin = Instant::now();
-    pull(&place, &format!("{}/x:v", proxy.address)).unwrap();
+    pull(&fixture, &format!("{}/x:v", proxy.address)).unwrap();
     assert!(begin.elapsed() >= Duration::from_secs(1));
 }
 
 #[test]
 fn a_rate_limit_says_how_long() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
     for (header, words) in [
         ("Retry-After: 3600\r\n", "in 3600 seconds"),
@@ -270,7 +270,7 @@ fn a_rate_limit_says_how_long() {
                 )),
                 false => Fault::None,
             });
-        let (problem, message) = problem(pull(&place, &format!("{}/x:v", proxy.address)));
+        let (problem, message) = problem(pull(&fixture, &format!("{}/x:v", proxy.address)));
         assert!(matches!(problem, RegistryProblem::RateLimited { .. }), "{message}");
         assert!(message.contains("limits the rate") && message.contains(words), "{message}");
     }
@@ -278,12 +278,12 @@ fn a_rate_limit_says_how_long() {
 
 #[test]
 fn what_is_not_there_is_named() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
-    let (reference, _) = two_layers(&place, "oci", 1, 1000);
+    let (reference, _) = two_layers(&fixture, "oci", 1, 1000);
     registry.push(&reference, "some/thing:v1");
     registry.push(&reference, "some/thing:v2");
-    let ask = |text: &str| problem(pull(&place, &format!("{}/{text}", registry.address)));
+    let ask = |text: &str| problem(pull(&fixture, &format!("{}/{text}", registry.address)));
     let (problem, message) = ask("some/think:v1");
     assert!(matches!(problem, RegistryProblem::UnknownRepository { .. }), "{message}");
     assert!(message.contains("\"some/think\"") && message.contains("check the name"), "{message}");
@@ -295,7 +295,7 @@ fn what_is_not_there_is_named() {
     assert!(message.contains(&digest), "{message}");
 
     // A layer that the registry has lost.
-    let layer = data_layer(&place, "oci");
+    let layer = data_layer(&fixture, "oci");
     std::fs::remove_file(registry.blob_file(&layer)).unwrap();
     let (problem, message) = ask("some/thing:v1");
     assert!(matches!(problem, RegistryProblem::LostBlob { .. }), "{message}");
@@ -304,7 +304,7 @@ fn what_is_not_there_is_named() {
 
 #[test]
 fn what_is_no_registry_or_no_image_is_told_apart() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
     let answer = |content_type: &str, body: &str| {
         let length = body.len();
@@ -315,7 +315,7 @@ fn what_is_no_registry_or_no_image_is_told_apart() {
         let proxy = Proxy::start(&registry.address, move |head, _| {
             if head.contains("/manifests/") { fault.clone() } else { Fault::None }
         });
-        pull(&place, &format!("{}/x:v", proxy.address)).unwrap_err().to_string()
+        pull(&fixture, &format!("{}/x:v", proxy.address)).unwrap_err().to_string()
     };
     let old = "application/vnd.docker.distribution.manifest.v1+prettyjws";
     let chart = r#"{"schemaVersion":2,"config":{"mediaType":"application/vnd.cncf.helm.config.v1+json",
@@ -337,7 +337,7 @@ fn what_is_no_registry_or_no_image_is_told_apart() {
 
 #[test]
 fn nobody_fills_the_memory_or_leads_in_circles() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
     let endless = Fault::Endless("HTTP/1.1 200 OK\r\n\r\n".into(), vec![b' '; 1 << 16]);
     let body = "HTTP/1.1 500 No\r\n\r\n";
@@ -346,29 +346,29 @@ fn nobody_fills_the_memory_or_leads_in_circles() {
         let proxy = Proxy::start(&registry.address, move |head, _| {
             if head.contains("/manifests/") { fault.clone() } else { Fault::None }
         });
-        let (_, message) = problem(pull(&place, &format!("{}/x:v", proxy.address)));
+        let (_, message) = problem(pull(&fixture, &format!("{}/x:v", proxy.address)));
         assert!(message.contains(words), "{message}");
     }
     let circle = Proxy::start(&registry.address, |head, _| match head.contains("/manifests/") {
         true => instead("307 Go\r\nLocation: /v2/x/manifests/v\r\nContent-Length: 0\r\n\r\n"),
         false => Fault::None,
     });
-    let (_, message) = problem(pull(&place, &format!("{}/x:v", circle.address)));
+    let (_, message) = problem(pull(&fixture, &format!("{}/x:v", circle.address)));
     assert!(message.contains("redirects more than 5 times"), "{message}");
     assert_eq!(circle.requests("/manifests/").len(), 6);
 }
 
 #[test]
 fn a_layer_longer_than_its_manifest_says_is_refused() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
-    let (reference, _) = two_layers(&place, "oci", 1, 1000);
+    let (reference, _) = two_layers(&fixture, "oci", 1, 1000);
     registry.push(&reference, "x:v");
-    let layer = data_layer(&place, "oci");
+    let layer = data_layer(&fixture, "oci");
     let proxy = Proxy::start(&registry.address, move |head, _| match head.contains(&layer) {
         true => Fault::Endless("HTTP/1.1 200 OK\r\n\r\n".into(), vec![b' '; 1 << 16]),
         false => Fault::None,
     });
-    let (problem, message) = problem(pull(&place, &format!("{}/x:v", proxy.address)));
+    let (problem, message) = problem(pull(&fixture, &format!("{}/x:v", proxy.address)));
     assert!(matches!(problem, RegistryProblem::WrongLength { .. }), "{message}");
 }

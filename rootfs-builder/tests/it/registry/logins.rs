@@ -19,65 +19,65 @@ use super::*;
 const CREDS: &str = "--dest-creds=me:open sesame";
 
 /// A registry for `me` with the password `open sesame`, and a reference in it.
-fn guarded(place: &Place) -> Option<(Registry, String)> {
+fn guarded(fixture: &Fixture) -> Option<(Registry, String)> {
     let users = Command::new("htpasswd").args(["-Bbn", "-C4", "me", "open sesame"]).output();
     let Ok(users) = users else {
         eprintln!("SKIPPED: htpasswd is not installed");
         return None;
     };
-    let file = place.path("htpasswd");
+    let file = fixture.path("htpasswd");
     fs::write(&file, users.stdout).unwrap();
     let registry = Registry::start(&Setup { htpasswd: Some(&file), ..Setup::default() })?;
-    let (reference, _) = two_layers(place, "oci", 1, 1000);
+    let (reference, _) = two_layers(fixture, "oci", 1, 1000);
     registry.push_as(&reference, "x:v", &[CREDS]);
     let text = format!("{}/x:v", registry.address);
     Some((registry, text))
 }
 
-fn docker_config(place: &Place, json: &serde_json::Value) -> PathBuf {
-    fs::create_dir_all(place.path("docker")).unwrap();
-    let file = place.path("docker/config.json");
+fn docker_config(fixture: &Fixture, json: &serde_json::Value) -> PathBuf {
+    fs::create_dir_all(fixture.path("docker")).unwrap();
+    let file = fixture.path("docker/config.json");
     fs::write(&file, json.to_string()).unwrap();
     file
 }
 
 #[test]
 fn a_guarded_registry_asks_for_a_login_and_takes_it() {
-    let place = Place::new();
-    let Some((registry, text)) = guarded(&place) else { return };
+    let fixture = Fixture::new();
+    let Some((registry, text)) = guarded(&fixture) else { return };
     let address = &registry.address;
-    let (first, message) = problem(pull(&place, &text));
+    let (first, message) = problem(pull(&fixture, &text));
     assert!(matches!(first, RegistryProblem::LoginNeeded { .. }), "{message}");
     assert!(message.contains(&format!("log in to {address}")), "{message}");
 
-    let options = options(&place);
+    let options = options(&fixture);
     let error = options.login(address, "me", "wrong").unwrap_err().to_string();
     assert!(error.contains("refuses the login of \"me\"") && !error.contains("wrong"), "{error}");
-    assert!(!place.path("docker/config.json").exists());
+    assert!(!fixture.path("docker/config.json").exists());
     let stored = options.login(&format!("https://{address}/"), "me", "open sesame").unwrap();
-    assert_eq!(stored, LoginStore::File(place.path("docker/config.json")));
-    pull(&place, &text).unwrap();
+    assert_eq!(stored, LoginStore::File(fixture.path("docker/config.json")));
+    pull(&fixture, &text).unwrap();
 
     // Docker's own tools read what was written.
     run(Command::new("skopeo")
         .args(["inspect", "--tls-verify=false", "--authfile"])
-        .arg(place.path("docker/config.json"))
+        .arg(fixture.path("docker/config.json"))
         .arg(format!("docker://{text}")));
     assert!(options.logout(address).unwrap());
     assert!(!options.logout(address).unwrap());
-    let (second, message) = problem(pull(&place, &text));
+    let (second, message) = problem(pull(&fixture, &text));
     assert!(matches!(second, RegistryProblem::LoginNeeded { .. }), "{message}");
 
     let auth = STANDARD.encode("me:stale");
-    docker_config(&place, &json!({ "auths": { (address): { "auth": auth } } }));
-    let (third, message) = problem(pull(&place, &text));
+    docker_config(&fixture, &json!({ "auths": { (address): { "auth": auth } } }));
+    let (third, message) = problem(pull(&fixture, &text));
     assert!(matches!(third, RegistryProblem::LoginRefused { .. }), "{message}");
     assert!(message.contains("docker/config.json") && !message.contains("stale"), "{message}");
 }
 
 /// A credential helper in the folder `bin`, which keeps its logins in files beside it.
-fn install_helper(place: &Place) -> PathBuf {
-    let bin = place.path("bin");
+fn install_helper(fixture: &Fixture) -> PathBuf {
+    let bin = fixture.path("bin");
     fs::create_dir_all(&bin).unwrap();
     let helper = bin.join("docker-credential-boxlite-test");
     let script = r#"#!/bin/sh
@@ -117,19 +117,19 @@ fn with_a_helper() {
 
 #[test]
 fn helpers_keep_logins() {
-    let place = Place::new();
-    let Some((registry, text)) = guarded(&place) else { return };
-    let bin = install_helper(&place);
+    let fixture = Fixture::new();
+    let Some((registry, text)) = guarded(&fixture) else { return };
+    let bin = install_helper(&fixture);
     let path = std::env::var("PATH").unwrap();
     for config in [
         json!({ "credsStore": "boxlite-test" }),
         json!({ "credHelpers": { (&registry.address): "boxlite-test" }, "credsStore": "missing" }),
     ] {
-        docker_config(&place, &config);
+        docker_config(&fixture, &config);
         run(Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "registry::logins::with_a_helper", "--ignored"])
             .env("CHILD_IMAGE", &text)
-            .env("CHILD_DIR", place.dir.path())
+            .env("CHILD_DIR", fixture.dir.path())
             .env("PATH", format!("{}:{path}", bin.display())));
     }
     let left = fs::read_dir(&bin).unwrap().count();
@@ -138,23 +138,23 @@ fn helpers_keep_logins() {
 
 #[test]
 fn a_broken_helper_does_not_keep_public_images_away() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
-    let (reference, _) = two_layers(&place, "oci", 1, 1000);
+    let (reference, _) = two_layers(&fixture, "oci", 1, 1000);
     registry.push(&reference, "x:v");
-    docker_config(&place, &json!({ "credsStore": "boxlite-is-not-installed" }));
+    docker_config(&fixture, &json!({ "credsStore": "boxlite-is-not-installed" }));
     let notes = Notes::default();
     let text = format!("{}/x:v", registry.address);
-    store(&place).pull(&name(&text), &notes).unwrap();
+    store(&fixture).pull(&name(&text), &notes).unwrap();
     assert!(notes.has("docker-credential-boxlite-is-not-installed"));
-    let error = options(&place).login(&registry.address, "me", "x").unwrap_err();
+    let error = options(&fixture).login(&registry.address, "me", "x").unwrap_err();
     assert!(matches!(error, Error::CredentialHelper { .. }), "{error}");
 }
 
 #[test]
 fn logins_are_not_given_to_others() {
-    let place = Place::new();
-    let Some((registry, _)) = guarded(&place) else { return };
+    let fixture = Fixture::new();
+    let Some((registry, _)) = guarded(&fixture) else { return };
     let other = Proxy::start(&registry.address, |_, _| Fault::None);
     let target = other.address.clone();
     let proxy = Proxy::start(&registry.address, move |head, _| match head.contains("/blobs/") {
@@ -167,8 +167,8 @@ fn logins_are_not_given_to_others() {
         false => Fault::None,
     });
     let auth = STANDARD.encode("me:open sesame");
-    docker_config(&place, &json!({ "auths": { (&proxy.address): { "auth": auth } } }));
-    pull(&place, &format!("{}/x:v", proxy.address)).unwrap_err();
+    docker_config(&fixture, &json!({ "auths": { (&proxy.address): { "auth": auth } } }));
+    pull(&fixture, &format!("{}/x:v", proxy.address)).unwrap_err();
     assert!(proxy.requests("/manifests/")[0].to_lowercase().contains("authorization: basic"));
     let asked = other.requests("/blobs/");
     assert!(!asked.is_empty());
@@ -176,13 +176,14 @@ fn logins_are_not_given_to_others() {
 }
 
 /// A certificate authority of our own, and a certificate of it for 127.0.0.1.
-fn certificates(place: &Place) -> Option<[PathBuf; 3]> {
+fn certificates(fixture: &Fixture) -> Option<[PathBuf; 3]> {
     if !has_tool("openssl") {
         eprintln!("SKIPPED: openssl is not installed");
         return None;
     }
     let [ca, ca_key, certificate, key, request, extensions] =
-        ["ca.pem", "ca.key", "cert.pem", "key.pem", "request", "extensions"].map(|f| place.path(f));
+        ["ca.pem", "ca.key", "cert.pem", "key.pem", "request", "extensions"]
+            .map(|f| fixture.path(f));
     let new_key = ["-newkey", "rsa:2048", "-nodes", "-days", "2"];
     run(Command::new("openssl")
         .args(["req", "-x509", "-subj", "/CN=Our own"])
@@ -215,51 +216,51 @@ fn certificates(place: &Place) -> Option<[PathBuf; 3]> {
 
 #[test]
 fn private_authorities_are_trusted_where_they_are_named() {
-    let place = Place::new();
-    let Some([ca, certificate, key]) = certificates(&place) else { return };
+    let fixture = Fixture::new();
+    let Some([ca, certificate, key]) = certificates(&fixture) else { return };
     let setup = Setup { tls: Some((&certificate, &key)), ..Setup::default() };
     let Some(registry) = Registry::start(&setup) else { return };
-    let (reference, _) = two_layers(&place, "oci", 1, 1000);
+    let (reference, _) = two_layers(&fixture, "oci", 1, 1000);
     registry.push(&reference, "x:v");
     let text = format!("{}/x:v", registry.address);
     let with_ca = |file: &Path| {
-        let mut options = options(&place);
+        let mut options = options(&fixture);
         let mut config = RegistryConfig::default();
         config.ca_file = Some(file.to_owned());
         options.registries.insert(registry.address.clone(), config);
-        place.store().with_registries(options).pull(&name(&text), &Silent)
+        fixture.store().with_registries(options).pull(&name(&text), &Silent)
     };
     with_ca(&ca).unwrap();
     // Somebody else's authority, which a second call makes.
-    let other = Place::new();
+    let other = Fixture::new();
     let Some([stranger, ..]) = certificates(&other) else { return };
     let (trouble, message) = problem(with_ca(&stranger));
     assert!(matches!(trouble, RegistryProblem::Tls { .. }), "{message}");
     assert!(message.contains("ca_file") && message.contains("certificate"), "{message}");
-    for bad in [place.path("oci/index.json"), place.path("missing.pem")] {
+    for bad in [fixture.path("oci/index.json"), fixture.path("missing.pem")] {
         let error = with_ca(&bad).unwrap_err();
         assert!(matches!(error, Error::RegistryConfig { .. }), "{error}");
     }
     // Docker's convention, and this machine's own registry without any.
-    let folder = place.path("certs.d").join(&registry.address);
+    let folder = fixture.path("certs.d").join(&registry.address);
     fs::create_dir_all(&folder).unwrap();
     fs::copy(&stranger, folder.join("ca.crt")).unwrap();
-    assert!(matches!(problem(pull(&place, &text)).0, RegistryProblem::Tls { .. }));
+    assert!(matches!(problem(pull(&fixture, &text)).0, RegistryProblem::Tls { .. }));
     fs::copy(&ca, folder.join("ca.crt")).unwrap();
-    pull(&place, &text).unwrap();
+    pull(&fixture, &text).unwrap();
     fs::remove_dir_all(&folder).unwrap();
-    pull(&place, &text).unwrap();
+    pull(&fixture, &text).unwrap();
 }
 
 #[test]
 fn a_registry_without_tls_is_refused_where_tls_is_wanted() {
-    let place = Place::new();
-    let (Some(registry), Some([ca, ..])) = (bare(), certificates(&place)) else { return };
-    let mut options = options(&place);
+    let fixture = Fixture::new();
+    let (Some(registry), Some([ca, ..])) = (bare(), certificates(&fixture)) else { return };
+    let mut options = options(&fixture);
     let mut config = RegistryConfig::default();
     config.ca_file = Some(ca);
     options.registries.insert(registry.address.clone(), config);
-    let store = place.store().with_registries(options);
+    let store = fixture.store().with_registries(options);
     let (trouble, message) =
         problem(store.pull(&name(&format!("{}/x:v", registry.address)), &Silent));
     assert!(matches!(trouble, RegistryProblem::Tls { .. }), "{message}");
@@ -354,52 +355,52 @@ fn give_token(request: &str, certificate: &Path, key: &Path) -> String {
 
 #[test]
 fn tokens_are_fetched_and_shown() {
-    let place = Place::new();
-    let Some([_, certificate, key]) = certificates(&place) else { return };
+    let fixture = Fixture::new();
+    let Some([_, certificate, key]) = certificates(&fixture) else { return };
     let tokens = TokenServer::start(certificate.clone(), key);
     let setup = Setup { token: Some((&tokens.realm, &certificate)), ..Setup::default() };
     let Some(registry) = Registry::start(&setup) else { return };
-    let (reference, content) = two_layers(&place, "oci", 1, 1000);
+    let (reference, content) = two_layers(&fixture, "oci", 1, 1000);
     registry.push_as(&reference, "public:v", &[CREDS]);
     registry.push_as(&reference, "secret:v", &[CREDS]);
     tokens.requests();
     let text = |name: &str| format!("{}/{name}:v", registry.address);
 
     // Anonymous, with one token for all requests.
-    let image = pull(&place, &text("public")).unwrap();
-    assert!(disk_of(&store(&place), &image) == content);
+    let image = pull(&fixture, &text("public")).unwrap();
+    assert!(disk_of(&store(&fixture), &image) == content);
     let requests = tokens.requests();
     assert_eq!(requests.len(), 1, "{requests:?}");
-    let (trouble, message) = problem(pull(&place, &text("secret")));
+    let (trouble, message) = problem(pull(&fixture, &text("secret")));
     assert!(matches!(trouble, RegistryProblem::LoginNeeded { .. }), "{message}");
 
     // With a login: the password goes to the token server, a token to the registry.
-    let options = options(&place);
+    let options = options(&fixture);
     assert!(options.login(&registry.address, "me", "wrong").is_err());
     options.login(&registry.address, "me", "open sesame").unwrap();
-    pull(&place, &text("secret")).unwrap();
-    let (trouble, message) = problem(pull(&place, &text("nothing")));
+    pull(&fixture, &text("secret")).unwrap();
+    let (trouble, message) = problem(pull(&fixture, &text("nothing")));
     assert!(matches!(trouble, RegistryProblem::UnknownRepository { .. }), "{message}");
 
     let config = |entry: serde_json::Value| {
-        docker_config(&place, &json!({ "auths": { (&registry.address): entry } }));
+        docker_config(&fixture, &json!({ "auths": { (&registry.address): entry } }));
     };
     config(json!({ "identitytoken": "my-identity" }));
     tokens.requests();
-    pull(&place, &text("secret")).unwrap();
+    pull(&fixture, &text("secret")).unwrap();
     let request = tokens.requests().remove(0);
     assert!(request.starts_with("POST /token "), "{request}");
     assert!(request.contains("grant_type=refresh_token"), "{request}");
     config(json!({ "identitytoken": "another" }));
-    let (trouble, message) = problem(pull(&place, &text("secret")));
+    let (trouble, message) = problem(pull(&fixture, &text("secret")));
     assert!(matches!(trouble, RegistryProblem::LoginRefused { .. }), "{message}");
     assert!(!message.contains("another"), "{message}");
 }
 
 #[test]
 fn no_login_goes_unencrypted_from_a_secure_registry() {
-    let place = Place::new();
-    let Some([ca, certificate, key]) = certificates(&place) else { return };
+    let fixture = Fixture::new();
+    let Some([ca, certificate, key]) = certificates(&fixture) else { return };
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let realm = format!("http://{}/token", listener.local_addr().unwrap());
@@ -409,7 +410,7 @@ fn no_login_goes_unencrypted_from_a_secure_registry() {
         ..Setup::default()
     };
     let Some(registry) = Registry::start(&setup) else { return };
-    let mut options = options(&place);
+    let mut options = options(&fixture);
     let mut config = RegistryConfig::default();
     config.ca_file = Some(ca);
     options.registries.insert(registry.address.clone(), config);
@@ -420,9 +421,9 @@ fn no_login_goes_unencrypted_from_a_secure_registry() {
 
 #[test]
 fn a_token_server_in_trouble_is_asked_again() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
-    let (reference, _) = two_layers(&place, "oci", 1, 1000);
+    let (reference, _) = two_layers(&fixture, "oci", 1, 1000);
     registry.push(&reference, "x:v");
     let tokens = Proxy::start("127.0.0.1:1", |_, nth| {
         let answer = match nth {
@@ -441,8 +442,11 @@ fn a_token_server_in_trouble_is_asked_again() {
             )),
         }
     });
-    docker_config(&place, &json!({ "auths": { (&guarded.address): { "identitytoken": "mine" } } }));
-    pull(&place, &format!("{}/x:v", guarded.address)).unwrap();
+    docker_config(
+        &fixture,
+        &json!({ "auths": { (&guarded.address): { "identitytoken": "mine" } } }),
+    );
+    pull(&fixture, &format!("{}/x:v", guarded.address)).unwrap();
     assert_eq!(tokens.requests("POST /token").len(), 3);
 }
 
@@ -453,16 +457,16 @@ fn as_a_stranger(address: &str) -> String {
 
 #[test]
 fn an_insecure_registry_does_not_make_others_insecure() {
-    let place = Place::new();
-    let Some([_, certificate, key]) = certificates(&place) else { return };
+    let fixture = Fixture::new();
+    let Some([_, certificate, key]) = certificates(&fixture) else { return };
     let setup = Setup { tls: Some((&certificate, &key)), ..Setup::default() };
     let (Some(stranger), Some(registry)) = (Registry::start(&setup), bare()) else { return };
-    let (reference, _) = two_layers(&place, "oci", 1, 1000);
+    let (reference, _) = two_layers(&fixture, "oci", 1, 1000);
     registry.push(&reference, "x:v");
     stranger.push(&reference, "x:v");
     let other = as_a_stranger(&stranger.address);
     let options_with = |hosts: &[&str]| {
-        let mut options = options(&place);
+        let mut options = options(&fixture);
         for host in hosts {
             let mut config = RegistryConfig::default();
             config.insecure = true;
@@ -471,7 +475,7 @@ fn an_insecure_registry_does_not_make_others_insecure() {
         options
     };
     let pull_with = |hosts: &[&str], address: &str| {
-        let store = place.store().with_registries(options_with(hosts));
+        let store = fixture.store().with_registries(options_with(hosts));
         store.pull(&name(&format!("{address}/x:v")), &Silent)
     };
     // Its blobs are elsewhere, behind a certificate that nobody vouches for.
@@ -499,7 +503,7 @@ fn an_insecure_registry_does_not_make_others_insecure() {
                 "HTTP/1.1 401 No\r\nWWW-Authenticate: Bearer realm=\"{realm}\"\r\nContent-Length: 0\r\n\r\n"
             ))
         });
-        docker_config(&place, &json!({ "auths": { (&guarded.address): { "auth": auth } } }));
+        docker_config(&fixture, &json!({ "auths": { (&guarded.address): { "auth": auth } } }));
         let (_, message) = problem(pull_with(&[&guarded.address], &guarded.address));
         assert!(message.contains(&*other) || message.contains("0.0.0.0"), "{message}");
         assert!(message.contains(words), "{message}");
@@ -512,14 +516,14 @@ fn an_insecure_registry_does_not_make_others_insecure() {
 
 #[test]
 fn no_login_is_sent_to_a_mirror_without_tls() {
-    let place = Place::new();
-    let Some((registry, _)) = guarded(&place) else { return };
+    let fixture = Fixture::new();
+    let Some((registry, _)) = guarded(&fixture) else { return };
     let proxy = Proxy::start(&registry.address, |_, _| Fault::None);
     let mirror = as_a_stranger(&proxy.address);
     let auth = STANDARD.encode("me:open sesame");
-    docker_config(&place, &json!({ "auths": { (&mirror): { "auth": auth } } }));
+    docker_config(&fixture, &json!({ "auths": { (&mirror): { "auth": auth } } }));
     let pull = |is_insecure: bool| {
-        let mut options = options(&place);
+        let mut options = options(&fixture);
         let mut config = RegistryConfig::default();
         config.mirrors = vec![format!("http://{mirror}")];
         options.registries.insert("registry.invalid".into(), config);
@@ -527,7 +531,7 @@ fn no_login_is_sent_to_a_mirror_without_tls() {
         config.insecure = is_insecure;
         options.registries.insert(mirror.clone(), config);
         let notes = Notes::default();
-        let store = place.store().with_registries(options);
+        let store = fixture.store().with_registries(options);
         (store.pull(&name("registry.invalid/x:v"), &notes), notes)
     };
     let (result, notes) = pull(false);
@@ -542,14 +546,14 @@ fn no_login_is_sent_to_a_mirror_without_tls() {
 
 #[test]
 fn a_hostile_token_server_is_bounded() {
-    let place = Place::new();
-    let Some([_, certificate, _]) = certificates(&place) else { return };
+    let fixture = Fixture::new();
+    let Some([_, certificate, _]) = certificates(&fixture) else { return };
     let endless = Proxy::start("127.0.0.1:1", |_, _| {
         Fault::Endless("HTTP/1.1 200 OK\r\n\r\n".into(), vec![b'['; 1 << 16])
     });
     let realm = format!("http://{}/token", endless.address);
     let setup = Setup { token: Some((&realm, &certificate)), ..Setup::default() };
     let Some(registry) = Registry::start(&setup) else { return };
-    let (trouble, message) = problem(pull(&place, &format!("{}/x:v", registry.address)));
+    let (trouble, message) = problem(pull(&fixture, &format!("{}/x:v", registry.address)));
     assert!(matches!(trouble, RegistryProblem::TooLarge { .. }), "{message}");
 }

@@ -18,23 +18,23 @@ use crate::support::*;
 use server::{Registry, Setup};
 
 /// Options that know nothing of this machine's user.
-fn options(place: &Place) -> RegistryOptions {
+fn options(fixture: &Fixture) -> RegistryOptions {
     let mut options = RegistryOptions::default();
-    options.docker_config = Some(place.path("docker"));
-    options.certs_dirs = vec![place.path("certs.d")];
+    options.docker_config = Some(fixture.path("docker"));
+    options.certs_dirs = vec![fixture.path("certs.d")];
     options
 }
 
-fn store(place: &Place) -> ImageStore {
-    place.store().with_registries(options(place))
+fn store(fixture: &Fixture) -> ImageStore {
+    fixture.store().with_registries(options(fixture))
 }
 
 fn name(text: &str) -> ImageName {
     text.parse().unwrap()
 }
 
-fn pull(place: &Place, text: &str) -> Result<Image, Error> {
-    store(place).pull(&name(text), &Silent)
+fn pull(fixture: &Fixture, text: &str) -> Result<Image, Error> {
+    store(fixture).pull(&name(text), &Silent)
 }
 
 /// What the registry's problem is.
@@ -48,22 +48,22 @@ fn problem(result: Result<Image, Error>) -> (RegistryProblem, String) {
 }
 
 /// An image of two layers, one of them of noise; returns its reference, and what its disk will be.
-fn two_layers(place: &Place, dir: &str, seed: u64, len: usize) -> (String, Vec<u8>) {
+fn two_layers(fixture: &Fixture, dir: &str, seed: u64, len: usize) -> (String, Vec<u8>) {
     let layers = [
         TestLayer::tar("etc/base", b"the base"),
         TestLayer::tar("data", &server::noise(seed, len)),
     ];
     let compressed: Vec<_> = layers.iter().map(|layer| TestLayer::gzip(layer)).collect();
-    let layout = Layout::single(place.path(dir), &compressed);
+    let layout = Layout::single(fixture.path(dir), &compressed);
     (layout.reference(), on_disk(&[&layers[0], &layers[1]]))
 }
 
 /// The digest of the second layer of the only image in a layout.
-fn data_layer(place: &Place, dir: &str) -> String {
+fn data_layer(fixture: &Fixture, dir: &str) -> String {
     let read = |path: std::path::PathBuf| -> serde_json::Value {
         serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
     };
-    let layout = place.path(dir);
+    let layout = fixture.path(dir);
     let digest = |value: &serde_json::Value| value["digest"].as_str().unwrap().replace(':', "/");
     let index = read(layout.join("index.json"));
     let manifest = read(layout.join("blobs").join(digest(&index["manifests"][0])));

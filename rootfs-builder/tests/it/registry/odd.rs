@@ -22,9 +22,9 @@ impl Content {
         Self { algorithm, answers: Vec::new() }
     }
 
-    fn put(&mut self, place: &str, media_type: &str, text: &str) -> Value {
+    fn put(&mut self, kind: &str, media_type: &str, text: &str) -> Value {
         let digest = Digest::of(self.algorithm, text.as_bytes()).to_string();
-        self.answers.push((format!("/v2/x/{place}/{digest}"), media_type.into(), text.into()));
+        self.answers.push((format!("/v2/x/{kind}/{digest}"), media_type.into(), text.into()));
         json!({ "mediaType": media_type, "digest": digest, "size": text.len() })
     }
 
@@ -75,9 +75,9 @@ impl Content {
 }
 
 /// Pulls `x:v`; what its disk is then.
-fn disk_at(place: &Place, proxy: &Proxy) -> Result<Vec<u8>, Error> {
-    let image = pull(place, &format!("{}/x:v", proxy.address))?;
-    Ok(disk_of(&store(place), &image))
+fn disk_at(fixture: &Fixture, proxy: &Proxy) -> Result<Vec<u8>, Error> {
+    let image = pull(fixture, &format!("{}/x:v", proxy.address))?;
+    Ok(disk_of(&store(fixture), &image))
 }
 
 #[test]
@@ -90,20 +90,20 @@ fn layers_of_every_kind_twice_or_empty() {
     for (algorithm, is_chunked) in
         [(Algorithm::Sha256, false), (Algorithm::Sha512, false), (Algorithm::Sha256, true)]
     {
-        let place = Place::new();
+        let fixture = Fixture::new();
         let mut content = Content::new(algorithm);
         let image = content.image(&layers);
         content.tag("v", &image);
         let pinned = image["digest"].as_str().unwrap().to_owned();
         let proxy = content.serve("", is_chunked);
-        assert!(disk_at(&place, &proxy).unwrap() == expected);
+        assert!(disk_at(&fixture, &proxy).unwrap() == expected);
         assert_eq!(proxy.requests(&Digest::of(algorithm, b"one").to_string()).len(), 1);
         let by_digest = format!("{}/x:other@{pinned}", proxy.address);
-        assert_eq!(pull(&place, &by_digest).unwrap().digest().to_string(), pinned);
+        assert_eq!(pull(&fixture, &by_digest).unwrap().digest().to_string(), pinned);
         // What such an image is saved as can be loaded.
         let mut saved = Vec::new();
-        store(&place).save(&[&by_digest], &mut saved, &Silent).unwrap();
-        let other = Place::new();
+        store(&fixture).save(&[&by_digest], &mut saved, &Silent).unwrap();
+        let other = Fixture::new();
         let loaded = other.store().load_from(&mut &saved[..], &Silent).unwrap();
         assert_eq!(loaded[0].digest().to_string(), pinned);
         assert!(disk_of(&other.store(), &loaded[0]) == expected);
@@ -112,7 +112,7 @@ fn layers_of_every_kind_twice_or_empty() {
 
 #[test]
 fn a_header_that_lies_about_the_digest_is_found_out() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let header = "Docker-Content-Digest: \
         sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\r\n";
     for (header, is_refused) in [(header, true), ("Docker-Content-Digest: md5:00\r\n", false)] {
@@ -120,7 +120,7 @@ fn a_header_that_lies_about_the_digest_is_found_out() {
         let image = content.image(&[(LAYER, "one")]);
         content.tag("v", &image);
         let proxy = content.serve(header, false);
-        let result = pull(&place, &format!("{}/x:v", proxy.address));
+        let result = pull(&fixture, &format!("{}/x:v", proxy.address));
         match is_refused {
             true => assert!(matches!(problem(result).0, RegistryProblem::WrongDigest { .. })),
             false => assert_eq!(result.unwrap().digest().to_string(), image["digest"]),
@@ -130,7 +130,7 @@ fn a_header_that_lies_about_the_digest_is_found_out() {
 
 #[test]
 fn what_is_no_image_in_an_index_is_passed_over() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let artifact = |content: &mut Content| {
         let empty = content.put("blobs", "application/vnd.oci.empty.v1+json", "{}");
         let manifest = json!({
@@ -150,16 +150,16 @@ fn what_is_no_image_in_an_index_is_passed_over() {
     content.tag("nothing", &nothing);
     content.tag("artifact", &plain);
     let proxy = content.serve("", false);
-    assert!(disk_at(&place, &proxy).unwrap() == on_disk(&[b"one"]));
+    assert!(disk_at(&fixture, &proxy).unwrap() == on_disk(&[b"one"]));
     for tag in ["nothing", "artifact"] {
-        let error = pull(&place, &format!("{}/x:{tag}", proxy.address)).unwrap_err().to_string();
+        let error = pull(&fixture, &format!("{}/x:{tag}", proxy.address)).unwrap_err().to_string();
         assert!(error.contains("not a container image"), "{error}");
     }
 }
 
 #[test]
 fn lies_about_lengths_and_missing_foreign_layers_are_named() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     for (change, words) in [
         (json!({ "size": 2 }), "has not the 2 bytes"),
         (json!({ "size": 5 }), "ended after 3 bytes"),
@@ -178,15 +178,15 @@ fn lies_about_lengths_and_missing_foreign_layers_are_named() {
         assert_ne!(changed, image);
         content.tag("v", &changed);
         let proxy = content.serve("", false);
-        let (_, message) = problem(pull(&place, &format!("{}/x:v", proxy.address)));
+        let (_, message) = problem(pull(&fixture, &format!("{}/x:v", proxy.address)));
         assert!(message.contains(words), "{message}");
     }
-    assert!(store(&place).list().unwrap().images.is_empty());
+    assert!(store(&fixture).list().unwrap().images.is_empty());
 }
 
 #[test]
 fn zstd_chunked_layers_are_read_as_zstd() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
     // A table of contents in skippable frames behind the data, as containers/storage writes it.
     let mut layer = TestLayer::zstd(&TestLayer::tar("etc/base", b"the base"));
@@ -196,8 +196,8 @@ fn zstd_chunked_layers_are_read_as_zstd() {
     };
     layer.blob.extend(frame(&zstd::encode_all(&b"{\"version\":1}"[..], 1).unwrap()));
     layer.blob.extend(frame(&[0; 64]));
-    let layout = Layout::single(place.path("oci"), &[layer.clone()]);
+    let layout = Layout::single(fixture.path("oci"), &[layer.clone()]);
     registry.push_as(&layout.reference(), "x:v", &["--preserve-digests"]);
-    let image = pull(&place, &format!("{}/x:v", registry.address)).unwrap();
-    assert!(disk_of(&store(&place), &image) == on_disk(&[&layer.plain]));
+    let image = pull(&fixture, &format!("{}/x:v", registry.address)).unwrap();
+    assert!(disk_of(&store(&fixture), &image) == on_disk(&[&layer.plain]));
 }

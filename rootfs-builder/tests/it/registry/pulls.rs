@@ -12,15 +12,15 @@ use super::*;
 
 #[test]
 fn a_pulled_image_is_the_one_that_was_pushed() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let Some(mut registry) = bare() else { return };
-    let (reference, content) = two_layers(&place, "oci", 1, 300_000);
+    let (reference, content) = two_layers(&fixture, "oci", 1, 300_000);
     registry.push(&reference, "some/thing:v1");
-    let store = store(&place);
+    let store = store(&fixture);
     let text = format!("docker://{}/some/thing:v1", registry.address);
     let notes = Notes::default();
     let image = store.resolve(&text.parse().unwrap(), &notes).unwrap();
-    let pushed = place.resolve(&reference).unwrap();
+    let pushed = fixture.resolve(&reference).unwrap();
     assert_eq!((image.chain_id(), image.config()), (pushed.chain_id(), pushed.config()));
     assert_eq!(image.digest(), pushed.digest());
     assert!(notes.has("Asking") && notes.has("Pulling(LayerProgress { layer: 1, layers: 2"));
@@ -36,21 +36,21 @@ fn a_pulled_image_is_the_one_that_was_pushed() {
         listed[0].imported_from.as_deref(),
         Some(&*format!("docker://{}", again.reference()))
     );
-    let (problem, text) = problem(pull(&place, &again.reference().to_string()));
+    let (problem, text) = problem(pull(&fixture, &again.reference().to_string()));
     assert!(matches!(problem, RegistryProblem::Unreachable { .. }), "{text}");
     assert!(text.contains("refused") && text.contains("check its name"), "{text}");
     store.remove(&again.reference().to_string()).unwrap();
-    assert_eq!(place.store_files(), [""; 0]);
+    assert_eq!(fixture.store_files(), [""; 0]);
 }
 
 #[test]
 fn policies_say_when_the_registry_is_asked() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
-    let (first, _) = two_layers(&place, "first", 1, 1000);
-    let (second, _) = two_layers(&place, "second", 2, 1000);
+    let (first, _) = two_layers(&fixture, "first", 1, 1000);
+    let (second, _) = two_layers(&fixture, "second", 2, 1000);
     registry.push(&first, "x:v");
-    let store = store(&place);
+    let store = store(&fixture);
     let reference = format!("{}/x:v", registry.address).parse().unwrap();
     let resolve = |policy| store.resolve_with(&reference, policy, &Silent);
     let error = resolve(PullPolicy::Never).unwrap_err();
@@ -64,22 +64,22 @@ fn policies_say_when_the_registry_is_asked() {
     assert_ne!(two.digest(), one.digest());
     assert_eq!(resolve(PullPolicy::Missing).unwrap().digest(), two.digest());
     // The old one's disk and layer went with its name.
-    assert_eq!(place.store_files().iter().filter(|file| file.starts_with("blobs")).count(), 4);
-    assert!(place.store_files().iter().all(|file| !file.starts_with("disks")));
+    assert_eq!(fixture.store_files().iter().filter(|file| file.starts_with("blobs")).count(), 4);
+    assert!(fixture.store_files().iter().all(|file| !file.starts_with("disks")));
     // An unchanged one keeps its disk.
     disk_of(&store, &two);
     resolve(PullPolicy::Always).unwrap();
-    assert_eq!(place.store_files().iter().filter(|file| file.starts_with("disks")).count(), 1);
+    assert_eq!(fixture.store_files().iter().filter(|file| file.starts_with("disks")).count(), 1);
 }
 
 #[test]
 fn an_import_of_that_name_comes_first() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
-    let (pushed, _) = two_layers(&place, "pushed", 1, 1000);
-    let (imported, _) = two_layers(&place, "imported", 2, 1000);
+    let (pushed, _) = two_layers(&fixture, "pushed", 1, 1000);
+    let (imported, _) = two_layers(&fixture, "imported", 2, 1000);
     registry.push(&pushed, "x:v");
-    let store = store(&place);
+    let store = store(&fixture);
     let text = format!("{}/x:v", registry.address);
     let builder = Concatenate::default();
     let import = store.import(&imported.parse().unwrap(), &text, &builder, &Silent).unwrap();
@@ -90,24 +90,24 @@ fn an_import_of_that_name_comes_first() {
 
 #[test]
 fn digests_pin() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let Some(mut registry) = bare() else { return };
-    let (reference, _) = two_layers(&place, "oci", 1, 1000);
+    let (reference, _) = two_layers(&fixture, "oci", 1, 1000);
     registry.push(&reference, "x:v");
-    let digest = place.resolve(&reference).unwrap().digest().clone();
+    let digest = fixture.resolve(&reference).unwrap().digest().clone();
     let pinned = format!("{}/x:other-tag@{digest}", registry.address);
-    assert_eq!(pull(&place, &pinned).unwrap().digest(), &digest);
+    assert_eq!(pull(&fixture, &pinned).unwrap().digest(), &digest);
     // Whatever it was called: the digest is known.
     registry.stop();
     let again = format!("{}/x@{digest}", registry.address).parse().unwrap();
-    assert_eq!(store(&place).resolve(&again, &Silent).unwrap().digest(), &digest);
+    assert_eq!(store(&fixture).resolve(&again, &Silent).unwrap().digest(), &digest);
 }
 
 #[test]
 fn of_several_platforms_this_one() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
-    let layout = Layout::new(place.path("oci"));
+    let layout = Layout::new(fixture.path("oci"));
     let layer = |text: &str| TestLayer::gzip(&TestLayer::tar("arch", text.as_bytes()));
     let own = layout.image(HOST, &[layer(HOST)]);
     let foreign = layout.image(FOREIGN, &[layer(FOREIGN)]);
@@ -120,12 +120,12 @@ fn of_several_platforms_this_one() {
         let from = format!("{}:{tag}", layout.reference());
         registry.push_as(&from, &format!("x:{tag}"), &["--all", "--preserve-digests"]);
     }
-    let image = pull(&place, &format!("{}/x:both", registry.address)).unwrap();
+    let image = pull(&fixture, &format!("{}/x:both", registry.address)).unwrap();
     assert_eq!(image.config().architecture, HOST);
     // The digest that people see in registries is the index's.
     let pinned = format!("{}/x@{index}", registry.address);
-    assert_eq!(pull(&place, &pinned).unwrap().digest(), image.digest());
-    let error = pull(&place, &format!("{}/x:other", registry.address)).unwrap_err();
+    assert_eq!(pull(&fixture, &pinned).unwrap().digest(), image.digest());
+    let error = pull(&fixture, &format!("{}/x:other", registry.address)).unwrap_err();
     assert!(matches!(error, Error::WrongPlatform { .. }), "{error}");
     let text = error.to_string();
     assert!(text.contains(FOREIGN) && text.contains(HOST), "{text}");
@@ -133,15 +133,15 @@ fn of_several_platforms_this_one() {
 
 #[test]
 fn what_images_share_is_fetched_once() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
     for (dir, seed) in [("one", 1), ("two", 2)] {
-        let (reference, _) = two_layers(&place, dir, seed, 10_000);
+        let (reference, _) = two_layers(&fixture, dir, seed, 10_000);
         registry.push(&reference, &format!("{dir}:v"));
     }
     let proxy = Proxy::start(&registry.address, |_, _| Fault::None);
     for dir in ["one", "two"] {
-        pull(&place, &format!("{}/{dir}:v", proxy.address)).unwrap();
+        pull(&fixture, &format!("{}/{dir}:v", proxy.address)).unwrap();
     }
     let mut blobs: Vec<String> = proxy.requests("/blobs/");
     blobs.iter_mut().for_each(|head| {
@@ -155,16 +155,16 @@ fn what_images_share_is_fetched_once() {
 
 #[test]
 fn a_damaged_or_missing_blob_is_fetched_anew() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
-    let (reference, content) = two_layers(&place, "oci", 1, 10_000);
+    let (reference, content) = two_layers(&fixture, "oci", 1, 10_000);
     registry.push(&reference, "x:v");
     let text = format!("{}/x:v", registry.address);
-    pull(&place, &text).unwrap();
-    let blob = place.path("store/blobs").join(data_layer(&place, "oci").replace(':', "/"));
+    pull(&fixture, &text).unwrap();
+    let blob = fixture.path("store/blobs").join(data_layer(&fixture, "oci").replace(':', "/"));
     let sound = std::fs::read(&blob).unwrap();
     std::fs::remove_file(&blob).unwrap();
-    let store = store(&place);
+    let store = store(&fixture);
     store.resolve(&text.parse().unwrap(), &Silent).unwrap();
     assert!(std::fs::read(&blob).unwrap() == sound);
 
@@ -184,16 +184,16 @@ fn a_damaged_or_missing_blob_is_fetched_anew() {
 
 #[test]
 fn a_damaged_record_is_fetched_anew_where_it_came_from_the_registry() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
-    let (reference, content) = two_layers(&place, "oci", 1, 1000);
+    let (reference, content) = two_layers(&fixture, "oci", 1, 1000);
     registry.push(&reference, "x:v");
     let text = format!("{}/x:v", registry.address);
-    let store = store(&place);
+    let store = store(&fixture);
     let resolve = |policy| store.resolve_with(&text.parse().unwrap(), policy, &Silent);
     let record = || {
-        let files = place.store_files();
-        place.path("store").join(files.iter().find(|file| file.ends_with(".json")).unwrap())
+        let files = fixture.store_files();
+        fixture.path("store").join(files.iter().find(|file| file.ends_with(".json")).unwrap())
     };
     let damage = |with: &dyn Fn(String) -> String| {
         let path = record();
@@ -201,7 +201,7 @@ fn a_damaged_record_is_fetched_anew_where_it_came_from_the_registry() {
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, with(json)).unwrap();
     };
-    pull(&place, &text).unwrap();
+    pull(&fixture, &text).unwrap();
     let damages: [&dyn Fn(String) -> String; 4] = [
         &|_| String::new(),
         &|json| "\0".repeat(json.len()),
@@ -229,22 +229,22 @@ fn a_damaged_record_is_fetched_anew_where_it_came_from_the_registry() {
 
 #[test]
 fn another_name_is_not_taken_for_one_in_a_registry() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
-    let (reference, _) = two_layers(&place, "oci", 1, 1000);
-    let (stranger, _) = two_layers(&place, "stranger", 2, 1000);
+    let (reference, _) = two_layers(&fixture, "oci", 1, 1000);
+    let (stranger, _) = two_layers(&fixture, "stranger", 2, 1000);
     registry.push(&reference, "x:v");
     registry.push(&stranger, "mine:v");
     let (text, alias) =
         (format!("{}/x:v", registry.address), format!("{}/mine:v", registry.address));
-    let digest = pull(&place, &text).unwrap().digest().clone();
-    let store = store(&place);
+    let digest = pull(&fixture, &text).unwrap().digest().clone();
+    let store = store(&fixture);
     store.tag(&text, &alias).unwrap();
     store.remove(&text).unwrap();
     let resolve = || store.resolve(&alias.parse().unwrap(), &Silent).unwrap();
     assert_eq!(resolve().digest(), &digest);
     // Not even when it is damaged: the registry's image of this name is another one.
-    std::fs::remove_dir_all(place.path("store/blobs/sha256")).unwrap();
+    std::fs::remove_dir_all(fixture.path("store/blobs/sha256")).unwrap();
     assert_eq!(resolve().digest(), &digest);
     let error = store.disk(&resolve(), &Concatenate::default(), &Silent).unwrap_err();
     assert!(error.to_string().contains("import it again"), "{error}");
@@ -252,12 +252,12 @@ fn another_name_is_not_taken_for_one_in_a_registry() {
 
 #[test]
 fn layers_are_fetched_several_at_a_time_and_no_more() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
     let layers: Vec<_> =
         (0..7u8).map(|n| TestLayer::gzip(&TestLayer::tar("file", &[n; 100]))).collect();
-    registry.push(&Layout::single(place.path("oci"), &layers).reference(), "x:v");
-    let config = place.resolve(&format!("oci:{}", place.path("oci").display())).unwrap();
+    registry.push(&Layout::single(fixture.path("oci"), &layers).reference(), "x:v");
+    let config = fixture.resolve(&format!("oci:{}", fixture.path("oci").display())).unwrap();
     assert_eq!(config.layer_count(), 7);
     let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let (current, highest) = (now.clone(), most.clone());
@@ -269,9 +269,9 @@ fn layers_are_fetched_several_at_a_time_and_no_more() {
         }
         Fault::None
     });
-    let mut options = options(&place);
+    let mut options = options(&fixture);
     options.parallel_layers = 3;
-    let store = place.store().with_registries(options);
+    let store = fixture.store().with_registries(options);
     store.pull(&name(&format!("{}/x:v", proxy.address)), &Silent).unwrap();
     assert_eq!(most.load(Ordering::SeqCst), 3);
     assert_eq!(now.load(Ordering::SeqCst), 0);
@@ -279,9 +279,9 @@ fn layers_are_fetched_several_at_a_time_and_no_more() {
 
 #[test]
 fn mirrors_are_asked_first_and_the_registry_last() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let (Some(mirror), Some(registry)) = (bare(), bare()) else { return };
-    let (reference, _) = two_layers(&place, "oci", 1, 10_000);
+    let (reference, _) = two_layers(&fixture, "oci", 1, 10_000);
     mirror.push(&reference, "proxy/x:on-both");
     registry.push(&reference, "x:on-both");
     registry.push(&reference, "x:on-one");
@@ -289,11 +289,11 @@ fn mirrors_are_asked_first_and_the_registry_last() {
         Proxy::start(&mirror.address, |_, _| Fault::None),
         Proxy::start(&registry.address, |_, _| Fault::None),
     );
-    let mut options = options(&place);
+    let mut options = options(&fixture);
     let mut config = RegistryConfig::default();
     config.mirrors = vec![free_address(), format!("http://{}/proxy", mirror.address)];
     options.registries.insert(registry.address.clone(), config);
-    let store = place.store().with_registries(options);
+    let store = fixture.store().with_registries(options);
     let notes = Notes::default();
     store.pull(&name(&format!("{}/x:on-both", registry.address)), &notes).unwrap();
     assert_eq!(registry.heads(), [""; 0]);
@@ -306,9 +306,9 @@ fn mirrors_are_asked_first_and_the_registry_last() {
 
 #[test]
 fn a_cancelled_pull_ends_soon_and_goes_on_later() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
-    let (reference, content) = two_layers(&place, "oci", 1, 4 << 20);
+    let (reference, content) = two_layers(&fixture, "oci", 1, 4 << 20);
     registry.push(&reference, "x:v");
     let proxy = Proxy::start(&registry.address, |head, nth| match head.contains("/blobs/") {
         true if nth == 0 => Fault::Slow(Duration::from_millis(100)),
@@ -317,23 +317,23 @@ fn a_cancelled_pull_ends_soon_and_goes_on_later() {
     let text = format!("{}/x:v", proxy.address);
     let progress = CancelAt { at: 1 << 20, reached: AtomicBool::new(false) };
     let begin = Instant::now();
-    let error = store(&place).pull(&name(&text), &progress).unwrap_err();
+    let error = store(&fixture).pull(&name(&text), &progress).unwrap_err();
     assert!(matches!(error, Error::Cancelled), "{error}");
     assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
-    let image = pull(&place, &text).unwrap();
-    let ranged = proxy.requests(&data_layer(&place, "oci")).pop().unwrap().to_lowercase();
+    let image = pull(&fixture, &text).unwrap();
+    let ranged = proxy.requests(&data_layer(&fixture, "oci")).pop().unwrap().to_lowercase();
     let from = ranged.split("range: bytes=").nth(1).unwrap().split('-').next().unwrap();
     assert!(from.parse::<u64>().unwrap() >= 1 << 20, "{ranged}");
-    assert!(disk_of(&store(&place), &image) == content);
+    assert!(disk_of(&store(&fixture), &image) == content);
 }
 
 #[test]
 fn it_may_be_called_from_a_task() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
-    let (reference, _) = two_layers(&place, "oci", 1, 1000);
+    let (reference, _) = two_layers(&fixture, "oci", 1, 1000);
     registry.push(&reference, "x:v");
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let text = format!("{}/x:v", registry.address);
-    runtime.block_on(async { pull(&place, &text).unwrap() });
+    runtime.block_on(async { pull(&fixture, &text).unwrap() });
 }

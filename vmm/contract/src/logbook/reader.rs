@@ -38,7 +38,7 @@ impl Query {
 /// it in `spawn_blocking`.
 #[derive(Debug)]
 pub struct Reader {
-    place: Place,
+    cursor: Cursor,
     query: Query,
     /// Lines that are left out at the beginning, and where the lines are.
     skip: u64,
@@ -50,21 +50,21 @@ impl Reader {
     pub fn open(folder: &Path, query: Query) -> io::Result<Self> {
         let mut skip = 0;
         if let Some(tail) = query.tail {
-            let mut place = Place::new(folder);
+            let mut cursor = Cursor::new(folder);
             let mut lines = Lines::default();
-            while let Some(record) = place.next()? {
+            while let Some(record) = cursor.next()? {
                 if query.wants(&record) {
                     lines.pass(record.stream, &record.bytes, |_, _| {});
                 }
             }
             skip = lines.begun.saturating_sub(tail);
         }
-        Ok(Self { place: Place::new(folder), query, skip, lines: Lines::default() })
+        Ok(Self { cursor: Cursor::new(folder), query, skip, lines: Lines::default() })
     }
 
     /// The next record; none if there is none yet.
     pub fn poll(&mut self) -> io::Result<Option<Record>> {
-        while let Some(mut record) = self.place.next()? {
+        while let Some(mut record) = self.cursor.next()? {
             if !self.query.wants(&record) {
                 continue;
             }
@@ -120,9 +120,9 @@ impl Lines {
     }
 }
 
-/// A place in the files of a log.
+/// A position in the files of a log.
 #[derive(Debug)]
-struct Place {
+struct Cursor {
     folder: PathBuf,
     file: Option<Open>,
 }
@@ -134,7 +134,7 @@ struct Open {
     offset: u64,
 }
 
-impl Place {
+impl Cursor {
     fn new(folder: &Path) -> Self {
         Self { folder: folder.to_owned(), file: None }
     }

@@ -18,14 +18,14 @@ fn nobody_passes_before_all_exist_and_nobody_waits_for_one_that_never_will() {
     let gate = Arc::new(Gate::new(2));
     let other = gate.clone();
     let first = thread::spawn(move || {
-        let _place = Place(&other);
+        let _guard = GateGuard(&other);
         other.bound();
         other.pass() == Pass::Run
     });
     // The second is gone before it exists: the first one waits until the machine is taken down.
     let second = gate.clone();
     let panicked = thread::spawn(move || {
-        let _place = Place(&second);
+        let _guard = GateGuard(&second);
         panic!("no vCPU");
     });
     panicked.join().unwrap_err();

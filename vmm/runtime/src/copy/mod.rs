@@ -3,7 +3,7 @@
 //! ```text
 //!  host file or tree ──pack──▶ pipe ──▶ agent: unpacks below a directory of the box
 //!  host folder ◀──unpack── pipe ◀────── agent: packs a file or a tree
-//!                 place: what the destination means
+//!                 destination: where the entries go
 //! ```
 //!
 //! A thread of its own reads or writes the host's files; the pipes are bounded, so that memory is, too,
@@ -11,9 +11,9 @@
 
 mod below;
 mod decompress;
+mod destination;
 mod pack;
 mod pipe;
-mod place;
 #[cfg(test)]
 mod tests;
 mod unpack;
@@ -29,8 +29,8 @@ use boxlite_rootfs_builder::Compression;
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
+use self::destination::{Destination, Found, Spelling, destination};
 use self::pack::{Packing, Source};
-use self::place::{Found, Place, Spelling, place};
 use self::unpack::{Ownership, Problem, Target, UnpackError, unpack};
 use super::handle::BoxHandle;
 use super::{Error, Result, blocking};
@@ -164,8 +164,8 @@ impl BoxHandle {
         let source = blocking(move || Source::find(&from, options.follow_links)).await?;
         let agent = self.agent().await?;
         let (to, found) = self.destination(&agent, to).await?;
-        let what = place::Source { is_dir: source.is_dir, name: source.name.as_deref() };
-        let Place { dir, name } = place(what, &to, found).map_err(refused(&to))?;
+        let what = destination::Source { is_dir: source.is_dir, name: source.name.as_deref() };
+        let Destination { dir, name } = destination(what, &to, found).map_err(refused(&to))?;
         if let (Found::Directory, Some(name)) = (found, &name) {
             let path = [&dir[..], b"/", name].concat();
             let there = self.look(&agent, &path, false).await?;
@@ -396,8 +396,8 @@ fn target(to: &Path, is_dir: bool, asked: Option<Vec<u8>>, ownership: Ownership)
             _ => Found::Special,
         };
     };
-    let source = place::Source { is_dir, name: asked.as_deref() };
-    let Place { dir, name } = place(source, &path, found).map_err(refused(&path))?;
+    let source = destination::Source { is_dir, name: asked.as_deref() };
+    let Destination { dir, name } = destination(source, &path, found).map_err(refused(&path))?;
     let dir = match dir.is_empty() {
         true => PathBuf::from("."),
         false => PathBuf::from(std::ffi::OsString::from_vec(dir)),

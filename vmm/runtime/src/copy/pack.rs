@@ -17,7 +17,7 @@ use rustix::io::Errno;
 
 use super::Copied;
 use super::below::{join, open_below, open_dir};
-use super::place::Spelling;
+use super::destination::Spelling;
 use crate::{Error, Result};
 
 const BUFFER: usize = 64 << 10;

@@ -27,15 +27,15 @@ pub(super) struct Watcher(Mutex<Option<Arc<Source>>>);
 #[derive(Debug)]
 struct Source {
     changes: Arc<Changes>,
-    places: Arc<Mutex<Places>>,
+    watches: Arc<Mutex<Watches>>,
     task: JoinHandle<()>,
 }
 
-type Places = HashMap<Watched, Weak<Place>>;
+type Watches = HashMap<Watched, Weak<Watch>>;
 
-/// A file or folder that somebody waits for.
+/// A watched file or folder.
 #[derive(Debug)]
-struct Place {
+struct Watch {
     watched: Watched,
     changed: watch::Sender<()>,
     source: Arc<Source>,
@@ -49,20 +49,20 @@ impl Watcher {
 
     fn watch(&self, path: &Path) -> io::Result<Subscription> {
         let source = self.source()?;
-        // Under the lock, so that nobody forgets the place meanwhile.
-        let mut places = lock(&source.places);
+        // Under the lock, so that the watch is not removed meanwhile.
+        let mut watches = lock(&source.watches);
         let watched = source.changes.watch(path)?;
-        let place = match places.get(&watched).and_then(Weak::upgrade) {
-            Some(place) => place,
+        let watch = match watches.get(&watched).and_then(Weak::upgrade) {
+            Some(watch) => watch,
             None => {
                 let source = source.clone();
-                let place = Arc::new(Place { watched, changed: watch::Sender::default(), source });
-                places.insert(watched, Arc::downgrade(&place));
-                place
+                let watch = Arc::new(Watch { watched, changed: watch::Sender::default(), source });
+                watches.insert(watched, Arc::downgrade(&watch));
+                watch
             }
         };
-        drop(places);
-        Ok(Subscription { changed: place.changed.subscribe(), place })
+        drop(watches);
+        Ok(Subscription { changed: watch.changed.subscribe(), watch })
     }
 
     /// What tells of changes. That of an async runtime that has ended tells nothing any more.
@@ -78,9 +78,9 @@ impl Watcher {
 impl Source {
     fn new() -> io::Result<Self> {
         let changes = Arc::new(Changes::new()?);
-        let places: Arc<Mutex<Places>> = Arc::default();
-        let task = tokio::spawn(tell(changes.clone(), places.clone()));
-        Ok(Self { changes, places, task })
+        let watches: Arc<Mutex<Watches>> = Arc::default();
+        let task = tokio::spawn(tell(changes.clone(), watches.clone()));
+        Ok(Self { changes, watches, task })
     }
 }
 
@@ -91,27 +91,27 @@ impl Drop for Source {
 }
 
 /// Tells those who wait of changes.
-async fn tell(changes: Arc<Changes>, places: Arc<Mutex<Places>>) {
+async fn tell(changes: Arc<Changes>, watches: Arc<Mutex<Watches>>) {
     while let Ok(told) = changes.next().await {
-        let changed: Vec<Arc<Place>> = {
-            let places = lock(&places);
+        let changed: Vec<Arc<Watch>> = {
+            let watches = lock(&watches);
             match told {
-                Some(told) => told.iter().filter_map(|it| places.get(it)?.upgrade()).collect(),
+                Some(told) => told.iter().filter_map(|it| watches.get(it)?.upgrade()).collect(),
                 // More has changed than could be told.
-                None => places.values().filter_map(Weak::upgrade).collect(),
+                None => watches.values().filter_map(Weak::upgrade).collect(),
             }
         };
-        // Without the lock: the last to leave a place takes it.
-        changed.iter().for_each(|place| place.changed.send_replace(()));
+        // Without the lock, which dropping the last reference to a watch takes.
+        changed.iter().for_each(|watch| watch.changed.send_replace(()));
     }
 }
 
-impl Drop for Place {
+impl Drop for Watch {
     fn drop(&mut self) {
-        let mut places = lock(&self.source.places);
-        // Another may have come to the same place.
-        if places.get(&self.watched).is_some_and(|now| std::ptr::eq(now.as_ptr(), self)) {
-            places.remove(&self.watched);
+        let mut watches = lock(&self.source.watches);
+        // There may be another watch of the same file by now.
+        if watches.get(&self.watched).is_some_and(|now| std::ptr::eq(now.as_ptr(), self)) {
+            watches.remove(&self.watched);
             self.source.changes.forget(self.watched);
         }
     }
@@ -120,7 +120,7 @@ impl Drop for Place {
 #[derive(Debug)]
 struct Subscription {
     changed: watch::Receiver<()>,
-    place: Arc<Place>,
+    watch: Arc<Watch>,
 }
 
 /// Waits for changes of a file.
@@ -169,8 +169,8 @@ impl Follower {
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             Err(e) => return Err(e),
         };
-        let place = |it: &Option<Subscription>| it.as_ref().map(|it| Arc::as_ptr(&it.place));
-        if place(&there) != place(&self.there) {
+        let watch = |it: &Option<Subscription>| it.as_ref().map(|it| Arc::as_ptr(&it.watch));
+        if watch(&there) != watch(&self.there) {
             self.there = there;
             is_new = true;
         }
@@ -238,7 +238,7 @@ mod tests {
         }
         drop(followers);
         let source = lock(&watcher.0).clone().unwrap();
-        assert!(lock(&source.places).is_empty(), "something is watched for nobody");
+        assert!(lock(&source.watches).is_empty(), "something is watched for nobody");
     }
 
     /// Whether nothing waits to be told.

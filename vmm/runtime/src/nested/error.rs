@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use boxlite_proto::frame::FrameError;
 
-use super::place::Place;
+use super::folder::HostFolder;
 use super::qemu::PROGRAM;
 use crate::client::{self, Loss};
 
@@ -82,12 +82,12 @@ pub enum Error {
 
 impl Error {
     /// What an error of the connection to the keeper means.
-    pub(super) fn of_connection(error: client::Error, place: &Place) -> Self {
+    pub(super) fn of_connection(error: client::Error, folder: &HostFolder) -> Self {
         match &error {
             client::Error::Lost(loss) => match &**loss {
                 // Its own words say what happened.
                 Loss::Fatal(message) => Self::Ended(message.clone()),
-                loss if is_hang_up(loss) => Self::KeeperGone { log: place.log() },
+                loss if is_hang_up(loss) => Self::KeeperGone { log: folder.log() },
                 _ => Self::Client(error),
             },
             _ => Self::Client(error),

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::busy::until_no_box_lives;
-use super::place::{Place, last_lines};
+use super::folder::{HostFolder, last_lines};
 use super::ports::Ports;
 use super::qemu::{self, Link, Qemu};
 use super::router::Router;
@@ -62,32 +62,32 @@ pub fn main(options: &Options) -> Result<(), Error> {
 
 async fn keep(options: &Options) -> Result<(), Error> {
     let clock = TscClock::start();
-    let place = Place::open(&options.home)?;
-    let lock = match inherited_lock(&place) {
+    let folder = HostFolder::open(&options.home)?;
+    let lock = match inherited_lock(&folder) {
         Some(lock) => lock,
-        None => place.lock()?.ok_or(Error::Busy)?,
+        None => folder.lock()?.ok_or(Error::Busy)?,
     };
     // From here on launchers wait for us.
-    let listener = place.listen()?;
-    place.ensure_image(&options.template)?;
+    let listener = folder.listen()?;
+    folder.ensure_image(&options.template)?;
     // QEMU keeps a file open for each one that the guest has.
     let for_qemu = lock.try_clone().map_err(Error::Qemu)?;
-    let (qemu, link) = Qemu::start(options, &place, for_qemu, &clock)?;
+    let (qemu, link) = Qemu::start(options, &folder, for_qemu, &clock)?;
     tracing::info!("QEMU runs");
     let options = options.clone();
     let ports = Arc::new(Ports::default());
-    tokio::spawn(serve_ports(place.listen_for_ports()?, Arc::clone(&ports)));
+    tokio::spawn(serve_ports(folder.listen_for_ports()?, Arc::clone(&ports)));
     let (router, launchers) = (Arc::default(), JoinSet::new());
-    let keeper = Keeper { place, qemu, options, router, ports, launchers };
+    let keeper = Keeper { folder, qemu, options, router, ports, launchers };
     let result = keeper.run(listener, link).await;
     drop(lock);
     result
 }
 
 /// The lock that the launcher passed on as standard input.
-fn inherited_lock(place: &Place) -> Option<File> {
+fn inherited_lock(folder: &HostFolder) -> Option<File> {
     let stdin = fcntl_dupfd_cloexec(std::io::stdin(), 3).ok().map(File::from);
-    stdin.filter(|file| place.is_our_lock(file))
+    stdin.filter(|file| folder.is_our_lock(file))
 }
 
 /// How long the software host stays up for a next launcher.
@@ -109,7 +109,7 @@ enum End {
 }
 
 struct Keeper {
-    place: Place,
+    folder: HostFolder,
     qemu: Qemu,
     options: Options,
     router: Arc<Router>,
@@ -129,7 +129,7 @@ impl Keeper {
             end = self.serve(&listener) => end?,
         };
         // Whoever comes now waits for the lock, or hears nothing and comes again.
-        self.place.stop_listening();
+        self.folder.stop_listening();
         drop(listener);
         match end {
             End::Idle | End::Asked => {
@@ -222,10 +222,10 @@ impl Keeper {
         for part in [why, status].into_iter().flatten() {
             message.push_str(&format!(": {part}"));
         }
-        if kernel_crashed(&last_lines(&self.place.console(), CRASH_LINES)) {
+        if kernel_crashed(&last_lines(&self.folder.console(), CRASH_LINES)) {
             message.push_str(&crash_advice());
         }
-        for (what, path) in [("console", self.place.console()), ("log", self.place.log())] {
+        for (what, path) in [("console", self.folder.console()), ("log", self.folder.log())] {
             let lines = last_lines(&path, LINES);
             if !lines.is_empty() {
                 message

@@ -14,7 +14,7 @@ use tokio::process::Child;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::error::is_hang_up;
-use super::place::{Place, last_lines};
+use super::folder::{HostFolder, last_lines};
 use super::{Error, Options, qemu};
 use crate::client::{self, AgentClient, Attachment, Ended, ExecHandle, Streams};
 use crate::sys::{in_new_session, inherit_only};
@@ -86,7 +86,7 @@ pub async fn run(
     command: Command,
 ) -> Result<u8, Error> {
     let mut attachment = Attachment::new(Attachment::all_terminals()).map_err(Error::Runtime)?;
-    let place = Place::open(&options.home)?;
+    let folder = HostFolder::open(&options.home)?;
     let mut exec = command.exec();
     exec.terminal = attachment.terminal_size();
     let started = async {
@@ -99,7 +99,7 @@ pub async fn run(
     };
     let mut handle = match handle {
         Ok(handle) => handle,
-        Err(error) => return could_not_start(error, &place),
+        Err(error) => return could_not_start(error, &folder),
     };
     let streams = Streams {
         stdin: handle.stdin.take(),
@@ -115,7 +115,7 @@ pub async fn run(
         Ok(Ended::Exited(status)) => Ok(status.shell_code()),
         Ok(Ended::Left) => Ok(0),
         Ok(Ended::Unwritten(error)) => Err(Error::Unwritten(error)),
-        Err(error) => Err(Error::of_connection(error, &place)),
+        Err(error) => Err(Error::of_connection(error, &folder)),
     }
 }
 
@@ -125,17 +125,17 @@ pub async fn run(
 /// # Errors
 /// The software host does not start, or the command cannot be executed there.
 pub async fn spawn(options: &Options, command: Command) -> Result<ExecHandle, Error> {
-    let place = Place::open(&options.home)?;
+    let folder = HostFolder::open(&options.home)?;
     let client = connect(options).await?;
-    client.exec(command.exec()).await.map_err(|error| Error::of_connection(error, &place))
+    client.exec(command.exec()).await.map_err(|error| Error::of_connection(error, &folder))
 }
 
 /// As a shell: says what is wrong with the command, and which code stands for it.
-fn could_not_start(error: client::Error, place: &Place) -> Result<u8, Error> {
+fn could_not_start(error: client::Error, folder: &HostFolder) -> Result<u8, Error> {
     let code = match error.failure().map(|failure| failure.kind) {
         Some(FailureKind::NotFound) => 127,
         Some(FailureKind::NotExecutable) => 126,
-        _ => return Err(Error::of_connection(error, place)),
+        _ => return Err(Error::of_connection(error, folder)),
     };
     let _ = writeln!(std::io::stderr(), "{error}");
     Ok(code)
@@ -156,7 +156,7 @@ pub async fn connect(options: &Options) -> Result<AgentClient, Error> {
 /// The way to a keeper: there may be one, or one that is about to go, or none.
 struct Search<'a> {
     options: &'a Options,
-    place: Place,
+    folder: HostFolder,
     /// The keeper that this process started.
     keeper: Option<Child>,
     started: u32,
@@ -164,19 +164,19 @@ struct Search<'a> {
 
 impl<'a> Search<'a> {
     fn new(options: &'a Options) -> Result<Self, Error> {
-        Ok(Self { options, place: Place::open(&options.home)?, keeper: None, started: 0 })
+        Ok(Self { options, folder: HostFolder::open(&options.home)?, keeper: None, started: 0 })
     }
 
     async fn run(mut self) -> Result<AgentClient, Error> {
         loop {
-            if let Some(connection) = self.place.connect().await? {
+            if let Some(connection) = self.folder.connect().await? {
                 match AgentClient::connect(connection, 0).await {
                     Ok(client) => return Ok(client),
                     Err(client::Error::Lost(loss)) if is_hang_up(&loss) => {}
                     // What an earlier one ended of is no affair of ours: the next is for us.
                     Err(client::Error::Lost(loss))
                         if self.keeper.is_none() && matches!(*loss, client::Loss::Fatal(_)) => {}
-                    Err(error) => return Err(Error::of_connection(error, &self.place)),
+                    Err(error) => return Err(Error::of_connection(error, &self.folder)),
                 }
             } else {
                 self.start()?;
@@ -195,12 +195,12 @@ impl<'a> Search<'a> {
                 return Err(self.failed(status));
             }
         }
-        let Some(lock) = self.place.lock()? else { return Ok(()) };
+        let Some(lock) = self.folder.lock()? else { return Ok(()) };
         // Here rather than in the keeper: the person who can help reads what we say.
         if qemu::find().is_none() {
             return Err(Error::NoQemu);
         }
-        let log = self.place.new_log()?;
+        let log = self.folder.new_log()?;
         let (program, args) = self.options.keeper_command();
         let mut command = tokio::process::Command::new(program);
         command
@@ -221,7 +221,7 @@ impl<'a> Search<'a> {
     }
 
     fn failed(&self, status: ExitStatus) -> Error {
-        let path = self.place.log();
+        let path = self.folder.log();
         Error::Start { reason: status.to_string(), log: last_lines(&path, LINES), path }
     }
 }

@@ -17,10 +17,10 @@
 mod busy;
 pub mod detect;
 mod error;
+mod folder;
 pub mod keeper;
 mod launcher;
 mod monitor;
-mod place;
 mod ports;
 mod qemu;
 mod router;
@@ -53,7 +53,7 @@ pub const AWAIT_SUBCOMMAND: &str = "await-boxes";
 /// # Errors
 /// There is no keeper, or it has gone.
 pub fn carry_ports(home: &Path) -> Result<(), Error> {
-    let keeper = place::Place::open(home)?.connect_for_ports()?;
+    let keeper = folder::HostFolder::open(home)?.connect_for_ports()?;
     ports::carry(keeper).map_err(Error::Runtime)
 }
 

@@ -16,8 +16,8 @@ use boxlite_proto::boot::{BootParams, Role};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
+use super::folder::HostFolder;
 use super::monitor::Monitor;
-use super::place::Place;
 use super::sys::{self, TscClock};
 use super::{Error, Options, PORTS_SUBCOMMAND};
 use crate::sys::inherit_only;
@@ -76,7 +76,7 @@ impl Qemu {
     /// this thread.
     pub(super) fn start(
         options: &Options,
-        place: &Place,
+        folder: &HostFolder,
         lock: File,
         clock: &TscClock,
     ) -> Result<(Self, Link), Error> {
@@ -87,8 +87,8 @@ impl Qemu {
         let machine = Machine {
             kernel: &options.kernel,
             initramfs: &options.initramfs,
-            image: &place.image(),
-            console: &place.console(),
+            image: &folder.image(),
+            console: &folder.console(),
             agent: agent_end.as_raw_fd(),
             monitor: monitor_end.as_raw_fd(),
             cmdline: cmdline(home, clock.khz()),

@@ -18,13 +18,13 @@ use super::Error;
 
 /// The folder of the software host.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct HostFolder {
     path: PathBuf,
     /// Sockets are reached through it: a socket's name may have only 107 bytes, a home's more.
     dir: File,
 }
 
-impl Place {
+impl HostFolder {
     /// Opens the folder, and makes it if it is not there.
     pub(super) fn open(home: &Path) -> Result<Self, Error> {
         let path = home.join("softhost");
@@ -183,32 +183,32 @@ mod tests {
     #[test]
     fn one_holds_the_lock_until_all_its_copies_are_closed() {
         let home = tempfile::tempdir().unwrap();
-        let place = Place::open(home.path()).unwrap();
-        let lock = place.lock().unwrap().unwrap();
-        assert!(place.lock().unwrap().is_none());
-        assert!(place.is_our_lock(&lock));
+        let folder = HostFolder::open(home.path()).unwrap();
+        let lock = folder.lock().unwrap().unwrap();
+        assert!(folder.lock().unwrap().is_none());
+        assert!(folder.is_our_lock(&lock));
         let inherited = lock.try_clone().unwrap();
         drop(lock);
-        assert!(place.lock().unwrap().is_none());
+        assert!(folder.lock().unwrap().is_none());
         drop(inherited);
-        let lock = place.lock().unwrap().unwrap();
-        assert!(!place.is_our_lock(&File::open("/dev/null").unwrap()));
+        let lock = folder.lock().unwrap().unwrap();
+        assert!(!folder.is_our_lock(&File::open("/dev/null").unwrap()));
         drop(lock);
     }
 
     #[test]
     fn a_home_with_a_long_name_has_a_socket() {
         let home = tempfile::tempdir().unwrap();
-        let place = Place::open(&home.path().join("x".repeat(120))).unwrap();
+        let folder = HostFolder::open(&home.path().join("x".repeat(120))).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            assert!(place.connect().await.unwrap().is_none());
-            let listener = place.listen().unwrap();
-            assert!(place.connect().await.unwrap().is_some());
+            assert!(folder.connect().await.unwrap().is_none());
+            let listener = folder.listen().unwrap();
+            assert!(folder.connect().await.unwrap().is_some());
             drop(listener);
-            assert!(place.connect().await.unwrap().is_none(), "a stale socket is nobody");
-            let _listener = place.listen().unwrap();
-            assert!(place.connect().await.unwrap().is_some());
+            assert!(folder.connect().await.unwrap().is_none(), "a stale socket is nobody");
+            let _listener = folder.listen().unwrap();
+            assert!(folder.connect().await.unwrap().is_some());
         });
     }
 
@@ -217,11 +217,11 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let template = home.path().join("template");
         fs::write(&template, zstd::encode_all(&[7; 5000][..], 0).unwrap()).unwrap();
-        let place = Place::open(home.path()).unwrap();
+        let folder = HostFolder::open(home.path()).unwrap();
         // Of a keeper that was killed.
         fs::write(home.path().join("softhost/.home.ext4.new"), [1; 9000]).unwrap();
         let watch = Watch::begin(home.path());
-        place.ensure_image_of(8192, &template).unwrap();
+        folder.ensure_image_of(8192, &template).unwrap();
         let (during, after) = watch.end();
         let whole = [&[7; 5000][..], &[0; 3192]].concat();
         let image = |cut: &Cut| fs::read(cut.path().join("softhost/home.ext4")).ok();

@@ -21,7 +21,7 @@ pub(super) enum Found {
 
 /// Where it ends up.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct Destination {
     /// A directory that exists.
     pub(super) dir: Vec<u8>,
     /// The name in it; none if what is in the source goes right into it.
@@ -54,13 +54,18 @@ impl<'a> Spelling<'a> {
 
 /// Decides where `source` ends up when it is copied to `to`, where `found` is. The error says why it
 /// cannot.
-pub(super) fn place(source: Source<'_>, to: &[u8], found: Found) -> Result<Place, &'static str> {
+pub(super) fn destination(
+    source: Source<'_>,
+    to: &[u8],
+    found: Found,
+) -> Result<Destination, &'static str> {
     let spelling = Spelling::of(to);
-    let beside = |name: &[u8]| Place { dir: spelling.parent.to_vec(), name: Some(name.to_vec()) };
+    let beside =
+        |name: &[u8]| Destination { dir: spelling.parent.to_vec(), name: Some(name.to_vec()) };
     match (found, spelling.name) {
         (Found::Directory, _) => {
             let name = source.name.map(<[u8]>::to_vec);
-            Ok(Place { dir: to.to_vec(), name })
+            Ok(Destination { dir: to.to_vec(), name })
         }
         (Found::Special, _) => Err("it is a device, a pipe or a socket"),
         (Found::File, _) if source.is_dir => Err("it is a file, and what is copied is a directory"),
@@ -82,9 +87,9 @@ mod tests {
     const CONTENT: Source<'static> = Source { is_dir: true, name: None };
 
     fn placed(source: Source<'_>, to: &str, found: Found) -> Result<String, &'static str> {
-        place(source, to.as_bytes(), found).map(|place| {
+        destination(source, to.as_bytes(), found).map(|to| {
             let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-            format!("{} | {}", text(place.dir), place.name.map_or(".".into(), text))
+            format!("{} | {}", text(to.dir), to.name.map_or(".".into(), text))
         })
     }
 

@@ -8,8 +8,8 @@ use boxlite_net_policy::PublishedPort;
 use crate::link::Link;
 use crate::ports::Listener;
 
-/// A request of another thread: a handle sends it, the engine carries it out.
-pub(crate) enum Command {
+/// A command of another thread: a handle sends it, the engine carries it out.
+pub(crate) enum EngineCommand {
     /// Connects a guest.
     Attach(Box<dyn Link>),
     /// Disconnects the guest and returns its link.

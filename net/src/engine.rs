@@ -14,7 +14,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll};
 use smoltcp::wire::{DHCP_SERVER_PORT, UdpPacket};
 
-use crate::command::Command;
+use crate::command::EngineCommand;
 use crate::context::{Context, Source};
 use crate::counters::Meter;
 use crate::dns;
@@ -59,7 +59,7 @@ pub(crate) struct Engine {
     /// The link may have frames: epoll, edge-triggered, does not report it again.
     link_ready: bool,
     frame: Box<[u8]>,
-    commands: Receiver<Command>,
+    commands: Receiver<EngineCommand>,
     advertised: Instant,
     /// The alarm for when a rate limit lets flows go on.
     limited: Option<Instant>,
@@ -72,7 +72,7 @@ impl Engine {
         poll: Poll,
         meter: Arc<Meter>,
         resolver: dns::Config,
-        commands: Receiver<Command>,
+        commands: Receiver<EngineCommand>,
     ) -> io::Result<Self> {
         let now = Instant::now();
         let out = Egress::new(&options.addresses, options.mtu, Arc::clone(&meter));
@@ -197,19 +197,19 @@ impl Engine {
     fn on_commands(&mut self) -> bool {
         while let Ok(command) = self.commands.try_recv() {
             match command {
-                Command::Attach(link) => self.attach(link),
-                Command::Detach(reply) => {
+                EngineCommand::Attach(link) => self.attach(link),
+                EngineCommand::Detach(reply) => {
                     let _ = reply.send(self.detach());
                 }
-                Command::Publish(port, listener) => self.publish(port, listener),
-                Command::Unpublish(port, reply) => {
+                EngineCommand::Publish(port, listener) => self.publish(port, listener),
+                EngineCommand::Unpublish(port, reply) => {
                     let _ = reply.send(self.ports.remove(port, &mut self.udp, &mut self.cx));
                 }
-                Command::Own(addresses) => {
+                EngineCommand::Own(addresses) => {
                     self.cx.addresses.own = addresses;
                     self.cx.own.set_known();
                 }
-                Command::Stop => return false,
+                EngineCommand::Stop => return false,
             }
         }
         true

@@ -9,7 +9,7 @@ use std::time::Instant;
 use boxlite_net_policy::PublishedPort;
 use mio::{Poll, Waker};
 
-use crate::command::Command;
+use crate::command::EngineCommand;
 use crate::context::Source;
 use crate::counters::{Counters, Meter};
 use crate::dns;
@@ -33,7 +33,7 @@ struct Parts {
     options: NetworkOptions,
     poll: Poll,
     resolver: dns::Config,
-    commands: Receiver<Command>,
+    commands: Receiver<EngineCommand>,
     listeners: Vec<(PublishedPort, Listener)>,
 }
 
@@ -41,7 +41,7 @@ struct Parts {
 /// it.
 #[derive(Clone)]
 pub struct Handle {
-    commands: Sender<Command>,
+    commands: Sender<EngineCommand>,
     waker: Arc<Waker>,
     meter: Arc<Meter>,
     ports: Arc<Mutex<Vec<PublishedPort>>>,
@@ -106,7 +106,7 @@ impl Handle {
     /// # Errors
     /// The network has stopped.
     pub fn attach(&self, link: Box<dyn Link>) -> Result<(), NetworkError> {
-        self.send(Command::Attach(link))
+        self.send(EngineCommand::Attach(link))
     }
 
     /// Disconnects the guest and returns its link; a cast to `Box<dyn Any>` recovers the link's type.
@@ -117,7 +117,7 @@ impl Handle {
     /// The network has stopped.
     pub fn detach(&self) -> Result<Option<Box<dyn Link>>, NetworkError> {
         let (reply, answer) = channel();
-        self.send(Command::Detach(reply))?;
+        self.send(EngineCommand::Detach(reply))?;
         answer.recv().map_err(|_| NetworkError::Stopped)
     }
 
@@ -127,7 +127,7 @@ impl Handle {
     /// The host cannot listen on the port, or the network has stopped.
     pub fn publish(&self, port: PublishedPort) -> Result<PublishedPort, NetworkError> {
         let (port, listener) = Listener::bind(port)?;
-        self.send(Command::Publish(port, listener))?;
+        self.send(EngineCommand::Publish(port, listener))?;
         lock(&self.ports).push(port);
         Ok(port)
     }
@@ -140,7 +140,7 @@ impl Handle {
     /// The network has stopped.
     pub fn unpublish(&self, port: PublishedPort) -> Result<bool, NetworkError> {
         let (reply, answer) = channel();
-        self.send(Command::Unpublish(port, reply))?;
+        self.send(EngineCommand::Unpublish(port, reply))?;
         lock(&self.ports).retain(|known| *known != port);
         answer.recv().map_err(|_| NetworkError::Stopped)
     }
@@ -156,7 +156,7 @@ impl Handle {
     /// # Errors
     /// The network has stopped.
     pub fn close_own(&self, addresses: Vec<IpAddr>) -> Result<(), NetworkError> {
-        self.send(Command::Own(addresses))
+        self.send(EngineCommand::Own(addresses))
     }
 
     /// The counters.
@@ -173,10 +173,10 @@ impl Handle {
     /// Ends [`Network::run`].
     pub fn stop(&self) {
         // Fails only if the network has stopped already.
-        let _ = self.send(Command::Stop);
+        let _ = self.send(EngineCommand::Stop);
     }
 
-    fn send(&self, command: Command) -> Result<(), NetworkError> {
+    fn send(&self, command: EngineCommand) -> Result<(), NetworkError> {
         self.commands.send(command).map_err(|_| NetworkError::Stopped)?;
         self.waker.wake().map_err(|e: io::Error| NetworkError::Loop(e))
     }

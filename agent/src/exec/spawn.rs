@@ -36,7 +36,7 @@ pub(crate) fn start(
 ) -> Result<Started, Failure> {
     let identity =
         user::resolve(&exec.user).map_err(|e| failure(FailureKind::UnknownUser, e.to_string()))?;
-    let command = Command::new(exec, &identity)?;
+    let command = ExecArgs::new(exec, &identity)?;
     make_working_dir(&command.working_dir)?;
     let stdio = match exec.terminal {
         Some(size) => Stdio::terminal(size, identity.uid()),
@@ -123,15 +123,15 @@ fn as_refs(strings: &[CString]) -> Vec<&CStr> {
     strings.iter().map(CString::as_c_str).collect()
 }
 
-/// A request in the form that the kernel takes.
-struct Command {
+/// The arguments of `execve(2)`, as C strings.
+struct ExecArgs {
     programs: Vec<CString>,
     argv: Vec<CString>,
     env: Vec<CString>,
     working_dir: CString,
 }
 
-impl Command {
+impl ExecArgs {
     fn new(exec: &Exec, identity: &Identity) -> Result<Self, Failure> {
         let program = match exec.argv.first() {
             Some(program) if !program.is_empty() => program,

@@ -28,11 +28,11 @@ use clap::{Parser, Subcommand};
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
+    task: Task,
 }
 
 #[derive(Subcommand)]
-enum Command {
+enum Task {
     /// Builds the guest files into target/guest: kernel, initramfs with the agent, empty disk
     Guest(guest::Options),
     /// Makes an OCI image layout, tagged `latest`
@@ -46,12 +46,12 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
-        Command::Guest(options) => guest::build(&options).map(|_| ExitCode::SUCCESS),
-        Command::Image(options) => image::make(&options).map(|()| ExitCode::SUCCESS),
-        Command::Demo => demo::run(),
-        Command::Test(options) => check::run(&options),
-        Command::Softhost(options) => softhost::run(&options),
+    let result = match Cli::parse().task {
+        Task::Guest(options) => guest::build(&options).map(|_| ExitCode::SUCCESS),
+        Task::Image(options) => image::make(&options).map(|()| ExitCode::SUCCESS),
+        Task::Demo => demo::run(),
+        Task::Test(options) => check::run(&options),
+        Task::Softhost(options) => softhost::run(&options),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -29,7 +29,7 @@ use self::launcher::{Launcher, Orphan, hear_launcher};
 use super::boot_report::Report;
 use super::build::Machine;
 use super::disks;
-use super::hub::{Command, Commands, Hub, Note};
+use super::hub::{Commands, Hub, HubCommand, Note};
 use super::journal::Journal;
 use super::lifecycle::{Action, Input, Lifecycle, Plan};
 use super::message::{Message, Reply, Unsent};
@@ -388,7 +388,7 @@ impl Process {
             }
             Action::Resume => {
                 self.machine.iter().for_each(Machine::resume);
-                Command::SetClock
+                HubCommand::SetClock
             }
             Action::StopMachine => return self.stop_machine(),
             Action::Event(kind) => {
@@ -403,7 +403,7 @@ impl Process {
             }
             Action::Hurry => self.close(Some(Duration::from_secs(1))),
             Action::Connect => match self.connect() {
-                Ok(Some(socket)) => Command::Connect(socket),
+                Ok(Some(socket)) => HubCommand::Connect(socket),
                 Ok(None) => return,
                 Err(e) => {
                     // It is refused only in states that cannot be refused anything.
@@ -411,12 +411,12 @@ impl Process {
                     return;
                 }
             },
-            Action::StartMain => Command::StartMain,
-            Action::SignalMain(signal) => Command::ControlMain(Control::Signal(signal)),
-            Action::KillMain => Command::ControlMain(Control::Kill),
-            Action::ShutDown(grace) => Command::ShutDown(grace),
-            Action::Check(number) => Command::Check(number),
-            Action::CancelCheck => Command::CancelCheck,
+            Action::StartMain => HubCommand::StartMain,
+            Action::SignalMain(signal) => HubCommand::ControlMain(Control::Signal(signal)),
+            Action::KillMain => HubCommand::ControlMain(Control::Kill),
+            Action::ShutDown(grace) => HubCommand::ShutDown(grace),
+            Action::Check(number) => HubCommand::Check(number),
+            Action::CancelCheck => HubCommand::CancelCheck,
         };
         if let Some(hub) = &self.hub {
             hub.send(command);
@@ -424,10 +424,10 @@ impl Process {
     }
 
     /// The end of the hub, for which those who are attached may take so long.
-    fn close(&mut self, patience: Option<Duration>) -> Command {
+    fn close(&mut self, patience: Option<Duration>) -> HubCommand {
         let deadline = patience.map(|patience| Instant::now() + patience + HUB_LIMIT);
         self.hub_deadline = self.hub_deadline.into_iter().chain(deadline).min();
-        Command::Close(patience)
+        HubCommand::Close(patience)
     }
 
     fn boot(&mut self, now: Instant) {

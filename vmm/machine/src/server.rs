@@ -15,7 +15,7 @@ use boxlite_devices::virtio::vsock::VsockHandle;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::hub::{Command, Hub};
+use super::hub::{Hub, HubCommand};
 use super::message::{Message, Reply, Unsent};
 use super::sys;
 use super::threads::Threads;
@@ -119,7 +119,7 @@ impl Server {
     fn outlive(&self) {
         self.outlives.store(true, Ordering::SeqCst);
         if let Some(hub) = &self.hub {
-            hub.send(Command::KeepOutput);
+            hub.send(HubCommand::KeepOutput);
         }
     }
 
@@ -137,7 +137,7 @@ impl Server {
             ToMachine::Attach => {
                 for file in files {
                     match &self.hub {
-                        Some(hub) => hub.send(Command::Attach(UnixStream::from(file))),
+                        Some(hub) => hub.send(HubCommand::Attach(UnixStream::from(file))),
                         None => tracing::warn!("the machine is no box: nothing to attach to"),
                     }
                 }

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use anyhow::{Result, bail};
 use boxlite_runtime::GuestFiles;
-use boxlite_runtime::nested::{self, Command, HostEnvironment, Options};
+use boxlite_runtime::nested::{self, HostEnvironment, NestedCommand, Options};
 
 use crate::global::{Global, starting};
 
@@ -15,5 +15,5 @@ pub(crate) async fn softhost(global: &Global, argv: Vec<OsString>) -> Result<u8>
     }
     let options = Options::new(global.home()?.path(), &GuestFiles::locate()?)?;
     let connecting = starting(nested::connect(&options));
-    Ok(nested::run(&options, connecting, Command::here(argv)?).await?)
+    Ok(nested::run(&options, connecting, NestedCommand::here(argv)?).await?)
 }

@@ -50,7 +50,7 @@ const DISCONNECT_LIMIT: Duration = Duration::from_secs(5);
 
 /// What the hub is to do.
 #[derive(Debug)]
-pub(super) enum Command {
+pub(super) enum HubCommand {
     /// A peer's socket.
     Attach(UnixStream),
     /// A vsock client's socket: the machine's agent is behind it.
@@ -109,7 +109,7 @@ pub(super) struct Commands {
 /// The way to the hub. Clones share it.
 #[derive(Clone, Debug)]
 pub(super) struct Hub {
-    commands: Sender<Command>,
+    commands: Sender<HubCommand>,
     bell: Arc<UnixStream>,
     /// There as long as the thread is.
     life: Weak<()>,
@@ -152,7 +152,7 @@ impl Hub {
     }
 
     /// Gives it something to do.
-    pub(super) fn send(&self, command: Command) {
+    pub(super) fn send(&self, command: HubCommand) {
         // A hub that is gone has said so, and a full bell is rung already.
         let _ = self.commands.send(command);
         let _ = io::Write::write(&mut &*self.bell, &[1]);
@@ -166,7 +166,7 @@ impl Hub {
     /// Forgets the agent. What it said before has been told when this returns.
     pub(super) fn disconnect(&self) {
         let (done, wait) = sync_channel(1);
-        self.send(Command::Disconnect(done));
+        self.send(HubCommand::Disconnect(done));
         let _ = wait.recv_timeout(DISCONNECT_LIMIT);
     }
 }
@@ -174,7 +174,7 @@ impl Hub {
 struct State {
     programs: Commands,
     log: Writer,
-    inbox: Receiver<Command>,
+    inbox: Receiver<HubCommand>,
     rung: UnixStream,
     tell: Box<dyn Fn(Note) + Send>,
     agent: Option<Agent>,
@@ -293,18 +293,18 @@ impl State {
         }
     }
 
-    fn on_command(&mut self, command: Command) {
+    fn on_command(&mut self, command: HubCommand) {
         match command {
-            Command::Attach(socket) if self.peers.len() >= MAX_PEERS => refuse(socket),
-            Command::Attach(socket) => match Peer::new(socket) {
+            HubCommand::Attach(socket) if self.peers.len() >= MAX_PEERS => refuse(socket),
+            HubCommand::Attach(socket) => match Peer::new(socket) {
                 Ok(peer) => self.peers.push(peer),
                 Err(e) => tracing::warn!("cannot serve who attached: {e}"),
             },
-            Command::Connect(socket) => match Agent::connect(socket) {
+            HubCommand::Connect(socket) => match Agent::connect(socket) {
                 Ok(agent) => self.agent = Some(agent),
                 Err(e) => (self.tell)(Note::AgentLost(e.to_string())),
             },
-            Command::Disconnect(done) => {
+            HubCommand::Disconnect(done) => {
                 // Its machine is gone; what it had said is in the socket.
                 for _ in 0..LAST_READS {
                     self.receive_from_agent();
@@ -312,21 +312,21 @@ impl State {
                 self.lose_agent();
                 let _ = done.send(());
             }
-            Command::StartMain => {
+            HubCommand::StartMain => {
                 if let (Some(agent), Some(main)) = (&mut self.agent, &self.programs.main) {
                     agent.start_main(main);
                 }
             }
-            Command::ControlMain(control) => {
+            HubCommand::ControlMain(control) => {
                 if let Some(agent) = &mut self.agent {
                     agent.control_main(control);
                 }
             }
-            Command::KeepOutput => {
+            HubCommand::KeepOutput => {
                 self.programs.ends_with_readers = false;
                 self.peers.iter_mut().for_each(|peer| peer.owner = false);
             }
-            Command::Check(number) => {
+            HubCommand::Check(number) => {
                 let (Some(agent), Some(exec)) = (&mut self.agent, &self.programs.check) else {
                     return;
                 };
@@ -334,22 +334,22 @@ impl State {
                     (self.tell)(Note::Checked(number, Err(why)));
                 }
             }
-            Command::CancelCheck => {
+            HubCommand::CancelCheck => {
                 if let Some(agent) = &mut self.agent {
                     agent.cancel_check();
                 }
             }
-            Command::SetClock => {
+            HubCommand::SetClock => {
                 if let Some(agent) = &mut self.agent {
                     agent.ask_clock();
                 }
             }
-            Command::ShutDown(grace) => {
+            HubCommand::ShutDown(grace) => {
                 if let Some(agent) = &mut self.agent {
                     agent.shut_down(grace);
                 }
             }
-            Command::Close(patience) => self.close(patience),
+            HubCommand::Close(patience) => self.close(patience),
         }
     }
 

@@ -118,7 +118,7 @@ fn output_that_nobody_reads_is_closed_only_while_the_box_ends_with_its_launcher(
         box_.say(&Response::Started { pid: 7 }.frame(1));
         assert_eq!(box_.note(), Note::MainStarted(7));
         if detached {
-            box_.hub.send(Command::KeepOutput);
+            box_.hub.send(HubCommand::KeepOutput);
         }
         let mut peer = box_.attached();
         peer.send(&Frame::end(9, Channel::Stdout));
@@ -139,7 +139,7 @@ fn output_that_a_peer_has_left_to_take_survives_the_command() {
     }
     box_.say(&Response::Exited(EXITED).frame(1));
     assert_eq!(box_.note(), Note::MainEnded(exited()));
-    box_.hub.send(Command::Close(None));
+    box_.hub.send(HubCommand::Close(None));
     box_.no_note(Duration::from_millis(100));
     let (streams, last) = peer.collect().join().unwrap();
     assert_eq!((streams[0].len(), last), (8 * MAX_DATA, Response::Exited(EXITED)));
@@ -166,7 +166,7 @@ fn a_suspended_onlooker_holds_no_box_up_that_is_over_and_its_owner_may() {
         box_.output(Channel::Stdout, &vec![7; 2 * WINDOW as usize]);
         box_.say(&Response::Exited(EXITED).frame(1));
         assert_eq!(box_.note(), Note::MainEnded(exited()));
-        box_.hub.send(Command::Close(None));
+        box_.hub.send(HubCommand::Close(None));
         match drained {
             true => assert_eq!(box_.note(), Note::Drained),
             false => box_.no_note(2 * STALL),
@@ -183,8 +183,8 @@ fn nobody_waits_for_ever_for_a_peer() {
     }
     box_.say(&Response::Exited(EXITED).frame(1));
     assert_eq!(box_.note(), Note::MainEnded(exited()));
-    box_.hub.send(Command::Close(None));
-    box_.hub.send(Command::Close(Some(Duration::from_millis(50))));
+    box_.hub.send(HubCommand::Close(None));
+    box_.hub.send(HubCommand::Close(Some(Duration::from_millis(50))));
     assert_eq!(box_.note(), Note::Drained);
 }
 
@@ -299,7 +299,7 @@ fn only_the_main_command_is_there() {
 #[test]
 fn health_checks_run_beside_the_command() {
     let mut box_ = Fixture::running();
-    box_.hub.send(Command::Check(5));
+    box_.hub.send(HubCommand::Check(5));
     assert!(
         matches!(box_.hear().decode().unwrap(), Request::Exec(exec) if exec.argv == [b"check"])
     );
@@ -314,25 +314,25 @@ fn health_checks_run_beside_the_command() {
     let Note::Checked(5, Ok(text)) = box_.note() else { panic!() };
     assert!(text.len() <= 4096 && text.ends_with("xthe end"));
 
-    box_.hub.send(Command::Check(6));
+    box_.hub.send(HubCommand::Check(6));
     box_.hear();
     box_.say(&Response::Started { pid: 10 }.frame(3));
     box_.say(&Response::Exited(ExitStatus::Code(1)).frame(3));
     assert_eq!(box_.note(), Note::Checked(6, Err("exit code 1".into())));
 
-    box_.hub.send(Command::Check(7));
+    box_.hub.send(HubCommand::Check(7));
     box_.hear();
-    box_.hub.send(Command::CancelCheck);
+    box_.hub.send(HubCommand::CancelCheck);
     assert_eq!(box_.hear(), Control::Kill.frame(4));
     // One that does not even die is not joined by others.
-    box_.hub.send(Command::Check(8));
+    box_.hub.send(HubCommand::Check(8));
     assert!(matches!(box_.note(), Note::Checked(8, Err(_))));
 }
 
 #[test]
 fn the_guest_is_told_the_time_at_a_moment_of_its_own() {
     let mut box_ = Fixture::running();
-    box_.hub.send(Command::SetClock);
+    box_.hub.send(HubCommand::SetClock);
     let asked = box_.hear();
     assert_eq!(asked.decode::<Request>().unwrap(), Request::Clock);
     // The answer takes its time, as on a busy host.
@@ -349,7 +349,7 @@ fn the_guest_is_told_the_time_at_a_moment_of_its_own() {
     assert!(time + error >= before && time <= after, "{before:?} {time:?} {after:?}");
     box_.say(&Response::Done.frame(told.stream));
     // An agent that does not know the question goes on, too.
-    box_.hub.send(Command::SetClock);
+    box_.hub.send(HubCommand::SetClock);
     let asked = box_.hear();
     let kind = FailureKind::Unsupported;
     let failure = Failure { kind, message: String::new() };
@@ -360,9 +360,9 @@ fn the_guest_is_told_the_time_at_a_moment_of_its_own() {
 #[test]
 fn the_guest_is_asked_to_end() {
     let mut box_ = Fixture::running();
-    box_.hub.send(Command::ControlMain(Control::Signal(15)));
+    box_.hub.send(HubCommand::ControlMain(Control::Signal(15)));
     assert_eq!(box_.hear(), Control::SignalProcess(15).frame(1));
-    box_.hub.send(Command::ShutDown(Duration::from_millis(1500)));
+    box_.hub.send(HubCommand::ShutDown(Duration::from_millis(1500)));
     assert_eq!(box_.hear(), Request::Shutdown { grace_ms: 1500 }.frame(2));
     box_.say(&Response::Done.frame(2));
     box_.agent = None;
@@ -392,7 +392,7 @@ fn the_client_of_the_agent_is_a_peer() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let mut box_ = Fixture::connected();
     let (ours, theirs) = UnixStream::pair().unwrap();
-    box_.hub.send(Command::Attach(theirs));
+    box_.hub.send(HubCommand::Attach(theirs));
     ours.set_nonblocking(true).unwrap();
     let client = std::thread::spawn(move || {
         runtime.block_on(async {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use boxlite_proto::message::ExitStatus;
 use tokio::net::UnixStream;
 
-use super::launcher::Command;
+use super::launcher::NestedCommand;
 use super::router::Router;
 use super::{AWAIT_SUBCOMMAND, Options, this_program};
 use crate::client::{self, AgentClient};
@@ -55,7 +55,7 @@ async fn ask(router: &Arc<Router>, options: &Options) -> client::Result<ExitStat
             options.home.clone().into(),
             AWAIT_SUBCOMMAND.into(),
         ];
-        let command = Command {
+        let command = NestedCommand {
             argv: argv.into(),
             env: std::env::vars_os().collect(),
             working_dir: PathBuf::from("/"),

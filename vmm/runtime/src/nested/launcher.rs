@@ -33,7 +33,7 @@ const LINES: usize = 15;
 
 /// A command to run in the software host.
 #[derive(Clone, Debug)]
-pub struct Command {
+pub struct NestedCommand {
     /// The program and its arguments. Without a slash, the program is looked up in `PATH`.
     pub argv: Vec<OsString>,
     /// The whole environment.
@@ -42,7 +42,7 @@ pub struct Command {
     pub working_dir: PathBuf,
 }
 
-impl Command {
+impl NestedCommand {
     /// A command with this process's environment and working directory.
     ///
     /// # Errors
@@ -83,7 +83,7 @@ impl Command {
 pub async fn run(
     options: &Options,
     connecting: impl Future<Output = Result<AgentClient, Error>>,
-    command: Command,
+    command: NestedCommand,
 ) -> Result<u8, Error> {
     let mut attachment = Attachment::new(Attachment::all_terminals()).map_err(Error::Runtime)?;
     let folder = HostFolder::open(&options.home)?;
@@ -124,7 +124,7 @@ pub async fn run(
 ///
 /// # Errors
 /// The software host does not start, or the command cannot be executed there.
-pub async fn spawn(options: &Options, command: Command) -> Result<ExecHandle, Error> {
+pub async fn spawn(options: &Options, command: NestedCommand) -> Result<ExecHandle, Error> {
     let folder = HostFolder::open(&options.home)?;
     let client = connect(options).await?;
     client.exec(command.exec()).await.map_err(|error| Error::of_connection(error, &folder))

@@ -34,7 +34,7 @@ use std::path::{Path, PathBuf};
 pub use boxlite_contract::nested::HostEnvironment;
 
 pub use error::Error;
-pub use launcher::{Command, connect, run, spawn};
+pub use launcher::{NestedCommand, connect, run, spawn};
 pub use qemu::{MEMORY_VARIABLE, find as find_qemu};
 
 /// The subcommand that is to run [`keeper::main`] with the arguments that

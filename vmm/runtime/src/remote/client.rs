@@ -48,7 +48,7 @@ impl Remote {
         let mut argv: Vec<OsString> = vec![launcher.into(), "--home".into(), home.path().into()];
         argv.extend(debug.then(|| "--debug".into()));
         argv.push(SERVE_SUBCOMMAND.into());
-        let command = nested::Command::here(argv).map_err(Error::soft_host)?;
+        let command = nested::NestedCommand::here(argv).map_err(Error::soft_host)?;
         let mut serve = nested::spawn(&host, command).await.map_err(Error::soft_host)?;
         let (Some(stdin), Some(stdout)) = (serve.stdin.take(), serve.stdout.take()) else {
             return Err(Error::internal("a command without stdio"));

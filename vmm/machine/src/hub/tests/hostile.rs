@@ -72,7 +72,7 @@ fn before_its_hello_an_agent_says_nothing() {
         let box_ = Fixture::connected();
         box_.hub.disconnect();
         let mut agent = box_.raw_agent();
-        box_.hub.send(Command::StartMain);
+        box_.hub.send(HubCommand::StartMain);
         let _ = agent.write_all(answer);
         assert!(matches!(box_.note(), Note::AgentLost(_)), "{answer:?}");
     }

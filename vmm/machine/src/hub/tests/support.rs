@@ -12,7 +12,7 @@ use boxlite_proto::credit::WINDOW;
 use boxlite_proto::frame::{Channel, Frame, FrameError, Kind, MAX_DATA};
 use boxlite_proto::message::{Exec, Hello, MainExec, Request, Response};
 
-use super::super::{Command, Commands, Hub, Note, Threads};
+use super::super::{Commands, Hub, HubCommand, Note, Threads};
 
 /// Longer than anything takes that happens at all.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -89,7 +89,7 @@ impl Fixture {
         let (mut agent, theirs) = UnixStream::pair().unwrap();
         agent.set_read_timeout(Some(PATIENCE)).unwrap();
         agent.set_write_timeout(Some(PATIENCE)).unwrap();
-        self.hub.send(Command::Connect(theirs));
+        self.hub.send(HubCommand::Connect(theirs));
         let mut line = [0; 13];
         agent.read_exact(&mut line).unwrap();
         assert_eq!(&line, b"CONNECT 1024\n");
@@ -100,7 +100,7 @@ impl Fixture {
 
     /// Lets the main command be asked for.
     pub(super) fn start(&mut self) {
-        self.hub.send(Command::StartMain);
+        self.hub.send(HubCommand::StartMain);
         let request = self.hear().decode().unwrap();
         assert!(
             matches!(request, Request::ExecMain(main) if main.exec.argv == [b"main"] && main.init)
@@ -184,7 +184,7 @@ impl Fixture {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_read_timeout(Some(PATIENCE)).unwrap();
         ours.set_write_timeout(Some(PATIENCE)).unwrap();
-        self.hub.send(Command::Attach(theirs));
+        self.hub.send(HubCommand::Attach(theirs));
         TestPeer(ours)
     }
 

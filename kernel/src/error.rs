@@ -1,4 +1,4 @@
-//! Errors of the search for guest files, each with its remedy.
+//! Errors of the search for guest files. They state facts; the runtime adds what to do.
 
 use std::io;
 use std::path::PathBuf;
@@ -9,11 +9,7 @@ use crate::arch::Arch;
 #[derive(Debug, thiserror::Error)]
 pub enum LocateError {
     /// No folder holds guest files for the architecture.
-    #[error(
-        "no guest files for {arch}; looked in\n  {}\n\
-         Make them with `cargo xtask guest`, or name their folder in BOXLITE_GUEST_DIR.",
-        join_paths(.searched)
-    )]
+    #[error("no guest files for {arch}; looked in\n  {}", join_paths(.searched))]
     NotFound {
         /// The architecture.
         arch: Arch,
@@ -29,7 +25,7 @@ pub enum LocateError {
         source: io::Error,
     },
     /// The manifest is invalid, or of an unknown format.
-    #[error("{}: {problem}; make the guest files again with `cargo xtask guest`", path.display())]
+    #[error("{}: {problem}", path.display())]
     BadManifest {
         /// The manifest.
         path: PathBuf,
@@ -38,8 +34,7 @@ pub enum LocateError {
     },
     /// A file differs from its manifest entry.
     #[error(
-        "guest file {} is damaged: {what} is {actual}, its manifest says {expected}; \
-         make it again with `cargo xtask guest`",
+        "guest file {} is damaged: {what} is {actual}, its manifest says {expected}",
         path.display()
     )]
     Damaged {

@@ -40,15 +40,15 @@ fn the_first_place_with_files_of_the_architecture_wins() {
 }
 
 #[test]
-fn not_found_lists_every_place_and_the_remedy() {
+fn not_found_lists_every_searched_folder() {
     let root = tempfile::tempdir().unwrap();
     let places = ["one", "two"].map(|name| root.path().join(name));
     let error = GuestFiles::locate_in(Arch::X86_64, places.clone()).unwrap_err().to_string();
     for place in places {
-        assert!(error.contains(&format!("{}\n", place.display())), "{error}");
-        assert!(error.contains(place.join("x86_64").to_str().unwrap()), "{error}");
+        for folder in [place.join("x86_64"), place] {
+            assert!(error.lines().any(|line| Path::new(line.trim()) == folder), "{error}");
+        }
     }
-    assert!(error.contains("cargo xtask guest") && error.contains("BOXLITE_GUEST_DIR"), "{error}");
 }
 
 #[test]

@@ -55,6 +55,10 @@ pub enum Remedy {
     SetHome,
     /// Say where the `boxlite-vmm` executable is.
     SetLauncher,
+    /// Build the guest files, or say where they are.
+    BuildGuestFiles,
+    /// Build the guest files again.
+    RebuildGuestFiles,
     /// Use the release that wrote the home, or another home.
     UseNewerRelease,
     /// Remove the home's database, if it is damaged.
@@ -92,6 +96,10 @@ impl fmt::Display for Remedy {
             Self::NameOnImport => "save it with its name, or import it under one (Images::import)",
             Self::SetHome => "set BOXLITE_HOME or HOME, or RuntimeOptions::home",
             Self::SetLauncher => "set BOXLITE_VMM to its path",
+            Self::BuildGuestFiles => {
+                "build them with 'cargo xtask guest', or set BOXLITE_GUEST_DIR to their folder"
+            }
+            Self::RebuildGuestFiles => "build the guest files again with 'cargo xtask guest'",
             Self::UseNewerRelease => "use that release, or another home",
             Self::RemakeDatabase => {
                 "if it is damaged, remove it: it is made anew from the boxes' folders"
@@ -143,7 +151,9 @@ impl Remedy {
             Self::CopyFiles => Self::NameOnImport,
             Self::NameOnImport => Self::SetHome,
             Self::SetHome => Self::SetLauncher,
-            Self::SetLauncher => Self::UseNewerRelease,
+            Self::SetLauncher => Self::BuildGuestFiles,
+            Self::BuildGuestFiles => Self::RebuildGuestFiles,
+            Self::RebuildGuestFiles => Self::UseNewerRelease,
             Self::UseNewerRelease => Self::RemakeDatabase,
             Self::RemakeDatabase => Self::Report,
             Self::Report => Self::Other { words: "try later".into() },

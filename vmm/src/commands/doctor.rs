@@ -3,10 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use boxlite_runtime::GuestFiles;
-use boxlite_runtime::Home;
-use boxlite_runtime::nested;
-use boxlite_runtime::nested::detect::Virtualization;
+use boxlite_runtime::nested::{self, detect::Virtualization};
+use boxlite_runtime::{Error, GuestFiles, Home};
 use clap::Args;
 use rustix::fs::{Access, access, statvfs};
 use serde::Serialize;
@@ -164,9 +162,14 @@ fn guest_files() -> Finding {
             );
             Finding::new(CHECK, Verdict::Ok, message)
         }
-        // It says what to do itself.
-        Err(e) => Finding::new(CHECK, Verdict::Fail, e.to_string()),
+        Err(e) => failure(CHECK, &e.into()),
     }
+}
+
+/// An error of the library, with its remedy in the command line's words.
+fn failure(check: &'static str, error: &Error) -> Finding {
+    let finding = Finding::new(check, Verdict::Fail, error.message());
+    error.remedy().iter().fold(finding, |finding, remedy| finding.remedy(words::remedy(remedy)))
 }
 
 fn home(global: &Global) -> Vec<Finding> {

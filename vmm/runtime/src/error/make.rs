@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{error, io};
 
+use boxlite_kernel::LocateError;
 use boxlite_proto::message::FailureKind;
 
 use super::{Error, ErrorKind, Joint, Parts};
@@ -113,9 +114,18 @@ impl Error {
         Self::new(ErrorKind::Host, reason)
     }
 
-    /// The guest files (kernel, initramfs, template) are not there.
-    pub(crate) fn guest_files(source: boxlite_kernel::LocateError) -> Self {
-        Self::from_source(ErrorKind::Host, source)
+    /// The guest files (kernel, initramfs, empty disk) are missing or damaged.
+    pub(crate) fn guest_files(source: LocateError) -> Self {
+        let remedy = match &source {
+            LocateError::NotFound { .. } => Some((Joint::Line, Remedy::BuildGuestFiles)),
+            LocateError::BadManifest { .. } | LocateError::Damaged { .. } => {
+                Some((Joint::Semicolon, Remedy::RebuildGuestFiles))
+            }
+            LocateError::Io { .. } => None,
+        };
+        let mut error = Self::from_source(ErrorKind::Host, source);
+        error.0.remedy = remedy;
+        error
     }
 
     /// The software host.
@@ -228,6 +238,13 @@ impl Error {
     pub(crate) fn command_timeout() -> Self {
         let message = "the command was killed: it did not end within its timeout";
         Self::new(ErrorKind::CommandTimeout, message)
+    }
+}
+
+/// For callers of [`GuestFiles`](crate::GuestFiles), whose own errors state no remedy.
+impl From<LocateError> for Error {
+    fn from(source: LocateError) -> Self {
+        Self::guest_files(source)
     }
 }
 

@@ -44,6 +44,8 @@ enum Joint {
     Colon,
     Semicolon,
     So,
+    /// After a list, one item a line.
+    Line,
 }
 
 impl Joint {
@@ -52,6 +54,7 @@ impl Joint {
             Self::Colon => ": ",
             Self::Semicolon => "; ",
             Self::So => ", so ",
+            Self::Line => "\n",
         }
     }
 }
@@ -113,8 +116,7 @@ impl Error {
         &self.0.message
     }
 
-    /// What to do about it, if the runtime knows. That of guest files, the software host and virtualization is in
-    /// the message.
+    /// What to do about it, if the runtime knows. For the software host and virtualization, the message says it.
     pub fn remedy(&self) -> Option<&Remedy> {
         self.0.remedy.as_ref().map(|(_, remedy)| remedy)
     }

@@ -3,6 +3,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use boxlite_kernel::{Arch, LocateError};
 use boxlite_rootfs_builder::{Error as ImageError, Remedy as ImageRemedy};
 
 use super::*;
@@ -26,6 +27,11 @@ fn remedied() -> Vec<Error> {
     vec![
         Error::no_home(),
         Error::no_launcher("at /x"),
+        Error::guest_files(LocateError::NotFound {
+            arch: Arch::X86_64,
+            searched: vec!["/a".into(), "/b".into()],
+        }),
+        Error::guest_files(LocateError::BadManifest { path: "/x".into(), problem: "bad".into() }),
         Error::newer_home(Path::new("/x"), 2, 1),
         Error::store(Path::new("/x"), "read")(rusqlite::Error::InvalidQuery),
         Error::name_in_use("web"),
@@ -51,7 +57,7 @@ fn messages_are_without_the_remedy_and_texts_end_with_it() {
         assert!(text.starts_with(error.message()) && text.ends_with(&remedy), "{text}");
         assert!(!error.message().contains(&remedy) && !error.message().contains("::"), "{text}");
         let joint = &text[error.message().len()..text.len() - remedy.len()];
-        assert!([": ", "; ", ", so "].contains(&joint), "{text}");
+        assert!([": ", "; ", ", so ", "\n"].contains(&joint), "{text}");
         let mine = error.worded(|_| "do it".into());
         assert_eq!(mine, format!("{}{joint}do it", error.message()));
     }
@@ -79,7 +85,7 @@ fn what_is_behind_an_error_is_its_source_and_told_once() {
     let behind = error.source().unwrap().downcast_ref::<io::Error>().unwrap();
     assert_eq!(behind.kind(), io::ErrorKind::PermissionDenied);
     assert_eq!(error.to_string(), format!("/x: cannot be read: {}", denied()));
-    let missing = boxlite_kernel::LocateError::Io { path: "/k".into(), source: denied() };
+    let missing = LocateError::Io { path: "/k".into(), source: denied() };
     assert_eq!(
         Error::guest_files(missing).message(),
         format!("cannot read guest file /k: {}", denied())

@@ -8,13 +8,47 @@ use tokio::time::Instant;
 
 pub use crate::client::{Exit, Output};
 
+use super::call::{Channel, Start};
 use super::config::{DEFAULT_TERM, Environment};
 use super::handle::BoxHandle;
 use super::{Error, Result, limits};
-use crate::client::{self, ExecHandle, ExecOutput, ExecStdin};
+use crate::client::{self, AgentClient, ExecHandle, ExecOutput, ExecStdin};
 
 /// How a command ends that took too long.
 const KILLED: ExitStatus = ExitStatus::Signal(9);
+
+/// Commands in the box.
+impl BoxHandle {
+    /// A command to run in the box, with the environment, user and working directory of the box.
+    /// Without a slash, the program is looked up in the box's `PATH`.
+    pub fn exec<S: Into<Vec<u8>>>(&self, argv: impl IntoIterator<Item = S>) -> Command {
+        let argv = argv.into_iter().map(Into::into).collect();
+        Command { sandbox: self.clone(), exec: self.config().exec(argv), timeout: None }
+    }
+
+    /// Boots the box with its main command attached: nothing that it writes is missed. `size` is
+    /// that of the terminal that the main command has, if it has one. A box that runs is attached
+    /// to as by [`attach`](Self::attach).
+    pub async fn start_attached(&self, size: Option<TerminalSize>) -> Result<Attached> {
+        self.start_as(Start { wait_for_attach: true, size, detach: false }).await?;
+        self.attach().await
+    }
+
+    /// Attaches to the main command: its streams from now on. Several callers may be attached at once.
+    pub async fn attach(&self) -> Result<Attached> {
+        let stream = self.open(Channel::Main { id: self.id().to_owned() }).await?;
+        let options = &self.config().options;
+        let exec = Exec {
+            stdin: options.interactive,
+            terminal: options.tty.then_some(TerminalSize { rows: 24, columns: 80 }),
+            ..Exec::default()
+        };
+        // A connection of its own, which carries the main command alone.
+        let attached = async { AgentClient::connect(stream, 0).await?.exec(exec).await };
+        let handle = self.explained(attached.await).await?;
+        Ok(Attached { sandbox: self.clone(), handle })
+    }
+}
 
 /// A command to run in a box.
 #[derive(Clone, Debug)]
@@ -26,10 +60,6 @@ pub struct Command {
 }
 
 impl Command {
-    pub(super) fn new(sandbox: BoxHandle, exec: Exec) -> Self {
-        Self { sandbox, exec, timeout: None }
-    }
-
     /// Sets an environment variable.
     pub fn env(mut self, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Self {
         let mut env = Environment(std::mem::take(&mut self.exec.env));
@@ -243,10 +273,6 @@ pub struct Attached {
 }
 
 impl Attached {
-    pub(super) fn new(sandbox: BoxHandle, handle: ExecHandle) -> Self {
-        Self { sandbox, handle }
-    }
-
     /// Its standard input, once, if the box is interactive. Shutting it down, or dropping it, is the end of the input,
     /// for all who are attached; [`leave`](ExecStdin::leave) it if others may have more.
     pub fn stdin(&mut self) -> Option<ExecStdin> {

@@ -5,17 +5,15 @@ use std::time::Duration;
 
 use boxlite_contract::events::EventKind;
 use boxlite_contract::metrics::MachineMetrics;
-use boxlite_proto::message::{Exec, TerminalSize};
 use boxlite_rootfs_builder::Silent;
 
 use super::call::{BoxCall, Call, Channel, Reply, Start};
 use super::config::BoxConfig;
-use super::exec::{Attached, Command};
 use super::host::{BoxAgent, Host, NoAgent};
 use super::logs::{LogQuery, Logs};
 use super::state::{BoxInfo, BoxState};
 use super::{Error, ErrorKind, Result};
-use crate::client::{self, AgentClient, ExecHandle};
+use crate::client::{self, AgentClient};
 
 /// Timeout for writing down that something happened in a box.
 const NOTE_LIMIT: Duration = Duration::from_secs(2);
@@ -72,16 +70,8 @@ impl BoxHandle {
         self.start_as(Start::default()).await
     }
 
-    async fn start_as(&self, how: Start) -> Result<()> {
+    pub(super) async fn start_as(&self, how: Start) -> Result<()> {
         self.call(BoxCall::Start(how)).await?.done()
-    }
-
-    /// Boots the box with its main command attached: nothing that it writes is missed. `size` is
-    /// that of the terminal that the main command has, if it has one. A box that runs is attached
-    /// to as by [`attach`](Self::attach).
-    pub async fn start_attached(&self, size: Option<TerminalSize>) -> Result<Attached> {
-        self.start_as(Start { wait_for_attach: true, size, detach: false }).await?;
-        self.attach().await
     }
 
     /// As [`start`](Self::start); the box goes on when this process ends, whatever its options say.
@@ -143,19 +133,6 @@ impl BoxHandle {
         self.call(BoxCall::Metrics).await?.metrics()
     }
 
-    /// A command to run in the box, with the environment, user and working directory of the box.
-    /// Without a slash, the program is looked up in the box's `PATH`.
-    pub fn exec<S: Into<Vec<u8>>>(&self, argv: impl IntoIterator<Item = S>) -> Command {
-        let argv = argv.into_iter().map(Into::into).collect();
-        Command::new(self.clone(), self.0.config.exec(argv))
-    }
-
-    /// The main command's streams, from now on. Several may be attached at once.
-    pub async fn attach(&self) -> Result<Attached> {
-        let (_, handle) = self.main_command().await?;
-        Ok(Attached::new(self.clone(), handle))
-    }
-
     /// Sends a signal (Linux number) to the main command: to its own process, and not to others that it started.
     ///
     /// # Errors
@@ -165,33 +142,13 @@ impl BoxHandle {
         self.call(BoxCall::Signal(signal)).await?.done()
     }
 
-    /// A connection to the main command alone.
-    async fn main_command(&self) -> Result<(AgentClient, ExecHandle)> {
-        let stream = self.open(Channel::Main { id: self.id().to_owned() }).await?;
-        let options = &self.0.config.options;
-        let connected = async {
-            let agent = AgentClient::connect(stream, 0).await?;
-            let exec = Exec {
-                stdin: options.interactive,
-                terminal: options.tty.then_some(TerminalSize { rows: 24, columns: 80 }),
-                ..Exec::default()
-            };
-            let handle = agent.exec(exec).await?;
-            Ok((agent, handle))
-        };
-        match connected.await {
-            Ok(connected) => Ok(connected),
-            Err(e) => Err(self.explain(e).await),
-        }
-    }
-
     /// What the main command wrote.
     pub async fn logs(&self, query: LogQuery) -> Result<Logs> {
         let stream = self.open(Channel::Logs { id: self.id().to_owned(), query }).await?;
         Ok(Logs::new(stream))
     }
 
-    async fn open(&self, channel: Channel) -> Result<Box<dyn crate::stream::Duplex>> {
+    pub(super) async fn open(&self, channel: Channel) -> Result<Box<dyn crate::stream::Duplex>> {
         self.0.host.open(channel).await
     }
 

@@ -4,15 +4,16 @@ use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use boxlite_proto::frame::Channel;
 use boxlite_proto::message::{Control, ExitStatus, Response, TerminalSize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use super::AgentClient;
+use super::connection::Session;
 use super::error::Error;
-use super::stream::Stream;
+use super::stream::{Attempt, Stream};
 
 /// A running command. Dropping it kills the command with everything that it started.
 #[derive(Debug)]
@@ -29,11 +30,11 @@ pub struct ExecHandle {
 
 /// Kills the command when dropped before its end.
 #[derive(Debug)]
-pub(super) struct Running(Port);
+pub(super) struct Running(OpenStream);
 
-/// A stream and the connection that it is on.
+/// A stream with its connection.
 #[derive(Clone, Debug)]
-struct Port {
+struct OpenStream {
     client: AgentClient,
     stream: Arc<Stream>,
 }
@@ -64,7 +65,7 @@ pub struct Output {
 
 impl Running {
     pub(super) fn new(client: AgentClient, stream: Arc<Stream>) -> Self {
-        Self(Port { client, stream })
+        Self(OpenStream { client, stream })
     }
 
     /// Waits until the agent has started the command.
@@ -74,7 +75,7 @@ impl Running {
         with_terminal: bool,
     ) -> Result<ExecHandle, Error> {
         let pid = self.0.stream.started().await?;
-        let output = |channel| ExecOutput { port: self.0.clone(), channel };
+        let output = |channel| ExecOutput { stream: self.0.clone(), channel };
         Ok(ExecHandle {
             stdin: with_stdin.then(|| ExecStdin::new(self.0.clone())),
             stdout: Some(output(Channel::Stdout)),
@@ -94,7 +95,7 @@ impl Running {
         self.0.stream.readable().await;
         match self.0.stream.try_over() {
             Some(Err(error)) if !self.0.stream.has_output() => Err(error),
-            _ => Ok(ExecOutput { port: self.0.clone(), channel: Channel::Stdout }),
+            _ => Ok(ExecOutput { stream: self.0.clone(), channel: Channel::Stdout }),
         }
     }
 
@@ -114,15 +115,54 @@ impl Drop for Running {
     }
 }
 
-impl Port {
+impl OpenStream {
+    /// Calls `act` with the session and the stream's ID.
+    fn with_session<R>(&self, act: impl FnOnce(&mut Session, u32) -> R) -> R {
+        let id = self.stream.id();
+        self.client.connection().with_session(|session| act(session, id))
+    }
+
     fn end_input(&self) {
-        let stream = self.stream.id();
-        self.client.connection().with_session(|session| session.end_input(stream));
+        self.with_session(|session, id| session.end_input(id));
     }
 
     fn control(&self, control: Control) {
-        let stream = self.stream.id();
-        self.client.connection().with_session(|session| session.control(stream, control));
+        self.with_session(|session, id| session.control(id, control));
+    }
+
+    /// Sends as much of `data` as there is credit for.
+    fn poll_send(&self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        self.stream.poll_send(cx, data, |data| {
+            let sent = self.with_session(|session, id| {
+                session.is_input_open(id).then(|| session.send_input(id, data))
+            });
+            match sent {
+                Some(sent) => Attempt::Sent(sent),
+                None if self.client.is_lost() => Attempt::Lost,
+                None => Attempt::Closed,
+            }
+        })
+    }
+
+    /// Reads output that arrived, and grants the guest new credit for it.
+    fn poll_receive(
+        &self,
+        cx: &mut Context<'_>,
+        channel: Channel,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let taken = ready!(self.stream.poll_receive(cx, channel, into))?;
+        if taken > 0 {
+            self.with_session(|session, id| session.output_taken(id, channel, taken));
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Closes an output that nobody reads any more.
+    fn abandon(&self, channel: Channel) {
+        if self.stream.abandon(channel) {
+            self.with_session(|session, id| session.close_output(id, channel));
+        }
     }
 }
 
@@ -211,13 +251,13 @@ fn exit(outcome: Result<Response, Error>) -> Result<Exit, Error> {
 /// cannot any more.
 #[derive(Debug)]
 pub struct ExecStdin {
-    port: Port,
+    stream: OpenStream,
     ends: bool,
 }
 
 impl ExecStdin {
-    fn new(port: Port) -> Self {
-        Self { port, ends: true }
+    fn new(stream: OpenStream) -> Self {
+        Self { stream, ends: true }
     }
 
     /// Drops it without the end of the input: others may have more for the command.
@@ -227,7 +267,7 @@ impl ExecStdin {
 
     /// As [`leave`](Self::leave), and its command's outputs do not end either when they are dropped.
     pub(super) fn leave_all(self) {
-        self.port.stream.keep_outputs();
+        self.stream.stream.keep_outputs();
         self.leave();
     }
 }
@@ -238,7 +278,7 @@ impl AsyncWrite for ExecStdin {
         cx: &mut Context<'_>,
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.port.stream.poll_send(cx, data, self.port.client.connection())
+        self.stream.poll_send(cx, data)
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -246,7 +286,7 @@ impl AsyncWrite for ExecStdin {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.port.end_input();
+        self.stream.end_input();
         Poll::Ready(Ok(()))
     }
 }
@@ -254,14 +294,14 @@ impl AsyncWrite for ExecStdin {
 impl Drop for ExecStdin {
     fn drop(&mut self) {
         if self.ends {
-            self.port.end_input();
+            self.stream.end_input();
         }
     }
 }
 
 /// Standard output or standard error of a command. Dropping it closes the command's end.
 pub struct ExecOutput {
-    port: Port,
+    stream: OpenStream,
     channel: Channel,
 }
 
@@ -271,13 +311,13 @@ impl AsyncRead for ExecOutput {
         cx: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.port.stream.poll_receive(cx, self.channel, into, self.port.client.connection())
+        self.stream.poll_receive(cx, self.channel, into)
     }
 }
 
 impl Drop for ExecOutput {
     fn drop(&mut self) {
-        self.port.stream.abandon(self.channel, self.port.client.connection());
+        self.stream.abandon(self.channel);
     }
 }
 

@@ -1,4 +1,6 @@
-//! One stream as its user sees it: what arrived for the futures that wait for it.
+//! One stream of a connection: what arrived on it, and the futures that wait for it.
+//!
+//! It knows no connection. Handles of a stream (`exec`) have both.
 
 use std::io;
 use std::sync::Mutex;
@@ -11,7 +13,6 @@ use bytes::{Buf, Bytes};
 use tokio::io::ReadBuf;
 use tokio::sync::Notify;
 
-use super::connection::Connection;
 use super::error::Error;
 use super::wire::lock;
 
@@ -45,6 +46,17 @@ struct Incoming {
     /// Nobody reads it.
     abandoned: bool,
     waker: Option<Waker>,
+}
+
+/// An attempt to send input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Attempt {
+    /// So many bytes had credit.
+    Sent(usize),
+    /// The stream takes no input any more.
+    Closed,
+    /// The connection was lost.
+    Lost,
 }
 
 impl State {
@@ -171,50 +183,47 @@ impl Stream {
         }
     }
 
-    /// Sends as much of `data` as there is credit for.
+    /// Makes an attempt to send `data`; pending if there was no credit.
     pub(super) fn poll_send(
         &self,
         cx: &mut Context<'_>,
         data: &[u8],
-        connection: &Connection,
+        send: impl FnOnce(&[u8]) -> Attempt,
     ) -> Poll<io::Result<usize>> {
-        // Held until the waker has its place: whatever makes room or ends the input takes this lock after that.
+        // Held until the waker is stored: an event that makes room or ends the input takes this lock after that.
         let mut state = lock(&self.state);
         if let Some(Err(error @ Error::Lost(_))) = &state.outcome {
             return Poll::Ready(Err(error.clone().into()));
         }
-        let (open, sent) = connection.with_session(|session| {
-            (session.is_input_open(self.id), session.send_input(self.id, data))
-        });
-        match (open, sent) {
-            // A connection that was just lost says so next.
-            (false, _) if state.outcome.is_some() || !connection.is_lost() => {
+        match send(data) {
+            Attempt::Sent(sent) if sent > 0 || data.is_empty() => Poll::Ready(Ok(sent)),
+            Attempt::Closed => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            Attempt::Lost if state.outcome.is_some() => {
                 Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
             }
-            (true, sent) if sent > 0 || data.is_empty() => Poll::Ready(Ok(sent)),
-            _ => {
+            // A loss is this stream's outcome next, and wakes the sender then.
+            Attempt::Sent(_) | Attempt::Lost => {
                 state.sender = Some(cx.waker().clone());
                 Poll::Pending
             }
         }
     }
 
-    /// Reads output that arrived, and grants the guest new credit for it.
+    /// Reads output that arrived. Returns the number of bytes; 0 is the end, or a full buffer.
     pub(super) fn poll_receive(
         &self,
         cx: &mut Context<'_>,
         channel: Channel,
         into: &mut ReadBuf<'_>,
-        connection: &Connection,
-    ) -> Poll<io::Result<()>> {
+    ) -> Poll<io::Result<usize>> {
         let mut state = lock(&self.state);
         let outcome = state.outcome.as_ref().map(|outcome| outcome.clone().err());
-        let Some(incoming) = state.incoming(channel) else { return Poll::Ready(Ok(())) };
+        let Some(incoming) = state.incoming(channel) else { return Poll::Ready(Ok(0)) };
         if incoming.data.is_empty() {
             return match outcome {
-                _ if incoming.ended => Poll::Ready(Ok(())),
+                _ if incoming.ended => Poll::Ready(Ok(0)),
                 Some(Some(error)) => Poll::Ready(Err(error.into())),
-                Some(None) => Poll::Ready(Ok(())),
+                Some(None) => Poll::Ready(Ok(0)),
                 None => {
                     incoming.waker = Some(cx.waker().clone());
                     Poll::Pending
@@ -228,25 +237,18 @@ impl Stream {
             into.put_slice(&piece[..n]);
             incoming.data.advance(n);
         }
-        let taken = before - into.remaining();
-        drop(state);
-        connection.with_session(|session| session.output_taken(self.id, channel, taken));
-        Poll::Ready(Ok(()))
+        Poll::Ready(Ok(before - into.remaining()))
     }
 
-    /// Tells the guest that nobody reads this output any more.
-    pub(super) fn abandon(&self, channel: Channel, connection: &Connection) {
+    /// Drops this output, read or not, now and later. False if it was dropped already.
+    pub(super) fn abandon(&self, channel: Channel) -> bool {
         let mut state = lock(&self.state);
-        let Some(incoming) = state.incoming(channel) else { return };
+        let Some(incoming) = state.incoming(channel) else { return false };
         incoming.data.clear();
-        let told = std::mem::replace(&mut incoming.abandoned, true);
-        drop(state);
-        if !told {
-            connection.with_session(|session| session.close_output(self.id, channel));
-        }
+        !std::mem::replace(&mut incoming.abandoned, true)
     }
 
-    /// Nobody here reads the outputs any more, and the command is not to know.
+    /// Drops both outputs later, without closing them for the command.
     pub(super) fn keep_outputs(&self) {
         lock(&self.state).outputs.iter_mut().for_each(|output| output.abandoned = true);
     }

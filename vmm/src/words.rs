@@ -136,7 +136,7 @@ mod tests {
         assert_eq!(
             error(&options.validate().unwrap_err()),
             "--cpus 0: a box has 1 to 64\n\
-             --restart cannot begin a box anew that is removed when it ends (--rm)\n\
+             --restart cannot restart a box that is removed when it stops (--rm)\n\
              --allow needs a network (--network nat)"
         );
     }

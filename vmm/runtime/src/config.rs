@@ -1,4 +1,4 @@
-//! What is written down of a box when it is made: `config.json`.
+//! The configuration of a box, written to `config.json` when it is created; and its commands.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -16,30 +16,33 @@ use super::{Error, Result, limits, signals};
 /// SIGTERM.
 const TERM: i32 = 15;
 
-/// What a command's terminal is where nobody says so.
+/// `TERM` of a command with a terminal, if neither the caller nor the box sets it.
 pub(super) const DEFAULT_TERM: &str = "xterm";
 
-/// A box as it was made. Written by this release, read by this and later ones.
+/// The configuration of a box. Written by this release, read by this and later ones.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct BoxConfig {
-    /// Its ID: 32 hexadecimal digits.
+    /// The box's ID: 32 hexadecimal digits.
     pub id: String,
-    /// Its name.
+    /// The box's name.
     pub name: String,
-    /// When it was made: milliseconds since the Unix epoch.
+    /// Time of creation: milliseconds since the Unix epoch.
     pub created_ms: u64,
-    /// What was asked for.
+    /// The options that the box was created with.
     pub options: BoxOptions,
     /// The digest of the image.
     pub image_digest: String,
-    /// What the image says of commands.
+    /// The configuration in the image: its commands, environment, user and health check.
     pub image: ImageConfig,
 }
 
 impl BoxConfig {
-    /// The main command's words: the entry point, and the arguments of its own or, for its own entry
-    /// point, the image's.
+    /// The words of the main command: the entry point and its arguments. The image's arguments are used only with the
+    /// image's entry point.
+    ///
+    /// # Errors
+    /// Neither the options nor the image have a command.
     pub fn main_argv(&self) -> Result<Vec<String>> {
         let Self { options, image, .. } = self;
         let (mut argv, defaults) = match &options.entrypoint {
@@ -47,7 +50,7 @@ impl BoxConfig {
             Some(entrypoint) => (entrypoint.clone(), Vec::new()),
             None => (image.entrypoint.clone(), image.cmd.clone()),
         };
-        // As docker has it, this is how one takes back the entry point of another image.
+        // As in docker, one empty word removes the entry point of a base image.
         if argv == [""] {
             argv.clear();
         }
@@ -115,7 +118,7 @@ impl BoxConfig {
         if problems.is_empty() { Ok(()) } else { Err(Error::options(problems)) }
     }
 
-    /// The health checks.
+    /// The health check, as a box's process takes it.
     pub(super) fn health(&self) -> Option<HealthSpec> {
         let health = self.health_check()?;
         let ms = |time: std::time::Duration| time.as_millis().try_into().unwrap_or(u64::MAX);
@@ -132,7 +135,7 @@ impl BoxConfig {
 }
 
 impl BoxConfig {
-    /// The box's own check, or its image's, with what the box changes of it.
+    /// The box's own check, or its image's, with the box's changes.
     fn health_check(&self) -> Option<HealthCheck> {
         let own = self.options.health.clone();
         let mut check = own.or_else(|| self.health_check_of_image())?;
@@ -140,7 +143,7 @@ impl BoxConfig {
         Some(check)
     }
 
-    /// The image's check asks the main command.
+    /// The image's check, which only makes sense with a main command.
     fn health_check_of_image(&self) -> Option<HealthCheck> {
         let Self { options, image, .. } = self;
         let used = options.main_command && !options.no_health_check;
@@ -156,7 +159,7 @@ impl BoxConfig {
         Some(check)
     }
 
-    /// Checks that there is a health check where the box changes one.
+    /// Checks that there is a health check if the options change one.
     pub(super) fn check_health(&self) -> Result<()> {
         if self.options.health_changes.is_empty() || self.health_check().is_some() {
             return Ok(());
@@ -170,19 +173,19 @@ impl BoxConfig {
     }
 }
 
-/// `NAME=value` lines, each name once.
+/// Environment variables as `NAME=value` lines, each name once.
 pub(super) struct Environment(pub(super) Vec<Vec<u8>>);
 
 impl Environment {
-    /// The last value counts.
+    /// The last value of a name counts.
     fn of<'a>(variables: impl Iterator<Item = (&'a str, &'a str)>) -> Self {
-        let (mut lines, mut places) = (Vec::new(), HashMap::new());
+        let (mut lines, mut indexes) = (Vec::new(), HashMap::new());
         for (name, value) in variables {
             let line = [name, "=", value].concat().into_bytes();
-            match places.entry(name) {
-                Entry::Occupied(place) => lines[*place.get()] = line,
-                Entry::Vacant(place) => {
-                    place.insert(lines.len());
+            match indexes.entry(name) {
+                Entry::Occupied(index) => lines[*index.get()] = line,
+                Entry::Vacant(index) => {
+                    index.insert(lines.len());
                     lines.push(line);
                 }
             }
@@ -196,7 +199,7 @@ impl Environment {
         self.0.push([&prefix, value].concat());
     }
 
-    /// What a command's terminal is, unless somebody has said so.
+    /// Sets `TERM`, unless it is set.
     pub(super) fn set_terminal_type(&mut self, kind: &str) {
         if !self.0.iter().any(|variable| variable.starts_with(b"TERM=")) {
             self.set(b"TERM", kind.as_bytes());
@@ -279,7 +282,7 @@ mod tests {
         let own = health(main().health(HealthCheck::new(["/own"]))).unwrap();
         assert_eq!((own.exec.argv, own.interval_ms), (vec![b"/own".to_vec()], 30_000));
         assert!(health(main().no_health_check(true)).is_none());
-        // Nothing runs that it could ask.
+        // Without a main command, nothing runs that the check could test.
         assert!(health(BoxOptions::new("x")).is_none());
     }
 
@@ -339,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn the_main_command_has_the_boxs_surroundings() {
+    fn the_main_command_has_the_environment_user_and_terminal_of_the_box() {
         let options = BoxOptions::new("x").env("A", "2").user("nobody").tty(true);
         let size = TerminalSize { rows: 24, columns: 80 };
         let main = config(options).main(size, true).unwrap();
@@ -355,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn what_linux_cannot_run_is_refused_before_a_box_is_made_for_it() {
+    fn commands_that_linux_cannot_run_are_refused_before_a_box_is_created() {
         let env = |value: usize, count: usize| {
             (0..count).fold(BoxOptions::new("x"), |options, n| {
                 options.env(format!("V{n}"), "x".repeat(value))
@@ -368,12 +371,12 @@ mod tests {
         };
         assert!(refused(env(140_000, 1)) && refused(env(100_000, 25)));
         assert!(refused(BoxOptions::new("x").cmd(["x".repeat(140_000)])));
-        // Whatever a box without a main command runs has its environment.
+        // Each exec in a box without a main command has its environment, too.
         assert!(refused(env(140_000, 1).main_command(false)));
     }
 
     #[test]
-    fn a_terminal_is_what_was_asked_for() {
+    fn a_set_term_is_kept() {
         let mut env = Environment(vec![b"TERMINFO=/x".to_vec()]);
         env.set_terminal_type("xterm");
         assert_eq!(env.0.last().unwrap(), b"TERM=xterm");

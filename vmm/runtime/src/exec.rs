@@ -14,21 +14,21 @@ use super::handle::BoxHandle;
 use super::{Error, Result, limits};
 use crate::client::{self, AgentClient, ExecHandle, ExecOutput, ExecStdin};
 
-/// How a command ends that took too long.
+/// Status of a command that was killed at its timeout.
 const KILLED: ExitStatus = ExitStatus::Signal(9);
 
 /// Commands in the box.
 impl BoxHandle {
-    /// A command to run in the box, with the environment, user and working directory of the box.
-    /// Without a slash, the program is looked up in the box's `PATH`.
+    /// Prepares a command with the environment, user and working directory of the box. A program name without a
+    /// slash is looked up in the box's `PATH`.
     pub fn exec<S: Into<Vec<u8>>>(&self, argv: impl IntoIterator<Item = S>) -> Command {
         let argv = argv.into_iter().map(Into::into).collect();
         Command { sandbox: self.clone(), exec: self.config().exec(argv), timeout: None }
     }
 
-    /// Boots the box with its main command attached: nothing that it writes is missed. `size` is
-    /// that of the terminal that the main command has, if it has one. A box that runs is attached
-    /// to as by [`attach`](Self::attach).
+    /// Boots the box and attaches to its main command before the command starts, so that no output is missed.
+    /// `size` is the size of the main command's terminal, if it has one. If the box runs already, this is
+    /// [`attach`](Self::attach).
     pub async fn start_attached(&self, size: Option<TerminalSize>) -> Result<Attached> {
         self.start_as(Start { wait_for_attach: true, size, detach: false }).await?;
         self.attach().await
@@ -68,7 +68,7 @@ impl Command {
         self
     }
 
-    /// Sets the working directory, which is made if it does not exist.
+    /// Sets the working directory, which is created if it does not exist.
     pub fn working_dir(mut self, dir: impl Into<Vec<u8>>) -> Self {
         self.exec.working_dir = dir.into();
         self
@@ -80,14 +80,14 @@ impl Command {
         self
     }
 
-    /// Gives the command a standard input; without, it reads `/dev/null`.
+    /// Sets whether the command has a standard input that the caller writes; otherwise it reads `/dev/null`.
     pub fn stdin(mut self, piped: bool) -> Self {
         self.exec.stdin = piped;
         self
     }
 
-    /// Gives the command a terminal, on which standard error appears as well. `TERM` is this process's,
-    /// unless the command or the box has one.
+    /// Gives the command a terminal, to which standard error goes as well. `TERM` is that of this process, unless
+    /// the command or the box sets it.
     pub fn terminal(mut self, size: TerminalSize) -> Self {
         self.exec.terminal = Some(size);
         let ours = std::env::var("TERM");
@@ -97,18 +97,18 @@ impl Command {
         self
     }
 
-    /// Kills the command when it has taken so long since [`spawn`](Self::spawn): starting it counts,
-    /// and so does waiting for a guest that does not answer.
+    /// Kills the command after this time, counted from [`spawn`](Self::spawn): it includes the start, and waiting
+    /// for a guest that does not answer.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
     }
 
-    /// Starts the command; returns once it runs.
+    /// Starts the command. Returns once it runs.
     ///
     /// # Errors
-    /// [`ErrorKind::CommandTimeout`](crate::ErrorKind::CommandTimeout) when it does not run within its [timeout](Self::timeout): it is
-    /// killed then, if it was about to run.
+    /// [`ErrorKind::CommandTimeout`](crate::ErrorKind::CommandTimeout) if the command does not run within its
+    /// [timeout](Self::timeout); a start that is under way is killed.
     pub async fn spawn(self) -> Result<Execution> {
         let Self { sandbox, exec, timeout } = self;
         check_size(&exec)?;
@@ -126,8 +126,8 @@ impl Command {
         Ok(Execution { sandbox, handle, deadline })
     }
 
-    /// Starts the command for nobody: it goes on when this process ends, has no input, and its output is
-    /// dropped. Its timeout is for its start alone. Returns its process ID in the box.
+    /// Starts the command detached: it has no input, its output is discarded, and it keeps running when this process
+    /// exits. The timeout covers the start only. Returns the command's process ID in the box.
     pub async fn spawn_detached(self) -> Result<u32> {
         let Self { sandbox, exec, timeout } = self;
         check_size(&exec)?;
@@ -144,9 +144,8 @@ impl Command {
         started.await
     }
 
-    /// Runs the command to its end and collects what it wrote: all of it, in memory. Of a command that may
-    /// write more than there is room for, read [`Execution::stdout`] and [`Execution::stderr`] instead, as far
-    /// as wanted.
+    /// Runs the command, waits for it, and collects all of its output in memory. If the output may be larger than
+    /// memory allows, read [`Execution::stdout`] and [`Execution::stderr`] instead.
     ///
     /// Dropping the future kills the command.
     pub async fn output(self) -> Result<Output> {
@@ -166,7 +165,7 @@ impl Command {
         }
     }
 
-    /// Runs the command to its end and drops what it writes.
+    /// Runs the command, waits for it, and discards its output.
     pub async fn status(self) -> Result<ExitStatus> {
         let mut execution = self.spawn().await?;
         (execution.handle.stdout, execution.handle.stderr) = (None, None);
@@ -174,13 +173,13 @@ impl Command {
     }
 }
 
-/// Refuses what no agent could run, as an agent would: a request that is too large would end the connection.
+/// Refuses a request that is too large, with the agent's own failure: sent, it would end the connection.
 fn check_size(exec: &Exec) -> Result<()> {
     limits::check(exec)
         .map_err(|problem| Error::guest(client::Error::Failed(limits::failure(&problem))))
 }
 
-/// Awaits something by a command's deadline, if it has one.
+/// Awaits `work` until the command's deadline, if it has one.
 async fn by<T>(deadline: Option<Instant>, work: impl Future<Output = Result<T>>) -> Result<T> {
     match deadline {
         None => work.await,
@@ -190,13 +189,13 @@ async fn by<T>(deadline: Option<Instant>, work: impl Future<Output = Result<T>>)
     }
 }
 
-/// The program of a command, for people.
+/// The program of a command, for events.
 fn program(exec: &Exec) -> String {
     let program = exec.argv.first().map(|word| String::from_utf8_lossy(word).into_owned());
     program.unwrap_or_default()
 }
 
-/// A running command. Dropping it kills the command with everything that it started.
+/// A running command. Dropping it kills the command and all processes that it started.
 #[derive(Debug)]
 pub struct Execution {
     sandbox: BoxHandle,
@@ -210,18 +209,17 @@ impl Execution {
         self.handle.pid()
     }
 
-    /// Its standard input, once. Shutting it down or dropping it is the end of the input.
+    /// Takes the standard input. Shutting it down or dropping it ends the input.
     pub fn stdin(&mut self) -> Option<ExecStdin> {
         self.handle.stdin.take()
     }
 
-    /// Its standard output, or what its terminal shows, once. While nobody reads it, the command
-    /// waits.
+    /// Takes the standard output, or the output of the terminal. The command blocks while nobody reads it.
     pub fn stdout(&mut self) -> Option<ExecOutput> {
         self.handle.stdout.take()
     }
 
-    /// Its standard error, once; none with a terminal.
+    /// Takes the standard error. A command with a terminal has none.
     pub fn stderr(&mut self) -> Option<ExecOutput> {
         self.handle.stderr.take()
     }
@@ -231,23 +229,23 @@ impl Execution {
         self.handle.signal(signal);
     }
 
-    /// Changes the size of its terminal.
+    /// Changes the size of the command's terminal.
     pub fn resize(&self, size: TerminalSize) {
         self.handle.resize(size);
     }
 
-    /// Kills the command with everything that it started.
+    /// Kills the command and all processes that it started.
     pub fn kill(&self) {
         self.handle.kill();
     }
 
-    /// Waits for the command to end, by its timeout at the latest. Standard input stays open if it
-    /// was taken. Cancel safe.
+    /// Waits for the command to exit, at most until its timeout, when it is killed. Does not end a standard input
+    /// that was taken. Cancel safe.
     pub async fn wait(&self) -> Result<ExitStatus> {
         Ok(self.exit().await?.status)
     }
 
-    /// As [`wait`](Self::wait), and tells a lack of memory apart from every other end.
+    /// Like [`wait`](Self::wait); also tells whether the guest ran out of memory.
     pub async fn exit(&self) -> Result<Exit> {
         let ended = |status| EventKind::ExecEnded { pid: self.pid(), status };
         match by(self.deadline, async { Ok(self.handle.exit().await) }).await {
@@ -265,7 +263,7 @@ impl Execution {
     }
 }
 
-/// A box's main command, attached to. Dropping it leaves the command alone.
+/// The streams of a box's main command. Dropping this detaches; the command keeps running.
 #[derive(Debug)]
 pub struct Attached {
     sandbox: BoxHandle,
@@ -273,19 +271,18 @@ pub struct Attached {
 }
 
 impl Attached {
-    /// Its standard input, once, if the box is interactive. Shutting it down, or dropping it, is the end of the input,
-    /// for all who are attached; [`leave`](ExecStdin::leave) it if others may have more.
+    /// Takes the standard input, if the box is interactive. Shutting it down or dropping it ends the input for every
+    /// attached caller; [`leave`](ExecStdin::leave) keeps it open for the others.
     pub fn stdin(&mut self) -> Option<ExecStdin> {
         self.handle.stdin.take()
     }
 
-    /// Its standard output, or what its terminal shows, once. While nobody reads it, the command
-    /// waits.
+    /// Takes the standard output, or the output of the terminal. The command blocks while nobody reads it.
     pub fn stdout(&mut self) -> Option<ExecOutput> {
         self.handle.stdout.take()
     }
 
-    /// Its standard error, once; none with a terminal.
+    /// Takes the standard error. A command with a terminal has none.
     pub fn stderr(&mut self) -> Option<ExecOutput> {
         self.handle.stderr.take()
     }
@@ -295,12 +292,12 @@ impl Attached {
         self.handle.signal(signal);
     }
 
-    /// Changes the size of its terminal.
+    /// Changes the size of the command's terminal.
     pub fn resize(&self, size: TerminalSize) {
         self.handle.resize(size);
     }
 
-    /// Waits for the command to end. Cancel safe.
+    /// Waits for the command to exit. Cancel safe.
     pub async fn wait(&self) -> Result<ExitStatus> {
         match self.handle.exited().await {
             Ok(status) => Ok(status),
@@ -311,7 +308,7 @@ impl Attached {
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        // An input that nobody wanted here is not at its end.
+        // An input that was not taken must not end for the other callers.
         if let Some(stdin) = self.handle.stdin.take() {
             stdin.leave();
         }

@@ -1,4 +1,4 @@
-//! A box, whether it runs or not.
+//! The handle of a box, whether the box runs or not.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,11 +15,11 @@ use super::state::{BoxInfo, BoxState};
 use super::{Error, ErrorKind, Result};
 use crate::client::{self, AgentClient};
 
-/// Timeout for writing down that something happened in a box.
+/// Timeout for recording an event in a box.
 const NOTE_LIMIT: Duration = Duration::from_secs(2);
 
-/// A box. Cheap to clone. Dropping it changes nothing: a box ends when it is stopped, when its main
-/// command ends, or, if it is not detached, with the [`Runtime`](super::Runtime) that started it.
+/// A box. Cheap to clone. Dropping the handle does not stop the box: a box stops when it is told to, when its main
+/// command exits, or, unless it is detached, when the [`Runtime`](super::Runtime) that started it is dropped.
 #[derive(Clone, Debug)]
 pub struct BoxHandle(Arc<Shared>);
 
@@ -42,12 +42,12 @@ impl BoxHandle {
         &self.0.config.id
     }
 
-    /// The box's name, as it was when this handle was made.
+    /// The box's name at the time when this handle was obtained.
     pub fn name(&self) -> &str {
         &self.0.config.name
     }
 
-    /// What the box was made of, as it was when this handle was made.
+    /// The box's configuration at the time when this handle was obtained.
     pub fn config(&self) -> &BoxConfig {
         &self.0.config
     }
@@ -57,15 +57,15 @@ impl BoxHandle {
         self.0.host.call(call, Arc::new(Silent)).await
     }
 
-    /// What is known of the box now.
+    /// Reads the current state of the box.
     pub async fn info(&self) -> Result<BoxInfo> {
         self.call(BoxCall::Info).await?.info()
     }
 
-    /// Boots the box; returns once it serves commands. One that runs is left as it is.
+    /// Boots the box. Returns once it accepts commands, at once if it runs already.
     ///
     /// # Errors
-    /// When the box fails to boot: the error says how. When it is paused.
+    /// The box fails to boot; the error says how. The box is paused.
     pub async fn start(&self) -> Result<()> {
         self.start_as(Start::default()).await
     }
@@ -74,20 +74,21 @@ impl BoxHandle {
         self.call(BoxCall::Start(how)).await?.done()
     }
 
-    /// As [`start`](Self::start); the box goes on when this process ends, whatever its options say.
+    /// Like [`start`](Self::start), but detached: the box keeps running when this process exits, whatever its options
+    /// say.
     pub async fn start_detached(&self) -> Result<()> {
         self.start_as(Start { detach: true, ..Start::default() }).await
     }
 
-    /// Asks the main command to end (by its stop signal), then everything else, and waits until the
-    /// box has ended; after `grace` it is made to. What was written is on its disk then. One that
-    /// does not live is left as it is.
+    /// Shuts the box down and waits for that: sends the main command its stop signal, then terminates the other
+    /// processes. After `grace`, processes that still run are killed. Written data is on the disk when this returns.
+    /// Does nothing if the box is not live.
     pub async fn stop(&self, grace: Duration) -> Result<()> {
         let grace_ms = grace.as_millis().try_into().unwrap_or(u64::MAX);
         self.call(BoxCall::Stop { grace_ms }).await?.done()
     }
 
-    /// Ends the box at once, as a loss of power does. One that does not live is left as it is.
+    /// Kills the box at once, as a power failure would. Does nothing if the box is not live.
     pub async fn kill(&self) -> Result<()> {
         self.call(BoxCall::Kill).await?.done()
     }
@@ -98,51 +99,51 @@ impl BoxHandle {
         self.start().await
     }
 
-    /// Lets the box stand still: its processors stop, its memory stays.
+    /// Pauses the box: its vCPUs stop, its memory is kept.
     pub async fn pause(&self) -> Result<()> {
         self.call(BoxCall::Pause).await?.done()
     }
 
-    /// Lets a paused box go on.
+    /// Resumes a paused box.
     pub async fn resume(&self) -> Result<()> {
         self.call(BoxCall::Resume).await?.done()
     }
 
-    /// Lets the box go on when this process ends.
+    /// Detaches the box: it keeps running when this process exits.
     pub async fn detach(&self) -> Result<()> {
         self.call(BoxCall::Outlive).await?.done()
     }
 
-    /// Waits until the box does not live; tells how it ended. Cancel safe.
+    /// Waits until the box is no longer live. Returns its final state. Cancel safe.
     pub async fn wait(&self) -> Result<BoxInfo> {
         self.call(BoxCall::Wait).await?.info()
     }
 
-    /// Removes the box with its disk; one that lives only by `force`.
+    /// Removes the box and its disk. A live box is removed only with `force`, which kills it.
     pub async fn remove(&self, force: bool) -> Result<()> {
         self.call(BoxCall::Remove { force }).await?.done()
     }
 
-    /// Gives the box another name. Handles keep the old one.
+    /// Renames the box. Existing handles keep the old name.
     pub async fn rename(&self, name: impl Into<String>) -> Result<()> {
         self.call(BoxCall::Rename(name.into())).await?.done()
     }
 
-    /// What the box's process counts on the host.
+    /// Reads the counters of the box's process on the host.
     pub async fn machine_metrics(&self) -> Result<MachineMetrics> {
         self.call(BoxCall::Metrics).await?.metrics()
     }
 
-    /// Sends a signal (Linux number) to the main command: to its own process, and not to others that it started.
+    /// Sends a signal (Linux number) to the process of the main command, not to processes that it started.
     ///
     /// # Errors
-    /// When the main command does not run: the box does not live, waits for somebody to attach, or is about to begin
-    /// the main command anew. A box that is paused has to be resumed first.
+    /// The main command does not run: the box is not live, waits for a caller to attach, or is about to restart the
+    /// command. The box is paused.
     pub async fn signal(&self, signal: i32) -> Result<()> {
         self.call(BoxCall::Signal(signal)).await?.done()
     }
 
-    /// What the main command wrote.
+    /// Reads the output of the main command.
     pub async fn logs(&self, query: LogQuery) -> Result<Logs> {
         let stream = self.open(Channel::Logs { id: self.id().to_owned(), query }).await?;
         Ok(Logs::new(stream))
@@ -152,9 +153,9 @@ impl BoxHandle {
         self.0.host.open(channel).await
     }
 
-    /// The connection to the guest's agent, made if there is none. Cancel safe.
+    /// The connection to the guest's agent, opened if there is none. Cancel safe.
     pub(super) async fn agent(&self) -> Result<AgentClient> {
-        // A paused box would answer one day.
+        // A paused box would not answer until it is resumed.
         self.call(BoxCall::Expect).await?;
         match self.0.host.connect(&self.0.agent).await {
             Ok(agent) => Ok(agent),
@@ -163,18 +164,18 @@ impl BoxHandle {
         }
     }
 
-    /// Writes down that something happened in the box.
+    /// Records an event of the box.
     pub(super) async fn note(&self, kind: EventKind) {
-        // Said by who writes it, if it cannot be. A command's caller does not wait for a home that hangs.
+        // The writer logs a failure. The caller of a command does not wait for a home that hangs.
         let _ = tokio::time::timeout(NOTE_LIMIT, self.call(BoxCall::Note(kind))).await;
     }
 
-    /// An error of an agent connection, or what ended the box if that is why.
+    /// Turns an error of an agent connection into one of the runtime: how the box ended, if that broke the connection.
     pub(super) async fn explain(&self, error: client::Error) -> Error {
         if !matches!(error, client::Error::Lost(_)) {
             return Error::guest(error);
         }
-        // Its process is about to say how it ended.
+        // The box's process is about to record how the box ended.
         let ended = tokio::time::timeout(Duration::from_secs(2), self.wait()).await;
         match ended {
             Ok(Ok(BoxInfo { state: BoxState::Failed(reason), name, .. })) => {

@@ -10,15 +10,15 @@
 //! let output = sandbox.exec(["uname", "-a"]).output().await?;
 //! println!("{}", String::from_utf8_lossy(&output.stdout));
 //! sandbox.stop(std::time::Duration::from_secs(10)).await?;
-//! // Later, in this process or another one: everything is where it was.
+//! // Later, in this process or another one: the disk is as the box left it.
 //! runtime.get("dev").await?.start().await?;
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! Everything is async on tokio, and its futures are `Send` and cancel safe unless they say otherwise. A box lives in a
-//! `boxlite-vmm machine` process of its own. That process ends with the [`Runtime`] that started the box, however
-//! that ends, unless the box is detached.
+//! All I/O is async on tokio. Futures are `Send`, and cancel safe unless their documentation says otherwise. Each box
+//! has a `boxlite-vmm machine` process. Unless the box is detached, that process exits when the [`Runtime`] that
+//! started the box is dropped or its process exits, even if it is killed.
 
 #![deny(unsafe_code)]
 
@@ -97,20 +97,20 @@ pub use local::Home;
 use local::Local;
 use remote::Remote;
 
-/// How a [`Runtime`] finds its things. `default()` takes them from the environment.
+/// Where a [`Runtime`] keeps its files, and where it runs boxes. `default()` reads the environment.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct RuntimeOptions {
-    /// The folder of boxes and images; default `$BOXLITE_HOME`, else `~/.boxlite`.
+    /// The folder of boxes and images. Default: `$BOXLITE_HOME`, else `~/.boxlite`.
     pub home: Option<PathBuf>,
-    /// The `boxlite-vmm` executable that becomes the boxes' processes; default `$BOXLITE_VMM`, else
-    /// this executable if it is that, else the one beside it or in `PATH`.
+    /// The `boxlite-vmm` executable that runs as the process of each box. Default: `$BOXLITE_VMM`, else this
+    /// process's executable if it is `boxlite-vmm`, else the one beside it or in `PATH`.
     pub launcher: Option<PathBuf>,
     /// Where boxes run.
     pub accel: Accel,
-    /// A line for standard error when this starts a nested host.
+    /// A line for standard error when a nested host is started.
     notice: Option<String>,
-    /// Whether the processes that this starts say more in their logs.
+    /// Whether started processes log more.
     debug: bool,
 }
 
@@ -121,7 +121,7 @@ impl RuntimeOptions {
         self
     }
 
-    /// Says where boxes run.
+    /// Sets where boxes run.
     pub fn accel(mut self, accel: Accel) -> Self {
         self.accel = accel;
         self
@@ -133,7 +133,7 @@ impl RuntimeOptions {
         self
     }
 
-    /// Logs more in the processes that this starts, and keeps the guest's console.
+    /// Makes started processes log more, and keeps the guest's console.
     pub fn debug(mut self, yes: bool) -> Self {
         self.debug = yes;
         self
@@ -146,18 +146,18 @@ impl RuntimeOptions {
     }
 }
 
-/// Makes boxes and finds them again. Cheap to clone; several processes may use one home at a time.
+/// Creates boxes and finds them again. Cheap to clone. Several processes may use one home at the same time.
 ///
-/// Boxes that are not detached end when the last clone of the runtime that started them is dropped.
+/// Boxes that are not detached are stopped when the last clone of the runtime that started them is dropped.
 #[derive(Clone, Debug)]
 pub struct Runtime {
     host: Host,
 }
 
 impl Runtime {
-    /// Opens the home, which is made if it does not exist, and clears away what killed processes
-    /// left in it. Where this machine cannot run boxes, that is in the software host, which is started
-    /// if need be; [`Place::choose`] says so beforehand.
+    /// Opens the home, creates it if it does not exist, and removes what killed processes left in it. If this
+    /// machine cannot run boxes, the home is that of the software host, which is started if necessary;
+    /// [`Place::choose`] tells in advance.
     pub async fn open(options: RuntimeOptions) -> Result<Self> {
         let serving = match blocking(move || Place::choose(options.accel)).await? {
             Place::Here => Serving::Here(Local::open_with(options).await?),
@@ -175,13 +175,12 @@ impl Runtime {
         Images::new(self.host.clone())
     }
 
-    /// Makes a box. It does not run yet.
+    /// Creates a box without starting it.
     pub async fn create(&self, options: BoxOptions) -> Result<BoxHandle> {
         self.create_with_progress(options, Silent).await
     }
 
-    /// As [`create`](Self::create), and tells how the image gets on if it must be fetched or its disk
-    /// be made first.
+    /// Like [`create`](Self::create); reports the progress of fetching the image and building its disk.
     pub async fn create_with_progress(
         &self,
         options: BoxOptions,
@@ -192,13 +191,13 @@ impl Runtime {
         Ok(BoxHandle::new(self.host.clone(), config))
     }
 
-    /// The box that is called so, has this ID, or whose ID alone begins so.
+    /// Finds a box by its name, its ID, or a unique prefix of its ID.
     pub async fn get(&self, query: &str) -> Result<BoxHandle> {
         let config = self.call(Call::Find(query.to_owned())).await?.config()?;
         Ok(BoxHandle::new(self.host.clone(), config))
     }
 
-    /// The box of the name in `options`, made if there is none. Of one that exists, `options` change nothing.
+    /// Finds the box with the name in `options`, or creates it. An existing box keeps its own options.
     pub async fn get_or_create(&self, options: BoxOptions) -> Result<BoxHandle> {
         let Some(name) = options.name.clone() else { return self.create(options).await };
         loop {
@@ -216,28 +215,27 @@ impl Runtime {
         }
     }
 
-    /// All boxes, in the order in which they were made.
+    /// Lists all boxes, oldest first.
     pub async fn list(&self) -> Result<Vec<BoxInfo>> {
         self.call(Call::List).await?.infos()
     }
 
-    /// Removes a box with its disk; one that lives only by `force`.
+    /// Removes a box and its disk. A live box is removed only with `force`, which kills it.
     pub async fn remove(&self, query: &str, force: bool) -> Result<()> {
         self.get(query).await?.remove(force).await
     }
 
-    /// Removes all boxes that do not live, and what killed processes left. Returns what was known
-    /// of them.
+    /// Removes all boxes that are not live, and what killed processes left. Returns the removed boxes.
     pub async fn prune(&self) -> Result<Vec<BoxInfo>> {
         self.call(Call::Prune).await?.infos()
     }
 
-    /// What happens to boxes, whoever makes it happen.
+    /// Subscribes to what happens to boxes, whichever process causes it.
     pub async fn events(&self, query: EventQuery) -> Result<Events> {
         Ok(Events::new(self.host.open(call::Channel::Events { query }).await?))
     }
 
-    /// How many boxes there are, by their states.
+    /// Counts the boxes by state.
     pub async fn metrics(&self) -> Result<RuntimeMetrics> {
         let mut metrics = RuntimeMetrics::default();
         for info in self.list().await? {
@@ -252,25 +250,24 @@ impl Runtime {
         Ok(metrics)
     }
 
-    /// Stops the boxes that this runtime started and that are not detached, each with so much time to
-    /// end by itself.
+    /// Stops the boxes that this runtime started, except detached ones, each as [`BoxHandle::stop`] does.
     pub async fn shutdown(&self, grace: Duration) -> Result<()> {
         let grace_ms = grace.as_millis().try_into().unwrap_or(u64::MAX);
         self.call(Call::Shutdown { grace_ms }).await?.done()
     }
 }
 
-/// How many boxes a home has.
+/// Numbers of boxes in a home.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RuntimeMetrics {
-    /// All.
+    /// All boxes.
     pub created: usize,
-    /// Those that live: starting, running, paused or stopping.
+    /// Live boxes: starting, running, paused or stopping.
     pub running: usize,
-    /// Those that ended in good order.
+    /// Boxes that stopped without a failure.
     pub stopped: usize,
-    /// Those that failed.
+    /// Boxes that failed.
     pub failed: usize,
 }
 

@@ -1,4 +1,4 @@
-//! What a box is to be.
+//! The options of a new box.
 
 mod check;
 mod parts;
@@ -16,7 +16,7 @@ use boxlite_contract::spec::{NetworkSpec, RestartPolicy};
 use boxlite_net_policy::PublishedPort;
 use boxlite_rootfs_builder::PullPolicy;
 
-/// A box to be made.
+/// Options of a box to create. They can be checked in advance with [`validate`](Self::validate).
 ///
 /// ```
 /// use boxlite_runtime::BoxOptions;
@@ -28,22 +28,20 @@ use boxlite_rootfs_builder::PullPolicy;
 #[serde(default)]
 #[non_exhaustive]
 pub struct BoxOptions {
-    /// The image: `oci:DIR[:tag]`, `docker-archive:FILE`, `rootfs:DIR`, an imported name, or one of a
-    /// registry.
+    /// The image: `oci:DIR[:tag]`, `docker-archive:FILE`, `rootfs:DIR`, or a name, stored or in a registry.
     pub image: String,
-    /// Whether the image is asked for at its registry.
+    /// When to ask the registry for the image.
     pub pull: PullPolicy,
-    /// The box's name, which is its host name too; default: made up.
+    /// The box's name, which is also its host name; default: generated.
     pub name: Option<String>,
     /// Number of vCPUs, 1 to 64; default 1.
     pub cpus: u8,
     /// Memory in MiB, 128 to 65536; default 2048.
     pub memory_mib: u64,
-    /// Whether the box may run virtual machines of its own, where the host's KVM allows that, and count
-    /// what its processor does. Default: no, as both let a box do more to its host (see the security
-    /// model).
+    /// Whether the box may run VMs itself, if the host's KVM allows that, and use performance counters. Default: no,
+    /// as both enlarge the host's attack surface (see the security model).
     pub nested: bool,
-    /// Size of the disk in GiB, 1 to 1024; default: as the image's disk was made, 10.
+    /// Size of the disk in GiB, 1 to 1024; default: that of the image's disk, 10.
     pub disk_size_gb: Option<u64>,
     /// Environment variables of every command, over those of the image.
     pub env: Vec<(String, String)>,
@@ -51,53 +49,52 @@ pub struct BoxOptions {
     pub working_dir: Option<String>,
     /// The user, as `name`, `uid`, `name:group` or `uid:gid`; default: the image's.
     pub user: Option<String>,
-    /// In place of the image's entry point; empty: none.
+    /// Replaces the image's entry point; an empty list: no entry point.
     pub entrypoint: Option<Vec<String>>,
-    /// In place of the image's arguments to its entry point.
+    /// Replaces the image's arguments to its entry point.
     pub cmd: Option<Vec<String>>,
-    /// Whether the box has a main command (entry point and arguments, its own or the image's) and
-    /// ends with it, as a container does. Otherwise it runs until it is stopped. Default: no;
+    /// Whether the box runs a main command (entry point and arguments, given here or by the image) and stops when the
+    /// command exits, as a container does. Otherwise it runs until it is stopped. Default: no;
     /// [`cmd`](Self::cmd) and [`entrypoint`](Self::entrypoint) set it.
     pub main_command: bool,
-    /// Whether the main command has a standard input that attached ones can write to.
+    /// Whether the main command has a standard input, which attached callers can write to.
     pub interactive: bool,
     /// Whether the main command has a terminal.
     pub tty: bool,
-    /// Whether an init is process 1 of the box in place of the main command, and reaps what is orphaned; default: no,
-    /// as images that bring an init of their own need it.
+    /// Whether process 1 of the box is an init, which reaps orphans, instead of the main command; default: no, as
+    /// images with an init of their own need to be process 1.
     pub init: bool,
-    /// The signal (`SIGTERM`, `TERM` or a number) that asks the main command to end; default: the
+    /// The signal (`SIGTERM`, `TERM` or a number) that asks the main command to exit; default: the
     /// image's, else SIGTERM.
     pub stop_signal: Option<String>,
-    /// Folders of the host in the box.
+    /// Host folders that are shared with the box.
     pub volumes: Vec<Volume>,
-    /// Ports of the host that lead into the box.
+    /// Ports of the box that are published on the host.
     #[serde(with = "ports")]
     pub ports: Vec<PublishedPort>,
-    /// What the box reaches; default: everything but the host's loopback, link-local addresses and
+    /// Destinations that the box may reach; default: all but the host's loopback, link-local addresses and
     /// metadata services.
     pub network: NetworkPolicy,
-    /// Whether the box is removed when it ends.
+    /// Whether the box is removed when it stops.
     pub auto_remove: bool,
-    /// Whether the box goes on when the process that started it ends.
+    /// Whether the box keeps running when the process that started it exits.
     pub detach: bool,
-    /// Whatever you like to attach; `list` can filter by it.
+    /// Labels of your choice, kept with the box.
     pub labels: BTreeMap<String, String>,
-    /// What is done when the main command ends, or the machine fails.
+    /// Whether to restart the box when the main command exits or the VM fails.
     pub restart: RestartPolicy,
-    /// How the box is asked whether it is well; default: as the image says, where the box has a main
-    /// command.
+    /// The health check; default: the image's, if the box has a main command.
     pub health: Option<HealthCheck>,
-    /// What is changed of the health check, whichever the box has; an error where it has none.
+    /// Changes to the health check, the box's own or the image's; an error if there is none.
     #[serde(skip_serializing_if = "HealthChanges::is_empty")]
     pub health_changes: HealthChanges,
-    /// Whether the image's health check is left out.
+    /// Whether to ignore the image's health check.
     pub no_health_check: bool,
-    /// What the box's process may do.
+    /// Restrictions of the box's process.
     pub security: SecurityOptions,
-    /// How long the box may take to boot; default 2 minutes, for hosts that emulate.
+    /// Timeout for the boot; default 2 minutes, which is enough for emulating hosts.
     pub ready_timeout: Duration,
-    /// Whether the guest's console goes to `boxes/<id>/console.log`; slows the boot down.
+    /// Whether the guest's console is written to `boxes/<id>/console.log`; slows down the boot.
     pub console: bool,
 }
 
@@ -139,7 +136,7 @@ impl Default for BoxOptions {
 }
 
 impl BoxOptions {
-    /// The network of the box's machine.
+    /// The network of the box; none if it has none.
     pub(super) fn network_spec(&self) -> Option<NetworkSpec> {
         let policy = &self.network;
         (policy.mode == Network::Nat).then(|| NetworkSpec {
@@ -150,12 +147,12 @@ impl BoxOptions {
         })
     }
 
-    /// A box of this image, and the defaults for the rest.
+    /// A box of this image, with defaults for all other options.
     pub fn new(image: impl Into<String>) -> Self {
         Self { image: image.into(), ..Self::default() }
     }
 
-    /// Says when the image is asked for at its registry.
+    /// Sets when to ask the registry for the image.
     pub fn pull(mut self, policy: PullPolicy) -> Self {
         self.pull = policy;
         self
@@ -179,7 +176,7 @@ impl BoxOptions {
         self
     }
 
-    /// Sets whether the box sees the processor's virtualization extensions and performance counters.
+    /// Sets whether the box sees the CPU's virtualization extensions and performance counters.
     pub fn nested(mut self, nested: bool) -> Self {
         self.nested = nested;
         self
@@ -209,45 +206,45 @@ impl BoxOptions {
         self
     }
 
-    /// Gives the box a main command with this entry point in place of the image's.
+    /// Gives the box a main command with this entry point, which replaces the image's.
     pub fn entrypoint<S: Into<String>>(mut self, argv: impl IntoIterator<Item = S>) -> Self {
         self.entrypoint = Some(argv.into_iter().map(Into::into).collect());
         self.main_command = true;
         self
     }
 
-    /// Gives the box a main command: the entry point with these arguments.
+    /// Gives the box a main command: the entry point with these arguments, which replace the image's.
     pub fn cmd<S: Into<String>>(mut self, argv: impl IntoIterator<Item = S>) -> Self {
         self.cmd = Some(argv.into_iter().map(Into::into).collect());
         self.main_command = true;
         self
     }
 
-    /// Says whether the box has a main command; the image's own, where none is given.
+    /// Sets whether the box has a main command; that of the image unless one is given.
     pub fn main_command(mut self, yes: bool) -> Self {
         self.main_command = yes;
         self
     }
 
-    /// Gives the main command a standard input.
+    /// Sets whether the main command has a standard input.
     pub fn interactive(mut self, yes: bool) -> Self {
         self.interactive = yes;
         self
     }
 
-    /// Gives the main command a terminal.
+    /// Sets whether the main command has a terminal.
     pub fn tty(mut self, yes: bool) -> Self {
         self.tty = yes;
         self
     }
 
-    /// Runs an init as process 1 in place of the main command.
+    /// Sets whether an init is process 1 instead of the main command.
     pub fn init(mut self, yes: bool) -> Self {
         self.init = yes;
         self
     }
 
-    /// Adds a folder of the host.
+    /// Shares a host folder with the box.
     pub fn volume(mut self, volume: Volume) -> Self {
         self.volumes.push(volume);
         self
@@ -259,61 +256,61 @@ impl BoxOptions {
         self
     }
 
-    /// Says what the box reaches.
+    /// Sets which destinations the box may reach.
     pub fn network(mut self, policy: NetworkPolicy) -> Self {
         self.network = policy;
         self
     }
 
-    /// Removes the box when it ends.
+    /// Sets whether the box is removed when it stops.
     pub fn auto_remove(mut self, yes: bool) -> Self {
         self.auto_remove = yes;
         self
     }
 
-    /// Lets the box go on when the process that started it ends.
+    /// Sets whether the box keeps running when the process that started it exits.
     pub fn detach(mut self, yes: bool) -> Self {
         self.detach = yes;
         self
     }
 
-    /// Attaches a label.
+    /// Adds a label.
     pub fn label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.labels.insert(key.into(), value.into());
         self
     }
 
-    /// Says what is done when the main command ends, or the machine fails.
+    /// Sets whether the box restarts when the main command exits or the VM fails.
     pub fn restart(mut self, policy: RestartPolicy) -> Self {
         self.restart = policy;
         self
     }
 
-    /// Says how the box is asked whether it is well.
+    /// Sets the health check.
     pub fn health(mut self, check: HealthCheck) -> Self {
         self.health = Some(check);
         self
     }
 
-    /// Changes the health check, whichever the box has.
+    /// Changes parts of the health check, the box's own or the image's.
     pub fn health_changes(mut self, changes: HealthChanges) -> Self {
         self.health_changes = changes;
         self
     }
 
-    /// Leaves the image's health check out.
+    /// Sets whether to ignore the image's health check.
     pub fn no_health_check(mut self, yes: bool) -> Self {
         self.no_health_check = yes;
         self
     }
 
-    /// Sets how long the box may take to boot.
+    /// Sets the timeout for the boot.
     pub fn ready_timeout(mut self, timeout: Duration) -> Self {
         self.ready_timeout = timeout;
         self
     }
 
-    /// Keeps the guest's console.
+    /// Sets whether the guest's console is kept.
     pub fn console(mut self, keep: bool) -> Self {
         self.console = keep;
         self

@@ -1,4 +1,4 @@
-//! Options are checked as a whole: the error lists every problem.
+//! Checks of a box's options. The error lists every problem.
 
 use std::time::Duration;
 
@@ -14,10 +14,10 @@ use crate::{Error, Result};
 /// Sizes of a box's disk in GiB.
 const DISK_GB: std::ops::RangeInclusive<u64> = 1..=1024;
 
-/// The least rate of a network, in bytes a second: one at which something still arrives.
+/// The lowest limit of a network, in bytes per second, at which packets still arrive.
 const MIN_RATE: u64 = 1024;
 
-/// The least interval and timeout of a health check.
+/// The shortest interval and timeout of a health check.
 pub(crate) const MIN_HEALTH_TIME: Duration = Duration::from_millis(1);
 
 /// The longest host name of Linux.
@@ -33,7 +33,7 @@ impl Problems {
         }
     }
 
-    /// As [`unless`](Self::unless), where it is about the `other` option, too.
+    /// Like [`unless`](Self::unless), for a problem of two options.
     fn unless_with(&mut self, ok: bool, option: BoxOption, other: BoxOption, message: &str) {
         if !ok {
             self.0.push(Problem::new(option, message).and(other));
@@ -42,7 +42,10 @@ impl Problems {
 }
 
 impl BoxOptions {
-    /// Checks everything at once: the error lists every problem.
+    /// Checks the options.
+    ///
+    /// # Errors
+    /// Some are invalid: [`Error::problems`] lists all of them.
     pub fn validate(&self) -> Result<()> {
         let mut problems = Problems::default();
         self.check_machine(&mut problems);
@@ -102,7 +105,7 @@ impl BoxOptions {
             !self.auto_remove || self.restart == RestartPolicy::No,
             BoxOption::Restart,
             BoxOption::AutoRemove,
-            "cannot begin a box anew that is removed when it ends",
+            "cannot restart a box that is removed when it stops",
         );
         for (key, value) in &self.labels {
             let good = !key.is_empty() && !key.contains(['=', '\0']) && !value.contains('\0');
@@ -194,14 +197,14 @@ impl BoxOptions {
     }
 }
 
-/// Whether a box may be called that.
+/// Whether a box may have this name.
 pub(crate) fn is_name(name: &str) -> bool {
     name.len() <= NAME_MAX
         && name.starts_with(|c: char| c.is_ascii_alphanumeric())
         && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
 }
 
-/// Why a box cannot be called that.
+/// Why a box cannot have this name.
 pub(crate) fn bad_name(name: &str) -> String {
     format!(
         "{name:?}: a name has 1 to {NAME_MAX} letters, digits, '.', '_' or '-', and begins with a \
@@ -218,7 +221,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_problem_is_told_at_once() {
+    fn the_error_lists_every_problem() {
         let mut health = HealthCheck::new([""]);
         health.retries = 0;
         let mut options = BoxOptions::new("x")
@@ -251,13 +254,13 @@ mod tests {
             BoxOption::HealthRetries,
         ];
         assert_eq!(options, expected);
-        // An embedder reads the names of fields, and no flags.
+        // An embedder reads the names of fields, not of flags.
         let text = error.to_string();
         assert_eq!(text.lines().count(), expected.len());
         for (line, option) in text.lines().zip(expected) {
             assert!(!line.contains("--") && line.starts_with(option.field()), "{line}");
         }
-        assert!(text.contains("removed when it ends (auto_remove)"), "{text}");
+        assert!(text.contains("removed when it stops (auto_remove)"), "{text}");
     }
 
     #[test]
@@ -295,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_denied_is_asked_first_and_any_last() {
+    fn denials_are_matched_first_and_any_last() {
         let policy = NetworkPolicy::default().allow("10.0.0.0/8").deny("any").deny("tcp:10.0.0.5");
         assert_eq!(policy.rules(), ["deny tcp:10.0.0.5/32", "allow 10.0.0.0/8", "deny any"]);
     }
@@ -309,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn options_are_read_back_as_written_and_old_ones_get_defaults() {
+    fn options_survive_json_and_missing_ones_get_defaults() {
         let options = BoxOptions::new("x").cmd(["a"]).health(HealthCheck::shell("true"));
         let text = serde_json::to_string(&options).unwrap();
         assert_eq!(serde_json::from_str::<BoxOptions>(&text).unwrap(), options);

@@ -1,74 +1,73 @@
-//! The parts of [`BoxOptions`](super::BoxOptions) that have parts themselves.
+//! Structured parts of [`BoxOptions`](super::BoxOptions).
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use boxlite_net_policy::Rule;
-use boxlite_net_policy::Target;
+use boxlite_net_policy::{Rule, Target};
 use serde::{Deserialize, Serialize};
 
-/// A folder of the host in a box.
+/// A host folder that is shared with a box.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Volume {
     /// The folder on the host.
     pub host: PathBuf,
-    /// Where it is in the box; an absolute path.
+    /// Its mount point in the box; an absolute path.
     pub guest: String,
-    /// Whether the box can only read it.
+    /// Whether the box may only read the folder.
     pub read_only: bool,
 }
 
 impl Volume {
-    /// `host`, to be found at `guest` in the box.
+    /// Shares `host` at `guest` in the box, writable.
     pub fn new(host: impl Into<PathBuf>, guest: impl Into<String>) -> Self {
         Self { host: host.into(), guest: guest.into(), read_only: false }
     }
 }
 
-/// What a box reaches.
+/// Destinations that a box may reach, and its bandwidth.
 ///
-/// Rules are written `[tcp:|udp:|icmp:]TARGET[:PORT[-PORT]]`, where the target is an address, a network
+/// The form of a rule is `[tcp:|udp:|icmp:]TARGET[:PORT[-PORT]]`, where the target is an address, a network
 /// (`10.0.0.0/8`), a name (`example.org`, `*.example.org`), `host` for the host's loopback, or `any`.
-/// What is denied is asked first, but for `any`, which is asked last. Where something is allowed
-/// besides the host, nothing else is reached. Without a rule that names them, the host's loopback,
-/// link-local addresses and the metadata services of clouds are closed.
+/// Rules in [`deny`](Self::deny) take precedence over those in [`allow`](Self::allow), except `any`, which is matched
+/// last. If a rule allows a target other than `host`, all that no rule allows is denied. Without a rule that names
+/// them, the host's loopback, link-local addresses and the metadata services of clouds are denied.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct NetworkPolicy {
-    /// Whether there is a network at all.
+    /// Whether the box has a network.
     pub mode: Network,
-    /// Rules of what is allowed.
+    /// Rules for allowed destinations.
     pub allow: Vec<String>,
-    /// Rules of what is denied.
+    /// Rules for denied destinations.
     pub deny: Vec<String>,
-    /// What the box may receive, in bytes a second.
+    /// Limit of received data, in bytes per second.
     pub limit_down: Option<u64>,
-    /// What the box may send, in bytes a second.
+    /// Limit of sent data, in bytes per second.
     pub limit_up: Option<u64>,
 }
 
 impl NetworkPolicy {
-    /// No network: the box has its own loopback only.
+    /// No network: the box has only its own loopback.
     pub fn none() -> Self {
         Self { mode: Network::None, ..Self::default() }
     }
 
-    /// Allows this, and nothing that is not allowed.
+    /// Allows the destinations of a rule. Unless the target is `host`, all that no rule allows is denied.
     pub fn allow(mut self, rule: impl Into<String>) -> Self {
         self.allow.push(rule.into());
         self
     }
 
-    /// Denies this. A name is denied where names are resolved; see
+    /// Denies the destinations of a rule. A name is denied only in the box's DNS; see
     /// [`names_walked_around`](Self::names_walked_around).
     pub fn deny(mut self, rule: impl Into<String>) -> Self {
         self.deny.push(rule.into());
         self
     }
 
-    /// The rules in the order in which they are asked, as far as they can be understood.
+    /// The rules in matching order, without those that do not parse.
     pub(crate) fn rules(&self) -> Vec<String> {
         let denied = self.deny.iter().filter_map(|rule| Rule::deny(rule).ok());
         let (last, first): (Vec<_>, Vec<_>) = denied.partition(is_everything);
@@ -76,8 +75,8 @@ impl NetworkPolicy {
         first.into_iter().chain(allowed).chain(last).map(|rule| rule.to_string()).collect()
     }
 
-    /// Names in [`deny`](Self::deny) that a box reaches all the same, by an address or by names that it
-    /// resolves elsewhere (DNS over HTTPS), since most addresses are open to it.
+    /// Names in [`deny`](Self::deny) whose hosts a box still reaches, by address or with another resolver (DNS over
+    /// HTTPS), because most addresses are open to it.
     pub fn names_walked_around(&self) -> Vec<String> {
         let rules = self.rules().iter().filter_map(|rule| rule.parse().ok()).collect();
         let policy = boxlite_net_policy::Policy::from_rules(rules);
@@ -94,34 +93,34 @@ fn is_everything(rule: &Rule) -> bool {
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Network {
-    /// Its own loopback only.
+    /// Only the box's own loopback.
     None,
-    /// The internet, through the host's sockets.
+    /// A user-mode network with access to the internet through the host's sockets.
     #[default]
     Nat,
 }
 
-/// How a box is asked whether it is well.
+/// A health check: a command that runs in the box at an interval.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct HealthCheck {
-    /// The command; code 0 means well.
+    /// The command; exit code 0 means healthy.
     pub command: Vec<String>,
-    /// Between two checks; default 30 s.
+    /// Time between two checks; default 30 s.
     pub interval: Duration,
-    /// After which a check has failed; default 30 s.
+    /// Time after which a check fails; default 30 s.
     pub timeout: Duration,
-    /// So many failures in a row make the box unhealthy; default 3.
+    /// Number of consecutive failures that make the box unhealthy; default 3.
     pub retries: u32,
-    /// How long after the start failures do not count; default 0 s.
+    /// Time after the start in which failures do not count; default 0 s.
     pub start_period: Duration,
-    /// Whether an unhealthy box is ended as failed, and begins anew if its restart policy says so;
-    /// otherwise it is only called unhealthy. Default: no.
+    /// Whether to stop an unhealthy box as failed, which restarts it if its restart policy says so; otherwise only its
+    /// status changes. Default: no.
     pub stop: bool,
 }
 
 impl HealthCheck {
-    /// This command, and the defaults for the rest.
+    /// Runs this command, with defaults for the rest.
     pub fn new<S: Into<String>>(command: impl IntoIterator<Item = S>) -> Self {
         Self {
             command: command.into_iter().map(Into::into).collect(),
@@ -133,36 +132,36 @@ impl HealthCheck {
         }
     }
 
-    /// A line for the box's shell, and the defaults for the rest.
+    /// Runs a line with the box's `/bin/sh`, with defaults for the rest.
     pub fn shell(line: impl Into<String>) -> Self {
         Self::new(["/bin/sh".to_owned(), "-c".to_owned(), line.into()])
     }
 }
 
-/// What a box changes of a health check, its image's for instance; what is `None` stays as it is.
+/// Changes to a health check, its image's for instance. `None` changes nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct HealthChanges {
-    /// Between two checks.
+    /// Time between two checks.
     pub interval: Option<Duration>,
-    /// After which a check has failed.
+    /// Time after which a check fails.
     pub timeout: Option<Duration>,
-    /// So many failures in a row make the box unhealthy.
+    /// Number of consecutive failures that make the box unhealthy.
     pub retries: Option<u32>,
-    /// How long after the start failures do not count.
+    /// Time after the start in which failures do not count.
     pub start_period: Option<Duration>,
-    /// Whether an unhealthy box is ended as failed.
+    /// Whether to stop an unhealthy box as failed.
     pub stop: Option<bool>,
 }
 
 impl HealthChanges {
-    /// Whether nothing changes.
+    /// Whether there are no changes.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Makes the changes.
+    /// Applies the changes to `check`.
     pub fn apply(&self, check: &mut HealthCheck) {
         check.interval = self.interval.unwrap_or(check.interval);
         check.timeout = self.timeout.unwrap_or(check.timeout);
@@ -172,7 +171,7 @@ impl HealthChanges {
     }
 }
 
-/// What a box's process may do on the host.
+/// Restrictions of a box's process on the host. There are none to choose yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]

@@ -1,4 +1,4 @@
-//! The form of published ports in a box's `config.json`, which is older than [`PublishedPort`].
+//! Published ports as `config.json` stores them: a format that is older than [`PublishedPort`].
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ports_are_stored_as_they_always_were() {
+    fn the_stored_format_of_ports_does_not_change() {
         let stored = serde_json::json!([
             { "address": null, "host": 8080, "guest": 80, "protocol": "tcp" },
             { "address": "::1", "host": 0, "guest": 53, "protocol": "udp" },

@@ -1,5 +1,6 @@
-//! The one place where the runtime leaves the async threads for what blocks: files, locks, SQLite,
-//! sockets of boxes' processes.
+//! Blocking work off the async threads: files, locks, SQLite, sockets of boxes' processes.
+//!
+//! Invariant: no other module of the runtime calls `spawn_blocking` (a test checks it).
 
 use std::io;
 
@@ -7,7 +8,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::{Error, Result};
 
-/// Runs what blocks off the async threads. Dropping the future does not end the work.
+/// Runs blocking work on a blocking thread. Dropping the future does not cancel the work.
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
@@ -17,14 +18,14 @@ pub(super) async fn blocking<T: Send + 'static>(
     }
 }
 
-/// The same for plain I/O.
+/// Like [`blocking`], for plain I/O.
 pub(super) async fn blocking_io<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     spawn_blocking(work).await?
 }
 
-/// Starts what blocks, beside something else.
+/// Starts blocking work in the background.
 pub(super) fn in_background<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> JoinHandle<T> {

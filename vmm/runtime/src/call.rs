@@ -1,5 +1,5 @@
-//! What can be asked of a home's runtime, wherever it runs: in this process, or in the software
-//! host: requests, answers, and streams of bytes. `local` serves them, `remote` carries them.
+//! The interface of a home's runtime: requests, answers and byte streams. `local` serves them in this process,
+//! `remote` carries them to the software host.
 
 use std::path::PathBuf;
 
@@ -20,96 +20,96 @@ use crate::{Error, Result};
 /// A request.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Call {
-    /// Makes a box. Answered by its config.
+    /// Creates a box. Answer: its config.
     Create(Box<BoxOptions>),
-    /// The config of the box that is called so, has this ID, or whose ID alone begins so.
+    /// Finds a box by its name, its ID, or a unique prefix of its ID. Answer: its config.
     Find(String),
-    /// All boxes. Answered by what is known of them.
+    /// Lists all boxes. Answer: their infos.
     List,
-    /// Something about a box. Answered as [`BoxCall`] says.
+    /// A request about a box. Answer: see [`BoxCall`].
     Box {
-        /// Its ID.
+        /// The box's ID.
         id: String,
-        /// What.
+        /// The request.
         call: BoxCall,
     },
-    /// Removes all boxes that do not live. Answered by what was known of them.
+    /// Removes all boxes that are not live. Answer: their infos.
     Prune,
-    /// Stops the boxes that end with the runtime.
+    /// Stops the boxes that the runtime started, except detached ones.
     Shutdown {
-        /// Milliseconds.
+        /// Timeout before processes are killed, in milliseconds.
         grace_ms: u64,
     },
-    /// Something about images.
+    /// A request about images.
     Images(ImageCall),
 }
 
 /// A request about a box.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum BoxCall {
-    /// What is known of it.
+    /// Reads its state. Answer: its info.
     Info,
-    /// Nothing: an error, unless it serves commands.
+    /// Fails unless the box accepts commands.
     Expect,
-    /// Boots it, if it does not run.
+    /// Boots the box, unless it runs.
     Start(Start),
-    /// Asks it to end; after so many milliseconds it is made to.
+    /// Shuts the box down.
     Stop {
-        /// Milliseconds.
+        /// Timeout before processes are killed, in milliseconds.
         grace_ms: u64,
     },
-    /// Sends its main command's process a signal (Linux number).
+    /// Sends a signal (Linux number) to the process of the main command.
     Signal(i32),
-    /// Ends it at once.
+    /// Kills the box.
     Kill,
-    /// Lets it stand still.
+    /// Stops the vCPUs.
     Pause,
-    /// Lets it go on.
+    /// Continues a paused box.
     Resume,
-    /// Lets it go on when the process that started it ends.
+    /// Keeps the box running when the process that started it exits.
     Outlive,
-    /// Waits until it does not live. Answered by what is known of it then.
+    /// Waits until the box is not live. Answer: its info.
     Wait,
-    /// Removes it; if it lives, only by force.
+    /// Removes the box.
     Remove {
-        /// Whether it is killed first.
+        /// Whether to kill a live box first; otherwise it is not removed.
         force: bool,
     },
-    /// Gives it another name.
+    /// Renames the box.
     Rename(String),
-    /// What it counts on the host's side.
+    /// Reads the counters of the box's process. Answer: its metrics.
     Metrics,
-    /// Writes down that something happened in it.
+    /// Records an event of the box.
     Note(EventKind),
 }
 
 /// A request about images.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum ImageCall {
-    /// Answered by all.
+    /// Lists images. Answer: all of them.
     List,
-    /// Answered by the image.
+    /// Fetches an image and builds its disk. Answer: the image.
     Get { image: String, pull: PullPolicy },
-    /// Answered by the image.
+    /// Copies an image into the home. Answer: the image.
     Import { source: String, name: String },
-    /// Answered by the images.
+    /// Copies all images of an archive into the home. Answer: the images.
     Load { file: PathBuf },
-    /// Answered by all that is known of it.
+    /// Describes an image. Answer: its details.
     Details { image: String },
-    /// Answered by what was removed.
+    /// Removes an image. Answer: the removed names.
     Remove { image: String, force: bool },
-    /// Answered by what was removed.
+    /// Removes unused data. Answer: the removed names.
     Prune { all: bool },
 }
 
-/// How a box is started.
+/// Options of a start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Start {
-    /// Whether its main command waits until somebody has attached.
+    /// Whether the main command waits until a caller has attached.
     pub(crate) wait_for_attach: bool,
-    /// The size of its main command's terminal, if that has one.
+    /// The size of the main command's terminal, if it has one.
     pub(crate) size: Option<TerminalSize>,
-    /// Whether the box is to go on without this process, whatever its options say.
+    /// Whether the box is detached, whatever its options say.
     pub(crate) detach: bool,
 }
 
@@ -196,36 +196,36 @@ impl Reply {
     }
 }
 
-/// A stream of bytes to or from something of a home.
+/// A byte stream to or from a part of a home.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Channel {
-    /// The agent's protocol, to the agent of a box.
+    /// The agent protocol, to the agent of a box.
     Agent {
         /// The box's ID.
         id: String,
     },
-    /// The agent's protocol, to the main command of a box: an exec there is the main command.
+    /// The agent protocol, to the main command of a box: an exec on it attaches to the main command.
     Main {
         /// The box's ID.
         id: String,
     },
-    /// The records of a box's log, from it.
+    /// The records of a box's log, from the home.
     Logs {
         /// The box's ID.
         id: String,
-        /// Which.
+        /// Which records.
         query: LogQuery,
     },
-    /// Images as the tar of an OCI layout, from it, in [chunks](crate::images::saved).
+    /// Images as the tar of an OCI layout, from the home, in [chunks](crate::images::saved).
     SavedImages {
         /// Their names or digests.
         images: Vec<String>,
     },
-    /// An archive of images, to it, and [what comes of it](crate::images::loaded), from it.
+    /// An archive of images, to the home; [progress and result](crate::images::loaded), from the home.
     LoadedImages,
-    /// Events of all boxes, from it: one [`Event`](boxlite_contract::events::Event) as JSON a line.
+    /// Events, from the home: one [`Event`](boxlite_contract::events::Event) as JSON on each line.
     Events {
-        /// Which.
+        /// Which events.
         query: EventQuery,
     },
 }

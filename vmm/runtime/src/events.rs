@@ -1,4 +1,4 @@
-//! Events of the boxes of a home, as they happen, whoever makes them happen.
+//! Events of the boxes of a home, whichever process causes them.
 
 use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -9,32 +9,32 @@ use serde::{Deserialize, Serialize};
 use crate::stream::Duplex;
 use crate::stream::json_lines::JsonLines;
 
-/// Which events.
+/// A choice of events.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct EventQuery {
-    /// From this time on (milliseconds since the Unix epoch); none: from now on.
+    /// The earliest time (milliseconds since the Unix epoch); none: now.
     pub since_ms: Option<u64>,
-    /// Whether to wait for more at the end.
+    /// Whether to wait for new events at the end.
     pub follow: bool,
-    /// Of this box alone, by its ID.
+    /// The ID of the only box to report; none: all boxes.
     pub id: Option<String>,
 }
 
 impl EventQuery {
-    /// All events from now on, as they happen.
+    /// Chooses all events from now on, as they happen.
     pub fn follow() -> Self {
         Self { since_ms: None, follow: true, id: None }
     }
 
-    /// Also those since then.
+    /// Includes earlier events, since `time`.
     pub fn since(mut self, time: SystemTime) -> Self {
         let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         self.since_ms = Some(since.as_millis().try_into().unwrap_or(u64::MAX));
         self
     }
 
-    /// Whether to wait for more at the end.
+    /// Sets whether to wait for new events at the end.
     pub fn following(mut self, yes: bool) -> Self {
         self.follow = yes;
         self
@@ -46,7 +46,7 @@ impl EventQuery {
     }
 }
 
-/// Events, in the order in which they were written down.
+/// A stream of events, in the order in which they were recorded.
 #[derive(Debug)]
 pub struct Events(JsonLines<Event>);
 
@@ -55,7 +55,7 @@ impl Events {
         Self(JsonLines::new(stream))
     }
 
-    /// The next event; none at the end, which a subscription that follows does not have. Cancel safe.
+    /// Returns the next event, or `None` at the end. A query with [`follow`](EventQuery::follow) has no end. Cancel safe.
     pub async fn next(&mut self) -> io::Result<Option<Event>> {
         self.0.next().await
     }

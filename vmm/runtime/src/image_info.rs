@@ -1,4 +1,4 @@
-//! What is known of the images of a home.
+//! Descriptions of the images of a home.
 
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -12,41 +12,41 @@ use crate::state::millis;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ImageInfo {
-    /// Its name; of one that was used without being imported, the reference.
+    /// The name; for an image that was used without being imported, its reference.
     pub name: String,
-    /// The digest of its manifest.
+    /// The digest of the manifest.
     pub digest: String,
-    /// The digest of the index in which it was found, which registries show, if there is one.
+    /// The digest of the index that lists the manifest, if there is one. Registries show this digest.
     pub index: Option<String>,
-    /// The OCI chain ID of its layers.
+    /// The OCI chain ID of the layers.
     pub chain_id: String,
-    /// What to run and how.
+    /// The configuration of commands.
     pub config: ImageConfig,
-    /// From where it was imported or pulled; none: it is used where it lies.
+    /// The source that the image was imported or pulled from; none: the image is used in place.
     pub origin: Option<String>,
-    /// When it came into the home.
+    /// Time when the image was stored.
     #[serde(with = "millis")]
     pub time: SystemTime,
-    /// Bytes that its disk and layers take on the host's disk.
+    /// Size of its disk and layers on the host's disk, in bytes.
     pub size: u64,
-    /// Its base disk, if that has been made.
+    /// The base disk, if it has been built.
     pub disk: Option<PathBuf>,
-    /// What is wrong with its disk, if anything. It is made anew when next used.
+    /// Damage of the base disk, if any. The disk is rebuilt when it is next used.
     pub problem: Option<String>,
 }
 
-/// All that is known of an image.
+/// An image in the home, in full detail.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ImageDetails {
-    /// What the list says of it.
+    /// The entry in the list of images.
     #[serde(flatten)]
     pub image: ImageInfo,
-    /// All names under which the home has this image, this one included.
+    /// All names of this image in the home, including this one.
     pub names: Vec<String>,
-    /// Its layers, lowest first; none of an image that is used where it lies.
+    /// The layers, lowest first; empty for an image that is used in place.
     pub layers: Vec<LayerInfo>,
-    /// Its config as its maker wrote it, where the home has that.
+    /// The original config file, if the home has it.
     pub config_json: Option<serde_json::Value>,
 }
 
@@ -62,12 +62,12 @@ pub struct LayerInfo {
     pub size: u64,
 }
 
-/// Images that were removed.
+/// Removed images.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct RemovedImages {
-    /// Their names; the ID, of a damaged record.
+    /// The names; for a damaged record, its ID.
     pub names: Vec<String>,
-    /// Bytes that this freed on the host's disk.
+    /// Bytes freed on the host's disk.
     pub freed: u64,
 }

@@ -1,5 +1,4 @@
-//! What the `boxlite-vmm` executable is to do for the runtime, over what an application needs: the
-//! subcommands by which a runtime starts it.
+//! For the `boxlite-vmm` executable only: the subcommands that a runtime starts it with. Applications need none of it.
 
 use std::io;
 
@@ -7,16 +6,17 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 pub use crate::remote::serve;
 
-/// The subcommand that is to run the process of a box, with its launcher's socket as standard input.
+/// The subcommand that runs the process of a box, with the launcher's socket as standard input.
 pub const MACHINE_SUBCOMMAND: &str = "machine";
 
-/// The subcommand that is to run [`serve`].
+/// The subcommand that runs [`serve`].
 pub const SERVE_SUBCOMMAND: &str = "serve";
 
-/// Raises the soft limit on open files, which is low for programs that use `select`, to the hard one.
+/// Raises the soft limit on open files to the hard limit. The soft one is low for the sake of programs that use
+/// `select`.
 ///
 /// # Errors
-/// The system's.
+/// Those of `setrlimit(2)`.
 pub fn raise_open_files() -> io::Result<()> {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?;

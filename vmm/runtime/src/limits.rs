@@ -1,20 +1,20 @@
-//! What Linux allows a command: checked before a box is made for it, or a request sent.
+//! Linux's limits for a command, checked before a box is created or a request is sent.
 
 use boxlite_proto::message::{Exec, Failure, FailureKind};
 
 use super::problem::{BoxOption, Problem};
 
-/// Bytes of one argument or variable, with the zero byte that ends it (`MAX_ARG_STRLEN`: 32 pages).
+/// The longest argument or variable in bytes, including its terminating zero byte (`MAX_ARG_STRLEN`: 32 pages).
 const MAX_STRING: usize = 128 << 10;
 
-/// Bytes of all arguments and variables, with their zero bytes and a pointer to each: a quarter of the stack of 8 MiB
-/// that the guest's kernel gives a process.
+/// The limit of all arguments and variables in bytes, with their zero bytes and a pointer to each: a quarter of the
+/// 8 MiB stack that the guest's kernel gives a process.
 const MAX_ALL: usize = 2 << 20;
 
-/// Of those, for what is added in the box: `HOME`, `PATH`, `TERM`, the path of the program, and an interpreter.
+/// The part of [`MAX_ALL`] for additions in the box: `HOME`, `PATH`, `TERM`, the path of the program, an interpreter.
 const SPARE: usize = 16 << 10;
 
-/// Bytes of a path or a user's name, with the zero byte (`PATH_MAX`).
+/// The longest path or user name in bytes, including its zero byte (`PATH_MAX`).
 const MAX_PATH: usize = 4096;
 
 /// Checks a command; the error names the option.
@@ -67,7 +67,7 @@ fn check_sum(exec: &Exec) -> Result<(), Problem> {
     Err(Problem::new(option, message))
 }
 
-/// As the agent says that of a command.
+/// The failure that the agent would report.
 pub(super) fn failure(problem: &Problem) -> Failure {
     let message = format!("the command cannot be run: {}", problem.message);
     Failure { kind: FailureKind::Other, message }
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn what_linux_allows_is_allowed_and_no_more() {
+    fn commands_are_allowed_up_to_the_limits_of_linux() {
         let longest = variable(MAX_STRING - 1);
         check(&exec(vec![longest.clone()], vec![longest.clone()])).unwrap();
         let problem = check(&exec(vec![], vec![variable(MAX_STRING)])).unwrap_err();
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_allowed_fits_a_frame() {
+    fn the_largest_command_fits_a_frame() {
         use boxlite_proto::frame::MAX_BODY;
         use boxlite_proto::message::Request;
         let mut largest = exec(vec![vec![b'x']; 150_000], vec![variable(MAX_STRING - 1); 4]);

@@ -1,4 +1,4 @@
-//! What a box's main command wrote, for who reads it.
+//! The output of a box's main command, on the reading side.
 //!
 //! ```text
 //!   record: [length u32][stream u8][time u64][bytes]     end: [u32::MAX]     little endian
@@ -17,59 +17,59 @@ pub use boxlite_contract::logbook::{LogStream, Record as LogRecord};
 use crate::stream::Duplex;
 use crate::stream::json_lines;
 
-/// So long after the end of a query, everything that was written before it is in the log.
+/// Time after the end of a query within which all earlier output reaches the log.
 const SETTLED: Duration = Duration::from_millis(500);
 
-/// The most bytes of a record.
+/// The largest record, in bytes.
 const MAX_RECORD: u32 = 1 << 20;
 
-/// In place of a record's length: there are no more, as opposed to a stream that broke off.
+/// Stands for a record's length at the end, which distinguishes the end from a stream that broke off.
 pub(crate) const END: u32 = u32::MAX;
 
-/// Which part of a log. The default is all that is there.
+/// A part of a log. The default is all existing output.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct LogQuery {
-    /// Whether to wait for more until the box ends.
+    /// Whether to wait for new output until the box stops.
     pub follow: bool,
-    /// Only the last so many lines of what is there.
+    /// Number of existing lines to return, the last ones.
     pub tail: Option<u64>,
-    /// Only what was written since: milliseconds since the Unix epoch.
+    /// The earliest output: milliseconds since the Unix epoch.
     pub since_ms: Option<u64>,
-    /// Only what was written until then: nanoseconds since the Unix epoch. Nothing later is waited for.
+    /// The latest output: nanoseconds since the Unix epoch. With `follow`, waiting ends then, too.
     pub until_ns: Option<u64>,
-    /// Only what was written there.
+    /// The only stream to return; none: both.
     pub stream: Option<LogStream>,
 }
 
 impl LogQuery {
-    /// Waits for more until the box ends.
+    /// Sets whether to wait for new output until the box stops.
     pub fn follow(mut self, yes: bool) -> Self {
         self.follow = yes;
         self
     }
 
-    /// Only the last so many lines of what is there.
+    /// Chooses the last `lines` of the existing output.
     pub fn tail(mut self, lines: u64) -> Self {
         self.tail = Some(lines);
         self
     }
 
-    /// Only what was written since.
+    /// Chooses output since `time`.
     pub fn since(mut self, time: SystemTime) -> Self {
         let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         self.since_ms = Some(since.as_millis().try_into().unwrap_or(u64::MAX));
         self
     }
 
-    /// Only what was written until then.
+    /// Chooses output until `time`, and waits for nothing later.
     pub fn until(mut self, time: SystemTime) -> Self {
         let until = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         self.until_ns = Some(until.as_nanos().try_into().unwrap_or(u64::MAX));
         self
     }
 
-    /// Only what was written there.
+    /// Chooses one of the two streams.
     pub fn stream(mut self, stream: LogStream) -> Self {
         self.stream = Some(stream);
         self
@@ -84,7 +84,7 @@ impl LogQuery {
         query
     }
 
-    /// How long after `now` nothing that comes is wanted any more; none: as long as the box lives.
+    /// Time from `now` after which no output matches any more; none: no limit.
     pub(crate) fn left(&self, now: SystemTime) -> Option<Duration> {
         let until = self.until_ns.map(Duration::from_nanos)?;
         let end = UNIX_EPOCH.checked_add(until)?.checked_add(SETTLED)?;
@@ -92,7 +92,7 @@ impl LogQuery {
     }
 }
 
-/// What a main command wrote, in the order in which it arrived.
+/// The output of a main command, in the order in which it arrived.
 pub struct Logs {
     stream: Box<dyn Duplex>,
     ended: bool,
@@ -103,10 +103,10 @@ impl Logs {
         Self { stream, ended: false }
     }
 
-    /// The next piece; none at the end. Not cancel safe: what is half read then is lost.
+    /// Returns the next piece, or `None` at the end. Not cancel safe: a record that is half read is lost.
     ///
     /// # Errors
-    /// When the log cannot be read on, as when the software host that it is in has gone.
+    /// The log cannot be read any further, for instance because its software host has stopped.
     pub async fn next(&mut self) -> io::Result<Option<LogRecord>> {
         if self.ended {
             return Ok(None);

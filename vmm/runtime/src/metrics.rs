@@ -1,4 +1,4 @@
-//! What a box uses, from both sides: its process on the host, and its guest.
+//! Resource use of a box, from both sides: its process on the host, and its guest.
 
 use std::time::Duration;
 
@@ -8,29 +8,29 @@ use tokio::time::timeout;
 
 use super::{BootStage, BoxHandle, BoxState, MachineMetrics, Result};
 
-/// How long the guest may take for an answer: one that stands still gives none.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// Timeout for the guest's answer: a guest that hangs gives none.
+const GUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What a box uses, at a moment.
+/// Resource use of a box at one moment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct BoxMetrics {
-    /// Its state.
+    /// The state of the box.
     #[serde(flatten)]
     pub state: BoxState,
-    /// What its process counts, while it lives: processor time, memory, exits, disks.
+    /// Counters of the box's process, while the box is live: CPU time, memory, exits, disks.
     pub machine: Option<MachineMetrics>,
-    /// How its guest is doing, if it serves.
+    /// Memory, disk and load of the guest, if it answers.
     pub guest: Option<GuestMetrics>,
-    /// What became of its commands since its boot, if its guest serves.
+    /// Counts of commands since the boot, if the guest answers.
     pub execs: Option<ExecCounts>,
-    /// The stages of its last boot: microseconds after its beginning.
+    /// The stages of the last boot, each with its time in microseconds since the boot began.
     pub boot: Vec<(BootStage, u64)>,
 }
 
 impl BoxMetrics {
-    /// Processor time used since an `earlier` look, in percent of one processor: with two, up to 200 and
-    /// what the box's devices use. None if it is not the same run of the box, or no time has passed.
+    /// CPU time used since `earlier`, in percent of one CPU: a box with two vCPUs uses up to 200 and the share of its
+    /// devices. `None` if `earlier` is of another run of the box, or no time has passed.
     ///
     /// ```no_run
     /// # async fn example(sandbox: boxlite_runtime::BoxHandle) -> boxlite_runtime::Result<()> {
@@ -47,18 +47,17 @@ impl BoxMetrics {
         now.cpu_percent_since(then)
     }
 
-    /// Processor time used since the box's process was started, in percent of one processor.
+    /// CPU time used since the box's process was started, in percent of one CPU.
     pub fn cpu_percent(&self) -> Option<f64> {
         self.machine.as_ref()?.cpu_percent_since(&MachineMetrics::default())
     }
 }
 
 impl BoxHandle {
-    /// What the box uses now. Of one that does not live, and of a guest that does not answer, what is
-    /// known.
+    /// Measures what the box uses now. Parts are `None` if the box is not live or its guest does not answer.
     ///
     /// # Errors
-    /// When there is no such box any more.
+    /// The box does not exist any more.
     pub async fn metrics(&self) -> Result<BoxMetrics> {
         let info = self.info().await?;
         let metrics = BoxMetrics {
@@ -71,15 +70,15 @@ impl BoxHandle {
         if !metrics.state.is_live() {
             return Ok(metrics);
         }
-        // It may be ending just now: what is not known is none.
+        // The box may be stopping just now: an error is `None`.
         let machine = async { self.machine_metrics().await.ok() };
         let guest = async {
             if !matches!(metrics.state, BoxState::Running | BoxState::Stopping) {
                 return (None, None);
             }
             let (guest, execs) = tokio::join!(
-                timeout(PATIENCE, self.guest_metrics()),
-                timeout(PATIENCE, self.exec_counts()),
+                timeout(GUEST_TIMEOUT, self.guest_metrics()),
+                timeout(GUEST_TIMEOUT, self.exec_counts()),
             );
             (guest.ok().and_then(Result::ok), execs.ok().and_then(Result::ok))
         };
@@ -87,7 +86,7 @@ impl BoxHandle {
         Ok(BoxMetrics { machine, guest, execs, ..metrics })
     }
 
-    /// What became of the commands that were asked for since the box's boot, by whomever.
+    /// Counts the commands of all callers since the boot, by outcome.
     pub async fn exec_counts(&self) -> Result<ExecCounts> {
         let answer = self.agent().await?.exec_counts().await;
         self.explained(answer).await
@@ -111,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn processor_time_between_two_looks() {
+    fn cpu_time_between_two_measurements() {
         let (earlier, later) = (metrics(1_000_000, 2_000_000), metrics(4_000_000, 4_000_000));
         assert_eq!(later.cpu_percent_since(&earlier), Some(150.0));
         assert_eq!(later.cpu_percent(), Some(100.0));
@@ -123,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn they_can_be_kept() {
+    fn metrics_survive_json() {
         let metrics = metrics(1, 2);
         let json = serde_json::to_value(&metrics).unwrap();
         assert_eq!(json["state"], "running");

@@ -1,4 +1,4 @@
-//! Where boxes run: on this machine's virtualization, or in the software host.
+//! The choice of where boxes run: on this machine's virtualization, or in the software host.
 
 use std::fmt;
 
@@ -7,11 +7,11 @@ use boxlite_contract::nested::HostEnvironment;
 use super::{Error, Result};
 use crate::nested::detect::Virtualization;
 
-/// Where boxes are to run.
+/// A request for where boxes run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Accel {
-    /// On this machine, if it has hardware virtualization; else in the software host.
+    /// On this machine if it has hardware virtualization, otherwise in the software host.
     #[default]
     Auto,
     /// On this machine.
@@ -28,16 +28,16 @@ pub enum Place {
     Here,
     /// In the software host.
     SoftHost {
-        /// Why not here.
+        /// Why boxes do not run on this machine.
         why: String,
     },
 }
 
 impl Place {
-    /// Decides where boxes run.
+    /// Detects this machine's virtualization and decides where boxes run.
     ///
     /// # Errors
-    /// When they are to run on this machine and cannot.
+    /// This machine was requested and cannot run boxes.
     pub fn choose(accel: Accel) -> Result<Self> {
         let found = Virtualization::detect();
         if HostEnvironment::detect().is_nested() {
@@ -59,7 +59,7 @@ impl Place {
     }
 }
 
-/// What was found, and what to do about it.
+/// A finding with its remedy.
 struct Described<'a>(&'a Virtualization);
 
 impl fmt::Display for Described<'_> {

@@ -1,4 +1,4 @@
-//! What is wrong with the options of a box, as data.
+//! Problems of a box's options, as data.
 
 use std::fmt;
 
@@ -6,18 +6,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::remedy::Remedy;
 
-/// One thing that is wrong with [`BoxOptions`](crate::BoxOptions). Its `Display` is for who sets their fields; a
-/// program that calls them otherwise puts the parts together itself.
+/// A problem of [`BoxOptions`](crate::BoxOptions). `Display` names the fields; a program with other names for them,
+/// such as flags, composes its own text from the parts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Problem {
     /// The option.
     pub option: BoxOption,
-    /// What is wrong, and what it may be. It names no option.
+    /// What is wrong, and which values are valid. It names no option.
     pub message: String,
-    /// The other option that the message is about, if it is about two.
+    /// The second option that the message is about, if there is one.
     pub other: Option<BoxOption>,
-    /// What to do instead, if that is known.
+    /// What to do instead, if the runtime knows.
     pub remedy: Option<Remedy>,
 }
 
@@ -48,11 +48,11 @@ impl fmt::Display for Problem {
     }
 }
 
-/// An option of [`BoxOptions`](crate::BoxOptions). Its `Display` is the path of its field.
+/// An option of [`BoxOptions`](crate::BoxOptions). `Display` shows the path of its field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
-#[allow(missing_docs, reason = "they are called as their fields are")]
+#[allow(missing_docs, reason = "each has the name of its field")]
 pub enum BoxOption {
     Name,
     Cpus,
@@ -83,7 +83,7 @@ pub enum BoxOption {
 }
 
 impl BoxOption {
-    /// All of them.
+    /// All options.
     pub const ALL: [Self; 26] = [
         Self::Name,
         Self::Cpus,
@@ -113,7 +113,7 @@ impl BoxOption {
         Self::NetworkLimitUp,
     ];
 
-    /// The path of its field.
+    /// The path of the option's field.
     pub fn field(self) -> &'static str {
         match self {
             Self::Name => "name",

@@ -1,12 +1,12 @@
-//! What to do about errors, as data: whoever shows one words it. The words of `Display` are an embedder's.
+//! Remedies of errors, as data: the program that shows an error words its remedy. `Display` has an embedder's words.
 
 use std::fmt;
 
 use boxlite_rootfs_builder::Remedy as ImageRemedy;
 use serde::{Deserialize, Serialize};
 
-/// What to do about an [`Error`](crate::Error) or a [`Problem`](crate::Problem). Its `Display` names what the library
-/// has for it; a program that has commands of its own says those instead ([`Error::worded`](crate::Error::worded)).
+/// What to do about an [`Error`](crate::Error) or a [`Problem`](crate::Problem). `Display` names the library's API; a
+/// program with commands of its own words the remedy with [`Error::worded`](crate::Error::worded).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -33,17 +33,17 @@ pub enum Remedy {
         /// The name.
         name: String,
     },
-    /// Look for the box in the list of boxes.
+    /// List the boxes.
     ListBoxes,
-    /// Give more of the ID.
+    /// Give a longer prefix of the ID.
     MoreOfId,
-    /// Free some room on the disk of the home, or choose another home.
+    /// Free space on the home's disk, or choose another home.
     FreeRoom,
-    /// Free some room on the host's disk, then start the box again.
+    /// Free space on the host's disk, then start the box again.
     FreeRoomAndStart,
     /// Give the box more memory.
     MoreMemory,
-    /// Look into the guest's console, or give the box more time.
+    /// Read the guest's console, or raise the timeout.
     LookAtConsole,
     /// Give a command.
     GiveCommand,
@@ -51,21 +51,21 @@ pub enum Remedy {
     CopyFiles,
     /// Save the image with its name, or import it under one.
     NameOnImport,
-    /// Say where the home is.
+    /// Set the home folder.
     SetHome,
-    /// Say where the `boxlite-vmm` executable is.
+    /// Set the path of the `boxlite-vmm` executable.
     SetLauncher,
-    /// Build the guest files, or say where they are.
+    /// Build the guest files, or set their folder.
     BuildGuestFiles,
     /// Build the guest files again.
     RebuildGuestFiles,
     /// Use the release that wrote the home, or another home.
     UseNewerRelease,
-    /// Remove the home's database, if it is damaged.
+    /// Remove the home's database if it is damaged.
     RemakeDatabase,
     /// Report a bug.
     Report,
-    /// What nothing of the library does, in words.
+    /// A remedy in words, outside of the library.
     Other {
         /// The words.
         words: String,
@@ -114,14 +114,14 @@ impl From<ImageRemedy> for Remedy {
     fn from(remedy: ImageRemedy) -> Self {
         match remedy {
             ImageRemedy::NameOnImport => Self::NameOnImport,
-            // Their words fit every caller.
+            // Its words fit every caller.
             other => Self::Other { words: other.to_string() },
         }
     }
 }
 
 impl Remedy {
-    /// One of each, for tests of whoever words them: the compiler asks for one that is new.
+    /// One of each variant, for tests of the words. A new variant does not compile until it is added.
     #[doc(hidden)]
     pub fn one_of_each() -> Vec<Self> {
         let mut all = Vec::new();
@@ -167,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_embedder_reads_of_no_commands_and_flags() {
+    fn display_names_no_commands_and_flags() {
         for remedy in Remedy::one_of_each() {
             let words = remedy.to_string();
             assert!(!words.is_empty(), "{remedy:?}");
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn each_is_read_back_as_it_was_sent() {
+    fn every_remedy_survives_json() {
         for remedy in Remedy::one_of_each() {
             let json = serde_json::to_string(&remedy).unwrap();
             assert_eq!(serde_json::from_str::<Remedy>(&json).unwrap(), remedy);

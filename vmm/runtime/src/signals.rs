@@ -1,4 +1,4 @@
-//! Names of signals, by Linux numbers: they are the guest's, whatever the host is.
+//! Names and numbers of signals in a guest: those of Linux, whatever the host is.
 
 const NAMES: [&str; 31] = [
     "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2",
@@ -6,15 +6,14 @@ const NAMES: [&str; 31] = [
     "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
 ];
 
-/// Second names.
+/// Other names of some signals.
 const ALIASES: [(&str, i32); 4] = [("IOT", 6), ("CLD", 17), ("POLL", 29), ("UNUSED", 31)];
 
-/// The numbers of the first and the last real-time signal: the C libraries keep the kernel's first
-/// two to themselves.
+/// The numbers of the first and the last real-time signal. C libraries reserve the kernel's first two.
 const RTMIN: i32 = 34;
 const RTMAX: i32 = 64;
 
-/// The number of a signal from its name (`SIGTERM`, `TERM`, `RTMIN+3`, `RTMAX-3`) or number.
+/// Parses a signal's name (`SIGTERM`, `TERM`, `RTMIN+3`, `RTMAX-3`) or number. Returns its Linux number.
 pub fn parse(text: &str) -> Option<i32> {
     if let Ok(number) = text.parse::<i32>() {
         return (1..=RTMAX).contains(&number).then_some(number);
@@ -35,7 +34,7 @@ fn real_time(number: i32) -> Option<i32> {
     (RTMIN..=RTMAX).contains(&number).then_some(number)
 }
 
-/// The number behind the sign; 0 for nothing at all.
+/// The number after the sign; 0 for an empty text.
 fn offset_after(sign: char, text: &str) -> Option<i32> {
     if text.is_empty() {
         return Some(0);

@@ -1,4 +1,4 @@
-//! Writing files with holes where there are only zeros.
+//! Copies into sparse files.
 
 use std::fs::File;
 use std::io::{self, Read};

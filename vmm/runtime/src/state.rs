@@ -1,4 +1,4 @@
-//! In which state a box is, from what its process wrote down and whether that process lives.
+//! The state of a box, derived from the status that its process recorded and from whether that process is alive.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,29 +18,29 @@ use crate::remedy::Remedy;
 #[serde(tag = "state", content = "reason", rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum BoxState {
-    /// It was made and never started.
+    /// The box was created and never started.
     Configured,
-    /// Its guest boots.
+    /// The guest boots.
     Starting,
-    /// It serves commands.
+    /// The box accepts commands.
     Running,
-    /// It stands still.
+    /// The vCPUs are paused.
     Paused,
-    /// It is about to end.
+    /// The box shuts down.
     Stopping,
-    /// It ended in good order; its disk is as it was left.
+    /// The box has stopped in good order. All written data is on its disk.
     Stopped,
-    /// It ended otherwise; its disk is as after a loss of power.
+    /// The box has failed. Its disk is as after a power failure.
     Failed(FailureReason),
 }
 
 impl BoxState {
-    /// Whether it has a process.
+    /// Whether the box is starting, running, paused or stopping: it has a process.
     pub fn is_live(&self) -> bool {
         matches!(self, Self::Starting | Self::Running | Self::Paused | Self::Stopping)
     }
 
-    /// One word for it.
+    /// The state as one word.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Configured => "configured",
@@ -60,33 +60,33 @@ impl fmt::Display for BoxState {
     }
 }
 
-/// How a box failed.
+/// Why a box failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", content = "detail", rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum FailureReason {
-    /// Its process was killed or crashed.
+    /// The box's process was killed or crashed.
     ProcessDied,
-    /// Its kernel panicked; the last lines of its console.
+    /// The guest's kernel panicked. The last lines of its console.
     Panic(Vec<String>),
-    /// It ran out of memory, and its main command was killed.
+    /// The guest ran out of memory, and its kernel killed the main command.
     OutOfMemory,
-    /// The host has no room left for what it wrote.
+    /// The host's disk has no room for what the guest wrote. The disk.
     DiskFull(String),
-    /// Its health checks failed; what the last one said.
+    /// The health checks failed. The output of the last one.
     Unhealthy(String),
-    /// Its agent gave up, and said why.
+    /// The agent could not set the box up. Its message.
     Agent(String),
-    /// It did not get ready in time.
+    /// The guest was not ready in time.
     NotReady {
-        /// The deadline in milliseconds.
+        /// The timeout in milliseconds.
         timeout_ms: u64,
-        /// The last stage that was reached.
+        /// The last stage that the boot reached.
         stage: Option<BootStage>,
     },
-    /// A port of the host cannot be had: which, why, and what to do.
+    /// A port of the host cannot be used. Which, why, and what to do.
     Port(String),
-    /// Its machine could not be built or could not go on.
+    /// The VM could not be built, or could not continue. Why.
     Machine(String),
 }
 
@@ -113,7 +113,7 @@ impl FailureReason {
         }
     }
 
-    /// What to do about it, if that is known.
+    /// What to do about it, if the runtime knows.
     pub fn remedy(&self) -> Option<Remedy> {
         match self {
             Self::ProcessDied => Some(Remedy::StartAgain),
@@ -127,7 +127,7 @@ impl FailureReason {
     }
 }
 
-/// The message and the remedy, that in the library's words.
+/// The message and the remedy, the latter in the library's words.
 impl fmt::Display for FailureReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message())?;
@@ -138,57 +138,57 @@ impl fmt::Display for FailureReason {
     }
 }
 
-/// What is known of a box.
+/// A box with its state, as an embedder lists it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct BoxInfo {
-    /// Its ID: 32 hexadecimal digits.
+    /// The ID: 32 hexadecimal digits.
     pub id: String,
-    /// Its name.
+    /// The name.
     pub name: String,
-    /// Its image, as it was asked for.
+    /// The image, as the options name it.
     pub image: String,
-    /// Its main command, as it is run; none: it has none.
+    /// The words of the main command, if there is one.
     pub command: Option<Vec<String>>,
-    /// Its state.
+    /// The state.
     #[serde(flatten)]
     pub state: BoxState,
-    /// The exit code of its main command, as a shell has it, if that has ended.
+    /// The exit code of the main command, as a shell reports it, once the command has exited.
     pub exit_code: Option<u8>,
-    /// When it was made.
+    /// Time of creation.
     #[serde(with = "millis")]
     pub created: SystemTime,
-    /// When it was last started.
+    /// Time of the last start.
     #[serde(with = "maybe_millis")]
     pub started: Option<SystemTime>,
-    /// When it last ended, if it does not run.
+    /// Time when the box last stopped, unless it is live.
     #[serde(with = "maybe_millis")]
     pub finished: Option<SystemTime>,
-    /// Its process on the host (in the software host, there), while it runs.
+    /// The ID of the box's process on the host that runs it, which may be the software host, while the box is live.
     pub pid: Option<u32>,
-    /// Its main command's process in the guest, while it runs.
+    /// The ID of the main command's process in the guest, while the command runs.
     pub main_pid: Option<u32>,
-    /// How often its restart policy has begun it anew.
+    /// Number of restarts by the restart policy.
     pub restarts: u32,
-    /// What its health checks say.
+    /// The result of the health checks.
     pub health: Option<Health>,
-    /// Ports of the host that lead into it, while it lives.
+    /// Published ports, while the box is live.
     #[serde(default)]
     pub ports: Vec<PublishedPort>,
-    /// The stages of its last boot: microseconds after its beginning.
+    /// The stages of the last boot, each with its time in microseconds since the boot began.
     pub boot: Vec<(BootStage, u64)>,
     /// Number of vCPUs.
     pub cpus: u8,
     /// Memory in MiB.
     pub memory_mib: u64,
-    /// Whether it is removed when it ends.
+    /// Whether the box is removed when it stops.
     pub auto_remove: bool,
-    /// Its labels.
+    /// The labels.
     pub labels: BTreeMap<String, String>,
 }
 
 impl BoxInfo {
-    /// How long the last boot took until the box served commands.
+    /// Duration of the last boot, until the box accepted commands.
     pub fn boot_time(&self) -> Option<Duration> {
         let ready = self.boot.iter().find(|(stage, _)| *stage == BootStage::Ready);
         ready.map(|(_, micros)| Duration::from_micros(*micros))
@@ -196,7 +196,7 @@ impl BoxInfo {
 }
 
 impl BoxInfo {
-    /// The same box after it ended so.
+    /// The same box after the end that its process recorded.
     pub(super) fn ended(self, ended: &Ended) -> Self {
         Self {
             state: end_state(ended),
@@ -209,7 +209,7 @@ impl BoxInfo {
         }
     }
 
-    /// The same box after it ended as an event says.
+    /// The same box after the end that an event reports.
     pub(super) fn ended_by(self, event: &Event) -> Self {
         let killed = end_code_of(None, self.command.is_some());
         let (state, exit_code) = match &event.kind {
@@ -223,16 +223,16 @@ impl BoxInfo {
         Self { state, exit_code, finished, pid: None, main_pid: None, health: None, ..self }
     }
 
-    /// The same box after its process ended without a word.
+    /// The same box after its process died without recording an end.
     pub(super) fn died(self) -> Self {
         let state = BoxState::Failed(FailureReason::ProcessDied);
         Self { state, pid: None, main_pid: None, health: None, ..self }
     }
 }
 
-/// The state that a box is in, if its process `lives` or not, and said `status` last.
-pub(super) fn judge(lives: bool, status: Option<&Status>) -> BoxState {
-    match (lives, status) {
+/// The state of a box whose process is alive or not, and recorded `status` last.
+pub(super) fn judge(is_alive: bool, status: Option<&Status>) -> BoxState {
+    match (is_alive, status) {
         (false, None) => BoxState::Configured,
         (false, Some(status)) => match &status.ended {
             Some(ended) => end_state(ended),
@@ -248,7 +248,7 @@ pub(super) fn judge(lives: bool, status: Option<&Status>) -> BoxState {
     }
 }
 
-/// The state that an end leaves a box in.
+/// The state of a box after an end.
 pub(super) fn end_state(ended: &Ended) -> BoxState {
     let reason = match ended.end.clone() {
         End::Main if ended.is_out_of_memory() => FailureReason::OutOfMemory,
@@ -269,7 +269,7 @@ pub(super) fn end_state(ended: &Ended) -> BoxState {
     BoxState::Failed(reason)
 }
 
-/// The exit code of a main command, as a shell has it.
+/// The exit code of a main command, as a shell reports it.
 pub(super) fn main_code(end: &MainEnd) -> u8 {
     match end {
         MainEnd::Exited { status, .. } => status.shell_code(),
@@ -277,7 +277,7 @@ pub(super) fn main_code(end: &MainEnd) -> u8 {
     }
 }
 
-/// The exit code of a box that ended: its main command's, or 137 where that was killed with it.
+/// The exit code of a box that stopped: that of its main command, or 137 if the command was killed with the box.
 pub(super) fn end_code(ended: &Ended, has_main: bool) -> Option<u8> {
     end_code_of(ended.main.as_ref(), has_main)
 }
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_process_that_said_nothing_has_failed() {
+    fn a_process_that_died_without_recording_an_end_is_a_failure() {
         let running = status(Phase::Running, None);
         assert_eq!(judge(true, Some(&running)), BoxState::Running);
         let failed = BoxState::Failed(FailureReason::ProcessDied);
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn ends_are_told_apart() {
+    fn each_end_has_its_state() {
         let end = |end| judge(false, Some(&status(Phase::Ended, Some(end))));
         assert_eq!(end(End::Stopped), BoxState::Stopped);
         let lines = vec!["Kernel panic - not syncing: Out of memory: …".to_owned()];

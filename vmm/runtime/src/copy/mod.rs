@@ -1,4 +1,4 @@
-//! Files between host and box, by the rules of `docker cp`.
+//! Copies of files between host and box, by the rules of `docker cp`.
 //!
 //! ```text
 //!  host file or tree ──pack──▶ pipe ──▶ agent: unpacks below a directory of the box
@@ -6,8 +6,8 @@
 //!                 destination: where the entries go
 //! ```
 //!
-//! A thread of its own reads or writes the host's files; the pipes are bounded, so that memory is, too,
-//! however slow one of the ends. When one end goes, the other does.
+//! A blocking thread reads or writes the host's files. The pipes are bounded, and so is memory, however slow one end
+//! is. When one end stops, the other stops, too.
 
 mod below;
 mod decompress;
@@ -36,13 +36,13 @@ use super::handle::BoxHandle;
 use super::{Error, Result, blocking};
 use crate::client::{self, AgentClient, Archive};
 
-/// As the kernel does, a chain of more symlinks than this is taken for a loop.
+/// Limit of symlinks in one path, as in the kernel. A longer chain is taken for a loop.
 const MAX_SYMLINKS: usize = 40;
 
-/// The most things left out that are named.
+/// Limit of skipped entries that a result names.
 const MAX_SKIPPED: usize = 100;
 
-/// How files are copied.
+/// Options of a copy.
 ///
 /// ```
 /// use boxlite_runtime::CopyOptions;
@@ -52,57 +52,56 @@ const MAX_SKIPPED: usize = 100;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CopyOptions {
-    /// Whether a symlink that is the source is followed. Those below it never are.
+    /// Whether to follow the source if it is a symlink. Symlinks below it are never followed.
     pub follow_links: bool,
-    /// Whether files keep their owners and file capabilities, by number. Otherwise they belong to the
-    /// box's root, or on the host to whoever copies; there, only root can keep them, and capabilities are
-    /// never kept.
+    /// Whether files keep their numeric owners and file capabilities. Otherwise root owns them in the box, and the
+    /// caller on the host. On the host, only root can keep owners, and capabilities are never kept.
     pub keep_ownership: bool,
-    /// Whom files are to belong to in the box: user and group.
+    /// The owner of the files in the box: user and group ID.
     pub owner: Option<(u32, u32)>,
 }
 
 impl CopyOptions {
-    /// Says whether a symlink that is the source is followed.
+    /// Sets whether to follow the source if it is a symlink.
     pub fn follow_links(mut self, yes: bool) -> Self {
         self.follow_links = yes;
         self
     }
 
-    /// Says whether files keep their owners.
+    /// Sets whether files keep their owners.
     pub fn keep_ownership(mut self, yes: bool) -> Self {
         self.keep_ownership = yes;
         self
     }
 
-    /// Gives the files to this user and group of the box.
+    /// Sets the owner of the files in the box.
     pub fn owner(mut self, uid: u32, gid: u32) -> Self {
         self.owner = Some((uid, gid));
         self
     }
 }
 
-/// What was copied.
+/// The result of a copy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Copied {
-    /// Files, directories and links.
+    /// Number of files, directories and links.
     pub entries: u64,
-    /// Bytes of file content; holes are not.
+    /// Bytes of file content, without holes.
     pub bytes: u64,
-    /// What was left out, or lost something, and why; of more than a hundred, the first ones.
+    /// Entries that were skipped or copied in part, at most the first hundred.
     pub skipped: Vec<Skipped>,
-    /// How many there were.
+    /// Number of such entries.
     pub skipped_count: u64,
 }
 
-/// Something that was not copied, or not all of it.
+/// An entry that was skipped or copied in part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Skipped {
-    /// Its name in the tar, quoted and escaped.
+    /// The entry's name in the tar, quoted and escaped.
     pub name: String,
-    /// Why.
+    /// The reason.
     pub why: String,
 }
 
@@ -122,15 +121,15 @@ impl From<client::Unpacked> for Copied {
 }
 
 impl BoxHandle {
-    /// Copies a file or a directory of the host's into the box, with modes, times, links, holes and `user.*`
-    /// attributes; everything belongs to the box's root. As `docker cp` does it:
+    /// Copies a file or a directory of the host into the box, with modes, times, links, holes and `user.*` attributes.
+    /// The box's root owns the copies. The rules are those of `docker cp`:
     ///
-    /// - If there is a directory at `to`, the source goes into it under its own name; what is in the source
-    ///   rather than itself if `from` ends in `/.`.
-    /// - Otherwise `to` is the new name; the directory above it must exist. A file there is replaced.
-    /// - A path that ends in a slash must be a directory. Relative paths of the box are from its root.
-    /// - Directories are merged. A directory that is there is never replaced by something else, nor the
-    ///   source's top by a directory.
+    /// - If `to` is a directory, the source goes into it under its own name; if `from` ends in `/.`, the content of the
+    ///   source goes into it instead.
+    /// - Otherwise `to` is the new name, in a directory that exists. A file there is replaced.
+    /// - A path that ends in a slash must be a directory. Relative paths in the box start at its root.
+    /// - Directories are merged. Nothing else ever replaces a directory, and a source that is a directory replaces
+    ///   nothing else.
     ///
     /// ```no_run
     /// # async fn example(sandbox: boxlite_runtime::BoxHandle) -> boxlite_runtime::Result<()> {
@@ -142,17 +141,16 @@ impl BoxHandle {
     /// # }
     /// ```
     ///
-    /// Dropping the future ends the copy on both sides, perhaps in the middle of a file; what was copied
-    /// stays.
+    /// Dropping the future stops the copy on both sides, possibly within a file; files copied so far stay.
     ///
     /// # Errors
-    /// What cannot be read here, what the rules refuse ([`ErrorKind::Invalid`](crate::ErrorKind::Invalid)), and what
-    /// the box says.
+    /// The source cannot be read, the rules refuse the copy ([`ErrorKind::Invalid`](crate::ErrorKind::Invalid)), or the
+    /// box cannot write it.
     pub async fn copy_into(&self, from: impl AsRef<Path>, to: impl AsRef<[u8]>) -> Result<Copied> {
         self.copy_into_with(from, to, CopyOptions::default()).await
     }
 
-    /// As [`copy_into`](Self::copy_into), with options.
+    /// Like [`copy_into`](Self::copy_into), with options.
     pub async fn copy_into_with(
         &self,
         from: impl AsRef<Path>,
@@ -189,7 +187,7 @@ impl BoxHandle {
         let packed = packed.await.unwrap_or_else(|e| Err(Error::internal(e)));
         match (unpacked, packed) {
             (Ok(_), packed) => packed,
-            // It broke off here.
+            // The host's side failed, and its error is the cause.
             (Err(client::Error::Source(_)), Err(error)) => Err(error),
             (Err(error), _) => Err(self.explain(error).await),
         }

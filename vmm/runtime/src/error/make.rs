@@ -1,4 +1,4 @@
-//! How each error is made: its kind, its message, and what to do.
+//! A constructor for each error: its kind, its message and its remedy.
 
 use std::fmt::Display;
 use std::path::Path;
@@ -36,7 +36,7 @@ impl Error {
         self
     }
 
-    /// An error of another crate or module, whose message has what is behind it.
+    /// An error of another crate or module. Its source is part of the message.
     fn from_source(kind: ErrorKind, source: impl error::Error + Send + Sync + 'static) -> Self {
         let mut message = source.to_string();
         if let Some(behind) = error::Error::source(&source).map(ToString::to_string)
@@ -48,7 +48,7 @@ impl Error {
         Self::new(kind, message).because(source)
     }
 
-    /// An error of the system on this machine's disk.
+    /// An I/O error on this machine's disk.
     fn from_io(kind: ErrorKind, what: &str, source: io::Error) -> Self {
         let is_full =
             matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
@@ -58,16 +58,16 @@ impl Error {
     }
 }
 
-/// What is asked for.
+/// Requests.
 impl Error {
-    /// The options of a box are wrong: all problems at once.
+    /// The options of a box are wrong. Has all problems.
     pub(crate) fn options(problems: Vec<Problem>) -> Self {
         let mut error = Self::new(ErrorKind::Invalid, "the options of the box are wrong");
         error.0.problems = problems;
         error
     }
 
-    /// There is no command: neither the caller nor the image gave one.
+    /// Neither the caller nor the image gave a command.
     pub(crate) fn no_command(image: &str) -> Self {
         let message = format!("no command to run: the image {image} has none");
         Self::new(ErrorKind::Invalid, message).remedied(Joint::So, Remedy::GiveCommand)
@@ -80,28 +80,28 @@ impl Error {
             .remedied(Joint::Colon, Remedy::RemoveOrRename { name: name.to_owned() })
     }
 
-    /// No box is called so.
+    /// No box matches a name or a prefix of an ID.
     pub(crate) fn no_such_box(query: &str) -> Self {
-        let message = format!("no box is called {query}, and no box's ID begins so");
+        let message = format!("no box is called {query}, and no box's ID starts with it");
         Self::new(ErrorKind::NotFound, message)
             .about(query)
             .remedied(Joint::Semicolon, Remedy::ListBoxes)
     }
 
-    /// Several boxes could be meant.
+    /// Several boxes match a prefix of an ID.
     pub(crate) fn ambiguous(query: &str, names: &[String]) -> Self {
-        let message = format!("{query} could be each of {}", names.join(", "));
+        let message = format!("{query} is ambiguous: it matches {}", names.join(", "));
         Self::new(ErrorKind::Invalid, message).remedied(Joint::Semicolon, Remedy::MoreOfId)
     }
 
-    /// It cannot be done in the state in which the box is.
+    /// The state of the box does not allow the operation.
     pub(crate) fn wrong_state(name: &str, state: &BoxState, remedy: Remedy) -> Self {
         Self::new(ErrorKind::WrongState, format!("the box {name} is {state}"))
             .about(name)
             .remedied(Joint::Colon, remedy)
     }
 
-    /// The box's process refused, and why.
+    /// The box's process refused the request.
     pub(crate) fn refused(name: &str, reason: &str) -> Self {
         Self::new(ErrorKind::WrongState, format!("the box {name}: {reason}")).about(name)
     }
@@ -109,7 +109,7 @@ impl Error {
 
 /// This machine.
 impl Error {
-    /// Boxes cannot run where they are to; why, and what to do.
+    /// Boxes cannot run where they were requested. `reason` includes what to do.
     pub(crate) fn no_virtualization(reason: impl Into<String>) -> Self {
         Self::new(ErrorKind::Host, reason)
     }
@@ -128,12 +128,12 @@ impl Error {
         error
     }
 
-    /// The software host.
+    /// The software host failed.
     pub(crate) fn soft_host(source: nested::Error) -> Self {
         Self::from_source(ErrorKind::Host, source)
     }
 
-    /// The home folder, or a file in it: `action` was tried on `path`. For `map_err`.
+    /// `action` failed on `path`, the home or a file in it. For `map_err`.
     pub(crate) fn home(
         action: &'static str,
         path: impl AsRef<Path>,
@@ -142,7 +142,7 @@ impl Error {
         move |source| Self::from_io(ErrorKind::Storage, &what, source)
     }
 
-    /// The home's database: what was tried. For `map_err`.
+    /// `action` failed on the home's database. For `map_err`.
     pub(crate) fn store(
         path: &Path,
         action: &'static str,
@@ -155,7 +155,7 @@ impl Error {
         }
     }
 
-    /// The home was last used by a newer release: its schema, and the newest that is known here.
+    /// A newer release wrote the home: its schema, and the newest schema that this release knows.
     pub(crate) fn newer_home(path: &Path, found: i64, known: i64) -> Self {
         let message = format!(
             "{} was written by a newer release (schema {found}, this one knows {known})",
@@ -164,31 +164,31 @@ impl Error {
         Self::new(ErrorKind::Storage, message).remedied(Joint::Colon, Remedy::UseNewerRelease)
     }
 
-    /// There is no home folder to be found.
+    /// Nothing names a home folder.
     pub(crate) fn no_home() -> Self {
         Self::new(ErrorKind::Host, "there is no home folder")
             .remedied(Joint::Colon, Remedy::SetHome)
     }
 
-    /// The executable of the boxes' processes is not where it was looked for.
+    /// The executable of the boxes' processes was not found.
     pub(crate) fn no_launcher(tried: &str) -> Self {
         Self::new(ErrorKind::Host, format!("cannot find the boxlite-vmm executable {tried}"))
             .remedied(Joint::Colon, Remedy::SetLauncher)
     }
 
-    /// A machine's process could not be started or talked to. For `map_err`.
+    /// A box's process could not be started or did not answer. For `map_err`.
     pub(crate) fn spawn(launcher: &Path) -> impl Fn(io::Error) -> Self + use<> {
         let what = format!("cannot start the box's process {}", launcher.display());
         move |source| Self::new(ErrorKind::Host, format!("{what}: {source}")).because(source)
     }
 
-    /// A task of the runtime itself failed: a bug.
+    /// A task of the runtime failed: a bug.
     pub(crate) fn internal(what: impl Display) -> Self {
         Self::new(ErrorKind::Internal, format!("internal error: {what}"))
             .remedied(Joint::Semicolon, Remedy::Report)
     }
 
-    /// Something did not happen in the time that it may take.
+    /// `what` did not happen within its timeout.
     pub(crate) fn timed_out(what: &str, timeout: Duration) -> Self {
         Self::new(ErrorKind::Timeout, format!("{what} did not happen within {timeout:?}"))
     }
@@ -196,7 +196,7 @@ impl Error {
 
 /// Boxes and what runs in them.
 impl Error {
-    /// The box, or without a name the machine that makes a disk, failed.
+    /// The box failed; without a name, the VM that builds an image's disk.
     pub(crate) fn failed(name: Option<&str>, reason: &FailureReason) -> Self {
         let kind = match reason {
             FailureReason::DiskFull(_) => ErrorKind::DiskFull,
@@ -213,7 +213,7 @@ impl Error {
         error
     }
 
-    /// The box ended while it was in use.
+    /// The box stopped while it was in use.
     pub(crate) fn ended(name: &str, how: impl Display) -> Self {
         let message = format!("the box {name} ended while it was in use ({how})");
         Self::new(ErrorKind::BoxEnded, message).about(name)
@@ -234,7 +234,7 @@ impl Error {
         Self::from_source(kind, source)
     }
 
-    /// The command did not end in time; it has been killed.
+    /// The command was killed at its timeout.
     pub(crate) fn command_timeout() -> Self {
         let message = "the command was killed: it did not end within its timeout";
         Self::new(ErrorKind::CommandTimeout, message)
@@ -250,7 +250,7 @@ impl From<LocateError> for Error {
 
 /// Images and copies.
 impl Error {
-    /// An image could not be found, read, pulled, kept or removed, or its disk not be made.
+    /// An image could not be found, read, pulled, stored or removed, or its disk could not be built.
     pub(crate) fn image(source: boxlite_rootfs_builder::Error) -> Self {
         let (message, remedy) = image_parts(&source);
         let mut error = Self::from_source(ErrorKind::Image, source);
@@ -259,7 +259,7 @@ impl Error {
         error
     }
 
-    /// A copy between box and host failed on the host's side. For `map_err`.
+    /// A copy between box and host failed on the host. For `map_err`.
     pub(crate) fn copy(path: impl AsRef<Path>) -> impl Fn(io::Error) -> Self {
         let what = format!("cannot copy {}", path.as_ref().display());
         move |source| {
@@ -271,23 +271,23 @@ impl Error {
         }
     }
 
-    /// A path cannot be copied as asked.
+    /// The rules do not allow this copy.
     pub(crate) fn copy_refused(path: impl Display, reason: &str) -> Self {
         Self::new(ErrorKind::Invalid, format!("cannot copy {path}: {reason}"))
     }
 
-    /// What the box sent as a copy is not one: the name of the entry, quoted and escaped, and what is wrong with it.
+    /// The box sent a malformed archive. `entry` is the entry's name, quoted and escaped.
     pub(crate) fn bad_archive(entry: &str, reason: impl Display) -> Self {
         let message = format!("the copy that the box sent is refused: entry {entry}: {reason}");
         Self::new(ErrorKind::Guest, message)
     }
 }
 
-/// The message of an image's error, and its remedy.
+/// The message and the remedy of an image's error.
 fn image_parts(error: &boxlite_rootfs_builder::Error) -> (String, Option<(Joint, Remedy)>) {
     use boxlite_rootfs_builder::Error::Build;
     let text = error.to_string();
-    // What makes the disk is a box's machine, whose errors are ours.
+    // A disk is built by a VM of this runtime, whose error has a remedy of its own.
     if let Build { source, .. } = error
         && let Some(ours) = source.downcast_ref::<Error>()
         && let Some(before) = text.strip_suffix(&ours.to_string())
@@ -301,7 +301,7 @@ fn image_parts(error: &boxlite_rootfs_builder::Error) -> (String, Option<(Joint,
     }
 }
 
-/// The message of an error whose text ends with these words.
+/// The message of an error whose text ends with the words of a remedy.
 fn without_remedy<'a>(text: &'a str, words: &str) -> Option<(&'a str, Joint)> {
     let text = text.strip_suffix(words)?;
     let joints = [Joint::Colon, Joint::Semicolon];

@@ -1,4 +1,4 @@
-//! What can go wrong with a box: one error for all of it, which is data and no enum. How each is made is in `make`.
+//! The runtime's error: one type for all failures, as data. `make` has a constructor for each failure.
 
 mod make;
 #[cfg(test)]
@@ -12,14 +12,14 @@ use serde::{Deserialize, Serialize};
 use crate::problem::Problem;
 use crate::remedy::Remedy;
 
-/// The result of everything here.
+/// The result of a runtime operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why the runtime could not do what was asked. [`kind`](Self::kind) is for programs. For people there is the
-/// [`message`](Self::message), and what to do as [`remedy`](Self::remedy); `Display` has both, in the library's words.
+/// A failed operation. [`kind`](Self::kind) is for programs. For people, [`message`](Self::message) says what failed
+/// and [`remedy`](Self::remedy) what to do; `Display` has both, in the library's words.
 ///
-/// It is the same whether a box is on this machine or in the software host, but for its
-/// [`source`](std::error::Error::source), which stays where it was.
+/// The error is the same for a box on this machine and one in the software host, except that an error from there has
+/// no [`source`](std::error::Error::source).
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Error(Box<Parts>);
@@ -38,7 +38,7 @@ struct Parts {
     source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
-/// What is between a message and a remedy in a sentence.
+/// The text between a message and its remedy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Joint {
     Colon,
@@ -59,59 +59,59 @@ impl Joint {
     }
 }
 
-/// Kinds of error, for programs. They stay what they are.
+/// The kind of an error, for programs. Kinds are stable across releases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// The caller asked for something that makes no sense.
+    /// The request is invalid.
     Invalid,
     /// The box, image or file does not exist.
     NotFound,
     /// The program does not exist.
     CommandNotFound,
-    /// The program exists and cannot be executed.
+    /// The program exists but cannot be executed.
     NotExecutable,
     /// The name is taken.
     AlreadyExists,
-    /// It cannot be done in the state in which the box is.
+    /// The state of the box does not allow the operation.
     WrongState,
-    /// The image, its registry, or its disk.
+    /// The image, its registry or its disk failed.
     Image,
-    /// This host lacks something: guest files, the launcher, virtualization, permission.
+    /// The host lacks something: guest files, the launcher, virtualization, a permission.
     Host,
     /// The host's disk is full.
     DiskFull,
-    /// A port of the host cannot be had.
+    /// A port of the host cannot be used.
     Port,
-    /// The home's files.
+    /// A file of the home cannot be read or written.
     Storage,
-    /// The box failed: its process, its kernel, its agent.
+    /// The box failed: its process, its kernel or its agent.
     BoxFailed,
-    /// The box ended while it was in use.
+    /// The box stopped while it was in use.
     BoxEnded,
-    /// It took too long.
+    /// The operation timed out.
     Timeout,
-    /// The command did not end in time; it has been killed.
+    /// The command was killed at its timeout.
     CommandTimeout,
-    /// Something else in the guest.
+    /// Another failure in the guest.
     Guest,
-    /// A bug.
+    /// A bug in the runtime.
     Internal,
 }
 
 impl Error {
-    /// What kind of error it is.
+    /// The kind of the error.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
 
-    /// The box that it is about, by its name.
+    /// The name of the box that the error is about.
     pub fn sandbox(&self) -> Option<&str> {
         self.0.sandbox.as_deref()
     }
 
-    /// What happened, to which thing.
+    /// What failed, and on which thing.
     pub fn message(&self) -> &str {
         &self.0.message
     }
@@ -121,12 +121,12 @@ impl Error {
         self.0.remedy.as_ref().map(|(_, remedy)| remedy)
     }
 
-    /// All that is wrong with the options of a box, if that is the error: then `Display` is these, a line each.
+    /// All problems of a box's options, if these are the error. `Display` has one line for each then.
     pub fn problems(&self) -> &[Problem] {
         &self.0.problems
     }
 
-    /// The message and the remedy, that in the words of whoever shows it, as one sentence.
+    /// The message and the remedy as one sentence, the remedy in the caller's words.
     pub fn worded(&self, words: impl FnOnce(&Remedy) -> String) -> String {
         match &self.0.remedy {
             Some((joint, remedy)) => format!("{}{}{}", self.0.message, joint.text(), words(remedy)),
@@ -134,7 +134,7 @@ impl Error {
         }
     }
 
-    /// Whether the box's process refused what was asked, in a state that nothing leads out of.
+    /// Whether the box's process refused the request in a state that no operation changes.
     pub(crate) fn is_refusal(&self) -> bool {
         self.kind() == ErrorKind::WrongState && self.remedy().is_none()
     }

@@ -1,5 +1,5 @@
-//! Archives of images on their way into a home: in chunks, so that one that is broken off is not taken for
-//! a whole one; and in return, progress and what was loaded.
+//! Transfer of an archive of images into a home, in chunks, so that an aborted transfer is not taken for a complete
+//! one. In return, the home sends progress and the loaded images.
 //!
 //! ```text
 //!   to the home: chunk: [length u32][bytes]     end: [0 u32]                    little endian
@@ -17,16 +17,16 @@ use crate::stream::progress::OwnedEvent;
 use crate::stream::wire;
 use crate::{Error, Result};
 
-/// Bytes of a chunk.
+/// The largest chunk, in bytes.
 pub(crate) const CHUNK: usize = 64 << 10;
 
-/// From the home.
+/// A message of the home.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Answer {
     Progress(OwnedEvent),
-    /// Last.
+    /// The result; the last message.
     Loaded(Vec<ImageInfo>),
-    /// Last.
+    /// The failure; the last message.
     Failed(Error),
 }
 
@@ -34,7 +34,7 @@ pub(crate) fn broken(source: io::Error) -> Error {
     Error::copy("the archive of images")(source)
 }
 
-/// The sender's end: sends all of `input`, and returns what was loaded.
+/// Sends all of `input`, and returns the loaded images.
 pub(crate) async fn send(
     stream: impl AsyncRead + AsyncWrite,
     input: impl AsyncRead + Unpin,
@@ -55,14 +55,14 @@ pub(crate) async fn send(
         }
     };
     tokio::select! {
-        // What the home says of a broken archive says more than that it takes no more of it.
+        // The home's error about a bad archive says more than the failed write that follows it.
         biased;
         answer = answered => answer,
         failed = sent => failed,
     }
 }
 
-/// Ends in an error only where the input does: the home says itself why it takes no more.
+/// Returns only an error of the input. If the home stops receiving, its answer says why.
 async fn send_chunks<T>(
     mut input: impl AsyncRead + Unpin,
     mut to: WriteHalf<impl AsyncRead + AsyncWrite>,

@@ -28,23 +28,23 @@ impl Images {
         self.0.call(Call::Images(call), progress).await
     }
 
-    /// All images, by name.
+    /// Lists all images, by name.
     pub async fn list(&self) -> Result<Vec<ImageInfo>> {
         self.call(ImageCall::List, Arc::new(Silent)).await?.images()
     }
 
-    /// All that is known of an image, by its name, the reference by which it was used, or its digest.
+    /// Describes an image in full detail, found by its name, reference or digest.
     pub async fn details(&self, image: impl Into<String>) -> Result<ImageDetails> {
         let call = ImageCall::Details { image: image.into() };
         self.call(call, Arc::new(Silent)).await?.details()
     }
 
-    /// Copies all images of an archive into the home, under the names that they have there: a file that
-    /// [`save`](Self::save) or `docker save` made, or an OCI layout in a tar, compressed or not. Their disks are
-    /// made when they are first used.
+    /// Copies all images of an archive into the home, under their names in the archive. The archive is a file of
+    /// [`save`](Self::save) or `docker save`, or a tar of an OCI layout, compressed or not. The images' disks are built
+    /// on first use.
     ///
     /// # Errors
-    /// The archive is damaged, or an image in it has no name or is for another platform: nothing is loaded then.
+    /// The archive is damaged, or an image in it has no name or is for another platform. No image is loaded then.
     pub async fn load(
         &self,
         file: impl AsRef<Path>,
@@ -56,11 +56,10 @@ impl Images {
         self.call(ImageCall::Load { file }, Arc::new(progress)).await?.images()
     }
 
-    /// As [`load`](Self::load), with an archive that is read from a stream, to its end. Dropping the future ends
-    /// it.
+    /// Like [`load`](Self::load), from a stream, which is read to its end. Dropping the future cancels the transfer.
     ///
     /// # Errors
-    /// As [`load`](Self::load); the stream cannot be read.
+    /// Those of [`load`](Self::load); the stream cannot be read.
     pub async fn load_from(
         &self,
         input: impl AsyncRead + Unpin,
@@ -69,7 +68,7 @@ impl Images {
         loaded::send(self.0.open(Channel::LoadedImages).await?, input, &progress).await
     }
 
-    /// Imported or pulled images as the tar of an OCI layout, to be read to its end.
+    /// Exports imported or pulled images as the tar of an OCI layout, which the caller reads to its end.
     pub async fn save<S: Into<String>>(
         &self,
         images: impl IntoIterator<Item = S>,
@@ -78,7 +77,7 @@ impl Images {
         Ok(SavedImages::new(self.0.open(Channel::SavedImages { images }).await?))
     }
 
-    /// Fetches an image, if `pull` says so, and makes its disk.
+    /// Fetches an image as `pull` says, and builds its disk.
     pub async fn get(
         &self,
         image: impl Into<String>,
@@ -89,7 +88,7 @@ impl Images {
         self.call(call, Arc::new(progress)).await?.image()
     }
 
-    /// Copies an image into the home under a name of its own, and makes its disk.
+    /// Copies an image into the home under `name`, and builds its disk.
     pub async fn import(
         &self,
         source: impl Into<String>,
@@ -100,15 +99,15 @@ impl Images {
         self.call(call, Arc::new(progress)).await?.image()
     }
 
-    /// Removes an image: by name, reference or digest. One that boxes were made of only by `force`; the
-    /// boxes stay as they are.
+    /// Removes an image, found by name, reference or digest. An image that boxes were created from is removed only
+    /// with `force`; the boxes are not affected.
     pub async fn remove(&self, image: impl Into<String>, force: bool) -> Result<RemovedImages> {
         let call = ImageCall::Remove { image: image.into(), force };
         self.call(call, Arc::new(Silent)).await?.removed()
     }
 
-    /// Removes what nobody needs: leftovers, and disks of images that are used where they lie; with `all`
-    /// every image that no box was made of.
+    /// Removes unused data: leftovers of killed processes, and disks of images that are used in place. With `all`,
+    /// also removes every image that no box was created from.
     pub async fn prune(&self, all: bool) -> Result<RemovedImages> {
         self.call(ImageCall::Prune { all }, Arc::new(Silent)).await?.removed()
     }

@@ -1,5 +1,5 @@
-//! Images on their way out of a home: the tar of an OCI layout, in chunks, so that one that is broken
-//! off is not taken for a whole one.
+//! Transfer of images out of a home: the tar of an OCI layout, in chunks, so that an aborted transfer is not taken
+//! for a complete one.
 //!
 //! ```text
 //!   chunk: [length u32][bytes]     end: [0 u32][length u32][JSON: null, or the error]     little endian
@@ -13,7 +13,7 @@ use tokio::io::AsyncReadExt;
 use crate::stream::Duplex;
 use crate::{Error, Result};
 
-/// Bytes of a chunk.
+/// The largest chunk, in bytes.
 pub(crate) const CHUNK: usize = 64 << 10;
 
 /// The largest error, in bytes.
@@ -27,10 +27,10 @@ impl SavedImages {
         Self(stream)
     }
 
-    /// The next piece of the tar; none at its end. Not cancel safe.
+    /// Returns the next piece of the tar, or `None` at its end. Not cancel safe.
     ///
     /// # Errors
-    /// An image is not there or damaged, or the stream broke off: what was read is of no use then.
+    /// An image is missing or damaged, or the stream broke off. The pieces read so far are not a complete tar.
     pub async fn next(&mut self) -> Result<Option<Vec<u8>>> {
         let length = self.0.read_u32_le().await.map_err(broken)?;
         if length > 0 {

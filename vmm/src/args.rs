@@ -1,7 +1,7 @@
-//! What can be said on the command line: the commands, and what all of them take. What a command takes
-//! itself is beside it.
+//! The definition of the command line: the commands and the global options. The arguments of each command are in its
+//! own module.
 
-// The doc comments are help texts, where brackets say what may be left out.
+// The doc comments are help texts, where brackets mark optional parts.
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
 
 use std::ffi::OsString;
@@ -48,18 +48,18 @@ pub(crate) enum Subcommand {
     /// Run a command in a new box
     #[command(after_help = run::HELP)]
     Run(Box<run::Run>),
-    /// Make a box without starting it
+    /// Create a box without starting it
     #[command(after_help = create::HELP)]
     Create(Box<create::Create>),
     /// Start boxes
     #[command(after_help = lifecycle::START_HELP)]
     Start(lifecycle::Start),
-    /// Shut boxes down
+    /// Shut down boxes
     #[command(after_help = lifecycle::STOP_HELP)]
     Stop(lifecycle::Stop),
-    /// Shut boxes down and start them again
+    /// Shut down boxes and start them again
     Restart(lifecycle::Stop),
-    /// End boxes at once, or signal their main commands
+    /// Kill boxes, or signal their main commands
     Kill(lifecycle::Kill),
     /// Remove boxes and their disks
     #[command(visible_alias = "remove")]
@@ -95,7 +95,7 @@ pub(crate) enum Subcommand {
     Resume(lifecycle::Targets),
     /// Rename a box
     Rename(lifecycle::Rename),
-    /// Wait until boxes have ended, and print their exit codes
+    /// Wait until boxes have stopped, and print their exit codes
     Wait(lifecycle::Targets),
     /// Remove all boxes that are not running
     Prune(lifecycle::Prune),
@@ -123,13 +123,13 @@ pub(crate) enum Subcommand {
         #[arg(last = true, required = true, value_name = "COMMAND")]
         command: Vec<OsString>,
     },
-    /// What a runtime starts this executable for.
+    /// Hidden commands that a runtime starts this executable with.
     #[command(flatten)]
     Process(Process),
 }
 
 impl Subcommand {
-    /// Whether its exit code is that of a command in a box, so that its own failures need another.
+    /// Whether the exit code is that of a command in a box, so that failures of this process need codes of their own.
     pub(crate) fn stands_in(&self) -> bool {
         match self {
             Self::Run(_) | Self::Exec(_) | Self::Attach(_) | Self::Softhost { .. } => true,
@@ -146,12 +146,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_definition_holds_together() {
+    fn the_definition_is_consistent() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn every_command_says_what_it_does() {
+    fn every_command_and_argument_has_a_help_text() {
         for command in Cli::command().get_subcommands().filter(|command| !command.is_hide_set()) {
             assert!(command.get_about().is_some(), "{}", command.get_name());
             for arg in command.get_arguments().filter(|arg| !arg.is_hide_set()) {
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn habits_of_dockers_users_are_understood() {
+    fn command_lines_of_docker_users_parse() {
         for line in [
             "ps -aq --no-trunc --filter status=running",
             "list --format json -n 3",
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_behind_the_command_are_the_commands() {
+    fn flags_after_the_command_belong_to_the_command() {
         let cli = Cli::parse_from(["x", "run", "-it", "oci:d", "ls", "-l", "--memory", "3"]);
         let Subcommand::Run(run) = &cli.command else { panic!() };
         let options = run.options(&cli.global).unwrap();

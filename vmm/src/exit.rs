@@ -1,26 +1,26 @@
-//! Exit codes, and what went wrong in words.
+//! Exit codes, and reports of failures.
 
 use boxlite_runtime::{Error, ErrorKind};
 
 use crate::{out, words};
 
-/// Our own failure, where no command's exit code could be meant.
+/// Failure of a command of ours that returns no exit code of a box's command.
 pub(crate) const FAILED: u8 = 1;
-/// Our own failure where it could, and a command line that is not understood, as `docker run` has it.
+/// Failure of a command of ours that does, and a usage error, as in `docker run`.
 const FAILED_OURSELVES: u8 = 125;
-/// The command exists and cannot be executed.
+/// The box's command exists but cannot be executed.
 const NOT_EXECUTABLE: u8 = 126;
-/// The command does not exist.
+/// The box's command does not exist.
 const NOT_FOUND: u8 = 127;
-/// The command did not end in time, as coreutils' `timeout` has it.
+/// The box's command was killed at its timeout, as in coreutils' `timeout`.
 const TIMED_OUT: u8 = 124;
 
-/// The main command did not end in time; its box was ended with it.
+/// The main command was killed at its timeout, and its box stopped.
 #[derive(Debug, thiserror::Error)]
 #[error("the command was killed: it did not end within its timeout")]
 pub(crate) struct TimedOut;
 
-/// Prints help or the version, or says what is not understood.
+/// Prints help, the version or a usage error. Returns the exit code.
 pub(crate) fn explain(usage: &clap::Error) -> u8 {
     let printed = usage.print();
     match (usage.use_stderr(), printed) {
@@ -30,7 +30,7 @@ pub(crate) fn explain(usage: &clap::Error) -> u8 {
     }
 }
 
-/// Says why a command failed; its exit code.
+/// Reports why a command failed. Returns its exit code.
 pub(crate) fn failed(error: &anyhow::Error, stands_in: bool) -> u8 {
     if out::is_read_enough(error) {
         return 0;
@@ -43,12 +43,12 @@ pub(crate) fn failed(error: &anyhow::Error, stands_in: bool) -> u8 {
     }
 }
 
-/// Says what went wrong.
+/// Prints an error.
 pub(crate) fn report(error: &anyhow::Error) {
     out::note(format_args!("boxlite-vmm: {}", words::chain(error)));
 }
 
-/// What a shell says to a command that it cannot run; none for our own failures.
+/// The exit code of a shell for a command that cannot run; none for other failures.
 fn command_code(error: &anyhow::Error) -> Option<u8> {
     if error.is::<TimedOut>() {
         return Some(TIMED_OUT);

@@ -1,6 +1,6 @@
-//! What every command takes: the home, and where boxes run: here, on hardware virtualization, or in the software host.
+//! Global options: the home, and where boxes run.
 
-// The doc comments are help texts, where brackets say what may be left out.
+// The doc comments are help texts, where brackets mark optional parts.
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
 
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use clap::{Args, ValueEnum};
 
 use crate::progress::Spinner;
 
-/// What every command takes.
+/// Options of every command.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
@@ -39,7 +39,7 @@ pub(crate) enum Accel {
 }
 
 impl Global {
-    /// How the runtime of this command finds its things.
+    /// The options of this command's runtime.
     pub(crate) fn options(&self) -> RuntimeOptions {
         let mut options = RuntimeOptions::default().accel(match self.accel {
             Accel::Auto => boxlite_runtime::Accel::Auto,
@@ -51,12 +51,12 @@ impl Global {
             Accel::Soft => "boxlite-vmm: starting the software host",
             _ => {
                 "boxlite-vmm: no hardware virtualization here: starting the software host, which is \
-                 slower (`boxlite-vmm doctor` says why)"
+                 slower (`boxlite-vmm doctor` explains why)"
             }
         })
     }
 
-    /// The runtime of this command, here or in the software host.
+    /// Opens this command's runtime, on this machine or in the software host.
     pub(crate) async fn runtime(&self) -> Result<Runtime> {
         let options = self.options();
         let opening = Runtime::open(options.clone());
@@ -71,13 +71,13 @@ impl Global {
         })
     }
 
-    /// The home of this command.
+    /// Opens this command's home.
     pub(crate) fn home(&self) -> Result<Home> {
         Ok(Home::open(self.home.clone())?)
     }
 }
 
-/// Shows that something happens while the software host starts.
+/// Shows a spinner while the software host starts.
 pub(crate) async fn starting<T>(work: impl Future<Output = T>) -> T {
     Spinner::while_waiting("starting the software host", work).await
 }

@@ -1,21 +1,21 @@
-//! Times, sizes and IDs as people read them.
+//! Times, sizes and IDs in human-readable form.
 
 use std::time::{Duration, SystemTime};
 
 use indicatif::{BinaryBytes, HumanDuration};
 use jiff::Timestamp;
 
-/// The digits of an ID that people see.
+/// Digits of a shortened ID.
 const SHORT_ID: usize = 12;
 
-/// How long ago that was: `2 hours ago`.
+/// The time since `time`: `2 hours ago`.
 pub(crate) fn ago(time: SystemTime) -> String {
     format!("{} ago", since(time))
 }
 
-/// How long it has been since: `2 hours`.
+/// The time since `time`: `2 hours`.
 pub(crate) fn since(time: SystemTime) -> String {
-    // A time to come: this clock was set back.
+    // A future time, after the clock was set back, counts as now.
     long(SystemTime::now().duration_since(time).unwrap_or_default())
 }
 
@@ -32,16 +32,16 @@ pub(crate) fn bytes(bytes: u64) -> String {
     BinaryBytes(bytes).to_string()
 }
 
-/// RFC 3339 in UTC, with so many digits after the second.
+/// RFC 3339 in UTC, with `digits` of a second's fraction.
 pub(crate) fn rfc3339(time: SystemTime, digits: usize) -> String {
     match Timestamp::try_from(time) {
         Ok(time) => format!("{time:.digits$}"),
-        // Later than the year 9999: a log's damaged record.
+        // After the year 9999: a damaged record of a log.
         Err(_) => Timestamp::MAX.to_string(),
     }
 }
 
-/// An ID or a digest's hexadecimal digits, cut to what is shown unless told not to.
+/// An ID or a digest's hexadecimal digits, shortened unless `whole`.
 pub(crate) fn id(id: &str, whole: bool) -> String {
     if whole { id.to_owned() } else { id.chars().take(SHORT_ID).collect() }
 }

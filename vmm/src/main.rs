@@ -1,11 +1,11 @@
 //! The command line: `boxlite-vmm`.
 //!
-//! - `args`: the commands; what each takes is in its own module, in `commands`
-//! - `commands`: a module for each command, those among them that a runtime starts this executable for
-//! - `global`: what every command takes; `options`: what can be said of a box that is to be made; `targets`: boxes
-//! - `stand_in`: this process in place of a box's main command
-//! - `out`, `table`, `human`, `progress`: what people and programs read; `exit`: failures and exit codes; `words`: errors
-//! - `parse`, `size`: what they write
+//! - `args`: the definition of the command line
+//! - `commands`: a module for each command, including the hidden ones that a runtime starts this executable with
+//! - `global`: the global options; `options`: the options of a new box; `targets`: commands on several boxes
+//! - `stand_in`: connects this process to a box's main command
+//! - `out`, `table`, `human`, `progress`: output; `exit`: failures and exit codes; `words`: the text of errors
+//! - `parse`, `size`: values of arguments
 
 mod args;
 mod commands;
@@ -50,7 +50,7 @@ fn main() -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Runs a command; its exit code.
+/// Runs a command. Returns its exit code.
 fn dispatch(Cli { global, command }: Cli) -> Result<u8> {
     let global = &global;
     match command {
@@ -86,22 +86,22 @@ fn dispatch(Cli { global, command }: Cli) -> Result<u8> {
     }
 }
 
-/// Warnings, and more of what this project does: a directive is of all crates whose names begin so.
+/// The log filter of `--debug`: warnings, and debug messages of all crates whose names start with `boxlite`.
 const DEBUG: &str = "warn,boxlite=debug";
 
-/// Standard error, bounded where what is logged is a guest's doing.
+/// Standard error; in a box's process, whose guest can cause messages, with a bound.
 fn log_writer(command: &Subcommand) -> BoxMakeWriter {
     if matches!(command, Subcommand::Process(Process::Machine))
         && let Ok(log) = boxlite_machine::BoundedLog::of_stderr()
     {
-        // A panic is logged as everything else: some can be brought about again and again.
+        // Panics go through the bounded log, too: a guest may be able to cause one repeatedly.
         std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
         return BoxMakeWriter::new(Mutex::new(log));
     }
     BoxMakeWriter::new(std::io::stderr)
 }
 
-/// `RUST_LOG` decides; without it, warnings, or with `--debug` more.
+/// Sets up the log. `RUST_LOG` is the filter; without it, warnings, or [`DEBUG`].
 fn log_to_stderr(debug: bool, writer: BoxMakeWriter) {
     let filter = EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| EnvFilter::new(if debug { DEBUG } else { "warn" }));

@@ -1,6 +1,6 @@
-//! What can be said of a box that is to be made: the options that `run` and `create` share.
+//! The options of a new box, which `run` and `create` share.
 
-// The doc comments are help texts, where brackets say what may be left out.
+// The doc comments are help texts, where brackets mark optional parts.
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
 
 use std::ffi::OsString;
@@ -43,17 +43,17 @@ pub(crate) struct BoxArgs {
     /// Memory, 128M to 64G; a plain number is MiB
     #[arg(long, short, default_value = "2048M", value_name = "SIZE", value_parser = size::mib, help_heading = MACHINE)]
     memory: u64,
-    /// Let the box run VMs of its own and use the CPU's performance counters
+    /// Let the box run VMs itself and use the CPU's performance counters
     #[arg(long, help_heading = MACHINE)]
     nested: bool,
     /// Size of the disk, 1G to 1T; a plain number is GiB [default: 10G]
     #[arg(long, value_name = "SIZE", value_parser = size::gib, help_heading = MACHINE)]
     disk_size: Option<u64>,
-    /// Fail if the box has not booted by then
+    /// Fail if the box has not booted after this time
     #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = size::duration, help_heading = MACHINE)]
     ready_timeout: Duration,
 
-    /// Pass standard input on
+    /// Forward standard input
     #[arg(long, short, help_heading = COMMAND)]
     pub(crate) interactive: bool,
     /// Allocate a terminal
@@ -80,7 +80,7 @@ pub(crate) struct BoxArgs {
     #[arg(long, value_name = "SIGNAL", help_heading = COMMAND)]
     stop_signal: Option<String>,
 
-    /// Remove the box when it ends
+    /// Remove the box when it stops
     #[arg(long, help_heading = LIFETIME)]
     pub(crate) rm: bool,
     /// Restart the box when its command exits or the box fails: no, always, on-failure[:TIMES]
@@ -92,15 +92,15 @@ pub(crate) struct BoxArgs {
     /// Share a folder of this machine with the box (may be repeated)
     #[arg(long, short, value_name = "HOST:BOX[:ro]", value_parser = parse::volume, help_heading = SURROUNDINGS)]
     volume: Vec<Volume>,
-    /// Publish a port of the box on the host; without HOST or with 0, a free one, which `ls` and `port` show
+    /// Publish a port of the box on the host; without HOST or with 0, on a free port, which `ls` and `port` show
     /// (may be repeated)
     #[arg(long, short, value_name = "[ADDRESS:]HOST:BOX[/udp]", value_parser = parse::published, help_heading = SURROUNDINGS)]
     publish: Vec<PublishedPort>,
-    /// Network of the box: nat (what this machine reaches, except itself) or none [default: nat]
+    /// Network of the box: nat (reaches what this machine reaches, but not this machine) or none [default: nat]
     #[arg(long, value_name = "MODE", value_parser = parse::network, help_heading = SURROUNDINGS)]
     network: Option<Network>,
     /// Let the box reach only this (may be repeated): a name, *.name, an address or a network, optionally with
-    /// tcp: or udp: before it and :port after it; `host` opens this machine and restricts nothing else
+    /// tcp: or udp: before it and :port after it; `host` allows this machine and restricts nothing else
     #[arg(long, value_name = "RULE", help_heading = SURROUNDINGS)]
     allow: Vec<String>,
     /// Keep the box from reaching this, even if --allow permits it (may be repeated); for a name, also the
@@ -116,7 +116,7 @@ pub(crate) struct BoxArgs {
 
     /// The image: a name, optionally with registry and tag (alpine:3.20), oci:DIR[:tag],
     /// docker-archive:FILE or rootfs:DIR; then the command and its arguments [default: the image's]
-    // One list, so that a flag right behind the image is the command's.
+    // One list, so that a flag right after the image belongs to the command.
     #[arg(
         required = true,
         trailing_var_arg = true,
@@ -146,10 +146,10 @@ struct HealthArgs {
     /// Time between checks [default: the image's, else 30s]
     #[arg(long = "health-interval", value_name = "DURATION", value_parser = size::duration, help_heading = LIFETIME)]
     interval: Option<Duration>,
-    /// Time after which a check has failed [default: the image's, else 30s]
+    /// Time after which a check fails [default: the image's, else 30s]
     #[arg(id = "health_timeout", long = "health-timeout", value_name = "DURATION", value_parser = size::duration, help_heading = LIFETIME)]
     timeout: Option<Duration>,
-    /// Failures in a row after which the box is unhealthy [default: the image's, else 3]
+    /// Consecutive failures after which the box is unhealthy [default: the image's, else 3]
     #[arg(long = "health-retries", value_name = "N", help_heading = LIFETIME)]
     retries: Option<u32>,
     /// Time after the start in which failures do not count [default: the image's, else 0s]
@@ -158,12 +158,12 @@ struct HealthArgs {
     /// Ignore the image's health check
     #[arg(id = "no_healthcheck", long = "no-healthcheck", conflicts_with_all = ["cmd", "interval", "health_timeout", "retries", "start_period", "stop"], help_heading = LIFETIME)]
     none: bool,
-    /// End an unhealthy box as failed, so that --restart may restart it
+    /// Stop an unhealthy box as failed, so that --restart may restart it
     #[arg(long = "health-stop", help_heading = LIFETIME)]
     stop: bool,
 }
 
-/// Says that denied names are reached by other ways, where that is so.
+/// Warns of denied names whose hosts the box can still reach.
 pub(crate) fn warn_of_walked_around(network: &NetworkPolicy) {
     for name in network.names_walked_around() {
         out::note(format_args!(
@@ -174,7 +174,7 @@ pub(crate) fn warn_of_walked_around(network: &NetworkPolicy) {
 }
 
 impl BoxArgs {
-    /// The options of a box whose main command is this one.
+    /// The options of a box with this main command.
     pub(crate) fn options(&self, global: &Global) -> Result<BoxOptions> {
         let mut options = BoxOptions::new(self.image().map_err(anyhow::Error::msg)?)
             .pull(self.pull)
@@ -207,7 +207,7 @@ impl BoxArgs {
         options.no_health_check = self.health.none;
         options.volumes = self.volume.clone();
         for volume in &mut options.volumes {
-            // The box may be started from elsewhere.
+            // The box may be started from another working directory.
             volume.host = std::path::absolute(&volume.host)?;
         }
         options.ports = self.publish.clone();
@@ -243,7 +243,7 @@ fn utf8(word: &OsString) -> Result<String> {
 }
 
 impl EnvArgs {
-    /// The variables, those of files first.
+    /// The variables, with those of files first.
     pub(crate) fn variables(&self) -> Result<Vec<(String, String)>> {
         let mut variables = Vec::new();
         for file in &self.env_file {
@@ -256,9 +256,9 @@ impl EnvArgs {
     }
 }
 
-/// The variables of a file, as docker reads it: values as they are, names without blanks.
+/// The variables of a file, parsed as docker does: values verbatim, names without whitespace.
 fn variables_of(text: &str) -> Result<Vec<(String, String)>> {
-    // Editors of some systems begin a file with a byte-order mark.
+    // Some editors start a file with a byte-order mark.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut variables = Vec::new();
     for (line, number) in text.lines().map(str::trim_start).zip(1..) {
@@ -270,14 +270,14 @@ fn variables_of(text: &str) -> Result<Vec<(String, String)>> {
             bail!("line {number}: there is no name before the '='");
         }
         if name.contains(char::is_whitespace) {
-            bail!("line {number}: the name {name:?} has a blank in it; write NAME=VALUE");
+            bail!("line {number}: the name {name:?} contains whitespace; write NAME=VALUE");
         }
         variables.extend(variable(line));
     }
     Ok(variables)
 }
 
-/// As docker has it: a variable without a value that is not set here is not set there.
+/// As in docker, a variable without a value has this process's value, and is left out if this process has none.
 fn variable(text: &str) -> Option<(String, String)> {
     match text.split_once('=') {
         Some((name, value)) => Some((name.to_owned(), value.to_owned())),
@@ -293,7 +293,7 @@ impl HealthArgs {
         Some(check)
     }
 
-    /// As docker has it, the options change the image's check where the box has none of its own.
+    /// As in docker, the options change the image's check if the box has no check of its own.
     fn changes_of_image(&self) -> HealthChanges {
         if self.cmd.is_some() { HealthChanges::default() } else { self.changes() }
     }

@@ -1,5 +1,5 @@
-//! Standard output: what a command prints, in the form that was asked for. Whatever a command writes there goes
-//! through here, so that what cannot be written is an error. Standard error has [`note`].
+//! Standard output. Every command writes through this module, so that a failed write is an error. For standard error,
+//! see [`note`].
 
 use std::io::{self, Write};
 
@@ -11,7 +11,7 @@ use serde::Serialize;
 use boxlite_runtime::BoxState;
 use boxlite_runtime::client;
 
-/// The form of a list.
+/// The format of a list.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
     /// Aligned columns, for people
@@ -21,28 +21,28 @@ pub(crate) enum Format {
     Json,
 }
 
-/// Standard output cannot be written.
+/// A failed write to standard output.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write to standard output")]
 pub(crate) struct Unwritten {
     source: io::Error,
-    /// Whether a part of it is of no use.
+    /// Whether a part of the output is useless, as that of an archive.
     whole: bool,
 }
 
 impl Unwritten {
-    /// An error of somebody else's writer of text.
+    /// An error of another writer of text.
     pub(crate) fn text(source: io::Error) -> Self {
         Self { source, whole: false }
     }
 }
 
-/// Prints text as it is. Unlike `print!`, a reader that has gone is an error, which ends the command.
+/// Prints text verbatim. Unlike with `print!`, a closed pipe is an error, which ends the command.
 pub(crate) fn print(text: impl AsRef<[u8]>) -> Result<(), Unwritten> {
     write(text.as_ref()).map_err(Unwritten::text)
 }
 
-/// Writes a piece of an archive, of which a part is of no use: a reader that has gone is a failure, too.
+/// Writes a piece of an archive. A closed pipe is a failure, too, as a part of an archive is useless.
 pub(crate) fn data(bytes: &[u8]) -> Result<(), Unwritten> {
     write(bytes).map_err(|source| Unwritten { source, whole: true })
 }
@@ -58,12 +58,12 @@ pub(crate) fn line(text: impl std::fmt::Display) -> Result<(), Unwritten> {
     print(format!("{text}\n"))
 }
 
-/// Says something on standard error. Unlike `eprintln!`, it is no panic if nobody can be told.
+/// Prints a line on standard error. Unlike `eprintln!`, does not panic if that fails.
 pub(crate) fn note(text: impl std::fmt::Display) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-/// Asks on standard error; the answer is typed behind the question.
+/// Prints a question on standard error, without a line break.
 pub(crate) fn question(text: impl std::fmt::Display) {
     let mut stderr = io::stderr();
     let _ = write!(stderr, "{text} ").and_then(|()| stderr.flush());
@@ -74,13 +74,12 @@ pub(crate) fn json_line(value: &impl Serialize) -> Result<()> {
     Ok(line(serde_json::to_string(value)?)?)
 }
 
-/// Prints a value as JSON for people and programs.
+/// Prints a value as indented JSON.
 pub(crate) fn json_pretty(value: &impl Serialize) -> Result<()> {
     Ok(line(serde_json::to_string_pretty(value)?)?)
 }
 
-/// Whether an error is that of a reader of our own standard output that has enough, as with `| head`. Any
-/// other broken pipe is a failure as others are.
+/// Whether the reader of our standard output closed it early, as `head` does. Any other broken pipe is a failure.
 pub(crate) fn is_read_enough(error: &anyhow::Error) -> bool {
     if let Some(Unwritten { source, whole }) = error.downcast_ref() {
         return !whole && source.kind() == io::ErrorKind::BrokenPipe;
@@ -88,7 +87,7 @@ pub(crate) fn is_read_enough(error: &anyhow::Error) -> bool {
     error.downcast_ref::<client::Unwritten>().is_some_and(client::Unwritten::is_closed_pipe)
 }
 
-/// Text in a box's state's colour, where standard output has colours.
+/// Text in the colour of a box's state, if standard output has colours.
 pub(crate) fn in_color_of(state: &BoxState, text: String) -> String {
     let color = match state {
         BoxState::Running => Style::new().green(),
@@ -99,7 +98,7 @@ pub(crate) fn in_color_of(state: &BoxState, text: String) -> String {
     color.apply_to(text).to_string()
 }
 
-/// A mark of `doctor`, in the colour that it stands for.
+/// A verdict of `doctor`, in its colour.
 pub(crate) fn mark(text: &str) -> String {
     match text.trim() {
         "ok" => style(text).green(),

@@ -1,4 +1,4 @@
-//! Options with a form of their own, as docker's users write them.
+//! Parsers of arguments, in docker's syntax.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -20,8 +20,7 @@ pub(crate) fn label(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// `no`, `always`, `on-failure[:N]`; docker's `unless-stopped` is `always` here: a box that was stopped
-/// stays so.
+/// `no`, `always`, `on-failure[:N]`. Docker's `unless-stopped` is `always`, which never restarts a stopped box.
 pub(crate) fn restart(text: &str) -> Result<RestartPolicy, String> {
     Ok(match text.split_once(':') {
         None if text == "no" => RestartPolicy::No,
@@ -29,9 +28,9 @@ pub(crate) fn restart(text: &str) -> Result<RestartPolicy, String> {
         None if text == "on-failure" => RestartPolicy::OnFailure(0),
         Some(("on-failure", times)) => match times.parse() {
             Ok(times) => RestartPolicy::OnFailure(times),
-            Err(_) => return Err(format!("{times:?} is no number of times")),
+            Err(_) => return Err(format!("{times:?} is not a number of restarts")),
         },
-        _ => return Err("it is no, always, on-failure or on-failure:TIMES".into()),
+        _ => return Err("must be no, always, on-failure or on-failure:TIMES".into()),
     })
 }
 
@@ -41,16 +40,16 @@ pub(crate) fn pull(text: &str) -> Result<PullPolicy, String> {
         "missing" => PullPolicy::Missing,
         "always" => PullPolicy::Always,
         "never" => PullPolicy::Never,
-        _ => return Err("it is missing, always or never".into()),
+        _ => return Err("must be missing, always or never".into()),
     })
 }
 
-/// `none`, `nat`; docker's `bridge` is taken for the latter.
+/// `none`, `nat`. Docker's `bridge` and `default` are `nat`.
 pub(crate) fn network(text: &str) -> Result<Network, String> {
     Ok(match text {
         "none" => Network::None,
         "nat" | "bridge" | "default" => Network::Nat,
-        _ => return Err("it is none or nat".into()),
+        _ => return Err("must be none or nat".into()),
     })
 }
 
@@ -67,7 +66,7 @@ pub(crate) fn port(text: &str) -> Result<(u16, Transport), String> {
         Some((port, "udp")) => (port, Transport::Udp),
         Some(_) => return Err("a protocol is tcp or udp".into()),
     };
-    let port = port.parse().map_err(|_| format!("{port:?} is no port from 1 to 65535"))?;
+    let port = port.parse().map_err(|_| format!("{port:?} is not a port from 1 to 65535"))?;
     Ok((port, protocol))
 }
 
@@ -88,14 +87,14 @@ pub(crate) fn volume(text: &str) -> Result<Volume, String> {
     }
 }
 
-/// A signal's Linux number, by its name or number.
+/// A signal's name or number. Returns its Linux number.
 pub(crate) fn signal(text: &str) -> Result<i32, String> {
     signals::parse(text)
         .ok_or_else(|| "a signal is a name as SIGTERM or TERM, or a number from 1 to 64".into())
 }
 
-/// A time: `10m` ago, `2026-01-31T12:00:00Z`, the same without a zone or a time of day (local), or
-/// seconds since 1970.
+/// A time: `10m` ago; `2026-01-31T12:00:00Z`; the same without a zone or a time of day, in local time; or seconds
+/// since 1970.
 pub(crate) fn time(text: &str) -> Result<SystemTime, String> {
     time_before(text, SystemTime::now(), &TimeZone::system())
 }

@@ -1,4 +1,4 @@
-//! Bars for people who wait. Nothing is drawn where stderr is no terminal.
+//! Progress bars and spinners. Nothing is drawn if stderr is not a terminal.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
@@ -11,24 +11,24 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressFinish, 
 use crate::out;
 use crate::table::plain;
 
-/// Between two turns of a spinner.
+/// Time between two frames of a spinner.
 const TICK: Duration = Duration::from_millis(120);
 
-/// What takes no longer needs no progress shown.
-const SOON: Duration = Duration::from_millis(300);
+/// Time before a spinner appears.
+const DELAY: Duration = Duration::from_millis(300);
 
-/// A spinner for work of which nothing more is known.
+/// A spinner for work without known progress.
 #[derive(Debug)]
 pub(crate) struct Spinner;
 
 impl Spinner {
-    /// Awaits `work`, and shows `message` if that takes long.
+    /// Awaits `work`, and shows `message` if that takes longer than [`DELAY`].
     pub(crate) async fn while_waiting<T>(
         message: &'static str,
         work: impl Future<Output = T>,
     ) -> T {
         tokio::pin!(work);
-        if let Ok(done) = tokio::time::timeout(SOON, &mut work).await {
+        if let Ok(done) = tokio::time::timeout(DELAY, &mut work).await {
             return done;
         }
         let spinner = ProgressBar::new_spinner().with_finish(ProgressFinish::AndClear);
@@ -38,8 +38,7 @@ impl Spinner {
     }
 }
 
-/// Bars for what has to be done until an image can be used: one for the work at hand, one for each layer
-/// that is being fetched.
+/// Bars for making an image usable: one for the current step, one for each layer that is being fetched.
 #[derive(Debug)]
 pub(crate) struct ImageBar {
     bars: MultiProgress,
@@ -48,7 +47,7 @@ pub(crate) struct ImageBar {
 }
 
 impl ImageBar {
-    /// Nothing is drawn if `quiet`.
+    /// Draws nothing if `quiet`.
     pub(crate) fn new(quiet: bool) -> Self {
         let shown = !quiet && std::io::stderr().is_terminal();
         let target =
@@ -65,7 +64,7 @@ impl ImageBar {
         self.work.enable_steady_tick(TICK);
     }
 
-    /// The layers are there: what comes now is one thing after the other.
+    /// Shows one step's progress. The layers have been fetched, and their bars disappear.
     fn bytes(&self, message: String, done: u64, total: Option<u64>) {
         for bar in std::mem::take(&mut *self.layers()).into_values() {
             bar.finish_and_clear();
@@ -116,7 +115,7 @@ impl Progress for ImageBar {
                 self.bytes(format!("reading {}", dir.display()), done, None);
             }
             Event::Waiting { .. } => {
-                self.spin("waiting for another process that makes the same".into());
+                self.spin("waiting for another process that prepares the same image".into());
             }
             Event::Asking { registry } => self.spin(format!("asking {}", plain(registry))),
             Event::Pulling(progress) => self.pulling(progress),
@@ -129,7 +128,7 @@ impl Progress for ImageBar {
             Event::Unpacking(progress) => {
                 self.bytes(layer("unpacking", &progress), progress.done, progress.total);
             }
-            Event::Syncing => self.spin("writing the disk out".into()),
+            Event::Syncing => self.spin("syncing the disk".into()),
             Event::Warning(text) => {
                 self.bars
                     .suspend(|| out::note(format_args!("boxlite-vmm: warning: {}", plain(text))));

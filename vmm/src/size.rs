@@ -1,4 +1,4 @@
-//! Sizes and durations as people write them.
+//! Parsers of sizes and durations.
 
 use std::time::Duration;
 
@@ -14,10 +14,10 @@ pub(crate) fn gib(text: &str) -> Result<u64, String> {
     bytes(text, KIB * KIB * KIB).map(|bytes| bytes.div_ceil(KIB * KIB * KIB))
 }
 
-/// Bytes a second: `500K`, `10M`, `1G`; a plain number is bytes.
+/// Bytes per second: `500K`, `10M`, `1G`; a plain number is bytes.
 pub(crate) fn rate(text: &str) -> Result<u64, String> {
     let number = text.strip_suffix("/s").unwrap_or(text);
-    bytes(number, 1).map_err(|_| "a rate is bytes a second, with K, M or G, as in 10M".into())
+    bytes(number, 1).map_err(|_| "a rate is bytes per second, with K, M or G, as in 10M".into())
 }
 
 fn bytes(text: &str, default_unit: u64) -> Result<u64, String> {
@@ -29,15 +29,15 @@ fn bytes(text: &str, default_unit: u64) -> Result<u64, String> {
         "m" | "mb" | "mib" => KIB.pow(2),
         "g" | "gb" | "gib" => KIB.pow(3),
         "t" | "tb" | "tib" => KIB.pow(4),
-        _ => return Err("a size is a number with K, M, G or T behind it, as in 512M".into()),
+        _ => return Err("a size is a number followed by K, M, G or T, as in 512M".into()),
     };
-    let number: u64 = number.parse().map_err(|_| "a size begins with a number, as in 512M")?;
+    let number: u64 = number.parse().map_err(|_| "a size starts with a number, as in 512M")?;
     number.checked_mul(unit).ok_or_else(|| "that is too large".into())
 }
 
 /// A duration: `1.5s`, `300ms`, `2m`, `1h30m`; a plain number is seconds.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    const FORM: &str = "a duration is a number with ms, s, m, h or d behind it, as in 90s or 1h30m";
+    const FORM: &str = "a duration is a number followed by ms, s, m, h or d, as in 90s or 1h30m";
     if let Ok(seconds) = text.parse::<f64>() {
         return Duration::try_from_secs_f64(seconds).map_err(|e| e.to_string());
     }

@@ -1,13 +1,12 @@
-//! This process in place of a box's main command.
+//! Connects this process to a box's main command: its streams, signals, terminal and exit code.
 
-// The doc comments are help texts, where brackets say what may be left out.
+// The doc comments are help texts, where brackets mark optional parts.
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
 
 use std::time::Duration;
 
 use anyhow::Result;
-use boxlite_runtime::client::Control;
-use boxlite_runtime::client::{self, Attachment, DetachKeys, Streams};
+use boxlite_runtime::client::{self, Attachment, Control, DetachKeys, Streams};
 use boxlite_runtime::{Attached, BoxHandle, Error, ErrorKind};
 use clap::Args;
 use tokio::sync::mpsc;
@@ -16,16 +15,16 @@ use tokio::time::timeout;
 use crate::exit::{TimedOut, report};
 use crate::out;
 
-/// The exit code of a command that was killed, as a shell has it.
+/// The exit code of a killed command, as a shell reports it.
 const KILLED: u8 = 137;
 
-/// How a person can leave a command, and which signals are the command's.
+/// Options for detaching and for signals.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct TerminalArgs {
-    /// Keys that detach from the box and leave it running; "" for none
+    /// Keys that detach from the box, which keeps running; "" for none
     #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
     detach_keys: DetachKeys,
-    /// Pass signals on to the command
+    /// Forward signals to the command
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set,
         num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     sig_proxy: bool,
@@ -43,30 +42,29 @@ impl TerminalArgs {
     }
 }
 
-/// How to stand in.
+/// How to connect to the main command.
 #[derive(Clone, Debug)]
 pub(crate) struct StandIn {
-    /// Keys that leave the command.
+    /// Keys that detach.
     pub(crate) detach_keys: DetachKeys,
-    /// Whether signals are passed on; otherwise the first leaves the command.
+    /// Whether to forward signals; otherwise the first one detaches.
     pub(crate) signals: bool,
-    /// Whether standard input is passed on.
+    /// Whether to forward standard input.
     pub(crate) stdin: bool,
-    /// Whether the command is somebody else's, or nobody's: then it does not hear that this process has no more
-    /// input for it.
+    /// Whether another process started the command. The end of this process's input does not end the command's then.
     pub(crate) onlooker: bool,
-    /// The command, and its box with it, is ended after so long.
+    /// Time after which the box is stopped.
     pub(crate) timeout: Option<Duration>,
 }
 
-/// How it ended.
+/// How the connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
-    /// The command ended, with this exit code as a shell has it.
+    /// The command exited, with this exit code as a shell reports it.
     Exited(u8),
-    /// The person at the terminal left it.
+    /// The user detached.
     Left,
-    /// A signal (Linux number) came that is not the command's.
+    /// A signal (Linux number) that is not forwarded detached this process.
     Interrupted(i32),
 }
 
@@ -82,7 +80,7 @@ impl Ended {
 }
 
 impl StandIn {
-    /// Stands in for the main command with this process's streams, signals and terminal.
+    /// Connects this process's streams, signals and terminal to the main command until one of them ends.
     pub(crate) async fn run(
         &self,
         attachment: Attachment,
@@ -94,7 +92,7 @@ impl StandIn {
         if !self.stdin
             && let Some(stdin) = stdin.take()
         {
-            // Its end would be that of all others' input.
+            // Dropping it would end the input for all attached processes.
             stdin.leave();
         }
         let streams = Streams { stdin, stdout: attached.stdout(), stderr: attached.stderr() };
@@ -112,7 +110,7 @@ impl StandIn {
                 Some(limit) => match timeout(limit, attached.wait()).await {
                     Ok(status) => Ok(status?),
                     Err(_) => {
-                        // Here, so that its streams end, which are waited for too.
+                        // Here, because `run` waits for the command's streams, too, which end with the box.
                         end(sandbox).await?;
                         Err(anyhow::Error::new(TimedOut))
                     }
@@ -128,13 +126,11 @@ impl StandIn {
             Ok(client::Ended::Left) => {
                 // On a line of its own: the cursor is where the command left it.
                 let name = sandbox.name();
-                out::note(format_args!(
-                    "\nboxlite-vmm: the box {name} goes on without this terminal"
-                ));
+                out::note(format_args!("\nboxlite-vmm: detached; the box {name} keeps running"));
                 Ok(Ended::Left)
             }
             Ok(client::Ended::Unwritten(error)) => Err(error.into()),
-            // Somebody ended the box: as docker has it, its command was killed.
+            // Another process stopped the box: as in docker, its command counts as killed.
             Err(error) if is_ended_box(&error) => {
                 report(&error);
                 let info = sandbox.info().await.ok();
@@ -149,7 +145,7 @@ fn is_ended_box(error: &anyhow::Error) -> bool {
     error.downcast_ref::<Error>().is_some_and(|error| error.kind() == ErrorKind::BoxEnded)
 }
 
-/// Ends a box whose command took too long. What it wrote stays, if it does.
+/// Stops a box at its command's timeout. A box that is kept is shut down, so that its disk has all written data.
 async fn end(sandbox: &BoxHandle) -> Result<(), Error> {
     match sandbox.config().options.auto_remove {
         true => sandbox.kill().await,

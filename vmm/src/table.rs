@@ -1,10 +1,10 @@
-//! Tables for people: columns that are aligned, cells that cannot disturb the terminal.
+//! Tables with aligned columns, whose cells cannot control the terminal.
 
 use std::borrow::Cow;
 
 use console::{Alignment, measure_text_width, pad_str};
 
-/// Between two columns.
+/// The gap between two columns.
 const GAP: &str = "   ";
 
 /// Rows under a header.
@@ -18,12 +18,12 @@ impl Table {
         Self { rows: vec![header.map(str::to_owned).to_vec()] }
     }
 
-    /// Adds a row. Cells may have colours; what comes from strangers goes through [`plain`] first.
+    /// Adds a row. Cells may have colours; untrusted text must go through [`plain`] first.
     pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         self.rows.push(cells.into_iter().collect());
     }
 
-    /// The lines, without anything at their ends.
+    /// The lines, without line breaks.
     pub(crate) fn lines(&self) -> Vec<String> {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let cell =
@@ -41,14 +41,13 @@ impl Table {
         self.rows.iter().map(line).collect()
     }
 
-    /// All lines, each with its end.
+    /// The whole table, with line breaks.
     pub(crate) fn text(&self) -> String {
         self.lines().into_iter().map(|line| line + "\n").collect()
     }
 }
 
-/// Text of a stranger (an image, a guest, a label) with every character that a terminal would obey
-/// written out.
+/// Untrusted text (of an image, a guest, a label) with control characters escaped.
 pub(crate) fn plain(text: &str) -> Cow<'_, str> {
     if text.chars().any(char::is_control) {
         let escape = |c: char| match c.is_control() {
@@ -61,7 +60,7 @@ pub(crate) fn plain(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// Cuts text to so many columns, with an ellipsis.
+/// Cuts text to `width` columns, with an ellipsis.
 pub(crate) fn cut(text: &str, width: usize) -> String {
     console::truncate_str(text, width, "…").into_owned()
 }

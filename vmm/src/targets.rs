@@ -1,4 +1,4 @@
-//! Commands that take several boxes: what fails for one is said, and the others are gone on with.
+//! Commands on several boxes. A failure of one box is reported and does not affect the others.
 
 use anyhow::Result;
 use boxlite_runtime::Runtime;
@@ -7,8 +7,8 @@ use crate::exit::{FAILED, report};
 use crate::global::Global;
 use crate::out;
 
-/// Does something with each box at once. Of those that it succeeds for, what it returns is printed, in the
-/// order in which they were named. Exit code 1 if it failed for one.
+/// Calls `act` on all boxes concurrently and prints its results in the order of `targets`. Returns exit code 1 if it
+/// failed for one.
 pub(crate) async fn each<F>(
     global: &Global,
     targets: Vec<String>,

@@ -1,14 +1,15 @@
-//! Errors in the words of the command line: what the library has as data is a command or a flag here.
+//! The text of errors in the command line's words: remedies and options, which the library has as data, become
+//! commands and flags.
 
 use boxlite_runtime::{BoxOption, Error, Problem, Remedy};
 
-/// An error with all that is behind it, on one line as far as each is.
+/// The text of an error with its causes, each of them once.
 pub(crate) fn chain(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
         let ours = cause.downcast_ref::<Error>();
         let words = ours.map_or_else(|| cause.to_string(), self::error);
-        // Many messages end with what is behind them.
+        // Many messages end with their cause.
         if text.is_empty() {
             text = words;
         } else if !text.ends_with(&words) {
@@ -21,7 +22,7 @@ pub(crate) fn chain(error: &anyhow::Error) -> String {
     text
 }
 
-/// What happened, and what to do.
+/// The text of a library's error, with its remedy.
 pub(crate) fn error(error: &Error) -> String {
     match error.problems() {
         [] => error.worded(remedy),
@@ -29,7 +30,7 @@ pub(crate) fn error(error: &Error) -> String {
     }
 }
 
-/// What is wrong with an option.
+/// The text of a problem with an option.
 pub(crate) fn problem(problem: &Problem) -> String {
     let mut text = format!("--{} {}", flag(problem.option), problem.message);
     if let Some(other) = problem.other {
@@ -42,7 +43,7 @@ pub(crate) fn problem(problem: &Problem) -> String {
     text
 }
 
-/// What to do.
+/// The text of a remedy.
 pub(crate) fn remedy(remedy: &Remedy) -> String {
     let words = match remedy {
         Remedy::StartBox { name } => return format!("start it first (start {name})"),
@@ -63,7 +64,7 @@ pub(crate) fn remedy(remedy: &Remedy) -> String {
             "save it with its name, or import it under one: `image import docker-archive:FILE NAME`"
         }
         Remedy::SetHome => "set BOXLITE_HOME or HOME, or pass --home",
-        // The others name nothing of the library.
+        // The library's words for the others name nothing of its API.
         other => return other.to_string(),
     };
     words.to_owned()
@@ -91,7 +92,7 @@ fn flag(option: BoxOption) -> &'static str {
         BoxOption::NetworkDeny => "deny",
         BoxOption::NetworkLimitDown => "limit-down",
         BoxOption::NetworkLimitUp => "limit-up",
-        // The others are called as their fields are.
+        // The others have the names of their fields.
         same => same.field(),
     }
 }
@@ -108,11 +109,11 @@ mod tests {
     use crate::args::Cli;
 
     #[test]
-    fn no_remedy_names_what_only_the_library_has() {
+    fn no_remedy_names_an_item_of_the_library() {
         for remedy in Remedy::one_of_each() {
             let words = super::remedy(&remedy);
             assert!(!words.is_empty() && !words.contains("::"), "{words}");
-            // What is a method there is something here.
+            // A method of the library is a command or a flag here.
             assert_eq!(words != remedy.to_string(), remedy.to_string().contains("::"), "{words}");
         }
     }
@@ -128,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn problems_are_told_by_flags() {
+    fn problems_name_flags() {
         let mut options = BoxOptions::new("x").cpus(0).auto_remove(true);
         options.restart = RestartPolicy::Always;
         options.network.mode = Network::None;
@@ -142,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_behind_an_error_is_said_once() {
+    fn each_cause_is_printed_once() {
         let unusable = Home::open(Some("/dev/null/home".into())).unwrap_err();
         let words = error(&unusable);
         assert_eq!(chain(&unusable.into()), words);

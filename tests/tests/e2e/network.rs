@@ -215,7 +215,7 @@ fn ports_of_the_host_lead_into_boxes_for_as_long_as_they_run() {
     let listed = launcher.command(["ls"]).output().success();
     assert!(listed.contains(&format!("{address}->80/tcp")), "{listed}");
     assert_eq!(sandbox.inspect()["ports"][0]["host"], address.to_string());
-    sandbox.on(["port"]).args(["81"]).output().refuses_with(&["81/tcp", "no port leads there"]);
+    sandbox.on(["port"]).args(["81"]).output().refuses_with(&["81/tcp", "not published"]);
 
     // A port in use is an error before anything boots, and says which and what to do.
     let taken = address.port().to_string();

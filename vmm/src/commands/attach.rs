@@ -1,4 +1,4 @@
-//! `boxlite-vmm attach`: this process in place of the main command of a box that runs.
+//! `boxlite-vmm attach`: connects this process to the main command of a running box.
 
 use anyhow::{Context, Result};
 use boxlite_runtime::client::Attachment;
@@ -8,8 +8,8 @@ use crate::global::Global;
 use crate::stand_in::{StandIn, TerminalArgs};
 
 pub(crate) const HELP: &str = "\
-Earlier output is in `logs`. The end of standard input does not end the command's input. The detach keys
-(ctrl-p ctrl-q) leave the box running. For a box made without -t, signals are passed on to the command;
+`logs` has earlier output. The end of standard input does not end the command's input. After the detach keys
+(ctrl-p ctrl-q) the box keeps running. If the box was created without -t, signals are forwarded to the command;
 with --sig-proxy=false, ctrl-c detaches instead.
 
 Exit codes are those of `run`; 0 after the detach keys.";

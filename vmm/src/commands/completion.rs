@@ -1,4 +1,4 @@
-//! `boxlite-vmm completion`: scripts for shells.
+//! `boxlite-vmm completion`: prints completion scripts for shells.
 
 use anyhow::Result;
 use clap::{Args, Command};
@@ -27,7 +27,7 @@ pub(crate) fn completion(args: &Completion, whole: &Command) -> Result<u8> {
 
 fn script(shell: Shell, whole: &Command) -> Vec<u8> {
     let mut script = Vec::new();
-    // Hidden commands are this program's own.
+    // Without the hidden commands.
     let shown = whole.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
     let mut command =
         Command::new("boxlite-vmm").args(whole.get_arguments().cloned()).subcommands(shown);

@@ -1,6 +1,6 @@
-//! `boxlite-vmm cp`: files between a box and this machine.
+//! `boxlite-vmm cp`: copies files between a box and this machine.
 
-// The doc comments are help texts, where brackets say what may be left out.
+// The doc comments are help texts, where brackets mark optional parts.
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
 
 use std::io::{self, IsTerminal};
@@ -28,7 +28,7 @@ Write a local path that contains a colon with / or . in front (./a:b). As with `
 destination if that is a folder, and otherwise takes its name. Modes, times, links and sparse files are kept,
 and owners with -a; without -a, files belong to root in the box, and to you here. A tar's owners are always kept.";
 
-/// Bytes that are passed on at once.
+/// Bytes of one read or write.
 const CHUNK: usize = 256 << 10;
 
 #[derive(Debug, Args)]
@@ -39,7 +39,7 @@ pub(crate) struct Copy {
     /// If SOURCE is a symlink, copy its target
     #[arg(long, short = 'L')]
     follow_link: bool,
-    /// Do not report how much was copied
+    /// Do not print how much was copied
     #[arg(long, short)]
     quiet: bool,
     /// BOX:PATH, a local path, or - for a tar on standard input, which may be compressed
@@ -69,8 +69,8 @@ impl FromStr for Endpoint {
         let is_path = text.starts_with(['/', '.']);
         match text.split_once(':') {
             Some((name, path)) if !is_path => match (name, path) {
-                ("", _) => Err("the box before the colon has no name".into()),
-                (_, "") => Err("there is no path behind the colon, as in BOX:/path".into()),
+                ("", _) => Err("there is no box before the colon, as in BOX:/path".into()),
+                (_, "") => Err("there is no path after the colon, as in BOX:/path".into()),
                 _ => Ok(Self::InBox { name: name.to_owned(), path: path.to_owned() }),
             },
             _ if text.is_empty() => Err("the path is empty".into()),
@@ -83,7 +83,8 @@ pub(crate) async fn copy(global: &Global, args: &Copy) -> Result<u8> {
     let (sandbox, copied) = match (&args.source, &args.dest) {
         (Endpoint::InBox { .. }, Endpoint::InBox { .. }) => {
             bail!(
-                "both are in boxes: copy to this machine first, or pipe: cp A:PATH - | cp - B:PATH"
+                "source and destination are both in boxes: copy to this machine first, or pipe: \
+                 cp A:PATH - | cp - B:PATH"
             )
         }
         (Endpoint::InBox { name, path }, dest) => {
@@ -96,7 +97,7 @@ pub(crate) async fn copy(global: &Global, args: &Copy) -> Result<u8> {
             let copied = args.copy_into(&sandbox, source.host(), path).await?;
             (sandbox, copied)
         }
-        _ => bail!("neither is in a box: one of the two is BOX:PATH, and the box has to run"),
+        _ => bail!("neither source nor destination is in a box: one of them must be BOX:PATH"),
     };
     for skipped in &copied.skipped {
         out::note(format_args!(
@@ -106,9 +107,9 @@ pub(crate) async fn copy(global: &Global, args: &Copy) -> Result<u8> {
             plain(&skipped.why)
         ));
     }
-    let untold = copied.skipped_count.saturating_sub(copied.skipped.len() as u64);
-    if untold > 0 {
-        out::note(format_args!("boxlite-vmm: {}: and {untold} more like these", sandbox.name()));
+    let more = copied.skipped_count.saturating_sub(copied.skipped.len() as u64);
+    if more > 0 {
+        out::note(format_args!("boxlite-vmm: {}: and {more} more like these", sandbox.name()));
     }
     if !args.quiet && copied.entries > 0 && io::stderr().is_terminal() {
         let what = if copied.entries == 1 { "entry" } else { "entries" };
@@ -138,7 +139,7 @@ impl Copy {
             return Ok(sandbox.copy_out_with(from, to, self.options()).await?);
         }
         if io::stdout().is_terminal() {
-            bail!("a tar is nothing for a terminal: send standard output elsewhere");
+            bail!("cannot write a tar to a terminal: redirect standard output");
         }
         let mut tar = sandbox.copy_out_tar(from, self.options()).await?;
         let mut bytes = Vec::with_capacity(CHUNK);
@@ -160,7 +161,7 @@ impl Copy {
             return Ok(sandbox.copy_into_with(from, to, self.options()).await?);
         }
         if io::stdin().is_terminal() {
-            bail!("a tar is nothing to be typed: standard input comes from elsewhere");
+            bail!("cannot read a tar from a terminal: redirect standard input");
         }
         Ok(sandbox.copy_into_tar(tokio::io::stdin(), to, self.options()).await?)
     }

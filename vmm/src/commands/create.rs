@@ -19,7 +19,7 @@ Examples:
 pub(crate) struct Create {
     #[command(flatten)]
     pub(crate) sandbox: BoxArgs,
-    /// Make a box without a main command, which runs until it is stopped
+    /// Create a box without a main command, which runs until it is stopped
     #[arg(long, conflicts_with_all = ["interactive", "tty", "entrypoint"])]
     idle: bool,
 }
@@ -27,11 +27,11 @@ pub(crate) struct Create {
 impl Create {
     /// The options of the box.
     pub(crate) fn options(&self, global: &Global) -> Result<BoxOptions> {
-        // Whoever starts it is gone soon.
+        // The `start` process exits at once.
         let mut options = self.sandbox.options(global)?.detach(true);
         if self.idle {
             if options.cmd.is_some() {
-                anyhow::bail!("--idle: a box without a main command has no arguments for it");
+                anyhow::bail!("--idle: a box without a main command takes no arguments for one");
             }
             options.main_command = false;
         }
@@ -41,7 +41,7 @@ impl Create {
 
 pub(crate) async fn create(global: &Global, args: Create) -> Result<u8> {
     let options = args.options(global)?;
-    // Before a slow machine is started for nothing.
+    // Before the software host starts, which takes seconds.
     options.validate()?;
     warn_of_walked_around(&options.network);
     let bar = ImageBar::new(args.sandbox.quiet);

@@ -1,4 +1,4 @@
-//! `boxlite-vmm doctor`: what this machine can do, and what to do about what it cannot.
+//! `boxlite-vmm doctor`: checks whether this machine can run boxes, and says how to fix what is missing.
 
 use std::path::{Path, PathBuf};
 
@@ -16,10 +16,10 @@ use crate::out::{self, Format};
 use crate::table::plain;
 use crate::words;
 
-/// Less free room than this is worth a word.
+/// Free space below which there is a note.
 const LITTLE_ROOM: u64 = 2 << 30;
 
-/// With less than this, nothing can be done.
+/// Free space below which boxes cannot run.
 const NO_ROOM: u64 = 64 << 20;
 
 #[derive(Debug, Args)]
@@ -29,24 +29,24 @@ pub(crate) struct Doctor {
     format: Format,
 }
 
-/// How a check went.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Verdict {
     Ok,
-    /// Boxes run, but not as well as they could.
+    /// Boxes run, with a limitation.
     Note,
-    /// Boxes do not run.
+    /// Boxes cannot run.
     Fail,
 }
 
-/// What a check found.
+/// The finding of a check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 struct Finding {
     check: &'static str,
     verdict: Verdict,
     message: String,
-    /// What to do, the best first.
+    /// What to do, best first.
     remedies: Vec<String>,
 }
 
@@ -61,12 +61,12 @@ impl Finding {
     }
 }
 
-/// For programs.
+/// The report for programs.
 #[derive(Debug, Serialize)]
 struct Report {
     /// Whether boxes can run.
     ok: bool,
-    /// The release of this program.
+    /// The version of this program.
     version: &'static str,
     checks: Vec<Finding>,
 }
@@ -110,7 +110,7 @@ fn virtualization() -> Finding {
     judge(&found, is_wsl, nested::HostEnvironment::detect().is_nested(), nested::find_qemu())
 }
 
-/// The kernel of Windows' subsystem for Linux says so in its release.
+/// Whether the kernel is that of the Windows Subsystem for Linux, by its release.
 fn is_wsl(release: &str) -> bool {
     release.to_ascii_lowercase().contains("microsoft")
 }
@@ -132,12 +132,12 @@ fn judge(found: &Virtualization, is_wsl: bool, inside: bool, qemu: Option<PathBu
     };
     let wsl = if is_wsl { " (in WSL)" } else { "" };
     let mut finding = Finding::new(CHECK, verdict, format!("{found}{wsl}{how}"));
-    // Its device node may be there and closed to this user as on any other machine.
+    // In WSL, too, /dev/kvm may exist without permission for this user.
     let is_closed = *found == Virtualization::NoPermission;
     if is_wsl && !is_closed {
         finding = finding.remedy(
             "WSL needs version 2 on Windows 11, and nestedVirtualization=true under [wsl2] in \
-             %UserProfile%\\.wslconfig; then run `wsl --shutdown` in Windows and begin again",
+             %UserProfile%\\.wslconfig; then run `wsl --shutdown` in Windows and start WSL again",
         );
     } else if let Some(remedy) = found.remedy() {
         finding = finding.remedy(remedy);
@@ -193,7 +193,7 @@ fn temp() -> Finding {
     room("temporary files", &std::env::temp_dir(), &remedies)
 }
 
-/// How long the first box takes here, as far as that was measured.
+/// How long the first box takes on this machine, if that was measured.
 fn first_box(checks: &[Finding]) -> Option<Finding> {
     let verdict = |check| checks.iter().find(|it| it.check == check).map(|it| it.verdict);
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -226,7 +226,7 @@ fn judge_first_box(guest_files: bool, hardware: bool, cores: usize) -> Finding {
     Finding::new(CHECK, Verdict::Ok, message)
 }
 
-/// Whether a folder can be written to, and how much.
+/// Checks that a folder is writable, and its free space.
 fn room(check: &'static str, path: &Path, remedies: &[&str]) -> Finding {
     let shown = path.display();
     if let Err(e) = access(path, Access::WRITE_OK | Access::EXEC_OK) {
@@ -287,20 +287,20 @@ mod tests {
     }
 
     #[test]
-    fn the_time_of_the_first_box_is_told_with_its_reason() {
+    fn the_time_of_the_first_box_has_its_reason() {
         let said = |guest, hardware| judge_first_box(guest, hardware, 8).message;
         for missing in [said(false, true), said(false, false)] {
             assert!(missing.contains("8 min 21 s") && missing.contains("kernel"), "{missing}");
         }
         let software = said(true, false);
         assert!(software.contains("12 s") && software.contains("software host"), "{software}");
-        // Nobody has measured it there.
+        // There is no measurement for hardware virtualization.
         let hardware = said(true, true);
         assert!(!hardware.contains(" s ") && hardware.contains("once"), "{hardware}");
     }
 
     #[test]
-    fn wsl_is_known_by_its_kernel() {
+    fn wsl_is_recognized_by_its_kernel() {
         assert!(is_wsl("5.15.153.1-microsoft-standard-WSL2"));
         assert!(is_wsl("4.4.0-19041-Microsoft"));
         assert!(!is_wsl("6.1.0-18-amd64"));

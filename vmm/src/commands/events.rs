@@ -1,6 +1,6 @@
-//! `boxlite-vmm events`: what happens to boxes.
+//! `boxlite-vmm events`: shows events of boxes.
 
-// The doc comments are help texts, where brackets say what may be left out.
+// The doc comments are help texts, where brackets mark optional parts.
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
 
 use std::collections::HashMap;
@@ -56,7 +56,7 @@ pub(crate) async fn events(global: &Global, args: &Events) -> Result<u8> {
     }
     let mut events = runtime.events(query).await?;
     let mut names = names(&runtime).await?;
-    while let Some(event) = events.next().await.context("cannot read the events on")? {
+    while let Some(event) = events.next().await.context("cannot continue reading the events")? {
         if args.until.is_some_and(|until| time(&event) > until) {
             break;
         }
@@ -71,7 +71,7 @@ pub(crate) async fn events(global: &Global, args: &Events) -> Result<u8> {
     Ok(0)
 }
 
-/// The names that boxes have now.
+/// The current names of boxes.
 async fn names(runtime: &Runtime) -> Result<HashMap<String, String>> {
     let boxes = runtime.list().await?.into_iter();
     Ok(boxes.map(|info| (info.id, info.name)).collect())
@@ -81,7 +81,7 @@ fn time(event: &Event) -> SystemTime {
     UNIX_EPOCH.checked_add(Duration::from_millis(event.at_ms)).unwrap_or(UNIX_EPOCH)
 }
 
-/// A line for people.
+/// An event as a line of text.
 fn line(event: &Event, name: Option<&String>) -> String {
     let id = human::id(&event.id, false);
     let sandbox = match name {

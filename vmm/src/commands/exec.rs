@@ -1,6 +1,6 @@
-//! `boxlite-vmm exec`: a command in a box that runs.
+//! `boxlite-vmm exec`: runs a command in a running box.
 
-// The doc comments are help texts, where brackets say what may be left out.
+// The doc comments are help texts, where brackets mark optional parts.
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
 
 use std::ffi::OsString;
@@ -8,8 +8,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use boxlite_runtime::client::Control;
-use boxlite_runtime::client::{Attachment, Ended, Streams};
+use boxlite_runtime::client::{Attachment, Control, Ended, Streams};
 use boxlite_runtime::{BoxHandle, Command};
 use clap::Args;
 
@@ -22,15 +21,15 @@ Examples:
   boxlite-vmm exec dev uname -a
   boxlite-vmm exec -it dev bash
   echo 'print(6 * 7)' | boxlite-vmm exec -i dev python3
-  boxlite-vmm exec -d dev python3 -m http.server     keeps running by itself
+  boxlite-vmm exec -d dev python3 -m http.server     runs in the background
   boxlite-vmm exec --timeout 10s -u nobody -w /tmp dev ./untrusted
 
-The exit code is the command's own; 128+n if signal n ended it, 124 if --timeout did, 125 if it could not be
+The exit code is the command's own; 128+n if signal n killed it, 124 if --timeout did, 125 if it could not be
 started, 126 if it cannot be executed, 127 if it does not exist.";
 
 #[derive(Debug, Args)]
 pub(crate) struct Exec {
-    /// Pass standard input on
+    /// Forward standard input
     #[arg(long, short, conflicts_with = "detach")]
     interactive: bool,
     /// Allocate a terminal

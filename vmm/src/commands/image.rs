@@ -1,6 +1,6 @@
 //! `boxlite-vmm image`: pull, import, load, list, inspect, remove.
 
-// The doc comments are help texts, where brackets say what may be left out.
+// The doc comments are help texts, where brackets mark optional parts.
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
 
 use std::fs::File;
@@ -34,7 +34,7 @@ pub(crate) enum Image {
     Rm(Remove),
     /// Show everything about images, as JSON
     Inspect(Named),
-    /// Copy an image into the home under a name, and make its disk
+    /// Copy an image into the home under a name, and build its disk
     Import(Import),
     /// Import all images, under their own names, from a file of `image save` or `docker save` or an OCI archive
     Load(Load),
@@ -69,7 +69,7 @@ pub(crate) struct List {
 
 #[derive(Debug, Args)]
 pub(crate) struct Remove {
-    /// Also remove images that boxes were made from; the boxes are not affected
+    /// Also remove images that boxes were created from; the boxes are not affected
     #[arg(long, short)]
     force: bool,
     #[command(flatten)]
@@ -115,7 +115,7 @@ pub(crate) struct Save {
 
 #[derive(Debug, Args)]
 pub(crate) struct Prune {
-    /// Also remove every image that no box was made from
+    /// Also remove every image that no box was created from
     #[arg(long, short)]
     all: bool,
     /// Do not ask for confirmation
@@ -125,7 +125,7 @@ pub(crate) struct Prune {
 
 pub(crate) async fn image(global: &Global, command: Image) -> Result<u8> {
     if let Image::Prune(Prune { all: true, force: false }) = command
-        && !confirmed("This removes all images that no box was made of.")?
+        && !confirmed("This removes all images that no box was created from.")?
     {
         return Ok(0);
     }
@@ -168,7 +168,7 @@ async fn import(images: &Images, args: Import) -> Result<u8> {
     let source: ImageReference = args.source.parse()?;
     let name = match args.name.or_else(|| default_name(&source)) {
         Some(name) => name,
-        None => bail!("what is the image to be called? Give a name behind {source}"),
+        None => bail!("the image needs a name: give one after {source}"),
     };
     let image = images.import(source.to_string(), name, ImageBar::new(args.quiet)).await?;
     out::line(format_args!("{} {}", image.name, image.digest))?;
@@ -199,7 +199,7 @@ async fn load(images: &Images, args: &Load) -> Result<u8> {
         Some(path) if is_file(path)? => images.load(path, bar).await?,
         Some(path) => images.load_from(open_pipe(path.clone()).await?, bar).await?,
         None if io::stdin().is_terminal() => {
-            bail!("there is nothing to load on a terminal: redirect standard input, or use --input")
+            bail!("cannot load an image from a terminal: redirect standard input, or use --input")
         }
         None => images.load_from(tokio::io::stdin(), bar).await?,
     };
@@ -209,13 +209,13 @@ async fn load(images: &Images, args: &Load) -> Result<u8> {
     Ok(0)
 }
 
-/// Whether the runtime can open this by itself: a pipe leads to this process alone.
+/// Whether the runtime, which may run in another process, can open this path: not if it is a pipe of this process.
 fn is_file(path: &Path) -> Result<bool> {
     let metadata = path.metadata().with_context(|| format!("cannot read {}", path.display()))?;
     Ok(metadata.is_file())
 }
 
-/// Opens a pipe, which waits for whoever writes to it.
+/// Opens a pipe, which blocks until a writer opens it.
 async fn open_pipe(path: PathBuf) -> Result<pipe::Receiver> {
     let cannot = format!("cannot read {}", path.display());
     let opened = tokio::task::spawn_blocking(move || File::open(path)).await?;
@@ -249,14 +249,14 @@ async fn list(images: &Images, args: &List) -> Result<u8> {
         if let Some(problem) = &image.problem {
             let name = plain(&image.name);
             out::note(format_args!(
-                "boxlite-vmm: {name}: {problem}; its disk is made anew when it is used"
+                "boxlite-vmm: {name}: {problem}; its disk is rebuilt on next use"
             ));
         }
     }
     Ok(0)
 }
 
-/// A digest as people read it: twelve digits, or the whole with its algorithm.
+/// A digest in a table: twelve digits, or the whole with its algorithm.
 fn digest(image: &ImageInfo, whole: bool) -> String {
     match image.digest.split_once(':') {
         Some((_, hex)) if !whole => human::id(hex, false),
@@ -297,12 +297,12 @@ async fn remove(images: &Images, args: &Remove) -> Result<u8> {
     Ok(code)
 }
 
-/// Writes images to a file that gets its name when it is whole, or to standard output.
+/// Writes images to a file, which gets its name when it is complete, or to standard output.
 async fn save(images: &Images, args: &Save) -> Result<u8> {
     let mut saved = images.save(&args.named.images).await?;
     let Some(path) = &args.output else {
         if io::stdout().is_terminal() {
-            bail!("an image is nothing to look at: redirect standard output, or use --output");
+            bail!("cannot write an image to a terminal: redirect standard output, or use --output");
         }
         while let Some(piece) = saved.next().await? {
             out::data(&piece)?;
@@ -340,7 +340,7 @@ async fn inspect(images: &Images, args: &Named) -> Result<u8> {
     Ok(code)
 }
 
-/// The image that is called so, in any spelling, or whose digest begins so.
+/// Finds an image by its name, in any spelling, or by the start of its digest.
 fn pick<'a>(images: &'a [ImageInfo], text: &str) -> Result<&'a ImageInfo> {
     let reference = text.parse::<ImageReference>().map(|reference| reference.to_string());
     let is_named = |image: &&ImageInfo| {
@@ -361,7 +361,7 @@ fn pick<'a>(images: &'a [ImageInfo], text: &str) -> Result<&'a ImageInfo> {
         [] => bail!("no image is called {text}; `image ls` lists them"),
         _ => {
             let names: Vec<_> = by_digest.iter().map(|image| image.name.as_str()).collect();
-            bail!("{text} could be each of {}; name one", names.join(", "))
+            bail!("{text} is ambiguous: it matches {}", names.join(", "))
         }
     }
 }

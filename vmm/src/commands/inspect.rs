@@ -1,4 +1,4 @@
-//! `boxlite-vmm inspect`: all that is known of boxes.
+//! `boxlite-vmm inspect`: shows everything about boxes, as JSON.
 
 use anyhow::Result;
 use boxlite_runtime::Runtime;

@@ -1,7 +1,6 @@
-//! From start to end: `start`, `stop`, `restart`, `kill`, `pause`, `resume`, `wait`, `rename`, `rm`,
-//! `prune`.
+//! The life cycle of boxes: `start`, `stop`, `restart`, `kill`, `pause`, `resume`, `wait`, `rename`, `rm`, `prune`.
 
-// The doc comments are help texts, where brackets say what may be left out.
+// The doc comments are help texts, where brackets mark optional parts.
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
 
 use std::io::IsTerminal;
@@ -25,10 +24,10 @@ Examples:
 With -a, exit codes are those of `run`.";
 
 pub(crate) const STOP_HELP: &str = "\
-The main command gets its stop signal, and then every process SIGTERM; what has not ended after the grace
-is killed. What was written is on the box's disk then.";
+The main command gets its stop signal, then every other process SIGTERM. Processes that still run after the
+grace period are killed. All written data is on the box's disk then.";
 
-/// The signal that a box cannot see.
+/// The signal that kills the box rather than its main command.
 const SIGKILL: i32 = 9;
 
 #[derive(Debug, Args)]
@@ -40,10 +39,10 @@ pub(crate) struct Targets {
 
 #[derive(Debug, Args)]
 pub(crate) struct Start {
-    /// Show the main command's output, and pass signals on
+    /// Show the main command's output, and forward signals
     #[arg(long, short)]
     attach: bool,
-    /// Also connect standard input, if the box was made with -i
+    /// Also forward standard input, if the box was created with -i
     #[arg(long, short)]
     interactive: bool,
     #[command(flatten)]
@@ -71,7 +70,7 @@ pub(crate) struct Stop {
 
 #[derive(Debug, Args)]
 pub(crate) struct Kill {
-    /// Signal for the main command; KILL ends the whole box, like a power failure
+    /// Signal for the main command; KILL stops the whole box, like a power failure
     #[arg(long, short, value_name = "SIGNAL", default_value = "KILL", value_parser = parse::signal)]
     signal: i32,
     #[command(flatten)]
@@ -80,7 +79,7 @@ pub(crate) struct Kill {
 
 #[derive(Debug, Args)]
 pub(crate) struct Remove {
-    /// End running boxes first
+    /// Kill running boxes first
     #[arg(long, short)]
     force: bool,
     #[command(flatten)]
@@ -121,13 +120,13 @@ pub(crate) async fn start(global: &Global, args: Start) -> Result<u8> {
         attached = sandbox.start_attached(size) => attached?,
         signal = attachment.interrupted() => return Ok(128 | (signal & 0x7f) as u8),
     };
-    // One that `run --name` made in the foreground would end with this process.
+    // A box that `run --name` created in the foreground would stop with this process.
     sandbox.detach().await.ok();
     let stdin = args.interactive;
     let stand_in = StandIn { stdin, onlooker, ..args.terminal.stand_in() };
     let ended = stand_in.run(attachment, &sandbox, attached).await?;
     if matches!(ended, Ended::Exited(_)) && sandbox.config().options.restart == RestartPolicy::No {
-        // What it leaves is complete, or gone, when its process has ended.
+        // Until the box has stopped, its disk may be incomplete, or its removal under way.
         match sandbox.wait().await {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             ended => drop(ended?),
@@ -159,7 +158,7 @@ pub(crate) async fn kill(global: &Global, args: Kill) -> Result<u8> {
         let sandbox = runtime.get(&name).await?;
         let info = sandbox.info().await?;
         if !info.state.is_live() {
-            bail!("the box {name} is {}: there is nothing to kill", info.state);
+            bail!("the box {name} is {}, so there is nothing to kill", info.state);
         }
         match args.signal {
             SIGKILL => sandbox.kill().await?,
@@ -189,7 +188,7 @@ pub(crate) async fn resume(global: &Global, args: Targets) -> Result<u8> {
 pub(crate) async fn wait(global: &Global, args: Targets) -> Result<u8> {
     each(global, args.boxes, |runtime, name| async move {
         let info = runtime.get(&name).await?.wait().await?;
-        // A box without a main command ended as it was told.
+        // A box without a main command has no exit code, and was stopped on request.
         Ok(info.exit_code.unwrap_or(0).to_string())
     })
     .await
@@ -210,8 +209,7 @@ pub(crate) async fn remove(global: &Global, args: Remove) -> Result<u8> {
 }
 
 pub(crate) async fn prune(global: &Global, args: &Prune) -> Result<u8> {
-    if !args.force && !confirmed("This removes all boxes that are not running, with their disks.")?
-    {
+    if !args.force && !confirmed("This removes all boxes that are not running, and their disks.")? {
         return Ok(0);
     }
     let removed = global.runtime().await?.prune().await?;
@@ -225,12 +223,12 @@ pub(crate) async fn prune(global: &Global, args: &Prune) -> Result<u8> {
     Ok(0)
 }
 
-/// Asks the person at the terminal; where there is none, the command line is the answer.
+/// Asks for confirmation at the terminal. Without a terminal, the command itself is the confirmation.
 pub(crate) fn confirmed(what: &str) -> Result<bool> {
     if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
         return Ok(true);
     }
-    out::question(format_args!("{what}\nGo on? [y/N]"));
+    out::question(format_args!("{what}\nContinue? [y/N]"));
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;
     Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))

@@ -1,6 +1,6 @@
-//! `boxlite-vmm ls`: which boxes there are.
+//! `boxlite-vmm ls`: lists boxes.
 
-// The doc comments are help texts, where brackets say what may be left out.
+// The doc comments are help texts, where brackets mark optional parts.
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
 
 use std::str::FromStr;
@@ -27,7 +27,7 @@ Filters are KEY=VALUE: name and image (substring), id (prefix), label (KEY or KE
 health (starting, healthy, unhealthy, none), exited (an exit code). A box is listed if it
 matches all keys, and for each key at least one of its values (for label, all).";
 
-/// Columns of a command in a table.
+/// Width of a command in a table.
 const COMMAND: usize = 24;
 
 #[derive(Debug, Args)]
@@ -72,11 +72,11 @@ pub(crate) async fn list(global: &Global, args: &List) -> Result<u8> {
 }
 
 impl List {
-    /// Those that are asked for, the newest first.
+    /// The requested boxes, newest first.
     fn choose(&self, mut boxes: Vec<BoxInfo>) -> Vec<BoxInfo> {
         boxes.sort_by_key(|info| std::cmp::Reverse(info.created));
         let last = if self.latest { Some(1) } else { self.last };
-        // As docker: who filters by the state means all of them.
+        // As in docker, a filter by state includes boxes that do not run.
         let by_state = |filter: &Filter| matches!(filter.key, Key::Status | Key::Exited);
         let all = self.all || last.is_some() || self.filter.iter().any(by_state);
         boxes.retain(|info| (all || info.state.is_live()) && fits(&self.filter, info));
@@ -143,7 +143,7 @@ fn health_name(status: HealthStatus) -> &'static str {
     }
 }
 
-/// What is known of a box, for programs: times as RFC 3339.
+/// A box for programs, with times in RFC 3339.
 pub(crate) fn as_json(info: &BoxInfo) -> Result<Value> {
     let mut value = serde_json::to_value(info)?;
     let times =
@@ -190,7 +190,7 @@ impl FromStr for Filter {
             "exited" => Key::Exited,
             _ => {
                 return Err(
-                    "one can filter by id, name, image, label, status, health, exited".into()
+                    "the filter keys are id, name, image, label, status, health, exited".into()
                 );
             }
         };
@@ -212,7 +212,7 @@ impl FromStr for Filter {
             _ => &[],
         };
         if !known.is_empty() && !known.contains(&value) {
-            return Err(format!("it is one of {}", known.join(", ")));
+            return Err(format!("must be one of {}", known.join(", ")));
         }
         if key == Key::Exited && value.parse::<u8>().is_err() {
             return Err("an exit code is a number from 0 to 255".into());
@@ -258,7 +258,7 @@ impl Filter {
     }
 }
 
-/// Of one key, one has to fit; labels all. Of several keys, all.
+/// A box matches if it matches every key, and for each key at least one value; for labels, all values.
 fn fits(filters: &[Filter], info: &BoxInfo) -> bool {
     filters.iter().all(|filter| match filter.key {
         Key::Label => filter.fits(info),

@@ -1,6 +1,6 @@
-//! `boxlite-vmm login` and `logout`: who one is to a registry.
+//! `boxlite-vmm login` and `logout`: store and remove logins for registries.
 
-// The doc comments are help texts, where brackets say what may be left out.
+// The doc comments are help texts, where brackets mark optional parts.
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
 
 use std::io::{self, IsTerminal, Read};
@@ -20,10 +20,10 @@ Examples:
 
 The login is checked, then stored with the credential helper that ~/.docker/config.json names, or in that file.";
 
-/// The registry of names without one.
+/// The registry of image names without one.
 const DOCKER_HUB: &str = "docker.io";
 
-/// A longer password is none.
+/// The longest password or token, in bytes.
 const MAX_PASSWORD: u64 = 64 << 10;
 
 #[derive(Debug, Args)]
@@ -52,7 +52,7 @@ pub(crate) struct Logout {
 pub(crate) fn login(global: &Global, args: Login) -> Result<u8> {
     let registry = args.registry.as_deref().unwrap_or(DOCKER_HUB);
     if args.password_stdin && args.username.is_none() {
-        bail!("--password-stdin needs --username: standard input is the password's");
+        bail!("--password-stdin needs --username: standard input has the password");
     }
     let user = match args.username {
         Some(user) => user,
@@ -66,18 +66,18 @@ pub(crate) fn login(global: &Global, args: Login) -> Result<u8> {
         ask("--password-stdin", "Password: ", Term::read_secure_line)?
     };
     if user.is_empty() || password.is_empty() {
-        bail!("a login is a user name and a password or token");
+        bail!("a login needs a user name and a password or token");
     }
     let kept = registries(global)?.login(registry, &user, &password)?;
     match kept {
         LoginStore::File(file) => {
             out::note(format_args!(
-                "boxlite-vmm: the password is kept unencrypted in {}; a credential helper keeps it safer",
+                "boxlite-vmm: the password is stored unencrypted in {}; a credential helper is safer",
                 file.display()
             ));
         }
         LoginStore::Helper(helper) => {
-            out::note(format_args!("boxlite-vmm: kept by docker-credential-{helper}"));
+            out::note(format_args!("boxlite-vmm: stored by docker-credential-{helper}"));
         }
         _ => {}
     }
@@ -98,11 +98,11 @@ fn registries(global: &Global) -> Result<RegistryOptions> {
     Ok(RegistryOptions::load(&global.home()?.registries())?)
 }
 
-/// Asks the person at the terminal.
+/// Asks for a value at the terminal.
 fn ask(option: &str, prompt: &str, read: fn(&Term) -> io::Result<String>) -> Result<String> {
     let term = Term::stderr();
     if !io::stdin().is_terminal() || !term.is_term() {
-        bail!("there is no terminal to ask at: use {option}");
+        bail!("cannot ask without a terminal: use {option}");
     }
     term.write_str(prompt)?;
     read(&term).context("cannot read from the terminal")

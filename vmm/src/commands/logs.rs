@@ -1,4 +1,4 @@
-//! `boxlite-vmm logs`: what a box's main command wrote.
+//! `boxlite-vmm logs`: shows the output of a box's main command.
 
 use std::io::{self, Write};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -12,7 +12,7 @@ use crate::{human, out, parse};
 
 pub(crate) const HELP: &str = "\
 Examples:
-  boxlite-vmm logs -f web                   everything so far, and what follows
+  boxlite-vmm logs -f web                   all output so far, then new output
   boxlite-vmm logs --tail 20 -t web         the last 20 lines, with timestamps
   boxlite-vmm logs --since 10m web          or 2026-01-31, 2026-01-31T12:00:00Z, or seconds since 1970
 
@@ -20,7 +20,7 @@ The command's standard error is printed on standard error.";
 
 #[derive(Debug, Args)]
 pub(crate) struct Logs {
-    /// Wait for more output until the box ends
+    /// Wait for new output until the box stops
     #[arg(long, short)]
     follow: bool,
     /// Number of lines to show from the end, or all
@@ -32,7 +32,7 @@ pub(crate) struct Logs {
     /// Only output until this time
     #[arg(long, value_name = "TIME", value_parser = parse::time)]
     until: Option<SystemTime>,
-    /// Begin each line with a timestamp
+    /// Start each line with a timestamp
     #[arg(long, short)]
     timestamps: bool,
     /// Name or ID
@@ -40,7 +40,7 @@ pub(crate) struct Logs {
     name: String,
 }
 
-/// How many lines; none: all.
+/// A number of lines; none: all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Lines(Option<u64>);
 
@@ -49,7 +49,7 @@ fn lines(text: &str) -> Result<Lines, String> {
         "all" => Ok(Lines(None)),
         number => match number.parse() {
             Ok(number) => Ok(Lines(Some(number))),
-            Err(_) => Err("it is a number of lines, or all".into()),
+            Err(_) => Err("must be a number of lines, or all".into()),
         },
     }
 }
@@ -66,7 +66,7 @@ pub(crate) async fn logs(global: &Global, args: &Logs) -> Result<u8> {
     let runtime = global.runtime().await?;
     let mut logs = runtime.get(&args.name).await?.logs(query).await?;
     let mut stamps = args.timestamps.then(Stamps::default);
-    let broken = || format!("cannot read the log of {} on", args.name);
+    let broken = || format!("cannot continue reading the log of {}", args.name);
     while let Some(record) = logs.next().await.with_context(broken)? {
         let bytes = match &mut stamps {
             Some(stamps) => stamps.stamp(&record),
@@ -86,7 +86,7 @@ fn time(record: &LogRecord) -> SystemTime {
     UNIX_EPOCH.checked_add(Duration::from_nanos(record.at_ns)).unwrap_or(UNIX_EPOCH)
 }
 
-/// Puts times before lines. Records are pieces of a stream: one may have several lines, or be in the midst of one.
+/// Adds timestamps to lines. A record is a piece of a stream: it may have several lines, or start within one.
 #[derive(Debug, Default)]
 struct Stamps {
     in_line: [bool; 2],

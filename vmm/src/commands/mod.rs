@@ -1,4 +1,4 @@
-//! The commands: what each takes on the command line, and what it does.
+//! The commands: a module for each has its arguments and its implementation.
 
 pub(crate) mod attach;
 pub(crate) mod completion;
@@ -23,11 +23,11 @@ use std::future::Future;
 
 use anyhow::Result;
 
-/// Runs the async work of a command.
+/// Runs a command's async work.
 pub(crate) fn on_tokio<T>(command: impl Future<Output = Result<T>>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(command);
-    // A thread may still wait for input that nobody wants any more.
+    // Does not wait for a thread that may still block on standard input.
     runtime.shutdown_background();
     result
 }

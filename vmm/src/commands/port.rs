@@ -1,6 +1,6 @@
-//! `boxlite-vmm port`: which ports of this machine lead into a box.
+//! `boxlite-vmm port`: lists the published ports of a box.
 
-// The doc comments are help texts, where brackets say what may be left out.
+// The doc comments are help texts, where brackets mark optional parts.
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
 
 use anyhow::{Result, bail};
@@ -36,7 +36,7 @@ pub(crate) async fn port(global: &Global, args: &Ports) -> Result<u8> {
     let ports = info.ports.iter().filter(|port| wanted(port.guest, port.protocol));
     let ports: Vec<_> = ports.collect();
     if let (Some((guest, protocol)), true) = (args.port, ports.is_empty()) {
-        let why = if info.state.is_live() { "no port leads there" } else { "the box does not run" };
+        let why = if info.state.is_live() { "it is not published" } else { "the box does not run" };
         bail!("port {guest}/{protocol} of {}: {why}", info.name);
     }
     for port in ports {

@@ -1,4 +1,4 @@
-//! The processes that a runtime starts this executable for: hidden subcommands.
+//! Hidden commands, which a runtime starts this executable with.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -23,22 +23,22 @@ pub(crate) enum Process {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
-    /// Carries a box's request for ports of this machine to the keeper of the software host; QEMU starts it
+    /// Forwards a box's request for ports of this machine to the keeper of the software host; QEMU starts it
     #[command(hide = true, name = nested::PORTS_SUBCOMMAND)]
     SofthostPorts {
         /// The home
         home: PathBuf,
     },
-    /// Ends when no box of the home lives; the keeper of the software host starts it there
+    /// Exits when no box of the home is live; the keeper of the software host starts it there
     #[command(hide = true, name = nested::AWAIT_SUBCOMMAND)]
     AwaitBoxes,
 }
 
 impl Process {
-    /// Is that process, until its end.
+    /// Runs as that process.
     pub(crate) fn run(self, global: &Global) -> Result<()> {
         match self {
-            // It has no async runtime.
+            // A box's process has no async runtime.
             Self::Machine => {
                 raise_open_files();
                 boxlite_machine::main()
@@ -46,7 +46,7 @@ impl Process {
             Self::Serve => on_tokio(async { Ok(launcher::serve(global.options()).await?) }),
             Self::SofthostKeeper { args } => {
                 let options = nested::Options::from_args(args)
-                    .context("this command is the software host's own")?;
+                    .context("this command is for the software host only")?;
                 raise_open_files();
                 Ok(nested::keeper::main(&options)?)
             }
@@ -56,7 +56,7 @@ impl Process {
     }
 }
 
-/// Each flow of a box's network is a descriptor, and so is each frame's way through a keeper.
+/// Raises the limit on open files: a box's process has a descriptor for each network flow, a keeper for each link.
 fn raise_open_files() {
     if let Err(error) = launcher::raise_open_files() {
         tracing::warn!(%error, "cannot raise the limit on open files");

@@ -1,6 +1,6 @@
-//! `boxlite-vmm run`: a new box, a command in it, and the box thrown away unless it is to stay.
+//! `boxlite-vmm run`: creates a box, runs a command in it, and removes the box unless it is to be kept.
 
-// The doc comments are help texts, where brackets say what may be left out.
+// The doc comments are help texts, where brackets mark optional parts.
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
 
 use std::time::Duration;
@@ -19,20 +19,21 @@ use crate::{out, size};
 pub(crate) const HELP: &str = "\
 Examples:
   boxlite-vmm run alpine echo hello             a temporary box
-  boxlite-vmm run --name dev -it debian bash    a box that stays: continue with `start -ai dev`
+  boxlite-vmm run --name dev -it debian bash    a box that is kept: continue with `start -ai dev`
   boxlite-vmm run -d --name web nginx           in the background; prints the ID
-  boxlite-vmm run --rm -d --timeout 1h …        (an error: --timeout needs the foreground)
+  boxlite-vmm run --timeout 10s -u nobody python python3 -c 'print(6 * 7)'
   boxlite-vmm run --restart on-failure:3 -d --health-cmd 'wget -qO- localhost' nginx
 
-Without --name, -d or --restart, the box is removed when its command exits, with everything written in it.
-With one of them it stays, stopped, until `rm`; --rm removes it in any case.
+Without --name, -d or --restart, the box is removed when its command exits, with all data in it.
+With one of them the stopped box is kept until `rm`; --rm removes it in any case.
 A box in the foreground stops when this process exits or is killed, unless you type the detach keys.
+--timeout needs the foreground.
 
-The exit code is the command's own; 128+n if signal n ended it, 124 if --timeout did, 125 if the box
+The exit code is the command's own; 128+n if signal n killed it, 124 if --timeout did, 125 if the box
 could not run, 126 if the command cannot be executed, 127 if it does not exist, 0 after the detach keys.";
 
-/// How long throwing away a box may take whose start was given up.
-const DISCARD: Duration = Duration::from_secs(10);
+/// Timeout for removing a box that failed to start.
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Args)]
 pub(crate) struct Run {
@@ -53,17 +54,17 @@ impl Run {
     pub(crate) fn options(&self, global: &Global) -> Result<BoxOptions> {
         let args = &self.sandbox;
         let restarts = args.restart != RestartPolicy::No;
-        // What was asked for is a log in its folder.
-        let stays = args.name.is_some() || self.detach || restarts || global.debug;
-        // As with docker, what begins anew does so whether somebody looks on or not.
+        // With --debug, because the logs are in the box's folder.
+        let is_kept = args.name.is_some() || self.detach || restarts || global.debug;
+        // As in docker, a box restarts whether this process is attached or not.
         let options = args.options(global)?.detach(self.detach || restarts);
-        Ok(if stays { options } else { options.auto_remove(true) })
+        Ok(if is_kept { options } else { options.auto_remove(true) })
     }
 }
 
 pub(crate) async fn run(global: &Global, args: Run) -> Result<u8> {
     let options = args.options(global)?;
-    // Before a slow machine is started for nothing.
+    // Before the software host starts, which takes seconds.
     options.validate()?;
     warn_of_walked_around(&options.network);
     let bar = ImageBar::new(args.sandbox.quiet);
@@ -105,10 +106,10 @@ pub(crate) async fn run(global: &Global, args: Run) -> Result<u8> {
         return Ok(0);
     }
     if sandbox.config().options.restart == RestartPolicy::No {
-        // Its process ends with its command; what it leaves is complete, or gone, when it has.
+        // The box stops with its command. Until then, its disk may be incomplete, or its removal under way.
         match sandbox.wait().await {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
-            // It was killed: nobody else throws away what it left.
+            // The box's process was killed before it could remove the box.
             Ok(_) => discard(&sandbox).await,
             Err(error) => return Err(error.into()),
         }
@@ -127,11 +128,11 @@ async fn create(
     Ok((runtime, sandbox))
 }
 
-/// Throws away a box that was not to stay.
+/// Removes a box that is not to be kept.
 async fn discard(sandbox: &BoxHandle) {
     if sandbox.config().options.auto_remove {
-        // It may have gone by itself; whatever is left is for `prune`.
-        let _ = tokio::time::timeout(DISCARD, sandbox.remove(true)).await;
+        // The box may have removed itself. `prune` removes anything that is left.
+        let _ = tokio::time::timeout(DISCARD_TIMEOUT, sandbox.remove(true)).await;
     }
 }
 
@@ -141,8 +142,8 @@ mod tests {
 
     use crate::args::{Cli, Subcommand};
 
-    /// Whether the box is removed at its end, and whether it goes on without this process.
-    fn fate(args: &[&str]) -> (bool, bool) {
+    /// Whether the box is removed when it stops, and whether it is detached.
+    fn removed_and_detached(args: &[&str]) -> (bool, bool) {
         let cli = Cli::parse_from([&["x", "run"], args, &["image"]].concat());
         let Subcommand::Run(run) = cli.command else { panic!() };
         let options = run.options(&cli.global).unwrap();
@@ -150,18 +151,18 @@ mod tests {
     }
 
     #[test]
-    fn what_stays_and_what_goes() {
-        assert_eq!(fate(&[]), (true, false));
-        assert_eq!(fate(&["--rm"]), (true, false));
-        assert_eq!(fate(&["--name", "x"]), (false, false));
-        assert_eq!(fate(&["--name", "x", "--rm"]), (true, false));
-        assert_eq!(fate(&["-d"]), (false, true));
-        assert_eq!(fate(&["-d", "--rm"]), (true, true));
-        assert_eq!(fate(&["--restart", "always"]), (false, true));
+    fn boxes_are_kept_if_they_are_named_detached_or_restarted() {
+        assert_eq!(removed_and_detached(&[]), (true, false));
+        assert_eq!(removed_and_detached(&["--rm"]), (true, false));
+        assert_eq!(removed_and_detached(&["--name", "x"]), (false, false));
+        assert_eq!(removed_and_detached(&["--name", "x", "--rm"]), (true, false));
+        assert_eq!(removed_and_detached(&["-d"]), (false, true));
+        assert_eq!(removed_and_detached(&["-d", "--rm"]), (true, true));
+        assert_eq!(removed_and_detached(&["--restart", "always"]), (false, true));
     }
 
     #[test]
-    fn nobody_would_end_a_command_in_the_background_in_time() {
+    fn a_timeout_needs_the_foreground() {
         let parsed = Cli::try_parse_from(["x", "run", "-d", "--timeout", "1s", "image"]);
         assert!(parsed.is_err());
     }

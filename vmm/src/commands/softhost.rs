@@ -1,4 +1,4 @@
-//! `boxlite-vmm softhost`: any command in the software host.
+//! `boxlite-vmm softhost`: runs a command in the software host.
 
 use std::ffi::OsString;
 

@@ -1,6 +1,6 @@
-//! `boxlite-vmm stats` and `top`: what boxes use, and what runs in them.
+//! `boxlite-vmm stats` and `top`: show the resource use of boxes and the processes in a box.
 
-// The doc comments are help texts, where brackets say what may be left out.
+// The doc comments are help texts, where brackets mark optional parts.
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
 
 use std::collections::HashMap;
@@ -20,13 +20,13 @@ use crate::human;
 use crate::out::{self, Format};
 use crate::table::{Table, cut, plain};
 
-/// Between two looks.
+/// Time between two measurements.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// A box that does not answer so soon (it stands still, its guest is busy) is shown without numbers.
+/// Timeout for a box's answer. A box that is paused or busy is shown without numbers.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What is not known.
+/// Shown for an unknown number.
 const UNKNOWN: &str = "--";
 
 #[derive(Debug, Args)]
@@ -70,7 +70,7 @@ pub(crate) async fn stats(global: &Global, args: &Stats) -> Result<u8> {
     };
     let live = io::stdout().is_terminal() && !args.no_stream && args.format == Format::Table;
     let mut screen = live.then(Screen::new);
-    // Processor time is what has been used since the last look.
+    // CPU time counts from the measurement before.
     sampler.look().await?;
     loop {
         sleep(INTERVAL).await;
@@ -95,7 +95,7 @@ pub(crate) async fn stats(global: &Global, args: &Stats) -> Result<u8> {
     }
 }
 
-/// Looks at boxes again and again.
+/// Measures boxes repeatedly.
 struct Sampler {
     runtime: Runtime,
     names: Vec<String>,
@@ -103,18 +103,18 @@ struct Sampler {
     seen: HashMap<String, Seen>,
 }
 
-/// A box that was looked at.
+/// A box that was measured before.
 struct Seen {
     sandbox: BoxHandle,
-    /// When, and the microseconds of processor time that it had used.
+    /// Time of the measurement, and the CPU time used by then in microseconds.
     cpu: Option<(Instant, u64)>,
 }
 
-/// What a box uses.
+/// Resource use of a box.
 #[derive(Debug)]
 struct Sample {
     info: BoxInfo,
-    /// Of one processor, so that a box with two can use 200.
+    /// Percent of one CPU: a box with two vCPUs can use 200.
     cpu_percent: Option<f64>,
     machine: Option<MachineMetrics>,
     guest: Option<GuestMetrics>,
@@ -127,7 +127,7 @@ impl Sampler {
         let mut looks = JoinSet::new();
         for (n, info) in infos.iter().enumerate().filter(|(_, info)| info.state.is_live()) {
             if !self.seen.contains_key(&info.id) {
-                // One that has just gone is shown without numbers.
+                // A box that has just been removed is shown without numbers.
                 let Ok(sandbox) = self.runtime.get(&info.id).await else { continue };
                 self.seen.insert(info.id.clone(), Seen { sandbox, cpu: None });
             }
@@ -172,7 +172,7 @@ async fn measure(sandbox: &BoxHandle) -> (Option<MachineMetrics>, Option<GuestMe
     (machine.ok().and_then(Result::ok), guest.ok().and_then(Result::ok))
 }
 
-/// The share of a processor that was used between two looks, in percent. None across a restart.
+/// CPU use between two measurements, in percent of one CPU. None across a restart.
 fn percent(before: (Instant, u64), now: (Instant, u64)) -> Option<f64> {
     let used = now.1.checked_sub(before.1)?;
     let passed = now.0.checked_duration_since(before.0)?.as_micros();
@@ -258,7 +258,7 @@ fn table(samples: &[Sample], whole: bool) -> Table {
     table
 }
 
-/// Lines that are drawn over each other.
+/// Lines at the bottom of the terminal that are redrawn in place.
 struct Screen {
     term: Term,
     drawn: usize,
@@ -271,7 +271,7 @@ impl Screen {
 
     fn draw(&mut self, lines: &[String]) -> io::Result<()> {
         let (rows, columns) = self.term.size();
-        // The cursor needs a line too, and what has scrolled away cannot be drawn over.
+        // The cursor needs a line, too, and lines that have scrolled away cannot be redrawn.
         let shown = lines.len().min(usize::from(rows).saturating_sub(1));
         if self.drawn > 0 {
             self.term.move_cursor_up(self.drawn)?;
@@ -314,7 +314,7 @@ pub(crate) async fn top(global: &Global, args: &Top) -> Result<u8> {
     Ok(0)
 }
 
-/// Whether it is a thread of the kernel: those descend from its thread 2.
+/// Whether a process is a kernel thread: those descend from process 2.
 fn is_kernels(process: &Process) -> bool {
     const KTHREADD: u32 = 2;
     // Where a main command is process 1, process 2 may be anything.
@@ -337,7 +337,7 @@ fn process_json(process: &Process) -> Value {
     })
 }
 
-/// The command line; the name in brackets of what has none.
+/// The command line of a process; if it has none, its name in brackets.
 fn command(process: &Process) -> String {
     let words = process.command.split(|byte| *byte == 0).map(String::from_utf8_lossy);
     let line = words.collect::<Vec<_>>().join(" ");

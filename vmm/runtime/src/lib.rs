@@ -160,8 +160,8 @@ impl Runtime {
     /// [`Place::choose`] tells in advance.
     pub async fn open(options: RuntimeOptions) -> Result<Self> {
         let serving = match blocking(move || Place::choose(options.accel)).await? {
-            Place::Here => Serving::Here(Local::open_with(options).await?),
-            Place::SoftHost { .. } => Serving::There(Arc::new(Remote::start(options).await?)),
+            Place::Here => Serving::Local(Local::open_with(options).await?),
+            Place::SoftHost { .. } => Serving::Remote(Arc::new(Remote::start(options).await?)),
         };
         Ok(Self { host: Host::new(serving) })
     }

@@ -362,7 +362,7 @@ mod tests {
         let start = Instant::now();
         let later = start + Duration::from_secs(2);
         assert_eq!(percent((start, 1_000_000), (later, 4_000_000)), Some(150.0));
-        // It began anew.
+        // The box was restarted.
         assert_eq!(percent((start, 4_000_000), (later, 1_000_000)), None);
         assert_eq!(percent((start, 0), (start, 0)), None);
     }

@@ -1,5 +1,4 @@
-//! This process standing in for a command in a guest: its standard streams, its signals and its
-//! terminal are the command's.
+//! Connects this process to a command in a guest: standard streams, signals and terminal.
 
 use std::future::Future;
 use std::io::{self, IsTerminal};
@@ -18,15 +17,15 @@ use super::exec::{ExecOutput, ExecStdin};
 use super::stdio::{CHUNK, read_in_background, write_in_background};
 use super::terminal::{self, RawMode};
 
-/// Signals that are the command's to handle, by their Linux numbers: HUP, INT, QUIT, USR1, USR2,
-/// ALRM, TERM. The same everywhere but for USR1 and USR2, which are translated.
+/// Signals that are forwarded to the command, by Linux number: HUP, INT, QUIT, USR1, USR2, ALRM, TERM. Only USR1 and
+/// USR2 have other numbers on other systems.
 const FORWARDED: [i32; 7] = [1, 2, 3, 10, 12, 14, 15];
 const WINCH: i32 = 28;
 
-/// How long keys that may begin the detach keys are held back.
+/// Time for which keys that may start the detach sequence are held back.
 const HOLD: Duration = Duration::from_millis(500);
 
-/// This process, about to stand in for a command.
+/// This process before and while it is connected to a command.
 #[derive(Debug)]
 pub struct Attachment {
     terminal: bool,
@@ -36,29 +35,29 @@ pub struct Attachment {
     _listeners: JoinSet<()>,
 }
 
-/// The command's ends of its standard streams. What is none is not connected.
+/// The standard streams of the command. `None` is not connected.
 #[derive(Debug, Default)]
 pub struct Streams {
-    /// Gets what this process reads from its standard input.
+    /// Receives this process's standard input.
     pub stdin: Option<ExecStdin>,
-    /// Goes to this process's standard output.
+    /// Is copied to this process's standard output.
     pub stdout: Option<ExecOutput>,
-    /// Goes to this process's standard error.
+    /// Is copied to this process's standard error.
     pub stderr: Option<ExecOutput>,
 }
 
-/// How standing in for a command ended.
+/// How [`Attachment::run`] ended.
 #[derive(Debug)]
 pub enum Ended {
-    /// The command ended.
+    /// The command exited.
     Exited(ExitStatus),
-    /// The person at the terminal left it.
+    /// The user typed the detach keys.
     Left,
-    /// Not all of its output could be written here.
+    /// A part of the command's output could not be written.
     Unwritten(Unwritten),
 }
 
-/// A standard stream of this process could not be written.
+/// A failed write to a standard stream of this process.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write to {stream}")]
 pub struct Unwritten {
@@ -67,19 +66,18 @@ pub struct Unwritten {
 }
 
 impl Unwritten {
-    /// Whether that is because nobody reads the stream any more, as with `| head`.
+    /// Whether the reader of the stream closed it, as `head` does.
     pub fn is_closed_pipe(&self) -> bool {
         self.source.kind() == io::ErrorKind::BrokenPipe
     }
 }
 
 impl Attachment {
-    /// Takes over the signals of this process (those that it does not ignore). With `terminal`, the
-    /// command gets a terminal that is this process's own; see
-    /// [`all_terminals`](Self::all_terminals).
+    /// Takes over the signals of this process, except those that it ignores. With `terminal`, the command's terminal is
+    /// connected to this process's; see [`all_terminals`](Self::all_terminals).
     ///
     /// # Errors
-    /// When the runtime cannot handle signals.
+    /// The async runtime cannot handle signals.
     pub fn new(terminal: bool) -> io::Result<Self> {
         let (sender, signals) = mpsc::unbounded_channel();
         let mut listeners = JoinSet::new();
@@ -96,32 +94,31 @@ impl Attachment {
         Ok(Self { terminal, onlooker, detach_keys, signals, _listeners: listeners })
     }
 
-    /// The command is not this process's own: it is left when its output cannot be written here, and the end
-    /// of standard input is not the end of its input, for others may have more.
+    /// Sets whether another process started the command. Then a failed write detaches, and the end of standard input
+    /// does not end the command's input, which other attached processes may continue.
     pub fn onlooker(mut self, yes: bool) -> Self {
         self.onlooker = yes;
         self
     }
 
-    /// Lets a person who types these keys leave the command. Has no effect where standard input is
-    /// no terminal.
+    /// Sets the keys that detach. Has no effect if standard input is not a terminal.
     pub fn detach_keys(mut self, keys: DetachKeys) -> Self {
         self.detach_keys = Some(keys).filter(|_| self.terminal && io::stdin().is_terminal());
         self
     }
 
-    /// Whether standard input, output and error are all terminals, so that a command can have them
-    /// as one without mixing what is to be kept apart.
+    /// Whether standard input, output and error are all terminals, so that a command's terminal can replace them
+    /// without mixing streams that the user separated.
     pub fn all_terminals() -> bool {
         io::stdin().is_terminal() && io::stdout().is_terminal() && io::stderr().is_terminal()
     }
 
-    /// The size of the terminal that the command is to have; none: pipes.
+    /// The size of the command's terminal; none if the command has pipes.
     pub fn terminal_size(&self) -> Option<TerminalSize> {
         self.terminal.then(|| terminal::size(io::stdout().as_fd()))
     }
 
-    /// Waits for a signal before the command runs; its Linux number. Cancel safe.
+    /// Waits for a signal, before the command runs. Returns its Linux number. Cancel safe.
     pub async fn interrupted(&mut self) -> i32 {
         loop {
             match self.signals.recv().await {
@@ -132,16 +129,15 @@ impl Attachment {
         }
     }
 
-    /// Connects `streams`, and passes signals and terminal sizes to `control`, until the command
-    /// has `exited` and all of its output is written, or until it is left by its
-    /// [detach keys](Self::detach_keys). A terminal whose keys are the command's is in raw mode meanwhile; without
-    /// [`Streams::stdin`] it stays as it is, so that its keys make signals.
+    /// Connects `streams`, and passes signals and terminal sizes to `control`, until the command has `exited` and all
+    /// of its output is written, or until the user types the [detach keys](Self::detach_keys). The terminal is in raw
+    /// mode meanwhile; without [`Streams::stdin`] its mode is not changed, so that its keys cause signals.
     ///
-    /// A command that is left keeps its output: others may read it. Output that cannot be written here is
-    /// closed, which the command sees as a broken pipe.
+    /// Detaching does not close the command's outputs, which other processes may read. An output that cannot be written
+    /// is closed, which the command sees as a broken pipe.
     ///
-    /// Standard input is read by a thread that outlives this call: it may take input that comes
-    /// after the command's end.
+    /// A thread that outlives this call reads standard input. It may consume input that arrives after the command has
+    /// exited.
     ///
     /// # Errors
     /// That of `exited`.
@@ -177,13 +173,13 @@ impl Attachment {
                 biased;
                 Some(failure) = failures.recv() => match self.onlooker {
                     true => return Ok(Ended::Unwritten(failure)),
-                    // The command has seen a broken pipe, and ends as it likes.
+                    // The command sees a broken pipe and decides itself what to do.
                     false if failure.is_closed_pipe() => {}
                     false => drop(unwritten.get_or_insert(failure)),
                 },
                 status = &mut end => {
                     let status = status?;
-                    // What failed last did so in the same moment.
+                    // A write may have failed at the same moment.
                     let late = std::iter::from_fn(|| failures.try_recv().ok());
                     let mut lost = unwritten.into_iter().chain(late);
                     let lost = lost.find(|failure| !failure.is_closed_pipe());
@@ -202,24 +198,24 @@ impl Attachment {
     }
 }
 
-/// A descriptor of our own for a standard stream; none if the stream cannot be had.
+/// Duplicates a standard stream; none if that fails, as for a closed stream.
 fn own(fd: impl AsFd) -> Option<OwnedFd> {
     fd.as_fd().try_clone_to_owned().ok()
 }
 
-/// What standard input is to a command.
+/// How standard input is forwarded.
 struct Input {
-    /// Finds the keys that leave the command.
+    /// Finds the detach keys.
     scanner: Option<Scanner>,
-    /// Whether its end is the end of the command's input.
+    /// Whether the end of standard input ends the command's input.
     ends: bool,
 }
 
-/// Sends what can be read to the command, and its end. True when the keys that leave it were typed:
-/// then neither its input nor its output ends.
+/// Forwards standard input to the command, and its end. True once the detach keys were typed, which leave the command's
+/// input and outputs open.
 async fn send(from: Option<OwnedFd>, to: Option<ExecStdin>, mut input: Input) -> bool {
     let (Some(from), Some(mut to)) = (from, to) else { return false };
-    let left = pass_on(from, &mut to, &mut input.scanner).await;
+    let left = forward(from, &mut to, &mut input.scanner).await;
     match left {
         true => to.leave_all(),
         false if !input.ends => to.leave(),
@@ -228,8 +224,8 @@ async fn send(from: Option<OwnedFd>, to: Option<ExecStdin>, mut input: Input) ->
     left
 }
 
-/// Sends what can be read. True when the keys that leave the command were typed.
-async fn pass_on(from: OwnedFd, to: &mut ExecStdin, scanner: &mut Option<Scanner>) -> bool {
+/// Forwards standard input to its end. True once the detach keys were typed.
+async fn forward(from: OwnedFd, to: &mut ExecStdin, scanner: &mut Option<Scanner>) -> bool {
     let mut chunks = read_in_background(from);
     loop {
         let mut bytes = Vec::new();
@@ -257,8 +253,7 @@ async fn pass_on(from: OwnedFd, to: &mut ExecStdin, scanner: &mut Option<Scanner
     }
 }
 
-/// Writes what the command writes, until its end. If it cannot be written, `failed` and the command
-/// hear of it.
+/// Copies an output of the command to its end. A failed write goes to `failed`, and closes the command's output.
 async fn receive(
     from: Option<ExecOutput>,
     to: Option<OwnedFd>,
@@ -276,19 +271,19 @@ async fn receive(
         }
     }
     if let Err(source) = writer.finish().await {
-        // Its receiver lives as long as this future.
+        // The receiver outlives this future.
         let _ = failed.send(Unwritten { stream, source });
     }
 }
 
-/// Which signals this process was started to ignore, as with `nohup`: one bit each.
+/// The signals that this process was started to ignore, as with `nohup`, as a bit mask.
 fn ignored_signals() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
 }
 
-/// The number that this system has for the signal with this Linux number.
+/// This system's number of a signal with a Linux number.
 fn native(linux: i32) -> i32 {
     match linux {
         10 => libc::SIGUSR1,

@@ -1,4 +1,4 @@
-//! One connection: its session, and the task that carries its frames.
+//! A connection: its session, and the task that carries its frames.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -15,19 +15,19 @@ use super::error::{Error, Loss, Violation};
 use super::stream::Stream;
 use super::wire::{FrameReader, drain, lock};
 
-/// Events that are kept for those who have not asked yet.
+/// Number of events that are kept for later readers.
 const KEPT_EVENTS: usize = 64;
 
-/// The protocol's state of a connection.
+/// The protocol state of a connection.
 pub(super) type Session = session::Client<Arc<Stream>>;
 
-/// What the task and the handles share.
+/// The state that the connection's task shares with the handles.
 ///
-/// A stream's lock is never taken while that of the session is held; the other way round is fine.
+/// Lock order: a stream's lock before the session's.
 #[derive(Debug)]
 pub(super) struct Connection {
     state: Mutex<State>,
-    /// There is something to write, or nothing ever will be.
+    /// Wakes the writer: frames wait, or the connection closes.
     filled: Notify,
     events: Mutex<EventLog>,
     happened: Notify,
@@ -36,12 +36,12 @@ pub(super) struct Connection {
 #[derive(Debug)]
 struct State {
     session: Session,
-    /// Nobody uses it any more.
+    /// The last user was dropped.
     closed: bool,
     lost: Option<Arc<Loss>>,
 }
 
-/// The last events, of which `dropped` earlier ones have been forgotten.
+/// The last events. `dropped` earlier ones are not kept any more.
 #[derive(Debug, Default)]
 struct EventLog {
     kept: VecDeque<Event>,
@@ -50,7 +50,7 @@ struct EventLog {
 }
 
 impl Connection {
-    /// A connection whose hellos have been exchanged.
+    /// A connection after the exchange of hellos.
     pub(super) fn new(session: Session) -> Self {
         Self {
             state: Mutex::new(State { session, closed: false, lost: None }),
@@ -60,7 +60,7 @@ impl Connection {
         }
     }
 
-    /// Opens a stream and asks `request` on it.
+    /// Opens a stream and sends `request` on it.
     pub(super) fn ask(&self, request: &Request) -> Result<Arc<Stream>, Error> {
         self.update(|state| {
             if let Some(loss) = &state.lost {
@@ -71,7 +71,7 @@ impl Connection {
         })
     }
 
-    /// Uses the session; what it wants to send is sent.
+    /// Calls `act` with the session, and sends the frames that it queues.
     pub(super) fn with_session<R>(&self, act: impl FnOnce(&mut Session) -> R) -> R {
         self.update(|state| act(&mut state.session))
     }
@@ -91,13 +91,13 @@ impl Connection {
         result
     }
 
-    /// Sends what waits, and hangs up.
+    /// Closes the connection after the waiting frames are sent.
     pub(super) fn close(&self) {
         lock(&self.state).closed = true;
         self.filled.notify_one();
     }
 
-    /// Carries frames until the connection ends, and then ends everything that used it.
+    /// Carries frames until the connection ends, then ends all of its streams.
     pub(super) async fn run<T: AsyncRead + AsyncWrite + Unpin>(&self, reader: FrameReader<T>) {
         let (reader, writer) = reader.split();
         let receive = self.receive(reader);
@@ -110,7 +110,7 @@ impl Connection {
             loss = &mut receive => loss,
             written = drain(writer, &self.filled, take) => match written {
                 Ok(()) => Loss::Unused,
-                // The agent hung up. Why, it may have said before.
+                // The agent closed the connection. It may have sent a reason before.
                 Err(error) => match receive.await {
                     Loss::Closed => Loss::Write(error),
                     loss => loss,
@@ -120,7 +120,7 @@ impl Connection {
         self.lose(loss);
     }
 
-    /// Hands what arrives to its streams.
+    /// Reads frames and delivers them to their streams.
     async fn receive<R: AsyncRead + Unpin>(&self, mut reader: FrameReader<R>) -> Loss {
         let mut fatal = None;
         loop {
@@ -138,7 +138,7 @@ impl Connection {
         }
     }
 
-    /// Hands out what was read.
+    /// Delivers the frames that have been read.
     fn deliver<R>(
         &self,
         reader: &mut FrameReader<R>,
@@ -175,8 +175,8 @@ impl Connection {
         self.happened.notify_waiters();
     }
 
-    /// The event number `next`, or the first later one that is still kept; none when the
-    /// connection is gone and no more can come.
+    /// Waits for event number `next`, or the first later one that is still kept. None once the connection is lost and
+    /// all events were returned.
     pub(super) async fn event(&self, next: &mut u64) -> Option<Event> {
         loop {
             let happened = self.happened.notified();
@@ -197,7 +197,7 @@ impl Connection {
         }
     }
 
-    /// Whether it has ended.
+    /// Whether the connection has ended.
     pub(super) fn is_lost(&self) -> bool {
         lock(&self.state).lost.is_some()
     }
@@ -219,7 +219,7 @@ impl Connection {
     }
 }
 
-/// Exchanges hellos; `generation` is the life of the guest that the caller means.
+/// Exchanges hellos. `generation` is the generation of the guest that the caller expects.
 pub(crate) async fn greet<T: AsyncRead + AsyncWrite + Unpin>(
     io: T,
     generation: u64,
@@ -227,7 +227,7 @@ pub(crate) async fn greet<T: AsyncRead + AsyncWrite + Unpin>(
     open::<T, ()>(io, generation).await.map(|(reader, _)| reader)
 }
 
-/// As [`greet`], with the session that has begun.
+/// Like [`greet`]; also returns the session.
 pub(super) async fn open<T: AsyncRead + AsyncWrite + Unpin, S>(
     io: T,
     generation: u64,
@@ -244,7 +244,7 @@ pub(super) async fn open<T: AsyncRead + AsyncWrite + Unpin, S>(
         io.flush().await
     };
     let sent = sent.await.map_err(Loss::Write);
-    // A peer that hung up may have said why.
+    // A peer that closed the connection may have sent a reason before.
     let answer = async {
         let frame = reader.next().await?.ok_or(Loss::Closed)?;
         match session.receive_frame(frame)? {

@@ -1,4 +1,4 @@
-//! Tars on their way to a guest and from it.
+//! Transfer of tars to and from a guest.
 
 use std::io;
 use std::pin::Pin;
@@ -14,19 +14,19 @@ use super::error::Error;
 use super::exec::{ExecOutput, Running};
 use super::{AgentClient, Result};
 
-/// What came out of unpacking a tar.
+/// The result of unpacking a tar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unpacked {
-    /// Entries of the tar.
+    /// Number of entries in the tar.
     pub entries: u64,
     /// Bytes of file content written.
     pub bytes: u64,
 }
 
-/// A tar that a guest makes, as a reader. Its end is that of a whole tar: one that breaks off, for
-/// whatever reason, is an error in its place, which carries an [`Error`].
+/// A reader of a tar that a guest creates. It ends only after a complete tar. If the tar breaks off, reading fails with
+/// an I/O error that carries an [`Error`].
 ///
-/// The guest waits while nobody reads. Dropping it before the end ends the copy.
+/// The guest waits while nobody reads. Dropping the reader before the end cancels the copy.
 #[derive(Debug)]
 pub struct Archive {
     data: ExecOutput,
@@ -34,13 +34,13 @@ pub struct Archive {
 }
 
 impl AgentClient {
-    /// Sends an uncompressed tar, which the guest unpacks onto its disk.
+    /// Sends an uncompressed layer, which the guest unpacks onto its disk.
     pub async fn unpack_layer(&self, tar: impl AsyncRead + Unpin) -> Result<Unpacked> {
         self.send_tar(&Request::UnpackLayer, tar).await
     }
 
-    /// Sends an uncompressed tar, which the guest unpacks below a directory of its. Dropping the
-    /// future ends that between two entries or in the middle of one; what was unpacked stays.
+    /// Sends an uncompressed tar, which the guest unpacks below a directory. Dropping the future cancels that, possibly
+    /// within an entry; entries unpacked so far stay.
     ///
     /// # Errors
     /// [`Error::Source`] if `tar` cannot be read; a [`Failure`](boxlite_proto::message::Failure) of
@@ -50,11 +50,11 @@ impl AgentClient {
         self.send_tar(&Request::CopyIn(to), tar).await
     }
 
-    /// Asks for a tar of a file or a tree of the guest; returns when it begins to arrive. It is in
-    /// the PAX format: extended attributes as `SCHILY.xattr.*`, sparse files in GNU's version 1.0.
+    /// Requests a tar of a file or a tree of the guest. Returns when data arrives. The tar is in the PAX format, with
+    /// extended attributes as `SCHILY.xattr.*` and sparse files in GNU's version 1.0.
     ///
     /// # Errors
-    /// A [`Failure`](boxlite_proto::message::Failure) of the kind `NoSuchPath` where there is nothing.
+    /// A [`Failure`](boxlite_proto::message::Failure) of the kind `NoSuchPath` if there is no such file.
     pub async fn copy_out(&self, from: CopyOut) -> Result<Archive> {
         let running = self.open(&Request::CopyOut(from))?;
         let data = running.receiver().await?;
@@ -69,7 +69,7 @@ impl AgentClient {
         let running = self.open(request)?;
         let send = async {
             let mut sender = running.sender();
-            // Before the sender is dropped: half a tar must not look like a whole one.
+            // Dropped before the sender, so that an incomplete tar does not look complete.
             let mut unfinished = KillOnDrop(Some(&running));
             let mut buffer = Vec::with_capacity(MAX_DATA);
             loop {
@@ -78,7 +78,7 @@ impl AgentClient {
                 if read.map_err(|error| Error::Source(Arc::new(error)))? == 0 {
                     break;
                 }
-                // The guest wants no more: it has its answer, or will have one.
+                // The guest stopped reading: its answer says why.
                 if sender.write_all(&buffer).await.is_err() {
                     break;
                 }
@@ -95,10 +95,10 @@ impl AgentClient {
 }
 
 impl Archive {
-    /// Drops what has not been read and waits for the guest to be done.
+    /// Discards the rest of the tar and waits for the guest to finish.
     ///
     /// # Errors
-    /// What broke the tar off.
+    /// The error that broke the tar off.
     pub async fn finish(mut self) -> Result<()> {
         let mut dropped = Vec::with_capacity(MAX_DATA);
         while self.data.read_buf(&mut dropped).await.is_ok_and(|n| n > 0) {
@@ -118,7 +118,7 @@ impl AsyncRead for Archive {
     }
 }
 
-/// Kills what is still running when dropped.
+/// Kills the command on drop, if it still runs.
 struct KillOnDrop<'a>(Option<&'a Running>);
 
 impl Drop for KillOnDrop<'_> {

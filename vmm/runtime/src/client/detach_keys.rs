@@ -1,18 +1,17 @@
-//! Keys that are for this process rather than for the command: a person types them to leave a command
-//! that goes on.
+//! The detach keys: typed at the terminal, they detach this process from a command, which keeps running.
 
 use std::str::FromStr;
 
-/// A sequence of keys, written as docker has it: characters and `ctrl-X`, with commas between them.
-/// An empty one is never typed.
+/// A sequence of keys in docker's syntax: characters and `ctrl-X`, separated by commas. An empty sequence never
+/// matches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DetachKeys(Vec<u8>);
 
-/// That is no sequence of keys.
+/// The text is not a sequence of keys.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is no key: keys are single characters or ctrl- with a letter, @, [, \\, ], ^ or _, with commas \
-     between them, as in ctrl-p,ctrl-q"
+    "{0:?} is not a key: keys are single characters or ctrl- with a letter, @, [, \\, ], ^ or _, separated by \
+     commas, as in ctrl-p,ctrl-q"
 )]
 pub struct InvalidKey(String);
 
@@ -36,7 +35,7 @@ impl FromStr for DetachKeys {
     }
 }
 
-/// What a terminal sends for a key.
+/// The byte that a terminal sends for a key.
 fn byte_of(key: &str) -> Option<u8> {
     if let [byte] = *key.as_bytes() {
         return byte.is_ascii().then_some(byte);
@@ -55,16 +54,16 @@ fn byte_of(key: &str) -> Option<u8> {
     }
 }
 
-/// Finds the keys in what is typed.
+/// Finds the sequence in typed input.
 ///
-/// Keys that may begin the sequence are held back until it is known, and no others; whoever scans
-/// releases them when nothing comes for a while, after which the sequence can still be completed.
+/// Keys that may start the sequence are held back until the next key decides. The caller releases them after a pause;
+/// the sequence can still be completed then.
 #[derive(Clone, Debug)]
 pub(super) struct Scanner {
     keys: Vec<u8>,
-    /// How many of the keys have been typed.
+    /// Number of keys of the sequence that have been typed.
     typed: usize,
-    /// How many of those have been passed on.
+    /// Number of those that have been released.
     passed: usize,
 }
 
@@ -73,8 +72,8 @@ impl Scanner {
         Self { keys: keys.0, typed: 0, passed: 0 }
     }
 
-    /// Takes what was typed, and adds to `pass` what is for the command. True once the keys have
-    /// been typed; what follows them is nobody's.
+    /// Scans typed input, and adds the command's part of it to `pass`. True once the sequence is complete; input after
+    /// it is dropped.
     pub(super) fn scan(&mut self, bytes: &[u8], pass: &mut Vec<u8>) -> bool {
         if self.keys.is_empty() {
             pass.extend_from_slice(bytes);
@@ -83,7 +82,7 @@ impl Scanner {
         for &byte in bytes {
             let window: Vec<u8> =
                 self.keys.iter().copied().take(self.typed).chain([byte]).collect();
-            // The longest end of what was typed with which the sequence begins.
+            // The longest suffix of the input that is a prefix of the sequence.
             let start = (0..=window.len()).find(|&at| self.keys.starts_with(&window[at..]));
             let start = start.unwrap_or(window.len());
             pass.extend(window.iter().take(start).skip(self.passed));
@@ -101,7 +100,7 @@ impl Scanner {
         self.passed < self.typed
     }
 
-    /// Adds to `pass` what is held back.
+    /// Adds the keys that are held back to `pass`.
     pub(super) fn release(&mut self, pass: &mut Vec<u8>) {
         pass.extend(self.keys.iter().take(self.typed).skip(self.passed));
         self.passed = self.typed;
@@ -139,7 +138,7 @@ mod tests {
         assert_eq!((&*pass, scanner.holds()), (&b"ls"[..], true));
         assert!(!scanner.scan(b"x", &mut pass));
         assert_eq!((&*pass, scanner.holds()), (&b"ls\x10x"[..], false));
-        // Typed twice: one of them may still begin it.
+        // Typed twice: the second one may still start the sequence.
         assert!(!scanner.scan(b"\x10\x10", &mut pass));
         assert_eq!(pass, b"ls\x10x\x10");
         assert!(scanner.scan(b"\x11rest", &mut pass));

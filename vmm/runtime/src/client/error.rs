@@ -1,4 +1,4 @@
-//! What can go wrong between the host and an agent.
+//! Errors of the host's side of the agent protocol.
 
 use std::io;
 use std::sync::Arc;
@@ -12,10 +12,10 @@ pub use boxlite_proto::session::Violation;
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The agent refused the request, or could not do it.
+    /// The agent refused the request, or it failed.
     #[error(transparent)]
     Failed(#[from] Failure),
-    /// The connection is gone, and every request on it with it.
+    /// The connection was lost, and every request on it.
     #[error("lost the connection to the guest's agent: {0}")]
     Lost(Arc<Loss>),
     /// The request does not fit into a frame.
@@ -24,13 +24,13 @@ pub enum Error {
          can be sent; pass less, or a file"
     )]
     TooLarge {
-        /// Bytes of the request.
+        /// The size of the request, in bytes.
         size: usize,
-        /// The limit.
+        /// The limit, in bytes.
         max: usize,
     },
-    /// What should have been sent to the guest could not be read.
-    #[error("cannot read what is to be sent to the guest: {0}")]
+    /// The data for the guest could not be read.
+    #[error("cannot read the data for the guest: {0}")]
     Source(#[source] Arc<io::Error>),
 }
 
@@ -79,40 +79,40 @@ impl From<Error> for io::Error {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Loss {
-    /// The agent hung up, or its machine stopped.
+    /// The agent closed the connection, or its VM stopped.
     #[error("the guest closed it")]
     Closed,
-    /// Nobody on the host uses it any more.
+    /// The host closed the connection when its last user was dropped.
     #[error("the host closed it")]
     Unused,
-    /// The agent said that it cannot go on.
+    /// The agent reported that it cannot continue.
     #[error("{0}")]
     Fatal(String),
-    /// Reading, or a frame that is none.
+    /// Reading failed, or a frame is malformed.
     #[error(transparent)]
     Frame(#[from] FrameError),
-    /// Writing.
+    /// Writing failed.
     #[error("writing failed: {0}")]
     Write(#[source] io::Error),
-    /// The two ends cannot talk to each other.
+    /// The two ends have no protocol version in common.
     #[error(
         "it speaks protocol version {theirs}, this host {ours}; use a launcher and guest files of the same release"
     )]
     Version {
-        /// What this host speaks.
+        /// The host's version.
         ours: u16,
-        /// What the agent speaks.
+        /// The agent's version.
         theirs: u16,
     },
-    /// This is not the machine that was meant.
-    #[error("it is in its life {theirs}, not in life {asked}: this is another machine")]
+    /// The agent is that of another generation of the guest, before or after a restore.
+    #[error("the guest is of generation {theirs}, not {asked}: it was restored or restarted")]
     Generation {
-        /// What the caller asked for.
+        /// The generation that the caller expected.
         asked: u64,
-        /// What the agent answered.
+        /// The generation that the agent reported.
         theirs: u64,
     },
-    /// All stream numbers have been used.
+    /// All stream IDs have been used.
     #[error("it has carried as many requests as it can; connect again")]
     Exhausted,
     /// The agent broke the protocol.

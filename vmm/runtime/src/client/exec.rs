@@ -1,4 +1,4 @@
-//! A command that runs in a guest, in the manner of `tokio::process`.
+//! Running commands in a guest, in the manner of `tokio::process`.
 
 use std::fmt;
 use std::io;
@@ -15,14 +15,14 @@ use super::connection::Session;
 use super::error::Error;
 use super::stream::{Attempt, Stream};
 
-/// A running command. Dropping it kills the command with everything that it started.
+/// A running command. Dropping it kills the command and all processes that it started.
 #[derive(Debug)]
 pub struct ExecHandle {
-    /// Its standard input, if [`Exec::stdin`](boxlite_proto::message::Exec::stdin) asked for one.
+    /// The standard input, if [`Exec::stdin`](boxlite_proto::message::Exec::stdin) requested one.
     pub stdin: Option<ExecStdin>,
-    /// Its standard output, or what its terminal shows.
+    /// The standard output, or the output of the terminal.
     pub stdout: Option<ExecOutput>,
-    /// Its standard error; none with a terminal.
+    /// The standard error; none with a terminal.
     pub stderr: Option<ExecOutput>,
     pid: u32,
     running: Running,
@@ -39,27 +39,25 @@ struct OpenStream {
     stream: Arc<Stream>,
 }
 
-/// How a command ended.
+/// The end of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exit {
-    /// The code or the signal.
+    /// The exit code or the signal.
     pub status: ExitStatus,
-    /// The guest ran out of memory, and its kernel killed the command or something that it had
-    /// started.
+    /// Whether the guest ran out of memory and its kernel killed the command or a process that it had started.
     pub out_of_memory: bool,
 }
 
-/// What a command wrote, and how it ended.
+/// The output of a command, and its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Output {
-    /// How it ended.
+    /// The exit code or the signal.
     pub status: ExitStatus,
-    /// The guest ran out of memory, and its kernel killed the command or something that it had
-    /// started.
+    /// Whether the guest ran out of memory and its kernel killed the command or a process that it had started.
     pub out_of_memory: bool,
-    /// All of its standard output that had not been read before.
+    /// The standard output that had not been read before.
     pub stdout: Vec<u8>,
-    /// All of its standard error that had not been read before.
+    /// The standard error that had not been read before.
     pub stderr: Vec<u8>,
 }
 
@@ -85,12 +83,12 @@ impl Running {
         })
     }
 
-    /// The sending half of a stream that is no command's.
+    /// The sending half of a stream without a command.
     pub(super) fn sender(&self) -> ExecStdin {
         ExecStdin::new(self.0.clone())
     }
 
-    /// The receiving half of a stream that is no command's, once something has come.
+    /// The receiving half of a stream without a command, once data has arrived.
     pub(super) async fn receiver(&self) -> Result<ExecOutput, Error> {
         self.0.stream.readable().await;
         match self.0.stream.try_over() {
@@ -172,55 +170,52 @@ impl ExecHandle {
         self.pid
     }
 
-    /// Sends a signal (Linux number) to the command's process group. Without effect once it ended.
+    /// Sends a signal (Linux number) to the command's process group. Has no effect once the command has exited.
     pub fn signal(&self, signal: i32) {
         self.running.0.control(Control::Signal(signal));
     }
 
-    /// Changes the size of the command's terminal. Without effect if it has none.
+    /// Changes the size of the command's terminal. Has no effect without a terminal.
     pub fn resize(&self, size: TerminalSize) {
         self.running.0.control(Control::Resize(size));
     }
 
-    /// Begins to kill the command with everything that it started. [`wait`](Self::wait) tells when
-    /// that is done.
+    /// Starts to kill the command and all processes that it started. [`wait`](Self::wait) returns once they are dead.
     pub fn kill(&self) {
         self.running.kill();
     }
 
-    /// Closes standard input, then waits for the command to end. All of its output can be read then
-    /// without waiting.
+    /// Closes standard input, then waits for the command to exit. All of its output can be read without waiting then.
     ///
     /// As with any child process, a command that writes more than its pipes hold (a
-    /// [window](boxlite_proto::credit::WINDOW) each) ends only if somebody reads its output or has
-    /// dropped it. Cancel safe.
+    /// [window](boxlite_proto::credit::WINDOW) each) exits only if its outputs are read or dropped. Cancel safe.
     pub async fn wait(&mut self) -> Result<ExitStatus, Error> {
         self.stdin = None;
         self.exited().await
     }
 
-    /// As [`wait`](Self::wait), and leaves standard input alone.
+    /// Like [`wait`](Self::wait), without closing standard input.
     pub async fn exited(&self) -> Result<ExitStatus, Error> {
         Ok(self.exit().await?.status)
     }
 
-    /// As [`exited`](Self::exited), and tells a lack of memory apart from every other end.
+    /// Like [`exited`](Self::exited); also tells whether the guest ran out of memory.
     pub async fn exit(&self) -> Result<Exit, Error> {
         exit(self.running.over().await)
     }
 
-    /// The status, if the command has ended.
+    /// The status, if the command has exited.
     pub fn try_wait(&self) -> Result<Option<ExitStatus>, Error> {
         Ok(self.running.0.stream.try_over().map(exit).transpose()?.map(|exit| exit.status))
     }
 
-    /// Closes standard input, reads all output, and waits for the end.
+    /// Closes standard input, reads all output, and waits for the command to exit.
     pub async fn wait_with_output(mut self) -> Result<Output, Error> {
         self.stdin = None;
         let (stdout, stderr) = (self.stdout.take(), self.stderr.take());
         let (stdout, stderr) = tokio::join!(read_all(stdout), read_all(stderr));
         let Exit { status, out_of_memory } = self.exit().await?;
-        // Reading fails only as waiting does.
+        // Reading fails only if waiting fails, too.
         Ok(Output {
             status,
             out_of_memory,
@@ -246,9 +241,8 @@ fn exit(outcome: Result<Response, Error>) -> Result<Exit, Error> {
     }
 }
 
-/// Standard input of a command. Shutting it down, or dropping it, is the end of the input. Writing
-/// waits while the command does not read, and fails with [`io::ErrorKind::BrokenPipe`] once it
-/// cannot any more.
+/// The standard input of a command. Shutting it down or dropping it ends the input. A write waits while the command
+/// does not read, and fails with [`io::ErrorKind::BrokenPipe`] once the command cannot read any more.
 #[derive(Debug)]
 pub struct ExecStdin {
     stream: OpenStream,
@@ -260,12 +254,12 @@ impl ExecStdin {
         Self { stream, ends: true }
     }
 
-    /// Drops it without the end of the input: others may have more for the command.
+    /// Drops it without ending the input, which other attached callers may continue.
     pub fn leave(mut self) {
         self.ends = false;
     }
 
-    /// As [`leave`](Self::leave), and its command's outputs do not end either when they are dropped.
+    /// Like [`leave`](Self::leave); also keeps the command's outputs open when they are dropped.
     pub(super) fn leave_all(self) {
         self.stream.stream.keep_outputs();
         self.leave();
@@ -299,7 +293,7 @@ impl Drop for ExecStdin {
     }
 }
 
-/// Standard output or standard error of a command. Dropping it closes the command's end.
+/// The standard output or standard error of a command. Dropping it closes the command's end.
 pub struct ExecOutput {
     stream: OpenStream,
     channel: Channel,

@@ -1,11 +1,15 @@
 //! The host's side of the agent protocol.
 //!
-//! An [`AgentClient`] is one connection to the agent of a guest, over any byte stream: a box's vsock
-//! socket, the software host's. It carries any number of requests at a time. The guest is not
-//! trusted: whatever it sends is checked against the protocol and bounded, and what breaks the
-//! protocol ends the connection.
+//! An [`AgentClient`] is one connection to the agent of a guest, over any byte stream: the vsock socket of a box or of
+//! the software host. It carries any number of concurrent requests. The guest is not trusted: everything that it sends
+//! is checked against the protocol and bounded, and a violation ends the connection.
 //!
-//! Nothing here has a timeout; wrap what must not take forever in [`tokio::time::timeout`].
+//! No operation has a timeout; callers that need one use [`tokio::time::timeout`].
+//!
+//! ```text
+//!   attach ──▶ exec, copy ──▶ AgentClient ──▶ connection ──▶ stream     arrows: uses
+//!                  └── a handle: a stream with its connection ──▶──┘
+//! ```
 
 mod attach;
 mod connection;
@@ -42,8 +46,8 @@ pub use exec::{ExecHandle, ExecOutput, ExecStdin, Exit, Output};
 /// The result of a request to an agent.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// A connection to the agent of a guest. Clones share it; it closes when the last one and the last
-/// handle of a command are dropped.
+/// A connection to the agent of a guest. Clones share the connection. It closes when the last clone and the last handle
+/// of a command are dropped.
 #[derive(Clone, Debug)]
 pub struct AgentClient(Arc<Client>);
 
@@ -57,10 +61,10 @@ impl Drop for Client {
 }
 
 impl AgentClient {
-    /// Opens the protocol on `io` and sets the guest's clock. `generation` is the life of the guest
-    /// that is meant: 0 for a fresh boot, one more for each restore.
+    /// Opens the protocol on `io` and sets the guest's clock. `generation` is the expected generation of the guest: 0
+    /// after a boot, one more after each restore.
     ///
-    /// Must be called inside a tokio runtime: a task of its own carries the connection.
+    /// Must be called within a tokio runtime, in which a task carries the connection.
     pub async fn connect<T>(io: T, generation: u64) -> Result<Self>
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -72,15 +76,15 @@ impl AgentClient {
         Ok(client)
     }
 
-    /// Runs a command; returns once it runs.
+    /// Starts a command. Returns once it runs.
     pub async fn exec(&self, exec: Exec) -> Result<ExecHandle> {
         let (stdin, terminal) = (exec.stdin, exec.terminal.is_some());
         self.open(&Request::Exec(exec))?.started(stdin, terminal).await
     }
 
-    /// Runs a command that nobody waits for: it outlives this connection, and its standard streams are
-    /// `/dev/null`, or with [`Exec::terminal`] a terminal that nobody reads. Returns its process ID in
-    /// the guest once it runs. Dropping the future leaves open whether it does.
+    /// Starts a detached command: it outlives this connection, and its standard streams are `/dev/null`, or with
+    /// [`Exec::terminal`] a terminal whose output is discarded. Returns its process ID in the guest once it runs. If
+    /// the future is dropped, the command may have been started or not.
     pub async fn exec_detached(&self, exec: Exec) -> Result<u32> {
         match self.answer(&Request::ExecDetached(exec)).await? {
             Response::Detached { pid } => Ok(pid),
@@ -88,7 +92,7 @@ impl AgentClient {
         }
     }
 
-    /// Asks how the machine is doing. Cancel safe.
+    /// Reads the guest's memory, disk and load. Cancel safe.
     pub async fn metrics(&self) -> Result<GuestMetrics> {
         match self.answer(&Request::Metrics).await? {
             Response::Metrics(metrics) => Ok(metrics),
@@ -96,7 +100,7 @@ impl AgentClient {
         }
     }
 
-    /// Asks what became of the commands that were asked for since the boot. Cancel safe.
+    /// Reads the counts of commands since the boot, by outcome. Cancel safe.
     pub async fn exec_counts(&self) -> Result<ExecCounts> {
         match self.answer(&Request::ExecCounts).await? {
             Response::ExecCounts(counts) => Ok(counts),
@@ -104,8 +108,8 @@ impl AgentClient {
         }
     }
 
-    /// Asks what runs: at most [`MAX_PROCESSES`](boxlite_proto::guest::MAX_PROCESSES), those with the
-    /// smallest IDs. Cancel safe.
+    /// Lists processes: at most [`MAX_PROCESSES`](boxlite_proto::guest::MAX_PROCESSES), those with the smallest IDs.
+    /// Cancel safe.
     pub async fn processes(&self) -> Result<Vec<Process>> {
         match self.answer(&Request::Processes).await? {
             Response::Processes(processes) => Ok(processes),
@@ -113,11 +117,11 @@ impl AgentClient {
         }
     }
 
-    /// Asks what is at a path of the guest. Cancel safe.
+    /// Describes the file at a path of the guest. Cancel safe.
     ///
     /// # Errors
     /// A [`Failure`](boxlite_proto::message::Failure) of the kind
-    /// [`NoSuchPath`](boxlite_proto::message::FailureKind::NoSuchPath) where there is nothing.
+    /// [`NoSuchPath`](boxlite_proto::message::FailureKind::NoSuchPath) if there is no such file.
     pub async fn stat(&self, stat: Stat) -> Result<FileStat> {
         match self.answer(&Request::Stat(stat)).await? {
             Response::Stat(stat) => Ok(stat),
@@ -125,18 +129,18 @@ impl AgentClient {
         }
     }
 
-    /// Asks whether the agent is there.
+    /// Checks that the agent answers.
     pub async fn ping(&self) -> Result<()> {
         self.call(&Request::Ping).await
     }
 
-    /// Makes the guest write everything to its disk.
+    /// Syncs the guest's file systems.
     pub async fn sync(&self) -> Result<()> {
         self.call(&Request::Sync).await
     }
 
-    /// Ends all processes of the guest (SIGTERM, and after `grace` SIGKILL), unmounts, and resets
-    /// the machine after the answer.
+    /// Shuts the guest down: terminates all processes (SIGTERM, and after `grace` SIGKILL), unmounts, and resets the VM
+    /// after the answer.
     pub async fn shutdown(&self, grace: Duration) -> Result<()> {
         let grace_ms = grace.as_millis().try_into().unwrap_or(u32::MAX);
         self.call(&Request::Shutdown { grace_ms }).await
@@ -147,7 +151,7 @@ impl AgentClient {
         self.connection().is_lost()
     }
 
-    /// What the agent tells unasked, from the first event on (of many, the last 64).
+    /// The events that the agent sends, from the first one that is still kept (the last 64 are).
     pub fn events(&self) -> Events {
         Events { client: self.clone(), next: 0 }
     }
@@ -177,7 +181,7 @@ pub struct Events {
 }
 
 impl Events {
-    /// The next event; none when the connection has ended. Cancel safe.
+    /// Returns the next event, or `None` once the connection has ended. Cancel safe.
     pub async fn next(&mut self) -> Option<Event> {
         self.client.connection().event(&mut self.next).await
     }

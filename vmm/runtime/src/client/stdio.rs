@@ -1,8 +1,7 @@
-//! Standard streams, read and written by threads of their own.
+//! Standard streams, each read or written by a thread of its own.
 //!
-//! They may be anything (terminals, files, pipes that another process uses too) and belong to other
-//! processes as well, so they cannot be made non-blocking. A thread can also be left behind in a
-//! read that never returns, which a runtime's own blocking pool would wait for.
+//! They may be terminals, files or pipes, and other processes may share them, so they must not be made non-blocking.
+//! The threads are not of the async runtime's pool, whose shutdown would wait for a read that never returns.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -12,10 +11,10 @@ use std::thread;
 use rustix::event::{PollFd, PollFlags, poll};
 use tokio::sync::{mpsc, oneshot};
 
-/// Bytes read at once.
+/// Bytes of one read.
 pub(super) const CHUNK: usize = 64 << 10;
 
-/// Chunks that may wait for the other side.
+/// Number of chunks that may wait for the other side.
 const WAITING: usize = 4;
 
 /// Reads `fd` to its end, or until the receiver is dropped.
@@ -40,26 +39,26 @@ pub(super) fn read_in_background(fd: OwnedFd) -> mpsc::Receiver<Vec<u8>> {
     receiver
 }
 
-/// The way to a thread that writes.
+/// The sender to a writing thread.
 pub(super) struct Writer {
     chunks: mpsc::Sender<Vec<u8>>,
     done: oneshot::Receiver<io::Result<()>>,
 }
 
 impl Writer {
-    /// Passes a chunk on; false once writing has failed. [`finish`](Self::finish) says how.
+    /// Sends a chunk. False once writing has failed; [`finish`](Self::finish) returns the error.
     pub(super) async fn write(&self, chunk: Vec<u8>) -> bool {
         self.chunks.send(chunk).await.is_ok()
     }
 
-    /// Waits until everything is written, or cannot be.
+    /// Waits until everything is written, or writing has failed.
     pub(super) async fn finish(self) -> io::Result<()> {
         drop(self.chunks);
         self.done.await.unwrap_or_else(|_| Err(io::Error::other("no thread writes to it")))
     }
 }
 
-/// Writes to `fd` what the writer is given.
+/// Writes chunks to `fd`.
 pub(super) fn write_in_background(fd: OwnedFd) -> Writer {
     let (sender, mut receiver) = mpsc::channel::<Vec<u8>>(WAITING);
     let (end, done) = oneshot::channel();
@@ -88,8 +87,7 @@ fn write_all(file: &mut File, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether to try again: after a signal, or once a descriptor that somebody made non-blocking is
-/// ready.
+/// Whether to retry: after a signal, or once a descriptor that another process made non-blocking is ready.
 fn wait(error: &io::Error, fd: &File, flags: PollFlags) -> bool {
     match error.kind() {
         io::ErrorKind::Interrupted => true,
@@ -100,8 +98,7 @@ fn wait(error: &io::Error, fd: &File, flags: PollFlags) -> bool {
     }
 }
 
-/// Without a thread the stream is as if it had ended: the closure is dropped, and its channel with
-/// it.
+/// Starts a thread. If that fails, the closure and its channel are dropped, which looks like the end of the stream.
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {
     if let Err(error) = thread::Builder::new().name(name.to_owned()).spawn(work) {
         tracing::error!(%error, "cannot start a thread for {name}");
@@ -144,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stops_the_writer_is_told() {
+    fn finish_returns_the_error_of_a_failed_write() {
         let end = |to: OwnedFd| {
             block_on(async {
                 let writer = write_in_background(to);

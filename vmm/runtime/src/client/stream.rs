@@ -29,9 +29,9 @@ pub(super) struct Stream {
 struct State {
     /// The command's process ID, once it was started.
     pid: Option<u32>,
-    /// How the request came out, once it is over.
+    /// The result of the request, once it has ended.
     outcome: Option<Result<Response, Error>>,
-    /// Who waits to send.
+    /// The waker of a pending send.
     sender: Option<Waker>,
     outputs: [Incoming; 2],
 }
@@ -39,11 +39,11 @@ struct State {
 /// Data from the guest.
 #[derive(Debug, Default)]
 struct Incoming {
-    /// What arrived and was not read yet; at most a window.
+    /// Data that was not read yet; at most a window.
     data: Chunks,
-    /// No more comes.
+    /// The guest sends no more.
     ended: bool,
-    /// Nobody reads it.
+    /// The reader was dropped.
     abandoned: bool,
     waker: Option<Waker>,
 }
@@ -84,7 +84,7 @@ impl Stream {
         self.id
     }
 
-    /// Something happened on the stream, which goes on.
+    /// Applies an event that does not end the stream.
     pub(super) fn handle(&self, event: ClientEvent<impl Sized>) {
         let mut state = lock(&self.state);
         let waker = match event {
@@ -123,7 +123,7 @@ impl Stream {
         incoming.waker.take()
     }
 
-    /// The stream is over with this answer.
+    /// Ends the stream with the agent's answer.
     pub(super) fn answer(&self, response: Response) {
         self.finish(match response {
             Response::Failed(failure) => Err(Error::Failed(failure)),
@@ -131,7 +131,7 @@ impl Stream {
         });
     }
 
-    /// Ends the stream, unless it is over already.
+    /// Ends the stream, unless it has ended already.
     pub(super) fn finish(&self, outcome: Result<Response, Error>) {
         let mut state = lock(&self.state);
         if state.outcome.is_none() {
@@ -141,7 +141,7 @@ impl Stream {
         }
     }
 
-    /// Waits until the command runs, or has run; its process ID.
+    /// Waits until the command runs, or has run. Returns its process ID.
     pub(super) async fn started(&self) -> Result<u32, Error> {
         self.until(|state| match (&state.outcome, state.pid) {
             (_, Some(pid)) => Some(Ok(pid)),
@@ -151,7 +151,7 @@ impl Stream {
         .await
     }
 
-    /// Waits until there is standard output to read, or will never be any.
+    /// Waits for standard output, or for the end of the stream.
     pub(super) async fn readable(&self) {
         self.until(|state| (state.outcome.is_some() || state.has_stdout()).then_some(())).await;
     }
@@ -161,12 +161,12 @@ impl Stream {
         self.until(|state| state.outcome.clone()).await
     }
 
-    /// Whether standard output that arrived was not read.
+    /// Whether there is unread standard output.
     pub(super) fn has_output(&self) -> bool {
         lock(&self.state).has_stdout()
     }
 
-    /// The outcome, if there is one already.
+    /// The result, if the stream has ended.
     pub(super) fn try_over(&self) -> Option<Result<Response, Error>> {
         lock(&self.state).outcome.clone()
     }

@@ -5,12 +5,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use boxlite_proto::message::TerminalSize;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
-/// Passes every key on as it is until dropped, which also happens when a panic unwinds.
+/// Raw mode of a terminal, restored on drop, also by a panic that unwinds.
 #[derive(Debug)]
 pub(super) struct RawMode(Option<(OwnedFd, Termios)>);
 
 impl RawMode {
-    /// Changes the terminal, if it is one.
+    /// Enters raw mode, if the descriptor is a terminal.
     pub(super) fn enter(terminal: BorrowedFd<'_>) -> Self {
         let enter = || {
             let before = tcgetattr(terminal).ok()?;
@@ -27,13 +27,13 @@ impl RawMode {
 impl Drop for RawMode {
     fn drop(&mut self) {
         if let Some((terminal, before)) = &self.0 {
-            // There is nobody to tell, and nothing else to try.
+            // A failure can be neither reported nor handled.
             let _ = tcsetattr(terminal.as_fd(), OptionalActions::Drain, before);
         }
     }
 }
 
-/// The terminal's size; the classic one if it does not say.
+/// The size of a terminal; 80 by 24 if it is unknown.
 pub(super) fn size(terminal: BorrowedFd<'_>) -> TerminalSize {
     match tcgetwinsize(terminal) {
         Ok(size) if size.ws_row > 0 && size.ws_col > 0 => {

@@ -1,4 +1,4 @@
-//! Frames on an asynchronous byte stream: reading them, and writing what an outbox gathers in few large writes.
+//! Frames on an asynchronous byte stream: a reader, and an outbox that gathers frames into few large writes.
 
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,8 +8,7 @@ use boxlite_proto::session::{self, Assembler, Chunks};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::Notify;
 
-/// Locks `mutex`. Poisoning is ignored: nothing here panics while holding a lock halfway through a
-/// change.
+/// Locks `mutex`. Ignores poisoning: no code panics in the middle of a change under a lock.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -18,7 +17,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Debug)]
 pub(crate) struct FrameReader<R> {
     io: R,
-    /// What was read and is not handed out.
+    /// Data that was read and not returned yet.
     pub(super) input: Assembler,
 }
 
@@ -28,7 +27,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         Self { io, input: Assembler::default() }
     }
 
-    /// The next frame; `None` when the connection ended between two. Cancel safe.
+    /// Returns the next frame, or `None` if the connection ended between two frames. Cancel safe.
     pub(crate) async fn next(&mut self) -> Result<Option<Frame>, FrameError> {
         loop {
             if let Some(frame) = self.input.next_frame()? {
@@ -40,7 +39,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         }
     }
 
-    /// Reads once. False when the connection ended between two frames. Cancel safe.
+    /// Reads once. False if the connection ended between two frames. Cancel safe.
     pub(super) async fn fill(&mut self) -> Result<bool, FrameError> {
         let read = self.io.read(self.input.space()).await?;
         self.input.filled(read);
@@ -51,7 +50,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         }
     }
 
-    /// The reading and the writing half of the connection.
+    /// Splits the connection into its reading and its writing half.
     pub(crate) fn split(self) -> (FrameReader<ReadHalf<R>>, WriteHalf<R>)
     where
         R: AsyncWrite,
@@ -61,14 +60,14 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         (FrameReader { io, input }, write)
     }
 
-    /// The connection, to write to.
+    /// The connection, for writing.
     pub(crate) fn io_mut(&mut self) -> &mut R {
         &mut self.io
     }
 }
 
-/// Writes what `take` gives to `io`, and waits for `filled` while it gives nothing; until `take` says that no more
-/// will come, or until the connection fails.
+/// Writes the batches of `take` to `io`, and waits for `filled` while they are empty, until `take` reports the end or
+/// the connection fails.
 pub(super) async fn drain(
     mut io: impl AsyncWrite + Unpin,
     filled: &Notify,
@@ -88,14 +87,14 @@ pub(super) async fn drain(
     }
 }
 
-/// Where frames of many tasks wait for a connection. What comes together while a write is under way leaves in
-/// the next one.
+/// A queue of frames from many tasks for one connection. Frames that are pushed during a write are sent by the next
+/// write together.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
     state: Mutex<OutboxState>,
-    /// There is something to write, or nothing ever will be.
+    /// Wakes the writer: frames wait, or the outbox is closed.
     filled: Notify,
-    /// A write began.
+    /// Wakes [`room`](Outbox::room): a write has started, or the outbox is closed.
     drained: Notify,
 }
 
@@ -120,19 +119,19 @@ impl Outbox {
         }
     }
 
-    /// Takes no more frames; [`drain`](Self::drain) ends once those that wait are written.
+    /// Closes the outbox for new frames. [`drain`](Self::drain) returns once the waiting ones are written.
     pub(crate) fn close(&self) {
         lock(&self.state).closed = true;
         self.filled.notify_one();
         self.drained.notify_waiters();
     }
 
-    /// Bytes that wait.
+    /// Number of waiting bytes.
     pub(crate) fn len(&self) -> usize {
         lock(&self.state).frames.len()
     }
 
-    /// Waits until fewer than `limit` bytes wait, or nothing is taken any more.
+    /// Waits until fewer than `limit` bytes wait, or the outbox is closed.
     pub(crate) async fn room(&self, limit: usize) {
         loop {
             let drained = self.drained.notified();
@@ -148,7 +147,7 @@ impl Outbox {
         }
     }
 
-    /// Writes what is pushed to `io` until [`close`](Self::close), or until the connection fails.
+    /// Writes pushed frames to `io` until [`close`](Self::close), or until the connection fails.
     pub(crate) async fn drain(&self, io: impl AsyncWrite + Unpin) -> io::Result<()> {
         let take = || {
             let mut state = lock(&self.state);

@@ -1,8 +1,7 @@
-//! Connections to the agents of boxes: one for each box that a runtime uses, whatever number of
-//! handles and commands share it.
+//! Connections to the agents of boxes: one for each box that a runtime uses, shared by all handles and commands.
 //!
-//! Nobody holds a lock while a connection is made: one task makes it, within [`CONNECT_LIMIT`], and
-//! all who need it wait for that task, each as long as it likes.
+//! One task opens a connection, within [`CONNECT_LIMIT`], and all callers that need it wait for that task. No lock is
+//! held meanwhile, and dropping a caller's future does not affect the others.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
@@ -16,11 +15,10 @@ use crate::client::wire::lock;
 use crate::client::{self, AgentClient};
 use crate::{Error, Result};
 
-/// Timeout for an agent to accept a connection and to answer its greeting: that of a guest that is
-/// slow, not of one that hangs.
+/// Timeout for an agent to accept a connection and to answer the greeting. It is generous towards slow guests.
 const CONNECT_LIMIT: Duration = Duration::from_secs(60);
 
-/// The agents of a runtime's boxes, by the boxes' IDs. Those are there that a handle leads to.
+/// The agents of a runtime's boxes, by box ID. An entry lives as long as a handle of the box.
 #[derive(Debug, Default)]
 pub(super) struct Agents(Mutex<HashMap<String, Weak<BoxAgent>>>);
 
@@ -39,15 +37,15 @@ enum State {
     Connected(AgentClient),
 }
 
-/// What came of an attempt, for all who waited for it.
+/// The result of an attempt to connect, for all waiting callers.
 type Outcome = Result<AgentClient, Failure>;
 
 /// Why there is no connection.
 #[derive(Clone, Debug)]
 pub(crate) enum Failure {
-    /// It was lost before it was used.
+    /// The connection was lost before it was used.
     Lost(client::Error),
-    /// It could not be made.
+    /// The connection could not be opened.
     NotMade(Error),
 }
 
@@ -72,7 +70,7 @@ impl Agents {
 }
 
 impl BoxAgent {
-    /// The connection, made if there is none. Cancel safe: the others' wait goes on.
+    /// Returns the connection, opened if there is none. Cancel safe: other callers keep waiting.
     pub(super) async fn connect(self: &Arc<Self>, serving: &Serving) -> Outcome {
         let mut attempt = match self.connected_or_attempt(serving) {
             Ok(agent) => return Ok(agent),
@@ -80,9 +78,9 @@ impl BoxAgent {
         };
         let outcome = attempt.wait_for(Option::is_some).await.ok().and_then(|it| it.clone());
         outcome.unwrap_or_else(|| {
-            // The async runtime that it was made on has ended.
+            // The async runtime of the connecting task was shut down.
             *lock(&self.state) = State::Unconnected;
-            Err(Error::internal("a connection to an agent was given up").into())
+            Err(Error::internal("connecting to an agent was aborted").into())
         })
     }
 

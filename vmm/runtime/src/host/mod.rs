@@ -1,4 +1,4 @@
-//! A home's runtime as its handles see it: requests, streams, and the connections to its boxes' agents.
+//! The runtime behind a handle: requests, streams, and connections to the agents of boxes.
 
 mod agents;
 mod serving;
@@ -16,7 +16,7 @@ use crate::stream::Duplex;
 pub(crate) use self::agents::{BoxAgent, Failure as NoAgent};
 pub(crate) use self::serving::Serving;
 
-/// A runtime as its handles see it.
+/// The runtime behind a handle.
 #[derive(Clone, Debug)]
 pub(crate) struct Host {
     serving: Serving,
@@ -36,12 +36,12 @@ impl Host {
         self.serving.open(channel).await
     }
 
-    /// The agent of the box with this ID, which [`connect`](Self::connect) takes.
+    /// The agent of the box with this ID, for [`connect`](Self::connect).
     pub(crate) fn agent(&self, id: &str) -> Arc<BoxAgent> {
         self.agents.of(id)
     }
 
-    /// The connection to an agent, which all share.
+    /// Returns the shared connection to an agent, opened if there is none.
     pub(crate) async fn connect(&self, agent: &Arc<BoxAgent>) -> Result<AgentClient, NoAgent> {
         agent.connect(&self.serving).await
     }

@@ -1,4 +1,4 @@
-//! Where requests are answered.
+//! The server of requests: this process or the software host.
 
 use std::sync::Arc;
 
@@ -10,27 +10,27 @@ use crate::local::Local;
 use crate::remote::Remote;
 use crate::stream::Duplex;
 
-/// Where calls are answered.
+/// What serves calls and channels.
 #[derive(Clone, Debug)]
 pub(crate) enum Serving {
-    /// In this process.
-    Here(Arc<Local>),
-    /// In the software host.
-    There(Arc<Remote>),
+    /// This process.
+    Local(Arc<Local>),
+    /// A runtime in the software host.
+    Remote(Arc<Remote>),
 }
 
 impl Serving {
     pub(super) async fn call(&self, call: Call, progress: Arc<dyn Progress>) -> Result<Reply> {
         match self {
-            Self::Here(local) => local.call(call, progress).await,
-            Self::There(remote) => remote.call(call, progress).await,
+            Self::Local(local) => local.call(call, progress).await,
+            Self::Remote(remote) => remote.call(call, progress).await,
         }
     }
 
     pub(crate) async fn open(&self, channel: Channel) -> Result<Box<dyn Duplex>> {
         match self {
-            Self::Here(local) => local.open_stream(channel).await,
-            Self::There(remote) => remote.open(channel).await,
+            Self::Local(local) => local.open_stream(channel).await,
+            Self::Remote(remote) => remote.open(channel).await,
         }
     }
 }

@@ -242,7 +242,7 @@ mod tests {
         assert_eq!(find("aa").unwrap(), "bb33", "a name goes before a prefix");
         let ambiguous = find("a").unwrap_err();
         assert_eq!(ambiguous.kind(), ErrorKind::Invalid);
-        assert_eq!(ambiguous.message(), "a could be each of web, db");
+        assert_eq!(ambiguous.message(), "a is ambiguous: it matches web, db");
         for none in ["", "c", "WEB", "_", "aa111"] {
             assert_eq!(find(none).unwrap_err().kind(), ErrorKind::NotFound, "{none:?}");
         }

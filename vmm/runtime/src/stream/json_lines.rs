@@ -1,5 +1,5 @@
-//! Values that come as lines of JSON. An empty line is their end, so that a stream that broke off is not taken for
-//! a whole one.
+//! Values as lines of JSON. An empty line marks the end, so that a stream that broke off is not taken for a complete
+//! one.
 
 use std::fmt;
 use std::io;
@@ -10,13 +10,13 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 
 use super::Duplex;
 
-/// What ends the values.
+/// The line that marks the end.
 pub(crate) const END: &[u8] = b"\n";
 
-/// Reads values, a line each.
+/// Reads values, one per line.
 pub(crate) struct JsonLines<T> {
     stream: BufReader<Box<dyn Duplex>>,
-    /// What has been read of the next line.
+    /// The part of the next line that has been read.
     line: Vec<u8>,
     ended: bool,
     values: PhantomData<fn() -> T>,
@@ -27,8 +27,8 @@ impl<T: DeserializeOwned> JsonLines<T> {
         Self { stream: BufReader::new(stream), line: Vec::new(), ended: false, values: PhantomData }
     }
 
-    /// The next value; none at the end. A line that is none, as of a newer release, is passed over.
-    /// Cancel safe.
+    /// Returns the next value, or `None` at the end. Skips lines that are not such a value, as a newer release may
+    /// write. Cancel safe.
     pub(crate) async fn next(&mut self) -> io::Result<Option<T>> {
         while !self.ended {
             let read = self.stream.read_until(b'\n', &mut self.line).await;
@@ -46,11 +46,12 @@ impl<T: DeserializeOwned> JsonLines<T> {
     }
 }
 
-/// An error of a stream that ended before what it carries did.
+/// Explains the error of a stream that ended too early.
 pub(crate) fn broken_off(error: io::Error) -> io::Error {
     match error.kind() {
         io::ErrorKind::UnexpectedEof => {
-            let why = "it broke off: the runtime that sent it is gone, and its software host, if it ran in one";
+            let why =
+                "the stream broke off: the runtime that sent it, or its software host, has stopped";
             io::Error::new(error.kind(), why)
         }
         _ => error,

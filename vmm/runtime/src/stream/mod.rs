@@ -1,4 +1,4 @@
-//! Streams of bytes between a runtime and who serves it, and what travels on them.
+//! Byte streams between a handle and the runtime that serves it, and the encodings on them.
 
 pub(crate) mod json_lines;
 pub(crate) mod progress;
@@ -6,6 +6,6 @@ pub(crate) mod wire;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-/// A stream of bytes in both directions.
+/// A bidirectional byte stream.
 pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}

@@ -1,11 +1,11 @@
-//! Progress of work on images, to be told over a stream.
+//! Progress of work on images, for sending over a stream.
 
 use std::path::PathBuf;
 
 use boxlite_rootfs_builder::{Event, LayerProgress, Progress};
 use serde::{Deserialize, Serialize};
 
-/// An [`Event`] with all that it speaks of.
+/// An [`Event`] that owns its data.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum OwnedEvent {
     Expanding { file: PathBuf, done: u64, total: Option<u64> },
@@ -42,7 +42,7 @@ impl Layer {
 }
 
 impl OwnedEvent {
-    /// None for what this release does not know how to tell.
+    /// None for an event that this release cannot encode.
     pub(crate) fn new(event: Event<'_>) -> Option<Self> {
         Some(match event {
             Event::Expanding { file, done, total } => {

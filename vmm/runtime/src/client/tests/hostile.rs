@@ -7,7 +7,7 @@ use super::*;
 #[test]
 fn another_version_or_life_is_refused() {
     for (version, generation, expected) in
-        [(PROTOCOL_VERSION + 1, 3, "protocol version"), (PROTOCOL_VERSION, 4, "life 4")]
+        [(PROTOCOL_VERSION + 1, 3, "protocol version"), (PROTOCOL_VERSION, 4, "generation 4")]
     {
         run(async {
             let (ours, theirs) = tokio::io::duplex(1 << 10);

@@ -48,7 +48,7 @@ impl LiveBox {
     }
 
     fn handle(&self) -> BoxHandle {
-        BoxHandle::new(Host::new(Serving::Here(self.local.clone())), self.config.clone())
+        BoxHandle::new(Host::new(Serving::Local(self.local.clone())), self.config.clone())
     }
 
     /// Its process dies.

@@ -1,4 +1,4 @@
-//! Making, renaming and removing boxes.
+//! Creating, renaming and removing boxes.
 
 use std::fs;
 use std::path::Path;
@@ -18,14 +18,14 @@ use crate::options::{BoxOptions, bad_name, is_name};
 use crate::state::BoxInfo;
 use crate::{BoxOption, Error, ErrorKind, Problem, Remedy, Result, blocking};
 
-/// How long a killed box may take to be gone.
+/// Timeout for the end of a killed box.
 const GONE: Duration = Duration::from_secs(20);
 
-/// Between two looks at a box that is about to end.
+/// Time between two checks of a box that is about to stop.
 const PAUSE: Duration = Duration::from_millis(10);
 
 impl Local {
-    /// Makes a box. Blocks, for long if the image's disk must be made first.
+    /// Creates a box. Blocks, for long if the image's disk must be built first.
     pub(super) fn create(&self, options: BoxOptions, progress: &dyn Progress) -> Result<BoxConfig> {
         options.validate()?;
         let image = options.image.parse().map_err(Error::image)?;
@@ -40,7 +40,7 @@ impl Local {
             image_digest: image.digest().to_string(),
             image: image.config().clone(),
         };
-        // Before a disk is made, which takes long.
+        // Before a disk is built, which takes long.
         config.check_sizes()?;
         config.check_health()?;
         let disk = self.images.disk(&image, &self.disk_builder(), progress);
@@ -52,10 +52,10 @@ impl Local {
         Ok(config)
     }
 
-    /// Gives a box its row and its folder, over the disk `base` of `size` bytes.
+    /// Creates a box's row and folder, over the disk `base` of `size` bytes.
     pub(super) fn settle(&self, config: &BoxConfig, base: &Path, size: u64) -> Result<()> {
         let guard = self.home.lock_boxes()?;
-        // A box of this name may have removed itself without a trace in the database.
+        // A box of this name may have removed itself, which the database does not know.
         if let Ok(namesake) = self.store.find(&config.name)
             && namesake.name == config.name
             && !self.home.folder(&namesake.id).path().exists()
@@ -68,7 +68,7 @@ impl Local {
             let _ = self.store.remove(&config.id);
             let left = self.home.leftovers();
             drop(guard);
-            // Whatever else is left is deleted later.
+            // Other leftovers are deleted later.
             let _ = left.map(Leftovers::delete);
         }
         made
@@ -76,7 +76,7 @@ impl Local {
 
     fn make_folder(&self, config: &BoxConfig, base: &Path, size: u64) -> Result<()> {
         let folder = self.home.new_folder(&config.id)?;
-        // The image may be removed while the box stays.
+        // A link, as the image may be removed before the box.
         let link = folder.file(BASE);
         fs::hard_link(base, &link).map_err(Error::home("cannot be made", link))?;
         let durability = durability(config);
@@ -93,7 +93,7 @@ impl Local {
         Ok(())
     }
 
-    /// Gives a box another name.
+    /// Renames a box.
     pub(super) fn rename(&self, id: &str, name: &str) -> Result<()> {
         if !is_name(name) {
             let problem = Problem::new(BoxOption::Name, bad_name(name));
@@ -106,20 +106,21 @@ impl Local {
         }
         let mut config = self.config(&entry)?;
         config.name = name.to_owned();
-        // The database keeps names apart. What the box is called says its folder, also if the database is lost.
+        // The database makes names unique. The folder has the name, too, in case the database is lost.
         self.store.rename(&entry.id, name)?;
         let written = self.home.folder(&entry.id).write_json(CONFIG, &config, durability(&config));
         if let Err(e) = written {
             self.store.rename(&entry.id, &entry.name)?;
             return Err(e);
         }
-        // The event's log may have to be waited for, which is not for others to wait for.
+        // Without the lock: the event log may block.
         drop(guard);
         self.note(&entry.id, EventKind::Renamed { name: name.to_owned() });
         Ok(())
     }
 
-    /// Removes a box; one that lives only by force, also if somebody starts it meanwhile. Nobody else is held up.
+    /// Removes a box. A live box is removed only by force, even if another process starts it meanwhile. Does not hold
+    /// the boxes' lock while it waits for the box.
     pub(super) async fn remove(self: &Arc<Self>, id: &str, force: bool) -> Result<()> {
         let id = self.removable(id, force).await?;
         let deadline = Instant::now() + GONE;
@@ -142,13 +143,13 @@ impl Local {
             }
         };
         match removed.await {
-            // Somebody else was faster.
+            // Another process was faster.
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
             removed => removed,
         }
     }
 
-    /// The ID of a box that may be removed now.
+    /// The ID of a box, if it may be removed now.
     async fn removable(self: &Arc<Self>, id: &str, force: bool) -> Result<String> {
         let (local, query) = (self.clone(), id.to_owned());
         blocking(move || {
@@ -163,7 +164,7 @@ impl Local {
         .await
     }
 
-    /// Removes a box, unless it lives. It cannot be started meanwhile: its lock is held.
+    /// Removes a box, unless it is live. Holds its lock, so that it cannot be started meanwhile.
     pub(super) fn try_remove(&self, id: &str) -> Result<bool> {
         let guard = self.home.lock_boxes()?;
         let folder = self.home.folder(id);
@@ -181,12 +182,12 @@ impl Local {
         Ok(true)
     }
 
-    /// Removes all boxes that do not live.
+    /// Removes all boxes that are not live.
     pub(super) fn prune(&self) -> Result<Vec<BoxInfo>> {
         self.reconcile()?;
         let mut removed = Vec::new();
         for info in self.list()?.into_iter().filter(|info| !info.state.is_live()) {
-            // Somebody may have started it meanwhile.
+            // Another process may have started the box meanwhile.
             if self.try_remove(&info.id)? {
                 removed.push(info);
             }
@@ -195,12 +196,13 @@ impl Local {
     }
 }
 
-/// Of a box that removes itself nothing has to survive a loss of power: what is left of it is cleared away.
+/// The durability of a box's files. Nothing of a box that removes itself has to survive a power failure: the next
+/// opening of the home removes its leftovers.
 fn durability(config: &BoxConfig) -> Durability {
     Durability::power_if(!config.options.auto_remove)
 }
 
-/// Formats a box's own disk: an overlay of its image's.
+/// Creates a box's disk: an overlay of its image's.
 pub(super) fn make_overlay(
     file: fs::File,
     folder: &BoxFolder,

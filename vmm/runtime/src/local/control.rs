@@ -1,4 +1,4 @@
-//! Talking to the process of a box that lives, whoever started it.
+//! Requests to the process of a live box, whichever process started it.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -16,34 +16,34 @@ use crate::state::BoxInfo;
 use crate::sys::ProcessEnd;
 use crate::{Error, ErrorKind, Remedy, Result, blocking};
 
-/// How long a box's process may take for an answer.
+/// Timeout for an answer of a box's process.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// How long a killed box may take to be gone.
+/// Timeout for the end of a killed box.
 const GONE: Duration = Duration::from_secs(20);
 
-/// How long a box may take to be gone that does not hear any more: most likely it is ending.
+/// Timeout for the end of a box whose process does not accept requests any more, most likely because it is exiting.
 const ENDING: Duration = Duration::from_secs(5);
 
-/// How long the end of a process is waited for before the box is looked at again, in case that its
-/// status named another's process.
+/// Time after which the box is checked again while the end of its process is awaited, in case the status names an
+/// unrelated process.
 const LOOK: Duration = Duration::from_secs(30);
 
-/// Between two looks at a box whose process cannot be waited for: it has not said who it is, is about
-/// to end, or is out of sight.
+/// Time between two checks of a box whose process cannot be awaited: its ID is not known yet, it is about to exit, or
+/// it is not visible from here.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// What was known of a box when somebody began to wait for its end.
+/// A box when a caller started to wait for its end.
 pub(super) struct BeforeEnd {
     dependent: Option<Dependent>,
     words: LastWords,
     info: Option<BoxInfo>,
 }
 
-/// Why the process of the box `name` could not be asked.
+/// The error for a request that the process of the box `name` did not answer.
 fn unanswered(name: &str, error: io::Error) -> Error {
     match error.kind() {
-        // It ended while it was asked.
+        // The box stopped during the request.
         io::ErrorKind::BrokenPipe
         | io::ErrorKind::ConnectionReset
         | io::ErrorKind::UnexpectedEof => gone(name),
@@ -52,11 +52,11 @@ fn unanswered(name: &str, error: io::Error) -> Error {
 }
 
 fn gone(name: &str) -> Error {
-    Error::ended(name, "its process is gone")
+    Error::ended(name, "its process has exited")
 }
 
 impl Local {
-    /// Asks a box to end, and waits until it has. One that does not live is left as it is.
+    /// Shuts a box down and waits for that. Does nothing if the box is not live.
     pub(super) async fn stop(self: &Arc<Self>, id: &str, grace_ms: u64) -> Result<()> {
         let (folder, process) = self.folder_and_process(id).await?;
         let Some(pid) = process else { return Ok(()) };
@@ -76,7 +76,7 @@ impl Local {
         }
     }
 
-    /// Stops the boxes that end with this process.
+    /// Stops the boxes that stop with this process.
     pub(crate) async fn stop_dependents(self: &Arc<Self>, grace_ms: u64) -> Result<()> {
         let ids: Vec<String> = self.dependents().keys().cloned().collect();
         let mut stops = tokio::task::JoinSet::new();
@@ -98,8 +98,7 @@ impl Local {
         result
     }
 
-    /// Sends a signal to the main command of a box as it is now: not to one that is started later, which nobody
-    /// has seen.
+    /// Sends a signal to the current main command of a box, never to one that is started later.
     pub(super) async fn signal(self: &Arc<Self>, id: &str, signal: i32) -> Result<()> {
         let (local, query) = (self.clone(), id.to_owned());
         let status = blocking(move || {
@@ -115,7 +114,7 @@ impl Local {
         self.ask(id, ToMachine::Signal { signal, pid, started_ms }).await.map(drop)
     }
 
-    /// Ends a box at once.
+    /// Kills a box.
     pub(super) async fn kill(self: &Arc<Self>, id: &str) -> Result<()> {
         let (folder, process) = self.folder_and_process(id).await?;
         let Some(pid) = process else { return Ok(()) };
@@ -124,14 +123,14 @@ impl Local {
         if gone.as_ref().err().is_none_or(|e| e.kind() != ErrorKind::Timeout) {
             return gone;
         }
-        // It does not hear, or does not end.
+        // The process does not accept requests, or does not exit.
         if let Some(victim) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
             let _ = rustix::process::kill_process(victim, rustix::process::Signal::KILL);
         }
         within(GONE, "the end of the killed box", self.process_gone(&folder, pid)).await
     }
 
-    /// The folder of a box, and its process as [`process_of`](Self::process_of) tells it.
+    /// The folder of a box, and its process as in [`process_of`](Self::process_of).
     async fn folder_and_process(self: &Arc<Self>, id: &str) -> Result<(BoxFolder, Option<u32>)> {
         let (local, id) = (self.clone(), id.to_owned());
         let folder = blocking(move || local.folder(&id)).await?;
@@ -139,7 +138,7 @@ impl Local {
         Ok((folder, process))
     }
 
-    /// The process of a box, if it lives; 0 if that has not said who it is.
+    /// The ID of a box's process, if the box is live; 0 if the process has not recorded its ID yet.
     async fn process_of(self: &Arc<Self>, folder: &BoxFolder) -> Result<Option<u32>> {
         let (lives, status) = self.look_at(folder).await?;
         Ok(lives.then(|| status.map_or(0, |status| status.pid)))
@@ -173,15 +172,15 @@ impl Local {
         }
     }
 
-    /// Waits until a box does not live, and tells how it ended.
+    /// Waits until a box is not live. Returns its final state.
     pub(super) async fn wait(self: &Arc<Self>, id: &str) -> Result<BoxInfo> {
         let before = self.before_end(id).await?;
         self.end_of(id, before).await
     }
 
-    /// What tells of the end of a box that lives now, also if it removes itself.
+    /// Prepares to learn the end of a box that is live now, also if it removes itself.
     pub(super) async fn before_end(self: &Arc<Self>, id: &str) -> Result<BeforeEnd> {
-        // Of one that removes itself, each of those who wait is told the end.
+        // A box that removes itself leaves no status, so each waiting caller keeps what it needs.
         let dependent = self.dependents().get(id).cloned();
         let log = self.home.events();
         let words = blocking(move || Ok(LastWords::from_now(log))).await?;
@@ -189,7 +188,7 @@ impl Local {
         Ok(BeforeEnd { dependent, words, info })
     }
 
-    /// Waits for the end of a box.
+    /// Waits for the end of a box. Returns its final state.
     pub(super) async fn end_of(self: &Arc<Self>, id: &str, before: BeforeEnd) -> Result<BoxInfo> {
         let BeforeEnd { dependent, words, info: before } = before;
         self.process_gone(&self.home.folder(id), 0).await?;
@@ -198,7 +197,7 @@ impl Local {
             Err(gone) if gone.kind() == ErrorKind::NotFound => gone,
             info => return info,
         };
-        // It removed itself. Its last words were for the process that started it; others are told by the log.
+        // The box removed itself. The process that started it was sent the end; others find it in the event log.
         if let Some(Dependent { machine, info }) = dependent {
             let Some(ended) = machine.said_last().await else { return Ok(info.died()) };
             return Ok(info.ended(&ended));
@@ -211,7 +210,7 @@ impl Local {
         })
     }
 
-    /// Forgets a box that ended, unless it lives again already.
+    /// Drops a stopped box from the dependents, unless it is live again.
     fn forget(&self, id: &str, ended: Option<&Dependent>) {
         let mut dependents = self.dependents();
         let is_same =
@@ -225,7 +224,7 @@ impl Local {
         Ok(self.home.folder(&self.entry(id)?.id))
     }
 
-    /// Asks the process of a box that lives.
+    /// Sends a request to the process of a live box.
     async fn ask(self: &Arc<Self>, id: &str, message: ToMachine) -> Result<FromMachine> {
         let (local, id) = (self.clone(), id.to_owned());
         let (name, answer) = blocking(move || {
@@ -252,7 +251,7 @@ impl Local {
         }
     }
 
-    /// Hands a descriptor over to the process of a box.
+    /// Sends a descriptor to the process of a box.
     pub(super) async fn hand_over(
         self: &Arc<Self>,
         id: &str,
@@ -269,14 +268,14 @@ impl Local {
         .await
     }
 
-    /// Waits until a box does not live, or lives as another process than `pid`, if that is not 0: others
-    /// may start it as soon as it has ended. That takes nothing of the box's process.
+    /// Waits until a box is not live, or is live as a process other than `pid` (if that is not 0): another process may
+    /// start the box as soon as it has stopped. Does not need the box's process to answer.
     pub(super) async fn process_gone(self: &Arc<Self>, folder: &BoxFolder, pid: u32) -> Result<()> {
         while let Some(now) = self.process_of(folder).await?
             && (pid == 0 || pid == now)
         {
             let end = ProcessEnd::watch(now);
-            // The process that lives had its ID already when the watch began.
+            // The watched process had this ID already when the watch started.
             if self.process_of(folder).await? != Some(now) {
                 continue;
             }

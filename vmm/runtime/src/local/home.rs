@@ -1,20 +1,20 @@
 //! The home folder.
 //!
 //! ```text
-//! boxlite.db              which boxes there are, and their names
-//! events.jsonl            what happened to them
-//! events.old.jsonl        and before that
-//! boxes/.lock             held by whoever makes, renames or removes boxes
-//! boxes/.new-<id>/        a box that is being made    ─┐ cleared away when nobody
-//! boxes/.gone-<id>/       a box that is being removed ─┘ holds boxes/.lock, or the folder, any more
-//! boxes/<id>/lock         held by the box's process: while it is, the box lives
-//! boxes/<id>/config.json  what the box is
-//! boxes/<id>/base.img     its image's disk, a hard link
-//! boxes/<id>/disk.qcow2   what it has written over that
-//! boxes/<id>/status.json  what its process does, or how that ended
+//! boxlite.db              an index of boxes and their names
+//! events.jsonl            events of boxes
+//! events.old.jsonl        earlier events
+//! boxes/.lock             held while boxes are created, renamed or removed
+//! boxes/.new-<id>/        a box that is being created ─┐ removed once no process
+//! boxes/.gone-<id>/       a box that is being removed ─┘ holds boxes/.lock or the folder
+//! boxes/<id>/lock         held by the box's process: the box is live
+//! boxes/<id>/config.json  the box's configuration
+//! boxes/<id>/base.img     the image's disk, a hard link
+//! boxes/<id>/disk.qcow2   the box's overlay of it
+//! boxes/<id>/status.json  the state of the box's process, or how it ended
 //! boxes/<id>/{machine,vsock}.sock, main.log*, machine.log, console.log
 //! images/                 see boxlite-rootfs-builder
-//! registries.json         how registries are reached, if somebody wrote that down
+//! registries.json         access to registries, written by the user
 //! ```
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -46,20 +46,20 @@ pub(super) const VSOCK_SOCKET: &str = "vsock.sock";
 /// The mode of folders.
 const PRIVATE: u32 = 0o700;
 const LOCK: &str = "lock";
-/// Held by the process that made a box that removes itself, until the box is started.
+/// Held by the process that created a box that removes itself, until the box is started.
 const MAKER: &str = "maker";
 const NEW: &str = ".new-";
 
-/// Timeout for the boxes' lock: whoever has it is done in a moment, unless its disk hangs.
+/// Timeout for the boxes' lock. Its holder releases it in a moment, unless the disk hangs.
 const LOCK_LIMIT: Duration = Duration::from_secs(60);
 
-/// Between two attempts to get the boxes' lock.
+/// Time between two attempts to take the boxes' lock.
 const LOCK_PAUSE: Duration = Duration::from_millis(2);
 
 /// Timeout for a connection to a socket of a box.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
-/// Bytes of events before they are moved aside.
+/// Size of the event log in bytes at which it is moved aside.
 const MAX_EVENTS: u64 = 8 << 20;
 
 /// The folder of boxes and images.
@@ -69,7 +69,7 @@ pub struct Home {
 }
 
 impl Home {
-    /// Opens `path`, or the default; makes it if it does not exist.
+    /// Opens `path`, or the default. Creates the folder if it does not exist.
     pub fn open(path: Option<PathBuf>) -> Result<Self> {
         let path = match path {
             Some(path) => path,
@@ -77,7 +77,7 @@ impl Home {
         };
         let path = std::path::absolute(&path).map_err(Error::home("cannot be used", &path))?;
         let home = Self { path };
-        // What is made in it could be lost with it.
+        // Otherwise a power failure could lose the folder, and all that is created in it.
         durable::create_dir_all(&home.boxes(), PRIVATE)
             .map_err(Error::home("cannot be made", home.boxes()))?;
         Ok(home)
@@ -91,7 +91,7 @@ impl Home {
             .or_else(|| set("HOME").map(|home| Path::new(&home).join(".boxlite")))
     }
 
-    /// Where it is.
+    /// The path of the home.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -105,8 +105,8 @@ impl Home {
         self.path.join("images")
     }
 
-    /// How registries are reached: `$BOXLITE_REGISTRIES`; in the home, which the software host has on a disk of its
-    /// own; or among the user's settings. It need not exist.
+    /// The file of registry options: `$BOXLITE_REGISTRIES`, else the one in the home (which the software host has on a
+    /// disk of its own), else the one among the user's settings. It may not exist.
     pub fn registries(&self) -> PathBuf {
         const NAME: &str = "registries.json";
         let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
@@ -133,7 +133,7 @@ impl Home {
         self.path.join("events.jsonl")
     }
 
-    /// The log of events, to append to.
+    /// Opens the log of events for appending.
     pub(super) fn open_events(&self) -> Result<File> {
         let path = self.events();
         let mut options = OpenOptions::new();
@@ -146,8 +146,8 @@ impl Home {
         options.open(&path).map_err(Error::home("cannot be written", path))
     }
 
-    /// Keeps others from making, renaming and removing boxes until it is dropped. Nobody who has it
-    /// waits for a box, or deletes more than names. Blocks for [`LOCK_LIMIT`] at most.
+    /// Takes the lock for creating, renaming and removing boxes, released on drop. Its holder never waits for a box and
+    /// deletes nothing but names. Blocks for [`LOCK_LIMIT`] at most.
     pub(super) fn lock_boxes(&self) -> Result<File> {
         let path = self.boxes().join(".lock");
         let lock = File::create(&path).map_err(Error::home("cannot be written", &path))?;
@@ -166,12 +166,12 @@ impl Home {
         }
     }
 
-    /// The folder of a box, which need not exist.
+    /// The folder of a box. It may not exist.
     pub(super) fn folder(&self, id: &str) -> BoxFolder {
         BoxFolder { path: self.boxes().join(id) }
     }
 
-    /// The folder of a box that is being made. Only with the boxes' lock.
+    /// Creates the folder of a box that is being created. Requires the boxes' lock.
     pub(super) fn new_folder(&self, id: &str) -> Result<BoxFolder> {
         let path = self.boxes().join(format!("{NEW}{id}"));
         let made = DirBuilder::new().mode(PRIVATE).create(&path);
@@ -179,7 +179,7 @@ impl Home {
         Ok(BoxFolder { path })
     }
 
-    /// Gives a folder that is complete its place. Only with the boxes' lock.
+    /// Renames a complete folder to its final name. Requires the boxes' lock.
     pub(super) fn settle(
         &self,
         new: BoxFolder,
@@ -195,14 +195,14 @@ impl Home {
         Ok(folder)
     }
 
-    /// Takes a box's folder out of its place, for [`leftovers`](Self::leftovers). Only with the boxes' lock. Its
-    /// new name is on stable storage before anything in it is removed: a loss of power brings back no half of a box.
+    /// Renames a box's folder, for [`leftovers`](Self::leftovers) to remove. Requires the boxes' lock. The new name is
+    /// on stable storage before any content is removed, so that a power failure does not bring back half a box.
     pub(super) fn retire(&self, id: &str, durability: Durability) -> Result<()> {
         self.move_aside(&self.folder(id).path, id, durability)
     }
 
-    /// Takes what is left of boxes that were being made or removed out of the way. Only with the
-    /// boxes' lock; deleting it takes longer, and is for after that.
+    /// Collects what is left of boxes that were being created or removed. Requires the boxes' lock. Deleting the
+    /// leftovers takes longer, and is done without the lock.
     pub(super) fn leftovers(&self) -> Result<Leftovers> {
         let mut gone = Vec::new();
         for name in self.entries()? {
@@ -230,7 +230,7 @@ impl Home {
         }
     }
 
-    /// Waits until no box lives. Blocks.
+    /// Waits until no box is live. Blocks.
     pub fn wait_for_boxes(&self) -> Result<()> {
         while let Some(id) = self.ids()?.into_iter().find(|id| self.folder(id).is_live()) {
             self.folder(&id).wait_until_dead()?;
@@ -238,7 +238,7 @@ impl Home {
         Ok(())
     }
 
-    /// The IDs of the boxes that have a folder.
+    /// The IDs of all boxes with a folder.
     pub(super) fn ids(&self) -> Result<Vec<String>> {
         let names = self.entries()?.into_iter();
         Ok(names.filter(|name| !name.starts_with('.')).collect())
@@ -255,14 +255,13 @@ impl Home {
     }
 }
 
-/// Folders of boxes that are no more.
+/// Folders of removed and incomplete boxes.
 #[derive(Debug)]
-#[must_use = "it is there until it is deleted"]
+#[must_use = "the folders stay until they are deleted"]
 pub(super) struct Leftovers(Vec<PathBuf>);
 
 impl Leftovers {
-    /// Deletes them, but for what another process deletes. What cannot be deleted now is tried again
-    /// next time.
+    /// Deletes the folders, except those that another process deletes. Failed deletions are retried next time.
     pub(super) fn delete(self) {
         for path in self.0 {
             let Ok(folder) = File::open(&path) else { continue };
@@ -286,18 +285,18 @@ pub(super) struct BoxFolder {
 }
 
 impl BoxFolder {
-    /// Where it is.
+    /// The path of the folder.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// A file in it.
+    /// The path of a file in the folder.
     pub(super) fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
-    /// Whether the box has a process: it holds the lock. A lock that cannot be looked at (too many open files)
-    /// may be held.
+    /// Whether the box has a process, which holds the lock. A lock that cannot be tested (too many open files) counts as
+    /// held.
     pub(super) fn is_live(&self) -> bool {
         is_held(&self.file(LOCK))
     }
@@ -317,7 +316,7 @@ impl BoxFolder {
         }
     }
 
-    /// Takes the lock of the box's maker.
+    /// Takes the creator's lock of the box.
     pub(super) fn lock_as_maker(&self) -> Result<File> {
         let lock = self.create(MAKER)?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive)
@@ -325,12 +324,12 @@ impl BoxFolder {
         Ok(lock)
     }
 
-    /// Whether the process that made the box lives and has not started it, as far as can be seen.
+    /// Whether the process that created the box is alive and has not started the box.
     pub(super) fn is_in_the_making(&self) -> bool {
         is_held(&self.file(MAKER))
     }
 
-    /// Takes the lock; none if the box lives.
+    /// Takes the lock. None if the box is live.
     pub(super) fn lock(&self) -> Result<Option<File>> {
         let path = self.file(LOCK);
         let mut options = OpenOptions::new();
@@ -343,14 +342,14 @@ impl BoxFolder {
         }
     }
 
-    /// Reads a file of JSON.
+    /// Reads a JSON file.
     pub(super) fn read_json<T: DeserializeOwned>(&self, name: &str) -> Result<T> {
         let path = self.file(name);
         let read = || -> io::Result<T> { Ok(serde_json::from_slice(&fs::read(&path)?)?) };
         read().map_err(Error::home("cannot be read", &path))
     }
 
-    /// Writes a file of JSON, as a whole or not at all. Only for who alone may write it.
+    /// Writes a JSON file atomically. Only for its sole writer.
     pub(super) fn write_json(
         &self,
         name: &str,
@@ -364,7 +363,7 @@ impl BoxFolder {
         write().map_err(Error::home("cannot be written", self.file(name)))
     }
 
-    /// Makes a file anew.
+    /// Creates a file, or empties it.
     pub(super) fn create(&self, name: &str) -> Result<File> {
         let path = self.file(name);
         let mut options = OpenOptions::new();
@@ -372,7 +371,7 @@ impl BoxFolder {
         options.open(&path).map_err(Error::home("cannot be written", path))
     }
 
-    /// Makes a log anew, to which its writer appends.
+    /// Creates a log, or empties it, and opens it for appending.
     pub(super) fn create_log(&self, name: &str) -> Result<File> {
         self.create(name)?;
         let path = self.file(name);
@@ -389,7 +388,7 @@ impl BoxFolder {
         options.open(&path).map_err(Error::home("cannot be opened", path))
     }
 
-    /// Removes a file that may not be there.
+    /// Removes a file, if it exists.
     pub(super) fn remove(&self, name: &str) -> Result<()> {
         let path = self.file(name);
         match fs::remove_file(&path) {
@@ -400,19 +399,18 @@ impl BoxFolder {
         }
     }
 
-    /// Listens on a socket in it. Only for who has the lock.
+    /// Listens on a socket in the folder. Requires the box's lock.
     pub(super) fn listen(&self, name: &str) -> Result<UnixListener> {
         self.remove(name)?;
         self.at_socket(name, |path| UnixListener::bind(path))
     }
 
-    /// Connects to a socket in it; an error of kind `NotFound` or `ConnectionRefused` if nobody
-    /// listens.
+    /// Connects to a socket in the folder. If no process listens, the error's kind is `NotFound` or `ConnectionRefused`.
     pub(super) fn connect(&self, name: &str) -> Result<UnixStream> {
         self.at_socket(name, connect_in_time)
     }
 
-    /// A socket's name may have only 107 bytes, a home's more: it is reached through the folder.
+    /// A socket's address by way of the open folder: an address may have only 107 bytes, and a home's path more.
     fn at_socket<T>(&self, name: &str, f: impl FnOnce(&Path) -> io::Result<T>) -> Result<T> {
         let reach = || {
             let dir = File::open(&self.path)?;
@@ -422,8 +420,8 @@ impl BoxFolder {
     }
 }
 
-/// Connects to a socket; what is written to it fails after [`CONNECT_LIMIT`], too. Without a limit, a
-/// process that stands still and has as many waiting as its socket takes would hold up the rest.
+/// Connects to a socket. Connecting and later writes fail after [`CONNECT_LIMIT`]; without a timeout, a process that
+/// hangs with a full backlog would block all further callers.
 fn connect_in_time(path: &Path) -> io::Result<UnixStream> {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
     let socket = UnixStream::from(socket(AddressFamily::UNIX, SocketType::STREAM, None)?);
@@ -450,9 +448,9 @@ fn rename(from: &Path, to: &Path, durability: Durability) -> io::Result<()> {
     }
 }
 
-/// Whether somebody holds the lock at `path`. Only one that is not there, or can be had, is held by nobody.
+/// Whether a process holds the lock at `path`. Only a lock that is missing or can be taken is not held.
 fn is_held(path: &Path) -> bool {
-    // Shared, so that two who look do not take each other for the holder.
+    // Shared, so that two processes that test the lock do not take each other for its holder.
     match File::open(path) {
         Ok(lock) => flock(&lock, FlockOperation::NonBlockingLockShared).is_err(),
         Err(e) => e.kind() != io::ErrorKind::NotFound,

@@ -1,4 +1,4 @@
-//! Starting a box: its files are opened, its process is started with them, and its boot is waited for.
+//! Starting a box: opens its files, starts its process with them, and waits for the boot.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -24,19 +24,19 @@ use crate::options::BoxOptions;
 use crate::state::{BoxState, judge};
 use crate::{Error, Remedy, Result, blocking};
 
-/// How long another process that is about to start or end the box is waited for, beside the boot.
+/// Timeout for another process that is about to start or stop the box, in addition to that of the boot.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// More boxes of this process than this are kept in mind only while they live.
+/// Number of dependents above which stopped ones are dropped.
 const MANY: usize = 256;
 
-/// Between two looks at a lock that another has.
+/// Time between two attempts to take a lock.
 const PAUSE: Duration = Duration::from_millis(50);
 
 const DEFAULT_SIZE: TerminalSize = TerminalSize { rows: 24, columns: 80 };
 
 impl Local {
-    /// Boots a box; returns once it serves commands. One that runs is left as it is.
+    /// Boots a box. Returns once it accepts commands, at once if it runs already.
     pub(super) async fn start(self: &Arc<Self>, id: &str, how: Start) -> Result<()> {
         let (local, query) = (self.clone(), id.to_owned());
         let (entry, config, info) = blocking(move || {
@@ -70,7 +70,7 @@ impl Local {
         Ok(())
     }
 
-    /// Takes the lock of a box that is to be started; none if it runs.
+    /// Takes the lock of a box to start. None if the box runs.
     async fn lock_to_start(
         self: &Arc<Self>,
         folder: &BoxFolder,
@@ -90,8 +90,8 @@ impl Local {
                     let remedy = Remedy::ResumeBox { name: name.to_owned() };
                     return Err(Error::wrong_state(name, &state, remedy));
                 }
-                // Another process starts it, it ends, or somebody only looked. That a lock is free
-                // is not told.
+                // Another process starts the box, the box is stopping, or a process only tested the lock. There is
+                // no notification when a lock is released.
                 Err(_) => drop(tokio::time::timeout(PAUSE, status.changed()).await),
             }
         }
@@ -109,7 +109,7 @@ impl Local {
                 ended = machine.said_last() => ended,
                 () = status.changed() => continue,
             };
-            // It is over: that may have been all that it was to do.
+            // The box has stopped: a main command may be that short.
             return match ended.and_then(|ended| ended.main) {
                 Some(MainEnd::NotStarted { code, message }) => Err(cannot_start(code, message)),
                 _ => Ok(()),
@@ -117,7 +117,7 @@ impl Local {
         }
     }
 
-    /// Starts the process of a box whose lock is held. Blocks, shortly.
+    /// Starts the process of a box whose lock is held. Blocks for a short time.
     fn launch(
         &self,
         folder: &BoxFolder,
@@ -172,7 +172,7 @@ impl Local {
             network: options.network_spec(),
             sandbox: Some(sandbox),
         };
-        // Held by the process from here on, and by nobody else.
+        // From here on, only the box's process holds the lock.
         files.add(lock);
         let log = folder.create_log(MACHINE_LOG)?;
         Self::begin_status(folder, options)?;
@@ -180,22 +180,22 @@ impl Local {
         MachineProcess::start(&self.launcher, self.debug, spec, &files.0, Some(log))
     }
 
-    /// What the box said in an earlier life is over: also after a loss of power, nothing may say that the disk to
-    /// which the guest is about to write is in order.
+    /// Removes the status of the previous run. Even after a power failure, no status may claim that a disk to which the
+    /// guest is about to write is clean.
     pub(super) fn begin_status(folder: &BoxFolder, options: &BoxOptions) -> Result<()> {
         Status::starting()
             .write(folder.path(), Durability::power_if(!options.auto_remove))
             .map_err(Error::home("cannot be written", folder.file(STATUS_FILE)))
     }
 
-    /// Whether the disk may be as a killed process or a loss of power left it.
+    /// Whether the disk may be as a killed process or a power failure left it.
     fn was_cut_off(&self, folder: &BoxFolder) -> Result<bool> {
         let (_, status) = self.look(folder)?;
         Ok(status.is_some_and(|status| status.was_cut_off()))
     }
 
-    /// The box's own disk. One that goes with the box has no name, so that nothing is left of it
-    /// whatever ends the box.
+    /// Opens the box's disk. The disk of a box that removes itself has no name, so that nothing is left of it however
+    /// the box ends.
     fn open_disk(&self, folder: &BoxFolder, config: &BoxConfig, base: &File) -> Result<File> {
         if !config.options.auto_remove {
             return folder.open(DISK, true);
@@ -208,7 +208,7 @@ impl Local {
     }
 }
 
-/// As the agent says it of any command.
+/// The failure that the agent reports for any other command.
 fn cannot_start(code: u8, message: String) -> Error {
     let kind = match code {
         127 => FailureKind::NotFound,
@@ -218,7 +218,7 @@ fn cannot_start(code: u8, message: String) -> Error {
     Error::guest(client::Error::Failed(Failure { kind, message }))
 }
 
-/// The files of a spec, in their order.
+/// The files of a spec, in order.
 #[derive(Default)]
 struct Files(Vec<OwnedFd>);
 
@@ -229,7 +229,7 @@ impl Files {
     }
 }
 
-/// Awaits something for so long at most.
+/// Awaits `work` with a timeout.
 pub(super) async fn within<T>(
     timeout: Duration,
     what: &str,

@@ -1,4 +1,4 @@
-//! The process of a machine, seen from its launcher: started, told what to build, watched to its end.
+//! A box's process, on the launcher's side: started, sent its spec, followed to its end.
 
 use std::fs::File;
 use std::io;
@@ -27,26 +27,26 @@ use crate::{Error, Result};
 
 const EXECUTABLE: &str = "boxlite-vmm";
 
-/// A machine's process. Dropping it ends the machine, unless it is a detached box.
+/// A box's process, or that of a VM that builds a disk. Dropping it stops the VM, unless the box is detached.
 #[derive(Debug)]
 pub(crate) struct MachineProcess {
     control: UnixStream,
     state: watch::Receiver<State>,
 }
 
-/// What is known of a machine.
+/// The progress of a process.
 #[derive(Clone, Debug, Default)]
 struct State {
     ready: bool,
-    /// How it ended.
+    /// The VM has ended.
     end: Option<End>,
 }
 
 #[derive(Clone, Debug)]
 enum End {
-    /// It said how.
+    /// As the process reported.
     Said(Ended),
-    /// It did not.
+    /// The process exited without a report.
     Silently(String),
 }
 
@@ -62,7 +62,7 @@ impl End {
                 }
             },
             Self::Silently(status) => {
-                tracing::debug!(status, "a machine's process ended without a word");
+                tracing::debug!(status, "a box's process exited without a report");
                 Error::failed(name, &FailureReason::ProcessDied)
             }
         }
@@ -70,11 +70,10 @@ impl End {
 }
 
 impl MachineProcess {
-    /// Starts a machine's process and hands it the spec with its files; those after the ones that
-    /// the spec numbers are only kept open. Its log goes to `log`, or to this process's stderr, and says more
-    /// with `debug`.
+    /// Starts a process and sends it the spec with its files. Files beyond those that the spec numbers are only kept
+    /// open. The process logs to `log`, or to this process's stderr, and more with `debug`.
     ///
-    /// Must be called inside a tokio runtime: a task follows the process.
+    /// Must be called within a tokio runtime, in which a task follows the process.
     pub(crate) fn start(
         launcher: &Path,
         debug: bool,
@@ -84,18 +83,18 @@ impl MachineProcess {
     ) -> Result<Self> {
         let failed = Error::spawn(launcher);
         let (control, theirs) = UnixStream::pair().map_err(&failed)?;
-        // A box that is not detached ends with us by itself, in good order: it hears that we are gone.
+        // A box that is not detached shuts itself down when this process exits, which closes the socket.
         let outlive = spec.sandbox.is_some();
         let mut command = Command::new(launcher);
         command
             .args(debug.then_some("--debug"))
             .arg(MACHINE_SUBCOMMAND)
-            // Whoever unmounts where the launcher was need not end the box.
+            // So that the box does not keep the launcher's file system mounted.
             .current_dir("/")
             .stdin(OwnedFd::from(theirs))
             .stdout(Stdio::null())
             .stderr(log.map_or_else(Stdio::inherit, Stdio::from));
-        // A terminal's Ctrl-C is for the command in the box, not for the box.
+        // Ctrl-C at a terminal is for the command in the box, not for the box's process.
         in_new_session(&mut command);
         inherit_only(&mut command, Vec::new());
         let child = command.spawn().map_err(&failed)?;
@@ -116,7 +115,7 @@ impl MachineProcess {
         Ok(Self { control, state })
     }
 
-    /// Waits until the agent serves, or the machine gives up. The error says of the box `name` how.
+    /// Waits until the agent is ready, or the VM has ended. The error is about the box `name`.
     pub(crate) async fn ready(&self, name: Option<&str>) -> Result<()> {
         let mut state = self.state.clone();
         let settled = state.wait_for(|state| state.end.is_some() || state.ready).await;
@@ -138,11 +137,11 @@ impl MachineProcess {
     fn lost(&self) -> impl FnOnce(io::Error) -> Error + '_ {
         |e| match self.state.borrow().end.clone() {
             Some(end) => end.into_error(None),
-            None => Error::internal(format!("the connection to a machine failed: {e}")),
+            None => Error::internal(format!("the connection to a box's process failed: {e}")),
         }
     }
 
-    /// Why the machine is no longer there, if it is not: waits a moment for its last words.
+    /// How the VM ended, if it has: waits a moment for the process's report.
     pub(crate) async fn end_reason(&self) -> Option<Error> {
         let mut state = self.state.clone();
         let ended = state.wait_for(|state| state.end.is_some());
@@ -150,7 +149,7 @@ impl MachineProcess {
         Some(ended.ok()?.ok()?.end.clone()?.into_error(None))
     }
 
-    /// How it said that it ended, if it has.
+    /// The reported end, if there is one.
     pub(super) fn said(&self) -> Option<Ended> {
         match self.state.borrow().end.clone()? {
             End::Said(ended) => Some(ended),
@@ -158,14 +157,14 @@ impl MachineProcess {
         }
     }
 
-    /// How it says that it ends, when it does.
+    /// Waits for the reported end.
     pub(super) async fn said_last(&self) -> Option<Ended> {
         let mut state = self.state.clone();
         let _ = state.wait_for(|state| state.end.is_some()).await;
         self.said()
     }
 
-    /// Waits for the process to end, in good order.
+    /// Waits for the process to exit after an orderly end.
     pub(crate) async fn ended(&self) -> Result<()> {
         let mut state = self.state.clone();
         let ended = state.wait_for(|state| state.end.is_some()).await;
@@ -179,22 +178,22 @@ impl MachineProcess {
 
 impl Drop for MachineProcess {
     fn drop(&mut self) {
-        // The machine hears of it; the task that follows it reaps the process.
+        // The process sees the closed socket and exits; the task that follows it reaps it.
         let _ = self.control.shutdown(std::net::Shutdown::Both);
     }
 }
 
-/// Why a process did not take its spec: how it ended, if that is why.
+/// The error of a process that did not take its spec: its exit status, if it has exited.
 fn ended_at_once(error: io::Error, mut child: std::process::Child) -> io::Error {
     match (error.kind(), child.wait()) {
         (io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset, Ok(status)) => {
-            io::Error::other(format!("it ended at once ({status})"))
+            io::Error::other(format!("it exited at once ({status})"))
         }
         _ => error,
     }
 }
 
-/// Takes what the machine says until its process has ended.
+/// Receives the messages of a process until it has exited.
 async fn follow(
     mut events: tokio::net::UnixStream,
     state: watch::Sender<State>,
@@ -218,7 +217,7 @@ async fn follow(
     state.send_modify(|state| state.end = Some(end));
 }
 
-/// The executable of the boxes' processes: an absolute path, since they are started in another folder.
+/// Finds the executable of the boxes' processes. Returns an absolute path, since they have another working directory.
 pub(crate) fn find_launcher(given: Option<PathBuf>) -> Result<PathBuf> {
     let found = search_launcher(given)?;
     std::path::absolute(&found).map_err(Error::spawn(&found))
@@ -236,7 +235,7 @@ fn search_launcher(given: Option<PathBuf>) -> Result<PathBuf> {
     if let Some(this) = this.as_ref().filter(|this| this.file_stem() == Some(EXECUTABLE.as_ref())) {
         return Ok(this.clone());
     }
-    // Examples and tests lie one folder deeper than the executable.
+    // Examples and tests are built one folder below the executable.
     let beside = this.iter().flat_map(|this| this.ancestors().skip(1).take(2));
     let path = std::env::var_os("PATH").unwrap_or_default();
     beside
@@ -247,8 +246,7 @@ fn search_launcher(given: Option<PathBuf>) -> Result<PathBuf> {
         .ok_or_else(|| Error::no_launcher("beside this executable and in PATH"))
 }
 
-/// Receives a message that comes without descriptors; `None` at the end of the connection. Not cancel
-/// safe.
+/// Receives a message without descriptors, or `None` at the end of the connection. Not cancel safe.
 async fn receive<T: DeserializeOwned>(
     from: &mut (impl AsyncRead + Unpin),
 ) -> io::Result<Option<T>> {

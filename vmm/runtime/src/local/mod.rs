@@ -1,9 +1,10 @@
-//! A home's runtime in this process.
+//! The runtime of a home in this process.
 //!
-//! Truth is in the folders: a box lives while its process holds the lock in its folder, and does
-//! what that process wrote down last. The database knows names. What is made or removed is so in
-//! one step, by a rename under the boxes' lock, so that a process that is killed leaves a box whole
-//! or a leftover with a name that says so.
+//! The folders are the truth: a box is live while its process holds the lock in its folder, and its state is what that
+//! process recorded last. The database is an index of names.
+//!
+//! Invariant: a box is created or removed by one rename under the boxes' lock, so that a killed process leaves either a
+//! complete box or a leftover whose name marks it as such.
 
 mod boxes;
 mod cancel;
@@ -54,21 +55,20 @@ pub(super) struct Local {
     pub(super) images: ImageStore,
     pub(super) guest: GuestFiles,
     pub(super) launcher: PathBuf,
-    /// Whether machines' processes say more in their logs.
+    /// Whether boxes' processes log more.
     pub(super) debug: bool,
     watcher: Arc<Watcher>,
-    /// Boxes that remove themselves, and that this process has made and not started: the locks of their
-    /// maker.
+    /// The creator's locks of boxes that remove themselves, and that this process has created but not started.
     made: Mutex<HashMap<String, File>>,
-    /// Boxes that end with this process: dropping one ends it.
+    /// Boxes that stop with this process, by ID. Dropping one stops it.
     dependents: Mutex<HashMap<String, Dependent>>,
 }
 
-/// A box that ends with this process.
+/// A box that stops with this process.
 #[derive(Clone, Debug)]
 struct Dependent {
     machine: Arc<MachineProcess>,
-    /// What was known of it at its start: nothing of it need be left after its end.
+    /// The box at its start: a box that removes itself leaves nothing else.
     info: BoxInfo,
 }
 
@@ -85,7 +85,7 @@ impl Local {
         .await
     }
 
-    /// Opens the home, and puts right what killed processes left.
+    /// Opens the home, and repairs what killed processes left.
     fn open(home: Home, guest: GuestFiles, launcher: PathBuf) -> Result<Self> {
         let registries = RegistryOptions::load(&home.registries()).map_err(Error::image)?;
         let images =
@@ -98,9 +98,8 @@ impl Local {
         Ok(local)
     }
 
-    /// Makes database and folders agree: a row without a folder is a box that was never finished
-    /// or is gone; a folder without a row is a box whose database was lost, and one with another name has a
-    /// database that lost its last changes.
+    /// Makes the database agree with the folders. A row without a folder is a box that was never completed or was
+    /// removed. A folder without a row, or with another name, is a box whose database was lost or lost its last changes.
     fn reconcile(&self) -> Result<()> {
         let guard = self.home.lock_boxes()?;
         for id in self.home.ids()?.iter().filter(|id| self.is_left_over(&self.home.folder(id))) {
@@ -118,21 +117,21 @@ impl Local {
                 (Ok(config), None) => unknown.push(config),
                 (Ok(config), Some(row)) if config.name != row.name => renamed.push(config),
                 (Err(e), None) => {
-                    tracing::warn!("{}; the folder is left as it is", e.message());
+                    tracing::warn!("{}; the folder is not touched", e.message());
                 }
                 (_, Some(_)) => {}
             }
         }
-        self.put_names_right(&renamed)?;
+        self.restore_names(&renamed)?;
         unknown.into_iter().try_for_each(|config| self.adopt(config))?;
         drop(guard);
         left.delete();
         Ok(())
     }
 
-    /// Gives boxes the names that their folders say.
-    fn put_names_right(&self, configs: &[BoxConfig]) -> Result<()> {
-        // A name that one of them gives up may be the next one's.
+    /// Gives boxes the names in their folders.
+    fn restore_names(&self, configs: &[BoxConfig]) -> Result<()> {
+        // First out of the way: one box may have the former name of another.
         for config in configs {
             self.store.rename(&config.id, &format!("\0{}", config.id))?;
         }
@@ -147,9 +146,9 @@ impl Local {
         Ok(())
     }
 
-    /// Whether a box was to remove itself and could not: it has run and is dead, or whoever made it is gone
-    /// and it was to end with that. A loss of power may leave such a box without its config; there is no disk
-    /// in its folder, and so nothing that could be lost.
+    /// Whether a box should have removed itself and could not: it has run and is dead, or it never ran and the process
+    /// that created it, with which it was to stop, has exited. A power failure may leave such a box without its config;
+    /// its folder has no disk then, so that no data is lost.
     fn is_left_over(&self, folder: &BoxFolder) -> bool {
         if folder.is_in_the_making() {
             return false;
@@ -167,7 +166,7 @@ impl Local {
         let (lives, status) = match self.look(folder) {
             Ok(seen) => seen,
             Err(e) => {
-                tracing::warn!("{}; the box is left as it is", e.message());
+                tracing::warn!("{}; the box is not touched", e.message());
                 return false;
             }
         };
@@ -175,7 +174,7 @@ impl Local {
         !lives && (has_run || !options.detach)
     }
 
-    /// Takes a box into the database that has a folder only.
+    /// Adds a box to the database that has only a folder.
     fn adopt(&self, mut config: BoxConfig) -> Result<()> {
         match self.store.add(&entry(&config)) {
             Err(e) if e.kind() == ErrorKind::AlreadyExists => {
@@ -186,7 +185,7 @@ impl Local {
         }
     }
 
-    /// Answers a call.
+    /// Serves a call.
     pub(super) async fn call(
         self: &Arc<Self>,
         call: Call,
@@ -244,12 +243,12 @@ impl Local {
         self.store.find(id)
     }
 
-    /// The config of a box, with the name that it has now.
+    /// The config of a box, with its current name.
     fn config(&self, entry: &Entry) -> Result<BoxConfig> {
         let folder = self.home.folder(&entry.id);
         let mut config: BoxConfig = match folder.read_json(CONFIG) {
             Ok(config) => config,
-            // It removed itself meanwhile.
+            // The box removed itself meanwhile.
             Err(_) if !folder.path().exists() => return Err(self.gone(entry)),
             Err(e) => return Err(e),
         };
@@ -262,7 +261,7 @@ impl Local {
         Error::no_such_box(&entry.name)
     }
 
-    /// What is known of a box.
+    /// The current state of a box.
     fn info(&self, entry: &Entry) -> Result<BoxInfo> {
         let config = self.config(entry)?;
         let (lives, status) = self.look(&self.home.folder(&entry.id))?;
@@ -293,8 +292,8 @@ impl Local {
         })
     }
 
-    /// Whether a box lives, and what it said last. Its end is read before its lock is asked for:
-    /// otherwise a box that ends meanwhile would look as if it had died without a word.
+    /// Whether a box is live, and its last status. The lock is tested again after the status was read; otherwise a box
+    /// that stops meanwhile would look as if its process had died without recording an end.
     fn look(&self, folder: &BoxFolder) -> Result<(bool, Option<Status>)> {
         let read =
             || Status::read(folder.path()).map_err(Error::home("cannot be read", folder.path()));
@@ -307,13 +306,13 @@ impl Local {
         Ok((false, read()?))
     }
 
-    /// As [`look`](Self::look), off the async threads.
+    /// Like [`look`](Self::look), off the async threads.
     async fn look_at(self: &Arc<Self>, folder: &BoxFolder) -> Result<(bool, Option<Status>)> {
         let (local, folder) = (self.clone(), folder.clone());
         blocking(move || local.look(&folder)).await
     }
 
-    /// What is known of the box with this ID, off the async threads.
+    /// The current state of the box with this ID, read off the async threads.
     async fn info_of(self: &Arc<Self>, id: &str) -> Result<BoxInfo> {
         let (local, id) = (self.clone(), id.to_owned());
         blocking(move || local.info(&local.entry(&id)?)).await
@@ -331,13 +330,12 @@ impl Local {
         Ok(infos)
     }
 
-    /// Writes down that something happened to a box. An event that cannot be written is no reason
-    /// to fail.
+    /// Records an event of a box. A failure is only logged.
     fn note(&self, id: &str, kind: EventKind) {
         let event = Event::new(now_ms(), id, kind);
         let written = self.home.open_events().map(|log| event.append(&log));
         if !matches!(written, Ok(Ok(()))) {
-            tracing::warn!(?event, "cannot be written down");
+            tracing::warn!(?event, "cannot record the event");
         }
     }
 
@@ -360,13 +358,13 @@ fn entry(config: &BoxConfig) -> Entry {
     }
 }
 
-/// The name of a box that was given none.
+/// The name of a box that was created without one.
 fn default_name(id: &str) -> String {
     format!("box-{}", id.get(..12).unwrap_or(id))
 }
 
-/// Whether a file of a box has nothing that could be read, as a loss of power leaves it. Not so one that cannot be
-/// read now: there may be too many open files.
+/// Whether a file of a box is missing or malformed, as a power failure may leave it. Not if it merely cannot be read
+/// now, for instance because of too many open files.
 fn is_missing_or_malformed(error: &Error) -> bool {
     use std::io::ErrorKind::{InvalidData, NotFound, UnexpectedEof};
     let system = std::error::Error::source(error).and_then(|e| e.downcast_ref::<std::io::Error>());

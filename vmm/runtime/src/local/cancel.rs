@@ -1,31 +1,31 @@
-//! Blocking work on images ends when the future that waits for it is dropped.
+//! Cancels blocking work on images when the future that waits for it is dropped.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use boxlite_rootfs_builder::{Event, Progress};
 
-/// Progress that says when to end.
+/// A progress receiver that also tells the work when to stop.
 pub(super) struct Cancellable {
-    told: Arc<dyn Progress>,
+    inner: Arc<dyn Progress>,
     cancelled: Arc<AtomicBool>,
 }
 
-/// Ends the work when it is dropped.
+/// Cancels the work on drop.
 pub(super) struct CancelOnDrop(Arc<AtomicBool>);
 
-pub(super) fn on_drop(told: Arc<dyn Progress>) -> (Cancellable, CancelOnDrop) {
+pub(super) fn on_drop(inner: Arc<dyn Progress>) -> (Cancellable, CancelOnDrop) {
     let cancelled = Arc::<AtomicBool>::default();
-    (Cancellable { told, cancelled: cancelled.clone() }, CancelOnDrop(cancelled))
+    (Cancellable { inner, cancelled: cancelled.clone() }, CancelOnDrop(cancelled))
 }
 
 impl Progress for Cancellable {
     fn report(&self, event: Event<'_>) {
-        self.told.report(event);
+        self.inner.report(event);
     }
 
     fn is_cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Relaxed) || self.told.is_cancelled()
+        self.cancelled.load(Ordering::Relaxed) || self.inner.is_cancelled()
     }
 }
 

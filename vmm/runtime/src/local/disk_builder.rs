@@ -1,5 +1,5 @@
-//! Unpacking an image's layers inside a throw-away micro-VM: a hostile layer reaches only the disk
-//! that it is for, and the guest's own ext4 driver gets owners, links, devices and attributes right.
+//! Builds an image's disk inside a throw-away micro-VM: a hostile layer can only reach its own disk, and the guest's
+//! ext4 driver writes owners, links, devices and attributes correctly.
 
 use std::error::Error as StdError;
 use std::fs::File;
@@ -20,20 +20,20 @@ use super::MachineProcess;
 use crate::state::FailureReason;
 use crate::{Error, Result};
 
-/// The size of an image's disk: what a box has that asks for no other. It costs no room on the host
-/// until it is written.
+/// The size of an image's disk, which is the default size of a box's. It uses no space on the host until it is
+/// written.
 const DISK_SIZE: u64 = 10 << 30;
 
-/// Changes whenever the agent unpacks layers differently, so that disks are built anew.
+/// Version of the way in which the agent unpacks layers. A change rebuilds all disks.
 const FORMAT: u32 = 2;
 
-/// Enough to unpack through: the page cache takes what it gets.
+/// Memory of the VM in MiB: enough for unpacking, with the rest for the page cache.
 const MEMORY_MIB: u64 = 1024;
 
 const READY_TIMEOUT: Duration = Duration::from_secs(120);
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Makes disks in throw-away machines.
+/// Builds disks in throw-away VMs.
 #[derive(Debug)]
 pub(super) struct MicroVmBuilder {
     guest: GuestFiles,
@@ -42,12 +42,12 @@ pub(super) struct MicroVmBuilder {
 }
 
 impl MicroVmBuilder {
-    /// `debug`: whether the machines' processes say more.
+    /// A builder whose VM processes log more if `debug`.
     pub(super) fn new(guest: &GuestFiles, launcher: &Path, debug: bool) -> Self {
         Self { guest: guest.clone(), launcher: launcher.to_owned(), debug }
     }
 
-    /// The empty file system that every disk starts from.
+    /// Creates a disk with the empty file system that every image's disk starts from.
     fn make_template(&self, disk: &Path) -> Result<File> {
         let failed = |action| Error::home(action, disk);
         let template = &self.guest.template;
@@ -91,7 +91,7 @@ impl MicroVmBuilder {
         let machine = MachineProcess::start(&self.launcher, self.debug, spec, &[disk], None)?;
         tokio::time::timeout(READY_TIMEOUT, machine.ready(None))
             .await
-            .map_err(|_| failure("it did not get ready"))??;
+            .map_err(|_| failure("it was not ready in time"))??;
         let agent = machine.connect().await?;
         let explain = async |e| match e {
             crate::client::Error::Lost(_) => {
@@ -116,7 +116,7 @@ impl MicroVmBuilder {
         }
         tokio::time::timeout(SHUTDOWN_TIMEOUT, machine.ended())
             .await
-            .map_err(|_| failure("it does not end"))?
+            .map_err(|_| failure("it did not shut down in time"))?
     }
 }
 
@@ -133,7 +133,7 @@ impl DiskBuilder for MicroVmBuilder {
         layers: &mut dyn LayerStreams,
     ) -> Result<(), Box<dyn StdError + Send + Sync>> {
         let file = self.make_template(disk)?;
-        // A runtime of its own: this is a blocking call, and reading a layer blocks too.
+        // An async runtime of its own: this call blocks, and so does reading a layer.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         Ok(runtime.block_on(self.unpack(&file, layers))?)
     }
@@ -143,7 +143,7 @@ fn failure(what: &str) -> Error {
     Error::failed(None, &FailureReason::Machine(what.into()))
 }
 
-/// A blocking reader on a thread that may block.
+/// A blocking reader, read on a thread that may block.
 struct Blocking<R>(R);
 
 impl<R: Read + Unpin> AsyncRead for Blocking<R> {

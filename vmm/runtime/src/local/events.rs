@@ -1,4 +1,4 @@
-//! Follows the home's event log: for who asked for events, and for who waits for a box that removes itself.
+//! Follows the home's event log, for subscribers and for callers that wait for the end of a box that removes itself.
 
 use std::fs::File;
 use std::io;
@@ -14,19 +14,19 @@ use crate::EventQuery;
 use crate::blocking_io;
 use crate::stream::json_lines;
 
-/// Bytes under way between log and reader.
+/// Bytes of the pipe between log and reader.
 const BUFFER: usize = 64 << 10;
 
-/// Longer than it takes to begin a log anew.
+/// Longer than another process takes to start a new log.
 const BEGUN_ANEW: Duration = Duration::from_millis(10);
 
-/// The longest line that is an event.
+/// The longest line of an event, in bytes.
 const MAX_LINE: usize = 64 << 10;
 
-/// Sends the events of a log, which `changes` follows, until nobody reads them any more.
+/// Sends the events of a log, which `changes` follows, until the reader closes the stream.
 pub(super) fn stream(log: PathBuf, query: EventQuery, mut changes: Follower) -> DuplexStream {
     let (ours, mut theirs) = tokio::io::duplex(BUFFER);
-    // Where the log ends now; what comes before the task has begun is not to be missed.
+    // The current end of the log, found here so that no event is missed before the task starts.
     let mut tail = match query.since_ms {
         Some(_) => Tail::of_all(log),
         None => Tail::from_now(log),
@@ -51,13 +51,13 @@ pub(super) fn stream(log: PathBuf, query: EventQuery, mut changes: Follower) -> 
                 continue;
             }
             if !query.follow {
-                // Without it, the reader takes the stream for one that broke off.
+                // Without this line, the stream would look as if it had broken off.
                 let _ = theirs.write_all(json_lines::END).await;
                 return;
             }
             let mut byte = [0];
             tokio::select! {
-                // Nothing is ever sent to us: this is the reader hanging up.
+                // The reader never sends anything: it has closed the stream.
                 _ = theirs.read(&mut byte) => return,
                 () = changes.changed() => {}
             }
@@ -66,16 +66,16 @@ pub(super) fn stream(log: PathBuf, query: EventQuery, mut changes: Follower) -> 
     ours
 }
 
-/// What the log says from now on of the end of a box: all that is left of one that removes itself.
+/// Finds the end of a box in the log from now on: the only trace of a box that removes itself.
 pub(super) struct LastWords(Tail);
 
 impl LastWords {
-    /// Of boxes that live now. Blocks, shortly.
+    /// For boxes that are live now. Blocks for a short time.
     pub(super) fn from_now(log: PathBuf) -> Self {
         Self(Tail::from_now(log))
     }
 
-    /// The last end of this box that was written down. Blocks, for as long as it takes to read the log.
+    /// The last recorded end of this box. Blocks while it reads the log.
     pub(super) fn of(mut self, id: &str) -> Option<Event> {
         let (mut end, mut looked_again) = (None, false);
         loop {
@@ -84,7 +84,7 @@ impl LastWords {
                 if std::mem::replace(&mut looked_again, true) {
                     return end;
                 }
-                // Another process may just begin the log anew.
+                // Another process may just be starting a new log.
                 std::thread::sleep(BEGUN_ANEW);
                 continue;
             }
@@ -101,40 +101,39 @@ impl LastWords {
     }
 }
 
-/// The growing end of a log, also while it is moved aside: the file at `path` stays the same, and the log
-/// before it is beside it.
+/// Reads a log as it grows, across its moves: `path` always names the newest log, with the one before it beside.
 struct Tail {
     path: PathBuf,
-    /// The number of the log that is read; none: whichever comes.
+    /// The number of the log that is read; none: the first log that exists.
     log: Option<u64>,
     /// Whether the log that is read is known to be the older one.
     in_older: bool,
     at: u64,
-    /// The beginning of a line that is not whole yet.
+    /// The start of an incomplete line.
     rest: Vec<u8>,
 }
 
 impl Tail {
-    /// What comes from now on.
+    /// Reads events from now on.
     fn from_now(path: PathBuf) -> Self {
         let now =
             File::open(&path).and_then(|log| Ok((events::number(&log)?, log.metadata()?.len())));
         let (log, at) = match now {
             Ok((Some(log), len)) => (Some(log), len),
-            // There is none yet, or it is begun anew just now: then all of it is new.
+            // There is no log yet, or a new one is being started: all of it will be new.
             _ => (None, 0),
         };
         Self { path, log, in_older: false, at, rest: Vec::new() }
     }
 
-    /// All that is there, and what comes.
+    /// Reads existing events, then new ones.
     fn of_all(path: PathBuf) -> Self {
         let older = File::open(events::older(&path)).and_then(|log| events::number(&log));
         let log = older.ok().flatten();
         Self { path, log, in_older: log.is_some(), at: 0, rest: Vec::new() }
     }
 
-    /// Whole lines that have come since the last time; none at the end.
+    /// The complete lines since the last call; none at the end.
     fn read(&mut self) -> io::Result<Vec<u8>> {
         loop {
             let log = File::open(&self.path)?;
@@ -151,7 +150,7 @@ impl Tail {
             }
             let bytes = self.read_from(&log)?;
             if events::number(&log)? != Some(number) {
-                // It was moved aside meanwhile: what was read may be of its successor.
+                // The log was moved aside meanwhile, and the read may have been from its successor.
                 continue;
             }
             let read = bytes.len();
@@ -162,7 +161,7 @@ impl Tail {
         }
     }
 
-    /// Reads on in the log before the one of number `newest`; none when another log is to be read now.
+    /// Continues in the log before the one of number `newest`. None if another log has to be read now.
     fn read_older(&mut self, reading: u64, newest: u64) -> io::Result<Option<Vec<u8>>> {
         let older = match File::open(events::older(&self.path)) {
             Ok(older) => events::number(&older)?.map(|number| (older, number)),
@@ -177,14 +176,14 @@ impl Tail {
                 }
                 self.begin(reading + 1);
             }
-            // That many were moved aside since the last look.
+            // More than one log was moved aside since the last call.
             Some((_, number)) if number > reading => self.begin(number),
             _ => self.begin(newest),
         }
         Ok(None)
     }
 
-    /// Goes to the beginning of a log.
+    /// Moves to the start of a log.
     fn begin(&mut self, number: u64) {
         (self.log, self.in_older, self.at) = (Some(number), false, 0);
         self.rest.clear();
@@ -197,7 +196,7 @@ impl Tail {
         Ok(bytes)
     }
 
-    /// Takes what was read; the lines that are whole with it.
+    /// Adds read data. Returns the lines that it completes.
     fn take(&mut self, bytes: Vec<u8>) -> Vec<u8> {
         self.at += bytes.len() as u64;
         let mut lines = std::mem::take(&mut self.rest);

@@ -1,4 +1,4 @@
-//! Sends the log of a box's main command, as [`logs`](crate::logs) has it.
+//! Sends the log of a box's main command in the format of [`logs`](crate::logs).
 
 use std::io;
 use std::path::PathBuf;
@@ -12,11 +12,11 @@ use super::watch::Follower;
 use crate::blocking_io;
 use crate::logs::{END, LogQuery};
 
-/// Bytes under way between log and reader.
+/// Bytes of the pipe between log and reader.
 const BUFFER: usize = 256 << 10;
 
-/// Sends the records of the log in `folder`, which `log` follows; until the box has `ended`, if the
-/// query follows it.
+/// Sends the records of the log in `folder`, whose changes `log` follows. A query with `follow` continues until the box
+/// has `ended`.
 pub(super) fn stream(
     folder: PathBuf,
     query: LogQuery,
@@ -25,7 +25,7 @@ pub(super) fn stream(
 ) -> DuplexStream {
     let (ours, theirs) = tokio::io::duplex(BUFFER);
     tokio::spawn(async move {
-        // A reader that hung up, or a log that cannot be read any more: the stream breaks off.
+        // The reader closed the stream, or the log cannot be read any more: the stream breaks off.
         if let Err(e) = send(folder, query, log, ended, theirs).await {
             tracing::debug!("a log's stream ended: {e}");
         }
@@ -45,7 +45,7 @@ async fn send(
         None => std::future::pending().right_future(),
     };
     tokio::pin!(ended, over);
-    // What was written before the end is not missed: the log is looked at once more after it.
+    // The log is read once more after the end, so that no output before it is missed.
     let mut last = !query.follow;
     let open = query.query();
     let mut reader = blocking_io(move || logbook::Reader::open(&folder, open)).await?;
@@ -65,7 +65,7 @@ async fn send(
         }
         let mut byte = [0];
         tokio::select! {
-            // Nothing is ever sent to us: this is the reader hanging up.
+            // The reader never sends anything: it has closed the stream.
             _ = to.read(&mut byte) => return Ok(()),
             () = log.changed() => {}
             () = &mut ended => last = true,

@@ -1,4 +1,4 @@
-//! Child processes that are waited for without a thread each, and reaped in any case.
+//! Child processes that are awaited without a thread for each, and always reaped.
 
 use std::io;
 use std::process::{Child, ExitStatus};
@@ -7,8 +7,8 @@ use std::sync::{Mutex, PoisonError};
 use crate::in_background;
 use crate::sys::ProcessEnd;
 
-/// Those that nobody waited for to their end: the async runtime ended first. They are reaped when
-/// there is an occasion.
+/// Children whose wait was dropped because the async runtime was shut down. They are reaped when the next child is
+/// started or dropped.
 static LEFT: Mutex<Vec<Child>> = Mutex::new(Vec::new());
 
 /// A child process.
@@ -21,7 +21,7 @@ impl Reaped {
         Self(Some(child))
     }
 
-    /// Waits for its end, once. Cancel safe where the system tells of it.
+    /// Waits for the child to exit, once. Cancel safe where the system notifies of it.
     pub(super) async fn wait(&mut self) -> io::Result<ExitStatus> {
         let Some(child) = &mut self.0 else { return Err(io::ErrorKind::NotFound.into()) };
         // A child keeps its ID until it is reaped.

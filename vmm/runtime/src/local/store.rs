@@ -1,6 +1,5 @@
-//! The home's database: which boxes there are, their names, and the images that they were made of.
-//! What a box is stands in its folder, and what it does its process says; the database can be made anew from
-//! the folders.
+//! The home's database: an index of boxes, their names, and the images that they were created from. A box's
+//! configuration and status are in its folder, from which the database can be rebuilt.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -11,10 +10,10 @@ use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
 
 use crate::{Error, Result};
 
-/// How long to wait for another process that writes.
+/// Timeout for another process that writes.
 const BUSY: Duration = Duration::from_secs(30);
 
-/// What makes schema `n + 1` of schema `n`; schema 0 is an empty database.
+/// Statements that turn schema `n` into schema `n + 1`. Schema 0 is an empty database.
 const MIGRATIONS: [&str; 1] = ["
     CREATE TABLE boxes (
         id           TEXT PRIMARY KEY,
@@ -26,19 +25,19 @@ const MIGRATIONS: [&str; 1] = ["
     CREATE INDEX boxes_by_image ON boxes (image_digest);
 "];
 
-/// The database. Safe to share; several processes may have it open.
+/// The database. Several threads may share it, and several processes may have it open.
 #[derive(Debug)]
 pub(super) struct Store {
     path: PathBuf,
     connection: Mutex<Connection>,
 }
 
-/// A box, as far as the database knows it.
+/// A row of the database: a box.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) id: String,
     pub(super) name: String,
-    /// As it was asked for.
+    /// The image, as the options name it.
     pub(super) image: String,
     pub(super) image_digest: String,
     pub(super) created_ms: u64,
@@ -59,15 +58,15 @@ impl Entry {
 const COLUMNS: &str = "id, name, image, image_digest, created_ms";
 
 impl Store {
-    /// Opens the database and brings it to the newest schema.
+    /// Opens the database and migrates it to the newest schema.
     pub(super) fn open(path: &Path) -> Result<Self> {
         let failed = Error::store(path, "opened");
         let mut connection = Connection::open(path).map_err(&failed)?;
         connection.busy_timeout(BUSY).map_err(&failed)?;
-        // Not for a database of a newer release.
+        // After the check for a newer release, whose database must not change.
         check_version(path, version(&connection).map_err(&failed)?)?;
         patiently(|| connection.pragma_update(None, "journal_mode", "WAL")).map_err(&failed)?;
-        // After a loss of power the last rows may be missing; the folders that they stood for are not.
+        // A power failure may lose the last rows, but not the folders of these boxes.
         connection.pragma_update(None, "synchronous", "NORMAL").map_err(&failed)?;
         migrate(&mut connection, path, &MIGRATIONS)?;
         Ok(Self { path: path.to_owned(), connection: Mutex::new(connection) })
@@ -91,7 +90,7 @@ impl Store {
         Ok(())
     }
 
-    /// Gives a box another name, which must be free.
+    /// Renames a box. The new name must be free.
     pub(super) fn rename(&self, id: &str, name: &str) -> Result<()> {
         let sql = "UPDATE boxes SET name = ? WHERE id = ?";
         self.connection().execute(sql, [name, id]).map_err(|e| self.taken(e, name))?;
@@ -105,14 +104,14 @@ impl Store {
         }
     }
 
-    /// Forgets a box.
+    /// Removes a box.
     pub(super) fn remove(&self, id: &str) -> Result<()> {
         let sql = "DELETE FROM boxes WHERE id = ?";
         self.connection().execute(sql, [id]).map_err(self.failed("written"))?;
         Ok(())
     }
 
-    /// All boxes, in the order of their making.
+    /// All boxes, oldest first.
     pub(super) fn list(&self) -> Result<Vec<Entry>> {
         let connection = self.connection();
         let read = || {
@@ -123,7 +122,7 @@ impl Store {
         read().map_err(self.failed("read"))
     }
 
-    /// The digests of the images that boxes were made of.
+    /// The digests of the images that boxes were created from.
     pub(super) fn image_digests(&self) -> Result<HashSet<String>> {
         let connection = self.connection();
         let read = || {
@@ -133,7 +132,7 @@ impl Store {
         read().map_err(self.failed("read"))
     }
 
-    /// The box that is called so, has this ID, or whose ID alone begins so.
+    /// Finds a box by its name, its ID, or a unique prefix of its ID.
     pub(super) fn find(&self, query: &str) -> Result<Entry> {
         let connection = self.connection();
         let read = || {
@@ -142,7 +141,7 @@ impl Store {
             if let Some(entry) = exact {
                 return Ok(vec![entry]);
             }
-            // Not LIKE: the text may hold its wildcards.
+            // Not LIKE: the text may contain its wildcards.
             let sql = format!("SELECT {COLUMNS} FROM boxes WHERE substr(id, 1, length(?1)) = ?1");
             let mut statement = connection.prepare(&sql)?;
             statement.query_map([query], Entry::read)?.collect::<Result<Vec<_>, _>>()
@@ -172,8 +171,8 @@ fn check_version(path: &Path, found: i64) -> Result<()> {
     Ok(())
 }
 
-/// Does again what fails because the database is busy: SQLite itself does not wait for others where
-/// a lock is changed into a stronger one, as when several processes open a new database at once.
+/// Retries an operation while the database is busy. SQLite itself does not wait where a lock is upgraded, as when
+/// several processes open a new database at once.
 fn patiently(mut work: impl FnMut() -> rusqlite::Result<()>) -> rusqlite::Result<()> {
     let begun = Instant::now();
     loop {
@@ -189,8 +188,7 @@ fn patiently(mut work: impl FnMut() -> rusqlite::Result<()>) -> rusqlite::Result
     }
 }
 
-/// Brings the database to the newest schema, in one step or not at all; another process may be
-/// about to do the same.
+/// Migrates the database to the newest schema, in one transaction. Another process may do the same concurrently.
 fn migrate(connection: &mut Connection, path: &Path, migrations: &[&str]) -> Result<()> {
     let failed = Error::store(path, "brought up to date");
     let run = |connection: &mut Connection| {

@@ -1,4 +1,4 @@
-//! Streams of bytes to and from the things of a home.
+//! Serves channels: byte streams to and from parts of a home.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -33,7 +33,7 @@ impl Local {
                 let log = self.watcher.follow(folder.file(logbook::FILE));
                 let (local, path) = (self.clone(), folder.path().to_owned());
                 let ended = async move {
-                    // A folder that cannot be looked at any more is no box's that lives.
+                    // A folder that cannot be read any more is not that of a live box.
                     let _ = local.process_gone(&folder, 0).await;
                 };
                 Box::new(logs::stream(path, query, log, ended))
@@ -91,13 +91,13 @@ impl Local {
         Ok(ours)
     }
 
-    /// An error, unless the box serves commands.
+    /// Fails unless the box accepts commands.
     pub(super) fn expect_serving(&self, id: &str) -> Result<()> {
         use crate::BoxState::{Paused, Running, Starting};
         let info = self.info(&self.entry(id)?)?;
         let name = || info.name.clone();
         let remedy = match info.state {
-            // One that restarts waits for its guest.
+            // A box that restarts: the caller waits for its guest.
             Running | Starting => return Ok(()),
             Paused => Remedy::ResumeBox { name: name() },
             _ => Remedy::StartBox { name: name() },
@@ -106,10 +106,10 @@ impl Local {
     }
 }
 
-/// Connects a client of a vsock to the agent behind it.
+/// Connects through a vsock socket to the agent.
 pub(super) async fn connect_agent(mut client: UnixStream) -> io::Result<UnixStream> {
     client.write_all(format!("CONNECT {AGENT_PORT}\n").as_bytes()).await?;
-    // One byte at a time: what follows the line belongs to the agent's protocol.
+    // One byte at a time: the bytes after the line belong to the agent protocol.
     let mut answer = Vec::new();
     while answer.last() != Some(&b'\n') && answer.len() < MAX_ANSWER {
         match client.read_u8().await {
@@ -119,7 +119,7 @@ pub(super) async fn connect_agent(mut client: UnixStream) -> io::Result<UnixStre
         }
     }
     if !answer.starts_with(b"OK ") {
-        let message = "the guest does not accept a connection: it ends, or has as many as it can";
+        let message = "the guest does not accept a connection: it shuts down, or has too many";
         return Err(io::Error::new(io::ErrorKind::ConnectionRefused, message));
     }
     Ok(client)

@@ -1,5 +1,5 @@
-//! Waiting for files that grow or are replaced, without looking at them again and again: the system
-//! tells of changes (inotify), by one descriptor for all who wait in a runtime.
+//! Waits for files that grow or are replaced, without polling: the system notifies of changes (inotify) through one
+//! descriptor for all followers of a runtime.
 
 use std::collections::HashMap;
 use std::io;
@@ -13,17 +13,17 @@ use tokio::task::JoinHandle;
 use crate::client::wire::lock;
 use crate::sys::{Changes, Watched};
 
-/// Between two looks where the system does not tell: it has none, or too many wait.
-const LOOK: Duration = Duration::from_millis(100);
+/// Polling interval where the system has no notifications, or too many watches.
+const POLL: Duration = Duration::from_millis(100);
 
-/// Between two looks all the same: not every file system tells of everything.
-const CERTAINTY: Duration = Duration::from_secs(10);
+/// Polling interval in addition to notifications, which not every file system sends for every change.
+const SAFETY_POLL: Duration = Duration::from_secs(10);
 
-/// Hears of changes for all who follow files.
+/// Watches files for all followers of a runtime.
 #[derive(Debug, Default)]
 pub(super) struct Watcher(Mutex<Option<Arc<Source>>>);
 
-/// What the system tells, and who is to hear of it.
+/// The system's notifications, and the watches that they are for.
 #[derive(Debug)]
 struct Source {
     changes: Arc<Changes>,
@@ -42,9 +42,9 @@ struct Watch {
 }
 
 impl Watcher {
-    /// Follows `file`, which need not exist, may grow, and may be replaced or moved away.
+    /// Follows `file`, which may not exist yet, grow, be replaced or be moved away.
     pub(super) fn follow(self: &Arc<Self>, file: PathBuf) -> Follower {
-        Follower { watcher: self.clone(), file, there: None, folder: None }
+        Follower { watcher: self.clone(), file, current: None, folder: None }
     }
 
     fn watch(&self, path: &Path) -> io::Result<Subscription> {
@@ -65,7 +65,7 @@ impl Watcher {
         Ok(Subscription { changed: watch.changed.subscribe(), watch })
     }
 
-    /// What tells of changes. That of an async runtime that has ended tells nothing any more.
+    /// The source of notifications, created again if its async runtime was shut down.
     fn source(&self) -> io::Result<Arc<Source>> {
         let mut source = lock(&self.0);
         match &*source {
@@ -79,7 +79,7 @@ impl Source {
     fn new() -> io::Result<Self> {
         let changes = Arc::new(Changes::new()?);
         let watches: Arc<Mutex<Watches>> = Arc::default();
-        let task = tokio::spawn(tell(changes.clone(), watches.clone()));
+        let task = tokio::spawn(notify(changes.clone(), watches.clone()));
         Ok(Self { changes, watches, task })
     }
 }
@@ -90,14 +90,16 @@ impl Drop for Source {
     }
 }
 
-/// Tells those who wait of changes.
-async fn tell(changes: Arc<Changes>, watches: Arc<Mutex<Watches>>) {
-    while let Ok(told) = changes.next().await {
+/// Notifies the watches of changes.
+async fn notify(changes: Arc<Changes>, watches: Arc<Mutex<Watches>>) {
+    while let Ok(reported) = changes.next().await {
         let changed: Vec<Arc<Watch>> = {
             let watches = lock(&watches);
-            match told {
-                Some(told) => told.iter().filter_map(|it| watches.get(it)?.upgrade()).collect(),
-                // More has changed than could be told.
+            match reported {
+                Some(reported) => {
+                    reported.iter().filter_map(|it| watches.get(it)?.upgrade()).collect()
+                }
+                // The queue of notifications overflowed.
                 None => watches.values().filter_map(Weak::upgrade).collect(),
             }
         };
@@ -128,35 +130,35 @@ struct Subscription {
 pub(super) struct Follower {
     watcher: Arc<Watcher>,
     file: PathBuf,
-    /// The file, as long as it has its name.
-    there: Option<Subscription>,
-    /// Its folder: files come there, and are replaced.
+    /// The file that has the name now, if there is one.
+    current: Option<Subscription>,
+    /// Its folder, in which files appear and are replaced.
     folder: Option<Subscription>,
 }
 
 impl Follower {
-    /// Waits until the file may have changed since the last call. The first call, and one after the
-    /// file was replaced, returns at once: whoever waits looks once more then. Cancel safe.
+    /// Waits until the file may have changed since the last call. Returns at once on the first call and after the file
+    /// was replaced, so that the caller reads once more. Cancel safe.
     pub(super) async fn changed(&mut self) {
         match self.begin() {
             Ok(true) => return,
             Ok(false) => {}
             Err(e) => {
-                tracing::debug!("{}: changes are not told: {e}", self.file.display());
-                return tokio::time::sleep(LOOK).await;
+                tracing::debug!("{}: no notifications: {e}", self.file.display());
+                return tokio::time::sleep(POLL).await;
             }
         }
-        let (there, folder) = (&mut self.there, &mut self.folder);
-        let _ = tokio::time::timeout(CERTAINTY, async {
+        let (current, folder) = (&mut self.current, &mut self.folder);
+        let _ = tokio::time::timeout(SAFETY_POLL, async {
             tokio::select! {
-                () = changed(there) => {}
+                () = changed(current) => {}
                 () = changed(folder) => {}
             }
         })
         .await;
     }
 
-    /// Watches the file that has the name now, and its folder. True if that is another than before.
+    /// Watches the file that has the name now, and its folder. True if it is another file than before.
     fn begin(&mut self) -> io::Result<bool> {
         let mut is_new = false;
         if self.folder.is_none() {
@@ -164,14 +166,14 @@ impl Follower {
             self.folder = Some(self.watcher.watch(folder)?);
             is_new = true;
         }
-        let there = match self.watcher.watch(&self.file) {
-            Ok(there) => Some(there),
+        let current = match self.watcher.watch(&self.file) {
+            Ok(current) => Some(current),
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             Err(e) => return Err(e),
         };
         let watch = |it: &Option<Subscription>| it.as_ref().map(|it| Arc::as_ptr(&it.watch));
-        if watch(&there) != watch(&self.there) {
-            self.there = there;
+        if watch(&current) != watch(&self.current) {
+            self.current = current;
             is_new = true;
         }
         Ok(is_new)
@@ -179,11 +181,11 @@ impl Follower {
 }
 
 async fn changed(subscription: &mut Option<Subscription>) {
-    let told = match subscription {
+    let is_notified = match subscription {
         Some(subscription) => subscription.changed.changed().await.is_ok(),
         None => false,
     };
-    if !told {
+    if !is_notified {
         std::future::pending().await
     }
 }
@@ -195,10 +197,10 @@ mod tests {
 
     use super::*;
 
-    /// Shorter than the time after which a follower looks in any case.
+    /// Shorter than [`SAFETY_POLL`].
     const SOON: Duration = Duration::from_secs(8);
 
-    async fn is_told(follower: &mut Follower) -> bool {
+    async fn is_notified(follower: &mut Follower) -> bool {
         tokio::time::timeout(SOON, follower.changed()).await.is_ok()
     }
 
@@ -207,8 +209,8 @@ mod tests {
     }
 
     #[tokio::test]
-    #[cfg_attr(not(target_os = "linux"), ignore = "changes are not told here")]
-    async fn followers_hear_of_growth_and_replacement_and_nothing_else() {
+    #[cfg_attr(not(target_os = "linux"), ignore = "there are no notifications here")]
+    async fn followers_are_notified_of_growth_and_replacement_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("log");
         let watcher = Arc::new(Watcher::default());
@@ -218,7 +220,7 @@ mod tests {
         }
         let other = OpenOptions::new().create(true).append(true).open(dir.path().join("disk"));
         for follower in &mut followers {
-            assert!(is_told(follower).await, "a file has come");
+            assert!(is_notified(follower).await, "a file was created");
         }
         assert!(is_quiet(&mut followers[0]).await);
         other.unwrap().write_all(b"what others write").unwrap();
@@ -227,21 +229,21 @@ mod tests {
             fs::rename(&file, dir.path().join("log.old")).ok();
             fs::write(&file, b"new").unwrap();
             for follower in &mut followers {
-                assert!(is_told(follower).await, "round {round}: a new file");
+                assert!(is_notified(follower).await, "round {round}: a new file");
                 while !is_quiet_now(follower).await {}
             }
             let mut log = OpenOptions::new().append(true).open(&file).unwrap();
             log.write_all(b"more").unwrap();
             for follower in &mut followers {
-                assert!(is_told(follower).await, "round {round}: it grows");
+                assert!(is_notified(follower).await, "round {round}: it grows");
             }
         }
         drop(followers);
         let source = lock(&watcher.0).clone().unwrap();
-        assert!(lock(&source.watches).is_empty(), "something is watched for nobody");
+        assert!(lock(&source.watches).is_empty(), "a watch is left without a follower");
     }
 
-    /// Whether nothing waits to be told.
+    /// Whether no notification waits.
     async fn is_quiet_now(follower: &mut Follower) -> bool {
         tokio::time::timeout(Duration::from_millis(1), follower.changed()).await.is_err()
     }

@@ -1,4 +1,4 @@
-//! Takes an archive of images into the home, as [`loaded`](crate::images::loaded) has it.
+//! Receives an archive of images in the format of [`loaded`](crate::images::loaded).
 
 use std::io::{self, Read};
 
@@ -12,10 +12,10 @@ use crate::stream::progress::OwnedEvent;
 use crate::stream::wire;
 use crate::{ImageInfo, Result, in_background};
 
-/// Progress that waits to be sent; more is dropped.
+/// Number of progress events that may wait to be sent. More are dropped.
 const PROGRESS: usize = 64;
 
-/// The home's end: `load` reads the archive on a thread that may block.
+/// The home's end of the transfer. `load` reads the archive on a blocking thread.
 pub(crate) fn receive(
     load: impl FnOnce(&mut dyn Read, &dyn Progress) -> Result<Vec<ImageInfo>> + Send + 'static,
 ) -> DuplexStream {
@@ -29,7 +29,7 @@ pub(crate) fn receive(
     });
     tokio::spawn(async move {
         if let Err(error) = answer(work, told, output).await {
-            tracing::debug!("nobody waits for loaded images any more: {error}");
+            tracing::debug!("cannot send the answer about loaded images: {error}");
         }
     });
     ours
@@ -51,11 +51,11 @@ async fn answer(
         Err(error) => Answer::Failed(error),
     };
     wire::send(&mut output, &answer).await?;
-    // A sender that is still at it must not find the connection broken before it has read the answer.
+    // Read on, so that a sender does not see a broken connection before it has read the answer.
     tokio::io::copy(&mut input, &mut tokio::io::sink()).await.map(drop)
 }
 
-/// Progress to be sent. Nobody to hear of it: nobody wants the images.
+/// Sends progress. If the receiver has gone, the caller does not want the images any more.
 struct Events(mpsc::Sender<OwnedEvent>);
 
 impl Progress for Events {
@@ -70,11 +70,11 @@ impl Progress for Events {
     }
 }
 
-/// Blocking reads of what the chunks have.
+/// A blocking reader of the content of chunks.
 struct Chunks {
     input: ReadHalf<DuplexStream>,
     runtime: Handle,
-    /// Bytes of the current chunk that have not been read.
+    /// Unread bytes of the current chunk.
     left: usize,
     ended: bool,
 }
@@ -94,7 +94,7 @@ impl Read for Chunks {
             let count = input.read(buf.get_mut(..wanted).unwrap_or_default()).await?;
             *left -= count;
             match count {
-                0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it was broken off")),
+                0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the transfer was aborted")),
                 count => Ok(count),
             }
         })

@@ -1,4 +1,4 @@
-//! The home's images.
+//! Serves calls about images.
 
 pub(super) mod load;
 pub(super) mod save;
@@ -13,7 +13,7 @@ use crate::local::disk_builder::MicroVmBuilder;
 use crate::{Error, Result};
 
 impl Local {
-    /// Answers a call about images. Blocks.
+    /// Serves a call about images. Blocks.
     pub(super) fn call_images(&self, call: ImageCall, progress: &dyn Progress) -> Result<Reply> {
         match call {
             ImageCall::List => self.list_images().map(Reply::Images),
@@ -79,7 +79,7 @@ impl Local {
         Ok(listing.images.into_iter().map(info).collect())
     }
 
-    /// The records of images that were loaded.
+    /// The records of loaded images.
     pub(super) fn loaded(&self, images: &[Image]) -> Result<Vec<ImageInfo>> {
         let names: Vec<_> = images.iter().map(|image| image.reference().to_string()).collect();
         let mut listed = self.list_images()?;
@@ -87,13 +87,13 @@ impl Local {
         Ok(listed)
     }
 
-    /// The record that an image has once its disk is made.
+    /// The record of an image whose disk has been built.
     fn found(&self, image: &Image) -> Result<Reply> {
         let name = image.reference().to_string();
         let stored = self.list_images()?.into_iter().find(|info| info.name == name);
         match stored {
             Some(info) => Ok(Reply::Image(Box::new(info))),
-            None => Err(Error::internal(format!("the image {name} has left no record"))),
+            None => Err(Error::internal(format!("the image {name} has no record"))),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Sends images out of the home, as [`saved`](crate::images::saved) has it.
+//! Sends images in the format of [`saved`](crate::images::saved).
 
 use std::io::{self, Write};
 
@@ -8,7 +8,7 @@ use tokio::runtime::Handle;
 use crate::images::saved::{CHUNK, broken};
 use crate::{Error, Result, in_background};
 
-/// Sends what `save` writes.
+/// Sends the output of `save`.
 pub(crate) fn stream(
     save: impl FnOnce(&mut dyn Write) -> Result<()> + Send + 'static,
 ) -> DuplexStream {
@@ -19,13 +19,13 @@ pub(crate) fn stream(
         let saved = save(&mut output).and_then(|()| output.flush().map_err(broken));
         let error = saved.err();
         let (mut chunks, _) = output.into_parts();
-        // A reader that hung up needs no end.
+        // A reader that closed the stream needs no end.
         let _ = chunks.end(error);
     });
     ours
 }
 
-/// Blocking writes, a chunk each.
+/// A blocking writer that sends each write as a chunk.
 struct Chunks {
     to: DuplexStream,
     runtime: Handle,

@@ -1,7 +1,7 @@
-//! Directories below another one, whatever symlinks are there and whoever moves them meanwhile.
+//! Opens directories below another one, safe against symlinks and concurrent moves.
 //!
-//! Every step is taken from the descriptor of a directory to a name in it, and never through a
-//! symlink; so there is no way out, on any operating system.
+//! Each component is opened relative to the descriptor of its directory, and never through a symlink, so that no path
+//! leads outside, on any operating system.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -11,17 +11,17 @@ use rustix::io::{self, dup};
 const FLAGS: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NONBLOCK);
 
-/// Opens a directory of the caller's, through any symlinks.
+/// Opens a directory of the caller. Follows symlinks.
 pub(super) fn open_dir(path: &std::path::Path) -> io::Result<OwnedFd> {
     openat(CWD, path, FLAGS, Mode::empty())
 }
 
-/// Opens the directory `name` in `dir`; a symlink is none.
+/// Opens the directory `name` in `dir`. Fails for a symlink.
 pub(super) fn open_child(dir: impl AsFd, name: &[u8]) -> io::Result<OwnedFd> {
     openat(dir, name, FLAGS | OFlags::NOFOLLOW, Mode::empty())
 }
 
-/// Opens the directory that `path` leads to, which is a [`join`]ed one: without `..`.
+/// Opens the directory at `path`, which is a result of [`join`] and has no `..`.
 pub(super) fn open_below(base: &OwnedFd, path: &[u8]) -> io::Result<OwnedFd> {
     let mut dir: Option<OwnedFd> = None;
     for name in path.split(|b| *b == b'/').filter(|name| !name.is_empty()) {
@@ -33,7 +33,7 @@ pub(super) fn open_below(base: &OwnedFd, path: &[u8]) -> io::Result<OwnedFd> {
     }
 }
 
-/// The path of `name` in the directory `path`; an empty one is the base.
+/// The path of `name` in the directory `path`, which is the base if empty.
 pub(super) fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
     match path.is_empty() {
         true => name.to_vec(),

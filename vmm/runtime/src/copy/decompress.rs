@@ -1,7 +1,7 @@
-//! Tars that come compressed: told by their first bytes, as docker does it, and decompressed on the way.
+//! Decompression of tars. As in docker, the first bytes of a tar tell whether it is compressed.
 //!
-//! A thread decodes between two bounded pipes; the decoders bound their own memory. What a tar expands to
-//! is written to the box's disk and bounded by that.
+//! A thread decodes between two bounded pipes, and the decoders bound their own memory. The size of a decompressed tar
+//! is bounded by the box's disk.
 
 use std::io::{self, Write};
 
@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 
 use super::pipe::{self, Feed, TaskReader};
 
-/// Reads the first bytes of `tar`: how it is compressed, and all of it again.
+/// Reads the first bytes of `tar`. Returns its compression, and a reader of all of it.
 pub(super) async fn recognize<R: AsyncRead + Unpin>(
     mut tar: R,
 ) -> io::Result<(Compression, impl AsyncRead + Unpin + use<R>)> {
@@ -21,7 +21,7 @@ pub(super) async fn recognize<R: AsyncRead + Unpin>(
     Ok((Compression::of(&start), io::Cursor::new(start).chain(tar)))
 }
 
-/// A thread that decompresses: its input, its output, and its result.
+/// Starts a thread that decompresses. Returns its input, its output, and its result.
 pub(super) fn start() -> (Feed, TaskReader, JoinHandle<io::Result<()>>) {
     let (feed, compressed) = pipe::to_thread();
     let (mut writer, plain) = pipe::from_thread();

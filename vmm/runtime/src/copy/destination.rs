@@ -1,15 +1,15 @@
-//! Where a copy ends up: the rules of `docker cp`.
+//! The destination of a copy, by the rules of `docker cp`.
 
-/// What is copied.
+/// The source of a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Source<'a> {
-    /// Whether it is a directory.
+    /// Whether the source is a directory.
     pub(super) is_dir: bool,
-    /// Its name; none if what is in it is meant rather than itself (`SRC/.`).
+    /// The source's name; none if only its content is copied (`SRC/.`).
     pub(super) name: Option<&'a [u8]>,
 }
 
-/// What is at the destination, symlinks followed.
+/// What exists at the destination, with symlinks followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Found {
     Nothing,
@@ -19,23 +19,23 @@ pub(super) enum Found {
     Special,
 }
 
-/// Where it ends up.
+/// Where the source goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Destination {
-    /// A directory that exists.
+    /// An existing directory.
     pub(super) dir: Vec<u8>,
-    /// The name in it; none if what is in the source goes right into it.
+    /// The name in the directory; none if the content of the source goes into the directory itself.
     pub(super) name: Option<Vec<u8>>,
 }
 
-/// A path, as docker reads it.
+/// The parts of a path, as docker parses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Spelling<'a> {
-    /// Its last component; none if it ends in `.` or `..` or has none.
+    /// The last component; none if there is none, or it is `.` or `..`.
     pub(super) name: Option<&'a [u8]>,
-    /// What comes before the name with its slash; empty if nothing does.
+    /// The path before the name, with its slash; may be empty.
     pub(super) parent: &'a [u8],
-    /// Whether it must be a directory: it ends in a slash, `.` or `..`.
+    /// Whether the path must be a directory: it ends in a slash, `.` or `..`.
     pub(super) is_dir: bool,
 }
 
@@ -52,8 +52,8 @@ impl<'a> Spelling<'a> {
     }
 }
 
-/// Decides where `source` ends up when it is copied to `to`, where `found` is. The error says why it
-/// cannot.
+/// Decides where `source` goes when it is copied to `to`, at which `found` exists. The error says why it cannot be
+/// copied.
 pub(super) fn destination(
     source: Source<'_>,
     to: &[u8],
@@ -68,7 +68,7 @@ pub(super) fn destination(
             Ok(Destination { dir: to.to_vec(), name })
         }
         (Found::Special, _) => Err("it is a device, a pipe or a socket"),
-        (Found::File, _) if source.is_dir => Err("it is a file, and what is copied is a directory"),
+        (Found::File, _) if source.is_dir => Err("it is a file, and the source is a directory"),
         (Found::File, _) if spelling.is_dir => Err("it is not a directory"),
         (Found::Nothing, _) if spelling.is_dir && !source.is_dir => {
             Err("there is no such directory")

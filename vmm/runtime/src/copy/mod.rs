@@ -193,8 +193,8 @@ impl BoxHandle {
         }
     }
 
-    /// Copies a file or a directory of the box onto the host; everything belongs to whoever copies. The
-    /// rules are those of [`copy_into`](Self::copy_into), the other way around.
+    /// Copies a file or a directory of the box to the host. The calling user owns the copies. The rules are those of
+    /// [`copy_into`](Self::copy_into), in the other direction.
     ///
     /// The box is not trusted: nothing is written but what was asked for, where it belongs; through no symlink,
     /// without devices, named pipes, setuid, setgid and sticky bits. Symlinks are copied as they are: look
@@ -203,13 +203,13 @@ impl BoxHandle {
     /// Dropping the future ends the copy on both sides; files that are whole stay.
     ///
     /// # Errors
-    /// What cannot be written here, what the rules refuse ([`ErrorKind::Invalid`](crate::ErrorKind::Invalid)), and what
-    /// the box says, or sends against the rules ([`ErrorKind::Guest`](crate::ErrorKind::Guest)).
+    /// The copy cannot be written on the host, the rules refuse it ([`ErrorKind::Invalid`](crate::ErrorKind::Invalid)),
+    /// the box cannot read it, or the box sends a malformed archive ([`ErrorKind::Guest`](crate::ErrorKind::Guest)).
     pub async fn copy_out(&self, from: impl AsRef<[u8]>, to: impl AsRef<Path>) -> Result<Copied> {
         self.copy_out_with(from, to, CopyOptions::default()).await
     }
 
-    /// As [`copy_out`](Self::copy_out), with options.
+    /// Like [`copy_out`](Self::copy_out), with options.
     pub async fn copy_out_with(
         &self,
         from: impl AsRef<[u8]>,
@@ -229,7 +229,7 @@ impl BoxHandle {
             _ => return Err(refused(&from)("it is a device, a pipe or a socket")),
         };
         let asked = name.map(<[u8]>::to_vec);
-        // What the tar's entries are called depends on how the path ends.
+        // The end of the path decides how the tar names its entries.
         let path = match name {
             Some(name) => [parent, name].concat(),
             None => [&from[..], b"/."].concat(),
@@ -253,13 +253,13 @@ impl BoxHandle {
         }
     }
 
-    /// Unpacks a tar, which may be compressed with gzip, bzip2, xz or zstd, into a directory of the box, which
-    /// must exist. Files belong to whom the tar says, unless [`CopyOptions::owner`] says otherwise. What is there is replaced, as `tar -x` does it.
+    /// Unpacks a tar, which may be compressed with gzip, bzip2, xz or zstd, into an existing directory of the box. Files
+    /// have the owners in the tar, unless [`CopyOptions::owner`] sets one. Existing files are replaced, as by `tar -x`.
     ///
-    /// Dropping the future ends that between two entries or in the middle of one; what was unpacked stays.
+    /// Dropping the future stops that, possibly within an entry; entries unpacked so far stay.
     ///
     /// # Errors
-    /// What the box says; `tar` cannot be read.
+    /// The box cannot unpack the tar, or `tar` cannot be read.
     pub async fn copy_into_tar(
         &self,
         tar: impl AsyncRead + Send + Unpin,
@@ -277,15 +277,16 @@ impl BoxHandle {
         Ok(self.explained(unpacked).await?.into())
     }
 
-    /// A tar of a file or a directory of the box, in the PAX format: extended attributes as
-    /// `SCHILY.xattr.*`, sparse files in GNU's version 1.0. Entries are named by the last component of the path and
-    /// what is below it; by `.` where it ends in `/.`.
+    /// Reads a file or a directory of the box as a tar, in the PAX format with extended attributes as `SCHILY.xattr.*`
+    /// and sparse files in GNU's version 1.0. The names of entries start with the last component of the path, or with
+    /// `.` if the path ends in `/.`.
     ///
-    /// It comes as the box sent it: whoever unpacks it should not trust it. The box waits while nobody
-    /// reads; dropping it ends the copy.
+    /// The tar is not checked: unpack it like any untrusted archive. The box waits while nobody reads; dropping the
+    /// archive cancels the copy.
     ///
     /// # Errors
-    /// What the box says: [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) where there is nothing at the path.
+    /// The box cannot read the path; the kind is [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) if it does not
+    /// exist.
     pub async fn copy_out_tar(
         &self,
         from: impl AsRef<[u8]>,
@@ -297,7 +298,7 @@ impl BoxHandle {
         self.explained(archive).await
     }
 
-    /// What is at a path of the box.
+    /// Describes the file at a path of the box; none if there is no file.
     async fn look(
         &self,
         agent: &AgentClient,
@@ -311,7 +312,7 @@ impl BoxHandle {
         }
     }
 
-    /// Where a destination in the box is, through the symlinks at its end, and what is there.
+    /// Resolves symlinks at the end of a destination in the box. Returns the path and what it is.
     async fn destination(&self, agent: &AgentClient, to: Vec<u8>) -> Result<(Vec<u8>, Found)> {
         let mut path = to.clone();
         for _ in 0..MAX_SYMLINKS {
@@ -327,7 +328,7 @@ impl BoxHandle {
             };
             return Ok((path, found));
         }
-        Err(refused(&to)("its symlinks lead in a circle"))
+        Err(refused(&to)("its symlinks form a loop"))
     }
 }
 
@@ -349,7 +350,7 @@ async fn copy_in_decompressed(
         error = fed => return Err(client::Error::Source(error.into())),
     };
     match unpacked {
-        // It broke off here: the decoder knows why.
+        // The host's side failed, and the decoder has the cause.
         Err(client::Error::Source(error)) => {
             let why = decoding.await.map_err(io::Error::other).and_then(|decoded| decoded);
             Err(client::Error::Source(why.err().map_or(error, Into::into)))
@@ -358,7 +359,7 @@ async fn copy_in_decompressed(
     }
 }
 
-/// The path that a symlink at `path` leads to.
+/// The target path of a symlink at `path`.
 fn through(path: &[u8], link_target: &[u8]) -> Vec<u8> {
     match link_target.first() {
         Some(b'/') => link_target.to_vec(),
@@ -366,7 +367,7 @@ fn through(path: &[u8], link_target: &[u8]) -> Vec<u8> {
     }
 }
 
-/// Where a destination on the host is, and what becomes of what goes there.
+/// Resolves a destination on the host, and opens its directory.
 fn target(to: &Path, is_dir: bool, asked: Option<Vec<u8>>, ownership: Ownership) -> Result<Target> {
     let failed = Error::copy(to);
     let mut path = not_empty(to.as_os_str().as_bytes())?;
@@ -389,7 +390,7 @@ fn target(to: &Path, is_dir: bool, asked: Option<Vec<u8>>, ownership: Ownership)
             kind if kind.is_dir() => Found::Directory,
             kind if kind.is_file() => Found::File,
             kind if kind.is_symlink() => {
-                return Err(refused(&path)("its symlinks lead in a circle"));
+                return Err(refused(&path)("its symlinks form a loop"));
             }
             _ => Found::Special,
         };
@@ -412,7 +413,7 @@ async fn pump(mut archive: impl AsyncRead + Unpin, feed: pipe::Feed) -> io::Resu
             feed.end().await;
             return Ok(());
         }
-        // The thread wants no more: it has its reason.
+        // The thread stopped reading, and returns the reason.
         if !feed.send(chunk.freeze()).await {
             return Ok(());
         }
@@ -430,8 +431,8 @@ fn unpack_error(error: UnpackError) -> Error {
 
 fn in_the_way(is_dir: bool) -> &'static str {
     match is_dir {
-        true => "in its place is something that is no directory",
-        false => "in its place is a directory",
+        true => "a file that is not a directory has its name",
+        false => "a directory has its name",
     }
 }
 

@@ -1,8 +1,8 @@
-//! A file or a tree of the host's as a tar.
+//! Packs a file or a tree of the host as a tar.
 //!
-//! Symlinks below the path are packed as such and never followed, also not where a directory was a
-//! moment ago: somebody else may be writing there. What disappears meanwhile is left out; a file keeps the
-//! size that its header announced.
+//! Symlinks below the path are packed as such and never followed, even if one has just replaced a directory: other
+//! processes may write to the tree. Files that disappear are left out. A file is padded or cut to the size in its
+//! header.
 
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -22,21 +22,20 @@ use crate::{Error, Result};
 
 const BUFFER: usize = 64 << 10;
 
-/// What is to be packed.
+/// The source of a tar.
 pub(super) struct Source {
-    /// As the caller wrote it.
+    /// The path as the caller gave it.
     path: PathBuf,
-    /// The directory that it is in or, without a name there, that it is.
+    /// The directory that contains the source; without a name there, the source itself.
     dir: OwnedFd,
     in_dir: Option<Vec<u8>>,
-    /// Its name, as [`Spelling`] reads it.
+    /// The source's name, as in [`Spelling`].
     pub(super) name: Option<Vec<u8>>,
     pub(super) is_dir: bool,
 }
 
 impl Source {
-    /// Looks at the path. A symlink there is followed by `follow`, or where the path must be a
-    /// directory.
+    /// Opens the path. A symlink is followed if `follow` is set, or if the path must be a directory.
     pub(super) fn find(path: &Path, follow: bool) -> Result<Self> {
         let failed = |errno: Errno| copy_error(path, errno.into());
         let spelling = Spelling::of(path.as_os_str().as_bytes());
@@ -75,12 +74,12 @@ impl Source {
     }
 }
 
-/// How a tree is packed.
+/// Options of packing.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Packing {
-    /// What the source is called in the tar; none: what is in it goes to the top.
+    /// The name of the source in the tar; none: its content is at the top.
     pub(super) name: Option<Vec<u8>>,
-    /// Whether what only means something together with the owner is kept, too.
+    /// Whether to keep file capabilities, which are useful only with the owner.
     pub(super) archive: bool,
 }
 
@@ -119,16 +118,16 @@ fn copy_error(path: &Path, source: io::Error) -> Error {
     Error::copy(path)(source)
 }
 
-/// The reader of the tar hung up; it has its own reason.
+/// The reader of the tar stopped. Its own error says why.
 fn gone(source: io::Error) -> Error {
     Error::copy("-")(source)
 }
 
 /// A directory that has not been read yet.
 struct Waiting {
-    /// From the source's directory.
+    /// Relative to the source's directory.
     path: Vec<u8>,
-    /// In the tar, with a slash at its end; none: it is the top.
+    /// The name in the tar, with a slash at its end; none: the top.
     shown_as: Option<Vec<u8>>,
     inode: Inode,
 }
@@ -138,12 +137,12 @@ struct Walk<'a, W: Write> {
     archive: bool,
     to: Packer<io::BufWriter<W>>,
     waiting: Vec<Waiting>,
-    /// What was left out.
+    /// The result so far, with skipped entries.
     copied: Copied,
 }
 
 impl<W: Write> Walk<'_, W> {
-    /// An error of something in the tree, whose path is from the source's directory.
+    /// An error of a file in the tree, whose path is relative to the source's directory.
     fn failed(&self, path: &[u8], errno: Errno) -> Error {
         let below = match &self.source.in_dir {
             Some(top) => path.get(top.len() + 1..).unwrap_or_default(),
@@ -156,7 +155,7 @@ impl<W: Write> Walk<'_, W> {
         Error::copy(path)(errno.into())
     }
 
-    /// Opens a directory of the tree; none if it is gone or something else by now.
+    /// Opens a directory of the tree; none if it was removed or replaced.
     fn open(&self, path: &[u8]) -> Result<Option<OwnedFd>> {
         match open_below(&self.source.dir, path) {
             Ok(dir) => Ok(Some(dir)),
@@ -165,7 +164,7 @@ impl<W: Write> Walk<'_, W> {
         }
     }
 
-    /// Writes the entry of a directory, and those in it.
+    /// Writes the entry of a directory, and those of its content.
     fn read_dir(&mut self, waiting: &Waiting) -> Result<()> {
         let Waiting { path, shown_as, inode } = waiting;
         let Some(dir) = self.open(path)? else { return Ok(()) };
@@ -189,7 +188,7 @@ impl<W: Write> Walk<'_, W> {
         Ok(())
     }
 
-    /// Writes the entry of what has this `name` in `dir`, whose path is `parent`, or remembers it.
+    /// Writes the entry of `name` in `dir`, whose path is `parent`; a directory is queued instead.
     fn add(
         &mut self,
         dir: &OwnedFd,
@@ -216,7 +215,7 @@ impl<W: Write> Walk<'_, W> {
             FileType::BlockDevice => EntryType::Block,
             FileType::Fifo => EntryType::Fifo,
             FileType::Socket | FileType::Unknown => {
-                self.copied.skip(shown(&shown_as), "it is a socket, and a tar has none");
+                self.copied.skip(shown(&shown_as), "it is a socket, which a tar cannot have");
                 return Ok(());
             }
         };
@@ -261,11 +260,11 @@ impl<W: Write> Walk<'_, W> {
         })
     }
 
-    /// The extended attributes that mean the same elsewhere.
+    /// The extended attributes that have the same meaning in a box.
     fn xattrs(&self, file: &OwnedFd) -> Xattrs {
         let list = |names: &mut [u8]| flistxattr(file, names);
         let get = |key: &[u8], value: &mut [u8]| fgetxattr(file, key, value);
-        // Labels of the host's security modules are nothing to the box.
+        // Labels of the host's security modules have no meaning in a box.
         pack::xattrs(list, get, |name| {
             name.starts_with(b"user.") || self.archive && name == b"security.capability"
         })

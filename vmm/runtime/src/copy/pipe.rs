@@ -1,7 +1,7 @@
 //! Bounded pipes between a task and the thread that reads or writes files for it.
 //!
-//! A pipe that is dropped before its end was said is broken, never whole: whoever is given up
-//! leaves no half tar that looks like one.
+//! A pipe that is dropped before its end is marked is broken, so that an aborted sender leaves no incomplete tar that
+//! looks complete.
 
 use std::io::{self, BufRead, Read, Write};
 use std::pin::Pin;
@@ -11,10 +11,10 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
-/// Bytes in a chunk, at most.
+/// The largest chunk, in bytes.
 pub(super) const CHUNK: usize = 64 << 10;
 
-/// Chunks on the way.
+/// Number of chunks in a pipe.
 const CHUNKS: usize = 4;
 
 /// From a task to a thread.
@@ -33,14 +33,14 @@ pub(super) fn from_thread() -> (ThreadWriter, TaskReader) {
 pub(super) struct Feed(Sender<Bytes>);
 
 impl Feed {
-    /// Sends a chunk; false if the thread wants no more.
+    /// Sends a chunk. False if the thread stopped reading.
     pub(super) async fn send(&self, chunk: Bytes) -> bool {
         chunk.is_empty() || self.0.send(chunk).await.is_ok()
     }
 
     /// Says that this was all.
     pub(super) async fn end(self) {
-        // A thread that is gone needs no end.
+        // A thread that has stopped needs no end.
         let _ = self.0.send(Bytes::new()).await;
     }
 }
@@ -63,7 +63,7 @@ impl Incoming {
 
     fn take(&mut self, chunk: Option<Bytes>) -> io::Result<()> {
         let Some(chunk) = chunk else {
-            let why = "the copy was given up";
+            let why = "the copy was aborted";
             return Err(io::Error::new(io::ErrorKind::ConnectionAborted, why));
         };
         self.ended = chunk.is_empty();
@@ -103,7 +103,7 @@ pub(super) struct ThreadWriter(Sender<Bytes>);
 impl ThreadWriter {
     /// Says that this was all.
     pub(super) fn end(self) {
-        // A task that is gone needs no end.
+        // A task that has stopped needs no end.
         let _ = self.0.blocking_send(Bytes::new());
     }
 }

@@ -1,12 +1,12 @@
-//! A tar that comes from a guest, as files of the host's. The guest is hostile.
+//! Unpacks a tar from a guest, which is hostile, on the host.
 //!
-//! - A name may neither be absolute nor contain `..`, and must be what was asked for, or below it.
-//! - Directories are opened step by step, never through a symlink; so a symlink may say what it likes.
-//! - Files are written under a name that nobody knows, and get their own when they are whole. What is there
-//!   is replaced, never written to.
-//! - Devices and pipes are not made, setuid, setgid and sticky bits are dropped, and of the extended
-//!   attributes only `user.*` are kept.
-//! - A directory that was there keeps its owner, mode and time.
+//! - A name may neither be absolute nor contain `..`, and must be the requested one or below it.
+//! - Directories are opened one component at a time, never through a symlink, so that a symlink's target is harmless.
+//! - A file is written under an unpredictable name, and renamed when it is complete. Existing files are replaced, never
+//!   written to.
+//! - Devices and pipes are not created; setuid, setgid and sticky bits are dropped; only `user.*` extended attributes
+//!   are kept.
+//! - An existing directory keeps its owner, mode and time.
 
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, BufRead};
@@ -25,45 +25,45 @@ use rustix::io::{Errno, pwrite};
 use super::Copied;
 use super::below::{join, open_below, open_child, split};
 
-/// Whom everything is to belong to.
+/// The owner of unpacked files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ownership {
-    /// The caller, as for everything that it makes.
+    /// The calling user.
     Caller,
-    /// Whom the tar says. Needs the host's root.
+    /// The owner in the tar. Requires root on the host.
     Tar,
 }
 
-/// Where a tar goes.
+/// The destination of a tar.
 pub(super) struct Target {
-    /// A directory that exists.
+    /// An existing directory.
     pub(super) dir: OwnedFd,
-    /// Where that is, for messages.
+    /// The directory's path, for messages.
     pub(super) path: PathBuf,
-    /// The name in it; none: what is at the top of the tar goes right into it.
+    /// The name in the directory; none: the content of the tar's top goes into the directory itself.
     pub(super) name: Option<Vec<u8>>,
-    /// What the tar was asked for: the name of its top. None: `.`.
+    /// The requested name, which the tar's top must have; none: `.`.
     pub(super) asked: Option<Vec<u8>>,
     pub(super) ownership: Ownership,
 }
 
-/// A tar that could not be unpacked, or not to its end.
+/// A tar could not be unpacked completely.
 #[derive(Debug, thiserror::Error)]
 #[error("entry {}: {problem}", shown(.entry))]
 pub(super) struct UnpackError {
-    /// The name of the entry, as the tar has it.
+    /// The name of the entry in the tar.
     pub(super) entry: Vec<u8>,
-    /// What was to be written.
+    /// The path of the file on the host.
     pub(super) path: PathBuf,
     pub(super) problem: Problem,
 }
 
-/// What is wrong.
+/// Why an entry could not be unpacked.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Problem {
     #[error(transparent)]
     Archive(#[from] ArchiveError),
-    /// Something that is there is in the way.
+    /// An existing file is in the way.
     #[error("{0}")]
     InTheWay(&'static str),
     #[error("{0}")]
@@ -81,7 +81,7 @@ const MAX_PATH: usize = 8192;
 
 type Result<T, E = Problem> = std::result::Result<T, E>;
 
-/// Unpacks `tar`, to its end.
+/// Unpacks `tar` to its end.
 pub(super) fn unpack(target: Target, tar: impl BufRead) -> Result<Copied, UnpackError> {
     let mut archive = Archive::new(tar);
     let mut tree = Tree::new(target);
@@ -93,7 +93,7 @@ pub(super) fn unpack(target: Target, tar: impl BufRead) -> Result<Copied, Unpack
         Ok(archive.drain()?)
     };
     let result = unpack();
-    // Whatever came of it.
+    // In any case, even after an error.
     tree.leave(b"");
     match result {
         Ok(()) => Ok(tree.copied),
@@ -106,12 +106,12 @@ pub(super) fn unpack(target: Target, tar: impl BufRead) -> Result<Copied, Unpack
 
 struct Tree {
     target: Target,
-    /// The entry that is being written, from the target's directory.
+    /// The path of the current entry, relative to the target's directory.
     current: Vec<u8>,
-    /// The directory that was written to last.
+    /// The directory of the last written entry.
     parent: Option<(Vec<u8>, OwnedFd)>,
-    /// Directories that were made, each in the one before, to get their modes and times when something outside of
-    /// them comes: then nothing is made in them any more.
+    /// Created directories, each within the one before. They get their modes and times with the first entry outside of
+    /// them, after which nothing is created in them.
     made: Vec<Made>,
     names: TemporaryNames,
     copied: Copied,
@@ -135,12 +135,12 @@ impl Tree {
         }
     }
 
-    /// The path of the entry that is being written, for messages.
+    /// The path of the current entry, for messages.
     fn shown_path(&self) -> PathBuf {
         self.target.path.join(std::ffi::OsStr::from_bytes(&self.current))
     }
 
-    /// Where a name of the tar leads, from the target's directory.
+    /// The path of a name in the tar, relative to the target's directory.
     fn resolve(&self, name: &[u8]) -> Result<Vec<u8>> {
         if name.len() > MAX_PATH {
             return Err(Problem::bad("its name is too long"));
@@ -150,18 +150,18 @@ impl Tree {
         }
         let mut names = name.split(|b| *b == b'/').filter(|name| !matches!(*name, b"" | b"."));
         if names.clone().any(|name| name == b"..") {
-            return Err(Problem::bad("its name has a '..' in it"));
+            return Err(Problem::bad("its name contains '..'"));
         }
         if let Some(asked) = &self.target.asked
             && names.next() != Some(asked)
         {
-            return Err(Problem::bad("it is not what was asked for, nor in it"));
+            return Err(Problem::bad("it is neither the requested path nor below it"));
         }
         let top = self.target.name.clone().unwrap_or_default();
         Ok(names.fold(top, |path, name| join(&path, name)))
     }
 
-    /// Opens the directory that is to have the entry.
+    /// Opens the directory of the entry.
     fn open(&mut self, path: &[u8]) -> Result<()> {
         if self.parent.as_ref().is_some_and(|(open, _)| open == path) {
             return Ok(());
@@ -187,7 +187,7 @@ impl Tree {
         self.leave(&path);
         if path.is_empty() {
             return match member.kind {
-                // The target's directory itself, which was there.
+                // The target's directory itself, which exists.
                 Kind::Directory => Ok(()),
                 _ => Err(Problem::bad("it would replace the destination")),
             };
@@ -199,8 +199,8 @@ impl Tree {
             Kind::Directory => self.add_directory(&path, name, member),
             Kind::Symlink(target) => self.add_symlink(name, target, member),
             Kind::HardLink(target) => self.add_hard_link(name, target),
-            Kind::Character(_) | Kind::Block(_) => self.skip(member, "devices are not made here"),
-            Kind::Fifo => self.skip(member, "named pipes are not made here"),
+            Kind::Character(_) | Kind::Block(_) => self.skip(member, "devices are not copied"),
+            Kind::Fifo => self.skip(member, "named pipes are not copied"),
         }
     }
 
@@ -258,7 +258,7 @@ impl Tree {
                 let there = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
                 return match FileType::from_raw_mode(there.st_mode) {
                     FileType::Directory => Ok(()),
-                    _ => Err(Problem::InTheWay("in its place is something that is no directory")),
+                    _ => Err(Problem::InTheWay("a file that is not a directory has its name")),
                 };
             }
             Err(errno) => return Err(errno.into()),
@@ -302,21 +302,23 @@ impl Tree {
         let dir = self.dir()?;
         match linkat(&target_dir, target, dir, &temporary[..], AtFlags::empty()) {
             Ok(()) => Unfinished { dir, name: &temporary }.rename(name),
-            Err(Errno::NOENT) => Err(Problem::bad("it is a hard link to nothing")),
-            Err(Errno::PERM) => Err(Problem::bad("it is a hard link to what cannot be linked")),
+            Err(Errno::NOENT) => Err(Problem::bad("it is a hard link to a missing file")),
+            Err(Errno::PERM) => {
+                Err(Problem::bad("it is a hard link to a file that cannot be linked"))
+            }
             Err(errno) => Err(errno.into()),
         }
     }
 
-    /// Gives the directories that were made and do not lead to `path` their modes and times: the innermost
-    /// first, since a mode may lock its directory.
+    /// Sets the modes and times of created directories that do not contain `path`, innermost first, since a mode may
+    /// make its directory inaccessible.
     fn leave(&mut self, path: &[u8]) {
         let leads_there = |made: &Made| match path.strip_prefix(&made.path[..]) {
             Some(below) => below.is_empty() || below.starts_with(b"/"),
             None => false,
         };
         while let Some(Made { path, mode, mtime }) = self.made.pop_if(|made| !leads_there(made)) {
-            // One that somebody removed or replaced meanwhile has none of its own any more.
+            // Another process may have removed or replaced the directory.
             if let Ok(dir) = open_below(&self.target.dir, &path) {
                 let _ = futimens(&dir, &timestamps(mtime));
                 let _ = fchmod(&dir, permissions(mode));
@@ -325,20 +327,20 @@ impl Tree {
     }
 }
 
-/// An entry that does not have its own name yet. Removed when it is dropped.
+/// An entry under its temporary name. Removed on drop.
 struct Unfinished<'a> {
     dir: &'a OwnedFd,
     name: &'a [u8],
 }
 
 impl Unfinished<'_> {
-    /// Gives it its name, in the place of what has it.
+    /// Renames it to its own name, and replaces an existing file.
     fn rename(self, name: &[u8]) -> Result<()> {
         match renameat(self.dir, self.name, self.dir, name) {
-            // Of two names of one file, both stay.
+            // rename(2) keeps both names if they are of the same file.
             Ok(()) => Ok(()),
             Err(Errno::ISDIR | Errno::EXIST | Errno::NOTEMPTY) => {
-                Err(Problem::InTheWay("in its place is a directory"))
+                Err(Problem::InTheWay("a directory has its name"))
             }
             Err(errno) => Err(errno.into()),
         }
@@ -351,7 +353,7 @@ impl Drop for Unfinished<'_> {
     }
 }
 
-/// Names that a tar cannot know beforehand.
+/// Temporary names that a tar cannot predict.
 struct TemporaryNames(RandomState, u64);
 
 impl TemporaryNames {
@@ -364,9 +366,9 @@ impl TemporaryNames {
 fn not_a_directory(errno: Errno) -> Problem {
     match errno {
         Errno::LOOP | Errno::NOTDIR => {
-            Problem::InTheWay("what should be its directory is a symlink or no directory")
+            Problem::InTheWay("its parent is a symlink or not a directory")
         }
-        Errno::NOENT => Problem::bad("its directory does not come before it"),
+        Errno::NOENT => Problem::bad("its directory is not before it in the archive"),
         errno => errno.into(),
     }
 }
@@ -385,21 +387,21 @@ fn write_at(file: &OwnedFd, mut data: &[u8], offset: &mut u64) -> Result<()> {
     Ok(())
 }
 
-/// Keeps what means nothing to the system. True if something that should have been kept was not.
+/// Sets the `user.*` extended attributes, which the system does not interpret. True if one could not be set.
 fn set_xattrs(file: &OwnedFd, member: &Member) -> Result<bool> {
     let mut lost = false;
     for (name, value) in member.xattrs.iter().filter(|(name, _)| name.starts_with(b"user.")) {
         match fsetxattr(file, &name[..], value, XattrFlags::empty()) {
             Ok(()) => {}
             Err(errno @ (Errno::IO | Errno::DQUOT)) => return Err(errno.into()),
-            // The file system has none, or no room for this one.
+            // The file system has no extended attributes, or no room for this one.
             Err(_) => lost = true,
         }
     }
     Ok(lost)
 }
 
-/// Without the bits that give more than they say.
+/// The mode without setuid, setgid and sticky bits.
 fn permissions(mode: u32) -> Mode {
     Mode::from_raw_mode(mode & 0o777)
 }

@@ -1,4 +1,4 @@
-//! Whether boxes live in the software host, though no launcher is there.
+//! Detects live boxes in a software host without launchers.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -13,18 +13,18 @@ use super::router::Router;
 use super::{AWAIT_SUBCOMMAND, Options, this_program};
 use crate::client::{self, AgentClient};
 
-/// Pauses after a question that failed: the first, and the longest.
+/// Pauses between failed attempts: the first, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 
-/// What the name of an executable ends in whose file was removed or replaced.
+/// The end of an executable's path in /proc if its file was removed or replaced.
 const DELETED: &str = " (deleted)";
 
-/// Waits until it is known that no box lives there. As long as that cannot be told, boxes may live.
+/// Waits until no box is live there for certain. While that is unknown, boxes may be live.
 pub(super) async fn until_no_box_lives(router: &Arc<Router>, options: &Options) {
     until_answered(PAUSES, async || ask(router, options).await).await;
 }
 
-/// Asks until the answer is success.
+/// Retries until the answer is success.
 async fn until_answered(
     (mut pause, longest): (Duration, Duration),
     ask: impl AsyncFn() -> client::Result<ExitStatus>,
@@ -33,9 +33,11 @@ async fn until_answered(
         match ask().await {
             Ok(ExitStatus::Code(0)) => return,
             Ok(status) => {
-                tracing::warn!(?status, "whether boxes live cannot be told; asking again")
+                tracing::warn!(?status, "cannot tell whether boxes are live; asking again")
             }
-            Err(error) => tracing::warn!(%error, "whether boxes live cannot be told; asking again"),
+            Err(error) => {
+                tracing::warn!(%error, "cannot tell whether boxes are live; asking again");
+            }
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(longest);
@@ -69,8 +71,8 @@ async fn ask(router: &Arc<Router>, options: &Options) -> client::Result<ExitStat
     }
 }
 
-/// A program by the name that it has in the software host, too. If it was replaced by another release since, that
-/// one can tell as well.
+/// A program's path, which is the same in the software host. If another release has replaced the program, it can
+/// answer as well.
 fn by_name(program: &Path) -> PathBuf {
     if let Ok(path) = std::fs::canonicalize(program) {
         return path;

@@ -1,4 +1,4 @@
-//! What virtualization this machine has.
+//! Detection of this machine's virtualization.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -6,32 +6,31 @@ use std::io;
 
 use crate::sys::kvm;
 
-/// The kernel's device for virtual machines.
+/// The KVM device.
 const DEVICE: &str = "/dev/kvm";
 
-/// Whether boxes can run on this machine's CPU.
+/// This machine's virtualization.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Virtualization {
-    /// They can.
+    /// Boxes can run on this machine's CPU.
     Hardware,
-    /// There is a `/dev/kvm`, but the CPU has no virtualization (`vmx`, `svm`): KVM serves its own
-    /// kind of guest there and *emulates* the instructions of any other, some of them.
+    /// `/dev/kvm` exists, but the CPU has no virtualization (`vmx`, `svm`): KVM is paravirtual there, and *emulates*
+    /// some of the instructions of an unmodified guest.
     ///
-    /// That is why the CPU's flags decide on x86: such a device opens, has the right version and
-    /// creates virtual machines, and a kernel in one stops at the first instruction that the
-    /// emulator does not know.
+    /// On x86, the CPU's flags decide for this reason: such a device opens, has the right version and creates VMs, but
+    /// an unmodified kernel stops at the first instruction that the emulator does not know.
     Paravirtual,
-    /// `/dev/kvm` is there and this user may not open it.
+    /// `/dev/kvm` exists, and this user may not open it.
     NoPermission,
     /// There is no `/dev/kvm`.
     Missing,
-    /// `/dev/kvm` is there and does not work.
+    /// `/dev/kvm` exists and does not work.
     Broken(String),
 }
 
 impl Virtualization {
-    /// Looks at this machine. Cheap: opens the device and creates an empty virtual machine.
+    /// Detects this machine's virtualization. Cheap: opens the device and creates an empty VM.
     pub fn detect() -> Self {
         if !cfg!(target_os = "linux") {
             return Self::Missing;
@@ -59,36 +58,36 @@ impl Virtualization {
             },
             Err(e) => match e.kind() {
                 io::ErrorKind::NotFound => Self::Missing,
-                // Permission would not help.
+                // A permission would not help.
                 io::ErrorKind::PermissionDenied if !flags => Self::Paravirtual,
                 io::ErrorKind::PermissionDenied => Self::NoPermission,
-                // The device node is there and its driver is not.
+                // The device node exists, but its driver does not.
                 _ => Self::Broken(format!("cannot open {DEVICE}: {e}")),
             },
         }
     }
 
-    /// Whether boxes can run here without the software host.
+    /// Whether boxes can run on this machine without the software host.
     pub fn is_usable(&self) -> bool {
         *self == Self::Hardware
     }
 
-    /// What to do to get hardware virtualization, if there is something to do.
+    /// How to get hardware virtualization, if there is a way.
     pub fn remedy(&self) -> Option<&'static str> {
         Some(match self {
             Self::Hardware => return None,
             Self::Paravirtual => {
-                "in a virtual machine, turn nested virtualization on for it; on a real machine, turn \
-                 virtualization (VT-x, AMD-V) on in the firmware's settings"
+                "in a virtual machine, enable nested virtualization for it; on a real machine, enable \
+                 virtualization (VT-x, AMD-V) in the firmware's settings"
             }
             Self::NoPermission => {
                 "add yourself to the group of /dev/kvm and log in again: sudo usermod -aG kvm $USER"
             }
             Self::Missing => {
-                "load the module (sudo modprobe kvm_intel, or kvm_amd); in a virtual machine, turn \
-                 nested virtualization on for it; in a container, pass --device /dev/kvm"
+                "load the module (sudo modprobe kvm_intel, or kvm_amd); in a virtual machine, enable \
+                 nested virtualization for it; in a container, pass --device /dev/kvm"
             }
-            Self::Broken(_) => "see dmesg for what KVM says; another hypervisor may hold the CPU",
+            Self::Broken(_) => "see dmesg for messages of KVM; another hypervisor may use the CPU",
         })
     }
 }
@@ -99,8 +98,8 @@ impl fmt::Display for Virtualization {
             Self::Hardware => write!(f, "hardware virtualization (KVM)"),
             Self::Paravirtual => write!(
                 f,
-                "no hardware virtualization: the CPU has neither vmx nor svm, so {DEVICE}, if it is \
-                 there, cannot run an unmodified kernel"
+                "no hardware virtualization: the CPU has neither vmx nor svm, so {DEVICE}, if it \
+                 exists, cannot run an unmodified kernel"
             ),
             Self::NoPermission => write!(f, "no permission to open {DEVICE}"),
             Self::Missing => write!(f, "no {DEVICE}"),

@@ -1,4 +1,4 @@
-//! What can go wrong with the software host.
+//! Errors of the software host.
 
 use std::io;
 use std::path::PathBuf;
@@ -25,67 +25,67 @@ pub enum Error {
     /// A file of the software host cannot be used.
     #[error("cannot use {path}: {source}")]
     Folder {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// The disk image cannot be made.
-    #[error("cannot make the disk image of the software host, {path}: {source}")]
+    /// The disk image cannot be created.
+    #[error("cannot create the disk image of the software host, {path}: {source}")]
     Image {
-        /// Which.
+        /// The image.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// The home's path cannot be told to a kernel.
+    /// The home's path cannot be on a kernel's command line.
     #[error("the path {0:?} of the box home is not UTF-8: choose another home")]
     Home(PathBuf),
-    /// Another keeper is there.
-    #[error("another process keeps the software host of this home")]
+    /// Another keeper runs.
+    #[error("another process runs the software host of this home")]
     Busy,
-    /// The keeper did not come up.
+    /// The keeper did not start.
     #[error("the software host does not start ({reason}):\n{log}\n(the log is {path})")]
     Start {
-        /// How the keeper ended.
+        /// The keeper's exit status.
         reason: String,
-        /// The end of its log.
+        /// The last lines of its log.
         log: String,
-        /// Where the log is.
+        /// The path of the log.
         path: PathBuf,
     },
-    /// Nobody answered.
+    /// The software host did not answer.
     #[error("the software host did not answer within {0} s")]
     Timeout(u64),
-    /// The software host ended by itself; the message says what is known.
+    /// The software host failed. The message has the details.
     #[error("{0}")]
     Ended(String),
-    /// The keeper vanished, and its QEMU with it.
+    /// The keeper died, and its QEMU with it.
     #[error(
-        "the software host ended: its keeper was killed or crashed (its log is {log}); what it ran is \
-         gone, what was synced to the box home is not"
+        "the software host ended: its keeper was killed or crashed (its log is {log}); boxes and commands in it \
+         were killed, and data that was not synced to the box home is lost"
     )]
     KeeperGone {
-        /// Where its log is.
+        /// The path of the keeper's log.
         log: PathBuf,
     },
-    /// The runtime of this process.
+    /// This process cannot set up its async runtime, terminal or working directory.
     #[error("cannot set up this process: {0}")]
     Runtime(#[source] io::Error),
-    /// Not all that the command wrote could be written here.
+    /// A part of the command's output could not be written.
     #[error(transparent)]
     Unwritten(client::Unwritten),
-    /// The command could not be run in it, or the connection broke.
+    /// The command could not be run, or the connection broke.
     #[error(transparent)]
     Client(client::Error),
 }
 
 impl Error {
-    /// What an error of the connection to the keeper means.
+    /// Turns an error of the connection to the keeper into one of the software host.
     pub(super) fn of_connection(error: client::Error, folder: &HostFolder) -> Self {
         match &error {
             client::Error::Lost(loss) => match &**loss {
-                // Its own words say what happened.
+                // The keeper's message says what happened.
                 Loss::Fatal(message) => Self::Ended(message.clone()),
                 loss if is_hang_up(loss) => Self::KeeperGone { log: folder.log() },
                 _ => Self::Client(error),
@@ -95,7 +95,7 @@ impl Error {
     }
 }
 
-/// Whether the connection to the keeper ended without a word from it.
+/// Whether the connection to the keeper ended without a message from it.
 pub(super) fn is_hang_up(loss: &Loss) -> bool {
     matches!(loss, Loss::Closed | Loss::Write(_) | Loss::Frame(FrameError::Io(_)))
 }

@@ -1,7 +1,7 @@
 //! The folder of a home's software host: `<home>/softhost`.
 //!
-//! The lock in it belongs to the keeper and to the QEMU that it started: as long as either lives,
-//! nobody else opens the disk image.
+//! The keeper and the QEMU that it started hold the lock in it: while either of them runs, no other process opens the
+//! disk image.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -20,12 +20,12 @@ use super::Error;
 #[derive(Debug)]
 pub(super) struct HostFolder {
     path: PathBuf,
-    /// Sockets are reached through it: a socket's name may have only 107 bytes, a home's more.
+    /// For the addresses of sockets, which may have only 107 bytes; a home's path may have more.
     dir: File,
 }
 
 impl HostFolder {
-    /// Opens the folder, and makes it if it is not there.
+    /// Opens the folder, and creates it if it does not exist.
     pub(super) fn open(home: &Path) -> Result<Self, Error> {
         let path = home.join("softhost");
         let open = || {
@@ -53,7 +53,7 @@ impl HostFolder {
         |source| Error::Folder { path, source }
     }
 
-    /// Takes the lock; none if a keeper, or the QEMU of one, has it.
+    /// Takes the lock; none if a keeper, or its QEMU, holds it.
     pub(super) fn lock(&self) -> Result<Option<File>, Error> {
         self.try_lock().map_err(self.failed("lock"))
     }
@@ -69,7 +69,7 @@ impl HostFolder {
         }
     }
 
-    /// Whether `file` is the lock and held.
+    /// Whether `file` is the lock file and holds the lock.
     pub(super) fn is_our_lock(&self, file: &File) -> bool {
         let same = || -> io::Result<bool> {
             let (ours, theirs) = (fs::metadata(self.path.join("lock"))?, file.metadata()?);
@@ -86,25 +86,25 @@ impl HostFolder {
         format!("/proc/self/fd/{}/ports.sock", self.dir.as_raw_fd()).into()
     }
 
-    /// Listens for boxes that want ports of this host. Only for who has the lock.
+    /// Listens for boxes that request ports of this host. Requires the lock.
     pub(super) fn listen_for_ports(&self) -> Result<UnixListener, Error> {
         let _ = fs::remove_file(self.ports_socket());
         UnixListener::bind(self.ports_socket()).map_err(self.failed("ports.sock"))
     }
 
-    /// Connects to the keeper for a box that wants ports of this host.
+    /// Connects to the keeper for a box that requests ports of this host.
     pub(super) fn connect_for_ports(&self) -> Result<std::os::unix::net::UnixStream, Error> {
         let socket = self.ports_socket();
         std::os::unix::net::UnixStream::connect(socket).map_err(self.failed("ports.sock"))
     }
 
-    /// Listens for launchers. Only for who has the lock.
+    /// Listens for launchers. Requires the lock.
     pub(super) fn listen(&self) -> Result<UnixListener, Error> {
         self.stop_listening();
         UnixListener::bind(self.socket()).map_err(self.failed("control.sock"))
     }
 
-    /// Launchers that come now find nobody. Only for who has the lock.
+    /// Removes the sockets, so that new launchers find no keeper. Requires the lock.
     pub(super) fn stop_listening(&self) {
         let _ = fs::remove_file(self.socket());
         let _ = fs::remove_file(self.ports_socket());
@@ -116,14 +116,14 @@ impl HostFolder {
             Ok(stream) => Ok(Some(stream)),
             Err(e) => match e.kind() {
                 io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Ok(None),
-                // Its queue of connections is full: it is there, and busy.
+                // The backlog of a busy keeper is full.
                 io::ErrorKind::WouldBlock => Ok(None),
                 _ => Err(self.failed("control.sock")(e)),
             },
         }
     }
 
-    /// An empty log for the next keeper.
+    /// Creates an empty log for the next keeper.
     pub(super) fn new_log(&self) -> Result<File, Error> {
         let mut options = OpenOptions::new();
         options.append(true).create(true).mode(0o600);
@@ -131,7 +131,7 @@ impl HostFolder {
         log.map_err(self.failed("log"))
     }
 
-    /// Makes the disk image for the box home, if there is none. Only for who has the lock.
+    /// Creates the disk image of the box home, if there is none. Requires the lock.
     pub(super) fn ensure_image(&self, template: &Path) -> Result<(), Error> {
         self.ensure_image_of(IMAGE_SIZE, template)
     }
@@ -146,15 +146,15 @@ impl HostFolder {
             crate::sparse::copy(&mut source, file)?;
             file.set_len(size)
         };
-        // A half-written image would never be made again.
+        // Atomically: an incomplete image would never be replaced.
         durable::replace_with(&image, Durability::Power, write)
             .map(drop)
             .map_err(|source| Error::Image { path: image.clone(), source })
     }
 }
 
-/// How large the file system of the boxes in the software host may grow, in bytes. The file is
-/// sparse; making it larger makes the first start slower (the file system is grown then).
+/// Size of the file system for boxes in the software host, in bytes. The file is sparse. A larger size slows down the
+/// first start, which grows the file system.
 const IMAGE_SIZE: u64 = 64 << 30;
 
 /// The last lines of a text file, for an error message.
@@ -206,14 +206,14 @@ mod tests {
             let listener = folder.listen().unwrap();
             assert!(folder.connect().await.unwrap().is_some());
             drop(listener);
-            assert!(folder.connect().await.unwrap().is_none(), "a stale socket is nobody");
+            assert!(folder.connect().await.unwrap().is_none(), "a stale socket is no keeper");
             let _listener = folder.listen().unwrap();
             assert!(folder.connect().await.unwrap().is_some());
         });
     }
 
     #[test]
-    fn a_loss_of_power_leaves_no_half_of_an_image() {
+    fn a_power_failure_leaves_no_incomplete_image() {
         let home = tempfile::tempdir().unwrap();
         let template = home.path().join("template");
         fs::write(&template, zstd::encode_all(&[7; 5000][..], 0).unwrap()).unwrap();

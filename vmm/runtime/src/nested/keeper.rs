@@ -1,7 +1,7 @@
 //! The keeper: the process that owns a home's software host and serves its launchers.
 //!
-//! It starts QEMU, greets launchers as soon as the agent answers, and stops QEMU when nobody has
-//! needed it for a while. QEMU dies with it, and the lock is free only when both are gone.
+//! It starts QEMU, greets launchers as soon as the agent answers, and stops QEMU after an idle time. QEMU is killed when
+//! the keeper exits, and the lock is released only when both have exited.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -22,39 +22,38 @@ use super::sys::TscClock;
 use super::{Error, Options};
 use crate::client::{Loss, greet};
 
-/// How long the software host stays up for a next launcher; in seconds, as a decimal number.
+/// The variable for the time that the software host stays up for the next launcher, in seconds, as a decimal number.
 pub const IDLE_VARIABLE: &str = "BOXLITE_SOFTHOST_IDLE";
 
 const DEFAULT_IDLE: Duration = Duration::from_secs(3);
 
-/// How long the boot may take: many times what it does on a slow machine.
+/// Timeout for the boot: many times its duration on a slow machine.
 const BOOT: Duration = Duration::from_secs(180);
 
-/// How long commands have to end after SIGTERM, when the software host stops.
+/// Time between SIGTERM and SIGKILL for commands, when the software host stops.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// How long stopping may take in all before QEMU is killed.
+/// Timeout for stopping, after which QEMU is killed.
 const STOP: Duration = Duration::from_secs(15);
 
-/// How long QEMU may take to end when its guest is gone.
+/// Timeout for QEMU to exit after its guest has stopped.
 const END: Duration = Duration::from_secs(2);
 
-/// How long launchers have to hear that there is no more.
+/// Timeout for telling launchers that the software host has stopped.
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Lines of logs in an error message.
 const LINES: usize = 15;
 
-/// Lines at the end of the console among which a panic is looked for.
+/// Number of last lines of the console that are searched for a panic.
 const CRASH_LINES: usize = 60;
 
-/// Runs the keeper until its software host has ended. Standard input is the lock, if a launcher
-/// started it.
+/// Runs the keeper until its software host has stopped. If a launcher started it, standard input is the lock.
 ///
-/// Call it on the process's main thread: QEMU ends with the thread that started it.
+/// Must be called on the process's main thread: QEMU is killed when the thread that started it exits.
 ///
 /// # Errors
-/// When the software host does not start, or ends by itself.
+/// The software host does not start, or fails.
 pub fn main(options: &Options) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(Error::Runtime)?.block_on(keep(options))
@@ -67,10 +66,10 @@ async fn keep(options: &Options) -> Result<(), Error> {
         Some(lock) => lock,
         None => folder.lock()?.ok_or(Error::Busy)?,
     };
-    // From here on launchers wait for us.
+    // From here on, launchers wait for this keeper.
     let listener = folder.listen()?;
     folder.ensure_image(&options.template)?;
-    // QEMU keeps a file open for each one that the guest has.
+    // QEMU has an open file for each one of the guest.
     let for_qemu = lock.try_clone().map_err(Error::Qemu)?;
     let (qemu, link) = Qemu::start(options, &folder, for_qemu, &clock)?;
     tracing::info!("QEMU runs");
@@ -84,13 +83,13 @@ async fn keep(options: &Options) -> Result<(), Error> {
     result
 }
 
-/// The lock that the launcher passed on as standard input.
+/// The lock that the launcher passed as standard input.
 fn inherited_lock(folder: &HostFolder) -> Option<File> {
     let stdin = fcntl_dupfd_cloexec(std::io::stdin(), 3).ok().map(File::from);
     stdin.filter(|file| folder.is_our_lock(file))
 }
 
-/// How long the software host stays up for a next launcher.
+/// Time that the software host stays up for the next launcher.
 fn idle_time() -> Duration {
     let seconds = std::env::var(IDLE_VARIABLE).ok().and_then(|value| value.parse::<f64>().ok());
     seconds.and_then(|s| Duration::try_from_secs_f64(s).ok()).unwrap_or(DEFAULT_IDLE)
@@ -98,13 +97,13 @@ fn idle_time() -> Duration {
 
 /// Why the keeper stops.
 enum End {
-    /// Nobody needs it.
+    /// The idle time has passed.
     Idle,
     /// SIGTERM or SIGINT.
     Asked,
-    /// The agent is not there any more.
+    /// The link to the agent has ended.
     Link(String),
-    /// QEMU is not there any more.
+    /// QEMU has exited.
     Qemu,
 }
 
@@ -123,19 +122,19 @@ impl Keeper {
         let link = carry(&router, &ports, link);
         tokio::pin!(link);
         let end = tokio::select! {
-            // First of all: nobody is to be let in when the software host is gone.
+            // First, so that no launcher is accepted after the software host has stopped.
             biased;
             why = &mut link => End::Link(why),
             end = self.serve(&listener) => end?,
         };
-        // Whoever comes now waits for the lock, or hears nothing and comes again.
+        // A new launcher waits for the lock, or loses its connection and retries.
         self.folder.stop_listening();
         drop(listener);
         match end {
             End::Idle | End::Asked => {
                 self.router.stop_guest(GRACE);
                 let stopped = async {
-                    // Frames must flow for the guest to hear it.
+                    // Frames must be carried for the request to reach the guest.
                     tokio::select! {
                         _ = &mut link => self.qemu.wait().await,
                         status = self.qemu.wait() => status,
@@ -161,7 +160,7 @@ impl Keeper {
         let idle = idle_time();
         let mut idle_since = Instant::now();
         let mut ready = false;
-        // Nobody is there; boxes may be.
+        // There is no launcher, but there may be live boxes.
         let mut looking = false;
         let (router, options) = (Arc::clone(&self.router), self.options.clone());
         let look = async || until_no_box_lives(&router, &options).await;
@@ -199,7 +198,7 @@ impl Keeper {
                 }
                 () = &mut empty, if looking => {
                     looking = false;
-                    // Boxes do not come without a launcher.
+                    // Only a launcher can start boxes.
                     if self.launchers.is_empty() && idle_since.elapsed() >= idle {
                         return Ok(End::Idle);
                     }
@@ -209,7 +208,7 @@ impl Keeper {
         }
     }
 
-    /// The software host is gone; makes the most of what is known, and tells everybody.
+    /// Handles a failed software host: collects the cause, and sends it to all launchers.
     async fn failed(&mut self, why: Option<String>) -> Error {
         let status = match timeout(END, self.qemu.wait()).await {
             Ok(status) => status.ok().map(qemu::describe),
@@ -236,7 +235,7 @@ impl Keeper {
         Error::Ended(message)
     }
 
-    /// Tells the launchers that there is no more, and sees them go.
+    /// Sends a last message to the launchers, and waits until they have disconnected.
     async fn farewell(&mut self, message: String) {
         self.router.shut_down(message);
         let gone = async { while self.launchers.join_next().await.is_some() {} };
@@ -244,13 +243,12 @@ impl Keeper {
     }
 }
 
-/// Whether the kernel whose console ends with `lines` stopped because of a fault that it found in
-/// itself.
+/// Whether the kernel whose console ends with `lines` has panicked.
 fn kernel_crashed(lines: &str) -> bool {
     lines.contains("] Kernel panic - not syncing: ")
 }
 
-/// What a crash means to who reads of it.
+/// The explanation of a crash.
 fn crash_advice() -> String {
     let emulator = qemu::version().map_or_else(|| qemu::PROGRAM.to_owned(), |v| v.to_string());
     format!(
@@ -261,7 +259,7 @@ fn crash_advice() -> String {
     )
 }
 
-/// Serves boxes that want ports of this host, for as long as the keeper lives.
+/// Serves boxes that request ports of this host, as long as the keeper runs.
 async fn serve_ports(listener: UnixListener, ports: Arc<Ports>) {
     loop {
         match listener.accept().await {
@@ -270,18 +268,18 @@ async fn serve_ports(listener: UnixListener, ports: Arc<Ports>) {
                 tokio::spawn(async move { ports.serve(connection).await });
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a box that wants ports");
+                tracing::warn!(%error, "cannot accept a box that requests ports");
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
     }
 }
 
-/// Carries frames once the agent has answered, until it is gone. Returns why it is.
+/// Carries frames once the agent has answered, until the link ends. Returns why it ended.
 async fn carry(router: &Router, ports: &Ports, link: Link) -> String {
     let boot = async {
         let (agent, monitor) = link.open().await.map_err(Loss::Write)?;
-        tracing::info!("the agent is there");
+        tracing::info!("the agent has opened its port");
         ports.set_monitor(monitor).await;
         greet(agent, 0).await
     };

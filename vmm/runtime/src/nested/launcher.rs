@@ -1,4 +1,4 @@
-//! The launcher's side: finding the software host or starting it, and running a command in it.
+//! The launcher's side: finds or starts the software host, and runs a command in it.
 
 use std::ffi::OsString;
 use std::future::Future;
@@ -19,13 +19,13 @@ use super::{Error, Options, qemu};
 use crate::client::{self, AgentClient, Attachment, Ended, ExecHandle, Streams};
 use crate::sys::{in_new_session, inherit_only};
 
-/// How long to wait for a software host: its boot, and before that the end of an earlier one.
+/// Timeout for a software host: the end of an earlier one, and its boot.
 const DEADLINE: Duration = Duration::from_secs(240);
 
-/// Between two looks for the keeper.
+/// Time between two attempts to connect to the keeper.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Keepers that are started before giving up.
+/// Number of keepers that are started.
 const ATTEMPTS: u32 = 3;
 
 /// Lines of the keeper's log in an error message.
@@ -34,9 +34,9 @@ const LINES: usize = 15;
 /// A command to run in the software host.
 #[derive(Clone, Debug)]
 pub struct NestedCommand {
-    /// The program and its arguments. Without a slash, the program is looked up in `PATH`.
+    /// The program and its arguments. A program name without a slash is looked up in `PATH`.
     pub argv: Vec<OsString>,
-    /// The whole environment.
+    /// The complete environment.
     pub env: Vec<(OsString, OsString)>,
     /// The working directory, an absolute path.
     pub working_dir: PathBuf,
@@ -46,7 +46,7 @@ impl NestedCommand {
     /// A command with this process's environment and working directory.
     ///
     /// # Errors
-    /// When this process's working directory is gone.
+    /// This process's working directory does not exist any more.
     pub fn here(argv: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Self, Error> {
         Ok(Self {
             argv: argv.into_iter().map(Into::into).collect(),
@@ -73,13 +73,12 @@ impl NestedCommand {
     }
 }
 
-/// Runs a command in the nested host of `options`' home, to which `connecting` leads ([`connect`], and
-/// what the caller shows meanwhile), and stands in for it: standard streams, signals, and the terminal
-/// if all three streams are one. Returns its exit code as a shell has it (126 and 127 if it cannot be
-/// executed or found).
+/// Runs a command in the nested host of `options`' home, and connects this process to it: standard streams, signals,
+/// and the terminal if all three streams are terminals. `connecting` is [`connect`], possibly with a progress display
+/// around it. Returns the exit code as a shell reports it (126 and 127 if the command cannot be executed or found).
 ///
 /// # Errors
-/// Everything else: the nested host does not start, or fails.
+/// The nested host does not start, or fails.
 pub async fn run(
     options: &Options,
     connecting: impl Future<Output = Result<AgentClient, Error>>,
@@ -119,8 +118,8 @@ pub async fn run(
     }
 }
 
-/// Starts a command in the software host of `options`' home, which is started if need be. Dropping
-/// the handle kills the command.
+/// Starts a command in the software host of `options`' home, which is started if necessary. Dropping the handle kills
+/// the command.
 ///
 /// # Errors
 /// The software host does not start, or the command cannot be executed there.
@@ -130,7 +129,7 @@ pub async fn spawn(options: &Options, command: NestedCommand) -> Result<ExecHand
     client.exec(command.exec()).await.map_err(|error| Error::of_connection(error, &folder))
 }
 
-/// As a shell: says what is wrong with the command, and which code stands for it.
+/// Prints why a command could not be started, and returns a shell's exit code for that.
 fn could_not_start(error: client::Error, folder: &HostFolder) -> Result<u8, Error> {
     let code = match error.failure().map(|failure| failure.kind) {
         Some(FailureKind::NotFound) => 127,
@@ -141,7 +140,7 @@ fn could_not_start(error: client::Error, folder: &HostFolder) -> Result<u8, Erro
     Ok(code)
 }
 
-/// Connects to the software host of `options`' home, which is started if need be.
+/// Connects to the software host of `options`' home, which is started if necessary.
 ///
 /// # Errors
 /// As [`run`].
@@ -153,7 +152,7 @@ pub async fn connect(options: &Options) -> Result<AgentClient, Error> {
     }
 }
 
-/// The way to a keeper: there may be one, or one that is about to go, or none.
+/// The search for a keeper, which may run, be about to exit, or not exist.
 struct Search<'a> {
     options: &'a Options,
     folder: HostFolder,
@@ -173,7 +172,7 @@ impl<'a> Search<'a> {
                 match AgentClient::connect(connection, 0).await {
                     Ok(client) => return Ok(client),
                     Err(client::Error::Lost(loss)) if is_hang_up(&loss) => {}
-                    // What an earlier one ended of is no affair of ours: the next is for us.
+                    // The failure of an earlier keeper is irrelevant: this process starts the next one.
                     Err(client::Error::Lost(loss))
                         if self.keeper.is_none() && matches!(*loss, client::Loss::Fatal(_)) => {}
                     Err(error) => return Err(Error::of_connection(error, &self.folder)),
@@ -185,7 +184,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Starts a keeper, unless there is one: then it is about to listen, or to go.
+    /// Starts a keeper, unless one runs, which is about to listen or to exit.
     fn start(&mut self) -> Result<(), Error> {
         if let Some(keeper) = &mut self.keeper
             && let Some(status) = keeper.try_wait().map_err(Error::Qemu)?
@@ -196,7 +195,7 @@ impl<'a> Search<'a> {
             }
         }
         let Some(lock) = self.folder.lock()? else { return Ok(()) };
-        // Here rather than in the keeper: the person who can help reads what we say.
+        // Here rather than in the keeper, because the user reads this process's messages.
         if qemu::find().is_none() {
             return Err(Error::NoQemu);
         }

@@ -1,5 +1,5 @@
-//! The software host: where there is no hardware virtualization, the launcher runs itself in a
-//! machine that QEMU emulates, nested virtualization included.
+//! The nested host, "software host" for users: on a machine without hardware virtualization, the launcher runs itself
+//! in a VM that QEMU emulates, including nested virtualization.
 //!
 //! ```text
 //!   launcher ──┐ <home>/softhost/                ┌─ QEMU (TCG) ───────────────────┐
@@ -9,10 +9,10 @@
 //!                                                └────────────────────────────────┘
 //! ```
 //!
-//! The first launcher of a home starts its *keeper*, which outlives it; later ones share it. It sees
-//! the whole file system of the real host, read-only under a layer that is thrown away; only the
-//! home, at its usual path, is a disk of its own and stays. So arguments need no change, and what a
-//! command writes elsewhere is gone when the software host stops.
+//! The first launcher of a home starts its *keeper*, which outlives it; later launchers share it. The nested host sees
+//! the real host's file system, read-only below a temporary overlay. Only the home, at its usual path, is on a
+//! persistent disk. So arguments need no change, and files that a command writes elsewhere are lost when the software
+//! host stops.
 
 mod busy;
 pub mod detect;
@@ -37,38 +37,37 @@ pub use error::Error;
 pub use launcher::{NestedCommand, connect, run, spawn};
 pub use qemu::{MEMORY_VARIABLE, find as find_qemu};
 
-/// The subcommand that is to run [`keeper::main`] with the arguments that
-/// [`Options::from_args`] reads.
+/// The subcommand that runs [`keeper::main`] with the arguments of [`Options::from_args`].
 pub const KEEPER_SUBCOMMAND: &str = "softhost-keeper";
 
-/// The subcommand that is to run [`carry_ports`] with the home as its argument; QEMU starts it.
+/// The subcommand that runs [`carry_ports`] with the home as its argument. QEMU starts it.
 pub const PORTS_SUBCOMMAND: &str = "softhost-ports";
 
-/// The subcommand of the launcher that ends when no box of the home lives any more; the keeper
-/// runs it in the software host before it stops that.
+/// The subcommand that exits when no box of the home is live. The keeper runs it in the software host before it stops
+/// the software host.
 pub const AWAIT_SUBCOMMAND: &str = "await-boxes";
 
-/// Carries a box's request for ports of this host from standard input to the keeper of `home`.
+/// Forwards a box's request for ports of this host from standard input to the keeper of `home`.
 ///
 /// # Errors
-/// There is no keeper, or it has gone.
+/// There is no keeper, or it has exited.
 pub fn carry_ports(home: &Path) -> Result<(), Error> {
     let keeper = folder::HostFolder::open(home)?.connect_for_ports()?;
     ports::carry(keeper).map_err(Error::Runtime)
 }
 
-/// Lets a process of the software host outlive the command that started it, which is ended as a whole.
+/// Lets a process in the software host outlive the command that started it, whose control group is killed as a whole.
 pub(crate) fn outlive(pid: u32) {
-    // Commands have control groups of their own; this is the one of nobody.
+    // Each command has a control group of its own; the root is that of no command.
     const ROOT: &str = "/sys/fs/cgroup/cgroup.procs";
     if HostEnvironment::detect().is_nested()
         && let Err(e) = std::fs::write(ROOT, pid.to_string())
     {
-        tracing::warn!("process {pid} may end with the command that started it: {e}");
+        tracing::warn!("process {pid} may be killed with the command that started it: {e}");
     }
 }
 
-/// Where a software host keeps its state, and what it boots.
+/// The state folder of a software host, and the files that it boots.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// The box home; an absolute path.
@@ -79,17 +78,17 @@ pub struct Options {
     pub initramfs: PathBuf,
     /// An empty ext4 file system, compressed with zstd.
     pub template: PathBuf,
-    /// The program that has [`KEEPER_SUBCOMMAND`]; this one, if none.
+    /// The program with [`KEEPER_SUBCOMMAND`]; none: this program.
     pub launcher: Option<PathBuf>,
-    /// A line for standard error when it is started, rather than shared.
+    /// A line for standard error if the software host is started rather than shared.
     pub notice: Option<String>,
 }
 
 impl Options {
-    /// The software host of `home` with these guest files.
+    /// Options for the software host of `home` with these guest files.
     ///
     /// # Errors
-    /// When the current directory, to which `home` is relative, is gone.
+    /// `home` is relative to a current directory that does not exist any more.
     pub fn new(home: &Path, guest: &boxlite_kernel::GuestFiles) -> Result<Self, Error> {
         let absolute = |path: &Path| std::path::absolute(path).map_err(Error::Runtime);
         Ok(Self {
@@ -102,7 +101,7 @@ impl Options {
         })
     }
 
-    /// Reads the arguments of the keeper.
+    /// Parses the arguments of the keeper.
     pub fn from_args(args: impl IntoIterator<Item = OsString>) -> Option<Self> {
         let mut args = args.into_iter().map(PathBuf::from);
         let mut next = || args.next();
@@ -119,7 +118,7 @@ impl Options {
     }
 }
 
-/// This process's program; on Linux by a name that finds it even when its file was replaced.
+/// This process's program. On Linux, the path leads to it even if its file was replaced.
 fn this_program() -> PathBuf {
     let link = Path::new("/proc/self/exe");
     if link.exists() { link.to_owned() } else { std::env::current_exe().unwrap_or_default() }

@@ -1,4 +1,4 @@
-//! QEMU's monitor (QMP): what happens to the machine, and commands to it, a line of JSON each.
+//! A client of QEMU's monitor (QMP): events and commands, one line of JSON each.
 
 use std::io;
 
@@ -12,11 +12,11 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 pub(super) struct Monitor {
     said: Lines<BufReader<OwnedReadHalf>>,
     commands: OwnedWriteHalf,
-    /// The number of the last command.
+    /// The ID of the last command.
     last: u64,
 }
 
-/// What the monitor says; events and answers have different parts of it.
+/// A message of the monitor: an event or an answer, which have different fields.
 #[derive(Debug, Deserialize)]
 struct Message {
     event: Option<String>,
@@ -45,9 +45,9 @@ impl Monitor {
         Self { said: BufReader::new(said).lines(), commands, last: 0 }
     }
 
-    /// Waits until somebody in the machine has opened the port of its virtio console.
+    /// Waits until the guest has opened its virtio-serial port.
     pub(super) async fn port_opened(&mut self) -> io::Result<()> {
-        // It greets, takes this, and then tells what happens.
+        // The monitor greets, and sends events after this command.
         self.commands.write_all(b"{\"execute\": \"qmp_capabilities\"}\n").await?;
         loop {
             let message = self.next().await?;
@@ -57,7 +57,7 @@ impl Monitor {
         }
     }
 
-    /// Gives the command as a person would, and returns what is said to it.
+    /// Runs a human monitor command. Returns its output.
     pub(super) async fn tell(&mut self, line: &str) -> io::Result<String> {
         self.last += 1;
         let command = serde_json::json!({
@@ -67,7 +67,7 @@ impl Monitor {
         });
         self.commands.write_all(format!("{command}\n").as_bytes()).await?;
         loop {
-            // Answers to those who have not waited for them have other numbers.
+            // Answers to commands whose callers stopped waiting have other IDs.
             let message = self.next().await?;
             if message.id == Some(self.last) {
                 return match (message.answer, message.error) {

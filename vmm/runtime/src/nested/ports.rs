@@ -1,4 +1,4 @@
-//! Ports of the real host that lead to boxes in the software host.
+//! Ports of the real host that are published by boxes in the software host.
 //!
 //! ```text
 //!   software host                           real host
@@ -6,8 +6,8 @@
 //!    listens on 10.0.2.15:N  ◀──────────  hostfwd  ◀── human-monitor-command ──────────────────┘
 //! ```
 //!
-//! A connection is a box: it says which ports it wants, is told which it got, and holds them until it
-//! ends, as it does with its process. So nothing has to be cleared away, whatever ends.
+//! Each connection is a box: it requests ports, receives the bound ones, and holds them until the connection ends,
+//! which it does with the box's process. So nothing needs to be cleaned up, whichever end stops first.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
@@ -22,23 +22,23 @@ use tokio::time::timeout;
 
 use super::monitor::Monitor;
 
-/// How often a free port is looked for: somebody else may take the one that was found.
+/// Number of attempts to find a free port: another process may take the one that was found.
 const ATTEMPTS: u32 = 5;
 
 /// The keeper's side.
 #[derive(Debug, Default)]
 pub(super) struct Ports {
-    /// From the boot on.
+    /// QEMU's monitor, once QEMU runs.
     monitor: Mutex<Option<Monitor>>,
 }
 
 impl Ports {
-    /// From now on, QEMU can be asked.
+    /// Sets the connection to QEMU's monitor.
     pub(super) async fn set_monitor(&self, monitor: Monitor) {
         *self.monitor.lock().await = Some(monitor);
     }
 
-    /// Serves a box: opens ports for it, and closes them when it is gone.
+    /// Serves a box: opens ports for it, and closes them when its connection ends.
     pub(super) async fn serve<C>(&self, mut connection: C)
     where
         C: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
@@ -64,12 +64,12 @@ impl Ports {
         });
         match answered.await {
             Ok(Ok(true)) => {
-                // It says no more.
+                // A box sends nothing after its request.
                 let _ = connection.read_u8().await;
             }
             Ok(Ok(false)) => {}
             Ok(Err(e)) => tracing::warn!("a box's request for ports: {e}"),
-            Err(_) => tracing::warn!("a box's request for ports took too long"),
+            Err(_) => tracing::warn!("a box's request for ports timed out"),
         }
         for port in open {
             if let Err(e) = self.close(port).await {
@@ -78,7 +78,7 @@ impl Ports {
         }
     }
 
-    /// Opens ports one by one; those that are, are in `open`.
+    /// Opens ports one by one, and adds them to `open`.
     async fn open(&self, ports: &[PublishedPort], open: &mut Vec<PublishedPort>) -> io::Result<()> {
         for port in ports {
             let mut attempts = 1;
@@ -98,7 +98,7 @@ impl Ports {
 
     async fn add(&self, port: PublishedPort) -> io::Result<()> {
         let rule = format!("hostfwd_add net {}-{NESTED_HOST}:{}", outside(port), port.guest);
-        // It has nothing to say when all is well.
+        // QEMU prints nothing on success.
         match self.tell(&rule).await?.trim() {
             "" => Ok(()),
             why => Err(io::Error::other(why.to_owned())),
@@ -116,23 +116,23 @@ impl Ports {
     }
 }
 
-/// The addresses of this host, which QEMU's network leads boxes to as to any other.
+/// The addresses of this host, which boxes could reach through QEMU's network like any other address.
 fn own() -> io::Result<Vec<IpAddr>> {
     boxlite_net_interfaces::own_addresses().map_err(|e| {
         io::Error::new(
             e.kind(),
-            format!("the host's addresses, which are closed to boxes, cannot be listed: {e}"),
+            format!("cannot list the host's addresses, which boxes must not reach: {e}"),
         )
     })
 }
 
-/// As QEMU writes it.
+/// A port in QEMU's syntax.
 fn outside(port: PublishedPort) -> String {
     format!("{}:{}:{}", port.protocol, port.host.ip(), port.host.port())
 }
 
-/// The address, with a number if there is none yet. QEMU does not say why it cannot listen; the
-/// kernel does.
+/// Binds the address to find a free port if it has none, and to get the kernel's error if it cannot be bound, which
+/// QEMU does not report.
 fn free(port: &PublishedPort) -> io::Result<SocketAddr> {
     let asked = port.host;
     if asked.is_ipv6() {
@@ -158,12 +158,12 @@ impl From<Refused> for io::Error {
     }
 }
 
-/// The process that QEMU starts for each box that asks for ports: carries bytes between the box, on
-/// standard input and output, and the keeper.
+/// Copies bytes between a box, on standard input and output, and the keeper. QEMU starts a process for each box that
+/// requests ports.
 pub(super) fn carry(keeper: std::os::unix::net::UnixStream) -> io::Result<()> {
     let answers = keeper.try_clone()?;
     std::thread::spawn(move || {
-        // Whoever of the two ends first ends both.
+        // The first end of either direction ends both.
         let _ = io::copy(&mut &answers, &mut io::stdout().lock());
         std::process::exit(0);
     });

@@ -1,4 +1,4 @@
-//! QEMU: finding it, its command line, its process.
+//! QEMU: its executable, its command line, its process.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -22,34 +22,34 @@ use super::sys::{self, TscClock};
 use super::{Error, Options, PORTS_SUBCOMMAND};
 use crate::sys::inherit_only;
 
-/// The emulator that is run.
+/// The emulator.
 pub(super) const PROGRAM: &str = "qemu-system-x86_64";
 
-/// The name under which the agent finds the host's root on 9p.
+/// The mount tag of the host's root on 9p.
 const ROOT_TAG: &str = "root";
 
-/// CPUs of the software host on which commands and boxes run: two at least, since a nested guest and
-/// what runs it wait for each other, and no more than help.
+/// CPUs of the software host for commands and boxes: at least two, since a nested guest and its VMM wait for each
+/// other, and not more than help.
 const CPUS: std::ops::RangeInclusive<usize> = 2..=8;
 
-/// CPUs besides those: the first, on which no guest may run (the agent's `keep_off_first_cpu` says
-/// why). It has next to nothing to do.
+/// Further CPUs: the first one, on which no guest may run (for the reason, see the agent's `keep_off_first_cpu`). It is
+/// mostly idle.
 const IDLE_CPUS: usize = 1;
 
-/// The memory of the software host, in MiB, if this is set.
+/// The variable for the memory of the software host, in MiB.
 pub const MEMORY_VARIABLE: &str = "BOXLITE_SOFTHOST_MEMORY";
 
-/// The most memory of the software host, in MiB, unless it is asked for. Every GiB makes its boot
-/// some 50 ms longer: each page has a descriptor that is set up, under emulation.
+/// The largest memory of the software host in MiB, unless the variable sets more. Each GiB adds about 50 ms to the
+/// boot: the kernel initializes a descriptor for each page, under emulation.
 const MAX_MEMORY: u64 = 8 << 10;
 
-/// The least with which it is worth a try, in MiB.
+/// The smallest memory with which the software host is started, in MiB.
 const MIN_MEMORY: u64 = 1 << 10;
 
-/// Timer ticks of the guest kernel in a second (`CONFIG_HZ`).
+/// Timer ticks of the guest kernel per second (`CONFIG_HZ`).
 const TICKS: u64 = 100;
 
-/// Where QEMU is, if it is installed.
+/// Finds QEMU in `PATH`, if it is installed.
 pub fn find() -> Option<PathBuf> {
     let executable = |path: &PathBuf| {
         path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
@@ -58,7 +58,7 @@ pub fn find() -> Option<PathBuf> {
     std::env::split_paths(&path).map(|dir| dir.join(PROGRAM)).find(executable)
 }
 
-/// What QEMU calls itself, `QEMU emulator version 7.2.22 (Debian …)`; none if it cannot be asked.
+/// QEMU's version line, `QEMU emulator version 7.2.22 (Debian …)`; none if QEMU cannot be run.
 pub(super) fn version() -> Option<String> {
     let output = std::process::Command::new(find()?).arg("--version").output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
@@ -72,8 +72,8 @@ pub(super) struct Qemu {
 }
 
 impl Qemu {
-    /// Starts QEMU, which holds on to `lock`, and returns it with the way to the agent. It ends with
-    /// this thread.
+    /// Starts QEMU, which keeps `lock` open. Returns it with the link to the agent. QEMU is killed when this thread
+    /// exits.
     pub(super) fn start(
         options: &Options,
         folder: &HostFolder,
@@ -106,19 +106,19 @@ impl Qemu {
         Ok((Self { child }, Link { agent, monitor }))
     }
 
-    /// Waits for its end. Cancel safe.
+    /// Waits for QEMU to exit. Cancel safe.
     pub(super) async fn wait(&mut self) -> io::Result<ExitStatus> {
         self.child.wait().await
     }
 
-    /// Kills it and waits for its end.
+    /// Kills QEMU and waits for it to exit.
     pub(super) async fn kill(&mut self) -> io::Result<ExitStatus> {
         self.child.start_kill()?;
         self.child.wait().await
     }
 }
 
-/// The way to the agent.
+/// The link to the agent.
 #[derive(Debug)]
 pub(super) struct Link {
     agent: UnixStream,
@@ -126,8 +126,8 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Waits until the agent is there, so that nothing that is sent to it is out of date when it
-    /// reads it: the time, above all.
+    /// Waits until the agent has opened its port, so that data does not become stale in the port before the agent reads
+    /// it, above all the time.
     pub(super) async fn open(self) -> io::Result<(UnixStream, Monitor)> {
         let mut monitor = Monitor::new(self.monitor);
         monitor.port_opened().await?;
@@ -135,27 +135,27 @@ impl Link {
     }
 }
 
-/// A connection, and its other end for a child.
+/// A socket pair: our end, and a child's.
 fn pair() -> io::Result<(UnixStream, OwnedFd)> {
     let (ours, theirs) = StdUnixStream::pair()?;
     ours.set_nonblocking(true)?;
     Ok((UnixStream::from_std(ours)?, theirs.into()))
 }
 
-/// How QEMU ended, for people.
+/// How QEMU exited, as a message.
 pub(super) fn describe(status: ExitStatus) -> String {
     const KILL: i32 = 9;
     match (status.signal(), status.code()) {
         (Some(KILL), _) => format!(
             "{PROGRAM} was killed, perhaps because the machine ran out of memory (see dmesg)"
         ),
-        (Some(signal), _) => format!("{PROGRAM} was ended by signal {signal}"),
+        (Some(signal), _) => format!("{PROGRAM} was killed by signal {signal}"),
         (None, Some(0)) => "its kernel stopped".to_owned(),
-        (None, code) => format!("{PROGRAM} ended with code {}", code.unwrap_or(-1)),
+        (None, code) => format!("{PROGRAM} exited with code {}", code.unwrap_or(-1)),
     }
 }
 
-/// Everything on QEMU's command line that is not always the same.
+/// The variable parts of QEMU's command line.
 struct Machine<'a> {
     kernel: &'a Path,
     initramfs: &'a Path,
@@ -176,11 +176,10 @@ impl Machine<'_> {
     fn args(&self) -> Vec<OsString> {
         let mut args: Vec<OsString> = Vec::new();
         let mut add = |words: &[&str]| args.extend(words.iter().map(OsString::from));
-        // No firmware to speak of, no PCI, no ACPI; a timer chip, since there is no other clock that
-        // interrupts before the kernel has found its own.
+        // Minimal firmware, no PCI, no ACPI. The PIT stays, as the kernel has no other timer interrupt until it has
+        // set up its own.
         add(&["-M", "microvm,x-option-roms=off,acpi=off,isa-serial=on"]);
-        // Byte-wise string instructions are said to be fast by real CPUs that have erms; under TCG they
-        // are what makes copies slow.
+        // erms and fsrm advertise fast byte-wise string instructions, which are slow under TCG.
         add(&["-accel", "tcg,thread=multi", "-cpu", "max,erms=off,fsrm=off"]);
         add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
         add(&["-smp", &self.cpus.to_string(), "-m", &self.memory.to_string()]);
@@ -193,18 +192,18 @@ impl Machine<'_> {
         add(&["-mon", "chardev=monitor,mode=control"]);
         add(&["-chardev", &format!("socket,id=agent,fd={}", self.agent)]);
         add(&["-device", "virtio-serial-device,max_ports=2"]);
-        // QEMU tells of a port that it can name only.
+        // QEMU reports the state only of a port with an ID.
         add(&["-device", &format!("virtserialport,id=port,chardev=agent,name={SERIAL_PORT_NAME}")]);
         add(&["-device", "virtio-blk-device,drive=home"]);
         add(&["-netdev", &self.network, "-device", "virtio-net-device,netdev=net"]);
         add(&["-device", "virtio-rng-device"]);
-        // Memory that the software host has freed goes back to the real one.
+        // Returns memory that the software host has freed to the real host.
         add(&["-device", "virtio-balloon-device,free-page-reporting=on"]);
         args.extend(["-kernel".into(), self.kernel.into()]);
         args.extend(["-initrd".into(), self.initramfs.into()]);
         args.extend(["-chardev".into(), with_path("file,id=console,path=", self.console)]);
-        // A full disk is the guest's error, not a reason to stop it. Flushes are honoured, so what
-        // was synced survives the death of QEMU.
+        // A full disk is an I/O error in the guest and does not pause the VM. Flushes are honoured, so that synced data
+        // survives a crash of QEMU.
         args.extend([
             "-drive".into(),
             with_path(
@@ -217,7 +216,7 @@ impl Machine<'_> {
     }
 }
 
-/// An option that ends in a path; QEMU reads a doubled comma as one that is part of a value.
+/// An option that ends in a path. In QEMU's syntax, two commas stand for one within a value.
 fn with_path(option: &str, path: &Path) -> OsString {
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
     let mut bytes = option.as_bytes().to_vec();
@@ -227,14 +226,14 @@ fn with_path(option: &str, path: &Path) -> OsString {
     OsString::from_vec(bytes)
 }
 
-/// A file that can be executed by its name, which QEMU's children cannot learn from `/proc/self`.
+/// The path of an executable for QEMU's children, for which `/proc/self/exe` is another program.
 fn this_executable() -> Result<String, Error> {
     let path = std::env::current_exe().map_err(Error::Qemu)?;
     path.into_os_string().into_string().map_err(|path| Error::Home(path.into()))
 }
 
-/// QEMU's user network, and how boxes ask for ports of the host: a program that QEMU starts when
-/// somebody connects to its address.
+/// QEMU's user network, with the address at which boxes request ports of the host: QEMU starts a program for each
+/// connection to it.
 fn network(launcher: &str, home: &str) -> String {
     let quote = |word: &str| format!("'{}'", word.replace('\'', "'\\''"));
     let (address, port) = PORTS_SERVICE;
@@ -250,26 +249,26 @@ fn cmdline(home: &str, tsc_khz: Option<u64>) -> String {
         home: Some(home.to_owned()),
         ..Default::default()
     };
-    // Mitigations guard against speculation, and TCG does not speculate. A panic ends QEMU, by way
-    // of -no-reboot; an oops is one, so that nobody waits for what a kernel with a fault still
-    // does. `no_timer_check`: an interrupt may come late without the chip being broken.
+    // TCG does not speculate, so mitigations are useless. A panic makes QEMU exit, because of -no-reboot; an oops
+    // panics, so that no command hangs in a faulty kernel. `no_timer_check`: a timer interrupt may be late under
+    // emulation.
     let mut cmdline = format!(
         "console=ttyS0 quiet reboot=t panic=-1 oops=panic mitigations=off no_timer_check \
          8250.nr_uarts=1 random.trust_cpu=on {KERNEL_GUARD} {params}"
     );
     if let Some(khz) = tsc_khz {
-        // The guest reads our counter. It cannot measure its frequency reliably under emulation, and
-        // would fall back to a clock that moves in steps of a tick.
-        // Delay loops are in its units, per tick of the kernel (100 a second): calibrating them for
-        // each CPU takes longer than anything else in the boot.
+        // The guest reads the host's time stamp counter. It cannot measure the frequency reliably under emulation, and
+        // would fall back to a clock with the resolution of a tick.
+        // lpj is in counter units per kernel tick (100 per second): the calibration of delay loops on each CPU would
+        // take longer than the rest of the boot.
         let per_tick = khz * 1000 / TICKS;
         cmdline.push_str(&format!(" tsc_early_khz={khz} tsc=reliable lpj={per_tick}"));
     }
     cmdline
 }
 
-/// In MiB: what is asked for, or three quarters of what is free. Only what the guest touches is
-/// taken.
+/// The memory in MiB: the variable's value, or three quarters of the available memory. The host only allocates pages
+/// that the guest touches.
 fn memory() -> u64 {
     let asked = std::env::var(MEMORY_VARIABLE).ok().and_then(|value| value.parse::<u64>().ok());
     if let Some(asked) = asked {

@@ -1,9 +1,8 @@
-//! Many launchers on one link to the agent.
+//! Multiplexes launchers onto one link to the agent.
 //!
-//! Each launcher speaks the agent protocol on a connection of its own and numbers its streams
-//! itself; here they get numbers of the link, and back. Data is passed on under the credit that the
-//! two ends grant each other, so what can wait here for a launcher that does not read is bounded by
-//! its windows, and holds up nobody else.
+//! Each launcher speaks the agent protocol on a connection of its own, with its own stream IDs, which are translated to
+//! IDs of the link and back. Data is forwarded under the credit that the two ends grant each other. So the data that
+//! waits for a launcher that does not read is bounded by its windows, and does not block the others.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -18,49 +17,49 @@ use tokio::sync::{Notify, watch};
 
 use crate::client::wire::{FrameReader, Outbox, lock};
 
-/// Bytes that wait for the agent before launchers are made to wait.
+/// Number of bytes waiting for the agent at which launchers have to wait.
 const LINK_QUEUE: usize = 1 << 20;
 
-/// What may wait for a launcher, per stream: two windows, in the smallest of frames.
+/// Limit of data waiting for a launcher, per stream: two windows, in the smallest frames.
 const STREAM_QUEUE: usize = 2 * WINDOW as usize * (HEADER_LEN + 1);
 
-/// What may wait for a launcher beside its streams' data.
+/// Limit of other frames waiting for a launcher.
 const CLIENT_QUEUE: usize = 2 * MAX_BODY;
 
-/// Between the launchers and the agent.
+/// Forwards frames between launchers and the agent.
 #[derive(Debug)]
 pub(super) struct Router {
     /// Frames to the agent.
     link: Outbox,
     routes: Mutex<Routes>,
-    /// What happened to the link.
+    /// The state of the link.
     state: watch::Sender<LinkState>,
 }
 
-/// What is to be known of the link.
+/// The state of the link to the agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum LinkState {
-    /// The agent has not said hello.
+    /// The agent has not sent its hello.
     Booting,
     /// Requests are served.
     Ready { generation: u64 },
-    /// No more.
+    /// The link has ended.
     Down(String),
 }
 
 #[derive(Debug, Default)]
 struct Routes {
-    /// The last number given out on the link.
+    /// The last allocated stream ID of the link.
     last: u32,
-    /// Where frames of a stream of the link go.
+    /// The launchers' streams, by stream ID of the link.
     streams: HashMap<u32, Route>,
 }
 
 #[derive(Debug)]
 struct Route {
-    /// None: the launcher is gone, and the rest is dropped.
+    /// None: the launcher has disconnected, and further frames are dropped.
     client: Option<Arc<Client>>,
-    /// The launcher's own number.
+    /// The launcher's stream ID.
     stream: u32,
 }
 
@@ -68,9 +67,9 @@ struct Route {
 #[derive(Debug, Default)]
 struct Client {
     outbox: Outbox,
-    /// The link's number for each of its own.
+    /// The link's stream ID for each of the launcher's.
     streams: Mutex<HashMap<u32, u32>>,
-    /// It does not read what it granted credit for.
+    /// The launcher does not read data that it granted credit for.
     overrun: Notify,
 }
 
@@ -85,7 +84,7 @@ impl Default for Router {
 }
 
 impl Router {
-    /// Carries frames between the agent and the launchers until the agent is gone. Returns why.
+    /// Carries frames between the agent and the launchers until the link ends. Returns why it ended.
     pub(super) async fn run_link<L: AsyncRead + AsyncWrite + Unpin>(
         &self,
         frames: FrameReader<L>,
@@ -123,13 +122,13 @@ impl Router {
         }
     }
 
-    /// Tells all launchers, those that are still to come as well, that there is no more.
+    /// Ends the link for all launchers, including later ones.
     pub(super) fn shut_down(&self, why: String) {
         self.state.send_replace(LinkState::Down(why));
         self.link.close();
     }
 
-    /// Waits until requests are served; the generation of the agent.
+    /// Waits until requests are served. Returns the generation of the agent.
     pub(super) async fn ready(&self) -> u64 {
         self.state_that(|state| match state {
             LinkState::Ready { generation } => Some(*generation),
@@ -158,7 +157,7 @@ impl Router {
         }
     }
 
-    /// Asks the agent to end everything and reset the machine.
+    /// Sends the agent a shutdown request.
     pub(super) fn stop_guest(&self, grace: Duration) {
         let number = {
             let mut routes = lock(&self.routes);
@@ -170,15 +169,15 @@ impl Router {
         self.link.push(Request::Shutdown { grace_ms }.frame(number));
     }
 
-    /// Passes a frame of the agent on.
+    /// Forwards a frame of the agent.
     fn pass_to_launcher(&self, frame: Frame) {
         let last =
             frame.kind == Kind::Response && !matches!(frame.decode(), Ok(Response::Started { .. }));
         let link_stream = frame.stream;
         let mut routes = lock(&self.routes);
         let Some(route) = routes.streams.get(&link_stream) else {
-            // Its reader of standard input may be a little behind its own last word.
-            tracing::trace!(stream = link_stream, kind = ?frame.kind, "frame of a stream that is over");
+            // Credit for standard input may follow the stream's last frame.
+            tracing::trace!(stream = link_stream, kind = ?frame.kind, "frame of an ended stream");
             return;
         };
         let (client, stream) = (route.client.clone(), route.stream);
@@ -201,7 +200,7 @@ impl Router {
         }
     }
 
-    /// Serves one launcher until it hangs up, breaks the protocol, or the link goes down.
+    /// Serves a launcher until it disconnects, breaks the protocol, or the link ends.
     pub(super) async fn serve<C: AsyncRead + AsyncWrite>(&self, connection: C) {
         let (read, write) = tokio::io::split(connection);
         let client = Arc::new(Client::default());
@@ -209,7 +208,7 @@ impl Router {
             tokio::select! {
                 result = self.receive_from(&client, FrameReader::new(read)) => result,
                 () = client.overrun.notified() => {
-                    tracing::warn!("a launcher granted more than it reads; hung up");
+                    tracing::warn!("a launcher grants more credit than it reads: disconnected");
                     Ok(())
                 }
                 message = self.down() => {
@@ -264,7 +263,7 @@ impl Router {
         Ok(())
     }
 
-    /// Passes a frame of a launcher on.
+    /// Forwards a frame of a launcher.
     fn pass_to_agent(&self, client: &Arc<Client>, frame: Frame) {
         let stream = frame.stream;
         let link_stream = match frame.kind {
@@ -279,7 +278,7 @@ impl Router {
                 }
             },
             Kind::Control | Kind::Stdin | Kind::End | Kind::Credit => {
-                // One that is not there any more has had its last word meanwhile.
+                // A stream that is missing has ended meanwhile.
                 let Some(link_stream) = lock(&client.streams).get(&stream).copied() else { return };
                 link_stream
             }
@@ -288,7 +287,7 @@ impl Router {
         self.link.push(Frame { stream: link_stream, ..frame });
     }
 
-    /// A stream of the link for a launcher's.
+    /// Allocates a stream of the link for a launcher's.
     fn open(&self, client: &Arc<Client>, stream: u32) -> Result<u32, &'static str> {
         let mut routes = lock(&self.routes);
         let mut streams = lock(&client.streams);
@@ -302,7 +301,7 @@ impl Router {
         Ok(number)
     }
 
-    /// A launcher is gone: what it ran is killed, and what that still writes is dropped.
+    /// Removes a launcher: kills its commands, and drops their further output.
     fn forget(&self, client: &Client) {
         let mut routes = lock(&self.routes);
         for (_, number) in lock(&client.streams).drain() {

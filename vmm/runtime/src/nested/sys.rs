@@ -1,4 +1,4 @@
-//! What has no safe interface: things a child does between fork and exec, and the CPU's clock.
+//! Operations without a safe interface: code between fork and exec, and the time stamp counter.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, getpid, getppid};
 use tokio::process::Command;
 
-/// Has the kernel kill the child when this *thread* ends, however it ends.
+/// Makes the kernel kill the child when this *thread* exits, for whatever reason.
 pub(super) fn die_with_us(command: &mut Command) {
     let us = getpid();
     // SAFETY: prctl and getppid are async-signal-safe, and nothing is allocated.
@@ -17,7 +17,7 @@ pub(super) fn die_with_us(command: &mut Command) {
 #[cfg(target_os = "linux")]
 fn ask_to_die_with(parent: Pid) -> io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-    // If it ended before it was to be told, nobody else will tell.
+    // If the parent exited before prctl, the kernel sends no signal.
     match getppid() {
         Some(pid) if pid == parent => Ok(()),
         _ => Err(io::ErrorKind::NotFound.into()),
@@ -41,7 +41,7 @@ impl TscClock {
         Self { start: Self::now() }
     }
 
-    /// The frequency in kHz, after at least 20 ms; none if this CPU has no such counter.
+    /// The frequency in kHz, measured over at least 20 ms; none if this CPU has no such counter.
     pub(super) fn khz(&self) -> Option<u64> {
         const LONG_ENOUGH: Duration = Duration::from_millis(20);
         std::thread::sleep(LONG_ENOUGH.saturating_sub(self.start.0.elapsed()));
@@ -51,7 +51,7 @@ impl TscClock {
         u64::try_from(khz).ok().filter(|khz| *khz > 0)
     }
 
-    /// Both clocks at one moment: of a few readings the one that took least.
+    /// Both clocks at the same moment: the fastest of a few readings.
     fn now() -> (Instant, u64) {
         let read = || {
             let before = ticks();

@@ -1,18 +1,18 @@
-//! Whether KVM works here: two calls of its interface (Linux kernel, Documentation/virt/kvm/api.rst), so
-//! that who embeds the runtime does not compile the backend.
+//! A test of KVM with two calls of its interface (Linux kernel, Documentation/virt/kvm/api.rst), so that embedders of
+//! the runtime do not compile the backend.
 
 use std::fs::File;
 use std::io;
 
-/// Creates an empty virtual machine with an open `/dev/kvm`, and drops it.
+/// Creates an empty VM with an open `/dev/kvm`, and drops it.
 ///
 /// # Errors
-/// Says what is wrong, for people.
+/// A message that says what does not work.
 #[cfg(target_os = "linux")]
 pub(crate) fn create_vm(device: &File) -> Result<(), String> {
     /// The only version there has been since 2007.
     const API_VERSION: i32 = 12;
-    match version(device).map_err(|e| format!("it does not say its version: {e}"))? {
+    match version(device).map_err(|e| format!("cannot get its version: {e}"))? {
         API_VERSION => {}
         other => return Err(format!("its version is {other}, not {API_VERSION}")),
     }
@@ -52,7 +52,7 @@ fn vm(device: &File) -> io::Result<()> {
             vm => break vm,
         }
     };
-    // SAFETY: the kernel has just made this descriptor, and nobody else has it.
+    // SAFETY: the kernel has just created this descriptor, and nothing else owns it.
     drop(unsafe { OwnedFd::from_raw_fd(vm) });
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What differs between operating systems, or has no safe interface.
+//! Operations that differ between operating systems, or have no safe interface.
 
 pub(crate) mod kvm;
 mod spawn;

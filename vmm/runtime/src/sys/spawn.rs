@@ -1,4 +1,4 @@
-//! What a child does between fork and exec, which has no safe interface.
+//! Code of a child between fork and exec, which has no safe interface.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -6,18 +6,17 @@ use std::os::fd::RawFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-/// Descriptors that are looked at one by one where the system cannot close a range.
+/// Number of descriptors that are handled one by one where the system cannot handle a range.
 const MOST_FILES: u64 = 1 << 16;
 
-/// Makes the child the leader of a session of its own, so that no terminal's signals reach it and it holds no
-/// terminal.
+/// Makes the child the leader of a new session, so that it has no controlling terminal and gets no signals from one.
 pub(crate) fn in_new_session(command: &mut Command) {
     // SAFETY: setsid is async-signal-safe, and nothing is allocated.
     unsafe { command.pre_exec(|| Ok(rustix::process::setsid().map(|_| ())?)) };
 }
 
-/// Lets the child inherit its standard streams and `keep` only, whatever this process inherited or opened without
-/// `O_CLOEXEC`: a lock, a pipe or a mount point that others hold would otherwise be held for the child's life.
+/// Lets the child inherit only its standard streams and `keep`, whatever this process inherited or opened without
+/// `O_CLOEXEC`. Otherwise the child would keep locks, pipes and mount points in use.
 pub(crate) fn inherit_only(command: &mut Command, keep: Vec<RawFd>) {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     let limit = limit.unwrap_or(MOST_FILES).min(MOST_FILES) as RawFd;
@@ -37,7 +36,7 @@ fn close_from_3_at_exec(limit: RawFd) -> io::Result<()> {
     };
     match closed {
         0 => Ok(()),
-        // Linux before 5.11, or a filter of system calls.
+        // Linux before 5.11, or a seccomp filter.
         _ => one_by_one(limit),
     }
 }

@@ -1,4 +1,4 @@
-//! What each operating system has of its own to wait for things without looking again and again.
+//! Notifications of processes and files, which each operating system has its own interface for.
 
 #[cfg(target_os = "linux")]
 mod linux {
@@ -18,10 +18,10 @@ mod linux {
     pub(crate) struct ProcessEnd(AsyncFd<OwnedFd>);
 
     impl ProcessEnd {
-        /// Watches the process that has this ID now. Must be called inside a tokio runtime.
+        /// Watches the process that has this ID now. Must be called within a tokio runtime.
         ///
         /// # Errors
-        /// `NotFound` where there is none.
+        /// `NotFound` if there is no such process.
         pub(crate) fn watch(pid: u32) -> io::Result<Self> {
             let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(no_process)?;
             let fd = match pidfd_open(pid, PidfdFlags::empty()) {
@@ -31,7 +31,7 @@ mod linux {
             readable(fd).map(Self)
         }
 
-        /// Waits for it. Cancel safe.
+        /// Waits for the process to exit. Cancel safe.
         pub(crate) async fn ended(&self) -> io::Result<()> {
             self.0.readable().await.map(drop)
         }
@@ -45,17 +45,17 @@ mod linux {
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     pub(crate) struct Watched(i32);
 
-    /// Bytes of events that are read at once: a few hundred.
+    /// Buffer size for events, in bytes: enough for a few hundred.
     const BUFFER: usize = 8 << 10;
 
     impl Changes {
-        /// Must be called inside a tokio runtime.
+        /// Must be called within a tokio runtime.
         pub(crate) fn new() -> io::Result<Self> {
             readable(inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?).map(Self)
         }
 
-        /// Tells of what is written to a file, and of names that come to a folder or go from it. The
-        /// same place again is the same value.
+        /// Watches writes to a file, or names that are added to a folder and its removal. The same path again has the
+        /// same value.
         pub(crate) fn watch(&self, path: &Path) -> io::Result<Watched> {
             let of_files = WatchFlags::MODIFY | WatchFlags::MOVE_SELF | WatchFlags::ATTRIB;
             let of_folders = WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::DELETE_SELF;
@@ -63,19 +63,19 @@ mod linux {
             Ok(Watched(inotify::add_watch(&self.0, path, flags)?))
         }
 
-        /// Tells of it no more.
+        /// Removes a watch.
         pub(crate) fn forget(&self, watched: Watched) {
-            // It is forgotten already when what was watched is gone.
+            // The kernel has removed the watch of a deleted file already.
             let _ = inotify::remove_watch(&self.0, watched.0);
         }
 
-        /// What has changed next; `None` when that is not known. Cancel safe.
+        /// Waits for changes. `None` if notifications were lost. Cancel safe.
         pub(crate) async fn next(&self) -> io::Result<Option<Vec<Watched>>> {
             loop {
                 let mut ready = self.0.readable().await?;
                 match self.read() {
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
-                    told => return told,
+                    changed => return changed,
                 }
             }
         }
@@ -83,24 +83,24 @@ mod linux {
         fn read(&self) -> io::Result<Option<Vec<Watched>>> {
             let mut buffer = [MaybeUninit::uninit(); BUFFER];
             let mut reader = Reader::new(&self.0, &mut buffer);
-            let mut told = Vec::new();
+            let mut changed = Vec::new();
             loop {
                 match reader.next() {
                     Ok(event) if event.events().contains(ReadFlags::QUEUE_OVERFLOW) => {
                         return Ok(None);
                     }
-                    Ok(event) => told.push(Watched(event.wd())),
-                    Err(_) if !told.is_empty() => return Ok(Some(told)),
+                    Ok(event) => changed.push(Watched(event.wd())),
+                    Err(_) if !changed.is_empty() => return Ok(Some(changed)),
                     Err(e) => return Err(e.into()),
                 }
                 if reader.is_buffer_empty() {
-                    return Ok(Some(told));
+                    return Ok(Some(changed));
                 }
             }
         }
     }
 
-    /// Lets the async runtime tell when there is something to read.
+    /// Registers a descriptor for reading with the async runtime.
     #[allow(unsafe_code)]
     fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
         // SAFETY: the descriptor is open and stays so, since nothing but the AsyncFd owns it, and an
@@ -118,11 +118,11 @@ mod linux {
 mod other {
     use std::io;
 
-    /// The end of a process, which only its parent hears of.
+    /// The end of a process, of which only its parent is notified here.
     #[derive(Debug)]
     pub(crate) struct ProcessEnd(std::convert::Infallible);
 
-    /// Changes of files and folders, which are not told here.
+    /// Changes of files and folders, without notifications here.
     #[derive(Debug)]
     pub(crate) struct Changes(std::convert::Infallible);
 

@@ -19,7 +19,7 @@ use crate::state::BoxInfo;
 use crate::{BoxOption, Error, ErrorKind, Problem, Remedy, Result, blocking};
 
 /// Timeout for the end of a killed box.
-const GONE: Duration = Duration::from_secs(20);
+const KILL_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Time between two checks of a box that is about to stop.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -123,7 +123,7 @@ impl Local {
     /// the boxes' lock while it waits for the box.
     pub(super) async fn remove(self: &Arc<Self>, id: &str, force: bool) -> Result<()> {
         let id = self.removable(id, force).await?;
-        let deadline = Instant::now() + GONE;
+        let deadline = Instant::now() + KILL_TIMEOUT;
         let removed = async {
             loop {
                 if force {
@@ -136,7 +136,7 @@ impl Local {
                 if Instant::now() > deadline {
                     let folder = self.home.folder(&id);
                     let what = format!("the end of the box in {}", folder.path().display());
-                    return Err(Error::timed_out(&what, GONE));
+                    return Err(Error::timed_out(&what, KILL_TIMEOUT));
                 }
                 tokio::time::sleep(PAUSE).await;
                 self.removable(&id, force).await?;

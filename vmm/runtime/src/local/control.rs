@@ -20,14 +20,14 @@ use crate::{Error, ErrorKind, Remedy, Result, blocking};
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// Timeout for the end of a killed box.
-const GONE: Duration = Duration::from_secs(20);
+const KILL_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Timeout for the end of a box whose process does not accept requests any more, most likely because it is exiting.
-const ENDING: Duration = Duration::from_secs(5);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Time after which the box is checked again while the end of its process is awaited, in case the status names an
 /// unrelated process.
-const LOOK: Duration = Duration::from_secs(30);
+const RECHECK: Duration = Duration::from_secs(30);
 
 /// Time between two checks of a box whose process cannot be awaited: its ID is not known yet, it is about to exit, or
 /// it is not visible from here.
@@ -46,12 +46,12 @@ fn unanswered(name: &str, error: io::Error) -> Error {
         // The box stopped during the request.
         io::ErrorKind::BrokenPipe
         | io::ErrorKind::ConnectionReset
-        | io::ErrorKind::UnexpectedEof => gone(name),
+        | io::ErrorKind::UnexpectedEof => process_exited(name),
         _ => Error::home("the box's process does not answer", CONTROL_SOCKET)(error),
     }
 }
 
-fn gone(name: &str) -> Error {
+fn process_exited(name: &str) -> Error {
     Error::ended(name, "its process has exited")
 }
 
@@ -62,15 +62,15 @@ impl Local {
         let Some(pid) = process else { return Ok(()) };
         match self.ask(id, ToMachine::Stop { grace_ms }).await {
             Ok(_) => {}
-            Err(_) if !self.lives(&folder).await? => return Ok(()),
+            Err(_) if !self.is_live(&folder).await? => return Ok(()),
             Err(e) if e.is_refusal() => return Err(e),
             Err(e) => {
                 tracing::warn!("{}; it is killed", e.message());
                 return self.kill(id).await;
             }
         }
-        let patience = Duration::from_millis(grace_ms).saturating_add(STOP_LIMIT);
-        match within(patience, "the end of the box", self.process_gone(&folder, pid)).await {
+        let timeout = Duration::from_millis(grace_ms).saturating_add(STOP_LIMIT);
+        match within(timeout, "the end of the box", self.process_ended(&folder, pid)).await {
             Err(e) if e.kind() == ErrorKind::Timeout => self.kill(id).await,
             other => other,
         }
@@ -118,16 +118,17 @@ impl Local {
     pub(super) async fn kill(self: &Arc<Self>, id: &str) -> Result<()> {
         let (folder, process) = self.folder_and_process(id).await?;
         let Some(pid) = process else { return Ok(()) };
-        let patience = if self.ask(id, ToMachine::Kill).await.is_ok() { GONE } else { ENDING };
-        let gone = within(patience, "the end of the box", self.process_gone(&folder, pid)).await;
-        if gone.as_ref().err().is_none_or(|e| e.kind() != ErrorKind::Timeout) {
-            return gone;
+        let timeout =
+            if self.ask(id, ToMachine::Kill).await.is_ok() { KILL_TIMEOUT } else { EXIT_TIMEOUT };
+        let ended = within(timeout, "the end of the box", self.process_ended(&folder, pid)).await;
+        if ended.as_ref().err().is_none_or(|e| e.kind() != ErrorKind::Timeout) {
+            return ended;
         }
         // The process does not accept requests, or does not exit.
         if let Some(victim) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
             let _ = rustix::process::kill_process(victim, rustix::process::Signal::KILL);
         }
-        within(GONE, "the end of the killed box", self.process_gone(&folder, pid)).await
+        within(KILL_TIMEOUT, "the end of the killed box", self.process_ended(&folder, pid)).await
     }
 
     /// The folder of a box, and its process as in [`process_of`](Self::process_of).
@@ -140,11 +141,11 @@ impl Local {
 
     /// The ID of a box's process, if the box is live; 0 if the process has not recorded its ID yet.
     async fn process_of(self: &Arc<Self>, folder: &BoxFolder) -> Result<Option<u32>> {
-        let (lives, status) = self.look_at(folder).await?;
-        Ok(lives.then(|| status.map_or(0, |status| status.pid)))
+        let (is_live, status) = self.look_at(folder).await?;
+        Ok(is_live.then(|| status.map_or(0, |status| status.pid)))
     }
 
-    async fn lives(self: &Arc<Self>, folder: &BoxFolder) -> Result<bool> {
+    async fn is_live(self: &Arc<Self>, folder: &BoxFolder) -> Result<bool> {
         Ok(self.process_of(folder).await?.is_some())
     }
 
@@ -191,10 +192,10 @@ impl Local {
     /// Waits for the end of a box. Returns its final state.
     pub(super) async fn end_of(self: &Arc<Self>, id: &str, before: BeforeEnd) -> Result<BoxInfo> {
         let BeforeEnd { dependent, words, info: before } = before;
-        self.process_gone(&self.home.folder(id), 0).await?;
+        self.process_ended(&self.home.folder(id), 0).await?;
         self.forget(id, dependent.as_ref());
-        let gone = match self.info_of(id).await {
-            Err(gone) if gone.kind() == ErrorKind::NotFound => gone,
+        let missing = match self.info_of(id).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => error,
             info => return info,
         };
         // The box removed itself. The process that started it was sent the end; others find it in the event log.
@@ -202,7 +203,7 @@ impl Local {
             let Some(ended) = machine.said_last().await else { return Ok(info.died()) };
             return Ok(info.ended(&ended));
         }
-        let Some(before) = before else { return Err(gone) };
+        let Some(before) = before else { return Err(missing) };
         let id = id.to_owned();
         Ok(match blocking(move || Ok(words.of(&id))).await? {
             Some(event) => before.ended_by(&event),
@@ -247,7 +248,7 @@ impl Local {
         match answer {
             Some((FromMachine::Refused(reason), _)) => Err(Error::refused(&name, &reason)),
             Some((answer, _)) => Ok(answer),
-            None => Err(gone(&name)),
+            None => Err(process_exited(&name)),
         }
     }
 
@@ -270,7 +271,11 @@ impl Local {
 
     /// Waits until a box is not live, or is live as a process other than `pid` (if that is not 0): another process may
     /// start the box as soon as it has stopped. Does not need the box's process to answer.
-    pub(super) async fn process_gone(self: &Arc<Self>, folder: &BoxFolder, pid: u32) -> Result<()> {
+    pub(super) async fn process_ended(
+        self: &Arc<Self>,
+        folder: &BoxFolder,
+        pid: u32,
+    ) -> Result<()> {
         while let Some(now) = self.process_of(folder).await?
             && (pid == 0 || pid == now)
         {
@@ -280,7 +285,7 @@ impl Local {
                 continue;
             }
             match end {
-                Ok(end) => drop(tokio::time::timeout(LOOK, end.ended()).await),
+                Ok(end) => drop(tokio::time::timeout(RECHECK, end.ended()).await),
                 Err(_) => tokio::time::sleep(PAUSE).await,
             }
         }

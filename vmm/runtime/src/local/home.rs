@@ -204,25 +204,25 @@ impl Home {
     /// Collects what is left of boxes that were being created or removed. Requires the boxes' lock. Deleting the
     /// leftovers takes longer, and is done without the lock.
     pub(super) fn leftovers(&self) -> Result<Leftovers> {
-        let mut gone = Vec::new();
+        let mut leftovers = Vec::new();
         for name in self.entries()? {
             let path = self.boxes().join(&name);
             if let Some(id) = name.strip_prefix(NEW) {
                 self.move_aside(&path, id, Durability::Process)?;
-                gone.push(self.gone(id));
+                leftovers.push(self.removed_path(id));
             } else if name.starts_with(REMOVED_PREFIX) {
-                gone.push(path);
+                leftovers.push(path);
             }
         }
-        Ok(Leftovers(gone))
+        Ok(Leftovers(leftovers))
     }
 
-    fn gone(&self, id: &str) -> PathBuf {
+    fn removed_path(&self, id: &str) -> PathBuf {
         self.boxes().join(format!("{REMOVED_PREFIX}{id}"))
     }
 
     fn move_aside(&self, from: &Path, id: &str, durability: Durability) -> Result<()> {
-        match rename(from, &self.gone(id), durability) {
+        match rename(from, &self.removed_path(id), durability) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 Err(Error::home("cannot be removed", from)(e))
             }

@@ -25,10 +25,10 @@ use crate::state::{BoxState, judge};
 use crate::{Error, Remedy, Result, blocking};
 
 /// Timeout for another process that is about to start or stop the box, in addition to that of the boot.
-const PATIENCE: Duration = Duration::from_secs(30);
+const OTHER_PROCESS_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Number of dependents above which stopped ones are dropped.
-const MANY: usize = 256;
+const MAX_DEPENDENTS: usize = 256;
 
 /// Time between two attempts to take a lock.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -46,9 +46,9 @@ impl Local {
         })
         .await?;
         let folder = self.home.folder(&entry.id);
-        let patience = config.options.ready_timeout + PATIENCE;
+        let timeout = config.options.ready_timeout + OTHER_PROCESS_TIMEOUT;
         let lock = self.lock_to_start(&folder, &config.name);
-        let Some(lock) = within(patience, "the start of the box", lock).await? else {
+        let Some(lock) = within(timeout, "the start of the box", lock).await? else {
             return Ok(());
         };
         let (local, detach) = (self.clone(), how.detach || config.options.detach);
@@ -61,9 +61,9 @@ impl Local {
         }
         if !detach {
             let mut dependents = self.dependents();
-            if dependents.len() >= MANY {
-                // Nobody has asked how they ended.
-                dependents.retain(|_, other| other.machine.said().is_none());
+            if dependents.len() >= MAX_DEPENDENTS {
+                // No caller has asked how these ended.
+                dependents.retain(|_, other| other.machine.reported_end().is_none());
             }
             dependents.insert(entry.id, Dependent { machine: Arc::new(machine), info });
         }
@@ -81,7 +81,9 @@ impl Local {
             let (local, at) = (self.clone(), folder.clone());
             let looked = blocking(move || match at.lock()? {
                 Some(lock) => Ok(Ok(lock)),
-                None => local.look(&at).map(|(lives, status)| Err(judge(lives, status.as_ref()))),
+                None => {
+                    local.look(&at).map(|(is_live, status)| Err(judge(is_live, status.as_ref())))
+                }
             });
             match looked.await? {
                 Ok(lock) => return Ok(Some(lock)),
@@ -229,7 +231,7 @@ impl Files {
     }
 }
 
-/// Awaits `work` with a timeout.
+/// Awaits `future` with a timeout.
 pub(super) async fn within<T>(
     timeout: Duration,
     what: &str,

@@ -45,7 +45,7 @@ struct State {
 #[derive(Clone, Debug)]
 enum End {
     /// As the process reported.
-    Said(Ended),
+    Reported(Ended),
     /// The process exited without a report.
     Silently(String),
 }
@@ -53,7 +53,7 @@ enum End {
 impl End {
     fn into_error(self, name: Option<&str>) -> Error {
         match self {
-            Self::Said(ended) => match (end_state(&ended), name) {
+            Self::Reported(ended) => match (end_state(&ended), name) {
                 (BoxState::Failed(reason), name) => Error::failed(name, &reason),
                 (_, Some(name)) => Error::ended(name, "it was switched off"),
                 (_, None) => {
@@ -150,9 +150,9 @@ impl MachineProcess {
     }
 
     /// The reported end, if there is one.
-    pub(super) fn said(&self) -> Option<Ended> {
+    pub(super) fn reported_end(&self) -> Option<Ended> {
         match self.state.borrow().end.clone()? {
-            End::Said(ended) => Some(ended),
+            End::Reported(ended) => Some(ended),
             End::Silently(_) => None,
         }
     }
@@ -161,7 +161,7 @@ impl MachineProcess {
     pub(super) async fn said_last(&self) -> Option<Ended> {
         let mut state = self.state.clone();
         let _ = state.wait_for(|state| state.end.is_some()).await;
-        self.said()
+        self.reported_end()
     }
 
     /// Waits for the process to exit after an orderly end.
@@ -169,7 +169,7 @@ impl MachineProcess {
         let mut state = self.state.clone();
         let ended = state.wait_for(|state| state.end.is_some()).await;
         match ended.ok().and_then(|state| state.end.clone()) {
-            Some(End::Said(ended)) if end_state(&ended) == BoxState::Stopped => Ok(()),
+            Some(End::Reported(ended)) if end_state(&ended) == BoxState::Stopped => Ok(()),
             Some(end) => Err(end.into_error(None)),
             None => Ok(()),
         }
@@ -199,18 +199,18 @@ async fn follow(
     state: watch::Sender<State>,
     mut child: Reaped,
 ) {
-    let mut said = None;
+    let mut reported = None;
     while let Ok(Some(message)) = receive(&mut events).await {
         match message {
             FromMachine::Stage { stage: BootStage::Ready, .. } => {
                 state.send_modify(|state| state.ready = true);
             }
-            FromMachine::Ended(ended) => said = Some(ended),
+            FromMachine::Ended(ended) => reported = Some(ended),
             _ => {}
         }
     }
-    let end = match (said, child.wait().await) {
-        (Some(end), _) => End::Said(end),
+    let end = match (reported, child.wait().await) {
+        (Some(end), _) => End::Reported(end),
         (None, Ok(status)) => End::Silently(status.to_string()),
         (None, Err(e)) => End::Silently(e.to_string()),
     };

@@ -107,9 +107,9 @@ impl Local {
         }
         let left = self.home.leftovers()?;
         let ids = self.home.ids()?;
-        let (known, gone): (Vec<_>, Vec<_>) =
+        let (known, stale): (Vec<_>, Vec<_>) =
             self.store.list()?.into_iter().partition(|entry| ids.contains(&entry.id));
-        gone.iter().try_for_each(|entry| self.store.remove(&entry.id))?;
+        stale.iter().try_for_each(|entry| self.store.remove(&entry.id))?;
         let (mut renamed, mut unknown) = (Vec::new(), Vec::new());
         for id in &ids {
             let row = known.iter().find(|entry| entry.id == *id);
@@ -163,7 +163,7 @@ impl Local {
         if !options.auto_remove {
             return false;
         }
-        let (lives, status) = match self.look(folder) {
+        let (is_live, status) = match self.look(folder) {
             Ok(seen) => seen,
             Err(e) => {
                 tracing::warn!("{}; the box is not touched", e.message());
@@ -171,7 +171,7 @@ impl Local {
             }
         };
         let has_run = status.is_some();
-        !lives && (has_run || !options.detach)
+        !is_live && (has_run || !options.detach)
     }
 
     /// Adds a box to the database that has only a folder.
@@ -249,14 +249,14 @@ impl Local {
         let mut config: BoxConfig = match folder.read_json(CONFIG) {
             Ok(config) => config,
             // The box removed itself meanwhile.
-            Err(_) if !folder.path().exists() => return Err(self.gone(entry)),
+            Err(_) if !folder.path().exists() => return Err(self.missing(entry)),
             Err(e) => return Err(e),
         };
         config.name.clone_from(&entry.name);
         Ok(config)
     }
 
-    fn gone(&self, entry: &Entry) -> Error {
+    fn missing(&self, entry: &Entry) -> Error {
         let _ = self.store.remove(&entry.id);
         Error::no_such_box(&entry.name)
     }
@@ -264,13 +264,13 @@ impl Local {
     /// The current state of a box.
     fn info(&self, entry: &Entry) -> Result<BoxInfo> {
         let config = self.config(entry)?;
-        let (lives, status) = self.look(&self.home.folder(&entry.id))?;
+        let (is_live, status) = self.look(&self.home.folder(&entry.id))?;
         let options = &config.options;
         let ended = status.as_ref().and_then(|status| status.ended.as_ref());
-        let ended = ended.filter(|_| !lives);
-        let live = status.as_ref().filter(|_| lives);
+        let ended = ended.filter(|_| !is_live);
+        let live = status.as_ref().filter(|_| is_live);
         Ok(BoxInfo {
-            state: judge(lives, status.as_ref()),
+            state: judge(is_live, status.as_ref()),
             command: options.main_command.then(|| config.main_argv().ok()).flatten(),
             exit_code: ended.and_then(|ended| end_code(ended, options.main_command)),
             created: time(config.created_ms),

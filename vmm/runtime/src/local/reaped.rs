@@ -9,7 +9,7 @@ use crate::sys::ProcessEnd;
 
 /// Children whose wait was dropped because the async runtime was shut down. They are reaped when the next child is
 /// started or dropped.
-static LEFT: Mutex<Vec<Child>> = Mutex::new(Vec::new());
+static UNREAPED: Mutex<Vec<Child>> = Mutex::new(Vec::new());
 
 /// A child process.
 #[derive(Debug)]
@@ -17,7 +17,7 @@ pub(super) struct Reaped(Option<Child>);
 
 impl Reaped {
     pub(super) fn new(child: Child) -> Self {
-        reap_left();
+        reap_unreaped();
         Self(Some(child))
     }
 
@@ -41,14 +41,14 @@ impl Reaped {
 impl Drop for Reaped {
     fn drop(&mut self) {
         if let Some(child) = self.0.take() {
-            LEFT.lock().unwrap_or_else(PoisonError::into_inner).push(child);
-            reap_left();
+            UNREAPED.lock().unwrap_or_else(PoisonError::into_inner).push(child);
+            reap_unreaped();
         }
     }
 }
 
-fn reap_left() {
-    let mut left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
+fn reap_unreaped() {
+    let mut left = UNREAPED.lock().unwrap_or_else(PoisonError::into_inner);
     left.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
 }
 
@@ -70,7 +70,7 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(120);
         while std::path::Path::new(&format!("/proc/{id}")).exists() {
             assert!(Instant::now() < deadline, "a zombie is left");
-            reap_left();
+            reap_unreaped();
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }

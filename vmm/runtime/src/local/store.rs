@@ -11,7 +11,7 @@ use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
 use crate::{Error, Result};
 
 /// Timeout for another process that writes.
-const BUSY: Duration = Duration::from_secs(30);
+const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Statements that turn schema `n` into schema `n + 1`. Schema 0 is an empty database.
 const MIGRATIONS: [&str; 1] = ["
@@ -62,10 +62,11 @@ impl Store {
     pub(super) fn open(path: &Path) -> Result<Self> {
         let failed = Error::store(path, "opened");
         let mut connection = Connection::open(path).map_err(&failed)?;
-        connection.busy_timeout(BUSY).map_err(&failed)?;
+        connection.busy_timeout(BUSY_TIMEOUT).map_err(&failed)?;
         // After the check for a newer release, whose database must not change.
         check_version(path, version(&connection).map_err(&failed)?)?;
-        patiently(|| connection.pragma_update(None, "journal_mode", "WAL")).map_err(&failed)?;
+        retry_while_busy(|| connection.pragma_update(None, "journal_mode", "WAL"))
+            .map_err(&failed)?;
         // A power failure may lose the last rows, but not the folders of these boxes.
         connection.pragma_update(None, "synchronous", "NORMAL").map_err(&failed)?;
         migrate(&mut connection, path, &MIGRATIONS)?;
@@ -173,13 +174,13 @@ fn check_version(path: &Path, found: i64) -> Result<()> {
 
 /// Retries an operation while the database is busy. SQLite itself does not wait where a lock is upgraded, as when
 /// several processes open a new database at once.
-fn patiently(mut work: impl FnMut() -> rusqlite::Result<()>) -> rusqlite::Result<()> {
+fn retry_while_busy(mut work: impl FnMut() -> rusqlite::Result<()>) -> rusqlite::Result<()> {
     let begun = Instant::now();
     loop {
         match work() {
             Err(e)
                 if e.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy)
-                    && begun.elapsed() < BUSY =>
+                    && begun.elapsed() < BUSY_TIMEOUT =>
             {
                 std::thread::sleep(Duration::from_millis(10));
             }

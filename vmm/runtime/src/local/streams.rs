@@ -34,7 +34,7 @@ impl Local {
                 let (local, path) = (self.clone(), folder.path().to_owned());
                 let ended = async move {
                     // A folder that cannot be read any more is not that of a live box.
-                    let _ = local.process_gone(&folder, 0).await;
+                    let _ = local.process_ended(&folder, 0).await;
                 };
                 Box::new(logs::stream(path, query, log, ended))
             }

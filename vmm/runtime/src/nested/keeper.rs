@@ -40,7 +40,7 @@ const STOP: Duration = Duration::from_secs(15);
 const END: Duration = Duration::from_secs(2);
 
 /// Timeout for telling launchers that the software host has stopped.
-const FAREWELL: Duration = Duration::from_secs(1);
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Lines of logs in an error message.
 const LINES: usize = 15;
@@ -168,7 +168,7 @@ impl Keeper {
         tokio::pin!(empty);
         loop {
             let idle_until = idle_since.checked_add(idle);
-            let for_long = async {
+            let idle_over = async {
                 match idle_until {
                     Some(time) => sleep_until(time).await,
                     None => std::future::pending().await,
@@ -193,7 +193,7 @@ impl Keeper {
                 _ = self.qemu.wait() => return Ok(End::Qemu),
                 _ = terminate.recv() => return Ok(End::Asked),
                 _ = interrupt.recv() => return Ok(End::Asked),
-                () = for_long, if ready && !looking && self.launchers.is_empty() => {
+                () = idle_over, if ready && !looking && self.launchers.is_empty() => {
                     looking = true;
                 }
                 () = &mut empty, if looking => {
@@ -238,8 +238,8 @@ impl Keeper {
     /// Sends a last message to the launchers, and waits until they have disconnected.
     async fn farewell(&mut self, message: String) {
         self.router.shut_down(message);
-        let gone = async { while self.launchers.join_next().await.is_some() {} };
-        let _ = timeout(FAREWELL, gone).await;
+        let disconnected = async { while self.launchers.join_next().await.is_some() {} };
+        let _ = timeout(FAREWELL_TIMEOUT, disconnected).await;
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 /// A connection to the monitor.
 #[derive(Debug)]
 pub(super) struct Monitor {
-    said: Lines<BufReader<OwnedReadHalf>>,
+    messages: Lines<BufReader<OwnedReadHalf>>,
     commands: OwnedWriteHalf,
     /// The ID of the last command.
     last: u64,
@@ -41,8 +41,8 @@ struct Refusal {
 
 impl Monitor {
     pub(super) fn new(connection: UnixStream) -> Self {
-        let (said, commands) = connection.into_split();
-        Self { said: BufReader::new(said).lines(), commands, last: 0 }
+        let (messages, commands) = connection.into_split();
+        Self { messages: BufReader::new(messages).lines(), commands, last: 0 }
     }
 
     /// Waits until the guest has opened its virtio-serial port.
@@ -58,7 +58,7 @@ impl Monitor {
     }
 
     /// Runs a human monitor command. Returns its output.
-    pub(super) async fn tell(&mut self, line: &str) -> io::Result<String> {
+    pub(super) async fn run(&mut self, line: &str) -> io::Result<String> {
         self.last += 1;
         let command = serde_json::json!({
             "execute": "human-monitor-command",
@@ -72,7 +72,7 @@ impl Monitor {
             if message.id == Some(self.last) {
                 return match (message.answer, message.error) {
                     (_, Some(refusal)) => Err(io::Error::other(refusal.desc)),
-                    (Some(serde_json::Value::String(said)), None) => Ok(said),
+                    (Some(serde_json::Value::String(output)), None) => Ok(output),
                     _ => Ok(String::new()),
                 };
             }
@@ -80,7 +80,7 @@ impl Monitor {
     }
 
     async fn next(&mut self) -> io::Result<Message> {
-        match self.said.next_line().await? {
+        match self.messages.next_line().await? {
             Some(line) => Ok(serde_json::from_str(&line)?),
             None => Err(io::ErrorKind::UnexpectedEof.into()),
         }

@@ -99,20 +99,20 @@ impl Ports {
     async fn add(&self, port: PublishedPort) -> io::Result<()> {
         let rule = format!("hostfwd_add net {}-{NESTED_HOST}:{}", outside(port), port.guest);
         // QEMU prints nothing on success.
-        match self.tell(&rule).await?.trim() {
+        match self.run(&rule).await?.trim() {
             "" => Ok(()),
             why => Err(io::Error::other(why.to_owned())),
         }
     }
 
     async fn close(&self, port: PublishedPort) -> io::Result<()> {
-        self.tell(&format!("hostfwd_remove net {}", outside(port))).await.map(drop)
+        self.run(&format!("hostfwd_remove net {}", outside(port))).await.map(drop)
     }
 
-    async fn tell(&self, line: &str) -> io::Result<String> {
+    async fn run(&self, line: &str) -> io::Result<String> {
         let mut monitor = self.monitor.lock().await;
         let monitor = monitor.as_mut().ok_or(io::ErrorKind::NotConnected)?;
-        monitor.tell(line).await
+        monitor.run(line).await
     }
 }
 
@@ -177,8 +177,8 @@ mod tests {
 
     use super::*;
 
-    /// A QEMU that forwards nothing, and knows what it was told.
-    async fn qemu(told: Arc<Mutex<Vec<String>>>) -> Monitor {
+    /// A QEMU that forwards nothing, and knows what it was commands.
+    async fn qemu(commands: Arc<Mutex<Vec<String>>>) -> Monitor {
         let (ours, theirs) = tokio::net::UnixStream::pair().unwrap();
         tokio::spawn(async move {
             let (read, mut write) = theirs.into_split();
@@ -186,10 +186,10 @@ mod tests {
             while let Some(line) = lines.next_line().await.unwrap() {
                 let message: serde_json::Value = serde_json::from_str(&line).unwrap();
                 let command = message["arguments"]["command-line"].as_str().unwrap_or_default();
-                told.lock().await.push(command.to_owned());
-                let said = if command.contains(":1-") { "could not set up" } else { "" };
+                commands.lock().await.push(command.to_owned());
+                let output = if command.contains(":1-") { "could not set up" } else { "" };
                 let event = r#"{"event": "RTC_CHANGE", "data": {"offset": 1}}"#;
-                let answer = serde_json::json!({"return": said, "id": message["id"]});
+                let answer = serde_json::json!({"return": output, "id": message["id"]});
                 write.write_all(format!("{event}\n{answer}\n").as_bytes()).await.unwrap();
             }
         });
@@ -202,9 +202,9 @@ mod tests {
 
     #[tokio::test]
     async fn ports_are_open_as_long_as_the_box_is_there() {
-        let told = Arc::default();
+        let commands = Arc::default();
         let ports = Arc::new(Ports::default());
-        ports.set_monitor(qemu(Arc::clone(&told)).await).await;
+        ports.set_monitor(qemu(Arc::clone(&commands)).await).await;
         let (mut ours, theirs) = tokio::io::duplex(1 << 16);
         let serving = tokio::spawn({
             let ports = Arc::clone(&ports);
@@ -233,14 +233,14 @@ mod tests {
             format!("hostfwd_remove net tcp:127.0.0.1:{tcp}"),
             format!("hostfwd_remove net udp:0.0.0.0:{udp}"),
         ];
-        assert_eq!(*told.lock().await, expected);
+        assert_eq!(*commands.lock().await, expected);
     }
 
     #[tokio::test]
     async fn what_cannot_be_had_is_named_and_nothing_stays_open() {
-        let told = Arc::default();
+        let commands = Arc::default();
         let ports = Ports::default();
-        ports.set_monitor(qemu(Arc::clone(&told)).await).await;
+        ports.set_monitor(qemu(Arc::clone(&commands)).await).await;
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = taken.local_addr().unwrap();
         let taken = PublishedPort { protocol: Transport::Tcp, host: address, guest: 1000 };

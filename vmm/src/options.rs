@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn what_this_version_cannot_do_is_said_all_at_once() {
+    fn unsupported_options_are_listed_together() {
         let words =
             "-p 80:80/udp -v /a:/b:ro --network none --allow x:y --limit-up 1K --memory 1M img";
         let got = options(&words.split(' ').collect::<Vec<_>>()).unwrap();
@@ -422,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_right_behind_the_image_is_the_commands_and_an_unknown_one_before_it_is_an_error() {
+    fn a_flag_after_the_image_is_the_commands_and_an_unknown_one_before_it_an_error() {
         let flagged = options(&["--entrypoint", "id", "oci:d", "-u"]).unwrap();
         assert_eq!(flagged.image, "oci:d");
         assert_eq!((flagged.cmd, flagged.user), (Some(vec!["-u".into()]), None));

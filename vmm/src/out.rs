@@ -118,7 +118,7 @@ mod tests {
     struct Asked(#[source] io::Error);
 
     #[test]
-    fn a_broken_pipe_is_silent_only_where_our_own_reader_has_enough() {
+    fn a_broken_pipe_is_silent_only_on_our_own_output() {
         let broken = || io::Error::from(io::ErrorKind::BrokenPipe);
         let full = io::Error::from(io::ErrorKind::StorageFull);
         let text = |source| anyhow::Error::from(Unwritten::text(source));

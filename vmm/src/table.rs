@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn strangers_cannot_move_the_cursor() {
+    fn untrusted_text_cannot_move_the_cursor() {
         assert_eq!(plain("sh -c 'x'"), "sh -c 'x'");
         assert_eq!(plain("a\u{1b}[2Jb\r\n\t\u{9b}ü"), "a\\u{1b}[2Jb\\r\\n\\t\\u{9b}ü");
     }

@@ -57,7 +57,7 @@ mod tests {
     use crate::args::{Cli, Subcommand};
 
     #[test]
-    fn a_created_box_outlives_whoever_starts_it() {
+    fn a_created_box_outlives_the_process_that_starts_it() {
         let options = |args: &[&str]| {
             let cli = Cli::parse_from([&["x", "create"], args].concat());
             let Subcommand::Create(create) = cli.command else { panic!() };

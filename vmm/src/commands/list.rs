@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_listed() {
+    fn filters_choose_the_listed_boxes() {
         assert_eq!(chosen(&[]), ["two"]);
         assert_eq!(chosen(&["-a"]), ["four", "two", "three", "one"]);
         assert_eq!(chosen(&["-n", "2"]), ["four", "two"]);
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn the_status_is_as_docker_says_it() {
+    fn the_status_is_in_dockers_words() {
         let said: Vec<_> = boxes().iter().map(status).collect();
         assert_eq!(
             said,
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_has_a_line_for_each() {
+    fn the_table_has_a_line_for_each_box() {
         let text = table(&boxes()[..2], false).text();
         let text = console::strip_ansi_codes(&text);
         assert_eq!(

@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_line_gets_the_time_of_its_beginning() {
+    fn every_line_has_the_time_of_its_start() {
         let mut stamps = Stamps::default();
         let mut stamp = |stream, at_ns, bytes: &[u8]| {
             let record = LogRecord::new(at_ns, stream, bytes.to_vec());

@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_said_so() {
+    fn unknown_numbers_are_marked() {
         let info = json!({
             "id": "0".repeat(32), "name": "x", "image": "i", "command": null, "state": "stopped",
             "exit_code": null, "created": 0, "started": null, "finished": null, "pid": null,

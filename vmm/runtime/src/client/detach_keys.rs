@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_written_as_docker_has_them() {
+    fn keys_have_dockers_syntax() {
         assert_eq!(keys("ctrl-p,ctrl-q"), DetachKeys::default());
         assert_eq!(
             keys("a,ctrl-a,Ctrl-Z,ctrl-@,ctrl-[,ctrl-\\,ctrl-],ctrl-^,ctrl-_,DEL").0,
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_could_begin_the_sequence_waits_and_is_not_lost() {
+    fn a_key_that_could_start_the_sequence_is_held_back_and_not_lost() {
         let mut scanner = Scanner::new(DetachKeys::default());
         let mut pass = Vec::new();
         assert!(!scanner.scan(b"ls\x10", &mut pass));
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_released_still_counts() {
+    fn released_keys_still_count() {
         let mut scanner = Scanner::new(keys("a,a,b"));
         let mut pass = Vec::new();
         scanner.scan(b"a", &mut pass);

@@ -205,7 +205,7 @@ fn dropped_handles_kill_and_end() {
 }
 
 #[test]
-fn a_command_that_is_left_keeps_its_input_and_its_outputs() {
+fn a_detached_command_keeps_its_input_and_its_outputs() {
     run(async {
         let (handle, mut agent) = running(true, |agent, _| async { agent }).await;
         let mut handle = handle.unwrap();
@@ -331,7 +331,7 @@ async fn through_cat(client: AgentClient, input: Vec<u8>, slow: bool) {
 }
 
 #[test]
-fn many_streams_share_a_connection_and_a_slow_one_holds_nobody_up() {
+fn many_streams_share_a_connection_and_a_slow_one_blocks_no_other() {
     run(async {
         let (client, agent) = connected().await;
         tokio::spawn(cat(agent, MAX_DATA));
@@ -351,7 +351,7 @@ fn many_streams_share_a_connection_and_a_slow_one_holds_nobody_up() {
 }
 
 #[test]
-fn a_reader_that_went_away_frees_the_writer() {
+fn a_dropped_reader_unblocks_the_writer() {
     run(async {
         let (handle, mut agent) = running(true, |agent, _| async { agent }).await;
         let mut handle = handle.unwrap();
@@ -369,7 +369,7 @@ fn a_reader_that_went_away_frees_the_writer() {
 }
 
 #[test]
-fn a_layer_is_sent_whole_and_counted() {
+fn a_layer_is_sent_completely_and_counted() {
     run(async {
         let (client, mut agent) = connected().await;
         let tar = noise(5, 3 << 20);
@@ -454,7 +454,7 @@ fn a_refused_layer_reports_the_refusal() {
 }
 
 #[test]
-fn early_events_are_kept_and_the_last_word_explains_the_loss() {
+fn early_events_are_kept_and_a_fatal_one_explains_the_loss() {
     run(async {
         let (client, mut agent) = connected().await;
         let mut events = client.events();

@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_read_as_docker_reads_them() {
+    fn paths_are_parsed_as_by_docker() {
         let of = |path: &'static str| {
             let Spelling { name, parent, is_dir } = Spelling::of(path.as_bytes());
             (name.map(|name| std::str::from_utf8(name).unwrap()), parent, is_dir)

@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_dropped_is_not_whole() {
+    async fn a_dropped_pipe_is_broken() {
         let (writer, mut reader) = from_thread();
         drop(writer);
         assert!(reader.read(&mut [0]).await.is_err());
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_slow_reader_stops_the_writer_and_one_that_goes_ends_it() {
+    async fn a_slow_reader_stops_the_writer_and_a_dropped_one_ends_it() {
         let (mut writer, reader) = from_thread();
         let written = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&written);

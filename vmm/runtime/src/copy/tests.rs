@@ -108,7 +108,7 @@ fn set_times(path: &Path, seconds: u64, nanoseconds: u32) {
 }
 
 #[test]
-fn a_tree_of_everything_comes_out_as_it_went_in() {
+fn a_tree_of_all_kinds_of_files_survives_a_copy() {
     let dir = tempdir().unwrap();
     let tree = dir.path().join("tree");
     let path = |name: &str| tree.join(name);
@@ -151,7 +151,7 @@ fn a_tree_of_everything_comes_out_as_it_went_in() {
 }
 
 #[test]
-fn special_files_are_named_and_left_out() {
+fn special_files_are_skipped_and_named() {
     let dir = tempdir().unwrap();
     let tree = dir.path().join("tree");
     fs::create_dir(&tree).unwrap();
@@ -243,7 +243,7 @@ fn other_programs_read_it() {
 }
 
 #[test]
-fn destinations_are_dockers() {
+fn destinations_follow_docker() {
     let dir = tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     fs::create_dir_all(path("tree/sub")).unwrap();
@@ -302,7 +302,7 @@ fn symlinks_at_the_source_are_followed_when_asked() {
 }
 
 #[test]
-fn half_a_file_never_has_its_name() {
+fn an_incomplete_file_never_has_its_name() {
     let dir = tempdir().unwrap();
     let from = dir.path().join("file");
     fs::write(&from, vec![1; 300_000]).unwrap();
@@ -339,7 +339,7 @@ fn outside(dir: &TempDir) -> BTreeMap<Vec<u8>, (u32, Vec<u8>, i64, i64)> {
 }
 
 #[test]
-fn what_hostile_tars_ask_for_is_refused() {
+fn hostile_tars_are_refused() {
     use EntryType::{Directory, Link, Regular, Symlink};
     let (dir, to) = playground();
     let before = outside(&dir);
@@ -374,7 +374,7 @@ fn what_hostile_tars_ask_for_is_refused() {
 }
 
 #[test]
-fn bits_that_give_more_than_they_say_are_dropped() {
+fn setuid_setgid_and_sticky_bits_are_dropped() {
     let (_dir, to) = playground();
     let mut items = vec![
         item(EntryType::Regular, "suid", ""),
@@ -392,7 +392,7 @@ fn bits_that_give_more_than_they_say_are_dropped() {
 }
 
 #[test]
-fn directories_that_were_there_stay_as_they_were() {
+fn existing_directories_are_not_changed() {
     let (_dir, to) = playground();
     fs::set_permissions(to.join("a"), Permissions::from_mode(0o700)).unwrap();
     fs::set_permissions(&to, Permissions::from_mode(0o700)).unwrap();
@@ -405,7 +405,7 @@ fn directories_that_were_there_stay_as_they_were() {
 }
 
 #[test]
-fn a_list_of_what_is_left_out_has_an_end() {
+fn the_list_of_skipped_entries_is_bounded() {
     let (_dir, to) = playground();
     let items = vec![item(EntryType::Fifo, "pipe", ""); 1000];
     let copied = unpack_into(&to, None, &tar(&items)).unwrap();

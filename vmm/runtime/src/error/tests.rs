@@ -79,7 +79,7 @@ fn an_error_from_the_software_host_is_the_same_but_for_its_source() {
 }
 
 #[test]
-fn what_is_behind_an_error_is_its_source_and_told_once() {
+fn the_cause_of_an_error_is_its_source_and_in_its_text_once() {
     let denied = || io::Error::from(io::ErrorKind::PermissionDenied);
     let error = Error::home("cannot be read", "/x")(denied());
     let behind = error.source().unwrap().downcast_ref::<io::Error>().unwrap();
@@ -93,7 +93,7 @@ fn what_is_behind_an_error_is_its_source_and_told_once() {
 }
 
 #[test]
-fn the_machine_that_makes_a_disk_keeps_its_remedy() {
+fn the_vm_that_builds_a_disk_keeps_its_remedy() {
     let ours = Error::failed(None, &FailureReason::OutOfMemory);
     let error =
         Error::image(ImageError::Build { image: "x".into(), source: Box::new(ours.clone()) });
@@ -103,7 +103,7 @@ fn the_machine_that_makes_a_disk_keeps_its_remedy() {
 }
 
 #[test]
-fn a_full_disk_and_a_missing_file_are_told_apart() {
+fn a_full_disk_and_a_missing_file_have_different_kinds() {
     let missing = || io::Error::from(io::ErrorKind::NotFound);
     assert_eq!(Error::copy("/x")(missing()).kind(), ErrorKind::NotFound);
     assert_eq!(Error::home("cannot be read", "/x")(missing()).kind(), ErrorKind::Storage);
@@ -113,7 +113,7 @@ fn a_full_disk_and_a_missing_file_are_told_apart() {
 }
 
 #[test]
-fn a_refusal_is_told_from_a_state_with_a_way_out() {
+fn a_refusal_differs_from_a_state_with_a_remedy() {
     let start = Remedy::StartBox { name: "web".into() };
     assert!(Error::refused("web", "no").is_refusal());
     assert!(!Error::wrong_state("web", &BoxState::Stopped, start).is_refusal());

@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn events_are_told_as_they_are_written() {
+    async fn events_arrive_as_they_are_written() {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("events");
         note(&events::older(&log), 1, "older");
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_missed_when_the_log_is_moved_aside() {
+    fn no_event_is_missed_when_the_log_is_moved_aside() {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("events.jsonl");
         let times = |lines: Vec<u8>| -> Vec<u64> {

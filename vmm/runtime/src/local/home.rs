@@ -462,7 +462,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_being_made_or_removed_is_swept_away_and_boxes_are_not() {
+    fn incomplete_boxes_are_removed_and_complete_ones_are_kept() {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(Some(dir.path().join("new/home"))).unwrap();
         let _guard = home.lock_boxes().unwrap();
@@ -479,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn a_box_lives_while_its_lock_is_held_and_looking_does_no_harm() {
+    fn a_box_is_live_while_its_lock_is_held_and_testing_it_is_harmless() {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(Some(dir.path().to_owned())).unwrap();
         let folder = home.new_folder("a").unwrap();

@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn following_until_a_moment_ends_there_in_a_box_that_says_nothing() {
+    async fn following_until_a_time_ends_then_even_without_output() {
         let folder = tempfile::tempdir().unwrap();
         let mut writer = Writer::open(folder.path());
         let now = SystemTime::now();

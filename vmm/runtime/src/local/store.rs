@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn an_old_database_is_brought_up_to_date_and_a_newer_one_is_left_alone() {
+    fn an_old_database_is_migrated_and_a_newer_one_is_not_touched() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("db");
         for version in 0..=MIGRATIONS.len() {

@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn as_long_as_it_cannot_be_told_boxes_may_live() {
+    fn while_it_is_unknown_boxes_may_be_live() {
         let lost = || Err(client::Error::from(client::Loss::Closed));
         let answers =
             RefCell::new(vec![lost(), Ok(ExitStatus::Code(1)), Ok(ExitStatus::Signal(9)), lost()]);
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_was_replaced_is_asked_by_its_name() {
+    fn a_replaced_program_is_found_by_its_path() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().canonicalize().unwrap();
         let (program, link) = (dir.join("program"), dir.join("exe"));

@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_machine_is_told_apart() {
+    fn every_kind_of_virtualization_is_detected() {
         let device = || Ok(File::open("/dev/null").unwrap());
         let error = |kind: io::ErrorKind| Err(kind.into());
         let works = |_: &File| Ok(());

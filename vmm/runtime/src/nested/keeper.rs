@@ -298,7 +298,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_crash_is_told_from_an_end() {
+    fn a_crash_is_distinguished_from_an_end() {
         let panic = "[    9.1] CS:  0010\n[    9.2] Kernel panic - not syncing: Fatal exception\n";
         assert!(kernel_crashed(panic));
         assert!(!kernel_crashed("[    9.2] reboot: Power down\n"));

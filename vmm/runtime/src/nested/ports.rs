@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn ports_are_open_as_long_as_the_box_is_there() {
+    async fn ports_are_open_as_long_as_the_box_is_connected() {
         let commands = Arc::default();
         let ports = Arc::new(Ports::default());
         ports.set_monitor(qemu(Arc::clone(&commands)).await).await;
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_cannot_be_had_is_named_and_nothing_stays_open() {
+    async fn a_port_that_cannot_be_bound_is_named_and_no_port_stays_open() {
         let commands = Arc::default();
         let ports = Ports::default();
         ports.set_monitor(qemu(Arc::clone(&commands)).await).await;

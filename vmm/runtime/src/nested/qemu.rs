@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_with_anything_in_them_are_words_of_a_shell() {
+    fn paths_are_quoted_for_the_shell() {
         let network = network("/opt/x y/boxlite-vmm", "/h,o/it's");
         let words = "'/opt/x y/boxlite-vmm' 'softhost-ports' '/h,,o/it'\\''s'";
         assert_eq!(network, format!("user,id=net,guestfwd=tcp:10.0.2.100:1-cmd:{words}"));

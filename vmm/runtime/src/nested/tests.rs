@@ -122,7 +122,7 @@ fn streams_of_launchers_do_not_mix() {
 }
 
 #[test]
-fn a_launcher_that_does_not_read_holds_nobody_up() {
+fn a_launcher_that_does_not_read_blocks_no_other() {
     run(async {
         let (router, mut agent) = routed().await;
         let (deaf, other) = (launcher(&router).await, launcher(&router).await);
@@ -153,7 +153,7 @@ fn a_launcher_that_does_not_read_holds_nobody_up() {
 }
 
 #[test]
-fn what_a_lost_launcher_ran_is_killed_and_its_output_dropped() {
+fn commands_of_a_lost_launcher_are_killed_and_their_output_dropped() {
     run(async {
         let (router, mut agent) = routed().await;
         // As if it were killed: nothing is said, the connection ends.
@@ -194,7 +194,7 @@ fn a_launcher_cannot_stop_the_host_of_others() {
 }
 
 #[test]
-fn launchers_hear_why_the_host_failed() {
+fn launchers_are_told_why_the_host_failed() {
     run(async {
         let (router, mut agent) = routed().await;
         let client = launcher(&router).await;
@@ -227,7 +227,7 @@ fn launchers_are_greeted_when_the_agent_is() {
 }
 
 #[test]
-fn hostile_launchers_are_hung_up_on() {
+fn hostile_launchers_are_disconnected() {
     for bytes in [b"GET / HTTP/1.1\r\n\r\n".to_vec(), Request::Ping.frame(1).to_bytes()] {
         run(async {
             let (router, mut agent) = routed().await;

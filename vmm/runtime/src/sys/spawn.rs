@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_inherits_what_it_is_given_only() {
+    fn a_child_inherits_only_the_given_descriptors() {
         let null = File::open("/dev/null").unwrap();
         // Above the numbers that a shell uses itself.
         let files = [50, 60].map(|least| fcntl_dupfd_cloexec(&null, least).unwrap());

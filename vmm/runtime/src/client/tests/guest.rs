@@ -28,7 +28,7 @@ fn file_stat(link_target: Vec<u8>) -> FileStat {
 }
 
 #[test]
-fn questions_are_answered() {
+fn requests_are_answered() {
     run(async {
         let (client, mut agent) = connected().await;
         let metrics = GuestMetrics { memory_total: 7, ..GuestMetrics::default() };
@@ -59,7 +59,7 @@ fn questions_are_answered() {
 }
 
 #[test]
-fn a_lack_of_memory_is_told_apart() {
+fn out_of_memory_is_reported() {
     run(async {
         let (handle, agent) = running(false, |mut agent, stream| async move {
             agent.send(Response::ExitedOutOfMemory(ExitStatus::Signal(9)).frame(stream)).await;
@@ -76,7 +76,7 @@ fn a_lack_of_memory_is_told_apart() {
 }
 
 #[test]
-fn a_copy_that_is_given_up_is_killed_before_it_ends() {
+fn an_aborted_copy_is_killed_before_it_ends() {
     run(async {
         let (client, mut agent) = connected().await;
         let (mut feed, tar) = tokio::io::duplex(1 << 10);
@@ -92,7 +92,7 @@ fn a_copy_that_is_given_up_is_killed_before_it_ends() {
 }
 
 #[test]
-fn an_archive_is_whole_only_when_the_guest_says_so() {
+fn an_archive_is_complete_only_after_the_guests_answer() {
     run(async {
         let (client, mut agent) = connected().await;
         let tar = noise(3, 600_000);

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 #[test]
-fn another_version_or_life_is_refused() {
+fn another_version_or_generation_is_refused() {
     for (version, generation, expected) in
         [(PROTOCOL_VERSION + 1, 3, "protocol version"), (PROTOCOL_VERSION, 4, "generation 4")]
     {
@@ -20,7 +20,7 @@ fn another_version_or_life_is_refused() {
 }
 
 #[test]
-fn greetings_that_are_none_are_refused() {
+fn malformed_greetings_are_refused() {
     let fatal = Event::Fatal { message: "no memory".into() }.frame(0).to_bytes();
     let greetings: [(Vec<u8>, &str); 5] = [
         (Vec::new(), "closed"),

@@ -114,7 +114,7 @@ mod tests {
     use crate::images::loaded::{broken, send};
 
     #[tokio::test]
-    async fn what_is_sent_arrives_whole_and_progress_comes_back() {
+    async fn the_archive_arrives_complete_and_progress_comes_back() {
         let bytes: Vec<u8> = (0..200_000_u32).flat_map(u32::to_le_bytes).collect();
         let expected = bytes.clone();
         let stream = receive(move |input, progress| {
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_early_error_is_heard_by_one_who_sends_for_ever() {
+    async fn an_early_error_reaches_an_endless_sender() {
         let stream = receive(|input, _| {
             input.read_exact(&mut [0; 10]).unwrap();
             Err(Error::no_home())
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_broken_off_is_an_error_and_cancels() {
+    async fn an_aborted_transfer_is_an_error_and_cancels() {
         let (done, result) = tokio::sync::oneshot::channel();
         let mut stream = receive(|input, _| {
             let error = input.read_to_end(&mut Vec::new()).unwrap_err();

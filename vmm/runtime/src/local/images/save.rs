@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_written_arrives_whole() {
+    async fn written_data_arrives_complete() {
         let bytes: Vec<u8> = (0..300_000_u32).flat_map(u32::to_le_bytes).collect();
         let sent = bytes.clone();
         let arrived = collect(stream(move |output| output.write_all(&sent).map_err(broken))).await;
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_error_is_told_and_a_broken_stream_is_one() {
+    async fn an_error_is_sent_and_a_broken_stream_is_an_error() {
         let failing = stream(|output| {
             output.write_all(b"half").map_err(broken)?;
             Err(Error::no_home())

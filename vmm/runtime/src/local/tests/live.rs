@@ -129,7 +129,7 @@ fn serve(vsock: &UnixListener, hangs: Hangs) -> std::sync::mpsc::Receiver<impl S
 }
 
 #[tokio::test]
-async fn a_guest_that_hangs_holds_up_no_command_beyond_its_timeout() {
+async fn a_hanging_guest_blocks_no_command_beyond_its_timeout() {
     for hangs in [Hangs::AtOnce, Hangs::Connected, Hangs::Greeted] {
         let live = LiveBox::new();
         let sandbox = live.handle();
@@ -154,7 +154,7 @@ async fn a_guest_that_hangs_holds_up_no_command_beyond_its_timeout() {
 }
 
 #[tokio::test]
-async fn many_wait_for_a_box_and_take_nothing_of_it() {
+async fn many_callers_can_wait_for_a_box_without_its_process() {
     let mut live = LiveBox::new();
     let mut waiters = JoinSet::new();
     for _ in 0..100 {
@@ -176,7 +176,7 @@ async fn many_wait_for_a_box_and_take_nothing_of_it() {
 }
 
 #[tokio::test]
-async fn who_waits_for_a_box_that_removes_itself_hears_how_it_ended() {
+async fn waiting_for_a_box_that_removes_itself_returns_how_it_ended() {
     for (kind, state, code) in [
         (EventKind::Stopped { code: Some(7) }, BoxState::Stopped, Some(7)),
         // It has no main command that could have been killed.
@@ -204,7 +204,7 @@ async fn who_waits_for_a_box_that_removes_itself_hears_how_it_ended() {
 }
 
 #[tokio::test]
-async fn whoever_waits_for_a_box_to_end_holds_nobody_up() {
+async fn waiting_for_a_box_does_not_block_other_callers() {
     let mut live = LiveBox::new();
     let (local, id) = (live.local.clone(), live.config.id.clone());
     let asked = promise_an_end(&live.control);

@@ -259,7 +259,7 @@ impl World {
 }
 
 #[test]
-fn a_box_that_removes_itself_stays_until_it_has_run_unless_it_is_its_makers() {
+fn a_box_that_removes_itself_stays_until_it_has_run_unless_its_creator_exits() {
     let mut world = World::new();
     let base = world.dir.path().join("base");
     let mut make = |detach: bool| {

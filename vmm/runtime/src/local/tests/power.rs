@@ -136,7 +136,7 @@ fn kept() -> BoxOptions {
 }
 
 #[test]
-fn a_box_is_made_whole_or_not_at_all() {
+fn a_box_is_created_completely_or_not_at_all() {
     let lab = Lab::new();
     let old = lab.make(1, "old", kept());
     let mut new = String::new();
@@ -179,7 +179,7 @@ fn a_name_is_the_old_or_the_new_one() {
 }
 
 #[test]
-fn a_box_is_removed_whole_or_not_at_all() {
+fn a_box_is_removed_completely_or_not_at_all() {
     let lab = Lab::new();
     let (a, b) = (lab.make(1, "a", kept()), lab.make(2, "b", kept()));
     let (during, after) = lab.replay(|| assert!(lab.local.try_remove(&a).unwrap()));
@@ -189,7 +189,7 @@ fn a_box_is_removed_whole_or_not_at_all() {
 }
 
 #[test]
-fn of_a_throw_away_box_nothing_is_left_and_nothing_is_synced() {
+fn a_temporary_box_leaves_nothing_and_syncs_nothing() {
     let lab = Lab::new();
     let old = lab.make(1, "old", kept());
     let (during, after) = {
@@ -207,7 +207,7 @@ fn of_a_throw_away_box_nothing_is_left_and_nothing_is_synced() {
 }
 
 #[test]
-fn a_disk_that_is_written_to_is_never_taken_for_one_in_order() {
+fn a_disk_in_use_is_never_taken_for_clean() {
     let lab = Lab::new();
     let id = lab.make(1, "a", kept());
     let folder = lab.local.home.folder(&id);
@@ -246,7 +246,7 @@ fn a_disk_that_is_written_to_is_never_taken_for_one_in_order() {
 }
 
 #[test]
-fn a_folder_that_cannot_be_read_now_is_left_alone() {
+fn a_folder_that_cannot_be_read_now_is_not_touched() {
     let dir = tempfile::tempdir().unwrap();
     let local = open(dir.path());
     // Other than after a loss of power, there is something, and it cannot be read.

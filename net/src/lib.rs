@@ -70,7 +70,7 @@ pub use addresses::Addresses;
 pub use counters::Counters;
 pub use error::NetworkError;
 pub use limit::{RateLimit, RateLimits};
-pub use link::{Link, LinkFeatures, Offload, Received, Segmentation, Sent};
+pub use link::{Link, Offload, OffloadFeatures, Received, Segmentation, Sent};
 pub use network::{Handle, Network};
 pub use options::{Denials, NetworkOptions};
 

@@ -8,12 +8,10 @@ use std::any::Any;
 use std::io::{self, IoSlice};
 use std::os::fd::BorrowedFd;
 
+pub use boxlite_net_frame::{MAX_FRAME, Offload, OffloadFeatures, PartialChecksum, Segmentation};
+
 pub mod memory;
 pub mod pcap;
-
-/// Bytes of every receive buffer. The largest frame is a 65,535-byte IPv6 payload with its headers, or a
-/// 64 KiB packet whose segmentation the guest left to the network.
-pub const MAX_FRAME: usize = 65_536 + 64;
 
 /// The guest's end of a network. All calls come from the network's thread.
 pub trait Link: Any + Send {
@@ -23,7 +21,7 @@ pub trait Link: Any + Send {
     fn fd(&self) -> BorrowedFd<'_>;
 
     /// The offloads that the guest accepts in frames that it receives.
-    fn features(&self) -> LinkFeatures;
+    fn features(&self) -> OffloadFeatures;
 
     /// [`Link::fd`] became readable. [`Link::receive`] is called next, until it returns none.
     fn woken(&mut self) {}
@@ -50,17 +48,6 @@ pub trait Link: Any + Send {
     }
 }
 
-/// The offloads that a guest accepts in frames that it receives.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LinkFeatures {
-    /// Frames whose TCP or UDP checksum is partial (`VIRTIO_NET_F_GUEST_CSUM`).
-    pub checksum: bool,
-    /// TCP over IPv4 in frames larger than the MTU (`VIRTIO_NET_F_GUEST_TSO4`); needs `checksum`.
-    pub tso4: bool,
-    /// TCP over IPv6 in frames larger than the MTU (`VIRTIO_NET_F_GUEST_TSO6`); needs `checksum`.
-    pub tso6: bool,
-}
-
 /// A frame that the guest sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Received {
@@ -68,35 +55,6 @@ pub struct Received {
     pub len: usize,
     /// The TCP or UDP checksum need not be verified: it is partial, or known to be correct.
     pub checksum_valid: bool,
-}
-
-/// The work that a frame leaves to its receiver: the contents of `struct virtio_net_hdr`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Offload {
-    /// The checksum is partial: it covers the pseudo header only.
-    pub checksum: Option<PartialChecksum>,
-    /// The frame is larger than the MTU.
-    pub segmentation: Option<Segmentation>,
-}
-
-/// The place of a partial checksum in a frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PartialChecksum {
-    /// Start of the covered bytes, from the start of the frame.
-    pub start: u16,
-    /// Offset of the checksum, from `start`.
-    pub offset: u16,
-}
-
-/// How to segment a frame that is larger than the MTU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Segmentation {
-    /// TCP over IPv6; false is TCP over IPv4.
-    pub v6: bool,
-    /// Bytes of headers, Ethernet to TCP.
-    pub header_len: u16,
-    /// Bytes of TCP payload in each segment (`gso_size`).
-    pub segment_size: u16,
 }
 
 /// The outcome of [`Link::send`].

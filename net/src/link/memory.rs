@@ -5,7 +5,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Link, LinkFeatures, Offload, Received, Sent};
+use super::{Link, Offload, OffloadFeatures, Received, Sent};
 
 /// The most frames in each queue.
 const CAPACITY: usize = 1024;
@@ -14,7 +14,7 @@ const CAPACITY: usize = 1024;
 pub struct MemoryLink {
     queues: Arc<Mutex<Queues>>,
     wake: OwnedFd,
-    features: LinkFeatures,
+    features: OffloadFeatures,
 }
 
 /// The guest's end.
@@ -34,7 +34,7 @@ struct Queues {
 ///
 /// # Errors
 /// There are no file descriptors left.
-pub fn pair(features: LinkFeatures) -> io::Result<(MemoryLink, MemoryGuest)> {
+pub fn pair(features: OffloadFeatures) -> io::Result<(MemoryLink, MemoryGuest)> {
     let (wake, waker) = std::os::unix::net::UnixStream::pair()?;
     wake.set_nonblocking(true)?;
     waker.set_nonblocking(true)?;
@@ -84,7 +84,7 @@ impl Link for MemoryLink {
         self.wake.as_fd()
     }
 
-    fn features(&self) -> LinkFeatures {
+    fn features(&self) -> OffloadFeatures {
         self.features
     }
 

@@ -22,7 +22,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{Link, LinkFeatures, MAX_FRAME, Offload, Received, Sent};
+use super::{Link, MAX_FRAME, Offload, OffloadFeatures, Received, Sent};
 
 /// The most bytes of records that wait for the file; a batch being written has as many again.
 const MAX_PENDING: usize = 16 << 20;
@@ -267,7 +267,7 @@ impl<L: Link> Link for CaptureLink<L> {
         self.link.fd()
     }
 
-    fn features(&self) -> LinkFeatures {
+    fn features(&self) -> OffloadFeatures {
         self.link.features()
     }
 

@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use crate::link::LinkFeatures;
+use crate::link::OffloadFeatures;
 
 const TUN_F_CSUM: libc::c_ulong = 0x01;
 const TUN_F_TSO4: libc::c_ulong = 0x02;
@@ -34,7 +34,7 @@ pub(super) fn attach(tun: BorrowedFd<'_>, name: &str) -> io::Result<()> {
 
 /// Sets the offloads that the kernel may use in frames that are read. In frames that are written, it
 /// accepts whatever a header announces.
-pub(super) fn set_offloads(tun: BorrowedFd<'_>, features: LinkFeatures) -> io::Result<()> {
+pub(super) fn set_offloads(tun: BorrowedFd<'_>, features: OffloadFeatures) -> io::Result<()> {
     let bit = |on, bit| if on { bit } else { 0 };
     let offloads = bit(features.checksum, TUN_F_CSUM)
         | bit(features.checksum && features.tso4, TUN_F_TSO4)

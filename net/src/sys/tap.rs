@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use super::ioctl;
-use crate::link::{Link, LinkFeatures, Offload, Received, Sent};
+use crate::link::{Link, Offload, OffloadFeatures, Received, Sent};
 
 /// Bytes of `struct virtio_net_hdr`, by default of the tun driver.
 const HEADER: usize = 10;
@@ -23,7 +23,7 @@ const MAX_PIECES: usize = 32;
 /// A TAP device with offloads, as a link.
 pub struct TapLink {
     file: File,
-    features: LinkFeatures,
+    features: OffloadFeatures,
 }
 
 impl TapLink {
@@ -32,7 +32,7 @@ impl TapLink {
     ///
     /// # Errors
     /// There is no /dev/net/tun, or this process lacks `CAP_NET_ADMIN`.
-    pub fn create(name: &str, features: LinkFeatures) -> io::Result<Self> {
+    pub fn create(name: &str, features: OffloadFeatures) -> io::Result<Self> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -49,7 +49,7 @@ impl Link for TapLink {
         self.file.as_fd()
     }
 
-    fn features(&self) -> LinkFeatures {
+    fn features(&self) -> OffloadFeatures {
         self.features
     }
 

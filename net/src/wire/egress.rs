@@ -14,7 +14,7 @@ use super::seq::Seq;
 use super::{checksum, protocol};
 use crate::addresses::Addresses;
 use crate::counters::Meter;
-use crate::link::{Link, LinkFeatures, Offload, PartialChecksum, Segmentation, Sent};
+use crate::link::{Link, Offload, OffloadFeatures, PartialChecksum, Segmentation, Sent};
 
 const HOP_LIMIT: u8 = 64;
 /// Ethernet, IPv6, and TCP with all options.
@@ -79,7 +79,7 @@ const MAX_LOGGED: u32 = 16;
 /// The way of all frames to the guest.
 pub(crate) struct Egress {
     link: Option<Box<dyn Link>>,
-    features: LinkFeatures,
+    features: OffloadFeatures,
     /// The link has no room.
     full: bool,
     /// The link is broken and is not used any more.
@@ -99,7 +99,7 @@ impl Egress {
     pub(crate) fn new(addresses: &Addresses, mtu: u16, meter: Arc<Meter>) -> Self {
         Self {
             link: None,
-            features: LinkFeatures::default(),
+            features: OffloadFeatures::default(),
             full: false,
             failed: false,
             failures: 0,

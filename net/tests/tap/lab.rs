@@ -12,7 +12,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use boxlite_net::sys::TapLink;
-use boxlite_net::{Counters, Handle, Link, LinkFeatures, Network, NetworkOptions};
+use boxlite_net::{Counters, Handle, Link, Network, NetworkOptions, OffloadFeatures};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// An address of the "Internet", where servers of the tests listen.
@@ -23,7 +23,8 @@ pub(crate) const NO_ROUTE: &str = "198.51.100.1";
 pub(crate) const UNREACHABLE: &str = "203.0.113.66";
 
 /// What a virtio-net device of the project offers its guest.
-pub(crate) const FEATURES: LinkFeatures = LinkFeatures { checksum: true, tso4: true, tso6: true };
+pub(crate) const FEATURES: OffloadFeatures =
+    OffloadFeatures { checksum: true, tso4: true, tso6: true };
 
 /// Two namespaces. The thread that makes it, and its threads and processes, are the host.
 pub(crate) struct Lab {
@@ -87,7 +88,7 @@ impl Lab {
         self.start_with(options, FEATURES)
     }
 
-    pub(crate) fn start_with(&self, options: NetworkOptions, features: LinkFeatures) -> Running {
+    pub(crate) fn start_with(&self, options: NetworkOptions, features: OffloadFeatures) -> Running {
         let mtu = options.mtu;
         let running = self.start_bare(options, features);
         self.configure_guest(mtu);
@@ -95,13 +96,13 @@ impl Lab {
     }
 
     /// Starts a network whose guest has a device `eth0` that is down.
-    pub(crate) fn start_bare(&self, options: NetworkOptions, features: LinkFeatures) -> Running {
+    pub(crate) fn start_bare(&self, options: NetworkOptions, features: OffloadFeatures) -> Running {
         let tap = self.tap(features);
         Running::start(options, Box::new(tap))
     }
 
     /// The guest's device, which is down.
-    pub(crate) fn tap(&self, features: LinkFeatures) -> TapLink {
+    pub(crate) fn tap(&self, features: OffloadFeatures) -> TapLink {
         let tap = TapLink::create("eth0", features).expect("a TAP device");
         // As a virtio-net device has it: the network knows where to send its first frame.
         let mac = "02:62:6f:78:00:02";

@@ -5,7 +5,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use boxlite_net::{LinkFeatures, NetworkOptions};
+use boxlite_net::{NetworkOptions, OffloadFeatures};
 
 use crate::lab::{Lab, OUTSIDE, Running, in_lab};
 use crate::wire::{Faults, Wire};
@@ -40,7 +40,7 @@ fn exchange(lab: &Lab, len: u32) {
 
 fn on_a_bad_link(faults: Faults, mtu: u16, len: u32) {
     in_lab(move |lab| {
-        let (_wire, link) = Wire::new(lab.tap(LinkFeatures::default()), faults);
+        let (_wire, link) = Wire::new(lab.tap(OffloadFeatures::default()), faults);
         let network = Running::start(NetworkOptions { mtu, ..Default::default() }, Box::new(link));
         lab.configure_guest(mtu);
         let started = Instant::now();

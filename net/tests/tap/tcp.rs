@@ -5,7 +5,7 @@ use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use boxlite_net::{LinkFeatures, NetworkOptions, Policy, Rule};
+use boxlite_net::{NetworkOptions, OffloadFeatures, Policy, Rule};
 use rustix::net::sockopt;
 
 use crate::lab::{Lab, NO_ROUTE, OUTSIDE, OUTSIDE6, UNREACHABLE, in_lab};
@@ -68,11 +68,11 @@ fn end(mut stream: &TcpStream) -> io::Result<usize> {
 #[test]
 fn bytes_cross_unchanged_with_every_offload_and_mtu() {
     for (mtu, features) in [
-        (65_520, LinkFeatures { checksum: true, tso4: true, tso6: true }),
-        (65_520, LinkFeatures { checksum: true, tso4: false, tso6: false }),
-        (1500, LinkFeatures { checksum: true, tso4: true, tso6: true }),
-        (1500, LinkFeatures::default()),
-        (1280, LinkFeatures { checksum: true, tso4: false, tso6: false }),
+        (65_520, OffloadFeatures { checksum: true, tso4: true, tso6: true }),
+        (65_520, OffloadFeatures { checksum: true, tso4: false, tso6: false }),
+        (1500, OffloadFeatures { checksum: true, tso4: true, tso6: true }),
+        (1500, OffloadFeatures::default()),
+        (1280, OffloadFeatures { checksum: true, tso4: false, tso6: false }),
     ] {
         in_lab(move |lab| {
             let network = lab.start_with(NetworkOptions { mtu, ..Default::default() }, features);

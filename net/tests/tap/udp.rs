@@ -5,7 +5,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
-use boxlite_net::{LinkFeatures, NetworkOptions};
+use boxlite_net::{NetworkOptions, OffloadFeatures};
 
 use crate::lab::{FEATURES, Lab, OUTSIDE, OUTSIDE6, batch, in_lab};
 
@@ -39,7 +39,9 @@ fn client(lab: &Lab, server: SocketAddr) -> UdpSocket {
 
 #[test]
 fn datagrams_of_every_size_come_back() {
-    for (mtu, features) in [(65_520, FEATURES), (1500, FEATURES), (1280, LinkFeatures::default())] {
+    for (mtu, features) in
+        [(65_520, FEATURES), (1500, FEATURES), (1280, OffloadFeatures::default())]
+    {
         in_lab(move |lab| {
             let network = lab.start_with(NetworkOptions { mtu, ..Default::default() }, features);
             for ip in [OUTSIDE, OUTSIDE6] {

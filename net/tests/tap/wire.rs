@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use boxlite_net::link::{MAX_FRAME, memory};
 use boxlite_net::sys::TapLink;
-use boxlite_net::{Link, LinkFeatures, Offload};
+use boxlite_net::{Link, Offload, OffloadFeatures};
 
 /// How bad a wire is.
 #[derive(Clone, Copy, Debug, Default)]
@@ -42,7 +42,7 @@ struct Direction {
 impl Wire {
     /// Puts a wire behind `tap`, and returns the end that the network gets.
     pub(crate) fn new(mut tap: TapLink, faults: Faults) -> (Self, memory::MemoryLink) {
-        let (link, guest) = memory::pair(LinkFeatures::default()).unwrap();
+        let (link, guest) = memory::pair(OffloadFeatures::default()).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = thread::spawn(move || {

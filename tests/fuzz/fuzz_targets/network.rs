@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use boxlite_net::link::memory;
-use boxlite_net::{LinkFeatures, Network, NetworkOptions, Policy, Rule};
+use boxlite_net::{OffloadFeatures, Network, NetworkOptions, Policy, Rule};
 use libfuzzer_sys::fuzz_target;
 
 /// Frames in one run.
@@ -31,7 +31,7 @@ fuzz_target!(|input: &[u8]| {
     let network = Network::new(options).expect("a network");
     let handle = network.handle();
     let thread = thread::spawn(move || network.run());
-    let features = LinkFeatures { checksum: true, tso4: true, tso6: true };
+    let features = OffloadFeatures { checksum: true, tso4: true, tso6: true };
     let (link, guest) = memory::pair(features).expect("a link");
     handle.attach(Box::new(link)).expect("the network runs");
 

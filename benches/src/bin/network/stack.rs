@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use boxlite_net::link::MAX_FRAME;
 use boxlite_net::sys::TapLink;
-use boxlite_net::{Link, LinkFeatures, NetworkOptions};
+use boxlite_net::{Link, NetworkOptions, OffloadFeatures};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketType};
 use tempfile::TempDir;
@@ -119,7 +119,7 @@ fn start_gvproxy(lab: &Lab, mtu: u16) -> Result<(Started, String)> {
         ensure!(Instant::now() < deadline, "gvproxy does not listen");
         thread::sleep(Duration::from_millis(20));
     }
-    let tap = lab.tap(LinkFeatures::default());
+    let tap = lab.tap(OffloadFeatures::default());
     let (out, socket_out) = (tap.fd().try_clone_to_owned()?, socket.try_clone()?);
     // Each may block while the other goes on.
     thread::spawn(move || from_guest(tap, &socket));

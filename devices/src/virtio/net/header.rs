@@ -1,5 +1,6 @@
 //! The header of a frame (virtio 1.3, section 5.1.6): what is left to do with it.
 
+use boxlite_net_frame::{MAX_FRAME, Offload, OffloadFeatures, PartialChecksum, Segmentation};
 use virtio_bindings::virtio_net::*;
 use zerocopy::little_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -8,9 +9,6 @@ use crate::virtio::has_feature;
 
 /// Bytes of an Ethernet header, without a VLAN tag.
 pub(super) const ETHERNET: usize = 14;
-
-/// The longest frame in bytes, in either direction: an IPv6 payload of 65,535 bytes and its headers.
-pub const MAX_FRAME: usize = 65_536 + 64;
 
 /// `struct virtio_net_hdr`.
 #[derive(
@@ -31,68 +29,13 @@ pub(super) struct Header {
 /// The size of [`Header`].
 pub(super) const HEADER_SIZE: usize = size_of::<Header>();
 
-/// What the sender of a frame left to be done.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Offload {
-    /// The checksum is partial: it covers the pseudo header only.
-    pub checksum: Option<PartialChecksum>,
-    /// The frame is larger than the MTU. Its checksum is partial, too.
-    pub segmentation: Option<Segmentation>,
-}
-
-/// Where the checksum of a frame has to be completed. It lies within the frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PartialChecksum {
-    /// Where what it covers starts, in bytes from the start of the frame.
-    pub start: u16,
-    /// Where it is stored, in bytes from `start`.
-    pub offset: u16,
-}
-
-/// How a TCP segment larger than the MTU could be cut.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Segmentation {
-    /// TCP over IPv6, not over IPv4.
-    pub v6: bool,
-    /// Bytes of headers, Ethernet to TCP. From a guest this is a hint, and may be wrong.
-    pub header_len: u16,
-    /// Bytes of TCP payload in each piece; never 0 from a guest.
-    pub segment_size: u16,
-}
-
-/// What the guest takes from the network.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PortFeatures {
-    /// Frames whose TCP or UDP checksum is partial.
-    pub checksum: bool,
-    /// TCP over IPv4 in frames larger than the MTU. Only together with `checksum`.
-    pub tso4: bool,
-    /// TCP over IPv6 in frames larger than the MTU. Only together with `checksum`.
-    pub tso6: bool,
-}
-
-impl PortFeatures {
-    /// What the driver negotiated.
-    pub(super) fn of(features: u64) -> Self {
-        let checksum = has_feature(features, VIRTIO_NET_F_GUEST_CSUM);
-        Self {
-            checksum,
-            tso4: checksum && has_feature(features, VIRTIO_NET_F_GUEST_TSO4),
-            tso6: checksum && has_feature(features, VIRTIO_NET_F_GUEST_TSO6),
-        }
-    }
-
-    /// Whether the guest takes a frame that this is left to do for.
-    fn covers(self, offload: &Offload) -> bool {
-        let segmentation = match offload.segmentation {
-            None => true,
-            Some(cut) => {
-                offload.checksum.is_some()
-                    && cut.segment_size > 0
-                    && if cut.v6 { self.tso6 } else { self.tso4 }
-            }
-        };
-        segmentation && (self.checksum || offload.checksum.is_none())
+/// The offloads that the driver negotiated for frames that it receives.
+pub(super) fn offload_features(features: u64) -> OffloadFeatures {
+    let checksum = has_feature(features, VIRTIO_NET_F_GUEST_CSUM);
+    OffloadFeatures {
+        checksum,
+        tso4: checksum && has_feature(features, VIRTIO_NET_F_GUEST_TSO4),
+        tso6: checksum && has_feature(features, VIRTIO_NET_F_GUEST_TSO6),
     }
 }
 
@@ -132,9 +75,8 @@ impl Header {
         if !has_feature(features, VIRTIO_NET_F_CSUM) {
             return Err(self.unknown_offload());
         }
-        PartialChecksum { start: self.csum_start.get(), offset: self.csum_offset.get() }
-            .check(len)
-            .map(Some)
+        let (start, offset) = (self.csum_start.get(), self.csum_offset.get());
+        check_checksum(PartialChecksum { start, offset }, len).map(Some)
     }
 
     fn segmentation(&self, features: u64) -> Result<Option<Segmentation>, FrameError> {
@@ -160,13 +102,13 @@ impl Header {
     /// The header of a frame of `len` bytes to a guest that takes `features`.
     pub(super) fn to_guest(
         offload: &Offload,
-        features: PortFeatures,
+        features: OffloadFeatures,
         len: usize,
     ) -> Result<Self, FrameError> {
         check_length(len)?;
         let mut header = Self { num_buffers: U16::new(1), ..Self::default() };
         if let Some(checksum) = offload.checksum {
-            checksum.check(len)?;
+            check_checksum(checksum, len)?;
             header.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM as u8;
             header.csum_start = checksum.start.into();
             header.csum_offset = checksum.offset.into();
@@ -177,7 +119,7 @@ impl Header {
             header.hdr_len = cut.header_len.into();
             header.gso_size = cut.segment_size.into();
         }
-        match features.covers(offload) {
+        match features.accept(offload) {
             true => Ok(header),
             false => Err(header.unknown_offload()),
         }
@@ -191,14 +133,12 @@ fn check_length(len: usize) -> Result<(), FrameError> {
     }
 }
 
-impl PartialChecksum {
-    /// Itself, if it lies within a frame of `len` bytes.
-    fn check(self, len: usize) -> Result<Self, FrameError> {
-        let Self { start, offset } = self;
-        match usize::from(start) + usize::from(offset) + size_of::<u16>() <= len {
-            true => Ok(self),
-            false => Err(FrameError::Checksum { start, offset, len }),
-        }
+/// `checksum`, if it lies within a frame of `len` bytes.
+fn check_checksum(checksum: PartialChecksum, len: usize) -> Result<PartialChecksum, FrameError> {
+    let PartialChecksum { start, offset } = checksum;
+    match usize::from(start) + usize::from(offset) + size_of::<u16>() <= len {
+        true => Ok(checksum),
+        false => Err(FrameError::Checksum { start, offset, len }),
     }
 }
 

@@ -31,8 +31,8 @@ use self::control::{Mac, Settings, is_multicast};
 use super::{ActivateError, Activation, VirtioDevice, read_bytes};
 use crate::LogBudget;
 
+pub use boxlite_net_frame::{MAX_FRAME, Offload, OffloadFeatures, PartialChecksum, Segmentation};
 pub use counters::{NetCounters, NetMeter};
-pub use header::{MAX_FRAME, Offload, PartialChecksum, PortFeatures, Segmentation};
 pub use port::{NetPort, Sent, TxFrame};
 
 const NAME: &str = "virtio-net";

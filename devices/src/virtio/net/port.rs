@@ -20,9 +20,10 @@ use vm_memory::{Permissions, VolatileSlice};
 use zerocopy::IntoBytes;
 
 use super::control::{Mac, Settings};
-use super::header::{ETHERNET, FrameError, HEADER_SIZE, Header, Offload, PortFeatures};
+use super::header::{ETHERNET, FrameError, HEADER_SIZE, Header, offload_features};
 use super::pieces::Pieces;
 use super::{NAME, Shared};
+use super::{Offload, OffloadFeatures};
 use crate::GuestMemory;
 use crate::virtio::chain::{Chain, ChainError, Descriptors};
 use crate::virtio::queue::{NeedsReset, Notifier, Virtqueue};
@@ -180,8 +181,8 @@ impl NetPort {
     }
 
     /// What the guest takes from the network. It does not change.
-    pub fn features(&self) -> PortFeatures {
-        PortFeatures::of(self.features)
+    pub fn features(&self) -> OffloadFeatures {
+        offload_features(self.features)
     }
 
     /// The doorbell rang: carries out the commands in the control queue. Frames are for

@@ -17,7 +17,7 @@ use smoltcp::wire::{
 use crate::counters::{Counters, Meter};
 use crate::dns;
 use crate::engine::Engine;
-use crate::link::{LinkFeatures, memory};
+use crate::link::{OffloadFeatures, memory};
 use crate::options::NetworkOptions;
 use crate::ports::Listener;
 
@@ -71,7 +71,7 @@ impl Rig {
         let conf = dns::Config::new("/nonexistent".into(), Arc::default(), Instant::now());
         let (_, commands) = channel();
         let mut engine = Engine::new(options, poll, Arc::clone(&meter), conf, commands).unwrap();
-        let features = LinkFeatures { checksum: true, ..LinkFeatures::default() };
+        let features = OffloadFeatures { checksum: true, ..OffloadFeatures::default() };
         let (link, guest) = memory::pair(features).unwrap();
         engine.attach(Box::new(link));
         let now = Instant::now();

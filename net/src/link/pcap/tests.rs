@@ -58,7 +58,7 @@ pub(crate) fn read(file: &[u8]) -> Vec<(Vec<u8>, usize)> {
 }
 
 fn link(capture: &Capture) -> (CaptureLink<MemoryLink>, MemoryGuest) {
-    let (link, guest) = memory::pair(LinkFeatures::default()).unwrap();
+    let (link, guest) = memory::pair(OffloadFeatures::default()).unwrap();
     (CaptureLink::new(link, Some(capture.clone())), guest)
 }
 

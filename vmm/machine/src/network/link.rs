@@ -1,13 +1,13 @@
 //! The device's end of a box's network and the network's, joined: what the device calls a port is a
-//! link to the network. They say the same of a frame in types of their own, so that neither crate
-//! knows the other.
+//! link to the network. Neither crate knows the other; what both say of a
+//! frame is in `boxlite-net-frame`.
 
 use std::any::Any;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use boxlite_devices::virtio::net::{self as device, NetBackend, NetPort};
-use boxlite_net::{Handle, Link, LinkFeatures, Offload, Received, Sent};
+use boxlite_net::{Handle, Link, Offload, OffloadFeatures, Received, Sent};
 
 /// Carries the port of a machine's device to the thread of its box's network, and back.
 #[derive(Clone)]
@@ -32,9 +32,8 @@ impl Link for PortLink {
         self.0.as_fd()
     }
 
-    fn features(&self) -> LinkFeatures {
-        let device::PortFeatures { checksum, tso4, tso6 } = self.0.features();
-        LinkFeatures { checksum, tso4, tso6 }
+    fn features(&self) -> OffloadFeatures {
+        self.0.features()
     }
 
     fn woken(&mut self) {
@@ -49,7 +48,7 @@ impl Link for PortLink {
     }
 
     fn send(&mut self, frame: &[IoSlice<'_>], offload: Offload) -> io::Result<Sent> {
-        match self.0.send(frame, &to_device(offload)).map_err(io::Error::other)? {
+        match self.0.send(frame, &offload).map_err(io::Error::other)? {
             device::Sent::Full => Ok(Sent::Full),
             // The device counts those that the guest does not want.
             device::Sent::Sent | device::Sent::Dropped => Ok(Sent::Sent),
@@ -58,16 +57,5 @@ impl Link for PortLink {
 
     fn flush(&mut self) -> io::Result<()> {
         self.0.flush().map_err(io::Error::other)
-    }
-}
-
-fn to_device(Offload { checksum, segmentation }: Offload) -> device::Offload {
-    device::Offload {
-        checksum: checksum.map(|c| device::PartialChecksum { start: c.start, offset: c.offset }),
-        segmentation: segmentation.map(|s| device::Segmentation {
-            v6: s.v6,
-            header_len: s.header_len,
-            segment_size: s.segment_size,
-        }),
     }
 }

@@ -60,7 +60,7 @@ fn a_frame_is_neither_too_short_nor_too_long() {
         (MAX_FRAME + 1, false),
     ] {
         assert_eq!(Header::default().check(0, len).is_ok(), good, "{len}");
-        let to_guest = Header::to_guest(&Offload::default(), PortFeatures::default(), len);
+        let to_guest = Header::to_guest(&Offload::default(), OffloadFeatures::default(), len);
         assert_eq!(to_guest.is_ok(), good, "{len}");
     }
 }
@@ -69,8 +69,8 @@ fn a_frame_is_neither_too_short_nor_too_long() {
 fn a_guest_gets_what_it_takes() {
     let checksum = Some(PartialChecksum { start: 34, offset: 16 });
     let cut = |v6| Some(Segmentation { v6, header_len: 54, segment_size: 1400 });
-    let none = PortFeatures::default();
-    let tso4 = PortFeatures { checksum: true, tso4: true, tso6: false };
+    let none = OffloadFeatures::default();
+    let tso4 = OffloadFeatures { checksum: true, tso4: true, tso6: false };
     let sent = |checksum, segmentation, features| {
         Header::to_guest(&Offload { checksum, segmentation }, features, 3000).is_ok()
     };
@@ -79,7 +79,7 @@ fn a_guest_gets_what_it_takes() {
     assert!(sent(checksum, None, tso4) && sent(checksum, cut(false), tso4));
     assert!(!sent(checksum, cut(true), tso4) && !sent(None, cut(false), tso4));
     // Segmentation is of no use to a guest that takes no partial checksums.
-    assert_eq!(PortFeatures::of(1 << VIRTIO_NET_F_GUEST_TSO4), none);
+    assert_eq!(offload_features(1 << VIRTIO_NET_F_GUEST_TSO4), none);
 }
 
 proptest! {
@@ -115,7 +115,7 @@ proptest! {
             |(v6, header_len, segment_size)| Segmentation { v6, header_len, segment_size },
         );
         let offload = Offload { checksum, segmentation };
-        let all = PortFeatures { checksum: true, tso4: true, tso6: true };
+        let all = OffloadFeatures { checksum: true, tso4: true, tso6: true };
         let header = Header::to_guest(&offload, all, len).unwrap();
         prop_assert_eq!(header.check(CSUM | TSO, len).unwrap(), offload);
     }

@@ -42,9 +42,9 @@ fn what_cannot_be_is_refused() {
 fn the_network_sees_what_was_negotiated() {
     let options = NetOptions { tso_to_guest: true, ..NetOptions::new(MAC) };
     for (features, expected) in [
-        (0, PortFeatures::default()),
-        (GUEST_CSUM, PortFeatures { checksum: true, ..PortFeatures::default() }),
-        (u64::MAX, PortFeatures { checksum: true, tso4: true, tso6: true }),
+        (0, OffloadFeatures::default()),
+        (GUEST_CSUM, OffloadFeatures { checksum: true, ..OffloadFeatures::default() }),
+        (u64::MAX, OffloadFeatures { checksum: true, tso4: true, tso6: true }),
     ] {
         let mut pair = Pair::new(options);
         pair.driver.start(features, 3);

@@ -1,16 +1,16 @@
-//! An agent's tool loop with a box that persists: each line is run by the box's shell, and what
-//! it leaves behind is there for the next line, and for the next run of this program.
+//! An agent's tool loop with a persistent box: the box's shell runs each line, and its effects
+//! are kept for the next line and for the next run of this program.
 //!
 //! `printf 'echo hi >> /notes\ncat /notes\n' | … --example agent_loop -- oci:target/images/busybox`
 //!
-//! Without lines on standard input a short script is run. `boxlite-vmm rm agent` forgets everything.
+//! Without lines on standard input, a short script is run. `boxlite-vmm rm agent` removes the box.
 
 use std::io::{BufRead, IsTerminal};
 use std::time::Duration;
 
 use boxlite_runtime::{BoxHandle, BoxOptions, Error, ErrorKind, Runtime, RuntimeOptions};
 
-/// What is run when nobody says anything.
+/// The lines to run when there are none on standard input.
 const SCRIPT: [&str; 3] = ["echo run >> /runs", "wc -l < /runs", "ls /no/such/folder"];
 
 /// How long a line may run.
@@ -21,7 +21,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let image = std::env::args().nth(1).ok_or("which image? e.g. oci:target/images/busybox")?;
     let runtime = Runtime::open(RuntimeOptions::default()).await?;
 
-    // Made the first time, found again afterwards.
+    // Creates the box the first time, and finds it afterwards.
     let options = BoxOptions::new(image).name("agent").memory_mib(256);
     let sandbox = runtime.get_or_create(options).await?;
     sandbox.start().await?;
@@ -39,12 +39,12 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         print!("{}", observe(&sandbox, line).await?);
     }
 
-    // In good order, so that everything is on the box's disk.
+    // An orderly stop writes everything to the box's disk.
     sandbox.stop(Duration::from_secs(5)).await?;
     Ok(())
 }
 
-/// Runs a line; what comes of it, as an agent would be told. Only what is wrong with the box itself is an
+/// Runs a line, and returns the result as text for an agent. Only a failure of the box itself is an
 /// error.
 async fn observe(sandbox: &BoxHandle, line: &str) -> Result<String, Error> {
     let ran = sandbox.exec(["sh", "-c", line]).timeout(LIMIT).output().await;

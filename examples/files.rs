@@ -1,4 +1,4 @@
-//! Files in and out of a box: a folder goes in, a program in the box works on it, and what it made comes
+//! Files in and out of a box: copies a folder in, sorts its contents in the box, and copies the result
 //! back.
 //!
 //! `… --example files -- oci:target/images/busybox`
@@ -22,14 +22,14 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         std::fs::write(input.join(name), text)?;
     }
 
-    // There is no /work yet: that becomes the folder's name in the box.
+    // /work does not exist yet, so the copy of the folder gets that name.
     let copied = sandbox.copy_into(&input, "/work").await?;
     println!("{} entries in, {} bytes", copied.entries, copied.bytes);
 
     let line = "cat /work/*.txt | sort > /work/sorted";
-    println!("sorted there: {:?}", sandbox.exec(["sh", "-c", line]).status().await?);
+    println!("sorted in the box: {:?}", sandbox.exec(["sh", "-c", line]).status().await?);
 
-    // What comes back is the box's: nothing is written but this file.
+    // The box is not trusted: a copy writes only the file that was asked for.
     let copied = sandbox.copy_out("/work/sorted", here.path()).await?;
     println!("{} bytes out", copied.bytes);
     print!("{}", std::fs::read_to_string(here.path().join("sorted"))?);

@@ -1,6 +1,7 @@
-//! A command in a box, from an application. Needs guest files and the launcher: `cargo xtask demo`
-//! makes them and an image; then
-//! `BOXLITE_GUEST_DIR=target/guest cargo run --release --example hello_box -- oci:target/images/busybox`
+//! Runs a command in a box.
+//!
+//! Needs the guest files, the launcher and an image, which `cargo xtask demo` makes. Then:
+//! `BOXLITE_GUEST_DIR=target/guest cargo run --release -p boxlite-runtime --example hello_box -- oci:target/images/busybox`
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Work for several boxes at once: each takes the next piece from a queue until there is none.
+//! Spreads work over several boxes: each takes the next piece from a queue until the queue is empty.
 //!
 //! `… --example parallel -- oci:target/images/busybox [BOXES]`
 
@@ -16,7 +16,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let image = args.next().ok_or("which image? e.g. oci:target/images/busybox")?;
     let boxes: usize = args.next().map_or(Ok(3), |n| n.parse())?;
     let runtime = Runtime::open(RuntimeOptions::default()).await?;
-    // Fetched and unpacked once, whatever number of boxes then want it.
+    // The image is fetched and unpacked once for all boxes.
     let options = BoxOptions::new(image).memory_mib(256).auto_remove(true);
 
     let queue: Queue = Arc::new(Mutex::new((1..=9).rev().collect()));
@@ -30,7 +30,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// A worker: a box, and pieces of work until there are no more.
+/// A worker: creates a box and takes pieces of work until there are none.
 async fn work(
     runtime: Runtime,
     options: BoxOptions,

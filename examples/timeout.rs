@@ -1,4 +1,4 @@
-//! Commands that take too long: a limit beforehand, a signal, and a kill.
+//! Ends commands that take too long: by a timeout, a signal, and a kill.
 //!
 //! `… --example timeout -- oci:target/images/busybox`
 
@@ -15,14 +15,14 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let sandbox = runtime.create(options).await?;
     sandbox.start().await?;
 
-    // A limit: what the command started goes with it, and the box serves on.
+    // A timeout: kills the command and its children; the box goes on.
     let began = Instant::now();
     let endless = sandbox.exec(["sh", "-c", "while :; do :; done"]);
     match endless.timeout(Duration::from_secs(2)).output().await {
         Err(e) if e.kind() == ErrorKind::CommandTimeout => {
             println!("after {} s: {e}", began.elapsed().as_secs());
         }
-        other => return Err(format!("not ended by its limit: {other:?}").into()),
+        other => return Err(format!("not ended by its timeout: {other:?}").into()),
     }
 
     // A signal, which the command may handle.
@@ -31,14 +31,14 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let stdout = polite.stdout().ok_or("no output")?;
     let mut lines = BufReader::new(stdout).lines();
     while let Some(line) = lines.next_line().await? {
-        println!("it says {line}");
+        println!("it prints {line}");
         if line == "ready" {
             polite.signal(signals::parse("TERM").ok_or("no such signal")?);
         }
     }
     println!("it ended with {:?}", polite.wait().await?);
 
-    // A kill, which it cannot.
+    // A kill, which it cannot handle.
     let stubborn = sandbox.exec(["sleep", "1000"]).spawn().await?;
     stubborn.kill();
     let status = stubborn.wait().await?;

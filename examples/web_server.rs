@@ -1,4 +1,4 @@
-//! A server in a box that only this machine reaches, and that reaches nothing itself: what it is denied is told.
+//! A server in a box that can be reached only from this machine, and that can reach nothing itself: each denied flow is an event.
 //!
 //! `… --example web_server -- oci:target/images/busybox`
 
@@ -26,13 +26,13 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut events = runtime.events(query).await?;
     sandbox.start().await?;
 
-    // The host's port was any that is free.
+    // Port 0 of the host means any free port.
     let port = sandbox.info().await?.ports.first().ok_or("no port")?.host;
     println!("http://{port}/");
     let serve = "mkdir /www; echo served by $(hostname) >/www/index.html; httpd -f -p 80 -h /www";
     let _server = sandbox.exec(["sh", "-c", serve]).spawn().await?;
     let page = loop {
-        // It needs a moment to come up.
+        // The server needs a moment to start.
         if let Ok(mut stream) = TcpStream::connect(port).await {
             stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await?;
             let mut page = String::new();

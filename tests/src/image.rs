@@ -1,4 +1,4 @@
-//! Images made for a test: OCI layouts with layers written entry by entry, so that they can be as wrong as need be.
+//! Images built for a test: OCI layouts whose layers are written entry by entry, so that they can be malformed in any way.
 
 use std::fs;
 use std::io::Write;
@@ -9,14 +9,14 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tar::{EntryType, Header};
 
-/// A layer of an image: a tar, written entry by entry. Everything belongs to root unless said otherwise.
+/// A layer of an image: a tar, written entry by entry. Entries belong to root by default.
 #[derive(Debug, Default)]
 pub struct Layer(Vec<u8>);
 
 /// How a layer is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compression {
-    /// Not at all.
+    /// Uncompressed.
     None,
     /// With gzip, as most images are.
     Gzip,
@@ -54,7 +54,7 @@ impl Layer {
         self.entry(path, EntryType::Regular, mode, |_| {}, contents.as_ref())
     }
 
-    /// A file of another user.
+    /// A file of this user and group.
     pub fn file_of(self, path: &str, owner: (u64, u64), contents: impl AsRef<[u8]>) -> Self {
         let own = |header: &mut Header| {
             header.set_uid(owner.0);
@@ -68,7 +68,7 @@ impl Layer {
         self.link(path, EntryType::Symlink, target)
     }
 
-    /// A further name of a file that an earlier entry made.
+    /// A hard link to a file of an earlier entry.
     pub fn hard_link(self, path: &str, target: &str) -> Self {
         self.link(path, EntryType::Link, target)
     }
@@ -82,7 +82,7 @@ impl Layer {
         self.entry(path, EntryType::Char, 0o666, number, b"")
     }
 
-    /// Extended attributes of the entry that comes next.
+    /// Extended attributes of the next entry.
     pub fn attributes(mut self, attributes: &[(&str, &[u8])]) -> Self {
         let mut records = Vec::new();
         for (name, value) in attributes {
@@ -92,7 +92,7 @@ impl Layer {
         self
     }
 
-    /// A file of `size` bytes in GNU's sparse form, all hole but for `data` at `offset`, a multiple of 512.
+    /// A file of `size` bytes in GNU's sparse format, all hole except `data` at `offset`, a multiple of 512.
     pub fn sparse(self, path: &str, size: u64, offset: u64, data: &[u8]) -> Self {
         assert!(
             offset.is_multiple_of(512) && data.len().is_multiple_of(512),
@@ -109,8 +109,8 @@ impl Layer {
         self.entry(path, EntryType::GNUSparse, 0o644, holes, data)
     }
 
-    /// A header that promises a file of `size` bytes, of which none follow.
-    pub fn promise(self, path: &str, size: u64) -> Self {
+    /// The header of a file of `size` bytes, without the bytes.
+    pub fn header_alone(self, path: &str, size: u64) -> Self {
         let mut header = header(path, EntryType::Regular, 0o644);
         header.set_size(size);
         header.set_cksum();
@@ -156,7 +156,7 @@ impl Layer {
     }
 }
 
-/// A header with this name as it is, however wrong: tar's own functions are careful.
+/// A header with exactly this name, even an invalid one, which the functions of the tar crate refuse.
 fn header(path: &str, kind: EntryType, mode: u32) -> Header {
     let mut header = Header::new_gnu();
     let name = &mut header.as_old_mut().name;
@@ -182,7 +182,7 @@ fn octal(field: &mut [u8; 12], value: u64) {
     field.copy_from_slice(format!("{value:011o}\0").as_bytes());
 }
 
-/// An image in the making.
+/// Builds an image.
 #[derive(Debug)]
 pub struct ImageBuilder {
     config: Value,
@@ -231,7 +231,7 @@ impl ImageBuilder {
         self.raw_layer(&tar, &diff_id, compression)
     }
 
-    /// Adds a layer of these bytes, whatever they are, under this diff ID.
+    /// Adds a layer of these bytes, which need not be a tar, under this diff ID.
     pub fn raw_layer(mut self, tar: &[u8], diff_id: &str, compression: Compression) -> Self {
         let suffix = match compression {
             Compression::None => "",
@@ -255,7 +255,7 @@ impl ImageBuilder {
         self
     }
 
-    /// Says that the image is for another architecture.
+    /// Sets the architecture that the image is for.
     pub fn architecture(mut self, architecture: &str) -> Self {
         self.config["architecture"] = architecture.into();
         self
@@ -296,28 +296,28 @@ impl ImageBuilder {
     }
 }
 
-/// An OCI layout that was written.
+/// An OCI layout on disk.
 #[derive(Debug)]
 pub struct Layout {
     dir: PathBuf,
-    /// The files of its layers, the lowest first.
+    /// The files of its layers, lowest first.
     pub layers: Vec<PathBuf>,
 }
 
 impl Layout {
-    /// What is to be given to `run`.
+    /// The image reference for `run`.
     pub fn reference(&self) -> String {
         format!("oci:{}", self.dir.display())
     }
 }
 
-/// The digest of these bytes, as OCI writes it.
+/// The digest of these bytes in OCI's notation.
 pub fn digest(bytes: &[u8]) -> String {
     let hash = Sha256::digest(bytes);
     hash.iter().fold("sha256:".to_owned(), |text, byte| text + &format!("{byte:02x}"))
 }
 
-/// The name that OCI has for this machine's architecture.
+/// OCI's name of this machine's architecture.
 pub fn oci_architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",

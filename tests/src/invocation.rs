@@ -12,22 +12,21 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::transcript::Transcript;
 
-/// How long a run may take unless a test says otherwise. A box takes two seconds under emulation; machines that test
-/// have much else to do.
+/// Default timeout of a run. A box takes two seconds under emulation, but test machines are busy.
 const DEADLINE: Duration = Duration::from_secs(240);
 
-/// How long the end of the output may come after the end of the process.
-const LAST_WORDS: Duration = Duration::from_secs(20);
+/// Timeout for the end of the output after the process has exited.
+const OUTPUT_LIMIT: Duration = Duration::from_secs(20);
 
 /// Bytes of output that a failure shows.
 const SHOWN: usize = 16 << 10;
 
-/// What the launcher says when it starts a software host, which is of no interest to most tests.
+/// Part of the line that the launcher prints when it starts a software host. Tests ignore that line by default.
 pub const SOFTHOST_NOTE: &str = "starting the software host";
 
-/// A run of the launcher, not yet begun.
+/// A run of the launcher that has not started.
 #[derive(Debug)]
-#[must_use = "nothing runs before it is told to"]
+#[must_use = "nothing runs before `output` or `spawn`"]
 pub struct Invocation {
     command: Command,
     stdin: Input,
@@ -63,31 +62,31 @@ impl Invocation {
         self
     }
 
-    /// Gives the launcher these bytes as standard input; without, it has `/dev/null`.
+    /// Writes these bytes to the launcher's standard input, which is `/dev/null` by default.
     pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.stdin = Input::Bytes(bytes.into());
         self
     }
 
-    /// Gives the launcher a pipe as standard input: see [`Running::stdin`].
+    /// Connects the launcher's standard input to a pipe: see [`Running::stdin`].
     pub fn stdin_pipe(mut self) -> Self {
         self.stdin = Input::Pipe;
         self
     }
 
-    /// Gives the launcher this as standard output, of which nothing is kept then.
+    /// Connects the launcher's standard output to `file`; the output is not recorded.
     pub fn stdout(mut self, file: impl Into<File>) -> Self {
         self.stdout = Some(file.into());
         self
     }
 
-    /// Ends the run, and the test with it, if it takes longer.
+    /// Sets the timeout, at which the launcher is killed and the test fails.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
         self
     }
 
-    /// Reads nothing of the launcher's output for so long.
+    /// Waits that long before the launcher's standard output is read.
     pub fn read_after(mut self, slowness: Duration) -> Self {
         self.slowness = slowness;
         self
@@ -99,7 +98,7 @@ impl Invocation {
         self.spawn().wait()
     }
 
-    /// Runs it to its end, however that comes, with nobody to hear what it says.
+    /// Runs it to its end and discards its output.
     pub(crate) fn quiet(mut self) -> std::io::Result<ExitStatus> {
         self.command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status()
     }
@@ -120,7 +119,7 @@ impl Invocation {
         if let Input::Bytes(bytes) = self.stdin
             && let Some(mut pipe) = stdin.take()
         {
-            // A command that ends without reading all of it is no error.
+            // A command may end without reading all of its input.
             thread::spawn(move || pipe.write_all(&bytes));
         }
         Running {
@@ -135,7 +134,7 @@ impl Invocation {
     }
 }
 
-/// The command as one would type it, shortened.
+/// The command line as typed, shortened.
 pub(crate) fn describe(command: &Command) -> String {
     let words = command.get_args().map(|word| word.to_string_lossy());
     let mut text = words.fold("boxlite-vmm".to_owned(), |text, word| text + " " + &word);
@@ -167,11 +166,11 @@ impl Running {
 
     /// Sends a signal to the launcher.
     pub fn signal(&self, signal: Signal) {
-        // It may just have ended by itself.
+        // The launcher may have exited already.
         let _ = kill_process(Pid::from_child(&self.child), signal);
     }
 
-    /// Waits until this text is in what the launcher wrote to standard output.
+    /// Waits until the launcher has written this text to standard output.
     #[track_caller]
     pub fn wait_for(&mut self, text: &str) {
         if !self.stdout.wait_for(text, self.deadline) {
@@ -179,7 +178,7 @@ impl Running {
         }
     }
 
-    /// What it wrote to standard output so far, from its beginning; not all of it if that is much.
+    /// What it has written to standard output so far; only the beginning of a long output.
     pub fn stdout_so_far(&self) -> String {
         self.stdout.text()
     }
@@ -191,14 +190,14 @@ impl Running {
         self.wait_with_open_input()
     }
 
-    /// Waits for its end, which is to come though its standard input has not ended.
+    /// Waits for its end while its standard input is open.
     #[track_caller]
     pub fn wait_with_open_input(mut self) -> Output {
         let status = self.wait_for_exit();
         let elapsed = self.begun.elapsed();
-        let deadline = self.deadline.max(Instant::now() + LAST_WORDS);
+        let deadline = self.deadline.max(Instant::now() + OUTPUT_LIMIT);
         if !self.stdout.wait_for_end(deadline) || !self.stderr.wait_for_end(deadline) {
-            self.give_up("it ended, but something that it left behind holds its output open");
+            self.give_up("it exited, but a process that it left behind holds its output open");
         }
         let stderr = String::from_utf8_lossy(&self.stderr.bytes()).into_owned();
         Output {
@@ -218,7 +217,7 @@ impl Running {
             match self.child.try_wait() {
                 Ok(Some(status)) => return status,
                 Ok(None) if Instant::now() < self.deadline => {}
-                Ok(None) => self.give_up("it did not end in time"),
+                Ok(None) => self.give_up("it did not exit in time"),
                 Err(error) => self.give_up(&error.to_string()),
             }
             thread::sleep(Duration::from_millis(10));
@@ -256,7 +255,7 @@ fn without_note(stderr: &str) -> String {
     )
 }
 
-/// How the launcher ended, and what it wrote.
+/// The exit status and output of the launcher.
 #[derive(Debug)]
 pub struct Output {
     /// Its exit code; none if a signal ended it.
@@ -267,7 +266,7 @@ pub struct Output {
     pub stdout: Vec<u8>,
     /// What it wrote to standard error, without the line about the software host.
     pub stderr: String,
-    /// Whether it said that it starts a software host.
+    /// Whether it announced that it starts a software host.
     pub started_softhost: bool,
     /// How long it took.
     pub elapsed: Duration,
@@ -294,27 +293,27 @@ impl Output {
         self
     }
 
-    /// Fails the test unless all went well. Returns standard output without the white space around it.
+    /// Fails the test unless the exit code is 0. Returns standard output without leading and trailing white space.
     #[track_caller]
     pub fn success(self) -> String {
         let output = self.expect(0);
         output.stdout_lossy().trim().to_owned()
     }
 
-    /// Fails the test unless the launcher failed by itself where it could have been a command in a box that
-    /// failed, with all of this in its message.
+    /// Fails the test unless the exit code is 125 (the launcher itself failed, not a command in the box), and the
+    /// message contains all of `parts`.
     #[track_caller]
     pub fn fails_with(self, parts: &[&str]) -> Self {
         self.expect(125).says(parts)
     }
 
-    /// Fails the test unless the launcher could not do what was asked, with all of this in its message.
+    /// Fails the test unless the exit code is 1, and the message contains all of `parts`.
     #[track_caller]
     pub fn refuses_with(self, parts: &[&str]) -> Self {
         self.expect(1).says(parts)
     }
 
-    /// Fails the test unless all of this is in the launcher's message.
+    /// Fails the test unless the launcher's message contains all of `parts`.
     #[track_caller]
     pub fn says(self, parts: &[&str]) -> Self {
         let output = self;

@@ -1,12 +1,12 @@
-//! The harness of the end-to-end tests: the launcher driven as its users drive it, and images made for the occasion.
+//! The harness of the end-to-end tests: it drives the launcher as users do, and builds images for tests.
 //!
-//! - [`Launcher`]: finds what is to be tested, or says why there is nothing to test
-//! - [`Invocation`], [`Running`], [`Output`]: one run of the launcher, which always has a deadline
-//! - [`Sandbox`]: a box that stays for as long as a test has it
+//! - [`Launcher`]: finds the launcher to test, or prints why there is none
+//! - [`Invocation`], [`Running`], [`Output`]: one run of the launcher, always with a deadline
+//! - [`Sandbox`]: a box that is removed with its value
 //! - [`Terminal`]: a run of the launcher on a terminal of its own
-//! - [`image`]: OCI layouts, honest and hostile
+//! - [`image`]: OCI layouts, valid and hostile
 //!
-//! Where there is no hardware virtualization, everything goes through the software host, as it does for users.
+//! Without hardware virtualization, everything goes through the software host, as it does for users.
 #![forbid(unsafe_code)]
 
 pub mod image;

@@ -1,4 +1,4 @@
-//! Boxes that outlive the command which made them, for as long as a test has them.
+//! Boxes that outlive the command that made them and are removed at the end of a test.
 
 use std::ffi::OsStr;
 use std::thread;
@@ -9,13 +9,13 @@ use serde_json::Value;
 use crate::invocation::Invocation;
 use crate::launcher::{BUSYBOX, Launcher};
 
-/// How long a box may take to become what is waited for. Machines that test have much else to do.
+/// Timeout for an expected state of a box. Test machines are busy.
 const DEADLINE: Duration = Duration::from_secs(120);
 
-/// Between two looks at a box.
+/// The time between two `inspect`s of a box.
 const PAUSE: Duration = Duration::from_millis(300);
 
-/// A box. It is removed with this value, whatever it does.
+/// A box. It is removed with this value, in any state.
 #[derive(Debug)]
 pub struct Sandbox<'a> {
     launcher: &'a Launcher,
@@ -24,7 +24,7 @@ pub struct Sandbox<'a> {
 }
 
 impl<'a> Sandbox<'a> {
-    /// Makes and starts a box of busybox, detached, with this script as its main command.
+    /// Makes and starts a detached box of busybox with this script as its main command.
     #[track_caller]
     pub fn run(launcher: &'a Launcher, name: &str, options: &[&str], script: &str) -> Self {
         let tail = [&*launcher.image(BUSYBOX), "sh", "-c", script].map(str::to_owned);
@@ -58,13 +58,13 @@ impl<'a> Sandbox<'a> {
         let name = unique(name);
         let made = launcher.command([verb, "--name", &name]).args(small(&options));
         let made = made.args(options).args(tail).output();
-        // Whatever comes of it is cleared away.
+        // Before the result is checked, so that a failed attempt is removed, too.
         let mut sandbox = Self::named(launcher, name);
         sandbox.id = made.success();
         sandbox
     }
 
-    /// A box that something else made, to be removed with this value. Its ID is not known.
+    /// A box that another command makes; it is removed with this value. Its ID is not known.
     pub fn named(launcher: &'a Launcher, name: String) -> Self {
         Self { launcher, name, id: String::new() }
     }
@@ -79,12 +79,12 @@ impl<'a> Sandbox<'a> {
         &self.id
     }
 
-    /// The launcher with these arguments and the box.
+    /// The launcher with these arguments and the box's name.
     pub fn on<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Invocation {
         self.launcher.command(args).args([&self.name])
     }
 
-    /// `exec`, with these options of it, of this shell script.
+    /// `exec` with these options: a shell script in the box.
     pub fn exec<S: AsRef<OsStr>>(
         &self,
         options: impl IntoIterator<Item = S>,
@@ -99,7 +99,7 @@ impl<'a> Sandbox<'a> {
         self.exec([] as [&str; 0], script).output().success()
     }
 
-    /// All that is known of the box.
+    /// What `inspect` prints about the box.
     #[track_caller]
     pub fn inspect(&self) -> Value {
         let text = self.on(["inspect"]).output().success();
@@ -107,13 +107,13 @@ impl<'a> Sandbox<'a> {
         all[0].take()
     }
 
-    /// Its state, in one word.
+    /// Its state, as in `inspect`.
     #[track_caller]
     pub fn state(&self) -> String {
         self.inspect()["state"].as_str().expect("a box has a state").to_owned()
     }
 
-    /// Looks at the box until it is as told, and returns what is known of it then.
+    /// Waits until the box is as expected, and returns what `inspect` prints then.
     #[track_caller]
     pub fn wait_until(&self, what: &str, is: impl Fn(&Value) -> bool) -> Value {
         let deadline = Instant::now() + DEADLINE;
@@ -130,17 +130,17 @@ impl<'a> Sandbox<'a> {
 
 impl Drop for Sandbox<'_> {
     fn drop(&mut self) {
-        // It may have gone by itself, and the test may be failing already.
+        // The box may have removed itself, and the test may be failing already.
         let _ = self.on(["rm", "-f"]).quiet();
     }
 }
 
-/// A name that no other run of the tests uses, which may share the home.
+/// A name that no other run of the tests uses, because runs may share a home.
 pub fn unique(name: &str) -> String {
     format!("{name}-{}", std::process::id())
 }
 
-/// Many boxes run at once on machines that emulate them: they get as little memory as does.
+/// Little memory, because many emulated boxes run at once.
 fn small(options: &[&str]) -> &'static [&'static str] {
     if options.contains(&"--memory") { &[] } else { &["--memory", "192M"] }
 }

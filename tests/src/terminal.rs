@@ -1,4 +1,4 @@
-//! The launcher on a terminal, as a person has it.
+//! The launcher on a pseudoterminal, as an interactive user runs it.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -19,9 +19,9 @@ const DEADLINE: Duration = Duration::from_secs(240);
 /// A terminal with the launcher running on it.
 #[derive(Debug)]
 pub struct Terminal {
-    /// The end that a terminal emulator has.
+    /// The terminal emulator's end.
     master: File,
-    /// The end that programs have; open, so that it can be looked at after the launcher's end.
+    /// The programs' end, kept open to read its modes after the launcher has exited.
     slave: File,
     child: Child,
     screen: Transcript,
@@ -30,7 +30,7 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    /// Runs the launcher with these arguments on a new terminal of this size, which becomes its controlling terminal.
+    /// Runs the launcher with these arguments on a new terminal of this size, its controlling terminal.
     pub fn run(launcher: &Launcher, rows: u16, columns: u16, args: &[&str]) -> Self {
         let (master, slave) = open();
         // setsid(1) makes the terminal the controlling one, and then becomes the launcher.
@@ -65,7 +65,7 @@ impl Terminal {
         tcsetwinsize(&self.master, size).expect("cannot set the terminal's size");
     }
 
-    /// Waits until this text is on the screen, and forgets all that was there.
+    /// Waits until this text has appeared, then clears the recorded output.
     #[track_caller]
     pub fn wait_for(&mut self, text: &str) {
         if !self.screen.wait_for(text, self.deadline) {
@@ -75,29 +75,28 @@ impl Terminal {
         self.screen.clear();
     }
 
-    /// What is on the screen since it was last waited for something.
+    /// What has appeared since the last [`wait_for`](Self::wait_for).
     pub fn screen(&self) -> String {
         self.screen.text()
     }
 
-    /// How the terminal is set, as far as programs change it: whether it echoes, edits lines and makes signals of
-    /// keys, and whether it makes CR LF of LF.
+    /// The modes that programs change: echo, line editing, signals from keys; translation of LF into CR LF.
     pub fn modes(&self) -> (LocalModes, OutputModes) {
         let modes: Termios = tcgetattr(&self.slave).expect("cannot read the terminal's modes");
         (modes.local_modes, modes.output_modes)
     }
 
-    /// Waits for the launcher's end. Returns its exit code, and what is on the screen since it was last waited for
-    /// something.
+    /// Waits until the launcher has exited. Returns its exit code, and what has appeared since the last
+    /// [`wait_for`](Self::wait_for).
     #[track_caller]
     pub fn finish(mut self) -> (Option<i32>, String) {
         let status = self.wait_for_exit();
-        // What was written last is on its way through the terminal.
+        // The last output may still be on its way through the terminal.
         thread::sleep(Duration::from_millis(300));
         (status.code(), self.screen.text())
     }
 
-    /// Waits for the launcher's end and returns its exit code; the terminal stays.
+    /// Waits until the launcher has exited, and returns its exit code; the terminal stays.
     #[track_caller]
     pub fn wait(&mut self) -> Option<i32> {
         self.wait_for_exit().code()
@@ -125,7 +124,7 @@ impl Drop for Terminal {
     }
 }
 
-/// A new terminal: the emulator's end, and that of programs.
+/// A new terminal: the emulator's end, and the programs' end.
 fn open() -> (File, File) {
     let make = || -> rustix::io::Result<(OwnedFd, std::ffi::CString)> {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
@@ -136,8 +135,8 @@ fn open() -> (File, File) {
         Ok((master, name))
     };
     let (master, name) = make().expect("cannot make a terminal");
-    let name = name.into_string().expect("the terminal's name is no text");
-    // A session leader without a terminal would get this one by opening it; tests are run by cargo, which is no such.
+    let name = name.into_string().expect("the terminal's name is not UTF-8");
+    // Opening it would make it the controlling terminal of a session leader that has none; a test is no session leader.
     let slave = OpenOptions::new().read(true).write(true).open(name);
     (File::from(master), slave.expect("cannot open the terminal"))
 }

@@ -1,11 +1,11 @@
-//! What a program has written so far, and waiting for it to write more.
+//! Records the output of a program, and waits for a text in it.
 
 use std::io::Read;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What a thread has read from a stream. Clones share it.
+/// The bytes that a thread has read from a stream. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Transcript(Arc<Shared>);
 
@@ -33,7 +33,7 @@ impl Transcript {
                 let read = from.read(&mut chunk);
                 let mut state = shared.state();
                 match read {
-                    // A terminal whose other end is closed says EIO.
+                    // A read from a terminal whose other end is closed fails with EIO.
                     Ok(0) | Err(_) => break state.ended = true,
                     Ok(n) => state.bytes.extend_from_slice(&chunk[..n]),
                 }
@@ -44,7 +44,7 @@ impl Transcript {
         transcript
     }
 
-    /// A stream that has ended, with nothing in it.
+    /// An empty stream that has ended.
     pub(crate) fn empty() -> Self {
         let transcript = Self::default();
         transcript.state().ended = true;
@@ -55,12 +55,12 @@ impl Transcript {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until the stream has ended, `deadline` at the latest. Returns whether it has.
+    /// Waits until the stream has ended or `deadline` has passed. Returns whether it has ended.
     pub(crate) fn wait_for_end(&self, deadline: Instant) -> bool {
         self.wait(deadline, |state| state.ended)
     }
 
-    /// Waits until `text` has been written, `deadline` at the latest. Returns whether it has.
+    /// Waits until `text` has been written or `deadline` has passed. Returns whether it has been written.
     pub(crate) fn wait_for(&self, text: &str, deadline: Instant) -> bool {
         let found = |state: &State| contains(&state.bytes, text.as_bytes());
         self.wait(deadline, |state| state.ended || found(state)) && found(&self.state())
@@ -84,14 +84,14 @@ impl Transcript {
         self.state().bytes.clone()
     }
 
-    /// What has been written so far, as text; the beginning of it if there is much.
+    /// What has been written so far, as text; only the beginning of a long output.
     pub(crate) fn text(&self) -> String {
         let state = self.state();
         let shown = state.bytes.len().min(16 << 10);
         String::from_utf8_lossy(&state.bytes[..shown]).into_owned()
     }
 
-    /// Forgets what has been written so far.
+    /// Discards what has been written so far.
     pub(crate) fn clear(&self) {
         self.state().bytes.clear();
     }
@@ -106,12 +106,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_for_what_is_written_and_no_longer_than_told() {
+    fn waits_for_text_and_not_beyond_the_end_or_the_deadline() {
         let soon = || Instant::now() + Duration::from_secs(20);
         let transcript = Transcript::of(&b"one two"[..], Duration::ZERO);
         assert!(transcript.wait_for("e t", soon()));
         assert!(transcript.wait_for_end(soon()));
-        assert!(!transcript.wait_for("three", soon()), "the end is not waited beyond");
+        assert!(!transcript.wait_for("three", soon()), "the stream has ended without the text");
         let (reader, _writer) = std::io::pipe().unwrap();
         let silent = Transcript::of(reader, Duration::ZERO);
         assert!(!silent.wait_for("x", Instant::now() + Duration::from_millis(20)));

@@ -1,4 +1,4 @@
-//! Boxes that stay: every verb of theirs, their names and labels, and whom they outlive.
+//! Persistent boxes: all of their commands, names and labels, and which processes they outlive.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ fn json_lines(text: &str) -> Vec<Value> {
     text.lines().map(parse).collect()
 }
 
-/// What `ls` lists with these options, by names, of boxes of this run.
+/// The names that `ls` lists with these options, of boxes of this run.
 fn listed(launcher: &Launcher, options: &[&str]) -> Vec<String> {
     let text = launcher.command(["ls", "--format", "json"]).args(options).output().success();
     let names = json_lines(&text).into_iter().map(|line| line["name"].as_str().unwrap().to_owned());
@@ -22,7 +22,7 @@ fn listed(launcher: &Launcher, options: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn a_box_goes_through_all_of_its_life() {
+fn a_box_goes_through_its_whole_life_cycle() {
     let Some(launcher) = Launcher::find() else { return };
     let script = "echo begun; trap 'echo asked; exit 3' TERM; while :; do sleep 0.1; done";
     let sandbox = Sandbox::create(&launcher, "life", &[], script);
@@ -30,7 +30,7 @@ fn a_box_goes_through_all_of_its_life() {
     assert!(id.len() == 32 && id.chars().all(|c| c.is_ascii_hexdigit()), "{id}");
     let listed = |options: &[&str]| listed(&launcher, options).contains(&name);
     assert!(!listed(&[]) && listed(&["-a"]) && listed(&["--filter", "status=configured"]));
-    // What needs a box that runs says what to do first.
+    // Commands that need a running box say what to do first.
     let exec = sandbox.exec(NO_OPTIONS, "true").output();
     exec.fails_with(&[&name, "configured", "start"]);
     sandbox.on(["pause"]).output().refuses_with(&[&name, "start"]);
@@ -41,12 +41,12 @@ fn a_box_goes_through_all_of_its_life() {
     let boot = info["boot_time_us"].as_u64().unwrap();
     assert!(boot > 0 && info["pid"].is_u64() && info["main_pid"].is_u64(), "{info:#}");
     assert!(listed(&[]));
-    // One that runs already is as it should be.
+    // Starting a running box does nothing.
     sandbox.on(["start"]).output().success();
     let pid = sandbox.inspect()["pid"].clone();
     assert_eq!(pid, info["pid"]);
 
-    // By its name, by its ID, and by what that begins with.
+    // By its name, by its ID, and by a prefix of its ID.
     sandbox.shell("echo kept > /root/kept");
     for query in [&*name, &*id, &id[..12]] {
         let cat = ["exec", query, "cat", "/root/kept"];
@@ -54,7 +54,7 @@ fn a_box_goes_through_all_of_its_life() {
     }
     sandbox.on(["rm"]).output().refuses_with(&[&name, "running", "--force"]);
 
-    // Its main command ends it by the signal that asks for that, and everything is where it was later.
+    // The stop signal ends its main command, and its disk is kept.
     sandbox.on(["stop"]).output().success();
     let info = sandbox.inspect();
     assert_eq!((&info["state"], &info["exit_code"]), (&"stopped".into(), &3.into()), "{info:#}");
@@ -65,7 +65,7 @@ fn a_box_goes_through_all_of_its_life() {
     sandbox.on(["start"]).output().success();
     assert_eq!(sandbox.shell("cat /root/kept"), "kept");
 
-    // A new beginning by one word.
+    // Restart in one command.
     sandbox.on(["restart", "-t", "5"]).output().success();
     assert_eq!(sandbox.shell("cat /root/kept"), "kept");
     let wait = sandbox.on(["wait"]).spawn();
@@ -82,7 +82,7 @@ fn a_box_goes_through_all_of_its_life() {
     let events = json_lines(&events.success());
     let mine = events.iter().filter(|event| event["id"] == *id);
     let kinds: Vec<_> = mine.map(|event| event["event"].as_str().unwrap()).collect();
-    // The execs are in between, each with its beginning and its end.
+    // Among them the execs, each with its start and its end.
     let execs = kinds.iter().filter(|kind| kind.starts_with("exec-")).count();
     assert_eq!(execs % 2, 0, "{kinds:?}");
     assert!(execs >= 12, "{kinds:?}");
@@ -108,7 +108,7 @@ fn boxes_are_found_by_names_and_labels() {
     let ids = launcher.command(["ls", "-aq", "--no-trunc", "--filter", &label(&red)]).output();
     assert_eq!(ids.success(), one.id());
 
-    // A name is taken until it is given up.
+    // A name is taken until its box is renamed or removed.
     let image = launcher.image(BUSYBOX);
     let taken = launcher.command(["create", "--name", one.name(), &image]).output();
     taken.refuses_with(&[one.name(), "rm"]);
@@ -125,7 +125,7 @@ fn boxes_are_found_by_names_and_labels() {
     };
     two.on(["rename"]).args([&unique("one")]).output().success();
     let two = Sandbox::named(&launcher, unique("one"));
-    // Several at once: what fails for one is said, and the others are gone on with.
+    // Several boxes: a failure for one is reported, and the others are removed.
     let rm = launcher.command(["rm", one.name(), "no-such-box", two.name()]).output();
     let removed = rm.refuses_with(&["no-such-box", "ls --all"]).stdout_lossy();
     assert_eq!(removed.lines().collect::<Vec<_>>(), [one.name(), two.name()]);
@@ -133,7 +133,7 @@ fn boxes_are_found_by_names_and_labels() {
 }
 
 #[test]
-fn what_stays_of_a_run_and_what_goes() {
+fn a_named_box_stays_after_its_run_unless_rm_is_given() {
     let Some(launcher) = Launcher::find() else { return };
     let exists = |name: &str| launcher.command(["inspect", name]).output().code == Some(0);
     // A name keeps the box, with what was written in it and how it ended.
@@ -142,14 +142,14 @@ fn what_stays_of_a_run_and_what_goes() {
     run.output().expect(9);
     let info = kept.inspect();
     assert_eq!((&info["state"], &info["exit_code"]), (&"stopped".into(), &9.into()), "{info:#}");
-    // Again, with what it was made with.
+    // Started again, with the command that it was made with.
     let again = kept.on(["start", "-a"]).output().expect(9);
     assert!(!again.stdout.is_empty(), "{again:?}");
-    // Unless it is said that it is not to.
+    // Not with `--rm`.
     let gone = Sandbox::named(&launcher, unique("gone"));
     launcher.shell(["--rm", "--name", gone.name()], "true").output().success();
     assert!(!exists(gone.name()));
-    // In the background too.
+    // Nor in the background.
     let brief = Sandbox::run(&launcher, "brief", &["--rm"], "sleep 2");
     assert_eq!(brief.id().len(), 32);
     let wait = brief.on(["wait"]).output();
@@ -158,7 +158,7 @@ fn what_stays_of_a_run_and_what_goes() {
 }
 
 #[test]
-fn detached_boxes_outlive_their_makers_and_others_do_not() {
+fn only_detached_boxes_outlive_the_command_that_started_them() {
     let Some(launcher) = Launcher::find() else { return };
     let detached = Sandbox::run(&launcher, "detached", &[], "sleep 1000");
     // A named one in the foreground ends with its launcher, killed or not, and keeps its disk.
@@ -171,7 +171,7 @@ fn detached_boxes_outlive_their_makers_and_others_do_not() {
     run.wait();
     let ended = named.wait_until("at its end", |info| info["pid"].is_null());
     assert_eq!(ended["state"], "stopped", "{ended:#}");
-    // `start` is by somebody who goes: the box stays.
+    // `start` exits: the box keeps running.
     named.on(["start"]).output().success();
     let deadline = Instant::now() + Duration::from_secs(30);
     while named.shell("cat /mark") != "mark\nmark" {
@@ -183,7 +183,7 @@ fn detached_boxes_outlive_their_makers_and_others_do_not() {
 }
 
 #[test]
-fn a_paused_box_stands_still() {
+fn a_paused_box_does_not_run() {
     let Some(launcher) = Launcher::find() else { return };
     let sandbox = Sandbox::run(&launcher, "paused", &[], "while :; do date; sleep 0.2; done");
     let lines = || sandbox.on(["logs"]).output().success().lines().count();
@@ -196,23 +196,23 @@ fn a_paused_box_stands_still() {
     exec.fails_with(&[sandbox.name(), "paused", "resume"]);
     sandbox.on(["start"]).output().refuses_with(&[sandbox.name(), "paused", "resume"]);
     std::thread::sleep(Duration::from_secs(4));
-    assert_eq!(lines(), before, "it goes on");
+    assert_eq!(lines(), before, "it runs on");
     sandbox.on(["resume"]).output().success();
     let passed = paused.elapsed().as_secs();
     assert!(passed >= 4, "{passed}");
-    // Its clock is right at once, however long it stood.
+    // Its clock is right at once, however long it was paused.
     let now: u64 = sandbox.shell("date +%s").parse().unwrap();
     let ours = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
     assert!(ours.abs_diff(now) <= 3, "the box has {now}, it is {ours}");
     assert!(lines() > before);
-    // What stands still can be ended all the same.
+    // A paused box can be killed.
     sandbox.on(["pause"]).output().success();
     sandbox.on(["kill"]).output().success();
     assert_eq!(sandbox.state(), "stopped");
 }
 
 #[test]
-fn programs_read_what_boxes_use() {
+fn resource_use_is_listed_for_programs_and_people() {
     let Some(launcher) = Launcher::find() else { return };
     let sandbox = Sandbox::run(&launcher, "numbers", &["--memory", "256M"], "exec sleep 54321");
     let stats = sandbox.on(["stats", "--no-stream", "--format", "json"]).output().success();
@@ -227,9 +227,9 @@ fn programs_read_what_boxes_use() {
     let top = sandbox.on(["top", "--format", "json"]).output().success();
     let processes = json_lines(&top);
     let sleep = processes.iter().find(|process| process["command"] == "sleep 54321");
-    // The main command is the first process that there is.
+    // The main command is process 1.
     assert_eq!((&sleep.expect(&top)["pid"], &sleep.expect(&top)["ppid"]), (&1.into(), &0.into()));
-    // And people.
+    // For people.
     let table = sandbox.on(["stats", "--no-stream"]).output().success();
     assert!(table.contains(sandbox.name()) && table.contains('%'), "{table}");
     let table = sandbox.on(["top"]).output().success();
@@ -240,7 +240,7 @@ fn programs_read_what_boxes_use() {
 fn a_created_box_that_removes_itself_runs_first() {
     let Some(launcher) = Launcher::find() else { return };
     let sandbox = Sandbox::create(&launcher, "first-run", &["--rm"], "exit 4");
-    // Whatever opens the home meanwhile.
+    // Also while other commands open the home.
     assert_eq!(sandbox.state(), "configured");
     launcher.command(["ls"]).output().success();
     sandbox.on(["start", "-a"]).output().expect(4);

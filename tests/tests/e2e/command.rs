@@ -7,7 +7,7 @@ use boxlite_tests::{BUSYBOX, Launcher};
 const NO_OPTIONS: [&str; 0] = [];
 
 #[test]
-fn streams_are_apart_and_the_exit_code_is_the_commands() {
+fn streams_are_separate_and_the_exit_code_is_the_commands() {
     let Some(launcher) = Launcher::find() else { return };
     let output = launcher.shell(NO_OPTIONS, "echo out; echo err >&2; exit 7").output().expect(7);
     assert_eq!(output.stdout, b"out\n");
@@ -15,7 +15,7 @@ fn streams_are_apart_and_the_exit_code_is_the_commands() {
 }
 
 #[test]
-fn what_cannot_be_run_has_the_codes_of_a_shell() {
+fn commands_that_cannot_run_have_the_exit_codes_of_a_shell() {
     let Some(launcher) = Launcher::find() else { return };
     let busybox = launcher.image(BUSYBOX);
     let run = |command: &str| launcher.command(["run", &busybox, command]).output();
@@ -47,7 +47,7 @@ fn a_timeout_ends_the_command_and_all_that_it_started() {
 }
 
 #[test]
-fn the_environment_is_the_images_with_what_is_asked_for() {
+fn the_environment_is_the_images_plus_the_options() {
     let Some(launcher) = Launcher::find() else { return };
     let options =
         ["-e", "A=one two", "-e", "EMPTY=", "-e", "TAKEN", "-e", "UNSET", "-e", "A=last=1"];
@@ -79,7 +79,7 @@ fn arguments_arrive_as_they_are() {
 }
 
 #[test]
-fn the_working_directory_is_made() {
+fn a_missing_working_directory_is_created() {
     let Some(launcher) = Launcher::find() else { return };
     let options = ["-w", "/new/and deep", "--rm", "--name", "web-1.example"];
     let output = launcher.shell(options, "pwd; hostname; cat /proc/sys/kernel/hostname").output();
@@ -101,7 +101,7 @@ fn users_are_names_or_numbers() {
 }
 
 #[test]
-fn a_user_has_no_rights_of_roots() {
+fn an_unprivileged_user_has_no_capabilities() {
     let Some(launcher) = Launcher::find() else { return };
     let script = "grep CapEff /proc/self/status; touch /etc/x 2>&1; ls /root 2>&1; \
                   touch /tmp/y && stat -c %u:%g /tmp/y";
@@ -127,14 +127,14 @@ fn an_entry_point_replaces_the_images() {
         launcher.command(["run", "--entrypoint", entrypoint, &busybox]).args(args).output()
     };
     assert_eq!(run("echo", &["a", "b"]).success(), "a b");
-    // The image's arguments were for its own entry point.
+    // The image's arguments belong to its own entry point.
     assert_eq!(run("echo", &[]).success(), "");
     assert_eq!(run("", &["echo", "x"]).success(), "x");
     run("", &[]).fails_with(&["no command"]);
 }
 
 #[test]
-fn a_box_is_new_each_time_and_has_what_programs_expect() {
+fn each_box_is_new_and_has_the_files_that_programs_expect() {
     let Some(launcher) = Launcher::find() else { return };
     launcher.shell(NO_OPTIONS, "echo x > /etc/left-over; sync").output().success();
     let script = "test ! -e /etc/left-over || exit 1

@@ -12,7 +12,7 @@ use crate::noise;
 
 const DEADLINE: Duration = Duration::from_secs(900);
 
-/// A tree with something of everything.
+/// A tree with every kind of file.
 fn make_tree(root: &Path, files: usize, sparse: u64) {
     fs::create_dir_all(root.join("deep/er")).unwrap();
     fs::create_dir(root.join("empty")).unwrap();
@@ -35,7 +35,7 @@ fn make_tree(root: &Path, files: usize, sparse: u64) {
 }
 
 #[test]
-fn a_tree_goes_into_a_box_and_comes_back_as_it_was() {
+fn a_tree_is_copied_in_and_back_unchanged() {
     let Some(launcher) = Launcher::find() else { return };
     let (files, sparse) = if is_long() { (10_000, 2 << 30) } else { (500, 256 << 20) };
     let folder = launcher.folder();
@@ -56,7 +56,7 @@ fn a_tree_goes_into_a_box_and_comes_back_as_it_was() {
     let expected =
         format!("{files}\nran\n751\ndeep/binary\n/no/where\n2\nnamed\n0\n{sparse}\nin the middle");
     assert_eq!(sandbox.shell(script), expected);
-    // Into a folder that is there, it goes with its name.
+    // Into an existing folder, under its own name.
     let back = folder.path().join("back");
     fs::create_dir(&back).unwrap();
     cp(&place("/root/tree"), &back.display().to_string());
@@ -73,7 +73,7 @@ fn a_tree_goes_into_a_box_and_comes_back_as_it_was() {
     assert_eq!(copy.len(), sparse);
     assert!(copy.blocks() * 512 < 1 << 20, "{} blocks: the holes were filled", copy.blocks());
 
-    // One file, under another name, over one that is there.
+    // One file, under another name, over an existing one.
     let one = folder.path().join("one");
     fs::write(&one, "first").unwrap();
     let one = one.display().to_string();
@@ -93,7 +93,7 @@ fn a_tree_goes_into_a_box_and_comes_back_as_it_was() {
     launcher.command(["cp", "-", &place("/piped")]).stdin(tar).output().success();
     assert_eq!(sandbox.shell("/piped/deep/er/script"), "ran");
 
-    // What cannot be copied is named.
+    // An error names the file or box.
     let fails = |from: &str, to: &str, parts: &[&str]| {
         launcher.command(["cp", from, to]).output().refuses_with(parts);
     };

@@ -1,4 +1,4 @@
-//! Bytes through the box: much of them, slowly, and to the end.
+//! Standard streams: large amounts, back-pressure, and the end of input.
 
 use std::io::Write;
 use std::time::Duration;
@@ -26,7 +26,7 @@ fn bytes_go_through_unchanged() {
 #[test]
 fn a_slow_reader_stops_the_writer_and_loses_nothing() {
     let Some(launcher) = Launcher::find() else { return };
-    // More than fits into all the windows and pipes on the way, and as much on the other stream meanwhile.
+    // More than all windows and pipes on the way can hold, on both streams at the same time.
     let script = "seq 1 600000 & seq 1 600000 >&2; wait";
     let output = launcher
         .shell([] as [&str; 0], script)
@@ -39,10 +39,10 @@ fn a_slow_reader_stops_the_writer_and_loses_nothing() {
 }
 
 #[test]
-fn a_reader_that_goes_away_ends_the_writer() {
+fn a_closed_pipe_ends_the_writer() {
     let Some(launcher) = Launcher::find() else { return };
     let program = launcher.program().display().to_string();
-    // A shell has what is needed: head(1) reads a line and is gone.
+    // head(1) reads a line and exits.
     let mut shell = std::process::Command::new("sh")
         .args(["-c", r#""$0" run "$1" yes | head -n 1"#, &program, &launcher.image(BUSYBOX)])
         .env("BOXLITE_HOME", launcher.home())
@@ -54,14 +54,14 @@ fn a_reader_that_goes_away_ends_the_writer() {
     while shell.try_wait().unwrap().is_none() {
         if std::time::Instant::now() > deadline {
             let _ = shell.kill();
-            panic!("yes(1) in the box goes on though nobody reads what it says");
+            panic!("yes(1) in the box does not end although its output has no reader");
         }
         std::thread::sleep(Duration::from_millis(50));
     }
 }
 
 #[test]
-fn the_end_of_input_reaches_the_command_and_what_comes_before_it_too() {
+fn all_input_reaches_the_command_and_then_its_end() {
     let Some(launcher) = Launcher::find() else { return };
     let mut run = launcher.shell(["-i"], "echo ready; cat; echo end").stdin_pipe().spawn();
     run.wait_for("ready");
@@ -80,7 +80,7 @@ fn without_i_the_command_has_no_input() {
 }
 
 #[test]
-fn input_that_nobody_reads_does_not_keep_the_box() {
+fn unread_input_does_not_delay_the_end() {
     let Some(launcher) = Launcher::find() else { return };
     let run = launcher.shell(["-i"], "head -c 4; exit 3").stdin(noise(4 << 20)).output().expect(3);
     assert_eq!(run.stdout, noise(4));

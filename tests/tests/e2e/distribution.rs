@@ -1,4 +1,4 @@
-//! What a distribution's own tools do over a box's network: names, packages, datagrams, as on any machine.
+//! A distribution's own tools on a box's network: name resolution, package managers, datagrams.
 
 use std::fs;
 use std::net::{IpAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
@@ -12,13 +12,13 @@ use sha2::{Digest, Sha256};
 
 use crate::network::{SOON, published};
 
-/// Interpreters are slow on machines that emulate.
+/// Interpreters are slow under emulation.
 const DEADLINE: Duration = Duration::from_secs(900);
 
-/// Whom this machine trusts, which may be more than whom the image does.
+/// This machine's certificate authorities, which may be more than the image's.
 const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
-/// A box of Debian that may reach the host's loopback, where there are servers for what nobody else has.
+/// A box of Debian that may reach the host's loopback, with a web server there for the test's own packages.
 struct Debian<'a> {
     launcher: &'a Launcher,
     sandbox: Sandbox<'a>,
@@ -58,7 +58,7 @@ impl Drop for Server {
 }
 
 impl<'a> Debian<'a> {
-    /// Starts it; not, and says so, where this machine has no Python to serve files with.
+    /// Starts it. None, after printing `SKIPPED`, without Python on this machine to serve files.
     fn start(launcher: &'a Launcher, name: &str, options: &[&str]) -> Option<Self> {
         if Command::new("python3").arg("--version").output().is_err() {
             println!("SKIPPED: python3 is not installed");
@@ -89,7 +89,7 @@ impl<'a> Debian<'a> {
 }
 
 #[test]
-fn datagrams_and_names_go_as_on_the_host() {
+fn datagrams_and_name_resolution_work() {
     let Some(launcher) = Launcher::find() else { return };
     let Some(debian) = Debian::start(&launcher, "datagrams", &["-p", "0:5300/udp"]) else { return };
     let echo = "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('', 5300))\n\
@@ -102,7 +102,7 @@ fn datagrams_and_names_go_as_on_the_host() {
     let deadline = Instant::now() + SOON;
     let mut answer = [0; 64];
     loop {
-        // Until the server is up, nobody hears.
+        // Datagrams are lost until the server listens.
         let _ = client.send(b"datagram");
         match client.recv(&mut answer) {
             Ok(len) => break assert_eq!(answer.get(..len), Some(&b"DATAGRAM"[..])),
@@ -183,7 +183,7 @@ fn make_repository(folder: &Path) {
     fs::write(folder.join("Packages"), index).expect("a file");
 }
 
-/// Where this machine's packages come from, without TLS, if a box can be expected to reach that.
+/// The package mirror of this machine, if it is reachable without TLS.
 fn mirror() -> Option<String> {
     let targets = ["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"];
     let output = Command::new("apt-get").args(targets).output().ok()?;
@@ -195,7 +195,7 @@ fn mirror() -> Option<String> {
     text.lines().find(is_reachable).map(str::to_owned)
 }
 
-/// Whether somebody answers there, who is not this machine itself.
+/// Whether another machine accepts connections there.
 pub(crate) fn is_reachable(host: &str, port: u16) -> bool {
     let addresses = (host, port).to_socket_addrs().into_iter().flatten();
     let mut others = addresses.filter(|address| !address.ip().is_loopback());
@@ -206,7 +206,7 @@ pub(crate) fn is_reachable(host: &str, port: u16) -> bool {
 fn pip_downloads_packages() {
     let Some(launcher) = Launcher::find() else { return };
     let Some(pip) = ask_python("import pip, os; print(os.path.dirname(pip.__file__))") else {
-        return println!("SKIPPED: this machine has no pip to lend to the box");
+        return println!("SKIPPED: this machine has no pip to copy into the box");
     };
     let Some(debian) = Debian::start(&launcher, "pip", &[]) else { return };
     debian.shell("mkdir -p /root/lib");
@@ -254,7 +254,7 @@ fn make_index(folder: &Path) {
     assert!(status.expect("this machine has python3").success());
 }
 
-/// What a line of Python prints, where it can.
+/// The output of a Python script on this machine; none if it fails or prints nothing.
 fn ask_python(script: &str) -> Option<String> {
     let output = Command::new("python3").args(["-c", script]).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?.trim().to_owned();

@@ -1,4 +1,4 @@
-//! How boxes end, told apart, and what they have when they start again.
+//! How boxes end: the reasons, and what they keep when they start again.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -11,8 +11,8 @@ use crate::traces::{inheritance, wait_until};
 
 const NO_OPTIONS: [&str; 0] = [];
 
-/// Root overwrites what process 1 of the machine executes, whose `/proc` is below the box's own: it cannot be shielded
-/// from that, and its end is the kernel's.
+/// Root overwrites the code of the VM's process 1, by the `/proc` below the box's own. Nothing can prevent root from
+/// that, and the kernel panics when process 1 exits.
 pub(crate) const KERNEL_PANIC: &str = "umount /proc; set -- $(grep -m 1 r-xp /proc/1/maps | tr - ' '); \
     page=$((0x$1 / 4096)); \
     dd if=/dev/zero of=/proc/1/mem bs=4096 seek=$page count=$((0x$2 / 4096 - page)) conv=notrunc; \
@@ -35,7 +35,7 @@ fn a_box_whose_process_is_killed_starts_again_with_what_was_synced() {
     let Some(launcher) = Launcher::where_boxes_run(name) else { return };
     let sandbox = Sandbox::idle(&launcher, "killed", &[]);
     sandbox.shell("seq 1 50000 > /data && sync");
-    // Somebody is in it.
+    // While a command runs in it.
     let mut exec = sandbox.exec(NO_OPTIONS, "echo in; sleep 1000").spawn();
     exec.wait_for("in");
     let pid = sandbox.inspect()["pid"].as_i64().and_then(|pid| pid.try_into().ok());
@@ -50,18 +50,18 @@ fn a_box_whose_process_is_killed_starts_again_with_what_was_synced() {
     let output = sandbox.shell(&format!("{sum}; true"));
     let lines: Vec<_> = output.lines().collect();
     assert!(lines.len() == 2 && lines[0] == lines[1], "{output}");
-    // And is told apart from one that was ended by its owner.
+    // A kill by the user is no failure.
     sandbox.on(["kill"]).output().success();
     assert_eq!(sandbox.state(), "stopped");
 }
 
 #[test]
-fn main_commands_begin_anew_as_their_policy_says() {
+fn main_commands_are_restarted_as_their_policy_says() {
     let Some(launcher) = Launcher::find() else { return };
-    // Three times and no more.
+    // Two restarts and no more.
     let script = "echo x >> /count; exit 4";
     let failing = Sandbox::run(&launcher, "failing", &["--restart", "on-failure:2"], script);
-    // Success is none of its business.
+    // Success is no failure.
     let script = "echo x >> /count; sleep 3";
     let fine = Sandbox::run(&launcher, "fine", &["--restart", "on-failure"], script);
     let info = failing.wait_until("at its end", is_over);
@@ -69,20 +69,20 @@ fn main_commands_begin_anew_as_their_policy_says() {
     let info = fine.wait_until("at its end", is_over);
     assert_eq!((&info["restarts"], &info["exit_code"]), (&0.into(), &0.into()), "{info:#}");
     drop(fine);
-    // Always is always, until it is stopped.
+    // `always` restarts until the box is stopped.
     let always = Sandbox::run(&launcher, "always", &["--restart", "always"], "echo run; sleep 1");
-    always.wait_until("begun anew", |info| info["restarts"].as_u64() >= Some(2));
+    always.wait_until("restarted", |info| info["restarts"].as_u64() >= Some(2));
     always.on(["stop", "-t", "1"]).output().success();
     let info = always.inspect();
     assert_eq!(info["state"], "stopped", "{info:#}");
     std::thread::sleep(Duration::from_secs(2));
-    assert_eq!(always.state(), "stopped", "it began anew though it was stopped");
+    assert_eq!(always.state(), "stopped", "it was restarted although it was stopped");
     let runs = always.on(["logs"]).output().success();
     assert!(runs.lines().count() >= 3, "{runs}");
 }
 
 #[test]
-fn boxes_are_asked_whether_they_are_well() {
+fn health_checks_report_and_end_unhealthy_boxes() {
     let Some(launcher) = Launcher::find() else { return };
     let check =
         ["--health-cmd", "test -e /well", "--health-interval", "1s", "--health-retries", "2"];
@@ -96,7 +96,7 @@ fn boxes_are_asked_whether_they_are_well() {
     assert!(listed.contains(sandbox.name()) && listed.contains("(unhealthy)"), "{listed}");
     sandbox.shell("touch /well");
     sandbox.wait_until("well again", |info| status(info).as_deref() == Some("healthy"));
-    // One that is to end when it is not well has failed.
+    // With `--health-stop`, an unhealthy box ends as failed.
     let options = [&check[..], &["--health-stop"]].concat();
     let ending = Sandbox::run(&launcher, "ending", &options, "echo not well; sleep 1000");
     let info = ending.wait_until("at its end", is_over);
@@ -104,7 +104,7 @@ fn boxes_are_asked_whether_they_are_well() {
 }
 
 #[test]
-fn failures_are_told_apart() {
+fn failures_have_their_own_reasons() {
     let Some(launcher) = Launcher::find() else { return };
     let memory = ["--memory", "128M"];
     let greedy = Sandbox::run(&launcher, "greedy", &memory, "exec tail /dev/zero");
@@ -119,11 +119,11 @@ fn failures_are_told_apart() {
     assert_eq!(failure(&info), "panic");
     let lines = info["reason"]["detail"].to_string();
     assert!(lines.contains("Kernel panic - not syncing") && lines.contains("kill init"), "{lines}");
-    // All of them start again.
+    // A failed box can be started again.
     crashing.on(["start"]).output().success();
     assert_eq!(crashing.state(), "running");
 
-    // One that takes too long to boot says how far it came, and stays to be tried again.
+    // A box that takes too long to boot fails with the stage that it reached, and stays.
     let slow = Sandbox::create(&launcher, "slow", &["--ready-timeout", "1ms"], "true");
     let start = slow.on(["start"]).output();
     start.refuses_with(&[slow.name(), "was not ready after 1ms", "--ready-timeout"]);
@@ -131,13 +131,13 @@ fn failures_are_told_apart() {
 }
 
 #[test]
-fn a_killed_software_host_costs_nothing_that_was_synced() {
+fn synced_data_survives_a_killed_software_host() {
     let Some(launcher) = Launcher::find() else { return };
     if launcher.has_hardware() {
         println!("SKIPPED: boxes run without the software host here");
         return;
     }
-    // A home of its own, whose software host nobody else needs.
+    // In a home of its own, whose software host no other test uses.
     let folder = launcher.folder();
     let home = folder.path().join("home");
     let command = |args: &[&str]| {
@@ -151,7 +151,7 @@ fn a_killed_software_host_costs_nothing_that_was_synced() {
     let write = "echo mark >> /data/marks; sync";
     let exec = |script: &str| command(&["exec", &name, "sh", "-c", script]).output();
     let second = exec("mkdir /data");
-    assert!(!second.started_softhost, "said once, not by each command: {second:?}");
+    assert!(!second.started_softhost, "it is announced once, not by each command: {second:?}");
     second.success();
     for victim in ["qemu-system", "softhost-keeper"] {
         exec(write).success();
@@ -160,12 +160,12 @@ fn a_killed_software_host_costs_nothing_that_was_synced() {
         for process in &processes {
             kill_process(*process, Signal::KILL).unwrap();
         }
-        // Each ends with the other.
+        // QEMU and the keeper end together.
         wait_until("the software host ends", || {
             let home = home.display().to_string();
             ["qemu-system", "softhost-keeper"].iter().all(|it| processes_of(&home, it).is_empty())
         });
-        // A new one is started for the next who comes: it knows what became of the box.
+        // The next command starts another one, which knows how the box ended.
         let begun = Instant::now();
         let text = command(&["inspect", &name]).output().success();
         let info: Value = serde_json::from_str(&text).unwrap();
@@ -186,8 +186,8 @@ fn a_killed_software_host_costs_nothing_that_was_synced() {
     }
 }
 
-/// Starts the software host of `home` by the command line `run`, from a process that holds a lock and
-/// whose working directory others unmount: the software host keeps neither.
+/// Starts the software host of `home` by the command line `run`, from a process that holds a lock and has a
+/// working directory of its own, and checks that the software host keeps neither.
 fn start_holding_a_lock(launcher: &Launcher, folder: &Path, home: &Path, run: &[&str]) {
     let lock = folder.canonicalize().unwrap().join("lock");
     let started = std::process::Command::new("sh")
@@ -209,7 +209,7 @@ fn start_holding_a_lock(launcher: &Launcher, folder: &Path, home: &Path, run: &[
     }
 }
 
-/// The processes that have both words somewhere in their command lines.
+/// The processes whose command lines contain both words.
 fn processes_of(home: &str, word: &str) -> Vec<Pid> {
     let has = |path: &std::path::Path| {
         let line = std::fs::read(path.join("cmdline")).unwrap_or_default();

@@ -1,11 +1,11 @@
-//! What is asked for wrongly, or cannot be had: an error that names the thing and the remedy, and exit code 125.
+//! Invalid and impossible requests: each error names the thing and the remedy, with exit code 125.
 
 use std::time::Duration;
 
 use boxlite_tests::{BUSYBOX, Launcher};
 
 #[test]
-fn options_out_of_range() {
+fn options_out_of_range_are_refused() {
     let Some(launcher) = Launcher::find() else { return };
     let fails = |options: &[&str], parts: &[&str]| {
         // Nothing is booted for them.
@@ -22,13 +22,13 @@ fn options_out_of_range() {
     fails(&["-w", "relative"], &["workdir", "relative", "absolute"]);
     fails(&["-e", "=value"], &["env"]);
     fails(&["--timeout", "soon"], &["--timeout", "90s"]);
-    // All that is wrong is said at once.
+    // All problems are reported at once.
     fails(&["--memory", "64M", "--cpus", "0"], &["memory", "cpus"]);
     fails(&["--no-such-option"], &["--no-such-option"]);
 }
 
 #[test]
-fn images_that_are_not_there() {
+fn missing_images_are_named() {
     let Some(launcher) = Launcher::find() else { return };
     let run = |image: &str| launcher.command(["run", image, "true"]).output();
     run("oci:/no/such/layout").fails_with(&["/no/such/layout"]);
@@ -39,7 +39,7 @@ fn images_that_are_not_there() {
 }
 
 #[test]
-fn guest_files_that_are_not_there() {
+fn missing_guest_files_are_named() {
     let Some(launcher) = Launcher::find() else { return };
     let folder = launcher.folder();
     let run = launcher.shell([] as [&str; 0], "true").env("BOXLITE_GUEST_DIR", folder.path());
@@ -50,7 +50,7 @@ fn guest_files_that_are_not_there() {
 }
 
 #[test]
-fn kvm_that_is_not_there_is_named_with_the_remedy() {
+fn missing_kvm_is_named_with_the_remedy() {
     let Some(launcher) = Launcher::find() else { return };
     let output = launcher.shell(["--accel", "kvm"], "echo ran").output();
     if launcher.has_hardware() {
@@ -74,16 +74,16 @@ fn a_missing_qemu_is_named_with_the_remedy() {
 }
 
 #[test]
-fn a_home_that_cannot_be_used() {
+fn an_unusable_home_is_named() {
     let Some(launcher) = Launcher::find() else { return };
     let run = launcher.command(["--home", "/dev/null/home", "run", &launcher.image(BUSYBOX)]);
     run.output().fails_with(&["/dev/null/home"]);
 }
 
 #[test]
-fn a_guest_that_does_not_get_ready_says_how_far_it_came() {
+fn the_error_about_a_slow_boot_names_the_stage_it_reached() {
     let Some(launcher) = Launcher::find() else { return };
-    // The image's disk is made before the clock runs.
+    // The image's disk is made before the timeout starts.
     launcher.shell([] as [&str; 0], "true").output().success();
     let output = launcher.shell(["--ready-timeout", "1ms"], "true").output();
     let output = output.fails_with(&["was not ready after 1ms", "--ready-timeout"]);
@@ -92,7 +92,7 @@ fn a_guest_that_does_not_get_ready_says_how_far_it_came() {
 }
 
 #[test]
-fn two_boxes_of_one_name() {
+fn a_second_box_of_the_same_name_is_refused() {
     let Some(launcher) = Launcher::find() else { return };
     let run = |script: &str| launcher.shell(["--rm", "--name", "only-one"], script);
     let mut first = run("echo up; sleep 1000").spawn();
@@ -104,7 +104,7 @@ fn two_boxes_of_one_name() {
 }
 
 #[test]
-fn help_teaches() {
+fn help_shows_commands_options_and_examples() {
     let Some(launcher) = Launcher::find() else { return };
     let help = launcher.command(["--help"]).output().success();
     for word in ["run", "image", "doctor", "softhost", "--home", "Examples", "oci:"] {
@@ -119,8 +119,8 @@ fn help_teaches() {
 }
 
 #[test]
-fn debugging_keeps_the_console() {
-    let Some(launcher) = Launcher::where_boxes_run("errors::debugging_keeps_the_console") else {
+fn debug_keeps_the_console_log() {
+    let Some(launcher) = Launcher::where_boxes_run("errors::debug_keeps_the_console_log") else {
         return;
     };
     let output = launcher.shell(["--debug"], "true").output().expect(0);
@@ -133,6 +133,6 @@ fn debugging_keeps_the_console() {
         let _ = std::fs::remove_dir_all(path);
     }
     assert!(logs.iter().any(|log| log.contains("Linux version")), "{logs:?}");
-    // The box's own process says more, too.
+    // The box's process logs more, too.
     assert!(machine_logs.iter().any(|log| log.contains("DEBUG")), "{machine_logs:?}");
 }

@@ -1,4 +1,4 @@
-//! Commands in boxes that run: `exec`, `attach`, and what is kept of what a main command wrote.
+//! Commands in running boxes: `exec`, `attach`, and the log of the main command.
 
 use std::time::{Duration, Instant};
 
@@ -8,12 +8,12 @@ use rustix::process::Signal;
 const NO_OPTIONS: [&str; 0] = [];
 
 #[test]
-fn commands_are_run_as_they_are_asked_for() {
+fn exec_honours_its_options() {
     let Some(launcher) = Launcher::find() else { return };
     let options = ["-e", "A=box", "-e", "B=box", "-w", "/srv", "-u", "1234"];
     let sandbox = Sandbox::idle(&launcher, "asked", &options);
     let exec = |options: &[&str], script: &str| sandbox.exec(options, script).output();
-    // What the box was made with, unless the command asks for something else.
+    // The box's options, unless exec overrides them.
     let show = "echo $A $B $(pwd) $(id -u)";
     assert_eq!(exec(&[], show).success(), "box box /srv 1234");
     let other = ["-e", "B=own", "-w", "/new/dir", "-u", "root"];
@@ -25,18 +25,18 @@ fn commands_are_run_as_they_are_asked_for() {
     run("no-such-program").expect(127);
     run("/etc").expect(126);
     launcher.command(["exec", "no-such-box", "true"]).output().fails_with(&["no-such-box"]);
-    // Input goes in, and its end, only when asked for.
+    // With `-i`, input and its end are passed on; without, there is none.
     let wc = sandbox.exec(["-i"], "wc -c").stdin(vec![0xff; 100_000]).output();
     assert_eq!(wc.success(), "100000");
     assert_eq!(sandbox.exec(NO_OPTIONS, "wc -c").stdin("x").output().success(), "0");
-    // A timeout ends it with all that it started, a signal is its own.
+    // A timeout kills the command and its children; a signal is forwarded to the command.
     let late = exec(&["--timeout", "1s"], "sleep 5555 & sleep 5555").expect(124);
     assert!(late.stderr.contains("timeout"), "{}", late.stderr);
     let mut trap = sandbox.exec(NO_OPTIONS, "trap 'exit 44' TERM; echo up; sleep 9 & wait").spawn();
     trap.wait_for("up");
     trap.signal(Signal::TERM);
     trap.wait().expect(44);
-    // A killed launcher's command is not gone on with; one in the background is.
+    // The command of a killed launcher is killed; a detached one goes on.
     let mut orphan = sandbox.exec(NO_OPTIONS, "echo up; sleep 6666").spawn();
     orphan.wait_for("up");
     orphan.signal(Signal::KILL);
@@ -51,10 +51,10 @@ fn commands_are_run_as_they_are_asked_for() {
 }
 
 #[test]
-fn a_command_that_could_not_be_killed_is_not_run() {
+fn a_command_without_a_control_group_is_not_run() {
     let Some(launcher) = Launcher::find() else { return };
     let sandbox = Sandbox::idle(&launcher, "groups", &NO_OPTIONS);
-    // What the box mounts over them does not hide the groups from the agent.
+    // A mount over the control groups in the box does not hide them from the agent.
     sandbox.shell("mount -t tmpfs none /sys/fs/cgroup");
     let script = "setsid sleep 5555 & setsid sleep 5555 & sleep 5555";
     sandbox.exec(["--timeout", "1s"], script).output().expect(124);
@@ -63,7 +63,7 @@ fn a_command_that_could_not_be_killed_is_not_run() {
         assert!(Instant::now() < deadline, "{}", sandbox.shell("ps"));
     }
     sandbox.shell("umount /sys/fs/cgroup");
-    // Groups that nothing can enter, as they have controllers: the next commands' own ones.
+    // Makes the groups of the next commands, with controllers, so that no process can enter them.
     sandbox.shell(
         "cd /sys/fs/cgroup/boxlite; for slot in slot-*; do echo +memory > $slot/cgroup.subtree_control
         for n in $(seq 1 400); do mkdir $slot/exec-$n 2>/dev/null && \
@@ -74,7 +74,7 @@ fn a_command_that_could_not_be_killed_is_not_run() {
 }
 
 #[test]
-fn programs_for_terminals_work() {
+fn interactive_programs_work() {
     let Some(launcher) = Launcher::find() else { return };
     let sandbox = Sandbox::idle(&launcher, "terminal", &["-e", "PS1=prompt> "]);
     let shell = ["exec", "-it", sandbox.name(), "sh", "-i"];
@@ -85,7 +85,7 @@ fn programs_for_terminals_work() {
         terminal.type_keys(keys);
         terminal.wait_for(answer);
     };
-    // Jobs: stopped, listed, gone on with in the background, brought back, interrupted.
+    // Job control: stop, list, continue in the background, bring to the foreground, interrupt.
     say("sleep 4444\r", "sleep 4444\r\n");
     std::thread::sleep(Duration::from_secs(1));
     say("\x1a", "Stopped");
@@ -96,7 +96,7 @@ fn programs_for_terminals_work() {
     std::thread::sleep(Duration::from_secs(1));
     say("\x03", "prompt> ");
     say("echo code $?\r", "code 130");
-    // A program that paints the screen.
+    // A full-screen program.
     say("top -d 1\r", "Mem:");
     say("", "CPU:");
     terminal.type_keys("q");
@@ -115,7 +115,7 @@ fn programs_for_terminals_work() {
 }
 
 #[test]
-fn what_a_main_command_wrote_is_kept() {
+fn the_output_of_a_main_command_is_logged() {
     let Some(launcher) = Launcher::find() else { return };
     let script = "echo one; echo two >&2; printf 'not text: \\377\\n'; sleep 3; echo late; \
                   while test ! -e /end; do sleep 0.2; done; printf 'no newline'";
@@ -133,13 +133,13 @@ fn what_a_main_command_wrote_is_kept() {
     let stamped = logs(&["-t", "--tail", "1"]).success();
     let (stamp, line) = stamped.split_once(' ').expect(&stamped);
     assert!(line == "late" && stamp.ends_with('Z') && stamp.starts_with("20"), "{stamped}");
-    // From that moment on, and until shortly before it.
+    // From that record on, and from now on.
     assert_eq!(logs(&["--since", stamp]).stdout, b"late\n");
     assert_eq!(logs(&["--since", "0s"]).stdout, b"");
     sandbox.shell("touch /end");
     let followed = follow.wait().expect(0);
     assert_eq!(followed.stdout, b"one\nnot text: \xff\nlate\nno newline");
-    // They are there when the box is not, and the next run's come behind them.
+    // The log stays when the box has stopped, and the next run is appended.
     assert_eq!(logs(&["--tail", "1"]).stdout, b"no newline");
     sandbox.on(["start"]).output().success();
     sandbox.on(["wait"]).output().success();
@@ -156,21 +156,21 @@ fn the_log_of_a_chatty_command_is_bounded() {
     let sandbox = Sandbox::run(&launcher, "chatty", &[], script);
     let deadline = Instant::now() + Duration::from_secs(200);
     while sandbox.on(["logs", "--tail", "1"]).output().success() != "3200000" {
-        assert!(Instant::now() < deadline, "it has not said all");
+        assert!(Instant::now() < deadline, "its output is not complete");
         std::thread::sleep(Duration::from_secs(1));
     }
     let kept = sandbox.on(["logs"]).output().success();
     let mib = kept.len() as f64 / f64::from(1 << 20);
     assert!((9.0..=21.0).contains(&mib), "{mib} MiB are kept");
-    // What is kept is the end, in one piece; its first line may not be whole.
+    // The newest output is kept, without gaps; its first line may be cut.
     let mut numbers = kept.lines().skip(1).map(|line| line.parse::<u32>().expect(line));
     let first = numbers.next().unwrap();
     assert!((2..1_700_000).contains(&first), "{first}");
-    assert!(numbers.eq(first + 1..=3_200_000), "something is missing in between");
+    assert!(numbers.eq(first + 1..=3_200_000), "the log has a gap");
 }
 
 #[test]
-fn several_are_attached_at_once_and_leave_by_keys() {
+fn several_clients_attach_at_once_and_leave_by_the_detach_keys() {
     let Some(launcher) = Launcher::find() else { return };
     let script =
         "echo up; while read line; do echo \"<$line>\"; test \"$line\" = end && exit 8; done";
@@ -179,7 +179,7 @@ fn several_are_attached_at_once_and_leave_by_keys() {
     let mut one = Terminal::run(&launcher, 24, 80, &attach);
     let own_keys = ["attach", "--detach-keys", "ctrl-a,x", sandbox.name()];
     let mut two = Terminal::run(&launcher, 24, 80, &own_keys);
-    // Both have to be there before they can hear.
+    // Waits until both are attached.
     let deadline = Instant::now() + Duration::from_secs(60);
     for (terminal, word) in [(&mut one, "first"), (&mut two, "second")] {
         loop {
@@ -194,7 +194,7 @@ fn several_are_attached_at_once_and_leave_by_keys() {
     one.type_keys("both\r");
     one.wait_for("<both>");
     two.wait_for("<both>");
-    // One leaves, by the keys that are its own.
+    // Each leaves by its own detach keys.
     let before = one.modes();
     one.type_keys("\x10\x11");
     assert_eq!(one.wait(), Some(0), "{}", one.screen());
@@ -216,7 +216,7 @@ fn several_are_attached_at_once_and_leave_by_keys() {
     assert_eq!(last.wait(), Some(8), "{}", last.screen());
     let left = launcher.command(["attach", sandbox.name()]).output();
     left.fails_with(&[sandbox.name(), "start"]);
-    // `run` can be left too: what is in it goes on.
+    // `run` can be left, too: its command goes on.
     let image = launcher.image(BUSYBOX);
     for rm in [None, Some("--rm")] {
         let other = Sandbox::named(&launcher, boxlite_tests::unique("left"));
@@ -228,11 +228,11 @@ fn several_are_attached_at_once_and_leave_by_keys() {
         terminal.wait_for("up\r\n");
         terminal.type_keys("\x10\x11");
         assert_eq!(terminal.wait(), Some(0), "{}", terminal.screen());
-        // It can be used, and has its terminal.
+        // The box can be used, and its command still has a terminal.
         other.shell("touch /go");
         let mut log = other.on(["logs", "-f"]).spawn();
         log.wait_for("it goes on");
-        // One that was to be thrown away is, at its end.
+        // A box with `--rm` is removed at its end.
         other.on(["stop", "-t", "0"]).output().success();
         let listed = launcher.command(["ls", "-a"]).output().success();
         assert_eq!(listed.contains(other.name()), rm.is_none(), "{listed}");
@@ -258,7 +258,7 @@ fn a_megabyte_of_environment_reaches_commands_and_more_than_linux_allows_is_refu
     assert!(is_whole(&logged.output().success()), "the main command");
     let own = sandbox.exec(["--env-file", &*large], "echo ${#V10}").output().success();
     assert_eq!(own, "100000");
-    // The box, and others that exec in it, are none the worse for a refusal.
+    // A refusal does not affect the box and other execs.
     let refused = sandbox.exec(["--env-file", &*too_large], "true").output();
     refused.fails_with(&["Linux allows", "environment"]);
     assert_eq!(sandbox.shell("echo fine"), "fine");

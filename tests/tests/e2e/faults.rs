@@ -1,5 +1,5 @@
-//! Homes that several processes use at once, and whose processes are killed at any moment. These tests run where
-//! boxes run, and look.
+//! Homes that several processes use at once, and processes killed at any moment. These tests run where boxes run, and
+//! look at processes and files.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,7 +12,7 @@ use rustix::process::{Signal, kill_process};
 
 use crate::traces::{files, machines, no_machine};
 
-/// The files of the home that are not the database's own, after everything that can go has gone.
+/// The files of the home after `prune`, without SQLite's temporary files.
 fn files_at_rest(launcher: &Launcher) -> BTreeSet<PathBuf> {
     launcher.command(["prune", "-f"]).output().success();
     let is_sqlites = |path: &PathBuf| {
@@ -21,7 +21,7 @@ fn files_at_rest(launcher: &Launcher) -> BTreeSet<PathBuf> {
     files(launcher).into_iter().filter(|path| !is_sqlites(path)).collect()
 }
 
-/// A box of this name that is made with `create`.
+/// Runs `create` for a box of this name.
 fn create(launcher: &Launcher, name: &str) -> Running {
     let create = launcher.command(["create", "--memory", "192M", "--name", name]);
     create.args([&*launcher.image(BUSYBOX), "sleep", "1000"]).spawn()
@@ -40,8 +40,8 @@ fn state(launcher: &Launcher, name: &str) -> Option<String> {
 }
 
 #[test]
-fn whatever_is_killed_at_any_step_the_home_is_in_order() {
-    let name = "faults::whatever_is_killed_at_any_step_the_home_is_in_order";
+fn the_home_is_consistent_after_a_kill_at_any_step() {
+    let name = "faults::the_home_is_consistent_after_a_kill_at_any_step";
     let Some(launcher) = Launcher::where_boxes_run(name) else { return };
     launcher.shell([] as [&str; 0], "true").output().success();
     let before = files_at_rest(&launcher);
@@ -77,14 +77,14 @@ fn whatever_is_killed_at_any_step_the_home_is_in_order() {
             let with_machine = below(3) == 0;
             if with_machine {
                 for machine in machines(&launcher) {
-                    // It may have gone by itself.
+                    // It may have exited already.
                     let _ = kill_process(machine, Signal::KILL);
                 }
             }
             victim.wait();
             println!("{verb}, after {moment} ms, with the box's process: {with_machine}");
             run(&["ls", "-a"]).success();
-            // A box that is there is whole: it can be started, used and removed.
+            // A box that exists is complete: it can be started, used and removed.
             if state(&launcher, &name).is_some() {
                 run(&["start", &name]).success();
                 assert_eq!(run(&["exec", &name, "echo", "whole"]).success(), "whole");
@@ -102,7 +102,7 @@ fn whatever_is_killed_at_any_step_the_home_is_in_order() {
     assert_eq!(files_at_rest(&launcher), before);
 }
 
-/// Fails the test unless the launcher ended by itself, done or with a reason.
+/// Fails the test unless the launcher succeeded or failed with a message.
 #[track_caller]
 fn sane(output: &Output) {
     assert!(matches!(output.code, Some(0 | 1)), "{output:?}");
@@ -119,11 +119,11 @@ fn several_processes_share_a_home() {
     let all = |runs: Vec<Running>| runs.into_iter().map(Running::wait).collect::<Vec<_>>();
     for round in 0..if is_long() { 10 } else { 1 } {
         let name = unique(&format!("race-{round}"));
-        // One name is one box's.
+        // Only one box gets the name.
         let made = all((0..4).map(|_| create(&launcher, &name)).collect());
         made.iter().for_each(sane);
         assert_eq!(made.iter().filter(|made| made.code == Some(0)).count(), 1, "{made:?}");
-        // All who start it find it running.
+        // All of several starts succeed.
         let verb = |verbs: &[&str]| launcher.command(verbs).args([&name]).spawn();
         for start in all((0..3).map(|_| verb(&["start"])).collect()) {
             assert_eq!(start.success(), name);
@@ -131,7 +131,7 @@ fn several_processes_share_a_home() {
         assert_eq!(machines(&launcher).len(), 1);
         let running = launcher.command(["exec", &name, "cat", "/proc/uptime"]).output();
         running.success();
-        // Whoever is faster, it does what one of them wants.
+        // Of several competing commands, one decides the state.
         let raced = [&["stop", "-t", "1"][..], &["start"], &["kill"], &["restart", "-t", "1"]];
         all(raced.map(verb).into()).iter().for_each(sane);
         let state = state(&launcher, &name).expect("nobody removed it");
@@ -147,8 +147,8 @@ fn several_processes_share_a_home() {
 }
 
 #[test]
-fn what_is_left_over_is_found_and_removed() {
-    let name = "faults::what_is_left_over_is_found_and_removed";
+fn leftovers_are_found_and_removed() {
+    let name = "faults::leftovers_are_found_and_removed";
     let Some(launcher) = Launcher::where_boxes_run(name) else { return };
     launcher.shell([] as [&str; 0], "true").output().success();
     let before = files_at_rest(&launcher);
@@ -157,7 +157,8 @@ fn what_is_left_over_is_found_and_removed() {
     let ids = names.each_ref().map(|name| create(&launcher, name).wait().success());
     launcher.command(["start", running]).output().success();
     let boxes = launcher.home().join("boxes");
-    // What a process leaves that is killed while it makes or removes a box, or loses its database's last words.
+    // The leftovers of a process that was killed while it made or removed a box, or before its changes of the database
+    // reached the disk.
     fs::remove_dir_all(boxes.join(&ids[0])).unwrap();
     for left in [".new-0123", ".gone-4567"] {
         fs::create_dir(boxes.join(left)).unwrap();
@@ -174,7 +175,7 @@ fn what_is_left_over_is_found_and_removed() {
     launcher.command(["rm", "-f", running]).output().success();
     assert_eq!(files_at_rest(&launcher), before);
 
-    // A database that is lost is made anew from the folders.
+    // A lost database is rebuilt from the folders.
     create(&launcher, stopped).wait().success();
     for file in ["boxlite.db", "boxlite.db-wal", "boxlite.db-shm"] {
         let _ = fs::remove_file(launcher.home().join(file));

@@ -1,4 +1,4 @@
-//! Images that are wrong: each is refused with an error that names what is wrong, and nothing of it stays.
+//! Invalid images: each is refused with an error that names the fault, and leaves nothing behind.
 
 use std::fs;
 
@@ -20,7 +20,7 @@ fn run(launcher: &Launcher, image: &Layout) -> Output {
 }
 
 #[test]
-fn blobs_that_are_not_what_the_image_says() {
+fn damaged_cut_and_missing_blobs_are_refused() {
     let Some(launcher) = Launcher::find() else { return };
     let layer = || Layer::new().file("data", 0o644, crate::noise(100_000));
 
@@ -31,7 +31,7 @@ fn blobs_that_are_not_what_the_image_says() {
     fs::write(&image.layers[1], &bytes).unwrap();
     let name = image.layers[1].file_name().unwrap().to_str().unwrap().to_owned();
     run(&launcher, &image).fails_with(&[&name[..12]]);
-    // Nothing of the attempt is taken for the image when it is whole again.
+    // The failed attempt leaves nothing that is used once the image is whole again.
     bytes[middle] ^= 1;
     fs::write(&image.layers[1], &bytes).unwrap();
     run(&launcher, &image).success();
@@ -47,7 +47,7 @@ fn blobs_that_are_not_what_the_image_says() {
 }
 
 #[test]
-fn layers_that_are_not_what_the_configuration_says() {
+fn layers_with_another_diff_id_are_refused() {
     let Some(launcher) = Launcher::find() else { return };
     let folder = launcher.folder();
     let tar = noise_tar();
@@ -59,7 +59,7 @@ fn layers_that_are_not_what_the_configuration_says() {
 }
 
 #[test]
-fn layers_that_are_no_whole_tar() {
+fn layers_that_are_not_a_complete_tar_are_refused() {
     let Some(launcher) = Launcher::find() else { return };
     let tar = noise_tar();
     let cut = &tar[..700];
@@ -71,8 +71,8 @@ fn layers_that_are_no_whole_tar() {
             .write(folder.path());
         run(&launcher, &image).fails_with(&[words]);
     }
-    // A file that is promised and does not come, larger than any disk.
-    let (_folder, image) = with_layer(&launcher, Layer::new().promise("giant", 7 << 30));
+    // The header of a file without the file's bytes.
+    let (_folder, image) = with_layer(&launcher, Layer::new().header_alone("giant", 7 << 30));
     run(&launcher, &image).fails_with(&["giant"]);
 }
 
@@ -86,11 +86,11 @@ fn noise_tar() -> Vec<u8> {
 }
 
 #[test]
-fn entries_that_would_lead_out_of_the_root() {
+fn entries_outside_of_the_root_are_refused() {
     let Some(launcher) = Launcher::find() else { return };
     let (_folder, image) = with_layer(&launcher, Layer::new().file("a/../../escape", 0o644, "x"));
     run(&launcher, &image).fails_with(&["a/../../escape"]);
-    // A link is no way out either: what is written through it lands in the image's own root, or nowhere.
+    // A symlink is no way out either: a file written through it is in the image's own root, or refused.
     let layer = Layer::new()
         .symlink("out", "/../../../proc/sys/kernel")
         .file("out/hostname", 0o644, "taken")
@@ -110,7 +110,7 @@ fn entries_that_would_lead_out_of_the_root() {
 }
 
 #[test]
-fn images_for_another_architecture() {
+fn images_for_another_architecture_are_refused() {
     let Some(launcher) = Launcher::find() else { return };
     let other = if std::env::consts::ARCH == "x86_64" { "arm64" } else { "amd64" };
     let folder = launcher.folder();
@@ -121,7 +121,7 @@ fn images_for_another_architecture() {
 }
 
 #[test]
-fn layouts_that_are_none() {
+fn folders_that_are_not_an_oci_layout_are_refused() {
     let Some(launcher) = Launcher::find() else { return };
     let folder = launcher.folder();
     let reference = format!("oci:{}", folder.path().display());
@@ -137,7 +137,7 @@ fn layouts_that_are_none() {
 }
 
 #[test]
-fn an_image_without_layers_or_without_a_command() {
+fn an_image_without_layers_or_without_a_command_is_refused() {
     let Some(launcher) = Launcher::find() else { return };
     let folder = launcher.folder();
     let empty = ImageBuilder::empty().write(folder.path());

@@ -1,4 +1,4 @@
-//! Images: what they say about the command, how their layers lie on each other, where they come from.
+//! Images: configuration, layers, sources, and the image store.
 
 use std::process::Command;
 use std::time::Duration;
@@ -38,7 +38,7 @@ fn the_images_configuration_is_honoured() {
 }
 
 #[test]
-fn a_command_has_the_surroundings_that_its_image_wants() {
+fn volumes_health_checks_signals_and_files_of_an_image_are_honoured() {
     let Some(launcher) = Launcher::find() else { return };
     let folder = launcher.folder();
     let passwd = "root:x:0:0::/root:/bin/sh\napp:x:321:654::/:/bin/sh\n";
@@ -74,7 +74,7 @@ fn a_command_has_the_surroundings_that_its_image_wants() {
     let status = |info: &serde_json::Value| info["health"]["status"].as_str() == Some("healthy");
     sandbox.wait_until("healthy", status);
 
-    // A tar may come compressed.
+    // A tar may be compressed.
     let tar =
         Layer::new().attributes(&[("com.apple.macl", b"x")]).file("unpacked", 0o644, "from a tar");
     let tar = tar.compressed(Compression::Gzip);
@@ -87,7 +87,7 @@ fn a_command_has_the_surroundings_that_its_image_wants() {
 }
 
 #[test]
-fn layers_lie_on_each_other_as_oci_says() {
+fn layers_are_applied_by_the_rules_of_oci() {
     let Some(launcher) = Launcher::find() else { return };
     let folder = launcher.folder();
     let lower = Layer::new()
@@ -109,7 +109,7 @@ fn layers_lie_on_each_other_as_oci_says() {
     let upper = Layer::new()
         .file("a/.wh.deleted", 0o644, "")
         .file("a/replaced", 0o600, "new")
-        // An entry of the same layer is not hidden, on whichever side of the marker it stands.
+        // An opaque marker does not hide entries of its own layer, before or after it.
         .file("opaque/before", 0o644, "before")
         .file("opaque/.wh..wh..opq", 0o644, "")
         .file("opaque/after", 0o644, "after")
@@ -134,7 +134,7 @@ fn layers_lie_on_each_other_as_oci_says() {
 }
 
 #[test]
-fn every_kind_of_entry_comes_out_as_it_went_in() {
+fn every_kind_of_entry_is_unpacked_unchanged() {
     let Some(launcher) = Launcher::find() else { return };
     let folder = launcher.folder();
     let data = noise(1024);
@@ -228,7 +228,7 @@ fn images_are_imported_listed_and_removed() {
         .layer(Layer::new().file("mark", 0o644, "imported"), Compression::Gzip)
         .write(&folder.path().join("layout"));
     launcher.command(["image", "import", &image.reference(), "kept"]).output().success();
-    // It is a copy: its source may go.
+    // An import is a copy: its source may be removed.
     drop(folder);
     let list = || launcher.command(["image", "ls"]).output().success();
     let lists =
@@ -242,13 +242,13 @@ fn images_are_imported_listed_and_removed() {
     assert_eq!(run().success(), "imported");
     launcher.command(["image", "rm", "kept"]).output().success();
     assert!(!lists(&name), "{}", list());
-    // No registry has it either, if one can be asked.
+    // No registry has the image either.
     run().fails_with(&["kept"]);
     launcher.command(["image", "rm", "kept"]).output().refuses_with(&["kept"]);
 }
 
 #[test]
-fn what_is_saved_is_loaded_and_runs() {
+fn saved_images_can_be_loaded_and_run() {
     let Some(launcher) = Launcher::find() else { return };
     let folder = launcher.folder();
     let image = ImageBuilder::on(&launcher.layout(BUSYBOX))
@@ -257,7 +257,7 @@ fn what_is_saved_is_loaded_and_runs() {
     let image_command = |args: &[&str]| launcher.command([&["image"], args].concat());
     let reference = image.reference();
     image_command(&["import", &reference, "to-save:1"]).output().success();
-    // A path with a colon in it, and a stream.
+    // From a path with a colon, and from a stream.
     let file = folder.path().join("saved:1.tar");
     let file = file.to_str().unwrap();
     image_command(&["save", "-o", file, "to-save:1"]).output().success();
@@ -275,7 +275,7 @@ fn what_is_saved_is_loaded_and_runs() {
 }
 
 #[test]
-fn processes_that_need_the_same_new_disk_make_it_once() {
+fn processes_that_need_the_same_disk_make_it_once() {
     let Some(launcher) = Launcher::find() else { return };
     let folder = launcher.folder();
     let image = ImageBuilder::on(&launcher.layout(BUSYBOX))
@@ -295,7 +295,7 @@ fn processes_that_need_the_same_new_disk_make_it_once() {
 }
 
 #[test]
-fn an_image_that_appears_or_changes_is_seen() {
+fn a_new_or_changed_layout_is_used() {
     let Some(launcher) = Launcher::find() else { return };
     let folder = launcher.folder();
     let reference = format!("oci:{}", folder.path().join("layout").display());

@@ -1,4 +1,4 @@
-//! What is left of boxes, however they end: nothing. These tests run where boxes run, and look.
+//! Boxes leave nothing behind, however they end. These tests run where boxes run, and look at processes and files.
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,12 +11,12 @@ use crate::traces::{files, inheritance, machines, no_machine, wait_until};
 
 const NO_OPTIONS: [&str; 0] = [];
 
-/// Bytes that could be had, with nothing kept in caches; none where others use the machine as well.
+/// Available memory in bytes, with empty caches; none on a machine that other programs use.
 fn available_memory(launcher: &Launcher) -> Option<i64> {
     if launcher.has_hardware() && !in_softhost() {
         return None;
     }
-    // What is not written yet cannot be dropped, and what is dropped is freed a little later.
+    // Dirty pages cannot be dropped, and dropped pages are freed a little later.
     for _ in 0..2 {
         rustix::fs::sync();
         fs::write("/proc/sys/vm/drop_caches", "3").ok()?;
@@ -37,8 +37,9 @@ fn descriptors_of_init() -> usize {
 }
 
 #[test]
-fn many_runs_leave_nothing() {
-    let Some(launcher) = Launcher::where_boxes_run("lifecycle::many_runs_leave_nothing") else {
+fn many_runs_leave_nothing_behind() {
+    let Some(launcher) = Launcher::where_boxes_run("lifecycle::many_runs_leave_nothing_behind")
+    else {
         return;
     };
     let run = || launcher.shell(NO_OPTIONS, "echo hi").output().success();
@@ -56,14 +57,16 @@ fn many_runs_leave_nothing() {
     if let (Some(before), Some(after)) = (memory, available_memory(&launcher)) {
         let lost = (before - after) >> 20;
         println!("{runs} runs took {lost} MiB of the machine's memory");
-        // A box is 60 MiB and more; what the kernel keeps of its own accord is less than this.
+        // A box takes at least 60 MiB; the kernel's own caches take less than 40.
         assert!(lost < 40, "{lost} MiB are lost after {runs} runs");
     }
 }
 
 #[test]
-fn boxes_run_at_once() {
-    let Some(launcher) = Launcher::where_boxes_run("lifecycle::boxes_run_at_once") else { return };
+fn several_boxes_run_at_once() {
+    let Some(launcher) = Launcher::where_boxes_run("lifecycle::several_boxes_run_at_once") else {
+        return;
+    };
     launcher.shell(NO_OPTIONS, "true").output().success();
     let boxes = if is_long() { 8 } else { 4 };
     let mut runs: Vec<Running> = (0..boxes)
@@ -84,8 +87,9 @@ fn boxes_run_at_once() {
 }
 
 #[test]
-fn a_killed_launcher_leaves_nothing() {
-    let Some(launcher) = Launcher::where_boxes_run("lifecycle::a_killed_launcher_leaves_nothing")
+fn a_killed_launcher_leaves_nothing_behind() {
+    let Some(launcher) =
+        Launcher::where_boxes_run("lifecycle::a_killed_launcher_leaves_nothing_behind")
     else {
         return;
     };
@@ -101,8 +105,9 @@ fn a_killed_launcher_leaves_nothing() {
 }
 
 #[test]
-fn a_killed_machine_is_told_of() {
-    let Some(launcher) = Launcher::where_boxes_run("lifecycle::a_killed_machine_is_told_of") else {
+fn a_killed_box_process_is_reported() {
+    let Some(launcher) = Launcher::where_boxes_run("lifecycle::a_killed_box_process_is_reported")
+    else {
         return;
     };
     launcher.shell(NO_OPTIONS, "true").output().success();
@@ -116,8 +121,8 @@ fn a_killed_machine_is_told_of() {
 }
 
 #[test]
-fn whatever_is_killed_whenever_the_home_opens() {
-    let name = "lifecycle::whatever_is_killed_whenever_the_home_opens";
+fn the_home_opens_after_any_process_was_killed() {
+    let name = "lifecycle::the_home_opens_after_any_process_was_killed";
     let Some(launcher) = Launcher::where_boxes_run(name) else { return };
     launcher.shell(NO_OPTIONS, "true").output().success();
     let before = files(&launcher);
@@ -132,7 +137,7 @@ fn whatever_is_killed_whenever_the_home_opens() {
             run.signal(Signal::KILL);
         } else {
             for machine in machines(&launcher) {
-                // It may have gone by itself.
+                // It may have exited already.
                 let _ = kill_process(machine, Signal::KILL);
             }
         }
@@ -147,15 +152,15 @@ fn whatever_is_killed_whenever_the_home_opens() {
 }
 
 #[test]
-fn a_disk_that_is_killed_in_the_making_is_made_anew() {
-    let name = "lifecycle::a_disk_that_is_killed_in_the_making_is_made_anew";
+fn an_interrupted_disk_is_made_again() {
+    let name = "lifecycle::an_interrupted_disk_is_made_again";
     let Some(launcher) = Launcher::where_boxes_run(name) else { return };
     use boxlite_tests::Compression;
     use boxlite_tests::image::{ImageBuilder, Layer};
     launcher.shell(NO_OPTIONS, "true").output().success();
     for moment in [200, 700, 1500, 2500] {
         let folder = launcher.folder();
-        // Another image each time, whose disk is not there yet.
+        // A new image each time, whose disk does not exist yet.
         let layer =
             Layer::new().file("moment", 0o644, format!("{moment} {}", folder.path().display()));
         let image = ImageBuilder::on(&launcher.layout(BUSYBOX))
@@ -181,12 +186,12 @@ fn a_disk_that_is_killed_in_the_making_is_made_anew() {
 }
 
 #[test]
-fn a_detached_box_holds_nothing_of_its_launcher() {
-    let name = "lifecycle::a_detached_box_holds_nothing_of_its_launcher";
+fn a_detached_box_inherits_nothing_from_its_launcher() {
+    let name = "lifecycle::a_detached_box_inherits_nothing_from_its_launcher";
     let Some(launcher) = Launcher::where_boxes_run(name) else { return };
     let folder = launcher.folder();
     let folder = folder.path().canonicalize().unwrap();
-    // Paths that are relative where the launcher is.
+    // The launcher gets paths relative to its working directory.
     std::os::unix::fs::symlink(launcher.program(), folder.join("launcher")).unwrap();
     let guest = std::env::var_os("BOXLITE_GUEST_DIR").unwrap();
     std::os::unix::fs::symlink(fs::canonicalize(guest).unwrap(), folder.join("guest")).unwrap();
@@ -201,7 +206,7 @@ fn a_detached_box_holds_nothing_of_its_launcher() {
         .env("BOXLITE_HOME", launcher.home())
         .env("BOXLITE_GUEST_DIR", "guest")
         .env("BOXLITE_VMM", "./launcher")
-        // A box that held these pipes would let this wait for it.
+        // A box that inherited these pipes would make this wait for its end.
         .output()
         .unwrap();
     assert!(made.status.success(), "{made:?}");

@@ -1,4 +1,4 @@
-//! The machine that the box is: its vCPUs, memory and disk, and its end when its kernel ends.
+//! The VM: vCPUs, memory, disk, and the end of a box whose kernel ends.
 
 use boxlite_tests::Launcher;
 
@@ -6,7 +6,7 @@ use crate::ends::KERNEL_PANIC;
 
 const NO_OPTIONS: [&str; 0] = [];
 
-/// MiB, of the line with this name in what `/proc/meminfo` holds.
+/// A value of `/proc/meminfo`, in MiB.
 fn mib(meminfo: &str, name: &str) -> u64 {
     let line = meminfo.lines().find_map(|line| line.strip_prefix(name)).expect(name);
     let kib: u64 = line.trim_matches([':', ' ']).trim_end_matches(" kB").parse().expect(line);
@@ -14,7 +14,7 @@ fn mib(meminfo: &str, name: &str) -> u64 {
 }
 
 #[test]
-fn vcpus_and_memory_are_as_asked() {
+fn a_box_has_the_vcpus_and_memory_of_its_options() {
     let Some(launcher) = Launcher::find() else { return };
     let default = launcher.shell(NO_OPTIONS, "nproc; cat /proc/meminfo").output().success();
     assert!(default.starts_with("1\n"), "{default}");
@@ -31,7 +31,7 @@ fn vcpus_and_memory_are_as_asked() {
 }
 
 #[test]
-fn a_box_runs_virtual_machines_only_if_it_was_made_to() {
+fn only_a_nested_box_can_run_virtual_machines() {
     let Some(launcher) = Launcher::find() else { return };
     let script =
         "grep -cwE 'vmx|svm' /proc/cpuinfo; (: < /dev/kvm) 2>/dev/null && echo kvm || echo none
@@ -39,7 +39,7 @@ fn a_box_runs_virtual_machines_only_if_it_was_made_to() {
     let default = launcher.shell(NO_OPTIONS, script).output().success();
     assert_eq!(default, "0\nnone");
     let asked = launcher.shell(["--nested"], script).output().success();
-    // The software host has it to give; whether other hosts do is up to their KVM.
+    // The software host supports it; other hosts, if their KVM does.
     assert!(launcher.has_hardware() || asked.starts_with("1\nkvm"), "{asked}");
 }
 
@@ -52,9 +52,9 @@ fn the_smallest_box_runs() {
 }
 
 #[test]
-fn memory_goes_on_above_the_32_bit_gap() {
+fn memory_above_the_32_bit_gap_is_usable() {
     let Some(launcher) = Launcher::find() else { return };
-    // The kernel takes memory from above first; what is written there must be what is read.
+    // The kernel allocates high memory first; data written there must be read back unchanged.
     let script = "cat /proc/meminfo; cat /proc/zoneinfo | grep -A 20 Normal | grep -m 1 present
         seq 1 4000000 | head -c 24000000 > /dev/shm/a; cp /dev/shm/a /dev/shm/b
         cmp /dev/shm/a /dev/shm/b && sha256sum < /dev/shm/b && seq 1 4000000 | head -c 24000000 | sha256sum";
@@ -69,7 +69,7 @@ fn memory_goes_on_above_the_32_bit_gap() {
 }
 
 #[test]
-fn the_disk_is_as_large_as_asked_and_keeps_what_is_written() {
+fn the_disk_has_the_size_of_the_option_and_keeps_data() {
     let Some(launcher) = Launcher::find() else { return };
     let script = "df -k / | tail -n 1 | awk '{ print $2 }'
         seq 1 3000000 > /data; sync; echo 3 > /proc/sys/vm/drop_caches
@@ -82,14 +82,14 @@ fn the_disk_is_as_large_as_asked_and_keeps_what_is_written() {
 }
 
 #[test]
-fn a_panic_of_the_kernel_is_reported_with_its_last_lines() {
+fn a_kernel_panic_is_reported_with_its_last_lines() {
     let Some(launcher) = Launcher::find() else { return };
     let output = launcher.shell(NO_OPTIONS, KERNEL_PANIC).output();
     output.fails_with(&["kernel panicked", "Kernel panic - not syncing", "kill init"]);
 }
 
 #[test]
-fn a_kernel_without_memory_is_told_from_other_panics() {
+fn a_kernel_panic_for_lack_of_memory_is_reported_as_such() {
     let Some(launcher) = Launcher::find() else { return };
     let script = "echo 2 > /proc/sys/vm/panic_on_oom; tail /dev/zero; echo survived";
     let output = launcher.shell(["--memory", "128M"], script).output();
@@ -98,14 +98,14 @@ fn a_kernel_without_memory_is_told_from_other_panics() {
 }
 
 #[test]
-fn a_box_that_is_switched_off_from_inside_says_so() {
+fn a_reboot_from_inside_the_box_is_reported() {
     let Some(launcher) = Launcher::find() else { return };
     let output = launcher.shell(NO_OPTIONS, "reboot -f; sleep 100").output();
     output.expect(137).says(&["ended while it was in use"]);
 }
 
 #[test]
-fn processes_that_take_all_memory_end_and_the_box_goes_on() {
+fn a_process_that_takes_all_memory_is_killed_and_the_box_goes_on() {
     let Some(launcher) = Launcher::find() else { return };
     let script = "tail /dev/zero; echo code $?; echo still here";
     let output = launcher.shell(["--memory", "128M"], script).output().success();
@@ -119,7 +119,7 @@ fn nothing_in_the_software_host_runs_on_its_first_cpu() {
         println!("SKIPPED: boxes run without the software host here");
         return;
     }
-    // A guest there crashes it, sooner or later: the agent's `keep_off_first_cpu` says why.
+    // A guest on the first CPU crashes the software host sooner or later: see the agent's `keep_off_first_cpu`.
     let grep = ["softhost", "--", "grep", "Cpus_allowed_list", "/proc/self/status"];
     let allowed = launcher.command(grep).output().success();
     let list = allowed.split_ascii_whitespace().last().unwrap_or_default();

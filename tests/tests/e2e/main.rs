@@ -25,9 +25,9 @@ mod streams;
 mod terminal;
 mod traces;
 
-/// What a file of `len` bytes holds in these tests: always the same, and no two parts of it alike.
+/// `len` bytes of test data: the same in every run, without repetition.
 fn noise(len: usize) -> Vec<u8> {
-    // xorshift64*: no generator of random numbers is needed for bytes that are only to be recognized.
+    // xorshift64*: the bytes need not be random.
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut bytes = Vec::with_capacity(len + 8);
     while bytes.len() < len {

@@ -6,10 +6,10 @@ use boxlite_tests::{Launcher, Sandbox};
 
 const NO_OPTIONS: [&str; 0] = [];
 
-/// Longer than anything here takes that does not wait for it.
+/// Longer than any stop that does not wait for the grace period to pass.
 const GRACE: &str = "200";
 
-/// Orphans for process 1 to reap: what it does not reap keeps its name, and this waiting.
+/// Makes orphans for process 1 to reap, and waits until they are reaped: a zombie keeps its name.
 const ORPHANS: &str = "for i in 1 2 3; do (sh -c 'sleep 0.1 &'); done
     while grep -qs '^sleep$' /proc/[0-9]*/comm; do usleep 50000; done; echo reaped";
 
@@ -25,13 +25,13 @@ fn the_main_command_is_process_1_unless_an_init_is() {
     assert_eq!(output.stdout_lossy(), "2 boxlite-init\nreaped\n");
     let missing = launcher.shell(["--init", "--entrypoint", "no-such-program"], "").output();
     missing.expect(127).says(&["no-such-program"]);
-    // The last word counts.
+    // The last option wins.
     let last = launcher.shell(["--init", "--no-init"], "echo $$").output();
     assert_eq!(last.success(), "1");
 }
 
 #[test]
-fn signals_are_for_the_main_process_alone_and_once() {
+fn signals_reach_the_main_process_only_and_once() {
     let Some(launcher) = Launcher::find() else { return };
     let script = "sh -c 'trap \"echo child\" TERM USR1; while :; do sleep 0.1; done' &
         trap 'echo asked' USR1; trap 'echo ended; exit 3' TERM; echo up; while :; do wait; done";
@@ -40,7 +40,7 @@ fn signals_are_for_the_main_process_alone_and_once() {
     logs.wait_for("up\n");
     sandbox.on(["kill", "-s", "USR1"]).output().success();
     logs.wait_for("asked\n");
-    // What runs beside it sees the same box, and ends with it.
+    // An exec sees the same processes, and ends with the main command.
     assert_eq!(sandbox.shell("cat /proc/1/comm"), "sh");
     let mut beside = sandbox.exec(NO_OPTIONS, "echo up; exec sleep 1000").spawn();
     beside.wait_for("up");
@@ -50,17 +50,17 @@ fn signals_are_for_the_main_process_alone_and_once() {
     assert_eq!(logs.wait().success(), "up\nasked\nended");
     assert_eq!(sandbox.inspect()["exit_code"], 3);
     assert_ne!(beside.wait().code, Some(0));
-    // And starts nothing.
+    // A signal does not start a stopped box.
     sandbox.on(["kill", "-s", "USR1"]).output().refuses_with(&[sandbox.name(), "stopped"]);
 }
 
 #[test]
-fn a_main_command_that_says_nothing_about_a_signal_ends_by_it() {
+fn a_stop_signal_without_a_handler_ends_the_main_command() {
     let Some(launcher) = Launcher::find() else { return };
     for (options, code) in
         [(&[][..], 128 + 15), (&["--init"], 128 + 15), (&["--stop-signal", "USR2"], 128 + 12)]
     {
-        let sandbox = Sandbox::run(&launcher, "deaf", options, "exec sleep 1000");
+        let sandbox = Sandbox::run(&launcher, "no-handler", options, "exec sleep 1000");
         let begun = Instant::now();
         sandbox.on(["stop", "-t", GRACE]).output().success();
         assert!(begun.elapsed() < Duration::from_secs(100), "it took {:?}", begun.elapsed());

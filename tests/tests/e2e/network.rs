@@ -1,5 +1,4 @@
-//! The network of boxes: what they reach and what they do not, ports of the host that lead into them, names, and what
-//! is counted.
+//! The network of boxes: policy, published ports, names, counters.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -13,13 +12,13 @@ use boxlite_tests::{Launcher, Sandbox, unique};
 use crate::distribution::is_reachable;
 use crate::noise;
 
-/// How long something of the network may take that emulated machines have a part in.
+/// Timeout for network operations that an emulated box takes part in.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 /// A web server in a box.
 const SERVER: &str = "mkdir -p /www; echo served >/www/index.html; httpd -f -p 80 -h /www";
 
-/// A server on the host's loopback that says a word to everybody, and counts them.
+/// A server on the host's loopback that greets its clients, and counts them.
 struct HostServer {
     address: SocketAddr,
     guests: Arc<AtomicUsize>,
@@ -40,13 +39,13 @@ impl HostServer {
         Self { address, guests }
     }
 
-    /// A shell command that says what a box hears from it under a name or address.
+    /// A shell command that prints what a box receives from it at a name or address.
     fn ask(&self, host: &str) -> String {
         format!("timeout 10 nc {host} {} </dev/null || echo closed", self.address.port())
     }
 }
 
-/// What a web server says, which may be about to begin.
+/// Fetches a page from a web server that may still be starting.
 fn fetch(address: SocketAddr) -> String {
     let deadline = Instant::now() + SOON;
     loop {
@@ -68,7 +67,7 @@ fn try_fetch(address: SocketAddr) -> std::io::Result<String> {
     Ok(text)
 }
 
-/// Where the host is told to listen for a port of a box.
+/// The host's address of a published port.
 #[track_caller]
 pub(crate) fn published(sandbox: &Sandbox<'_>, port: &str) -> SocketAddr {
     let text = sandbox.on(["port"]).args([port]).output().success();
@@ -76,15 +75,15 @@ pub(crate) fn published(sandbox: &Sandbox<'_>, port: &str) -> SocketAddr {
     first.parse().unwrap_or_else(|_| panic!("`port` says {text:?}"))
 }
 
-/// What has happened to a box.
+/// The events of a box.
 #[track_caller]
 fn events_of(sandbox: &Sandbox<'_>) -> String {
-    // What a box's process writes down is there at once; a guest may be quicker all the same.
+    // A box's process writes events at once, but a guest may be quicker.
     thread::sleep(Duration::from_millis(200));
     sandbox.on(["events", "--since", "1h", "--box"]).output().success()
 }
 
-/// Waits until nobody listens there.
+/// Waits until the address is free.
 #[track_caller]
 fn wait_until_free(address: SocketAddr) {
     let deadline = Instant::now() + SOON;
@@ -95,7 +94,7 @@ fn wait_until_free(address: SocketAddr) {
 }
 
 #[test]
-fn a_box_is_configured_and_keeps_what_its_user_edits() {
+fn a_box_has_a_configured_network_and_keeps_edited_files() {
     let Some(launcher) = Launcher::find() else { return };
     let sandbox = Sandbox::idle(&launcher, "configured", &[]);
     let addresses = sandbox.shell("ip addr show eth0");
@@ -107,7 +106,7 @@ fn a_box_is_configured_and_keeps_what_its_user_edits() {
     let own = sandbox.shell("cat /etc/hosts; hostname");
     assert!(own.contains("host.boxlite.internal host.docker.internal"), "{own}");
     assert_eq!(own.matches(sandbox.name()).count(), 2, "{own}");
-    // The resolver knows the host, too, and is the one that programs ask.
+    // The resolver knows the host's name, too.
     let host =
         sandbox.shell("sed -i /boxlite.internal/d /etc/hosts; nslookup host.boxlite.internal");
     assert!(host.contains("192.168.127.254"), "{host}");
@@ -121,7 +120,7 @@ fn a_box_is_configured_and_keeps_what_its_user_edits() {
 }
 
 #[test]
-fn without_a_network_there_is_the_loopback_only() {
+fn without_a_network_a_box_has_only_its_loopback() {
     let Some(launcher) = Launcher::find() else { return };
     let links =
         launcher.shell(["--network", "none"], "ls /sys/class/net; ping -c 1 127.0.0.1").output();
@@ -135,17 +134,17 @@ fn without_a_network_there_is_the_loopback_only() {
 }
 
 #[test]
-fn the_hosts_loopback_is_closed_unless_it_is_asked_for() {
+fn the_hosts_loopback_is_closed_unless_it_is_allowed() {
     let Some(launcher) = Launcher::find() else { return };
     let server = HostServer::start();
     let sandbox = Sandbox::idle(&launcher, "closed", &[]);
-    // By its name, by the addresses that lead there where boxes run in the software host, and by itself.
+    // By name, by the address of the host in the software host, and by the loopback addresses.
     for host in ["host.boxlite.internal", "host.docker.internal", "10.0.2.2", "127.0.0.1", "::1"] {
         let heard = sandbox.shell(&server.ask(host));
         assert!(heard.ends_with("closed") && !heard.contains("hello"), "{host}: {heard}");
     }
     assert_eq!(server.guests.load(Ordering::SeqCst), 0);
-    // Twice the same flow is told of once.
+    // A repeated flow is reported once.
     let again = sandbox.shell(&server.ask("host.boxlite.internal"));
     assert!(again.ends_with("closed"), "{again}");
     let events = events_of(&sandbox);
@@ -167,16 +166,16 @@ fn the_hosts_loopback_is_closed_unless_it_is_asked_for() {
     assert_eq!(other.output().success().lines().last(), Some("closed"));
 }
 
-/// An address of this host's that others on its network reach it by.
+/// An address of this host on its network.
 fn own_address() -> Option<IpAddr> {
-    // Nothing is sent: the kernel only chooses where from.
+    // Nothing is sent: the kernel only chooses a source address.
     let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
     socket.connect("192.0.2.254:9").or_else(|_| socket.connect("10.255.255.254:9")).ok()?;
     socket.local_addr().ok().map(|address| address.ip()).filter(|ip| !ip.is_loopback())
 }
 
 #[test]
-fn a_port_on_an_address_of_the_host_is_closed_to_boxes_that_are_not_allowed_to() {
+fn the_hosts_own_addresses_are_closed_unless_they_are_allowed() {
     let Some(launcher) = Launcher::find() else { return };
     let Some(own) = own_address() else {
         return println!("SKIPPED: this host has no address but its loopback's");
@@ -204,7 +203,7 @@ fn a_port_on_an_address_of_the_host_is_closed_to_boxes_that_are_not_allowed_to()
 }
 
 #[test]
-fn ports_of_the_host_lead_into_boxes_for_as_long_as_they_run() {
+fn published_ports_are_open_while_the_box_runs() {
     let Some(launcher) = Launcher::find() else { return };
     let sandbox = Sandbox::run(&launcher, "published", &["-p", "0:80", "-p", "80"], SERVER);
     let address = published(&sandbox, "80");
@@ -217,7 +216,7 @@ fn ports_of_the_host_lead_into_boxes_for_as_long_as_they_run() {
     assert_eq!(sandbox.inspect()["ports"][0]["host"], address.to_string());
     sandbox.on(["port"]).args(["81"]).output().refuses_with(&["81/tcp", "not published"]);
 
-    // A port in use is an error before anything boots, and says which and what to do.
+    // A port in use is an error before anything boots, and the message names port and remedy.
     let taken = address.port().to_string();
     let begun = Instant::now();
     let second = launcher.shell(["-p", &format!("{taken}:80")], "echo booted").output();
@@ -225,7 +224,7 @@ fn ports_of_the_host_lead_into_boxes_for_as_long_as_they_run() {
     assert!(!second.stdout_lossy().contains("booted"));
     assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
 
-    // It is free when the box has stopped, and leads there again when it has started.
+    // The port is free when the box has stopped, and published again when it has started.
     sandbox.on(["stop", "-t", "0"]).output().success();
     wait_until_free(address);
     let gone = sandbox.on(["port"]).args(["80"]).output();
@@ -233,14 +232,14 @@ fn ports_of_the_host_lead_into_boxes_for_as_long_as_they_run() {
     sandbox.on(["start"]).output().success();
     fetch(published(&sandbox, "80"));
 
-    // Neither the box itself nor another one reaches it through the host.
+    // Another box does not reach it through the host.
     let port = published(&sandbox, "80").port();
     let other = format!("timeout 10 wget -qO- http://host.boxlite.internal:{port}/ || echo closed");
     assert_eq!(launcher.shell([] as [&str; 0], &other).output().success(), "closed");
 }
 
 #[test]
-fn a_box_that_is_thrown_away_has_ports_and_gives_them_back_when_it_is_killed() {
+fn the_ports_of_a_temporary_box_are_free_after_it_is_killed() {
     let Some(launcher) = Launcher::find() else { return };
     let name = unique("thrown");
     let sandbox = Sandbox::named(&launcher, name.clone());
@@ -257,7 +256,7 @@ fn a_box_that_is_thrown_away_has_ports_and_gives_them_back_when_it_is_killed() {
 }
 
 #[test]
-fn much_goes_both_ways_whole() {
+fn large_transfers_are_complete_in_both_directions() {
     const LEN: usize = 16 << 20;
     let Some(launcher) = Launcher::find() else { return };
     let data = noise(LEN);
@@ -279,11 +278,11 @@ fn much_goes_both_ways_whole() {
     );
     let said = launcher.shell(["--allow", "host"], &script).output().success();
     assert_eq!(said, LEN.to_string());
-    assert!(server.join().expect("the server") == data, "what came back is something else");
+    assert!(server.join().expect("the server") == data, "the data that came back differs");
 }
 
 #[test]
-fn names_open_what_they_lead_to_and_nothing_else() {
+fn a_name_opens_its_addresses_and_nothing_else() {
     const NAME: &str = "deb.debian.org";
     let Some(launcher) = Launcher::find() else { return };
     if !is_reachable(NAME, 80) {
@@ -295,7 +294,7 @@ fn names_open_what_they_lead_to_and_nothing_else() {
         sandbox.shell(&format!("timeout 20 wget -qO /dev/null {url} && echo got || echo not"))
     };
     assert_eq!(get("http://deb.debian.org/debian/dists/stable/Release"), "got");
-    // Another port, another name, the address of another.
+    // Another port, another name, an address without a name.
     assert_eq!(get("http://deb.debian.org:81/"), "not");
     assert_eq!(get("http://www.example.org/"), "not");
     assert_eq!(get("http://192.0.2.1/"), "not");
@@ -306,9 +305,9 @@ fn names_open_what_they_lead_to_and_nothing_else() {
 }
 
 #[test]
-fn rules_decide_by_network_and_rates_are_kept() {
+fn rules_match_networks_and_rates_are_limited() {
     let Some(launcher) = Launcher::find() else { return };
-    // 192.0.2.0/24 is nobody's: what is not denied gets no answer, or another error than this one.
+    // 192.0.2.0/24 has no hosts: a flow that is not denied gets no answer, or another error.
     let probe = "nc -w 3 192.0.2.1 80 </dev/null; nc -w 3 198.51.100.1 81 </dev/null; true";
     let sandbox = Sandbox::idle(
         &launcher,
@@ -330,10 +329,10 @@ fn rules_decide_by_network_and_rates_are_kept() {
         ("tcp to 192.0.2.1:80", "rule `deny tcp:192.0.2.1/32:80`"),
         ("tcp to 198.51.100.1:81", "no rule allows it"),
     ] {
-        let told = events.lines().any(|line| line.contains(flow) && line.contains(why));
-        assert!(told, "{flow}: {events}");
+        let reported = events.lines().any(|line| line.contains(flow) && line.contains(why));
+        assert!(reported, "{flow}: {events}");
     }
-    // 300 KB at 100 KiB a second, of which an eighth goes at once.
+    // 300 KB at 100 KiB a second, after a burst of an eighth of that.
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = listener.local_addr().expect("an address").port();
     thread::spawn(move || {

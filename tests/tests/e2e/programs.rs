@@ -6,8 +6,8 @@ use boxlite_tests::{Launcher, Output, is_long};
 
 const DEADLINE: Duration = Duration::from_secs(600);
 
-/// Modules of python's own regression tests that are quick, and between them use files, processes, sockets, threads,
-/// numbers and text.
+/// Quick modules of python's own regression tests, which together use files, processes, sockets, threads, numbers and
+/// text.
 const PYTHON_MODULES: [&str; 5] =
     ["test_struct", "test_textwrap", "test_base64", "test_heapq", "test_posixpath"];
 const MORE_PYTHON_MODULES: [&str; 6] =
@@ -84,9 +84,9 @@ END"#;
 }
 
 #[test]
-fn every_file_of_the_distribution_is_as_its_package_says() {
+fn every_file_of_the_distribution_matches_its_package() {
     let Some(launcher) = Launcher::find() else { return };
-    // What it prints differs; the recipe of the image removes nothing and changes no file of a package.
+    // dpkg prints files that differ; the image's recipe removes and changes no file of a package.
     let output = bash(&launcher, &[], "dpkg --verify; dpkg --audit; echo verified").success();
     assert_eq!(output, "verified");
 }
@@ -101,15 +101,15 @@ echo 3 > /proc/sys/vm/drop_caches
 sha256sum < data > read
 cmp written read
 stat -c %s data"#;
-    // Less memory than data: it cannot all have stayed in a cache.
+    // Less memory than data, so that the data cannot all stay in a cache.
     assert_eq!(bash(&launcher, &["--memory", "192M"], script).success(), "209715200");
 }
 
 #[test]
 fn no_process_of_a_box_reaches_its_agent() {
     let Some(launcher) = Launcher::find() else { return };
-    // A greeting and a question, as the host asks it, for every address that an agent could have; then
-    // processes that are not the command's own, and devices that anybody may write to.
+    // Sends the host's greeting and a request to every address that an agent could have; then looks for processes
+    // other than the command's, and for devices that every user may write to.
     let script = r#"
 import fcntl, os, socket, stat, struct
 with open("/dev/vsock") as device:

@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 use boxlite_tests::image::{Compression, ImageBuilder, Layer};
 use boxlite_tests::{BUSYBOX, Launcher};
 
-/// A docker-registry that ends with the test.
+/// A docker-registry, killed when dropped.
 struct Registry {
     child: Child,
     port: u16,
 }
 
 impl Registry {
-    /// Starts one; none, and says so, where there is none.
+    /// Starts one. None, after printing `SKIPPED`, if docker-registry or skopeo is not installed.
     fn start(folder: &Path) -> Option<Self> {
         for tool in ["docker-registry", "skopeo"] {
             if Command::new(tool).arg("--version").output().is_err() {
@@ -62,7 +62,7 @@ impl Drop for Registry {
 }
 
 #[test]
-fn boxes_run_what_a_registry_has() {
+fn boxes_run_images_of_a_registry() {
     let Some(launcher) = Launcher::find() else { return };
     let folder = launcher.folder();
     let Some(registry) = Registry::start(folder.path()) else { return };
@@ -73,7 +73,7 @@ fn boxes_run_what_a_registry_has() {
             .reference()
     };
     registry.push(&image("first"), "team/tool:v1");
-    // This machine, as who pulls sees it.
+    // This machine's address, seen from where images are pulled.
     let host = if launcher.has_hardware() { "127.0.0.1" } else { "10.0.2.2" };
     let address = format!("{host}:{}", registry.port);
     let settings = folder.path().join("registries.json");
@@ -84,7 +84,7 @@ fn boxes_run_what_a_registry_has() {
     command(&["run", "--pull", "never", &name, "true"]).output().fails_with(&[&name]);
     assert_eq!(command(&["run", &name, "cat", "/mark"]).output().success(), "first");
     assert!(command(&["image", "ls"]).output().success().contains("team/tool"));
-    // A tag that was moved is looked at when that is asked for.
+    // A moved tag is used only with `--pull always`.
     registry.push(&image("second"), "team/tool:v1");
     assert_eq!(command(&["run", &name, "cat", "/mark"]).output().success(), "first");
     let always = ["run", "--pull", "always", &name, "cat", "/mark"];

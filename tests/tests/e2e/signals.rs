@@ -1,4 +1,4 @@
-//! Signals to the launcher are the command's.
+//! Signals to the launcher are forwarded to the command.
 
 use std::time::{Duration, Instant};
 
@@ -29,7 +29,7 @@ fn signals_reach_the_command() {
 }
 
 #[test]
-fn a_command_that_does_not_care_dies_of_the_signal() {
+fn a_signal_without_a_handler_ends_the_command() {
     let Some(launcher) = Launcher::find() else { return };
     for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
         let mut run = launcher.shell([] as [&str; 0], "echo ready; sleep 1000").spawn();

@@ -1,4 +1,4 @@
-//! The launcher's own streams: what cannot be written, what is at its end, and a terminal without keys.
+//! The launcher's own streams: failed writes, the end of input, and a terminal without input.
 
 use std::fs::File;
 use std::io::Write;
@@ -9,7 +9,7 @@ use rustix::pipe::pipe;
 const NO_OPTIONS: [&str; 0] = [];
 
 #[test]
-fn what_cannot_be_written_is_an_error() {
+fn a_failed_write_to_standard_output_is_an_error() {
     let Some(launcher) = Launcher::find() else { return };
     let image = launcher.image(BUSYBOX);
     let sandbox = Sandbox::run(&launcher, "unwritten", &[], "echo up; sleep 1000");
@@ -35,7 +35,7 @@ fn what_cannot_be_written_is_an_error() {
     ] {
         fails(args, 1);
     }
-    // A reader that has enough of a list is none; of an archive, a part is of no use.
+    // A reader may close a list early; a part of an archive is useless.
     let closed = || pipe().unwrap().1;
     let list = launcher.command(["ls"]).stdout(closed()).output().expect(0);
     assert_eq!(list.stderr, "");
@@ -45,12 +45,12 @@ fn what_cannot_be_written_is_an_error() {
 }
 
 #[test]
-fn who_attaches_without_input_takes_it_from_nobody() {
+fn attaching_without_input_leaves_the_input_to_others() {
     let Some(launcher) = Launcher::find() else { return };
     let script = "while read line; do echo \"<$line>\"; done; exit 3";
     let sandbox = Sandbox::run(&launcher, "open-input", &["-i"], script);
     let attach = || launcher.command(["attach", sandbox.name()]);
-    // Its input has ended before it is attached, the other's ends later.
+    // The input of this client has ended before it attaches, that of the others ends later.
     let _without = attach().spawn();
     for word in ["one", "two"] {
         let mut with = attach().stdin_pipe().spawn();
@@ -59,14 +59,14 @@ fn who_attaches_without_input_takes_it_from_nobody() {
         with.stdin = None;
     }
     assert_eq!(sandbox.state(), "running");
-    // Who starts it has its input for itself.
+    // The client that starts the box ends its input.
     sandbox.on(["stop", "-t", "0"]).output().success();
     let start = launcher.command(["start", "-ai", sandbox.name()]).stdin("three\n").output();
     assert_eq!(start.expect(3).stdout_lossy(), "<three>\n");
 }
 
 #[test]
-fn a_terminal_without_keys_stays_as_it_is_and_makes_signals() {
+fn a_terminal_without_input_keeps_its_modes_and_makes_signals() {
     let Some(launcher) = Launcher::find() else { return };
     let image = launcher.image(BUSYBOX);
     let script = "trap 'echo got; exit 7' INT; echo ready; while :; do sleep 0.1; done";

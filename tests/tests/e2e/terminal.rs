@@ -1,9 +1,9 @@
-//! `-t`: a real terminal in the box, and the one outside as it was.
+//! `-t`: a terminal in the box, and the state of the user's own terminal.
 
 use boxlite_tests::{BUSYBOX, Launcher, Sandbox, Terminal};
 
 #[test]
-fn the_command_has_a_terminal_of_the_size_of_ours() {
+fn the_command_has_a_terminal_of_our_terminals_size() {
     let Some(launcher) = Launcher::find() else { return };
     let busybox = launcher.image(BUSYBOX);
     let script = "tty; stty size; echo TERM=$TERM; tty <&1; tty <&2; echo done; exit 5";
@@ -15,7 +15,7 @@ fn the_command_has_a_terminal_of_the_size_of_ours() {
 }
 
 #[test]
-fn a_commands_terminal_is_what_it_was_asked_to_be() {
+fn a_given_term_variable_is_kept() {
     let Some(launcher) = Launcher::find() else { return };
     let sandbox = Sandbox::idle(&launcher, "term", &[]);
     let show = ["sh", "-c", "echo TERM=$TERM."];
@@ -35,8 +35,8 @@ fn the_terminal_edits_lines_and_follows_our_size() {
         Terminal::run(&launcher, 24, 80, &["run", "-it", &busybox, "sh", "-c", script]);
     let before = terminal.modes();
     terminal.wait_for("ready\r\n");
-    assert_ne!(terminal.modes(), before, "our terminal is not raw while the box has it");
-    // Its line editing is the box's: DEL takes a character back, and what is typed is shown.
+    assert_ne!(terminal.modes(), before, "our terminal is not raw while the command runs");
+    // The box's terminal edits lines: DEL erases a character, and input is echoed.
     terminal.type_keys("abx\x7fc\r");
     terminal.wait_for("<abc>\r\n");
     terminal.resize(50, 132);
@@ -44,11 +44,11 @@ fn the_terminal_edits_lines_and_follows_our_size() {
     // Ctrl-C.
     terminal.type_keys("\x03");
     assert_eq!(terminal.wait(), Some(128 + 2), "{}", terminal.screen());
-    assert_eq!(terminal.modes(), before, "our terminal is not as it was");
+    assert_eq!(terminal.modes(), before, "our terminal's modes are not restored");
 }
 
 #[test]
-fn keys_that_make_signals_work_on_the_foreground_job() {
+fn control_keys_signal_the_foreground_job() {
     let Some(launcher) = Launcher::find() else { return };
     let busybox = launcher.image(BUSYBOX);
     let mut terminal = Terminal::run(
@@ -60,7 +60,7 @@ fn keys_that_make_signals_work_on_the_foreground_job() {
     terminal.wait_for("prompt> ");
     terminal.type_keys("sleep 1000\r");
     terminal.wait_for("sleep 1000\r\n");
-    // The shell must have given it the terminal.
+    // The shell first has to make it the foreground job.
     std::thread::sleep(std::time::Duration::from_secs(1));
     terminal.type_keys("\x03");
     terminal.wait_for("prompt> ");
@@ -72,7 +72,7 @@ fn keys_that_make_signals_work_on_the_foreground_job() {
 }
 
 #[test]
-fn an_editor_can_be_used() {
+fn an_editor_works() {
     let Some(launcher) = Launcher::find() else { return };
     let busybox = launcher.image(BUSYBOX);
     let script = "echo one > /tmp/f; vi /tmp/f; echo; cat /tmp/f; echo end";
@@ -88,7 +88,7 @@ fn an_editor_can_be_used() {
 }
 
 #[test]
-fn our_terminal_is_as_it_was_after_an_error() {
+fn our_terminal_is_restored_after_an_error() {
     let Some(launcher) = Launcher::find() else { return };
     let busybox = launcher.image(BUSYBOX);
     let mut terminal =

@@ -1,4 +1,4 @@
-//! What boxes leave where they run: processes and files.
+//! Processes and files of boxes, as seen where boxes run.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use boxlite_tests::Launcher;
 use rustix::process::Pid;
 
-/// How long a machine may take to go once its launcher is gone.
-const MOMENT: Duration = Duration::from_secs(20);
+/// Timeout for the end of a box's process after its launcher has exited.
+const END_LIMIT: Duration = Duration::from_secs(20);
 
 /// The processes of boxes of this home.
 pub(crate) fn machines(launcher: &Launcher) -> Vec<Pid> {
@@ -27,7 +27,7 @@ pub(crate) fn machines(launcher: &Launcher) -> Vec<Pid> {
         .collect()
 }
 
-/// All files of the home, but for those of the software host that it may lie in.
+/// All files of the home.
 pub(crate) fn files(launcher: &Launcher) -> BTreeSet<PathBuf> {
     let mut files = BTreeSet::new();
     let mut folders = vec![launcher.home().to_owned()];
@@ -36,7 +36,7 @@ pub(crate) fn files(launcher: &Launcher) -> BTreeSet<PathBuf> {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 folders.push(entry.path());
             }
-            // The database's own, which stay while nobody opens it anew.
+            // SQLite's files, which stay until the database is opened again.
             let name = entry.file_name();
             if name != "boxlite.db-wal" && name != "boxlite.db-shm" {
                 files.insert(entry.path());
@@ -46,38 +46,38 @@ pub(crate) fn files(launcher: &Launcher) -> BTreeSet<PathBuf> {
     files
 }
 
-/// Fails the test if something is not done in a moment.
+/// Waits until `done`, and fails the test after [`END_LIMIT`].
 #[track_caller]
 pub(crate) fn wait_until(what: &str, done: impl Fn() -> bool) {
-    let deadline = Instant::now() + MOMENT;
+    let deadline = Instant::now() + END_LIMIT;
     while !done() {
-        assert!(Instant::now() < deadline, "{what}, still after {MOMENT:?}");
+        assert!(Instant::now() < deadline, "{what}, still after {END_LIMIT:?}");
         std::thread::sleep(Duration::from_millis(50));
     }
 }
 
-/// Fails the test if a process of a box is there for longer than a moment.
+/// Waits until no process of a box is left, and fails the test after [`END_LIMIT`].
 #[track_caller]
 pub(crate) fn no_machine(launcher: &Launcher) {
-    wait_until("a machine's process is left over", || machines(launcher).is_empty());
+    wait_until("a box's process is left over", || machines(launcher).is_empty());
 }
 
-/// What a process has of whoever started it.
+/// What a process may have inherited.
 #[derive(Debug)]
 pub(crate) struct Inheritance {
     /// The working directory.
     pub(crate) cwd: PathBuf,
     /// The process that leads its session.
     pub(crate) session: i32,
-    /// What its descriptors lead to, by number.
+    /// The targets of its descriptors, by number.
     pub(crate) files: Vec<(i32, PathBuf)>,
 }
 
-/// Looks at a process.
+/// Reads what a process may have inherited from `/proc`.
 pub(crate) fn inheritance(pid: Pid) -> Inheritance {
     let process = PathBuf::from(format!("/proc/{}", pid.as_raw_nonzero()));
     let stat = fs::read_to_string(process.join("stat")).unwrap();
-    // Behind the name, which may hold anything: state, parent, group, session.
+    // After the name, which may contain anything: state, parent, group, session.
     let (_, fields) = stat.rsplit_once(") ").unwrap();
     let session = fields.split(' ').nth(3).unwrap().parse().unwrap();
     let files = fs::read_dir(process.join("fd")).unwrap().flatten();
@@ -90,7 +90,7 @@ pub(crate) fn inheritance(pid: Pid) -> Inheritance {
 }
 
 impl Inheritance {
-    /// Whether a descriptor leads there.
+    /// Whether a descriptor refers to `path`.
     pub(crate) fn holds(&self, path: &Path) -> bool {
         self.files.iter().any(|(_, target)| target == path)
     }

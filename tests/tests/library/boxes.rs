@@ -1,4 +1,4 @@
-//! Boxes: made, found again by another runtime, ended with theirs, and what is said when it cannot be done.
+//! Boxes: creating and finding them, their lifetime, and the errors.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,7 +18,7 @@ async fn next(events: &mut Events) -> EventKind {
 }
 
 #[test]
-fn a_box_goes_through_all_of_its_life() {
+fn a_box_goes_through_its_whole_life_cycle() {
     let Some(embedder) = Embedder::find() else { return };
     embedder.run(async {
         let runtime = embedder.open().await;
@@ -38,10 +38,10 @@ fn a_box_goes_through_all_of_its_life() {
         let ended = next(&mut events).await;
         assert!(matches!(ended, EventKind::ExecEnded { status: ExitStatus::Code(0), .. }), "{ended:?}");
 
-        // What exists is found, whatever the options say.
+        // An existing box is returned with its own options.
         let same = runtime.get_or_create(options.clone().memory_mib(256)).await.unwrap();
         assert_eq!((same.id(), same.config().options.memory_mib), (sandbox.id(), 192));
-        // Another runtime, as another process has it.
+        // Another runtime, as in another process.
         let other = embedder.open().await;
         let found = other.get(sandbox.name()).await.unwrap();
         assert_eq!(found.id(), sandbox.id());
@@ -55,11 +55,11 @@ fn a_box_goes_through_all_of_its_life() {
         assert!(guest.memory_used > 0 && guest.memory_used < guest.memory_total, "{guest:?}");
         assert!(found.processes().await.unwrap().iter().any(|process| process.pid == 1));
         drop(other);
-        assert_eq!(sandbox.info().await.unwrap().state, BoxState::Running, "whose runtime goes?");
+        assert_eq!(sandbox.info().await.unwrap().state, BoxState::Running, "the box ended with another runtime");
         let during = runtime.metrics().await.unwrap();
         assert!(during.created > before.created && during.running >= 1, "{during:?}");
 
-        // Who waits hears of the end, and everything is there afterwards.
+        // `wait` returns at the end, and the disk is kept.
         let waiting = tokio::spawn({
             let sandbox = sandbox.clone();
             async move { sandbox.wait().await }
@@ -89,29 +89,29 @@ fn boxes_end_with_their_runtime_unless_they_are_detached() {
         let first = embedder.open().await;
         let bound = first.create(keep("bound")).await.unwrap();
         let free = first.create(keep("free")).await.unwrap();
-        // One that removes itself, and is let go while it runs.
-        let let_go = first.create(embedder.options("let-go")).await.unwrap();
+        // One that removes itself, and is detached while it runs.
+        let detached = first.create(embedder.options("detached")).await.unwrap();
         let (started, freed, begun) =
-            tokio::join!(bound.start(), free.start_detached(), let_go.start());
+            tokio::join!(bound.start(), free.start_detached(), detached.start());
         started.and(freed).and(begun).unwrap();
-        let_go.detach().await.unwrap();
+        detached.detach().await.unwrap();
         shell(&bound, "echo synced > /synced; sync").await;
         let runtime = embedder.open().await;
         let (bound_name, free_name) = (bound.name().to_owned(), free.name().to_owned());
-        let let_go_name = let_go.name().to_owned();
-        drop((first, bound, free, let_go));
+        let detached_name = detached.name().to_owned();
+        drop((first, bound, free, detached));
         let bound = runtime.get(&bound_name).await.unwrap();
         let info = tokio::time::timeout(Duration::from_secs(60), bound.wait()).await;
         let info = info.expect("the box outlives its runtime").unwrap();
         assert_eq!(info.state, BoxState::Stopped, "{info:?}");
         let free = runtime.get(&free_name).await.unwrap();
         assert_eq!(shell(&free, "echo here").await, "here");
-        let let_go = runtime.get(&let_go_name).await.unwrap();
-        assert_eq!(shell(&let_go, "echo here").await, "here");
-        let_go.stop(Duration::ZERO).await.unwrap();
-        let gone = runtime.get(&let_go_name).await.unwrap_err();
+        let detached = runtime.get(&detached_name).await.unwrap();
+        assert_eq!(shell(&detached, "echo here").await, "here");
+        detached.stop(Duration::ZERO).await.unwrap();
+        let gone = runtime.get(&detached_name).await.unwrap_err();
         assert_eq!(gone.kind(), ErrorKind::NotFound, "{gone}");
-        // `shutdown` is for those that the runtime itself started.
+        // `shutdown` stops only the boxes that this runtime started.
         bound.start().await.unwrap();
         assert_eq!(shell(&bound, "cat /synced").await, "synced");
         runtime.shutdown(GRACE).await.unwrap();
@@ -122,16 +122,16 @@ fn boxes_end_with_their_runtime_unless_they_are_detached() {
     });
 }
 
-/// The kind of the error, which names the box or thing and says more than its name.
+/// The kind of the error, whose message contains `part`.
 #[track_caller]
 fn kind<T: std::fmt::Debug>(result: Result<T, Error>, part: &str) -> ErrorKind {
-    let error = result.expect_err("it was done");
+    let error = result.expect_err("the request succeeded");
     assert!(error.to_string().contains(part), "{error}");
     error.kind()
 }
 
 #[test]
-fn what_cannot_be_done_is_told_by_kind() {
+fn errors_have_kinds() {
     let Some(embedder) = Embedder::find() else { return };
     embedder.run(async {
         let runtime = embedder.open().await;
@@ -140,7 +140,7 @@ fn what_cannot_be_done_is_told_by_kind() {
         let error = runtime.create(wrong).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
         assert_eq!(error.problems().len(), 4, "{error}");
-        // In the words of the library, wherever it was made.
+        // Worded for the library, also if the software host made it.
         let text = error.to_string();
         assert_eq!(text.lines().count(), 4, "{text}");
         assert!(text.contains("memory_mib: ") && !text.contains("--"), "{text}");
@@ -154,7 +154,7 @@ fn what_cannot_be_done_is_told_by_kind() {
         let not_running = exec(&sandbox, "true").await;
         assert_eq!(kind(not_running, "BoxHandle::start"), ErrorKind::WrongState);
 
-        // IDs are random: boxes are made until two begin alike.
+        // IDs are random: creates boxes until two IDs have the same first digit.
         let mut firsts = BTreeMap::from([(sandbox.id()[..1].to_owned(), sandbox.clone())]);
         let twin = loop {
             let name = format!("twin-{}", firsts.len());
@@ -185,7 +185,7 @@ fn what_cannot_be_done_is_told_by_kind() {
         let paused = exec(&sandbox, "true").await;
         assert_eq!(kind(paused, "resume"), ErrorKind::WrongState);
         sandbox.resume().await.unwrap();
-        // One that is removed under a command.
+        // A box is removed while a command runs.
         let command = sandbox.exec(["sleep", "1000"]).spawn().await.unwrap();
         let (removed, waited) = tokio::join!(sandbox.remove(true), command.wait());
         removed.unwrap();
@@ -196,33 +196,33 @@ fn what_cannot_be_done_is_told_by_kind() {
 }
 
 #[test]
-fn who_gives_up_waiting_leaves_nothing_half_done() {
+fn dropped_futures_leave_nothing_half_done() {
     let Some(embedder) = Embedder::find() else { return };
     embedder.run(async {
         let runtime = embedder.open().await;
         let options = embedder.options("impatient").auto_remove(false);
         let sandbox = runtime.create(options).await.unwrap();
-        // A start that is given up, early and late, is gone on with by the next one.
+        // The next start continues a dropped one, at any stage.
         for patience in [0, 20, 300, 900] {
             let limit = Duration::from_millis(patience);
             let _ = tokio::time::timeout(limit, sandbox.start()).await;
             sandbox.start().await.unwrap();
             assert_eq!(shell(&sandbox, "echo here").await, "here", "after {patience} ms");
-            // Waiting is given up, and done again.
+            // `wait` is dropped, and called again.
             let waited = tokio::time::timeout(Duration::from_millis(50), sandbox.wait()).await;
             assert!(waited.is_err(), "{waited:?}");
             sandbox.stop(Duration::ZERO).await.unwrap();
             assert_eq!(sandbox.wait().await.unwrap().state, BoxState::Stopped);
         }
         sandbox.start().await.unwrap();
-        // Commands that are given up before they have started do not go on, nor do they disturb others.
+        // Commands dropped before they have started do not run on, and do not disturb others.
         for patience in 0..20 {
             let limit = Duration::from_millis(patience * 3);
             let spawn = sandbox.exec(["sleep", "77777"]).spawn();
             let _ = tokio::time::timeout(limit, spawn).await;
             assert_eq!(shell(&sandbox, "echo $((6 * 7))").await, "42");
         }
-        // Waiting for one is given up, and done again.
+        // `wait` of a command is dropped, and called again.
         let command = sandbox.exec(["sh", "-c", "sleep 1; exit 5"]).spawn().await.unwrap();
         while let Err(_elapsed) =
             tokio::time::timeout(Duration::from_millis(30), command.wait()).await

@@ -15,7 +15,7 @@ const MANY: usize = 32;
 /// Bytes of each of their streams.
 const EACH: usize = 128 << 10;
 
-/// What the command of this number is given: no two alike, and no text.
+/// The input of a command: different for each number, and not UTF-8.
 fn noise(number: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64 ^ ((number as u64 + 1) << 32);
     let mut bytes = Vec::with_capacity(EACH + 8);
@@ -39,7 +39,7 @@ async fn round_trip(sandbox: BoxHandle, number: usize) {
     let sent = noise(number);
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let write = async {
-        // In pieces of odd sizes, between which others get their turns.
+        // In pieces of odd sizes, so that the commands interleave.
         for piece in sent.chunks(4093 + number) {
             stdin.write_all(piece).await.unwrap();
         }
@@ -67,21 +67,21 @@ fn many_commands_at_once_lose_nothing() {
         while let Some(done) = commands.join_next().await {
             done.unwrap();
         }
-        // All of them are over there, too.
+        // All of them have exited in the box, too.
         assert_eq!(shell(&sandbox, "ps | grep -c '[t]ee /dev' || true").await, "0");
         runtime.shutdown(Duration::ZERO).await.unwrap();
     });
 }
 
 #[test]
-fn a_slow_reader_stops_the_writer_and_nobody_else() {
+fn a_slow_reader_stops_only_its_own_writer() {
     let Some(embedder) = Embedder::find() else { return };
     embedder.run(async {
         let runtime = embedder.open().await;
         let sandbox = embedder.start(&runtime, "slow").await;
         shell(&sandbox, "seq 1 1000 | sha256sum").await;
         let before = sandbox.machine_metrics().await.unwrap().rss;
-        // Far more than all windows, pipes and buffers on the way hold.
+        // Far more than all windows, pipes and buffers on the way can hold.
         let script = "i=0; while [ $i -lt 96 ]; do head -c 262144 /dev/zero; i=$((i + 1)); \
                       echo $i > /tmp/next; mv /tmp/next /tmp/progress; done";
         let mut command = sandbox.exec(["sh", "-c", script]).spawn().await.unwrap();
@@ -90,7 +90,7 @@ fn a_slow_reader_stops_the_writer_and_nobody_else() {
             let script = "cat /tmp/progress 2> /dev/null || echo 0";
             shell(&sandbox, script).await.parse::<u32>().unwrap()
         };
-        // Others are served, while it gets nowhere.
+        // Other commands run while this one makes no progress.
         let mut last = progress().await;
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
@@ -99,10 +99,10 @@ fn a_slow_reader_stops_the_writer_and_nobody_else() {
             if now == last {
                 break;
             }
-            assert!(Instant::now() < deadline, "it goes on though nobody reads: {now}");
+            assert!(Instant::now() < deadline, "the writer goes on without a reader: {now}");
             last = now;
         }
-        assert!(last < 90, "{last} of 96 pieces went into nowhere");
+        assert!(last < 90, "{last} of 96 pieces were written without a reader");
         let stuck = sandbox.machine_metrics().await.unwrap().rss;
         let grown = stuck.saturating_sub(before) >> 20;
         assert!(grown < 24, "the box's process has grown by {grown} MiB");
@@ -120,7 +120,7 @@ fn a_slow_reader_stops_the_writer_and_nobody_else() {
 }
 
 #[test]
-fn commands_are_what_they_are_asked_to_be_and_end_when_they_are_told_to() {
+fn commands_honour_options_timeouts_kills_and_signals() {
     let Some(embedder) = Embedder::find() else { return };
     embedder.run(async {
         let runtime = embedder.open().await;
@@ -133,7 +133,7 @@ fn commands_are_what_they_are_asked_to_be_and_end_when_they_are_told_to() {
         let status = sandbox.exec(["sh", "-c", "kill -9 $$"]).status().await.unwrap();
         assert_eq!(status, ExitStatus::Signal(9));
 
-        // A timeout ends it with all that it started, which is an event as every other end.
+        // A timeout kills the command and its children, and the end is an event.
         let mut query = EventQuery::follow();
         query.id = Some(sandbox.id().to_owned());
         let mut events = runtime.events(query).await.unwrap();
@@ -153,7 +153,7 @@ fn commands_are_what_they_are_asked_to_be_and_end_when_they_are_told_to() {
                 ends += 1;
             }
         }
-        // Being told to, and being dropped, do so too.
+        // So do `kill` and drop.
         let command = sandbox.exec(["sh", "-c", tree]).spawn().await.unwrap();
         command.kill();
         assert_eq!(command.wait().await.unwrap(), ExitStatus::Signal(9));
@@ -162,7 +162,7 @@ fn commands_are_what_they_are_asked_to_be_and_end_when_they_are_told_to() {
         while shell(&sandbox, "ps | grep -c '[s]leep 88888' || true").await != "0" {
             assert!(Instant::now() < deadline, "commands are left over");
         }
-        // In the background, it is nobody's.
+        // A detached command runs on.
         let pid = sandbox.exec(["sleep", "99999"]).spawn_detached().await.unwrap();
         let line = shell(&sandbox, &format!("tr '\\0' ' ' < /proc/{pid}/cmdline")).await;
         assert_eq!(line, "sleep 99999");
@@ -197,7 +197,7 @@ const WAITERS: usize = 100;
 #[test]
 fn hundreds_of_commands_and_waiters_at_once() {
     let Some(embedder) = Embedder::find() else { return };
-    // Beside emulated hardware, many commands take their time.
+    // Many commands take long under emulation.
     let count = if is_long() { 500 } else { 150 };
     embedder.run(async {
         let runtime = embedder.open().await;
@@ -209,7 +209,7 @@ fn hundreds_of_commands_and_waiters_at_once() {
             let handle = runtime.get(sandbox.name()).await.unwrap();
             waiters.spawn(async move { handle.wait().await });
         }
-        // Each by a handle of its own.
+        // Each has a handle of its own.
         let mut commands = JoinSet::new();
         for number in 0..count {
             let handle = runtime.get(sandbox.name()).await.unwrap();
@@ -218,7 +218,7 @@ fn hundreds_of_commands_and_waiters_at_once() {
             commands.spawn(async move { (number, command.spawn().await) });
         }
         let commands = commands.join_all().await;
-        // All run before the first ends.
+        // All run before the first exits.
         for (number, command) in commands {
             let mut command = command.unwrap_or_else(|e| panic!("command {number}: {e}"));
             let (mut stdin, mut stdout) = (command.stdin().unwrap(), command.stdout().unwrap());

@@ -1,4 +1,4 @@
-//! What an application may do with what it is given: send it to other threads, and await it there.
+//! Values and futures of the library are `Send`.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ fn is_send<T: Send>(_: T) {}
 fn is_shared<T: Send + Sync + 'static>() {}
 
 #[test]
-fn values_and_futures_go_to_other_threads() {
+fn values_and_futures_are_send() {
     is_shared::<Runtime>();
     is_shared::<BoxHandle>();
     is_shared::<BoxOptions>();
@@ -24,7 +24,7 @@ fn values_and_futures_go_to_other_threads() {
     fn sent<T: Send + 'static>() {}
     sent::<Events>();
     sent::<Logs>();
-    // That these compile is what is tested.
+    // The test is that these compile.
     let _ = |runtime: &Runtime, options: BoxOptions| {
         is_send(Runtime::open(RuntimeOptions::default()));
         is_send(runtime.create(options.clone()));

@@ -13,34 +13,34 @@ use std::time::Duration;
 use boxlite_runtime::{BoxHandle, BoxOptions, Runtime, RuntimeOptions};
 use boxlite_tests::{BUSYBOX, Launcher, unique};
 
-/// How long a test may take. Machines that test have much else to do.
+/// Timeout of a test. Test machines are busy.
 const DEADLINE: Duration = Duration::from_secs(600);
 
-/// What is embedded, and where.
+/// An application that embeds the runtime.
 struct Embedder {
     launcher: Launcher,
 }
 
 impl Embedder {
-    /// None, and a word about it, if there is nothing to test.
+    /// None, after printing `SKIPPED`, if there is no launcher to test.
     fn find() -> Option<Self> {
         Launcher::find().map(|launcher| Self { launcher })
     }
 
-    /// A runtime of the home that tests share.
+    /// Opens a runtime of the home that the tests share.
     async fn open(&self) -> Runtime {
         let options = RuntimeOptions::default();
         let options = options.home(self.launcher.home()).launcher(self.launcher.program());
         Runtime::open(options).await.expect("the home does not open")
     }
 
-    /// Options of a small box of busybox, which is removed when it ends.
+    /// Options of a small box of busybox, which removes itself when it ends.
     fn options(&self, name: &str) -> BoxOptions {
         let options = BoxOptions::new(self.launcher.image(BUSYBOX)).name(unique(name));
         options.memory_mib(192).auto_remove(true)
     }
 
-    /// A box that runs. It ends, and goes, with its runtime.
+    /// Starts a box, which ends with its runtime and is removed.
     async fn start(&self, runtime: &Runtime, name: &str) -> BoxHandle {
         let sandbox = runtime.create(self.options(name)).await.expect("no box is made");
         sandbox.start().await.expect("the box does not start");
@@ -57,7 +57,7 @@ impl Embedder {
     }
 }
 
-/// Standard output of a shell script in a box that succeeds.
+/// Runs a shell script, which has to succeed, in a box, and returns its trimmed standard output.
 async fn shell(sandbox: &BoxHandle, script: &str) -> String {
     let output = sandbox.exec(["sh", "-c", script]).output().await.expect(script);
     let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();

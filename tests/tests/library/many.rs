@@ -47,7 +47,7 @@ fn boxes_come_and_go() {
         let runtime = embedder.open().await;
         for number in 0..if is_long() { 50 } else { 5 } {
             let sandbox = embedder.start(&runtime, "next").await;
-            // Of those before it, nothing is there.
+            // Nothing of the earlier boxes is left.
             let script = "test ! -e /mark && echo mark > /mark && echo new";
             assert_eq!(shell(&sandbox, script).await, "new", "box {number}");
             match number % 3 {

@@ -1,4 +1,4 @@
-//! The network of boxes, as an application gives it to them and looks at it.
+//! The network of boxes: published ports, counters, denials.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -13,7 +13,7 @@ use super::{Embedder, shell};
 /// How long a server in a box may take to come up.
 const SOON: Duration = Duration::from_secs(20);
 
-/// What a server that repeats what it hears makes of a word.
+/// The answer of an echo server to a word.
 fn echo(address: SocketAddr) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(SOON))?;
@@ -24,7 +24,7 @@ fn echo(address: SocketAddr) -> std::io::Result<String> {
 }
 
 #[test]
-fn ports_are_told_and_used_and_what_passes_is_counted() {
+fn published_ports_are_listed_and_work_and_traffic_is_counted() {
     let Some(embedder) = Embedder::find() else { return };
     embedder.run(async {
         let runtime = embedder.open().await;
@@ -53,7 +53,7 @@ fn ports_are_told_and_used_and_what_passes_is_counted() {
         assert_eq!(network.denied, 0);
         drop(server);
 
-        // Another box cannot have it.
+        // Another box cannot publish the same port.
         let second = embedder.options("taken").port(PublishedPort::tcp(host.port(), 7));
         let second = runtime.create(second).await.unwrap();
         let error = second.start().await.unwrap_err();
@@ -70,7 +70,7 @@ fn ports_are_told_and_used_and_what_passes_is_counted() {
 }
 
 #[test]
-fn what_the_policy_denies_is_an_event() {
+fn a_denied_flow_is_an_event() {
     let Some(embedder) = Embedder::find() else { return };
     embedder.run(async {
         let runtime = embedder.open().await;

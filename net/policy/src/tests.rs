@@ -26,7 +26,7 @@ fn tcp(policy: &Policy, destination: &str) -> bool {
 }
 
 #[test]
-fn the_default_is_everything_outside_but_what_is_protected() {
+fn the_default_allows_everything_but_protected_addresses() {
     let policy = policy(&[]);
     for open in ["93.184.216.34:443", "10.1.2.3:22", "[2606:2800::1]:443", "[fd12::1]:80"] {
         assert!(tcp(&policy, open), "{open}");
@@ -80,18 +80,18 @@ fn every_clouds_credentials_are_closed_unless_a_rule_names_them() {
 }
 
 #[test]
-fn a_rule_is_about_all_forms_of_an_address() {
-    // As sockets write IPv4 addresses.
+fn a_rule_covers_all_forms_of_an_address() {
+    // Mapped addresses, as sockets write IPv4 addresses.
     assert_eq!(Rule::deny("::ffff:10.0.0.0/104").unwrap(), Rule::deny("10.0.0.0/8").unwrap());
     assert_eq!(Rule::deny("::ffff:10.1.2.3").unwrap(), Rule::deny("10.1.2.3").unwrap());
-    // What is allowed is, where it is certain to be the same.
+    // A permission applies only to forms that are certain to be the same address.
     let allowed = policy(&["allow 203.0.113.5"]);
     assert!(tcp(&allowed, "[64:ff9b::cb00:7105]:80"));
     assert!(!tcp(&allowed, "[64:ff9b:1::cb00:7105]:80"));
     assert!(!tcp(&allowed, "[2002:cb00:7105::1]:80"));
-    // An operator's translator is not closed by the bits that it does not use.
+    // An operator's NAT64 prefix is not denied by the bits that it does not use.
     assert!(tcp(&policy(&[]), "[64:ff9b:1::cb00:7105]:80"));
-    // A network of tunnels does not name what some of them lead to.
+    // A rule for a network of tunnels does not name the addresses behind them.
     let tunnels = policy(&["allow 2001::/32", "allow 2002::/16", "allow 64:ff9b::/96"]);
     for form in embedded::tests::forms([169, 254, 169, 254].into()) {
         assert!(!tcp(&tunnels, &SocketAddr::new(form.into(), 80).to_string()), "{form}");
@@ -111,7 +111,7 @@ fn the_first_rule_that_matches_decides() {
 }
 
 #[test]
-fn what_is_protected_opens_to_rules_that_name_it() {
+fn rules_that_name_protected_addresses_open_them() {
     let wide = policy(&["allow any", "allow 0.0.0.0/0", "allow 168.0.0.0/6", "allow 192.0.0.0/8"]);
     assert!(!tcp(&wide, "169.254.169.254:80"));
     assert!(!tcp(&wide, "192.168.127.254:5432"));
@@ -127,7 +127,7 @@ fn what_is_protected_opens_to_rules_that_name_it() {
 }
 
 #[test]
-fn addresses_of_the_host_open_to_rules_that_name_them() {
+fn rules_that_name_the_hosts_addresses_open_them() {
     let own = |rules: &[&str]| {
         let destination = "192.0.2.7:8080".parse().unwrap();
         let flow = Flow { protocol: Protocol::Tcp, destination, host: false, own: true };
@@ -141,7 +141,7 @@ fn addresses_of_the_host_open_to_rules_that_name_them() {
 }
 
 #[test]
-fn questions_are_free_where_addresses_are() {
+fn names_are_resolved_unless_only_names_are_allowed() {
     assert!(policy(&[]).may_resolve("anything"));
     assert!(policy(&["allow 10.0.0.0/8"]).may_resolve("anything"));
     assert!(policy(&["deny tcp:any:25"]).may_resolve("anything"));
@@ -152,7 +152,7 @@ fn questions_are_free_where_addresses_are() {
 }
 
 #[test]
-fn a_name_that_is_denied_alone_is_known_to_be_walked_around() {
+fn denied_names_that_can_be_bypassed_are_listed() {
     let around = |rules: &[&str]| {
         let rules = rules.iter().map(|rule| rule.parse().unwrap()).collect();
         let policy = Policy::from_rules(rules);
@@ -169,7 +169,7 @@ fn a_name_that_is_denied_alone_is_known_to_be_walked_around() {
 }
 
 #[test]
-fn rules_are_read_as_they_are_written() {
+fn rules_are_parsed_and_printed() {
     for text in [
         "allow any",
         "deny udp:any:53",
@@ -189,7 +189,7 @@ fn rules_are_read_as_they_are_written() {
 }
 
 #[test]
-fn what_is_wrong_with_a_rule_is_said() {
+fn the_error_says_what_is_wrong_with_a_rule() {
     for (text, problem) in [
         ("", "neither an address"),
         ("10.0.0.0/33", "neither an address"),
@@ -210,9 +210,9 @@ fn what_is_wrong_with_a_rule_is_said() {
 }
 
 proptest! {
-    /// Whatever IPv4 address is denied, by a rule or for good, is so in each of its forms.
+    /// An IPv4 address that is denied, by a rule or by default, is denied in each of its forms.
     #[test]
-    fn what_is_denied_is_denied_in_every_form(
+    fn a_denied_address_is_denied_in_every_form(
         v4 in any::<[u8; 4]>(),
         len in 0..=32_u8,
         services in 0..5_usize,
@@ -229,7 +229,7 @@ proptest! {
         ];
         let open = policy(&["allow any", "allow 64:ff9b::/96", "allow 2002::/16"]);
         for form in embedded::tests::forms(v4) {
-            // Zeroes are not looked for where they may be padding.
+            // Not for addresses whose zeroes may be padding.
             let padding = v4.octets()[0] == 0 && form.segments()[..3] == [0x64, 0xff9b, 1];
             let address = SocketAddr::new(form.into(), port).to_string();
             prop_assert!(padding || !tcp(&denying, &address), "{}", address);

@@ -1,4 +1,4 @@
-//! Verdicts that depend on names, and what is counted and logged of denials.
+//! Verdicts that depend on names; counters and log lines of denials.
 
 use std::net::SocketAddr;
 
@@ -33,7 +33,7 @@ fn the_address_that_stands_for_the_host_opens_to_rules_about_the_host() {
 }
 
 #[test]
-fn a_name_is_about_all_forms_of_its_addresses() {
+fn a_name_covers_all_forms_of_its_addresses() {
     let mut names = gate(&["deny evil.example.org", "allow any"]);
     let (ip, now) = ("203.0.113.9".parse().unwrap(), Instant::now());
     assert!(names.answer("evil.example.org", ip, Some(Duration::ZERO), now));
@@ -56,7 +56,7 @@ fn no_name_opens_an_address_of_the_host() {
 }
 
 #[test]
-fn names_open_the_addresses_that_the_guest_was_told() {
+fn names_open_the_addresses_of_their_answers() {
     let mut gate = gate(&["deny evil.example.org", "allow *.example.org:443"]);
     let now = Instant::now();
     let mut answer =
@@ -65,7 +65,7 @@ fn names_open_the_addresses_that_the_guest_was_told() {
     assert!(answer("evil.example.org", "203.0.113.2"));
     assert!(answer("example.org", "203.0.113.3"), "not below itself");
     assert!(answer("badexample.org", "203.0.113.4"));
-    assert!(answer("www.example.org", "10.0.0.1"), "told, but not opened");
+    assert!(answer("www.example.org", "10.0.0.1"), "answered, but not opened");
     for local in ["127.0.0.1", "::1", "169.254.169.254", "fe80::1", "0.0.0.0", "::ffff:127.0.0.1"] {
         assert!(!answer("www.example.org", local), "{local}");
     }
@@ -98,7 +98,7 @@ fn denials_are_counted_each_time() {
 }
 
 #[test]
-fn a_guest_that_tries_everything_fills_no_log() {
+fn a_guest_that_tries_everything_does_not_fill_the_log() {
     let meter = Arc::new(Meter::default());
     let told = Arc::new(std::sync::Mutex::new(0));
     let sink = Arc::clone(&told);

@@ -75,7 +75,7 @@ fn dig(lab: &Lab, args: &[&str]) -> String {
     said(lab, &[&["+short"], args].concat())
 }
 
-/// All that dig says.
+/// The whole output of dig.
 fn said(lab: &Lab, args: &[&str]) -> String {
     let args = [&["@192.168.127.1", "+tries=1", "+time=4"], args].concat();
     String::from_utf8(lab.guest_run("dig", &args).stdout).unwrap().trim().to_owned()
@@ -101,9 +101,9 @@ fn names_are_resolved_over_udp_and_tcp() {
             assert_eq!(ask("HOST.docker.internal", "AAAA"), "fdb0:786c:6974::fe");
             assert_eq!(ask("host.docker.internal", "MX"), "");
         }
-        // Too large for a datagram: dig comes back over TCP by itself.
+        // Too large for a datagram: dig asks again over TCP.
         assert_eq!(dig(lab, &["+bufsize=1232", "large.example.org", "TXT"]).lines().count(), 20);
-        // dnsmasq's verdict about names that are not its own.
+        // dnsmasq's answer for names that it does not know.
         assert!(said(lab, &["nothing.example.org"]).contains("REFUSED"));
         let six = lab.guest_run("dig", &["@fdb0:786c:6974::1", "+short", "www.example.org"]);
         assert_eq!(six.stdout, b"203.0.113.1\n");
@@ -114,7 +114,7 @@ fn names_are_resolved_over_udp_and_tcp() {
 }
 
 #[test]
-fn answers_that_lead_to_the_host_are_not_given() {
+fn answers_with_addresses_of_the_host_are_withheld() {
     in_dns_lab(|lab, server| {
         let _network = lab.start(server.options());
         assert_eq!(dig(lab, &["rebind.example.org"]), "");
@@ -124,7 +124,7 @@ fn answers_that_lead_to_the_host_are_not_given() {
 }
 
 #[test]
-fn only_names_that_a_rule_opens_are_asked_for_and_reached() {
+fn only_allowed_names_are_resolved_and_reached() {
     in_dns_lab(|lab, server| {
         let listener = TcpListener::bind((OUTSIDE.parse::<IpAddr>().unwrap(), 0)).unwrap();
         let address = listener.local_addr().unwrap();
@@ -137,14 +137,14 @@ fn only_names_that_a_rule_opens_are_asked_for_and_reached() {
         };
         assert_eq!(dig(lab, &["other.example.net"]), "");
         assert!(said(lab, &["other.example.net"]).contains("REFUSED"));
-        assert!(!connects(), "nobody asked for the name");
+        assert!(!connects(), "the name was not resolved");
         assert_eq!(dig(lab, &["www.example.org"]), "203.0.113.1");
         assert!(connects());
     });
 }
 
 #[test]
-fn a_changed_configuration_and_dead_servers_are_no_end() {
+fn the_resolver_survives_a_changed_configuration_and_dead_servers() {
     in_dns_lab(|lab, server| {
         let network = lab.start(server.options());
         assert_eq!(dig(lab, &["who.example.org", "TXT"]), "\"127.0.0.1\"");
@@ -154,7 +154,7 @@ fn a_changed_configuration_and_dead_servers_are_no_end() {
         thread::sleep(Duration::from_millis(1100));
         assert_eq!(dig(lab, &["who.example.org", "TXT"]), "\"127.0.0.2\"");
         assert_eq!(network.handle.search_domains(), ["lan"]);
-        // One that refuses, and one that answers.
+        // One server refuses, the other answers.
         std::fs::write(&conf, "nameserver 127.0.0.3\nnameserver 127.0.0.1\n").unwrap();
         thread::sleep(Duration::from_millis(1100));
         assert_eq!(dig(lab, &["who.example.org", "TXT"]), "\"127.0.0.1\"");

@@ -8,7 +8,7 @@ use boxlite_net::{NetworkOptions, Policy};
 
 use crate::lab::{FEATURES, Lab, NO_ROUTE, OUTSIDE, OUTSIDE6, in_lab, missing};
 
-/// What ping says of three echoes.
+/// The output of ping for three echoes.
 fn ping(lab: &Lab, args: &[&str]) -> String {
     let args = [&["-n", "-c", "3", "-i", "0.05", "-w", "5"], args].concat();
     String::from_utf8(lab.guest_run("ping", &args).stdout).unwrap()
@@ -21,7 +21,7 @@ fn echoes_come_back_from_the_gateway_and_from_outside() {
     }
     in_lab(|lab| {
         let network = lab.start(NetworkOptions::default());
-        // Forbidden to all first, so answered by us; then by the host's own sockets.
+        // First with host sockets for ping forbidden to all groups, so that we answer; then with the host's sockets.
         for range in ["1 0", "0 2147483647"] {
             fs::write("/proc/sys/net/ipv4/ping_group_range", range).unwrap();
             let open = ["192.168.127.1", "192.168.127.254", "fdb0:786c:6974::1", OUTSIDE, OUTSIDE6];
@@ -80,7 +80,7 @@ fn a_guest_configures_itself_by_router_advertisements() {
         }
         let mut stream = lab.guest(|| {
             let listener = std::net::TcpListener::bind((OUTSIDE6, 0));
-            assert!(listener.is_err(), "the guest is not outside");
+            assert!(listener.is_err(), "the guest's address is not on the host");
             std::net::TcpStream::connect(("fdb0:786c:6974::1", 53)).unwrap()
         });
         std::io::Write::write_all(&mut stream, &[0, 0]).unwrap();

@@ -18,15 +18,15 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 /// An address of the "Internet", where servers of the tests listen.
 pub(crate) const OUTSIDE: &str = "203.0.113.1";
 pub(crate) const OUTSIDE6: &str = "2001:db8::1";
-/// Addresses that nobody reaches: no route, and a router that says so.
+/// Unreachable addresses: one without a route, one that a router reports as unreachable.
 pub(crate) const NO_ROUTE: &str = "198.51.100.1";
 pub(crate) const UNREACHABLE: &str = "203.0.113.66";
 
-/// What a virtio-net device of the project offers its guest.
+/// The offloads of this project's virtio-net device.
 pub(crate) const FEATURES: OffloadFeatures =
     OffloadFeatures { checksum: true, tso4: true, tso6: true };
 
-/// Two namespaces. The thread that makes it, and its threads and processes, are the host.
+/// Two namespaces. The thread that creates the lab, with its threads and processes, is the host.
 pub(crate) struct Lab {
     host: String,
     guest: String,
@@ -38,7 +38,7 @@ pub(crate) struct Running {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Runs a test in a lab of its own, or says why not.
+/// Runs a test in a lab of its own, or prints why it is skipped.
 pub(crate) fn in_lab(test: impl FnOnce(&Lab) + Send + 'static) {
     if let Some(reason) = missing(&["ip"]) {
         println!("SKIPPED: {reason}");
@@ -51,7 +51,7 @@ pub(crate) fn in_lab(test: impl FnOnce(&Lab) + Send + 'static) {
     }
 }
 
-/// What is missing for a test that needs these programs.
+/// The reason to skip a test that needs these programs; none if all is there.
 pub(crate) fn missing(programs: &[&str]) -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("needs root, for network namespaces and a TAP device".to_owned());
@@ -104,7 +104,7 @@ impl Lab {
     /// The guest's device, which is down.
     pub(crate) fn tap(&self, features: OffloadFeatures) -> TapLink {
         let tap = TapLink::create("eth0", features).expect("a TAP device");
-        // As a virtio-net device has it: the network knows where to send its first frame.
+        // The network knows the guest's MAC address before the first frame, as with a virtio-net device.
         let mac = "02:62:6f:78:00:02";
         run(Command::new("ip").args(["link", "set", "eth0", "address", mac, "netns", &self.guest]));
         tap
@@ -172,9 +172,9 @@ impl Running {
         self.handle.counters()
     }
 
-    /// Waits until the counters are as they should be.
+    /// Waits until the counters are as expected.
     pub(crate) fn wait_for(&self, what: &str, done: impl Fn(&Counters) -> bool) {
-        // A busy kernel drops what its backlog has no room for; that is sent again, ever later.
+        // A busy kernel drops frames if its backlog is full; they are sent again with growing delays.
         let deadline = Instant::now() + Duration::from_secs(60);
         while !done(&self.counters()) {
             assert!(Instant::now() < deadline, "{what}: {:?}", self.counters());
@@ -195,7 +195,7 @@ impl Drop for Running {
     }
 }
 
-/// This thread, and what it starts, is in the namespace from now on.
+/// Moves this thread, and its later threads and processes, into the namespace.
 fn enter(name: &str) {
     let file = File::open(format!("/var/run/netns/{name}")).expect("a namespace");
     move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).expect("root");

@@ -10,7 +10,7 @@ use boxlite_net::{NetworkOptions, OffloadFeatures};
 use crate::lab::{Lab, OUTSIDE, Running, in_lab};
 use crate::wire::{Faults, Wire};
 
-/// Sends both ways at once, through whatever is between, and checks every byte.
+/// Sends in both directions at once over a faulty wire, and checks every byte.
 fn exchange(lab: &Lab, len: u32) {
     let listener = TcpListener::bind((OUTSIDE, 0)).unwrap();
     let address = listener.local_addr().unwrap();
@@ -19,7 +19,7 @@ fn exchange(lab: &Lab, len: u32) {
     let data: Vec<u8> = (0..len).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     thread::scope(|scope| {
         for stream in [&guest, &host] {
-            // On a busy machine each turn of the wire waits for the processor.
+            // On a busy machine, each step of the wire waits for the processor.
             stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
             stream.set_write_timeout(Some(Duration::from_secs(60))).unwrap();
             let data = &data;
@@ -45,7 +45,7 @@ fn on_a_bad_link(faults: Faults, mtu: u16, len: u32) {
         lab.configure_guest(mtu);
         let started = Instant::now();
         exchange(lab, len);
-        // Chance may have it that nothing was lost of what the network sent: then once more.
+        // By chance, no frame of the network may have been lost: then try again.
         for _ in 0..20 {
             if faults.lost == 0 || network.counters().retransmits > 0 {
                 break;

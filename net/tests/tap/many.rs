@@ -1,5 +1,5 @@
-//! Ten thousand connections side by side. The network and each end are processes of their own, as
-//! there are limits to the files of one: this very program, called again.
+//! Ten thousand connections at once. The network and both ends are processes of their own, because the number of
+//! open files per process is limited: this test runs its own executable again.
 
 use std::env;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -14,10 +14,10 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::lab::{Lab, OUTSIDE, in_lab};
 
 const COUNT: usize = 10_000;
-/// What another process is to do: `network`, `accept`, or an address to connect to.
+/// The role of another process: `network`, `accept`, or an address to connect to.
 const ROLE: &str = "BOXLITE_TEST_ROLE";
 
-/// Another process; it goes when its standard input ends.
+/// Another process, which exits when its standard input ends.
 struct Helper {
     process: Child,
     says: BufReader<ChildStdout>,
@@ -62,7 +62,7 @@ fn number(i: usize) -> [u8; 4] {
     u32::try_from(i).unwrap().to_be_bytes()
 }
 
-/// What the other processes do; nothing in the test's own.
+/// The body of the other processes; does nothing in the test's own.
 #[test]
 fn helper() {
     let Ok(role) = env::var(ROLE) else { return };
@@ -109,10 +109,10 @@ fn start_guest(lab: &Lab, role: &str) -> Helper {
 }
 
 #[test]
-fn ten_thousand_connections_live_side_by_side() {
-    // In a process of its own, whose memory is the network's alone.
+fn ten_thousand_connections_at_once() {
+    // In a process of its own, so that its memory is the network's.
     if env::var(ROLE).is_err() {
-        let test = "many::ten_thousand_connections_live_side_by_side";
+        let test = "many::ten_thousand_connections_at_once";
         let status = Command::new(env::current_exe().unwrap())
             .args(["--exact", test, "--nocapture"])
             .env(ROLE, "network")
@@ -134,7 +134,7 @@ fn ten_thousand_connections_live_side_by_side() {
         server.wait_for("accepted");
         assert_eq!(network.counters().tcp_open, COUNT as u64);
         client.wait_for("answered");
-        // Their buffers are free again soon, so what is left is what an idle flow costs.
+        // Buffers are freed soon, so the rest is the cost of idle flows.
         thread::sleep(Duration::from_secs(11));
         let grown = memory().saturating_sub(before) / COUNT as u64;
         println!("{grown} bytes of memory for each idle flow");
@@ -145,7 +145,7 @@ fn ten_thousand_connections_live_side_by_side() {
     });
 }
 
-/// Bytes of memory that this process has.
+/// The resident memory of this process, in bytes.
 fn memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();

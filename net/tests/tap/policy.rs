@@ -1,4 +1,4 @@
-//! What the guest may reach, seen from the guest; and how fast.
+//! The policy and the rate limits, seen from the guest.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
@@ -29,7 +29,7 @@ fn the_hosts_loopback_is_closed_unless_asked_for() {
             let network = lab.start(NetworkOptions::default());
             assert!(!connects(lab, &format!("192.168.127.254:{v4}")));
             assert!(!connects(lab, &format!("[fdb0:786c:6974::fe]:{v6}")));
-            assert!(!connects(lab, &format!("127.0.0.1:{v4}")), "the guest's own");
+            assert!(!connects(lab, &format!("127.0.0.1:{v4}")), "the guest's own loopback");
             assert!(!connects(lab, &format!("[::ffff:127.0.0.1]:{v4}")));
             assert!(!connects(lab, &format!("0.0.0.0:{v4}")));
             assert!(network.counters().denied >= 2);
@@ -44,9 +44,9 @@ fn the_hosts_loopback_is_closed_unless_asked_for() {
     });
 }
 
-/// A port that is published on an address of the host is one that its guests do not reach.
+/// Guests do not reach ports that are published on an address of the host.
 #[test]
-fn the_hosts_own_addresses_are_closed_unless_named_also_those_of_later() {
+fn the_hosts_own_addresses_are_closed_unless_named_also_new_ones() {
     in_lab(|lab| {
         let (port, port6) = (listen("0.0.0.0"), listen("::"));
         let allowed = Policy::from_rules(vec![Rule::allow(OUTSIDE).unwrap()]);
@@ -62,10 +62,10 @@ fn the_hosts_own_addresses_are_closed_unless_named_also_those_of_later() {
         let network = Running::start_closed(NetworkOptions::default(), Box::new(lab.tap(FEATURES)));
         lab.configure_guest(NetworkOptions::default().mtu);
         assert!(!connects(lab, &format!("[{OUTSIDE6}]:{port6}")));
-        // The second one of a network, whose packets have the first as their source.
+        // The second address of a network: packets to it have the first as their source.
         batch("addr add 10.9.0.1/24 dev lo\naddr add 10.9.0.2/24 dev lo\n");
         assert!(!connects(lab, &format!("10.9.0.2:{port}")));
-        assert_eq!(network.counters().denied, 2, "and not by other reasons");
+        assert_eq!(network.counters().denied, 2, "and for no other reason");
     });
 }
 
@@ -115,7 +115,7 @@ fn limits_hold_in_their_direction() {
                     to.read_exact(&mut vec![0; LEN]).unwrap();
                 });
                 let time = started.elapsed().as_secs_f64();
-                // An eighth of a second's worth goes at once, and a frame may overdraw.
+                // The burst is an eighth of a second's bytes, and a frame may overdraw the budget.
                 let least = LEN as f64 / RATE as f64 - 0.15;
                 if guest_sends != to_guest {
                     assert!((least..least + 1.0).contains(&time), "{time} s, limited");
@@ -124,7 +124,7 @@ fn limits_hold_in_their_direction() {
                 }
             }
             drop((guest, host, network));
-            // The next network makes a device of the same name.
+            // The next network creates a device of the same name.
             thread::sleep(Duration::from_millis(50));
         }
     });

@@ -10,7 +10,7 @@ use rustix::net::{AddressFamily, SocketType};
 
 use crate::lab::{OUTSIDE, OUTSIDE6, in_lab};
 
-/// A connection from this port, whatever was there before.
+/// Connects from this port, even if an earlier connection used it.
 fn connect_from(from: u16, to: SocketAddr) -> TcpStream {
     let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
     rustix::net::sockopt::set_socket_reuseaddr(&socket, true).unwrap();
@@ -24,7 +24,7 @@ fn port(text: &str) -> PublishedPort {
 }
 
 #[test]
-fn connections_reach_the_guest_from_where_they_came() {
+fn connections_reach_the_guest_with_their_source_address() {
     in_lab(|lab| {
         let outside = format!("{OUTSIDE}:0:8000");
         let ports = vec![port("0:8000"), port("[::1]:0:8000"), port(&outside)];
@@ -63,7 +63,7 @@ fn peers_with_ipv6_addresses_keep_them_where_the_guest_serves_them() {
         let published = network.handle.published();
         let seen = [(both, OUTSIDE6), (four, "192.168.127.254")];
         for (bound, (listener, seen)) in published.iter().zip(seen) {
-            // On the way to one of its own addresses, the host's source is that address.
+            // A host that connects to one of its own addresses uses that address as the source.
             let mut client = TcpStream::connect((OUTSIDE6, bound.host.port())).unwrap();
             let (mut server, peer) = listener.accept().unwrap();
             assert_eq!(peer.ip().to_canonical().to_string(), seen);
@@ -76,9 +76,9 @@ fn peers_with_ipv6_addresses_keep_them_where_the_guest_serves_them() {
     });
 }
 
-/// The guest closes first and is in TIME-WAIT; the client comes back from the same port at once.
+/// The guest closes first and is in TIME-WAIT; the client connects again from the same port at once.
 #[test]
-fn a_client_that_comes_back_from_the_same_port_does_not_wait() {
+fn a_client_that_reuses_its_port_does_not_wait() {
     in_lab(|lab| {
         let ports = vec![port("0:8000")];
         let network = lab.start(NetworkOptions { ports, ..Default::default() });
@@ -89,8 +89,8 @@ fn a_client_that_comes_back_from_the_same_port_does_not_wait() {
             let client = connect_from(from.unwrap_or(0), host);
             from = Some(client.local_addr().unwrap().port());
             let (mut server, peer) = listener.accept().unwrap();
-            assert_eq!(Some(peer.port()), from, "as it is, so that the guest remembers it");
-            // More than the next connection's first number is beyond this one's.
+            assert_eq!(Some(peer.port()), from, "the same port, so that the guest remembers it");
+            // More than the next connection's initial sequence number is ahead of this one's.
             let data = vec![7; 1 << 20];
             thread::scope(|scope| {
                 scope.spawn(|| (&client).write_all(&data).unwrap());
@@ -105,7 +105,7 @@ fn a_client_that_comes_back_from_the_same_port_does_not_wait() {
 }
 
 #[test]
-fn a_port_that_the_guest_does_not_serve_is_reset_and_one_in_use_is_an_error() {
+fn an_unserved_port_is_reset_and_a_port_in_use_is_an_error() {
     in_lab(|lab| {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let taken_port = taken.local_addr().unwrap().port();
@@ -129,7 +129,7 @@ fn a_port_that_the_guest_does_not_serve_is_reset_and_one_in_use_is_an_error() {
 }
 
 #[test]
-fn who_connects_before_the_guest_is_there_is_served_when_it_is() {
+fn early_connections_wait_for_the_guest() {
     in_lab(|lab| {
         let network = lab.start(NetworkOptions::default());
         let bound = network.handle.publish(port("0:8000")).unwrap();
@@ -147,7 +147,7 @@ fn who_connects_before_the_guest_is_there_is_served_when_it_is() {
 }
 
 #[test]
-fn datagrams_reach_the_guest_and_answers_find_their_way_back() {
+fn datagrams_reach_the_guest_and_answers_come_back() {
     in_lab(|lab| {
         let network = lab.start(NetworkOptions::default());
         let bound = network.handle.publish(port("0:5000/udp")).unwrap();

@@ -1,4 +1,4 @@
-//! TCP connections of the guest: opened, used, ended and broken in every way.
+//! TCP connections of the guest: opening, data, closing and resets.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -28,7 +28,7 @@ fn connect(lab: &Lab, address: SocketAddr) -> io::Result<TcpStream> {
     })
 }
 
-/// A connection from the guest: its end, and the server's.
+/// A connection from the guest: the guest's end and the server's.
 fn connection(lab: &Lab, ip: &str) -> (TcpStream, TcpStream) {
     let (listener, address) = listen(ip);
     let guest = connect(lab, address).unwrap();
@@ -47,7 +47,7 @@ fn pattern(len: usize, seed: u32) -> Vec<u8> {
     (0..len).map(|_| next()).collect()
 }
 
-/// Sends `data` one way and checks that it arrives, whole, and its end.
+/// Sends `data` in one direction, and checks that all of it and the end of the stream arrive.
 fn transfer(from: &mut TcpStream, to: &mut TcpStream, data: &[u8]) {
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -89,7 +89,7 @@ fn bytes_cross_unchanged_with_every_offload_and_mtu() {
 }
 
 #[test]
-fn failures_to_connect_are_told_as_what_they_are() {
+fn the_guest_sees_why_a_connection_fails() {
     in_lab(|lab| {
         let policy = Policy::from_rules(vec![Rule::deny("any:81").unwrap()]);
         let _network = lab.start(NetworkOptions { policy, ..Default::default() });
@@ -131,7 +131,7 @@ fn half_open_connections_stay_open_in_the_other_direction() {
 }
 
 #[test]
-fn both_ends_at_once_and_either_end_first() {
+fn both_ends_close_at_once_or_either_end_first() {
     in_lab(|lab| {
         let network = lab.start(NetworkOptions::default());
         for order in 0..3 {
@@ -170,7 +170,7 @@ fn resets_pass_in_both_directions() {
                 }
                 sockopt::set_socket_linger(&a, Some(Duration::ZERO)).unwrap();
                 drop(a);
-                // Whatever is written now meets the reset.
+                // Any write now fails with the reset.
                 let deadline = Instant::now() + TIMEOUT;
                 let error = loop {
                     assert!(Instant::now() < deadline, "no reset");
@@ -188,7 +188,7 @@ fn resets_pass_in_both_directions() {
 }
 
 #[test]
-fn a_reader_that_stops_stops_the_writer_and_nothing_is_lost() {
+fn a_stopped_reader_stops_the_writer_and_nothing_is_lost() {
     in_lab(|lab| {
         let network = lab.start(NetworkOptions::default());
         for guest_writes in [true, false] {
@@ -197,12 +197,12 @@ fn a_reader_that_stops_stops_the_writer_and_nothing_is_lost() {
             let data = pattern(32 << 20, 11);
             thread::scope(|scope| {
                 let writer = scope.spawn(|| {
-                    // More than all buffers hold: it goes on only when somebody reads.
+                    // More than all buffers can hold: the writer continues only when the peer reads.
                     from.write_all(&data).unwrap();
                     from.shutdown(Shutdown::Write).unwrap();
                 });
                 thread::sleep(Duration::from_millis(700));
-                assert!(!writer.is_finished(), "somebody holds 32 MiB");
+                assert!(!writer.is_finished(), "32 MiB are buffered somewhere");
                 let mut received = Vec::new();
                 to.read_to_end(&mut received).unwrap();
                 assert!(received == data);
@@ -213,7 +213,7 @@ fn a_reader_that_stops_stops_the_writer_and_nothing_is_lost() {
 }
 
 #[test]
-fn the_hosts_loopback_is_reached_under_its_name_where_the_policy_opens_it() {
+fn the_hosts_loopback_is_reached_by_name_if_the_policy_allows_it() {
     in_lab(|lab| {
         let (listener, address) = listen("127.0.0.1");
         let policy = Policy::from_rules(vec![Rule::allow("tcp:host").unwrap()]);

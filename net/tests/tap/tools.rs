@@ -1,4 +1,4 @@
-//! Programs that people use, through the network.
+//! Common programs through the network: iperf3, curl, nginx and others.
 
 use std::fs;
 use std::process::{Child, Command, Stdio};
@@ -19,7 +19,7 @@ impl Server {
         let server = Self(child);
         let deadline = Instant::now() + Duration::from_secs(5);
         let line = format!(":{port:04X} ");
-        // Whoever serves one client only must not be tried out.
+        // No trial connection: the program may serve one client only.
         let listens = || {
             ["tcp", "tcp6"].iter().any(|table| {
                 let table = fs::read_to_string(format!("/proc/thread-self/net/{table}")).unwrap();

@@ -11,7 +11,7 @@ use crate::lab::{FEATURES, Lab, OUTSIDE, OUTSIDE6, batch, in_lab};
 
 const TIMEOUT: Option<Duration> = Some(Duration::from_secs(5));
 
-/// A server outside that sends everything back.
+/// An echo server outside.
 fn echo(ip: &str) -> SocketAddr {
     let socket = UdpSocket::bind((ip, 0)).unwrap();
     let address = socket.local_addr().unwrap();
@@ -61,14 +61,14 @@ fn datagrams_of_every_size_come_back() {
 }
 
 #[test]
-fn refused_and_denied_datagrams_are_told() {
+fn the_guest_sees_refused_and_denied_datagrams() {
     in_lab(|lab| {
         let _network = lab.start(NetworkOptions::default());
         for (address, kind) in [
             (format!("{OUTSIDE}:9"), ErrorKind::ConnectionRefused),
             (format!("[{OUTSIDE6}]:9"), ErrorKind::ConnectionRefused),
             ("192.168.127.1:9".to_owned(), ErrorKind::ConnectionRefused),
-            // Linux tells datagram sockets of lasting errors only.
+            // Linux reports only hard errors to datagram sockets.
             ("169.254.169.254:9".to_owned(), ErrorKind::HostUnreachable),
             ("[fd00:ec2::254]:9".to_owned(), ErrorKind::PermissionDenied),
         ] {
@@ -84,7 +84,7 @@ fn refused_and_denied_datagrams_are_told() {
 }
 
 #[test]
-fn a_socket_talks_to_many_and_hears_from_each() {
+fn one_socket_exchanges_datagrams_with_many_peers() {
     in_lab(|lab| {
         let network = lab.start(NetworkOptions::default());
         let servers: Vec<_> = (0..50).map(|_| echo(OUTSIDE)).collect();
@@ -103,7 +103,7 @@ fn a_socket_talks_to_many_and_hears_from_each() {
 }
 
 #[test]
-fn an_address_of_the_host_that_goes_takes_no_flow_with_it() {
+fn flows_survive_the_loss_of_a_host_address() {
     in_lab(|lab| {
         let network = lab.start(NetworkOptions::default());
         let server = UdpSocket::bind((OUTSIDE, 0)).unwrap();
@@ -120,7 +120,7 @@ fn an_address_of_the_host_that_goes_takes_no_flow_with_it() {
             peer.ip().to_string()
         };
         assert_eq!(ask(), "203.0.113.7");
-        // The host is in another network now.
+        // The host moves to another network.
         batch(&format!("{way} {OUTSIDE}\naddr del 203.0.113.7/32 dev lo\n"));
         assert_eq!(ask(), OUTSIDE);
         assert_eq!(network.counters().udp_flows, 1);

@@ -1,5 +1,5 @@
 //! A wire between a TAP device and the network that loses, reorders, repeats and delays frames:
-//! what `tc netem` does, where the kernel has that.
+//! like `tc netem`, which not every kernel has.
 
 use std::io::IoSlice;
 use std::sync::Arc;
@@ -11,22 +11,22 @@ use boxlite_net::link::{MAX_FRAME, memory};
 use boxlite_net::sys::TapLink;
 use boxlite_net::{Link, Offload, OffloadFeatures};
 
-/// How bad a wire is.
+/// The faults of a wire.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Faults {
-    /// Of a hundred frames.
+    /// Percentage of lost frames.
     pub(crate) lost: u32,
-    /// Of a hundred frames.
+    /// Percentage of repeated frames.
     pub(crate) repeated: u32,
-    /// Of a hundred frames: these are delayed, the others are not.
+    /// Percentage of reordered frames, which are delayed.
     pub(crate) reordered: u32,
-    /// Of every frame.
+    /// The delay of every frame.
     pub(crate) delay: Duration,
-    /// Of frames that are reordered, more than that.
+    /// The additional delay of reordered frames.
     pub(crate) jitter: Duration,
 }
 
-/// A wire at work.
+/// A running wire.
 pub(crate) struct Wire {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -79,7 +79,7 @@ impl Drop for Wire {
 }
 
 impl Direction {
-    /// True in so many of a hundred cases.
+    /// True with this probability, in percent.
     fn happens(&mut self, percent: u32) -> bool {
         self.random = self.random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         (self.random >> 8) % 100 < percent

@@ -1,4 +1,4 @@
-//! What a guest can use up of the host.
+//! The host's resources that a guest can use.
 
 use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
@@ -17,7 +17,7 @@ fn ask_over_tcp(rig: &mut Rig, port: u16) {
 }
 
 #[test]
-fn dns_over_tcp_holds_few_descriptors_and_stays_there_for_others() {
+fn dns_over_tcp_holds_few_descriptors_and_stays_available() {
     let mut rig = Rig::new();
     for round in 0..20_u16 {
         for n in 0..100 {
@@ -30,7 +30,7 @@ fn dns_over_tcp_holds_few_descriptors_and_stays_there_for_others() {
         while rig.guest.receive().is_some() {}
     }
     assert!(rig.counters().tcp_flows <= 256 + 200 * 2, "{} flows so far", rig.counters().tcp_flows);
-    // Those who hold them open do not keep others away.
+    // Idle streams do not block new ones.
     rig.pass(Duration::from_secs(1));
     rig.received();
     ask_over_tcp(&mut rig, 50_000);
@@ -55,7 +55,7 @@ fn datagrams_to_everywhere_hold_few_descriptors() {
     rig.settle();
     let counters = rig.counters();
     assert!(counters.udp_open <= 64, "{} flows", counters.udp_open);
-    assert_eq!(counters.udp_flows, 4096, "what may be opened at once");
+    assert_eq!(counters.udp_flows, 4096, "the burst");
     rig.pass(Duration::from_millis(100));
     for n in 0..1000 {
         rig.send_datagram(PORT_OF_FLOOD, (host, 10_000 + n), b"x");
@@ -65,7 +65,7 @@ fn datagrams_to_everywhere_hold_few_descriptors() {
 }
 
 #[test]
-fn bytes_out_of_order_are_charged_what_they_take() {
+fn bytes_out_of_order_are_charged_to_the_pool() {
     let mut rig = Rig::new();
     let (first, _server) = rig.connect();
     for n in 0..256 {
@@ -128,7 +128,7 @@ fn a_peer_of_the_hosts_link_comes_by_ipv4() {
         let (remote, guest) = crate::ports::ends(peer.parse().unwrap(), 80, &rig.engine.cx);
         (remote.is_ipv4(), guest.is_ipv4())
     };
-    // The guest would look for it on its own link, where nobody has the address.
+    // The guest would look for the peer on its own link, where the address does not exist.
     assert_eq!(came("[fe80::5]:4000"), (true, true));
     assert_eq!(came("[2001:db8::5]:4000"), (false, false));
 }

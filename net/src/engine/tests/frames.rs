@@ -1,11 +1,10 @@
-//! Any frames at all: nothing panics, and memory stays bounded.
+//! Arbitrary frames: nothing panics, and memory stays bounded.
 
 use proptest::prelude::*;
 
 use super::guest::Rig;
 
-/// A frame that is addressed right and has right lengths and checksums as far as the network
-/// layer, with anything behind that.
+/// A frame with valid addresses, lengths and checksums up to the network layer, and arbitrary bytes after that.
 fn plausible() -> impl Strategy<Value = Vec<u8>> {
     let payload = proptest::collection::vec(any::<u8>(), 0..200);
     let protocol = prop_oneof![Just(1_u8), Just(6), Just(17), Just(44), Just(58), any::<u8>()];
@@ -49,7 +48,7 @@ fn plausible() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
-    // A case takes a while, and one that fails is understood without being the smallest.
+    // A case takes long, and a failing one can be understood without shrinking.
     #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 64, ..Default::default() })]
 
     #[test]

@@ -21,12 +21,12 @@ use crate::link::{OffloadFeatures, memory};
 use crate::options::NetworkOptions;
 use crate::ports::Listener;
 
-/// Where the guest's connections begin.
+/// The source of the guest's connections.
 pub(crate) const PORT: u16 = 40_000;
 /// The guest's first sequence number: it wraps around soon.
 pub(crate) const ISS: u32 = u32::MAX - 20;
 
-/// For what happens at once, unless the machine is busy.
+/// Timeout for immediate effects, generous for a busy machine.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// An engine, the guest's end of its link, and a server on the host's loopback.
@@ -42,7 +42,7 @@ pub(crate) struct Rig {
 /// A TCP segment for the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Got {
-    /// Where it comes from.
+    /// The source.
     pub(crate) port: u16,
     pub(crate) control: TcpControl,
     pub(crate) seq: u32,
@@ -53,12 +53,12 @@ pub(crate) struct Got {
 }
 
 impl Rig {
-    /// A guest that reaches nothing but a server of the test's own.
+    /// A guest that reaches only the test's own server.
     pub(crate) fn new() -> Self {
         Self::with(&[], NetworkOptions::default())
     }
 
-    /// The same, with more that it reaches.
+    /// The same with more rules.
     pub(crate) fn with(allowed: &[&str], options: NetworkOptions) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -78,7 +78,7 @@ impl Rig {
         Self { engine, guest, now, listener, events: Events::with_capacity(64), meter }
     }
 
-    /// Lets the engine do all that it can at this time.
+    /// Runs the engine until it has nothing to do at this time.
     pub(crate) fn settle(&mut self) {
         for _ in 0..100 {
             let timeout = Some(Duration::from_millis(1));
@@ -95,7 +95,7 @@ impl Rig {
         panic!("the engine is never done");
     }
 
-    /// Sets the clock, and lets the engine work.
+    /// Sets the clock, and runs the engine.
     pub(crate) fn pass(&mut self, time: Duration) {
         self.now += time;
         self.settle();
@@ -105,13 +105,13 @@ impl Rig {
         self.meter.read()
     }
 
-    /// The server, as the guest knows it.
+    /// The server's address, as the guest sees it.
     pub(crate) fn server(&self) -> SocketAddr {
         let host = self.engine.cx.addresses.host;
         SocketAddr::new(host.into(), self.listener.local_addr().unwrap().port())
     }
 
-    /// Sends a segment of the guest's; `SYN` and options are the connection's own.
+    /// Sends a segment of the guest; `SYN` and options are the connection's own.
     pub(crate) fn send(&mut self, segment: TcpRepr<'_>) {
         self.send_raw(segment);
         self.settle();
@@ -132,7 +132,7 @@ impl Rig {
         self.send_packet(from, to, IpProtocol::Tcp, &bytes);
     }
 
-    /// Sends a datagram of the guest's.
+    /// Sends a datagram of the guest.
     pub(crate) fn send_datagram(&mut self, from: u16, to: (Ipv4Addr, u16), payload: &[u8]) {
         let guest = self.engine.cx.addresses.guest;
         let datagram = UdpRepr { src_port: from, dst_port: to.1 };
@@ -203,7 +203,7 @@ impl Rig {
         }
     }
 
-    /// What the guest got since the last time.
+    /// The segments that the guest received since the last call.
     pub(crate) fn received(&mut self) -> Vec<Got> {
         let frames = std::iter::from_fn(|| self.guest.receive());
         frames.filter_map(|(frame, _)| parse(&frame)).collect()
@@ -223,7 +223,7 @@ impl Rig {
         }
     }
 
-    /// The only segment that the guest gets. A busy kernel takes its time even over its loopback.
+    /// The only segment that the guest receives. A busy kernel is slow even on its loopback.
     pub(crate) fn one(&mut self) -> Got {
         let mut all = self.wait_for(|all| !all.is_empty());
         assert_eq!(all.len(), 1, "{all:?}");
@@ -245,7 +245,7 @@ impl Rig {
         all
     }
 
-    /// A port of the host that leads to the guest's port 80.
+    /// A published port of the guest's port 80.
     pub(crate) fn publish(&mut self, port: &str) -> SocketAddr {
         let (port, listener) = Listener::bind(port.parse().unwrap()).unwrap();
         self.engine.publish(port, listener);
@@ -266,7 +266,7 @@ impl Rig {
     }
 }
 
-/// All that a stream holds, once that is `len` bytes or patience ends.
+/// The contents of a stream, once it has `len` bytes or the timeout has passed.
 pub(crate) fn read(mut stream: &TcpStream, len: usize) -> Vec<u8> {
     let deadline = Instant::now() + PATIENCE;
     let mut bytes = Vec::new();

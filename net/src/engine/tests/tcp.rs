@@ -1,4 +1,4 @@
-//! What a guest's TCP can do, and what it hears.
+//! TCP as the guest sees it, segment by segment.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
@@ -12,11 +12,11 @@ use super::guest::{Got, ISS, Rig, read};
 const MS: fn(u64) -> Duration = Duration::from_millis;
 
 #[test]
-fn a_connection_stands_when_the_hosts_does() {
+fn a_connection_is_established_when_the_hosts_is() {
     let mut rig = Rig::new();
     let _server = rig.connect();
     assert_eq!(rig.counters().tcp_open, 1);
-    // The policy's verdict is ICMP, the host's a reset.
+    // The policy denies by ICMP, the host by a reset.
     let dst_port = rig.server().port() ^ 1;
     rig.send(TcpRepr { src_port: 1, dst_port, ..rig.syn() });
     assert_eq!(rig.received(), []);
@@ -30,7 +30,7 @@ fn a_connection_stands_when_the_hosts_does() {
 }
 
 #[test]
-fn what_belongs_to_no_connection_is_reset() {
+fn segments_without_a_connection_are_reset() {
     let mut rig = Rig::new();
     rig.send(TcpRepr { payload: b"x", ..rig.segment(0, 77) });
     let reset = rig.one();
@@ -50,7 +50,7 @@ fn a_lost_answer_is_sent_again() {
     assert_eq!(rig.received(), []);
     rig.pass(MS(1200));
     assert_eq!(rig.one(), answer);
-    // Nobody is there: the host's side ends.
+    // The guest does not answer: the host's side is closed.
     for _ in 0..10 {
         rig.pass(Duration::from_secs(64));
     }
@@ -58,7 +58,7 @@ fn a_lost_answer_is_sent_again() {
 }
 
 #[test]
-fn what_is_not_acknowledged_is_sent_again_ever_later() {
+fn unacknowledged_data_is_sent_again_with_growing_delays() {
     let mut rig = Rig::new();
     let (first, mut server) = rig.connect();
     server.write_all(b"hello").unwrap();
@@ -88,7 +88,7 @@ fn what_is_not_acknowledged_is_sent_again_ever_later() {
 }
 
 #[test]
-fn a_guest_that_never_answers_is_given_up() {
+fn a_guest_that_never_answers_is_given_up_on() {
     let mut rig = Rig::new();
     let (_, mut server) = rig.connect();
     server.write_all(b"hello").unwrap();
@@ -101,7 +101,7 @@ fn a_guest_that_never_answers_is_given_up() {
 }
 
 #[test]
-fn three_duplicate_acknowledgements_bring_the_missing_segment_at_once() {
+fn three_duplicate_acknowledgements_trigger_a_fast_retransmit() {
     let mut rig = Rig::new();
     let (first, mut server) = rig.connect();
     server.write_all(&[7; 6000]).unwrap();
@@ -127,14 +127,14 @@ fn three_duplicate_acknowledgements_bring_the_missing_segment_at_once() {
 }
 
 #[test]
-fn a_shut_window_is_asked_about_until_it_opens() {
+fn a_zero_window_is_probed_until_it_opens() {
     let mut rig = Rig::new();
     let (first, mut server) = rig.connect();
     rig.send(TcpRepr { window_len: 0, payload: b"x", ..rig.segment(0, first) });
     rig.received();
     server.write_all(&[7; 500]).unwrap();
     rig.settle();
-    assert_eq!(rig.received(), [], "the window is shut");
+    assert_eq!(rig.received(), [], "the window is zero");
     for _ in 0..5 {
         rig.pass(Duration::from_secs(61));
         let probe = rig.one();
@@ -149,7 +149,7 @@ fn a_shut_window_is_asked_about_until_it_opens() {
 }
 
 #[test]
-fn segments_out_of_order_are_put_in_order_and_what_is_missing_is_said() {
+fn segments_out_of_order_are_reordered_and_holes_reported_by_sack() {
     let mut rig = Rig::new();
     let (first, server) = rig.connect();
     let data: Vec<u8> = (0..100).collect();
@@ -188,7 +188,7 @@ fn a_fin_out_of_order_waits_for_what_precedes_it() {
 }
 
 #[test]
-fn nothing_follows_an_end() {
+fn data_after_a_fin_is_ignored() {
     for order in [[0, 1, 2], [1, 0, 2], [2, 1, 0], [1, 2, 0]] {
         let mut rig = Rig::new();
         let (first, mut server) = rig.connect();
@@ -213,7 +213,7 @@ fn nothing_follows_an_end() {
 }
 
 #[test]
-fn ends_are_acknowledged_even_when_the_acknowledgement_was_lost() {
+fn a_repeated_fin_is_acknowledged_again() {
     let mut rig = Rig::new();
     let (first, server) = rig.connect();
     server.shutdown(Shutdown::Write).unwrap();
@@ -230,13 +230,13 @@ fn ends_are_acknowledged_even_when_the_acknowledgement_was_lost() {
     assert_eq!((again.control, again.seq, again.ack), (TcpControl::None, last.seq, last.ack));
     rig.pass(Duration::from_secs(10));
     rig.send(end);
-    assert_eq!(rig.one().control, TcpControl::Rst, "it is forgotten");
+    assert_eq!(rig.one().control, TcpControl::Rst, "the connection is forgotten");
     // The same addresses can be used again, at once.
     rig.connect();
 }
 
 #[test]
-fn a_question_is_answered_after_the_half_that_asked_is_shut() {
+fn a_dns_query_is_answered_after_a_half_close() {
     let mut rig = Rig::new();
     let gateway = rig.engine.cx.addresses.gateway;
     rig.send_raw_to(gateway, TcpRepr { dst_port: 53, ..rig.syn() });
@@ -248,7 +248,7 @@ fn a_question_is_answered_after_the_half_that_asked_is_shut() {
     rig.send_raw_to(gateway, TcpRepr { control: TcpControl::Fin, ..segment });
     let heard = rig.data(30);
     let answer = heard.iter().find(|segment| !segment.payload.is_empty()).unwrap();
-    assert_eq!(answer.payload[2..6], [0, 7, 0x85, 0x80], "its number, and no error");
+    assert_eq!(answer.payload[2..6], [0, 7, 0x85, 0x80], "the query's ID, and no error");
     assert!(answer.payload.ends_with(&[192, 168, 127, 254]));
     let received = answer.payload.len();
     let ack = first.wrapping_add(received as u32);
@@ -258,7 +258,7 @@ fn a_question_is_answered_after_the_half_that_asked_is_shut() {
 }
 
 #[test]
-fn a_peer_whose_last_connection_the_guest_remembers_gets_through() {
+fn a_peer_connects_although_the_guest_is_in_time_wait() {
     let mut rig = Rig::new();
     let port = rig.publish("0:80");
     let mut client = std::net::TcpStream::connect(port).unwrap();
@@ -270,9 +270,9 @@ fn a_peer_whose_last_connection_the_guest_remembers_gets_through() {
     rig.send(TcpRepr { ack_number: Some(old), ..segment });
     let heard = rig.received();
     assert_eq!((heard[0].control, heard[0].seq, heard[0].ack), (TcpControl::Rst, 12_345, None));
-    assert_eq!((heard.len(), &heard[1]), (2, &syn), "and at once again");
+    assert_eq!((heard.len(), &heard[1]), (2, &syn), "the SYN is sent again at once");
     rig.send(TcpRepr { ack_number: Some(old), ..segment });
-    assert_eq!(rig.received().len(), 1, "but no more than once");
+    assert_eq!(rig.received().len(), 1, "but only once");
     let ack_number = Some(TcpSeqNumber(syn.seq.wrapping_add(1).cast_signed()));
     rig.send(TcpRepr { control: TcpControl::Syn, ack_number, ..segment });
     assert_eq!(rig.one().control, TcpControl::None);
@@ -282,7 +282,7 @@ fn a_peer_whose_last_connection_the_guest_remembers_gets_through() {
 }
 
 #[test]
-fn resets_that_are_guessed_are_not_believed() {
+fn guessed_resets_are_challenged() {
     let mut rig = Rig::new();
     let (first, mut server) = rig.connect();
     rig.send(TcpRepr { control: TcpControl::Rst, ..rig.segment(1000, first) });
@@ -334,9 +334,9 @@ fn a_host_that_does_not_read_closes_the_window_and_nothing_is_lost() {
         if edge - sent < data.len() {
             break;
         }
-        assert!(sent < 64 << 20, "no end of room");
+        assert!(sent < 64 << 20, "the window never closes");
     }
-    // What goes beyond the window is cut off.
+    // Data beyond the window is cut off.
     let beyond = vec![1; 60_000];
     rig.send(TcpRepr { payload: &beyond[..edge - sent + 5000], ..rig.segment(sent, first) });
     let heard = rig.received().pop().unwrap();
@@ -356,7 +356,7 @@ fn a_guest_that_takes_no_frames_holds_no_memory() {
     let mut rig = Rig::new();
     let (first, mut server) = rig.connect();
     rig.send(TcpRepr { window_len: 0xffff, ..rig.segment(0, first) });
-    // Answers that nobody takes fill the link.
+    // Answers that the guest does not take fill the link.
     for _ in 0..1500 {
         rig.send(TcpRepr { payload: b"x", ..rig.segment(5, first) });
     }
@@ -366,11 +366,11 @@ fn a_guest_that_takes_no_frames_holds_no_memory() {
     assert!(taken <= 1024, "{taken} frames in the link");
     rig.settle();
     let data: usize = rig.data(1).iter().map(|segment| segment.payload.len()).sum();
-    assert!(data > 0, "it goes on when there is room");
+    assert!(data > 0, "sending continues when there is room");
 }
 
 #[test]
-fn where_there_is_no_memory_data_waits_at_the_host() {
+fn without_buffers_data_waits_in_the_hosts_socket() {
     let mut rig = Rig::new();
     let (_, mut server) = rig.connect();
     let pool = &mut rig.engine.cx.pool;
@@ -387,12 +387,12 @@ fn where_there_is_no_memory_data_waits_at_the_host() {
 }
 
 proptest! {
-    // A case takes a while, and one that fails is understood without being the smallest.
+    // A case takes long, and a failing one can be understood without shrinking.
     #![proptest_config(ProptestConfig { cases: 64, max_shrink_iters: 64, ..Default::default() })]
 
-    /// Whatever segments come for a connection, the host's side reads what was sent, in order.
+    /// For any sequence of segments, the host's side reads the sent bytes in order.
     #[test]
-    fn any_segments_leave_the_stream_whole(
+    fn any_segments_leave_the_stream_intact(
         segments in proptest::collection::vec(
             (0..3000_usize, 0..1200_usize, any::<u16>(), -3000..3000_i32, 0..40_u8), 1..60),
     ) {

@@ -1,4 +1,4 @@
-//! Captures, read back by a reader that is not ours.
+//! Captures, read back by an independent parser.
 
 use std::thread;
 
@@ -81,7 +81,7 @@ fn both_directions_and_one_link_after_the_other() {
     assert_eq!(receive(&mut first), Some(14));
     assert_eq!(receive(&mut first), None);
     assert_eq!(send(&mut first, &[b"to ", b"", b"the guest"]), Sent::Sent);
-    // What the guest has no room for is not sent, and not stored.
+    // A frame that the guest has no room for is neither sent nor stored.
     while send(&mut first, &[&[7; 60]]) == Sent::Sent {}
     assert!(guest.receive().is_some());
     // The same link, without the capture.
@@ -109,7 +109,7 @@ fn frames_are_cut_and_the_file_has_a_limit() {
     for n in 0..10 {
         assert_eq!(send(&mut link, &[&[n; 3], &[], &[n + 100; 3]]), Sent::Sent);
     }
-    // It ends by itself.
+    // The capture ends by itself.
     writer.join().unwrap();
     let file = disk.0.lock().unwrap();
     assert!(file.len() as u64 <= options.max_bytes);

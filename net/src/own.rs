@@ -1,14 +1,10 @@
 //! This machine's own addresses: a guest that reaches one of them reaches what listens there, ports of
 //! other boxes among it, so only a rule that names them opens them.
 
-#[cfg(target_os = "linux")]
 use std::io;
 use std::net::IpAddr;
-#[cfg(target_os = "linux")]
-use std::time::Duration;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-#[cfg(target_os = "linux")]
 use boxlite_net_interfaces::Interfaces;
 use boxlite_net_policy::faces;
 
@@ -16,7 +12,6 @@ use crate::addresses::Addresses;
 use crate::sockets;
 
 /// Time without another attempt after the addresses could not be listed: each flow would make one.
-#[cfg(target_os = "linux")]
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Decides whether an address is this machine's own.
@@ -25,7 +20,6 @@ pub(crate) struct OwnAddresses {
     open: bool,
     /// The addresses of the real host are not known yet.
     awaited: bool,
-    #[cfg(target_os = "linux")]
     listed: Listed,
 }
 
@@ -33,18 +27,11 @@ impl OwnAddresses {
     /// Lists the addresses, unless they are `open` to the guest. `awaited` says that the addresses of the
     /// real host are still to come.
     pub(crate) fn new(open: bool, awaited: bool) -> Self {
-        #[cfg(target_os = "linux")]
         let mut listed = Listed::default();
-        #[cfg(target_os = "linux")]
         if !open {
             listed.update(Instant::now(), refresh);
         }
-        Self {
-            open,
-            awaited: awaited && !open,
-            #[cfg(target_os = "linux")]
-            listed,
-        }
+        Self { open, awaited: awaited && !open, listed }
     }
 
     /// True if it cannot be decided yet whether an address is the host's.
@@ -65,20 +52,13 @@ impl OwnAddresses {
         faces(ip).any(|face| addresses.own.contains(&face) || self.is_here(face, now))
     }
 
-    #[cfg(target_os = "linux")]
     fn is_here(&mut self, ip: IpAddr, now: Instant) -> bool {
         self.listed.update(now, refresh);
         self.listed.have(ip)
     }
-
-    #[cfg(not(target_os = "linux"))]
-    fn is_here(&mut self, ip: IpAddr, _: Instant) -> bool {
-        sockets::is_own_address(ip)
-    }
 }
 
 /// This machine's interfaces, if they can be listed.
-#[cfg(target_os = "linux")]
 #[derive(Default)]
 struct Listed {
     /// As they were listed last.
@@ -87,7 +67,6 @@ struct Listed {
     failed: Option<Instant>,
 }
 
-#[cfg(target_os = "linux")]
 impl Listed {
     /// Lists the interfaces by `refresh`, unless that failed a moment ago. On failure the previous list
     /// stays.
@@ -102,7 +81,7 @@ impl Listed {
         match refresh(&mut self.interfaces) {
             Ok(()) => self.failed = None,
             Err(e) => {
-                if self.failed.is_none() {
+                if self.failed.is_none() && e.kind() != io::ErrorKind::Unsupported {
                     tracing::warn!("network: the interfaces cannot be listed: {e}");
                 }
                 self.failed = Some(now);
@@ -117,7 +96,6 @@ impl Listed {
     }
 }
 
-#[cfg(target_os = "linux")]
 fn refresh(interfaces: &mut Option<Interfaces>) -> io::Result<()> {
     match interfaces {
         Some(interfaces) => interfaces.refresh(),
@@ -133,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_that_fails_leaves_the_one_before_and_is_tried_again_once_a_second() {
+    fn a_failed_update_keeps_the_list_and_is_tried_again_once_a_second() {
         let start = Instant::now();
         let after = |ms| start + Duration::from_millis(ms);
         let mut listed = Listed::default();
@@ -154,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_never_be_listed_is_listed_later() {
+    fn a_first_list_that_failed_is_tried_again() {
         let start = Instant::now();
         let mut listed = Listed::default();
         listed.update(start, |_| Err(io::ErrorKind::OutOfMemory.into()));

@@ -13,17 +13,18 @@ use std::net::IpAddr;
 
 #[cfg(target_os = "linux")]
 mod linux;
+#[cfg(not(target_os = "linux"))]
+mod other;
 
 #[cfg(target_os = "linux")]
 pub use linux::Interfaces;
+#[cfg(not(target_os = "linux"))]
+pub use other::Interfaces;
 
 /// The addresses of this machine's interfaces, the loopback's among them.
 ///
 /// # Errors
 /// This process may not list them, or this is not Linux.
 pub fn own_addresses() -> io::Result<Vec<IpAddr>> {
-    #[cfg(target_os = "linux")]
-    return Ok(Interfaces::new()?.addresses().collect());
-    #[cfg(not(target_os = "linux"))]
-    return Err(io::ErrorKind::Unsupported.into());
+    Ok(Interfaces::new()?.addresses().collect())
 }

@@ -2,10 +2,10 @@
 //!
 //! A draft is a file called `….part` whose maker holds an exclusive lock on it, from creation until it
 //! is renamed to its final name. The lock ends with the process, however it ends: a draft that can
-//! be locked has been left behind, and is removed by whoever comes across it. After a lock was
+//! be locked has been left behind, and is removed by the next process that finds it. After a lock was
 //! obtained, the name is looked up again, because its file may have been renamed or removed
-//! meanwhile. A left-over file is never written to again: whoever still has it open cannot
-//! spoil what others make.
+//! meanwhile. A left-behind file is never written to again, so that a process that still has it open
+//! cannot damage another one's draft.
 //!
 //! Not tempfile's `persist`: its names are random, and here the one name is where others wait.
 

@@ -1,4 +1,4 @@
-//! Removal of images, and of what nobody needs.
+//! Removal of images and of unneeded files.
 
 use std::fs;
 use std::path::Path;
@@ -76,7 +76,7 @@ impl ImageStore {
         Ok(Removed { name: names().join(", "), freed })
     }
 
-    /// Removes what nobody needs: remains of interrupted pulls, layers and disks of no image, and
+    /// Removes unneeded files: remains of interrupted pulls, layers and disks of no image, and
     /// cached disks of images that are used where they lie. With `all`, also every image that no
     /// box uses, judged by locks, hard links and `in_use`.
     ///

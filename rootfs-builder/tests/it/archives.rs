@@ -1,4 +1,4 @@
-//! What `docker save` writes, in its forms, and what can be wrong with it.
+//! Archives of `docker save`, old and new, and the errors about invalid ones.
 
 use std::fs;
 use std::path::Path;
@@ -96,7 +96,7 @@ fn archives_compressed_as_a_whole() {
         let tagged = format!("{}:2.0", reference(&path)).parse().unwrap();
         let image = store.resolve(&tagged, &notes).unwrap();
         assert!(notes.has("Expanding"));
-        // The layers come from the expanded file, which has no name.
+        // The layers are read from the decompressed file, which has no name.
         fs::remove_file(&path).unwrap();
         let builder = Concatenate { key: format!("{}", whole.len()), ..Default::default() };
         let disk = store.disk(&image, &builder, &Silent).unwrap();
@@ -156,7 +156,7 @@ fn a_layout_inside_a_tar() {
 }
 
 #[test]
-fn what_is_wrong_is_named() {
+fn errors_name_the_fault() {
     let fixture = Fixture::new();
     let path = fixture.path("a.tar");
     let (config, config_json) = config_of(&[b"base"]);

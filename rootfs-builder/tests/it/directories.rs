@@ -97,7 +97,7 @@ fn everything_is_in_the_stream() {
     assert_eq!(members["raw\u{fffd}\nname"].content, b"raw");
     assert_eq!(members["fifo"].kind, EntryType::Fifo);
 
-    // Whoever is not root finds their own files to be root's.
+    // The files of an unprivileged user become root's.
     let metadata = fs::metadata(dir.join("block")).unwrap();
     let me = rustix::process::geteuid().as_raw();
     assert_eq!(members["block"].owner.0, if me == 0 { metadata.uid().into() } else { 0 });
@@ -135,7 +135,7 @@ fn gnu_tar_reads_it_too() {
 }
 
 #[test]
-fn identity_is_content() {
+fn equal_content_has_equal_identity() {
     let fixture = Fixture::new();
     let dir = fixture.path("root");
     sample(&dir);
@@ -200,7 +200,7 @@ fn depth_is_bounded_and_links_are_not_followed() {
 }
 
 #[test]
-fn what_is_no_directory_is_named() {
+fn a_path_that_is_not_a_directory_is_named() {
     let fixture = Fixture::new();
     fs::write(fixture.path("file"), "").unwrap();
     for name in ["file", "none"] {

@@ -1,4 +1,4 @@
-//! The modules' arrows are those of the picture in `lib.rs`.
+//! Modules depend on each other as the picture in `lib.rs` shows.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! OCI layouts: selection, verification, and everything that can be wrong with them.
+//! OCI layouts: selection, verification, and invalid layouts.
 
 use std::fs;
 
@@ -109,7 +109,7 @@ fn platforms_select_in_nested_indexes() {
     layout.write_index(&[tagged(outer, "latest")]);
     assert_eq!(fixture.build(&layout.reference()).unwrap(), on_disk(&[b"ours"]));
 
-    // Several platforms right in index.json, and platforms that only the configs tell.
+    // Several platforms in index.json itself, and platforms that only the configs name.
     layout.write_index(&[for_platform(theirs.clone(), FOREIGN), for_platform(ours.clone(), HOST)]);
     assert_eq!(fixture.build(&layout.reference()).unwrap(), on_disk(&[b"ours"]));
     layout.write_index(&[layout.index_blob(&[theirs.clone(), ours])]);
@@ -124,7 +124,7 @@ fn platforms_select_in_nested_indexes() {
 }
 
 #[test]
-fn a_variant_that_no_cpu_has_is_not_taken() {
+fn a_variant_that_no_cpu_has_is_not_selected() {
     let fixture = Fixture::new();
     let layout = Layout::new(fixture.path("oci"));
     let ours = layout.image(HOST, &[TestLayer::plain(b"ours")]);
@@ -162,7 +162,7 @@ fn endless_indexes_end() {
     assert!(matches!(fixture.resolve(&layout.reference()), Err(Error::TooMany { .. })));
 }
 
-/// A layout whose image has been changed in some way, and what the error must say.
+/// A layout with a changed image, and parts of the expected message.
 fn broken(change: impl FnOnce(&Layout), wanted: &[&str]) {
     let fixture = Fixture::new();
     let layout = Layout::single(fixture.path("oci"), &three_layers());
@@ -171,13 +171,13 @@ fn broken(change: impl FnOnce(&Layout), wanted: &[&str]) {
     for words in wanted {
         assert!(error.contains(words), "{words:?} in {error:?}");
     }
-    // Nothing is left of it, and the store is usable.
+    // Nothing is left of the attempt, and the store is usable.
     assert_eq!(fixture.store_files(), [""; 0]);
     let sound = Layout::single(fixture.path("sound"), &three_layers());
     fixture.build(&sound.reference()).unwrap();
 }
 
-/// Stores the manifest anew after a change to it.
+/// Changes the manifest and stores it again.
 fn with_manifest(layout: &Layout, change: impl FnOnce(&mut Value)) {
     let index: Value =
         serde_json::from_slice(&fs::read(layout.dir.join("index.json")).unwrap()).unwrap();
@@ -249,7 +249,7 @@ fn damaged_json_is_named() {
 }
 
 #[test]
-fn digests_lead_nowhere_else() {
+fn digests_cannot_name_other_paths() {
     for digest in
         ["sha256:../../../../etc/passwd", "sha256:/etc/passwd", "md5:00", "../index.json", ""]
     {
@@ -350,7 +350,7 @@ fn counts_are_checked() {
 }
 
 #[test]
-fn what_is_not_a_container_image_is_refused() {
+fn artifacts_that_are_not_container_images_are_refused() {
     broken(
         |layout| {
             with_manifest(layout, |m| {
@@ -372,7 +372,7 @@ fn what_is_not_a_container_image_is_refused() {
 }
 
 #[test]
-fn a_bomb_ends_at_the_limit() {
+fn a_decompression_bomb_stops_at_the_limit() {
     let fixture = Fixture::new();
     for layer in [TestLayer::gzip(&vec![0; 50 << 20]), TestLayer::zstd(&vec![0; 50 << 20])] {
         assert!(layer.blob.len() < 1 << 20);
@@ -385,7 +385,7 @@ fn a_bomb_ends_at_the_limit() {
     }
 }
 
-/// All places in a JSON value, as pointers.
+/// JSON pointers to all values in a JSON document.
 fn pointers(value: &Value, at: &str, found: &mut Vec<String>) {
     found.push(at.to_owned());
     match value {
@@ -430,7 +430,7 @@ fn any_json() -> impl Strategy<Value = Value> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
-    /// Whatever the JSON of an image says: an error, or the right bytes, and never a panic.
+    /// Mutated JSON of an image leads to an error or to the right bytes, never to a panic.
     #[test]
     fn mutated_images_never_panic(
         which in 0..3,

@@ -1,4 +1,4 @@
-//! The crate as its users see it, on images made by hand and by the usual tools.
+//! Tests of the public API, on images made by hand and by common tools.
 
 mod archives;
 mod directories;

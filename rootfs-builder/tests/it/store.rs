@@ -41,7 +41,7 @@ fn a_disk_is_built_once_and_shared_by_equal_images() {
     let names: Vec<_> = store.list().unwrap().images.into_iter().map(|image| image.name).collect();
     assert_eq!(names.len(), 2, "{names:?}");
 
-    // It stays until the last of them goes.
+    // The disk stays until the last of the images is removed.
     drop((first, second));
     store.remove(&one).unwrap();
     build(&copy);
@@ -61,13 +61,13 @@ fn another_builder_makes_another_disk() {
     };
     let (one, two) = (path("one"), path("two"));
     assert_ne!(one, two);
-    // The record speaks of the newer one; nothing needs the older any more.
+    // The record names the newer disk; nothing needs the older one any more.
     fixture.store();
     assert!(!one.exists() && two.exists());
 }
 
 #[test]
-fn imports_live_on_without_their_source() {
+fn imports_do_not_need_their_source() {
     let fixture = Fixture::new();
     let store = fixture.store();
     let source = image(&fixture, "x");
@@ -81,7 +81,7 @@ fn imports_live_on_without_their_source() {
     let again = fixture.resolve("docker://my/image:1").unwrap();
     assert_eq!(again.digest(), imported.digest());
     assert_eq!(again.config(), imported.config());
-    // Also with a new guest: the layers are in the store.
+    // Also for new guest files: the layers are in the store.
     let builder = Concatenate { key: "new".into(), ..Default::default() };
     let disk = store.disk(&again, &builder, &Silent).unwrap();
     assert_eq!(fs::read(disk.path()).unwrap(), on_disk(&[b"x", b" top"]));
@@ -93,7 +93,7 @@ fn imports_live_on_without_their_source() {
     );
     assert!(listed[0].size > 0 && listed[0].disk_problem.is_none());
 
-    // A second name for it, then both go.
+    // A second name, then both are removed.
     store.import(&"my/image:1".parse().unwrap(), "other", &builder, &Silent).unwrap();
     drop(disk);
     store.remove("my/image:1").unwrap();
@@ -137,7 +137,7 @@ fn a_missing_blob_in_the_store_is_named() {
 }
 
 #[test]
-fn a_damaged_blob_in_the_store_is_copied_anew() {
+fn a_damaged_blob_in_the_store_is_copied_again() {
     let fixture = Fixture::new();
     let source: ImageReference = image(&fixture, "x").parse().unwrap();
     let store = fixture.store();
@@ -155,7 +155,7 @@ fn a_damaged_blob_in_the_store_is_copied_anew() {
 }
 
 #[test]
-fn names_that_are_none_say_what_to_do() {
+fn errors_about_invalid_names_say_what_to_do() {
     let fixture = Fixture::new();
     let reference = "docker://alpine".parse().unwrap();
     let error = fixture.store().resolve_with(&reference, PullPolicy::Never, &Silent).unwrap_err();
@@ -180,7 +180,7 @@ fn a_disk_in_use_is_not_removed() {
         assert!(error.to_string().contains("in use by a box"));
     };
     in_use();
-    // The lock goes with the file, to another process too.
+    // The lock is passed with the file, to another process too.
     let mut child =
         Command::new("sleep").arg("60").stdin(Stdio::from(disk.into_file())).spawn().unwrap();
     in_use();
@@ -210,7 +210,7 @@ fn damage_is_reported_skipped_and_removable() {
     let fixture = Fixture::new();
     let store = fixture.store();
     let source: ImageReference = image(&fixture, "x").parse().unwrap();
-    // Nobody listens there, if somebody asks the registry for what is damaged.
+    // Nothing listens there, if the registry is asked for the damaged image.
     for name in ["good", "localhost:1/bad", "worse"] {
         store.import(&source, name, &Concatenate::default(), &Silent).unwrap();
     }
@@ -250,7 +250,7 @@ fn damage_is_reported_skipped_and_removable() {
     assert!(store.list().unwrap().damaged.is_empty());
     assert!(fixture.path("precious").exists());
 
-    // A disk that was cut off is built anew.
+    // A truncated disk is built again.
     let disk = fs::read_dir(fixture.path("store/disks")).unwrap().next().unwrap().unwrap().path();
     spoil(&disk, b"cut");
     let listing = store.list().unwrap();
@@ -262,7 +262,7 @@ fn damage_is_reported_skipped_and_removable() {
     assert_eq!(fs::read(rebuilt.path()).unwrap(), on_disk(&[b"x", b" top"]));
 }
 
-/// A builder that fails in some way.
+/// A builder that fails in a given way.
 struct Failing(fn(&Path, &mut dyn LayerStreams) -> BuildResult);
 
 type BuildResult = Result<(), Box<dyn StdError + Send + Sync>>;
@@ -294,7 +294,7 @@ fn a_failed_build_leaves_nothing() {
     let error = fail(Failing(|_, _| Err(io::Error::from(io::ErrorKind::StorageFull).into())));
     assert!(matches!(error, Error::DiskFull { .. }), "{error}");
     assert!(error.to_string().contains("store/disks"), "{error}");
-    // Not everything was read, so not everything was verified.
+    // A builder that did not read everything: not everything was verified.
     let error = fail(Failing(|disk, layers| {
         io::copy(
             &mut layers.next_layer()?.unwrap(),
@@ -403,7 +403,7 @@ fn child_process() {
 }
 
 #[test]
-fn of_many_processes_one_builds() {
+fn one_of_many_processes_builds() {
     let fixture = Fixture::new();
     let reference = image(&fixture, "x");
     let children: Vec<_> = (0..6)
@@ -433,7 +433,7 @@ fn a_killed_builder_leaves_nothing_for_long() {
         assert!(Instant::now() < deadline, "{:?}", fixture.store_files());
         std::thread::sleep(Duration::from_millis(5));
     }
-    // It lives: its draft is not touched.
+    // The builder is alive: its draft is not touched.
     fixture.store();
     assert_eq!(fixture.store_files().len(), 1);
     child.kill().unwrap();

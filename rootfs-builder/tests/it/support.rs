@@ -1,4 +1,4 @@
-//! What the tests share: layouts and archives made by hand, and a builder that only concatenates.
+//! Shared by the tests: handmade layouts and archives, and a builder that concatenates layers.
 
 use std::error::Error as StdError;
 use std::fs::{self, OpenOptions};
@@ -47,7 +47,7 @@ impl DiskBuilder for Concatenate {
     }
 }
 
-/// Notes what it hears.
+/// Records the events that it gets.
 #[derive(Default)]
 pub(crate) struct Notes(pub(crate) Mutex<Vec<String>>);
 
@@ -102,7 +102,7 @@ impl Fixture {
         files
     }
 
-    /// Waits for something.
+    /// Waits for a condition.
     pub(crate) fn until(&self, what: &str, mut is_so: impl FnMut() -> bool) {
         let deadline = std::time::Instant::now() + Duration::from_secs(120);
         while !is_so() {
@@ -123,12 +123,12 @@ impl Fixture {
     }
 }
 
-/// An OCI layout that is made by hand.
+/// A handmade OCI layout.
 pub(crate) struct Layout {
     pub(crate) dir: PathBuf,
 }
 
-/// A layer: as it is stored, and as it is uncompressed.
+/// A layer: its stored and its uncompressed bytes.
 #[derive(Clone)]
 pub(crate) struct TestLayer {
     pub(crate) blob: Vec<u8>,
@@ -159,7 +159,7 @@ impl TestLayer {
         Self { blob, plain: bytes.to_vec(), media_type }
     }
 
-    /// A genuine tar of one file.
+    /// A valid tar of one file.
     pub(crate) fn tar(path: &str, content: &[u8]) -> Vec<u8> {
         let mut builder = tar::Builder::new(Vec::new());
         let mut header = tar::Header::new_gnu();
@@ -252,7 +252,7 @@ pub(crate) fn for_platform(mut descriptor: Value, architecture: &str) -> Value {
     descriptor
 }
 
-/// Whether a tool is there; says so where it is not.
+/// Whether a tool is installed; prints `SKIPPED` if not.
 pub(crate) fn has_tool(tool: &str) -> bool {
     let found = Command::new(tool).arg("--version").output().is_ok();
     if !found {
@@ -279,7 +279,7 @@ pub(crate) fn members(bytes: &[u8]) -> Vec<(String, Vec<u8>)> {
     entries.collect()
 }
 
-/// What [`Concatenate`] makes of these layers: each filled up to whole blocks.
+/// The disk that [`Concatenate`] builds of these layers: each padded to whole blocks.
 pub(crate) fn on_disk(layers: &[&[u8]]) -> Vec<u8> {
     layers.iter().fold(Vec::new(), |mut disk, layer| {
         disk.extend_from_slice(layer);

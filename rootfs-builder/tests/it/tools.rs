@@ -1,4 +1,4 @@
-//! Images that the usual tools make: umoci, skopeo, busybox.
+//! Images made by common tools: umoci, skopeo.
 
 use std::fs;
 use std::process::Command;
@@ -102,7 +102,7 @@ fn the_same_image_in_every_form() {
         let disk = fixture.store().disk(&other, &builder, &boxlite_rootfs_builder::Silent).unwrap();
         check_members(&fs::read(disk.path()).unwrap());
     }
-    // A layout in a tar, and archives that are compressed.
+    // A layout in a tar, and compressed archives.
     let archive = target("archive.tar");
     copy(&layout, &format!("oci-archive:{archive}:v1"), &[]);
     let form = format!("docker-archive:{archive}:v1");

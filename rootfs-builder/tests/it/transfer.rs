@@ -1,4 +1,4 @@
-//! Images in and out of the store as archives, under other names, and out of it for good.
+//! Loading, saving, tagging, inspecting, removing and pruning images.
 
 use std::fs;
 use std::path::Path;
@@ -34,7 +34,7 @@ fn disk_of(store: &ImageStore, name: &str) -> Vec<u8> {
 }
 
 #[test]
-fn what_is_saved_can_be_loaded() {
+fn saved_images_can_be_loaded() {
     let fixture = Fixture::new();
     let (store, content) = filled(&fixture);
     store.tag("my/image:1", "localhost:5000/other").unwrap();
@@ -48,7 +48,7 @@ fn what_is_saved_can_be_loaded() {
     for name in names {
         assert!(disk_of(&other.store(), &name) == content);
     }
-    // The manifest speaks of the layers as they are now, so it is the same from here on.
+    // The manifest now names the layers as saved, so it is the same from here on.
     let again = fixture.path("again.tar");
     save(&other.store(), &["my/image:1"], &again);
     let third = Fixture::new();
@@ -64,7 +64,7 @@ fn names(loaded: &[Image]) -> Vec<String> {
 }
 
 #[test]
-fn a_stream_is_loaded_as_a_file_is() {
+fn a_stream_is_loaded_like_a_file() {
     let fixture = Fixture::new();
     let (store, content) = filled(&fixture);
     store.tag("my/image:1", "localhost:5000/other").unwrap();
@@ -77,7 +77,7 @@ fn a_stream_is_loaded_as_a_file_is() {
         for name in names(&loaded) {
             assert!(disk_of(&other.store(), &name) == content);
         }
-        // One that breaks off leaves nothing, and a bomb does not go off.
+        // A truncated stream leaves nothing, and a decompression bomb is stopped.
         let broken = Fixture::new();
         let half = &stream[..stream.len() / 2];
         broken.store().load_from(&mut &*half, &Silent).unwrap_err();
@@ -90,7 +90,7 @@ fn a_stream_is_loaded_as_a_file_is() {
     let small = fixture.store().with_layer_limit(1000);
     let error = small.load_from(&mut &gzip(&saved)[..], &Silent).unwrap_err();
     assert!(error.to_string().contains("1000 bytes"), "{error}");
-    // Nothing tells how an image is called whose tag is all that it has.
+    // A tag alone does not give the name of an image.
     let layout = Layout::single(fixture.path("tagged"), &[TestLayer::plain(b"x")]);
     let file = fixture.path("tagged.tar");
     run(Command::new("tar").arg("-cf").arg(&file).arg("-C").arg(&layout.dir).arg("."));
@@ -101,7 +101,7 @@ fn a_stream_is_loaded_as_a_file_is() {
 }
 
 #[test]
-fn an_archive_is_loaded_whole_or_not_at_all() {
+fn an_archive_is_loaded_completely_or_not_at_all() {
     let fixture = Fixture::new();
     let path = fixture.path("a:b.tar");
     let config = |layers: &[&[u8]], architecture: &str| {
@@ -137,7 +137,7 @@ fn an_archive_is_loaded_whole_or_not_at_all() {
     let notes = Notes::default();
     let loaded = fixture.store().load(&path, &notes).unwrap();
     assert_eq!(names(&loaded), ["example.com/two:2", "one:1.0", "one:latest"]);
-    // What images and names share is compressed once.
+    // A layer that images or names share is compressed once.
     let copied = notes.0.lock().unwrap().iter().filter(|note| note.contains("Copying")).count();
     assert_eq!(copied, 2);
     assert!(disk_of(&fixture.store(), "example.com/two:2") == on_disk(&[b"base", b"top"]));
@@ -145,12 +145,12 @@ fn an_archive_is_loaded_whole_or_not_at_all() {
 }
 
 #[test]
-fn skopeo_reads_what_is_saved_and_writes_what_is_loaded() {
+fn skopeo_reads_saved_archives_and_writes_loadable_ones() {
     if !has_tool("skopeo") {
         return;
     }
     let fixture = Fixture::new();
-    // Docker's archives know no zstd.
+    // Docker's archives do not support zstd.
     let (store, content) = filled_with(&fixture, TestLayer::gzip);
     let file = fixture.path("saved.tar");
     save(&store, &["my/image:1"], &file);
@@ -183,7 +183,7 @@ fn skopeo_reads_what_is_saved_and_writes_what_is_loaded() {
 }
 
 #[test]
-fn what_cannot_be_saved_or_loaded_is_named() {
+fn errors_of_save_and_load_name_the_image() {
     let fixture = Fixture::new();
     let (store, _) = filled(&fixture);
     let used = Layout::single(fixture.path("used"), &[TestLayer::plain(b"used")]).reference();
@@ -233,12 +233,12 @@ impl std::io::Write for Removing<'_> {
 }
 
 #[test]
-fn who_reads_slowly_keeps_nobody_from_removing() {
+fn a_slow_reader_of_an_archive_does_not_block_removal() {
     let fixture = Fixture::new();
     let (store, content) = filled(&fixture);
     let mut output = Removing { fixture: &fixture, removed: None, written: Vec::new() };
     store.save(&["my/image:1"], &mut output, &Silent).unwrap();
-    // What was being saved is whole, and gone for good after that.
+    // The archive is complete, and the image is removed after that.
     fixture.until("it is swept away", || {
         assert!(fixture.store().list().unwrap().images.is_empty());
         fixture.store_files().is_empty()
@@ -248,7 +248,7 @@ fn who_reads_slowly_keeps_nobody_from_removing() {
 }
 
 #[test]
-fn inspection_tells_layers_names_and_config() {
+fn inspection_lists_layers_names_and_config() {
     let fixture = Fixture::new();
     let (store, _) = filled(&fixture);
     store.tag("my/image:1", "other").unwrap();
@@ -286,7 +286,7 @@ fn images_that_boxes_need_are_removed_by_force_only() {
 }
 
 #[test]
-fn pruning_spares_what_has_a_name_unless_asked_for_all() {
+fn pruning_keeps_named_images_unless_all_are_pruned() {
     let fixture = Fixture::new();
     let (store, content) = filled(&fixture);
     let used = Layout::single(fixture.path("used"), &[TestLayer::plain(b"used")]).reference();

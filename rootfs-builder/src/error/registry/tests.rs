@@ -1,9 +1,9 @@
-//! Tests of what registries answer: messages, and what may pass by itself.
+//! Tests of registry problems: messages, and which are transient.
 
 use super::*;
 
 #[test]
-fn only_what_may_pass_is_tried_again() {
+fn only_transient_problems_are_retried() {
     let status = |status| RegistryProblem::Status { status, message: String::new() };
     assert!(status(503).is_transient() && !status(400).is_transient());
     assert!(RegistryProblem::Stalled { after: Duration::ZERO }.is_transient());

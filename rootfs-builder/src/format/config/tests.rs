@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn what_docker_writes() {
+fn configs_of_docker_are_parsed() {
     let diff_id = Digest::sha256(b"layer");
     let json = format!(
         r#"{{"architecture":"amd64","os":"linux","created":"2024-01-02T03:04:05Z","id":null,
@@ -63,7 +63,7 @@ fn health_checks_in_every_form() {
 }
 
 #[test]
-fn nearly_nothing_is_enough() {
+fn nearly_empty_configs_are_valid() {
     assert_eq!(ConfigBlob::parse(b"{}").unwrap().config, ImageConfig::default());
     let blob = ConfigBlob::parse(br#"{"config":{"Cmd":"/bin/sh","Entrypoint":[]},"rootfs":null}"#);
     assert_eq!(blob.unwrap().config.cmd, ["/bin/sh"]);

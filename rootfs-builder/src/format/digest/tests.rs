@@ -1,4 +1,4 @@
-//! Tests of digests: published vectors, and what is none.
+//! Tests of digests: published vectors, invalid digests.
 
 use super::*;
 

@@ -40,7 +40,7 @@ fn a_path_may_have_colons() {
         let archive = ImageReference::DockerArchive { file: file.clone().into(), tag };
         assert_eq!(parse(&archive.to_string()), archive);
     }
-    // What is not there is split as in skopeo; and what is there by the shorter path is meant.
+    // A path that does not exist is split as in skopeo; of two existing paths, the shorter is meant.
     let split = |text: &str| match parse(text) {
         ImageReference::OciLayout { dir, tag } => (dir.display().to_string(), tag.unwrap()),
         other => panic!("{other}"),
@@ -158,7 +158,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_shown_parses_to_the_same(
+    fn displayed_references_parse_to_the_same(
         transport in "oci:|docker-archive:|rootfs:|docker://|",
         rest in "[a-z0-9/._-]{0,12}(:[a-z0-9._-]{0,5}){0,2}",
     ) {

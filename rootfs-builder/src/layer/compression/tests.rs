@@ -30,7 +30,7 @@ fn decode(bytes: &[u8]) -> io::Result<Vec<u8>> {
 }
 
 #[test]
-fn everything_comes_back() {
+fn every_codec_round_trips() {
     let plain: Vec<u8> = (0..300_000u32).flat_map(|n| (n / 7).to_le_bytes()).collect();
     assert_eq!(decode(&plain).unwrap(), plain);
     assert_eq!(decode(&gzip(&plain)).unwrap(), plain);

@@ -1,4 +1,4 @@
-//! Tests of verification: sound layers pass, every wrong digest or length fails.
+//! Tests of verification: valid layers pass, every wrong digest or length fails.
 
 use super::super::compression::tests::{gzip, zstd};
 use super::*;
@@ -26,7 +26,7 @@ fn read(layer: &Layer, limit: u64) -> Result<Vec<u8>> {
             }
             Ok(count) => all.extend(&buf[..count]),
             Err(error) => {
-                // It must not look like an end afterwards.
+                // A read after the error must not look like the end.
                 assert!(stream.read(&mut buf).is_err());
                 return Err(error);
             }
@@ -35,7 +35,7 @@ fn read(layer: &Layer, limit: u64) -> Result<Vec<u8>> {
 }
 
 #[test]
-fn sound_layers_come_through() {
+fn valid_layers_pass() {
     let dir = tempfile::tempdir().unwrap();
     let plain = vec![7; 100_000];
     for blob in [plain.clone(), gzip(&plain), zstd(&plain)] {
@@ -44,7 +44,7 @@ fn sound_layers_come_through() {
 }
 
 #[test]
-fn every_lie_is_an_error_before_the_end() {
+fn every_wrong_digest_or_length_is_an_error_before_the_end() {
     let dir = tempfile::tempdir().unwrap();
     let plain: Vec<u8> = (0..100_000u32).flat_map(u32::to_le_bytes).collect();
     for blob in [plain.clone(), gzip(&plain), zstd(&plain)] {

@@ -60,7 +60,7 @@ fn the_login_of_the_longest_path_is_taken() {
     ] {
         assert_eq!(user(&config, repository).as_deref(), expected, "{repository}");
     }
-    // Logging in and out of the one leaves the others alone.
+    // Logging in and out of one entry does not affect the others.
     config.store(Scope::of("alone.lan"), &password("new", "x")).unwrap();
     assert!(config.erase(Scope::of("reg.lan")).unwrap());
     assert!(config.erase(Scope::of("reg.lan/team/app")).unwrap());
@@ -77,7 +77,7 @@ fn the_login_of_the_longest_path_is_taken() {
 }
 
 #[test]
-fn what_is_stored_is_found_and_nothing_else_changes() {
+fn a_stored_login_is_found_and_nothing_else_changes() {
     let (dir, mut config) = config(json!({
         "auths": { "other.lan": { "auth": "eDp5" }, "https://reg.lan": { "auth": "b2xkOm9sZA==" } },
         "psFormat": "table", "nested": { "unknown": [1, null] },

@@ -15,7 +15,7 @@ fn bases(options: &RegistryOptions, registry: &str) -> Vec<String> {
 }
 
 #[test]
-fn plain_http_is_for_this_machine_and_whoever_is_said_to_be_insecure() {
+fn plain_http_is_for_loopback_and_insecure_registries() {
     let options = options(r#"{ "old.lan": { "insecure": true } }"#).unwrap();
     assert_eq!(bases(&options, "docker.io"), ["https://registry-1.docker.io/v2/"]);
     assert_eq!(bases(&options, "quay.io"), ["https://quay.io/v2/"]);
@@ -31,7 +31,7 @@ fn plain_http_is_for_this_machine_and_whoever_is_said_to_be_insecure() {
 }
 
 #[test]
-fn who_need_not_be_trusted_leads_to_nobody_else_who_need_not() {
+fn an_insecure_registry_does_not_make_other_hosts_insecure() {
     let options = options(
             r#"{ "old.lan:5000": { "insecure": true, "ca_file": "/old.pem" }, "tokens.lan": { "insecure": true } }"#,
         )
@@ -85,7 +85,7 @@ fn mistakes_are_named() {
 }
 
 #[test]
-fn certificates_are_found_where_docker_has_them() {
+fn certificates_are_found_in_dockers_folders() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("registry.lan:5000");
     std::fs::create_dir(&folder).unwrap();

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn strangers_words_are_cut_and_cleaned() {
+fn text_of_registries_is_cut_and_cleaned() {
     assert_eq!(printable(" a\x1b[31m\nb "), "a [31m b");
     let long = printable(&"é".repeat(500));
     assert_eq!(long.chars().count(), 201);

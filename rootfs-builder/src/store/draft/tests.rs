@@ -18,7 +18,7 @@ fn a_dropped_draft_leaves_nothing_and_a_published_one_is_whole() {
 }
 
 #[test]
-fn a_left_over_is_not_written_to() {
+fn a_leftover_is_not_written_to() {
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("x");
     let left_over = dir.path().join("x.part");
@@ -43,7 +43,7 @@ fn a_replaced_draft_is_refused() {
 }
 
 #[test]
-fn of_many_at_once_one_makes_it() {
+fn one_of_many_threads_makes_it() {
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("x");
     let made = AtomicUsize::new(0);

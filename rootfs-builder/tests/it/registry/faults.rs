@@ -1,18 +1,18 @@
-//! What networks and registries do to those who pull: broken connections, refusals, lies.
+//! Faults of networks and registries: broken connections, refusals, false answers.
 
 use std::time::{Duration, Instant, SystemTime};
 
 use super::proxy::{Fault, Proxy};
 use super::*;
 
-/// Where a request wants to go on: the number in its `Range` header.
+/// The offset at which a request continues: the number in its `Range` header.
 fn range_of(head: &str) -> Option<u64> {
     let head = head.to_lowercase();
     head.split("range: bytes=").nth(1)?.split('-').next()?.parse().ok()
 }
 
 #[test]
-fn a_broken_layer_goes_on_where_it_broke() {
+fn a_broken_download_resumes_where_it_broke() {
     let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
     let (reference, content) = two_layers(&fixture, "oci", 1, 3 << 20);
@@ -32,7 +32,7 @@ fn a_broken_layer_goes_on_where_it_broke() {
 }
 
 #[test]
-fn a_registry_that_cannot_go_on_begins_again() {
+fn a_registry_without_ranges_starts_again() {
     let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
     let (reference, content) = two_layers(&fixture, "oci", 1, 1 << 20);
@@ -50,7 +50,7 @@ fn a_registry_that_cannot_go_on_begins_again() {
 }
 
 #[test]
-fn a_part_that_the_registry_does_not_take_is_dropped() {
+fn a_partial_download_that_the_registry_rejects_is_dropped() {
     let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
     let (reference, content) = two_layers(&fixture, "oci", 1, 1 << 20);
@@ -76,7 +76,7 @@ fn a_part_that_the_registry_does_not_take_is_dropped() {
 }
 
 #[test]
-fn a_layer_that_breaks_again_and_again_is_given_up_and_kept() {
+fn a_pull_fails_after_repeated_breaks_and_keeps_its_partial_download() {
     let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
     let (reference, content) = two_layers(&fixture, "oci", 1, 1 << 20);
@@ -103,7 +103,7 @@ fn a_layer_that_breaks_again_and_again_is_given_up_and_kept() {
 }
 
 #[test]
-fn what_an_interrupted_pull_left_is_kept_for_days_or_until_pruned() {
+fn an_interrupted_pull_is_kept_for_days_or_until_pruned() {
     let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
     let (reference, _) = two_layers(&fixture, "oci", 1, 1 << 20);
@@ -115,7 +115,7 @@ fn what_an_interrupted_pull_left_is_kept_for_days_or_until_pruned() {
     });
     let text = format!("{}/x:v", proxy.address);
     pull(&fixture, &text).unwrap_err();
-    // The other layer, the partial one, and the journal that speaks for them.
+    // The other layer, the partial one, and the journal that names them.
     assert_eq!(fixture.store_files().len(), 3, "{:?}", fixture.store_files());
     let pruned = store(&fixture).prune(false, &|_| false).unwrap();
     assert!(pruned.removed.is_empty() && pruned.freed > 0);
@@ -131,12 +131,12 @@ fn what_an_interrupted_pull_left_is_kept_for_days_or_until_pruned() {
         fixture.store_files().len()
     };
     assert_eq!(age(2), 3);
-    // Where a process of another test is being started, it has the locks for a moment.
+    // A process that another test is starting holds the locks for a moment.
     fixture.until("it is swept away", || age(4) == 0);
 }
 
 #[test]
-fn a_damaged_part_is_found_out_and_fetched_anew() {
+fn a_damaged_partial_download_is_detected_and_fetched_again() {
     let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
     let (reference, content) = two_layers(&fixture, "oci", 1, 1 << 20);
@@ -147,10 +147,10 @@ fn a_damaged_part_is_found_out_and_fetched_anew() {
     store(&fixture);
     std::fs::create_dir_all(&folder).unwrap();
     let partial = folder.join(layer.strip_prefix("sha256:").unwrap().to_owned() + ".partial");
-    // Garbage of some length, of the very length, and of more.
+    // Garbage that is shorter than the layer, as long, and longer.
     let len = std::fs::metadata(registry.blob_file(&layer)).unwrap().len() as usize;
     for garbage in [1000, len, len + 5] {
-        // Opened first: without a journal, it would be swept away.
+        // The store is opened first: without a journal, it would remove the file.
         let store = store(&fixture);
         std::fs::write(&partial, vec![7; garbage]).unwrap();
         let image = store.pull(&name(&text), &Silent).unwrap();
@@ -186,7 +186,7 @@ fn wrong_content_is_refused() {
 }
 
 #[test]
-fn a_registry_that_falls_silent_is_given_up() {
+fn a_registry_that_stops_answering_is_given_up_on() {
     let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
     let (reference, content) = two_layers(&fixture, "oci", 1, 1 << 20);
@@ -216,7 +216,7 @@ fn instead(answer: &str) -> Fault {
 }
 
 #[test]
-fn a_rate_limit_that_passes_is_waited_out() {
+fn a_short_rate_limit_is_waited_out() {
     let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
     let (reference, _) = two_layers(&fixture, "oci", 1, 1000);
@@ -234,7 +234,7 @@ fn a_rate_limit_that_passes_is_waited_out() {
 }
 
 #[test]
-fn passing_trouble_is_waited_out() {
+fn transient_errors_are_retried() {
     let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
     let (reference, _) = two_layers(&fixture, "oci", 1, 1000);
@@ -277,7 +277,7 @@ fn a_rate_limit_says_how_long() {
 }
 
 #[test]
-fn what_is_not_there_is_named() {
+fn missing_repositories_tags_and_layers_are_named() {
     let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
     let (reference, _) = two_layers(&fixture, "oci", 1, 1000);
@@ -303,7 +303,7 @@ fn what_is_not_there_is_named() {
 }
 
 #[test]
-fn what_is_no_registry_or_no_image_is_told_apart() {
+fn servers_without_a_registry_and_artifacts_without_an_image_have_their_own_errors() {
     let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
     let answer = |content_type: &str, body: &str| {
@@ -336,7 +336,7 @@ fn what_is_no_registry_or_no_image_is_told_apart() {
 }
 
 #[test]
-fn nobody_fills_the_memory_or_leads_in_circles() {
+fn answers_and_redirects_are_bounded() {
     let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
     let endless = Fault::Endless("HTTP/1.1 200 OK\r\n\r\n".into(), vec![b' '; 1 << 16]);

@@ -1,4 +1,4 @@
-//! Who may pull: basic and token logins, docker's configuration, credential helpers; and whom to trust.
+//! Basic and token logins, docker's configuration, credential helpers, and trust.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -18,7 +18,7 @@ use super::*;
 
 const CREDS: &str = "--dest-creds=me:open sesame";
 
-/// A registry for `me` with the password `open sesame`, and a reference in it.
+/// A registry with the user `me` and the password `open sesame`, and a reference in it.
 fn guarded(fixture: &Fixture) -> Option<(Registry, String)> {
     let users = Command::new("htpasswd").args(["-Bbn", "-C4", "me", "open sesame"]).output();
     let Ok(users) = users else {
@@ -42,7 +42,7 @@ fn docker_config(fixture: &Fixture, json: &serde_json::Value) -> PathBuf {
 }
 
 #[test]
-fn a_guarded_registry_asks_for_a_login_and_takes_it() {
+fn a_protected_registry_requires_and_accepts_a_login() {
     let fixture = Fixture::new();
     let Some((registry, text)) = guarded(&fixture) else { return };
     let address = &registry.address;
@@ -58,7 +58,7 @@ fn a_guarded_registry_asks_for_a_login_and_takes_it() {
     assert_eq!(stored, LoginStore::File(fixture.path("docker/config.json")));
     pull(&fixture, &text).unwrap();
 
-    // Docker's own tools read what was written.
+    // Docker's own tools read the stored login.
     run(Command::new("skopeo")
         .args(["inspect", "--tls-verify=false", "--authfile"])
         .arg(fixture.path("docker/config.json"))
@@ -116,7 +116,7 @@ fn with_a_helper() {
 }
 
 #[test]
-fn helpers_keep_logins() {
+fn credential_helpers_store_logins() {
     let fixture = Fixture::new();
     let Some((registry, text)) = guarded(&fixture) else { return };
     let bin = install_helper(&fixture);
@@ -137,7 +137,7 @@ fn helpers_keep_logins() {
 }
 
 #[test]
-fn a_broken_helper_does_not_keep_public_images_away() {
+fn a_broken_helper_does_not_block_public_images() {
     let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
     let (reference, _) = two_layers(&fixture, "oci", 1, 1000);
@@ -152,7 +152,7 @@ fn a_broken_helper_does_not_keep_public_images_away() {
 }
 
 #[test]
-fn logins_are_not_given_to_others() {
+fn logins_are_not_sent_to_other_hosts() {
     let fixture = Fixture::new();
     let Some((registry, _)) = guarded(&fixture) else { return };
     let other = Proxy::start(&registry.address, |_, _| Fault::None);
@@ -175,7 +175,7 @@ fn logins_are_not_given_to_others() {
     assert!(asked.iter().all(|head| !head.to_lowercase().contains("authorization")), "{asked:?}");
 }
 
-/// A certificate authority of our own, and a certificate of it for 127.0.0.1.
+/// A private certificate authority, and its certificate for 127.0.0.1.
 fn certificates(fixture: &Fixture) -> Option<[PathBuf; 3]> {
     if !has_tool("openssl") {
         eprintln!("SKIPPED: openssl is not installed");
@@ -215,7 +215,7 @@ fn certificates(fixture: &Fixture) -> Option<[PathBuf; 3]> {
 }
 
 #[test]
-fn private_authorities_are_trusted_where_they_are_named() {
+fn private_authorities_are_trusted_for_the_registries_that_name_them() {
     let fixture = Fixture::new();
     let Some([ca, certificate, key]) = certificates(&fixture) else { return };
     let setup = Setup { tls: Some((&certificate, &key)), ..Setup::default() };
@@ -231,7 +231,7 @@ fn private_authorities_are_trusted_where_they_are_named() {
         fixture.store().with_registries(options).pull(&name(&text), &Silent)
     };
     with_ca(&ca).unwrap();
-    // Somebody else's authority, which a second call makes.
+    // Another authority, made by a second call.
     let other = Fixture::new();
     let Some([stranger, ..]) = certificates(&other) else { return };
     let (trouble, message) = problem(with_ca(&stranger));
@@ -241,7 +241,7 @@ fn private_authorities_are_trusted_where_they_are_named() {
         let error = with_ca(&bad).unwrap_err();
         assert!(matches!(error, Error::RegistryConfig { .. }), "{error}");
     }
-    // Docker's convention, and this machine's own registry without any.
+    // Docker's folder of certificates, and a registry on loopback without any.
     let folder = fixture.path("certs.d").join(&registry.address);
     fs::create_dir_all(&folder).unwrap();
     fs::copy(&stranger, folder.join("ca.crt")).unwrap();
@@ -267,7 +267,7 @@ fn a_registry_without_tls_is_refused_where_tls_is_wanted() {
     assert!(message.contains("does not speak TLS") && message.contains("insecure"), "{message}");
 }
 
-/// A server that gives out tokens; the registry checks their signatures.
+/// A token server; the registry checks the signatures of its tokens.
 struct TokenServer {
     realm: String,
     requests: Arc<Mutex<Vec<String>>>,
@@ -308,7 +308,7 @@ fn read_request(stream: &mut impl BufRead) -> Option<String> {
     Some(request + &body)
 }
 
-/// Lets `me` pull and push; anybody pull from `public`.
+/// Allows `me` to pull and push, and everybody to pull from `public`.
 fn give_token(request: &str, certificate: &Path, key: &Path) -> String {
     let login = STANDARD.encode("me:open sesame");
     let is_me = request.contains(&login) || request.contains("refresh_token=my-identity");
@@ -354,7 +354,7 @@ fn give_token(request: &str, certificate: &Path, key: &Path) -> String {
 }
 
 #[test]
-fn tokens_are_fetched_and_shown() {
+fn tokens_are_fetched_and_sent() {
     let fixture = Fixture::new();
     let Some([_, certificate, key]) = certificates(&fixture) else { return };
     let tokens = TokenServer::start(certificate.clone(), key);
@@ -416,11 +416,11 @@ fn no_login_goes_unencrypted_from_a_secure_registry() {
     options.registries.insert(registry.address.clone(), config);
     let error = options.login(&registry.address, "me", "open sesame").unwrap_err().to_string();
     assert!(error.contains("unencrypted"), "{error}");
-    assert!(listener.accept().is_err(), "somebody was asked for a token");
+    assert!(listener.accept().is_err(), "a token was requested");
 }
 
 #[test]
-fn a_token_server_in_trouble_is_asked_again() {
+fn requests_to_a_failing_token_server_are_retried() {
     let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
     let (reference, _) = two_layers(&fixture, "oci", 1, 1000);
@@ -450,8 +450,8 @@ fn a_token_server_in_trouble_is_asked_again() {
     assert_eq!(tokens.requests("POST /token").len(), 3);
 }
 
-/// The same server by an address that does not count as this machine's own.
-fn as_a_stranger(address: &str) -> String {
+/// The same server under an address that does not count as loopback.
+fn not_loopback(address: &str) -> String {
     address.replace("127.0.0.1", "0.0.0.0")
 }
 
@@ -464,7 +464,7 @@ fn an_insecure_registry_does_not_make_others_insecure() {
     let (reference, _) = two_layers(&fixture, "oci", 1, 1000);
     registry.push(&reference, "x:v");
     stranger.push(&reference, "x:v");
-    let other = as_a_stranger(&stranger.address);
+    let other = not_loopback(&stranger.address);
     let options_with = |hosts: &[&str]| {
         let mut options = options(&fixture);
         for host in hosts {
@@ -478,7 +478,7 @@ fn an_insecure_registry_does_not_make_others_insecure() {
         let store = fixture.store().with_registries(options_with(hosts));
         store.pull(&name(&format!("{address}/x:v")), &Silent)
     };
-    // Its blobs are elsewhere, behind a certificate that nobody vouches for.
+    // Its blobs are on another host, with an untrusted certificate.
     let target = other.clone();
     let redirect = Proxy::start(&registry.address, move |head, _| match head.contains("/blobs/") {
         true => {
@@ -494,7 +494,7 @@ fn an_insecure_registry_does_not_make_others_insecure() {
     assert!(message.contains(&other), "{message}");
     pull_with(&[&other], &redirect.address).unwrap();
 
-    // Its tokens are, and the login would go along.
+    // Its token server is on another host, and would get the login.
     let auth = STANDARD.encode("me:open sesame");
     for (scheme, words) in [("https", "certificate"), ("http", "unencrypted")] {
         let realm = format!("{scheme}://{other}/token");
@@ -507,7 +507,7 @@ fn an_insecure_registry_does_not_make_others_insecure() {
         let (_, message) = problem(pull_with(&[&guarded.address], &guarded.address));
         assert!(message.contains(&*other) || message.contains("0.0.0.0"), "{message}");
         assert!(message.contains(words), "{message}");
-        // Where that is wanted, it goes there: this one has no tokens.
+        // With that host marked insecure, the request is sent: this one has no tokens.
         let (_, message) = problem(pull_with(&[&guarded.address, &other], &guarded.address));
         let was_asked = message.contains("status 404") || message.contains("refuses the login");
         assert!(was_asked && !message.contains(words), "{message}");
@@ -519,7 +519,7 @@ fn no_login_is_sent_to_a_mirror_without_tls() {
     let fixture = Fixture::new();
     let Some((registry, _)) = guarded(&fixture) else { return };
     let proxy = Proxy::start(&registry.address, |_, _| Fault::None);
-    let mirror = as_a_stranger(&proxy.address);
+    let mirror = not_loopback(&proxy.address);
     let auth = STANDARD.encode("me:open sesame");
     docker_config(&fixture, &json!({ "auths": { (&mirror): { "auth": auth } } }));
     let pull = |is_insecure: bool| {

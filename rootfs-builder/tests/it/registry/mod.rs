@@ -17,7 +17,7 @@ use boxlite_rootfs_builder::{
 use crate::support::*;
 use server::{Registry, Setup};
 
-/// Options that know nothing of this machine's user.
+/// Options without this user's configuration.
 fn options(fixture: &Fixture) -> RegistryOptions {
     let mut options = RegistryOptions::default();
     options.docker_config = Some(fixture.path("docker"));
@@ -37,7 +37,7 @@ fn pull(fixture: &Fixture, text: &str) -> Result<Image, Error> {
     store(fixture).pull(&name(text), &Silent)
 }
 
-/// What the registry's problem is.
+/// The problem of a registry error.
 fn problem(result: Result<Image, Error>) -> (RegistryProblem, String) {
     let error = result.expect_err("this cannot be pulled");
     let text = error.to_string();
@@ -47,7 +47,7 @@ fn problem(result: Result<Image, Error>) -> (RegistryProblem, String) {
     }
 }
 
-/// An image of two layers, one of them of noise; returns its reference, and what its disk will be.
+/// An image of two layers, one of them of noise; returns its reference and the expected disk.
 fn two_layers(fixture: &Fixture, dir: &str, seed: u64, len: usize) -> (String, Vec<u8>) {
     let layers = [
         TestLayer::tar("etc/base", b"the base"),
@@ -70,7 +70,7 @@ fn data_layer(fixture: &Fixture, dir: &str) -> String {
     manifest["layers"][1]["digest"].as_str().unwrap().to_owned()
 }
 
-/// Cancels once that much of a layer has come.
+/// Cancels once this number of bytes of a layer has arrived.
 struct CancelAt {
     at: u64,
     reached: AtomicBool,

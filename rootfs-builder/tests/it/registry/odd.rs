@@ -1,4 +1,4 @@
-//! Images that are odd and valid, and those that are not; from a registry made by hand.
+//! Unusual images, valid and invalid, from a handmade registry.
 
 use boxlite_rootfs_builder::{Algorithm, Digest};
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
-/// What a registry has in its repository `x`: by path, content type and content.
+/// The contents of a registry's repository `x`: content type and body by path.
 struct Content {
     algorithm: Algorithm,
     answers: Vec<(String, String, String)>,
@@ -44,7 +44,7 @@ impl Content {
         self.put("manifests", INDEX, &index)
     }
 
-    /// Lets a tag mean this.
+    /// Sets the target of a tag.
     fn tag(&mut self, tag: &str, descriptor: &Value) {
         let path = format!("/v2/x/manifests/{}", descriptor["digest"].as_str().unwrap());
         let answer = self.answers.iter().find(|(known, ..)| *known == path).unwrap().clone();
@@ -74,7 +74,7 @@ impl Content {
     }
 }
 
-/// Pulls `x:v`; what its disk is then.
+/// Pulls `x:v`, and returns its disk.
 fn disk_at(fixture: &Fixture, proxy: &Proxy) -> Result<Vec<u8>, Error> {
     let image = pull(fixture, &format!("{}/x:v", proxy.address))?;
     Ok(disk_of(&store(fixture), &image))
@@ -100,7 +100,7 @@ fn layers_of_every_kind_twice_or_empty() {
         assert_eq!(proxy.requests(&Digest::of(algorithm, b"one").to_string()).len(), 1);
         let by_digest = format!("{}/x:other@{pinned}", proxy.address);
         assert_eq!(pull(&fixture, &by_digest).unwrap().digest().to_string(), pinned);
-        // What such an image is saved as can be loaded.
+        // Such an image can be saved and loaded.
         let mut saved = Vec::new();
         store(&fixture).save(&[&by_digest], &mut saved, &Silent).unwrap();
         let other = Fixture::new();
@@ -111,7 +111,7 @@ fn layers_of_every_kind_twice_or_empty() {
 }
 
 #[test]
-fn a_header_that_lies_about_the_digest_is_found_out() {
+fn a_false_digest_header_is_detected() {
     let fixture = Fixture::new();
     let header = "Docker-Content-Digest: \
         sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\r\n";
@@ -129,7 +129,7 @@ fn a_header_that_lies_about_the_digest_is_found_out() {
 }
 
 #[test]
-fn what_is_no_image_in_an_index_is_passed_over() {
+fn artifacts_in_an_index_are_skipped() {
     let fixture = Fixture::new();
     let artifact = |content: &mut Content| {
         let empty = content.put("blobs", "application/vnd.oci.empty.v1+json", "{}");
@@ -158,7 +158,7 @@ fn what_is_no_image_in_an_index_is_passed_over() {
 }
 
 #[test]
-fn lies_about_lengths_and_missing_foreign_layers_are_named() {
+fn false_lengths_and_missing_foreign_layers_are_named() {
     let fixture = Fixture::new();
     for (change, words) in [
         (json!({ "size": 2 }), "has not the 2 bytes"),

@@ -1,4 +1,4 @@
-//! Several processes, and processes that are killed.
+//! Pulls by several processes, and by processes that are killed.
 
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::proxy::{Fault, Proxy};
 use super::*;
 
-/// This test binary again, pulling this image.
+/// Runs this test binary again, to pull this image.
 fn spawn_child(fixture: &Fixture, text: &str) -> Child {
     Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "registry::processes::child_process", "--ignored", "--nocapture"])
@@ -33,7 +33,7 @@ fn child_process() {
 }
 
 #[test]
-fn of_many_processes_one_fetches() {
+fn one_of_many_processes_fetches() {
     let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
     let (reference, content) = two_layers(&fixture, "oci", 1, 2 << 20);
@@ -61,7 +61,7 @@ fn of_many_processes_one_fetches() {
 }
 
 #[test]
-fn a_killed_pull_is_gone_on_with() {
+fn a_killed_pull_is_resumed() {
     let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
     let (reference, content) = two_layers(&fixture, "oci", 1, 4 << 20);
@@ -83,7 +83,7 @@ fn a_killed_pull_is_gone_on_with() {
     }
     child.kill().unwrap();
     child.wait().unwrap();
-    // Others come and go.
+    // Other processes open and close the store.
     fixture.store();
     let kept = partial.metadata().unwrap().len();
     let image = pull(&fixture, &text).unwrap();

@@ -1,32 +1,32 @@
-//! A TCP proxy before a real registry, which does to answers what networks and strangers do to them.
+//! A TCP proxy in front of a real registry, which injects faults into its answers.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// What becomes of an answer.
+/// The fault of an answer.
 #[derive(Clone, Debug)]
 pub(crate) enum Fault {
-    /// It goes through.
+    /// None: the answer is passed on.
     None,
-    /// The connection breaks after so many bytes of the body.
+    /// The connection breaks after this number of bytes of the body.
     Cut(usize),
-    /// Nothing comes any more after so many bytes of the body.
+    /// The connection stalls after this number of bytes of the body.
     Stall(usize),
     /// A pause after every 64 KiB of the body.
     Slow(Duration),
-    /// This byte of the body is another one.
+    /// This byte of the body is changed.
     Flip(usize),
-    /// The registry does not hear from where on to send.
+    /// The `Range` header is removed from the request.
     Whole,
-    /// The registry is not asked: this is the whole answer.
+    /// The whole answer, without asking the registry.
     Instead(String),
-    /// As `Instead`, and then such pieces without an end.
+    /// As `Instead`, followed by these pieces without an end.
     Endless(String, Vec<u8>),
 }
 
-/// Decides by the head of a request, and how many had the same first line before.
+/// Chooses the fault by the head of a request, and by the number of earlier requests with the same first line.
 pub(crate) type Plan = dyn Fn(&str, usize) -> Fault + Send + Sync;
 
 /// A proxy.
@@ -50,7 +50,7 @@ impl Proxy {
             for client in listener.incoming() {
                 let (client, registry) = (client.unwrap(), registry.clone());
                 let (seen, plan) = (seen.clone(), plan.clone());
-                // Whichever end gives up first, the other hears of it.
+                // When one end closes, the other is closed, too.
                 std::thread::spawn(move || serve(client, &registry, &seen, &*plan));
             }
         });
@@ -70,7 +70,7 @@ impl Proxy {
     }
 }
 
-/// One request of a connection; there is no second.
+/// Serves the only request of a connection.
 fn serve(
     mut client: TcpStream,
     registry: &str,
@@ -79,7 +79,7 @@ fn serve(
 ) -> Option<()> {
     let (head, _) = read_head(&mut client)?;
     if !head.starts_with("GET ") && !head.starts_with("POST ") {
-        // Somebody tries TLS.
+        // The client tries TLS.
         client.write_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n").ok()?;
         return None;
     }
@@ -134,7 +134,7 @@ fn forward(
         {
             client.write_all(&piece[..at - sent]).ok()?;
             if let Fault::Stall(_) = fault {
-                // Until the other end has had enough.
+                // Until the other end closes.
                 let _ = client.read(&mut [0; 1]);
             }
             return None;
@@ -153,7 +153,7 @@ fn forward(
     }
 }
 
-/// Everything up to the empty line, and what came behind it.
+/// Everything up to the empty line, and the bytes after it.
 fn read_head(stream: &mut TcpStream) -> Option<(String, Vec<u8>)> {
     let mut bytes = Vec::new();
     let mut buffer = [0; 4096];

@@ -1,4 +1,4 @@
-//! Names, tags, digests, platforms; what is fetched, and what is not fetched again.
+//! Names, tags, digests, platforms; which blobs are fetched.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -26,7 +26,7 @@ fn a_pulled_image_is_the_one_that_was_pushed() {
     assert!(notes.has("Asking") && notes.has("Pulling(LayerProgress { layer: 1, layers: 2"));
     assert!(disk_of(&store, &image) == content);
 
-    // From now on it is here.
+    // From now on, the store has it.
     registry.stop();
     let again = store.resolve(&text.parse().unwrap(), &Silent).unwrap();
     assert_eq!(again.digest(), image.digest());
@@ -63,17 +63,17 @@ fn policies_say_when_the_registry_is_asked() {
     let two = resolve(PullPolicy::Always).unwrap();
     assert_ne!(two.digest(), one.digest());
     assert_eq!(resolve(PullPolicy::Missing).unwrap().digest(), two.digest());
-    // The old one's disk and layer went with its name.
+    // The old image's disk and layer were removed with its name.
     assert_eq!(fixture.store_files().iter().filter(|file| file.starts_with("blobs")).count(), 4);
     assert!(fixture.store_files().iter().all(|file| !file.starts_with("disks")));
-    // An unchanged one keeps its disk.
+    // An unchanged image keeps its disk.
     disk_of(&store, &two);
     resolve(PullPolicy::Always).unwrap();
     assert_eq!(fixture.store_files().iter().filter(|file| file.starts_with("disks")).count(), 1);
 }
 
 #[test]
-fn an_import_of_that_name_comes_first() {
+fn an_import_of_the_same_name_is_used_first() {
     let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
     let (pushed, _) = two_layers(&fixture, "pushed", 1, 1000);
@@ -97,14 +97,14 @@ fn digests_pin() {
     let digest = fixture.resolve(&reference).unwrap().digest().clone();
     let pinned = format!("{}/x:other-tag@{digest}", registry.address);
     assert_eq!(pull(&fixture, &pinned).unwrap().digest(), &digest);
-    // Whatever it was called: the digest is known.
+    // By digest, whatever its name.
     registry.stop();
     let again = format!("{}/x@{digest}", registry.address).parse().unwrap();
     assert_eq!(store(&fixture).resolve(&again, &Silent).unwrap().digest(), &digest);
 }
 
 #[test]
-fn of_several_platforms_this_one() {
+fn the_platform_of_this_machine_is_selected() {
     let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
     let layout = Layout::new(fixture.path("oci"));
@@ -132,7 +132,7 @@ fn of_several_platforms_this_one() {
 }
 
 #[test]
-fn what_images_share_is_fetched_once() {
+fn shared_layers_are_fetched_once() {
     let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
     for (dir, seed) in [("one", 1), ("two", 2)] {
@@ -154,7 +154,7 @@ fn what_images_share_is_fetched_once() {
 }
 
 #[test]
-fn a_damaged_or_missing_blob_is_fetched_anew() {
+fn a_damaged_or_missing_blob_is_fetched_again() {
     let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
     let (reference, content) = two_layers(&fixture, "oci", 1, 10_000);
@@ -174,7 +174,7 @@ fn a_damaged_or_missing_blob_is_fetched_anew() {
     let image = store.pull(&name(&text), &notes).unwrap();
     assert!(notes.has("damaged"));
 
-    // Found out only when it is used: it counts as missing from then on.
+    // The damage is detected on use: the blob counts as missing from then on.
     std::fs::remove_file(&blob).unwrap();
     std::fs::write(&blob, vec![0; sound.len()]).unwrap();
     store.disk(&image, &Concatenate::default(), &Silent).unwrap_err();
@@ -183,7 +183,7 @@ fn a_damaged_or_missing_blob_is_fetched_anew() {
 }
 
 #[test]
-fn a_damaged_record_is_fetched_anew_where_it_came_from_the_registry() {
+fn a_damaged_record_of_a_pull_is_fetched_again() {
     let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
     let (reference, content) = two_layers(&fixture, "oci", 1, 1000);
@@ -216,7 +216,7 @@ fn a_damaged_record_is_fetched_anew_where_it_came_from_the_registry() {
         assert!(disk_of(&store, &image) == content);
         assert!(store.list().unwrap().damaged.is_empty());
     }
-    // The registry's image of this name would be another one; and a later release knows better.
+    // Not for an import, as the registry's image of this name would be another one; nor for a record of a later release.
     let import = |json: String| json.replace(&format!("docker://{text}"), "oci:/mine") + "x";
     let newer =
         |json: String| json.trim_end_matches('x').replace("\"version\": 1", "\"version\": 2");
@@ -228,7 +228,7 @@ fn a_damaged_record_is_fetched_anew_where_it_came_from_the_registry() {
 }
 
 #[test]
-fn another_name_is_not_taken_for_one_in_a_registry() {
+fn a_name_given_by_a_tag_is_not_looked_up_in_a_registry() {
     let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
     let (reference, _) = two_layers(&fixture, "oci", 1, 1000);
@@ -251,7 +251,7 @@ fn another_name_is_not_taken_for_one_in_a_registry() {
 }
 
 #[test]
-fn layers_are_fetched_several_at_a_time_and_no_more() {
+fn a_limited_number_of_layers_is_fetched_at_a_time() {
     let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
     let layers: Vec<_> =
@@ -305,7 +305,7 @@ fn mirrors_are_asked_first_and_the_registry_last() {
 }
 
 #[test]
-fn a_cancelled_pull_ends_soon_and_goes_on_later() {
+fn a_cancelled_pull_ends_soon_and_can_be_resumed() {
     let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
     let (reference, content) = two_layers(&fixture, "oci", 1, 4 << 20);
@@ -328,7 +328,7 @@ fn a_cancelled_pull_ends_soon_and_goes_on_later() {
 }
 
 #[test]
-fn it_may_be_called_from_a_task() {
+fn pulls_may_be_called_from_an_async_task() {
     let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
     let (reference, _) = two_layers(&fixture, "oci", 1, 1000);

@@ -1,4 +1,4 @@
-//! A docker-registry of our own, as bare or as guarded as a test wants it.
+//! A docker-registry for a test, with or without TLS, passwords and tokens.
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};
@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 use crate::support::*;
 
-/// How a registry is to be reached, and by whom.
+/// TLS and authentication of a registry.
 #[derive(Default)]
 pub(crate) struct Setup<'a> {
     /// Certificate and key, both PEM.
     pub(crate) tls: Option<(&'a Path, &'a Path)>,
-    /// A file that htpasswd made.
+    /// A file made by htpasswd.
     pub(crate) htpasswd: Option<&'a Path>,
-    /// Realm of the tokens, and the certificate of who signs them.
+    /// Realm of the tokens, and the certificate of their signer.
     pub(crate) token: Option<(&'a str, &'a Path)>,
 }
 
@@ -28,7 +28,7 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    /// Starts one; none, and says so, where there is no docker-registry.
+    /// Starts one. None, after printing `SKIPPED`, without docker-registry.
     pub(crate) fn start(setup: &Setup<'_>) -> Option<Self> {
         for tool in ["docker-registry", "skopeo"] {
             if Command::new(tool).arg("--version").output().is_err() {
@@ -71,7 +71,7 @@ impl Registry {
             .arg(format!("docker://{}/{name}", self.address)));
     }
 
-    /// Where it keeps a blob.
+    /// The file of a blob.
     pub(crate) fn blob_file(&self, digest: &str) -> PathBuf {
         let hex = digest.strip_prefix("sha256:").unwrap();
         let blobs = self.dir.path().join("data/docker/registry/v2/blobs/sha256");
@@ -132,7 +132,7 @@ fn config(setup: &Setup<'_>, address: &str, dir: &Path) -> String {
     text
 }
 
-/// Bytes that do not compress, others for every seed.
+/// Incompressible bytes, different for each seed.
 pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut bytes: Vec<u8> = std::iter::repeat_with(|| {

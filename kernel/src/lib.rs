@@ -9,7 +9,7 @@
 //!   initramfs, template ──────┘    Manifest                 initramfs, template
 //! ```
 //!
-//! Uses the file system, serde and SHA-256 only: whoever embeds the runtime compiles this crate.
+//! Uses the file system, serde and SHA-256 only: every embedder of the runtime compiles this crate.
 //!
 //! Invariant: a folder with a manifest is complete, and an opened one has files of the sizes that
 //! the manifest says.

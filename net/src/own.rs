@@ -1,5 +1,5 @@
-//! This machine's own addresses: a guest that reaches one of them reaches what listens there, ports of
-//! other boxes among it, so only a rule that names them opens them.
+//! This machine's own addresses. A guest that reaches one of them reaches the servers there, including published
+//! ports of other boxes, so only a rule that names them opens them.
 
 use std::io;
 use std::net::IpAddr;

@@ -11,7 +11,7 @@
 //! `wget`, or apt.
 //!
 //! Invariant: a source is pinned by hash or vouched for by Debian's signed index, each setting of
-//! the fragments took effect, and what has its final name in the cache is finished.
+//! the fragments took effect, and a file with its final name in the cache is complete.
 
 #![forbid(unsafe_code)]
 

@@ -1,10 +1,10 @@
 //! The addresses of this machine's network interfaces.
 //!
-//! A guest that reaches one of them reaches what listens there, ports of other boxes among it, so the
-//! network closes them unless a rule names them. A network that runs in a nested host is told the
-//! addresses of the real host by the process that keeps the nested host; so both sides list them here.
+//! A guest that reaches one of them reaches the servers there, including published ports of other boxes, so the
+//! network closes them unless a rule names them. In a nested host, a network gets the addresses of the real host
+//! from the nested host's keeper, so both processes list them by this crate.
 //!
-//! **Invariant:** no thread and no wait: the kernel answers before the question returns.
+//! **Invariant:** no thread and no wait: the kernel answers before a call returns.
 
 #![forbid(unsafe_code)]
 

@@ -1,9 +1,8 @@
-//! Tests of the builder on a source tree whose makefile only pretends: what it is told, what it
-//! leaves, what it caches.
+//! Tests of the builder on a source tree with a fake makefile.
 
 use super::*;
 
-/// A makefile that answers as the kernel's does, in a fraction of a second.
+/// A makefile with the kernel's targets, which builds nothing.
 const MAKEFILE: &str = r#"VERSION = 6
 PATCHLEVEL = 12
 SUBLEVEL = 9

@@ -64,7 +64,7 @@ impl Policy {
         Self { rules, default }
     }
 
-    /// Decides about a flow. `resolved(address, pattern)` says whether the guest was told that a name
+    /// Decides about a flow. `resolved(address, pattern)` says whether an answer to the guest said that a name
     /// that matches `pattern` has this address.
     pub fn decide(
         &self,

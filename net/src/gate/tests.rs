@@ -82,8 +82,8 @@ fn names_open_the_addresses_of_their_answers() {
 #[test]
 fn denials_are_counted_each_time() {
     let meter = Arc::new(Meter::default());
-    let told = Arc::new(std::sync::Mutex::new(Vec::new()));
-    let sink = Arc::clone(&told);
+    let reports = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let sink = Arc::clone(&reports);
     let denials =
         Denials::new(move |what, why| sink.lock().unwrap().push(format!("{what}: {why}")));
     let mut gate = Gate::new(Policy::none(), Arc::clone(&meter), Some(denials));
@@ -93,15 +93,15 @@ fn denials_are_counted_each_time() {
     }
     assert_eq!(meter.denied.get(), 6);
     // Once each.
-    let told = told.lock().unwrap();
-    assert_eq!(*told, ["tcp to 1.2.3.4:80: no rule allows it", "the name \"a.org\": closed"]);
+    let reports = reports.lock().unwrap();
+    assert_eq!(*reports, ["tcp to 1.2.3.4:80: no rule allows it", "the name \"a.org\": closed"]);
 }
 
 #[test]
 fn a_guest_that_tries_everything_does_not_fill_the_log() {
     let meter = Arc::new(Meter::default());
-    let told = Arc::new(std::sync::Mutex::new(0));
-    let sink = Arc::clone(&told);
+    let reports = Arc::new(std::sync::Mutex::new(0));
+    let sink = Arc::clone(&reports);
     let denials = Denials::new(move |_, _| *sink.lock().unwrap() += 1);
     let mut gate = Gate::new(Policy::none(), Arc::clone(&meter), Some(denials));
     for n in 0..20_000_u64 {
@@ -112,5 +112,5 @@ fn a_guest_that_tries_everything_does_not_fill_the_log() {
         }
     }
     assert_eq!(meter.denied.get(), 40_000);
-    assert_eq!(*told.lock().unwrap(), 2 * 4096);
+    assert_eq!(*reports.lock().unwrap(), 2 * 4096);
 }

@@ -72,11 +72,11 @@ impl Drop for Server {
 
 /// The records of the answer.
 fn dig(lab: &Lab, args: &[&str]) -> String {
-    said(lab, &[&["+short"], args].concat())
+    output_of_dig(lab, &[&["+short"], args].concat())
 }
 
 /// The whole output of dig.
-fn said(lab: &Lab, args: &[&str]) -> String {
+fn output_of_dig(lab: &Lab, args: &[&str]) -> String {
     let args = [&["@192.168.127.1", "+tries=1", "+time=4"], args].concat();
     String::from_utf8(lab.guest_run("dig", &args).stdout).unwrap().trim().to_owned()
 }
@@ -104,7 +104,7 @@ fn names_are_resolved_over_udp_and_tcp() {
         // Too large for a datagram: dig asks again over TCP.
         assert_eq!(dig(lab, &["+bufsize=1232", "large.example.org", "TXT"]).lines().count(), 20);
         // dnsmasq's answer for names that it does not know.
-        assert!(said(lab, &["nothing.example.org"]).contains("REFUSED"));
+        assert!(output_of_dig(lab, &["nothing.example.org"]).contains("REFUSED"));
         let six = lab.guest_run("dig", &["@fdb0:786c:6974::1", "+short", "www.example.org"]);
         assert_eq!(six.stdout, b"203.0.113.1\n");
         assert_eq!(network.handle.search_domains(), ["corp.example"]);
@@ -136,7 +136,7 @@ fn only_allowed_names_are_resolved_and_reached() {
             lab.guest(|| TcpStream::connect_timeout(&address, timeout).is_ok())
         };
         assert_eq!(dig(lab, &["other.example.net"]), "");
-        assert!(said(lab, &["other.example.net"]).contains("REFUSED"));
+        assert!(output_of_dig(lab, &["other.example.net"]).contains("REFUSED"));
         assert!(!connects(), "the name was not resolved");
         assert_eq!(dig(lab, &["www.example.org"]), "203.0.113.1");
         assert!(connects());
@@ -160,7 +160,7 @@ fn the_resolver_survives_a_changed_configuration_and_dead_servers() {
         assert_eq!(dig(lab, &["who.example.org", "TXT"]), "\"127.0.0.1\"");
         std::fs::write(&conf, "nameserver 127.0.0.3\n").unwrap();
         thread::sleep(Duration::from_millis(1100));
-        assert!(said(lab, &["www.example.org"]).contains("SERVFAIL"));
+        assert!(output_of_dig(lab, &["www.example.org"]).contains("SERVFAIL"));
         assert_eq!(network.counters().dns_failures, 1);
     });
 }

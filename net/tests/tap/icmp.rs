@@ -26,20 +26,20 @@ fn echoes_come_back_from_the_gateway_and_from_outside() {
             fs::write("/proc/sys/net/ipv4/ping_group_range", range).unwrap();
             let open = ["192.168.127.1", "192.168.127.254", "fdb0:786c:6974::1", OUTSIDE, OUTSIDE6];
             for address in open {
-                let said = ping(lab, &[address]);
+                let output = ping(lab, &[address]);
                 assert!(
-                    said.contains("3 received") || said.contains("3 packets received"),
-                    "{said}"
+                    output.contains("3 received") || output.contains("3 packets received"),
+                    "{output}"
                 );
             }
             // Larger than a frame, in both directions.
-            let said = ping(lab, &["-s", "65500", OUTSIDE]);
-            assert!(said.contains("3 received"), "{said}");
+            let output = ping(lab, &["-s", "65500", OUTSIDE]);
+            assert!(output.contains("3 received"), "{output}");
         }
-        let said = ping(lab, &[NO_ROUTE]);
-        assert!(said.contains("Net Unreachable"), "{said}");
-        let said = ping(lab, &["169.254.169.254"]);
-        assert!(said.contains("Packet filtered"), "{said}");
+        let output = ping(lab, &[NO_ROUTE]);
+        assert!(output.contains("Net Unreachable"), "{output}");
+        let output = ping(lab, &["169.254.169.254"]);
+        assert!(output.contains("Packet filtered"), "{output}");
         assert_eq!(network.counters().malformed, 0);
     });
 }
@@ -51,8 +51,8 @@ fn nothing_leaves_a_closed_network() {
     }
     in_lab(|lab| {
         let _network = lab.start(NetworkOptions { policy: Policy::none(), ..Default::default() });
-        let said = ping(lab, &[OUTSIDE]);
-        assert!(said.contains("Packet filtered") && said.contains("0 received"), "{said}");
+        let output = ping(lab, &[OUTSIDE]);
+        assert!(output.contains("Packet filtered") && output.contains("0 received"), "{output}");
     });
 }
 

@@ -70,7 +70,7 @@ pub enum RegistryProblem {
         host: String,
     },
     /// 401 or 403 despite a login.
-    #[error("it does not let {user:?} have this{}; {CHECK_LOGIN}", said(message))]
+    #[error("it does not let {user:?} have this{}; {CHECK_LOGIN}", with_message(message))]
     Forbidden {
         /// The user who is logged in.
         user: String,
@@ -106,7 +106,7 @@ pub enum RegistryProblem {
         retry_after: Option<Duration>,
     },
     /// 5xx, or another unusable status.
-    #[error("it answers with status {status}{}; {TRY_LATER}", said(message))]
+    #[error("it answers with status {status}{}; {TRY_LATER}", with_message(message))]
     Status {
         /// The HTTP status.
         status: u16,
@@ -191,7 +191,7 @@ impl RegistryProblem {
     }
 }
 
-fn said(message: &str) -> String {
+fn with_message(message: &str) -> String {
     if message.is_empty() { String::new() } else { format!(" (it says: {message})") }
 }
 

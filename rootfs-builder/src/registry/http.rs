@@ -271,7 +271,7 @@ impl Refusal {
 
     /// Whether it has this error code.
     pub(super) fn has_code(&self, code: &str) -> bool {
-        self.codes.iter().any(|said| said == code)
+        self.codes.iter().any(|known| known == code)
     }
 
     /// The problem for a response without a more specific one.

@@ -180,9 +180,9 @@ impl Read for ReportingLayer<'_> {
             }
             Err(error) => {
                 // The builder gets the text, the store keeps the error itself.
-                let told = io::Error::new(io::ErrorKind::InvalidData, error.to_string());
+                let invalid = io::Error::new(io::ErrorKind::InvalidData, error.to_string());
                 self.tally.failure.get_or_insert(error);
-                Err(told)
+                Err(invalid)
             }
         }
     }

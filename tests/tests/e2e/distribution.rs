@@ -139,15 +139,15 @@ fn apt_installs_packages() {
         ))
     };
     make_repository(debian.files.path());
-    let said = install(&format!("deb [trusted=yes] {}/ ./", debian.server.url()));
-    assert!(said.ends_with("hello out of a repository of one"), "{said}");
+    let output = install(&format!("deb [trusted=yes] {}/ ./", debian.server.url()));
+    assert!(output.ends_with("hello out of a repository of one"), "{output}");
 
     let suite = debian.shell(". /etc/os-release && echo $VERSION_CODENAME");
     match mirror() {
         Some(mirror) => {
             debian.shell("apt-get remove -y hello");
-            let said = install(&format!("deb {mirror} {suite} main"));
-            assert!(said.ends_with("Hello, world!"), "{said}");
+            let output = install(&format!("deb {mirror} {suite} main"));
+            assert!(output.ends_with("Hello, world!"), "{output}");
         }
         None => println!("SKIPPED: the mirror of this machine's packages cannot be reached"),
     }

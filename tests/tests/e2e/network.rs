@@ -140,8 +140,8 @@ fn the_hosts_loopback_is_closed_unless_it_is_allowed() {
     let sandbox = Sandbox::idle(&launcher, "closed", &[]);
     // By name, by the address of the host in the software host, and by the loopback addresses.
     for host in ["host.boxlite.internal", "host.docker.internal", "10.0.2.2", "127.0.0.1", "::1"] {
-        let heard = sandbox.shell(&server.ask(host));
-        assert!(heard.ends_with("closed") && !heard.contains("hello"), "{host}: {heard}");
+        let output = sandbox.shell(&server.ask(host));
+        assert!(output.ends_with("closed") && !output.contains("hello"), "{host}: {output}");
     }
     assert_eq!(server.guests.load(Ordering::SeqCst), 0);
     // A repeated flow is reported once.
@@ -276,8 +276,8 @@ fn large_transfers_are_complete_in_both_directions() {
         "nc host.boxlite.internal {port} </dev/null >/tmp/data; wc -c </tmp/data; \
          nc host.boxlite.internal {port} </tmp/data"
     );
-    let said = launcher.shell(["--allow", "host"], &script).output().success();
-    assert_eq!(said, LEN.to_string());
+    let output = launcher.shell(["--allow", "host"], &script).output().success();
+    assert_eq!(output, LEN.to_string());
     assert!(server.join().expect("the server") == data, "the data that came back differs");
 }
 

@@ -12,9 +12,9 @@ fn the_second_builder_waits_for_the_first() {
     let cache = Cache::at(dir.path()).unwrap();
     let first = cache.lock("k", || panic!("nobody holds it")).unwrap();
     let other = cache.lock("another", || panic!("another key")).unwrap();
-    let (told, waits) = mpsc::channel();
+    let (notify, waits) = mpsc::channel();
     thread::scope(|scope| {
-        let second = scope.spawn(|| cache.lock("k", || told.send(()).unwrap()).unwrap());
+        let second = scope.spawn(|| cache.lock("k", || notify.send(()).unwrap()).unwrap());
         waits.recv_timeout(Duration::from_secs(10)).unwrap();
         assert!(!second.is_finished());
         drop(first);

@@ -158,18 +158,18 @@ fn segments_out_of_order_are_reordered_and_holes_reported_by_sack() {
         rig.received()
     };
     let byte = |n: u32| ISS.wrapping_add(1 + n);
-    let heard = part(&mut rig, 40, 60);
-    assert_eq!((heard[0].ack, heard[0].sack), (Some(byte(0)), Some((byte(40), byte(60)))));
-    let heard = part(&mut rig, 80, 100);
-    assert_eq!((heard[0].ack, heard[0].sack), (Some(byte(0)), Some((byte(80), byte(100)))));
+    let received = part(&mut rig, 40, 60);
+    assert_eq!((received[0].ack, received[0].sack), (Some(byte(0)), Some((byte(40), byte(60)))));
+    let received = part(&mut rig, 80, 100);
+    assert_eq!((received[0].ack, received[0].sack), (Some(byte(0)), Some((byte(80), byte(100)))));
     part(&mut rig, 30, 70);
-    let heard = part(&mut rig, 0, 40);
-    assert_eq!(heard[0].ack, Some(byte(60)), "the overlap was cut off");
-    let heard = part(&mut rig, 50, 90);
-    assert_eq!((heard[0].ack, heard[0].sack), (Some(byte(100)), None));
+    let received = part(&mut rig, 0, 40);
+    assert_eq!(received[0].ack, Some(byte(60)), "the overlap was cut off");
+    let received = part(&mut rig, 50, 90);
+    assert_eq!((received[0].ack, received[0].sack), (Some(byte(100)), None));
     assert_eq!(read(&server, 100), data);
-    let heard = part(&mut rig, 0, 100);
-    assert_eq!(heard[0].ack, Some(byte(100)), "an old segment is acknowledged again");
+    let received = part(&mut rig, 0, 100);
+    assert_eq!(received[0].ack, Some(byte(100)), "an old segment is acknowledged again");
     assert_eq!(read(&server, 0), b"");
 }
 
@@ -182,9 +182,9 @@ fn a_fin_out_of_order_waits_for_what_precedes_it() {
     rig.send(TcpRepr { payload: b"hello ", ..rig.segment(0, first) });
     assert_eq!(rig.one().ack, Some(ISS.wrapping_add(1 + 11 + 1)));
     server.set_nonblocking(false).unwrap();
-    let mut said = String::new();
-    server.read_to_string(&mut said).unwrap();
-    assert_eq!(said, "hello world");
+    let mut text = String::new();
+    server.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "hello world");
 }
 
 #[test]
@@ -202,12 +202,12 @@ fn data_after_a_fin_is_ignored() {
         }
         rig.send(TcpRepr { payload: b"hello", ..rig.segment(0, first) });
         rig.send(TcpRepr { control: TcpControl::Fin, ..rig.segment(5, first) });
-        let told = rig.received().pop().unwrap();
-        assert_eq!(told.ack, Some(ISS.wrapping_add(1 + 5 + 1)), "{order:?}");
+        let received = rig.received().pop().unwrap();
+        assert_eq!(received.ack, Some(ISS.wrapping_add(1 + 5 + 1)), "{order:?}");
         server.set_nonblocking(false).unwrap();
-        let mut said = String::new();
-        server.read_to_string(&mut said).unwrap();
-        assert_eq!(said, "hello", "{order:?}");
+        let mut text = String::new();
+        server.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "hello", "{order:?}");
         assert_eq!(rig.counters().tcp_open, 1, "the other half is open");
     }
 }
@@ -246,15 +246,15 @@ fn a_dns_query_is_answered_after_a_half_close() {
     question.extend(b"\x04host\x07boxlite\x08internal\0\0\x01\0\x01");
     let segment = TcpRepr { dst_port: 53, payload: &question, ..rig.segment(0, first) };
     rig.send_raw_to(gateway, TcpRepr { control: TcpControl::Fin, ..segment });
-    let heard = rig.data(30);
-    let answer = heard.iter().find(|segment| !segment.payload.is_empty()).unwrap();
+    let received = rig.data(30);
+    let answer = received.iter().find(|segment| !segment.payload.is_empty()).unwrap();
     assert_eq!(answer.payload[2..6], [0, 7, 0x85, 0x80], "the query's ID, and no error");
     assert!(answer.payload.ends_with(&[192, 168, 127, 254]));
     let received = answer.payload.len();
     let ack = first.wrapping_add(received as u32);
     rig.send_raw_to(gateway, TcpRepr { dst_port: 53, ..rig.segment(question.len() + 1, ack) });
     let fin = |all: &[Got]| all.iter().any(|segment| segment.control == TcpControl::Fin);
-    assert!(fin(&heard) || fin(&rig.wait_for(fin)));
+    assert!(fin(&received) || fin(&rig.wait_for(fin)));
 }
 
 #[test]
@@ -268,9 +268,12 @@ fn a_peer_connects_although_the_guest_is_in_time_wait() {
     let segment = TcpRepr { src_port: 80, dst_port: syn.port, ..rig.segment(0, 0) };
     let old = TcpSeqNumber(12_345);
     rig.send(TcpRepr { ack_number: Some(old), ..segment });
-    let heard = rig.received();
-    assert_eq!((heard[0].control, heard[0].seq, heard[0].ack), (TcpControl::Rst, 12_345, None));
-    assert_eq!((heard.len(), &heard[1]), (2, &syn), "the SYN is sent again at once");
+    let received = rig.received();
+    assert_eq!(
+        (received[0].control, received[0].seq, received[0].ack),
+        (TcpControl::Rst, 12_345, None)
+    );
+    assert_eq!((received.len(), &received[1]), (2, &syn), "the SYN is sent again at once");
     rig.send(TcpRepr { ack_number: Some(old), ..segment });
     assert_eq!(rig.received().len(), 1, "but only once");
     let ack_number = Some(TcpSeqNumber(syn.seq.wrapping_add(1).cast_signed()));
@@ -327,9 +330,9 @@ fn a_host_that_does_not_read_closes_the_window_and_nothing_is_lost() {
     loop {
         let part = TcpRepr { payload: &data, ..rig.segment(sent, first) };
         rig.send(part);
-        let heard = rig.received().pop().unwrap();
-        let acked = heard.ack.unwrap().wrapping_sub(ISS.wrapping_add(1)) as usize;
-        edge = edge.max(acked + (usize::from(heard.window) << 7));
+        let received = rig.received().pop().unwrap();
+        let acked = received.ack.unwrap().wrapping_sub(ISS.wrapping_add(1)) as usize;
+        edge = edge.max(acked + (usize::from(received.window) << 7));
         sent = acked;
         if edge - sent < data.len() {
             break;
@@ -339,9 +342,9 @@ fn a_host_that_does_not_read_closes_the_window_and_nothing_is_lost() {
     // Data beyond the window is cut off.
     let beyond = vec![1; 60_000];
     rig.send(TcpRepr { payload: &beyond[..edge - sent + 5000], ..rig.segment(sent, first) });
-    let heard = rig.received().pop().unwrap();
-    assert_eq!(heard.ack.unwrap().wrapping_sub(ISS.wrapping_add(1)) as usize, edge);
-    assert_eq!(heard.window, 0);
+    let received = rig.received().pop().unwrap();
+    assert_eq!(received.ack.unwrap().wrapping_sub(ISS.wrapping_add(1)) as usize, edge);
+    assert_eq!(received.window, 0);
     let mut got = 0;
     while got < edge {
         got += read(&server, 1).len();

@@ -4,43 +4,30 @@
 //! host until it is told to shut down:
 //!
 //! ```text
-//!  boot ──── mounts, disk, net, etc, clock             once, in order, any failure is fatal
+//!  boot ───── mounts, disk, host name and /etc, network: once, in order
 //!    │
-//!  server ── one thread, one epoll (edge-triggered)
-//!    ├── connection   frames in, frames out, bounded both ways
-//!    ├── exec         processes: user, pty, spawn, pump, the main command's namespace
-//!    ├── job          what may block, each on a thread of its own:
-//!    │                  unpack, pack ── tars become files and files tars
-//!    │                  inspect ────── metrics, processes, what is at a path
-//!    ├── reaper       every zombie is reaped, every exec learns how it ended
-//!    └── shutdown     SIGTERM, SIGKILL, unmount, reset
+//!  server ─── the loop: one thread, one epoll (edge-triggered); requests, clock, shutdown
+//!    ├── host      the transport, its connections: frames in, frames out, bounded both ways
+//!    ├── exec      processes: user, pty, spawn, pump, reaper, the main command's namespace
+//!    └── job       requests that may block, each on a thread of its own:
+//!          ├── unpack, pack   from tar to files and from files to tar
+//!          └── inspect        metrics, processes, the entry at a path
+//!
+//!  sys, log ─ system calls that no crate wraps safely, epoll; the kernel log
 //! ```
 //!
 //! It is small and does almost everything on one thread because it is loaded into every box. It never
 //! panics on what the host sends: a malformed frame ends its connection with everything that it started.
 
 mod boot;
-mod clock;
-mod connection;
-mod disk;
-mod etc;
 mod exec;
-mod identity;
-mod init;
+mod host;
 mod inspect;
 mod job;
 mod log;
-mod mountinfo;
-mod mounts;
-mod net;
 pub mod pack;
-mod poller;
-mod reaper;
 pub mod server;
-mod shutdown;
 mod sys;
-mod transport;
 pub mod unpack;
-mod work;
 
 pub use boot::run;

@@ -6,8 +6,10 @@
 
 mod cgroup;
 mod disposition;
+pub(crate) mod init;
 mod namespace;
 mod pump;
+pub(crate) mod reaper;
 mod spawn;
 mod stdio;
 mod terminal_keys;
@@ -27,8 +29,8 @@ pub(crate) use self::cgroup::Cgroups;
 use self::namespace::{End, Namespace};
 use self::pump::{Input, Output, Sink, State};
 use self::spawn::Started;
-use crate::connection::{CHUNK, ReplyTo, Session};
-use crate::poller::{Poller, Ready, Token};
+use crate::host::connection::{CHUNK, ReplyTo, Session};
+use crate::sys::poller::{Poller, Ready, Token};
 use crate::sys::signal::{signal_group, signal_process};
 
 /// How long output that is not the command's own any more is waited for.

@@ -8,8 +8,8 @@ use bytes::{Buf, Bytes};
 use rustix::io::{Errno, read, write};
 use rustix::termios::{LocalModes, SpecialCodeIndex, tcgetattr};
 
-use crate::connection::{CHUNK, Session};
-use crate::poller::Ready;
+use crate::host::connection::{CHUNK, Session};
+use crate::sys::poller::Ready;
 
 /// After a command has exited, a terminal that something still holds open is read for at most so
 /// many bytes more: what a terminal can have buffered.

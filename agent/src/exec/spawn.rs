@@ -8,12 +8,11 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::process::Pid;
 
-use super::Kind;
 use super::cgroup::Cgroup;
 use super::namespace::Namespace;
 use super::stdio::Stdio;
 use super::user::{self, Identity};
-use crate::init;
+use super::{Kind, init};
 use crate::sys::process::{Namespaces, Plan, Spawned, Step, spawn};
 
 const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

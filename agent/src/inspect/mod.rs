@@ -4,6 +4,7 @@
 //! strange counts as 0, so that the rest is still told.
 
 mod metrics;
+pub(crate) mod mountinfo;
 mod process;
 mod stat;
 

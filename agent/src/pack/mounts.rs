@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::mountinfo::{Mount, MountTable};
+use crate::inspect::mountinfo::{Mount, MountTable};
 
 /// The devices (`st_dev`) of the kernel's file systems that are mounted.
 pub(super) struct KernelFileSystems(BTreeSet<u64>);

@@ -2,6 +2,7 @@
 
 pub(crate) mod file;
 pub(crate) mod ioctl;
+pub(crate) mod poller;
 pub(crate) mod process;
 pub(crate) mod signal;
 pub(crate) mod time;

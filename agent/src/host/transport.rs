@@ -9,8 +9,7 @@ use boxlite_proto::{AGENT_PORT, BOOT_REPORT_PORT, SERIAL_PORT_NAME};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{self, Errno, writev};
 
-use crate::connection::Session;
-use crate::server::Server;
+use super::connection::Session;
 use crate::sys::{self, vsock};
 
 const PORTS: &str = "/sys/class/virtio-ports";
@@ -100,20 +99,6 @@ impl Transport {
                     // What was written without blocking leaves when the host's side gets to run.
                     std::thread::sleep(Duration::from_millis(100));
                 }
-            }
-        }
-    }
-
-    /// Hands the way to the host to the server. What is returned must stay open.
-    pub(crate) fn serve(self, server: &mut Server) -> io::Result<Option<OwnedFd>> {
-        match self {
-            Self::Vsock { listener, report } => {
-                server.listen(listener)?;
-                Ok(report)
-            }
-            Self::Serial { port, events } => {
-                server.connect_serial(port, events)?;
-                Ok(None)
             }
         }
     }

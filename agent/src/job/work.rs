@@ -5,8 +5,8 @@ use std::path::Path;
 use boxlite_proto::boot::Role;
 use boxlite_proto::message::{Failure, Request, Response};
 
-use crate::job::{Input, Output};
-use crate::mounts::BUILDER_DISK;
+use super::{Input, Output};
+use crate::boot::mounts::BUILDER_DISK;
 use crate::unpack::{UnpackError, Unpacked, unpack_below, unpack_in_root};
 use crate::{inspect, pack};
 

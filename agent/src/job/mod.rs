@@ -5,6 +5,8 @@
 //! as credit, so at most a window is ever in between. The other way, the thread waits while what it wrote has not
 //! been sent.
 
+pub(crate) mod work;
+
 use std::io::{self, BufRead, Read, Write};
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -15,7 +17,7 @@ use boxlite_proto::message::Response;
 use boxlite_proto::session::Chunks;
 use bytes::Bytes;
 
-use crate::connection::{ReplyTo, Session};
+use crate::host::connection::{ReplyTo, Session};
 
 /// Removing deep directories recurses.
 const STACK: usize = 1 << 20;

@@ -38,7 +38,7 @@ pub(crate) fn qemu_user_network() {
         netlink.add_address(LINK, QEMU_GUEST.into(), QEMU_PREFIX)?;
         netlink.add_default_route(QEMU_GATEWAY.into())?;
         let resolv_conf = format!("nameserver {QEMU_RESOLVER}\n");
-        crate::mounts::replace_file("/etc/resolv.conf", resolv_conf.as_bytes())
+        super::mounts::replace_file("/etc/resolv.conf", resolv_conf.as_bytes())
     };
     if let Err(e) = configure() {
         crate::log::warn(format_args!("cannot configure the network eth0: {e}"));

@@ -4,7 +4,8 @@
 //! connection and every exec do one piece of work, and sends. So streams take turns, and one whose reader
 //! has stopped (no credit, or a full socket) only stops itself.
 
-mod listener;
+mod clock;
+pub(crate) mod shutdown;
 mod streams;
 
 use std::collections::BTreeMap;
@@ -21,15 +22,15 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::io;
 use rustix::process::Pid;
 
-use self::listener::Listener;
+use self::shutdown::Shutdown;
 use self::streams::{to_exec, to_job};
-use crate::connection::{Broken, CHUNK, Connection, ReplyTo, Service, Session};
+use crate::exec::reaper::{Reaped, reap};
 use crate::exec::{Cgroups, Exec};
-use crate::job::Job;
-use crate::poller::{Poller, Token};
-use crate::reaper::{Reaped, reap};
-use crate::shutdown::{self, Shutdown};
-use crate::{clock, exec, sys, work};
+use crate::host::connection::{Broken, CHUNK, Connection, ReplyTo, Service, Session};
+use crate::host::listener::Listener;
+use crate::job::{Job, work};
+use crate::sys::poller::{Poller, Token};
+use crate::{exec, sys};
 
 /// More connections than this at a time are told so and closed: one for each command line that runs
 /// a command, and each program on the host that uses the box. The host's device has a few more.
@@ -414,7 +415,7 @@ impl Server {
             return Err(other(format!("{MAX_EXECS} commands are running already")));
         }
         if self.role == Role::SoftHost {
-            crate::mounts::see_host_changes();
+            crate::boot::mounts::see_host_changes();
         }
         let id = self.new_id();
         let running = self.execs.values().find_map(Exec::namespace);

@@ -4,7 +4,7 @@
 //! It is this same program, executed anew with no memory of the agent's. The agent starts the main
 //! command beside it, as the namespace's second process, and ends both.
 
-use crate::reaper::{Reaped, reap};
+use super::reaper::{Reaped, reap};
 use crate::sys::signal::{block_all, next_signal, signal_process};
 
 /// What this program is called when it is one.

@@ -6,7 +6,7 @@ use boxlite_proto::frame::MAX_DATA;
 use boxlite_proto::session::{Assembler, Server, ServerEvent, Violation};
 use rustix::io::{Errno, read, retry_on_intr, writev};
 
-use crate::poller::Ready;
+use crate::sys::poller::Ready;
 
 /// The host's requests and data are not read while this much waits to be sent: a host that only asks and never
 /// reads. Far above the session's high-water mark, because a host that writes before it reads on must not be left

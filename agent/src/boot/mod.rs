@@ -1,13 +1,26 @@
-//! From the kernel's hand to a served machine.
+//! Boots the guest: from the kernel's start of PID 1 to a served host.
+//!
+//! The steps run once, in order, and what a box cannot do without is fatal: mounts (and the disk below
+//! them), host name and `/etc`, network. May use everything in the crate: it is where the parts are put
+//! together.
+
+mod disk;
+mod etc;
+mod hostname;
+pub(crate) mod mounts;
+mod net;
+
+use std::os::fd::OwnedFd;
 
 use boxlite_proto::boot::{BadParams, BootParams, Role};
 use boxlite_proto::message::Stage;
 use rustix::io;
 
-use crate::mounts::{self, MountError};
-use crate::server::Server;
-use crate::transport::{Transport, TransportError};
-use crate::{etc, identity, init, log, net, shutdown, sys};
+use self::mounts::MountError;
+use crate::exec::init;
+use crate::host::transport::{Transport, TransportError};
+use crate::server::{Server, shutdown};
+use crate::{log, sys};
 
 /// Open files that the agent may have, and that a process may raise its limit to.
 const MAX_FILES: u64 = 1 << 20;
@@ -62,10 +75,24 @@ fn boot_and_serve() -> Result<(), BootError> {
         }
     };
     transport.reached(Stage::Ready);
-    let report = transport.serve(&mut server).map_err(BootError::Serve)?;
+    let report = hand_over(transport, &mut server).map_err(BootError::Serve)?;
     let result = server.run().map_err(BootError::Serve);
     drop(report);
     result
+}
+
+/// Hands the way to the host to the server. Returns the descriptor of the boot report, which must stay open.
+fn hand_over(transport: Transport, server: &mut Server) -> io::Result<Option<OwnedFd>> {
+    match transport {
+        Transport::Vsock { listener, report } => {
+            server.listen(listener)?;
+            Ok(report)
+        }
+        Transport::Serial { port, events } => {
+            server.connect_serial(port, events)?;
+            Ok(None)
+        }
+    }
 }
 
 fn boot(transport: &mut Transport) -> Result<Server, BootError> {
@@ -77,7 +104,7 @@ fn boot(transport: &mut Transport) -> Result<Server, BootError> {
             transport.reached(Stage::Root);
             net::loopback_up();
             let hostname = params.hostname.as_deref().unwrap_or("localhost");
-            identity::name(hostname);
+            hostname::set(hostname);
             etc::name(hostname, params.network.as_ref());
             etc::link_mtab();
             mounts::make_volumes(&params.volumes);
@@ -105,7 +132,7 @@ fn boot(transport: &mut Transport) -> Result<Server, BootError> {
             net::loopback_up();
             net::qemu_user_network();
             if let Some(hostname) = &params.hostname {
-                identity::name(hostname);
+                hostname::set(hostname);
             }
             settings(MAX_FILES);
         }

@@ -7,9 +7,9 @@ use rustix::io;
 use rustix::mount::{MountFlags, UnmountFlags, mount_remount, unmount};
 use rustix::system::{RebootCommand, reboot};
 
-use crate::connection::Connection;
-use crate::mountinfo::MountTable;
-use crate::reaper::{Reaped, reap};
+use crate::exec::reaper::{Reaped, reap};
+use crate::host::connection::Connection;
+use crate::inspect::mountinfo::MountTable;
 use crate::sys;
 
 /// How long killed processes are waited for: one in an uninterruptible call may never end.
@@ -88,7 +88,7 @@ pub(crate) fn send_last(mut connection: Connection) {
     }
     let deadline = Instant::now() + LAST_FRAME;
     while Instant::now() < deadline {
-        connection.notify(crate::poller::Ready { write: true, ..Default::default() });
+        connection.notify(crate::sys::poller::Ready { write: true, ..Default::default() });
         if connection.flush().is_err() {
             return;
         }
@@ -110,7 +110,7 @@ fn send_last_on_port(mut connection: Connection) {
         reset();
     });
     if watchdog.is_ok() {
-        connection.notify(crate::poller::Ready { write: true, ..Default::default() });
+        connection.notify(crate::sys::poller::Ready { write: true, ..Default::default() });
         let _ = connection.flush();
     }
 }

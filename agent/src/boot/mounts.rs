@@ -6,7 +6,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::{self, Errno};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change, mount_move};
 
-use crate::disk::{self, DiskError};
+use super::disk::{self, DiskError};
 use crate::{log, unpack};
 
 /// Where the new root is put together, in the initramfs.

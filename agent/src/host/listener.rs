@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use crate::sys::vsock::{self, Peer};
 
 /// A non-blocking listener of the host's connections.
-pub(super) struct Listener {
+pub(crate) struct Listener {
     fd: OwnedFd,
     /// Whether somebody else than the host was refused, which is said once: anybody may connect as often
     /// as it likes.
@@ -19,12 +19,12 @@ pub(super) struct Listener {
 }
 
 impl Listener {
-    pub(super) fn new(fd: OwnedFd) -> Self {
+    pub(crate) fn new(fd: OwnedFd) -> Self {
         Self { fd, refused: false }
     }
 
     /// The connections that have come from the host.
-    pub(super) fn accept(&mut self) -> Vec<OwnedFd> {
+    pub(crate) fn accept(&mut self) -> Vec<OwnedFd> {
         let mut accepted = Vec::new();
         loop {
             match vsock::accept(&self.fd) {

@@ -1,0 +1,183 @@
+//! Requests of the host: which are answered at once, and which start an exec or a job on their stream.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use boxlite_proto::boot::Role;
+use boxlite_proto::frame::FrameError;
+use boxlite_proto::guest::ExecCounts;
+use boxlite_proto::message::{self, Failure, FailureKind, Request, Response};
+
+use super::shutdown::{self, Shutdown};
+use super::{Server, clock};
+use crate::exec::{self, Exec};
+use crate::host::connection::{Connection, ReplyTo, Service};
+use crate::job::{Job, work};
+
+/// More running execs than this are refused.
+const MAX_EXECS: usize = 4096;
+
+/// More jobs than this at a time are refused: each has a thread, and two windows of memory.
+const MAX_JOBS: usize = 32;
+
+impl Server {
+    /// Does what a request asks for, or starts it, and answers unless the answer comes later.
+    pub(super) fn start(
+        &mut self,
+        id: u64,
+        connection: &mut Connection,
+        stream: u32,
+        request: Result<Request, FrameError>,
+    ) {
+        let reply_to = ReplyTo { connection: id, stream };
+        let unsupported = |what: &str| {
+            let message = format!("{what}: not in this role ({:?}) of the agent", self.role);
+            Response::Failed(Failure { kind: FailureKind::Unsupported, message })
+        };
+        let answer = match request {
+            Ok(_) if self.shutdown.is_some() => {
+                Response::Failed(other("the machine is shutting down".into()))
+            }
+            Ok(Request::Ping) => Response::Done,
+            Ok(Request::Exec(_) | Request::ExecDetached(_)) if self.role == Role::Builder => {
+                unsupported("exec")
+            }
+            Ok(Request::ExecMain(_)) if self.role != Role::Box => unsupported("a main command"),
+            Ok(Request::Exec(request)) => self.start_on(connection, reply_to, &request, None),
+            Ok(Request::ExecMain(main)) => {
+                self.start_on(connection, reply_to, &main.exec, Some(main.init))
+            }
+            Ok(Request::ExecDetached(request)) => match self.start_exec(&request, None, None) {
+                Ok((_, pid)) => Response::Detached { pid },
+                Err(failure) => Response::Failed(failure),
+            },
+            Ok(Request::Clock) => Response::Clock { monotonic_ns: clock::reading() },
+            Ok(Request::SetClock(reading)) => {
+                clock::follow(&reading);
+                Response::Done
+            }
+            Ok(Request::ExecCounts) => {
+                let running = self.execs.values().filter(|exec| exec.is_running()).count() as u64;
+                Response::ExecCounts(ExecCounts { running, ..self.exec_counts })
+            }
+            Ok(Request::Sync) => match shutdown::sync() {
+                Ok(()) => Response::Done,
+                Err(e) => Response::Failed(other(format!("cannot write everything to disk: {e}"))),
+            },
+            Ok(Request::Shutdown { grace_ms }) => {
+                let grace = Duration::from_millis(grace_ms.into());
+                self.shutdown = Some(Shutdown::begin(grace, Some((id, stream))));
+                if !grace.is_zero() {
+                    self.execs.values_mut().for_each(|exec| exec.interrupt(libc::SIGTERM));
+                }
+                self.child_ended = true;
+                return;
+            }
+            Ok(request) if !work::is_for(self.role, &request) => unsupported("this request"),
+            Ok(request) => match self.start_job(request, reply_to) {
+                Ok(job) => {
+                    connection.session.set_tag(stream, Service::Job(job));
+                    return;
+                }
+                Err(failure) => Response::Failed(failure),
+            },
+            // Malformed: its length was right, so the connection goes on.
+            Err(_) => Response::Failed(unknown_request()),
+        };
+        connection.session.respond(stream, &answer);
+    }
+
+    /// Starts a command that the host hears of; `main` is of a main command, and whether it has an init.
+    fn start_on(
+        &mut self,
+        connection: &mut Connection,
+        reply_to: ReplyTo,
+        request: &message::Exec,
+        main: Option<bool>,
+    ) -> Response {
+        match self.start_exec(request, main, Some(reply_to)) {
+            Ok((exec, pid)) => {
+                connection.session.set_tag(reply_to.stream, Service::Exec(exec));
+                Response::Started { pid }
+            }
+            Err(failure) => Response::Failed(failure),
+        }
+    }
+
+    /// Starts a command; its exec's ID and its process ID in its namespace.
+    fn start_exec(
+        &mut self,
+        request: &message::Exec,
+        main: Option<bool>,
+        reply_to: Option<ReplyTo>,
+    ) -> Result<(u64, u32), Failure> {
+        let started = self.try_start_exec(request, main, reply_to);
+        let counts = &mut self.exec_counts;
+        counts.started += u64::from(started.is_ok());
+        counts.refused += u64::from(started.is_err());
+        started
+    }
+
+    fn try_start_exec(
+        &mut self,
+        request: &message::Exec,
+        main: Option<bool>,
+        reply_to: Option<ReplyTo>,
+    ) -> Result<(u64, u32), Failure> {
+        if self.execs.len() >= MAX_EXECS {
+            return Err(other(format!("{MAX_EXECS} commands are running already")));
+        }
+        if self.role == Role::SoftHost {
+            crate::boot::mounts::see_host_changes();
+        }
+        let id = self.new_id();
+        let running = self.execs.values().find_map(Exec::namespace);
+        let kind = match main {
+            Some(_) if running.is_some() => {
+                return Err(other("a main command is running already".into()));
+            }
+            Some(init) => exec::Kind::Main { init },
+            None => exec::Kind::Beside(running),
+        };
+        let exec = Exec::start(request, kind, id, reply_to, &mut self.cgroups, &self.poller)?;
+        let pid = exec.inside.as_raw_nonzero().get().cast_unsigned();
+        self.execs.insert(id, exec);
+        Ok((id, pid))
+    }
+
+    fn start_job(&mut self, request: Request, reply_to: ReplyTo) -> Result<u64, Failure> {
+        let is_layer = request == Request::UnpackLayer;
+        if is_layer && self.layer.is_some() {
+            return Err(other(
+                "another layer is being unpacked; layers come one after another".into(),
+            ));
+        }
+        if self.jobs.len() >= MAX_JOBS {
+            return Err(other(format!(
+                "{MAX_JOBS} copies or questions are under way already; try again when one is done"
+            )));
+        }
+        let in_namespace = self.execs.values().any(|exec| exec.namespace().is_some());
+        let work = work::of(request, in_namespace).ok_or_else(unknown_request)?;
+        let job = Job::start(reply_to, Arc::clone(&self.job_bell), work)
+            .map_err(|e| other(format!("cannot start a thread: {e}")))?;
+        let id = self.new_id();
+        self.jobs.insert(id, job);
+        if is_layer {
+            self.layer = Some(id);
+        }
+        Ok(id)
+    }
+}
+
+/// A newer host's, or a malformed one.
+fn unknown_request() -> Failure {
+    Failure {
+        kind: FailureKind::Unsupported,
+        message: "this agent does not know the request: it is older than the host".into(),
+    }
+}
+
+fn other(message: String) -> Failure {
+    Failure { kind: FailureKind::Other, message }
+}

@@ -16,8 +16,9 @@
 //!  sys, log ─ system calls that no crate wraps safely, epoll; the kernel log
 //! ```
 //!
-//! It is small and does almost everything on one thread because it is loaded into every box. It never
-//! panics on what the host sends: a malformed frame ends its connection with everything that it started.
+//! The agent is loaded into every box, so it is small and does almost everything on one thread. Nothing
+//! that the host sends makes it panic: a malformed frame closes its connection and ends everything that
+//! the connection started.
 
 mod boot;
 mod exec;

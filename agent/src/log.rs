@@ -1,6 +1,6 @@
-//! The agent's voice: the kernel log, which reaches the console if there is one.
+//! Logs to the kernel log, which reaches the console if there is one.
 //!
-//! Each message is one write, so one record, and short enough for the kernel to take it whole.
+//! Each message is one write and hence one record, short enough for the kernel to keep all of it.
 
 use std::fmt;
 use std::io::Write;
@@ -14,8 +14,8 @@ const MAX_RECORD: usize = 900;
 
 static KMSG: OnceLock<OwnedFd> = OnceLock::new();
 
-/// Starts logging to the kernel log, and sends panics there. Before, and where there is no kernel
-/// log, messages go to standard error.
+/// Starts to log to the kernel log, panics included. Before that, and without a kernel log, messages go to
+/// standard error.
 pub(crate) fn init() {
     let flags = OFlags::WRONLY | OFlags::CLOEXEC;
     if let Ok(kmsg) = rustix::fs::open("/dev/kmsg", flags, Mode::empty()) {
@@ -24,12 +24,12 @@ pub(crate) fn init() {
     std::panic::set_hook(Box::new(|panic| write(b'2', format_args!("panic: {panic}"))));
 }
 
-/// Something is not as it should be, and the agent goes on.
+/// Logs a failure after which the agent continues.
 pub(crate) fn warn(message: fmt::Arguments<'_>) {
     write(b'4', message);
 }
 
-/// The agent cannot go on.
+/// Logs a failure after which the agent cannot continue.
 pub(crate) fn error(message: fmt::Arguments<'_>) {
     write(b'3', message);
 }
@@ -51,6 +51,6 @@ fn write(level: u8, message: fmt::Arguments<'_>) {
             rustix::io::write(rustix::stdio::stderr(), &record)
         }
     };
-    // Nowhere left to say it.
+    // A failure of the log cannot be reported anywhere else.
     let _ = written;
 }

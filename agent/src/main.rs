@@ -1,8 +1,8 @@
 //! The guest's `/init`.
 //!
-//! There is no Rust `main`: before it, the standard library makes sure that the first three file
-//! descriptors are open, and aborts if `/dev/null` is not there to open. A kernel without a console
-//! starts init with none open, from an initramfs that has no `/dev/null` yet.
+//! It has a C `main` and no Rust one. Before a Rust `main`, the standard library opens `/dev/null` for
+//! each of the first three file descriptors that is closed, and aborts if it cannot. A kernel without a
+//! console starts init with all three closed, from an initramfs that has no `/dev/null` yet.
 
 #![no_main]
 

@@ -1,7 +1,7 @@
-//! The ext4 disk of the machine: mounted, and grown online to what the device has.
+//! Mounts the guest's ext4 disk, and grows it online to the size of its device.
 //!
-//! A disk starts as a small template. The file system is grown only where it is smaller than its
-//! device, which costs time in proportion; the superblock says whether it is.
+//! A disk starts as a small template. Growing takes time, so it is done only if the superblock has fewer
+//! blocks than the device.
 
 use std::os::fd::OwnedFd;
 
@@ -11,10 +11,10 @@ use rustix::mount::{MountFlags, mount};
 
 use crate::sys::ioctl;
 
-/// The machine's first disk.
+/// The guest's first disk.
 pub(crate) const DEVICE: &str = "/dev/vda";
 
-/// A disk that could not be made usable.
+/// Why the disk cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DiskError {
     #[error("cannot open the disk {DEVICE}: {0}")]
@@ -31,7 +31,7 @@ pub(crate) enum DiskError {
 pub(crate) fn mount_grown(at: &str, options: &std::ffi::CStr) -> Result<(), DiskError> {
     let device = rustix::fs::open(DEVICE, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .map_err(DiskError::Open)?;
-    let grow_to = room_to_grow(&device)?;
+    let grow_to = blocks_to_grow_to(&device)?;
     drop(device);
     mount(DEVICE, at, "ext4", MountFlags::empty(), options)
         .map_err(|errno| DiskError::Mount { at: at.to_owned(), errno })?;
@@ -41,8 +41,8 @@ pub(crate) fn mount_grown(at: &str, options: &std::ffi::CStr) -> Result<(), Disk
         .map_err(|errno| DiskError::Grow { blocks, errno })
 }
 
-/// The number of blocks that the device has, if the file system has fewer.
-fn room_to_grow(device: &OwnedFd) -> Result<Option<u64>, DiskError> {
+/// The number of blocks to grow to: the device's, if the file system has fewer.
+fn blocks_to_grow_to(device: &OwnedFd) -> Result<Option<u64>, DiskError> {
     let size = ioctl::block_device_size(device).map_err(DiskError::Open)?;
     let mut superblock = [0; 1024];
     let n = pread(device, &mut superblock, 1024).map_err(DiskError::Open)?;
@@ -54,6 +54,7 @@ fn room_to_grow(device: &OwnedFd) -> Result<Option<u64>, DiskError> {
     Ok((blocks > geometry.blocks).then_some(blocks))
 }
 
+/// Size of an ext4 file system.
 #[derive(Debug, PartialEq, Eq)]
 struct Geometry {
     block_size: u64,
@@ -61,7 +62,7 @@ struct Geometry {
 }
 
 impl Geometry {
-    /// Out of an ext4 superblock (kernel documentation, "Super Block").
+    /// Parses an ext4 superblock (kernel documentation, "Super Block").
     fn parse(superblock: &[u8; 1024]) -> Option<Self> {
         const MAGIC: u16 = 0xef53;
         const INCOMPAT_64BIT: u32 = 0x80;

@@ -1,11 +1,12 @@
-//! Files in a box's `/etc` that the agent has a part in, and that are otherwise the image's and its
-//! user's.
+//! Writes `hostname`, `hosts` and `resolv.conf` in a box's `/etc`.
 //!
-//! They are written on the box's disk, not mounted over it: whoever edits them keeps the edit, at the
-//! next boot too. `hostname` says what the host name is, though. In `hosts`, a marked part is the
-//! agent's, with what the rest lacks of `localhost`. `resolv.conf` is the agent's as a whole
-//! for as long as its first line says so; at the first boot it takes the place of what the image
-//! brought, which is from wherever that was built.
+//! The files are on the box's disk, and nothing is mounted over them, so a user's edits survive a boot.
+//! The agent owns only a part of them:
+//!
+//! - `hostname` is written at each boot.
+//! - `hosts` has a marked part of the agent's, with the `localhost` entries that the rest lacks.
+//! - `resolv.conf` is the agent's while its first line says so. At the first boot it replaces the image's
+//!   file, which describes the machine where the image was built.
 
 use std::fmt::Write;
 use std::fs::File;
@@ -22,33 +23,35 @@ const MAX_LEN: u64 = 1 << 20;
 
 const BEGIN: &str = "# boxlite: these lines are written anew at each boot\n";
 const END: &str = "# boxlite: end\n";
-const OURS: &str = "# boxlite writes this file anew at each boot, unless this line is removed\n";
+const RESOLV_CONF_MARK: &str =
+    "# boxlite writes this file anew at each boot, unless this line is removed\n";
 
-/// On the root directory of a box that has had its `resolv.conf`.
-const SEEN: &str = "trusted.boxlite.resolv_conf";
+/// Extended attribute of a box's root directory: the agent has written `resolv.conf` once.
+const CONFIGURED: &str = "trusted.boxlite.resolv_conf";
 
 /// Writes `/etc/hostname` and the agent's part of `/etc/hosts`.
-pub(crate) fn name(hostname: &str, network: Option<&NetworkParams>) {
-    // Images bring the name of where they were built.
+pub(crate) fn write_names(hostname: &str, network: Option<&NetworkParams>) {
+    // Images contain the host name of the machine where they were built.
     update("/etc/hostname", |_| Some(format!("{hostname}\n").into_bytes()));
     let lines = hosts_lines(hostname, network);
     update("/etc/hosts", |old| Some(hosts(old, &lines)));
 }
 
-/// Writes `/etc/resolv.conf`, unless somebody has made it their own.
-pub(crate) fn resolve_by(network: &NetworkParams, search: &[String]) {
-    let mut content = format!("{OURS}nameserver {}\n", network.gateway);
+/// Writes `/etc/resolv.conf`, unless a user took the file over by removing its first line.
+pub(crate) fn write_resolv_conf(network: &NetworkParams, search: &[String]) {
+    let mut content = format!("{RESOLV_CONF_MARK}nameserver {}\n", network.gateway);
     if !search.is_empty() {
         let _ = writeln!(content, "search {}", search.join(" "));
     }
-    let first = is_first();
+    let first = is_first_time();
     update("/etc/resolv.conf", |old| {
-        let ours = first || old.trim_ascii().is_empty() || old.starts_with(OURS.as_bytes());
+        let ours =
+            first || old.trim_ascii().is_empty() || old.starts_with(RESOLV_CONF_MARK.as_bytes());
         ours.then(|| content.into_bytes())
     });
 }
 
-/// Makes `/etc/mtab`, where programs look up what is mounted, if the image has none.
+/// Links `/etc/mtab`, where programs look up mounts, if the image has none.
 pub(crate) fn link_mtab() {
     match rustix::fs::symlink("/proc/mounts", "/etc/mtab") {
         Ok(()) | Err(Errno::EXIST) => {}
@@ -56,9 +59,9 @@ pub(crate) fn link_mtab() {
     }
 }
 
-/// Whether this box has not had its `resolv.conf`. It has from now on.
-fn is_first() -> bool {
-    match rustix::fs::setxattr("/", SEEN, b"1", XattrFlags::CREATE) {
+/// Whether the agent never wrote `resolv.conf` in this box. Marks the box: the next call returns false.
+fn is_first_time() -> bool {
+    match rustix::fs::setxattr("/", CONFIGURED, b"1", XattrFlags::CREATE) {
         Ok(()) => true,
         Err(Errno::EXIST) => false,
         Err(e) => {
@@ -77,11 +80,11 @@ fn hosts_lines(hostname: &str, network: Option<&NetworkParams>) -> String {
     }
 }
 
-/// What every `hosts` has, by the address's beginning.
+/// The entries that every `hosts` needs, by the prefix of their address.
 const LOCALHOST: [(&str, &str); 2] =
     [("127.", "127.0.0.1\tlocalhost\n"), ("::1", "::1\tlocalhost ip6-localhost ip6-loopback\n")];
 
-/// `old` with the agent's part as it is now; the rest stays.
+/// `old` with the agent's part replaced and the rest unchanged.
 fn hosts(old: &[u8], lines: &str) -> Vec<u8> {
     let find = |text: &[u8], what: &str| {
         text.windows(what.len()).position(|window| window == what.as_bytes())
@@ -91,17 +94,17 @@ fn hosts(old: &[u8], lines: &str) -> Vec<u8> {
     let end = find(rest, END).map_or(rest.len().min(BEGIN.len()), |at| at + END.len());
     let after = rest.get(end..).unwrap_or_default();
     let newline: &[u8] = if before.ends_with(b"\n") || before.is_empty() { b"" } else { b"\n" };
-    let theirs = [before, newline, after].concat();
+    let rest = [before, newline, after].concat();
     let localhost: String = LOCALHOST
         .iter()
-        .filter(|(address, _)| !names_localhost(&theirs, address))
+        .filter(|(address, _)| !names_localhost(&rest, address))
         .map(|(_, line)| *line)
         .collect();
-    let ours = [BEGIN, &localhost, lines, END].concat();
-    [before, newline, ours.as_bytes(), after].concat()
+    let marked = [BEGIN, &localhost, lines, END].concat();
+    [before, newline, marked.as_bytes(), after].concat()
 }
 
-/// Whether a line gives `localhost` an address that begins so.
+/// Whether a line maps `localhost` to an address with this prefix.
 fn names_localhost(hosts: &[u8], address: &str) -> bool {
     hosts.split(|byte| *byte == b'\n').any(|line| {
         let line = line.split(|byte| *byte == b'#').next().unwrap_or_default();
@@ -117,8 +120,8 @@ fn update(path: &str, edit: impl FnOnce(&[u8]) -> Option<Vec<u8>>) {
     }
 }
 
-/// Replaces the content of a file, which is made if it is not there, by what `edit` makes of it. An
-/// image may have anything in its place: never wait for a FIFO or write to a device.
+/// Replaces the content of a file with what `edit` returns for it, and creates a missing file. An image may
+/// have a FIFO or a device there: the agent neither waits for the one nor writes to the other.
 fn try_update(path: &Path, edit: impl FnOnce(&[u8]) -> Option<Vec<u8>>) -> io::Result<()> {
     let mut file = open(path)?;
     let metadata = file.metadata()?;
@@ -136,8 +139,8 @@ fn try_update(path: &Path, edit: impl FnOnce(&[u8]) -> Option<Vec<u8>>) -> io::R
     Ok(())
 }
 
-/// A file, or what a link there leads to: systemd's `resolv.conf` is one into `/run`, which is empty
-/// where systemd does not run.
+/// Opens a file, and creates it if it is missing: where there is a dangling symlink, its target. With
+/// systemd, `resolv.conf` is a link into `/run`, which is empty where systemd does not run.
 fn open(path: &Path) -> io::Result<File> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     match rustix::fs::open(path, flags, Mode::empty()) {

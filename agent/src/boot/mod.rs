@@ -1,8 +1,7 @@
 //! Boots the guest: from the kernel's start of PID 1 to a served host.
 //!
-//! The steps run once, in order, and what a box cannot do without is fatal: mounts (and the disk below
-//! them), host name and `/etc`, network. May use everything in the crate: it is where the parts are put
-//! together.
+//! The steps run once, in order: mounts, host name and `/etc`, network. A step that the guest cannot run
+//! without is fatal, and the host receives the error. May use every module: the parts meet here.
 
 mod disk;
 mod etc;
@@ -22,10 +21,10 @@ use crate::host::transport::{Transport, TransportError};
 use crate::server::{Server, shutdown};
 use crate::{log, sys};
 
-/// Open files that the agent may have, and that a process may raise its limit to.
+/// Limit on the agent's open files, and hard limit of the processes that it starts.
 const MAX_FILES: u64 = 1 << 20;
 
-/// Why a machine cannot be booted.
+/// Why the guest cannot boot.
 #[derive(Debug, thiserror::Error)]
 enum BootError {
     #[error(transparent)]
@@ -42,10 +41,10 @@ enum BootError {
     Serve(#[source] io::Errno),
 }
 
-/// Boots the machine and serves the host until the machine is to be reset. Returns only where it
-/// cannot be reset; a PID 1 that ends makes the kernel panic.
+/// Boots the guest, serves the host until shutdown, and resets the VM. Returns only if the reset fails;
+/// the kernel panics when PID 1 exits.
 pub fn run() -> i32 {
-    if init::is_wanted() {
+    if init::is_this_process() {
         init::run();
     }
     if rustix::process::getpid().as_raw_nonzero().get() != 1 {
@@ -81,7 +80,7 @@ fn boot_and_serve() -> Result<(), BootError> {
     result
 }
 
-/// Hands the way to the host to the server. Returns the descriptor of the boot report, which must stay open.
+/// Gives the transport to the server. Returns the descriptor of the boot report, which must stay open.
 fn hand_over(transport: Transport, server: &mut Server) -> io::Result<Option<OwnedFd>> {
     match transport {
         Transport::Vsock { listener, report } => {
@@ -105,55 +104,55 @@ fn boot(transport: &mut Transport) -> Result<Server, BootError> {
             net::loopback_up();
             let hostname = params.hostname.as_deref().unwrap_or("localhost");
             hostname::set(hostname);
-            etc::name(hostname, params.network.as_ref());
+            etc::write_names(hostname, params.network.as_ref());
             etc::link_mtab();
             mounts::make_volumes(&params.volumes);
             if let Some(network) = &params.network {
                 net::box_network(network)?;
-                etc::resolve_by(network, &params.search);
+                etc::write_resolv_conf(network, &params.search);
             }
-            settings(1024);
-            // A machine of one's own has no ports that only its root may open.
+            apply_settings(1024);
+            // The VM is the box's own: ports below 1024 need no privilege.
             write_setting("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
         }
         Role::Builder => {
             mounts::builder_disk()?;
             transport.reached(Stage::Root);
-            settings(MAX_FILES);
+            apply_settings(MAX_FILES);
         }
         Role::SoftHost => {
             mounts::soft_host_root(params.home.as_deref())?;
             transport.reached(Stage::Root);
             mounts::open_kvm_to_all();
             keep_off_first_cpu();
-            // The boxes' memory is shared memory. A page fault of theirs goes through two emulated
-            // machines: have as few as can be.
+            // The memory of boxes is shared memory, and each of their page faults passes through two
+            // emulated machines. Huge pages make them fewer.
             write_setting("/sys/kernel/mm/transparent_hugepage/shmem_enabled", "advise");
             net::loopback_up();
             net::qemu_user_network();
             if let Some(hostname) = &params.hostname {
                 hostname::set(hostname);
             }
-            settings(MAX_FILES);
+            apply_settings(MAX_FILES);
         }
     }
     protect_from_oom_killer();
     Server::new(params.role).map_err(BootError::Serve)
 }
 
-/// Keeps this process, and with it all that it starts, off the first CPU.
+/// Keeps this process and its children off the first CPU.
 ///
-/// No virtual machine may run there. In QEMU's TCG, every CPU that restores floating-point registers
-/// also clears a flag of the *first* CPU (`cpu_clear_ignne`), in a word that the first CPU's thread
-/// writes at the same time, without a lock. When that hits the first CPU as it enters or leaves a
-/// guest, it loses which of the two it did: host code goes on in the guest's address space, or is
-/// interrupted with the guest's segment bases, and the kernel crashes.
+/// No nested VM may run there. In QEMU's TCG, every CPU that restores floating-point registers also
+/// clears a flag of the *first* CPU (`cpu_clear_ignne`), in a word that the first CPU's thread writes at
+/// the same time, without a lock. If that happens while the first CPU enters or leaves a guest, the
+/// update of its state is lost: host code continues in the guest's address space, or is interrupted with
+/// the guest's segment bases, and the kernel crashes.
 fn keep_off_first_cpu() {
     use rustix::thread::{sched_getaffinity, sched_setaffinity};
     let narrow = || {
         let mut cpus = sched_getaffinity(None)?;
         cpus.unset(0);
-        // The only one is better than none.
+        // With one CPU there is no choice.
         if cpus.count() == 0 { Ok(()) } else { sched_setaffinity(None, &cpus) }
     };
     if let Err(e) = narrow() {
@@ -161,8 +160,8 @@ fn keep_off_first_cpu() {
     }
 }
 
-/// A kernel without a console starts PID 1 with no files open. Standard input, output and error
-/// must be something, or the next files opened would be taken for them.
+/// Opens `/dev/null` as standard input, output and error. A kernel without a console starts PID 1 with no
+/// open files, and the next files opened would take these numbers.
 fn open_stdio() {
     use rustix::fs::{Mode, OFlags, open};
     use std::os::fd::{AsRawFd, IntoRawFd};
@@ -170,17 +169,16 @@ fn open_stdio() {
         if fd.as_raw_fd() > 2 {
             break;
         }
-        // Open for good.
+        // Stays open.
         let _ = fd.into_raw_fd();
     }
 }
 
-/// Limits that commands inherit, and the kernel's settings of a machine of one's own.
-fn settings(open_files: u64) {
+/// Sets the limits that commands inherit, and lets every user of the guest ping.
+fn apply_settings(open_files: u64) {
     if let Err(e) = sys::process::limit_open_files(open_files, MAX_FILES) {
         log::warn(format_args!("cannot set the limit on open files: {e}"));
     }
-    // Every user may ping.
     write_setting("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
 }
 

@@ -1,4 +1,7 @@
-//! What is mounted where, in each role.
+//! Mounts the file systems of each role: what the initramfs needs, the root, the kernel's API file systems.
+//!
+//! May use `disk`, `unpack` (to make directories) and the log. A mount that the guest cannot run without is
+//! an error, every other failure a warning.
 
 use std::ffi::CStr;
 
@@ -9,10 +12,10 @@ use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change, moun
 use super::disk::{self, DiskError};
 use crate::{log, unpack};
 
-/// Where the new root is put together, in the initramfs.
+/// Where the new root is assembled, in the initramfs.
 const NEW_ROOT: &str = "/newroot";
 
-/// Where a builder's disk is mounted.
+/// Mount point of a builder's disk.
 pub(crate) const BUILDER_DISK: &str = "/disk";
 
 /// `discard` hands freed blocks back to the host. `noinit_itable`: the disk reads as zeros where it
@@ -23,7 +26,7 @@ const BOX_OPTIONS: &CStr = c"discard,noinit_itable";
 /// ordering of data before metadata.
 const BUILDER_OPTIONS: &CStr = c"data=writeback,nobarrier,noauto_da_alloc,noinit_itable";
 
-/// A mount that failed, and cannot be done without.
+/// A mount that failed, and that the guest cannot run without.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MountError {
     #[error(transparent)]
@@ -38,7 +41,7 @@ pub(crate) enum MountError {
     SwitchRoot(#[source] Errno),
 }
 
-/// A file system of the kernel's own.
+/// An API file system of the kernel (`proc`, `sysfs`, …) and its mount point.
 struct Api {
     kind: &'static str,
     at: &'static str,
@@ -86,7 +89,7 @@ impl Api {
             .map_err(|errno| MountError::Mount { kind: self.kind, at: self.at.to_owned(), errno })
     }
 
-    /// For what a kernel or an image may lack.
+    /// Mounts it and only logs a failure: a kernel may lack the file system, an image the mount point.
     fn mount_if_possible(&self) {
         if let Err(e) = self.mount() {
             crate::log::warn(format_args!("{e}"));
@@ -94,18 +97,18 @@ impl Api {
     }
 }
 
-/// In the initramfs: enough to learn what to do and to find the disk and the host.
+/// Mounts what the start in the initramfs needs to read the kernel command line and to find devices.
 pub(crate) fn early() -> Result<(), MountError> {
     PROC.mount()?;
     SYS.mount()?;
-    // The kernel may have mounted it already (CONFIG_DEVTMPFS_MOUNT).
+    // The kernel may have mounted devtmpfs already (CONFIG_DEVTMPFS_MOUNT).
     match DEV.mount() {
         Err(MountError::Mount { errno: Errno::BUSY, .. }) => Ok(()),
         result => result,
     }
 }
 
-/// The disk as the root of a box.
+/// Makes the disk the root of a box.
 pub(crate) fn box_root() -> Result<(), MountError> {
     make_dir(NEW_ROOT)?;
     disk::mount_grown(NEW_ROOT, BOX_OPTIONS)?;
@@ -114,29 +117,30 @@ pub(crate) fn box_root() -> Result<(), MountError> {
     if is_empty_dir("/run") {
         RUN.mount_if_possible();
     }
-    // What the main command mounts, in a namespace of its own, is to be seen by copies and unmounted at the
-    // end.
+    // The main command has a mount namespace of its own. Its mounts must be visible to copies, and to the
+    // shutdown, which unmounts them.
     let shared = MountPropagationFlags::SHARED | MountPropagationFlags::REC;
     mount_change("/", shared).map_err(|errno| MountError::Share { at: "/".to_owned(), errno })?;
     Ok(())
 }
 
-/// The disk that layers are unpacked onto.
+/// Mounts the disk that layers are unpacked onto.
 pub(crate) fn builder_disk() -> Result<(), MountError> {
     make_dir(BUILDER_DISK)?;
     Ok(disk::mount_grown(BUILDER_DISK, BUILDER_OPTIONS)?)
 }
 
-/// Forgets what is cached of the host's files, which change without this kernel's knowledge: a new command is to find
-/// them as they are now. Neither 9p nor the overlay over it looks again by itself.
-pub(crate) fn see_host_changes() {
+/// Drops the caches of the host's files, so that a new command sees their current content. They change
+/// without this kernel's knowledge, and neither 9p nor the overlay over it revalidates.
+pub(crate) fn drop_host_file_caches() {
     const PAGES_AND_NAMES: &str = "3";
     if let Err(e) = std::fs::write("/proc/sys/vm/drop_caches", PAGES_AND_NAMES) {
         log::warn(format_args!("commands may see old files of the host: {e}"));
     }
 }
 
-/// The host's root, read-only over 9p, under a tmpfs; the box home on the disk, if there is one.
+/// Makes the host's root, read-only over 9p and under a tmpfs, the root of the software host; mounts the box
+/// home from the disk, if there is one.
 pub(crate) fn soft_host_root(home: Option<&str>) -> Result<(), MountError> {
     const LOWER: &str = "/lower";
     const UPPER: &str = "/upper";
@@ -170,8 +174,8 @@ pub(crate) fn soft_host_root(home: Option<&str>) -> Result<(), MountError> {
     Ok(())
 }
 
-/// Makes [`NEW_ROOT`] the root, and gives back the memory of what the initramfs holds. The file
-/// systems that [`early`] mounted stay behind, out of sight.
+/// Makes [`NEW_ROOT`] the root, and removes the initramfs's `/init`, which frees its memory. The mounts of
+/// [`early`] stay below the new root, out of reach.
 fn switch_root() -> Result<(), MountError> {
     let switch = || -> io::Result<()> {
         rustix::process::chdir(NEW_ROOT)?;
@@ -183,7 +187,7 @@ fn switch_root() -> Result<(), MountError> {
     switch().map_err(MountError::SwitchRoot)
 }
 
-/// The file systems of the kernel that every program expects.
+/// Mounts the API file systems that programs expect.
 fn kernel_file_systems() -> Result<(), MountError> {
     PROC.mount()?;
     SYS.mount()?;
@@ -194,12 +198,12 @@ fn kernel_file_systems() -> Result<(), MountError> {
     BPF.mount_if_possible();
     CGROUP.mount_if_possible();
     enable_controllers();
-    device_links();
+    make_device_links();
     Ok(())
 }
 
-/// Hands every controller to the children of the root group, so that container engines in the box
-/// can use them.
+/// Enables every controller for the children of the root group, so that container engines in the box can
+/// use them.
 fn enable_controllers() {
     let Ok(controllers) = std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers") else {
         return;
@@ -210,8 +214,8 @@ fn enable_controllers() {
     }
 }
 
-/// The links in `/dev` that shells and programs use.
-fn device_links() {
+/// Makes the links in `/dev` that shells and programs use.
+fn make_device_links() {
     let links = [
         ("/proc/self/fd", "/dev/fd"),
         ("/proc/self/fd/0", "/dev/stdin"),
@@ -221,15 +225,17 @@ fn device_links() {
     ];
     for (target, link) in links {
         match rustix::fs::symlink(target, link) {
-            // devtmpfs has a ptmx of its own, which serves the devpts beside it.
+            // A `ptmx` of devtmpfs serves the devpts beside it as well.
             Ok(()) | Err(Errno::EXIST) => {}
             Err(e) => crate::log::warn(format_args!("cannot link {link}: {e}")),
         }
     }
 }
 
-/// An image that brings something in `/run` (directories of its services, with their owners) keeps
-/// it, as under a container engine; an empty one becomes a tmpfs, so that it is fresh at each boot.
+/// Whether a directory is empty or missing.
+///
+/// An image with content in `/run` (directories of its services, with their owners) keeps it, as under a
+/// container engine. An empty `/run` becomes a tmpfs, which is fresh at each boot.
 fn is_empty_dir(path: &str) -> bool {
     match std::fs::read_dir(path) {
         Ok(mut entries) => entries.next().is_none(),
@@ -237,8 +243,8 @@ fn is_empty_dir(path: &str) -> bool {
     }
 }
 
-/// Makes the directories that the image declares as volumes, where it lacks them: as in a container
-/// engine, they belong to root then, and keep what they are where the image has them.
+/// Makes the missing ones of the directories that the image declares as volumes. As in a container engine,
+/// new ones belong to root, and existing ones stay as they are.
 pub(crate) fn make_volumes(volumes: &[String]) {
     for path in volumes {
         let path = [b"/", path.as_bytes()].concat();
@@ -272,8 +278,7 @@ fn make_dirs(path: &str) -> Result<(), MountError> {
     })
 }
 
-/// Lets every user of the software host use the virtual machine device, as the host's own rules
-/// would let those of its group.
+/// Lets every user of the software host use `/dev/kvm`, as a host's udev rules let members of its group.
 pub(crate) fn open_kvm_to_all() {
     let mode = Mode::from_raw_mode(0o666);
     match rustix::fs::chmod("/dev/kvm", mode) {
@@ -282,7 +287,7 @@ pub(crate) fn open_kvm_to_all() {
     }
 }
 
-/// Replaces a file of the software host, or the link that it is.
+/// Replaces a file of the software host. A symlink is replaced, not followed.
 pub(crate) fn replace_file(path: &str, content: &[u8]) -> io::Result<()> {
     match rustix::fs::unlink(path) {
         Ok(()) | Err(Errno::NOENT) => {}

@@ -1,6 +1,6 @@
-//! Links, addresses and routes, by rtnetlink (`man 7 rtnetlink`).
+//! Configures links, addresses and routes by rtnetlink (`man 7 rtnetlink`).
 //!
-//! Ours rather than `netlink-packet-route`: for three messages the crate adds about 500 KiB to a static agent of
+//! Without the crate `netlink-packet-route`: for three messages it adds about 500 KiB to a static agent of
 //! 1.4 MiB, which every box loads.
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -19,14 +19,14 @@ const QEMU_GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 const QEMU_RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 const QEMU_PREFIX: u8 = 24;
 
-/// Brings the loopback up; the kernel then gives it 127.0.0.1 and ::1 by itself.
+/// Brings the loopback up. The kernel then assigns 127.0.0.1 and ::1.
 pub(crate) fn loopback_up() {
     if let Err(e) = Netlink::open().and_then(|mut netlink| netlink.up("lo")) {
         crate::log::warn(format_args!("cannot bring the loopback up: {e}"));
     }
 }
 
-/// The software host's way out, if QEMU gave it one. IPv6 configures itself by router
+/// Configures the software host's network device, if QEMU gave it one. IPv6 is configured by router
 /// advertisements.
 pub(crate) fn qemu_user_network() {
     let configure = || {
@@ -45,16 +45,16 @@ pub(crate) fn qemu_user_network() {
     }
 }
 
-/// A box's network that cannot be configured.
+/// Why the network of a box cannot be configured.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot configure the box's network: {0}")]
 pub(crate) struct NetworkError(#[source] Errno);
 
-/// Configures `eth0` of a box as the host says. Its MTU is the device's.
+/// Configures `eth0` of a box by the host's parameters. The MTU is the device's.
 pub(crate) fn box_network(params: &NetworkParams) -> Result<(), NetworkError> {
-    // What the router would announce is here already.
+    // The parameters have everything that a router would advertise.
     if let Err(e) = std::fs::write("/proc/sys/net/ipv6/conf/eth0/accept_ra", "0") {
-        crate::log::warn(format_args!("eth0 will configure itself, too: {e}"));
+        crate::log::warn(format_args!("cannot disable router advertisements on eth0: {e}"));
     }
     let configure = || {
         let mut netlink = Netlink::open()?;
@@ -105,7 +105,7 @@ impl Netlink {
         message.address(libc::IFA_LOCAL, address);
         message.address(libc::IFA_ADDRESS, address);
         if address.is_ipv6() {
-            // Nobody else is on the link: to ask whether somebody has the address takes a second.
+            // Duplicate address detection takes a second, and the box is alone on its link.
             message.attribute(libc::IFA_FLAGS, &libc::IFA_F_NODAD.to_ne_bytes());
         }
         self.request(message)
@@ -130,7 +130,7 @@ impl Netlink {
         self.request(message)
     }
 
-    /// Sends a request and returns the kernel's verdict.
+    /// Sends a request and returns the kernel's acknowledgement.
     fn request(&mut self, message: Message) -> io::Result<()> {
         self.sequence += 1;
         let bytes = message.finish(self.sequence);
@@ -138,7 +138,7 @@ impl Netlink {
         sendto(&self.socket, &bytes, SendFlags::empty(), &kernel)?;
         let mut answer = [0; 4096];
         let (n, _) = recv(&self.socket, &mut answer, RecvFlags::empty())?;
-        verdict(answer.get(..n).unwrap_or_default())
+        acknowledgement(answer.get(..n).unwrap_or_default())
     }
 }
 
@@ -186,8 +186,8 @@ impl Message {
     }
 }
 
-/// Reads the acknowledgement: a header, then a negative errno or 0.
-fn verdict(answer: &[u8]) -> io::Result<()> {
+/// Parses an acknowledgement: a header, then 0 or a negative errno.
+fn acknowledgement(answer: &[u8]) -> io::Result<()> {
     let kind = answer.get(4..6).and_then(|b| b.try_into().ok()).map(u16::from_ne_bytes);
     let error = answer.get(16..20).and_then(|b| b.try_into().ok()).map(i32::from_ne_bytes);
     match (kind.map(i32::from), error) {

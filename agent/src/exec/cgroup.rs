@@ -1,16 +1,15 @@
-//! A control group per exec, so that `Kill` finds every descendant, whatever it did to its session,
-//! its parent or its process group.
+//! A control group for each exec, so that `Kill` finds every descendant, whatever session, parent or process
+//! group it has.
 //!
-//! `/sys/fs/cgroup/boxlite/slot-N/exec-M`. An exec's own group has no controllers, which keeps it
-//! cheap. The slot around it has the memory controller, which counts those whom the kernel killed
-//! because memory ran out. A slot has one exec at a time, and many one after another: the kernel keeps
-//! a removed group with that controller (some 65 KiB) for as long as it caches a page of a file that
-//! was first read or written there.
+//! The path is `/sys/fs/cgroup/boxlite/slot-N/exec-M`. An exec's own group has no controllers, which keeps it
+//! cheap. The slot around it has the memory controller, which counts OOM kills. A slot has one exec at a time
+//! and is used again: the kernel keeps a removed group with that controller (some 65 KiB) for as long as it
+//! caches a page of a file that was first read or written there.
 //!
-//! Where there is no cgroup v2, killing falls back to the process group of the exec. Where there is, a
-//! command that cannot have its group, or enter it, is not run: killing its group would kill nothing.
+//! Without cgroup v2, killing falls back to the process group of the exec. With cgroup v2, a command that
+//! cannot get or enter its group is not run: killing its group would kill nothing.
 //!
-//! Groups are reached by descriptors, so that it does not matter what the box mounts over their folder.
+//! Groups are reached by descriptors, so mounts of the box over their directory do not matter.
 
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,17 +19,17 @@ use rustix::io;
 
 const PARENT: &str = "/sys/fs/cgroup/boxlite";
 
-/// More slots than this are not kept for later.
+/// Limit on idle slots that are kept for later execs.
 const MAX_IDLE: usize = 32;
 
 /// The control groups of one server.
 pub(crate) struct Cgroups {
     /// None where cgroup v2 is missing.
     parent: Option<OwnedFd>,
-    /// Slots that were made.
+    /// Number of slots made so far.
     slots: u64,
     idle: Vec<Slot>,
-    /// Groups whose exec has ended and which something it left behind still runs in.
+    /// Groups of ended execs that still contain processes.
     leftover: Vec<Cgroup>,
 }
 
@@ -39,7 +38,7 @@ pub(crate) struct Cgroup {
     name: String,
     dir: OwnedFd,
     slot: Slot,
-    /// What the slot had counted before.
+    /// The slot's count at the start of the exec.
     oom_kills: u64,
 }
 
@@ -53,11 +52,11 @@ impl Cgroups {
         Self { parent: open_parent(), slots: 0, idle: Vec::new(), leftover: Vec::new() }
     }
 
-    /// Makes the group of an exec; none where there are no groups at all.
+    /// Makes the group of an exec; none without cgroup v2.
     pub(crate) fn create(&mut self, id: u64) -> io::Result<Option<Cgroup>> {
         let Some(parent) = &self.parent else { return Ok(None) };
         let name = format!("exec-{id}");
-        // One that root in the box has removed is of no use any more.
+        // Root in the box may have removed an idle slot.
         while let Some(slot) = self.idle.pop() {
             if let Ok(dir) = make_dir(&slot.dir, &name) {
                 return Ok(Some(Cgroup::new(name, dir, slot)));
@@ -77,9 +76,9 @@ impl Cgroups {
 
     /// Removes the groups that have become empty. To be called when processes have been reaped.
     pub(crate) fn sweep(&mut self) {
-        let is_gone =
+        let is_removed =
             |group: &mut Cgroup| remove_dir(&group.slot.dir, &group.name) != Err(io::Errno::BUSY);
-        for Cgroup { slot, .. } in self.leftover.extract_if(.., is_gone) {
+        for Cgroup { slot, .. } in self.leftover.extract_if(.., is_removed) {
             if self.idle.len() < MAX_IDLE {
                 self.idle.push(slot);
             } else if let Some(parent) = &self.parent {
@@ -94,17 +93,17 @@ impl Cgroup {
         Self { name, dir, oom_kills: slot.oom_kills(), slot }
     }
 
-    /// Where a process enters the group by writing `0`.
-    pub(crate) fn entrance(&self) -> io::Result<OwnedFd> {
+    /// Opens `cgroup.procs`: a process enters the group by writing `0` to it.
+    pub(crate) fn open_procs(&self) -> io::Result<OwnedFd> {
         open(&self.dir, "cgroup.procs", OFlags::WRONLY)
     }
 
-    /// SIGKILL to everything in it.
+    /// Sends SIGKILL to every process in the group.
     pub(crate) fn kill(&self) -> io::Result<()> {
         rustix::io::write(open(&self.dir, "cgroup.kill", OFlags::WRONLY)?, b"1").map(drop)
     }
 
-    /// Whether the kernel killed anything in it because memory ran out.
+    /// Whether the kernel killed a process in it because memory ran out.
     pub(crate) fn ran_out_of_memory(&self) -> bool {
         self.slot.oom_kills() > self.oom_kills
     }
@@ -116,7 +115,7 @@ impl Slot {
         Ok(Self { dir: make_dir(parent, &name)?, name })
     }
 
-    /// How many the kernel has killed in it; without the controller, it does not know.
+    /// Number of OOM kills in it; 0 without the controller.
     fn oom_kills(&self) -> u64 {
         let mut events = Vec::new();
         if let Ok(file) = open(&self.dir, "memory.events", OFlags::RDONLY) {
@@ -126,18 +125,18 @@ impl Slot {
     }
 }
 
-/// The folder of all groups, if this kernel's groups can be killed.
+/// Opens the directory of all groups, if this kernel can kill groups.
 fn open_parent() -> Option<OwnedFd> {
     let parent = make_dir(rustix::fs::CWD, PARENT).ok()?;
     rustix::fs::statat(&parent, "cgroup.kill", AtFlags::empty()).ok()?;
-    // Without it, nobody knows why a command was killed.
+    // Without the controller, an OOM kill looks like any other kill.
     if let Ok(control) = open(&parent, "cgroup.subtree_control", OFlags::WRONLY) {
         let _ = rustix::io::write(control, b"+memory");
     }
     Some(parent)
 }
 
-/// Makes and opens a folder. One that is there already is a former server's.
+/// Makes and opens a directory. An existing one was made by an earlier server.
 fn make_dir(parent: impl AsFd, name: &str) -> io::Result<OwnedFd> {
     match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
         Ok(()) | Err(io::Errno::EXIST) => {}
@@ -154,7 +153,7 @@ fn open(dir: impl AsFd, name: &str, flags: OFlags) -> io::Result<OwnedFd> {
     rustix::fs::openat(dir, name, flags | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// Out of `memory.events` (kernel documentation, "Control Group v2").
+/// Parses `memory.events` (kernel documentation, "Control Group v2").
 fn oom_kills(events: &[u8]) -> u64 {
     let mut lines = events.split(|b| *b == b'\n');
     let count = lines.find_map(|line| line.strip_prefix(b"oom_kill "));

@@ -1,23 +1,23 @@
-//! What a process makes of a signal, as the kernel tells it in `/proc/PID/status`.
+//! The disposition of a signal in a process, from `/proc/PID/status` and `/proc/PID/syscall`.
 
 use std::time::Duration;
 
 use rustix::process::Pid;
 
-/// Between two looks at a process.
+/// Time between two checks of a process.
 const PAUSE: Duration = Duration::from_millis(1);
 
 /// `rt_sigtimedwait_time64`, and `rt_sigtimedwait` of 32-bit programs on x86_64.
 const OTHER_SIGTIMEDWAIT: [i64; 2] = [421, 177];
 
-/// Whether the kernel would keep this signal from a process because it is the first one of its namespace:
-/// it has no handler for it, does not wait for it, and it would end every other process.
-pub(super) fn is_kept_from_first(pid: Pid, signal: i32) -> bool {
+/// Whether the kernel drops this signal for a process that is the first of its namespace: the process neither
+/// handles the signal nor waits for it, and the signal would end any other process.
+pub(super) fn is_dropped_for_first(pid: Pid, signal: i32) -> bool {
     if !ends_by_default(signal) || !is_default(pid, signal) {
         return false;
     }
-    // One that waits for signals shows them as not blocked while it does. It was missed if it was about to
-    // wait when it was asked what it does, and waited when it was asked what it blocks.
+    // While a process waits for signals, `status` shows them as not blocked. One check misses a process that
+    // begins to wait between the reads of `syscall` and of `status`, so check twice.
     std::thread::sleep(PAUSE);
     is_default(pid, signal)
 }
@@ -30,27 +30,27 @@ fn is_default(pid: Pid, signal: i32) -> bool {
     !waits_for_signals(&read("syscall")) && is_default_in(&read("status"), signal)
 }
 
-/// Whether the call that the process is in, of `/proc/PID/syscall`, takes signals off its queue.
+/// Whether the system call in the text of `/proc/PID/syscall` waits for signals.
 fn waits_for_signals(syscall: &str) -> bool {
     let number = syscall.split_ascii_whitespace().next().and_then(|word| word.parse::<i64>().ok());
     number.is_some_and(|n| n == libc::SYS_rt_sigtimedwait || OTHER_SIGTIMEDWAIT.contains(&n))
 }
 
-/// Whether the status has the signal neither blocked nor ignored nor caught.
+/// Whether the text of `/proc/PID/status` has the signal neither blocked nor ignored nor caught.
 fn is_default_in(status: &str, signal: i32) -> bool {
     let mask = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name))?;
         u64::from_str_radix(line.trim(), 16).ok()
     };
     let bit = 1_u64.checked_shl(signal.cast_unsigned().wrapping_sub(1)).unwrap_or(0);
-    // What cannot be read is not killed.
+    // A process whose masks cannot be read is not killed.
     [mask("SigBlk:"), mask("SigIgn:"), mask("SigCgt:")]
         .into_iter()
         .all(|mask| mask.is_some_and(|mask| mask & bit == 0))
 }
 
-/// Whether a process without a handler ends by it (`man 7 signal`). SIGKILL and SIGSTOP reach a first
-/// process, too.
+/// Whether the signal ends a process that has no handler (`man 7 signal`). SIGKILL and SIGSTOP are never
+/// dropped.
 fn ends_by_default(signal: i32) -> bool {
     const OTHERS: [i32; 9] = [
         libc::SIGKILL,

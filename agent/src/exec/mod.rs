@@ -1,8 +1,17 @@
-//! A command of the host's: from its start until the host has its output and how it ended.
+//! Runs commands for the host: an exec lasts from the start of a process until the host has its output and
+//! its exit status.
 //!
-//! A command has ended when its process has: what it left running in the background and holds its
-//! pipes open does not keep the exec open. What is in the pipes at that moment is always sent;
-//! what others write to them is sent for [`GRACE`] more, and then for as much as is buffered.
+//! ```text
+//!  request ──▶ user ─▶ spawn ─▶ process, in its cgroup and the main command's namespace
+//!  data ◀────▶ pump ◀─ stdio ─▶   │
+//!  response ◀───────── reaper ◀───┘
+//! ```
+//!
+//! A command has exited when its process has, even if background processes that it left hold its pipes open.
+//! Data that is in the pipes at that moment is always sent. Data that others write later is sent for
+//! [`GRACE`] more, and then as far as it is buffered.
+//!
+//! May use `sys`, and of `host` the session of the stream.
 
 mod cgroup;
 mod disposition;
@@ -27,13 +36,13 @@ use rustix::process::Pid;
 use self::cgroup::Cgroup;
 pub(crate) use self::cgroup::Cgroups;
 use self::namespace::{End, Namespace};
-use self::pump::{Input, Output, Sink, State};
+use self::pump::{ChannelState, Input, Output, Sink};
 use self::spawn::Started;
 use crate::host::connection::{CHUNK, ReplyTo, Session};
 use crate::sys::poller::{Poller, Ready, Token};
 use crate::sys::signal::{signal_group, signal_process};
 
-/// How long output that is not the command's own any more is waited for.
+/// How long to wait for the output of other processes after the command has exited.
 const GRACE: Duration = Duration::from_millis(100);
 
 /// The slots of an exec's tokens.
@@ -41,26 +50,26 @@ const INPUT: u8 = 0;
 const OUTPUT: u8 = 1;
 const ERROR: u8 = 2;
 
-/// What a command is to its box.
+/// The role of a command in its box.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Kind<'a> {
     /// The main command, in a namespace of its own.
     Main {
-        /// Whether an init is the namespace's first process in its place.
+        /// Whether an init is the namespace's first process in place of the command.
         init: bool,
     },
-    /// One beside the main command, in the namespace of this process if there is one.
+    /// A command beside the main command: in the namespace of this process, if a main command runs.
     Beside(Option<BorrowedFd<'a>>),
 }
 
-/// A running, or ended and not yet drained, command.
+/// A command that runs, or has exited with output left to send.
 pub(crate) struct Exec {
-    /// Who hears of it; nobody of a detached one.
+    /// Its stream; none for a detached command.
     pub(crate) reply_to: Option<ReplyTo>,
     pid: Pid,
-    /// Its process ID for those in its namespace.
-    pub(crate) inside: Pid,
-    /// That of a main command.
+    /// Its process ID in its own namespace.
+    pub(crate) inner_pid: Pid,
+    /// Set for a main command.
     namespace: Option<Namespace>,
     cgroup: Option<Cgroup>,
     terminal: bool,
@@ -73,12 +82,12 @@ pub(crate) struct Exec {
 struct Exited {
     status: ExitStatus,
     out_of_memory: bool,
-    /// When the grace is over; none once it was.
-    last_call: Option<Instant>,
+    /// When the grace period ends; none after that.
+    grace_ends: Option<Instant>,
 }
 
 impl Exec {
-    /// Starts a command as the exec with this ID, detached if it has no `reply_to`.
+    /// Starts a command as the exec with this ID; a detached one has no `reply_to`.
     pub(crate) fn start(
         request: &message::Exec,
         kind: Kind<'_>,
@@ -106,7 +115,7 @@ impl Exec {
         let exec = Self {
             reply_to,
             pid: process.pid,
-            inside: process.inside,
+            inner_pid: process.inner_pid,
             namespace,
             cgroup,
             terminal,
@@ -138,12 +147,12 @@ impl Exec {
         Ok(())
     }
 
-    /// Whether this process ID is its own. Not any more once it has been reaped.
+    /// Whether it runs as this process. False once its process has been reaped.
     pub(crate) fn runs_as(&self, pid: Pid) -> bool {
         self.pid == pid && self.exited.is_none()
     }
 
-    /// One of its descriptors has become ready.
+    /// Records the readiness of one of its descriptors.
     pub(crate) fn notify(&mut self, slot: u8, event: Ready) {
         if slot == INPUT {
             if let Some(input) = &mut self.input {
@@ -154,8 +163,8 @@ impl Exec {
         }
     }
 
-    /// Data for its standard input. What comes after the input was closed is dropped: the host has
-    /// been told, or said itself that there is no more.
+    /// Takes data for its standard input. Data after the close of the input is dropped: the host has been
+    /// informed of the close, or ended the input itself.
     pub(crate) fn receive(&mut self, data: Bytes) {
         if let Some(signal) = self.typed_signal(&data)
             && let Some(namespace) = &mut self.namespace
@@ -167,14 +176,14 @@ impl Exec {
         }
     }
 
-    /// No more input comes.
+    /// Ends its standard input after the data that has arrived.
     pub(crate) fn end_input(&mut self) {
         if let Some(input) = &mut self.input {
             input.end();
         }
     }
 
-    /// The host does not read an output any more.
+    /// Closes an output that the host no longer reads.
     pub(crate) fn close_output(&mut self, channel: Channel) {
         let output = channel.output_index().and_then(|index| self.outputs.get_mut(index));
         if let Some(output) = output {
@@ -182,15 +191,14 @@ impl Exec {
         }
     }
 
-    /// The signal that the terminal of a main command makes of a key, if that is for the main command itself.
+    /// The signal that a main command's terminal generates for typed data, if it goes to the command itself.
     fn typed_signal(&self, data: &[u8]) -> Option<i32> {
         self.namespace.as_ref().filter(|_| self.exited.is_none())?;
         let signal = terminal_keys::signal(self.master()?, data)?;
         (self.foreground() == self.pid).then_some(signal)
     }
 
-    /// What the host says to a running command. An ended one hears nothing: its process ID may
-    /// be another's by now.
+    /// Handles a control message. Ignored once the command has exited: its process ID may have been reused.
     pub(crate) fn control(&mut self, control: Control) {
         if self.exited.is_some() {
             return;
@@ -199,12 +207,12 @@ impl Exec {
             Control::SignalProcess(signal) if (1..=64).contains(&signal) => {
                 match &mut self.namespace {
                     Some(namespace) => namespace.signal(self.pid, signal),
-                    // Refused only where it has just ended.
+                    // Fails only if the process has just exited.
                     None => drop(signal_process(self.pid.as_raw_nonzero().get(), signal)),
                 }
             }
             Control::Signal(signal) if (1..=64).contains(&signal) => {
-                // Refused only where the group has just gone.
+                // Fails only if the group has just ended.
                 let _ = signal_group(self.foreground().as_raw_nonzero().get(), signal);
             }
             Control::Resize(size) => {
@@ -217,8 +225,8 @@ impl Exec {
         }
     }
 
-    /// The process group that a signal is for: the one in the terminal's foreground, as Ctrl-C
-    /// would find it, or the one that the command started in.
+    /// The process group that a signal goes to: the terminal's foreground group, as for Ctrl-C, or the group
+    /// that the command started in.
     fn foreground(&self) -> Pid {
         self.master().and_then(|master| rustix::termios::tcgetpgrp(master).ok()).unwrap_or(self.pid)
     }
@@ -228,7 +236,7 @@ impl Exec {
         output.or_else(|| self.input.as_ref().map(Input::fd)).filter(|_| self.terminal)
     }
 
-    /// Ends the command with all its descendants.
+    /// Kills the command and all its descendants.
     pub(crate) fn kill(&self) {
         let group_killed = self.cgroup.as_ref().is_some_and(|cgroup| cgroup.kill().is_ok());
         if !group_killed && self.exited.is_none() {
@@ -239,40 +247,39 @@ impl Exec {
         }
     }
 
-    /// What commands join that are to see what it sees; none, unless it is a main command that runs.
+    /// The pidfd by which other commands join its namespace; none unless it is a running main command.
     pub(crate) fn namespace(&self) -> Option<BorrowedFd<'_>> {
         self.namespace.as_ref().filter(|_| self.exited.is_none()).map(Namespace::handle)
     }
 
-    /// Ends a main command as a signal would have done that everybody got, if the kernel kept it from this one.
+    /// Ends a main command that the kernel protected from a signal that was sent to all processes.
     pub(crate) fn interrupt(&mut self, signal: i32) {
         if let Some(namespace) = self.namespace.as_mut().filter(|_| self.exited.is_none()) {
             namespace.interrupt(signal);
         }
     }
 
-    /// Whether this reaped process was the first of its namespace, and ended because somebody in there
-    /// called `reboot(2)`.
+    /// Whether this reaped process was the first of its namespace, and ended by a `reboot(2)` in it.
     pub(crate) fn is_rebooted(&self, reaped: Pid, status: ExitStatus) -> bool {
-        let namespace = self.namespace.as_ref().filter(|namespace| namespace.begins_with(reaped));
+        let namespace = self.namespace.as_ref().filter(|namespace| namespace.is_first(reaped));
         namespace.is_some_and(|namespace| namespace.end(status) == End::Reboot)
     }
 
-    /// Its process has been reaped. Tells whether that was for a lack of memory.
+    /// Records the status of its reaped process. Returns whether the kernel killed for lack of memory.
     pub(crate) fn exited(&mut self, status: ExitStatus, now: Instant) -> bool {
         self.input = None;
         let out_of_memory = self.cgroup.as_ref().is_some_and(Cgroup::ran_out_of_memory);
         let mut status = status;
         if let Some(namespace) = &self.namespace {
-            // With an init, there may be others left.
+            // With an init, other processes may be left.
             namespace.kill();
-            if namespace.begins_with(self.pid)
-                && let End::Process(meant) = namespace.end(status)
+            if namespace.is_first(self.pid)
+                && let End::Process(intended) = namespace.end(status)
             {
-                status = meant;
+                status = intended;
             }
         }
-        self.exited = Some(Exited { status, out_of_memory, last_call: Some(now + GRACE) });
+        self.exited = Some(Exited { status, out_of_memory, grace_ends: Some(now + GRACE) });
         for output in self.outputs.iter_mut().flatten() {
             output.notify(Ready { read: true, ..Ready::default() });
         }
@@ -284,26 +291,26 @@ impl Exec {
         self.exited.is_none()
     }
 
-    /// When the grace of an ended command will be over.
+    /// When the grace period of an exited command ends.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.exited.and_then(|exited| exited.last_call)
+        self.exited.and_then(|exited| exited.grace_ends)
     }
 
-    /// Whether [`pump`](Self::pump) would do something now.
+    /// Whether [`pump`](Self::pump) has work now.
     pub(crate) fn can_pump(&self, session: Option<&Session>) -> bool {
         let stream = self.reply_to.map_or(0, |reply_to| reply_to.stream);
         let room = |channel| session.map_or(CHUNK, |session| session.output_room(stream, channel));
         self.input.as_ref().is_some_and(Input::can_pump)
             || self.outputs.iter().flatten().any(|output| output.can_pump(room))
-            || self.is_over()
+            || self.is_finished()
     }
 
-    fn is_over(&self) -> bool {
+    fn is_finished(&self) -> bool {
         self.exited.is_some() && self.outputs.iter().all(Option::is_none)
     }
 
-    /// Moves data, one read for each output; that of a detached command goes nowhere. Returns the last
-    /// answer on the stream once it is over.
+    /// Moves data: one read for each output. Output of a detached command is discarded. Returns the last
+    /// response of the stream once the process has exited and all output is sent.
     pub(crate) fn pump(
         &mut self,
         session: Option<&mut Session>,
@@ -314,34 +321,34 @@ impl Exec {
             (Some(session), Some(reply_to)) => {
                 let stream = reply_to.stream;
                 self.input.take_if(|input| {
-                    input.can_pump() && input.pump(stream, session) == State::Closed
+                    input.can_pump() && input.pump(stream, session) == ChannelState::Closed
                 });
                 Sink::Host(session, stream)
             }
-            _ => Sink::Nowhere,
+            _ => Sink::Discard,
         };
-        let last_call = self
+        let grace_is_over = self
             .exited
             .as_mut()
-            .and_then(|exited| exited.last_call.take_if(|at| *at <= now))
+            .and_then(|exited| exited.grace_ends.take_if(|at| *at <= now))
             .is_some();
         for slot in &mut self.outputs {
             slot.take_if(|output| {
-                if last_call {
-                    output.last_call();
+                if grace_is_over {
+                    output.limit_to_buffered();
                 }
                 output.can_pump(|channel| to.room(channel))
-                    && output.pump(&mut to, scratch) == State::Closed
+                    && output.pump(&mut to, scratch) == ChannelState::Closed
             });
         }
-        let exited = self.exited.filter(|_| self.is_over())?;
+        let exited = self.exited.filter(|_| self.is_finished())?;
         Some(match exited.out_of_memory {
             true => Response::ExitedOutOfMemory(exited.status),
             false => Response::Exited(exited.status),
         })
     }
 
-    /// Gives up its control group.
+    /// Releases its control group.
     pub(crate) fn release(self, cgroups: &mut Cgroups) {
         if let Some(cgroup) = self.cgroup {
             cgroups.release(cgroup);

@@ -1,12 +1,13 @@
 //! The PID namespace of a box's main command.
 //!
-//! The main command is the first process of it, or with an init, that is: what it leaves behind is the
-//! first process's to reap, and everything ends with the first process. Commands that run beside the main
-//! command join it, so that all of them see one box. Its mount namespace differs from the agent's by a
-//! `/proc` of its own only; other mounts appear in both.
+//! Its first process is the main command, or an init (`--init`). The first process reaps orphans, and when it
+//! exits, the kernel kills every process in the namespace. Commands that run beside the main command join
+//! the namespace, so that all of them see one box. Its mount namespace differs from the agent's only in
+//! `/proc`; other mounts propagate both ways.
 //!
-//! The kernel keeps signals from a first process that has no handler for them. Whoever asks a box's `sleep`
-//! to end means it, so the agent looks before it sends one, and does what the signal would have done.
+//! The kernel drops signals for which a first process has no handler. A user who stops a box of `sleep`
+//! expects `sleep` to exit, so the agent checks the disposition before it sends a signal, and kills the process
+//! in place of a signal that the kernel would drop.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -21,53 +22,54 @@ use crate::sys::signal::signal_process;
 pub(crate) struct Namespace {
     /// Its first process: the command, or an init.
     first: Pid,
-    /// Keeps commands from joining another that came to have the process ID.
+    /// A pidfd: commands cannot join the namespace of another process that has got the same process ID.
     handle: OwnedFd,
-    /// Whether the first process is an init of the agent's.
+    /// Whether the first process is an init that the agent started.
     has_init: bool,
-    /// The signal for which the first process was killed in place of getting it.
+    /// The signal in whose place the first process was killed.
     killed_for: Option<i32>,
 }
 
-/// What the end of a first process means.
+/// What the exit of a first process means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// It ended so.
+    /// The process exited with this status.
     Process(ExitStatus),
-    /// Somebody in the namespace called `reboot(2)`.
+    /// A process in the namespace called `reboot(2)`.
     Reboot,
 }
 
 impl Namespace {
-    /// That of this process, which must not have been reaped.
+    /// The namespace of its first process, which must not have been reaped.
     pub(crate) fn of(first: Pid, has_init: bool) -> io::Result<Self> {
         let handle = pidfd_open(first, PidfdFlags::empty())?;
         Ok(Self { first, handle, has_init, killed_for: None })
     }
 
-    /// What commands join it by.
+    /// The pidfd by which commands join it.
     pub(crate) fn handle(&self) -> BorrowedFd<'_> {
         self.handle.as_fd()
     }
 
     /// Whether this is its first process.
-    pub(crate) fn begins_with(&self, pid: Pid) -> bool {
+    pub(crate) fn is_first(&self, pid: Pid) -> bool {
         self.first == pid
     }
 
     /// Sends a signal to the main command, which is `pid`.
     pub(crate) fn signal(&mut self, pid: Pid, signal: i32) {
-        if !self.has_init && disposition::is_kept_from_first(pid, signal) {
+        if !self.has_init && disposition::is_dropped_for_first(pid, signal) {
             self.kill_for(signal);
         } else {
-            // Refused only where it has just ended.
+            // Fails only if the process has just exited.
             let _ = signal_process(pid.as_raw_nonzero().get(), signal);
         }
     }
 
-    /// Ends it as a process ends that gets this signal from its terminal, if the kernel kept it from doing so.
+    /// Kills it in place of a signal that its terminal generated, or that was sent to all processes, if the
+    /// kernel dropped that signal.
     pub(crate) fn interrupt(&mut self, signal: i32) {
-        if !self.has_init && disposition::is_kept_from_first(self.first, signal) {
+        if !self.has_init && disposition::is_dropped_for_first(self.first, signal) {
             self.kill_for(signal);
         }
     }
@@ -77,19 +79,19 @@ impl Namespace {
         self.kill();
     }
 
-    /// Ends everything in it.
+    /// Kills every process in it.
     pub(crate) fn kill(&self) {
-        // Refused only where it has ended.
+        // Fails only if it has ended.
         let _ = pidfd_send_signal(&self.handle, Signal::KILL);
     }
 
-    /// What it means that its first process ended so.
+    /// Interprets the exit status of its first process.
     pub(crate) fn end(&self, status: ExitStatus) -> End {
         match (status, self.killed_for) {
             (ExitStatus::Signal(libc::SIGKILL), Some(signal)) => {
                 End::Process(ExitStatus::Signal(signal))
             }
-            // As the kernel tells it (`reboot_pid_ns`): neither of both ends a first process otherwise.
+            // The kernel reports a reboot so (`reboot_pid_ns`). Neither signal ends a first process otherwise.
             (ExitStatus::Signal(libc::SIGHUP | libc::SIGINT), None) => End::Reboot,
             _ => End::Process(status),
         }

@@ -1,4 +1,11 @@
-//! Moving bytes between the host and one channel of a command, never more than the session allows.
+//! Moves bytes between the host and the stdio of a command.
+//!
+//! **Back-pressure.** Output is read from its pipe only while the session has room for its channel
+//! ([`Session::output_room`]): credit that the host granted, and space in the outbox. Without room the pipe
+//! is left alone, fills up, and the command blocks in `write`. The host grants credit as the reader at its end
+//! takes the data, so a slow reader slows the command down, and the agent buffers no output beyond its outbox.
+//! Input works the other way round: the agent grants credit for the bytes that it has written to the command's
+//! pipe, so at most a window waits in the queue.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -11,26 +18,26 @@ use rustix::termios::{LocalModes, SpecialCodeIndex, tcgetattr};
 use crate::host::connection::{CHUNK, Session};
 use crate::sys::poller::Ready;
 
-/// After a command has exited, a terminal that something still holds open is read for at most so
-/// many bytes more: what a terminal can have buffered.
+/// Bytes that are still read from a terminal that other processes hold open after the command has exited: as
+/// many as a terminal can buffer.
 const TERMINAL_BUFFER: u64 = 128 << 10;
 
-/// From the host to a command's standard input.
+/// A command's standard input, with the data of the host.
 pub(crate) struct Input {
     fd: OwnedFd,
     terminal: bool,
     writable: bool,
-    /// What has arrived and not been written; at most a window.
+    /// Data that has arrived and is not written; at most a window of credit.
     queue: Chunks,
     /// The host has sent everything.
     ended: bool,
 }
 
-/// What became of a channel.
+/// The state of a channel after its data was moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum State {
+pub(crate) enum ChannelState {
     Open,
-    /// To be dropped, which closes it.
+    /// The channel is to be dropped, which closes its descriptor.
     Closed,
 }
 
@@ -52,7 +59,7 @@ impl Input {
         self.queue.push(data);
     }
 
-    /// No more will come.
+    /// Records that the host sends no more.
     pub(crate) fn end(&mut self) {
         self.ended = true;
     }
@@ -61,8 +68,8 @@ impl Input {
         self.writable && (!self.queue.is_empty() || self.ended)
     }
 
-    /// Writes what the command takes now.
-    pub(crate) fn pump(&mut self, stream: u32, session: &mut Session) -> State {
+    /// Writes as much as the command's end takes now.
+    pub(crate) fn pump(&mut self, stream: u32, session: &mut Session) -> ChannelState {
         while self.writable && !self.queue.is_empty() {
             match write(&self.fd, self.queue.chunk()) {
                 Ok(n) => {
@@ -72,23 +79,23 @@ impl Input {
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => self.writable = false,
                 Err(_) => {
-                    // Nobody reads it any more. The host learns that, and stops.
+                    // The input has no reader any more. The host is informed, and stops sending.
                     session.close_input(stream);
-                    return State::Closed;
+                    return ChannelState::Closed;
                 }
             }
         }
         if !self.queue.is_empty() || !self.ended {
-            return State::Open;
+            return ChannelState::Open;
         }
         if self.terminal {
             self.type_end_of_file();
         }
-        State::Closed
+        ChannelState::Closed
     }
 
-    /// A terminal has no end of input of its own; as a person would, type Ctrl-D where the terminal
-    /// is in line mode.
+    /// Writes Ctrl-D if the terminal is in line mode, as a user would type it: a terminal has no other end of
+    /// input.
     fn type_end_of_file(&self) {
         if let Ok(modes) = tcgetattr(&self.fd)
             && modes.local_modes.contains(LocalModes::ICANON)
@@ -98,13 +105,13 @@ impl Input {
     }
 }
 
-/// From a command's output to the host.
+/// An output of a command, whose data goes to the host.
 pub(crate) struct Output {
     fd: OwnedFd,
     channel: Channel,
     terminal: bool,
     ready: Ready,
-    /// Once the command has exited and its grace is over: bytes that are still to be read.
+    /// Bytes left to read, once the command has exited and the grace period is over.
     remaining: Option<u64>,
 }
 
@@ -121,8 +128,8 @@ impl Output {
         self.ready.merge(event);
     }
 
-    /// From now on, only what is buffered counts: whoever holds the other end is not the command.
-    pub(crate) fn last_call(&mut self) {
+    /// Limits further reads to what is buffered now: the processes that hold the other end are not the command.
+    pub(crate) fn limit_to_buffered(&mut self) {
         if self.remaining.is_none() {
             let buffered = rustix::io::ioctl_fionread(self.fd.as_fd()).unwrap_or(0);
             self.remaining = Some(if self.terminal { TERMINAL_BUFFER } else { buffered });
@@ -134,8 +141,8 @@ impl Output {
         self.remaining == Some(0) || self.ready.read && room(self.channel) > 0
     }
 
-    /// Reads once and sends that.
-    pub(crate) fn pump(&mut self, to: &mut Sink<'_>, scratch: &mut [u8]) -> State {
+    /// Reads once, at most as much as there is room for, and sends it.
+    pub(crate) fn pump(&mut self, to: &mut Sink<'_>, scratch: &mut [u8]) -> ChannelState {
         let mut limit = to.room(self.channel).min(scratch.len());
         if let Some(remaining) = self.remaining {
             limit = limit.min(usize::try_from(remaining).unwrap_or(limit));
@@ -147,7 +154,7 @@ impl Output {
             Ok(0) => return self.finish(to),
             Ok(n) => {
                 to.send(self.channel, &scratch[..n]);
-                // A pipe that gives less than was asked for is empty, and says when it is not.
+                // A short read from a pipe means that it is empty; the poller reports new data.
                 if n < limit && !self.terminal && !self.ready.hung_up {
                     self.ready.read = false;
                 }
@@ -157,32 +164,32 @@ impl Output {
             }
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) if self.remaining.is_none() => self.ready.read = false,
-            // A terminal that nothing has open any more answers EIO.
+            // A terminal that no process has open any more returns EIO.
             Err(_) => return self.finish(to),
         }
-        State::Open
+        ChannelState::Open
     }
 
-    fn finish(&self, to: &mut Sink<'_>) -> State {
+    fn finish(&self, to: &mut Sink<'_>) -> ChannelState {
         to.end(self.channel);
-        State::Closed
+        ChannelState::Closed
     }
 }
 
-/// Where output goes.
+/// The destination of output.
 pub(crate) enum Sink<'a> {
     /// To the host, on a stream.
     Host(&'a mut Session, u32),
-    /// Nobody hears of a detached command.
-    Nowhere,
+    /// Output of a detached command is discarded.
+    Discard,
 }
 
 impl Sink<'_> {
-    /// Bytes that are taken now.
+    /// Bytes that can be sent now.
     pub(crate) fn room(&self, channel: Channel) -> usize {
         match self {
             Self::Host(session, stream) => session.output_room(*stream, channel),
-            Self::Nowhere => CHUNK,
+            Self::Discard => CHUNK,
         }
     }
 

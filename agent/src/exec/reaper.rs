@@ -1,22 +1,22 @@
-//! Reaping: PID 1 inherits every orphan, and must collect each that ends.
+//! Reaps children: PID 1 inherits every orphan, and must reap each of them.
 //!
-//! A process ID stays taken until it is reaped, and only [`reap`] reaps, so a status belongs to the
-//! exec that is registered for its process ID and to nobody else.
+//! **Invariant:** a process ID stays in use until the process is reaped, and only [`reap`] reaps. So a status
+//! belongs to the exec with its process ID.
 
 use boxlite_proto::message::ExitStatus;
 use rustix::process::{Pid, WaitOptions, WaitStatus, wait};
 
-/// One ended child, if there is one.
+/// The result of a reap.
 pub(crate) enum Reaped {
-    /// This child ended.
+    /// This child has exited.
     Child(Pid, ExitStatus),
-    /// Children live on, none has ended.
-    NothingNew,
-    /// There is no child at all.
+    /// There are children, and none has exited.
+    NoneExited,
+    /// There are no children.
     NoChildren,
 }
 
-/// Collects one ended child.
+/// Reaps one child.
 pub(crate) fn reap() -> Reaped {
     loop {
         return match wait(WaitOptions::NOHANG) {
@@ -24,14 +24,14 @@ pub(crate) fn reap() -> Reaped {
                 Some(status) => Reaped::Child(pid, status),
                 None => continue,
             },
-            Ok(None) => Reaped::NothingNew,
+            Ok(None) => Reaped::NoneExited,
             Err(rustix::io::Errno::INTR) => continue,
             Err(_) => Reaped::NoChildren,
         };
     }
 }
 
-/// None for a child that did not end.
+/// The exit status; none for a child that only stopped or continued.
 fn exit_status(status: WaitStatus) -> Option<ExitStatus> {
     if let Some(code) = status.exit_status() {
         return Some(ExitStatus::Code(code as u8));

@@ -1,4 +1,4 @@
-//! From a request to a running process, or to the failure that says why not.
+//! Turns an exec request into a running process, or into the failure that says why it cannot run.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -17,16 +17,16 @@ use crate::sys::process::{Namespaces, Plan, Spawned, Step, spawn};
 
 const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// A command that runs.
+/// A started command.
 pub(crate) struct Started {
     pub(crate) process: Spawned,
-    /// The namespace that was made for it.
+    /// The namespace that was made for a main command.
     pub(crate) namespace: Option<Namespace>,
-    /// The agent's side of its standard streams.
+    /// The agent's ends of its stdio.
     pub(crate) stdio: Stdio,
 }
 
-/// Starts `exec`, of which the host hears no more if it is `detached`.
+/// Starts `exec`. A `detached` one has no streams to the host.
 pub(crate) fn start(
     exec: &Exec,
     kind: Kind<'_>,
@@ -43,13 +43,13 @@ pub(crate) fn start(
         None => Stdio::pipes(exec.stdin, identity.uid()),
     }
     .map_err(|e| other("cannot open the command's stdio", e))?;
-    let entrance = cgroup.map(Cgroup::entrance).transpose();
-    let entrance = entrance.map_err(|e| other("cannot open the command's control group", e))?;
-    let entrance = entrance.as_ref().map(AsFd::as_fd);
+    let cgroup = cgroup.map(Cgroup::open_procs).transpose();
+    let cgroup = cgroup.map_err(|e| other("cannot open the command's control group", e))?;
+    let cgroup = cgroup.as_ref().map(AsFd::as_fd);
     let groups: Vec<_> =
         identity.groups.iter().map(|gid| rustix::process::Gid::from_raw(*gid)).collect();
     let init = match kind {
-        Kind::Main { init: true } => Some(start_init(&identity, &groups, entrance)?),
+        Kind::Main { init: true } => Some(start_init(&identity, &groups, cgroup)?),
         _ => None,
     };
     let namespaces = match (kind, &init) {
@@ -66,9 +66,9 @@ pub(crate) fn start(
         uid: identity.uid(),
         gid: identity.gid(),
         groups: &groups,
-        stdio: stdio.theirs(),
+        stdio: stdio.command_ends(),
         terminal: exec.terminal.is_some(),
-        cgroup: entrance,
+        cgroup,
         namespaces,
     });
     let process = match spawned {
@@ -85,7 +85,7 @@ pub(crate) fn start(
     Ok(Started { process, namespace, stdio })
 }
 
-/// Starts an init as the first process of a namespace, with the rights of the command that it is for.
+/// Starts an init as the first process of a namespace, with the user and groups of its command.
 fn start_init(
     identity: &Identity,
     groups: &[rustix::process::Gid],
@@ -93,7 +93,7 @@ fn start_init(
 ) -> Result<Namespace, Failure> {
     let stdio = Stdio::null().map_err(|e| other("cannot open the init's stdio", e))?;
     let spawned = spawn(&Plan {
-        // This program, whose file has had no name since the machine's boot.
+        // The file of this program was removed from the initramfs at boot, so it has no other path.
         programs: &[c"/proc/self/exe"],
         argv: &[init::NAME],
         env: &[],
@@ -101,7 +101,7 @@ fn start_init(
         uid: identity.uid(),
         gid: identity.gid(),
         groups,
-        stdio: stdio.theirs(),
+        stdio: stdio.command_ends(),
         terminal: false,
         cgroup,
         namespaces: Namespaces::New,
@@ -171,6 +171,7 @@ impl ExecArgs {
         Ok(Self { programs, argv, env, working_dir })
     }
 
+    /// The failure of a start at this step.
     fn explain(&self, step: Step, errno: Errno) -> Failure {
         let name = self.argv.first().map(|name| name.to_string_lossy()).unwrap_or_default();
         match (step, errno) {
@@ -201,7 +202,7 @@ impl ExecArgs {
                 failure(FailureKind::NotExecutable, format!("{name}: {why}"))
             }
             (Step::WorkingDir, errno) => working_dir_failure(&self.working_dir, errno),
-            // As the kernel says that a namespace is ending.
+            // The kernel's errors for a namespace that is ending.
             (Step::Clone | Step::Namespaces, Errno::NOMEM | Errno::SRCH) => other(
                 "cannot start a process; the box's main command has ended, or memory ran out",
                 errno,
@@ -216,12 +217,12 @@ impl ExecArgs {
     }
 }
 
-/// The value of the last variable of that name.
+/// The value of the last variable with this name.
 fn value_of<'a>(env: &'a [Vec<u8>], name: &[u8]) -> Option<&'a [u8]> {
     env.iter().rev().find_map(|variable| variable.strip_prefix(name)?.strip_prefix(b"="))
 }
 
-/// Container engines create the working directory of an image; so does the agent, as root.
+/// Makes a missing working directory, which belongs to root, as container engines do.
 fn make_working_dir(dir: &CStr) -> Result<(), Failure> {
     if rustix::fs::stat(dir).is_ok() {
         return Ok(());

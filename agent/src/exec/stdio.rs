@@ -1,4 +1,4 @@
-//! The file descriptors between the agent and a command: pipes, or a terminal.
+//! The stdio of a command: pipes, a terminal, or `/dev/null`.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -12,19 +12,19 @@ use rustix::termios::Winsize;
 /// The group of terminals (`tty` on every distribution), to which `write` and `mesg` belong.
 const TTY_GROUP: u32 = 5;
 
-/// Both sides of a command's stdio.
+/// Both ends of a command's stdio.
 pub(crate) struct Stdio {
     /// The command's standard input, output and error.
-    theirs: [OwnedFd; 3],
-    /// Where its input is written.
+    command_ends: [OwnedFd; 3],
+    /// The agent's end of standard input.
     pub(crate) input: Option<OwnedFd>,
-    /// Where its output is read, then its error output; a terminal has only the first.
+    /// The agent's ends of standard output and error; a terminal has only the first.
     pub(crate) outputs: [Option<OwnedFd>; 2],
 }
 
 impl Stdio {
-    /// Three pipes, or `/dev/null` as the input. The command's ends belong to `uid`: it may open them by
-    /// their names, `/dev/stdout` and the like.
+    /// Three pipes, or `/dev/null` as the input. The pipes belong to `uid`, so that the command may open them by
+    /// name (`/dev/stdout`).
     pub(crate) fn pipes(with_input: bool, uid: Uid) -> io::Result<Self> {
         let (input, stdin) = if with_input {
             let (read, write) = pipe(uid)?;
@@ -39,14 +39,15 @@ impl Stdio {
         }
         set_nonblocking(&output)?;
         set_nonblocking(&error)?;
-        Ok(Self { theirs: [stdin, stdout, stderr], input, outputs: [Some(output), Some(error)] })
+        let command_ends = [stdin, stdout, stderr];
+        Ok(Self { command_ends, input, outputs: [Some(output), Some(error)] })
     }
 
-    /// Nothing to read, and nobody who reads.
+    /// `/dev/null` for all three.
     pub(crate) fn null() -> io::Result<Self> {
         let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-        let theirs = [fcntl_dupfd_cloexec(&null, 3)?, fcntl_dupfd_cloexec(&null, 3)?, null];
-        Ok(Self { theirs, input: None, outputs: [None, None] })
+        let command_ends = [fcntl_dupfd_cloexec(&null, 3)?, fcntl_dupfd_cloexec(&null, 3)?, null];
+        Ok(Self { command_ends, input: None, outputs: [None, None] })
     }
 
     /// A terminal of this size, owned by `uid`.
@@ -58,19 +59,20 @@ impl Stdio {
         resize(&master, size)?;
         rustix::fs::fchown(&slave, Some(uid), Some(Gid::from_raw(TTY_GROUP)))?;
         set_nonblocking(&master)?;
-        let theirs = [fcntl_dupfd_cloexec(&slave, 3)?, fcntl_dupfd_cloexec(&slave, 3)?, slave];
+        let command_ends =
+            [fcntl_dupfd_cloexec(&slave, 3)?, fcntl_dupfd_cloexec(&slave, 3)?, slave];
         // Two descriptors for one terminal, so that each direction has its own readiness.
         let input = fcntl_dupfd_cloexec(&master, 3)?;
-        Ok(Self { theirs, input: Some(input), outputs: [Some(master), None] })
+        Ok(Self { command_ends, input: Some(input), outputs: [Some(master), None] })
     }
 
-    /// The command's side.
-    pub(crate) fn theirs(&self) -> [BorrowedFd<'_>; 3] {
-        self.theirs.each_ref().map(AsFd::as_fd)
+    /// The command's standard input, output and error.
+    pub(crate) fn command_ends(&self) -> [BorrowedFd<'_>; 3] {
+        self.command_ends.each_ref().map(AsFd::as_fd)
     }
 }
 
-/// Tells a terminal its size; the foreground process group gets SIGWINCH.
+/// Sets the size of a terminal; its foreground process group gets SIGWINCH.
 pub(crate) fn resize(master: impl AsFd, size: TerminalSize) -> io::Result<()> {
     let size = Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
     rustix::termios::tcsetwinsize(master, size)
@@ -78,12 +80,12 @@ pub(crate) fn resize(master: impl AsFd, size: TerminalSize) -> io::Result<()> {
 
 fn pipe(owner: Uid) -> io::Result<(OwnedFd, OwnedFd)> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
-    // Both ends are one inode, of which nobody else has a name.
+    // Both ends are one inode, which no other process can name.
     rustix::fs::fchown(&read, Some(owner), None)?;
     Ok((read, write))
 }
 
-/// Only the agent's end: a command expects blocking stdio.
+/// Makes the agent's end non-blocking. A command expects blocking stdio.
 fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
     let flags = rustix::fs::fcntl_getfl(fd)?;
     rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK)

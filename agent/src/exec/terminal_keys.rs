@@ -1,10 +1,10 @@
-//! Which keys a terminal makes signals of.
+//! Finds the signals that a terminal generates for typed keys.
 
 use std::os::fd::AsFd;
 
 use rustix::termios::{LocalModes, SpecialCodeIndex, Termios, tcgetattr};
 
-/// The signal that a terminal makes of what is typed, if it makes one that ends a process.
+/// The first signal that the terminal generates for typed data and that ends a process: SIGINT or SIGQUIT.
 pub(super) fn signal(terminal: impl AsFd, typed: &[u8]) -> Option<i32> {
     let modes = tcgetattr(terminal).ok()?;
     signal_by(&modes, typed)
@@ -15,7 +15,7 @@ fn signal_by(modes: &Termios, typed: &[u8]) -> Option<i32> {
         return None;
     }
     let key = |index| Some(modes.special_codes[index]).filter(|key| *key != 0);
-    // What comes behind it is taken as it is.
+    // The byte after this key is literal.
     let literal = key(SpecialCodeIndex::VLNEXT)
         .filter(|_| modes.local_modes.contains(LocalModes::IEXTEN | LocalModes::ICANON));
     let mut bytes = typed.iter().copied().map(Some);

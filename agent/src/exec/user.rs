@@ -1,16 +1,16 @@
-//! Who a command runs as: `name`, `uid`, `name:group` or `uid:gid`, looked up in the box's own
+//! Resolves the user of a command: `name`, `uid`, `name:group` or `uid:gid`, looked up in the box's
 //! `/etc/passwd` and `/etc/group`.
 //!
-//! The rules are those of container engines: what is a number is never a name; a number needs no entry
-//! (its group is then 0, its home `/`); supplementary groups are those that list the user, unless
-//! the group is given. Lines that are not entries are skipped.
+//! The rules are those of container engines. A number is never a name, and needs no entry (its group is
+//! then 0, its home `/`). Supplementary groups are those that list the user, unless a group is given. Lines
+//! that are not entries are skipped.
 
 use std::io::Read;
 
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::process::{Gid, Uid};
 
-/// More than this of a passwd or group file is not looked at.
+/// Limit on the bytes of a passwd or group file that are read.
 const MAX_FILE: u64 = 8 << 20;
 
 /// The kernel's limit on supplementary groups.
@@ -49,7 +49,8 @@ pub(crate) fn resolve(spec: &str) -> Result<Identity, UnknownUser> {
     resolve_in(spec, &read_table("/etc/passwd"), &read_table("/etc/group"))
 }
 
-/// A missing, strange or unreadable file is an empty one: an image without users is no error.
+/// Reads a passwd or group file. A missing or unreadable file, and anything but a regular file, counts as
+/// empty: an image without users is no error.
 fn read_table(path: &str) -> Vec<u8> {
     let mut table = Vec::new();
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
@@ -71,7 +72,7 @@ fn resolve_in(spec: &str, passwd: &[u8], group: &[u8]) -> Result<Identity, Unkno
 
     let uid = number(user.as_bytes());
     let is_meant = |entry: &PasswdEntry<'_>| match uid {
-        // Whoever looks for root by its number must not miss a user who is called 0.
+        // A number is compared with IDs only, so that a user named `0` is not taken for root.
         Some(uid) => entry.uid == uid,
         None => entry.name == user.as_bytes(),
     };
@@ -152,7 +153,7 @@ fn entries(table: &[u8]) -> impl Iterator<Item = &[u8]> {
         .filter(|line| !line.is_empty() && !line.starts_with(b"#"))
 }
 
-/// A decimal ID; the largest one means "none" to the kernel.
+/// Parses a decimal ID. The largest `u32` is none, because it means "no ID" to the kernel.
 fn number(digits: &[u8]) -> Option<u32> {
     if !digits.iter().all(u8::is_ascii_digit) {
         return None;

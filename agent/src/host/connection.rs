@@ -1,4 +1,4 @@
-//! One connection to the host: its descriptor and its session, bounded in both directions.
+//! A connection to the host: its descriptor and its session, bounded in both directions.
 
 use std::os::fd::OwnedFd;
 
@@ -8,15 +8,15 @@ use rustix::io::{Errno, read, retry_on_intr, writev};
 
 use crate::sys::poller::Ready;
 
-/// The host's requests and data are not read while this much waits to be sent: a host that only asks and never
-/// reads. Far above the session's high-water mark, because a host that writes before it reads on must not be left
-/// waiting for an agent that does the same.
+/// Nothing is read from the host while this much waits to be sent, which bounds memory for a host that never
+/// reads. Far above the session's high-water mark: a host that writes before it reads must not end in a deadlock
+/// with an agent that does the same.
 const STOP_READING: usize = 4 << 20;
 
-/// How much is read at once.
+/// Bytes in one read.
 pub(crate) const CHUNK: usize = MAX_DATA;
 
-/// What a stream of a connection is served by.
+/// What serves a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Service {
     /// The exec with this ID.
@@ -25,7 +25,7 @@ pub(crate) enum Service {
     Job(u64),
 }
 
-/// The protocol's state of a connection.
+/// The protocol state of a connection.
 pub(crate) type Session = Server<Service>;
 
 /// Destination of an answer: a stream of a connection.
@@ -35,9 +35,9 @@ pub(crate) struct ReplyTo {
     pub(crate) stream: u32,
 }
 
-/// How a connection ended, or why it must.
+/// Why a connection ended, or must be closed.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Broken {
+pub(crate) enum ConnectionError {
     #[error("the host closed it")]
     Closed,
     #[error(transparent)]
@@ -51,16 +51,16 @@ pub(crate) struct Connection {
     ready: Ready,
     input: Assembler,
     pub(crate) session: Session,
-    /// A virtio-serial port: it reads as ended until the host attaches.
+    /// Whether this is a virtio-serial port, where reads return end of file until the host attaches.
     serial: bool,
 }
 
 impl Connection {
-    /// `fd` must be non-blocking and watched.
+    /// `fd` must be non-blocking, and watched by the poller.
     pub(crate) fn new(fd: OwnedFd, serial: bool) -> Self {
         Self {
             fd,
-            // What arrived before it was watched makes no edge.
+            // Data that arrived before the descriptor was watched causes no edge.
             ready: Ready { read: true, write: true, hung_up: false },
             input: Assembler::default(),
             session: Session::default(),
@@ -80,16 +80,16 @@ impl Connection {
         self.ready.merge(event);
     }
 
-    /// Whether [`receive`](Self::receive) may find something now.
+    /// Whether [`receive`](Self::receive) may read data now.
     pub(crate) fn can_receive(&self) -> bool {
         self.ready.read && self.session.waiting() < STOP_READING
     }
 
-    /// Reads once; [`next_event`](Self::next_event) has what came. `scratch` has [`CHUNK`] bytes.
-    pub(crate) fn receive(&mut self, scratch: &mut [u8]) -> Result<(), Broken> {
+    /// Reads once, for [`next_event`](Self::next_event). `scratch` has [`CHUNK`] bytes.
+    pub(crate) fn receive(&mut self, scratch: &mut [u8]) -> Result<(), ConnectionError> {
         match read(&self.fd, &mut *scratch) {
             Ok(0) if self.serial && !self.session.is_greeted() => self.ready.read = false,
-            Ok(0) => return Err(Broken::Closed),
+            Ok(0) => return Err(ConnectionError::Closed),
             Ok(n) => self.input.extend(&scratch[..n]),
             Err(Errno::AGAIN) => self.ready.read = false,
             Err(Errno::INTR) => {}
@@ -98,8 +98,8 @@ impl Connection {
         Ok(())
     }
 
-    /// The next event of what was received.
-    pub(crate) fn next_event(&mut self) -> Result<Option<ServerEvent>, Broken> {
+    /// The next event in the received data.
+    pub(crate) fn next_event(&mut self) -> Result<Option<ServerEvent>, ConnectionError> {
         let event = self.session.receive(&mut self.input)?;
         if event.is_none() {
             self.input.release();
@@ -107,8 +107,8 @@ impl Connection {
         Ok(event)
     }
 
-    /// Sends what can be sent now.
-    pub(crate) fn flush(&mut self) -> Result<(), Broken> {
+    /// Writes as much as the descriptor takes now.
+    pub(crate) fn flush(&mut self) -> Result<(), ConnectionError> {
         if !self.ready.write {
             return Ok(());
         }

@@ -1,8 +1,8 @@
-//! Who may ask the agent for anything: the host, and nobody else.
+//! Accepts connections from the host, and refuses all others.
 //!
-//! An agent does as root what it is asked for. Processes of its own machine reach a vsock listener, too,
-//! where the kernel has a loopback for vsock, and so do machines inside of it. So a connection's peer is
-//! looked at before a byte of it is.
+//! The agent carries out requests as root. Processes of the guest can connect to its vsock listener, too,
+//! if the kernel has a vsock loopback, and so can nested VMs. So the address of the peer is checked before
+//! anything is read.
 
 use std::os::fd::OwnedFd;
 
@@ -10,11 +10,10 @@ use rustix::io::Errno;
 
 use crate::sys::vsock::{self, Peer};
 
-/// A non-blocking listener of the host's connections.
+/// A non-blocking listener for connections from the host.
 pub(crate) struct Listener {
     fd: OwnedFd,
-    /// Whether somebody else than the host was refused, which is said once: anybody may connect as often
-    /// as it likes.
+    /// Whether a peer was refused. Logged once, because a peer may connect as often as it likes.
     refused: bool,
 }
 
@@ -23,12 +22,12 @@ impl Listener {
         Self { fd, refused: false }
     }
 
-    /// The connections that have come from the host.
+    /// Accepts all waiting connections, and returns those from the host.
     pub(crate) fn accept(&mut self) -> Vec<OwnedFd> {
         let mut accepted = Vec::new();
         loop {
             match vsock::accept(&self.fd) {
-                Ok((fd, peer)) if may_ask(peer) => accepted.push(fd),
+                Ok((fd, peer)) if is_allowed(peer) => accepted.push(fd),
                 Ok((_, peer)) => self.refuse(peer),
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
                 Err(Errno::AGAIN) => return accepted,
@@ -42,16 +41,16 @@ impl Listener {
 
     fn refuse(&mut self, peer: Peer) {
         if !std::mem::replace(&mut self.refused, true) {
-            crate::log::warn(format_args!("refused a connection of {peer:?}: not the host"));
+            crate::log::warn(format_args!("refused a connection from {peer:?}: not the host"));
         }
     }
 }
 
-fn may_ask(peer: Peer) -> bool {
+fn is_allowed(peer: Peer) -> bool {
     match peer {
         Peer::Host => true,
         Peer::Cid(_) => false,
-        // Whoever made such a listener has chosen who finds it.
+        // A test's listener. Its owner controls who can reach it.
         Peer::OtherFamily => true,
     }
 }

@@ -1,12 +1,12 @@
-//! The way to the host: finding it, accepting its connections, and the session on each of them.
+//! Communication with the host: the transport, the listener, and the connections.
 //!
 //! ```text
-//!  transport ── vsock, or a virtio-serial port; reports the boot
-//!    └── listener ── accepts connections, of the host only
-//!          └── connection ── a descriptor, its session, bounds in both directions
+//!  transport       vsock, or a virtio-serial port; reports the boot
+//!    └─ listener       accepts connections, from the host only
+//!         └─ connection    a descriptor and its session, bounded in both directions
 //! ```
 //!
-//! May use `sys` and the protocol's sessions. What requests do is the server's business.
+//! May use `sys` and the protocol's sessions. Requests are handled by `server`.
 
 pub(crate) mod connection;
 pub(crate) mod listener;

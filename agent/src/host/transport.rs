@@ -1,4 +1,4 @@
-//! Finding the host: a vsock device, or the named virtio-serial port.
+//! Finds the transport to the host, a vsock device or the named virtio-serial port, and reports the boot on it.
 
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -14,18 +14,16 @@ use crate::sys::{self, vsock};
 
 const PORTS: &str = "/sys/class/virtio-ports";
 
-/// A port gets its name from the host some time after its device was found.
-const PORT_DEADLINE: Duration = Duration::from_secs(5);
+/// Timeout for the port to get its name, which the host sends some time after the device appears.
+const PORT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a fatal error waits for the host to hear it.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+/// Timeout for the host to receive a fatal error.
+const FATAL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// No way to the host.
+/// Why there is no transport to the host.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TransportError {
-    #[error(
-        "this machine has neither a vsock device nor a virtio-serial port {SERIAL_PORT_NAME:?}"
-    )]
+    #[error("this VM has neither a vsock device nor a virtio-serial port {SERIAL_PORT_NAME:?}")]
     Missing,
     #[error("cannot listen on vsock port {AGENT_PORT}: {0}")]
     Listen(#[source] io::Errno),
@@ -33,22 +31,22 @@ pub(crate) enum TransportError {
     Open { path: String, errno: io::Errno },
 }
 
-/// The way to the host, and the boot report on it.
+/// The transport to the host, with the boot report.
 pub(crate) enum Transport {
     Vsock {
         listener: OwnedFd,
-        /// Stays open for the machine's life, so that the host sees its end. None if the
-        /// host does not listen: it need not.
+        /// Stays open until the VM ends, so that the host sees that. None if the host does not listen,
+        /// which is optional.
         report: Option<OwnedFd>,
     },
-    /// The host hears what happened once it attaches.
+    /// The host receives the events once it attaches.
     Serial { port: OwnedFd, events: Vec<Event> },
 }
 
 impl Transport {
-    /// Finds the host.
+    /// Finds the transport.
     pub(crate) fn find() -> Result<Self, TransportError> {
-        if vsock::is_there() {
+        if vsock::is_available() {
             let listener = vsock::listen(AGENT_PORT).map_err(TransportError::Listen)?;
             let report = vsock::connect(vsock::HOST, BOOT_REPORT_PORT).ok();
             return Ok(Self::Vsock { listener, report });
@@ -60,7 +58,7 @@ impl Transport {
         Ok(Self::Serial { port, events: Vec::new() })
     }
 
-    /// Tells the host how far the boot is.
+    /// Reports a stage of the boot.
     pub(crate) fn reached(&mut self, stage: Stage) {
         self.report(Event::Stage(stage));
     }
@@ -79,10 +77,10 @@ impl Transport {
         }
     }
 
-    /// Tells the host that the boot failed, and waits until it knows, for a while at most.
+    /// Reports that the boot failed, and waits until the host has received it or the timeout is over.
     pub(crate) fn fatal(mut self, message: String) {
         self.report(Event::Fatal { message });
-        let deadline = Instant::now() + LAST_WORDS;
+        let deadline = Instant::now() + FATAL_TIMEOUT;
         match self {
             Self::Vsock { report: Some(report), .. } => {
                 while sys::ioctl::unsent_bytes(&report).is_ok_and(|n| n > 0)
@@ -96,7 +94,7 @@ impl Transport {
                 if let Some(mut session) = wait_for_hello(&port, deadline) {
                     events.iter().for_each(|event| session.event(event));
                     let _ = session.outbox().write_with(|slices| writev(&port, slices));
-                    // What was written without blocking leaves when the host's side gets to run.
+                    // A non-blocking write returns before the host has taken the bytes.
                     std::thread::sleep(Duration::from_millis(100));
                 }
             }
@@ -105,7 +103,7 @@ impl Transport {
 }
 
 fn find_port() -> Option<String> {
-    let deadline = Instant::now() + PORT_DEADLINE;
+    let deadline = Instant::now() + PORT_TIMEOUT;
     loop {
         for entry in std::fs::read_dir(PORTS).into_iter().flatten().flatten() {
             let name = std::fs::read(entry.path().join("name")).unwrap_or_default();
@@ -120,7 +118,7 @@ fn find_port() -> Option<String> {
     }
 }
 
-/// Waits until the host has attached and said hello, in whatever version.
+/// Waits until the host has attached and sent a hello, of any version.
 fn wait_for_hello(port: &OwnedFd, deadline: Instant) -> Option<Session> {
     let (mut session, mut input) = (Session::default(), Assembler::default());
     let mut chunk = [0; 256];

@@ -1,4 +1,4 @@
-//! How the machine is doing, out of `/proc` (kernel documentation, "The /proc Filesystem").
+//! Metrics of the guest, from `/proc` (kernel documentation, "The /proc Filesystem").
 
 use boxlite_proto::guest::GuestMetrics;
 use boxlite_proto::message::{Failure, FailureKind};
@@ -6,7 +6,7 @@ use rustix::fs::statvfs;
 
 use super::{line, number, ticks, words};
 
-/// Takes all measures.
+/// Reads all metrics.
 pub(crate) fn metrics() -> Result<GuestMetrics, Failure> {
     let disk = statvfs("/").map_err(|e| Failure {
         kind: FailureKind::Other,

@@ -1,7 +1,7 @@
-//! What the host asks of the guest: how it is doing, what runs in it, what is at a path.
+//! Reads the state of the guest: metrics, processes, mounts, the file at a path.
 //!
-//! The kernel's text files are parsed without trust in their being complete: what is missing or
-//! strange counts as 0, so that the rest is still told.
+//! May use nothing else of the agent. **Invariant:** the kernel's text files need not be complete or well
+//! formed: a value that is missing or malformed counts as 0, and the rest is still reported.
 
 mod metrics;
 pub(crate) mod mountinfo;
@@ -34,7 +34,7 @@ fn words(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty())
 }
 
-/// What follows the line's name, in the first line that has it.
+/// The rest of the first line that begins with `name`.
 fn line<'a>(table: &'a [u8], name: &str) -> Option<&'a [u8]> {
     table.split(|b| *b == b'\n').find_map(|line| line.strip_prefix(name.as_bytes()))
 }

@@ -1,11 +1,12 @@
 //! The kernel's table of mounts, `/proc/self/mountinfo` (`man 5 proc_pid_mountinfo`).
 //!
-//! Read by copies, which skip the kernel's own file systems, and by the shutdown, which unmounts the others.
-//! Invariant: a line that is not a mount is skipped, and mount points are bytes. Ours rather than the crate
-//! `procfs`, which refuses the whole table for one mount point that is not UTF-8: a box could make copies
-//! descend into `/proc` with it; it also adds 37 KiB to the agent, which every box loads.
+//! Used by copies, which skip the kernel's own file systems, and by the shutdown, which unmounts the others.
+//!
+//! **Invariant:** a line that is not a mount is skipped, and mount points are bytes. The crate `procfs` refuses
+//! the whole table for one mount point that is not UTF-8, so a box could make copies descend into `/proc`; it
+//! also adds 37 KiB to the agent, which every box loads.
 
-/// File systems whose content is nobody's files: made up when it is read, or standing for devices.
+/// File systems without stored files: the kernel generates their content, or their files are devices.
 const KERNEL_TYPES: &[&[u8]] = &[
     b"autofs",
     b"binfmt_misc",
@@ -29,7 +30,7 @@ const KERNEL_TYPES: &[&[u8]] = &[
     b"tracefs",
 ];
 
-/// The table as it was when it was read.
+/// The table at the time of the read.
 pub(crate) struct MountTable(Vec<u8>);
 
 /// One mount.
@@ -44,7 +45,7 @@ pub(crate) struct Mount<'a> {
 }
 
 impl MountTable {
-    /// The mounts of this process's namespace; none where `/proc` is not mounted.
+    /// Reads the mounts of this process's namespace; none if `/proc` is not mounted.
     pub(crate) fn read() -> Self {
         Self(std::fs::read("/proc/self/mountinfo").unwrap_or_default())
     }
@@ -54,14 +55,14 @@ impl MountTable {
         Self(table.to_vec())
     }
 
-    /// The mounts, each behind those that it lies on.
+    /// The mounts, each after those that it is mounted on.
     pub(crate) fn mounts(&self) -> impl DoubleEndedIterator<Item = Mount<'_>> {
         self.0.split(|b| *b == b'\n').filter_map(Mount::parse)
     }
 }
 
 impl<'a> Mount<'a> {
-    /// `ID PARENT DEVICE ROOT POINT OPTIONS [OPTIONAL…] - TYPE …`
+    /// Parses `ID PARENT DEVICE ROOT POINT OPTIONS [OPTIONAL…] - TYPE …`.
     fn parse(line: &'a [u8]) -> Option<Self> {
         let mut fields = line.split(|b| *b == b' ');
         let (major, minor) = std::str::from_utf8(fields.nth(2)?).ok()?.split_once(':')?;
@@ -82,7 +83,7 @@ impl<'a> Mount<'a> {
     }
 }
 
-/// The kernel writes space, tab, newline and backslash as three octal digits.
+/// Decodes space, tab, newline and backslash, which the kernel writes as a backslash and three octal digits.
 fn unescape(path: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(path.len());
     let mut rest = path;

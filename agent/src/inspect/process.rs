@@ -1,4 +1,4 @@
-//! What runs, out of `/proc/PID`.
+//! Processes, from `/proc/PID`.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -8,11 +8,11 @@ use boxlite_proto::message::{Failure, FailureKind};
 
 use super::{line, number, ticks, words};
 
-/// More than the longest `/proc/PID/stat`.
+/// Limit on the bytes that are read of a file: more than the longest `/proc/PID/stat`.
 const MAX_STAT: usize = 4096;
 
-/// The processes by ID; of more than [`MAX_PROCESSES`], the first. Where the box's commands run in the
-/// namespace of a main command (`in_namespace`), those are told that are in it, as it numbers them.
+/// Lists the processes by ID, the first [`MAX_PROCESSES`] at most. If the box's commands run in the namespace
+/// of a main command (`in_namespace`), lists only processes in that namespace, with their IDs there.
 pub(crate) fn processes(in_namespace: bool) -> Result<Vec<Process>, Failure> {
     let entries = std::fs::read_dir("/proc").map_err(|e| Failure {
         kind: FailureKind::Other,
@@ -21,23 +21,23 @@ pub(crate) fn processes(in_namespace: bool) -> Result<Vec<Process>, Failure> {
     let mut pids: Vec<u32> =
         entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
     pids.sort_unstable();
-    // One that has ended meanwhile is none.
+    // A process that has exited meanwhile is skipped.
     let all = pids.into_iter().filter_map(read);
     Ok(match in_namespace {
         false => all.map(|(process, _)| process).take(MAX_PROCESSES).collect(),
-        true => inside(all),
+        true => in_inner_namespace(all),
     })
 }
 
-/// Of processes with their IDs in the namespaces that they are in, from the outermost, those of a namespace
-/// inside, by their IDs there.
-fn inside(all: impl Iterator<Item = (Process, Vec<u32>)>) -> Vec<Process> {
+/// Keeps the processes of an inner namespace, with their IDs there. Each process comes with its IDs in all of
+/// its namespaces, from the outermost.
+fn in_inner_namespace(all: impl Iterator<Item = (Process, Vec<u32>)>) -> Vec<Process> {
     let inner = |(process, ids): (Process, Vec<u32>)| Some((process, *ids.get(1)?));
     let mut processes: Vec<_> = all.filter_map(inner).collect();
     let ids: BTreeMap<u32, u32> = processes.iter().map(|(p, inner)| (p.pid, *inner)).collect();
     for (process, inner) in &mut processes {
         process.pid = *inner;
-        // Whose parent is outside has none, as the kernel has it.
+        // A parent outside of the namespace is 0, as in the kernel.
         process.ppid = ids.get(&process.ppid).copied().unwrap_or(0);
     }
     let mut processes: Vec<_> = processes.into_iter().map(|(process, _)| process).collect();
@@ -46,12 +46,12 @@ fn inside(all: impl Iterator<Item = (Process, Vec<u32>)>) -> Vec<Process> {
     processes
 }
 
-/// A process, and its IDs from the outermost namespace in.
+/// Reads a process, and its IDs in all of its namespaces, from the outermost.
 fn read(pid: u32) -> Option<(Process, Vec<u32>)> {
     let stat = start_of(pid, "stat", MAX_STAT)?;
     let mut process = parse(&stat, page_size())?;
     let status = start_of(pid, "status", MAX_STAT).unwrap_or_default();
-    // Real, effective, saved, file system.
+    // The fields are the real, effective, saved and file system user.
     process.uid = number(line(&status, "Uid:").and_then(|uids| words(uids).nth(1)));
     process.command = start_of(pid, "cmdline", MAX_COMMAND).unwrap_or_default();
     let ids = words(line(&status, "NSpid:").unwrap_or_default());
@@ -62,7 +62,7 @@ fn page_size() -> u64 {
     rustix::param::page_size() as u64
 }
 
-/// The first bytes of a file of a process.
+/// The first bytes of a file in `/proc/PID`.
 fn start_of(pid: u32, file: &str, max: usize) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
     let file = std::fs::File::open(format!("/proc/{pid}/{file}")).ok()?;
@@ -77,7 +77,7 @@ fn parse(stat: &[u8], page_size: u64) -> Option<Process> {
     let mut name = stat.get(open + 1..close)?.to_vec();
     name.truncate(MAX_NAME);
     let fields: Vec<_> = words(stat.get(close + 1..)?).collect();
-    // As proc_pid_stat(5) numbers them.
+    // Numbered as in proc_pid_stat(5).
     let field = |n: usize| fields.get(n - 3).copied();
     let sum = number::<u64>(field(14)).saturating_add(number(field(15)));
     Some(Process {

@@ -1,4 +1,4 @@
-//! What is at a path.
+//! The file at a path.
 
 use std::ffi::CString;
 
@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use boxlite_proto::archive::name::shown;
 
-/// Looks at the path.
+/// Reads the metadata of a file.
 pub(crate) fn stat(request: &Stat) -> Result<FileStat, Failure> {
     let failed = |errno| path_failure("look at", &request.path, errno);
     let path = from_root(&request.path).map_err(failed)?;
@@ -47,12 +47,12 @@ fn kind(kind: FileType) -> FileKind {
     }
 }
 
-/// A path of the host's as the kernel takes it: relative ones are from the root, too.
+/// A path in a request, for a system call. A relative path starts at the root, too.
 pub(crate) fn from_root(path: &[u8]) -> rustix::io::Result<CString> {
     CString::new([b"/", path].concat()).map_err(|_| Errno::INVAL)
 }
 
-/// Says what could not be done to a path that the host named.
+/// The failure of an operation on a path in a request.
 pub(crate) fn path_failure(what: &str, path: &[u8], errno: Errno) -> Failure {
     let (kind, why) = match errno {
         Errno::NOENT => (FailureKind::NoSuchPath, "no such file or directory".to_owned()),

@@ -1,9 +1,16 @@
-//! Work that may block, each on a thread of its own: unpacking a layer, copying files in and out,
-//! asking the kernel what takes it time to answer.
+//! Jobs: requests whose work may block, each on a thread of its own. They unpack layers, copy files in and
+//! out, and read slow files of the kernel.
 //!
-//! What the host sends is handed to the thread without copying; what the thread has taken comes back
-//! as credit, so at most a window is ever in between. The other way, the thread waits while what it wrote has not
-//! been sent.
+//! ```text
+//!  server ── receive ──▶ Input  ─▶ work, on its thread
+//!         ◀─ advance ─── Output ◀─┘      (wakes the server by an eventfd)
+//! ```
+//!
+//! Data of the host reaches the thread without a copy. The bytes that the thread has read are granted to the
+//! host as credit again, so at most a window is queued. A thread that writes waits while [`OUTPUT`] bytes have
+//! not been sent.
+//!
+//! May use the session of `host`; `work` may also use `unpack`, `pack` and `inspect`.
 
 pub(crate) mod work;
 
@@ -19,16 +26,16 @@ use bytes::Bytes;
 
 use crate::host::connection::{ReplyTo, Session};
 
-/// Removing deep directories recurses.
+/// Stack of a job's thread, in bytes. The removal of deep directories recurses.
 const STACK: usize = 1 << 20;
 
-/// A thread that has written so much that was not sent waits.
+/// Limit on bytes that a thread has written and that are not sent.
 const OUTPUT: usize = 256 << 10;
 
-/// Work under way, as the server sees it.
+/// A job in progress, as the server sees it.
 pub(crate) struct Job {
     pub(crate) reply_to: ReplyTo,
-    /// None once the host has sent all.
+    /// None once the host has sent everything.
     input: Option<Sender<Piece>>,
     shared: Arc<Shared>,
 }
@@ -38,22 +45,22 @@ enum Piece {
     End,
 }
 
-/// What the thread and the server tell each other.
+/// State that the thread and the server share.
 struct Shared {
     state: Mutex<State>,
-    /// The server changed something that a writer waits for.
+    /// Wakes a writer: there is room, or the job was cancelled.
     room: Condvar,
-    /// Rung when the thread has changed something.
+    /// An eventfd that wakes the server when the thread has changed the state.
     bell: Arc<OwnedFd>,
 }
 
 #[derive(Default)]
 struct State {
-    /// Bytes of input that the thread has read and the host does not know of.
+    /// Bytes of input that the thread has read, and for which the host has no credit yet.
     taken: usize,
-    /// What was written and not sent: at most [`OUTPUT`].
+    /// Data that is written and not sent: at most [`OUTPUT`].
     output: Chunks,
-    /// Nobody is interested any more.
+    /// The result is not wanted any more.
     cancelled: bool,
     result: Option<Response>,
 }
@@ -64,14 +71,14 @@ impl Shared {
     }
 
     fn ring(&self) {
-        // Full, the bell rings anyway.
+        // Fails only if the counter is full, and then the server wakes anyway.
         let _ = rustix::io::write(&*self.bell, &1_u64.to_ne_bytes());
     }
 }
 
 impl Job {
-    /// Starts `work`, whose output goes to the stream `reply_to`. `bell`, an eventfd, is rung when
-    /// [`advance`](Self::advance) has something to do.
+    /// Starts `work`, whose output goes to the stream `reply_to`. The eventfd `bell` is signalled when
+    /// [`advance`](Self::advance) has work.
     pub(crate) fn start(
         reply_to: ReplyTo,
         bell: Arc<OwnedFd>,
@@ -95,22 +102,22 @@ impl Job {
         Ok(Self { reply_to, input: Some(input), shared })
     }
 
-    /// The next piece of input has arrived.
+    /// Passes a piece of input to the thread.
     pub(crate) fn receive(&mut self, data: Bytes) {
         if let Some(input) = &self.input {
-            // Fails only if the thread is done, which the host is about to learn.
+            // Fails only if the thread has finished, which the host is about to be told.
             let _ = input.send(Piece::Data(data));
         }
     }
 
-    /// The input is complete.
+    /// Ends the input.
     pub(crate) fn end(&mut self) {
         if let Some(input) = self.input.take() {
             let _ = input.send(Piece::End);
         }
     }
 
-    /// Nobody is interested any more: the thread finds its input cut off and its output refused.
+    /// Cancels the job: the thread's reads and writes fail.
     pub(crate) fn cancel(&mut self) {
         self.input = None;
         let mut state = self.shared.lock();
@@ -119,19 +126,19 @@ impl Job {
         self.shared.room.notify_one();
     }
 
-    /// Whether [`advance`](Self::advance) would send something that had no room before.
+    /// Whether [`advance`](Self::advance) can send output now.
     pub(crate) fn can_advance(&self, session: &Session) -> bool {
         session.output_room(self.reply_to.stream, Channel::Stdout) > 0
             && !self.shared.lock().output.is_empty()
     }
 
-    /// Whether the thread has done all that it does.
-    pub(crate) fn is_over(&self) -> bool {
+    /// Whether the thread has finished.
+    pub(crate) fn is_finished(&self) -> bool {
         self.shared.lock().result.is_some()
     }
 
-    /// Grants credit for what has been taken and sends output, if the connection is there; returns the result
-    /// once there is one and everything before it has been sent.
+    /// Grants credit for the input that was read, and sends output, if the connection is still open. Returns
+    /// the result once all output before it has been sent.
     pub(crate) fn advance(&mut self, session: Option<&mut Session>) -> Option<Response> {
         let stream = self.reply_to.stream;
         let mut state = self.shared.lock();
@@ -148,7 +155,7 @@ impl Job {
     }
 }
 
-/// What the host sends, as a reader.
+/// The data of the host, as a reader.
 pub(crate) struct Input {
     pieces: Receiver<Piece>,
     current: Bytes,
@@ -169,9 +176,9 @@ impl BufRead for Input {
             }
             match self.pieces.recv() {
                 Ok(Piece::Data(data)) => self.current = data,
-                // Whoever reads on past the end finds it again.
+                // A later read finds the end again.
                 Ok(Piece::End) => self.ended = true,
-                // The host has given up.
+                // The job was cancelled.
                 Err(_) => return Err(io::ErrorKind::ConnectionAborted.into()),
             }
         }
@@ -191,7 +198,7 @@ impl Read for Input {
     }
 }
 
-/// The way to the host, as a writer that waits while too much was not sent.
+/// The output to the host, as a writer that blocks while [`OUTPUT`] bytes are not sent.
 pub(crate) struct Output(Arc<Shared>);
 
 impl Write for Output {

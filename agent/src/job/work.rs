@@ -1,4 +1,4 @@
-//! Which requests are jobs, and what they do.
+//! Maps requests to the work of their jobs.
 
 use std::path::Path;
 
@@ -10,12 +10,12 @@ use crate::boot::mounts::BUILDER_DISK;
 use crate::unpack::{UnpackError, Unpacked, unpack_below, unpack_in_root};
 use crate::{inspect, pack};
 
-/// What the thread of a job does.
+/// The work that a job's thread does.
 pub(crate) type Work = Box<dyn FnOnce(Input, Output) -> Response + Send>;
 
-/// Whether an agent in this role does such jobs: a builder has a disk and no root of a box, a box
-/// has no layers.
-pub(crate) fn is_for(role: Role, request: &Request) -> bool {
+/// Whether an agent in this role serves the request: a builder has a disk and no root of a box, a box has no
+/// layers.
+pub(crate) fn is_served_by(role: Role, request: &Request) -> bool {
     match request {
         Request::UnpackLayer => role == Role::Builder,
         Request::CopyIn(_) | Request::CopyOut(_) | Request::Stat(_) => role != Role::Builder,
@@ -23,7 +23,7 @@ pub(crate) fn is_for(role: Role, request: &Request) -> bool {
     }
 }
 
-/// The work of a request, if it is one for a job. `in_namespace`: whether the box's commands run in the
+/// The work of a request, if the request is a job. `in_namespace`: whether the box's commands run in the PID
 /// namespace of a main command.
 pub(crate) fn of(request: Request, in_namespace: bool) -> Option<Work> {
     Some(match request {

@@ -1,14 +1,15 @@
-//! Packing a file or a tree into a tar, for a host that may read it slowly or not at all.
+//! Packs a file or a tree into a tar, for a host that may read it slowly or not at all.
 //!
 //! ```text
 //!  walk     a tree ─▶ files, one directory open at a time
-//!  archive  files ─▶ headers, sparse maps and data (boxlite-proto, with which the host writes as well)
+//!  archive  files ─▶ headers, sparse maps and data (in boxlite-proto; the host writes with it, too)
 //! ```
 //!
-//! The box goes on meanwhile. What disappears is left out; a file keeps the size that its header
-//! announced, whatever becomes of it. Symlinks below the path are never followed, also not where
-//! a directory was a moment ago, and what is mounted there of the kernel's own (`/proc`, `/sys`,
-//! `/dev`) is an empty directory.
+//! The box keeps running meanwhile. A file that disappears is left out; a file that changes keeps the size in
+//! its header. Symlinks below the path are never followed, not even one that has just replaced a directory.
+//! Mount points of the kernel's own file systems (`/proc`, `/sys`, `/dev`) become empty directories.
+//!
+//! May use `inspect` and `sys`.
 
 mod mounts;
 mod walk;
@@ -22,23 +23,23 @@ use boxlite_proto::message::{Failure, FailureKind};
 use rustix::io::Errno;
 
 use crate::inspect::path_failure;
-use crate::sys::process::own_working_directory;
+use crate::sys::process::unshare_working_directory;
 use boxlite_proto::archive::name::shown;
 
 /// A path that could not be packed.
 #[derive(Debug, thiserror::Error)]
 pub enum PackError {
-    /// The path itself: it is not there, or cannot be entered.
+    /// The path itself does not exist, or cannot be entered.
     #[error(transparent)]
     Path(Failure),
-    /// Something below it could not be read.
+    /// A file below it could not be read.
     #[error("cannot {what} {}: {errno}", shown(.path))]
     System {
-        /// What was to be done.
+        /// The operation.
         what: &'static str,
-        /// To what.
+        /// The name of the file in the tar.
         path: Vec<u8>,
-        /// What the kernel said.
+        /// The kernel's error.
         errno: Errno,
     },
     /// The tar could not be written.
@@ -47,7 +48,7 @@ pub enum PackError {
 }
 
 impl PackError {
-    /// The failure as the host learns it.
+    /// The failure for the host.
     pub fn failure(&self) -> Failure {
         match self {
             Self::Path(failure) => failure.clone(),
@@ -56,15 +57,15 @@ impl PackError {
     }
 }
 
-/// Says what a failed system call was for.
+/// Turns the error of a system call for this operation into a [`PackError`].
 fn cannot(what: &'static str, path: &[u8]) -> impl FnOnce(Errno) -> PackError {
     move |errno| PackError::System { what, path: path.to_vec(), errno }
 }
 
-/// Writes the tar of what `request` names to `to`. The calling thread is left with a working
-/// directory of its own, so it should be one of its own.
+/// Writes the tar of the requested file or tree to `to`. Call it on a thread of its own: the thread gets its
+/// own working directory.
 pub fn pack(request: &CopyOut, to: impl Write) -> Result<(), PackError> {
-    own_working_directory()
+    unshare_working_directory()
         .map_err(|errno| PackError::Path(path_failure("copy", &request.path, errno)))?;
     let mut to = Packer::new(BufWriter::with_capacity(MAX_DATA, to));
     walk::walk(request, &mut to)?;

@@ -1,21 +1,21 @@
-//! Which files are on file systems of the kernel's own.
+//! Recognizes files on the kernel's own file systems.
 
 use std::collections::BTreeSet;
 
 use crate::inspect::mountinfo::{Mount, MountTable};
 
-/// The devices (`st_dev`) of the kernel's file systems that are mounted.
+/// The devices (`st_dev`) of the kernel's own file systems that are mounted.
 pub(super) struct KernelFileSystems(BTreeSet<u64>);
 
 impl KernelFileSystems {
-    /// Those that are mounted now.
+    /// The file systems that are mounted now.
     pub(super) fn mounted() -> Self {
         let table = MountTable::read();
         Self(table.mounts().filter(Mount::is_kernel).map(|mount| mount.device).collect())
     }
 
     /// Whether the file with this status is on one of them.
-    pub(super) fn have(&self, stat: &rustix::fs::Stat) -> bool {
+    pub(super) fn contain(&self, stat: &rustix::fs::Stat) -> bool {
         self.0.contains(&stat.st_dev)
     }
 }

@@ -1,9 +1,9 @@
-//! From a path to the entries of a tar.
+//! Walks a tree and writes its tar entries.
 //!
-//! The directory being read is the thread's working directory, so that every call gets a name and
-//! not a path. Directories below it wait for their turn by their path: however deep and wide a tree
-//! is, one directory is open at a time. Its own entry comes right before those in it: tar programs
-//! set the time of a directory when they leave it.
+//! The directory being read is the thread's working directory, so that each system call gets a name and not a
+//! path. Its subdirectories are queued by path, so only one directory is open at a time, however deep and wide
+//! the tree is. The entry of a directory comes right before those of its files: tar programs set the time of a
+//! directory when they leave it.
 
 use std::io::Write;
 use std::os::fd::OwnedFd;
@@ -24,14 +24,14 @@ use super::{PackError, cannot};
 use crate::inspect::{from_root, path_failure};
 use boxlite_proto::archive::name::shown;
 
-/// Writes the entries of what `request` names.
+/// Writes the entries of the requested file or tree.
 pub(super) fn walk(request: &CopyOut, to: &mut Packer<impl Write>) -> Result<(), PackError> {
     let failed = |errno| PackError::Path(path_failure("copy", &request.path, errno));
     let start = Start::find(request).map_err(failed)?;
     fchdir(&start.dir).map_err(failed)?;
     let stat = statat(CWD, &start.name[..], AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
     let kernel = KernelFileSystems::mounted();
-    if kernel.have(&stat) {
+    if kernel.contain(&stat) {
         return Err(PackError::Path(Failure {
             kind: FailureKind::Other,
             message: format!(
@@ -46,28 +46,28 @@ pub(super) fn walk(request: &CopyOut, to: &mut Packer<impl Write>) -> Result<(),
             message: format!("cannot copy {}: it is a socket", shown(&request.path)),
         }));
     }
-    let mut walk = Walk { to, kernel, waiting: Vec::new() };
-    walk.add(&start.name, &start.shown_as, &stat)?;
-    while let Some(waiting) = walk.waiting.pop() {
-        walk.read_dir(&start, &waiting)?;
+    let mut walk = Walk { to, kernel, pending: Vec::new() };
+    walk.add(&start.name, &start.name_in_tar, &stat)?;
+    while let Some(directory) = walk.pending.pop() {
+        walk.read_dir(&start, &directory)?;
     }
     Ok(())
 }
 
-/// Where a walk begins.
+/// The start of a walk.
 struct Start {
-    /// The directory that the path is in, or, where it has no last component, is.
+    /// The directory that contains the path, or the path itself if it has no last component.
     dir: OwnedFd,
     /// Its name there.
     name: Vec<u8>,
     /// Its name in the tar.
-    shown_as: Vec<u8>,
+    name_in_tar: Vec<u8>,
 }
 
 impl Start {
     fn find(request: &CopyOut) -> rustix::io::Result<Self> {
         let path = from_root(&request.path)?;
-        let shown_as = last_component(path.to_bytes()).to_vec();
+        let name_in_tar = last_component(path.to_bytes()).to_vec();
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let mut path = path.into_bytes();
         if request.follow {
@@ -82,11 +82,11 @@ impl Start {
             }
         };
         let dir = openat(CWD, dir, flags | OFlags::DIRECTORY, Mode::empty())?;
-        Ok(Self { dir, name: name.to_vec(), shown_as })
+        Ok(Self { dir, name: name.to_vec(), name_in_tar })
     }
 }
 
-/// The last component of an absolute path, or `.` where that names no entry of a directory.
+/// The last component of an absolute path, or `.` if that names no entry of a directory.
 fn last_component(path: &[u8]) -> &[u8] {
     let end = path.len() - path.iter().rev().take_while(|b| **b == b'/').count();
     let name = path.get(..end).and_then(|path| path.rsplit(|b| *b == b'/').next());
@@ -96,7 +96,7 @@ fn last_component(path: &[u8]) -> &[u8] {
     }
 }
 
-/// Where an open file is.
+/// The path of an open file.
 fn path_of(file: &OwnedFd) -> rustix::io::Result<Vec<u8>> {
     use std::os::fd::AsRawFd;
     let link = format!("/proc/self/fd/{}", file.as_raw_fd());
@@ -104,39 +104,39 @@ fn path_of(file: &OwnedFd) -> rustix::io::Result<Vec<u8>> {
 }
 
 /// A directory that has not been read yet.
-struct Waiting {
-    /// From the start's directory.
+struct PendingDirectory {
+    /// Its path from the start's directory.
     path: Vec<u8>,
-    /// In the tar, with a slash at its end.
-    shown_as: Vec<u8>,
+    /// Its name in the tar, which ends in a slash.
+    name_in_tar: Vec<u8>,
     inode: Inode,
 }
 
 struct Walk<'a, W> {
     to: &'a mut Packer<W>,
     kernel: KernelFileSystems,
-    waiting: Vec<Waiting>,
+    pending: Vec<PendingDirectory>,
 }
 
 impl<W: Write> Walk<'_, W> {
-    /// Writes the entry of a directory, and those in it.
-    fn read_dir(&mut self, start: &Start, waiting: &Waiting) -> Result<(), PackError> {
+    /// Writes the entry of a directory and of its files, and queues its subdirectories.
+    fn read_dir(&mut self, start: &Start, directory: &PendingDirectory) -> Result<(), PackError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let resolve = ResolveFlags::NO_SYMLINKS;
-        let dir = match openat2(&start.dir, &waiting.path[..], flags, Mode::empty(), resolve) {
+        let dir = match openat2(&start.dir, &directory.path[..], flags, Mode::empty(), resolve) {
             Ok(dir) => dir,
-            // Removed or replaced meanwhile.
+            // The directory was removed or replaced meanwhile.
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
-            Err(errno) => return Err(cannot("open", &waiting.shown_as)(errno)),
+            Err(errno) => return Err(cannot("open", &directory.name_in_tar)(errno)),
         };
-        let cannot_read = |errno| cannot("read the directory", &waiting.shown_as)(errno);
-        // Something else is there now, or mounted there.
+        let cannot_read = |errno| cannot("read the directory", &directory.name_in_tar)(errno);
+        // Another directory is there now, or a file system was mounted there.
         let stat = fstat(&dir).map_err(cannot_read)?;
-        if Inode::of(&stat) != waiting.inode {
+        if Inode::of(&stat) != directory.inode {
             return Ok(());
         }
         let xattrs = xattrs_of(&dir);
-        self.to.entry(&waiting.shown_as, EntryType::Directory, b"", &stat, &xattrs)?;
+        self.to.entry(&directory.name_in_tar, EntryType::Directory, b"", &stat, &xattrs)?;
         fchdir(&dir).map_err(cannot_read)?;
         for entry in Dir::new(dir).map_err(cannot_read)? {
             let entry = entry.map_err(cannot_read)?;
@@ -144,29 +144,29 @@ impl<W: Write> Walk<'_, W> {
             if name == b"." || name == b".." {
                 continue;
             }
-            let shown_as = [&waiting.shown_as, name].concat();
+            let name_in_tar = [&directory.name_in_tar, name].concat();
             let stat = match statat(CWD, name, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) => stat,
                 Err(Errno::NOENT) => continue,
-                Err(errno) => return Err(cannot("look at", &shown_as)(errno)),
+                Err(errno) => return Err(cannot("look at", &name_in_tar)(errno)),
             };
-            let path = [&waiting.path, &b"/"[..], name].concat();
-            self.add_at(name, path, shown_as, &stat)?;
+            let path = [&directory.path, &b"/"[..], name].concat();
+            self.add_at(name, path, name_in_tar, &stat)?;
         }
         Ok(())
     }
 
     /// Writes the first entry.
-    fn add(&mut self, name: &[u8], shown_as: &[u8], stat: &Stat) -> Result<(), PackError> {
-        self.add_at(name, name.to_vec(), shown_as.to_vec(), stat)
+    fn add(&mut self, name: &[u8], name_in_tar: &[u8], stat: &Stat) -> Result<(), PackError> {
+        self.add_at(name, name.to_vec(), name_in_tar.to_vec(), stat)
     }
 
-    /// Writes the entry of what has this `name` in the working directory.
+    /// Writes the entry of `name` in the working directory; queues it if it is a directory.
     fn add_at(
         &mut self,
         name: &[u8],
         path: Vec<u8>,
-        mut shown_as: Vec<u8>,
+        mut name_in_tar: Vec<u8>,
         stat: &Stat,
     ) -> Result<(), PackError> {
         let kind = match FileType::from_raw_mode(stat.st_mode) {
@@ -176,25 +176,32 @@ impl<W: Write> Walk<'_, W> {
             FileType::CharacterDevice => EntryType::Char,
             FileType::BlockDevice => EntryType::Block,
             FileType::Fifo => EntryType::Fifo,
-            // There is no such thing in a tar.
+            // A tar has no entries for sockets.
             FileType::Socket | FileType::Unknown => return Ok(()),
         };
         if kind == EntryType::Directory {
-            shown_as.push(b'/');
-            if !self.kernel.have(stat) {
-                self.waiting.push(Waiting { path, shown_as, inode: Inode::of(stat) });
+            name_in_tar.push(b'/');
+            if !self.kernel.contain(stat) {
+                let inode = Inode::of(stat);
+                self.pending.push(PendingDirectory { path, name_in_tar, inode });
                 return Ok(());
             }
-        } else if let Some(first) = self.to.first_name(stat, &shown_as) {
-            return Ok(self.to.entry(&shown_as, EntryType::Link, &first, stat, &Xattrs::new())?);
+        } else if let Some(first) = self.to.first_name(stat, &name_in_tar) {
+            return Ok(self.to.entry(
+                &name_in_tar,
+                EntryType::Link,
+                &first,
+                stat,
+                &Xattrs::new(),
+            )?);
         } else if kind == EntryType::Regular {
-            return self.add_file(name, &shown_as, stat);
+            return self.add_file(name, &name_in_tar, stat);
         }
         let link = match kind {
             EntryType::Symlink => match readlinkat(CWD, name, Vec::new()) {
                 Ok(target) => target.into_bytes(),
                 Err(Errno::NOENT | Errno::INVAL) => return Ok(()),
-                Err(errno) => return Err(cannot("read the link", &shown_as)(errno)),
+                Err(errno) => return Err(cannot("read the link", &name_in_tar)(errno)),
             },
             _ => Vec::new(),
         };
@@ -203,19 +210,20 @@ impl<W: Write> Walk<'_, W> {
             |key: &[u8], value: &mut [u8]| lgetxattr(name, key, value),
         );
         let xattrs = xattrs(list, get, |_| true);
-        Ok(self.to.entry(&shown_as, kind, &link, stat, &xattrs)?)
+        Ok(self.to.entry(&name_in_tar, kind, &link, stat, &xattrs)?)
     }
 
-    fn add_file(&mut self, name: &[u8], shown_as: &[u8], seen: &Stat) -> Result<(), PackError> {
-        let Some((file, stat)) = pack::open(CWD, name, seen).map_err(cannot("open", shown_as))?
+    fn add_file(&mut self, name: &[u8], name_in_tar: &[u8], seen: &Stat) -> Result<(), PackError> {
+        let Some((file, stat)) =
+            pack::open(CWD, name, seen).map_err(cannot("open", name_in_tar))?
         else {
             self.to.forget(seen);
             return Ok(());
         };
-        let sparse = !self.kernel.have(&stat);
-        self.to.file(shown_as, &file, &stat, sparse, &xattrs_of(&file)).map_err(|failed| {
+        let sparse = !self.kernel.contain(&stat);
+        self.to.file(name_in_tar, &file, &stat, sparse, &xattrs_of(&file)).map_err(|failed| {
             match failed {
-                pack::PackError::Read(errno) => cannot("read", shown_as)(errno),
+                pack::PackError::Read(errno) => cannot("read", name_in_tar)(errno),
                 pack::PackError::Write(e) => e.into(),
             }
         })

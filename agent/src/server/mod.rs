@@ -1,8 +1,11 @@
 //! The agent's loop: one thread that serves every connection, exec and job.
 //!
-//! Nothing here blocks; what may is a job. Each turn notes what has become ready, reaps, lets every
-//! connection and every exec do one piece of work, and sends. So streams take turns, and one whose reader
-//! has stopped (no credit, or a full socket) only stops itself.
+//! Nothing here blocks: work that may block is a job. Each turn of the loop collects readiness, reaps
+//! children, serves every connection, exec and job once, and sends. So streams take turns, and a stream
+//! whose reader has stopped (no credit, or a full socket) stops only itself.
+//!
+//! The server owns the connections, execs and jobs, and moves data between them; it may use all of `host`,
+//! `exec`, `job` and `sys`.
 
 mod clock;
 mod requests;
@@ -26,35 +29,36 @@ use self::shutdown::Shutdown;
 use self::streams::{to_exec, to_job};
 use crate::exec::reaper::{Reaped, reap};
 use crate::exec::{Cgroups, Exec};
-use crate::host::connection::{Broken, CHUNK, Connection, ReplyTo, Service, Session};
+use crate::host::connection::{CHUNK, Connection, ConnectionError, ReplyTo, Service, Session};
 use crate::host::listener::Listener;
 use crate::job::Job;
 use crate::sys;
 use crate::sys::poller::{Poller, Token};
 
-/// More connections than this at a time are told so and closed: one for each command line that runs
-/// a command, and each program on the host that uses the box. The host's device has a few more.
+/// Limit on connections. Each command line that runs a command has one, and each program on the host that
+/// uses the box. The host's vsock device allows a few more, so that the agent can refuse them with a reason.
 const MAX_CONNECTIONS: usize = 1000;
 
-/// How long jobs that have been told to stop may hold up the end of the machine.
-const JOBS_END: Duration = Duration::from_secs(1);
+/// Timeout for cancelled jobs to stop, at the shutdown.
+const JOBS_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Identifies the server's own descriptors; connections and execs have other IDs.
+/// Token ID of the server's own descriptors; connections and execs have other IDs.
 const SERVER: u64 = 0;
 const LISTENER: u8 = 0;
 const CHILDREN: u8 = 1;
 const JOBS: u8 = 2;
 
-/// Serves the host. To be made once in a process: it reaps every child.
+/// Serves the host. A process must have only one, because it reaps every child.
 pub struct Server {
     role: Role,
     poller: Poller,
+    /// An eventfd that SIGCHLD signals.
     children: OwnedFd,
     child_ended: bool,
-    /// Rung by the threads of jobs.
+    /// An eventfd that the threads of jobs signal.
     job_bell: Arc<OwnedFd>,
     jobs: BTreeMap<u64, Job>,
-    /// The job that unpacks a layer; there is one at a time, for they come one upon the other.
+    /// The job that unpacks a layer. There is one at a time: each layer goes onto the one before.
     layer: Option<u64>,
     listener: Option<Listener>,
     connections: BTreeMap<u64, Connection>,
@@ -63,8 +67,8 @@ pub struct Server {
     cgroups: Cgroups,
     next_id: u64,
     scratch: Vec<u8>,
-    /// Told to a host that attaches to a serial port only after boot.
-    greeting: Vec<Event>,
+    /// Boot events for a host that attaches to the serial port after the boot.
+    missed_events: Vec<Event>,
     shutdown: Option<Shutdown>,
 }
 
@@ -80,7 +84,7 @@ impl Server {
             role,
             poller,
             children,
-            // What ended before.
+            // A child may have exited before the handler was installed.
             child_ended: true,
             job_bell: Arc::new(job_bell),
             jobs: BTreeMap::new(),
@@ -92,12 +96,12 @@ impl Server {
             cgroups: Cgroups::new(),
             next_id: 1,
             scratch: vec![0; CHUNK],
-            greeting: Vec::new(),
+            missed_events: Vec::new(),
             shutdown: None,
         })
     }
 
-    /// Accepts the host's connections from this vsock listener, which must be non-blocking.
+    /// Accepts the host's connections from this listener, which must be non-blocking.
     pub fn listen(&mut self, listener: OwnedFd) -> io::Result<()> {
         self.poller.watch(&listener, Token { id: SERVER, slot: LISTENER })?;
         self.listener = Some(Listener::new(listener));
@@ -105,7 +109,8 @@ impl Server {
         Ok(())
     }
 
-    /// Serves a connection, which must be non-blocking. One too many is told why and closed.
+    /// Serves a connection, which must be non-blocking. Above [`MAX_CONNECTIONS`], it gets an error and is
+    /// closed.
     pub fn connect(&mut self, fd: OwnedFd) -> io::Result<()> {
         if self.connections.len() < MAX_CONNECTIONS {
             return self.add(fd, false);
@@ -115,15 +120,15 @@ impl Server {
              try again when a command has ended"
         );
         crate::log::warn(format_args!("refused a connection: {message}"));
-        // A new connection has room for it. Whoever has hung up does not want to know.
+        // A new connection has room in its buffer. A peer that has hung up needs no answer.
         let _ = rustix::io::write(fd, &Event::Fatal { message }.frame(0).to_bytes());
         Ok(())
     }
 
-    /// Serves the host on a virtio-serial port, for as long as the machine lives: when the host
-    /// detaches, the machine shuts down. `events` are what it has missed.
+    /// Serves the host on a virtio-serial port. The guest shuts down when the host detaches. `events` are the
+    /// boot events that the host has missed.
     pub fn connect_serial(&mut self, port: OwnedFd, events: Vec<Event>) -> io::Result<()> {
-        self.greeting = events;
+        self.missed_events = events;
         self.add(port, true)
     }
 
@@ -140,10 +145,10 @@ impl Server {
         id
     }
 
-    /// Serves until the machine is to be reset; then everything is on disk and has been answered.
+    /// Serves the host until the shutdown is done: all data is on disk, and its request is answered.
     pub fn run(&mut self) -> io::Result<()> {
         loop {
-            let timeout = if self.has_work() { Some(Duration::ZERO) } else { self.patience() };
+            let timeout = if self.has_work() { Some(Duration::ZERO) } else { self.timeout() };
             self.wait(timeout)?;
             if std::mem::take(&mut self.child_ended) {
                 self.reap_all();
@@ -168,7 +173,7 @@ impl Server {
             match token {
                 Token { id: SERVER, slot: LISTENER } => accept = true,
                 Token { id: SERVER, slot: CHILDREN } => self.child_ended = true,
-                // Jobs are looked after in every turn.
+                // Jobs are advanced in every turn.
                 Token { id: SERVER, .. } => {}
                 Token { id, slot } => {
                     if let Some(connection) = self.connections.get_mut(&id) {
@@ -185,7 +190,7 @@ impl Server {
         Ok(())
     }
 
-    /// Whether something can be done without waiting for an event.
+    /// Whether there is work that needs no event.
     fn has_work(&self) -> bool {
         self.child_ended
             || self.connections.values().any(Connection::can_receive)
@@ -204,7 +209,7 @@ impl Server {
     }
 
     /// How long to wait for events.
-    fn patience(&self) -> Option<Duration> {
+    fn timeout(&self) -> Option<Duration> {
         let execs = self.execs.values().filter_map(Exec::deadline);
         let shutdown = self.shutdown.as_ref().map(Shutdown::deadline);
         let next = execs.chain(shutdown).min()?;
@@ -221,16 +226,16 @@ impl Server {
     }
 
     fn reap_all(&mut self) {
-        // Emptied before reaping, so that a child that ends meanwhile rings again.
+        // Reset before reaping, so that a child that exits meanwhile signals again.
         let _ = rustix::io::read(&self.children, &mut [0_u8; 8]);
         let now = Instant::now();
         loop {
             match reap() {
                 Reaped::Child(pid, status) => self.reaped(pid, status, now),
-                Reaped::NothingNew => break,
+                Reaped::NoneExited => break,
                 Reaped::NoChildren => {
                     if let Some(shutdown) = &mut self.shutdown {
-                        shutdown.everyone_is_gone();
+                        shutdown.no_processes_left();
                     }
                     break;
                 }
@@ -241,8 +246,8 @@ impl Server {
 
     fn reaped(&mut self, pid: Pid, status: ExitStatus, now: Instant) {
         if self.execs.values().any(|exec| exec.is_rebooted(pid, status)) {
-            // It was meant for the machine: the namespace is all of it that a box sees. The host is to see the
-            // machine end, and not the command.
+            // `reboot(2)` in the box's namespace means the VM. The host must see the VM end, and not the exit
+            // of the command.
             self.shutdown.get_or_insert_with(|| Shutdown::begin(Duration::ZERO, None));
             return;
         }
@@ -254,7 +259,7 @@ impl Server {
         }
     }
 
-    /// Reads from a connection and does what the host asks.
+    /// Reads from a connection and handles its events.
     fn serve(&mut self, id: u64) {
         let Some(mut connection) = self.connections.remove(&id) else { return };
         let result = self.receive(id, &mut connection);
@@ -266,7 +271,7 @@ impl Server {
         }
     }
 
-    fn receive(&mut self, id: u64, connection: &mut Connection) -> Result<(), Broken> {
+    fn receive(&mut self, id: u64, connection: &mut Connection) -> Result<(), ConnectionError> {
         if connection.can_receive() {
             connection.receive(&mut self.scratch)?;
             while let Some(event) = connection.next_event()? {
@@ -279,9 +284,9 @@ impl Server {
     fn handle(&mut self, id: u64, connection: &mut Connection, event: ServerEvent) {
         match event {
             ServerEvent::Hello(hello) => {
-                clock::not_before(hello.unix_time_ns);
+                clock::apply_lower_bound(hello.unix_time_ns);
                 if connection.is_serial() {
-                    self.greeting.drain(..).for_each(|event| connection.session.event(&event));
+                    self.missed_events.drain(..).for_each(|event| connection.session.event(&event));
                 }
             }
             ServerEvent::Request { stream, request } => {
@@ -318,11 +323,11 @@ impl Server {
 
     fn pump_all(&mut self) {
         let now = Instant::now();
-        let mut over = Vec::new();
+        let mut ended = Vec::new();
         for (id, exec) in &mut self.execs {
             let Some(reply_to) = exec.reply_to else {
                 if exec.pump(None, &mut self.scratch, now).is_some() {
-                    over.push(*id);
+                    ended.push(*id);
                 }
                 continue;
             };
@@ -330,10 +335,10 @@ impl Server {
             let session = &mut connection.session;
             if let Some(last) = exec.pump(Some(session), &mut self.scratch, now) {
                 session.respond(reply_to.stream, &last);
-                over.push(*id);
+                ended.push(*id);
             }
         }
-        for id in over {
+        for id in ended {
             if let Some(exec) = self.execs.remove(&id) {
                 exec.release(&mut self.cgroups);
             }
@@ -341,33 +346,33 @@ impl Server {
     }
 
     fn flush_all(&mut self) {
-        let mut broken = Vec::new();
+        let mut failed = Vec::new();
         for (id, connection) in &mut self.connections {
             if let Err(reason) = connection.flush() {
-                broken.push((*id, reason));
+                failed.push((*id, reason));
             }
         }
-        for (id, reason) in broken {
+        for (id, reason) in failed {
             if let Some(connection) = self.connections.remove(&id) {
                 self.close(connection, &reason);
             }
         }
     }
 
-    /// Ends a connection with everything that it started.
-    fn close(&mut self, mut connection: Connection, reason: &Broken) {
-        if matches!(reason, Broken::Protocol(Violation::Version { .. })) {
-            // The host learns which version it would have to speak.
+    /// Closes a connection and ends everything that it started.
+    fn close(&mut self, mut connection: Connection, reason: &ConnectionError) {
+        if matches!(reason, ConnectionError::Protocol(Violation::Version { .. })) {
+            // The outbox has the hello with the agent's version.
             let _ = connection.flush();
         }
-        if !matches!(reason, Broken::Closed | Broken::Io(_)) {
+        if !matches!(reason, ConnectionError::Closed | ConnectionError::Io(_)) {
             crate::log::warn(format_args!("closed a connection: {reason}"));
         }
         for service in connection.session.tags() {
             match service {
                 Service::Exec(id) => {
                     if let Some(exec) = self.execs.remove(id) {
-                        // Nobody will see it end.
+                        // Its exit will not be seen, so count it here.
                         self.exec_counts.failed += u64::from(exec.is_running());
                         exec.kill();
                         exec.release(&mut self.cgroups);
@@ -387,8 +392,8 @@ impl Server {
 
     fn finish_shutdown(&mut self) {
         let Some(shutdown) = self.shutdown.take() else { return };
-        self.end_jobs();
-        shutdown::end_everything();
+        self.cancel_jobs();
+        shutdown::kill_and_unmount();
         let Some((id, stream)) = shutdown.requested_by else { return };
         if let Some(mut connection) = self.connections.remove(&id) {
             connection.session.respond(stream, &Response::Done);
@@ -397,10 +402,10 @@ impl Server {
     }
 
     /// Stops the jobs, so that nothing writes to the disk any more.
-    fn end_jobs(&mut self) {
+    fn cancel_jobs(&mut self) {
         self.jobs.values_mut().for_each(Job::cancel);
-        let deadline = Instant::now() + JOBS_END;
-        while !self.jobs.values().all(Job::is_over) && Instant::now() < deadline {
+        let deadline = Instant::now() + JOBS_TIMEOUT;
+        while !self.jobs.values().all(Job::is_finished) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }
     }

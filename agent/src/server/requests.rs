@@ -1,4 +1,4 @@
-//! Requests of the host: which are answered at once, and which start an exec or a job on their stream.
+//! Handles requests: answers them at once, or starts an exec or a job on their stream.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,14 +14,14 @@ use crate::exec::{self, Exec};
 use crate::host::connection::{Connection, ReplyTo, Service};
 use crate::job::{Job, work};
 
-/// More running execs than this are refused.
+/// Limit on running execs.
 const MAX_EXECS: usize = 4096;
 
-/// More jobs than this at a time are refused: each has a thread, and two windows of memory.
+/// Limit on jobs: each has a thread, and two windows of memory.
 const MAX_JOBS: usize = 32;
 
 impl Server {
-    /// Does what a request asks for, or starts it, and answers unless the answer comes later.
+    /// Handles a request. An exec or a job is answered later.
     pub(super) fn start(
         &mut self,
         id: u64,
@@ -36,24 +36,24 @@ impl Server {
         };
         let answer = match request {
             Ok(_) if self.shutdown.is_some() => {
-                Response::Failed(other("the machine is shutting down".into()))
+                Response::Failed(other("the guest is shutting down".into()))
             }
             Ok(Request::Ping) => Response::Done,
             Ok(Request::Exec(_) | Request::ExecDetached(_)) if self.role == Role::Builder => {
                 unsupported("exec")
             }
             Ok(Request::ExecMain(_)) if self.role != Role::Box => unsupported("a main command"),
-            Ok(Request::Exec(request)) => self.start_on(connection, reply_to, &request, None),
+            Ok(Request::Exec(request)) => self.start_attached(connection, reply_to, &request, None),
             Ok(Request::ExecMain(main)) => {
-                self.start_on(connection, reply_to, &main.exec, Some(main.init))
+                self.start_attached(connection, reply_to, &main.exec, Some(main.init))
             }
             Ok(Request::ExecDetached(request)) => match self.start_exec(&request, None, None) {
                 Ok((_, pid)) => Response::Detached { pid },
                 Err(failure) => Response::Failed(failure),
             },
-            Ok(Request::Clock) => Response::Clock { monotonic_ns: clock::reading() },
+            Ok(Request::Clock) => Response::Clock { monotonic_ns: clock::monotonic_ns() },
             Ok(Request::SetClock(reading)) => {
-                clock::follow(&reading);
+                clock::apply_reading(&reading);
                 Response::Done
             }
             Ok(Request::ExecCounts) => {
@@ -73,7 +73,7 @@ impl Server {
                 self.child_ended = true;
                 return;
             }
-            Ok(request) if !work::is_for(self.role, &request) => unsupported("this request"),
+            Ok(request) if !work::is_served_by(self.role, &request) => unsupported("this request"),
             Ok(request) => match self.start_job(request, reply_to) {
                 Ok(job) => {
                     connection.session.set_tag(stream, Service::Job(job));
@@ -81,14 +81,14 @@ impl Server {
                 }
                 Err(failure) => Response::Failed(failure),
             },
-            // Malformed: its length was right, so the connection goes on.
+            // Malformed, but the frame was whole, so the connection continues.
             Err(_) => Response::Failed(unknown_request()),
         };
         connection.session.respond(stream, &answer);
     }
 
-    /// Starts a command that the host hears of; `main` is of a main command, and whether it has an init.
-    fn start_on(
+    /// Starts a command on a stream. `main` is set for a main command: whether it has an init.
+    fn start_attached(
         &mut self,
         connection: &mut Connection,
         reply_to: ReplyTo,
@@ -104,7 +104,7 @@ impl Server {
         }
     }
 
-    /// Starts a command; its exec's ID and its process ID in its namespace.
+    /// Starts and counts a command. Returns its exec's ID, and its process ID in its namespace.
     fn start_exec(
         &mut self,
         request: &message::Exec,
@@ -128,7 +128,7 @@ impl Server {
             return Err(other(format!("{MAX_EXECS} commands are running already")));
         }
         if self.role == Role::SoftHost {
-            crate::boot::mounts::see_host_changes();
+            crate::boot::mounts::drop_host_file_caches();
         }
         let id = self.new_id();
         let running = self.execs.values().find_map(Exec::namespace);
@@ -140,7 +140,7 @@ impl Server {
             None => exec::Kind::Beside(running),
         };
         let exec = Exec::start(request, kind, id, reply_to, &mut self.cgroups, &self.poller)?;
-        let pid = exec.inside.as_raw_nonzero().get().cast_unsigned();
+        let pid = exec.inner_pid.as_raw_nonzero().get().cast_unsigned();
         self.execs.insert(id, exec);
         Ok((id, pid))
     }
@@ -154,7 +154,7 @@ impl Server {
         }
         if self.jobs.len() >= MAX_JOBS {
             return Err(other(format!(
-                "{MAX_JOBS} copies or questions are under way already; try again when one is done"
+                "{MAX_JOBS} copies or queries are running already; try again when one is done"
             )));
         }
         let in_namespace = self.execs.values().any(|exec| exec.namespace().is_some());
@@ -170,7 +170,7 @@ impl Server {
     }
 }
 
-/// A newer host's, or a malformed one.
+/// The failure of a request that a newer host sent, or that is malformed.
 fn unknown_request() -> Failure {
     Failure {
         kind: FailureKind::Unsupported,

@@ -1,4 +1,4 @@
-//! The end of the machine: everything ends, everything is on disk, the host knows, reset.
+//! Shuts the guest down: ends all processes, unmounts the disks, answers the host, resets the VM.
 
 use std::time::{Duration, Instant};
 
@@ -12,46 +12,48 @@ use crate::host::connection::Connection;
 use crate::inspect::mountinfo::MountTable;
 use crate::sys;
 
-/// How long killed processes are waited for: one in an uninterruptible call may never end.
-const KILLED: Duration = Duration::from_secs(2);
+/// Timeout for killed processes to exit: one in an uninterruptible system call may never exit.
+const KILL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long the last frame may take to leave.
-const LAST_FRAME: Duration = Duration::from_secs(1);
+/// Timeout for the host to take the last frame.
+const LAST_FRAME_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A shutdown under way: all processes have been asked to end.
+/// A shutdown in progress: all processes have been asked to exit.
 pub(crate) struct Shutdown {
     deadline: Instant,
-    everyone_is_gone: bool,
-    /// The connection and stream that asked for it and are to be answered.
+    no_processes_left: bool,
+    /// The connection and stream of the request, which is answered at the end.
     pub(crate) requested_by: Option<(u64, u32)>,
 }
 
 impl Shutdown {
-    /// Asks all processes to end.
+    /// Asks all processes to exit, if there is a grace period.
     pub(crate) fn begin(grace: Duration, requested_by: Option<(u64, u32)>) -> Self {
         if !grace.is_zero() {
-            let _ = sys::signal::signal_everyone(libc::SIGTERM);
-            // A stopped process ends only once it goes on.
-            let _ = sys::signal::signal_everyone(libc::SIGCONT);
+            let _ = sys::signal::signal_all(libc::SIGTERM);
+            // A stopped process handles SIGTERM only once it continues.
+            let _ = sys::signal::signal_all(libc::SIGCONT);
         }
-        Self { deadline: Instant::now() + grace, everyone_is_gone: false, requested_by }
+        Self { deadline: Instant::now() + grace, no_processes_left: false, requested_by }
     }
 
+    /// When the grace period ends.
     pub(crate) fn deadline(&self) -> Instant {
         self.deadline
     }
 
-    pub(crate) fn everyone_is_gone(&mut self) {
-        self.everyone_is_gone = true;
+    /// Records that all processes have exited.
+    pub(crate) fn no_processes_left(&mut self) {
+        self.no_processes_left = true;
     }
 
-    /// Whether nothing is left to be waited for.
+    /// Whether all processes have exited, or the grace period is over.
     pub(crate) fn is_due(&self, now: Instant) -> bool {
-        self.everyone_is_gone || now >= self.deadline
+        self.no_processes_left || now >= self.deadline
     }
 }
 
-/// Writes everything to the disk and waits until it is there.
+/// Writes all cached data to the disk, and waits for it.
 pub(crate) fn sync() -> io::Result<()> {
     // syncfs, unlike sync, reports errors.
     let root = rustix::fs::open("/", OFlags::RDONLY | OFlags::CLOEXEC, rustix::fs::Mode::empty())?;
@@ -59,34 +61,34 @@ pub(crate) fn sync() -> io::Result<()> {
     rustix::fs::syncfs(root)
 }
 
-/// Kills what is left and takes the file systems down, so that they need no recovery.
-pub(crate) fn end_everything() {
-    let _ = sys::signal::signal_everyone(libc::SIGKILL);
-    let deadline = Instant::now() + KILLED;
+/// Kills the remaining processes and unmounts the file systems, so that they need no recovery.
+pub(crate) fn kill_and_unmount() {
+    let _ = sys::signal::signal_all(libc::SIGKILL);
+    let deadline = Instant::now() + KILL_TIMEOUT;
     while !matches!(reap(), Reaped::NoChildren) && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(1));
     }
-    for point in mounts_to_end(&MountTable::read()) {
+    for point in mounts_to_unmount(&MountTable::read()) {
         let _ = unmount(&point[..], UnmountFlags::DETACH);
     }
     let _ = mount_remount("/", MountFlags::RDONLY, "");
     rustix::fs::sync();
 }
 
-/// Mount points to be unmounted, innermost first: of file systems that are not the kernel's own, and not the
-/// root, which is remounted read-only.
-fn mounts_to_end(table: &MountTable) -> Vec<Vec<u8>> {
+/// The mount points to unmount, innermost first: not those of the kernel's own file systems, and not the root,
+/// which is remounted read-only.
+fn mounts_to_unmount(table: &MountTable) -> Vec<Vec<u8>> {
     let mounts = table.mounts().filter(|mount| !mount.is_kernel());
     mounts.map(|mount| mount.point()).filter(|point| point != b"/").rev().collect()
 }
 
-/// Sends the last frame and sees it leave the machine, for a moment at most.
+/// Sends the last frame, and waits until the host has taken it or the timeout is over.
 pub(crate) fn send_last(mut connection: Connection) {
     if connection.is_serial() {
         send_last_on_port(connection);
         return;
     }
-    let deadline = Instant::now() + LAST_FRAME;
+    let deadline = Instant::now() + LAST_FRAME_TIMEOUT;
     while Instant::now() < deadline {
         connection.notify(crate::sys::poller::Ready { write: true, ..Default::default() });
         if connection.flush().is_err() {
@@ -99,14 +101,14 @@ pub(crate) fn send_last(mut connection: Connection) {
     }
 }
 
-/// A blocking write to a virtio-serial port returns once the host has the bytes; if it never takes
-/// them, the write never returns, so the machine is reset from beside it.
+/// Sends the last frame on a virtio-serial port. A blocking write there returns once the host has taken the
+/// bytes. If the host never takes them, the write never returns, so a second thread resets the VM.
 fn send_last_on_port(mut connection: Connection) {
     if let Ok(flags) = rustix::fs::fcntl_getfl(connection.fd()) {
         let _ = rustix::fs::fcntl_setfl(connection.fd(), flags - OFlags::NONBLOCK);
     }
     let watchdog = std::thread::Builder::new().spawn(|| {
-        std::thread::sleep(LAST_FRAME);
+        std::thread::sleep(LAST_FRAME_TIMEOUT);
         reset();
     });
     if watchdog.is_ok() {
@@ -115,10 +117,10 @@ fn send_last_on_port(mut connection: Connection) {
     }
 }
 
-/// Resets the machine, which ends it.
+/// Resets the VM, which ends it.
 pub(crate) fn reset() {
     if let Err(e) = reboot(RebootCommand::Restart) {
-        crate::log::error(format_args!("cannot reset the machine: {e}"));
+        crate::log::error(format_args!("cannot reset the VM: {e}"));
     }
 }
 

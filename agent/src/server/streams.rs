@@ -1,4 +1,4 @@
-//! What the host sends on an open stream, for what serves it.
+//! Passes the events of an open stream to the exec or job that serves it.
 
 use boxlite_proto::frame::Channel;
 use boxlite_proto::message::Control;
@@ -13,7 +13,7 @@ pub(super) fn to_exec(exec: &mut Exec, event: ServerEvent) {
         ServerEvent::InputEnded { .. } => exec.end_input(),
         ServerEvent::OutputClosed { channel, .. } => exec.close_output(channel),
         ServerEvent::Control { control, .. } => exec.control(control),
-        // It is looked at in every turn.
+        // Output is pumped in every turn.
         ServerEvent::OutputRoom { .. } => {}
         ServerEvent::Hello(_) | ServerEvent::Request { .. } => {}
     }
@@ -24,8 +24,8 @@ pub(super) fn to_job(job: &mut Job, event: ServerEvent) {
         ServerEvent::Input { data, .. } => job.receive(data),
         ServerEvent::InputEnded { .. } => job.end(),
         ServerEvent::OutputClosed { channel: Channel::Stdout, .. } => job.cancel(),
-        // It has no process to get a signal and no terminal to be resized.
         ServerEvent::Control { control: Control::Kill, .. } => job.cancel(),
+        // A job has no process to signal and no terminal to resize.
         _ => {}
     }
 }

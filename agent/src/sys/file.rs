@@ -1,4 +1,4 @@
-//! Changing files in ways that rustix lacks.
+//! Operations on files that rustix lacks.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd};
@@ -9,7 +9,7 @@ use rustix::io::{self, Errno};
 /// `fchmodat2`, the same number on every architecture; libc does not have it for all.
 const SYS_FCHMODAT2: libc::c_long = 452;
 
-/// Sets the mode of what has this name in `dir`, and fails for a symlink.
+/// Sets the mode of the entry `name` of `dir`. Fails for a symlink.
 pub(crate) fn chmod_nofollow(dir: impl AsFd, name: &[u8], mode: u32) -> io::Result<()> {
     let c_name = CString::new(name).map_err(|_| Errno::INVAL)?;
     // SAFETY: the name is a C string that outlives the call; the rest are integers.

@@ -1,4 +1,4 @@
-//! Device controls that rustix lacks.
+//! ioctls that rustix lacks.
 
 use std::os::fd::AsFd;
 
@@ -15,13 +15,13 @@ pub(crate) fn block_device_size(device: impl AsFd) -> io::Result<u64> {
     unsafe { ioctl(device, Getter::<BLKGETSIZE64, u64>::new()) }
 }
 
-/// Grows the mounted ext4 that `on_it` lies on to so many blocks.
-pub(crate) fn ext4_resize(on_it: impl AsFd, blocks: u64) -> io::Result<()> {
+/// Grows the mounted ext4 that contains `file` to this many blocks.
+pub(crate) fn ext4_resize(file: impl AsFd, blocks: u64) -> io::Result<()> {
     // SAFETY: EXT4_IOC_RESIZE_FS reads one u64.
-    unsafe { ioctl(on_it, Setter::<EXT4_IOC_RESIZE_FS, u64>::new(blocks)) }
+    unsafe { ioctl(file, Setter::<EXT4_IOC_RESIZE_FS, u64>::new(blocks)) }
 }
 
-/// Bytes that were written to a socket and have not left it yet.
+/// Bytes that were written to a socket and not sent yet.
 pub(crate) fn unsent_bytes(socket: impl AsFd) -> io::Result<i32> {
     // SAFETY: SIOCOUTQ writes one int.
     unsafe { ioctl(socket, Getter::<SIOCOUTQ, i32>::new()) }

@@ -1,4 +1,6 @@
-//! System calls that no crate wraps safely. The only `unsafe` code of the agent.
+//! System calls that no crate wraps safely: the only `unsafe` code of the agent. Beside them, the poller.
+//!
+//! May use no other module of the agent.
 
 pub(crate) mod file;
 pub(crate) mod ioctl;

@@ -1,5 +1,5 @@
-//! One epoll, edge-triggered: each readiness is told once, whoever is told remembers it until a
-//! call returns `EAGAIN`. So no interest is ever changed, which saves most system calls.
+//! One epoll instance, edge-triggered: each readiness is reported once, and its receiver remembers it until
+//! a call returns `EAGAIN`. So interests never change, which saves most system calls.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
@@ -8,7 +8,7 @@ use rustix::event::Timespec;
 use rustix::event::epoll::{self, Event, EventData, EventFlags};
 use rustix::io;
 
-/// Which file descriptor of which thing an event is about.
+/// Identifies a descriptor: the ID of its owner, and which of the owner's descriptors it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Token {
     pub(crate) id: u64,
@@ -26,19 +26,19 @@ impl Token {
     }
 }
 
-/// What has become possible on a file descriptor.
+/// Readiness of a file descriptor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Ready {
-    /// There is something to read, or an end or an error to be read.
+    /// A read returns data, the end, or an error.
     pub(crate) read: bool,
-    /// There is room to write, or an error to be met by writing.
+    /// A write takes data, or returns an error.
     pub(crate) write: bool,
-    /// The other side is gone, so reading will find an end.
+    /// The peer has hung up: reads will reach the end.
     pub(crate) hung_up: bool,
 }
 
 impl Ready {
-    /// Adds what an event says.
+    /// Adds the readiness of an event.
     pub(crate) fn merge(&mut self, event: Self) {
         self.read |= event.read;
         self.write |= event.write;
@@ -62,7 +62,7 @@ impl Poller {
         epoll::add(&self.epoll, fd, token.pack(), flags)
     }
 
-    /// Waits for events, for at most `timeout` (`None`: as long as it takes).
+    /// Waits for events, at most for `timeout` (`None`: without limit).
     pub(crate) fn wait(
         &mut self,
         timeout: Option<Duration>,

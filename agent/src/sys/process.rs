@@ -1,9 +1,8 @@
-//! Starting a process the way `posix_spawn` does, with what a sandbox needs besides.
+//! Starts a process as `posix_spawn` does, with namespaces, a control group and a user of its own.
 //!
-//! The child borrows the agent's memory until it executes its program (`CLONE_VM | CLONE_VFORK`):
-//! nothing is copied, and what went wrong is simply left in memory for the parent to read. Until
-//! then the child must not allocate, panic or touch a lock, so all it does is system calls on what
-//! the parent has prepared.
+//! The child borrows the agent's memory until it executes its program (`CLONE_VM | CLONE_VFORK`): nothing is
+//! copied, and the child leaves an error in memory for the parent to read. Until then the child must not
+//! allocate, panic or take a lock, so it only makes system calls on data that the parent has prepared.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::mem::MaybeUninit;
@@ -17,7 +16,7 @@ use rustix::process::{
 };
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
-/// A process to be started.
+/// Describes a process to start.
 pub(crate) struct Plan<'a> {
     /// Paths to try in order, as `execvp` does.
     pub(crate) programs: &'a [&'a CStr],
@@ -36,24 +35,24 @@ pub(crate) struct Plan<'a> {
     pub(crate) namespaces: Namespaces<'a>,
 }
 
-/// Which PID namespace a process is in, and which mount namespace, which has the `/proc` of the former.
+/// The PID namespace of a process, and the mount namespace that has the `/proc` for it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Namespaces<'a> {
     /// The agent's.
     Same,
-    /// New ones: it becomes the first process.
+    /// New ones, of which it is the first process.
     New,
-    /// Those of the process that this pidfd is of.
+    /// Those of the process of this pidfd.
     Join(BorrowedFd<'a>),
 }
 
-/// A process that was started.
+/// A started process.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Spawned {
-    /// Its ID here.
+    /// Its ID in the agent's namespace.
     pub(crate) pid: Pid,
     /// Its ID in its own namespace.
-    pub(crate) inside: Pid,
+    pub(crate) inner_pid: Pid,
 }
 
 /// The step at which a start failed.
@@ -74,18 +73,18 @@ const STACK: usize = 32 << 10;
 /// The soft limit on open files that processes start with; 0 for the agent's own.
 static OPEN_FILES: AtomicU64 = AtomicU64::new(0);
 
-/// Sets the limits on open files: the agent may have as many as anybody may, since every command
-/// costs it several, and what it starts begins with the soft limit `given`.
-pub(crate) fn limit_open_files(given: u64, most: u64) -> rustix::io::Result<()> {
-    OPEN_FILES.store(given, Ordering::Relaxed);
-    setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: Some(most) })
+/// Sets the limits on open files. The agent gets `hard` for both of its limits, because each command costs it
+/// several descriptors; the processes that it starts get the soft limit `soft`.
+pub(crate) fn limit_open_files(soft: u64, hard: u64) -> rustix::io::Result<()> {
+    OPEN_FILES.store(soft, Ordering::Relaxed);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(hard), maximum: Some(hard) })
 }
 
 struct Child<'a> {
     plan: &'a Plan<'a>,
     argv: *const *const c_char,
     envp: *const *const c_char,
-    inside: Option<Pid>,
+    inner_pid: Option<Pid>,
     failed: Option<(Step, Errno)>,
 }
 
@@ -97,31 +96,31 @@ pub(crate) fn spawn(plan: &Plan<'_>) -> Result<Spawned, (Step, Errno)> {
     };
     let (argv, envp) = (pointers(plan.argv), pointers(plan.env));
     let mut child =
-        Child { plan, argv: argv.as_ptr(), envp: envp.as_ptr(), inside: None, failed: None };
+        Child { plan, argv: argv.as_ptr(), envp: envp.as_ptr(), inner_pid: None, failed: None };
     let pid = match plan.namespaces {
         Namespaces::Same => clone(&mut child, 0),
         Namespaces::New => clone(&mut child, libc::CLONE_NEWPID | libc::CLONE_NEWNS),
         Namespaces::Join(first) => {
             let failed = |errno| (Step::Namespaces, errno);
-            // The way back is there before anything is started.
+            // Opened first, so that the way back to the agent's namespace exists.
             let own = pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).map_err(failed)?;
             children_into(first).map_err(failed)?;
             let pid = clone(&mut child, 0);
-            // Threads of this process and other commands belong where it is itself.
+            // Later children of this thread belong in the agent's namespace.
             children_into(own.as_fd()).map_err(failed)?;
             pid
         }
     }
     .map_err(|errno| (Step::Clone, errno))?;
-    // SAFETY: the child wrote them, if at all, before this thread went on.
-    let (inside, failed) = unsafe {
+    // SAFETY: the child wrote them, if at all, before this thread continued.
+    let (inner_pid, failed) = unsafe {
         (
-            std::ptr::read_volatile(&raw const child.inside),
+            std::ptr::read_volatile(&raw const child.inner_pid),
             std::ptr::read_volatile(&raw const child.failed),
         )
     };
     match failed {
-        None => Ok(Spawned { pid, inside: inside.unwrap_or(pid) }),
+        None => Ok(Spawned { pid, inner_pid: inner_pid.unwrap_or(pid) }),
         Some(failed) => {
             let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
             Err(failed)
@@ -129,7 +128,7 @@ pub(crate) fn spawn(plan: &Plan<'_>) -> Result<Spawned, (Step, Errno)> {
     }
 }
 
-/// Makes the children of this thread processes of the namespace of this process.
+/// Puts the next children of this thread into the PID namespace of `process`.
 fn children_into(process: BorrowedFd<'_>) -> Result<(), Errno> {
     move_into_thread_name_spaces(process, ThreadNameSpaceType::PROCESS_ID)
 }
@@ -138,8 +137,8 @@ fn children_into(process: BorrowedFd<'_>) -> Result<(), Errno> {
 fn clone(child: &mut Child<'_>, namespaces: c_int) -> Result<Pid, Errno> {
     // u128 for the stack's alignment.
     let mut stack = Box::<[u128]>::new_uninit_slice(STACK / size_of::<u128>());
-    // SAFETY: the stack outlives the call and nothing else uses it; CLONE_VFORK keeps this thread
-    // from running until the child has its own memory or is gone, so `child` is never shared.
+    // SAFETY: the stack outlives the call and nothing else uses it; CLONE_VFORK keeps this thread from
+    // running until the child has its own memory or has exited, so `child` is never shared.
     let pid = unsafe {
         libc::clone(
             run_child,
@@ -154,22 +153,21 @@ fn clone(child: &mut Child<'_>, namespaces: c_int) -> Result<Pid, Errno> {
 }
 
 extern "C" fn run_child(child: *mut c_void) -> c_int {
-    // SAFETY: `spawn` passes a Child that lives until this process is gone, and waits.
+    // SAFETY: `spawn` passes a Child that outlives this process's use of the memory, and waits.
     let child = unsafe { &mut *child.cast::<Child<'_>>() };
-    child.inside = Some(rustix::process::getpid());
+    child.inner_pid = Some(rustix::process::getpid());
     child.failed = Some(prepare_and_exec(child));
     // SAFETY: _exit does not return and runs no handlers of the parent's.
     unsafe { libc::_exit(127) }
 }
 
-/// Returns only the error.
+/// Returns only on an error.
 fn prepare_and_exec(child: &Child<'_>) -> (Step, Errno) {
     let plan = child.plan;
     if let Err(failed) = prepare(plan) {
         return failed;
     }
-    // As execvp: go on to the next directory where there is no such file, remember that one was
-    // there and not permitted.
+    // As execvp does: try the next path if there is no such file, and remember that one was denied.
     let mut error = Errno::NOENT;
     for program in plan.programs {
         // SAFETY: both arrays are null-terminated arrays of C strings that outlive the call.
@@ -197,7 +195,7 @@ fn prepare(plan: &Plan<'_>) -> Result<(), (Step, Errno)> {
         rustix::process::ioctl_tiocsctty(rustix::stdio::stdin()).map_err(at(Step::Session))?;
     }
     if let Some(cgroup) = plan.cgroup {
-        // Outside of it, nobody would find its descendants to kill them.
+        // Outside the group, its descendants could not be found to be killed.
         rustix::io::write(cgroup, b"0").map_err(at(Step::Cgroup))?;
     }
     reset_inherited();
@@ -209,12 +207,12 @@ fn prepare(plan: &Plan<'_>) -> Result<(), (Step, Errno)> {
         .map_err(at(Step::User))
 }
 
-/// Makes the mount namespace fit to the PID namespace that this process is in.
+/// Enters the mount namespace that has the `/proc` for this process's PID namespace.
 fn enter(namespaces: Namespaces<'_>) -> Result<(), Errno> {
     match namespaces {
         Namespaces::Same => Ok(()),
         Namespaces::New => {
-            // Whatever else is mounted here appears in the agent's namespace, too.
+            // All other mounts propagate to the agent's namespace.
             mount_change(c"/proc", MountPropagationFlags::PRIVATE)?;
             let strict = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
             mount(c"proc", c"/proc", c"proc", strict, c"")
@@ -223,12 +221,12 @@ fn enter(namespaces: Namespaces<'_>) -> Result<(), Errno> {
     }
 }
 
-/// Undoes what the agent set for itself.
+/// Resets what the agent has changed for itself.
 fn reset_inherited() {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let open_files = OPEN_FILES.load(Ordering::Relaxed);
     if open_files != 0 {
-        // Limits are the process's own, though the memory is not yet.
+        // The limits are the child's own, although the memory is still the parent's.
         let limit = Rlimit { current: Some(open_files), ..getrlimit(Resource::Nofile) };
         let _ = setrlimit(Resource::Nofile, limit);
     }
@@ -253,21 +251,21 @@ fn reset_inherited() {
 }
 
 fn last_errno() -> Errno {
-    // SAFETY: errno of this thread, which is the parent's, who waits.
+    // SAFETY: errno of the parent's thread, which waits.
     Errno::from_raw_os_error(unsafe { *libc::__errno_location() })
 }
 
-/// Gives the calling thread a working directory and a umask of its own; the latter masks nothing.
-pub(crate) fn own_working_directory() -> rustix::io::Result<()> {
+/// Gives the calling thread its own working directory, and its own umask, set to 0.
+pub(crate) fn unshare_working_directory() -> rustix::io::Result<()> {
     // SAFETY: unsharing CLONE_FS affects only where this thread resolves paths from, and its umask.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS)? };
     rustix::process::umask(rustix::fs::Mode::empty());
     Ok(())
 }
 
-/// Gives the calling thread a root and working directory of its own at `root`.
+/// Makes `root` the root and the working directory of the calling thread alone.
 pub(crate) fn chroot_this_thread(root: &std::path::Path) -> rustix::io::Result<()> {
-    own_working_directory()?;
+    unshare_working_directory()?;
     rustix::process::chroot(root)?;
     rustix::process::chdir("/")
 }

@@ -1,7 +1,7 @@
-//! Learning of ended children: a SIGCHLD handler that rings an eventfd.
+//! Signals: a SIGCHLD handler that signals an eventfd, and functions to send and await signals.
 //!
-//! A handler rather than a signalfd, because a signalfd needs the signal blocked in every thread,
-//! and every child would have to be told to unblock it.
+//! A handler rather than a signalfd, because a signalfd needs the signal blocked in every thread, and every
+//! child would have to unblock it.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -22,8 +22,8 @@ extern "C" fn ring(_signal: libc::c_int) {
     }
 }
 
-/// Makes SIGCHLD ring the returned eventfd, and ignores SIGPIPE: a reader that is gone is an
-/// ordinary error. To be called once; the eventfd stays open for the process's life.
+/// Makes SIGCHLD signal the returned eventfd, and ignores SIGPIPE, so that a write without a reader is an
+/// ordinary error. To be called once; the eventfd stays open until the process exits.
 pub(crate) fn on_child_ended() -> io::Result<OwnedFd> {
     let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
     let for_handler = rustix::io::fcntl_dupfd_cloexec(&bell, 3)?;
@@ -60,8 +60,8 @@ pub(crate) fn block_all() {
     }
 }
 
-/// Waits for the next signal, all of which must be blocked, and who sent it: 0 is the kernel, or a process
-/// outside of this one's namespace.
+/// Waits for the next signal and returns it with the process ID of its sender: 0 for the kernel, or a process
+/// outside of this one's namespace. All signals must be blocked.
 pub(crate) fn next_signal() -> (i32, i32) {
     // SAFETY: the set is initialized before it is used, both pointers are valid for the call, and a signal
     // that was sent has a sender.
@@ -73,8 +73,8 @@ pub(crate) fn next_signal() -> (i32, i32) {
     }
 }
 
-/// Sends a signal to every process but this one and, as PID 1, the kernel's own.
-pub(crate) fn signal_everyone(signal: i32) -> io::Result<()> {
+/// Sends a signal to every process except this one, which is PID 1.
+pub(crate) fn signal_all(signal: i32) -> io::Result<()> {
     send(-1, signal)
 }
 

@@ -1,9 +1,9 @@
-//! Adjusting the clock in ways that rustix lacks.
+//! Operations on clocks that rustix lacks.
 
 use rustix::io::{self, Errno};
 
-/// Lets the clock go a little faster or slower until it has gained so many microseconds, in place of what was
-/// left of an earlier call.
+/// Speeds the clock up or slows it down until it has gained this many microseconds. Replaces the rest of an
+/// earlier call.
 pub(crate) fn slew(microseconds: i64) -> io::Result<()> {
     // SAFETY: all of timex may be zero.
     let mut timex: libc::timex = unsafe { std::mem::zeroed() };

@@ -1,4 +1,4 @@
-//! `AF_VSOCK` addresses, which rustix does not know.
+//! Sockets of the family `AF_VSOCK`, whose addresses rustix lacks.
 
 use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -8,8 +8,8 @@ use rustix::io;
 use rustix::ioctl::{Getter, ioctl, opcode};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
-/// Connections that wait to be accepted; one too many is refused. As many as may come at once: the
-/// agent starts a command between two looks at its listener.
+/// Limit on connections that wait to be accepted; the kernel refuses more. As many as may arrive at once:
+/// the agent may start a command between two accepts.
 const BACKLOG: i32 = 1024;
 
 const GET_LOCAL_CID: rustix::ioctl::Opcode = opcode::none(7, 0xb9);
@@ -17,8 +17,8 @@ const GET_LOCAL_CID: rustix::ioctl::Opcode = opcode::none(7, 0xb9);
 /// The host's context ID.
 pub(crate) const HOST: u32 = libc::VMADDR_CID_HOST;
 
-/// Whether this machine is a guest with a vsock device: it then has a context ID of its own.
-pub(crate) fn is_there() -> bool {
+/// Whether this kernel has a vsock device, which gives the guest a context ID of its own.
+pub(crate) fn is_available() -> bool {
     let Ok(device) =
         rustix::fs::open("/dev/vsock", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
     else {
@@ -33,7 +33,7 @@ pub(crate) fn is_there() -> bool {
 pub(crate) fn listen(port: u32) -> io::Result<OwnedFd> {
     let socket = stream_socket(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
     let address = address(libc::VMADDR_CID_ANY, port);
-    // SAFETY: the address is a sockaddr_vm and its length is told.
+    // SAFETY: the address is a sockaddr_vm, and its length is passed.
     check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), LEN) })?;
     rustix::net::listen(&socket, BACKLOG)?;
     Ok(socket)
@@ -43,12 +43,12 @@ pub(crate) fn listen(port: u32) -> io::Result<OwnedFd> {
 pub(crate) fn connect(cid: u32, port: u32) -> io::Result<OwnedFd> {
     let socket = stream_socket(SocketFlags::CLOEXEC)?;
     let address = address(cid, port);
-    // SAFETY: the address is a sockaddr_vm and its length is told.
+    // SAFETY: the address is a sockaddr_vm, and its length is passed.
     check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), LEN) })?;
     Ok(socket)
 }
 
-/// The next connection of a listener, non-blocking, and who is at its other end.
+/// Accepts the next connection of a listener, and returns it, non-blocking, with its peer.
 pub(crate) fn accept(listener: impl AsFd) -> io::Result<(OwnedFd, Peer)> {
     // SAFETY: all of sockaddr_vm may be zero.
     let mut address: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
@@ -65,18 +65,18 @@ pub(crate) fn accept(listener: impl AsFd) -> io::Result<(OwnedFd, Peer)> {
     if fd < 0 {
         return Err(last_error());
     }
-    // SAFETY: the kernel has just made this descriptor, and nobody else has it.
+    // SAFETY: the kernel has just made this descriptor, and nothing else owns it.
     Ok((unsafe { OwnedFd::from_raw_fd(fd) }, Peer::at(&address)))
 }
 
-/// Who is at the other end of a connection.
+/// The peer of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Peer {
     /// The host.
     Host,
-    /// Something else with this context ID: a process of this machine, or a machine in it.
+    /// Another peer, with this context ID: a process of this guest, or a nested VM.
     Cid(u32),
-    /// Not a vsock connection: the listener is one of another family.
+    /// Not a vsock connection: the listener has another family.
     OtherFamily,
 }
 

@@ -1,7 +1,7 @@
-//! Extended attributes and access control lists of what is unpacked.
+//! Sets extended attributes and access control lists.
 //!
-//! Most of these calls take a path. Where a symlink could lead it astray, it is a path of one
-//! component, and the thread's working directory is for that long the directory that it is in.
+//! Most of these system calls take a path. Where a symlink could redirect the path, it has one component only,
+//! and its directory is the thread's working directory for the duration of the call.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -18,10 +18,10 @@ const DEFAULT_ACL: &str = "system.posix_acl_default";
 /// Extended attributes: names and values.
 type Attributes = [(Vec<u8>, Vec<u8>)];
 
-/// Whether the directory has a default access control list, which what is created in it gets.
+/// Whether the directory has a default access control list, which new entries in it inherit.
 pub(super) fn has_default_acl(path: &[u8]) -> io::Result<bool> {
     match getxattr(path, DEFAULT_ACL, &mut [0_u8; 1]) {
-        // It is longer than that.
+        // The list is longer than one byte.
         Ok(_) | Err(Errno::RANGE) => Ok(true),
         Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(false),
         Err(errno) => Err(errno),
@@ -36,12 +36,12 @@ pub(super) fn within<T>(dir: &OwnedFd, base: &OwnedFd, f: impl FnOnce() -> T) ->
     Ok(result)
 }
 
-/// Takes from a file what it got of its directory's default access control list.
+/// Removes the access control list that a file has inherited from its directory.
 pub(super) fn remove_inherited_acl(file: impl AsFd) -> Result<(), Problem> {
     removed(fremovexattr(file, ACCESS_ACL))
 }
 
-/// The same for what has this name in the working directory.
+/// Removes the access control lists that an entry of the working directory has inherited.
 pub(super) fn remove_inherited_acls(name: &[u8]) -> Result<(), Problem> {
     removed(lremovexattr(name, ACCESS_ACL))?;
     removed(lremovexattr(name, DEFAULT_ACL))
@@ -62,7 +62,7 @@ pub(super) fn set_of_file(file: impl AsFd, attributes: &Attributes) -> Result<()
     })
 }
 
-/// Sets those of what has this name in the working directory.
+/// Sets the extended attributes of an entry of the working directory.
 pub(super) fn set(entry: &[u8], attributes: &Attributes) -> Result<(), Problem> {
     attributes.iter().try_for_each(|(name, value)| {
         lsetxattr(entry, &name[..], value, XattrFlags::empty())
@@ -70,11 +70,11 @@ pub(super) fn set(entry: &[u8], attributes: &Attributes) -> Result<(), Problem> 
     })
 }
 
-/// The file system refuses an attribute: because of its kind, or because it is too large.
+/// Handles an attribute that the file system refuses, because of its kind or its size.
 ///
-/// As with other engines, what the file system has no place for is left out: a name space of
-/// another system (`com.apple.quarantine`) or of a security module that is not there, and `user.`
-/// on a symlink or a device.
+/// As with other engines, an attribute that the file system does not support is left out: a namespace of
+/// another system (`com.apple.quarantine`) or of an absent security module, and `user.` on a symlink or a
+/// device.
 fn failed(errno: Errno, name: &[u8], value: &[u8]) -> Result<(), Problem> {
     match errno {
         Errno::OPNOTSUPP if name.contains(&b'.') => Ok(()),
@@ -84,7 +84,7 @@ fn failed(errno: Errno, name: &[u8], value: &[u8]) -> Result<(), Problem> {
             "its extended attribute {} of {} bytes cannot be stored: {}",
             name::shown(name),
             value.len(),
-            // What ext4 says where the attributes of one file do not fit together.
+            // Ext4 returns ENOSPC if the attributes of one file do not fit together.
             if errno == Errno::NOSPC { Errno::TOOBIG } else { errno }
         ))),
     }

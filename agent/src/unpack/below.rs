@@ -1,4 +1,4 @@
-//! Directories below another one, whatever symlinks say and whoever moves them meanwhile.
+//! Opens directories below another one, safe against symlinks, and against renames by other processes.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -8,10 +8,10 @@ use rustix::fs::{
 };
 use rustix::io::{self, Errno};
 
-/// A renaming elsewhere makes the kernel unsure of the way; it may be asked again so often.
+/// Limit on attempts: `openat2` returns EAGAIN if a concurrent rename makes the resolved path uncertain.
 const TRIES: usize = 32;
 
-/// Directories are not nested deeper than this.
+/// Limit on the steps from a directory up to the destination.
 const MAX_DEPTH: usize = 4096;
 
 const FLAGS: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
@@ -21,14 +21,14 @@ pub(super) fn open_dir(from: impl AsFd, path: &[u8]) -> io::Result<OwnedFd> {
     openat(from, path, FLAGS, Mode::empty())
 }
 
-/// Opens the directory `path`, which must be `base` or below it: symlinks may lead there and back,
-/// absolute ones, too, but not away. [`Errno::XDEV`] if they do.
+/// Opens the directory `path`, which must be `base` or below it. Symlinks, even absolute ones, may lead out of
+/// `base` if they lead back in; otherwise the error is [`Errno::XDEV`].
 pub(super) fn open_below(base: &OwnedFd, path: &[u8]) -> io::Result<OwnedFd> {
     let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
     for _ in 0..TRIES {
         match openat2(base, path, FLAGS, Mode::empty(), beneath) {
             Err(Errno::AGAIN) => {}
-            // It leaves `base`, perhaps to come back.
+            // The path leaves `base`, but may return to it.
             Err(Errno::XDEV) => {
                 let dir = open_dir(base, path)?;
                 return if is_below(base, &dir)? { Ok(dir) } else { Err(Errno::XDEV) };
@@ -59,7 +59,7 @@ fn is_below(base: &OwnedFd, dir: &OwnedFd) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Makes a directory and those above it that are missing; they belong to `owner`, or to root.
+/// Makes a directory and its missing parents. New directories belong to `owner`, or to root.
 pub(crate) fn make_directories(path: &[u8], owner: Option<Owner>) -> io::Result<()> {
     let ends = path.iter().enumerate().skip(1).filter(|(_, b)| **b == b'/').map(|(i, _)| i);
     for end in ends.chain([path.len()]) {

@@ -1,23 +1,24 @@
-//! Unpacking tars: the layers of an image onto what the layers below them left, and copies into a
-//! directory of a box.
+//! Unpacks tars: the layers of an image, each onto the layers below, and copies into a directory of a box.
 //!
-//! A layer is unpacked by a thread whose root directory *is* the disk, so that every path, every link
-//! and every symlink of the tar resolves inside it, whatever it says. A copy is confined to its
-//! directory by looking where each path has led. Names are normalized in both: one that climbs above
-//! the root is an error that names the entry, not a file elsewhere.
+//! A layer is unpacked by a thread whose root directory *is* the disk, so that all paths, links and symlinks of
+//! the tar resolve inside the disk. A copy is confined to its directory: the directory that a path led to is
+//! checked before use. Names are normalized in both cases, and a name that climbs above the root is an error
+//! that names the entry.
 //!
 //! ```text
-//!  archive   blocks ─▶ members (boxlite-proto, which the host reads with as well)
-//!  tree      members ─▶ files, links, nodes, directories           below: confined to a directory
+//!  archive     blocks ─▶ members (in boxlite-proto; the host reads with it, too)
+//!  tree        members ─▶ files, links, nodes, directories
+//!  below       directories confined to the destination of a copy
 //!  attributes  extended attributes, access control lists
-//!  whiteout  what a layer deletes of the layers below, and nothing of its own
+//!  whiteout    deletes entries of the layers below, and none of the layer's own
 //! ```
 //!
-//! What engines leave open is decided as containerd does it: a later entry of the same name wins; a
-//! directory over a directory keeps its content; anything else replaces what was there; global PAX
-//! headers are ignored; a tar may end without its two zero blocks, but not inside an entry. A copy
-//! differs in that whiteouts are ordinary files and that nothing but an empty directory gives way to
-//! what is not a directory.
+//! Where the specification is silent, layers are unpacked as containerd does: a later entry of the same name
+//! wins; a directory over a directory keeps its content; any other entry replaces the existing one; global PAX
+//! headers are ignored; a tar may end without its two zero blocks, but not inside an entry. In a copy,
+//! whiteouts are ordinary files, and a directory is replaced by another kind of entry only if it is empty.
+//!
+//! May use `inspect` and `sys`.
 
 mod attributes;
 mod below;
@@ -36,9 +37,9 @@ use rustix::io::Errno;
 pub(crate) use self::below::make_directories;
 use self::tree::Tree;
 use crate::inspect::{from_root, path_failure};
-use crate::sys::process::{chroot_this_thread, own_working_directory};
+use crate::sys::process::{chroot_this_thread, unshare_working_directory};
 
-/// What a tar had.
+/// The extent of an unpacked tar.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Unpacked {
     /// Entries of the tar, whiteouts included.
@@ -47,7 +48,7 @@ pub struct Unpacked {
     pub bytes: u64,
 }
 
-/// A tar that could not be unpacked: the entry and what is wrong.
+/// Why a tar could not be unpacked: the entry and the problem.
 #[derive(Debug, thiserror::Error)]
 #[error("{}{problem}", shown_entry(.entry))]
 pub struct UnpackError {
@@ -56,7 +57,7 @@ pub struct UnpackError {
     problem: Problem,
 }
 
-/// What is wrong with an entry.
+/// The problem with an entry.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Problem {
     #[error(transparent)]
@@ -73,7 +74,7 @@ impl Problem {
     }
 }
 
-/// Says what a failed system call was for.
+/// Turns the error of a system call for this operation into a [`Problem`].
 fn cannot(what: &'static str) -> impl Fn(Errno) -> Problem {
     move |errno| match errno {
         Errno::NOSPC | Errno::DQUOT => Problem::Full(what),
@@ -82,14 +83,14 @@ fn cannot(what: &'static str) -> impl Fn(Errno) -> Problem {
 }
 
 impl UnpackError {
-    /// The failure as the host learns it.
+    /// The failure for the host.
     pub fn failure(&self) -> Failure {
         let kind = match &self.problem {
             Problem::Archive(ArchiveError::Bad(_) | ArchiveError::Truncated) => {
                 FailureKind::BadLayer
             }
             Problem::Full(_) => FailureKind::DiskFull,
-            // What only a name, a link or a size of the tar's can cause.
+            // Errors that only a name, a link or a size in the tar can cause.
             Problem::System {
                 errno:
                     Errno::NAMETOOLONG
@@ -115,8 +116,8 @@ fn shown_entry(entry: &[u8]) -> String {
     if entry.is_empty() { String::new() } else { format!("entry {}: ", name::shown(entry)) }
 }
 
-/// Unpacks `tar` onto the directory `root`, to its end. Needs root's privileges. The calling thread
-/// is left with `root` as its root directory, so it should be one of its own.
+/// Unpacks `tar` onto the directory `root`, to its end. Needs root's privileges. Call it on a thread of its
+/// own: `root` becomes the thread's root directory.
 pub fn unpack_in_root(root: &Path, tar: impl BufRead) -> Result<Unpacked, UnpackError> {
     let outside =
         |what| move |errno| UnpackError { entry: Vec::new(), problem: cannot(what)(errno) };
@@ -124,17 +125,16 @@ pub fn unpack_in_root(root: &Path, tar: impl BufRead) -> Result<Unpacked, Unpack
     unpack(Tree::of_layer().map_err(outside("read the disk"))?, tar)
 }
 
-/// Unpacks `tar` below the directory that `request` names, to its end. Needs root's privileges. The
-/// calling thread is left with a working directory and a umask of its own, so it should be one of
-/// its own.
+/// Unpacks `tar` below the requested directory, to its end. Needs root's privileges. Call it on a thread of
+/// its own: the thread gets its own working directory and umask.
 pub fn unpack_below(request: &CopyIn, tar: impl BufRead) -> Result<Unpacked, Failure> {
     let failed = |errno| path_failure("copy into", &request.path, errno);
     if let Some(Owner { uid: u32::MAX, .. } | Owner { gid: u32::MAX, .. }) = request.owner {
-        // To the kernel, this one means "as it is".
-        let message = format!("nothing can belong to user or group {}", u32::MAX);
+        // To the kernel, this ID means "unchanged".
+        let message = format!("no file can belong to user or group {}", u32::MAX);
         return Err(Failure { kind: FailureKind::UnknownUser, message });
     }
-    own_working_directory().map_err(failed)?;
+    unshare_working_directory().map_err(failed)?;
     let path = from_root(&request.path).map_err(failed)?;
     if request.create {
         below::make_directories(path.to_bytes(), request.owner).map_err(failed)?;

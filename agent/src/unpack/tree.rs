@@ -1,12 +1,12 @@
-//! Writing members to the disk: a layer onto its own, or a copy into a directory of a live box.
+//! Writes members to the disk: a layer onto a disk of its own, or a copy into a directory of a running box.
 //!
-//! A layer's thread is confined to the disk by the kernel. In a box, paths resolve as everywhere in
-//! it, and others change it meanwhile; so nothing there is reached but through the descriptor of a
-//! directory that was found to be below the destination.
+//! The kernel confines a layer's thread to the disk. In a box, other processes change the tree meanwhile, so a
+//! copy reaches an entry only through the descriptor of a directory that was checked to be below the
+//! destination.
 //!
-//! Every system call counts where the guest itself is emulated, so what can be known is not asked:
-//! an entry is created as if nothing were there, its owner is set only if it is not already right,
-//! and the directory that it goes into is opened once for all entries in a row.
+//! Each system call is expensive in an emulated guest, so the common case needs few: an entry is created as if
+//! nothing were there, its owner is set only if it differs, and its directory is opened once for all entries in
+//! a row.
 
 use std::io::BufRead;
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,44 +21,44 @@ use rustix::fs::{
 use rustix::io::{Errno, pwrite, write};
 
 use super::attributes::{self, within};
-use super::whiteout::{DirRef, Meaning, Own, list, remove, remove_content};
+use super::whiteout::{DirRef, Meaning, OwnEntries, list, remove, remove_content};
 use super::{Problem, below, cannot};
 use crate::sys::file::chmod_nofollow;
 
-/// As the kernel does, a chain of more symlinks than this is taken for a loop.
+/// Limit on the symlinks of one path, as in the kernel: a longer chain counts as a loop.
 const MAX_SYMLINKS: usize = 40;
 
-/// What is being written to.
+/// The tree that members are written to.
 pub(super) struct Tree {
     /// The root of the disk or the destination; the thread's working directory.
     base: OwnedFd,
     purpose: Purpose,
     parent: Option<Parent>,
-    /// None on an empty disk, where there is nothing below to be told from the layer's own.
-    own: Option<Own>,
-    /// Directories and their times, to be set once nothing is created in them any more.
+    /// None on an empty disk, where every entry is the layer's own.
+    own: Option<OwnEntries>,
+    /// Directories and their times, which are set after all entries are created.
     directories: Vec<(Vec<u8>, Time)>,
-    /// The entry that is being added took the place of another.
+    /// Whether the current entry has replaced another.
     replaced: bool,
 }
 
-/// What the tar is.
+/// The purpose of the tar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Purpose {
-    /// A layer: it may delete what is below it.
+    /// A layer: it may delete entries of the layers below.
     Layer,
-    /// A copy of files, all to belong to this owner if there is one.
+    /// A copy of files, which all get this owner if there is one.
     Copy(Option<Owner>),
 }
 
-/// The directory that was written to last.
+/// The directory of the last entry.
 struct Parent {
     path: Vec<u8>,
     fd: OwnedFd,
     ino: u64,
-    /// New files get the directory's group, new directories the bit as well.
+    /// Whether the directory has the setgid bit: new entries inherit its group, and new directories the bit.
     setgid: bool,
-    /// New entries get their mode and access control list from the directory's default one.
+    /// Whether the directory has a default access control list, which determines the list and mode of new entries.
     default_acl: bool,
 }
 
@@ -75,15 +75,15 @@ impl Parent {
 }
 
 impl Tree {
-    /// For a layer. The working directory must be the root directory.
+    /// The tree for a layer. The working directory must be the root directory.
     pub(super) fn of_layer() -> rustix::io::Result<Self> {
         let base = below::open_dir(CWD, b".")?;
         let _ = unlinkat(&base, "lost+found", AtFlags::REMOVEDIR);
-        let own = if list(base.as_fd())?.is_empty() { None } else { Some(Own::default()) };
+        let own = if list(base.as_fd())?.is_empty() { None } else { Some(OwnEntries::default()) };
         Ok(Self { own, ..Self::new(base, Purpose::Layer) })
     }
 
-    /// For a copy into `base`, which must be the working directory.
+    /// The tree for a copy into `base`, which must be the working directory.
     pub(super) fn of_copy(base: OwnedFd, owner: Option<Owner>) -> Self {
         Self::new(base, Purpose::Copy(owner))
     }
@@ -107,7 +107,7 @@ impl Tree {
         let (dir, name) = name::split(&path);
         match meaning {
             Meaning::Entry => {}
-            Meaning::Nothing => return Ok(0),
+            Meaning::Ignored => return Ok(0),
             Meaning::Whiteout(name) => {
                 if self.own.is_some() && self.find_parent(dir)? {
                     self.with_parent(|parent, own| remove(parent, name, own))?;
@@ -151,7 +151,7 @@ impl Tree {
         }
         if std::mem::take(&mut self.replaced) {
             self.forget_below(&path, &member.kind);
-            // Its path may have led through what was replaced.
+            // The path of the directory may have led through the replaced entry.
             self.parent = None;
         }
         Ok(bytes)
@@ -161,7 +161,7 @@ impl Tree {
     pub(super) fn finish(self) {
         for (path, time) in &self.directories {
             let (path, time) = (or_dot(path), timestamps(*time));
-            // One that a later entry replaced has none of its own any more.
+            // Fails for a directory that a later entry has replaced.
             let _ = match self.purpose {
                 Purpose::Layer => utimensat(CWD, path, &time, AtFlags::SYMLINK_NOFOLLOW),
                 Purpose::Copy(_) => below::open_below(&self.base, path)
@@ -174,17 +174,17 @@ impl Tree {
         self.parent.as_ref().ok_or_else(|| Problem::bad("it has no directory"))
     }
 
-    /// Changes what is in the parent, after which no directory is where it was known to be.
+    /// Changes the content of the parent, after which the path of the open directory may be invalid.
     fn with_parent(
         &mut self,
-        change: impl FnOnce(DirRef<'_>, Option<&Own>) -> Result<(), Problem>,
+        change: impl FnOnce(DirRef<'_>, Option<&OwnEntries>) -> Result<(), Problem>,
     ) -> Result<(), Problem> {
         let result = change(self.parent()?.as_ref(), self.own.as_ref());
         self.parent = None;
         result
     }
 
-    /// The directory `path`.
+    /// Opens the directory `path`.
     fn open(&self, path: &[u8]) -> rustix::io::Result<Parent> {
         let (fd, default_acl) = match self.purpose {
             Purpose::Layer => {
@@ -200,7 +200,7 @@ impl Tree {
         Parent::new(path, fd, default_acl)
     }
 
-    /// Opens the directory `path`, if it is one.
+    /// Makes the directory `path` the parent, if it exists.
     fn find_parent(&mut self, path: &[u8]) -> Result<bool, Problem> {
         if self.parent.as_ref().is_some_and(|parent| parent.path == path) {
             return Ok(true);
@@ -215,7 +215,7 @@ impl Tree {
         }
     }
 
-    /// Opens the directory `path`, and makes it if it is not there.
+    /// Makes the directory `path` the parent, and creates it if it is missing.
     fn make_parent(&mut self, path: &[u8]) -> Result<(), Problem> {
         if self.find_parent(path)? {
             return Ok(());
@@ -225,7 +225,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Makes the missing directories of a path, and, for a layer, those that it cannot lead through.
+    /// Makes the missing directories of a path. A layer also replaces entries that are not directories.
     fn make_directories(&mut self, path: &[u8], depth: usize) -> Result<(), Problem> {
         if depth > MAX_SYMLINKS {
             return Err(cannot("make its directory")(Errno::LOOP));
@@ -240,7 +240,7 @@ impl Tree {
             match self.make_directory(&parent, component) {
                 Err(Problem::System { errno: Errno::EXIST, .. }) => {
                     if self.purpose == Purpose::Layer {
-                        self.lead_through(&parent, component, depth)?;
+                        self.ensure_directory(&parent, component, depth)?;
                     }
                 }
                 result => result?,
@@ -249,7 +249,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Makes a directory that has no entry of its own, or none so far.
+    /// Makes a directory whose own entry is missing, or comes later.
     fn make_directory(&mut self, parent: &Parent, name: &[u8]) -> Result<(), Problem> {
         let mode = Mode::from_raw_mode(0o755);
         mkdirat(&parent.fd, name, mode).map_err(cannot("make its directory"))?;
@@ -266,10 +266,14 @@ impl Tree {
         Ok(())
     }
 
-    /// Makes what has the name a directory that a path leads through: the one that a dangling
-    /// symlink points to, or, as where layers are laid over one another, one in the place of what
-    /// is no directory.
-    fn lead_through(&mut self, parent: &Parent, name: &[u8], depth: usize) -> Result<(), Problem> {
+    /// Ensures that an existing entry is a directory or leads to one: creates the target of a dangling symlink,
+    /// and replaces any other entry with a directory, as an overlay of layers does.
+    fn ensure_directory(
+        &mut self,
+        parent: &Parent,
+        name: &[u8],
+        depth: usize,
+    ) -> Result<(), Problem> {
         match statat(&parent.fd, name, AtFlags::empty()) {
             Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => Ok(()),
             Ok(_) => {
@@ -287,7 +291,7 @@ impl Tree {
         }
     }
 
-    /// Creates an entry, in the place of whatever has its name.
+    /// Creates an entry, and replaces an existing one.
     fn create<T>(
         &mut self,
         name: &[u8],
@@ -303,7 +307,7 @@ impl Tree {
         Ok(created)
     }
 
-    /// Removes what has the name, and creates the entry.
+    /// Removes the existing entry, and creates the new one.
     fn replace<T>(
         &self,
         name: &[u8],
@@ -313,19 +317,19 @@ impl Tree {
         let parent = self.parent()?;
         match self.purpose {
             Purpose::Layer => remove(parent.as_ref(), name, None)?,
-            Purpose::Copy(_) => make_way(&parent.fd, name)?,
+            Purpose::Copy(_) => remove_for_copy(&parent.fd, name)?,
         }
         create(&parent.fd).map_err(cannot(what))
     }
 
-    /// After something was replaced: directories of that name have no times to be set any more.
+    /// Drops the times of directories that were replaced: of `path` and those below it.
     fn forget_below(&mut self, path: &[u8], kind: &Kind) {
-        let is_gone = |dir: &[u8]| match dir.strip_prefix(path) {
+        let is_replaced = |dir: &[u8]| match dir.strip_prefix(path) {
             Some(b"") => *kind != Kind::Directory,
             Some(below) => below.starts_with(b"/"),
             None => false,
         };
-        self.directories.retain(|(dir, _)| !is_gone(dir));
+        self.directories.retain(|(dir, _)| !is_replaced(dir));
     }
 
     fn add_file<R: BufRead>(
@@ -337,7 +341,7 @@ impl Tree {
     ) -> Result<u64, Problem> {
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        // The setuid and setgid bits come last: changing the owner would take them away.
+        // The setuid and setgid bits are set last: a change of the owner would clear them.
         let mode = Mode::from_raw_mode(member.mode & 0o777);
         let file = self.create(name, "create it", |dir| openat(dir, name, flags, mode))?;
         let bytes = archive.data_left();
@@ -425,7 +429,7 @@ impl Tree {
             match link(&parent.fd) {
                 Ok(()) => Ok(false),
                 Err(Errno::EXIST) => {
-                    // Never remove what is to be linked.
+                    // Never remove the target of the link.
                     let ours = inode(&parent.fd, name).ok();
                     if ours.is_some() && ours == inode(target_dir, target_name).ok() {
                         return Ok(false);
@@ -462,7 +466,7 @@ impl Tree {
         self.set_metadata(name, member)
     }
 
-    /// Of a new entry that is neither a file nor a directory.
+    /// Sets the metadata of a new entry that is neither a file nor a directory.
     fn set_metadata(&self, name: &[u8], member: &Member) -> Result<(), Problem> {
         let parent = self.parent()?;
         if let Some(Owner { uid, gid }) = self.owner_to_set(member)? {
@@ -479,7 +483,7 @@ impl Tree {
             .map_err(cannot("set its time"))
     }
 
-    /// Whom the member is to belong to.
+    /// The owner that the member should have.
     fn owner(&self, member: &Member) -> Owner {
         match self.purpose {
             Purpose::Copy(Some(owner)) => owner,
@@ -487,14 +491,14 @@ impl Tree {
         }
     }
 
-    /// The same, unless what is created in the parent belongs to it by itself.
+    /// The owner to set, unless a new entry in the parent has it already.
     fn owner_to_set(&self, member: &Member) -> Result<Option<Owner>, Problem> {
         let owner = self.owner(member);
-        let by_itself = owner == Owner { uid: 0, gid: 0 } && !self.parent()?.setgid;
-        Ok((!by_itself).then_some(owner))
+        let is_default = owner == Owner { uid: 0, gid: 0 } && !self.parent()?.setgid;
+        Ok((!is_default).then_some(owner))
     }
 
-    /// Of what is not a file.
+    /// Sets the extended attributes of an entry that is not a file.
     fn set_xattrs(&self, dir: &OwnedFd, name: &[u8], member: &Member) -> Result<(), Problem> {
         if member.xattrs.is_empty() {
             return Ok(());
@@ -503,7 +507,8 @@ impl Tree {
             .map_err(cannot("enter its directory"))?
     }
 
-    /// A layer says of each entry what it has; in a box, a default list is there to be inherited.
+    /// Removes inherited access control lists in a layer, which states the attributes of each entry. In a box,
+    /// entries inherit as usual.
     fn remove_inherited_acls(&self, parent: &Parent, name: &[u8]) -> Result<(), Problem> {
         if !parent.default_acl || self.purpose != Purpose::Layer {
             return Ok(());
@@ -520,8 +525,8 @@ fn cannot_open(errno: Errno) -> Problem {
     }
 }
 
-/// Removes what a copy replaces: as with `tar -x`, never a directory with something in it.
-fn make_way(dir: &OwnedFd, name: &[u8]) -> Result<(), Problem> {
+/// Removes the entry that a copy replaces. As with `tar -x`, a directory must be empty.
+fn remove_for_copy(dir: &OwnedFd, name: &[u8]) -> Result<(), Problem> {
     let removed = match unlinkat(dir, name, AtFlags::empty()) {
         Err(Errno::ISDIR) => unlinkat(dir, name, AtFlags::REMOVEDIR),
         result => result,
@@ -552,7 +557,7 @@ fn write_all(file: &OwnedFd, mut data: &[u8]) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Writes the pieces where they belong and leaves the rest to be holes.
+/// Writes the pieces at their offsets, and leaves holes between them.
 fn write_sparse<R: BufRead>(
     file: &OwnedFd,
     map: &SparseMap,

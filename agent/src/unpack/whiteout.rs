@@ -1,10 +1,10 @@
-//! What a layer deletes of the layers below it, and how to tell that from its own.
+//! Whiteouts: deletes entries of the layers below a layer, and keeps the layer's own.
 //!
-//! `.wh.NAME` deletes NAME, `.wh..wh..opq` everything in its directory (OCI image specification,
-//! "Whiteouts") *of the layers below*: what this layer adds stays, whether it came before or after
-//! the whiteout. So what a layer adds is remembered, as directory entries: an inode would
-//! not do, because a layer may link a file that another one brought; nor a path, because a
-//! symlink gives one directory several.
+//! `.wh.NAME` deletes NAME, and `.wh..wh..opq` everything in its directory (OCI image specification,
+//! "Whiteouts"), but only *of the layers below*. An entry of this layer stays, whether it comes before or after
+//! the whiteout. So the directory entries that a layer adds are recorded. An inode would not identify them,
+//! because a layer may hard-link a file of another one; nor would a path, because a symlink gives one directory
+//! several paths.
 
 use std::collections::HashSet;
 use std::collections::hash_map::RandomState;
@@ -20,10 +20,10 @@ const PREFIX: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 const META_PREFIX: &[u8] = b".wh..wh.";
 
-/// Deeper directories than this are not removed; each level holds a file descriptor.
+/// Limit on the depth of directories that are removed: each level holds a file descriptor.
 const MAX_DEPTH: usize = 512;
 
-/// What the name of an entry means.
+/// The meaning of an entry's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Meaning<'a> {
     /// An ordinary entry.
@@ -32,18 +32,18 @@ pub(super) enum Meaning<'a> {
     Whiteout(&'a [u8]),
     /// Deletes everything from its directory.
     Opaque,
-    /// Bookkeeping of aufs, which old images still carry and engines skip.
-    Nothing,
+    /// Metadata of aufs, which old images contain and engines skip.
+    Ignored,
 }
 
 impl<'a> Meaning<'a> {
-    /// Of the entry with this normalized path.
+    /// The meaning of an entry with this normalized path.
     pub(super) fn of(path: &'a [u8]) -> Result<Self, Problem> {
         let mut components = path.split(|b| *b == b'/').rev();
         let name = components.next().unwrap_or_default();
         for component in components {
             if component.starts_with(META_PREFIX) {
-                return Ok(Self::Nothing);
+                return Ok(Self::Ignored);
             }
             if component.starts_with(PREFIX) {
                 return Err(Problem::bad("it is inside a whiteout"));
@@ -52,23 +52,22 @@ impl<'a> Meaning<'a> {
         match name.strip_prefix(PREFIX) {
             None => Ok(Self::Entry),
             Some(_) if name == OPAQUE => Ok(Self::Opaque),
-            Some(_) if name.starts_with(META_PREFIX) => Ok(Self::Nothing),
+            Some(_) if name.starts_with(META_PREFIX) => Ok(Self::Ignored),
             Some(b"" | b"." | b"..") => Err(Problem::bad("it is a whiteout of no file")),
             Some(name) => Ok(Self::Whiteout(name)),
         }
     }
 }
 
-/// The directory entries that this layer added.
+/// The directory entries that this layer has added.
 #[derive(Default)]
-pub(super) struct Own {
-    /// Of (inode of the directory, name), under a random key, so that nobody can choose names that
-    /// collide.
+pub(super) struct OwnEntries {
+    /// Hashes of (inode of the directory, name), with a random key: an image cannot choose names that collide.
     hashes: HashSet<u64>,
     hasher: RandomState,
 }
 
-impl Own {
+impl OwnEntries {
     pub(super) fn insert(&mut self, dir: u64, name: &[u8]) {
         self.hashes.insert(self.hasher.hash_one((dir, name)));
     }
@@ -85,20 +84,24 @@ pub(super) struct DirRef<'a> {
     pub(super) ino: u64,
 }
 
-/// Removes `name` from `dir`, with everything in it that is not in `keep`.
-pub(super) fn remove(dir: DirRef<'_>, name: &[u8], keep: Option<&Own>) -> Result<(), Problem> {
+/// Removes `name` from `dir`, with all of its content, except for entries in `keep`.
+pub(super) fn remove(
+    dir: DirRef<'_>,
+    name: &[u8],
+    keep: Option<&OwnEntries>,
+) -> Result<(), Problem> {
     remove_at_depth(dir, name, keep, 0)
 }
 
-/// Removes everything in `dir` that is not in `keep`.
-pub(super) fn remove_content(dir: DirRef<'_>, keep: Option<&Own>) -> Result<(), Problem> {
+/// Removes all content of `dir`, except for entries in `keep`.
+pub(super) fn remove_content(dir: DirRef<'_>, keep: Option<&OwnEntries>) -> Result<(), Problem> {
     remove_content_at_depth(dir, keep, 0)
 }
 
 fn remove_at_depth(
     dir: DirRef<'_>,
     name: &[u8],
-    keep: Option<&Own>,
+    keep: Option<&OwnEntries>,
     depth: usize,
 ) -> Result<(), Problem> {
     let kept = keep.is_some_and(|own| own.contains(dir.ino, name));
@@ -112,7 +115,7 @@ fn remove_at_depth(
     }
     let child = match open_dir(dir.fd, name) {
         Ok(child) => child,
-        // Of this layer, and not a directory.
+        // An entry of this layer that is not a directory.
         Err(Errno::NOTDIR | Errno::LOOP | Errno::NOENT) => return Ok(()),
         Err(errno) => return Err(what(errno)),
     };
@@ -123,7 +126,7 @@ fn remove_at_depth(
         return Ok(());
     }
     match unlinkat(dir.fd, name, AtFlags::REMOVEDIR) {
-        // Something of this layer is in it.
+        // An entry of this layer is in it.
         Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY) => Ok(()),
         Err(errno) => Err(what(errno)),
     }
@@ -131,7 +134,7 @@ fn remove_at_depth(
 
 fn remove_content_at_depth(
     dir: DirRef<'_>,
-    keep: Option<&Own>,
+    keep: Option<&OwnEntries>,
     depth: usize,
 ) -> Result<(), Problem> {
     if depth > MAX_DEPTH {

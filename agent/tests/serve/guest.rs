@@ -296,7 +296,7 @@ fn more_copies_than_there_may_be_are_refused() {
         assert_eq!(host.ask(&Request::Ping), Response::Done);
         let seen = host.wait_for(*stream, |_| true);
         let over = seen.responses.last();
-        over.is_some_and(|_| failure(over).message.contains("under way"))
+        over.is_some_and(|_| failure(over).message.contains("copies or queries are running"))
     });
     assert!(refused.count() == 8);
     hosts.into_iter().for_each(Client::close);

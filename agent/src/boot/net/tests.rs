@@ -14,16 +14,16 @@ fn a_message_has_its_length_its_sequence_and_padded_attributes() {
 }
 
 #[test]
-fn the_kernels_verdict_is_read() {
+fn an_acknowledgement_has_the_errno() {
     let answer = |kind: u16, error: i32| {
         let mut bytes = vec![0; 16];
         bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
         bytes.extend(error.to_ne_bytes());
         bytes
     };
-    assert_eq!(verdict(&answer(2, 0)), Ok(()));
-    assert_eq!(verdict(&answer(2, -17)), Err(Errno::EXIST));
-    assert_eq!(verdict(&answer(3, 0)), Err(Errno::PROTO));
-    assert!(verdict(&answer(2, i32::MIN)).is_err());
-    assert_eq!(verdict(b"short"), Err(Errno::PROTO));
+    assert_eq!(acknowledgement(&answer(2, 0)), Ok(()));
+    assert_eq!(acknowledgement(&answer(2, -17)), Err(Errno::EXIST));
+    assert_eq!(acknowledgement(&answer(3, 0)), Err(Errno::PROTO));
+    assert!(acknowledgement(&answer(2, i32::MIN)).is_err());
+    assert_eq!(acknowledgement(b"short"), Err(Errno::PROTO));
 }

@@ -16,7 +16,7 @@ fn a_mask_has_a_bit_for_each_signal() {
 }
 
 #[test]
-fn only_what_would_end_it_counts() {
+fn only_some_signals_end_a_process_by_default() {
     for signal in [1, 2, 3, 10, 12, 14, 15, 34, 64] {
         assert!(ends_by_default(signal), "{signal}");
     }
@@ -26,7 +26,7 @@ fn only_what_would_end_it_counts() {
 }
 
 #[test]
-fn one_that_waits_for_signals_is_known_by_its_call() {
+fn a_process_that_waits_for_signals_is_known_by_its_system_call() {
     let call = |number: i64| format!("{number} 0x7ffd 0x0 0x0 0x8 0x0 0x0 0x7ffc 0x7f\n");
     assert!(waits_for_signals(&call(libc::SYS_rt_sigtimedwait)));
     assert!(waits_for_signals(&call(421)));

@@ -1,7 +1,7 @@
 use super::*;
 
 #[test]
-fn how_a_first_process_ended_is_told_as_it_was_meant() {
+fn the_end_of_a_first_process_is_interpreted() {
     let mut namespace = Namespace::of(rustix::process::getpid(), false).unwrap();
     let signal = ExitStatus::Signal;
     assert_eq!(namespace.end(ExitStatus::Code(3)), End::Process(ExitStatus::Code(3)));
@@ -11,6 +11,6 @@ fn how_a_first_process_ended_is_told_as_it_was_meant() {
     assert_eq!(namespace.end(signal(libc::SIGHUP)), End::Reboot);
     namespace.killed_for = Some(libc::SIGINT);
     assert_eq!(namespace.end(signal(libc::SIGKILL)), End::Process(signal(libc::SIGINT)));
-    // It ended by itself meanwhile.
+    // The process exited by itself meanwhile.
     assert_eq!(namespace.end(ExitStatus::Code(0)), End::Process(ExitStatus::Code(0)));
 }

@@ -44,7 +44,7 @@ fn users_and_groups_as_container_engines_resolve_them() {
         ("web:4242", 1000, 4242, &[], "/home/web"),
         (":audio", 0, 29, &[], "/root"),
         ("77", 77, 78, &[], "/odd"),
-        // The user is called so; the number is another's, and nobody's.
+        // A number is never a user's name: the user named 1234 has another ID.
         ("1234", 1234, 0, &[], "/"),
         ("web:29", 1000, 29, &[], "/home/web"),
         ("homeless", 5, 5, &[], "/"),
@@ -58,7 +58,7 @@ fn users_and_groups_as_container_engines_resolve_them() {
 }
 
 #[test]
-fn what_is_not_there_is_named() {
+fn unknown_users_and_groups_are_named() {
     assert_eq!(look_up("bob"), Err(UnknownUser::User("bob".into())));
     assert_eq!(look_up("also"), Err(UnknownUser::User("also".into())));
     assert_eq!(look_up("-1"), Err(UnknownUser::User("-1".into())));

@@ -1,10 +1,10 @@
 use super::*;
 
 #[test]
-fn nobody_but_the_host_may_ask() {
-    assert!(may_ask(Peer::Host));
-    // The loopback, this machine itself, a machine in it.
+fn nobody_but_the_host_is_allowed() {
+    assert!(is_allowed(Peer::Host));
+    // The loopback, this guest itself, a nested VM.
     for cid in [0, 1, 3, u32::MAX] {
-        assert!(!may_ask(Peer::Cid(cid)), "{cid}");
+        assert!(!is_allowed(Peer::Cid(cid)), "{cid}");
     }
 }

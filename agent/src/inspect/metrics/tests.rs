@@ -11,7 +11,7 @@ fn all(meminfo: &[u8], stat: &[u8], loadavg: &[u8]) -> GuestMetrics {
 }
 
 #[test]
-fn the_tables_of_the_kernel_are_understood() {
+fn the_tables_of_the_kernel_are_parsed() {
     let meminfo = b"MemTotal:        2029252 kB\nMemFree:         1808404 kB\n\
         MemAvailable:    1822012 kB\nSwapCached:  7 kB\nSwapTotal:   100 kB\nSwapFree:  60 kB\n";
     let stat = b"cpu  100 20 30 4000 500 6 7 8 90 9\ncpu0 50 10 15 2000 250 3 3 4 45 4\n\
@@ -36,7 +36,7 @@ fn the_tables_of_the_kernel_are_understood() {
 }
 
 #[test]
-fn this_machine_is_measured() {
+fn this_machine_has_metrics() {
     let metrics = metrics().unwrap();
     assert!(metrics.memory_total >= metrics.memory_available && metrics.memory_available > 0);
     assert!(metrics.disk_size >= metrics.disk_used && metrics.disk_used > 0);

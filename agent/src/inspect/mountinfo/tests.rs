@@ -25,7 +25,7 @@ fn lines_are_mounts_or_skipped() {
 }
 
 #[test]
-fn escapes_are_undone_and_others_left() {
+fn escapes_are_decoded_and_other_bytes_kept() {
     assert_eq!(unescape(br"/a\040b\134\011\012c"), b"/a b\\\t\nc");
     assert_eq!(unescape(br"\9\x\777\04"), br"\9\x\777\04");
 }

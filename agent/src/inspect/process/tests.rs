@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 
 #[test]
-fn a_line_is_understood_whatever_the_name() {
+fn a_stat_line_is_parsed_whatever_the_name() {
     let stat = b"1234 (a) b (\n) S 1 1234 1234 0 -1 4194560 5 6 7 8 30 12 9 9 20 0 3 0 9876 \
         1000000 250 18446744073709551615 1 1";
     let want = Process {
@@ -25,7 +25,7 @@ fn a_line_is_understood_whatever_the_name() {
 }
 
 #[test]
-fn this_process_is_among_them() {
+fn this_process_is_listed() {
     let all = processes(false).unwrap();
     let own = all.iter().find(|process| process.pid == std::process::id()).unwrap();
     assert!(own.rss > 0 && own.threads > 1 && own.started_us > 0, "{own:?}");
@@ -35,18 +35,18 @@ fn this_process_is_among_them() {
 }
 
 #[test]
-fn those_of_a_namespace_have_its_numbers() {
+fn processes_of_a_namespace_have_their_ids_there() {
     let process = |pid, ppid| Process { pid, ppid, ..Process::default() };
     let all = [
         (process(1, 0), vec![1]),
         (process(50, 1), vec![50, 1]),
         (process(60, 50), vec![60, 9]),
-        // Of a container in the box.
+        // In a container in the box.
         (process(61, 60), vec![61, 4, 1]),
         (process(62, 1), vec![62, 2]),
         (process(63, 2), vec![]),
     ];
-    let ids: Vec<_> = inside(all.into_iter()).iter().map(|p| (p.pid, p.ppid)).collect();
+    let ids: Vec<_> = in_inner_namespace(all.into_iter()).iter().map(|p| (p.pid, p.ppid)).collect();
     assert_eq!(ids, [(1, 0), (2, 0), (4, 9), (9, 1)]);
 }
 

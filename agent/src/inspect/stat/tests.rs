@@ -8,7 +8,7 @@ fn at(path: &str, follow: bool) -> Result<FileStat, FailureKind> {
 }
 
 #[test]
-fn links_are_seen_or_followed() {
+fn links_are_reported_or_followed() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     std::fs::write(path("file"), b"12345").unwrap();

@@ -12,5 +12,5 @@ fn disks_are_unmounted_innermost_first() {
 garbage
 26 21 0:5 / /x",
     );
-    assert_eq!(mounts_to_end(&table), [&b"/mnt/a b/c"[..], b"/mnt/a b", b"/dev/shm"]);
+    assert_eq!(mounts_to_unmount(&table), [&b"/mnt/a b/c"[..], b"/mnt/a b", b"/dev/shm"]);
 }

@@ -1,4 +1,4 @@
-//! Copies into and out of a live tree, by what does them in the agent. Needs root, as the agent has it.
+//! Copies into and out of a live tree, with the agent's functions. Needs root, as the agent does.
 
 mod common;
 
@@ -19,7 +19,7 @@ use tar::EntryType;
 
 use self::common::{Layer, default_acl, describe, needs_root, tree_of_everything};
 
-/// In a thread of its own, which then has another working directory.
+/// Runs `work` in a thread of its own, whose working directory changes.
 fn apart<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| scope.spawn(work).join().unwrap())
 }
@@ -75,7 +75,7 @@ fn a_tree_of_everything_goes_out_and_in_again() {
     let tar = copy_out(from.path().join(".")).unwrap();
     assert!(tar.len() < 2 << 20, "holes travel: {} bytes", tar.len());
     fs::remove_file(from.path().join("socket")).unwrap();
-    // The tree's own time, which removing has changed.
+    // The removal has changed the time of the tree itself.
     let time = rustix::fs::Timespec { tv_sec: 1_500_000_000, tv_nsec: 5 };
     let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
     rustix::fs::utimensat(rustix::fs::CWD, from.path(), &times, rustix::fs::AtFlags::empty())
@@ -92,12 +92,12 @@ fn a_tree_of_everything_goes_out_and_in_again() {
         let blocks = |root: &Path| fs::metadata(root.join(name)).unwrap().blocks();
         assert!(blocks(to.path()) <= blocks(from.path()) + 16, "{name}: holes were written");
     }
-    // And once more over itself: nothing changes, nothing fails.
+    // A second copy over the first changes nothing, and nothing fails.
     copy_in(to.path(), &tar).unwrap();
     assert_eq!(describe(to.path()), got);
 }
 
-/// A file with anything that a tar can tell of it.
+/// A file with any metadata that a tar can hold.
 #[derive(Debug)]
 struct AnyFile {
     name: Vec<u8>,
@@ -171,9 +171,9 @@ proptest! {
         prop_assert_eq!(describe(to.path()), describe(from.path()));
     }
 
-    /// As well as those with a file's metadata, which comes from who knows where.
+    /// Damages bytes anywhere in a tar, in its metadata, too.
     #[test]
-    fn damaged_tars_never_panic_nor_leave(seed: Vec<(prop::sample::Index, u8)>) {
+    fn damaged_tars_neither_panic_nor_write_outside(seed: Vec<(prop::sample::Index, u8)>) {
         if !rustix::process::geteuid().is_root() {
             eprintln!("SKIPPED: needs root");
             return Ok(());
@@ -198,7 +198,7 @@ proptest! {
 }
 
 #[test]
-fn other_tars_understand_what_is_packed() {
+fn gnu_tar_reads_a_packed_tree() {
     needs_root!();
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     tree_of_everything(from.path());
@@ -217,7 +217,7 @@ fn other_tars_understand_what_is_packed() {
 }
 
 #[test]
-fn entries_are_named_by_what_was_asked_for() {
+fn entries_are_named_by_the_requested_path() {
     needs_root!();
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
@@ -269,7 +269,7 @@ fn ten_thousand_files_go_out_and_in_again() {
 }
 
 #[test]
-fn a_sparse_file_of_two_gigabytes_travels_as_its_data() {
+fn a_sparse_file_of_two_gigabytes_is_sent_without_its_holes() {
     needs_root!();
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let file = fs::File::create(from.path().join("disk.img")).unwrap();
@@ -299,7 +299,7 @@ fn a_sparse_file_of_two_gigabytes_travels_as_its_data() {
 }
 
 #[test]
-fn what_is_mounted_of_the_kernels_own_stays_behind() {
+fn kernel_file_systems_are_not_packed() {
     needs_root!();
     let dir = tempfile::tempdir().unwrap();
     for name in ["proc", "tmpfs"] {
@@ -341,7 +341,7 @@ fn a_tree_that_changes_is_packed_whole() {
                 let _ = fs::create_dir_all(root.join("tree/dir"));
                 let _ = fs::write(root.join("tree/dir/file"), b"x");
                 let _ = fs::remove_dir_all(root.join("tree/dir"));
-                // A directory that becomes a way out.
+                // A directory becomes a symlink out of the tree.
                 let _ = symlink(root, root.join("tree/dir"));
                 let _ = fs::remove_file(root.join("tree/dir"));
             }
@@ -357,7 +357,7 @@ fn a_tree_that_changes_is_packed_whole() {
 }
 
 #[test]
-fn what_is_there_is_replaced_as_tar_does() {
+fn existing_entries_are_replaced_as_by_tar() {
     needs_root!();
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path();
@@ -395,7 +395,7 @@ fn what_is_there_is_replaced_as_tar_does() {
 }
 
 #[test]
-fn what_the_box_has_no_place_for_is_left_out_and_its_access_control_lists_are_inherited() {
+fn unsupported_attributes_are_left_out_and_default_acls_inherited() {
     needs_root!();
     let dir = tempfile::tempdir().unwrap();
     let acl = default_acl();
@@ -410,13 +410,13 @@ fn what_the_box_has_no_place_for_is_left_out_and_its_access_control_lists_are_in
     if set.is_ok() {
         assert!(file.contains("posix_acl_access") && all[Path::new("d")].contains(key), "{all:?}");
     }
-    // But no file gives way to a directory.
+    // But no directory replaces a file.
     let failure = copy_in(dir.path(), &Layer::new().file("d/file/x", b"").done()).unwrap_err();
     assert_eq!(failure.kind, FailureKind::BadArchive, "{failure}");
 }
 
 #[test]
-fn everything_belongs_to_the_owner_that_was_asked_for() {
+fn all_entries_get_the_requested_owner() {
     needs_root!();
     let dir = tempfile::tempdir().unwrap();
     let tar = Layer::new()
@@ -478,7 +478,7 @@ fn hostile_tars_stay_in_their_directory() {
     fs::create_dir(&root).unwrap();
     fs::create_dir(&outside).unwrap();
     fs::write(outside.join("secret"), b"secret").unwrap();
-    // What somebody in the box left there.
+    // Symlinks that the box has left there.
     symlink(&outside, root.join("planted")).unwrap();
     symlink("../outside", root.join("planted-relative")).unwrap();
     let absolute = outside.to_str().unwrap();
@@ -505,15 +505,15 @@ fn hostile_tars_stay_in_their_directory() {
         assert_eq!(fs::metadata(outside.join("secret")).unwrap().nlink(), 1);
         assert!(!Path::new("/no").exists());
     }
-    // An absolute name is one from the destination.
+    // An absolute name starts at the destination.
     copy_in(&root, &Layer::new().file(&format!("{absolute}/inside"), b"x").done()).unwrap();
     assert!(root.join(&absolute[1..]).join("inside").exists());
-    // A symlink that comes back is followed.
+    // A symlink out of the destination and back is followed.
     fs::create_dir(root.join("real")).unwrap();
     symlink(root.join("real"), root.join("back")).unwrap();
     copy_in(&root, &Layer::new().file("back/file", b"x").done()).unwrap();
     assert!(root.join("real/file").exists());
-    // Nor does what a directory entry changes lie behind a link.
+    // A directory entry does not change the target of a symlink.
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     let before = mode(&outside);
     let mut header = Layer::header(EntryType::Directory, 0o700, 0);
@@ -523,7 +523,7 @@ fn hostile_tars_stay_in_their_directory() {
 }
 
 #[test]
-fn a_directory_that_turns_into_a_link_is_no_way_out() {
+fn a_directory_replaced_by_a_link_leads_nowhere_else() {
     needs_root!();
     let dir = tempfile::tempdir().unwrap();
     let (root, outside) = (dir.path().join("root"), dir.path().join("outside"));
@@ -548,7 +548,7 @@ fn a_directory_that_turns_into_a_link_is_no_way_out() {
             }
         });
         for _ in 0..20 {
-            // Whether it succeeds depends on who is faster; where it writes does not.
+            // The race decides whether the copy succeeds, but not where it writes.
             let _ = copy_in(&root, &tar);
         }
         stop.store(true, Ordering::Relaxed);
@@ -559,7 +559,7 @@ fn a_directory_that_turns_into_a_link_is_no_way_out() {
 }
 
 #[test]
-fn a_reader_that_is_gone_ends_the_packing() {
+fn packing_ends_when_the_reader_is_gone() {
     needs_root!();
     struct Gone(usize);
     impl Write for Gone {
@@ -580,7 +580,7 @@ fn a_reader_that_is_gone_ends_the_packing() {
 }
 
 #[test]
-fn deep_trees_and_wide_ones_need_one_directory_at_a_time() {
+fn deep_and_wide_trees_need_one_open_directory() {
     needs_root!();
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let deep = vec!["d"; 1500].join("/");

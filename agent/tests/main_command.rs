@@ -1,5 +1,5 @@
-//! The main command of a box with real processes and namespaces. Commands join a main command that runs, so this
-//! is a test binary of its own, of which one test runs at a time. Needs root, as the agent has it.
+//! The main command of a box, with real processes and namespaces. All commands join the namespace of a running main
+//! command, so this is a test binary of its own that runs one test at a time. Needs root, as the agent does.
 
 mod common;
 
@@ -18,7 +18,7 @@ fn connect() -> (Client, MutexGuard<'static, ()>) {
     (server::connect(), turn)
 }
 
-/// A program without handlers. A shell that executes one has its own until then.
+/// A program without signal handlers. A shell would have its own handlers until it executes the program.
 fn sleep() -> Exec {
     Exec { argv: [b"sleep".to_vec(), b"60".to_vec()].to_vec(), ..Exec::default() }
 }
@@ -28,7 +28,7 @@ fn main(host: &Client, exec: Exec) -> u32 {
 }
 
 #[test]
-fn it_is_the_first_process_and_commands_beside_it_see_the_same() {
+fn the_main_command_is_process_1_and_execs_share_its_namespace() {
     needs_root!();
     let (host, _turn) = connect();
     let script =
@@ -56,13 +56,13 @@ fn it_is_the_first_process_and_commands_beside_it_see_the_same() {
     host.write_stdin(stream, b"on\n");
     let (status, out, _) = host.finish(stream).result();
     assert!(status == code(7) && out.ends_with("<on>\n"), "{out}");
-    // Nothing of it is left for the next.
+    // Nothing is left for the next main command.
     assert_eq!(host.run(sh("test $$ -gt 1")).0, code(0));
     assert_eq!(host.finish(main(&host, sh("echo $$"))).stdout, b"1\n");
 }
 
 #[test]
-fn everything_ends_with_it() {
+fn all_processes_end_with_the_main_command() {
     needs_root!();
     let (host, _turn) = connect();
     let stream = main(&host, Exec { stdin: true, ..sh("(setsid sleep 60 &); echo up; read line") });
@@ -72,7 +72,7 @@ fn everything_ends_with_it() {
     host.end_stdin(stream);
     host.finish(stream);
     assert_eq!(host.finish(beside).responses.last(), Some(&signal(9)));
-    // Killed, too.
+    // The same when it is killed.
     let stream = main(&host, sh("echo up; sleep 60"));
     host.wait_for(stream, |seen| seen.stdout == b"up\n");
     host.control(stream, Control::Kill);
@@ -80,7 +80,7 @@ fn everything_ends_with_it() {
 }
 
 #[test]
-fn a_signal_is_for_the_process_alone_and_once() {
+fn a_signal_reaches_only_the_process_and_only_once() {
     needs_root!();
     let (host, _turn) = connect();
     let script = "trap 'echo main' TERM
@@ -95,20 +95,20 @@ fn a_signal_is_for_the_process_alone_and_once() {
 }
 
 #[test]
-fn signals_that_it_says_nothing_about_end_it_as_any_process() {
+fn signals_without_a_handler_end_the_main_command() {
     needs_root!();
     let (host, _turn) = connect();
     for number in [1, 2, 15, 10, 34] {
         let stream = main(&host, sleep());
         host.wait_for(stream, |seen| !seen.responses.is_empty());
-        // These end nobody.
+        // These signals end no process by default.
         for harmless in [17, 18, 28] {
             host.control(stream, Control::SignalProcess(harmless));
         }
         host.control(stream, Control::SignalProcess(number));
         assert_eq!(host.finish(stream).responses.last(), Some(&signal(number)));
     }
-    // What it ignores, it ignores.
+    // A signal that it ignores has no effect.
     let stream =
         main(&host, Exec { stdin: true, ..sh("trap '' TERM; echo up; read line; exit 3") });
     host.wait_for(stream, |seen| seen.stdout == b"up\n");
@@ -118,7 +118,7 @@ fn signals_that_it_says_nothing_about_end_it_as_any_process() {
 }
 
 #[test]
-fn one_that_waits_for_its_signals_gets_them() {
+fn a_process_that_waits_for_signals_gets_them() {
     needs_root!();
     let (host, _turn) = connect();
     let program = "import signal as s; s.pthread_sigmask(s.SIG_BLOCK, range(1, 32)); print('up', flush=True)\n\
@@ -137,7 +137,7 @@ fn one_that_waits_for_its_signals_gets_them() {
 }
 
 #[test]
-fn keys_of_its_terminal_end_it() {
+fn keys_of_the_terminal_end_the_main_command() {
     needs_root!();
     let (host, _turn) = connect();
     let terminal = Some(TerminalSize { rows: 24, columns: 80 });
@@ -146,7 +146,7 @@ fn keys_of_its_terminal_end_it() {
     host.wait_for(stream, |seen| !seen.responses.is_empty());
     host.write_stdin(stream, b"\x03");
     assert_eq!(host.finish(stream).responses.last(), Some(&signal(2)));
-    // Where it has something to say about it, or its terminal makes no signals, it goes on.
+    // With a handler, or with a terminal that generates no signals, it continues.
     for script in ["trap 'echo got; exit 4' INT", "stty -isig"] {
         let stream = main(&host, on_terminal(&format!("{script}; echo up; read line; exit 4")));
         host.wait_for(stream, |seen| seen.stdout == b"up\r\n");

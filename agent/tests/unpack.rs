@@ -1,5 +1,5 @@
-//! Unpacking real archives, made by GNU tar and by hand, onto a real file system. Needs root, as the
-//! agent has it: owners, device nodes and `chroot` are what it is about.
+//! Unpacks archives made by GNU tar and by hand onto a real file system. Needs root, as the agent does, for owners,
+//! device nodes and `chroot`.
 
 mod common;
 
@@ -16,7 +16,7 @@ use tar::EntryType;
 
 use self::common::{Layer, default_acl, describe, needs_root, tree_of_everything};
 
-/// Each in a thread of its own, which then has another root directory.
+/// Unpacks in a thread of its own, whose root directory changes.
 fn unpack(root: &Path, tar: &[u8]) -> Result<Unpacked, UnpackError> {
     std::thread::scope(|scope| {
         scope
@@ -51,7 +51,7 @@ fn gnu_tar(root: &Path, arguments: &[&str]) -> Vec<u8> {
 }
 
 #[test]
-fn everything_comes_over_from_pax() {
+fn pax_tars_are_unpacked_with_everything() {
     needs_root!();
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     tree_of_everything(from.path());
@@ -83,13 +83,13 @@ fn everything_comes_over_from_pax() {
 }
 
 #[test]
-fn everything_that_it_holds_comes_over_from_gnu() {
+fn gnu_tars_are_unpacked_with_all_that_they_hold() {
     needs_root!();
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     tree_of_everything(from.path());
     let tar = gnu_tar(from.path(), &["--format=gnu", "--sparse"]);
     unpack(to.path(), &tar).unwrap();
-    // It holds no extended attributes and whole seconds only.
+    // GNU's format has no extended attributes and only whole seconds.
     let comparable = |root: &Path| -> BTreeMap<_, _> {
         let mut all = describe(root);
         for text in all.values_mut() {
@@ -111,7 +111,7 @@ fn everything_that_it_holds_comes_over_from_gnu() {
 }
 
 #[test]
-fn old_formats_come_over() {
+fn old_formats_are_unpacked() {
     needs_root!();
     for format in ["v7", "ustar"] {
         let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -159,7 +159,7 @@ fn paths_and_links_resolve_inside() {
 }
 
 #[test]
-fn hostile_and_broken_layers_are_named() {
+fn errors_of_hostile_and_broken_layers_name_the_entry() {
     needs_root!();
     let bad = FailureKind::BadLayer;
     let dir = tempfile::tempdir().unwrap();
@@ -230,7 +230,7 @@ fn a_truncated_layer_is_noticed_wherever_it_is_cut() {
         .file("first", &[1; 700])
         .file("second", &[2; 5000])
         .done();
-    // Where one member ends and the next begins, a tar may end.
+    // A tar may end between two members.
     let boundaries = [0, 2560, 2560 + 512 + 5120, 2560 + 512 + 5120 + 512];
     for len in (0..tar.len() - 512).step_by(100).chain(boundaries) {
         let root = tempfile::tempdir().unwrap();
@@ -333,10 +333,10 @@ fn directories_keep_their_content_and_get_new_metadata() {
     assert!(root.join("d/old").exists() && root.join("d/new").exists());
 }
 
-/// Other engines write each layer to a directory of its own and lay them over one another: there, a
-/// path leads through whatever a lower layer has of that name.
+/// Other engines write each layer to a directory of its own and mount them as an overlay. There, a directory of an
+/// upper layer hides any entry with its name in a lower one.
 #[test]
-fn what_is_no_directory_gives_way_to_a_path_that_leads_through_it() {
+fn a_directory_replaces_an_entry_in_the_middle_of_a_path() {
     needs_root!();
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path();
@@ -349,7 +349,7 @@ fn what_is_no_directory_gives_way_to_a_path_that_leads_through_it() {
         .raw(Layer::header(EntryType::Fifo, 0o644, 0), b"fifo", b"")
         .dir("real")
         .file("same", b"")
-        // Within one layer, the later entry counts, as everywhere.
+        // Within one layer, the later entry wins.
         .file("same/x", b"upper")
         .done();
     unpack(root, &lower).unwrap();
@@ -373,7 +373,7 @@ fn what_is_no_directory_gives_way_to_a_path_that_leads_through_it() {
 }
 
 #[test]
-fn attributes_that_the_disk_has_no_name_space_for_are_left_out() {
+fn unsupported_attributes_are_left_out() {
     needs_root!();
     let dir = tempfile::tempdir().unwrap();
     let attributes: [(&str, &[u8]); 4] = [
@@ -438,7 +438,7 @@ fn names(root: &Path) -> Vec<String> {
 }
 
 #[test]
-fn whiteouts_remove_what_is_below_and_nothing_else() {
+fn whiteouts_remove_only_entries_of_lower_layers() {
     needs_root!();
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path();
@@ -457,7 +457,7 @@ fn whiteouts_remove_what_is_below_and_nothing_else() {
         .file(".wh.file", b"")
         .file(".wh.missing", b"")
         .file("no/such/.wh.dir", b"")
-        // Before and after: what this layer adds stays.
+        // Entries of this layer stay, before and after the whiteout.
         .file("both", b"upper")
         .file(".wh.both", b"")
         .file(".wh.tree", b"")
@@ -486,7 +486,7 @@ fn a_link_to_a_lower_file_survives_its_whiteout() {
 }
 
 #[test]
-fn an_opaque_directory_hides_what_is_below_in_any_order() {
+fn an_opaque_directory_hides_lower_entries_in_any_order() {
     needs_root!();
     for position in 0..4 {
         let dir = tempfile::tempdir().unwrap();
@@ -517,7 +517,7 @@ fn an_opaque_directory_hides_what_is_below_in_any_order() {
 }
 
 #[test]
-fn a_whiteout_sees_through_symlinked_directories() {
+fn a_whiteout_follows_symlinked_directories() {
     needs_root!();
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path();
@@ -542,7 +542,7 @@ fn whiteouts_in_the_first_layer_hide_nothing() {
 }
 
 #[test]
-fn bookkeeping_of_aufs_is_skipped() {
+fn metadata_of_aufs_is_skipped() {
     needs_root!();
     let dir = tempfile::tempdir().unwrap();
     let tar =
@@ -552,7 +552,7 @@ fn bookkeeping_of_aufs_is_skipped() {
 }
 
 #[test]
-fn what_follows_the_end_is_read_and_ignored() {
+fn bytes_after_the_end_are_read_and_ignored() {
     needs_root!();
     let dir = tempfile::tempdir().unwrap();
     let mut tar = Layer::new().file("a", b"12345").done();
@@ -569,7 +569,7 @@ fn what_follows_the_end_is_read_and_ignored() {
 }
 
 #[test]
-fn a_full_disk_is_named() {
+fn a_full_disk_is_reported() {
     needs_root!();
     let dir = tempfile::tempdir().unwrap();
     let mount = rustix::mount::mount(

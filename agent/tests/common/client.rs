@@ -1,4 +1,4 @@
-//! A host for the server under test: one thread reads, the test asks.
+//! A host for the server under test: a thread reads, and the test sends requests.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -14,14 +14,14 @@ use boxlite_proto::message::{Control, Exec, Hello, Request, Response};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What has come on one stream.
+/// Everything received on a stream.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
     pub(crate) stdout: Vec<u8>,
     pub(crate) stderr: Vec<u8>,
     pub(crate) ended: Vec<Channel>,
     pub(crate) responses: Vec<Response>,
-    /// What may be sent on stdin.
+    /// Credit for stdin.
     credit: usize,
 }
 
@@ -60,12 +60,12 @@ pub(crate) struct Client {
     socket: Arc<Mutex<UnixStream>>,
     shared: Arc<Shared>,
     next: AtomicU32,
-    /// Streams whose output is taken; on the others the reader has stopped.
+    /// Streams whose output is taken. On others, the reader has stopped.
     pub(crate) taking: Arc<Mutex<bool>>,
 }
 
 impl Client {
-    /// Connects and greets.
+    /// Connects, and sends a hello.
     pub(crate) fn new(socket: UnixStream) -> Self {
         let client = Self::without_hello(socket);
         let hello = Hello { version: PROTOCOL_VERSION, generation: 0, unix_time_ns: 0 };
@@ -89,7 +89,7 @@ impl Client {
     }
 
     pub(crate) fn send_bytes(&self, bytes: &[u8]) {
-        // A closed connection is what some tests are about.
+        // Some tests expect a closed connection.
         let _ = self.socket.lock().unwrap().write_all(bytes);
     }
 
@@ -108,7 +108,7 @@ impl Client {
         self.send(&control.frame(stream));
     }
 
-    /// Sends within the credit; stops when the agent says that nobody reads. Returns what was sent.
+    /// Sends within the credit, until the agent closes the input. Returns the number of bytes sent.
     pub(crate) fn write_stdin(&self, stream: u32, data: &[u8]) -> usize {
         let mut sent = 0;
         while sent < data.len() {
@@ -131,7 +131,7 @@ impl Client {
         self.send(&Frame::end(stream, Channel::Stdin));
     }
 
-    /// Waits until what was seen of a stream is as wanted.
+    /// Waits until the received data of a stream is as wanted.
     pub(crate) fn wait_for(&self, stream: u32, mut wanted: impl FnMut(&mut Seen) -> bool) -> Seen {
         let mut seen = self.shared.seen.lock().unwrap();
         loop {

@@ -1,5 +1,5 @@
-//! Set-up shared by the tests: a server with a client, tars made by hand, a tree with one of everything, and
-//! what to compare of a tree.
+//! Set-up shared by the tests: a server with a client, tars made by hand, a tree with every kind of entry, and a
+//! description of a tree to compare.
 
 // Not every test binary uses all of it.
 #![allow(dead_code)]
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use tar::{Builder, EntryType, Header};
 
-/// Skips a test that cannot do what it needs.
+/// Skips a test that needs root without root.
 macro_rules! needs_root {
     () => {
         if !rustix::process::geteuid().is_root() {
@@ -45,7 +45,7 @@ impl Layer {
         header
     }
 
-    /// Any name, also one that the builder would refuse.
+    /// Adds an entry with any name, even one that the builder would refuse.
     pub(crate) fn raw(mut self, mut header: Header, name: &[u8], data: &[u8]) -> Self {
         header.as_old_mut().name = [0; 100];
         header.as_old_mut().name[..name.len()].copy_from_slice(name);
@@ -82,8 +82,7 @@ impl Layer {
     }
 }
 
-/// A default access control list that lets neither groups nor others in, but user 1234: the value
-/// of `system.posix_acl_default`.
+/// A value of `system.posix_acl_default`: a list that permits user 1234, and neither groups nor others.
 pub(crate) fn default_acl() -> Vec<u8> {
     let entries: [(u16, u16, u32); 5] = [
         (1, 7, u32::MAX),
@@ -101,7 +100,7 @@ pub(crate) fn default_acl() -> Vec<u8> {
     value
 }
 
-/// All that a tar is to bring over.
+/// Describes everything in a tree that a tar must preserve.
 pub(crate) fn describe(root: &Path) -> BTreeMap<PathBuf, String> {
     let mut found = BTreeMap::new();
     let mut links: BTreeMap<u64, PathBuf> = BTreeMap::new();
@@ -140,7 +139,7 @@ pub(crate) fn describe(root: &Path) -> BTreeMap<PathBuf, String> {
         xattrs.sort();
         let first = (!kind.is_dir() && meta.nlink() > 1)
             .then(|| links.entry(meta.ino()).or_insert_with(|| name.clone()).clone());
-        // A group of hard links is named by its smallest name, whatever the order of reading.
+        // Hard links of a file are described by the smallest of their names, in any order of reading.
         if let Some(first) = first.filter(|first| name < *first) {
             links.insert(meta.ino(), name.clone());
             drop(first);
@@ -161,7 +160,7 @@ pub(crate) fn describe(root: &Path) -> BTreeMap<PathBuf, String> {
     found
 }
 
-/// A tree with one of everything.
+/// Makes a tree with every kind of entry.
 pub(crate) fn tree_of_everything(root: &Path) {
     let at = |name: &str| root.join(name);
     fs::create_dir_all(at("usr/bin")).unwrap();
@@ -216,7 +215,7 @@ pub(crate) fn tree_of_everything(root: &Path) {
     mode("var/mail", 0o2775);
     mode("tmp", 0o1777);
     mode("empty", 0o000);
-    // Created in a setgid directory, and not of its group.
+    // In a setgid directory, with another group.
     fs::write(at("var/mail/root"), b"mail").unwrap();
     fs::create_dir(at("var/mail/dir")).unwrap();
     own("var/mail/root", 0, 0);
@@ -226,7 +225,7 @@ pub(crate) fn tree_of_everything(root: &Path) {
     let xattr = |name: &str, key: &str, value: &[u8]| {
         rustix::fs::lsetxattr(at(name), key, value, rustix::fs::XattrFlags::empty()).unwrap();
     };
-    // With a newline in it, which breaks readers that split PAX records by lines.
+    // The value contains a newline, which breaks readers that split PAX records at newlines.
     let capability = b"\x01\0\0\x02\0\x0a\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
     xattr("usr/bin/tool", "security.capability", capability);
     xattr("empty", "user.note", b"with = and \n newline");

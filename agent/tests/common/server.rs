@@ -12,7 +12,7 @@ use super::client::Client;
 
 /// The socket that the server listens on.
 pub(crate) static SERVER: LazyLock<PathBuf> = LazyLock::new(|| {
-    // As PID 1 does, inherit the orphans.
+    // Orphans become children of this process, as they do of PID 1.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
     let path = tempfile::tempdir().unwrap().keep().join("socket");
     let listener = UnixListener::bind(&path).unwrap();

@@ -1,4 +1,4 @@
-//! What the host asks beside commands that it waits for.
+//! Requests other than attached commands.
 
 use std::io::Read;
 use std::path::Path;
@@ -9,7 +9,7 @@ use tar::{Builder, Header};
 
 use super::*;
 
-/// The server is one for all tests, and one of them takes all the room for jobs.
+/// All tests share a server, and one test uses its whole limit on jobs.
 static ROOM: RwLock<()> = RwLock::new(());
 
 fn share_room() -> RwLockReadGuard<'static, ()> {
@@ -111,7 +111,7 @@ fn the_groups_of_detached_commands_are_released() {
 }
 
 #[test]
-fn the_machine_and_its_processes_are_told() {
+fn metrics_and_processes_are_reported() {
     needs_root!();
     let _room = share_room();
     let host = connect();
@@ -140,7 +140,7 @@ fn commands_are_counted() {
         Response::ExecCounts(counts) => counts,
         other => panic!("{other:?}"),
     };
-    // The server is that of other tests, too, which run commands meanwhile.
+    // Other tests run commands on the same server meanwhile.
     let before = counts();
     for argv in [&["true"][..], &["false"], &["/no/such/program"]] {
         host.finish(host.exec(command(argv)));
@@ -157,7 +157,7 @@ fn commands_are_counted() {
 }
 
 #[test]
-fn paths_are_looked_at() {
+fn metadata_of_paths_is_reported() {
     needs_root!();
     let _room = share_room();
     let host = connect();
@@ -218,13 +218,13 @@ fn a_copy_that_nobody_reads_waits_and_a_killed_one_ends() {
     std::thread::sleep(Duration::from_millis(100));
     let seen = host.wait_for(stream, |_| true);
     assert_eq!((seen.stdout.len(), seen.responses.len()), (WINDOW as usize, 0));
-    // It goes on where it stopped.
+    // The copy continues where it stopped.
     host.send(&Frame::credit(stream, Channel::Stdout, 1000));
     host.wait_for(stream, |seen| seen.stdout.len() == WINDOW as usize + 1000);
     host.control(stream, Control::Kill);
     let seen = host.finish(stream);
     assert!(failure(seen.responses.last()).message.contains("gone"));
-    // Nobody reads that channel: the same.
+    // A closed channel ends the copy, too.
     let stream = host.request(&copy_out(dir.path()));
     host.wait_for(stream, |seen| seen.stdout.len() == WINDOW as usize);
     host.send(&Frame::end(stream, Channel::Stdout));
@@ -255,13 +255,13 @@ fn a_slow_reader_gets_everything() {
     }
 }
 
-/// Bytes of the extension before the first entry.
+/// Length of the extension header before the first entry.
 fn pax_of(tar: &[u8]) -> usize {
     if tar[156] == b'x' { 1024 } else { 0 }
 }
 
 #[test]
-fn a_copy_that_is_cut_off_is_not_a_whole_one() {
+fn a_truncated_copy_fails() {
     needs_root!();
     let _room = share_room();
     let host = connect();
@@ -277,7 +277,7 @@ fn a_copy_that_is_cut_off_is_not_a_whole_one() {
     host.end_stdin(stream);
     let seen = host.finish(stream);
     assert_eq!(failure(seen.responses.last()).kind, FailureKind::BadArchive);
-    // With the connection, too.
+    // The same when the connection is closed.
     let stream = host.request(&copy_in(dir.path()));
     host.write_stdin(stream, &tar[..1024]);
     host.close();
@@ -285,10 +285,10 @@ fn a_copy_that_is_cut_off_is_not_a_whole_one() {
 }
 
 #[test]
-fn more_copies_than_there_may_be_are_refused() {
+fn copies_above_the_limit_are_refused() {
     needs_root!();
     let _room = ROOM.write().unwrap_or_else(PoisonError::into_inner);
-    // On connections of their own, so that closing ends them.
+    // Each copy has its own connection, whose close ends it.
     let hosts: Vec<_> = (0..40).map(|_| connect()).collect();
     let dir = tempfile::tempdir().unwrap();
     let streams: Vec<_> = hosts.iter().map(|host| host.request(&copy_in(dir.path()))).collect();

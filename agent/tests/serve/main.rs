@@ -1,5 +1,5 @@
-//! The server with real processes, pipes and terminals. It reaps every child of its process, so this
-//! is a test binary of its own, with one server for all tests. Needs root, as the agent has it.
+//! The server, with real processes, pipes and terminals. It reaps every child of its process, so this is a test
+//! binary of its own, with one server for all tests. Needs root, as the agent does.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -31,7 +31,7 @@ fn eventually(what: &str, mut check: impl FnMut() -> bool) {
 }
 
 #[test]
-fn streams_are_apart_and_the_exit_is_told() {
+fn outputs_are_separate_and_the_exit_status_is_reported() {
     needs_root!();
     let host = connect();
     let result = host.run(sh("echo out; echo err >&2; exit 7"));
@@ -42,7 +42,7 @@ fn streams_are_apart_and_the_exit_is_told() {
 }
 
 #[test]
-fn what_cannot_run_says_why() {
+fn failures_to_start_say_why() {
     needs_root!();
     let host = connect();
     let dir = tempfile::tempdir().unwrap();
@@ -107,7 +107,7 @@ fn what_cannot_run_says_why() {
 }
 
 #[test]
-fn a_command_finds_itself_where_it_was_asked_to_be() {
+fn a_command_gets_its_directory_user_and_environment() {
     needs_root!();
     let host = connect();
     let dir = tempfile::tempdir().unwrap();
@@ -151,7 +151,7 @@ fn standard_streams_belong_to_the_commands_user() {
 }
 
 #[test]
-fn a_command_inherits_nothing_of_the_agents() {
+fn a_command_inherits_nothing_from_the_agent() {
     needs_root!();
     let host = connect();
     let (_, out, _) = host.run(command(&[
@@ -163,7 +163,7 @@ fn a_command_inherits_nothing_of_the_agents() {
     let lines: Vec<_> = out.lines().collect();
     // 0, 1, 2, and the directory that ls reads.
     assert_eq!(lines[0], "4");
-    // What this test was started with ignored, PID 1 would not be.
+    // This test's process may have inherited ignored signals, which PID 1 never does.
     let own = std::fs::read_to_string("/proc/self/status").unwrap();
     let mask = |line: &str| u64::from_str_radix(line.split('\t').nth(1).unwrap(), 16).unwrap();
     let ignored = mask(own.lines().find(|line| line.starts_with("SigIgn")).unwrap());
@@ -194,7 +194,7 @@ fn bytes_go_through_unchanged() {
     assert!(seen.stdout == data);
     assert_eq!(seen.responses.last(), Some(&code(0)));
     assert!(seen.ended.contains(&Channel::Stdout) && seen.ended.contains(&Channel::Stderr));
-    // Without stdin it is /dev/null.
+    // Without input, stdin is /dev/null.
     assert_eq!(host.run(command(&["cat"])), (code(0), String::new(), String::new()));
 }
 
@@ -226,7 +226,7 @@ fn hundreds_of_connections_have_a_command_each() {
     let files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let raised = rustix::process::Rlimit { current: files.maximum, ..files };
     rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).unwrap();
-    // Each is in the test's process twice, and in the server's, with its command's pipes.
+    // Each connection has two descriptors in the test and one in the server, plus the pipes of its command.
     if files.maximum.is_some_and(|most| most < 4000) {
         eprintln!("SKIPPED: no more than {:?} open files", files.maximum);
         return;
@@ -234,7 +234,7 @@ fn hundreds_of_connections_have_a_command_each() {
     let hosts: Vec<_> = (0..300).map(|_| connect()).collect();
     let cat = || Exec { stdin: true, ..command(&["cat"]) };
     let streams: Vec<_> = hosts.iter().map(|host| host.exec(cat())).collect();
-    // All of them run before the first ends.
+    // All commands run before the first exits.
     for (host, stream) in hosts.iter().zip(&streams) {
         let seen = host.wait_for(*stream, |seen| !seen.responses.is_empty());
         assert!(matches!(seen.responses[..], [Response::Started { .. }]), "{seen:?}");
@@ -248,7 +248,7 @@ fn hundreds_of_connections_have_a_command_each() {
 }
 
 #[test]
-fn a_reader_that_stops_stops_only_its_writer() {
+fn a_stopped_reader_stops_only_its_writer() {
     needs_root!();
     let (slow, other) = (connect(), connect());
     *slow.taking.lock().unwrap() = false;
@@ -259,7 +259,7 @@ fn a_reader_that_stops_stops_only_its_writer() {
     std::thread::sleep(Duration::from_millis(100));
     let seen = slow.wait_for(stream, |_| true);
     assert_eq!(seen.stdout.len(), WINDOW as usize, "more than the credit");
-    // Read on: everything is there, in order.
+    // Once the reader continues, all data is there, in order.
     *slow.taking.lock().unwrap() = true;
     slow.send(&Frame::credit(stream, Channel::Stdout, WINDOW));
     let seen = slow.wait_for(stream, |seen| seen.stdout.len() > 4 * WINDOW as usize);
@@ -276,7 +276,7 @@ fn output_of_an_ended_command_waits_for_its_reader() {
     let total = WINDOW as usize + 40_000;
     let stream = host.exec(sh(&format!("head -c {total} /dev/zero")));
     host.wait_for(stream, |seen| seen.stdout.len() == WINDOW as usize);
-    // Longer than what is granted to those who are not the command.
+    // Longer than the grace period for the output of other processes.
     std::thread::sleep(Duration::from_millis(400));
     assert_eq!(host.wait_for(stream, |_| true).responses.len(), 1);
     host.send(&Frame::credit(stream, Channel::Stdout, WINDOW));
@@ -285,7 +285,7 @@ fn output_of_an_ended_command_waits_for_its_reader() {
 }
 
 #[test]
-fn what_runs_in_the_background_does_not_hold_an_exec_open() {
+fn background_processes_do_not_hold_an_exec_open() {
     needs_root!();
     let host = connect();
     let begin = Instant::now();
@@ -298,7 +298,7 @@ fn what_runs_in_the_background_does_not_hold_an_exec_open() {
     assert_eq!(status, code(3));
     assert!(out.contains("first\n"));
     assert!(begin.elapsed() < Duration::from_secs(10));
-    // What comes right after the end is still heard.
+    // Output right after the exit is still sent.
     let (_, out, _) = host.run(sh("(sleep 0.02; echo late) & echo early"));
     assert_eq!(out, "early\nlate\n");
     host.run(sh(&format!("kill {pid}; pkill -x yes; true")));
@@ -315,7 +315,7 @@ fn signals_reach_the_process_group() {
     assert_eq!(seen.result(), (code(5), "ready\ngot\n".into(), String::new()));
     let stream = host.exec(command(&["sleep", "60"]));
     host.wait_for(stream, |seen| !seen.responses.is_empty());
-    // No such signals: nothing happens.
+    // Invalid signal numbers have no effect.
     for number in [0, -9, 65, i32::MIN, i32::MAX] {
         host.control(stream, Control::Signal(number));
     }
@@ -323,7 +323,7 @@ fn signals_reach_the_process_group() {
     assert_eq!(host.finish(stream).responses.last(), Some(&signal(15)));
 }
 
-/// Something that leaves its session and its parent; only a control group still finds it.
+/// A process that leaves its session and its parent, so that only the control group finds it.
 const DAEMON: &str = "setsid sh -c 'echo $$; exec sleep 60' & wait";
 
 #[test]
@@ -348,7 +348,7 @@ fn kill_ends_every_descendant() {
 }
 
 #[test]
-fn a_closed_connection_takes_its_commands_along() {
+fn a_closed_connection_ends_its_commands() {
     needs_root!();
     let (leaving, staying) = (connect(), connect());
     let pid_of = |host: &Client| {
@@ -367,7 +367,7 @@ fn a_closed_connection_takes_its_commands_along() {
 }
 
 #[test]
-fn a_terminal_is_one() {
+fn a_terminal_has_a_size_job_control_and_an_end_of_input() {
     needs_root!();
     let host = connect();
     let size = |rows, columns| TerminalSize { rows, columns };
@@ -392,13 +392,13 @@ fn a_terminal_is_one() {
         (code(4), "ready\r\n50 132\r\n".into(), String::new())
     );
 
-    // Ctrl-C is the terminal's to understand.
+    // The terminal turns Ctrl-C into a signal.
     let stream = host.exec(on_terminal("echo ready; exec sleep 60"));
     host.wait_for(stream, |seen| seen.stdout == b"ready\r\n");
     host.write_stdin(stream, b"\x03");
     assert_eq!(host.finish(stream).responses.last(), Some(&signal(2)));
 
-    // A signal goes to the foreground, not to the shell that waits for it.
+    // A signal goes to the foreground process group, not to the shell that waits for it.
     let script = "sh -c 'echo ready; exec sleep 60'; echo $?";
     let stream = host
         .exec(Exec { argv: ["bash", "-mc", script].map(Into::into).to_vec(), ..on_terminal("") });
@@ -408,7 +408,7 @@ fn a_terminal_is_one() {
     assert_eq!(seen.responses.last(), Some(&code(0)));
     assert!(seen.stdout.ends_with(b"143\r\n"), "{}", seen.stdout.escape_ascii());
 
-    // The end of input is typed.
+    // The end of input is written as Ctrl-D.
     let stream = host.exec(on_terminal("cat; echo end"));
     host.write_stdin(stream, b"line\n");
     host.end_stdin(stream);
@@ -416,7 +416,7 @@ fn a_terminal_is_one() {
 }
 
 #[test]
-fn much_output_of_a_terminal_arrives_whole() {
+fn large_output_of_a_terminal_arrives_completely() {
     needs_root!();
     let host = connect();
     let exec = Exec { terminal: Some(TerminalSize { rows: 24, columns: 80 }), ..sh("seq 20000") };
@@ -430,12 +430,12 @@ fn much_output_of_a_terminal_arrives_whole() {
 fn channels_end_from_either_side() {
     needs_root!();
     let host = connect();
-    // Nobody reads the output any more: the writer gets SIGPIPE.
+    // The host closes the output: the writer gets SIGPIPE.
     let stream = host.exec(command(&["yes"]));
     host.wait_for(stream, |seen| !seen.stdout.is_empty());
     host.send(&Frame::end(stream, Channel::Stdout));
     assert_eq!(host.finish(stream).responses.last(), Some(&signal(13)));
-    // Nobody reads the input any more: the host is told, and need not send on.
+    // The command closes its input: the host is informed and may stop sending.
     let stream = host.exec(Exec { stdin: true, ..sh("exec <&-; echo closed; sleep 0.2") });
     host.wait_for(stream, |seen| seen.stdout == b"closed\n");
     let sent = host.write_stdin(stream, &vec![0; 10 << 20]);
@@ -486,7 +486,7 @@ fn a_malformed_frame_ends_its_connection_only() {
 }
 
 #[test]
-fn frames_of_streams_that_are_over_are_ignored() {
+fn frames_on_ended_streams_are_ignored() {
     needs_root!();
     let host = connect();
     let stream = host.exec(Exec { stdin: true, ..command(&["true"]) });
@@ -509,7 +509,7 @@ fn orphans_are_reaped() {
 }
 
 #[test]
-fn layers_are_for_builders() {
+fn only_builders_unpack_layers() {
     needs_root!();
     let Response::Failed(failure) = connect().ask(&Request::UnpackLayer) else { panic!() };
     assert_eq!(failure.kind, FailureKind::Unsupported);

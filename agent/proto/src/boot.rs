@@ -1,7 +1,7 @@
-//! What the host tells the agent on the kernel command line: `boxlite.KEY=VALUE`.
+//! Parameters of the agent on the kernel command line: `boxlite.KEY=VALUE`.
 //!
-//! Only what is needed before the first connection; nothing secret, because every process of the
-//! guest can read `/proc/cmdline`.
+//! The command line carries only what the agent needs before the first connection, and no secrets: every process
+//! of the guest can read `/proc/cmdline`.
 
 use std::fmt;
 
@@ -9,13 +9,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::network::{BadNetwork, NetworkParams, search_domains};
 
-/// What the agent is there for.
+/// The role of the guest and its agent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Role {
     /// A box: `/dev/vda` becomes the root, the agent serves execs on vsock.
     #[default]
     Box,
-    /// The throw-away machine that unpacks layers: `/dev/vda` is a disk to be filled.
+    /// The throw-away VM that unpacks layers: `/dev/vda` is the disk to fill.
     Builder,
     /// The software host: the root is the host's own over 9p under a tmpfs, `/dev/vda` is the box
     /// home, and the agent serves on virtio-serial.
@@ -36,7 +36,7 @@ impl Role {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct BootParams {
-    /// What the agent is there for.
+    /// The role of the guest.
     pub role: Role,
     /// The guest's host name.
     pub hostname: Option<String>,
@@ -44,14 +44,14 @@ pub struct BootParams {
     pub home: Option<String>,
     /// Box: its network, if it has one.
     pub network: Option<NetworkParams>,
-    /// Box: where names that are not whole are looked for.
+    /// Box: search domains for names that are not fully qualified.
     pub search: Vec<String>,
-    /// Box: directories that its image wants to be there.
+    /// Box: directories that its image declares as volumes.
     pub volumes: Vec<String>,
 }
 
 impl BootParams {
-    /// Reads the parameters out of a kernel command line. Other words are the kernel's.
+    /// Parses the parameters in a kernel command line. Other words are for the kernel.
     pub fn parse(cmdline: &str) -> Result<Self, BadParams> {
         let mut params = Self::default();
         for word in cmdline.split_ascii_whitespace() {
@@ -107,18 +107,18 @@ impl fmt::Display for BootParams {
     }
 }
 
-/// A host that is newer than this agent.
+/// Parameters of a host that is newer than this agent.
 #[derive(Debug, thiserror::Error)]
 pub enum BadParams {
-    /// The agent is there for something that it does not know.
+    /// The agent does not know the role.
     #[error("unknown boxlite.role={0}: the guest's agent is older than the host")]
     UnknownRole(String),
-    /// The network is something that it does not know.
+    /// The agent cannot parse the network.
     #[error(transparent)]
     Network(#[from] BadNetwork),
 }
 
-/// Percent-encodes what would end a word or confuse the kernel's parser.
+/// Percent-encodes bytes that would end a word or confuse the kernel's parser.
 fn escape(value: &str) -> String {
     let mut escaped = String::with_capacity(value.len());
     for byte in value.bytes() {
@@ -161,7 +161,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_the_host_writes_the_agent_reads(
+        fn parameters_survive_the_command_line(
             role in prop_oneof![Just(Role::Box), Just(Role::Builder), Just(Role::SoftHost)],
             hostname in proptest::option::of(".*"),
             home in proptest::option::of(".*"),

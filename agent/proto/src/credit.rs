@@ -1,10 +1,9 @@
 //! Credit-based flow control of one channel of one stream.
 //!
-//! A writer starts with [`WINDOW`] bytes of credit and spends them as it sends; the reader grants
-//! bytes back once its consumer has taken them. So at most a window is ever buffered on the reader's
-//! side, whatever the consumer does.
+//! A writer starts with [`WINDOW`] bytes of credit and spends it as it sends. The reader grants credit again once
+//! its consumer has taken the data. So the reader buffers at most a window, whatever the consumer does.
 
-/// Bytes that may be under way on one channel before the reader must have taken any.
+/// Bytes that a writer may send on a channel before the reader has taken any.
 pub const WINDOW: u32 = 256 << 10;
 
 /// The peer broke the window: sent more than it was granted, or granted more than was sent.
@@ -12,7 +11,7 @@ pub const WINDOW: u32 = 256 << 10;
 #[error("the peer broke flow control")]
 pub struct CreditError;
 
-/// The writer's side: what may still be sent.
+/// The writer's side: the credit that is left.
 #[derive(Debug)]
 pub struct SendWindow(u32);
 
@@ -28,27 +27,27 @@ impl SendWindow {
         self.0 as usize
     }
 
-    /// Spends credit for `bytes` that are being sent; at most [`available`](Self::available).
+    /// Spends credit for `bytes` that are sent; at most [`available`](Self::available).
     pub fn spend(&mut self, bytes: usize) {
         debug_assert!(bytes <= self.available());
         self.0 = self.0.saturating_sub(bytes.min(u32::MAX as usize) as u32);
     }
 
-    /// The reader granted `bytes`.
+    /// Adds `bytes` that the reader has granted.
     pub fn grant(&mut self, bytes: u32) -> Result<(), CreditError> {
         self.0 = self.0.checked_add(bytes).filter(|n| *n <= WINDOW).ok_or(CreditError)?;
         Ok(())
     }
 }
 
-/// The reader's side: what the peer may still send, and what is to be granted back.
+/// The reader's side: the peer's credit, and the bytes to grant again.
 #[derive(Debug)]
 pub struct ReceiveWindow {
-    /// What the peer may still send.
+    /// Bytes that the peer may still send.
     open: u32,
-    /// What arrived and the consumer has not taken.
+    /// Bytes that have arrived and that the consumer has not taken.
     held: u32,
-    /// What the consumer took and the peer was not granted again.
+    /// Bytes that the consumer has taken and that are not granted again.
     taken: u32,
 }
 
@@ -59,7 +58,7 @@ impl Default for ReceiveWindow {
 }
 
 impl ReceiveWindow {
-    /// `bytes` arrived.
+    /// Records that `bytes` have arrived.
     pub fn receive(&mut self, bytes: usize) -> Result<(), CreditError> {
         let bytes = u32::try_from(bytes).map_err(|_| CreditError)?;
         self.open = self.open.checked_sub(bytes).ok_or(CreditError)?;
@@ -67,13 +66,13 @@ impl ReceiveWindow {
         Ok(())
     }
 
-    /// Bytes that arrived and the consumer has not taken.
+    /// Bytes that have arrived and that the consumer has not taken.
     pub fn held(&self) -> usize {
         self.held as usize
     }
 
-    /// The consumer took `bytes` that had arrived. Returns the credit to grant now, if enough has
-    /// come together to be worth a frame.
+    /// Records that the consumer has taken `bytes`. Returns the credit to grant now, once it is worth a frame: a
+    /// quarter of the window.
     #[must_use]
     pub fn take(&mut self, bytes: usize) -> Option<u32> {
         let bytes = self.held.min(bytes.try_into().unwrap_or(u32::MAX));

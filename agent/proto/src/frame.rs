@@ -9,14 +9,14 @@ use serde::de::DeserializeOwned;
 /// Bytes before the body.
 pub const HEADER_LEN: usize = 9;
 
-/// The largest body of any frame: what an exec with a full argument list (`ARG_MAX`, 2 MiB) and
-/// its environment needs.
+/// The largest body of any frame. It fits an exec with a full argument list (`ARG_MAX`, 2 MiB) and its
+/// environment.
 pub const MAX_BODY: usize = 4 << 20;
 
 /// The largest body of a data frame, so that streams take turns.
 pub const MAX_DATA: usize = 64 << 10;
 
-/// What a frame carries.
+/// The kind of a frame: the content of its body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
@@ -30,15 +30,16 @@ pub enum Kind {
     Control = 4,
     /// [`Event`](crate::message::Event), agent to host, on stream 0.
     Event = 5,
-    /// Raw bytes to standard input, or of a tar to be unpacked.
+    /// Raw bytes for standard input, or of a tar to unpack.
     Stdin = 8,
-    /// Raw bytes of standard output (or of the terminal), or of a tar that was asked for.
+    /// Raw bytes of standard output (or of the terminal), or of a requested tar.
     Stdout = 9,
     /// Raw bytes of standard error.
     Stderr = 10,
-    /// `[channel u8]`: no more data on this channel; from the reader's side: nobody reads it.
+    /// `[channel u8]`: from the writer, no more data follows on this channel; from the reader, the channel is no
+    /// longer read.
     End = 11,
-    /// `[channel u8][bytes u32]`: the reader took so many bytes, the writer may send as many more.
+    /// `[channel u8][bytes u32]`: the reader has taken this many bytes, and the writer may send as many more.
     Credit = 12,
 }
 
@@ -84,10 +85,10 @@ pub enum Channel {
 }
 
 impl Channel {
-    /// The channels from agent to host.
+    /// The output channels, from agent to host.
     pub const OUTPUTS: [Self; 2] = [Self::Stdout, Self::Stderr];
 
-    /// Its place in [`OUTPUTS`](Self::OUTPUTS), if it is an output.
+    /// Its index in [`OUTPUTS`](Self::OUTPUTS), if it is an output.
     pub fn output_index(self) -> Option<usize> {
         match self {
             Self::Stdin => None,
@@ -116,11 +117,11 @@ impl Channel {
     }
 }
 
-/// A frame that breaks the protocol, or the end of the connection it came from.
+/// A frame that breaks the protocol, or a failure of its connection.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FrameError {
-    /// The kind byte is none that this version knows.
+    /// This version does not know the kind.
     #[error("unknown frame kind {0}")]
     UnknownKind(u8),
     /// The length field exceeds what the kind allows. Nothing was allocated for it.
@@ -128,12 +129,12 @@ pub enum FrameError {
     TooLong {
         /// The frame's kind.
         kind: Kind,
-        /// What its header claims.
+        /// The length in its header.
         len: usize,
         /// The limit.
         max: usize,
     },
-    /// The body is not what the kind says.
+    /// The body does not have the format of the kind.
     #[error("malformed {0:?} frame")]
     Malformed(Kind),
     /// The connection failed, or ended inside a frame.
@@ -141,19 +142,19 @@ pub enum FrameError {
     Io(#[from] io::Error),
 }
 
-/// The nine bytes before a body, checked.
+/// A checked header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     /// Bytes of body that follow; at most [`Kind::max_body`].
     pub len: usize,
     /// The stream the frame belongs to.
     pub stream: u32,
-    /// What the body is.
+    /// The kind of the frame.
     pub kind: Kind,
 }
 
 impl Header {
-    /// Checks the kind and the length against it.
+    /// Decodes a header. Fails for an unknown kind, and for a length above the kind's limit.
     pub fn decode(bytes: &[u8; HEADER_LEN]) -> Result<Self, FrameError> {
         let [l0, l1, l2, l3, s0, s1, s2, s3, kind] = *bytes;
         let len = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
@@ -181,7 +182,7 @@ impl Header {
 pub struct Frame {
     /// The stream it belongs to.
     pub stream: u32,
-    /// What the body is.
+    /// The kind of the frame.
     pub kind: Kind,
     /// The body.
     pub body: Bytes,
@@ -195,12 +196,12 @@ impl Frame {
         Self { stream, kind: channel.kind(), body }
     }
 
-    /// "No more data on this channel", or from its reader: "nobody reads it".
+    /// An [`End`](Kind::End) frame.
     pub fn end(stream: u32, channel: Channel) -> Self {
         Self { stream, kind: Kind::End, body: Bytes::copy_from_slice(&[channel as u8]) }
     }
 
-    /// "The reader took `bytes`."
+    /// A [`Credit`](Kind::Credit) frame.
     pub fn credit(stream: u32, channel: Channel, bytes: u32) -> Self {
         let [b0, b1, b2, b3] = bytes.to_le_bytes();
         let body = Bytes::copy_from_slice(&[channel as u8, b0, b1, b2, b3]);
@@ -246,7 +247,7 @@ impl Frame {
         Channel::from_u8(self.kind as u8)
     }
 
-    /// Reads the next frame. `None` when the connection ended between two frames.
+    /// Reads the next frame. `None` if the connection ended between two frames.
     pub fn read(from: &mut impl Read) -> Result<Option<Self>, FrameError> {
         let mut header = [0; HEADER_LEN];
         let mut have = 0;
@@ -265,7 +266,7 @@ impl Frame {
         Ok(Some(Self { stream, kind, body: body.into() }))
     }
 
-    /// Writes the frame; one `write` call for small bodies.
+    /// Writes the frame from one buffer.
     pub fn write(&self, to: &mut impl Write) -> io::Result<()> {
         to.write_all(&self.to_bytes())
     }

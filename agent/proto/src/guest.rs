@@ -1,33 +1,32 @@
-//! What is asked of a guest beside commands: its state, its processes, its files.
+//! Messages about the guest's state, processes and files.
 //!
-//! As everything here, these messages never change once they have been used: a field more is a
-//! message more.
+//! As all messages of this crate, they never change once they are in use: a new field needs a new message.
 
 use std::fmt;
 
 use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// The most processes in one answer.
+/// Limit on the processes in one response.
 pub const MAX_PROCESSES: usize = 4096;
 
-/// The longest command line of a process, in bytes; what is longer is cut off.
+/// Limit on the command line of a process, in bytes; the rest is cut off.
 pub const MAX_COMMAND: usize = 512;
 
-/// The longest name of a process, in bytes. The kernel's own are of 15, its workers' of up to 63.
+/// Limit on the name of a process, in bytes. Names have up to 15, those of kernel workers up to 63.
 pub const MAX_NAME: usize = 64;
 
-/// The longest target of a symlink, in bytes (`PATH_MAX`).
+/// Limit on the target of a symlink, in bytes (`PATH_MAX`).
 pub const MAX_LINK: usize = 4096;
 
-/// How a machine is doing.
+/// Metrics of a guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestMetrics {
     /// Bytes of memory that the kernel manages.
     pub memory_total: u64,
-    /// Bytes in use that cannot be given to new programs: what is not available.
+    /// Bytes of memory that are not available to new programs.
     pub memory_used: u64,
-    /// Bytes that new programs can have, caches included.
+    /// Bytes of memory that are available to new programs, caches included.
     pub memory_available: u64,
     /// Bytes of swap.
     pub swap_total: u64,
@@ -37,7 +36,7 @@ pub struct GuestMetrics {
     pub disk_size: u64,
     /// Bytes of it in use.
     pub disk_used: u64,
-    /// Bytes of it that can be written; reserved ones are neither free nor used.
+    /// Bytes of it that can be written; reserved bytes are neither free nor used.
     pub disk_free: u64,
     /// Files and directories that the root file system can hold; 0 where there is no limit.
     pub files_total: u64,
@@ -55,24 +54,24 @@ pub struct GuestMetrics {
     pub cpu_user_us: u64,
     /// Microseconds that all CPUs together spent in the kernel, interrupts included.
     pub cpu_system_us: u64,
-    /// Microseconds that all CPUs together had nothing to do, or waited for a disk.
+    /// Microseconds that all CPUs together were idle, or waited for a disk.
     pub cpu_idle_us: u64,
     /// Processes that were killed because memory ran out.
     pub oom_kills: u64,
 }
 
-/// What became of the commands that hosts asked for, since the boot.
+/// Counters of the commands since the boot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecCounts {
-    /// Commands that were started, a box's main command and its health checks among them.
+    /// Commands that were started, including a box's main command and its health checks.
     pub started: u64,
-    /// Commands that could not be: there was no such program, user or directory, or too many ran.
+    /// Commands that could not be started: no such program, user or directory, or too many running commands.
     pub refused: u64,
-    /// Those that run now.
+    /// Commands that run now.
     pub running: u64,
-    /// Those that ended with another exit code than 0, or by a signal.
+    /// Commands that exited with a code other than 0, or by a signal.
     pub failed: u64,
-    /// Of these, those that ended because memory ran out.
+    /// Failed commands that ended because memory ran out.
     pub out_of_memory: u64,
 }
 
@@ -83,10 +82,9 @@ pub struct Process {
     pub pid: u32,
     /// The ID of its parent; 0 for the first ones.
     pub ppid: u32,
-    /// Whom it runs as (the effective user).
+    /// The effective user.
     pub uid: u32,
-    /// What it does, as the kernel abbreviates it: `R`unning, `S`leeping, in `D`isk sleep, a
-    /// `Z`ombie, s`T`opped, …
+    /// Its state, as the kernel abbreviates it: `R`unning, `S`leeping, in `D`isk sleep, a `Z`ombie, s`T`opped, …
     pub state: u8,
     /// Threads.
     pub threads: u32,
@@ -94,16 +92,15 @@ pub struct Process {
     pub started_us: u64,
     /// Microseconds that it spent on CPUs.
     pub cpu_us: u64,
-    /// Bytes of it in memory.
+    /// Bytes of its resident memory.
     pub rss: u64,
     /// Its name; at most [`MAX_NAME`] bytes.
     pub name: Vec<u8>,
-    /// Its arguments, each ended by a NUL; at most [`MAX_COMMAND`] bytes, and none for a thread of
-    /// the kernel's.
+    /// Its arguments, each ended by a NUL; at most [`MAX_COMMAND`] bytes, and empty for a kernel thread.
     pub command: Vec<u8>,
 }
 
-/// Asks what is at a path.
+/// Requests the metadata of a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stat {
     /// The path, from the root. Symlinks on the way are followed.
@@ -112,12 +109,12 @@ pub struct Stat {
     pub follow: bool,
 }
 
-/// What is at a path.
+/// The metadata of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileStat {
-    /// What it is.
+    /// The kind of the file.
     pub kind: FileKind,
-    /// Bytes of a file.
+    /// Size in bytes.
     pub size: u64,
     /// Permissions with setuid, setgid and sticky bits (`0o7777`).
     pub mode: u32,
@@ -125,11 +122,11 @@ pub struct FileStat {
     pub uid: u32,
     /// The group.
     pub gid: u32,
-    /// When it was changed: seconds since the Unix epoch.
+    /// Time of the last modification, in seconds since the Unix epoch.
     pub mtime: i64,
-    /// When it was changed: nanoseconds after `mtime`.
+    /// Nanoseconds to add to `mtime`.
     pub mtime_ns: u32,
-    /// What a symlink says, at most [`MAX_LINK`] bytes; empty for everything else.
+    /// The target of a symlink, at most [`MAX_LINK`] bytes; empty for other kinds.
     pub link_target: Vec<u8>,
 }
 
@@ -137,7 +134,7 @@ pub struct FileStat {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum FileKind {
-    /// A file.
+    /// A regular file.
     File,
     /// A directory.
     Directory,
@@ -151,26 +148,26 @@ pub enum FileKind {
     Fifo,
     /// A socket.
     Socket,
-    /// Something that this version does not know.
+    /// A kind that this version does not know.
     Other,
 }
 
-/// Asks to unpack a tar.
+/// Requests to unpack a tar into a directory.
 ///
-/// As with `tar -x`, what is there is replaced, a directory is kept and gets what it lacks, and one
-/// that is not empty is not replaced by something else. No entry is written outside of the directory,
-/// whatever its name and whatever symlinks are there.
+/// As with `tar -x`, existing files are replaced, directories are merged, and a directory that is not empty is not
+/// replaced by another kind of file. No entry is written outside of the directory, whatever its name and whatever
+/// symlinks exist there.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CopyIn {
     /// The directory, from the root; symlinks are followed.
     pub path: Vec<u8>,
-    /// Whether the directory, and those above it, are made if they are not there.
+    /// Whether to create the directory and its parents if they are missing.
     pub create: bool,
-    /// Whom everything is to belong to; none: as the tar says.
+    /// The owner of all entries; none for the owners in the tar.
     pub owner: Option<Owner>,
 }
 
-/// Whom a file belongs to.
+/// The owner of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
     /// The user.
@@ -179,10 +176,10 @@ pub struct Owner {
     pub gid: u32,
 }
 
-/// Asks for a tar.
+/// Requests a tar of a file or a tree.
 ///
-/// Entries are named by the last component of the path and what is below it; by `.` and what is below
-/// it where the path is `/` or ends in `/.`.
+/// The names of the entries start with the last component of the path, or with `.` if the path is `/` or ends in
+/// `/.`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CopyOut {
     /// The file or directory, from the root. Symlinks on the way are followed.
@@ -191,7 +188,7 @@ pub struct CopyOut {
     pub follow: bool,
 }
 
-/// Reads no more processes than there may be: a short one in the frame is a large one in memory.
+/// Deserializes at most [`MAX_PROCESSES`]: a process that is short in the frame is large in memory.
 pub(crate) fn bounded_processes<'de, D>(deserializer: D) -> Result<Vec<Process>, D::Error>
 where
     D: Deserializer<'de>,

@@ -1,10 +1,10 @@
 //! The wire protocol between the host and the guest agent.
 //!
-//! One connection carries many *streams*: an exec, an unpacked layer, a copied tree. Stream 0 is the connection
-//! itself. Everything is a [frame]: a header of nine bytes and a body that is raw bytes
-//! (stdio, credit) or a postcard-encoded [message]. Data flows under [credit], per
-//! stream and channel: a reader that stops reading stops the writer, and nothing is dropped. [`session`] is all of
-//! that without I/O, for both sides.
+//! A connection carries many *streams*: an exec, an unpacked layer, a copied tree. Stream 0 is the connection
+//! itself. All bytes are in [frames](frame): a header of nine bytes, and a body of raw bytes (stdio, credit) or of
+//! a postcard-encoded [message]. Data flows under [credit] for each stream and channel: a reader that stops
+//! reading stops the writer, and nothing is dropped. [`session`] implements all of that for both sides, without
+//! I/O.
 //!
 //! ```text
 //!   host                                         agent
@@ -18,7 +18,7 @@
 //!     │ ◀──────────────── Response::Exited ─────────┤   last frame of the stream
 //! ```
 //!
-//! The format is frozen where it is used: a snapshot keeps an old agent alive, so enums only grow at
+//! A format that is in use does not change, because a snapshot keeps an old agent alive: enums only grow at
 //! their end, and golden fixtures in `tests/` pin the bytes.
 
 #![forbid(unsafe_code)]
@@ -41,6 +41,5 @@ pub const AGENT_PORT: u32 = 1024;
 /// The vsock port of the host (CID 2) to which the agent reports its boot.
 pub const BOOT_REPORT_PORT: u32 = 1025;
 
-/// Name of the virtio-serial port that carries the protocol where there is no vsock (the software
-/// host).
+/// Name of the virtio-serial port that carries the protocol in a guest without vsock (the software host).
 pub const SERIAL_PORT_NAME: &str = "boxlite.agent";

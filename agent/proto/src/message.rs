@@ -10,77 +10,76 @@ use crate::guest::{self, CopyIn, CopyOut, ExecCounts, FileStat, GuestMetrics, Pr
 pub struct Hello {
     /// [`PROTOCOL_VERSION`](crate::PROTOCOL_VERSION) of the sender.
     pub version: u16,
-    /// Which life of the guest this is: 0 at boot, one more for each restore of a snapshot. The
-    /// agent answers with its own; a host that asks for another has the wrong machine.
+    /// Generation of the guest: 0 at boot, one more for each restore of a snapshot. The agent answers with its
+    /// own; a host that expects another is connected to the wrong guest.
     pub generation: u64,
-    /// Host to agent: nanoseconds since the Unix epoch when it was sent, before which it can't be any
-    /// more when it arrives; agent to host: 0.
+    /// Host to agent: the time at which it was sent, in nanoseconds since the Unix epoch; a lower bound of the
+    /// time at which it arrives. Agent to host: 0.
     pub unix_time_ns: u64,
 }
 
-/// What the host asks for on a stream of its own.
+/// A request of the host, on a stream of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Request {
-    /// Are you there? Answered by [`Response::Done`].
+    /// Checks that the agent answers. Answered by [`Response::Done`].
     Ping,
     /// Runs a command. Answered by `Started` (or `Failed`), then `Exited`.
     Exec(Exec),
-    /// Software image build (role builder): the tar of the next layer follows on stdin. Answered by
+    /// Unpacks the next layer of an image, whose tar follows on stdin (role builder only). Answered by
     /// [`Response::Unpacked`].
     UnpackLayer,
-    /// Writes everything to the disk. Answered by [`Response::Done`] once it is there.
+    /// Writes all cached data to the disk. Answered by [`Response::Done`] when all data is there.
     Sync,
-    /// Ends all processes (SIGTERM, after `grace_ms` SIGKILL), unmounts, answers
-    /// [`Response::Done`], and resets the machine.
+    /// Ends all processes (SIGTERM, after `grace_ms` SIGKILL), unmounts, answers [`Response::Done`], and resets
+    /// the VM.
     Shutdown {
         /// Milliseconds between SIGTERM and SIGKILL.
         grace_ms: u32,
     },
-    /// Runs a command that nobody waits for: it outlives the connection. Its standard streams are
-    /// `/dev/null`, or with [`Exec::terminal`] a terminal that nobody reads. Answered by
-    /// [`Response::Detached`].
+    /// Runs a detached command, which outlives the connection. Its stdio is `/dev/null`, or with
+    /// [`Exec::terminal`] a terminal whose output is discarded. Answered by [`Response::Detached`].
     ExecDetached(Exec),
-    /// How the machine is doing. Answered by [`Response::Metrics`].
+    /// Reads the metrics of the guest. Answered by [`Response::Metrics`].
     Metrics,
-    /// What runs. Answered by [`Response::Processes`].
+    /// Lists the processes. Answered by [`Response::Processes`].
     Processes,
-    /// What is at a path. Answered by [`Response::Stat`].
+    /// Reads the metadata of a file. Answered by [`Response::Stat`].
     Stat(Stat),
     /// Unpacks the tar that follows on stdin. Answered by [`Response::Unpacked`].
     CopyIn(CopyIn),
-    /// Packs a file or a tree into a tar, which comes on stdout. Answered by [`Response::Done`] after
-    /// its last byte; a tar that is followed by [`Response::Failed`] is not whole.
+    /// Packs a file or a tree into a tar, which follows on stdout. Answered by [`Response::Done`] after the last
+    /// byte; a tar that is followed by [`Response::Failed`] is incomplete.
     CopyOut(CopyOut),
-    /// What became of the commands that were asked for. Answered by [`Response::ExecCounts`].
+    /// Reads the counters of commands. Answered by [`Response::ExecCounts`].
     ExecCounts,
-    /// Runs the main command of a box. Answered as [`Exec`](Self::Exec) is. There is one at a time, and
-    /// commands that are asked for while it runs see the same processes as it does.
+    /// Runs the main command of a box. Answered as [`Exec`](Self::Exec) is. There is one at a time, and commands
+    /// that start while it runs see the same processes as it does.
     ExecMain(MainExec),
-    /// Asks for the reading of a clock that nobody sets. Answered by [`Response::Clock`].
+    /// Reads the guest's monotonic clock. Answered by [`Response::Clock`].
     Clock,
-    /// Tells the time. Answered by [`Response::Done`].
+    /// Sets the guest's clock. Answered by [`Response::Done`].
     SetClock(ClockReading),
 }
 
-/// The main command of a box: the first process of a PID namespace of its own, with which everything in
-/// that namespace ends.
+/// The main command of a box: the first process of its own PID namespace. When it exits, all processes in the
+/// namespace end.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MainExec {
     /// The command.
     pub exec: Exec,
-    /// Whether an init of the agent's is the first process in its place, and reaps orphans.
+    /// Whether the agent's init is the first process in place of the command, and reaps orphans.
     pub init: bool,
 }
 
-/// What time it was when the guest's clock stood somewhere: true whenever it is heard.
+/// The time at a reading of the guest's monotonic clock. Stays true however late it arrives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClockReading {
-    /// [`Response::Clock`]'s nanoseconds.
+    /// The reading of [`Response::Clock`], in nanoseconds.
     pub monotonic_ns: u64,
     /// Nanoseconds since the Unix epoch at that moment.
     pub unix_time_ns: u64,
-    /// How far off that may be, in nanoseconds.
+    /// Maximum error of that time, in nanoseconds.
     pub error_ns: u64,
 }
 
@@ -89,16 +88,16 @@ pub struct ClockReading {
 pub struct Exec {
     /// The program and its arguments. Without a slash, the program is looked up in `PATH`.
     pub argv: Vec<Vec<u8>>,
-    /// The whole environment, `NAME=value` each. The agent adds `HOME` (from the user's passwd
-    /// entry) and `PATH` where they are missing.
+    /// The whole environment, each variable as `NAME=value`. The agent adds `HOME` (from the user's passwd
+    /// entry) and `PATH` if they are missing.
     pub env: Vec<Vec<u8>>,
-    /// The working directory; `/` where empty. Created if missing, as container engines do.
+    /// The working directory; `/` if empty. Created if missing, as container engines do.
     pub working_dir: Vec<u8>,
-    /// `name`, `uid`, `name:group`, `uid:gid`; root where empty.
+    /// `name`, `uid`, `name:group` or `uid:gid`; root if empty.
     pub user: String,
-    /// A terminal of this size as all three stdio channels; none: pipes.
+    /// Size of a terminal for all three stdio channels; none for pipes.
     pub terminal: Option<TerminalSize>,
-    /// Whether stdin will be sent; otherwise it is `/dev/null`.
+    /// Whether the host sends stdin; otherwise stdin is `/dev/null`.
     pub stdin: bool,
 }
 
@@ -111,33 +110,31 @@ pub struct TerminalSize {
     pub columns: u16,
 }
 
-/// What the host says on the stream of a running exec.
+/// A control message of the host, on the stream of a running exec.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Control {
     /// Sends a signal (Linux number) to the command's process group.
     Signal(i32),
-    /// The terminal changed its size.
+    /// Sets the size of the terminal.
     Resize(TerminalSize),
-    /// Ends the command with everything that it started and is still in its session: nobody is
-    /// interested any more.
+    /// Kills the command and all its descendants.
     Kill,
-    /// Sends a signal (Linux number) to the command's own process alone. One that the kernel keeps from
-    /// it, because it is the first process of its namespace and does not say what it makes of that signal,
-    /// does what it does to every other process.
+    /// Sends a signal (Linux number) to the command's process alone. The kernel drops a signal that has no handler
+    /// in the first process of a namespace; the agent then does what the signal does to any other process.
     SignalProcess(i32),
 }
 
-/// What the agent answers on the stream of a request.
+/// A response of the agent, on the stream of the request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Response {
-    /// The command runs.
+    /// The command has started.
     Started {
         /// Its process ID in the guest.
         pid: u32,
     },
-    /// The command ended; all its output has been sent. Last frame of the stream.
+    /// The command has exited, and all its output has been sent. Last frame of the stream.
     Exited(ExitStatus),
     /// The request failed. Last frame of the stream.
     Failed(Failure),
@@ -148,33 +145,33 @@ pub enum Response {
         /// Bytes of file content written.
         bytes: u64,
     },
-    /// Done. Last frame of the stream.
+    /// The request has been carried out. Last frame of the stream.
     Done,
-    /// The command runs on its own. Last frame of the stream.
+    /// The detached command has started. Last frame of the stream.
     Detached {
         /// Its process ID in the guest.
         pid: u32,
     },
-    /// As [`Exited`](Self::Exited), after the guest ran out of memory and its kernel killed the
-    /// command or something that it had started. Last frame of the stream.
+    /// As [`Exited`](Self::Exited), after the guest ran out of memory and its kernel killed the command or one of
+    /// its descendants. Last frame of the stream.
     ExitedOutOfMemory(ExitStatus),
-    /// How the machine is doing. Last frame of the stream.
+    /// The metrics of the guest. Last frame of the stream.
     Metrics(GuestMetrics),
-    /// What runs, by process ID; of more than [`MAX_PROCESSES`](crate::guest::MAX_PROCESSES), the
-    /// first ones. Last frame of the stream.
+    /// The processes, by ID: at most the first [`MAX_PROCESSES`](crate::guest::MAX_PROCESSES). Last frame of the
+    /// stream.
     Processes(#[serde(deserialize_with = "guest::bounded_processes")] Vec<Process>),
-    /// What is there. Last frame of the stream.
+    /// The metadata of the file. Last frame of the stream.
     Stat(FileStat),
-    /// What became of the commands. Last frame of the stream.
+    /// The counters of commands. Last frame of the stream.
     ExecCounts(ExecCounts),
-    /// The reading of the clock. Last frame of the stream.
+    /// The reading of the guest's monotonic clock. Last frame of the stream.
     Clock {
         /// Nanoseconds of `CLOCK_MONOTONIC`.
         monotonic_ns: u64,
     },
 }
 
-/// How a command ended.
+/// The exit status of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExitStatus {
     /// It exited with this code.
@@ -184,7 +181,7 @@ pub enum ExitStatus {
 }
 
 impl ExitStatus {
-    /// The exit code by which a shell reports this: the code, or 128 and the number of the signal.
+    /// The exit code that a shell reports for it: the code, or 128 plus the number of the signal.
     pub fn shell_code(self) -> u8 {
         match self {
             Self::Code(code) => code,
@@ -197,9 +194,9 @@ impl ExitStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct Failure {
-    /// What kind of failure, for programs.
+    /// The kind of the failure, for programs.
     pub kind: FailureKind,
-    /// What happened, on which thing, for people.
+    /// What failed, on which thing and why, for people.
     pub message: String,
 }
 
@@ -219,27 +216,27 @@ pub enum FailureKind {
     BadLayer,
     /// The disk is full.
     DiskFull,
-    /// The request makes no sense to this agent or in this role.
+    /// The agent does not know the request, or does not serve it in this role.
     Unsupported,
-    /// Something else; the message says what.
+    /// Another failure; the message describes it.
     Other,
-    /// The tar to be unpacked is malformed or hostile, or does not fit to what is there.
+    /// The tar of a copy is malformed or hostile, or conflicts with existing files.
     BadArchive,
-    /// There is nothing at the path.
+    /// The path does not exist.
     NoSuchPath,
-    /// What is at the path is not a directory.
+    /// The path is not a directory.
     NotADirectory,
 }
 
-/// What the agent tells the host unasked, on stream 0.
+/// An unsolicited event of the agent, on stream 0.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Event {
     /// The boot reached this stage.
     Stage(Stage),
-    /// The agent cannot go on; it resets the machine after this.
+    /// The agent cannot continue, and resets the VM next.
     Fatal {
-        /// What happened, on which thing.
+        /// What failed, on which thing and why.
         message: String,
     },
 }

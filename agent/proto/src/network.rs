@@ -1,4 +1,4 @@
-//! What a box's guest is to know of its network: a word of the kernel command line.
+//! The network parameters of a box: a word of the kernel command line.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -9,24 +9,24 @@ use serde::{Deserialize, Serialize};
 /// Names that the host has on a box's network.
 pub const HOST_NAMES: [&str; 2] = ["host.boxlite.internal", "host.docker.internal"];
 
-/// The search domains that are passed on: as many as C libraries used to take.
+/// Limit on the search domains that the guest gets: as many as C libraries used to support.
 pub const MAX_SEARCH: usize = 6;
-/// Their length in bytes, all together, with what is between them.
+/// Limit on their total length in bytes, with a separator for each.
 pub const MAX_SEARCH_LEN: usize = 256;
 
-/// How `eth0` of a box is configured. Nothing is asked for on the link, so that nothing is waited
-/// for.
+/// The configuration of `eth0` of a box. It is complete, so the guest waits for no DHCP and no router
+/// advertisement.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkParams {
     /// The guest's IPv4 address, and the length of its network's prefix.
     pub address: (Ipv4Addr, u8),
-    /// Router and name server.
+    /// The IPv4 router, which is also the name server.
     pub gateway: Ipv4Addr,
-    /// The host's loopback.
+    /// The address that leads to the host's loopback.
     pub host: Ipv4Addr,
     /// The guest's IPv6 address, and the length of its network's prefix.
     pub address6: (Ipv6Addr, u8),
-    /// Router.
+    /// The IPv6 router.
     pub gateway6: Ipv6Addr,
 }
 
@@ -38,7 +38,7 @@ impl fmt::Display for NetworkParams {
     }
 }
 
-/// The host speaks of the network in words that this agent does not know.
+/// Network parameters that this agent cannot parse.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("boxlite.net={0} cannot be read: the guest's agent is older than the host")]
 pub struct BadNetwork(String);
@@ -67,7 +67,7 @@ fn with_prefix<T: FromStr>(text: &str, longest: u8) -> Option<(T, u8)> {
     Some((address.parse().ok()?, prefix))
 }
 
-/// The search domains of a list that can be passed on: those that are names, and not too many.
+/// The search domains that the guest gets: valid names, within [`MAX_SEARCH`] and [`MAX_SEARCH_LEN`].
 pub fn search_domains<'a>(domains: impl IntoIterator<Item = &'a str>) -> Vec<String> {
     let is_name = |domain: &&str| {
         let known = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read_and_what_is_wrong_is_not() {
+    fn parameters_are_parsed_as_they_are_written() {
         let text = "192.168.127.2/24,192.168.127.1,192.168.127.254,fd00::2/64,fd00::1";
         assert_eq!(text.parse::<NetworkParams>().unwrap().to_string(), text);
         for wrong in ["", "1.2.3.4", "1.2.3.4/33,1.2.3.4,1.2.3.4,::1/64,::1", "1.2.3.4/24,::1"] {
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn search_domains_are_names_and_few() {
+    fn search_domains_are_valid_and_few() {
         assert_eq!(search_domains(["a.org", "b\nnameserver 6.6.6.6", "", "c"]), ["a.org", "c"]);
         assert_eq!(search_domains(["x"; 20]).len(), MAX_SEARCH);
         let long = "y".repeat(200);

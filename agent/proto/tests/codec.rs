@@ -1,5 +1,5 @@
-//! Whatever is written is read back, whatever is read back never panics, and nothing is allocated
-//! for a length that is only claimed.
+//! All messages survive encoding and decoding, hostile bytes never panic, and no memory is allocated for a length
+//! that is only claimed.
 
 use std::io::{self, Read};
 
@@ -174,7 +174,7 @@ fn channel() -> impl Strategy<Value = Channel> {
     prop::sample::select(vec![Channel::Stdin, Channel::Stdout, Channel::Stderr])
 }
 
-/// Gives a few bytes at a time, with interruptions.
+/// A reader that returns a few bytes at a time, with interruptions.
 struct Dribble<'a>(&'a [u8], usize);
 
 impl Read for Dribble<'_> {
@@ -261,7 +261,7 @@ proptest! {
     }
 
     #[test]
-    fn a_cut_frame_is_an_error_and_its_whole_is_not(request in request(), cut: prop::sample::Index) {
+    fn a_truncated_frame_is_an_error(request in request(), cut: prop::sample::Index) {
         let bytes = request.frame(3).to_bytes();
         let cut = cut.index(bytes.len());
         let result = Frame::read(&mut &bytes[..cut]);
@@ -287,7 +287,7 @@ fn a_claimed_length_is_checked_before_anything_is_allocated() {
 }
 
 #[test]
-fn no_more_processes_are_read_than_there_may_be() {
+fn processes_above_the_limit_are_refused() {
     let read = |count| {
         let response = Response::Processes(vec![Process::default(); count]);
         response.frame(1).decode::<Response>()

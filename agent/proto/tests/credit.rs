@@ -1,15 +1,15 @@
-//! The credit rules against a model: a writer, a reader and a consumer that do as they like.
+//! Tests the credit rules with a writer, a reader and a consumer that take arbitrary steps.
 
 use boxlite_proto::credit::{CreditError, ReceiveWindow, SendWindow, WINDOW};
 use proptest::prelude::*;
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// The writer sends up to so many bytes.
+    /// The writer sends up to this many bytes.
     Send(usize),
     /// A byte count arrives at the reader.
     Arrive,
-    /// The consumer takes up to so many bytes of what has arrived.
+    /// The consumer takes up to this many bytes that have arrived.
     Take(usize),
     /// A grant arrives at the writer.
     Grant,
@@ -27,13 +27,13 @@ fn step() -> impl Strategy<Value = Step> {
 
 proptest! {
     #[test]
-    fn memory_is_bounded_nothing_is_lost_and_nobody_starves(
+    fn memory_is_bounded_and_all_data_arrives(
         steps in proptest::collection::vec(step(), 0..300),
     ) {
         let (mut sender, mut receiver) = (SendWindow::default(), ReceiveWindow::default());
         let (mut data, mut grants) = (Vec::<usize>::new(), Vec::<u32>::new());
         let (mut sent, mut buffered, mut taken) = (0_usize, 0_usize, 0_usize);
-        // What the steps leave on its way is worked off at the end, with a last long transfer.
+        // The steps are followed by a last long transfer, which delivers everything in transit.
         let rest = (0..20).flat_map(|_| {
             [Step::Send(usize::MAX), Step::Arrive, Step::Take(usize::MAX), Step::Grant]
         });

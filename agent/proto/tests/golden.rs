@@ -1,6 +1,6 @@
-//! The bytes on the wire, pinned: a snapshot keeps an old agent alive, so what an old host or agent
-//! wrote must mean the same for ever. Each fixture is one frame in hex, made once and never again;
-//! a message that has no fixture yet fails the test and shows the line to add.
+//! Pins the bytes on the wire. A snapshot keeps an old agent alive, so the bytes of an old host or agent must keep
+//! their meaning. Each fixture is a frame in hex and never changes. A message without a fixture fails the test,
+//! which prints the line to add.
 
 use std::collections::BTreeMap;
 
@@ -91,7 +91,7 @@ fn clock_reading() -> ClockReading {
     }
 }
 
-/// One frame for each message that there is.
+/// A frame for each message.
 fn frames() -> Vec<(&'static str, Frame)> {
     let hello =
         Hello { version: PROTOCOL_VERSION, generation: 3, unix_time_ns: 1_700_000_000_123_456_789 };
@@ -191,7 +191,7 @@ fn fixtures() -> BTreeMap<&'static str, Vec<u8>> {
 }
 
 #[test]
-fn what_is_written_is_what_always_was_written() {
+fn messages_are_written_as_the_fixtures() {
     let mut fixtures = fixtures();
     let mut missing = String::new();
     for (name, frame) in frames() {
@@ -209,13 +209,13 @@ fn what_is_written_is_what_always_was_written() {
 }
 
 #[test]
-fn what_was_written_is_read_as_what_it_was() {
+fn the_fixtures_are_read_as_the_messages() {
     let fixtures = fixtures();
     for (name, frame) in frames() {
         let golden = &fixtures[name];
         let read = Frame::read(&mut &golden[..]).unwrap().unwrap();
         assert_eq!(read, frame, "{name}");
-        // And the body as the same message: what it is written as again shows it.
+        // The body decodes to the same message: encoded again, it gives the same frame.
         let again = match read.kind {
             Kind::Hello => read.decode::<Hello>().unwrap().frame(read.stream),
             Kind::Request => read.decode::<Request>().unwrap().frame(read.stream),

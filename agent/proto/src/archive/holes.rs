@@ -1,4 +1,4 @@
-//! Where the data of a file is, and how a tar says so.
+//! Finds the data in a sparse file, and writes the sparse map of a tar.
 
 use std::fmt::Write;
 use std::ops::Range;
@@ -6,16 +6,16 @@ use std::ops::Range;
 use super::sparse::Piece;
 use super::write::BLOCK;
 
-/// More pieces than this are not told apart: the last one then reaches to the end, holes included.
+/// Limit on pieces. The last one reaches to the end of the file, with its holes.
 const MAX_PIECES: usize = 1 << 16;
 
-/// Holes smaller than this are not worth a header of their own.
+/// Files whose holes are smaller than this in total are stored without a sparse map.
 const MIN_SAVED: u64 = 64 << 10;
 
-/// The pieces of a file of `size` bytes that have data; none if it is as good as without holes.
+/// The pieces of a file of `size` bytes that have data; none if the file has hardly any holes.
 ///
-/// `blocks` is what it occupies, in units of 512 bytes. `next_data` finds the first data at or after
-/// an offset: `Ok(None)` if only a hole is left, and an error where the file system cannot tell.
+/// `blocks` is the number of blocks of 512 bytes that the file occupies. `next_data` finds the first data at or
+/// after an offset: `Ok(None)` if only a hole is left, and an error if the file system does not support that.
 pub fn pieces<E>(
     size: u64,
     blocks: u64,
@@ -30,7 +30,7 @@ pub fn pieces<E>(
         let Some(data) = next_data(end).ok()? else { break };
         let offset = data.start.clamp(end, size);
         end = if pieces.len() + 1 == MAX_PIECES { size } else { data.end.min(size) };
-        // The file may be changing: never backward, never in place.
+        // The file may change meanwhile: the offset must grow in each step.
         if end <= offset {
             break;
         }
@@ -39,8 +39,8 @@ pub fn pieces<E>(
     Some(pieces)
 }
 
-/// The map as text before the data: how many pieces, then each (GNU tar manual, "PAX Format, Version
-/// 1.0"). A last piece without data says where the file ends.
+/// The sparse map as text before the data: the number of pieces, then each piece (GNU tar manual, "PAX Format,
+/// Version 1.0"). A last piece without data marks the end of the file.
 pub fn map(pieces: &[Piece], size: u64) -> Vec<u8> {
     let last = Piece { offset: size, len: 0 };
     let ends_in_hole = pieces.last().is_none_or(|piece| piece.offset + piece.len < size);
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_in_order_and_inside_whatever_is_found() {
+    fn pieces_are_in_order_and_inside_the_file() {
         let find = |found: &[Range<u64>]| {
             let mut found = found.iter().cloned();
             pieces(8 << 20, 16, |_| Ok::<_, ()>(found.next()))
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_crumbs_is_written_out_at_last() {
+    fn the_last_of_too_many_pieces_reaches_to_the_end() {
         let crumbs = |at: u64| Ok::<_, ()>(Some(at + 4096..at + 8192));
         let size = 8192 * (MAX_PIECES as u64 + 10);
         let pieces = pieces(size, 8, crumbs).unwrap();

@@ -1,18 +1,17 @@
-//! Tars as both ends of a copy read and write them: PAX (POSIX.1-2017, pax) with extended attributes as
-//! `SCHILY.xattr.*` and sparse files as GNU tar stores them. Trees are the
-//! business of whoever reads or writes an archive.
+//! Reads and writes tars, for both ends of a copy: PAX (POSIX.1-2017, pax) with extended attributes as
+//! `SCHILY.xattr.*` and sparse files in GNU tar's format. The callers walk and create the trees.
 //!
 //! ```text
 //!  read    blocks ─▶ members: headers, PAX and GNU extensions
-//!            └▶ pax ─▶ sparse, time ─▶ number: the formats of what they say
-//!  write   members ─▶ headers with PAX records where ustar has no room
+//!            └▶ pax ─▶ sparse, time ─▶ number: the formats of records and fields
+//!  write   members ─▶ headers, with PAX records for values that do not fit into ustar
 //!  pack    files ─▶ members and their data
-//!  holes   where the data of a file is, so that holes do not travel
+//!  holes   finds the data in a file, so that holes are not sent
 //!  name    names, and the paths that they mean
 //! ```
 //!
-//! Whoever made a tar is not trusted: lengths are checked before memory is allocated, numbers before they are
-//! used, and every answer to a malformed tar is an error that says what is wrong with which entry.
+//! **Invariant:** a tar is hostile input. Lengths are checked before memory is allocated, numbers before they are
+//! used, and a malformed tar is an error that names the entry and the problem.
 
 pub mod holes;
 pub mod name;
@@ -35,22 +34,22 @@ pub use write::{Attributes, BLOCK, Entry, padding};
 /// Extended attributes: names and values.
 pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
-/// A tar that cannot be read, or that must not be unpacked.
+/// Why a tar cannot be read, or must not be unpacked.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
-    /// An entry is malformed, or what it asks for is impossible or forbidden.
-    #[error("{0}; the tar is malformed, hostile, or does not fit to what is there")]
+    /// An entry is malformed, impossible or forbidden.
+    #[error("{0}; the tar is malformed, hostile, or conflicts with existing files")]
     Bad(String),
-    /// There is no more of it.
+    /// The stream ended inside an entry.
     #[error("the tar ends in the middle of an entry; it is truncated")]
     Truncated,
-    /// The stream that it comes from failed.
+    /// The stream of the tar failed.
     #[error("the tar's stream was cut off: {0}")]
     Read(#[source] io::Error),
 }
 
 impl ArchiveError {
-    /// An error of an entry, of which it says what is wrong.
+    /// An error that describes the problem with an entry.
     pub fn bad(what: impl Into<String>) -> Self {
         Self::Bad(what.into())
     }

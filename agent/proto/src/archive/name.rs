@@ -2,7 +2,7 @@
 
 use super::ArchiveError;
 
-/// The most of a name that messages repeat.
+/// Limit on the bytes of a name in a message.
 const MAX_SHOWN: usize = 200;
 
 /// The path that a name means: without leading slashes, empty components, `.` and `..`.
@@ -13,15 +13,15 @@ pub fn normalize(name: &[u8]) -> Result<Vec<u8>, ArchiveError> {
     })
 }
 
-/// The path that the target of a symlink in the directory `dir` means. As for the kernel, above the
-/// root is the root.
+/// The path that the target of a symlink in the directory `dir` means. As in the kernel, the parent of the root is
+/// the root.
 pub fn resolve(dir: &[u8], target: &[u8]) -> Vec<u8> {
     let mut path = if target.starts_with(b"/") { Vec::new() } else { dir.to_vec() };
     append(&mut path, target);
     path
 }
 
-/// Whether it stayed below the root all the way.
+/// Appends the components of a name. Returns whether the path never climbed above the root.
 fn append(path: &mut Vec<u8>, name: &[u8]) -> bool {
     let mut below = true;
     for component in name.split(|b| *b == b'/') {
@@ -51,7 +51,7 @@ pub fn split(path: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
-/// For messages: quoted, escaped, and not too long.
+/// A name for messages: quoted, escaped, and bounded.
 pub fn shown(name: &[u8]) -> String {
     match name.get(..MAX_SHOWN) {
         Some(start) => format!("\"{}…\"", start.escape_ascii()),

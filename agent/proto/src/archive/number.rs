@@ -1,8 +1,8 @@
-//! Numbers in the two notations of a tar: decimal text in PAX records, fields of fixed length in headers.
+//! Parses the two notations of numbers in a tar: decimal text in PAX records, fields of fixed length in headers.
 
 use super::ArchiveError;
 
-/// A plain decimal number.
+/// Parses a decimal number without a sign.
 pub(super) fn decimal(digits: &[u8]) -> Option<u64> {
     if !digits.iter().all(u8::is_ascii_digit) {
         return None;
@@ -10,13 +10,13 @@ pub(super) fn decimal(digits: &[u8]) -> Option<u64> {
     std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
-/// A numeric field: octal digits, or, with the first bit set, big-endian two's complement (GNU
-/// base-256). Blank is 0.
+/// Parses a numeric field: octal digits, or with the first bit set, big-endian two's complement (GNU base-256).
+/// A blank field is 0.
 pub(super) fn field(what: &str, field: &[u8]) -> Result<i64, ArchiveError> {
     let malformed = || ArchiveError::bad(format!("its {what} is not a number"));
     match field {
         [first @ (0x80 | 0xff), rest @ ..] => {
-            // All that does not fit into eight bytes must be sign.
+            // Bytes beyond the low eight must only repeat the sign.
             let sign = if *first == 0xff { 0xff } else { 0 };
             let (high, low) = rest.split_at(rest.len().saturating_sub(8));
             let mut bytes = [sign; 8];
@@ -40,7 +40,7 @@ pub(super) fn field(what: &str, field: &[u8]) -> Result<i64, ArchiveError> {
     }
 }
 
-/// A [`field`] that must not be negative.
+/// Parses a [`field`] that must not be negative.
 pub(super) fn unsigned(what: &str, field: &[u8]) -> Result<u64, ArchiveError> {
     u64::try_from(self::field(what, field)?)
         .map_err(|_| ArchiveError::bad(format!("its {what} is negative")))
@@ -50,7 +50,7 @@ pub(super) fn unsigned(what: &str, field: &[u8]) -> Result<u64, ArchiveError> {
 mod tests {
 
     #[test]
-    fn numbers_in_every_dialect() {
+    fn numbers_in_every_notation() {
         let ok = |field: &[u8]| super::field("field", field).unwrap();
         assert_eq!(ok(b"0000644\0"), 0o644);
         assert_eq!(ok(b"   644 \0"), 0o644);

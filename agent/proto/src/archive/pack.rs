@@ -1,7 +1,7 @@
-//! Files as entries of a tar: what both ends of a copy do with each file that they find in a tree.
+//! Packs files as entries of a tar, for both ends of a copy.
 //!
-//! The walk is the caller's, because the ends find their files differently. Files may change or disappear while they
-//! are packed: what is not there any more is left out, and a file keeps the size that its header announced.
+//! The callers walk the trees, because the two ends find their files differently. Files may change or disappear
+//! meanwhile: a file that has disappeared is left out, and a file that changes keeps the size in its header.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -18,19 +18,19 @@ use super::time::Time;
 use super::write::{Attributes, Entry, padding};
 use super::{Xattrs, holes};
 
-/// Files with several names of which not all have been met: more are not remembered, and travel
-/// once for each name.
+/// Limit on files with several names whose other names are still to come. Further ones are packed once for each
+/// name.
 const MAX_LINKED: usize = 1 << 18;
 
 /// The kernel's limit on the names of a file's attributes, and on one of their values.
 const MAX_XATTR: usize = 64 << 10;
 
-/// Attributes of one file that are taken along, together.
+/// Limit on the attributes of one file, in bytes in total.
 const MAX_XATTRS: usize = 512 << 10;
 
 const BUFFER: usize = 64 << 10;
 
-/// A file, whatever its name.
+/// Identifies a file independently of its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Inode {
     device: u64,
@@ -38,16 +38,16 @@ pub struct Inode {
 }
 
 impl Inode {
-    /// The file that this is about.
+    /// The identity of the file with this metadata.
     pub fn of(stat: &Stat) -> Self {
         Self { device: stat.st_dev, number: stat.st_ino }
     }
 }
 
-/// A file could not be packed.
+/// Why a file could not be packed.
 #[derive(Debug, thiserror::Error)]
 pub enum PackError {
-    /// It cannot be opened, looked at or read.
+    /// The file cannot be opened, inspected or read.
     #[error(transparent)]
     Read(#[from] Errno),
     /// The tar cannot be written.
@@ -58,7 +58,7 @@ pub enum PackError {
 /// Writes the entries of files.
 pub struct Packer<W> {
     to: W,
-    /// The first name of files that have more, and how many names are still to come.
+    /// The first name of files with several names, and the number of names still to come.
     links: HashMap<Inode, (Vec<u8>, u128)>,
     buffer: Vec<u8>,
     entries: u64,
@@ -71,17 +71,17 @@ impl<W: Write> Packer<W> {
         Self { to, links: HashMap::new(), buffer: vec![0; BUFFER], entries: 0, bytes: 0 }
     }
 
-    /// Entries that were written.
+    /// Number of entries written.
     pub fn entries(&self) -> u64 {
         self.entries
     }
 
-    /// Bytes of files that were written.
+    /// Bytes of file content written.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// The name that a file was packed under already; otherwise remembers this one.
+    /// The name under which a file was packed already. Otherwise records this name as its first.
     pub fn first_name(&mut self, stat: &Stat, name: &[u8]) -> Option<Vec<u8>> {
         if stat.st_nlink < 2 {
             return None;
@@ -106,7 +106,7 @@ impl<W: Write> Packer<W> {
         }
     }
 
-    /// A file was not packed under its first name after all.
+    /// Drops the first name of a file, which was not packed after all.
     pub fn forget(&mut self, stat: &Stat) {
         self.links.remove(&Inode::of(stat));
     }
@@ -131,7 +131,7 @@ impl<W: Write> Packer<W> {
         entry.write(&mut self.to)
     }
 
-    /// Writes the entry of a file that [`open`] gave, with its data; without its holes, if it may be `sparse`.
+    /// Writes the entry and the data of a file that [`open`] returned. With `sparse`, holes are left out.
     pub fn file(
         &mut self,
         name: &[u8],
@@ -167,7 +167,7 @@ impl<W: Write> Packer<W> {
         Ok(self.to.write_all(padding(data))?)
     }
 
-    /// Writes a piece of a file; zeros for what is not there any more.
+    /// Writes a piece of a file, with zeros for data that has been truncated meanwhile.
     fn copy(&mut self, file: &OwnedFd, piece: Piece) -> Result<(), PackError> {
         let (mut offset, mut left) = (piece.offset, piece.len);
         while left > 0 {
@@ -197,7 +197,7 @@ impl<W: Write> Packer<W> {
     }
 }
 
-/// Opens the file in `dir` that was `seen` there; none if something else is there by now, or nothing.
+/// Opens the file in `dir` that was `seen` there; none if it was removed or replaced meanwhile.
 pub fn open(dir: impl AsFd, name: &[u8], seen: &Stat) -> Result<Option<(OwnedFd, Stat)>, Errno> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match openat(dir, name, flags | OFlags::NOCTTY, Mode::empty()) {
@@ -210,7 +210,7 @@ pub fn open(dir: impl AsFd, name: &[u8], seen: &Stat) -> Result<Option<(OwnedFd,
     Ok((is_file && Inode::of(&stat) == Inode::of(seen)).then_some((file, stat)))
 }
 
-/// What all kinds of entries have.
+/// The attributes that all kinds of entries have.
 fn attributes(stat: &Stat) -> Attributes {
     let nanoseconds = u32::try_from(stat.st_mtime_nsec).unwrap_or(0);
     Attributes {
@@ -231,8 +231,8 @@ fn next_data(file: &OwnedFd, at: u64) -> rustix::io::Result<Option<Range<u64>>> 
     Ok(Some(start..seek(file, SeekFrom::Hole(start))?))
 }
 
-/// The extended attributes that a tar can hold and whose names are to be `kept`. A file system without any, a file
-/// that is gone, and an attribute that cannot be read have none.
+/// Reads the extended attributes that a tar can hold and whose names are `kept`. Without support in the file
+/// system, and for a file that is gone, there are none. Attributes that cannot be read are left out.
 pub fn xattrs(
     list: impl Fn(&mut [u8]) -> rustix::io::Result<usize>,
     get: impl Fn(&[u8], &mut [u8]) -> rustix::io::Result<usize>,
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_of_a_files_names_is_its_end() {
+    fn a_file_is_forgotten_after_its_last_name() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name| dir.path().join(name);
         std::fs::write(path("a"), b"x").unwrap();
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn what_took_a_files_place_is_not_packed() {
+    fn a_replaced_file_is_not_packed() {
         let dir = tempfile::tempdir().unwrap();
         let handle = std::fs::File::open(dir.path()).unwrap();
         std::fs::write(dir.path().join("file"), b"old").unwrap();

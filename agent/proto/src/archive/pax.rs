@@ -1,14 +1,14 @@
 //! PAX extended headers (POSIX.1-2017, pax, "pax Extended Header"): `LENGTH KEY=VALUE\n` records.
 //!
-//! The length frames a record, not the newline: values are bytes and may contain newlines, as those
-//! of `SCHILY.xattr.security.capability` do.
+//! The length delimits a record, not the newline: values are bytes and may contain newlines, as those of
+//! `SCHILY.xattr.security.capability` do.
 
 use super::ArchiveError;
 use super::number::decimal;
 use super::sparse::PaxSparse;
 use super::time::Time;
 
-/// What a PAX header says about the next member.
+/// The records of a PAX header, which describe the next member.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Pax {
     pub(super) path: Option<Vec<u8>>,
@@ -22,7 +22,7 @@ pub(super) struct Pax {
 }
 
 impl Pax {
-    /// Reads all records. Keys that mean nothing to a file system are skipped.
+    /// Parses all records. Unknown keys are skipped.
     pub(super) fn parse(mut records: &[u8]) -> Result<Self, ArchiveError> {
         let mut pax = Self::default();
         while !records.is_empty() {
@@ -40,7 +40,7 @@ impl Pax {
     }
 
     fn set(&mut self, key: &[u8], value: &[u8]) -> Option<()> {
-        // An empty value takes a record back.
+        // An empty value removes an earlier record.
         let text = (!value.is_empty()).then(|| value.to_vec());
         let number = || if value.is_empty() { Some(None) } else { decimal(value).map(Some) };
         match key {
@@ -64,7 +64,7 @@ impl Pax {
     }
 }
 
-/// Takes one record off the front: its key, its value and what follows.
+/// Splits the first record off: its key, its value, and the rest.
 fn record(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let space = bytes.iter().take(21).position(|b| *b == b' ')?;
     let len = usize::try_from(decimal(bytes.get(..space)?)?).ok()?;

@@ -1,7 +1,7 @@
-//! Reading a tar: blocks of 512 bytes become members with all that their extensions say.
+//! Reads a tar: turns blocks of 512 bytes into members, with their extensions applied.
 //!
-//! The field layout is the `tar` crate's; the rest is here because that crate hides what a
-//! file system needs: where a sparse file's holes are, and PAX values with newlines in them.
+//! The crate `tar` has the layout of the fields. The rest is here because that crate hides what an unpacker needs:
+//! the holes of sparse files, and PAX values that contain newlines.
 
 use std::io::BufRead;
 
@@ -15,20 +15,19 @@ use super::time::Time;
 
 const BLOCK: u64 = 512;
 
-/// Extension headers (long names, PAX records) larger than this are refused: they are held in
-/// memory.
+/// Limit on an extension header (long name, PAX records) in bytes: it is held in memory.
 const MAX_EXTENSION: u64 = 1 << 20;
 
-/// What a member is.
+/// The kind of a member.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Its data is in the archive; with a map, only what is not a hole.
+    /// A regular file, whose data follows; with a sparse map, without its holes.
     File(Option<SparseMap>),
-    /// To another member, by its name.
+    /// A hard link to the member with this name.
     HardLink(Vec<u8>),
-    /// With its target.
+    /// A symlink with this target.
     Symlink(Vec<u8>),
-    /// Its content is in other members.
+    /// A directory.
     Directory,
     /// A character device.
     Character(Device),
@@ -41,18 +40,18 @@ pub enum Kind {
 /// A device number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Device {
-    /// The driver.
+    /// The major number: the driver.
     pub major: u32,
-    /// Which of its devices.
+    /// The minor number: the driver's device.
     pub minor: u32,
 }
 
 /// A member of the archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
-    /// As the archive has it.
+    /// The name in the archive, not normalized.
     pub name: Vec<u8>,
-    /// What it is.
+    /// The kind.
     pub kind: Kind,
     /// Permissions with setuid, setgid and sticky bits.
     pub mode: u32,
@@ -60,22 +59,22 @@ pub struct Member {
     pub uid: u32,
     /// The group.
     pub gid: u32,
-    /// When it was changed.
+    /// Time of the last modification.
     pub mtime: Time,
     /// Extended attributes: names and values.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-/// A tar being read.
+/// A tar that is read.
 pub struct Archive<R> {
     reader: R,
-    /// Data of the current member that has not been read, and the padding after it.
+    /// Bytes of the current member's data that are not read, and of the padding after them.
     data: u64,
     padding: u64,
     last_name: Vec<u8>,
 }
 
-/// Extensions that come before the member they belong to.
+/// Extensions that precede their member.
 #[derive(Default)]
 struct Extensions {
     long_name: Option<Vec<u8>>,
@@ -84,7 +83,7 @@ struct Extensions {
 }
 
 impl<R: BufRead> Archive<R> {
-    /// Reads from its start.
+    /// Reads an archive from its start.
     pub fn new(reader: R) -> Self {
         Self { reader, data: 0, padding: 0, last_name: Vec::new() }
     }
@@ -94,10 +93,10 @@ impl<R: BufRead> Archive<R> {
         &self.last_name
     }
 
-    /// The next member. Its data is then read by [`data`](Self::data); what is not read is skipped.
+    /// Reads the next member. [`data`](Self::data) then reads its data; data that is not read is skipped.
     ///
     /// # Errors
-    /// When the tar is malformed or breaks off.
+    /// The tar is malformed or truncated.
     pub fn next_member(&mut self) -> Result<Option<Member>, ArchiveError> {
         let mut extensions = Extensions::default();
         loop {
@@ -114,10 +113,10 @@ impl<R: BufRead> Archive<R> {
         }
     }
 
-    /// Reads `len` bytes of the member's data, in pieces as they come.
+    /// Reads `len` bytes of the member's data, in pieces as they arrive.
     ///
     /// # Errors
-    /// Those of the archive and of the sink.
+    /// The errors of the archive and of the sink.
     pub fn data<E: From<ArchiveError>>(
         &mut self,
         len: u64,
@@ -138,15 +137,15 @@ impl<R: BufRead> Archive<R> {
         Ok(())
     }
 
-    /// How much of the member's data is left.
+    /// Bytes of the member's data that are left.
     pub fn data_left(&self) -> u64 {
         self.data
     }
 
-    /// Reads whatever follows the archive.
+    /// Reads and discards the bytes after the archive.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// The stream failed.
     pub fn drain(&mut self) -> Result<(), ArchiveError> {
         loop {
             let n = fill(&mut self.reader)?.len();
@@ -165,14 +164,14 @@ impl<R: BufRead> Archive<R> {
     /// Expects `size` bytes of data, padded to whole blocks.
     fn expect_data(&mut self, size: u64) -> Result<(), ArchiveError> {
         self.padding = size.wrapping_neg() % BLOCK;
-        // So that data and padding together cannot overflow.
+        // Data and padding together must not overflow.
         self.data = Some(size)
             .filter(|size| *size <= i64::MAX as u64)
             .ok_or_else(|| ArchiveError::bad(format!("its size of {size} bytes is impossible")))?;
         Ok(())
     }
 
-    /// The next header; none at the end of the archive: a block of zeros, or the end of the stream.
+    /// Reads the next header; none at the end of the archive, which is a block of zeros or the end of the stream.
     fn header(&mut self) -> Result<Option<Header>, ArchiveError> {
         let Some(block) = self.block()? else { return Ok(None) };
         if block == [0; 512] {
@@ -204,7 +203,7 @@ impl<R: BufRead> Archive<R> {
         Ok(Some(block))
     }
 
-    /// The data of an extension header.
+    /// Reads the data of an extension header.
     fn extension(&mut self, size: u64) -> Result<Vec<u8>, ArchiveError> {
         if size > MAX_EXTENSION {
             return Err(ArchiveError::bad(format!("an extension header has {size} bytes")));
@@ -246,10 +245,10 @@ impl<R: BufRead> Archive<R> {
             return Err(ArchiveError::bad("its link contains a NUL byte"));
         }
         let size = pax.size.unwrap_or(size);
-        // Only files have data, whatever the size field says.
+        // Only files have data, whatever the size field of other kinds contains.
         self.expect_data(0)?;
         let kind = match header.entry_type().as_byte() {
-            // Before there was a type for directories, a slash at the end said it.
+            // The oldest format has no type for directories: the name ends in a slash.
             b'0' | 0 if name.ends_with(b"/") => Kind::Directory,
             b'0' | 0 | b'7' => {
                 self.expect_data(size)?;
@@ -305,7 +304,7 @@ impl<R: BufRead> Archive<R> {
         map.check(self.data).map(Some)
     }
 
-    /// The old GNU format: four pieces in the header, more in blocks before the data.
+    /// Reads a map in the old GNU format: four pieces in the header, more in blocks before the data.
     fn gnu_sparse(&mut self, header: &Header, size: u64) -> Result<SparseMap, ArchiveError> {
         let gnu = header
             .as_gnu()
@@ -343,7 +342,8 @@ fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-/// The sum of all bytes with the checksum itself as spaces; some old writers summed signed bytes.
+/// Whether the checksum is right: the sum of all bytes, with spaces in place of the checksum. Some old writers
+/// summed signed bytes.
 fn checksum_matches(header: &Header, block: &[u8; 512]) -> bool {
     let Ok(expected) = field("checksum", &header.as_old().cksum) else { return false };
     let bytes = || block[..148].iter().chain(&[b' '; 8]).chain(&block[156..]);
@@ -356,7 +356,7 @@ fn size_field(header: &Header) -> Result<u64, ArchiveError> {
     unsigned("size", &header.as_old().size)
 }
 
-/// A user or group ID; the largest one means "none" to the kernel.
+/// A user or group ID. The largest `u32` is refused, because it means "no ID" to the kernel.
 fn id(what: &str, pax: Option<u64>, field: &[u8]) -> Result<u32, ArchiveError> {
     let id = match pax {
         Some(id) => id,
@@ -375,7 +375,7 @@ fn device(header: &Header) -> Result<Device, ArchiveError> {
         _ => return Err(ArchiveError::bad("it is a device without a number")),
     };
     let device = Device {
-        // What the kernel has room for.
+        // The kernel has 12 bits for the major and 20 for the minor number.
         major: u32::try_from(field("major number", major)?)
             .ok()
             .filter(|n| *n < 1 << 12)
@@ -395,7 +395,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wrong_checksum_is_noticed() {
+    fn a_wrong_checksum_is_refused() {
         let mut header = Header::new_ustar();
         header.set_path("file").unwrap();
         header.set_size(0);
@@ -407,7 +407,7 @@ mod tests {
     }
 
     proptest! {
-        /// With right checksums, so that the fields get to be read.
+        /// The checksums are right, so that the fields are parsed.
         #[test]
         fn any_headers_parse_or_fail(
             mut blocks in proptest::collection::vec(proptest::array::uniform32(any::<u8>()), 0..8),

@@ -1,34 +1,34 @@
-//! Sparse files: which pieces of a file the tar holds, the rest being holes.
+//! Sparse maps: the pieces of a file that a tar contains. The rest of the file are holes.
 //!
-//! Four formats (GNU tar manual, "Sparse Formats"): the old GNU header with its extension blocks,
-//! and PAX 0.0 (a record per number), 0.1 (one record with all) and 1.0 (a text before the data).
+//! There are four formats (GNU tar manual, "Sparse Formats"): the old GNU header with its extension blocks, and PAX
+//! 0.0 (a record per number), 0.1 (one record with all numbers) and 1.0 (text before the data).
 
 use super::ArchiveError;
 use super::number::decimal;
 
-/// More pieces than this are refused; they would be held in memory.
+/// Limit on pieces, which are held in memory.
 const MAX_PIECES: usize = 1 << 20;
 
-/// A piece of a file that the tar holds.
+/// A piece of a file that the tar contains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece {
-    /// Where it begins.
+    /// Its offset in the file.
     pub offset: u64,
-    /// Its bytes.
+    /// Its length in bytes.
     pub len: u64,
 }
 
-/// Where the data of a sparse file belongs.
+/// The positions of a sparse file's data.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SparseMap {
-    /// In order, apart, and inside the file.
+    /// In order, without overlap, and inside the file.
     pub pieces: Vec<Piece>,
     /// Size of the file, holes included.
     pub size: u64,
 }
 
 impl SparseMap {
-    /// Adds a piece; unlike [`check`](Self::check), bounds the memory while the map is being read.
+    /// Adds a piece. Bounds the number of pieces while the map is read.
     pub(super) fn push(&mut self, offset: u64, len: u64) -> Result<(), ArchiveError> {
         if self.pieces.len() >= MAX_PIECES {
             return Err(ArchiveError::bad(format!(
@@ -39,7 +39,7 @@ impl SparseMap {
         Ok(())
     }
 
-    /// Pieces must be in order, apart, inside the file, and together what the tar holds.
+    /// Checks that the pieces are in order, without overlap and inside the file, and have `stored` bytes in total.
     pub(super) fn check(self, stored: u64) -> Result<Self, ArchiveError> {
         let mut end = 0;
         let mut total = 0_u64;
@@ -48,7 +48,7 @@ impl SparseMap {
             end = piece_end.filter(|_| *offset >= end).ok_or_else(|| {
                 ArchiveError::bad("its sparse map is out of order or out of the file")
             })?;
-            // Cannot overflow: the pieces are apart and inside the file.
+            // Cannot overflow: the pieces do not overlap and are inside the file.
             total += len;
         }
         if total != stored {
@@ -60,19 +60,19 @@ impl SparseMap {
     }
 }
 
-/// What the PAX records `GNU.sparse.*` say.
+/// The PAX records `GNU.sparse.*`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct PaxSparse {
-    /// The file's own name; `path` is a made-up one then.
+    /// The file's real name; `path` is a generated one then.
     pub(super) name: Option<Vec<u8>>,
-    /// Size of the file; its presence says that the file is sparse.
+    /// Size of the file. Set if the file is sparse.
     size: Option<u64>,
     version: (u64, u64),
     /// Numbers of the formats 0.0 and 0.1, in pairs.
     numbers: Vec<u64>,
 }
 
-/// Where the map of a PAX sparse file is.
+/// The position of a PAX sparse file's map.
 pub(super) enum PaxMap {
     /// In the records.
     Here(SparseMap),
@@ -81,7 +81,7 @@ pub(super) enum PaxMap {
 }
 
 impl PaxSparse {
-    /// Notes the record `GNU.sparse.KEY`. `None` if it is malformed.
+    /// Stores the record `GNU.sparse.KEY`. `None` if it is malformed.
     pub(super) fn set(&mut self, key: &[u8], value: &[u8]) -> Option<()> {
         match key {
             b"major" => self.version.0 = decimal(value)?,
@@ -89,7 +89,7 @@ impl PaxSparse {
             b"name" => self.name = Some(value.to_vec()),
             b"size" | b"realsize" => self.size = Some(decimal(value)?),
             b"offset" | b"numbytes" => {
-                // They alternate; two of a kind in a row are not a pair.
+                // The two keys must alternate.
                 let offset_is_next = self.numbers.len().is_multiple_of(2);
                 if offset_is_next != (key == b"offset") || self.numbers.len() >= 2 * MAX_PIECES {
                     return None;
@@ -103,13 +103,13 @@ impl PaxSparse {
                     .map(|number| if number.is_empty() { None } else { decimal(number) })
                     .collect::<Option<_>>()?;
             }
-            // numblocks: the pairs count themselves.
+            // `numblocks` is redundant: the pairs are counted.
             _ => {}
         }
         Some(())
     }
 
-    /// The map, or where to find it; none for a file that is not sparse.
+    /// The map, or its position; none for a file that is not sparse.
     pub(super) fn map(&self) -> Result<Option<PaxMap>, ArchiveError> {
         let Some(size) = self.size else { return Ok(None) };
         match self.version {
@@ -132,8 +132,8 @@ impl PaxSparse {
     }
 }
 
-/// Reads the map of format 1.0: decimal numbers, each ended by a newline: how many pairs, then
-/// the pairs; padded to a full block. `next_block` gives the blocks.
+/// Reads a map of format 1.0: decimal numbers, each ended by a newline, padded to a full block. The first is the
+/// number of pairs, which follow. `next_block` returns the blocks.
 pub(super) fn read_map_before_data(
     size: u64,
     mut next_block: impl FnMut() -> Result<[u8; 512], ArchiveError>,
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_map_must_be_in_order_inside_and_complete() {
+    fn a_map_must_be_ordered_inside_the_file_and_complete() {
         assert!(map(100, &[(0, 10), (10, 20), (90, 10), (100, 0)]).check(40).is_ok());
         assert!(map(u64::MAX, &[]).check(0).is_ok());
         assert!(map(100, &[(10, 10), (0, 5)]).check(15).is_err());
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pax_formats_say_the_same() {
+    fn all_pax_formats_give_the_same_map() {
         let mut v00 = PaxSparse::default();
         for (key, value) in [
             ("size", "100"),

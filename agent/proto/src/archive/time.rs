@@ -1,18 +1,18 @@
-//! Points in time, as PAX records say them.
+//! Points in time in PAX records.
 
 use super::number::decimal;
 
 /// A point in time, before or after the epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Time {
-    /// Since the epoch.
+    /// Seconds since the Unix epoch.
     pub seconds: i64,
-    /// 0 to 999,999,999, counted forward.
+    /// Nanoseconds to add: 0 to 999,999,999.
     pub nanoseconds: u32,
 }
 
 impl Time {
-    /// `[-]SECONDS[.FRACTION]`.
+    /// Parses `[-]SECONDS[.FRACTION]`.
     pub(super) fn parse(text: &[u8]) -> Option<Self> {
         let (negative, text) = match text.strip_prefix(b"-") {
             Some(text) => (true, text),

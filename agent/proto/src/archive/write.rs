@@ -1,5 +1,5 @@
-//! The header of an entry: ustar (POSIX.1-2017, pax, "ustar Interchange Format"), with PAX records
-//! before it for all that ustar has no room for.
+//! Writes the header of an entry: ustar (POSIX.1-2017, pax, "ustar Interchange Format"), with PAX records before it
+//! for values that do not fit into ustar.
 
 use std::io::{self, Write};
 
@@ -8,35 +8,34 @@ use tar::{EntryType, Header};
 use super::read::Device;
 use super::time::Time;
 
-/// A block of a tar.
+/// Size of a tar block in bytes.
 pub const BLOCK: usize = 512;
 
-/// The largest octal number in a field of 12 bytes, and of 8.
+/// The largest octal numbers in a field of 12 bytes, and in one of 8.
 const MAX_12: u64 = 0o777_7777_7777;
 const MAX_8: u64 = 0o777_7777;
 
-/// What stands in a header.
+/// The content of a header.
 pub struct Entry<'a> {
-    /// Its name; a directory's ends in a slash.
+    /// Its name; that of a directory ends in a slash.
     pub name: &'a [u8],
-    /// What it is.
+    /// Its type.
     pub kind: EntryType,
     /// The target of a link.
     pub link: &'a [u8],
-    /// Whose it is, and so on.
+    /// Mode, owner, group and time.
     pub attributes: Attributes,
     /// The number of a device.
     pub device: Option<Device>,
-    /// Bytes that follow in the tar.
+    /// Bytes of data that follow in the tar.
     pub stored: u64,
-    /// The size of a sparse file, whose map comes before its data (GNU tar manual, "PAX Format,
-    /// Version 1.0").
+    /// The size of a sparse file, whose map precedes its data (GNU tar manual, "PAX Format, Version 1.0").
     pub sparse_size: Option<u64>,
     /// Extended attributes: names, without an equals sign, and values.
     pub xattrs: &'a [(Vec<u8>, Vec<u8>)],
 }
 
-/// What all kinds of entries have.
+/// The attributes that all kinds of entries have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Attributes {
     /// Permissions with setuid, setgid and sticky bits (`0o7777`).
@@ -45,15 +44,15 @@ pub struct Attributes {
     pub uid: u32,
     /// The group.
     pub gid: u32,
-    /// When it was changed.
+    /// Time of the last modification.
     pub mtime: Time,
 }
 
 impl Entry<'_> {
-    /// Writes all that comes before the data.
+    /// Writes the PAX records and the header, which precede the data.
     ///
     /// # Errors
-    /// Those of `to`.
+    /// The errors of `to`.
     pub fn write(&self, to: &mut impl Write) -> io::Result<()> {
         let records = self.records();
         if !records.is_empty() {
@@ -63,7 +62,7 @@ impl Entry<'_> {
             to.write_all(&records)?;
             to.write_all(padding(records.len() as u64))?;
         }
-        // Readers that know nothing of sparse files call its map and data so.
+        // Readers without support for sparse files extract the map and the data under this name.
         let name = if self.sparse_size.is_some() { b"GNUSparseFile" } else { self.name };
         let mut header = header(self.kind, name, self.link, self.stored.min(MAX_12));
         let Attributes { mode, uid, gid, mtime } = self.attributes;
@@ -116,7 +115,7 @@ impl Entry<'_> {
     }
 }
 
-/// What fills the last block of `len` bytes.
+/// The zeros that fill the last block of `len` bytes.
 pub fn padding(len: u64) -> &'static [u8] {
     const ZEROS: [u8; BLOCK] = [0; BLOCK];
     let missing = len.wrapping_neg() % BLOCK as u64;
@@ -133,7 +132,7 @@ fn header(kind: EntryType, name: &[u8], link: &[u8], size: u64) -> Header {
     header.set_mtime(0);
     let old = header.as_old_mut();
     for (field, text) in [(&mut old.name, name), (&mut old.linkname, link)] {
-        // What is longer is in a record; here is how it begins.
+        // A longer text is in a PAX record; the field has its beginning.
         let len = text.len().min(field.len());
         if let (Some(field), Some(text)) = (field.get_mut(..len), text.get(..len)) {
             field.copy_from_slice(text);
@@ -142,8 +141,8 @@ fn header(kind: EntryType, name: &[u8], link: &[u8], size: u64) -> Header {
     header
 }
 
-/// Seconds and a fraction. The kernel counts the nanoseconds forward from the second before, a
-/// negative decimal number counts backward.
+/// Formats seconds with a fraction. The kernel's nanoseconds count forward from the second before, the fraction of
+/// a negative decimal number counts backward.
 fn time(seconds: i64, nanoseconds: u32) -> Vec<u8> {
     match (seconds < 0, nanoseconds) {
         (true, 1..) => {
@@ -155,7 +154,7 @@ fn time(seconds: i64, nanoseconds: u32) -> Vec<u8> {
     }
 }
 
-/// `LENGTH KEY=VALUE\n`, where the length counts its own digits.
+/// Appends `LENGTH KEY=VALUE\n`, where the length includes its own digits.
 fn append_record(records: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     let payload = key.len() + value.len() + 3;
     let mut len = payload + 1;

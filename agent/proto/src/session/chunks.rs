@@ -1,25 +1,26 @@
-//! A queue of bytes that shares what is large and gathers what is small.
+//! A queue of bytes that shares large pieces and copies small ones together.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
 use bytes::{Buf, Bytes, BytesMut};
 
-/// Pieces below this size are copied to the queue's end, so that a queue of small pieces costs hardly more memory
+/// Pieces below this size are copied to the queue's end, so that a queue of small pieces needs hardly more memory
 /// than its bytes.
 const SMALL: usize = 4 << 10;
-/// Copied bytes gather until they are so many. What is added then still lies together with its header.
+/// Size from which the buffer of copied bytes is sealed. A buffer may exceed it by the last piece, which so stays
+/// contiguous with its header.
 const GATHERED: usize = 64 << 10;
-/// The least that is allocated to gather small pieces.
+/// The smallest allocation for copied bytes.
 const FIRST: usize = 1 << 10;
-/// An empty queue keeps no larger buffer than this.
+/// Limit on the buffer that an empty queue keeps.
 const KEEP: usize = 16 << 10;
 
-/// A queue of bytes, in order. Large pieces are shared with those who pushed them.
+/// A queue of bytes, in order. Large pieces share the memory of the caller that pushed them.
 #[derive(Debug, Default)]
 pub struct Chunks {
     whole: VecDeque<Bytes>,
-    /// What was gathered since the last whole piece.
+    /// Bytes copied since the last whole piece.
     tail: BytesMut,
     len: usize,
 }
@@ -30,12 +31,12 @@ impl Chunks {
         self.len
     }
 
-    /// Whether there are none.
+    /// Whether the queue is empty.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Adds bytes; shared, if they are many.
+    /// Adds bytes, which are shared if they are many.
     pub fn push(&mut self, bytes: Bytes) {
         if bytes.len() < SMALL {
             return self.extend(&bytes);
@@ -57,13 +58,14 @@ impl Chunks {
         self.len += bytes.len();
     }
 
+    /// Makes the copied bytes a whole piece.
     fn seal(&mut self) {
         if !self.tail.is_empty() {
             self.whole.push_back(self.tail.split().freeze());
         }
     }
 
-    /// Takes bytes off the front, as many as lie together and at most `max`; none if there are none.
+    /// Takes the first contiguous bytes, at most `max`; `None` if there are none.
     pub fn pop(&mut self, max: usize) -> Option<Bytes> {
         let bytes = match self.whole.front_mut() {
             Some(front) if front.len() > max => front.split_to(max),
@@ -74,7 +76,7 @@ impl Chunks {
         (!bytes.is_empty()).then_some(bytes)
     }
 
-    /// Takes every byte out.
+    /// Removes all bytes.
     pub fn clear(&mut self) {
         *self = Self::default();
     }

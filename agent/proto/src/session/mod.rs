@@ -6,16 +6,16 @@
 //!             └ Outbox ◀─────── frames ──────────── requests, data ┘
 //! ```
 //!
-//! A [`Client`] asks, a [`Server`] answers; each stands for one connection and knows which frame the peer may send
-//! when. The caller owns the connection and its waiting: it fills an [`Assembler`] with what it read, takes events
-//! until there are none, and writes what is in the outbox. So an async task, a thread and a poll loop use the same code.
-//! A proxy that passes frames on uses the [`Assembler`] and the [`Outbox`] alone.
+//! A [`Client`] sends requests, a [`Server`] answers them. Each is the state of one connection, and knows which
+//! frames the peer may send when. The caller owns the connection and waits for it: it fills an [`Assembler`] with
+//! the bytes that it read, takes events until there are none, and writes the content of the [`Outbox`]. So an async
+//! task, a thread and a poll loop use the same code. A proxy uses only the [`Assembler`] and the [`Outbox`].
 //!
 //! May use `bytes` and the other modules of this crate; no I/O, no clock, no threads.
 //!
-//! **Invariant:** whatever the peer sends becomes an event or a [`Violation`]; nothing panics, and memory is bounded:
-//! what arrives by one frame in the assembler and by credit, what waits to be sent by credit and by what the
-//! caller asks for.
+//! **Invariant:** everything that the peer sends becomes an event or a [`Violation`]. Nothing panics, and memory is
+//! bounded: received data by one frame in the assembler and by credit, data to send by credit and by the requests
+//! of the caller.
 
 mod assembler;
 mod chunks;
@@ -33,11 +33,11 @@ pub use text::{MAX_MESSAGE, truncate};
 
 use crate::frame::{Channel, FrameError};
 
-/// How a peer broke the protocol. Its connection cannot go on.
+/// How a peer broke the protocol. Its connection must be closed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Violation {
-    /// Bytes that are no frame, or a body that is not what its kind says.
+    /// Bytes that are no frame, or a malformed body.
     #[error(transparent)]
     Frame(#[from] FrameError),
     /// A frame for a stream that was never opened.
@@ -46,12 +46,12 @@ pub enum Violation {
     /// A request on stream 0, or on a stream whose last request has no answer yet.
     #[error("a request on stream {0}, which is in use")]
     StreamInUse(u32),
-    /// A frame that has no place there.
+    /// A frame that the peer must not send now, or not on this stream.
     #[error("unexpected {what} on stream {stream}")]
     Unexpected {
-        /// What it was.
+        /// The frame.
         what: &'static str,
-        /// Where it was.
+        /// The stream.
         stream: u32,
     },
     /// More data or credit than the window allows.
@@ -62,10 +62,10 @@ pub enum Violation {
         /// The channel.
         channel: Channel,
     },
-    /// The connection opened with something else than a hello.
+    /// The first frame of the connection is not a hello.
     #[error("no hello, but {0}")]
     NoHello(&'static str),
-    /// The two ends cannot talk to each other.
+    /// The peer speaks another version of the protocol.
     #[error("protocol version {theirs}, not {ours}")]
     Version {
         /// The version that this side speaks.
@@ -75,11 +75,11 @@ pub enum Violation {
     },
 }
 
-/// Whether an output still carries data. Both sides of a stream keep one for each output.
+/// The state of an output, which each side of a stream keeps for each output.
 #[derive(Debug, Default)]
 struct OutputState {
-    /// The agent said that no more comes.
+    /// The agent has ended it: no more data follows.
     ended: bool,
-    /// The host said that nobody reads it.
+    /// The host has closed it: it is no longer read.
     closed: bool,
 }

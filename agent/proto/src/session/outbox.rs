@@ -1,4 +1,4 @@
-//! Frames on their way to the peer.
+//! Frames that wait to be sent to the peer.
 
 use std::io::IoSlice;
 
@@ -7,11 +7,11 @@ use bytes::{Buf, Bytes};
 use super::chunks::Chunks;
 use crate::frame::{Channel, Frame, HEADER_LEN, Header, Kind};
 
-/// No data is to be added while this much waits. Other frames are always taken: each answers a frame of the peer,
-/// which is not read from while too much waits.
+/// No data should be added while this much waits. Other frames are always accepted: each answers a frame of the
+/// peer, and the caller does not read from the peer while too much waits.
 pub const HIGH_WATER: usize = 256 << 10;
 
-/// Pieces in one write.
+/// Limit on the pieces in one write.
 const SLICES: usize = 64;
 
 /// Frames that wait for the connection, in order.
@@ -25,12 +25,12 @@ impl Outbox {
         self.0.push(frame.body);
     }
 
-    /// Adds a data frame of at most [`MAX_DATA`](crate::frame::MAX_DATA), shared.
+    /// Adds a data frame of at most [`MAX_DATA`](crate::frame::MAX_DATA) bytes, which are shared.
     pub fn push_data(&mut self, stream: u32, channel: Channel, data: Bytes) {
         self.push(Frame { stream, kind: channel.kind(), body: data });
     }
 
-    /// Adds a data frame of at most [`MAX_DATA`](crate::frame::MAX_DATA), copied.
+    /// Adds a data frame of at most [`MAX_DATA`](crate::frame::MAX_DATA) bytes, which are copied.
     pub fn copy_data(&mut self, stream: u32, channel: Channel, data: &[u8]) {
         self.push_header(stream, channel.kind(), data.len());
         self.0.extend(data);
@@ -41,7 +41,7 @@ impl Outbox {
         self.0.extend(&header);
     }
 
-    /// Adds bytes that are no frame, for the transport.
+    /// Adds bytes for the transport, which are no frame.
     pub(super) fn push_preamble(&mut self, bytes: &[u8]) {
         self.0.extend(bytes);
     }
@@ -51,7 +51,7 @@ impl Outbox {
         self.0.len()
     }
 
-    /// Whether none wait.
+    /// Whether no bytes wait.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -61,18 +61,18 @@ impl Outbox {
         self.len() < HIGH_WATER
     }
 
-    /// Takes everything that waits, to be written elsewhere.
+    /// Takes all waiting bytes, for the caller to write.
     pub fn take(&mut self) -> Chunks {
         std::mem::take(&mut self.0)
     }
 
-    /// Drops everything that waits: the peer takes nothing any more.
+    /// Drops all waiting bytes, when the peer takes no more.
     pub fn clear(&mut self) {
         self.0.clear();
     }
 
-    /// Gives what waits to `write`, until nothing is left, `write` takes nothing, or it fails. What it took is gone
-    /// from here, whatever comes after.
+    /// Passes the waiting bytes to `write`, until none are left, `write` takes none, or it fails. Bytes that `write`
+    /// took are removed, even if a later call fails.
     pub fn write_with<E>(
         &mut self,
         mut write: impl FnMut(&[IoSlice<'_>]) -> Result<usize, E>,

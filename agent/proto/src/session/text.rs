@@ -1,12 +1,12 @@
-//! Texts of the peer, written for people.
+//! Bounds messages of the peer that are shown to people.
 
-/// The longest text of a peer that is kept, in bytes; a guest may send megabytes.
+/// Limit on a message of the peer, in bytes; a guest may send megabytes.
 pub const MAX_MESSAGE: usize = 4096;
 
-/// Stands for what was cut off.
+/// Replaces the text that was cut off.
 const CUT: char = '…';
 
-/// Cuts what a peer wrote for people to [`MAX_MESSAGE`].
+/// Cuts a message of the peer to [`MAX_MESSAGE`].
 pub fn truncate(message: &mut String) {
     if message.len() <= MAX_MESSAGE {
         return;

@@ -1,5 +1,5 @@
-//! A client and a server with a wire between them that is as slow as it likes: credit is never exceeded, nothing is
-//! lost, nothing changes its order.
+//! A client and a server, with an arbitrarily slow wire between them: credit is never exceeded, no data is lost, and
+//! the order is kept.
 
 use boxlite_proto::credit::WINDOW;
 use boxlite_proto::frame::Channel;
@@ -19,7 +19,7 @@ enum Step {
     TakeInput(u32, usize),
     SendOutput(u32, Channel, usize),
     TakeOutput(u32, Channel, usize),
-    /// So many bytes travel to the agent.
+    /// This many bytes travel to the agent.
     ToAgent(usize),
     ToHost(usize),
 }
@@ -38,7 +38,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A flow in one direction: its bytes count up, so that a lost or moved one shows.
+/// Data in one direction. Its bytes count up, so that a lost or reordered byte is detected.
 #[derive(Default)]
 struct Flow {
     sent: usize,
@@ -163,7 +163,7 @@ impl Pair {
         }
     }
 
-    /// Moves everything there is, and takes it.
+    /// Delivers all data, and takes it.
     fn settle(&mut self) {
         loop {
             self.travel_to_agent(usize::MAX);
@@ -182,7 +182,7 @@ impl Pair {
 
     fn finish(mut self) {
         self.settle();
-        // Whatever was done before, more can be sent now.
+        // More data can be sent, whatever the steps were.
         for stream in 1..=STREAMS {
             let before = self.inputs[at(stream)].sent;
             self.step(Step::SendInput(stream, usize::MAX));
@@ -209,7 +209,7 @@ fn index(channel: Channel) -> usize {
     channel.output_index().unwrap()
 }
 
-/// The wire.
+/// Moves bytes over the wire.
 fn travel(from: &mut Outbox, to: &mut Assembler, most: usize) {
     let mut left = most;
     let _ = from.write_with(|slices| {
@@ -235,7 +235,7 @@ proptest! {
 }
 
 #[test]
-fn what_nobody_reads_or_takes_is_told_once() {
+fn the_close_of_a_channel_is_reported_once() {
     let mut pair = Pair::new();
     pair.travel_to_agent(usize::MAX);
     pair.travel_to_host(usize::MAX);

@@ -36,7 +36,7 @@ fn refused<T: std::fmt::Debug>(result: Result<T, Violation>, expected: &str) {
 }
 
 #[test]
-fn a_client_refuses_what_no_agent_sends() {
+fn a_client_refuses_frames_that_no_agent_sends() {
     let exec = [Request::Exec(Exec { stdin: true, ..Exec::default() })];
     let started = Response::Started { pid: 1 }.frame(1);
     let data = |channel, length| Frame::data(1, channel, vec![0; length]);
@@ -66,7 +66,7 @@ fn a_client_refuses_what_no_agent_sends() {
     for (frames, expected) in cases {
         refused(to_client(&exec, &[from_ref(&started), frames].concat()), expected);
     }
-    // A newer agent may tell of more than this host knows.
+    // A newer agent may send events that this host does not know.
     let unknown = Frame { stream: 0, kind: Kind::Event, body: vec![200].into() };
     assert!(to_client(&exec, &[unknown]).unwrap().is_empty());
     refused(to_client(&exec, &[data(Channel::Stdout, 1)]), "unexpected output");
@@ -74,7 +74,7 @@ fn a_client_refuses_what_no_agent_sends() {
 }
 
 #[test]
-fn every_request_has_its_answers_and_no_others() {
+fn each_request_allows_only_its_responses() {
     let stat = |length| FileStat {
         kind: FileKind::Symlink,
         size: 0,
@@ -123,7 +123,7 @@ fn every_request_has_its_answers_and_no_others() {
 }
 
 #[test]
-fn data_flows_only_where_a_request_has_it() {
+fn data_flows_only_for_requests_that_have_data() {
     let packed = Frame::data(1, Channel::Stdout, *b"tar");
     assert!(to_client(&[Request::CopyOut(Default::default())], from_ref(&packed)).is_ok());
     let errors = Frame::data(1, Channel::Stderr, *b"x");
@@ -134,7 +134,7 @@ fn data_flows_only_where_a_request_has_it() {
     refused(to_client(&[Request::CopyOut(Default::default())], &[end]), "unexpected end");
     let credit = Frame::credit(1, Channel::Stdin, 0);
     refused(to_client(&[Request::Ping], from_ref(&credit)), "unexpected credit");
-    // Late words of the agent's reader of standard input.
+    // Late credit, and a late close of the input.
     let late = [Response::Done.frame(1), credit, Frame::end(1, Channel::Stdin)];
     assert_eq!(to_client(&[Request::Ping], &late).unwrap().len(), 1);
 }
@@ -159,7 +159,7 @@ fn a_connection_begins_with_a_hello_of_the_same_version() {
 }
 
 #[test]
-fn a_server_refuses_what_no_host_sends() {
+fn a_server_refuses_frames_that_no_host_sends() {
     let exec = Request::Exec(Exec::default()).frame(1);
     let data = |length| Frame::data(1, Channel::Stdin, vec![0; length]);
     let flood = vec![data(MAX_DATA); 5];
@@ -178,13 +178,13 @@ fn a_server_refuses_what_no_host_sends() {
     for (frames, expected) in cases {
         refused(to_server(&[from_ref(&exec), frames].concat()), expected);
     }
-    // What a newer host may say is not held against it.
+    // A newer host may send control messages and requests that this agent does not know.
     let control = Frame { stream: 1, kind: Kind::Control, body: vec![200].into() };
     assert_eq!(to_server(&[exec.clone(), control]).unwrap().len(), 1);
     let strange = Frame { stream: 2, kind: Kind::Request, body: vec![200].into() };
     let events = to_server(&[strange]).unwrap();
     assert!(matches!(events[..], [ServerEvent::Request { stream: 2, request: Err(_) }]));
-    // Nor is what it says on a stream that is over.
+    // Frames on a stream that has ended are ignored.
     let late = [data(1), Frame::end(1, Channel::Stdin), Control::Kill.frame(1)];
     assert!(to_server(&late).unwrap().is_empty());
 }

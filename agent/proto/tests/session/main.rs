@@ -1,4 +1,4 @@
-//! The sessions of both sides: against any splitting of their input, against each other, against hostile bytes.
+//! Tests the sessions of both sides: with input split anywhere, with each other, and with hostile bytes.
 
 mod back_to_back;
 mod hostile;
@@ -12,7 +12,7 @@ fn hello() -> Hello {
     Hello { version: PROTOCOL_VERSION, generation: 0, unix_time_ns: 0 }
 }
 
-/// What waits in a client, as bytes.
+/// The bytes that wait in an outbox.
 fn drain(outbox: &mut boxlite_proto::session::Outbox) -> Vec<u8> {
     let mut bytes = Vec::new();
     let written = outbox.write_with(|slices| {
@@ -23,7 +23,7 @@ fn drain(outbox: &mut boxlite_proto::session::Outbox) -> Vec<u8> {
     bytes
 }
 
-/// Every event of what has arrived, and the violation that ended them.
+/// All events in the bytes that have arrived, and the violation that ended them.
 fn client_events<T>(
     client: &mut Client<T>,
     input: &mut Assembler,
@@ -52,7 +52,7 @@ fn server_events<T>(
     }
 }
 
-/// A client and a server that know each other.
+/// A client and a server that have exchanged hellos.
 fn greeted() -> (Client<()>, Server<()>) {
     let (mut client, mut server) = (Client::new(&hello()), Server::default());
     let mut input = Assembler::default();

@@ -1,4 +1,4 @@
-//! However the bytes come in, the events are the same; however they go out, the bytes are.
+//! The events do not depend on how the received bytes are split, nor the sent bytes on how they are written.
 
 use boxlite_proto::frame::{Channel, Frame, Kind, MAX_DATA};
 use boxlite_proto::message::{Control, Event, Exec, ExitStatus, Request, Response, Stage};
@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::{client_events, hello, server_events};
 
-/// Data of a length that is likely to be of interest.
+/// Data of an interesting length.
 fn data() -> impl Strategy<Value = Vec<u8>> {
     let length = prop_oneof![0..200_usize, 4000..4200_usize, SHARED_BODY - 2..SHARED_BODY + 2];
     (length, any::<u8>())
@@ -43,7 +43,7 @@ fn from_host() -> impl Strategy<Value = Frame> {
     ]
 }
 
-/// Cuts bytes at these places, again and again.
+/// Cuts bytes into pieces of these sizes, repeatedly.
 fn cut<'a>(bytes: &'a [u8], sizes: &'a [usize]) -> impl Iterator<Item = &'a [u8]> {
     let (mut sizes, mut rest) = (sizes.iter().cycle(), bytes);
     std::iter::from_fn(move || {
@@ -54,7 +54,7 @@ fn cut<'a>(bytes: &'a [u8], sizes: &'a [usize]) -> impl Iterator<Item = &'a [u8]
     })
 }
 
-/// Copies a piece in, or reads it into the assembler's space.
+/// Copies a piece into the assembler, or reads it into the assembler's space.
 fn feed(input: &mut Assembler, mut piece: &[u8], copy: bool) {
     if copy {
         return input.extend(piece);

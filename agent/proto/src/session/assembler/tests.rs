@@ -29,7 +29,7 @@ fn a_kept_body_does_not_keep_a_large_frame_beside_it() {
 }
 
 #[test]
-fn memory_of_what_has_passed_is_given_up() {
+fn release_frees_the_memory_of_earlier_frames() {
     let mut input = Assembler::default();
     feed(&mut input, &Frame::data(1, Channel::Stdout, vec![7; SHARED_BODY]).to_bytes());
     input.next_frame().unwrap().unwrap();

@@ -1,31 +1,31 @@
-//! Which frames belong to which request.
+//! The kinds of requests: which frames and which final response each of them allows.
 
 use crate::guest::{MAX_COMMAND, MAX_LINK, MAX_NAME, Process};
 use crate::message::{Request, Response};
 
-/// A request without what it asks about.
+/// The kind of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RequestKind {
-    /// One that is answered by [`Response::Done`].
+    /// A call that is answered by [`Response::Done`].
     Call,
-    /// A command that the host follows.
+    /// A command with streams to the host.
     Exec,
-    /// A command that is left alone.
+    /// A detached command.
     Detach,
     /// A tar to the guest.
     Unpack,
     /// A tar from the guest.
     Pack,
-    /// How the VM is doing.
+    /// The metrics of the guest.
     Metrics,
-    /// What became of commands.
+    /// The counters of commands.
     ExecCounts,
-    /// The processes.
+    /// The list of processes.
     Processes,
-    /// What is at a path.
+    /// The metadata of a file.
     Stat,
-    /// The reading of a clock.
+    /// The reading of the guest's monotonic clock.
     Clock,
 }
 
@@ -48,17 +48,17 @@ impl RequestKind {
         }
     }
 
-    /// Whether data goes to the guest.
+    /// Whether the host sends data.
     pub(super) fn has_input(self) -> bool {
         matches!(self, Self::Exec | Self::Unpack)
     }
 
-    /// Whether data flows at once, and not after an answer.
+    /// Whether data flows at once, and not only after [`Response::Started`].
     pub(super) fn runs_at_once(self) -> bool {
         matches!(self, Self::Unpack | Self::Pack)
     }
 
-    /// Whether this is a fitting last answer, given that the command was `started`.
+    /// Whether this is a valid final response. `started`: whether the command has started.
     pub(super) fn ends_with(self, response: &Response, started: bool) -> bool {
         match response {
             Response::Failed(_) => true,
@@ -76,7 +76,7 @@ impl RequestKind {
     }
 }
 
-/// What of an answer is longer than it may be, if anything is.
+/// The part of a response that exceeds its limit, if there is one.
 pub(super) fn oversize(response: &Response) -> Option<&'static str> {
     let fits =
         |process: &Process| process.name.len() <= MAX_NAME && process.command.len() <= MAX_COMMAND;

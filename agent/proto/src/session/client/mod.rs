@@ -17,34 +17,34 @@ use crate::PROTOCOL_VERSION;
 use crate::frame::{Channel, Frame, Kind, MAX_BODY, MAX_DATA};
 use crate::message::{Control, Event, Hello, Request, Response};
 
-/// What happened on the host's side of a connection.
+/// An event on the host's side of a connection.
 #[derive(Debug)]
 pub enum ClientEvent<T> {
-    /// The agent answered the hello. What was asked before has been on its way since.
+    /// The agent has answered the hello. Requests may be sent before that.
     Hello(Hello),
-    /// The agent tells something unasked; the text of a [`Event::Fatal`] is bounded.
+    /// The agent has sent an unsolicited event; the message of an [`Event::Fatal`] is bounded.
     Event(Event),
-    /// A command runs.
+    /// A command has started.
     Started {
         /// Its stream.
         stream: u32,
         /// Its process ID in the guest.
         pid: u32,
     },
-    /// Output arrived. [`Client::output_taken`] lets more come.
+    /// Output has arrived. [`Client::output_taken`] lets the agent send more.
     Output {
         /// The stream.
         stream: u32,
-        /// Which output.
+        /// The output.
         channel: Channel,
         /// The bytes.
         data: Bytes,
     },
-    /// No more output comes there.
+    /// No more data follows on an output.
     OutputEnded {
         /// The stream.
         stream: u32,
-        /// Which output.
+        /// The output.
         channel: Channel,
     },
     /// More input may be sent than before.
@@ -57,19 +57,19 @@ pub enum ClientEvent<T> {
         /// The stream.
         stream: u32,
     },
-    /// The stream is over.
+    /// The stream has ended.
     Ended {
         /// The stream; its number is not used again.
         stream: u32,
-        /// What the caller knows it by.
+        /// The caller's tag.
         tag: T,
-        /// The answer: one that fits the request, or [`Response::Failed`], of bounded lengths.
+        /// The final response: one that is valid for the request, or [`Response::Failed`], of bounded lengths.
         response: Response,
     },
 }
 
 impl<T> ClientEvent<T> {
-    /// The stream that it is about; none if it is about the connection.
+    /// The stream of the event; none for an event of the connection.
     pub fn stream(&self) -> Option<u32> {
         match self {
             Self::Hello(_) | Self::Event(_) => None,
@@ -100,23 +100,23 @@ pub enum RequestError {
     Exhausted,
 }
 
-/// The host's side of a connection. The caller gives each stream a tag of type `T`.
+/// The host's side of a connection. The caller attaches a tag of type `T` to each stream.
 #[derive(Debug)]
 pub struct Client<T> {
     outbox: Outbox,
     greeted: bool,
-    /// The last stream number given out.
+    /// The last stream number in use.
     last: u32,
     streams: BTreeMap<u32, (Stream, T)>,
 }
 
 impl<T> Client<T> {
-    /// A connection that begins with this hello.
+    /// A connection that starts with this hello.
     pub fn new(hello: &Hello) -> Self {
         Self::with_preamble(&[], hello)
     }
 
-    /// As [`new`](Self::new), after bytes that are for the transport and not for the agent.
+    /// As [`new`](Self::new), after bytes for the transport, which the agent does not see.
     pub fn with_preamble(preamble: &[u8], hello: &Hello) -> Self {
         let mut outbox = Outbox::default();
         outbox.push_preamble(preamble);
@@ -124,7 +124,7 @@ impl<T> Client<T> {
         Self { outbox, greeted: false, last: 0, streams: BTreeMap::new() }
     }
 
-    /// What waits to be sent.
+    /// The frames that wait to be sent.
     pub fn outbox(&mut self) -> &mut Outbox {
         &mut self.outbox
     }
@@ -134,7 +134,7 @@ impl<T> Client<T> {
         self.outbox.len()
     }
 
-    /// The next event of what has arrived, if there is one.
+    /// The next event in the bytes that have arrived, if there is one.
     pub fn receive(&mut self, input: &mut Assembler) -> Result<Option<ClientEvent<T>>, Violation> {
         while let Some(frame) = input.next_frame()? {
             if let Some(event) = self.receive_frame(frame)? {
@@ -144,7 +144,7 @@ impl<T> Client<T> {
         Ok(None)
     }
 
-    /// What a frame of the agent means; none if that is nothing to the caller.
+    /// Handles a frame of the agent. Returns an event if the frame matters to the caller.
     pub fn receive_frame(&mut self, frame: Frame) -> Result<Option<ClientEvent<T>>, Violation> {
         if frame.stream == 0 {
             return self.on_connection(&frame);
@@ -156,7 +156,7 @@ impl<T> Client<T> {
         let Some((state, _)) = self.streams.get_mut(&stream) else {
             return match kind {
                 _ if stream > self.last => Err(Violation::UnknownStream(stream)),
-                // The agent's writer of standard input may be a little behind its last word.
+                // The agent may grant credit for input, or close it, after the final response.
                 Kind::Credit | Kind::End => Ok(None),
                 _ => Err(Violation::Unexpected { what: "frame after the last", stream }),
             };
@@ -195,7 +195,7 @@ impl<T> Client<T> {
                     }
                     _ if !self.greeted => return Err(Violation::NoHello("an event")),
                     Ok(event) => event,
-                    // Events of a newer agent are not for this host.
+                    // This host does not know the events of a newer agent.
                     Err(_) => return Ok(None),
                 };
                 Ok(Some(ClientEvent::Event(event)))
@@ -205,7 +205,7 @@ impl<T> Client<T> {
         }
     }
 
-    /// Asks for something on a stream of its own, and returns its number. `tag` gets the number, too.
+    /// Sends a request on a new stream, and returns the number of the stream. `tag` makes the tag from the number.
     pub fn request(
         &mut self,
         request: &Request,
@@ -223,22 +223,22 @@ impl<T> Client<T> {
         Ok(id)
     }
 
-    /// The tag of a stream that is not over.
+    /// The tag of an open stream.
     pub fn tag(&self, stream: u32) -> Option<&T> {
         self.streams.get(&stream).map(|(_, tag)| tag)
     }
 
-    /// The tag of a stream that is not over.
+    /// The tag of an open stream.
     pub fn tag_mut(&mut self, stream: u32) -> Option<&mut T> {
         self.streams.get_mut(&stream).map(|(_, tag)| tag)
     }
 
-    /// Takes the tags of all streams; whatever the agent says of them is a violation from now on.
+    /// Ends all streams, and takes their tags. Further output and responses on them are violations.
     pub fn end_all(&mut self) -> impl Iterator<Item = T> + use<T> {
         std::mem::take(&mut self.streams).into_values().map(|(_, tag)| tag)
     }
 
-    /// Tells a running command something. Without effect on a stream that is over.
+    /// Sends a control message to a running command. No effect on a stream that has ended.
     pub fn control(&mut self, stream: u32, control: Control) {
         if self.streams.contains_key(&stream) {
             self.outbox.push(control.frame(stream));
@@ -256,7 +256,7 @@ impl<T> Client<T> {
         self.streams.get(&stream).is_some_and(|(stream, _)| !stream.input.ended)
     }
 
-    /// Sends as much of `data` as there is room for; how much that was.
+    /// Sends as much of `data` as there is room for. Returns the number of bytes.
     pub fn send_input(&mut self, stream: u32, data: &[u8]) -> usize {
         let sent = self.spend_input(stream, data.len());
         for piece in data[..sent].chunks(MAX_DATA) {
@@ -265,7 +265,7 @@ impl<T> Client<T> {
         sent
     }
 
-    /// Sends as much from the front of `data` as there is room for; how much that was.
+    /// Sends as much from the front of `data` as there is room for. Returns the number of bytes.
     pub fn send_input_from(&mut self, stream: u32, data: &mut Chunks) -> usize {
         let sent = self.spend_input(stream, data.len());
         let mut left = sent;
@@ -284,7 +284,7 @@ impl<T> Client<T> {
         bytes
     }
 
-    /// Tells the guest that no more input comes.
+    /// Ends the input: no more data follows.
     pub fn end_input(&mut self, stream: u32) {
         if let Some((state, _)) = self.streams.get_mut(&stream)
             && !std::mem::replace(&mut state.input.ended, true)
@@ -293,12 +293,12 @@ impl<T> Client<T> {
         }
     }
 
-    /// Bytes of an output that arrived and were not [taken](Self::output_taken).
+    /// Bytes of an output that have arrived and are not [taken](Self::output_taken).
     pub fn output_held(&self, stream: u32, channel: Channel) -> usize {
         self.streams.get(&stream).map_or(0, |(stream, _)| stream.held(channel))
     }
 
-    /// So many bytes of an output have a place elsewhere: the guest may send as many more.
+    /// Records that this many bytes of an output were taken: the agent may send as many more.
     pub fn output_taken(&mut self, stream: u32, channel: Channel, bytes: usize) {
         if let Some((state, _)) = self.streams.get_mut(&stream)
             && let Some(credit) = state.output_taken(channel, bytes)
@@ -307,7 +307,7 @@ impl<T> Client<T> {
         }
     }
 
-    /// Tells the guest that nobody reads an output any more. What is on its way still arrives.
+    /// Closes an output: it is no longer read. Data that the agent has sent before still arrives.
     pub fn close_output(&mut self, stream: u32, channel: Channel) {
         if let Some((state, _)) = self.streams.get_mut(&stream)
             && state.close_output(channel)

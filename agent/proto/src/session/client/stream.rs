@@ -1,4 +1,4 @@
-//! One stream as the host sees it: which frames the agent may send when, and what they change.
+//! A stream on the host's side: which frames the agent may send when, and their effect.
 
 use bytes::Bytes;
 
@@ -8,7 +8,7 @@ use crate::frame::{Channel, Frame, Kind};
 use crate::message::Response;
 use crate::session::{OutputState, Violation, truncate};
 
-/// What a frame of the agent means for its stream.
+/// The effect of a frame of the agent on its stream.
 #[derive(Debug)]
 pub(super) enum StreamEvent {
     Started(u32),
@@ -23,7 +23,7 @@ pub(super) enum StreamEvent {
 pub(super) struct Stream {
     id: u32,
     kind: RequestKind,
-    /// Data may flow.
+    /// Whether data may flow.
     running: bool,
     pub(super) input: Input,
     outputs: [Output; 2],
@@ -33,9 +33,9 @@ pub(super) struct Stream {
 #[derive(Debug, Default)]
 pub(super) struct Input {
     pub(super) window: SendWindow,
-    /// No more is sent: either side ended it.
+    /// No more data is sent: the host has ended it, or the agent has closed it.
     pub(super) ended: bool,
-    /// The agent said that it takes no more.
+    /// The agent has closed it: no more data is taken.
     closed: bool,
 }
 
@@ -57,7 +57,7 @@ impl Stream {
         }
     }
 
-    /// Takes a frame of the agent.
+    /// Handles a frame of the agent.
     pub(super) fn receive(&mut self, frame: Frame) -> Result<StreamEvent, Violation> {
         match frame.kind {
             Kind::Stdout => self.on_data(Channel::Stdout, frame.body),
@@ -100,7 +100,7 @@ impl Stream {
         }
         let (kind, closed) = (self.kind, self.input.closed);
         match self.output(channel) {
-            // Whether a tar is whole, only the answer tells.
+            // The output of a tar has no end: the response says whether the tar is complete.
             Some(output) if kind == RequestKind::Exec && !output.state.ended => {
                 output.state.ended = true;
                 Ok(StreamEvent::OutputEnded(channel))
@@ -149,13 +149,13 @@ impl Stream {
         output.map_or(0, |output| output.window.held())
     }
 
-    /// The caller took output; the credit to grant now, if any.
+    /// Records that the caller took output. Returns the credit to grant now, if any.
     pub(super) fn output_taken(&mut self, channel: Channel, bytes: usize) -> Option<u32> {
         let output = self.output(channel)?;
         output.window.take(bytes).filter(|_| !output.state.ended && !output.state.closed)
     }
 
-    /// Nobody reads an output any more. Whether the agent is to hear of it.
+    /// Closes an output. Returns whether the agent must be informed.
     pub(super) fn close_output(&mut self, channel: Channel) -> bool {
         self.output(channel).is_some_and(|output| {
             !std::mem::replace(&mut output.state.closed, true) && !output.state.ended

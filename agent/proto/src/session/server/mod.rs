@@ -1,4 +1,4 @@
-//! The agent's side of a connection, and that of whoever stands in for an agent.
+//! The agent's side of a connection; also the side of a process that stands in for an agent.
 
 mod stream;
 
@@ -16,29 +16,29 @@ use crate::PROTOCOL_VERSION;
 use crate::frame::{Channel, Frame, FrameError, Kind, MAX_DATA};
 use crate::message::{Control, Event, Failure, FailureKind, Hello, Request, Response};
 
-/// Requests without an answer on one connection; one more is refused.
+/// Limit on unanswered requests on a connection.
 pub const MAX_STREAMS: usize = 8192;
 
-/// What the host wants.
+/// An event on the agent's side of a connection.
 #[derive(Debug)]
 pub enum ServerEvent {
-    /// The host said hello, and was answered.
+    /// The host has sent its hello, which is answered.
     Hello(Hello),
-    /// The host asks for something; [`Server::respond`] answers.
+    /// The host has sent a request; [`Server::respond`] answers it.
     Request {
         /// The stream of the request.
         stream: u32,
         /// The request; an error if this version does not know it.
         request: Result<Request, FrameError>,
     },
-    /// Input arrived. [`Server::input_taken`] lets more come.
+    /// Input has arrived. [`Server::input_taken`] lets the host send more.
     Input {
         /// The stream.
         stream: u32,
         /// The bytes.
         data: Bytes,
     },
-    /// No more input comes.
+    /// No more input follows.
     InputEnded {
         /// The stream.
         stream: u32,
@@ -47,27 +47,27 @@ pub enum ServerEvent {
     OutputRoom {
         /// The stream.
         stream: u32,
-        /// Which output.
+        /// The output.
         channel: Channel,
     },
-    /// The host does not read an output any more.
+    /// The host no longer reads an output.
     OutputClosed {
         /// The stream.
         stream: u32,
-        /// Which output.
+        /// The output.
         channel: Channel,
     },
-    /// The host tells a running command something.
+    /// The host has sent a control message to a running command.
     Control {
         /// The stream.
         stream: u32,
-        /// What.
+        /// The message.
         control: Control,
     },
 }
 
 impl ServerEvent {
-    /// The open stream that it is about, if it is about one.
+    /// The open stream of the event, if it has one.
     pub fn stream(&self) -> Option<u32> {
         match self {
             Self::Hello(_) | Self::Request { .. } => None,
@@ -80,12 +80,12 @@ impl ServerEvent {
     }
 }
 
-/// The agent's side of a connection. The caller may give each stream a tag of type `T`.
+/// The agent's side of a connection. The caller may attach a tag of type `T` to each stream.
 #[derive(Debug)]
 pub struct Server<T> {
     outbox: Outbox,
     greeted: bool,
-    /// Streams whose request has no last answer yet.
+    /// Streams whose request has no final response yet.
     streams: BTreeMap<u32, Stream<T>>,
 }
 
@@ -96,7 +96,7 @@ impl<T> Default for Server<T> {
 }
 
 impl<T> Server<T> {
-    /// What waits to be sent.
+    /// The frames that wait to be sent.
     pub fn outbox(&mut self) -> &mut Outbox {
         &mut self.outbox
     }
@@ -106,16 +106,16 @@ impl<T> Server<T> {
         self.outbox.len()
     }
 
-    /// Whether the host has said hello.
+    /// Whether the host has sent its hello.
     pub fn is_greeted(&self) -> bool {
         self.greeted
     }
 
-    /// The next event of what has arrived, if there is one.
+    /// The next event in the bytes that have arrived, if there is one.
     ///
     /// # Errors
-    /// The host broke the protocol. After [`Violation::Version`] it should get what waits to be sent: it learns from
-    /// that which version it would have to speak.
+    /// The host broke the protocol. After [`Violation::Version`], send the outbox before the connection is closed:
+    /// its hello has the version of this side.
     pub fn receive(&mut self, input: &mut Assembler) -> Result<Option<ServerEvent>, Violation> {
         while let Some(frame) = input.next_frame()? {
             if let Some(event) = self.receive_frame(frame)? {
@@ -125,7 +125,7 @@ impl<T> Server<T> {
         Ok(None)
     }
 
-    /// What a frame of the host means; none if that is nothing to the caller.
+    /// Handles a frame of the host. Returns an event if the frame matters to the caller.
     pub fn receive_frame(&mut self, frame: Frame) -> Result<Option<ServerEvent>, Violation> {
         let stream = frame.stream;
         match frame.kind {
@@ -139,7 +139,7 @@ impl<T> Server<T> {
                 return Err(Violation::Unexpected { what, stream });
             }
         }
-        // A stream that has just ended, and the host did not know yet.
+        // The stream has ended, and the host did not know that when it sent the frame.
         let Some(state) = self.streams.get_mut(&stream) else { return Ok(None) };
         Ok(state.receive(frame)?.map(|event| match event {
             StreamEvent::Input(data) => ServerEvent::Input { stream, data },
@@ -180,13 +180,12 @@ impl<T> Server<T> {
         Ok(Some(ServerEvent::Request { stream, request: frame.decode() }))
     }
 
-    /// Tells the host something unasked.
+    /// Sends an unsolicited event to the host.
     pub fn event(&mut self, event: &Event) {
         self.outbox.push(event.frame(0));
     }
 
-    /// Answers a request. Every answer but [`Response::Started`] is the last frame of the stream, which is
-    /// over then; its tag comes back.
+    /// Answers a request. Every response except [`Response::Started`] ends the stream, and returns the stream's tag.
     pub fn respond(&mut self, stream: u32, response: &Response) -> Option<T> {
         if !self.streams.contains_key(&stream) {
             return None;
@@ -198,14 +197,14 @@ impl<T> Server<T> {
         }
     }
 
-    /// Gives a stream a tag.
+    /// Attaches a tag to a stream.
     pub fn set_tag(&mut self, stream: u32, tag: T) {
         if let Some(stream) = self.streams.get_mut(&stream) {
             stream.tag = Some(tag);
         }
     }
 
-    /// The tag of a stream that is not over, if it was given one.
+    /// The tag of an open stream, if it has one.
     pub fn tag(&self, stream: u32) -> Option<&T> {
         self.streams.get(&stream)?.tag.as_ref()
     }
@@ -215,7 +214,7 @@ impl<T> Server<T> {
         self.streams.values().filter_map(|stream| stream.tag.as_ref())
     }
 
-    /// So many bytes of input have found their place: the host may send as many more.
+    /// Records that this many bytes of input were taken: the host may send as many more.
     pub fn input_taken(&mut self, stream: u32, bytes: usize) {
         if let Some(state) = self.streams.get_mut(&stream)
             && let Some(credit) = state.input_taken(bytes)
@@ -224,7 +223,7 @@ impl<T> Server<T> {
         }
     }
 
-    /// Tells the host that no more input is taken. What is on its way still arrives.
+    /// Closes the input: the host must send no more. Data that it has sent before still arrives.
     pub fn close_input(&mut self, stream: u32) {
         if let Some(state) = self.streams.get_mut(&stream)
             && state.close_input()
@@ -258,7 +257,7 @@ impl<T> Server<T> {
         }
     }
 
-    /// Tells the host that no more output comes there.
+    /// Ends an output: no more data follows.
     pub fn end_output(&mut self, stream: u32, channel: Channel) {
         if let Some(state) = self.streams.get_mut(&stream)
             && state.end_output(channel)

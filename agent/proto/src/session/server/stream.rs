@@ -1,4 +1,4 @@
-//! One stream as the agent sees it: what the host may send when, and what may be answered.
+//! A stream on the agent's side: which frames the host may send when, and how much output may be sent.
 
 use bytes::Bytes;
 
@@ -7,7 +7,7 @@ use crate::frame::{Channel, Frame, Kind};
 use crate::message::Control;
 use crate::session::{OutputState, Violation};
 
-/// What a frame of the host means for its stream.
+/// The effect of a frame of the host on its stream.
 #[derive(Debug)]
 pub(super) enum StreamEvent {
     Input(Bytes),
@@ -29,9 +29,9 @@ pub(super) struct Stream<T> {
 #[derive(Debug, Default)]
 struct Input {
     window: ReceiveWindow,
-    /// The host said that no more comes.
+    /// The host has ended it: no more data follows.
     ended: bool,
-    /// The host was told that no more is taken.
+    /// The agent has closed it: no more data is taken.
     closed: bool,
 }
 
@@ -47,7 +47,7 @@ impl<T> Stream<T> {
         Self { id, tag: None, input: Input::default(), outputs: Default::default() }
     }
 
-    /// Takes a frame of the host; none where that changes nothing.
+    /// Handles a frame of the host. Returns none if the frame changes nothing.
     pub(super) fn receive(&mut self, frame: Frame) -> Result<Option<StreamEvent>, Violation> {
         match frame.kind {
             Kind::Stdin if self.input.ended => Err(self.unexpected("input after its end")),
@@ -66,7 +66,7 @@ impl<T> Stream<T> {
                     Err(_) => Err(self.overrun(channel)),
                 }
             }
-            // One that cannot be read is a newer host's: a snapshot keeps an old agent alive.
+            // A newer host may send an unknown message, because a snapshot keeps an old agent alive.
             Kind::Control => Ok(frame.decode().ok().map(StreamEvent::Control)),
             _ => Err(self.unexpected("frame that only an agent sends")),
         }
@@ -82,12 +82,12 @@ impl<T> Stream<T> {
         })
     }
 
-    /// Input found its place; the credit to grant now, if any.
+    /// Records that input was taken. Returns the credit to grant now, if any.
     pub(super) fn input_taken(&mut self, bytes: usize) -> Option<u32> {
         self.input.window.take(bytes).filter(|_| !self.input.ended && !self.input.closed)
     }
 
-    /// No more input is taken. Whether the host is to hear of it.
+    /// Closes the input. Returns whether the host must be informed.
     pub(super) fn close_input(&mut self) -> bool {
         !std::mem::replace(&mut self.input.closed, true) && !self.input.ended
     }
@@ -107,7 +107,7 @@ impl<T> Stream<T> {
         }
     }
 
-    /// No more output comes. Whether the host is to hear of it.
+    /// Ends an output. Returns whether the host must be informed.
     pub(super) fn end_output(&mut self, channel: Channel) -> bool {
         self.output(channel).is_some_and(|output| {
             !std::mem::replace(&mut output.state.ended, true) && !output.state.closed

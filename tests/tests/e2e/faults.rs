@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use boxlite_tests::{BUSYBOX, Launcher, Output, Running, is_long, unique};
 use rustix::process::{Signal, kill_process};
 
-use crate::traces::{files, machines, no_machine};
+use crate::traces::{box_processes, files, wait_until_none_runs};
 
 /// The files of the home after `prune`, without SQLite's temporary files.
 fn files_at_rest(launcher: &Launcher) -> BTreeSet<PathBuf> {
@@ -74,15 +74,15 @@ fn the_home_is_consistent_after_a_kill_at_any_step() {
             let moment = below(if verb == "start" { 2500 } else { 900 });
             thread::sleep(Duration::from_millis(moment));
             victim.signal(Signal::KILL);
-            let with_machine = below(3) == 0;
-            if with_machine {
-                for machine in machines(&launcher) {
+            let with_box_process = below(3) == 0;
+            if with_box_process {
+                for process in box_processes(&launcher) {
                     // It may have exited already.
-                    let _ = kill_process(machine, Signal::KILL);
+                    let _ = kill_process(process, Signal::KILL);
                 }
             }
             victim.wait();
-            println!("{verb}, after {moment} ms, with the box's process: {with_machine}");
+            println!("{verb}, after {moment} ms, with the box's process: {with_box_process}");
             run(&["ls", "-a"]).success();
             // A box that exists is complete: it can be started, used and removed.
             if state(&launcher, &name).is_some() {
@@ -98,7 +98,7 @@ fn the_home_is_consistent_after_a_kill_at_any_step() {
             }
         }
     }
-    no_machine(&launcher);
+    wait_until_none_runs(&launcher);
     assert_eq!(files_at_rest(&launcher), before);
 }
 
@@ -128,7 +128,7 @@ fn several_processes_share_a_home() {
         for start in all((0..3).map(|_| verb(&["start"])).collect()) {
             assert_eq!(start.success(), name);
         }
-        assert_eq!(machines(&launcher).len(), 1);
+        assert_eq!(box_processes(&launcher).len(), 1);
         let running = launcher.command(["exec", &name, "cat", "/proc/uptime"]).output();
         running.success();
         // Of several competing commands, one decides the state.
@@ -142,7 +142,7 @@ fn several_processes_share_a_home() {
         removed.iter().for_each(sane);
         assert_eq!(self::state(&launcher, &name), None, "{removed:?}");
     }
-    no_machine(&launcher);
+    wait_until_none_runs(&launcher);
     assert_eq!(files_at_rest(&launcher), before);
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use boxlite_tests::{BUSYBOX, Launcher, Running, Sandbox, is_long, unique};
 use rustix::process::{Signal, kill_process};
 
-use crate::traces::{files, inheritance, machines, no_machine, wait_until};
+use crate::traces::{box_processes, files, inheritance, wait_until, wait_until_none_runs};
 
 const NO_OPTIONS: [&str; 0] = [];
 
@@ -52,7 +52,7 @@ fn many_runs_leave_nothing_behind() {
     for _ in 0..runs {
         assert_eq!(run(), "hi");
     }
-    no_machine(&launcher);
+    wait_until_none_runs(&launcher);
     assert_eq!((files(&launcher), descriptors_of_init()), before);
     if let (Some(before), Some(after)) = (memory, available_memory(&launcher)) {
         let lost = (before - after) >> 20;
@@ -79,11 +79,11 @@ fn several_boxes_run_at_once() {
     for run in &mut runs {
         run.wait_for("up");
     }
-    assert_eq!(machines(&launcher).len(), boxes);
+    assert_eq!(box_processes(&launcher).len(), boxes);
     for (n, run) in runs.into_iter().enumerate() {
         assert_eq!(run.wait().success(), format!("up\nbox {n}"));
     }
-    no_machine(&launcher);
+    wait_until_none_runs(&launcher);
 }
 
 #[test]
@@ -97,10 +97,10 @@ fn a_killed_launcher_leaves_nothing_behind() {
     let before = files(&launcher);
     let mut run = launcher.shell(NO_OPTIONS, "echo up; sleep 1000").spawn();
     run.wait_for("up");
-    assert_eq!(machines(&launcher).len(), 1);
+    assert_eq!(box_processes(&launcher).len(), 1);
     run.signal(Signal::KILL);
     assert_eq!(run.wait().signal, Some(9));
-    no_machine(&launcher);
+    wait_until_none_runs(&launcher);
     wait_until("files of the box are left over", || files(&launcher) == before);
 }
 
@@ -114,8 +114,8 @@ fn a_killed_box_process_is_reported() {
     let before = files(&launcher);
     let mut run = launcher.shell(NO_OPTIONS, "echo up; sleep 1000").spawn();
     run.wait_for("up");
-    let machine = machines(&launcher)[0];
-    kill_process(machine, Signal::KILL).unwrap();
+    let process = box_processes(&launcher)[0];
+    kill_process(process, Signal::KILL).unwrap();
     run.wait().fails_with(&["ended unexpectedly", "killed"]);
     assert_eq!(files(&launcher), before);
 }
@@ -136,9 +136,9 @@ fn the_home_opens_after_any_process_was_killed() {
         if round % 2 == 0 {
             run.signal(Signal::KILL);
         } else {
-            for machine in machines(&launcher) {
+            for process in box_processes(&launcher) {
                 // It may have exited already.
-                let _ = kill_process(machine, Signal::KILL);
+                let _ = kill_process(process, Signal::KILL);
             }
         }
         let output = run.wait();
@@ -146,7 +146,7 @@ fn the_home_opens_after_any_process_was_killed() {
         assert!(expected, "round {round}: {output:?}");
         launcher.command(["image", "ls"]).output().success();
     }
-    no_machine(&launcher);
+    wait_until_none_runs(&launcher);
     assert_eq!(launcher.shell(NO_OPTIONS, "echo fine").output().success(), "fine");
     assert_eq!(files(&launcher), before);
 }
@@ -174,7 +174,7 @@ fn an_interrupted_disk_is_made_again() {
         let output = launcher.command(["run", &image, "cat", "/moment"]).output().success();
         assert!(output.starts_with(&moment.to_string()), "{output}");
     }
-    no_machine(&launcher);
+    wait_until_none_runs(&launcher);
     let unfinished: Vec<PathBuf> = files(&launcher)
         .into_iter()
         .filter(|path| path.starts_with(launcher.home().join("images")))
@@ -210,9 +210,9 @@ fn a_detached_box_inherits_nothing_from_its_launcher() {
         .output()
         .unwrap();
     assert!(made.status.success(), "{made:?}");
-    let machine = machines(&launcher)[0];
-    let has = inheritance(machine);
-    assert_eq!((&*has.cwd, has.session), ("/".as_ref(), machine.as_raw_nonzero().get()), "{has:?}");
+    let process = box_processes(&launcher)[0];
+    let has = inheritance(process);
+    assert_eq!((&*has.cwd, has.session), ("/".as_ref(), process.as_raw_nonzero().get()), "{has:?}");
     assert!(!has.holds(&folder.join("lock")) && !has.holds(&folder), "{has:?}");
     let log = |path: &PathBuf| path.ends_with("machine.log") || path.ends_with("null");
     let stdio = has.files.iter().filter(|(number, _)| (1..=2).contains(number));

@@ -12,9 +12,9 @@ use rustix::process::Pid;
 const END_LIMIT: Duration = Duration::from_secs(20);
 
 /// The processes of boxes of this home.
-pub(crate) fn machines(launcher: &Launcher) -> Vec<Pid> {
+pub(crate) fn box_processes(launcher: &Launcher) -> Vec<Pid> {
     let home = format!("BOXLITE_HOME={}", launcher.home().display());
-    let is_machine = |process: &Path| {
+    let is_box_process = |process: &Path| {
         let words = |file: &str| fs::read(process.join(file)).unwrap_or_default();
         let has =
             |file: &str, word: &str| words(file).split(|b| *b == 0).any(|w| w == word.as_bytes());
@@ -22,7 +22,7 @@ pub(crate) fn machines(launcher: &Launcher) -> Vec<Pid> {
     };
     let processes = fs::read_dir("/proc").unwrap().filter_map(|entry| Some(entry.ok()?.path()));
     processes
-        .filter(|process| is_machine(process))
+        .filter(|process| is_box_process(process))
         .filter_map(|process| Pid::from_raw(process.file_name()?.to_str()?.parse().ok()?))
         .collect()
 }
@@ -58,8 +58,8 @@ pub(crate) fn wait_until(what: &str, done: impl Fn() -> bool) {
 
 /// Waits until no process of a box is left, and fails the test after [`END_LIMIT`].
 #[track_caller]
-pub(crate) fn no_machine(launcher: &Launcher) {
-    wait_until("a box's process is left over", || machines(launcher).is_empty());
+pub(crate) fn wait_until_none_runs(launcher: &Launcher) {
+    wait_until("a box's process is left over", || box_processes(launcher).is_empty());
 }
 
 /// What a process may have inherited.

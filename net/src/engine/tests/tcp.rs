@@ -250,8 +250,8 @@ fn a_dns_query_is_answered_after_a_half_close() {
     let answer = received.iter().find(|segment| !segment.payload.is_empty()).unwrap();
     assert_eq!(answer.payload[2..6], [0, 7, 0x85, 0x80], "the query's ID, and no error");
     assert!(answer.payload.ends_with(&[192, 168, 127, 254]));
-    let received = answer.payload.len();
-    let ack = first.wrapping_add(received as u32);
+    let len = answer.payload.len();
+    let ack = first.wrapping_add(len as u32);
     rig.send_raw_to(gateway, TcpRepr { dst_port: 53, ..rig.segment(question.len() + 1, ack) });
     let fin = |all: &[Got]| all.iter().any(|segment| segment.control == TcpControl::Fin);
     assert!(fin(&received) || fin(&rig.wait_for(fin)));

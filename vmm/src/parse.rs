@@ -90,7 +90,7 @@ pub(crate) fn volume(text: &str) -> Result<Volume, String> {
 /// A signal's name or number. Returns its Linux number.
 pub(crate) fn signal(text: &str) -> Result<i32, String> {
     signals::parse(text)
-        .ok_or_else(|| "a signal is a name as SIGTERM or TERM, or a number from 1 to 64".into())
+        .ok_or_else(|| "a signal is a name, as in SIGTERM or TERM, or a number from 1 to 64".into())
 }
 
 /// A time: `10m` ago; `2026-01-31T12:00:00Z`; the same without a zone or a time of day, in local time; or seconds

@@ -1,4 +1,4 @@
-//! The client against agents made for it: honest, slow and hostile ones.
+//! The client against test agents: honest, slow and hostile ones.
 
 mod guest;
 mod hostile;
@@ -41,11 +41,11 @@ impl Agent {
     }
 
     async fn send_bytes(&mut self, bytes: &[u8]) {
-        // The client may have hung up on us already.
+        // The client may have closed the connection already.
         let _ = self.frames.io_mut().write_all(bytes).await;
     }
 
-    /// Serves until the client hangs up. Output that waits for credit waits.
+    /// Serves until the client closes the connection. Output waits for credit.
     async fn expect_hang_up(mut self) {
         while let Ok(Some(_)) = self.frames.next().await {}
     }
@@ -65,7 +65,7 @@ fn run<F: Future>(future: F) -> F::Output {
     runtime.block_on(limited).expect("nothing hangs")
 }
 
-/// A client and its agent, with the hellos exchanged.
+/// A client and its agent, after the exchange of hellos.
 async fn connected() -> (AgentClient, Agent) {
     let (ours, theirs) = tokio::io::duplex(1 << 20);
     let agent = async {
@@ -84,7 +84,7 @@ fn exec(stdin: bool) -> Exec {
     Exec { argv: vec![b"cat".to_vec()], stdin, ..Exec::default() }
 }
 
-/// Runs a command that the agent starts and `act`s as.
+/// Starts a command, whose part `act` plays for the agent.
 async fn running<F: Future<Output = Agent>>(
     stdin: bool,
     act: impl FnOnce(Agent, u32) -> F,
@@ -211,7 +211,7 @@ fn a_detached_command_keeps_its_input_and_its_outputs() {
         let mut handle = handle.unwrap();
         handle.stdin.take().unwrap().leave_all();
         drop(handle);
-        // Whoever shares a command knows that this is not meant.
+        // The process that shares the command among its clients ignores this.
         let kill = agent.next().await.unwrap();
         assert_eq!(kill.decode::<Control>().unwrap(), Control::Kill);
         assert!(agent.next().await.is_none());
@@ -227,7 +227,7 @@ fn an_abandoned_exec_is_killed_before_it_started() {
         let (stream, _) = agent.request().await;
         let kill = agent.next().await.unwrap();
         assert_eq!((kill.stream, kill.decode::<Control>().unwrap()), (stream, Control::Kill));
-        // Its late answers harm nobody.
+        // Its late answers are harmless.
         agent.send(Response::Started { pid: 1 }.frame(stream)).await;
         agent.send(Frame::data(stream, Channel::Stdout, vec![0; MAX_DATA])).await;
         agent.send(Response::Exited(ExitStatus::Signal(9)).frame(stream)).await;
@@ -296,7 +296,7 @@ async fn cat(mut agent: Agent, limit: usize) {
     }
 }
 
-/// Bytes that are different everywhere.
+/// Bytes without repetitions.
 fn noise(seed: u32, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(2_654_435_761) | 1;
     (0..len)
@@ -339,7 +339,7 @@ fn many_streams_share_a_connection_and_a_slow_one_blocks_no_other() {
         for seed in 0..32 {
             tasks.spawn(through_cat(client.clone(), noise(seed, 2 << 20), seed == 7));
         }
-        // A stream whose output nobody reads at all.
+        // A stream whose output is never read.
         let mut stuck = client.exec(exec(true)).await.unwrap();
         let mut stdin = stuck.stdin.take().unwrap();
         let stuck_write = async { stdin.write_all(&noise(99, 4 << 20)).await };
@@ -418,7 +418,7 @@ fn a_layer_that_cannot_be_read_is_never_ended() {
     });
 }
 
-/// A reader that fails after some bytes.
+/// A reader that fails after a few bytes.
 fn tokio_test_reader() -> impl AsyncRead + Unpin {
     struct Broken(bool);
     impl AsyncRead for Broken {
@@ -472,7 +472,7 @@ fn early_events_are_kept_and_a_fatal_one_explains_the_loss() {
         }
         assert_eq!(all.len(), 64);
         assert_eq!(all[62], Event::Stage(Stage::Ready));
-        // And so does everything later.
+        // And so do all later requests.
         assert!(matches!(client.exec(exec(false)).await, Err(Error::Lost(_))));
     });
 }
@@ -511,7 +511,7 @@ fn a_request_that_does_not_fit_is_refused_here() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// However the bytes are cut, the frames come out whole.
+    /// The frames are the same however the bytes are split.
     #[test]
     fn frames_survive_any_cut(
         bodies in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..5000), 1..20),

@@ -1,4 +1,4 @@
-//! Trees that go through a tar and come out again, and the tars of hostile guests.
+//! Trees that are packed and unpacked again, and tars of hostile guests.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -22,14 +22,14 @@ use super::*;
 fn tar_of(from: &Path, archive: bool) -> (Vec<u8>, Copied) {
     let source = Source::find(from, false).unwrap();
     let mut tar = Vec::new();
-    // As the agent names what has no name.
+    // The agent's name for a source without one.
     let name = source.name.clone().unwrap_or_else(|| b".".to_vec());
     let packing = Packing { name: Some(name), archive };
     let copied = pack(&source, &packing, &mut tar).unwrap();
     (tar, copied)
 }
 
-/// Copies as if a box were in between.
+/// Packs and unpacks, as a copy through a box does.
 fn transfer(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<Copied> {
     let source = Source::find(from.as_ref(), false)?;
     let target = target(to.as_ref(), source.is_dir, source.name.clone(), Ownership::Caller)?;
@@ -37,7 +37,7 @@ fn transfer(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<Copied> {
     unpack(target, &tar[..]).map_err(unpack_error)
 }
 
-/// Unpacks a tar that was asked for as `asked`, into a directory.
+/// Unpacks a tar of the path `asked` into a directory.
 fn unpack_into(dir: &Path, asked: Option<&str>, tar: &[u8]) -> Result<Copied, UnpackError> {
     let asked = asked.map(|name| name.as_bytes().to_vec());
     unpack(target(dir, true, asked, Ownership::Caller).unwrap(), tar)
@@ -79,7 +79,7 @@ fn tar(items: &[Item]) -> Vec<u8> {
     tar
 }
 
-/// What is in a directory: of each name its type and mode, what it has or says, and when it was changed.
+/// The content of a directory: the type, mode, content and modification time of each name.
 fn snapshot(dir: &Path) -> BTreeMap<Vec<u8>, (u32, Vec<u8>, i64, i64)> {
     let mut all = BTreeMap::new();
     let mut waiting = vec![dir.to_owned()];
@@ -235,7 +235,7 @@ fn other_programs_read_it() {
     assert!(child.wait().unwrap().success());
     let without_links = |dir: &Path| {
         let mut all = snapshot(dir);
-        // GNU tar sets no fraction of a second on a symlink in every version.
+        // Some versions of GNU tar drop the fraction of a second of a symlink.
         all.remove(&b"link"[..]);
         all
     };
@@ -264,11 +264,11 @@ fn destinations_follow_docker() {
     transfer(path("tree/."), path("fresh/")).unwrap();
     assert_eq!(fs::read(path("fresh/sub/file")).unwrap(), b"new");
 
-    // Through a symlink at the end, also one to nothing yet.
+    // Through a symlink at the end, also a dangling one.
     symlink("pointed-at", path("pointer")).unwrap();
     transfer(path("file"), path("pointer")).unwrap();
     assert!(path("pointer").is_symlink() && fs::read(path("pointed-at")).unwrap() == b"file");
-    // The link itself, where it is the source.
+    // The symlink itself, if it is the source.
     transfer(path("to-there"), path("link-copy")).unwrap();
     assert_eq!(path("link-copy").read_link().unwrap(), Path::new("there"));
 
@@ -278,7 +278,7 @@ fn destinations_follow_docker() {
     assert_eq!(kind("nothing", "there"), crate::ErrorKind::NotFound);
     assert_eq!(kind("tree", "file"), crate::ErrorKind::Invalid);
     assert_eq!(kind("file/", "there"), crate::ErrorKind::Storage);
-    // In the place of the file is a directory by now, and the other way around.
+    // A directory has replaced the file, and a file the directory.
     fs::create_dir(path("there/renamed")).unwrap();
     assert_eq!(kind("renamed", "there"), crate::ErrorKind::Invalid);
     fs::write(path("fresh/tree"), b"").unwrap();
@@ -318,7 +318,7 @@ fn an_incomplete_file_never_has_its_name() {
     }
 }
 
-/// A destination with something beside it that must stay as it is.
+/// A destination, and files beside it that must not change.
 fn playground() -> (TempDir, PathBuf) {
     let dir = tempdir().unwrap();
     let to = dir.path().join("to");
@@ -331,7 +331,7 @@ fn playground() -> (TempDir, PathBuf) {
     (dir, to)
 }
 
-/// All but the destination.
+/// All files but the destination.
 fn outside(dir: &TempDir) -> BTreeMap<Vec<u8>, (u32, Vec<u8>, i64, i64)> {
     let mut all = snapshot(dir.path());
     all.retain(|name, _| !name.starts_with(b"to/") && *name != b"to" && !name.is_empty());
@@ -363,7 +363,7 @@ fn hostile_tars_are_refused() {
     refused(&[item(Directory, "out", "")]);
     refused(&[item(Regular, "a", "")]);
     refused(&[item(Regular, ".", "")]);
-    // Names beside the one that was asked for.
+    // Names beside the requested one.
     for name in [".bashrc", "askedd", "../asked", "."] {
         let tar = tar(&[item(Regular, name, "")]);
         assert!(unpack_into(&to, Some("asked"), &tar).is_err(), "{name}");
@@ -436,7 +436,7 @@ proptest! {
     ) {
         let (dir, to) = playground();
         let before = outside(&dir);
-        // One entry that is refused ends a tar; so each is tried on what the others left.
+        // A refused entry ends a tar, so each entry is tried in a tar of its own, on the result of the others.
         for item in &items {
             let _ = unpack_into(&to, asked.as_deref(), &tar(std::slice::from_ref(item)));
         }

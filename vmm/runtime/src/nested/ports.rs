@@ -177,7 +177,7 @@ mod tests {
 
     use super::*;
 
-    /// A QEMU that forwards nothing, and knows what it was commands.
+    /// A QEMU that forwards nothing, and records its commands.
     async fn qemu(commands: Arc<Mutex<Vec<String>>>) -> Monitor {
         let (ours, theirs) = tokio::net::UnixStream::pair().unwrap();
         tokio::spawn(async move {

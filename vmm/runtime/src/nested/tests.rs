@@ -1,5 +1,5 @@
-//! The router between an agent and launchers made for it: two launchers share a link, one that does
-//! not read holds nobody up, and what a launcher leaves behind is killed.
+//! The router between a test agent and test launchers: two launchers share a link, a launcher that does not read does
+//! not block the other, and the commands of a lost launcher are killed.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -39,7 +39,7 @@ impl Agent {
         self.frames.io_mut().write_all(&frame.to_bytes()).await.unwrap();
     }
 
-    /// The next exec's stream and program; it is started.
+    /// Starts the next exec. Returns its stream and program.
     async fn start(&mut self) -> (u32, String) {
         let frame = self.next().await;
         let Request::Exec(exec) = frame.decode().unwrap() else { panic!("{frame:?}") };
@@ -48,7 +48,7 @@ impl Agent {
     }
 }
 
-/// A router whose agent has said hello.
+/// A router after the agent's hello.
 async fn routed() -> (Arc<Router>, Agent) {
     let (host, guest) = duplex(1 << 16);
     let agent = async {
@@ -156,7 +156,7 @@ fn a_launcher_that_does_not_read_blocks_no_other() {
 fn commands_of_a_lost_launcher_are_killed_and_their_output_dropped() {
     run(async {
         let (router, mut agent) = routed().await;
-        // As if it were killed: nothing is said, the connection ends.
+        // As if killed: the connection ends without a message.
         let (mut ours, theirs) = duplex(1 << 16);
         let serving = Arc::clone(&router);
         tokio::spawn(async move { serving.serve(theirs).await });
@@ -171,7 +171,7 @@ fn commands_of_a_lost_launcher_are_killed_and_their_output_dropped() {
         assert_eq!(agent.next().await, Frame::end(stream, Channel::Stderr));
         agent.send(Frame::data(stream, Channel::Stdout, b"late".as_slice())).await;
         agent.send(Response::Exited(ExitStatus::Signal(9)).frame(stream)).await;
-        // And the link still serves.
+        // The link still works.
         let client = launcher(&router).await;
         let answer = async {
             let ping = agent.next().await;

@@ -68,7 +68,7 @@ impl BoxOptions {
             });
         }
         problems.unless(!self.ready_timeout.is_zero(), BoxOption::ReadyTimeout, || {
-            "0 s: no box boots in no time".into()
+            "must be longer than 0 s".into()
         });
         if let Some(name) = &self.name {
             problems.unless(is_name(name), BoxOption::Name, || bad_name(name));
@@ -79,24 +79,24 @@ impl BoxOptions {
         for (name, value) in &self.env {
             let good = !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0');
             problems.unless(good, BoxOption::Env, || {
-                format!("{name:?}: a variable's name is not empty and holds no '='")
+                format!("{name:?}: a variable's name must not be empty or contain '='")
             });
         }
         if let Some(dir) = &self.working_dir {
             problems.unless(is_absolute(dir), BoxOption::WorkingDir, || {
-                format!("{dir:?}: the working directory is an absolute path")
+                format!("{dir:?}: the working directory must be an absolute path")
             });
         }
         if let Some(signal) = &self.stop_signal {
             problems.unless(signals::parse(signal).is_some(), BoxOption::StopSignal, || {
-                format!("{signal:?}: a signal is a name as SIGTERM, or a number from 1 to 64")
+                format!("{signal:?}: a signal is a name, as in SIGTERM, or a number from 1 to 64")
             });
         }
         let words = [&self.entrypoint, &self.cmd].into_iter().flatten().flatten();
         problems.unless(
             words.clone().all(|word| !word.contains('\0')),
             BoxOption::Entrypoint,
-            || "no word of a command can hold a zero byte".into(),
+            || "a word of a command must not contain a zero byte".into(),
         );
     }
 
@@ -110,7 +110,7 @@ impl BoxOptions {
         for (key, value) in &self.labels {
             let good = !key.is_empty() && !key.contains(['=', '\0']) && !value.contains('\0');
             problems.unless(good, BoxOption::Labels, || {
-                format!("{key:?}: a label's key is not empty and holds no '='")
+                format!("{key:?}: a label's key must not be empty or contain '='")
             });
         }
         self.check_health(problems);
@@ -140,11 +140,11 @@ impl BoxOptions {
         ];
         for (option, own, changed) in times {
             let good = [own, changed].into_iter().flatten().all(|time| time >= MIN_HEALTH_TIME);
-            problems.unless(good, option, || "is at least 1 ms".into());
+            problems.unless(good, option, || "must be at least 1 ms".into());
         }
         let retries = [own.map(|check| check.retries), changes.retries];
         let good = retries.into_iter().flatten().all(|retries| retries > 0);
-        problems.unless(good, BoxOption::HealthRetries, || "0: is at least 1".into());
+        problems.unless(good, BoxOption::HealthRetries, || "0: must be at least 1".into());
     }
 
     fn check_surroundings(&self, problems: &mut Problems) {
@@ -170,7 +170,7 @@ impl BoxOptions {
             [(BoxOption::NetworkLimitDown, limit_down), (BoxOption::NetworkLimitUp, limit_up)]
         {
             problems.unless(limit.is_none_or(|limit| limit >= MIN_RATE), option, || {
-                format!("is at least {MIN_RATE} bytes a second")
+                format!("must be at least {MIN_RATE} bytes per second")
             });
         }
         for (n, port) in self.ports.iter().enumerate() {
@@ -180,7 +180,10 @@ impl BoxOptions {
             };
             let twice = self.ports.iter().take(n).any(same);
             problems.unless(!twice, BoxOption::Ports, || {
-                format!("{}/{}: a port leads to one place only", port.host, port.protocol)
+                format!(
+                    "{}/{}: a port of the host can be published only once",
+                    port.host, port.protocol
+                )
             });
         }
         let unused = [

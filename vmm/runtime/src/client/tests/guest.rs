@@ -1,4 +1,4 @@
-//! What is asked of a guest beside commands that are waited for.
+//! Requests to a guest other than commands that are awaited.
 
 use boxlite_proto::guest::{
     CopyIn, CopyOut, ExecCounts, FileKind, FileStat, GuestMetrics, MAX_COMMAND, MAX_LINK, MAX_NAME,
@@ -7,7 +7,7 @@ use boxlite_proto::guest::{
 
 use super::*;
 
-/// Answers the next request with each of these frames' makers.
+/// Answers the next request with the frames of these functions.
 async fn answer(agent: &mut Agent, response: Response) -> Request {
     let (stream, request) = agent.request().await;
     agent.send(response.frame(stream)).await;
@@ -97,7 +97,7 @@ fn an_archive_is_complete_only_after_the_guests_answer() {
         let (client, mut agent) = connected().await;
         let tar = noise(3, 600_000);
         let serve = async {
-            // Whole, under flow control.
+            // Complete, under flow control.
             let (stream, request) = agent.request().await;
             assert!(matches!(request, Request::CopyOut(_)));
             let mut credit = WINDOW as usize;
@@ -120,7 +120,7 @@ fn an_archive_is_complete_only_after_the_guests_answer() {
             };
             agent.send(Frame::data(stream, Channel::Stdout, &tar[..1000])).await;
             agent.send(failed(FailureKind::Other).frame(stream)).await;
-            // Not there at all.
+            // Without data.
             let (stream, _) = agent.request().await;
             agent.send(failed(FailureKind::NoSuchPath).frame(stream)).await;
         };

@@ -40,7 +40,7 @@ fn malformed_greetings_are_refused() {
     }
 }
 
-/// What a hostile agent sends on the stream of a running command, and what the client says of it.
+/// Frames of a hostile agent on the stream of a running command, each with the client's error.
 #[test]
 fn hostile_frames_end_the_connection() {
     let header = |len: u32, stream: u32, kind: u8| {

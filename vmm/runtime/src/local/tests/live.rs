@@ -1,5 +1,4 @@
-//! Boxes that live, as far as their folders say: their process is a stand-in, and their agent does
-//! what the test says.
+//! Boxes that are live according to their folders, with a fake process and a scripted agent.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
@@ -20,7 +19,7 @@ use crate::local::home::{BoxFolder, CONTROL_SOCKET, VSOCK_SOCKET};
 use crate::local::*;
 use crate::{BoxHandle, BoxState, FailureReason};
 
-/// Longer than anything takes that happens at all.
+/// A timeout that only a hang reaches.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A box whose process is a `sleep` that holds its lock.
@@ -51,22 +50,22 @@ impl LiveBox {
         BoxHandle::new(Host::new(Serving::Local(self.local.clone())), self.config.clone())
     }
 
-    /// Its process dies.
+    /// Kills the process.
     fn end(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
     }
 
-    /// It has a process again.
+    /// Starts a new process.
     fn begin(&mut self) {
         self.process = begin(&self.local.home.folder(&self.config.id));
     }
 }
 
-/// The process of a box that says that it runs.
+/// Starts the process of a box, with the status of a running one.
 fn begin(folder: &BoxFolder) -> Child {
     let lock = loop {
-        // Somebody who only looks has it shortly.
+        // A caller that tests the lock holds it for a moment.
         match folder.lock().unwrap() {
             Some(lock) => break lock,
             None => std::thread::yield_now(),
@@ -78,7 +77,7 @@ fn begin(folder: &BoxFolder) -> Child {
     process
 }
 
-/// Answers once that the box is about to end, and tells that it was asked to.
+/// Answers one request with the end of the box, and reports that the request came.
 fn promise_an_end(control: &UnixListener) -> std::sync::mpsc::Receiver<()> {
     let control = control.try_clone().unwrap();
     let (sender, asked) = std::sync::mpsc::channel();
@@ -98,7 +97,7 @@ impl Drop for LiveBox {
     }
 }
 
-/// How far the guest gets before it hangs.
+/// The point at which the guest hangs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Hangs {
     AtOnce,
@@ -106,7 +105,7 @@ enum Hangs {
     Greeted,
 }
 
-/// Serves one connection so far, and tells when the guest hangs.
+/// Serves one connection up to that point, and reports when the guest hangs.
 fn serve(vsock: &UnixListener, hangs: Hangs) -> std::sync::mpsc::Receiver<impl Sized + use<>> {
     let vsock = vsock.try_clone().unwrap();
     let (sender, told) = std::sync::mpsc::channel();
@@ -134,7 +133,7 @@ async fn a_hanging_guest_blocks_no_command_beyond_its_timeout() {
         let live = LiveBox::new();
         let sandbox = live.handle();
         let told = serve(&live.vsock, hangs);
-        // Somebody waits for as long as it takes.
+        // A caller without a timeout waits.
         let patient = sandbox.clone();
         let patient = tokio::spawn(async move { patient.exec(["true"]).output().await });
         let client = tokio::task::spawn_blocking(move || told.recv().unwrap()).await.unwrap();
@@ -145,7 +144,7 @@ async fn a_hanging_guest_blocks_no_command_beyond_its_timeout() {
             assert_eq!(result.unwrap_err().kind(), ErrorKind::CommandTimeout, "{hangs:?}");
         }
         assert!(!patient.is_finished(), "{hangs:?}");
-        // All have used one connection.
+        // All callers share one connection.
         live.vsock.set_nonblocking(true).unwrap();
         assert_eq!(live.vsock.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
         drop(client);
@@ -161,7 +160,7 @@ async fn many_callers_can_wait_for_a_box_without_its_process() {
         let sandbox = live.handle();
         waiters.spawn(async move { sandbox.wait().await });
     }
-    // They look more often than this, if they look at all.
+    // A caller that polled would do so more often than this.
     let early = tokio::time::timeout(Duration::from_millis(300), waiters.join_next()).await;
     assert!(early.is_err(), "{early:?}");
     live.end();
@@ -179,7 +178,7 @@ async fn many_callers_can_wait_for_a_box_without_its_process() {
 async fn waiting_for_a_box_that_removes_itself_returns_how_it_ended() {
     for (kind, state, code) in [
         (EventKind::Stopped { code: Some(7) }, BoxState::Stopped, Some(7)),
-        // It has no main command that could have been killed.
+        // There is no main command that could have been killed.
         (EventKind::Stopped { code: None }, BoxState::Stopped, None),
         (
             EventKind::Failed { reason: "broken".into() },
@@ -189,7 +188,7 @@ async fn waiting_for_a_box_that_removes_itself_returns_how_it_ended() {
     ] {
         let mut live = LiveBox::new();
         let (local, id) = (live.local.clone(), live.config.id.clone());
-        // An end of another life is none of this one's.
+        // The end of an earlier run does not count.
         local.note(&id, EventKind::Stopped { code: Some(1) });
         let before = local.before_end(&id).await.unwrap();
         local.note(&id, kind);
@@ -226,7 +225,7 @@ async fn a_box_that_is_started_while_it_is_removed_is_removed_all_the_same() {
     let mut live = LiveBox::new();
     live.end();
     let (local, id) = (live.local.clone(), live.config.id.clone());
-    // The remover has looked, and found a box that does not live, when it asks for this.
+    // At this request, the remover has already found that the box is not live.
     let guard = live.local.home.lock_boxes().unwrap();
     let remover = tokio::spawn(async move { local.remove(&id, true).await });
     tokio::time::sleep(Duration::from_millis(100)).await;

@@ -1,4 +1,4 @@
-//! What needs more of a home than one module: boxes that live, a model of the home, and losses of power.
+//! Tests of more than one module: live boxes, a model of the home, and power failures.
 
 mod live;
 mod model;

@@ -1,5 +1,5 @@
-//! The home against a model of it: any sequence of making, renaming, removing, starting and ending
-//! boxes, with a crash between any two steps of each, leaves a home that opens and has the boxes that it should.
+//! The home against a model: after any sequence of creating, renaming, removing, starting and stopping boxes, with a
+//! crash between any two steps, the home opens and has the expected boxes.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -12,15 +12,15 @@ use serde_json::json;
 use crate::local::*;
 use crate::{BoxOptions, BoxState, FailureReason};
 
-/// What is done to the home. Numbers choose a name, or one of the boxes that there are.
+/// An operation on the home. Numbers choose a name, or one of the existing boxes.
 #[derive(Clone, Debug)]
 enum Step {
     Make(u8),
-    /// The process dies before the folder has its place.
+    /// The process dies before the folder has its final name.
     MakeAndCrashEarly(u8),
-    /// The process dies when the folder has its place, and the database was lost with it.
+    /// The process dies when the folder has its final name, and the database is lost.
     MakeAndCrashLate(u8),
-    /// The process dies when the box is there that was to remove itself; a loss of power may take its config.
+    /// The process dies after it has created a box that removes itself. A power failure may lose the box's config.
     MakeThrowAwayAndCrash(u8, bool),
     Rename(u8, u8),
     /// The process dies when the database has the new name and the folder the old one.
@@ -28,11 +28,11 @@ enum Step {
     /// The process dies when a file is about to replace another one.
     ReplaceAndCrash(u8),
     Remove(u8),
-    /// The process dies when the folder is out of its place.
+    /// The process dies when the folder has its name for removal.
     RemoveAndCrash(u8),
-    /// A process has the box's lock and says that it runs.
+    /// A process takes the box's lock and records that the box runs.
     Start(u8),
-    /// That process says how it ends, and does.
+    /// That process records an end and exits.
     End(u8),
     /// That process dies.
     Die(u8),
@@ -60,18 +60,18 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 1..24)
 }
 
-/// A home, and what should be in it.
+/// A home with its expected content.
 struct World {
     dir: tempfile::TempDir,
     local: Local,
     /// Name and state of each box, by its ID.
     model: BTreeMap<String, (String, BoxState)>,
-    /// The locks of processes that run.
+    /// The locks of running processes.
     locks: HashMap<String, File>,
     made: u32,
 }
 
-/// A home of its own in `dir`, without guest files.
+/// Opens a home in `dir`, without guest files.
 pub(super) fn open(dir: &std::path::Path) -> Local {
     let manifest = json!({
         "format": 1, "arch": "x86_64", "kernel_release": "", "agent_version": "",
@@ -89,7 +89,7 @@ pub(super) fn open(dir: &std::path::Path) -> Local {
     Local::open(home, guest, path).unwrap()
 }
 
-/// The box of this number, with the name of that.
+/// Options of a box with the name of this number.
 pub(super) fn config(number: u32, name: u8) -> BoxConfig {
     BoxConfig {
         id: format!("{number:032x}"),
@@ -113,7 +113,7 @@ impl World {
         self.local = open(self.dir.path());
     }
 
-    /// One of the boxes, if there is one.
+    /// One of the existing boxes.
     fn pick(&self, which: u8) -> Option<String> {
         let ids: Vec<&String> = self.model.keys().collect();
         ids.get(usize::from(which) % ids.len().max(1)).map(|id| (*id).clone())
@@ -187,7 +187,7 @@ impl World {
             }
             Step::RenameAndCrash(which, name) => {
                 let Some(id) = self.pick(which) else { return };
-                // Unless it is taken.
+                // Unless the name is taken.
                 let _ = self.local.store.rename(&id, &format!("name-{name}"));
                 self.reopen();
             }
@@ -277,7 +277,7 @@ fn a_box_that_removes_itself_stays_until_it_has_run_unless_its_creator_exits() {
     world.local.made().clear();
     world.reopen();
     assert_eq!(ids(&world), [&*created]);
-    // It runs: it lives, or removes itself.
+    // A box that has run: it is live, or removes itself.
     let lock = world.local.home.folder(&created).lock().unwrap().unwrap();
     world.write(&created, &Status::starting());
     world.reopen();
@@ -297,7 +297,7 @@ proptest! {
             world.step(step);
             world.check();
         }
-        // Nothing is left over that has no box.
+        // There are no leftovers without a box.
         world.reopen();
         world.check();
         let boxes = std::fs::read_dir(world.dir.path().join("home/boxes")).unwrap();

@@ -1,5 +1,5 @@
-//! A loss of power between any two syncs of whatever changes the home: the home opens, each box is there whole or
-//! not at all, and what was answered stays so. The database may have lost its last changes, or all of them.
+//! A power failure between any two syncs of each operation on the home: the home opens, each box exists completely or
+//! not at all, and acknowledged operations persist. The database may have lost its last changes, or all of them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,7 +16,7 @@ use crate::local::*;
 
 const BASE_BYTES: [u8; 1024] = [7; 1024];
 
-/// A home on a disk that can lose its power.
+/// A home on a disk with simulated power failures.
 struct Lab {
     dir: tempfile::TempDir,
     local: Local,
@@ -24,7 +24,7 @@ struct Lab {
 
 type Database = Vec<(&'static str, Vec<u8>)>;
 
-/// What a home has after a loss of power: the names of its boxes by their IDs.
+/// The content of a home after a power failure: the names of its boxes by ID.
 type Names = BTreeMap<String, String>;
 
 impl Lab {
@@ -53,7 +53,7 @@ impl Lab {
         self.dir.path().join("home")
     }
 
-    /// All that a loss of power during `act` may leave, and all that it may leave afterwards.
+    /// All states that a power failure during `act` may leave, and those that one afterwards may leave.
     fn replay(&self, act: impl FnOnce()) -> (Vec<Names>, Vec<Names>) {
         let past = database(&self.home());
         let watch = Watch::begin(self.dir.path());
@@ -92,7 +92,7 @@ fn disks(home: &Path) -> BTreeMap<String, Vec<u8>> {
         .collect()
 }
 
-/// Opens the home of a cut, and checks that each box is whole and nothing else is there.
+/// Opens the home of a cut, and checks that each box is complete and there is nothing else.
 fn open_after(cut: &Cut, database: &Database, disks: &BTreeMap<String, Vec<u8>>) -> Names {
     let home = cut.path().join("home");
     fs::create_dir_all(&home).unwrap();
@@ -117,7 +117,7 @@ fn open_after(cut: &Cut, database: &Database, disks: &BTreeMap<String, Vec<u8>>)
         let folder = local.home.folder(id);
         assert_eq!(fs::read(folder.file(BASE)).unwrap(), BASE_BYTES, "{}", cut.moment);
         let disk = fs::read(folder.file(DISK)).unwrap();
-        // A box that was removed since has no other to compare with.
+        // A box that was removed since has no counterpart to compare with.
         assert!(disks.get(id).is_none_or(|whole| *whole == disk), "{}", cut.moment);
         assert!(!disk.is_empty(), "{}", cut.moment);
     }
@@ -221,7 +221,7 @@ fn a_disk_in_use_is_never_taken_for_clean() {
         };
         cuts.iter().map(read).collect()
     };
-    // The first start, then one after an end in order.
+    // The first start, then one after an orderly end.
     for before in [None, Some(ended.clone())] {
         if let Some(status) = before {
             status.write(folder.path(), Durability::Power).unwrap();
@@ -235,7 +235,7 @@ fn a_disk_in_use_is_never_taken_for_clean() {
         let after = statuses(after);
         assert!(after.iter().all(|cut_off| *cut_off == Some(true)), "{after:?}");
     }
-    // Its end: the status may not be there before what the guest wrote is.
+    // The end: the status must not be on disk before the guest's data.
     ended.write(folder.path(), Durability::Power).unwrap();
     assert!(!Status::read(folder.path()).unwrap().unwrap().was_cut_off());
     let old = br#"{"phase":"Ended","pid":1,"started_ms":0,"stages":[],"main_pid":null,"restarts":0,
@@ -249,7 +249,7 @@ fn a_disk_in_use_is_never_taken_for_clean() {
 fn a_folder_that_cannot_be_read_now_is_not_touched() {
     let dir = tempfile::tempdir().unwrap();
     let local = open(dir.path());
-    // Other than after a loss of power, there is something, and it cannot be read.
+    // Unlike after a power failure, the file has content that cannot be read.
     let unreadable = local.home.folder(&format!("{:032x}", 7));
     fs::create_dir_all(unreadable.file(CONFIG)).unwrap();
     let empty = local.home.folder(&format!("{:032x}", 8));

@@ -1,7 +1,7 @@
 //! PID 1 of the guest.
 //!
 //! The agent boots the guest in one of three [roles](boxlite_proto::boot::Role), then serves the
-//! host until it is told to shut down:
+//! host until a shutdown request:
 //!
 //! ```text
 //!  boot ───── mounts, disk, host name and /etc, network: once, in order

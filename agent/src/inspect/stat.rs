@@ -11,7 +11,7 @@ use boxlite_proto::archive::name::shown;
 
 /// Reads the metadata of a file.
 pub(crate) fn stat(request: &Stat) -> Result<FileStat, Failure> {
-    let failed = |errno| path_failure("look at", &request.path, errno);
+    let failed = |errno| path_failure("inspect", &request.path, errno);
     let path = from_root(&request.path).map_err(failed)?;
     let flags = if request.follow { AtFlags::empty() } else { AtFlags::SYMLINK_NOFOLLOW };
     let stat = statat(CWD, &path, flags).map_err(failed)?;

@@ -148,7 +148,7 @@ impl<W: Write> Walk<'_, W> {
             let stat = match statat(CWD, name, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) => stat,
                 Err(Errno::NOENT) => continue,
-                Err(errno) => return Err(cannot("look at", &name_in_tar)(errno)),
+                Err(errno) => return Err(cannot("inspect", &name_in_tar)(errno)),
             };
             let path = [&directory.path, &b"/"[..], name].concat();
             self.add_at(name, path, name_in_tar, &stat)?;

@@ -109,7 +109,7 @@ impl Server {
         Ok(())
     }
 
-    /// Serves a connection, which must be non-blocking. Above [`MAX_CONNECTIONS`], it gets an error and is
+    /// Serves a connection, which must be non-blocking. Above `MAX_CONNECTIONS`, it gets an error and is
     /// closed.
     pub fn connect(&mut self, fd: OwnedFd) -> io::Result<()> {
         if self.connections.len() < MAX_CONNECTIONS {

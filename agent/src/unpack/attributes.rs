@@ -50,7 +50,7 @@ pub(super) fn remove_inherited_acls(name: &[u8]) -> Result<(), Problem> {
 fn removed(result: io::Result<()>) -> Result<(), Problem> {
     match result {
         Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
-        Err(errno) => Err(cannot("take an inherited access control list from it")(errno)),
+        Err(errno) => Err(cannot("remove its inherited access control list")(errno)),
     }
 }
 

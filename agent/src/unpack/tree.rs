@@ -373,7 +373,7 @@ impl Tree {
             Ok(()) => true,
             Err(Errno::EXIST) => {
                 let stat = statat(&parent.fd, name, AtFlags::SYMLINK_NOFOLLOW)
-                    .map_err(cannot("look at what is in its place"))?;
+                    .map_err(cannot("inspect the existing entry"))?;
                 let merged = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
                 if !merged {
                     self.create(name, "make the directory", make)?;
@@ -533,10 +533,10 @@ fn remove_for_copy(dir: &OwnedFd, name: &[u8]) -> Result<(), Problem> {
     };
     match removed {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(Errno::NOTEMPTY) => {
-            Err(Problem::bad("in its place is a directory that is not empty; remove that first"))
-        }
-        Err(errno) => Err(cannot("remove what is in its place")(errno)),
+        Err(Errno::NOTEMPTY) => Err(Problem::bad(
+            "it would replace a directory that is not empty; remove the directory first",
+        )),
+        Err(errno) => Err(cannot("remove the existing entry")(errno)),
     }
 }
 
@@ -563,7 +563,7 @@ fn write_sparse<R: BufRead>(
     map: &SparseMap,
     archive: &mut Archive<R>,
 ) -> Result<(), Problem> {
-    ftruncate(file, map.size).map_err(cannot("give it its size"))?;
+    ftruncate(file, map.size).map_err(cannot("set its size"))?;
     for piece in &map.pieces {
         let mut offset = piece.offset;
         archive.data(piece.len, |mut data| {

@@ -105,7 +105,7 @@ fn remove_at_depth(
     depth: usize,
 ) -> Result<(), Problem> {
     let kept = keep.is_some_and(|own| own.contains(dir.ino, name));
-    let what = cannot("remove what a lower layer left");
+    let what = cannot("remove an entry of a lower layer");
     if !kept {
         match unlinkat(dir.fd, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => return Ok(()),
@@ -139,7 +139,7 @@ fn remove_content_at_depth(
 ) -> Result<(), Problem> {
     if depth > MAX_DEPTH {
         return Err(Problem::bad(format!(
-            "what it replaces or removes is nested more than {MAX_DEPTH} directories deep"
+            "it replaces or removes directories that are nested more than {MAX_DEPTH} deep"
         )));
     }
     let what = cannot("read a directory of a lower layer");

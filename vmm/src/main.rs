@@ -15,6 +15,7 @@ mod human;
 mod options;
 mod out;
 mod parse;
+mod pcap;
 mod progress;
 mod size;
 mod stand_in;

@@ -71,9 +71,18 @@ pub fn capture<W: Write>(mut file: W, options: CaptureOptions) -> io::Result<(Ca
     Ok((Capture(Arc::new(source)), Writer { shared, file, max_bytes: options.max_bytes }))
 }
 
-/// A capture that links can take part in. It ends when the last clone is dropped.
+/// A capture that links can take part in. It ends with [`Capture::stop`], or when the last clone is
+/// dropped.
 #[derive(Clone)]
 pub struct Capture(Arc<Source>);
+
+impl Capture {
+    /// Ends the capture: later frames are not stored. [`Writer::run`] returns once the earlier ones are
+    /// in the file.
+    pub fn stop(&self) {
+        self.0.end();
+    }
+}
 
 struct Source {
     shared: Arc<Shared>,
@@ -101,7 +110,7 @@ enum Phase {
     Capturing,
     /// The file has reached its limit.
     Full,
-    /// There are no links left, or there is no writer.
+    /// The capture was stopped, there are no links left, or there is no writer.
     Ended,
 }
 
@@ -122,11 +131,15 @@ impl Shared {
 
 impl Drop for Source {
     fn drop(&mut self) {
-        self.shared.stop(self.shared.lock(), Phase::Ended);
+        self.end();
     }
 }
 
 impl Source {
+    fn end(&self) {
+        self.shared.stop(self.shared.lock(), Phase::Ended);
+    }
+
     /// Stores a frame, given in pieces.
     fn record(&self, frame: &[IoSlice<'_>]) {
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

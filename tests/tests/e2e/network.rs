@@ -348,3 +348,102 @@ fn rules_match_networks_and_rates_are_limited() {
     assert_eq!(bytes.trim(), "300000");
     assert!(took > Some(2.0), "{took:?} s");
 }
+
+/// A segment of TCP over IPv4.
+struct Segment<'a> {
+    from: u16,
+    to: u16,
+    /// SYN and ACK of its flags.
+    syn: bool,
+    ack: bool,
+    payload: &'a [u8],
+}
+
+/// The frames in a capture file, whose header is checked.
+#[track_caller]
+fn frames(file: &[u8]) -> Vec<&[u8]> {
+    let number = |at: usize| u32::from_ne_bytes(file[at..at + 4].try_into().expect("four bytes"));
+    let (nanoseconds, ethernet) = (0xa1b2_3c4d, 1);
+    assert_eq!((number(0), number(20)), (nanoseconds, ethernet), "no capture of Ethernet frames");
+    let (mut frames, mut at) = (Vec::new(), 24);
+    while at < file.len() {
+        let end = at + 16 + number(at + 8) as usize;
+        frames.push(&file[at + 16..end]);
+        at = end;
+    }
+    frames
+}
+
+fn segment(frame: &[u8]) -> Option<Segment<'_>> {
+    let packet = frame.get(14..).filter(|_| frame[12..14] == [8, 0] && frame[23] == 6)?;
+    let word = |bytes: &[u8], at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+    let tcp = &packet[usize::from(packet[0] & 0xf) * 4..word(packet, 2).into()];
+    let payload = &tcp[usize::from(tcp[12] >> 4) * 4..];
+    let (syn, ack) = (tcp[13] & 2 != 0, tcp[13] & 16 != 0);
+    Some(Segment { from: word(tcp, 0), to: word(tcp, 2), syn, ack, payload })
+}
+
+/// Whether frames have a DNS query for the host's name, and its answer.
+fn have_the_hosts_name(frames: &[&[u8]]) -> bool {
+    let name = b"\x04host\x07boxlite\x08internal";
+    frames.iter().filter(|frame| frame.windows(name.len()).any(|part| part == name)).count() > 1
+}
+
+#[test]
+fn packets_are_recorded_in_a_file_of_this_machine() {
+    let Some(launcher) = Launcher::find() else { return };
+    let (server, folder) = (HostServer::start(), launcher.folder());
+    let path = folder.path().join("box.pcap");
+    // It is replaced.
+    std::fs::write(&path, [7; 1 << 20]).expect("a file");
+    let options = ["--allow", "host", "--pcap", path.to_str().expect("a path")];
+    let script = format!("nslookup host.boxlite.internal; {}", server.ask("192.168.127.254"));
+    let said = launcher.shell(options, &script).output().success();
+    assert!(said.ends_with("hello from the host"), "{said}");
+
+    let file = std::fs::read(&path).expect("a capture");
+    let frames = frames(&file);
+    assert!(have_the_hosts_name(&frames), "{} frames", frames.len());
+    let port = server.address.port();
+    let segments = frames.iter().filter_map(|frame| segment(frame));
+    let flow: Vec<_> = segments.filter(|it| it.to == port || it.from == port).collect();
+    assert!(flow.len() > 3, "{} segments", flow.len());
+    assert!(flow[0].to == port && flow[0].syn && !flow[0].ack, "the first is no SYN");
+    assert!(flow[1].from == port && flow[1].syn && flow[1].ack, "the second is no SYN-ACK");
+    let answers = flow.iter().filter(|it| it.from == port);
+    let heard: Vec<u8> = answers.flat_map(|it| it.payload).copied().collect();
+    assert_eq!(String::from_utf8_lossy(&heard), "hello from the host\n");
+}
+
+#[test]
+fn a_start_records_packets_and_what_cannot_be_recorded_is_refused() {
+    let Some(launcher) = Launcher::find() else { return };
+    let folder = launcher.folder();
+    let path = |name: &str| folder.path().join(name).to_str().expect("a path").to_owned();
+    let (file, other) = (path("box.pcap"), path("other.pcap"));
+    let script = "nslookup host.boxlite.internal >/dev/null; echo asked; sleep 1000";
+    let sandbox = Sandbox::create(&launcher, "recorded", &[], script);
+    let mut running = sandbox.on(["start", "-a", "--pcap", &file]).spawn();
+    running.wait_for("asked");
+    let again = sandbox.on(["start", "-a", "--pcap", &other]).output();
+    again.fails_with(&["runs already", "stop it first"]);
+    launcher.shell(["--pcap", &file], "true").output().fails_with(&["another box", &file]);
+    sandbox.on(["stop", "-t", "0"]).output().success();
+    running.wait();
+    let recorded = std::fs::read(&file).expect("a capture");
+    assert!(have_the_hosts_name(&frames(&recorded)), "{} bytes", recorded.len());
+
+    let missing = path("no/folder.pcap");
+    launcher.shell(["--pcap", &missing], "true").output().fails_with(&[&missing]);
+    let none = launcher.shell(["--network", "none", "--pcap", &other], "true").output();
+    none.fails_with(&["--pcap", "--network nat"]);
+    launcher.command(["start", "--pcap", &other, "a", "b"]).output().refuses_with(&["one box"]);
+    if launcher.has_hardware() {
+        sandbox.on(["start", "--pcap", &other]).output().success();
+        sandbox.on(["stop", "-t", "0"]).output().success();
+        assert!(frames(&std::fs::read(&other).expect("a capture")).len() > 1);
+    } else {
+        let background = launcher.shell(["-d", "--pcap", &other], "true").output();
+        background.fails_with(&["--pcap", "software host", "foreground"]);
+    }
+}

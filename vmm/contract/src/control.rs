@@ -23,9 +23,9 @@ use crate::status::Ended;
 pub const TEARDOWN_LIMIT: Duration = Duration::from_secs(60);
 
 /// How long a box that is asked to stop may take to be gone after the grace of its main command: its guest's own end
-/// (9 s), the machine's ([`TEARDOWN_LIMIT`]), those who are attached (1 s), its disks (5 s), its status or its folder's
-/// removal (10 s) and its events (3 s), and some room.
-pub const STOP_LIMIT: Duration = TEARDOWN_LIMIT.saturating_add(Duration::from_secs(35));
+/// (9 s), the machine's ([`TEARDOWN_LIMIT`]), those who are attached (1 s), its capture (5 s), its disks (5 s), its status
+/// or its folder's removal (10 s) and its events (3 s), and some room.
+pub const STOP_LIMIT: Duration = TEARDOWN_LIMIT.saturating_add(Duration::from_secs(40));
 
 /// The largest message, in bytes: a LaunchSpec with a main command and a health check that have as large an environment
 /// as Linux allows (2 MiB each, as base64).

@@ -17,6 +17,9 @@ pub const VCPUS: RangeInclusive<u8> = 1..=64;
 /// Memory that a box may have, in MiB.
 pub const MEMORY_MIB: RangeInclusive<u64> = 128..=64 << 10;
 
+/// The most bytes of the file that records the packets of a box's network.
+pub const MAX_CAPTURE: u64 = 1 << 30;
+
 /// What stands before a box's ID in the name of a folder that is being removed.
 pub const REMOVED_PREFIX: &str = ".gone-";
 
@@ -63,6 +66,9 @@ pub struct NetworkSpec {
     pub limit_down: Option<u64>,
     /// What the guest may send, in bytes a second.
     pub limit_up: Option<u64>,
+    /// The file or stream that records the packets, in pcap format, [`MAX_CAPTURE`] bytes at most.
+    #[serde(default)]
+    pub capture: Option<usize>,
 }
 
 /// What makes a machine a box: where it is found, what it runs, when it ends.

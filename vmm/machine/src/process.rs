@@ -203,6 +203,9 @@ impl Process {
             let _ = self.life.on(Input::Broken(why), Instant::now());
         }
         self.life.settle();
+        if let Some(network) = &mut self.network {
+            network.finish_capture();
+        }
         if let Some(ended) = self.life.ended() {
             if let Some(record) = &self.record {
                 let mut status = self.status();
@@ -474,7 +477,9 @@ impl Process {
                     journal.event(EventKind::Denied { what: what.into(), why: why.into() });
                 }
             };
-            self.network = Some(BoxNetwork::start(spec, self.spec.host, &self.threads, denied)?);
+            let capture = spec.capture.map(|n| self.file(n)).transpose()?;
+            let network = BoxNetwork::start(spec, self.spec.host, capture, &self.threads, denied)?;
+            self.network = Some(network);
         }
         let vm = backend::open(self.spec.vcpus, self.spec.nested)?;
         let network = self.network.as_ref();

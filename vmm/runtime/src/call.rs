@@ -103,7 +103,7 @@ pub(crate) enum ImageCall {
 }
 
 /// Options of a start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Start {
     /// Whether the main command waits until a caller has attached.
     pub(crate) wait_for_attach: bool,
@@ -111,6 +111,19 @@ pub(crate) struct Start {
     pub(crate) size: Option<TerminalSize>,
     /// Whether the box is detached, whatever its options say.
     pub(crate) detach: bool,
+    /// The destination of the packets of its network, if they are recorded. A box that runs already is
+    /// then an error.
+    #[serde(default)]
+    pub(crate) capture: Option<Capture>,
+}
+
+/// The destination of the packets of a box's network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Capture {
+    /// A file where the call is served; an absolute path.
+    File(PathBuf),
+    /// [`Channel::Packets`], which is opened after the start.
+    Channel,
 }
 
 /// An answer.
@@ -215,6 +228,12 @@ pub(crate) enum Channel {
         id: String,
         /// Which records.
         query: LogQuery,
+    },
+    /// The packets of a box's network, from the home, in pcap format. Can be opened once after each start
+    /// with [`Capture::Channel`].
+    Packets {
+        /// The box's ID.
+        id: String,
     },
     /// Images as the tar of an OCI layout, from the home, in [chunks](crate::images::saved).
     SavedImages {

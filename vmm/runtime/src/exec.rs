@@ -8,10 +8,10 @@ use tokio::time::Instant;
 
 pub use crate::client::{Exit, Output};
 
-use super::call::{Channel, Start};
+use super::call::Channel;
 use super::config::{DEFAULT_TERM, Environment};
 use super::handle::BoxHandle;
-use super::{Error, Result, limits};
+use super::{Error, Result, StartOptions, limits};
 use crate::client::{self, AgentClient, ExecHandle, ExecOutput, ExecStdin};
 
 /// Status of a command that was killed at its timeout.
@@ -30,7 +30,7 @@ impl BoxHandle {
     /// `size` is the size of the main command's terminal, if it has one. If the box runs already, this is
     /// [`attach`](Self::attach).
     pub async fn start_attached(&self, size: Option<TerminalSize>) -> Result<Attached> {
-        self.start_as(Start { wait_for_attach: true, size, detach: false }).await?;
+        self.start_with(StartOptions::default().wait_for_attach(size)).await?;
         self.attach().await
     }
 

@@ -7,12 +7,12 @@ use boxlite_contract::events::EventKind;
 use boxlite_contract::metrics::MachineMetrics;
 use boxlite_rootfs_builder::Silent;
 
-use super::call::{BoxCall, Call, Channel, Reply, Start};
+use super::call::{BoxCall, Call, Channel, Reply};
 use super::config::BoxConfig;
 use super::host::{BoxAgent, Host, NoAgent};
 use super::logs::{LogQuery, Logs};
 use super::state::{BoxInfo, BoxState};
-use super::{Error, ErrorKind, Result};
+use super::{Error, ErrorKind, Result, StartOptions};
 use crate::client::{self, AgentClient};
 
 /// Timeout for recording an event in a box.
@@ -67,17 +67,22 @@ impl BoxHandle {
     /// # Errors
     /// The box fails to boot; the error says how. The box is paused.
     pub async fn start(&self) -> Result<()> {
-        self.start_as(Start::default()).await
+        self.start_with(StartOptions::default()).await
     }
 
-    pub(super) async fn start_as(&self, how: Start) -> Result<()> {
-        self.call(BoxCall::Start(how)).await?.done()
+    /// Boots the box as `options` say.
+    ///
+    /// # Errors
+    /// As for [`start`](Self::start); and if packets are to be recorded: when the box runs already or has
+    /// no network, or the file cannot be opened.
+    pub async fn start_with(&self, options: StartOptions) -> Result<()> {
+        self.0.host.start(&self.0.config, options).await
     }
 
     /// Like [`start`](Self::start), but detached: the box keeps running when this process exits, whatever its options
     /// say.
     pub async fn start_detached(&self) -> Result<()> {
-        self.start_as(Start { detach: true, ..Start::default() }).await
+        self.start_with(StartOptions::default().detach(true)).await
     }
 
     /// Shuts the box down and waits for that: sends the main command its stop signal, then terminates the other
@@ -114,9 +119,14 @@ impl BoxHandle {
         self.call(BoxCall::Outlive).await?.done()
     }
 
-    /// Waits until the box is no longer live. Returns its final state. Cancel safe.
+    /// Waits until the box is no longer live, and until the file that records its packets is complete if this
+    /// runtime writes it. Returns the box's final state. Cancel safe.
     pub async fn wait(&self) -> Result<BoxInfo> {
-        self.call(BoxCall::Wait).await?.info()
+        let ended = self.call(BoxCall::Wait).await.and_then(Reply::info);
+        if ended.as_ref().err().is_none_or(|e| e.kind() == ErrorKind::NotFound) {
+            self.0.host.captured(self.id()).await;
+        }
+        ended
     }
 
     /// Removes the box and its disk. A live box is removed only with `force`, which kills it.

@@ -24,6 +24,7 @@
 
 mod blocking;
 mod call;
+mod capture;
 pub mod client;
 mod config;
 mod copy;
@@ -83,7 +84,8 @@ pub use images::saved::SavedImages;
 pub use logs::{LogQuery, LogRecord, LogStream, Logs};
 pub use metrics::BoxMetrics;
 pub use options::{
-    BoxOptions, HealthChanges, HealthCheck, Network, NetworkPolicy, SecurityOptions, Volume,
+    BoxOptions, HealthChanges, HealthCheck, Network, NetworkPolicy, SecurityOptions, StartOptions,
+    Volume,
 };
 pub use place::{Accel, Place};
 pub use problem::{BoxOption, Problem};

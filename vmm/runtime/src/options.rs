@@ -3,6 +3,7 @@
 mod check;
 mod parts;
 mod ports;
+mod start;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub(super) use check::{MIN_HEALTH_TIME, bad_name, is_name};
 pub use parts::{HealthChanges, HealthCheck, Network, NetworkPolicy, SecurityOptions, Volume};
+pub use start::StartOptions;
 
 use boxlite_contract::spec::{NetworkSpec, RestartPolicy};
 use boxlite_net_policy::PublishedPort;
@@ -144,6 +146,7 @@ impl BoxOptions {
             ports: self.ports.clone(),
             limit_down: policy.limit_down,
             limit_up: policy.limit_up,
+            capture: None,
         })
     }
 

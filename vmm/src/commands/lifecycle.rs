@@ -12,6 +12,7 @@ use boxlite_runtime::{ErrorKind, RestartPolicy, Runtime};
 use clap::Args;
 
 use crate::global::Global;
+use crate::pcap::PcapArgs;
 use crate::stand_in::{Ended, StandIn, TerminalArgs};
 use crate::targets::each;
 use crate::{human, out, parse, size};
@@ -20,6 +21,7 @@ pub(crate) const START_HELP: &str = "\
 Examples:
   boxlite-vmm start web db        start both in the background
   boxlite-vmm start -ai dev       attach this terminal to its main command
+  boxlite-vmm start -a --pcap web.pcap web
 
 With -a, exit codes are those of `run`.";
 
@@ -46,8 +48,10 @@ pub(crate) struct Start {
     #[arg(long, short)]
     interactive: bool,
     #[command(flatten)]
+    pub(crate) pcap: PcapArgs,
+    #[command(flatten)]
     terminal: TerminalArgs,
-    /// Names or IDs; only one with -a or -i
+    /// Names or IDs; only one with -a, -i or --pcap
     #[arg(required = true, value_name = "BOX")]
     boxes: Vec<String>,
 }
@@ -103,10 +107,18 @@ pub(crate) struct Prune {
 }
 
 pub(crate) async fn start(global: &Global, args: Start) -> Result<u8> {
+    if args.pcap.is_given() && args.boxes.len() > 1 {
+        bail!("--pcap takes one box");
+    }
     if !args.is_attached() {
-        return each(global, args.boxes, |runtime, name| async move {
-            runtime.get(&name).await?.start_detached().await?;
-            Ok(name)
+        args.pcap.check(global, true)?;
+        let options = args.pcap.start_options().detach(true);
+        return each(global, args.boxes, move |runtime, name| {
+            let options = options.clone();
+            async move {
+                runtime.get(&name).await?.start_with(options).await?;
+                Ok(name)
+            }
         })
         .await;
     }
@@ -117,7 +129,7 @@ pub(crate) async fn start(global: &Global, args: Start) -> Result<u8> {
     let size = attachment.terminal_size();
     let onlooker = sandbox.info().await?.state.is_live();
     let attached = tokio::select! {
-        attached = sandbox.start_attached(size) => attached?,
+        attached = args.pcap.start_attached(&sandbox, size) => attached?,
         signal = attachment.interrupted() => return Ok(128 | (signal & 0x7f) as u8),
     };
     // A box that `run --name` created in the foreground would stop with this process.
@@ -131,6 +143,8 @@ pub(crate) async fn start(global: &Global, args: Start) -> Result<u8> {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             ended => drop(ended?),
         }
+    } else {
+        args.pcap.note_end(global);
     }
     Ok(ended.code())
 }

@@ -5,13 +5,14 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use boxlite_runtime::client::Attachment;
-use boxlite_runtime::{BoxHandle, BoxOptions, ErrorKind, RestartPolicy, Runtime};
+use boxlite_runtime::{BoxHandle, BoxOptions, ErrorKind, Network, RestartPolicy, Runtime};
 use clap::Args;
 
 use crate::global::Global;
 use crate::options::{BoxArgs, warn_of_walked_around};
+use crate::pcap::PcapArgs;
 use crate::progress::ImageBar;
 use crate::stand_in::{Ended, StandIn, TerminalArgs};
 use crate::{out, size};
@@ -22,6 +23,7 @@ Examples:
   boxlite-vmm run --name dev -it debian bash    a box that is kept: continue with `start -ai dev`
   boxlite-vmm run -d --name web nginx           in the background; prints the ID
   boxlite-vmm run --timeout 10s -u nobody python python3 -c 'print(6 * 7)'
+  boxlite-vmm run --pcap web.pcap alpine wget -qO- http://example.org
   boxlite-vmm run --restart on-failure:3 -d --health-cmd 'wget -qO- localhost' nginx
 
 Without --name, -d or --restart, the box is removed when its command exits, with all data in it.
@@ -46,6 +48,8 @@ pub(crate) struct Run {
     #[arg(long, value_name = "DURATION", value_parser = size::duration, conflicts_with = "detach")]
     timeout: Option<Duration>,
     #[command(flatten)]
+    pcap: PcapArgs,
+    #[command(flatten)]
     terminal: TerminalArgs,
 }
 
@@ -66,11 +70,15 @@ pub(crate) async fn run(global: &Global, args: Run) -> Result<u8> {
     let options = args.options(global)?;
     // Before the software host starts, which takes seconds.
     options.validate()?;
+    if args.pcap.is_given() && options.network.mode == Network::None {
+        bail!("--pcap needs a network (--network nat)");
+    }
+    args.pcap.check(global, args.detach)?;
     warn_of_walked_around(&options.network);
     let bar = ImageBar::new(args.sandbox.quiet);
     if args.detach {
         let sandbox = global.runtime().await?.create_with_progress(options, bar).await?;
-        if let Err(error) = sandbox.start_detached().await {
+        if let Err(error) = sandbox.start_with(args.pcap.start_options().detach(true)).await {
             discard(&sandbox).await;
             return Err(error.into());
         }
@@ -86,7 +94,7 @@ pub(crate) async fn run(global: &Global, args: Run) -> Result<u8> {
     };
     let size = attachment.terminal_size();
     let attached = tokio::select! {
-        attached = sandbox.start_attached(size) => attached,
+        attached = args.pcap.start_attached(&sandbox, size) => attached,
         signal = attachment.interrupted() => {
             discard(&sandbox).await;
             return interrupted(signal);
@@ -103,6 +111,7 @@ pub(crate) async fn run(global: &Global, args: Run) -> Result<u8> {
     let ended = stand_in.run(attachment, &sandbox, attached).await;
     if let Ok(Ended::Left) = ended {
         sandbox.detach().await?;
+        args.pcap.note_end(global);
         return Ok(0);
     }
     if sandbox.config().options.restart == RestartPolicy::No {
@@ -113,6 +122,8 @@ pub(crate) async fn run(global: &Global, args: Run) -> Result<u8> {
             Ok(_) => discard(&sandbox).await,
             Err(error) => return Err(error.into()),
         }
+    } else {
+        args.pcap.note_end(global);
     }
     drop(runtime);
     Ok(ended?.code())

@@ -137,6 +137,19 @@ fn a_slow_file_costs_frames_of_the_capture_only() {
 }
 
 #[test]
+fn a_stopped_capture_ends_with_the_frames_of_before() {
+    let disk = Disk::default();
+    let (capture, writer) = capture(disk.clone(), CaptureOptions::default()).unwrap();
+    let (mut link, _guest) = link(&capture);
+    assert_eq!(send(&mut link, &[b"before"]), Sent::Sent);
+    capture.stop();
+    assert_eq!(send(&mut link, &[b"after"]), Sent::Sent);
+    // Though there are links left.
+    writer.run();
+    assert_eq!(read(&disk.0.lock().unwrap()), [(b"before".to_vec(), 6)]);
+}
+
+#[test]
 fn without_a_writer_nothing_is_kept() {
     let full = Disk(Arc::default(), Some(FILE_HEADER + 100));
     let (capture, writer) = capture(full.clone(), CaptureOptions::default()).unwrap();

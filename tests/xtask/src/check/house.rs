@@ -66,7 +66,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("boxlite-xtask", &["boxlite-kernel", "boxlite-kernel-builder"]),
 ];
 /// What tests of a package use besides.
-const TESTS_MAY_USE: &[(&str, &[&str])] = &[("boxlite-machine", &["boxlite-runtime"])];
+const TESTS_MAY_USE: &[(&str, &[&str])] =
+    &[("boxlite-machine", &["boxlite-devices-testing", "boxlite-runtime"])];
 /// Crates that would break a boundary if they were compiled for a package, however far down: devices are
 /// the same under every hypervisor, an embedder has no VMM and no command line in its process, and a
 /// box's process has no async runtime, no TLS and no database.

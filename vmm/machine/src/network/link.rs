@@ -1,26 +1,32 @@
 //! The device's end of a box's network and the network's, joined: what the device calls a port is a
 //! link to the network. Neither crate knows the other; what both say of a
-//! frame is in `boxlite-net-frame`.
+//! frame is in `boxlite-net-frame`. The link is captured if the box's packets are recorded.
 
 use std::any::Any;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use boxlite_devices::virtio::net::{self as device, NetBackend, NetPort};
+use boxlite_net::link::pcap::{Capture, CaptureLink};
 use boxlite_net::{Handle, Link, Offload, OffloadFeatures, Received, Sent};
 
 /// Carries the port of a machine's device to the thread of its box's network, and back.
 #[derive(Clone)]
-pub(super) struct Backend(pub(super) Handle);
+pub(super) struct Backend {
+    pub(super) network: Handle,
+    pub(super) capture: Option<Capture>,
+}
 
 impl NetBackend for Backend {
     fn attach(&mut self, port: NetPort) -> io::Result<()> {
-        self.0.attach(Box::new(PortLink(port))).map_err(io::Error::other)
+        let link = CaptureLink::new(PortLink(port), self.capture.clone());
+        self.network.attach(Box::new(link)).map_err(io::Error::other)
     }
 
     fn detach(&mut self) -> Option<NetPort> {
-        let link: Box<dyn Any> = self.0.detach().ok()??;
-        link.downcast::<PortLink>().ok().map(|link| link.0)
+        let link: Box<dyn Any> = self.network.detach().ok()??;
+        let link = link.downcast::<CaptureLink<PortLink>>().ok()?;
+        Some(link.into_inner().0)
     }
 }
 

@@ -7,11 +7,16 @@
 //!                                  `nested` has the real host listen, too
 //! ```
 //!
+//! A link whose packets are recorded passes them to `capture`, whose thread writes the file.
+//!
 //! It is made once, before the first boot, and stays through restarts of the machine: ports are taken
 //! or refused before anything boots, and keep their numbers.
 
+mod capture;
 mod link;
 mod nested;
+
+use std::fs::File;
 
 use anyhow::{Context, Result};
 use boxlite_contract::metrics::NetworkMetrics;
@@ -27,6 +32,7 @@ use boxlite_net::{
 use boxlite_proto::network::{NetworkParams, search_domains};
 use rustix::process::{Resource, getrlimit};
 
+use self::capture::Recorder;
 use self::nested::PortLease;
 use super::threads::Threads;
 
@@ -47,18 +53,22 @@ pub(super) struct BoxNetwork {
     handle: Handle,
     addresses: Addresses,
     ports: Vec<PublishedPort>,
+    /// Records the packets, if they are recorded.
+    recorder: Option<Recorder>,
     /// In the nested host: the ports of the real host.
     _lease: Option<PortLease>,
 }
 
 impl BoxNetwork {
-    /// Takes the ports and starts the network. `denied` hears what the policy denies.
+    /// Takes the ports and starts the network. `denied` hears what the policy denies. `capture` records
+    /// the packets.
     ///
     /// # Errors
-    /// A port cannot be had, and which; or a rule cannot be understood.
+    /// A port cannot be had, and which; a rule cannot be understood, or the capture not be begun.
     pub(super) fn start(
         spec: &NetworkSpec,
         host: HostEnvironment,
+        capture: Option<File>,
         threads: &Threads,
         denied: impl Fn(&str, &str) + Send + Sync + 'static,
     ) -> Result<Self> {
@@ -99,6 +109,7 @@ impl BoxNetwork {
                 port.host = real.host;
             }
         }
+        let recorder = capture.map(|file| Recorder::start(file, threads)).transpose()?;
         let watch = threads.clone();
         let run = move || {
             if let Err(e) = network.run() {
@@ -106,7 +117,7 @@ impl BoxNetwork {
             }
         };
         threads.spawn("network", run).context("cannot start the network's thread")?;
-        Ok(Self { handle, addresses, ports, _lease: lease })
+        Ok(Self { handle, addresses, ports, recorder, _lease: lease })
     }
 
     /// A device for a machine of the box. One at a time is connected.
@@ -114,7 +125,15 @@ impl BoxNetwork {
         let mut options = NetOptions::new(self.addresses.guest_mac);
         options.mtu = MTU;
         (options.tso_from_guest, options.tso_to_guest) = (true, true);
-        Ok(NetDevice::new(options, link::Backend(self.handle.clone()))?)
+        let capture = self.recorder.as_ref().map(Recorder::capture);
+        Ok(NetDevice::new(options, link::Backend { network: self.handle.clone(), capture })?)
+    }
+
+    /// Ends the capture, and waits a bounded time until its packets are in the file.
+    pub(super) fn finish_capture(&mut self) {
+        if let Some(recorder) = self.recorder.take() {
+            recorder.finish();
+        }
     }
 
     /// What the guest is to know.
@@ -215,7 +234,7 @@ mod tests {
 
     fn start(ports: Vec<PublishedPort>) -> Result<BoxNetwork> {
         let spec = NetworkSpec { ports, ..NetworkSpec::default() };
-        BoxNetwork::start(&spec, HostEnvironment::Real, &Threads::new(|_| {}), |_, _| {})
+        BoxNetwork::start(&spec, HostEnvironment::Real, None, &Threads::new(|_| {}), |_, _| {})
     }
 
     #[test]
@@ -239,7 +258,7 @@ mod tests {
     fn a_rule_that_nobody_understands_is_no_policy() {
         let spec = NetworkSpec { rules: vec!["permit any".into()], ..NetworkSpec::default() };
         assert!(
-            BoxNetwork::start(&spec, HostEnvironment::Real, &Threads::new(|_| {}), |_, _| {})
+            BoxNetwork::start(&spec, HostEnvironment::Real, None, &Threads::new(|_| {}), |_, _| {})
                 .is_err()
         );
     }

@@ -101,6 +101,12 @@ impl Error {
             .remedied(Joint::Colon, remedy)
     }
 
+    /// Packets cannot be recorded in this file as asked.
+    pub(crate) fn capture_refused(path: &Path, reason: &str) -> Self {
+        let message = format!("cannot record packets in {}: {reason}", path.display());
+        Self::new(ErrorKind::Invalid, message)
+    }
+
     /// The box's process refused the request.
     pub(crate) fn refused(name: &str, reason: &str) -> Self {
         Self::new(ErrorKind::WrongState, format!("the box {name}: {reason}")).about(name)
@@ -140,6 +146,18 @@ impl Error {
     ) -> impl FnOnce(io::Error) -> Self {
         let what = format!("{}: {action}", path.as_ref().display());
         move |source| Self::from_io(ErrorKind::Storage, &what, source)
+    }
+
+    /// The file that records packets. For `map_err`.
+    pub(crate) fn capture(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let what = format!("cannot record packets in {}", path.display());
+        move |source| {
+            let kind = match source.kind() {
+                io::ErrorKind::NotFound => ErrorKind::NotFound,
+                _ => ErrorKind::Storage,
+            };
+            Self::from_io(kind, &what, source)
+        }
     }
 
     /// `action` failed on the home's database. For `map_err`.

@@ -1,6 +1,7 @@
 //! The runtime behind a handle: requests, streams, and connections to the agents of boxes.
 
 mod agents;
+mod captures;
 mod serving;
 
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use std::sync::Arc;
 use boxlite_rootfs_builder::Progress;
 
 use self::agents::Agents;
+use self::captures::Captures;
 use crate::Result;
 use crate::call::{Call, Channel, Reply};
 use crate::client::AgentClient;
@@ -21,11 +23,12 @@ pub(crate) use self::serving::Serving;
 pub(crate) struct Host {
     serving: Serving,
     agents: Arc<Agents>,
+    captures: Arc<Captures>,
 }
 
 impl Host {
     pub(crate) fn new(serving: Serving) -> Self {
-        Self { serving, agents: Arc::default() }
+        Self { serving, agents: Arc::default(), captures: Arc::default() }
     }
 
     pub(crate) async fn call(&self, call: Call, progress: Arc<dyn Progress>) -> Result<Reply> {

@@ -2,11 +2,12 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
 use boxlite_contract::nested::HostEnvironment;
-use boxlite_contract::spec::{BoxSpec, DiskFormat, DiskSpec, LaunchSpec};
+use boxlite_contract::spec::{BoxSpec, DiskFormat, DiskSpec, LaunchSpec, NetworkSpec};
 use boxlite_contract::status::{MainEnd, STATUS_FILE, Status};
 use boxlite_durable::Durability;
 use boxlite_proto::boot::{BootParams, Role};
@@ -14,7 +15,8 @@ use boxlite_proto::message::{Failure, FailureKind, TerminalSize};
 
 use super::boxes::make_overlay;
 use super::{Dependent, Local, MachineProcess};
-use crate::call::Start;
+use crate::call::{Capture, Start};
+use crate::capture::CaptureFile;
 use crate::client;
 use crate::config::BoxConfig;
 use crate::local::home::{
@@ -33,6 +35,10 @@ const MAX_DEPENDENTS: usize = 256;
 /// Time between two attempts to take a lock.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// Why the packets of a box that runs are not recorded.
+const ALREADY_RUNS: &str =
+    "it runs already, and packets are recorded from a start on; stop it first";
+
 const DEFAULT_SIZE: TerminalSize = TerminalSize { rows: 24, columns: 80 };
 
 impl Local {
@@ -49,14 +55,21 @@ impl Local {
         let timeout = config.options.ready_timeout + OTHER_PROCESS_TIMEOUT;
         let lock = self.lock_to_start(&folder, &config.name);
         let Some(lock) = within(timeout, "the start of the box", lock).await? else {
-            return Ok(());
+            return match how.capture {
+                Some(_) => Err(Error::refused(&config.name, ALREADY_RUNS)),
+                None => Ok(()),
+            };
         };
         let (local, detach) = (self.clone(), how.detach || config.options.detach);
+        let wait_for_attach = how.wait_for_attach;
         let (name, has_main) = (config.name.clone(), config.options.main_command);
         let machine = blocking(move || local.launch(&folder, &config, how, lock)).await?;
-        machine.ready(Some(&name)).await?;
+        if let Err(e) = machine.ready(Some(&name)).await {
+            self.packets().remove(&entry.id);
+            return Err(e);
+        }
         tracing::debug!(id = entry.id, name, "the box is ready");
-        if has_main && !how.wait_for_attach {
+        if has_main && !wait_for_attach {
             self.main_begun(&entry.id, &machine).await?;
         }
         if !detach {
@@ -138,6 +151,8 @@ impl Local {
             ephemeral: options.auto_remove,
             recover: self.was_cut_off(folder)?,
         };
+        let capture = how.capture.map(|capture| self.open_capture(&config.id, capture));
+        let capture = capture.transpose()?.map(|capture| files.add(capture));
         let console = options.console.then(|| folder.create(CONSOLE_LOG)).transpose()?;
         let sandbox = BoxSpec {
             id: config.id.clone(),
@@ -171,7 +186,7 @@ impl Local {
             host: HostEnvironment::detect(),
             disks: vec![disk],
             console: console.map(|console| files.add(console)),
-            network: options.network_spec(),
+            network: options.network_spec().map(|network| NetworkSpec { capture, ..network }),
             sandbox: Some(sandbox),
         };
         // From here on, only the box's process holds the lock.
@@ -180,6 +195,22 @@ impl Local {
         Self::begin_status(folder, options)?;
         self.made().remove(&config.id);
         MachineProcess::start(&self.launcher, self.debug, spec, &files.0, Some(log))
+    }
+
+    /// The file or stream to which the box's process writes packets.
+    fn open_capture(&self, id: &str, capture: Capture) -> Result<OwnedFd> {
+        match capture {
+            Capture::File(path) => {
+                let file = CaptureFile::open(path)?;
+                file.truncate()?;
+                Ok(file.into())
+            }
+            Capture::Channel => {
+                let (ours, theirs) = UnixStream::pair().map_err(Error::internal)?;
+                self.packets().insert(id.to_owned(), ours);
+                Ok(theirs.into())
+            }
+        }
     }
 
     /// Removes the status of the previous run. Even after a power failure, no status may claim that a disk to which the

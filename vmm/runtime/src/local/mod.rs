@@ -25,6 +25,7 @@ mod watch;
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -60,6 +61,9 @@ pub(super) struct Local {
     watcher: Arc<Watcher>,
     /// The creator's locks of boxes that remove themselves, and that this process has created but not started.
     made: Mutex<HashMap<String, File>>,
+    /// The reading ends of boxes' packets that [`Channel::Packets`](crate::call::Channel::Packets) has not
+    /// taken.
+    packets: Mutex<HashMap<String, UnixStream>>,
     /// Boxes that stop with this process, by ID. Dropping one stops it.
     dependents: Mutex<HashMap<String, Dependent>>,
 }
@@ -91,9 +95,18 @@ impl Local {
         let images =
             ImageStore::open(home.images()).map_err(Error::image)?.with_registries(registries);
         let store = Store::open(&home.database())?;
-        let (watcher, made, dependents) = Default::default();
-        let debug = false;
-        let local = Self { home, store, images, guest, launcher, debug, watcher, made, dependents };
+        let local = Self {
+            home,
+            store,
+            images,
+            guest,
+            launcher,
+            debug: false,
+            watcher: Arc::default(),
+            made: Mutex::default(),
+            packets: Mutex::default(),
+            dependents: Mutex::default(),
+        };
         local.reconcile()?;
         Ok(local)
     }
@@ -341,6 +354,10 @@ impl Local {
 
     fn made(&self) -> std::sync::MutexGuard<'_, HashMap<String, File>> {
         self.made.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn packets(&self) -> std::sync::MutexGuard<'_, HashMap<String, UnixStream>> {
+        self.packets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn dependents(&self) -> std::sync::MutexGuard<'_, HashMap<String, Dependent>> {

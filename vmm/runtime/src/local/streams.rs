@@ -38,6 +38,7 @@ impl Local {
                 };
                 Box::new(logs::stream(path, query, log, ended))
             }
+            Channel::Packets { id } => Box::new(self.take_packets(&id)?),
             Channel::SavedImages { images } => {
                 let local = self.clone();
                 Box::new(save::stream(move |output| {
@@ -57,6 +58,13 @@ impl Local {
                 Box::new(events::stream(self.home.events(), query, log))
             }
         })
+    }
+
+    fn take_packets(&self, id: &str) -> Result<UnixStream> {
+        let packets = self.packets().remove(id);
+        let packets = packets.ok_or_else(|| Error::internal("no packets are recorded"))?;
+        let stream = packets.set_nonblocking(true).and_then(|()| UnixStream::from_std(packets));
+        stream.map_err(Error::internal)
     }
 
     async fn agent(self: &Arc<Self>, id: &str) -> Result<UnixStream> {

@@ -84,9 +84,22 @@ impl Remote {
     }
 
     pub(crate) async fn open(self: &Arc<Self>, channel: Channel) -> Result<Box<dyn Duplex>> {
+        let stream = self.open_stream(channel).await?;
+        Ok(Box::new(Held { stream, _remote: self.clone() }))
+    }
+
+    /// The packets of a box. The stream keeps no runtime: it ends with it.
+    pub(crate) async fn open_packets(
+        &self,
+        id: &str,
+    ) -> Result<impl AsyncRead + Send + Unpin + 'static + use<>> {
+        self.open_stream(Channel::Packets { id: id.to_owned() }).await
+    }
+
+    async fn open_stream(&self, channel: Channel) -> Result<Stream> {
         let mut stream = self.request(Request::Open(channel)).await?;
         match wire::receive(&mut stream).await.map_err(lost)? {
-            Answer::Opened => Ok(Box::new(Held { stream, _remote: self.clone() })),
+            Answer::Opened => Ok(stream),
             Answer::Failed(e) => Err(e),
             _ => Err(Error::internal("unexpected answer")),
         }

@@ -18,7 +18,7 @@ const FUNCTION_LIMIT: usize = 70;
 const FILE_LIMIT: usize = 600;
 
 /// What may be longer, and why. An exception that no longer applies is an error, too.
-const EXCEPTIONS: [Exception; 4] = [
+const EXCEPTIONS: [Exception; 2] = [
     Exception {
         path: "agent/proto/tests/golden.rs",
         function: Some("frames"),
@@ -28,16 +28,6 @@ const EXCEPTIONS: [Exception; 4] = [
         path: "agent/tests/common/mod.rs",
         function: Some("tree_of_everything"),
         reason: "a table of everything that a tar can hold",
-    },
-    Exception {
-        path: "vsock/tests/fuzz.rs",
-        function: Some("bytes_in_are_bytes_out"),
-        reason: "to be split: its two sides and what each has written and read are a struct",
-    },
-    Exception {
-        path: "local/tests/model.rs",
-        function: Some("step"),
-        reason: "to be split: one match whose arms are functions of the model",
     },
 ];
 

@@ -155,91 +155,154 @@ enum Tame {
     ClientReads(usize),
 }
 
+/// The most that one step writes or reads.
+const STEP_MAX: usize = 100_000;
+/// The most steps of one case.
+const STEPS_MAX: usize = 60;
+/// Steps after the last one, until each side has read what the other wrote.
+const SETTLE_MAX: usize = 20_000;
+
+fn tame() -> impl Strategy<Value = Tame> {
+    (0..4u8, prop_oneof![1..100usize, 1..STEP_MAX]).prop_map(|(kind, len)| match kind {
+        0 => Tame::GuestWrites(len),
+        1 => Tame::GuestReads(len),
+        2 => Tame::ClientWrites(len),
+        _ => Tame::ClientReads(len),
+    })
+}
+
+/// A connection, and how far each of its two sides has written and read.
+struct Connection {
+    guest: Guest,
+    socket: Socket,
+    client: UnixStream,
+    /// What each side writes, from its beginning.
+    data: Vec<u8>,
+    /// What the guest has received and not read.
+    inbox: Vec<u8>,
+    guest_wrote: usize,
+    guest_read: usize,
+    client_wrote: usize,
+    client_read: usize,
+}
+
+impl Connection {
+    fn new(buf_alloc: u32, rx_buffer: u32) -> Self {
+        let setup = Setup { rx_size: 32, rx_buffer, ..Setup::default() };
+        let mut guest = Guest::with(setup, no_ports);
+        let (client, socket) = connect_with_buffer(&mut guest, buf_alloc);
+        client.set_nonblocking(true).unwrap();
+        Self {
+            guest,
+            socket,
+            client,
+            data: pattern(STEP_MAX * (STEPS_MAX + 1)),
+            inbox: Vec::new(),
+            guest_wrote: 0,
+            guest_read: 0,
+            client_wrote: 0,
+            client_read: 0,
+        }
+    }
+
+    /// Takes one step, then receives as [`receive`](Self::receive) does.
+    fn step(&mut self, step: &Tame, patience: Duration) -> Result<(), TestCaseError> {
+        match *step {
+            Tame::GuestWrites(len) => self.guest_writes(len),
+            Tame::GuestReads(len) => self.guest_reads(len),
+            Tame::ClientWrites(len) => self.client_writes(len)?,
+            Tame::ClientReads(len) => self.client_reads(len)?,
+        }
+        self.receive(patience)
+    }
+
+    /// Lets both sides read until nothing is under way.
+    fn settle(&mut self) -> Result<(), TestCaseError> {
+        let reads = [Tame::GuestReads(usize::MAX), Tame::ClientReads(usize::MAX)];
+        for step in reads.iter().cycle().take(SETTLE_MAX) {
+            if self.is_settled() {
+                return Ok(());
+            }
+            self.step(step, Duration::from_millis(1))?;
+        }
+        prop_assert!(self.is_settled(), "stalled");
+        Ok(())
+    }
+
+    fn is_settled(&self) -> bool {
+        self.client_read == self.guest_wrote && self.guest_read == self.client_wrote
+    }
+
+    fn guest_writes(&mut self, len: usize) {
+        let len = len.min(self.socket.credit());
+        let bytes = &self.data[self.guest_wrote..self.guest_wrote + len];
+        self.socket.write(&mut self.guest, bytes);
+        self.guest_wrote += len;
+    }
+
+    fn guest_reads(&mut self, len: usize) {
+        let len = len.min(self.inbox.len());
+        assert_same(&self.inbox[..len], &self.data[self.guest_read..self.guest_read + len]);
+        self.inbox.drain(..len);
+        self.guest_read += len;
+        self.socket.fwd_cnt += len as u32;
+        if len > 0 {
+            self.socket.send(&mut self.guest, op::CREDIT_UPDATE);
+        }
+    }
+
+    fn client_writes(&mut self, len: usize) -> Result<(), TestCaseError> {
+        match self.client.write(&self.data[self.client_wrote..self.client_wrote + len]) {
+            Ok(len) => self.client_wrote += len,
+            Err(e) => prop_assert_eq!(e.kind(), ErrorKind::WouldBlock),
+        }
+        Ok(())
+    }
+
+    fn client_reads(&mut self, len: usize) -> Result<(), TestCaseError> {
+        let mut bytes = vec![0; len.min(300_000)];
+        match self.client.read(&mut bytes) {
+            Ok(len) => {
+                prop_assert!(len > 0, "the stream ended");
+                assert_same(&bytes[..len], &self.data[self.client_read..self.client_read + len]);
+                self.client_read += len;
+            }
+            Err(e) => prop_assert_eq!(e.kind(), ErrorKind::WouldBlock),
+        }
+        Ok(())
+    }
+
+    /// Receives until the device is silent for `patience`.
+    fn receive(&mut self, patience: Duration) -> Result<(), TestCaseError> {
+        while let Some(packet) = self.guest.receive_within(patience) {
+            self.socket.see(&packet);
+            self.inbox.extend(&packet.data);
+            let credit = self.socket.buf_alloc as usize;
+            prop_assert!(self.inbox.len() <= credit, "more than there was credit for");
+            match packet.op() {
+                op::CREDIT_REQUEST => self.socket.send(&mut self.guest, op::CREDIT_UPDATE),
+                op::RW | op::CREDIT_UPDATE => {}
+                other => prop_assert!(false, "{}", other),
+            }
+        }
+        Ok(())
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
 
     /// Bytes in are bytes out, in order, however the two sides take turns.
     #[test]
     fn bytes_in_are_bytes_out(
-        steps in prop::collection::vec(
-            (0..4u8, prop_oneof![1..100usize, 1..100_000usize]).prop_map(|(kind, len)| match kind {
-                0 => Tame::GuestWrites(len),
-                1 => Tame::GuestReads(len),
-                2 => Tame::ClientWrites(len),
-                _ => Tame::ClientReads(len),
-            }),
-            0..60,
-        ),
+        steps in prop::collection::vec(tame(), 0..STEPS_MAX),
         buf_alloc in 1000..300_000u32,
         rx_buffer in 45..9000u32,
     ) {
-        let setup = Setup { rx_size: 32, rx_buffer, ..Setup::default() };
-        let mut guest = Guest::with(setup, no_ports);
-        let (mut client, mut socket) = connect_with_buffer(&mut guest, buf_alloc);
-        client.set_nonblocking(true).unwrap();
-        let data = pattern(100_000 * 61);
-        // Written and read, by each side.
-        let (mut guest_wrote, mut guest_read, mut client_wrote, mut client_read) = (0, 0, 0, 0);
-        let mut inbox = Vec::new();
-        let settle = [
-            Tame::GuestReads(usize::MAX),
-            Tame::ClientReads(usize::MAX),
-        ];
-        let mut steps: std::collections::VecDeque<_> = steps.into();
-        let mut idle = 0;
-        loop {
-            let settling = steps.is_empty();
-            let step = steps.pop_front().unwrap_or_else(|| settle[idle % 2].clone());
-            if settling {
-                idle += 1;
-                if client_read == guest_wrote && guest_read == client_wrote {
-                    break;
-                }
-                prop_assert!(idle < 20_000, "stalled");
-            }
-            match step {
-                Tame::GuestWrites(len) => {
-                    let len = len.min(socket.credit());
-                    socket.write(&mut guest, &data[guest_wrote..guest_wrote + len]);
-                    guest_wrote += len;
-                }
-                Tame::GuestReads(len) => {
-                    let len = len.min(inbox.len());
-                    assert_same(&inbox[..len], &data[guest_read..guest_read + len]);
-                    inbox.drain(..len);
-                    guest_read += len;
-                    socket.fwd_cnt += len as u32;
-                    if len > 0 {
-                        socket.send(&mut guest, op::CREDIT_UPDATE);
-                    }
-                }
-                Tame::ClientWrites(len) => match client.write(&data[client_wrote..client_wrote + len]) {
-                    Ok(len) => client_wrote += len,
-                    Err(e) => prop_assert_eq!(e.kind(), ErrorKind::WouldBlock),
-                },
-                Tame::ClientReads(len) => {
-                    let mut bytes = vec![0; len.min(300_000)];
-                    match client.read(&mut bytes) {
-                        Ok(len) => {
-                            prop_assert!(len > 0, "it ended");
-                            assert_same(&bytes[..len], &data[client_read..client_read + len]);
-                            client_read += len;
-                        }
-                        Err(e) => prop_assert_eq!(e.kind(), ErrorKind::WouldBlock),
-                    }
-                }
-            }
-            let patience = if settling { Duration::from_millis(1) } else { Duration::ZERO };
-            while let Some(packet) = guest.receive_within(patience) {
-                socket.see(&packet);
-                inbox.extend(&packet.data);
-                prop_assert!(inbox.len() <= buf_alloc as usize, "more than there was credit for");
-                match packet.op() {
-                    op::CREDIT_REQUEST => socket.send(&mut guest, op::CREDIT_UPDATE),
-                    op::RW | op::CREDIT_UPDATE => {}
-                    other => prop_assert!(false, "{}", other),
-                }
-            }
+        let mut connection = Connection::new(buf_alloc, rx_buffer);
+        for step in &steps {
+            connection.step(step, Duration::ZERO)?;
         }
+        connection.settle()?;
     }
 }

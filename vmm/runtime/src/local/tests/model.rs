@@ -119,6 +119,25 @@ impl World {
         ids.get(usize::from(which) % ids.len().max(1)).map(|id| (*id).clone())
     }
 
+    /// The box that [`pick`](Self::pick) chooses, if a process has its lock.
+    fn pick_running(&self, which: u8) -> Option<String> {
+        self.pick(which).filter(|id| self.locks.contains_key(id))
+    }
+
+    /// The box that [`pick`](Self::pick) chooses, if no process has its lock.
+    fn pick_stopped(&self, which: u8) -> Option<String> {
+        self.pick(which).filter(|id| !self.locks.contains_key(id))
+    }
+
+    /// Makes the box of `config`.
+    fn settle(&self, config: &BoxConfig) -> Result<(), Error> {
+        self.local.settle(config, &self.dir.path().join("base"), 1024)
+    }
+
+    fn set_state(&mut self, id: &str, state: BoxState) {
+        self.model.get_mut(id).unwrap().1 = state;
+    }
+
     fn config(&mut self, name: u8) -> BoxConfig {
         self.made += 1;
         config(self.made, name)
@@ -137,114 +156,127 @@ impl World {
     }
 
     fn step(&mut self, step: Step) {
-        let base = self.dir.path().join("base");
         match step {
-            Step::Make(name) => {
-                let config = self.config(name);
-                let made = self.local.settle(&config, &base, 1024);
-                assert_eq!(made.is_ok(), !self.is_taken(&config.name), "{made:?}");
-                if made.is_ok() {
-                    self.expect(&config);
-                }
-            }
-            Step::MakeAndCrashEarly(name) => {
-                let config = self.config(name);
-                let guard = self.local.home.lock_boxes().unwrap();
-                if !self.is_taken(&config.name) {
-                    self.local.store.add(&entry(&config)).unwrap();
-                    self.local.home.new_folder(&config.id).unwrap();
-                }
-                drop(guard);
-                self.reopen();
-            }
-            Step::MakeAndCrashLate(name) => {
-                let config = self.config(name);
-                if self.local.settle(&config, &base, 1024).is_ok() {
-                    self.expect(&config);
-                    self.local.store.remove(&config.id).unwrap();
-                }
-                self.reopen();
-            }
-            Step::Rename(which, name) => {
-                let Some(id) = self.pick(which) else { return };
-                let name = format!("name-{name}");
-                let own = self.model[&id].0 == name;
-                let renamed = self.local.rename(&id, &name);
-                assert_eq!(renamed.is_ok(), own || !self.is_taken(&name));
-                if renamed.is_ok() {
-                    self.model.get_mut(&id).unwrap().0 = name;
-                }
-            }
-            Step::MakeThrowAwayAndCrash(name, cut) => {
-                let mut config = self.config(name);
-                config.options = config.options.auto_remove(true);
-                if self.local.settle(&config, &base, 1024).is_ok() && cut {
-                    let folder = self.local.home.folder(&config.id);
-                    std::fs::write(folder.file(CONFIG), "").unwrap();
-                }
-                self.local.made().clear();
-                self.reopen();
-            }
-            Step::RenameAndCrash(which, name) => {
-                let Some(id) = self.pick(which) else { return };
-                // Unless the name is taken.
-                let _ = self.local.store.rename(&id, &format!("name-{name}"));
-                self.reopen();
-            }
-            Step::ReplaceAndCrash(which) => {
-                let Some(id) = self.pick(which) else { return };
-                let folder = self.local.home.folder(&id);
-                for name in [".config.json.new", ".status.json.new"] {
-                    std::fs::write(folder.file(name), "{\"half").unwrap();
-                }
-                self.reopen();
-            }
-            Step::Remove(which) => {
-                let Some(id) = self.pick(which).filter(|id| !self.locks.contains_key(id)) else {
-                    return;
-                };
-                assert!(self.local.try_remove(&id).unwrap());
-                self.model.remove(&id);
-            }
-            Step::RemoveAndCrash(which) => {
-                let Some(id) = self.pick(which).filter(|id| !self.locks.contains_key(id)) else {
-                    return;
-                };
-                let guard = self.local.home.lock_boxes().unwrap();
-                self.local.home.retire(&id, Durability::Power).unwrap();
-                drop(guard);
-                self.model.remove(&id);
-                self.reopen();
-            }
-            Step::Start(which) => {
-                let Some(id) = self.pick(which) else { return };
-                let lock = self.local.home.folder(&id).lock().unwrap();
-                assert_eq!(lock.is_some(), !self.locks.contains_key(&id));
-                let Some(lock) = lock else { return };
-                self.locks.insert(id.clone(), lock);
-                self.write(&id, &Status { phase: Phase::Running, ..Status::starting() });
-                self.model.get_mut(&id).unwrap().1 = BoxState::Running;
-            }
-            Step::End(which) => {
-                let Some(id) = self.pick(which).filter(|id| self.locks.contains_key(id)) else {
-                    return;
-                };
-                let ended = Ended { end: End::Stopped, at_ms: 9, main: None };
-                let ended = Some(ended);
-                self.write(&id, &Status { phase: Phase::Ended, ended, ..Status::starting() });
-                self.locks.remove(&id);
-                self.model.get_mut(&id).unwrap().1 = BoxState::Stopped;
-            }
-            Step::Die(which) => {
-                let Some(id) = self.pick(which).filter(|id| self.locks.contains_key(id)) else {
-                    return;
-                };
-                self.locks.remove(&id);
-                let failed = BoxState::Failed(FailureReason::ProcessDied);
-                self.model.get_mut(&id).unwrap().1 = failed;
-            }
+            Step::Make(name) => self.make(name),
+            Step::MakeAndCrashEarly(name) => self.make_and_crash_early(name),
+            Step::MakeAndCrashLate(name) => self.make_and_crash_late(name),
+            Step::MakeThrowAwayAndCrash(name, cut) => self.make_throw_away_and_crash(name, cut),
+            Step::Rename(which, name) => self.rename(which, name),
+            Step::RenameAndCrash(which, name) => self.rename_and_crash(which, name),
+            Step::ReplaceAndCrash(which) => self.replace_and_crash(which),
+            Step::Remove(which) => self.remove(which),
+            Step::RemoveAndCrash(which) => self.remove_and_crash(which),
+            Step::Start(which) => self.start(which),
+            Step::End(which) => self.end(which),
+            Step::Die(which) => self.die(which),
             Step::Reopen => self.reopen(),
         }
+    }
+
+    fn make(&mut self, name: u8) {
+        let config = self.config(name);
+        let made = self.settle(&config);
+        assert_eq!(made.is_ok(), !self.is_taken(&config.name), "{made:?}");
+        if made.is_ok() {
+            self.expect(&config);
+        }
+    }
+
+    fn make_and_crash_early(&mut self, name: u8) {
+        let config = self.config(name);
+        let guard = self.local.home.lock_boxes().unwrap();
+        if !self.is_taken(&config.name) {
+            self.local.store.add(&entry(&config)).unwrap();
+            self.local.home.new_folder(&config.id).unwrap();
+        }
+        drop(guard);
+        self.reopen();
+    }
+
+    fn make_and_crash_late(&mut self, name: u8) {
+        let config = self.config(name);
+        if self.settle(&config).is_ok() {
+            self.expect(&config);
+            self.local.store.remove(&config.id).unwrap();
+        }
+        self.reopen();
+    }
+
+    fn make_throw_away_and_crash(&mut self, name: u8, cut: bool) {
+        let mut config = self.config(name);
+        config.options = config.options.auto_remove(true);
+        if self.settle(&config).is_ok() && cut {
+            let folder = self.local.home.folder(&config.id);
+            std::fs::write(folder.file(CONFIG), "").unwrap();
+        }
+        self.local.made().clear();
+        self.reopen();
+    }
+
+    fn rename(&mut self, which: u8, name: u8) {
+        let Some(id) = self.pick(which) else { return };
+        let name = format!("name-{name}");
+        let own = self.model[&id].0 == name;
+        let renamed = self.local.rename(&id, &name);
+        assert_eq!(renamed.is_ok(), own || !self.is_taken(&name));
+        if renamed.is_ok() {
+            self.model.get_mut(&id).unwrap().0 = name;
+        }
+    }
+
+    fn rename_and_crash(&mut self, which: u8, name: u8) {
+        let Some(id) = self.pick(which) else { return };
+        // Unless the name is taken.
+        let _ = self.local.store.rename(&id, &format!("name-{name}"));
+        self.reopen();
+    }
+
+    fn replace_and_crash(&mut self, which: u8) {
+        let Some(id) = self.pick(which) else { return };
+        let folder = self.local.home.folder(&id);
+        for name in [".config.json.new", ".status.json.new"] {
+            std::fs::write(folder.file(name), "{\"half").unwrap();
+        }
+        self.reopen();
+    }
+
+    fn remove(&mut self, which: u8) {
+        let Some(id) = self.pick_stopped(which) else { return };
+        assert!(self.local.try_remove(&id).unwrap());
+        self.model.remove(&id);
+    }
+
+    fn remove_and_crash(&mut self, which: u8) {
+        let Some(id) = self.pick_stopped(which) else { return };
+        let guard = self.local.home.lock_boxes().unwrap();
+        self.local.home.retire(&id, Durability::Power).unwrap();
+        drop(guard);
+        self.model.remove(&id);
+        self.reopen();
+    }
+
+    fn start(&mut self, which: u8) {
+        let Some(id) = self.pick(which) else { return };
+        let lock = self.local.home.folder(&id).lock().unwrap();
+        assert_eq!(lock.is_some(), !self.locks.contains_key(&id));
+        let Some(lock) = lock else { return };
+        self.locks.insert(id.clone(), lock);
+        self.write(&id, &Status { phase: Phase::Running, ..Status::starting() });
+        self.set_state(&id, BoxState::Running);
+    }
+
+    fn end(&mut self, which: u8) {
+        let Some(id) = self.pick_running(which) else { return };
+        let ended = Some(Ended { end: End::Stopped, at_ms: 9, main: None });
+        self.write(&id, &Status { phase: Phase::Ended, ended, ..Status::starting() });
+        self.locks.remove(&id);
+        self.set_state(&id, BoxState::Stopped);
+    }
+
+    fn die(&mut self, which: u8) {
+        let Some(id) = self.pick_running(which) else { return };
+        self.locks.remove(&id);
+        self.set_state(&id, BoxState::Failed(FailureReason::ProcessDied));
     }
 
     fn check(&self) {

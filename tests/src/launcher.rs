@@ -3,13 +3,14 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::OnceLock;
 use std::time::Duration;
 use std::{env, fs};
 
 use tempfile::TempDir;
 
 use crate::invocation::Invocation;
+use crate::run::{Run, Turn};
 
 /// The name of the small image, in the folder of images.
 pub const BUSYBOX: &str = "busybox";
@@ -27,9 +28,6 @@ const INSIDE: &str = "BOXLITE_IN_SOFTHOST";
 /// Making the large image's disk takes a machine that emulates minutes.
 const IMPORT_DEADLINE: Duration = Duration::from_secs(1200);
 
-/// A test that looks at everything that there is has it for itself.
-static TURNS: RwLock<()> = RwLock::new(());
-
 /// Whether the tests that take long are to take long (`BOXLITE_TEST_LONG=1`).
 pub fn is_long() -> bool {
     env::var_os("BOXLITE_TEST_LONG").is_some_and(|value| value == "1")
@@ -39,14 +37,7 @@ pub fn is_long() -> bool {
 #[derive(Debug)]
 pub struct Launcher {
     setup: &'static Setup,
-    _turn: Turn,
-}
-
-#[derive(Debug)]
-#[expect(dead_code, reason = "held, not looked at")]
-enum Turn {
-    Shared(RwLockReadGuard<'static, ()>),
-    Alone(RwLockWriteGuard<'static, ()>),
+    _turn: Option<Turn>,
 }
 
 #[derive(Debug)]
@@ -56,21 +47,21 @@ struct Setup {
     /// Files of the tests: the home, and images that tests make.
     work: PathBuf,
     home: PathBuf,
+    /// None in the software host, where one test runs, which has its turn outside.
+    run: Option<Run>,
 }
 
 impl Launcher {
     /// The launcher, for a test that runs beside others. None, and a word about it, if there is nothing to test.
     pub fn find() -> Option<Self> {
         let setup = setup()?;
-        let turn = Turn::Shared(TURNS.read().unwrap_or_else(PoisonError::into_inner));
-        Some(Self { setup, _turn: turn })
+        Some(Self { setup, _turn: setup.run.as_ref().map(Run::beside_others) })
     }
 
     /// As [`find`](Self::find), for a test beside which no other may run.
     pub fn alone() -> Option<Self> {
         let setup = setup()?;
-        let turn = Turn::Alone(TURNS.write().unwrap_or_else(PoisonError::into_inner));
-        Some(Self { setup, _turn: turn })
+        Some(Self { setup, _turn: setup.run.as_ref().map(Run::alone) })
     }
 
     /// As [`alone`](Self::alone), for a test that looks at the processes and files of boxes, and so must be where
@@ -132,14 +123,15 @@ impl Launcher {
         format!("oci:{}", self.layout(image).display())
     }
 
-    /// Debian, for `run`; its disk is made at the first call.
+    /// Debian, for `run`; its disk is made at the first call of the run.
     pub fn debian(&self) -> String {
-        static MADE: Mutex<bool> = Mutex::new(false);
         let image = self.image(DEBIAN);
-        let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
-        if !*made {
+        let make = || {
             self.command(["run", &image, "true"]).deadline(IMPORT_DEADLINE).output().success();
-            *made = true;
+        };
+        match &self.setup.run {
+            Some(run) => run.once("debian", make),
+            None => make(),
         }
         image
     }
@@ -191,12 +183,13 @@ fn prepare() -> Option<Setup> {
         Some(home) => PathBuf::from(home),
         None => work.join("home"),
     };
-    if env::var_os(HOME).is_none() && !is_inside() {
+    let run = (!is_inside()).then(|| Run::open(work.join("run")));
+    if let Some(run) = run.as_ref().filter(|_| env::var_os(HOME).is_none()) {
         // Of an earlier run, which somebody may have wanted to look into.
-        let _ = fs::remove_dir_all(&home);
+        run.once("home", || drop(fs::remove_dir_all(&home)));
     }
     fs::create_dir_all(&home).expect("cannot make the home of the tests");
-    Some(Setup { program, images, work, home })
+    Some(Setup { program, images, work, home, run })
 }
 
 /// `target/tmp`, where cargo has it: the executable is `target/PROFILE/deps/NAME`.

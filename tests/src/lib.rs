@@ -12,6 +12,7 @@
 pub mod image;
 mod invocation;
 mod launcher;
+mod run;
 mod sandbox;
 mod terminal;
 mod transcript;

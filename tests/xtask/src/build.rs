@@ -1,7 +1,7 @@
 //! Running other programs, cargo first of all, and putting files where they belong.
 
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -29,13 +29,18 @@ pub(crate) fn target_dir() -> PathBuf {
 
 /// `cargo` at the repository's top.
 pub(crate) fn cargo() -> Command {
-    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
-    cargo.current_dir(root());
+    at_root(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")))
+}
+
+/// `program`, which is cargo or starts it, at the repository's top.
+pub(crate) fn at_root(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.current_dir(root());
     // Set for us by the cargo that started us; they would change what a second one rebuilds.
     for name in ["CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH", "CARGO_PKG_NAME"] {
-        cargo.env_remove(name);
+        command.env_remove(name);
     }
-    cargo
+    command
 }
 
 /// Runs `command` quietly; what it printed is in the error if it fails.

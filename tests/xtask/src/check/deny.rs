@@ -3,23 +3,27 @@
 //! Where it is not installed the checks are left out, except in CI, which installs it once into the
 //! cache.
 
-use std::env;
 use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use boxlite_kernel_builder::Cache;
 
+use crate::build;
 use crate::check::report::{Outcome, passes};
-use crate::ui::Step;
-use crate::{apt, build};
+use crate::check::tool::Tool;
 
-/// What CI installs.
-const VERSION: &str = "^0.20";
+const DENY: Tool = Tool {
+    name: "cargo-deny",
+    version: "^0.20",
+    oldest: [0, 18, 0],
+    folder: "tools",
+    arguments: &[],
+    variables: &[],
+};
 
 /// Licences, sources and duplicates are what deny.toml allows.
 pub(super) fn policy() -> Result<Outcome> {
-    match program()? {
+    match DENY.program()? {
         Some(deny) => passes(check(deny).args(["bans", "licenses", "sources"])),
         None => Ok(Outcome::skipped("cargo-deny is not installed")),
     }
@@ -27,7 +31,7 @@ pub(super) fn policy() -> Result<Outcome> {
 
 /// No crate has a known vulnerability. Without the database, which is fetched, nothing can be said.
 pub(super) fn advisories() -> Result<Outcome> {
-    let Some(deny) = program()? else {
+    let Some(deny) = DENY.program()? else {
         return Ok(Outcome::skipped("cargo-deny is not installed"));
     };
     let output = check(deny).arg("advisories").output().context("cannot run cargo-deny")?;
@@ -45,29 +49,4 @@ fn check(deny: PathBuf) -> Command {
     let mut command = Command::new(deny);
     command.current_dir(build::root()).args(["--workspace", "check"]);
     command
-}
-
-/// cargo-deny: the machine's own, else the cache's, which CI fills.
-fn program() -> Result<Option<PathBuf>> {
-    if let Some(deny) = apt::find("cargo-deny") {
-        return Ok(Some(deny));
-    }
-    let tools = Cache::open()?.dir("tools")?;
-    let deny = tools.join("bin/cargo-deny");
-    if deny.is_file() {
-        return Ok(Some(deny));
-    }
-    if env::var_os("CI").is_none_or(|ci| ci.is_empty() || ci == "false") {
-        return Ok(None);
-    }
-    let step = Step::start("cargo-deny");
-    step.say("installing it into the cache");
-    build::run(
-        build::cargo()
-            .args(["install", "--quiet", "--locked", "cargo-deny", "--version", VERSION])
-            .arg("--root")
-            .arg(&tools),
-    )?;
-    step.done(deny.display());
-    Ok(Some(deny))
 }

@@ -4,11 +4,13 @@
 
 mod deny;
 mod house;
+mod junit;
 mod lengths;
+mod nextest;
 mod report;
-mod rerun;
 mod spelling;
 mod suites;
+mod tool;
 
 use std::process::ExitCode;
 
@@ -38,6 +40,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     report.run("advisories", deny::advisories);
     report.run("documentation", suites::documentation);
     report.run("unit tests", suites::unit);
+    report.run("doc tests", suites::doc_tests);
     report.run("end to end", || match options.no_e2e {
         true => Ok(Outcome::skipped("asked to leave it out")),
         false => suites::e2e(),

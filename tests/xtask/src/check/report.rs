@@ -1,7 +1,6 @@
 //! What came of each check, and the count that ends the run.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -32,20 +31,6 @@ impl Outcome {
 
     fn failed(reason: String) -> Self {
         Self { failed: 1, reason: Some(reason), ..Self::default() }
-    }
-
-    /// Adds what a line of a test program's output says of its tests.
-    fn count(&mut self, line: &str) {
-        let Some(counts) = line.strip_prefix("test result: ") else { return };
-        let number = |name: &str| -> u64 {
-            counts
-                .split([';', '.'])
-                .find_map(|part| part.trim().strip_suffix(name)?.trim().parse().ok())
-                .unwrap_or(0)
-        };
-        self.passed += number("passed");
-        self.failed += number("failed");
-        self.skipped += number("ignored");
     }
 }
 
@@ -123,31 +108,6 @@ pub(super) fn passes(command: &mut Command) -> Result<Outcome> {
     if status.success() { Ok(Outcome::passed()) } else { bail!("failed ({status})") }
 }
 
-/// Runs a `cargo test`, its output shown as it comes, and counts its tests; `hear` gets each line.
-pub(super) fn tests_heard(command: &mut Command, mut hear: impl FnMut(&str)) -> Result<Outcome> {
-    let mut child = command
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("cannot run {command:?}"))?;
-    let mut outcome = Outcome::default();
-    if let Some(stdout) = child.stdout.take() {
-        for line in BufReader::new(stdout).split(b'\n') {
-            let line = line.context("cannot read what the tests print")?;
-            let line = String::from_utf8_lossy(&line);
-            println!("{line}");
-            outcome.count(&line);
-            hear(&line);
-        }
-    }
-    let status = child.wait().context("cannot wait for the tests")?;
-    if !status.success() && outcome.failed == 0 {
-        // It did not compile, or a test program died: no line says so.
-        outcome.failed = 1;
-        outcome.reason = Some(format!("cargo test failed ({status})"));
-    }
-    Ok(outcome)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -158,10 +118,6 @@ mod tests {
         command
     }
 
-    fn counted(command: &mut Command) -> Result<Outcome> {
-        tests_heard(command, |_| ())
-    }
-
     #[test]
     fn only_what_was_asked_for_is_run() {
         let mut report = Report::of(&["b".to_owned()]);
@@ -170,26 +126,6 @@ mod tests {
         assert_eq!(report.checks.len(), 1);
         assert!(report.finish().is_ok());
         assert!(Report::of(&["c".to_owned()]).finish().unwrap_err().to_string().contains("\"c\""));
-    }
-
-    #[test]
-    fn tests_are_counted_over_all_programs() {
-        let line = |result: &str, counts: &str| format!("echo 'test result: {result}. {counts}'; ");
-        let script = line(
-            "ok",
-            "33 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.86s",
-        ) + &line(
-            "FAILED",
-            "1 passed; 4 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s",
-        ) + "exit 101";
-        let outcome = counted(&mut shell(&script)).unwrap();
-        assert_eq!((outcome.passed, outcome.failed, outcome.skipped), (34, 4, 2));
-    }
-
-    #[test]
-    fn a_test_program_that_dies_is_a_failure() {
-        assert_eq!(counted(&mut shell("exit 101")).unwrap().failed, 1);
-        assert_eq!(counted(&mut shell("true")).unwrap(), Outcome::default());
     }
 
     #[test]

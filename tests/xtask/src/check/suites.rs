@@ -1,11 +1,9 @@
 //! The checks that cargo makes, and the end-to-end tests.
 
-use std::process::Command;
-
 use anyhow::Result;
 
-use crate::check::report::{Outcome, passes, tests_heard};
-use crate::check::rerun::Transcript;
+use crate::check::nextest;
+use crate::check::report::{Outcome, passes};
 use crate::image::Kind;
 use crate::{apt, build, guest, image, softhost};
 
@@ -55,11 +53,12 @@ pub(super) fn unit() -> Result<Outcome> {
     if let Err(error) = apt::ensure(&COUNTERPARTS) {
         eprintln!("some tests will be skipped: {error:#}");
     }
-    twice(|| {
-        let mut command = build::cargo();
-        command.args(["test", "--workspace", "--exclude", E2E_PACKAGE, "--no-fail-fast"]);
-        command
-    })
+    nextest::run(&["--workspace", "--exclude", E2E_PACKAGE], &[])
+}
+
+/// The examples in the documentation, which nextest cannot run.
+pub(super) fn doc_tests() -> Result<Outcome> {
+    passes(build::cargo().args(["test", "--workspace", "--doc", "--no-fail-fast"]))
 }
 
 /// The end-to-end tests, on the launcher, guest files and images that are built first.
@@ -73,29 +72,12 @@ pub(super) fn e2e() -> Result<Outcome> {
     let images = build::target_dir().join("images");
     image::make_at(Kind::Busybox, &images.join("busybox"))?;
     image::make_at(Kind::Debian, &images.join("debian"))?;
-    twice(|| {
-        let mut command = build::cargo();
-        command
-            .args(["test", "--package", E2E_PACKAGE, "--no-fail-fast"])
-            .env("BOXLITE_GUEST_DIR", &guest)
-            .env("BOXLITE_TEST_LAUNCHER", &launcher)
-            .env("BOXLITE_TEST_IMAGES", &images);
-        command
-    })
-}
-
-/// Runs tests, and those that failed once more, alone.
-fn twice(cargo_test: impl Fn() -> Command) -> Result<Outcome> {
-    let mut first = Transcript::default();
-    let outcome = tests_heard(&mut cargo_test(), |line| first.read(line))?;
-    let suspects = first.suspects(&outcome);
-    if suspects.is_empty() {
-        return Ok(outcome);
-    }
-    println!("running again what failed: {}", suspects.join(", "));
-    let mut again = Transcript::default();
-    let mut command = cargo_test();
-    command.args(["--", "--exact", "--test-threads=1"]).args(&suspects);
-    tests_heard(&mut command, |line| again.read(line))?;
-    Ok(first.outcome(outcome, &again))
+    nextest::run(
+        &["--package", E2E_PACKAGE],
+        &[
+            ("BOXLITE_GUEST_DIR", &guest),
+            ("BOXLITE_TEST_LAUNCHER", &launcher),
+            ("BOXLITE_TEST_IMAGES", &images),
+        ],
+    )
 }

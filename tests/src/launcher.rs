@@ -1,4 +1,4 @@
-//! What is tested, and where: the launcher, the images, and a home that all tests share.
+//! The launcher under test, its images, and the home that all tests share.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ pub const DEBIAN: &str = "debian";
 const LAUNCHER: &str = "BOXLITE_TEST_LAUNCHER";
 const IMAGES: &str = "BOXLITE_TEST_IMAGES";
 const GUEST: &str = "BOXLITE_GUEST_DIR";
-/// A home to use, and to keep for the next time. Without it, the tests make one, empty.
+/// A home to use and to keep for the next run. Without it, the tests make an empty one.
 const HOME: &str = "BOXLITE_TEST_HOME";
 /// Set by the launcher in the software host.
 const INSIDE: &str = "BOXLITE_IN_SOFTHOST";
@@ -64,9 +64,9 @@ impl Launcher {
         Some(Self { setup, _turn: setup.run.as_ref().map(Run::alone) })
     }
 
-    /// As [`alone`](Self::alone), for a test that looks at the processes and files of boxes, and so must be where
-    /// boxes run. Where that is the software host, this runs the test `name` (`module::function`) once more, in there,
-    /// and returns none here.
+    /// As [`alone`](Self::alone), for a test that looks at the processes and files of boxes, and so must run where
+    /// boxes run. If that is the software host, this runs the test `name` (`module::function`) again in the software
+    /// host, and returns none outside of it.
     #[track_caller]
     pub fn where_boxes_run(name: &str) -> Option<Self> {
         let launcher = Self::alone()?;
@@ -100,7 +100,7 @@ impl Launcher {
         &self.setup.program
     }
 
-    /// The home that the tests share. In the software host, the disk that is mounted there.
+    /// The home that the tests share; in the software host, the disk mounted there.
     pub fn home(&self) -> &Path {
         &self.setup.home
     }
@@ -118,7 +118,7 @@ impl Launcher {
         self.setup.images.join(image)
     }
 
-    /// What is to be given to `run` for an image.
+    /// The reference of an image for `run`.
     pub fn image(&self, image: &str) -> String {
         format!("oci:{}", self.layout(image).display())
     }
@@ -143,7 +143,7 @@ impl Launcher {
         Invocation::new(command)
     }
 
-    /// `run`, with these options of it, of busybox with this shell script.
+    /// `run` with these options: a shell script in a box of busybox.
     pub fn shell<S: AsRef<OsStr>>(
         &self,
         options: impl IntoIterator<Item = S>,
@@ -192,7 +192,7 @@ fn prepare() -> Option<Setup> {
     Some(Setup { program, images, work, home, run })
 }
 
-/// `target/tmp`, where cargo has it: the executable is `target/PROFILE/deps/NAME`.
+/// `target/tmp`, from the path of this executable, `target/PROFILE/deps/NAME`.
 fn work_folder() -> PathBuf {
     let this = env::current_exe().expect("this test has no executable");
     this.ancestors().nth(3).unwrap_or(Path::new("/tmp")).join("tmp")

@@ -25,15 +25,15 @@ const HOME: &str = "BOXLITE_TEST_HOME";
 /// Set by the launcher in the software host.
 const INSIDE: &str = "BOXLITE_IN_SOFTHOST";
 
-/// Making the large image's disk takes a machine that emulates minutes.
+/// Timeout for making the large image's disk, which takes minutes under emulation.
 const IMPORT_DEADLINE: Duration = Duration::from_secs(1200);
 
-/// Whether the tests that take long are to take long (`BOXLITE_TEST_LONG=1`).
+/// Whether long tests run at full length (`BOXLITE_TEST_LONG=1`).
 pub fn is_long() -> bool {
     env::var_os("BOXLITE_TEST_LONG").is_some_and(|value| value == "1")
 }
 
-/// The launcher under test. As long as a test has it, no test that wants to be [`alone`](Launcher::alone) runs.
+/// The launcher under test. While a test has it, no [`alone`](Launcher::alone) test runs.
 #[derive(Debug)]
 pub struct Launcher {
     setup: &'static Setup,
@@ -44,21 +44,21 @@ pub struct Launcher {
 struct Setup {
     program: PathBuf,
     images: PathBuf,
-    /// Files of the tests: the home, and images that tests make.
+    /// The folder of the tests' files: the home, and images that tests build.
     work: PathBuf,
     home: PathBuf,
-    /// None in the software host, where one test runs, which has its turn outside.
+    /// None in the software host: the one test that runs there has its turn outside.
     run: Option<Run>,
 }
 
 impl Launcher {
-    /// The launcher, for a test that runs beside others. None, and a word about it, if there is nothing to test.
+    /// The launcher, for a test that runs beside others. None, after printing `SKIPPED`, if there is nothing to test.
     pub fn find() -> Option<Self> {
         let setup = setup()?;
         Some(Self { setup, _turn: setup.run.as_ref().map(Run::beside_others) })
     }
 
-    /// As [`find`](Self::find), for a test beside which no other may run.
+    /// As [`find`](Self::find), for a test that runs while no other does.
     pub fn alone() -> Option<Self> {
         let setup = setup()?;
         Some(Self { setup, _turn: setup.run.as_ref().map(Run::alone) })
@@ -123,7 +123,7 @@ impl Launcher {
         format!("oci:{}", self.layout(image).display())
     }
 
-    /// Debian, for `run`; its disk is made at the first call of the run.
+    /// The reference of Debian for `run`; the first call in a run of the tests makes its disk.
     pub fn debian(&self) -> String {
         let image = self.image(DEBIAN);
         let make = || {
@@ -185,7 +185,7 @@ fn prepare() -> Option<Setup> {
     };
     let run = (!is_inside()).then(|| Run::open(work.join("run")));
     if let Some(run) = run.as_ref().filter(|_| env::var_os(HOME).is_none()) {
-        // Of an earlier run, which somebody may have wanted to look into.
+        // Left by an earlier run for inspection.
         run.once("home", || drop(fs::remove_dir_all(&home)));
     }
     fs::create_dir_all(&home).expect("cannot make the home of the tests");

@@ -1,7 +1,7 @@
-//! What the processes of one run of the tests share.
+//! State that the processes of one run of the tests share.
 //!
-//! nextest runs each test in a process of its own, `cargo test` all tests of a binary in one. Both agree by files in
-//! the tests' folder, which `flock` locks: the kernel releases the locks of a process that dies.
+//! nextest runs each test in a process of its own, `cargo test` all tests of a binary in one. Both coordinate by files in
+//! the tests' folder, locked by `flock`: the kernel releases the locks of a process that dies.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
@@ -19,7 +19,7 @@ const NEXTEST_RUN: &str = "NEXTEST_RUN_ID";
 #[derive(Debug)]
 pub(crate) struct Run {
     id: String,
-    /// The files by which the processes of the run agree.
+    /// The lock files of the run.
     folder: PathBuf,
 }
 
@@ -66,8 +66,8 @@ impl Run {
         self.turn(FlockOperation::LockExclusive)
     }
 
-    /// Enters the room through a gate, which a test that wants to be alone keeps closed while it waits: those that
-    /// come later wait behind it, so it gets its turn however many there are.
+    /// Locks `gate`, then `room`. A test that waits to be alone holds the gate, so that later tests queue behind it and
+    /// it is not starved.
     fn turn(&self, how: FlockOperation) -> Turn {
         let _gate = lock(&self.folder.join("gate"), how);
         Turn { _room: lock(&self.folder.join("room"), how) }

@@ -1,9 +1,9 @@
 //! The wire protocol between the host and the guest agent.
 //!
-//! A connection carries many *streams*: an exec, an unpacked layer, a copied tree. Stream 0 is the connection
-//! itself. All bytes are in [frames](frame): a header of nine bytes, and a body of raw bytes (stdio, credit) or of
-//! a postcard-encoded [message]. Data flows under [credit] for each stream and channel: a reader that stops
-//! reading stops the writer, and nothing is dropped. [`session`] implements all of that for both sides, without
+//! A connection carries many *streams*: an exec, an unpacked layer, a copied tree, a connection to a socket. Stream 0
+//! is the connection itself. All bytes are in [frames](frame): a header of nine bytes, and a body of raw bytes (stdio,
+//! credit) or of a postcard-encoded [message]. Data flows under [credit] for each stream and channel: a reader that
+//! stops reading stops the writer, and nothing is dropped. [`session`] implements all of that for both sides, without
 //! I/O.
 //!
 //! ```text

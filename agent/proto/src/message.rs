@@ -60,6 +60,18 @@ pub enum Request {
     Clock,
     /// Sets the guest's clock. Answered by [`Response::Done`].
     SetClock(ClockReading),
+    /// Connects the stream to a Unix socket (role nested host). Standard input goes to the socket, the socket's data
+    /// follows on standard output, both from the start, and each direction ends by itself. Answered by
+    /// [`Response::Done`] when both have ended, or after [`Control::Kill`], which closes the socket.
+    Connect(Connect),
+}
+
+/// The Unix socket that a stream connects to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connect {
+    /// Its name in the abstract namespace, without the leading zero byte. A path could block the agent: its file
+    /// system may be on the other side of a link.
+    pub name: Vec<u8>,
 }
 
 /// The main command of a box: the first process of its own PID namespace. When it exits, all processes in the
@@ -118,7 +130,7 @@ pub enum Control {
     Signal(i32),
     /// Sets the size of the terminal.
     Resize(TerminalSize),
-    /// Kills the command and all its descendants.
+    /// Kills the command and all its descendants; cancels a request that is no command.
     Kill,
     /// Sends a signal (Linux number) to the command's process alone. The kernel drops a signal that has no handler
     /// in the first process of a namespace; the agent then does what the signal does to any other process.

@@ -11,8 +11,8 @@ use boxlite_proto::guest::{
     Stat,
 };
 use boxlite_proto::message::{
-    Control, Event, Exec, ExitStatus, Failure, FailureKind, Hello, Request, Response, Stage,
-    TerminalSize,
+    Connect, Control, Event, Exec, ExitStatus, Failure, FailureKind, Hello, Request, Response,
+    Stage, TerminalSize,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -54,6 +54,7 @@ fn request() -> impl Strategy<Value = Request> {
         }),
         any::<(Vec<u8>, bool)>()
             .prop_map(|(path, follow)| Request::CopyOut(CopyOut { path, follow })),
+        any::<Vec<u8>>().prop_map(|name| Request::Connect(Connect { name })),
     ]
 }
 

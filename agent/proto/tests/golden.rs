@@ -10,8 +10,8 @@ use boxlite_proto::guest::{
     CopyIn, CopyOut, ExecCounts, FileKind, FileStat, GuestMetrics, Owner, Process, Stat,
 };
 use boxlite_proto::message::{
-    ClockReading, Control, Event, Exec, ExitStatus, Failure, FailureKind, Hello, MainExec, Request,
-    Response, Stage, TerminalSize,
+    ClockReading, Connect, Control, Event, Exec, ExitStatus, Failure, FailureKind, Hello, MainExec,
+    Request, Response, Stage, TerminalSize,
 };
 
 const FIXTURES: &str = include_str!("golden/frames.txt");
@@ -135,6 +135,7 @@ fn frames() -> Vec<(&'static str, Frame)> {
         ("exec-main-default", Request::ExecMain(MainExec::default()).frame(8)),
         ("clock", Request::Clock.frame(10)),
         ("set-clock", Request::SetClock(clock_reading()).frame(10)),
+        ("connect", Request::Connect(Connect { name: b"boxlite\xff".to_vec() }).frame(13)),
         ("signal-process", Control::SignalProcess(15).frame(7)),
         ("clock-reading", Response::Clock { monotonic_ns: 60_000_000_123 }.frame(10)),
         ("detached", Response::Detached { pid: 300 }.frame(8)),

@@ -32,6 +32,7 @@ fn as_agent<'a>(pieces: impl Iterator<Item = &'a [u8]>) {
         Request::ExecDetached(exec),
         Request::CopyIn(Default::default()),
         Request::CopyOut(Default::default()),
+        Request::Connect(Default::default()),
         Request::Ping,
         Request::Metrics,
         Request::Processes,
@@ -64,7 +65,7 @@ fn as_agent<'a>(pieces: impl Iterator<Item = &'a [u8]>) {
     }
 }
 
-/// A server that starts every command and does nothing else at once.
+/// A server that starts every command, answers a socket when its input has ended, and does nothing else at once.
 fn as_host<'a>(pieces: impl Iterator<Item = &'a [u8]>) {
     let mut server = Server::default();
     let mut input = Assembler::default();
@@ -78,6 +79,14 @@ fn as_host<'a>(pieces: impl Iterator<Item = &'a [u8]>) {
                     server.respond(stream, &Response::Started { pid: 1 });
                     let room = server.output_room(stream, Channel::Stdout);
                     server.send_output(stream, Channel::Stdout, &vec![0; room]);
+                }
+                Ok(Some(ServerEvent::Request { stream, request: Ok(Request::Connect(_)) })) => {
+                    let room = server.output_room(stream, Channel::Stdout);
+                    server.send_output(stream, Channel::Stdout, &vec![0; room]);
+                    server.end_output(stream, Channel::Stdout);
+                }
+                Ok(Some(ServerEvent::InputEnded { stream })) => {
+                    server.respond(stream, &Response::Done);
                 }
                 Ok(Some(ServerEvent::Request { stream, .. })) => {
                     server.respond(stream, &Response::Done);

@@ -3,7 +3,7 @@
 
 use boxlite_proto::credit::WINDOW;
 use boxlite_proto::frame::Channel;
-use boxlite_proto::message::{Exec, ExitStatus, Request, Response};
+use boxlite_proto::message::{Connect, Exec, ExitStatus, Request, Response};
 use boxlite_proto::session::{Assembler, Chunks, Client, ClientEvent, Outbox, Server, ServerEvent};
 use bytes::Buf;
 use proptest::collection::vec;
@@ -11,7 +11,9 @@ use proptest::prelude::*;
 
 use super::greeted;
 
+/// Commands, and last a socket, each direction of which may end before the other.
 const STREAMS: u32 = 3;
+const SOCKET: u32 = STREAMS;
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -19,6 +21,8 @@ enum Step {
     TakeInput(u32, usize),
     SendOutput(u32, Channel, usize),
     TakeOutput(u32, Channel, usize),
+    EndSocketInput,
+    EndSocketOutput,
     /// This many bytes travel to the agent.
     ToAgent(usize),
     ToHost(usize),
@@ -29,12 +33,14 @@ fn step() -> impl Strategy<Value = Step> {
     let stream = || 1..=STREAMS;
     let output = || prop::sample::select(Channel::OUTPUTS.to_vec());
     prop_oneof![
-        1 => (stream(), amount()).prop_map(|(stream, n)| Step::SendInput(stream, n)),
-        1 => (stream(), amount()).prop_map(|(stream, n)| Step::TakeInput(stream, n)),
-        1 => (stream(), output(), amount()).prop_map(|(s, c, n)| Step::SendOutput(s, c, n)),
-        1 => (stream(), output(), amount()).prop_map(|(s, c, n)| Step::TakeOutput(s, c, n)),
-        2 => amount().prop_map(Step::ToAgent),
-        2 => amount().prop_map(Step::ToHost),
+        20 => (stream(), amount()).prop_map(|(stream, n)| Step::SendInput(stream, n)),
+        20 => (stream(), amount()).prop_map(|(stream, n)| Step::TakeInput(stream, n)),
+        20 => (stream(), output(), amount()).prop_map(|(s, c, n)| Step::SendOutput(s, c, n)),
+        20 => (stream(), output(), amount()).prop_map(|(s, c, n)| Step::TakeOutput(s, c, n)),
+        1 => Just(Step::EndSocketInput),
+        1 => Just(Step::EndSocketOutput),
+        40 => amount().prop_map(Step::ToAgent),
+        40 => amount().prop_map(Step::ToHost),
     ]
 }
 
@@ -76,6 +82,8 @@ struct Pair {
     to_server: Assembler,
     inputs: [Flow; STREAMS as usize],
     outputs: [[Flow; 2]; STREAMS as usize],
+    /// Whether the socket's output has ended.
+    socket_ended: bool,
     exited: usize,
 }
 
@@ -86,13 +94,24 @@ fn at(stream: u32) -> usize {
 impl Pair {
     fn new() -> Self {
         let (mut client, server) = greeted();
-        for stream in 1..=STREAMS {
+        for stream in 1..SOCKET {
             let exec = Exec { stdin: true, ..Exec::default() };
             assert_eq!(client.request(&Request::Exec(exec), |_| ()), Ok(stream));
         }
+        let connect = Request::Connect(Connect::default());
+        assert_eq!(client.request(&connect, |_| ()), Ok(SOCKET));
         let (to_client, to_server) = Default::default();
         let (inputs, outputs) = Default::default();
-        Self { client, server, to_client, to_server, inputs, outputs, exited: 0 }
+        Self {
+            client,
+            server,
+            to_client,
+            to_server,
+            inputs,
+            outputs,
+            socket_ended: false,
+            exited: 0,
+        }
     }
 
     fn step(&mut self, step: Step) {
@@ -111,6 +130,10 @@ impl Pair {
                 let taken = self.inputs[at(stream)].take(most);
                 self.server.input_taken(stream, taken);
             }
+            Step::EndSocketInput => self.client.end_input(SOCKET),
+            Step::EndSocketOutput => self.end_socket_output(),
+            Step::SendOutput(SOCKET, channel, _)
+                if channel == Channel::Stderr || self.socket_ended => {}
             Step::SendOutput(stream, channel, most) => {
                 let room = self.server.output_room(stream, channel).min(most);
                 let bytes = self.outputs[at(stream)][index(channel)].next(room);
@@ -127,10 +150,18 @@ impl Pair {
         }
     }
 
+    fn end_socket_output(&mut self) {
+        self.server.end_output(SOCKET, Channel::Stdout);
+        self.socket_ended = true;
+    }
+
     fn travel_to_agent(&mut self, most: usize) {
         travel(self.client.outbox(), &mut self.to_server, most);
         while let Some(event) = self.server.receive(&mut self.to_server).unwrap() {
             match event {
+                ServerEvent::Request { stream: SOCKET, request } => {
+                    assert!(matches!(request, Ok(Request::Connect(_))), "{request:?}");
+                }
                 ServerEvent::Request { stream, request } => {
                     assert!(matches!(request, Ok(Request::Exec(_))));
                     assert_eq!(self.server.respond(stream, &Response::Started { pid: 1 }), None);
@@ -154,8 +185,8 @@ impl Pair {
                 ClientEvent::OutputEnded { stream, channel } => {
                     self.outputs[at(stream)][index(channel)].ended = true;
                 }
-                ClientEvent::Ended { response, .. } => {
-                    assert_eq!(response, Response::Exited(ExitStatus::Code(0)));
+                ClientEvent::Ended { stream, response, .. } => {
+                    assert_eq!(response, last(stream));
                     self.exited += 1;
                 }
                 other => panic!("{other:?}"),
@@ -185,23 +216,38 @@ impl Pair {
         // More data can be sent, whatever the steps were.
         for stream in 1..=STREAMS {
             let before = self.inputs[at(stream)].sent;
-            self.step(Step::SendInput(stream, usize::MAX));
-            assert!(self.inputs[at(stream)].sent - before >= WINDOW as usize * 3 / 4, "starved");
-            assert!(self.server.output_room(stream, Channel::Stdout) > 0, "starved");
+            if self.client.is_input_open(stream) {
+                self.step(Step::SendInput(stream, usize::MAX));
+                let sent = self.inputs[at(stream)].sent - before;
+                assert!(sent >= WINDOW as usize * 3 / 4, "starved");
+            }
+            let ended = stream == SOCKET && self.socket_ended;
+            assert!(ended || self.server.output_room(stream, Channel::Stdout) > 0, "starved");
             self.client.end_input(stream);
         }
         self.settle();
-        for stream in 1..=STREAMS {
+        for stream in 1..SOCKET {
             for channel in Channel::OUTPUTS {
                 self.server.end_output(stream, channel);
             }
-            self.server.respond(stream, &Response::Exited(ExitStatus::Code(0)));
+            self.server.respond(stream, &last(stream));
         }
+        self.end_socket_output();
+        self.server.respond(SOCKET, &last(SOCKET));
         self.settle();
         assert_eq!(self.exited, STREAMS as usize);
+        self.outputs[at(SOCKET)][index(Channel::Stderr)].ended = true;
         for flow in self.inputs.iter().chain(self.outputs.iter().flatten()) {
             assert!(flow.ended && flow.arrived == flow.sent, "something is lost");
         }
+    }
+}
+
+/// The last answer on a stream.
+fn last(stream: u32) -> Response {
+    match stream {
+        SOCKET => Response::Done,
+        _ => Response::Exited(ExitStatus::Code(0)),
     }
 }
 

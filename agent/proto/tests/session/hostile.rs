@@ -100,6 +100,7 @@ fn each_request_allows_only_its_responses() {
         (Request::Clock, Response::Clock { monotonic_ns: 1 }),
         (Request::UnpackLayer, Response::Unpacked { entries: 1, bytes: 1 }),
         (Request::CopyIn(Default::default()), Response::Unpacked { entries: 1, bytes: 1 }),
+        (Request::Connect(Default::default()), Response::Done),
     ];
     for (request, fitting) in &requests {
         for (_, answer) in &requests {
@@ -130,7 +131,15 @@ fn data_flows_only_for_requests_that_have_data() {
     refused(to_client(&[Request::CopyOut(Default::default())], &[errors]), "unexpected output");
     refused(to_client(&[Request::UnpackLayer], from_ref(&packed)), "unexpected output");
     refused(to_client(&[Request::Ping], &[packed]), "unexpected output");
+    let socket = [Request::Connect(Default::default())];
+    let (bytes, errors) = ([0; 3], Frame::data(1, Channel::Stderr, *b"x"));
+    let bytes = Frame::data(1, Channel::Stdout, bytes);
     let end = Frame::end(1, Channel::Stdout);
+    let ended = [bytes.clone(), end.clone(), Frame::end(1, Channel::Stdin)];
+    assert_eq!(to_client(&socket, &ended).unwrap().len(), 3);
+    refused(to_client(&socket, &[errors]), "unexpected output");
+    refused(to_client(&socket, &[end.clone(), bytes]), "unexpected output");
+    refused(to_client(&socket, &[Frame::end(1, Channel::Stderr)]), "unexpected end");
     refused(to_client(&[Request::CopyOut(Default::default())], &[end]), "unexpected end");
     let credit = Frame::credit(1, Channel::Stdin, 0);
     refused(to_client(&[Request::Ping], from_ref(&credit)), "unexpected credit");
@@ -218,7 +227,11 @@ proptest! {
         frames in vec((0_u32..4, 0_u8..14, vec(any::<u8>(), 0..8)), 0..60),
     ) {
         let (mut client, mut server) = greeted();
-        for request in [Request::Exec(Exec::default()), Request::UnpackLayer] {
+        for request in [
+            Request::Exec(Exec::default()),
+            Request::UnpackLayer,
+            Request::Connect(Default::default()),
+        ] {
             client.request(&request, |_| ()).unwrap();
         }
         let (mut client_broken, mut server_broken) = (false, false);

@@ -67,8 +67,11 @@ fn feed(input: &mut Assembler, mut piece: &[u8], copy: bool) {
 
 fn client_story(bytes: &[u8], sizes: &[usize], copy: bool) -> String {
     let mut client = Client::new(&hello());
-    let requests =
-        [Request::Exec(Exec::default()), Request::Ping, Request::CopyOut(Default::default())];
+    let requests = [
+        Request::Exec(Exec::default()),
+        Request::Connect(Default::default()),
+        Request::CopyOut(Default::default()),
+    ];
     for request in requests {
         client.request(&request, |id| id * 10).unwrap();
     }

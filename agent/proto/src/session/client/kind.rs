@@ -1,5 +1,6 @@
 //! The kinds of requests: which frames and which final response each of them allows.
 
+use crate::frame::Channel;
 use crate::guest::{MAX_COMMAND, MAX_LINK, MAX_NAME, Process};
 use crate::message::{Request, Response};
 
@@ -27,6 +28,8 @@ pub enum RequestKind {
     Stat,
     /// The reading of the guest's monotonic clock.
     Clock,
+    /// A connection to a socket of the guest.
+    Connect,
 }
 
 impl RequestKind {
@@ -45,17 +48,33 @@ impl RequestKind {
             Request::Stat(_) => Self::Stat,
             Request::ExecCounts => Self::ExecCounts,
             Request::Clock => Self::Clock,
+            Request::Connect(_) => Self::Connect,
         }
     }
 
     /// Whether the host sends data.
     pub(super) fn has_input(self) -> bool {
-        matches!(self, Self::Exec | Self::Unpack)
+        matches!(self, Self::Exec | Self::Unpack | Self::Connect)
+    }
+
+    /// Whether the guest sends data on this channel.
+    pub(super) fn has_output(self, channel: Channel) -> bool {
+        match self {
+            Self::Exec => channel != Channel::Stdin,
+            Self::Pack | Self::Connect => channel == Channel::Stdout,
+            _ => false,
+        }
+    }
+
+    /// Whether an output ends by a frame of its own. The output of a tar does not: the response says whether the tar
+    /// is complete.
+    pub(super) fn ends_output(self, channel: Channel) -> bool {
+        self != Self::Pack && self.has_output(channel)
     }
 
     /// Whether data flows at once, and not only after [`Response::Started`].
     pub(super) fn runs_at_once(self) -> bool {
-        matches!(self, Self::Unpack | Self::Pack)
+        matches!(self, Self::Unpack | Self::Pack | Self::Connect)
     }
 
     /// Whether this is a valid final response. `started`: whether the command has started.
@@ -65,7 +84,7 @@ impl RequestKind {
             Response::Exited(_) | Response::ExitedOutOfMemory(_) => self == Self::Exec && started,
             Response::Detached { .. } => self == Self::Detach,
             Response::Unpacked { .. } => self == Self::Unpack,
-            Response::Done => matches!(self, Self::Call | Self::Pack),
+            Response::Done => matches!(self, Self::Call | Self::Pack | Self::Connect),
             Response::Metrics(_) => self == Self::Metrics,
             Response::ExecCounts(_) => self == Self::ExecCounts,
             Response::Clock { .. } => self == Self::Clock,

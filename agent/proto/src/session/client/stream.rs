@@ -77,12 +77,7 @@ impl Stream {
     }
 
     fn on_data(&mut self, channel: Channel, data: Bytes) -> Result<StreamEvent, Violation> {
-        let running = self.running
-            && match self.kind {
-                RequestKind::Exec => true,
-                RequestKind::Pack => channel == Channel::Stdout,
-                _ => false,
-            };
+        let running = self.running && self.kind.has_output(channel);
         let Some(output) = self.output(channel).filter(|output| running && !output.state.ended)
         else {
             return Err(self.unexpected("output"));
@@ -100,8 +95,7 @@ impl Stream {
         }
         let (kind, closed) = (self.kind, self.input.closed);
         match self.output(channel) {
-            // The output of a tar has no end: the response says whether the tar is complete.
-            Some(output) if kind == RequestKind::Exec && !output.state.ended => {
+            Some(output) if kind.ends_output(channel) && !output.state.ended => {
                 output.state.ended = true;
                 Ok(StreamEvent::OutputEnded(channel))
             }

@@ -9,6 +9,7 @@
 //!  server ─── the loop: one thread, one epoll (edge-triggered); requests, clock, shutdown
 //!    ├── host      the transport, its connections: frames in, frames out, bounded both ways
 //!    ├── exec      processes: user, pty, spawn, pump, reaper, the main command's namespace
+//!    ├── socket    connections to sockets of the nested host
 //!    └── job       requests that may block, each on a thread of its own:
 //!          ├── unpack, pack   from tar to files and from files to tar
 //!          └── inspect        metrics, processes, the entry at a path
@@ -28,6 +29,7 @@ mod job;
 mod log;
 pub mod pack;
 pub mod server;
+mod socket;
 mod sys;
 pub mod unpack;
 

@@ -17,7 +17,7 @@ mod cgroup;
 mod disposition;
 pub(crate) mod init;
 mod namespace;
-mod pump;
+pub(crate) mod pump;
 pub(crate) mod reaper;
 mod spawn;
 mod stdio;

@@ -1,4 +1,4 @@
-//! Moves bytes between the host and the stdio of a command.
+//! Moves bytes between the host and the stdio of a command, or a socket.
 //!
 //! **Back-pressure.** Output is read from its pipe only while the session has room for its channel
 //! ([`Session::output_room`]): credit that the host granted, and space in the outbox. Without room the pipe
@@ -22,7 +22,7 @@ use crate::sys::poller::Ready;
 /// many as a terminal can buffer.
 const TERMINAL_BUFFER: u64 = 128 << 10;
 
-/// A command's standard input, with the data of the host.
+/// The input of a command or a socket, with the data of the host.
 pub(crate) struct Input {
     fd: OwnedFd,
     terminal: bool,
@@ -105,7 +105,7 @@ impl Input {
     }
 }
 
-/// An output of a command, whose data goes to the host.
+/// An output of a command or a socket, whose data goes to the host.
 pub(crate) struct Output {
     fd: OwnedFd,
     channel: Channel,

@@ -23,6 +23,8 @@ pub(crate) enum Service {
     Exec(u64),
     /// The job with this ID.
     Job(u64),
+    /// The socket with this ID.
+    Socket(u64),
 }
 
 /// The protocol state of a connection.
@@ -61,7 +63,7 @@ impl Connection {
         Self {
             fd,
             // Data that arrived before the descriptor was watched causes no edge.
-            ready: Ready { read: true, write: true, hung_up: false },
+            ready: Ready { read: true, write: true, ..Ready::default() },
             input: Assembler::default(),
             session: Session::default(),
             serial,

@@ -14,11 +14,12 @@ use crate::{inspect, pack};
 pub(crate) type Work = Box<dyn FnOnce(Input, Output) -> Response + Send>;
 
 /// Whether an agent in this role serves the request: a builder has a disk and no root of a box, a box has no
-/// layers.
+/// layers, and only the nested host has the socket of a runtime.
 pub(crate) fn is_served_by(role: Role, request: &Request) -> bool {
     match request {
         Request::UnpackLayer => role == Role::Builder,
         Request::CopyIn(_) | Request::CopyOut(_) | Request::Stat(_) => role != Role::Builder,
+        Request::Connect(_) => role == Role::SoftHost,
         _ => true,
     }
 }

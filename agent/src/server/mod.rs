@@ -1,15 +1,16 @@
-//! The agent's loop: one thread that serves every connection, exec and job.
+//! The agent's loop: one thread that serves every connection, exec, job and socket.
 //!
 //! Nothing here blocks: work that may block is a job. Each turn of the loop collects readiness, reaps
-//! children, serves every connection, exec and job once, and sends. So streams take turns, and a stream
+//! children, serves every connection, exec, job and socket once, and sends. So streams take turns, and a stream
 //! whose reader has stopped (no credit, or a full socket) stops only itself.
 //!
-//! The server owns the connections, execs and jobs, and moves data between them; it may use all of `host`,
-//! `exec`, `job` and `sys`.
+//! The server owns the connections, execs, jobs and sockets, and moves data between them; it may use all of `host`,
+//! `exec`, `job`, `socket` and `sys`.
 
 mod clock;
 mod requests;
 pub(crate) mod shutdown;
+mod sockets;
 mod streams;
 
 use std::collections::BTreeMap;
@@ -26,12 +27,13 @@ use rustix::io;
 use rustix::process::Pid;
 
 use self::shutdown::Shutdown;
-use self::streams::{to_exec, to_job};
+use self::streams::{to_exec, to_job, to_socket};
 use crate::exec::reaper::{Reaped, reap};
 use crate::exec::{Cgroups, Exec};
 use crate::host::connection::{CHUNK, Connection, ConnectionError, ReplyTo, Service, Session};
 use crate::host::listener::Listener;
 use crate::job::Job;
+use crate::socket::Socket;
 use crate::sys;
 use crate::sys::poller::{Poller, Token};
 
@@ -42,7 +44,7 @@ const MAX_CONNECTIONS: usize = 1000;
 /// Timeout for cancelled jobs to stop, at the shutdown.
 const JOBS_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Token ID of the server's own descriptors; connections and execs have other IDs.
+/// Token ID of the server's own descriptors; connections, execs and sockets have other IDs.
 const SERVER: u64 = 0;
 const LISTENER: u8 = 0;
 const CHILDREN: u8 = 1;
@@ -63,6 +65,7 @@ pub struct Server {
     listener: Option<Listener>,
     connections: BTreeMap<u64, Connection>,
     execs: BTreeMap<u64, Exec>,
+    sockets: BTreeMap<u64, Socket>,
     exec_counts: ExecCounts,
     cgroups: Cgroups,
     next_id: u64,
@@ -92,6 +95,7 @@ impl Server {
             listener: None,
             connections: BTreeMap::new(),
             execs: BTreeMap::new(),
+            sockets: BTreeMap::new(),
             exec_counts: ExecCounts::default(),
             cgroups: Cgroups::new(),
             next_id: 1,
@@ -158,6 +162,7 @@ impl Server {
                 self.serve(id);
             }
             self.pump_all();
+            self.pump_sockets();
             self.advance_jobs();
             self.flush_all();
             if self.shutdown.as_ref().is_some_and(|s| s.is_due(Instant::now())) {
@@ -180,6 +185,8 @@ impl Server {
                         connection.notify(ready);
                     } else if let Some(exec) = self.execs.get_mut(&id) {
                         exec.notify(slot, ready);
+                    } else if let Some(socket) = self.sockets.get_mut(&id) {
+                        socket.notify(ready);
                     }
                 }
             }
@@ -202,6 +209,10 @@ impl Server {
                 .jobs
                 .values()
                 .any(|job| self.session(job.reply_to).is_some_and(|to| job.can_advance(to)))
+            || self
+                .sockets
+                .values()
+                .any(|socket| self.session(socket.reply_to).is_some_and(|to| socket.can_pump(to)))
     }
 
     fn session(&self, reply_to: ReplyTo) -> Option<&Session> {
@@ -303,6 +314,11 @@ impl Server {
                         to_job(job, event);
                     }
                 }
+                Some(Service::Socket(socket)) => {
+                    if let Some(socket) = self.sockets.get_mut(socket) {
+                        to_socket(socket, event);
+                    }
+                }
                 None => {}
             },
         }
@@ -383,6 +399,7 @@ impl Server {
                         job.cancel();
                     }
                 }
+                Service::Socket(id) => drop(self.sockets.remove(id)),
             }
         }
         if connection.is_serial() && self.shutdown.is_none() {

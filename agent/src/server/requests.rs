@@ -1,4 +1,4 @@
-//! Handles requests: answers them at once, or starts an exec or a job on their stream.
+//! Handles requests: answers them at once, or starts an exec, a job or a socket on their stream.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ const MAX_EXECS: usize = 4096;
 const MAX_JOBS: usize = 32;
 
 impl Server {
-    /// Handles a request. An exec or a job is answered later.
+    /// Handles a request. An exec, a job or a socket is answered later.
     pub(super) fn start(
         &mut self,
         id: u64,
@@ -74,9 +74,9 @@ impl Server {
                 return;
             }
             Ok(request) if !work::is_served_by(self.role, &request) => unsupported("this request"),
-            Ok(request) => match self.start_job(request, reply_to) {
-                Ok(job) => {
-                    connection.session.set_tag(stream, Service::Job(job));
+            Ok(request) => match self.start_service(request, reply_to) {
+                Ok(service) => {
+                    connection.session.set_tag(stream, service);
                     return;
                 }
                 Err(failure) => Response::Failed(failure),
@@ -145,6 +145,14 @@ impl Server {
         Ok((id, pid))
     }
 
+    /// Starts a job or connects a socket.
+    fn start_service(&mut self, request: Request, reply_to: ReplyTo) -> Result<Service, Failure> {
+        match request {
+            Request::Connect(request) => self.open_socket(&request, reply_to).map(Service::Socket),
+            request => self.start_job(request, reply_to).map(Service::Job),
+        }
+    }
+
     fn start_job(&mut self, request: Request, reply_to: ReplyTo) -> Result<u64, Failure> {
         let is_layer = request == Request::UnpackLayer;
         if is_layer && self.layer.is_some() {
@@ -178,6 +186,6 @@ fn unknown_request() -> Failure {
     }
 }
 
-fn other(message: String) -> Failure {
+pub(super) fn other(message: String) -> Failure {
     Failure { kind: FailureKind::Other, message }
 }

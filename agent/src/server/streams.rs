@@ -1,4 +1,4 @@
-//! Passes the events of an open stream to the exec or job that serves it.
+//! Passes the events of an open stream to the exec, job or socket that serves it.
 
 use boxlite_proto::frame::Channel;
 use boxlite_proto::message::Control;
@@ -6,6 +6,7 @@ use boxlite_proto::session::ServerEvent;
 
 use crate::exec::Exec;
 use crate::job::Job;
+use crate::socket::Socket;
 
 pub(super) fn to_exec(exec: &mut Exec, event: ServerEvent) {
     match event {
@@ -26,6 +27,17 @@ pub(super) fn to_job(job: &mut Job, event: ServerEvent) {
         ServerEvent::OutputClosed { channel: Channel::Stdout, .. } => job.cancel(),
         ServerEvent::Control { control: Control::Kill, .. } => job.cancel(),
         // A job has no process to signal and no terminal to resize.
+        _ => {}
+    }
+}
+
+pub(super) fn to_socket(socket: &mut Socket, event: ServerEvent) {
+    match event {
+        ServerEvent::Input { data, .. } => socket.receive(data),
+        ServerEvent::InputEnded { .. } => socket.end_input(),
+        ServerEvent::OutputClosed { channel: Channel::Stdout, .. } => socket.close_output(),
+        ServerEvent::Control { control: Control::Kill, .. } => socket.close(),
+        // A socket is pumped in every turn.
         _ => {}
     }
 }

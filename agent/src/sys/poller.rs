@@ -35,6 +35,8 @@ pub(crate) struct Ready {
     pub(crate) write: bool,
     /// The peer has hung up: reads will reach the end.
     pub(crate) hung_up: bool,
+    /// Both directions are closed: written data will not be read.
+    pub(crate) closed: bool,
 }
 
 impl Ready {
@@ -43,6 +45,7 @@ impl Ready {
         self.read |= event.read;
         self.write |= event.write;
         self.hung_up |= event.hung_up;
+        self.closed |= event.closed;
     }
 }
 
@@ -85,6 +88,7 @@ impl Poller {
                 read: gone || flags.intersects(EventFlags::IN | EventFlags::RDHUP),
                 write: gone || flags.contains(EventFlags::OUT),
                 hung_up: gone || flags.contains(EventFlags::RDHUP),
+                closed: gone,
             };
             (Token::unpack(event.data), ready)
         }))

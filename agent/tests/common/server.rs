@@ -10,20 +10,23 @@ use boxlite_proto::message::{Exec, ExitStatus, Response};
 
 use super::client::Client;
 
-/// The socket that the server listens on.
-pub(crate) static SERVER: LazyLock<PathBuf> = LazyLock::new(|| {
+/// The socket that the server of a box listens on.
+pub(crate) static SERVER: LazyLock<PathBuf> = LazyLock::new(|| serve(Role::Box));
+
+/// Starts a server in this role, and returns the socket that it listens on.
+pub(crate) fn serve(role: Role) -> PathBuf {
     // Orphans become children of this process, as they do of PID 1.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
     let path = tempfile::tempdir().unwrap().keep().join("socket");
     let listener = UnixListener::bind(&path).unwrap();
     listener.set_nonblocking(true).unwrap();
     std::thread::spawn(move || {
-        let mut server = Server::new(Role::Box).unwrap();
+        let mut server = Server::new(role).unwrap();
         server.listen(listener.into()).unwrap();
         server.run().unwrap();
     });
     path
-});
+}
 
 pub(crate) fn connect() -> Client {
     Client::new(UnixStream::connect(&*SERVER).unwrap())

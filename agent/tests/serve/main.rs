@@ -509,8 +509,10 @@ fn orphans_are_reaped() {
 }
 
 #[test]
-fn only_builders_unpack_layers() {
+fn only_builders_unpack_layers_and_only_the_nested_host_connects_sockets() {
     needs_root!();
-    let Response::Failed(failure) = connect().ask(&Request::UnpackLayer) else { panic!() };
-    assert_eq!(failure.kind, FailureKind::Unsupported);
+    for request in [Request::UnpackLayer, Request::Connect(Default::default())] {
+        let Response::Failed(failure) = connect().ask(&request) else { panic!() };
+        assert_eq!(failure.kind, FailureKind::Unsupported, "{failure}");
+    }
 }

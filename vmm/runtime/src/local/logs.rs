@@ -15,6 +15,9 @@ use crate::logs::{END, LogQuery};
 /// Bytes of the pipe between log and reader.
 const BUFFER: usize = 256 << 10;
 
+/// Bytes of records that are read from the log at once.
+const BATCH: usize = 64 << 10;
+
 /// Sends the records of the log in `folder`, whose changes `log` follows. A query with `follow` continues until the box
 /// has `ended`.
 pub(super) fn stream(
@@ -51,13 +54,14 @@ async fn send(
     let mut reader = blocking_io(move || logbook::Reader::open(&folder, open)).await?;
     loop {
         loop {
-            let next = blocking_io(move || reader.poll().map(|record| (reader, record))).await?;
-            reader = next.0;
-            let Some(record) = next.1 else { break };
-            to.write_u32_le(record.bytes.len() as u32).await?;
-            to.write_u8(u8::from(record.stream == LogStream::Stderr)).await?;
-            to.write_u64_le(record.at_ns).await?;
-            to.write_all(&record.bytes).await?;
+            let next = blocking_io(move || Ok((batch(&mut reader), reader))).await?;
+            reader = next.1;
+            let (records, result) = next.0;
+            to.write_all(&records).await?;
+            result?;
+            if records.is_empty() {
+                break;
+            }
         }
         if last {
             to.write_u32_le(END).await?;
@@ -72,6 +76,24 @@ async fn send(
             () = &mut over => last = true,
         }
     }
+}
+
+/// Reads and encodes the next records, none if the log has no more now, and returns the error that stopped reading.
+/// Reading one record at a time would cost a switch of threads, a write and, in a nested host, a frame for each.
+fn batch(reader: &mut logbook::Reader) -> (Vec<u8>, io::Result<()>) {
+    let mut batch = Vec::new();
+    while batch.len() < BATCH {
+        let record = match reader.poll() {
+            Ok(Some(record)) => record,
+            Ok(None) => break,
+            Err(e) => return (batch, Err(e)),
+        };
+        batch.extend((record.bytes.len() as u32).to_le_bytes());
+        batch.push(u8::from(record.stream == LogStream::Stderr));
+        batch.extend(record.at_ns.to_le_bytes());
+        batch.extend(&record.bytes);
+    }
+    (batch, Ok(()))
 }
 
 #[cfg(test)]

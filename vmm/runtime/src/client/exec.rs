@@ -93,8 +93,13 @@ impl Running {
         self.0.stream.readable().await;
         match self.0.stream.try_over() {
             Some(Err(error)) if !self.0.stream.has_output() => Err(error),
-            _ => Ok(ExecOutput { stream: self.0.clone(), channel: Channel::Stdout }),
+            _ => Ok(self.output()),
         }
+    }
+
+    /// The receiving half of a stream without a command, at once.
+    pub(super) fn output(&self) -> ExecOutput {
+        ExecOutput { stream: self.0.clone(), channel: Channel::Stdout }
     }
 
     pub(super) fn kill(&self) {
@@ -104,6 +109,11 @@ impl Running {
     /// Waits for the end of the stream.
     pub(super) async fn over(&self) -> Result<Response, Error> {
         self.0.stream.over().await
+    }
+
+    /// How the stream ended, if it has.
+    pub(super) fn try_over(&self) -> Option<Result<Response, Error>> {
+        self.0.stream.try_over()
     }
 }
 
@@ -165,6 +175,11 @@ impl OpenStream {
 }
 
 impl ExecHandle {
+    /// The connection that the command was started on.
+    pub(crate) fn client(&self) -> &AgentClient {
+        &self.running.0.client
+    }
+
     /// The command's process ID in the guest.
     pub fn pid(&self) -> u32 {
         self.pid

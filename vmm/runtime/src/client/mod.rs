@@ -17,6 +17,7 @@ mod copy;
 mod detach_keys;
 mod error;
 mod exec;
+mod socket;
 mod stdio;
 mod stream;
 mod terminal;
@@ -42,6 +43,7 @@ pub use copy::{Archive, Unpacked};
 pub use detach_keys::{DetachKeys, InvalidKey};
 pub use error::{Error, Loss, Violation};
 pub use exec::{ExecHandle, ExecOutput, ExecStdin, Exit, Output};
+pub(crate) use socket::SocketStream;
 
 /// The result of a request to an agent.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -2,6 +2,7 @@
 
 mod guest;
 mod hostile;
+mod socket;
 
 use std::future::Future;
 use std::io;
@@ -110,6 +111,7 @@ fn futures_can_move_between_threads() {
     send(|client| client.stat(Default::default()));
     fn movable<T: Send + Unpin + 'static>() {}
     movable::<Archive>();
+    movable::<SocketStream>();
     send(|_| AgentClient::connect(tokio::io::duplex(1).0, 0));
 }
 

@@ -9,12 +9,10 @@ use std::task::{Context, Poll};
 use boxlite_kernel::GuestFiles;
 use boxlite_rootfs_builder::Progress;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::task::JoinHandle;
 
-use super::mux::{self, Mode, Opener, Stream};
-use super::wire::{Answer, Request};
+use super::wire::{Answer, Listening, Request};
 use crate::call::{Call, Channel, Reply};
-use crate::client::ExecHandle;
+use crate::client::{self, ExecHandle, FailureKind, SocketStream};
 use crate::launcher::SERVE_SUBCOMMAND;
 use crate::nested;
 use crate::stream::Duplex;
@@ -25,10 +23,10 @@ use crate::{Error, Home, Result, RuntimeOptions, blocking, local};
 /// runtime.
 #[derive(Debug)]
 pub(crate) struct Remote {
-    opener: Opener,
-    /// `serve`, and what carries its streams: both end when they are dropped.
-    carrier: JoinHandle<()>,
-    _serve: ExecHandle,
+    /// `serve`, which ends when this is dropped.
+    serve: ExecHandle,
+    /// The name of its socket.
+    socket: Vec<u8>,
 }
 
 impl Remote {
@@ -50,21 +48,14 @@ impl Remote {
         argv.push(SERVE_SUBCOMMAND.into());
         let command = nested::NestedCommand::here(argv).map_err(Error::soft_host)?;
         let mut serve = nested::spawn(&host, command).await.map_err(Error::soft_host)?;
-        let (Some(stdin), Some(stdout)) = (serve.stdin.take(), serve.stdout.take()) else {
-            return Err(Error::internal("a command without stdio"));
-        };
         if let Some(stderr) = serve.stderr.take() {
             tokio::spawn(pass_on(stderr));
         }
-        let (opener, requests) = mux::opener();
-        let carrier = tokio::spawn(async move {
-            let io = tokio::io::join(stdout, stdin);
-            // Nobody opens streams from there.
-            if let Err(e) = mux::drive(io, Mode::Client, requests, drop).await {
-                tracing::debug!("the runtime in the software host is gone: {e}");
-            }
-        });
-        Ok(Self { opener, carrier, _serve: serve })
+        let Some(stdout) = &mut serve.stdout else {
+            return Err(Error::internal("a command without stdio"));
+        };
+        let Listening { socket } = wire::receive(stdout).await.map_err(lost)?;
+        Ok(Self { serve, socket })
     }
 
     pub(crate) async fn call(
@@ -96,7 +87,7 @@ impl Remote {
         self.open_stream(Channel::Packets { id: id.to_owned() }).await
     }
 
-    async fn open_stream(&self, channel: Channel) -> Result<Stream> {
+    async fn open_stream(&self, channel: Channel) -> Result<SocketStream> {
         let mut stream = self.request(Request::Open(channel)).await?;
         match wire::receive(&mut stream).await.map_err(lost)? {
             Answer::Opened => Ok(stream),
@@ -105,23 +96,28 @@ impl Remote {
         }
     }
 
-    async fn request(&self, request: Request) -> Result<Stream> {
-        let mut stream = self.opener.open().await.map_err(lost)?;
+    async fn request(&self, request: Request) -> Result<SocketStream> {
+        let agent = self.serve.client();
+        let mut stream = agent.connect_socket(&self.socket).map_err(|e| lost(e.into()))?;
         wire::send(&mut stream, &request).await.map_err(lost)?;
         Ok(stream)
     }
 }
 
-impl Drop for Remote {
-    fn drop(&mut self) {
-        self.carrier.abort();
-    }
-}
-
-fn lost(error: io::Error) -> Error {
-    Error::soft_host(nested::Error::Ended(format!(
-        "the runtime in the software host is gone: {error}"
-    )))
+/// Converts an error of a stream to `serve`.
+pub(super) fn lost(error: io::Error) -> Error {
+    let source = error.get_ref().and_then(|source| source.downcast_ref::<client::Error>());
+    let failure = source.and_then(client::Error::failure).map(|failure| failure.kind);
+    let message = match failure {
+        // Its agent does not know the request for a stream.
+        Some(FailureKind::Unsupported) => {
+            "an older release started the software host that runs: stop its boxes with that release, \
+             and the software host ends"
+                .to_owned()
+        }
+        _ => format!("the runtime in the software host is gone: {error}"),
+    };
+    Error::soft_host(nested::Error::Ended(message))
 }
 
 /// Shows what the runtime there has to say to people.
@@ -138,7 +134,7 @@ async fn pass_on(mut from: impl AsyncRead + Unpin) {
 
 /// A channel, which keeps the runtime that it leads to.
 struct Held {
-    stream: Stream,
+    stream: SocketStream,
     _remote: Arc<Remote>,
 }
 

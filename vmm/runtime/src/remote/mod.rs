@@ -2,16 +2,18 @@
 //!
 //! ```text
 //!   this process                             software host
-//!   Runtime ── Serving::There ── yamux over ── boxlite-vmm serve ── Local ── boxes' processes
-//!                                an exec's stdio
+//!   Runtime ── Serving::There ── the agent's ── boxlite-vmm serve ── Local ── boxes' processes
+//!                                streams
 //! ```
 //!
-//! `serve` runs as a command of the software host's agent, and answers calls and opens channels, a yamux stream
-//! each. It ends with the connection, and with it the boxes that end with their runtime.
+//! `serve` runs as a command of the software host's agent and listens on a socket, whose name is its first message.
+//! Each call and each channel is a stream of the agent protocol that the agent connects to this socket. When the
+//! launcher's connection closes, `serve` ends, and with it the boxes that end with their runtime.
 
 mod client;
-mod mux;
 mod server;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 pub(super) use client::Remote;

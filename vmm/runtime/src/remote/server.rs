@@ -1,39 +1,81 @@
-//! `boxlite-vmm serve`: in the software host, on standard input and output.
+//! `boxlite-vmm serve`: in the software host, on a socket.
 
+use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
+use boxlite_proto::frame::MAX_DATA;
 use boxlite_rootfs_builder::Event;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use rustix::process::geteuid;
+use rustix::rand::{GetRandomFlags, getrandom};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, copy_bidirectional_with_sizes};
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::mux::{self, Mode, Stream};
-use super::wire::{Answer, Request};
+use super::wire::{Answer, Listening, Request};
 use crate::call::Call;
 use crate::local::Local;
 use crate::stream::progress::OwnedEvent;
 use crate::stream::wire;
-use crate::{Result, RuntimeOptions};
+use crate::sys::listen_abstract;
+use crate::{Error, Result, RuntimeOptions};
 
 /// Progress that waits to be told; more is not worth telling.
 const PROGRESS: usize = 64;
 
-/// Serves one runtime on standard input and output, until the other end is gone.
+/// Bytes copied at once: as many as a frame of the link carries.
+const CHUNK: usize = MAX_DATA;
+
+/// Pause after an `accept` that failed, for lack of file descriptors: some may be closed meanwhile.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Serves one runtime on a socket until standard input ends. The socket's name is the first message on standard output.
 pub async fn serve(options: RuntimeOptions) -> Result<()> {
-    let io = tokio::io::join(tokio::io::stdin(), tokio::io::stdout());
+    let (listener, socket) =
+        listen().map_err(|e| Error::internal(format!("cannot listen: {e}")))?;
+    // Requests can queue while the runtime opens.
+    let said = wire::send(&mut tokio::io::stdout(), &Listening { socket }).await;
+    said.map_err(|e| Error::internal(format!("cannot send the name of the socket: {e}")))?;
     let local = Local::open_with(options).await;
-    serve_on(io, local).await;
+    tokio::select! {
+        () = serve_on(&listener, local) => {}
+        () = ended(tokio::io::stdin()) => {}
+    }
     Ok(())
 }
 
-async fn serve_on(
-    io: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
-    local: Result<Arc<Local>>,
-) {
-    // Never opens any itself, and must be there until the end.
-    let (_opener, requests) = mux::opener();
+/// Listens on a socket with a random name, and returns both.
+fn listen() -> io::Result<(UnixListener, Vec<u8>)> {
+    let mut bytes = [0; 16];
+    getrandom(&mut bytes, GetRandomFlags::empty())?;
+    let name = format!("boxlite-serve-{:032x}", u128::from_ne_bytes(bytes)).into_bytes();
+    let listener = listen_abstract(&name)?;
+    listener.set_nonblocking(true)?;
+    Ok((UnixListener::from_std(listener)?, name))
+}
+
+/// Waits for the end of a stream that carries no data.
+async fn ended(mut stream: impl AsyncRead + Unpin) {
+    let mut bytes = [0; 64];
+    while let Ok(1..) = stream.read(&mut bytes).await {}
+}
+
+pub(super) async fn serve_on(listener: &UnixListener, local: Result<Arc<Local>>) {
     let mut tasks = JoinSet::new();
-    let carried = mux::drive(io, Mode::Server, requests, |stream| {
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) if is_ours(&stream) => stream,
+            Ok(_) => {
+                tracing::warn!("refused a connection of another user");
+                continue;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
         while tasks.try_join_next().is_some() {}
         let local = local.clone();
         tasks.spawn(async move {
@@ -41,13 +83,15 @@ async fn serve_on(
                 tracing::debug!("a stream ended: {e}");
             }
         });
-    });
-    if let Err(e) = carried.await {
-        tracing::debug!("the connection ended: {e}");
     }
 }
 
-async fn answer(mut stream: Stream, local: Result<Arc<Local>>) -> std::io::Result<()> {
+/// Whether the peer, which should be the agent, runs as the same user.
+fn is_ours(stream: &UnixStream) -> bool {
+    stream.peer_cred().is_ok_and(|peer| peer.uid() == geteuid().as_raw())
+}
+
+async fn answer(mut stream: UnixStream, local: Result<Arc<Local>>) -> io::Result<()> {
     let request = wire::receive(&mut stream).await?;
     let local = match local {
         Ok(local) => local,
@@ -58,14 +102,16 @@ async fn answer(mut stream: Stream, local: Result<Arc<Local>>) -> std::io::Resul
         Request::Open(channel) => match local.open_stream(channel).await {
             Ok(mut channel) => {
                 wire::send(&mut stream, &Answer::Opened).await?;
-                copy_bidirectional(&mut stream, &mut channel).await.map(drop)
+                copy_bidirectional_with_sizes(&mut stream, &mut channel, CHUNK, CHUNK)
+                    .await
+                    .map(drop)
             }
             Err(e) => wire::send(&mut stream, &Answer::Failed(e)).await,
         },
     }
 }
 
-async fn answer_call(mut stream: Stream, local: Arc<Local>, call: Call) -> std::io::Result<()> {
+async fn answer_call(mut stream: UnixStream, local: Arc<Local>, call: Call) -> io::Result<()> {
     let (told, mut progress) = mpsc::channel::<OwnedEvent>(PROGRESS);
     let tell = Arc::new(move |event: Event<'_>| {
         if let Some(event) = OwnedEvent::new(event) {

@@ -1,10 +1,17 @@
-//! What the two ends say on a stream: a request, then answers, as [`wire`](crate::stream::wire) has messages.
+//! The messages of both ends, framed by [`wire`](crate::stream::wire): on each stream a request, then answers.
 
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::call::{Call, Channel, Reply};
 use crate::stream::progress::OwnedEvent;
+
+/// First message on the standard output of `serve`: it accepts requests.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Listening {
+    /// The name of the socket in the abstract namespace.
+    pub(super) socket: Vec<u8>,
+}
 
 /// First on a stream.
 #[derive(Debug, Serialize, Deserialize)]

@@ -1,8 +1,10 @@
 //! Operations that differ between operating systems, or have no safe interface.
 
 pub(crate) mod kvm;
+mod socket;
 mod spawn;
 mod wait;
 
+pub(crate) use socket::listen_abstract;
 pub(crate) use spawn::{in_new_session, inherit_only};
 pub(crate) use wait::{Changes, ProcessEnd, Watched};

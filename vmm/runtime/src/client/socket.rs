@@ -1,0 +1,71 @@
+//! Connections to sockets of the nested host; each is a stream of the protocol.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use boxlite_proto::message::{Connect, Request};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::exec::{ExecOutput, ExecStdin, Running};
+use super::{AgentClient, Result};
+
+/// A connection to a Unix socket of the nested host: bytes both ways, under the protocol's flow control. `shutdown`
+/// ends the direction to the socket. Dropping the stream closes the socket and discards data that the agent has not
+/// written to it.
+#[derive(Debug)]
+pub(crate) struct SocketStream {
+    // Dropped first, so that a cancelled transfer does not look like a complete one.
+    running: Running,
+    output: ExecOutput,
+    input: ExecStdin,
+}
+
+impl AgentClient {
+    /// Connects to the socket with this name in the abstract namespace. Does not wait: a connection that fails is an
+    /// error of the first read, and of later writes.
+    pub(crate) fn connect_socket(&self, name: &[u8]) -> Result<SocketStream> {
+        let running = self.open(&Request::Connect(Connect { name: name.to_owned() }))?;
+        let (input, output) = (running.sender(), running.output());
+        Ok(SocketStream { running, output, input })
+    }
+}
+
+impl SocketStream {
+    /// Replaces the error of a write by the reason why the stream ended, if it is known.
+    fn explain(&self, error: io::Error) -> io::Error {
+        match self.running.try_over() {
+            Some(Err(reason)) => reason.into(),
+            _ => error,
+        }
+    }
+}
+
+impl AsyncRead for SocketStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.output).poll_read(cx, into)
+    }
+}
+
+impl AsyncWrite for SocketStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.input).poll_write(cx, data));
+        Poll::Ready(written.map_err(|error| self.explain(error)))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.input).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.input).poll_shutdown(cx)
+    }
+}

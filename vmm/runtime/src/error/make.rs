@@ -223,7 +223,7 @@ impl Error {
         };
         let subject = match name {
             Some(name) => format!("the box {name}"),
-            None => "the machine that makes the image's disk".to_owned(),
+            None => "the VM that builds the image's disk".to_owned(),
         };
         let mut error = Self::new(kind, format!("{subject} failed: {}", reason.message()));
         error.0.sandbox = name.map(str::to_owned);

@@ -78,7 +78,7 @@ impl Local {
         let folder = self.home.new_folder(&config.id)?;
         // A link, as the image may be removed before the box.
         let link = folder.file(BASE);
-        fs::hard_link(base, &link).map_err(Error::home("cannot be made", link))?;
+        fs::hard_link(base, &link).map_err(Error::home("cannot be created", link))?;
         let durability = durability(config);
         if config.options.auto_remove {
             self.made().insert(config.id.clone(), folder.lock_as_maker()?);
@@ -211,7 +211,7 @@ pub(super) fn make_overlay(
 ) -> Result<()> {
     let asked = config.options.disk_size_gb.map_or(0, |gb| gb << 30);
     create_overlay(file, asked.max(base)).map_err(|e| {
-        Error::home("the box's disk cannot be made", folder.path())(std::io::Error::other(e))
+        Error::home("the box's disk cannot be created", folder.path())(std::io::Error::other(e))
     })
 }
 

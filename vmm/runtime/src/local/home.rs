@@ -79,7 +79,7 @@ impl Home {
         let home = Self { path };
         // Otherwise a power failure could lose the folder, and all that is created in it.
         durable::create_dir_all(&home.boxes(), PRIVATE)
-            .map_err(Error::home("cannot be made", home.boxes()))?;
+            .map_err(Error::home("cannot be created", home.boxes()))?;
         Ok(home)
     }
 
@@ -175,7 +175,7 @@ impl Home {
     pub(super) fn new_folder(&self, id: &str) -> Result<BoxFolder> {
         let path = self.boxes().join(format!("{NEW}{id}"));
         let made = DirBuilder::new().mode(PRIVATE).create(&path);
-        made.map_err(Error::home("cannot be made", &path))?;
+        made.map_err(Error::home("cannot be created", &path))?;
         Ok(BoxFolder { path })
     }
 
@@ -191,7 +191,7 @@ impl Home {
             durable::sync_dir(&new.path).map_err(Error::home("cannot be written", &new.path))?;
         }
         rename(&new.path, &folder.path, durability)
-            .map_err(Error::home("cannot be made", &folder.path))?;
+            .map_err(Error::home("cannot be created", &folder.path))?;
         Ok(folder)
     }
 

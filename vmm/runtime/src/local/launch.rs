@@ -233,7 +233,7 @@ impl Local {
         if !config.options.auto_remove {
             return folder.open(DISK, true);
         }
-        let failed = || Error::home("the box's disk cannot be made", folder.path());
+        let failed = || Error::home("the box's disk cannot be created", folder.path());
         let file = tempfile::tempfile_in(folder.path()).map_err(failed())?;
         let size = base.metadata().map_err(failed())?.len();
         make_overlay(file.try_clone().map_err(failed())?, folder, config, size)?;

@@ -55,9 +55,9 @@ impl End {
         match self {
             Self::Reported(ended) => match (end_state(&ended), name) {
                 (BoxState::Failed(reason), name) => Error::failed(name, &reason),
-                (_, Some(name)) => Error::ended(name, "it was switched off"),
+                (_, Some(name)) => Error::ended(name, "it shut down"),
                 (_, None) => {
-                    let reason = FailureReason::Machine("it was switched off from inside".into());
+                    let reason = FailureReason::Machine("it shut itself down".into());
                     Error::failed(None, &reason)
                 }
             },

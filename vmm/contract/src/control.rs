@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::boot::BootStage;
 use crate::metrics::MachineMetrics;
 use crate::spec::LaunchSpec;
-use crate::status::Ended;
+use crate::status::BoxEnd;
 
 /// How long a machine may take to be taken down: what the guest has written goes to its disks.
 pub const TEARDOWN_LIMIT: Duration = Duration::from_secs(60);
@@ -95,7 +95,7 @@ pub enum FromMachine {
     /// What the process counts.
     Metrics(MachineMetrics),
     /// The machine ended. Last message.
-    Ended(Ended),
+    Ended(BoxEnd),
 }
 
 /// Sends a message and the descriptors that belong to it.

@@ -38,7 +38,7 @@ pub struct Status {
     #[serde(default)]
     pub ports: Vec<PublishedPort>,
     /// How it ended. With [`Phase::Ended`].
-    pub ended: Option<Ended>,
+    pub ended: Option<BoxEnd>,
     /// Whether the box's disk was complete on stable storage before this was written. With [`Phase::Ended`].
     #[serde(default)]
     pub disk_synced: bool,
@@ -61,9 +61,10 @@ pub enum Phase {
 
 /// How and when a box ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ended {
-    /// How.
-    pub end: End,
+pub struct BoxEnd {
+    /// What ended it.
+    #[serde(rename = "end")]
+    pub cause: EndCause,
     /// When: milliseconds since the Unix epoch.
     pub at_ms: u64,
     /// How the main command ended, if it ran and did.
@@ -89,9 +90,9 @@ pub enum MainEnd {
     },
 }
 
-/// How a machine ended.
+/// What ended a box.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum End {
+pub enum EndCause {
     /// Its main command ended.
     Main,
     /// The guest switched itself off or reset itself.
@@ -123,7 +124,7 @@ pub enum End {
     Failed(String),
 }
 
-impl fmt::Display for End {
+impl fmt::Display for EndCause {
     /// One line for people. What a guest said is in it as it came.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -150,15 +151,19 @@ impl fmt::Display for End {
     }
 }
 
-impl Ended {
+impl BoxEnd {
     /// Why the box failed; none if it did what it was to do or was asked to.
     pub fn failure(&self) -> Option<String> {
-        match self.end {
-            End::Main if self.is_out_of_memory() => {
+        match self.cause {
+            EndCause::Main if self.is_out_of_memory() => {
                 Some("its main command ended: the guest ran out of memory".into())
             }
-            End::Main | End::Guest | End::Stopped | End::Killed | End::Orphaned => None,
-            _ => Some(self.end.to_string()),
+            EndCause::Main
+            | EndCause::Guest
+            | EndCause::Stopped
+            | EndCause::Killed
+            | EndCause::Orphaned => None,
+            _ => Some(self.cause.to_string()),
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use boxlite_contract::spec::DiskSpec;
-use boxlite_contract::status::{End, Ended};
+use boxlite_contract::status::{BoxEnd, EndCause};
 use boxlite_durable as durable;
 
 use super::threads::Threads;
@@ -15,8 +15,11 @@ const LIMIT: Duration = Duration::from_secs(5);
 
 /// Syncs the disks that stay, on a thread that may hang. A loss of power could otherwise keep the status and lose what
 /// the disks were given last. Returns whether it is done; of a box that did not end in order nothing is waited for.
-pub(super) fn sync(ended: &Ended, disks: &[DiskSpec], files: &[File], threads: &Threads) -> bool {
-    if !matches!(ended.end, End::Main | End::Guest | End::Stopped | End::Orphaned) {
+pub(super) fn sync(ended: &BoxEnd, disks: &[DiskSpec], files: &[File], threads: &Threads) -> bool {
+    if !matches!(
+        ended.cause,
+        EndCause::Main | EndCause::Guest | EndCause::Stopped | EndCause::Orphaned
+    ) {
         return false;
     }
     let stay = disks.iter().filter(|disk| !disk.ephemeral);

@@ -22,7 +22,7 @@ use boxlite_contract::control::{self, FromMachine, ToMachine};
 use boxlite_contract::events::EventKind;
 use boxlite_contract::metrics::{DiskMetrics, ExitCounts, MachineMetrics};
 use boxlite_contract::spec::{BoxSpec, LaunchSpec, MainSpec};
-use boxlite_contract::status::{End, Status};
+use boxlite_contract::status::{EndCause, Status};
 use boxlite_proto::message::Control;
 
 use self::launcher::{Launcher, Orphan, hear_launcher};
@@ -154,7 +154,7 @@ impl Process {
             None => hear_launcher(launcher, server, None)?,
             Some(sandbox) => {
                 if let Err(e) = process.become_box(&sandbox, launcher, server) {
-                    process.tell(Input::NotBuilt(End::Failed(format!("{e:#}"))));
+                    process.tell(Input::NotBuilt(EndCause::Failed(format!("{e:#}"))));
                 }
             }
         }
@@ -458,11 +458,11 @@ impl Process {
                 let _ = self.life.on(Input::Stage(stage, micros), Instant::now());
             }
             Err(e) => {
-                let end = match e.downcast_ref::<PortError>() {
-                    Some(port) => End::Port(port.to_string()),
-                    None => End::Failed(format!("{e:#}")),
+                let cause = match e.downcast_ref::<PortError>() {
+                    Some(port) => EndCause::Port(port.to_string()),
+                    None => EndCause::Failed(format!("{e:#}")),
                 };
-                let _ = self.life.on(Input::NotBuilt(end), Instant::now());
+                let _ = self.life.on(Input::NotBuilt(cause), Instant::now());
             }
         }
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use boxlite_contract::events::EventKind;
 use boxlite_contract::spec::{BoxSpec, REMOVED_PREFIX};
-use boxlite_contract::status::{Ended, Status};
+use boxlite_contract::status::{BoxEnd, Status};
 use boxlite_durable::Durability;
 
 use super::journal::Journal;
@@ -96,7 +96,7 @@ impl Record {
     }
 
     /// The last words, in bounded time; removes the folder of a box that is not to be kept.
-    pub(super) fn end(&self, status: &Status, ended: &Ended) {
+    pub(super) fn end(&self, status: &Status, ended: &BoxEnd) {
         if !self.remove {
             let change = Change::Status(Box::new(status.clone()), Durability::Power);
             self.changes.make(change, LAST_LIMIT);

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use boxlite_contract::boot::BootStage;
 use boxlite_contract::events::{Event, EventKind};
-use boxlite_contract::status::{End, Ended, Health, MainEnd, Phase, Status};
+use boxlite_contract::status::{BoxEnd, EndCause, Health, MainEnd, Phase, Status};
 use boxlite_net_policy::PublishedPort;
 use boxlite_proto::message::ExitStatus;
 use serde::{Deserialize, Serialize};
@@ -197,7 +197,7 @@ impl BoxInfo {
 
 impl BoxInfo {
     /// The same box after the end that its process recorded.
-    pub(super) fn ended(self, ended: &Ended) -> Self {
+    pub(super) fn ended(self, ended: &BoxEnd) -> Self {
         Self {
             state: end_state(ended),
             exit_code: end_code(ended, self.command.is_some()),
@@ -249,22 +249,26 @@ pub(super) fn judge(is_alive: bool, status: Option<&Status>) -> BoxState {
 }
 
 /// The state of a box after an end.
-pub(super) fn end_state(ended: &Ended) -> BoxState {
-    let reason = match ended.end.clone() {
-        End::Main if ended.is_out_of_memory() => FailureReason::OutOfMemory,
-        End::Main | End::Guest | End::Stopped | End::Killed | End::Orphaned => {
+pub(super) fn end_state(ended: &BoxEnd) -> BoxState {
+    let reason = match ended.cause.clone() {
+        EndCause::Main if ended.is_out_of_memory() => FailureReason::OutOfMemory,
+        EndCause::Main
+        | EndCause::Guest
+        | EndCause::Stopped
+        | EndCause::Killed
+        | EndCause::Orphaned => {
             return BoxState::Stopped;
         }
-        End::Panic(lines) if lines.iter().any(|line| line.contains("Out of memory")) => {
+        EndCause::Panic(lines) if lines.iter().any(|line| line.contains("Out of memory")) => {
             FailureReason::OutOfMemory
         }
-        End::Panic(lines) => FailureReason::Panic(lines),
-        End::Agent(message) => FailureReason::Agent(message),
-        End::NotReady { timeout_ms, stage } => FailureReason::NotReady { timeout_ms, stage },
-        End::DiskFull(what) => FailureReason::DiskFull(what),
-        End::Port(message) => FailureReason::Port(message),
-        End::Unhealthy(last) => FailureReason::Unhealthy(last),
-        End::Failed(message) => FailureReason::Machine(message),
+        EndCause::Panic(lines) => FailureReason::Panic(lines),
+        EndCause::Agent(message) => FailureReason::Agent(message),
+        EndCause::NotReady { timeout_ms, stage } => FailureReason::NotReady { timeout_ms, stage },
+        EndCause::DiskFull(what) => FailureReason::DiskFull(what),
+        EndCause::Port(message) => FailureReason::Port(message),
+        EndCause::Unhealthy(last) => FailureReason::Unhealthy(last),
+        EndCause::Failed(message) => FailureReason::Machine(message),
     };
     BoxState::Failed(reason)
 }
@@ -278,7 +282,7 @@ pub(super) fn main_code(end: &MainEnd) -> u8 {
 }
 
 /// The exit code of a box that stopped: that of its main command, or 137 if the command was killed with the box.
-pub(super) fn end_code(ended: &Ended, has_main: bool) -> Option<u8> {
+pub(super) fn end_code(ended: &BoxEnd, has_main: bool) -> Option<u8> {
     end_code_of(ended.main.as_ref(), has_main)
 }
 
@@ -333,8 +337,8 @@ mod maybe_millis {
 mod tests {
     use super::*;
 
-    fn status(phase: Phase, end: Option<End>) -> Status {
-        let ended = end.map(|end| Ended { end, at_ms: 1, main: None });
+    fn status(phase: Phase, end: Option<EndCause>) -> Status {
+        let ended = end.map(|end| BoxEnd { cause: end, at_ms: 1, main: None });
         Status {
             phase,
             pid: 1,
@@ -362,13 +366,13 @@ mod tests {
     #[test]
     fn each_end_has_its_state() {
         let end = |end| judge(false, Some(&status(Phase::Ended, Some(end))));
-        assert_eq!(end(End::Stopped), BoxState::Stopped);
+        assert_eq!(end(EndCause::Stopped), BoxState::Stopped);
         let lines = vec!["Kernel panic - not syncing: Out of memory: …".to_owned()];
-        assert_eq!(end(End::Panic(lines)), BoxState::Failed(FailureReason::OutOfMemory));
+        assert_eq!(end(EndCause::Panic(lines)), BoxState::Failed(FailureReason::OutOfMemory));
         let full = FailureReason::DiskFull("vda".into());
-        assert_eq!(end(End::DiskFull("vda".into())), BoxState::Failed(full));
-        let killed = Ended {
-            end: End::Main,
+        assert_eq!(end(EndCause::DiskFull("vda".into())), BoxState::Failed(full));
+        let killed = BoxEnd {
+            cause: EndCause::Main,
             at_ms: 0,
             main: Some(MainEnd::Exited { status: ExitStatus::Signal(9), out_of_memory: true }),
         };

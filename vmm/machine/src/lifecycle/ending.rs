@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use boxlite_contract::events::EventKind;
-use boxlite_contract::status::{End, Ended, now_ms};
+use boxlite_contract::status::{BoxEnd, EndCause, now_ms};
 
 use super::{Action, Lifecycle, Main, ORPHAN_GRACE, State};
 
@@ -23,7 +23,7 @@ impl Lifecycle {
     /// which may take `limit` to follow.
     pub(super) fn end_in_order(
         &mut self,
-        end: End,
+        cause: EndCause,
         grace: Option<Duration>,
         limit: Duration,
         now: Instant,
@@ -32,13 +32,13 @@ impl Lifecycle {
         match &mut self.state {
             State::Booting { .. } => {
                 self.act(Action::StopMachine);
-                self.finish(end);
+                self.finish(cause);
             }
-            State::Down { .. } => self.finish(end),
+            State::Down { .. } => self.finish(cause),
             State::Over => self.act(Action::Hurry),
-            State::Ending { end: why, step } => {
-                if may_begin_anew(why) {
-                    *why = end;
+            State::Ending { cause: current, step } => {
+                if may_begin_anew(current) {
+                    *current = cause;
                 }
                 // Whoever is in more of a hurry wins.
                 let until = now + grace.unwrap_or_default();
@@ -63,7 +63,7 @@ impl Lifecycle {
                     _ => None,
                 };
                 let until = now + grace.unwrap_or_default();
-                self.state = State::Ending { end, step: step.unwrap_or(Step::Guest { until }) };
+                self.state = State::Ending { cause, step: step.unwrap_or(Step::Guest { until }) };
                 if step.is_none() {
                     self.main = match self.main {
                         Main::None => Main::None,
@@ -91,41 +91,40 @@ impl Lifecycle {
         now: Instant,
     ) {
         let asked = match &self.state {
-            State::Ending { end, .. } => Some(end.clone()),
+            State::Ending { cause, .. } => Some(cause.clone()),
             State::Booting { .. } | State::Up { .. } => None,
             State::Down { .. } | State::Over => return,
         };
-        let end = match (panic, self.fatal.take(), failed) {
-            (Some(lines), ..) => End::Panic(lines),
-            (_, Some(message), _) => End::Agent(message),
-            (_, _, Some(message)) => End::Failed(message),
-            _ => asked.clone().unwrap_or(End::Guest),
+        let cause = match (panic, self.fatal.take(), failed) {
+            (Some(lines), ..) => EndCause::Panic(lines),
+            (_, Some(message), _) => EndCause::Agent(message),
+            (_, _, Some(message)) => EndCause::Failed(message),
+            _ => asked.clone().unwrap_or(EndCause::Guest),
         };
         match asked.is_some_and(|asked| !may_begin_anew(&asked)) {
             true => {
                 self.act(Action::StopMachine);
-                self.finish(end);
+                self.finish(cause);
             }
-            false => self.machine_over(end, now),
+            false => self.machine_over(cause, now),
         }
     }
 
     /// The machine is of no more use. It is built anew, if the restart policy says so.
-    pub(super) fn machine_over(&mut self, end: End, now: Instant) {
+    pub(super) fn machine_over(&mut self, cause: EndCause, now: Instant) {
         self.paused = None;
         self.end_checks();
         self.act(Action::StopMachine);
         let ran = now.saturating_duration_since(self.booted_at);
-        let may = may_begin_anew(&end) && self.disk_full.is_none();
+        let may = may_begin_anew(&cause) && self.disk_full.is_none();
         let delay = match may {
-            true => self.restarts.again(end != End::Guest, ran),
+            true => self.restarts.again(cause != EndCause::Guest, ran),
             false => None,
         };
         match delay {
-            None => self.finish(end),
+            None => self.finish(cause),
             Some(delay) => {
-                let why = end.to_string();
-                tracing::warn!("the machine begins anew: {why}");
+                tracing::warn!("the machine begins anew: {cause}");
                 if !matches!(self.main, Main::None) {
                     self.main = Main::Before { awaited: true };
                 }
@@ -136,26 +135,28 @@ impl Lifecycle {
         }
     }
 
-    pub(super) fn finish(&mut self, end: End) {
+    pub(super) fn finish(&mut self, cause: EndCause) {
         self.paused = None;
         self.end_checks();
-        let end = match self.disk_full.take() {
-            Some(disk) if end != End::Killed => End::DiskFull(disk),
-            _ => end,
+        let cause = match self.disk_full.take() {
+            Some(disk) if cause != EndCause::Killed => EndCause::DiskFull(disk),
+            _ => cause,
         };
         if !matches!(self.main, Main::None | Main::Runs { .. }) {
             self.main = Main::Over;
         }
-        let patience = match end {
+        let patience = match cause {
             // Whoever ran the command for its output gets all of it.
-            End::Main => None,
-            End::Stopped | End::Killed | End::Orphaned => Some(Duration::from_secs(1)),
+            EndCause::Main => None,
+            EndCause::Stopped | EndCause::Killed | EndCause::Orphaned => {
+                Some(Duration::from_secs(1))
+            }
             _ => Some(Duration::from_secs(10)),
         };
         self.state = State::Over;
         self.changed = true;
         self.act(Action::Finish(patience));
-        self.ended = Some(Ended { end, at_ms: now_ms(), main: self.main_end.clone() });
+        self.ended = Some(BoxEnd { cause, at_ms: now_ms(), main: self.main_end.clone() });
     }
 }
 
@@ -168,6 +169,13 @@ impl Step {
 }
 
 /// Whether a machine that ended so begins anew, if the restart policy says so.
-fn may_begin_anew(end: &End) -> bool {
-    matches!(end, End::Guest | End::Panic(_) | End::Agent(_) | End::Failed(_) | End::Unhealthy(_))
+fn may_begin_anew(cause: &EndCause) -> bool {
+    matches!(
+        cause,
+        EndCause::Guest
+            | EndCause::Panic(_)
+            | EndCause::Agent(_)
+            | EndCause::Failed(_)
+            | EndCause::Unhealthy(_)
+    )
 }

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use boxlite_contract::boot::BootStage;
 use boxlite_contract::events::EventKind;
-use boxlite_contract::status::{End, Ended, HealthStatus, MainEnd, Phase, Status, now_ms};
+use boxlite_contract::status::{BoxEnd, EndCause, HealthStatus, MainEnd, Phase, Status, now_ms};
 use boxlite_proto::message::ExitStatus;
 
 pub(super) use self::words::{Action, Input, Plan};
@@ -66,7 +66,7 @@ pub(super) struct Lifecycle {
     disk_full: Option<String>,
     restarts: Restarts,
     checks: Option<Checks>,
-    ended: Option<Ended>,
+    ended: Option<BoxEnd>,
     /// Whether nothing of it is left to be done.
     settled: bool,
     actions: Vec<Action>,
@@ -77,7 +77,7 @@ pub(super) struct Lifecycle {
 enum State {
     Booting { deadline: Option<Instant> },
     Up { lost: Option<(Instant, String)> },
-    Ending { end: End, step: Step },
+    Ending { cause: EndCause, step: Step },
     Down { until: Instant },
     Over,
 }
@@ -173,7 +173,7 @@ impl Lifecycle {
     }
 
     /// How it ended.
-    pub(super) fn ended(&self) -> Option<&Ended> {
+    pub(super) fn ended(&self) -> Option<&BoxEnd> {
         self.ended.as_ref()
     }
 
@@ -218,17 +218,17 @@ impl Lifecycle {
     /// Takes what has happened. The error says why it cannot be done.
     pub(super) fn on(&mut self, input: Input, now: Instant) -> Result<(), String> {
         match input {
-            Input::NotBuilt(end) => match self.restarts.total() {
+            Input::NotBuilt(cause) => match self.restarts.total() {
                 // Somebody waits for the first start and would rather know.
-                0 => self.finish(end),
-                _ => self.machine_over(end, now),
+                0 => self.finish(cause),
+                _ => self.machine_over(cause, now),
             },
             Input::Broken(why) => match self.state {
                 State::Over => self.act(Action::Hurry),
                 // What is left of the process cannot begin anew.
                 _ => {
                     self.act(Action::StopMachine);
-                    self.finish(End::Failed(why));
+                    self.finish(EndCause::Failed(why));
                 }
             },
             Input::Stage(stage, micros) => self.stage(stage, micros, now),
@@ -236,7 +236,12 @@ impl Lifecycle {
             Input::DiskFull(disk) => {
                 self.disk_full = Some(disk.clone());
                 if self.is_up() && self.plan.is_box {
-                    self.end_in_order(End::DiskFull(disk), Some(OWN_GRACE), SHUTDOWN_LIMIT, now);
+                    self.end_in_order(
+                        EndCause::DiskFull(disk),
+                        Some(OWN_GRACE),
+                        SHUTDOWN_LIMIT,
+                        now,
+                    );
                 }
             }
             Input::MachineEnded { failed, panic } => self.machine_ended(failed, panic, now),
@@ -257,24 +262,24 @@ impl Lifecycle {
                 self.with_checks(|checks| checks.done(number, result, now), now);
             }
             Input::Stop(grace) => {
-                self.end_in_order(End::Stopped, Some(grace.min(LONGEST)), SHUTDOWN_LIMIT, now);
+                self.end_in_order(EndCause::Stopped, Some(grace.min(LONGEST)), SHUTDOWN_LIMIT, now);
             }
             Input::Terminate => {
-                self.end_in_order(End::Stopped, Some(OWN_GRACE), SHUTDOWN_LIMIT, now);
+                self.end_in_order(EndCause::Stopped, Some(OWN_GRACE), SHUTDOWN_LIMIT, now);
             }
             Input::Signal(signal) => return self.signal(signal),
             Input::Kill => match self.state {
                 State::Over => self.act(Action::Hurry),
                 _ => {
                     self.act(Action::StopMachine);
-                    self.finish(End::Killed);
+                    self.finish(EndCause::Killed);
                 }
             },
             Input::Pause => return self.pause(now),
             Input::Resume => return self.resume(now),
             Input::Outlive => self.plan.detached = true,
             Input::LauncherGone if self.plan.detached => {}
-            Input::LauncherGone => self.end_in_order(End::Orphaned, None, ORPHAN_LIMIT, now),
+            Input::LauncherGone => self.end_in_order(EndCause::Orphaned, None, ORPHAN_LIMIT, now),
             Input::Tick => self.tick(now),
         }
         Ok(())
@@ -353,10 +358,15 @@ impl Lifecycle {
                     Some(delay) => self.main = Main::Delayed { until: now + delay },
                     None if self.plan.disposable => {
                         self.act(Action::StopMachine);
-                        self.finish(End::Main);
+                        self.finish(EndCause::Main);
                     }
                     None => {
-                        self.end_in_order(End::Main, Some(Duration::ZERO), SHUTDOWN_LIMIT, now);
+                        self.end_in_order(
+                            EndCause::Main,
+                            Some(Duration::ZERO),
+                            SHUTDOWN_LIMIT,
+                            now,
+                        );
                     }
                 }
             }
@@ -434,11 +444,11 @@ impl Lifecycle {
                 let timeout_ms = self.plan.ready_timeout_ms.unwrap_or_default();
                 let stage = self.stages.last().map(|(stage, _)| *stage);
                 self.act(Action::StopMachine);
-                self.finish(End::NotReady { timeout_ms, stage });
+                self.finish(EndCause::NotReady { timeout_ms, stage });
             }
             State::Up { lost: Some((until, why)) } if *until <= now => {
                 let why = format!("the guest's agent is gone: {why}");
-                self.machine_over(End::Failed(why), now);
+                self.machine_over(EndCause::Failed(why), now);
             }
             State::Up { .. } => self.tick_up(now),
             State::Ending { step, .. } if step.until() <= now => match *step {
@@ -503,8 +513,8 @@ impl Lifecycle {
         }
         self.tell(EventKind::Health { status: after.status });
         if after.status == HealthStatus::Unhealthy && stops {
-            let end = End::Unhealthy(after.last);
-            self.end_in_order(end, Some(OWN_GRACE), SHUTDOWN_LIMIT, now);
+            let cause = EndCause::Unhealthy(after.last);
+            self.end_in_order(cause, Some(OWN_GRACE), SHUTDOWN_LIMIT, now);
         }
     }
 }

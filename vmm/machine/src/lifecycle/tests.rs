@@ -86,14 +86,14 @@ impl Life {
         self.life.status().phase
     }
 
-    fn end(&mut self) -> End {
+    fn end(&mut self) -> EndCause {
         let ended = self.life.ended().expect("it ended").clone();
         assert_eq!(self.phase(), Phase::Stopping);
         self.life.settle();
         assert_eq!(self.life.status().ended, Some(ended.clone()));
         assert_eq!(self.phase(), Phase::Ended);
         assert_eq!(self.life.deadline(), None);
-        ended.end
+        ended.cause
     }
 
     fn main_end(&self) -> Option<MainEnd> {
@@ -155,8 +155,8 @@ fn a_box_ends_with_its_main_command() {
     assert_eq!((life.phase(), life.life.status().main_pid), (Phase::Stopping, None));
     assert_eq!(life.guest_off(), [Action::StopMachine, Action::Finish(None)]);
     assert_eq!(life.main_end(), Some(code(3)));
-    assert_eq!(life.end(), End::Main);
-    assert_eq!(life.life.ended().and_then(Ended::code), Some(3));
+    assert_eq!(life.end(), EndCause::Main);
+    assert_eq!(life.life.ended().and_then(BoxEnd::code), Some(3));
     assert_eq!(life.events, [EventKind::Starting, EventKind::Running, EventKind::Stopping]);
 }
 
@@ -167,7 +167,7 @@ fn an_end_that_is_heard_late_is_told() {
     life.guest_off();
     assert_eq!(life.life.status().main_pid, None);
     assert_eq!(life.on(Input::MainEnded(code(4))), []);
-    assert_eq!((life.main_end(), life.end()), (Some(code(4)), End::Guest));
+    assert_eq!((life.main_end(), life.end()), (Some(code(4)), EndCause::Guest));
 }
 
 #[test]
@@ -176,7 +176,7 @@ fn a_guest_that_does_not_end_is_killed() {
     life.on(Input::MainEnded(code(0)));
     assert_eq!(life.pass(SHUTDOWN_LIMIT - MS), []);
     assert_eq!(life.pass(MS), [Action::StopMachine, Action::Finish(None)]);
-    assert_eq!(life.end(), End::Main);
+    assert_eq!(life.end(), EndCause::Main);
 }
 
 #[test]
@@ -195,7 +195,7 @@ fn a_guest_that_is_thrown_away_is_not_asked() {
     let mut life = Life::up(Plan { disposable: true, ..with_main() });
     life.on(Input::MainStarted(7));
     assert_eq!(life.on(Input::MainEnded(code(3))), [Action::StopMachine, Action::Finish(None)]);
-    assert_eq!(life.end(), End::Main);
+    assert_eq!(life.end(), EndCause::Main);
 }
 
 #[test]
@@ -208,7 +208,7 @@ fn stopping_asks_then_kills_then_shuts_down() {
     assert_eq!(life.pass(KILLED_LIMIT), [SHUT_DOWN]);
     let finish = [Action::StopMachine, Action::Finish(Some(Duration::from_secs(1)))];
     assert_eq!(life.pass(SHUTDOWN_LIMIT), finish);
-    assert_eq!(life.end(), End::Stopped);
+    assert_eq!(life.end(), EndCause::Stopped);
 }
 
 #[test]
@@ -220,7 +220,7 @@ fn what_is_left_of_the_grace_is_for_the_other_processes() {
     assert_eq!(life.on(Input::MainEnded(end.clone())), [Action::ShutDown(2000 * MS)]);
     life.guest_off();
     assert_eq!(life.main_end(), Some(end));
-    assert_eq!(life.end(), End::Stopped);
+    assert_eq!(life.end(), EndCause::Stopped);
 }
 
 #[test]
@@ -242,10 +242,10 @@ fn the_hastier_of_two_stops_wins_and_no_grace_is_for_ever() {
 fn a_box_without_a_guest_ends_at_once() {
     let mut life = Life::new(with_main());
     assert_eq!(life.on(Input::Stop(9000 * MS))[0], Action::StopMachine);
-    assert_eq!(life.end(), End::Stopped);
+    assert_eq!(life.end(), EndCause::Stopped);
     let mut life = Life::up(with_main());
     assert_eq!(life.on(Input::Kill)[0], Action::StopMachine);
-    assert_eq!(life.end(), End::Killed);
+    assert_eq!(life.end(), EndCause::Killed);
     assert_eq!(life.on(Input::Kill), [Action::Hurry]);
     assert_eq!(life.on(Input::Stop(MS)), [Action::Hurry]);
 }
@@ -257,7 +257,7 @@ fn a_guest_must_be_ready_in_time() {
     assert_eq!(life.pass(9999 * MS), []);
     assert_eq!(life.pass(MS)[0], Action::StopMachine);
     let stage = Some(BootStage::Kernel);
-    assert_eq!(life.end(), End::NotReady { timeout_ms: 10_000, stage });
+    assert_eq!(life.end(), EndCause::NotReady { timeout_ms: 10_000, stage });
 }
 
 #[test]
@@ -265,7 +265,7 @@ fn a_launcher_takes_its_box_along_unless_it_is_detached() {
     let mut life = Life::up(with_main());
     assert_eq!(life.on(Input::LauncherGone), [Action::ShutDown(ORPHAN_GRACE)]);
     assert!(life.pass(2000 * MS).contains(&Action::StopMachine), "two seconds at most");
-    assert_eq!(life.end(), End::Orphaned);
+    assert_eq!(life.end(), EndCause::Orphaned);
     let mut told = Life::up(with_main());
     told.on(Input::Outlive);
     assert_eq!(told.on(Input::LauncherGone), []);
@@ -286,7 +286,7 @@ fn main_commands_begin_anew_as_the_policy_says() {
     }
     assert_eq!(life.on(Input::MainEnded(code(1))), [SHUT_DOWN]);
     life.guest_off();
-    assert_eq!(life.end(), End::Main);
+    assert_eq!(life.end(), EndCause::Main);
 
     let mut life = Life::up(restarting(RestartPolicy::OnFailure(0)));
     assert_eq!(life.on(Input::MainEnded(code(0))), [SHUT_DOWN]);
@@ -296,7 +296,7 @@ fn main_commands_begin_anew_as_the_policy_says() {
     assert_eq!(life.on(Input::Stop(1000 * MS)), [Action::ShutDown(1000 * MS)]);
     assert_eq!(life.main_end(), None);
     life.guest_off();
-    assert_eq!((life.main_end(), life.end()), (Some(code(0)), End::Stopped));
+    assert_eq!((life.main_end(), life.end()), (Some(code(0)), EndCause::Stopped));
 
     let mut life = Life::up(restarting(RestartPolicy::Always));
     let missing = MainEnd::NotStarted { code: 127, message: "no such file".into() };
@@ -314,24 +314,24 @@ fn machines_begin_anew_as_the_policy_says() {
     assert_eq!(life.ready(), [Action::Connect, Action::StartMain]);
     life.on(Input::Fatal("the disk is gone".into()));
     assert_eq!(life.guest_off()[0], Action::StopMachine);
-    assert_eq!(life.end(), End::Agent("the disk is gone".into()));
+    assert_eq!(life.end(), EndCause::Agent("the disk is gone".into()));
 
     let mut life = Life::up(with_main());
     life.on(Input::MachineEnded { failed: None, panic: panic() });
-    assert_eq!(life.end(), End::Panic(panic().unwrap()));
+    assert_eq!(life.end(), EndCause::Panic(panic().unwrap()));
 
     let mut life = Life::up(restarting(RestartPolicy::OnFailure(0)));
     life.guest_off();
-    assert_eq!(life.end(), End::Guest);
+    assert_eq!(life.end(), EndCause::Guest);
 
     let mut life = Life::up(restarting(RestartPolicy::Always));
     life.guest_off();
     assert_eq!(life.on(Input::Stop(MS)).len(), 1);
-    assert_eq!(life.end(), End::Stopped);
+    assert_eq!(life.end(), EndCause::Stopped);
 
     let mut life = Life::new(restarting(RestartPolicy::Always));
-    life.on(Input::NotBuilt(End::Failed("no /dev/kvm".into())));
-    assert_eq!(life.end(), End::Failed("no /dev/kvm".into()));
+    life.on(Input::NotBuilt(EndCause::Failed("no /dev/kvm".into())));
+    assert_eq!(life.end(), EndCause::Failed("no /dev/kvm".into()));
 }
 
 #[test]
@@ -341,11 +341,11 @@ fn a_lost_agent_is_a_machine_that_failed() {
     // Usually the guest just ends.
     assert_eq!(life.pass(LOST_LIMIT - MS), []);
     assert_eq!(life.pass(MS)[0], Action::StopMachine);
-    assert!(matches!(life.end(), End::Failed(why) if why.contains("it was closed")));
+    assert!(matches!(life.end(), EndCause::Failed(why) if why.contains("it was closed")));
     let mut life = Life::up(without_main());
     life.on(Input::AgentLost("it was closed".into()));
     life.guest_off();
-    assert_eq!(life.end(), End::Guest);
+    assert_eq!(life.end(), EndCause::Guest);
 }
 
 #[test]
@@ -354,17 +354,17 @@ fn a_full_disk_ends_the_box_in_order_and_is_told() {
     assert_eq!(life.on(Input::DiskFull("vda".into())), [Action::SignalMain(SIGTERM)]);
     life.on(Input::MainEnded(code(1)));
     life.guest_off();
-    assert_eq!(life.end(), End::DiskFull("vda".into()));
+    assert_eq!(life.end(), EndCause::DiskFull("vda".into()));
     let mut life = Life::up(with_main());
     life.on(Input::Stop(MS));
     life.on(Input::DiskFull("vda".into()));
     life.guest_off();
-    assert_eq!(life.end(), End::DiskFull("vda".into()));
+    assert_eq!(life.end(), EndCause::DiskFull("vda".into()));
     // Whoever runs a bare machine hears of it from what the guest cannot do.
     let mut bare = Life::up(Plan::default());
     assert_eq!(bare.on(Input::DiskFull("vda".into())), []);
     bare.guest_off();
-    assert_eq!(bare.end(), End::DiskFull("vda".into()));
+    assert_eq!(bare.end(), EndCause::DiskFull("vda".into()));
 }
 
 #[test]
@@ -437,7 +437,7 @@ fn an_unhealthy_box_may_end_and_begin_anew() {
     let mut life = Life::up(Plan { restart: RestartPolicy::No, ..checked(true) });
     life.pass(3000 * MS);
     life.guest_off();
-    assert!(matches!(life.end(), End::Unhealthy(why) if why.contains("500 ms")));
+    assert!(matches!(life.end(), EndCause::Unhealthy(why) if why.contains("500 ms")));
 }
 
 mod any_order {

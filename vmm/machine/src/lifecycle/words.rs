@@ -5,7 +5,7 @@ use std::time::Duration;
 use boxlite_contract::boot::BootStage;
 use boxlite_contract::events::EventKind;
 use boxlite_contract::spec::{BoxSpec, HealthSpec, LaunchSpec, RestartPolicy};
-use boxlite_contract::status::{End, MainEnd};
+use boxlite_contract::status::{EndCause, MainEnd};
 
 /// What the life of a box depends on.
 #[derive(Clone, Debug, Default)]
@@ -45,7 +45,7 @@ impl Plan {
 #[derive(Clone, Debug)]
 pub(crate) enum Input {
     /// The machine cannot be built.
-    NotBuilt(End),
+    NotBuilt(EndCause),
     /// A thread of the process is gone that it cannot do without, and why.
     Broken(String),
     /// The boot reached a stage, so many microseconds after its start.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use boxlite_contract::control::{self, FromMachine};
 use boxlite_contract::events::EventKind;
-use boxlite_contract::status::Ended;
+use boxlite_contract::status::BoxEnd;
 
 use crate::message::Message;
 use crate::record::Record;
@@ -29,7 +29,7 @@ impl Launcher {
         Self { socket, lost }
     }
 
-    pub(super) fn ended(&mut self, ended: &Ended) {
+    pub(super) fn ended(&mut self, ended: &BoxEnd) {
         self.say(&FromMachine::Ended(ended.clone()));
     }
 

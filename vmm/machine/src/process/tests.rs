@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 
 use boxlite_contract::events::Event;
 use boxlite_contract::spec::{DiskFormat, DiskSpec, MainSpec, NetworkSpec, RestartPolicy};
-use boxlite_contract::status::{End, Ended, Phase, Status};
+use boxlite_contract::status::{BoxEnd, EndCause, Phase, Status};
 use boxlite_durable::power_cut::Watch;
 use boxlite_proto::message::Exec;
 
@@ -175,7 +175,7 @@ impl TestBox {
     }
 
     /// What the launcher is told last.
-    fn ended(&self) -> Ended {
+    fn ended(&self) -> BoxEnd {
         let launcher = self.launcher.as_ref().unwrap();
         loop {
             match control::receive(launcher).unwrap().unwrap().0 {
@@ -229,10 +229,10 @@ fn vcpus_stand_still_and_go_on() {
     // A box that is killed while it stands still ends all the same.
     ask(&control, &ToMachine::Pause);
     assert!(matches!(ask(&control, &ToMachine::Kill), FromMachine::Done));
-    assert_eq!(test.ended().end, End::Killed);
+    assert_eq!(test.ended().cause, EndCause::Killed);
     test.thread.join().unwrap();
     let status = Status::read(&test.folder.path().join("box")).unwrap().unwrap();
-    assert_eq!((status.phase, status.ended.unwrap().end), (Phase::Ended, End::Killed));
+    assert_eq!((status.phase, status.ended.unwrap().cause), (Phase::Ended, EndCause::Killed));
     use EventKind::{Paused, Resumed, Running, Starting, Stopped};
     let events = TestBox::events(test.folder.path());
     assert_eq!(events, [Starting, Running, Paused, Resumed, Paused, Stopped { code: None }]);
@@ -243,7 +243,7 @@ fn a_guest_that_is_not_ready_in_time_is_told_of() {
     let Some(test) = TestBox::start(CHATTER, |spec| spec.ready_timeout_ms = 200) else { return };
     let ended = test.ended();
     let stage = Some(BootStage::Kernel);
-    assert_eq!(ended.end, End::NotReady { timeout_ms: 200, stage });
+    assert_eq!(ended.cause, EndCause::NotReady { timeout_ms: 200, stage });
     test.thread.join().unwrap();
     let events = TestBox::events(test.folder.path());
     assert!(matches!(&events[1], EventKind::Failed { reason } if reason.contains("200 ms")));
@@ -253,7 +253,7 @@ fn a_guest_that_is_not_ready_in_time_is_told_of() {
 fn a_panic_is_told_with_its_last_lines() {
     let text = b"so it goes\nKernel panic - not syncing: no root\n\0";
     let Some(test) = TestBox::start(&[PRINT, text].concat(), |_| {}) else { return };
-    let End::Panic(lines) = test.ended().end else { panic!() };
+    let EndCause::Panic(lines) = test.ended().cause else { panic!() };
     assert_eq!(lines, ["so it goes", "Kernel panic - not syncing: no root"]);
     test.thread.join().unwrap();
 }
@@ -264,7 +264,7 @@ fn a_machine_that_fails_begins_anew() {
     let restart = RestartPolicy::OnFailure(2);
     let change = |spec: &mut BoxSpec| spec.restart = restart;
     let Some(test) = TestBox::start(&[PRINT, text].concat(), change) else { return };
-    assert!(matches!(test.ended().end, End::Panic(_)));
+    assert!(matches!(test.ended().cause, EndCause::Panic(_)));
     test.thread.join().unwrap();
     let status = Status::read(&test.folder.path().join("box")).unwrap().unwrap();
     assert_eq!(status.restarts, 2);
@@ -277,10 +277,10 @@ fn a_box_ends_with_its_launcher_and_leaves_nothing_if_so_asked() {
     let folder = test.box_folder();
     test.thread.join().unwrap();
     let ended = Status::read(&folder).unwrap().unwrap().ended.unwrap();
-    assert_eq!(ended.end, End::Orphaned);
+    assert_eq!(ended.cause, EndCause::Orphaned);
 
     let Some(test) = TestBox::start(RESET, |spec| spec.remove = true) else { return };
-    assert_eq!(test.ended().end, End::Guest);
+    assert_eq!(test.ended().cause, EndCause::Guest);
     let folder = test.box_folder();
     test.thread.join().unwrap();
     assert!(!folder.exists());
@@ -314,7 +314,7 @@ fn a_detached_box_goes_on_and_stops_in_bounded_time() {
     test.thread.join().unwrap();
     assert!(started.elapsed() < Duration::from_secs(12));
     let ended = Status::read(&folder).unwrap().unwrap().ended.unwrap();
-    assert_eq!((ended.end, ended.main), (End::Stopped, None));
+    assert_eq!((ended.cause, ended.main), (EndCause::Stopped, None));
 }
 
 #[test]
@@ -335,7 +335,7 @@ fn strangers_messages_end_their_connection_only() {
     }
     assert!(matches!(control::receive(&control).unwrap().unwrap().0, FromMachine::Metrics(_)));
     assert!(matches!(ask(&control, &launch), FromMachine::Done));
-    assert_eq!(test.ended().end, End::Stopped);
+    assert_eq!(test.ended().cause, EndCause::Stopped);
     test.thread.join().unwrap();
 }
 
@@ -366,7 +366,7 @@ fn connections_are_bounded() {
     }
     let answer = ask(&test.control(), &ToMachine::Stop { grace_ms: 0 });
     assert!(matches!(answer, FromMachine::Done), "{answer:?}");
-    assert_eq!(test.ended().end, End::Stopped);
+    assert_eq!(test.ended().cause, EndCause::Stopped);
     drop(held);
     test.thread.join().unwrap();
 }
@@ -436,12 +436,15 @@ fn add_disk(_: &Path, spec: &mut LaunchSpec, files: &mut Vec<File>) {
 
 /// Asserts that the box ended because that thread panicked, and that everybody was told.
 fn failed_by(test: TestBox, thread: &str) {
-    let End::Failed(why) = test.ended().end else { panic!() };
+    let EndCause::Failed(why) = test.ended().cause else { panic!() };
     assert!(why.contains(thread) && why.ends_with("panicked: blown up by a test"), "{why}");
     let folder = test.box_folder();
     test.thread.join().unwrap();
     let status = Status::read(&folder).unwrap().unwrap();
-    assert_eq!((status.phase, status.ended.unwrap().end), (Phase::Ended, End::Failed(why.clone())));
+    assert_eq!(
+        (status.phase, status.ended.unwrap().cause),
+        (Phase::Ended, EndCause::Failed(why.clone()))
+    );
     let events = TestBox::events(test.folder.path());
     assert_eq!(events.last(), Some(&EventKind::Failed { reason: why }));
 }
@@ -481,7 +484,7 @@ fn a_box_whose_disk_hangs_can_be_killed_and_is_looked_through_at_its_next_start(
     let Some(test) = TestBox::fused(CHATTER, fuse, add_disk) else { return };
     test.ready();
     assert!(matches!(ask(&test.control(), &ToMachine::Kill), FromMachine::Done));
-    assert_eq!(test.ended().end, End::Killed);
+    assert_eq!(test.ended().cause, EndCause::Killed);
     let folder = test.box_folder();
     test.thread.join().unwrap();
     let status = Status::read(&folder).unwrap().unwrap();
@@ -500,7 +503,7 @@ fn whoever_stops_a_box_is_answered_while_its_machine_is_taken_down() {
         control.set_read_timeout(Some(Duration::from_secs(40))).unwrap();
         assert!(matches!(ask(&control, &message), FromMachine::Done));
     }
-    assert_eq!(test.ended().end, End::Stopped);
+    assert_eq!(test.ended().cause, EndCause::Stopped);
     let folder = test.box_folder();
     test.thread.join().unwrap();
     let status = Status::read(&folder).unwrap().unwrap();
@@ -512,7 +515,7 @@ fn a_box_whose_folder_hangs_can_be_killed_and_says_how_it_ended() {
     let fuse = Fuse { hangs: true, ..Fuse::new("record", true) };
     let Some(test) = TestBox::fused(CHATTER, fuse, |_, _, _| {}) else { return };
     assert!(matches!(ask(&test.control(), &ToMachine::Kill), FromMachine::Done));
-    assert_eq!(test.ended().end, End::Killed);
+    assert_eq!(test.ended().cause, EndCause::Killed);
     test.thread.join().unwrap();
     let events = TestBox::events(test.folder.path());
     assert_eq!(events.last(), Some(&EventKind::Stopped { code: None }), "{events:?}");
@@ -523,7 +526,7 @@ fn a_box_whose_hub_hangs_can_be_killed() {
     let fuse = Fuse { hangs: true, ..Fuse::new("hub", true) };
     let Some(test) = TestBox::fused(CHATTER, fuse, |_, _, _| {}) else { return };
     assert!(matches!(ask(&test.control(), &ToMachine::Kill), FromMachine::Done));
-    assert_eq!(test.ended().end, End::Killed);
+    assert_eq!(test.ended().cause, EndCause::Killed);
     test.thread.join().unwrap();
 }
 
@@ -537,7 +540,7 @@ fn nobody_who_keeps_the_event_log_locked_holds_a_box_up() {
     for message in [ToMachine::Pause, ToMachine::Resume, ToMachine::Pause, ToMachine::Kill] {
         assert!(matches!(ask(&control, &message), FromMachine::Done));
     }
-    assert_eq!(test.ended().end, End::Killed);
+    assert_eq!(test.ended().cause, EndCause::Killed);
     test.thread.join().unwrap();
     let events = TestBox::events(test.folder.path());
     assert_eq!(events.last(), Some(&EventKind::Stopped { code: None }), "{events:?}");

@@ -11,7 +11,7 @@ use std::time::Duration;
 use boxlite_contract::boot::BootStage;
 use boxlite_contract::control::{self, FromMachine, MAX_MESSAGE, ToMachine};
 use boxlite_contract::spec::LaunchSpec;
-use boxlite_contract::status::Ended;
+use boxlite_contract::status::BoxEnd;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::watch;
@@ -45,7 +45,7 @@ struct State {
 #[derive(Clone, Debug)]
 enum End {
     /// As the process reported.
-    Reported(Ended),
+    Reported(BoxEnd),
     /// The process exited without a report.
     Silently(String),
 }
@@ -150,7 +150,7 @@ impl MachineProcess {
     }
 
     /// The reported end, if there is one.
-    pub(super) fn reported_end(&self) -> Option<Ended> {
+    pub(super) fn reported_end(&self) -> Option<BoxEnd> {
         match self.state.borrow().end.clone()? {
             End::Reported(ended) => Some(ended),
             End::Silently(_) => None,
@@ -158,7 +158,7 @@ impl MachineProcess {
     }
 
     /// Waits for the reported end.
-    pub(super) async fn said_last(&self) -> Option<Ended> {
+    pub(super) async fn said_last(&self) -> Option<BoxEnd> {
         let mut state = self.state.clone();
         let _ = state.wait_for(|state| state.end.is_some()).await;
         self.reported_end()

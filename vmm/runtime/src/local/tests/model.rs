@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 
-use boxlite_contract::status::{End, Ended, Phase};
+use boxlite_contract::status::{BoxEnd, EndCause, Phase};
 use boxlite_kernel::GuestFiles;
 use proptest::prelude::*;
 use serde_json::json;
@@ -267,7 +267,7 @@ impl World {
 
     fn end(&mut self, which: u8) {
         let Some(id) = self.pick_running(which) else { return };
-        let ended = Some(Ended { end: End::Stopped, at_ms: 9, main: None });
+        let ended = Some(BoxEnd { cause: EndCause::Stopped, at_ms: 9, main: None });
         self.write(&id, &Status { phase: Phase::Ended, ended, ..Status::starting() });
         self.locks.remove(&id);
         self.set_state(&id, BoxState::Stopped);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use boxlite_contract::status::{End, Ended, Phase};
+use boxlite_contract::status::{BoxEnd, EndCause, Phase};
 use boxlite_durable::power_cut::{Cut, Watch};
 use boxlite_durable::{self as durable, Durability};
 
@@ -211,7 +211,7 @@ fn a_disk_in_use_is_never_taken_for_clean() {
     let lab = Lab::new();
     let id = lab.make(1, "a", kept());
     let folder = lab.local.home.folder(&id);
-    let ended = Ended { end: End::Stopped, at_ms: 1, main: None };
+    let ended = BoxEnd { cause: EndCause::Stopped, at_ms: 1, main: None };
     let ended =
         Status { phase: Phase::Ended, ended: Some(ended), disk_synced: true, ..Status::starting() };
     let statuses = |cuts: Vec<Cut>| -> Vec<Option<bool>> {

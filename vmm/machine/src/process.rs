@@ -234,7 +234,7 @@ impl Process {
             match message {
                 Ok(Message::Machine(boot, VmEvent::Stop(stop))) if boot == self.boot.0 => {
                     self.hear_last_words();
-                    self.ended(stop);
+                    self.vm_stopped(stop);
                 }
                 Ok(message) => self.handle(message),
                 Err(_) if self.hub_deadline.is_some_and(|until| until <= Instant::now()) => {
@@ -260,7 +260,7 @@ impl Process {
                 VmEvent::Report(Report::Stage(stage)) => self.stage(stage),
                 VmEvent::Report(Report::Fatal(message)) => self.tell(Input::Fatal(message)),
                 VmEvent::DiskFull(disk) => self.tell(Input::DiskFull(disk)),
-                VmEvent::Stop(stop) => self.ended(stop),
+                VmEvent::Stop(stop) => self.vm_stopped(stop),
             },
             // A machine that has been taken down.
             Message::Machine(..) => {}
@@ -353,13 +353,9 @@ impl Process {
         }
     }
 
-    fn ended(&mut self, stop: VmStop) {
-        let failed = match stop {
-            VmStop::Guest => None,
-            VmStop::Failed(message) => Some(message),
-        };
+    fn vm_stopped(&mut self, stop: VmStop) {
         let panic = self.machine.as_ref().and_then(|machine| machine.console().panic());
-        self.tell(Input::MachineEnded { failed, panic });
+        self.tell(Input::VmStopped { stop, panic });
     }
 
     /// Does what is to be done, and writes down what it came to.

@@ -15,8 +15,8 @@ pub(crate) enum VmEvent {
     DiskFull(String),
 }
 
-/// Why a VM is to stop.
-#[derive(Debug)]
+/// Why a VM stops.
+#[derive(Clone, Debug)]
 pub(crate) enum VmStop {
     /// The guest switched itself off or reset itself.
     Guest,

@@ -6,6 +6,7 @@ use boxlite_contract::events::EventKind;
 use boxlite_contract::status::{BoxEnd, EndCause, now_ms};
 
 use super::{Action, Lifecycle, Main, ORPHAN_GRACE, State};
+use crate::vm_event::VmStop;
 
 /// How far an orderly end is.
 #[derive(Clone, Copy, Debug)]
@@ -84,34 +85,29 @@ impl Lifecycle {
         }
     }
 
-    pub(super) fn machine_ended(
-        &mut self,
-        failed: Option<String>,
-        panic: Option<Vec<String>>,
-        now: Instant,
-    ) {
+    pub(super) fn vm_stopped(&mut self, stop: VmStop, panic: Option<Vec<String>>, now: Instant) {
         let asked = match &self.state {
             State::Ending { cause, .. } => Some(cause.clone()),
             State::Booting { .. } | State::Up { .. } => None,
             State::Down { .. } | State::Over => return,
         };
-        let cause = match (panic, self.fatal.take(), failed) {
+        let cause = match (panic, self.fatal.take(), stop) {
             (Some(lines), ..) => EndCause::Panic(lines),
             (_, Some(message), _) => EndCause::Agent(message),
-            (_, _, Some(message)) => EndCause::Failed(message),
-            _ => asked.clone().unwrap_or(EndCause::Guest),
+            (_, _, VmStop::Failed(message)) => EndCause::Failed(message),
+            (_, _, VmStop::Guest) => asked.clone().unwrap_or(EndCause::Guest),
         };
         match asked.is_some_and(|asked| !may_begin_anew(&asked)) {
             true => {
                 self.act(Action::StopMachine);
                 self.finish(cause);
             }
-            false => self.machine_over(cause, now),
+            false => self.restart_or_finish(cause, now),
         }
     }
 
-    /// The machine is of no more use. It is built anew, if the restart policy says so.
-    pub(super) fn machine_over(&mut self, cause: EndCause, now: Instant) {
+    /// Stops the VM, and builds another after a delay where the restart policy says so.
+    pub(super) fn restart_or_finish(&mut self, cause: EndCause, now: Instant) {
         self.paused = None;
         self.end_checks();
         self.act(Action::StopMachine);

@@ -30,6 +30,7 @@ pub(super) use self::words::{Action, Input, Plan};
 use self::ending::Step;
 use self::health::{Checks, Todo};
 use self::restart::Restarts;
+use crate::vm_event::VmStop;
 
 /// What a process that gets SIGTERM, or whose disk is full, gives its main command.
 const OWN_GRACE: Duration = Duration::from_secs(10);
@@ -221,7 +222,7 @@ impl Lifecycle {
             Input::NotBuilt(cause) => match self.restarts.total() {
                 // Somebody waits for the first start and would rather know.
                 0 => self.finish(cause),
-                _ => self.machine_over(cause, now),
+                _ => self.restart_or_finish(cause, now),
             },
             Input::Broken(why) => match self.state {
                 State::Over => self.act(Action::Hurry),
@@ -244,7 +245,7 @@ impl Lifecycle {
                     );
                 }
             }
-            Input::MachineEnded { failed, panic } => self.machine_ended(failed, panic, now),
+            Input::VmStopped { stop, panic } => self.vm_stopped(stop, panic, now),
             Input::Awaited => self.awaited(now),
             Input::MainStarted(started) => {
                 if let Main::Runs { pid, .. } = &mut self.main {
@@ -448,7 +449,7 @@ impl Lifecycle {
             }
             State::Up { lost: Some((until, why)) } if *until <= now => {
                 let why = format!("the guest's agent is gone: {why}");
-                self.machine_over(EndCause::Failed(why), now);
+                self.restart_or_finish(EndCause::Failed(why), now);
             }
             State::Up { .. } => self.tick_up(now),
             State::Ending { step, .. } if step.until() <= now => match *step {
@@ -462,7 +463,8 @@ impl Lifecycle {
                 Step::Killed { limit, .. } => self.ask_guest(Duration::ZERO, limit, now),
                 Step::Guest { .. } => {
                     tracing::warn!("the guest does not end: it is killed");
-                    self.machine_ended(None, None, now);
+                    // As if the guest had done it: what ends the box is known.
+                    self.vm_stopped(VmStop::Guest, None, now);
                 }
             },
             State::Down { until } if *until <= now => {

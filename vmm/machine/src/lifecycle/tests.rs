@@ -79,7 +79,7 @@ impl Life {
     }
 
     fn guest_off(&mut self) -> Vec<Action> {
-        self.on(Input::MachineEnded { failed: None, panic: None })
+        self.on(Input::VmStopped { stop: VmStop::Guest, panic: None })
     }
 
     fn phase(&self) -> Phase {
@@ -307,7 +307,7 @@ fn main_commands_begin_anew_as_the_policy_says() {
 fn machines_begin_anew_as_the_policy_says() {
     let mut life = Life::up(restarting(RestartPolicy::OnFailure(1)));
     let panic = || Some(vec!["Kernel panic".to_owned()]);
-    let actions = life.on(Input::MachineEnded { failed: None, panic: panic() });
+    let actions = life.on(Input::VmStopped { stop: VmStop::Guest, panic: panic() });
     assert_eq!(actions, [Action::StopMachine]);
     assert_eq!(life.phase(), Phase::Starting);
     assert_eq!(life.pass(100 * MS), [Action::Boot]);
@@ -317,7 +317,7 @@ fn machines_begin_anew_as_the_policy_says() {
     assert_eq!(life.end(), EndCause::Agent("the disk is gone".into()));
 
     let mut life = Life::up(with_main());
-    life.on(Input::MachineEnded { failed: None, panic: panic() });
+    life.on(Input::VmStopped { stop: VmStop::Guest, panic: panic() });
     assert_eq!(life.end(), EndCause::Panic(panic().unwrap()));
 
     let mut life = Life::up(restarting(RestartPolicy::OnFailure(0)));
@@ -451,13 +451,13 @@ mod any_order {
             Just(code(1)),
             Just(MainEnd::NotStarted { code: 127, message: String::new() })
         ];
+        let stop = prop_oneof![Just(VmStop::Guest), Just(VmStop::Failed(String::new()))];
         let lines = proptest::option::of(Just(vec![String::new()]));
         prop_oneof![
             Just(Input::Stage(BootStage::Ready, 1)),
             Just(Input::Fatal(String::new())),
             Just(Input::DiskFull("vda".into())),
-            (proptest::option::of(Just(String::new())), lines)
-                .prop_map(|(failed, panic)| Input::MachineEnded { failed, panic }),
+            (stop, lines).prop_map(|(stop, panic)| Input::VmStopped { stop, panic }),
             Just(Input::Awaited),
             Just(Input::MainStarted(1)),
             end.prop_map(Input::MainEnded),

@@ -7,6 +7,8 @@ use boxlite_contract::events::EventKind;
 use boxlite_contract::spec::{BoxSpec, HealthSpec, LaunchSpec, RestartPolicy};
 use boxlite_contract::status::{EndCause, MainEnd};
 
+use crate::vm_event::VmStop;
+
 /// What the life of a box depends on.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Plan {
@@ -54,8 +56,8 @@ pub(crate) enum Input {
     Fatal(String),
     /// The host has no room for what the guest writes to this disk.
     DiskFull(String),
-    /// The guest ended itself, or cannot go on (and why); the kernel's last lines, if it panicked.
-    MachineEnded { failed: Option<String>, panic: Option<Vec<String>> },
+    /// The VM stopped by itself. `panic`: the last lines of the guest's console, if its kernel panicked.
+    VmStopped { stop: VmStop, panic: Option<Vec<String>> },
     /// Somebody attaches, and waits for the main command.
     Awaited,
     /// The main command runs.

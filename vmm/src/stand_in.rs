@@ -59,7 +59,7 @@ pub(crate) struct StandIn {
 
 /// How the connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ended {
+pub(crate) enum StandInEnd {
     /// The command exited, with this exit code as a shell reports it.
     Exited(u8),
     /// The user detached.
@@ -68,7 +68,7 @@ pub(crate) enum Ended {
     Interrupted(i32),
 }
 
-impl Ended {
+impl StandInEnd {
     /// The exit code of this process.
     pub(crate) fn code(self) -> u8 {
         match self {
@@ -86,7 +86,7 @@ impl StandIn {
         attachment: Attachment,
         sandbox: &BoxHandle,
         mut attached: Attached,
-    ) -> Result<Ended> {
+    ) -> Result<StandInEnd> {
         let attachment = attachment.detach_keys(self.detach_keys.clone()).onlooker(self.onlooker);
         let mut stdin = attached.stdin();
         if !self.stdin
@@ -119,22 +119,24 @@ impl StandIn {
         };
         let ended = tokio::select! {
             ended = attachment.run(streams, control, wait) => ended,
-            Some(signal) = interrupted.recv() => return Ok(Ended::Interrupted(signal)),
+            Some(signal) = interrupted.recv() => return Ok(StandInEnd::Interrupted(signal)),
         };
         match ended {
-            Ok(client::Ended::Exited(status)) => Ok(Ended::Exited(status.shell_code())),
-            Ok(client::Ended::Left) => {
+            Ok(client::AttachmentEnd::Exited(status)) => {
+                Ok(StandInEnd::Exited(status.shell_code()))
+            }
+            Ok(client::AttachmentEnd::Left) => {
                 // On a line of its own: the cursor is where the command left it.
                 let name = sandbox.name();
                 out::note(format_args!("\nboxlite-vmm: detached; the box {name} keeps running"));
-                Ok(Ended::Left)
+                Ok(StandInEnd::Left)
             }
-            Ok(client::Ended::Unwritten(error)) => Err(error.into()),
+            Ok(client::AttachmentEnd::Unwritten(error)) => Err(error.into()),
             // Another process stopped the box: as in docker, its command counts as killed.
             Err(error) if is_ended_box(&error) => {
                 report(&error);
                 let info = sandbox.info().await.ok();
-                Ok(Ended::Exited(info.and_then(|info| info.exit_code).unwrap_or(KILLED)))
+                Ok(StandInEnd::Exited(info.and_then(|info| info.exit_code).unwrap_or(KILLED)))
             }
             Err(error) => Err(error),
         }

@@ -35,7 +35,7 @@ use rustix::process::Pid;
 
 use self::cgroup::Cgroup;
 pub(crate) use self::cgroup::Cgroups;
-use self::namespace::{End, Namespace};
+use self::namespace::{Namespace, NamespaceEnd};
 use self::pump::{ChannelState, Input, Output, Sink};
 use self::spawn::Started;
 use crate::host::connection::{CHUNK, ReplyTo, Session};
@@ -262,7 +262,7 @@ impl Exec {
     /// Whether this reaped process was the first of its namespace, and ended by a `reboot(2)` in it.
     pub(crate) fn is_rebooted(&self, reaped: Pid, status: ExitStatus) -> bool {
         let namespace = self.namespace.as_ref().filter(|namespace| namespace.is_first(reaped));
-        namespace.is_some_and(|namespace| namespace.end(status) == End::Reboot)
+        namespace.is_some_and(|namespace| namespace.end(status) == NamespaceEnd::Reboot)
     }
 
     /// Records the status of its reaped process. Returns whether the kernel killed for lack of memory.
@@ -274,7 +274,7 @@ impl Exec {
             // With an init, other processes may be left.
             namespace.kill();
             if namespace.is_first(self.pid)
-                && let End::Process(intended) = namespace.end(status)
+                && let NamespaceEnd::Process(intended) = namespace.end(status)
             {
                 status = intended;
             }

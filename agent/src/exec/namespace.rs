@@ -32,7 +32,7 @@ pub(crate) struct Namespace {
 
 /// What the exit of a first process means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum End {
+pub(crate) enum NamespaceEnd {
     /// The process exited with this status.
     Process(ExitStatus),
     /// A process in the namespace called `reboot(2)`.
@@ -86,14 +86,14 @@ impl Namespace {
     }
 
     /// Interprets the exit status of its first process.
-    pub(crate) fn end(&self, status: ExitStatus) -> End {
+    pub(crate) fn end(&self, status: ExitStatus) -> NamespaceEnd {
         match (status, self.killed_for) {
             (ExitStatus::Signal(libc::SIGKILL), Some(signal)) => {
-                End::Process(ExitStatus::Signal(signal))
+                NamespaceEnd::Process(ExitStatus::Signal(signal))
             }
             // The kernel reports a reboot so (`reboot_pid_ns`). Neither signal ends a first process otherwise.
-            (ExitStatus::Signal(libc::SIGHUP | libc::SIGINT), None) => End::Reboot,
-            _ => End::Process(status),
+            (ExitStatus::Signal(libc::SIGHUP | libc::SIGINT), None) => NamespaceEnd::Reboot,
+            _ => NamespaceEnd::Process(status),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use boxlite_runtime::client::{Attachment, Control, Ended, Streams};
+use boxlite_runtime::client::{Attachment, AttachmentEnd, Control, Streams};
 use boxlite_runtime::{BoxHandle, Command};
 use clap::Args;
 
@@ -112,8 +112,8 @@ pub(crate) async fn exec(global: &Global, args: Exec) -> Result<u8> {
         _ => {}
     };
     match attachment.run(streams, control, execution.wait()).await? {
-        Ended::Exited(status) => Ok(status.shell_code()),
-        Ended::Left => Ok(0),
-        Ended::Unwritten(error) => Err(error.into()),
+        AttachmentEnd::Exited(status) => Ok(status.shell_code()),
+        AttachmentEnd::Left => Ok(0),
+        AttachmentEnd::Unwritten(error) => Err(error.into()),
     }
 }

@@ -13,7 +13,7 @@ use clap::Args;
 
 use crate::global::Global;
 use crate::pcap::PcapArgs;
-use crate::stand_in::{Ended, StandIn, TerminalArgs};
+use crate::stand_in::{StandIn, StandInEnd, TerminalArgs};
 use crate::targets::each;
 use crate::{human, out, parse, size};
 
@@ -137,7 +137,9 @@ pub(crate) async fn start(global: &Global, args: Start) -> Result<u8> {
     let stdin = args.interactive;
     let stand_in = StandIn { stdin, onlooker, ..args.terminal.stand_in() };
     let ended = stand_in.run(attachment, &sandbox, attached).await?;
-    if matches!(ended, Ended::Exited(_)) && sandbox.config().options.restart == RestartPolicy::No {
+    if matches!(ended, StandInEnd::Exited(_))
+        && sandbox.config().options.restart == RestartPolicy::No
+    {
         // Until the box has stopped, its disk may be incomplete, or its removal under way.
         match sandbox.wait().await {
             Err(error) if error.kind() == ErrorKind::NotFound => {}

@@ -14,7 +14,7 @@ use crate::global::Global;
 use crate::options::{BoxArgs, warn_of_walked_around};
 use crate::pcap::PcapArgs;
 use crate::progress::ImageBar;
-use crate::stand_in::{Ended, StandIn, TerminalArgs};
+use crate::stand_in::{StandIn, StandInEnd, TerminalArgs};
 use crate::{out, size};
 
 pub(crate) const HELP: &str = "\
@@ -109,7 +109,7 @@ pub(crate) async fn run(global: &Global, args: Run) -> Result<u8> {
     };
     let stand_in = StandIn { timeout: args.timeout, ..args.terminal.stand_in() };
     let ended = stand_in.run(attachment, &sandbox, attached).await;
-    if let Ok(Ended::Left) = ended {
+    if let Ok(StandInEnd::Left) = ended {
         sandbox.detach().await?;
         args.pcap.note_end(global);
         return Ok(0);

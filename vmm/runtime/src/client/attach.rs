@@ -48,7 +48,7 @@ pub struct Streams {
 
 /// How [`Attachment::run`] ended.
 #[derive(Debug)]
-pub enum Ended {
+pub enum AttachmentEnd {
     /// The command exited.
     Exited(ExitStatus),
     /// The user typed the detach keys.
@@ -146,7 +146,7 @@ impl Attachment {
         streams: Streams,
         control: impl Fn(Control),
         exited: impl Future<Output = Result<ExitStatus, E>>,
-    ) -> Result<Ended, E> {
+    ) -> Result<AttachmentEnd, E> {
         let _raw =
             (self.terminal && streams.stdin.is_some()).then(|| RawMode::enter(io::stdin().as_fd()));
         if let Some(size) = self.terminal_size() {
@@ -172,7 +172,7 @@ impl Attachment {
             tokio::select! {
                 biased;
                 Some(failure) = failures.recv() => match self.onlooker {
-                    true => return Ok(Ended::Unwritten(failure)),
+                    true => return Ok(AttachmentEnd::Unwritten(failure)),
                     // The command sees a broken pipe and decides itself what to do.
                     false if failure.is_closed_pipe() => {}
                     false => drop(unwritten.get_or_insert(failure)),
@@ -183,10 +183,10 @@ impl Attachment {
                     let late = std::iter::from_fn(|| failures.try_recv().ok());
                     let mut lost = unwritten.into_iter().chain(late);
                     let lost = lost.find(|failure| !failure.is_closed_pipe());
-                    return Ok(lost.map_or(Ended::Exited(status), Ended::Unwritten));
+                    return Ok(lost.map_or(AttachmentEnd::Exited(status), AttachmentEnd::Unwritten));
                 }
                 left = &mut stdin, if sending => match left {
-                    true => return Ok(Ended::Left),
+                    true => return Ok(AttachmentEnd::Left),
                     false => sending = false,
                 },
                 Some(number) = self.signals.recv() => match number {

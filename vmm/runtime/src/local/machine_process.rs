@@ -39,18 +39,19 @@ pub(crate) struct MachineProcess {
 struct State {
     ready: bool,
     /// The VM has ended.
-    end: Option<End>,
+    end: Option<ProcessExit>,
 }
 
+/// How the VM process terminated.
 #[derive(Clone, Debug)]
-enum End {
+enum ProcessExit {
     /// As the process reported.
     Reported(BoxEnd),
     /// The process exited without a report.
-    Silently(String),
+    Unreported(String),
 }
 
-impl End {
+impl ProcessExit {
     fn into_error(self, name: Option<&str>) -> Error {
         match self {
             Self::Reported(ended) => match (end_state(&ended), name) {
@@ -61,7 +62,7 @@ impl End {
                     Error::failed(None, &reason)
                 }
             },
-            Self::Silently(status) => {
+            Self::Unreported(status) => {
                 tracing::debug!(status, "a box's process exited without a report");
                 Error::failed(name, &FailureReason::ProcessDied)
             }
@@ -152,8 +153,8 @@ impl MachineProcess {
     /// The reported end, if there is one.
     pub(super) fn reported_end(&self) -> Option<BoxEnd> {
         match self.state.borrow().end.clone()? {
-            End::Reported(ended) => Some(ended),
-            End::Silently(_) => None,
+            ProcessExit::Reported(ended) => Some(ended),
+            ProcessExit::Unreported(_) => None,
         }
     }
 
@@ -169,7 +170,7 @@ impl MachineProcess {
         let mut state = self.state.clone();
         let ended = state.wait_for(|state| state.end.is_some()).await;
         match ended.ok().and_then(|state| state.end.clone()) {
-            Some(End::Reported(ended)) if end_state(&ended) == BoxState::Stopped => Ok(()),
+            Some(ProcessExit::Reported(ended)) if end_state(&ended) == BoxState::Stopped => Ok(()),
             Some(end) => Err(end.into_error(None)),
             None => Ok(()),
         }
@@ -210,9 +211,9 @@ async fn follow(
         }
     }
     let end = match (reported, child.wait().await) {
-        (Some(end), _) => End::Reported(end),
-        (None, Ok(status)) => End::Silently(status.to_string()),
-        (None, Err(e)) => End::Silently(e.to_string()),
+        (Some(end), _) => ProcessExit::Reported(end),
+        (None, Ok(status)) => ProcessExit::Unreported(status.to_string()),
+        (None, Err(e)) => ProcessExit::Unreported(e.to_string()),
     };
     state.send_modify(|state| state.end = Some(end));
 }
@@ -301,7 +302,7 @@ mod tests {
         drop(machines);
         for mut state in states {
             let end = state.wait_for(|state| state.end.is_some()).await.unwrap().end.clone();
-            assert!(matches!(end, Some(End::Silently(how)) if how == "exit status: 3"));
+            assert!(matches!(end, Some(ProcessExit::Unreported(how)) if how == "exit status: 3"));
         }
     }
 }

@@ -96,7 +96,7 @@ fn idle_time() -> Duration {
 }
 
 /// Why the keeper stops.
-enum End {
+enum KeeperStop {
     /// The idle time has passed.
     Idle,
     /// SIGTERM or SIGINT.
@@ -124,14 +124,14 @@ impl Keeper {
         let end = tokio::select! {
             // First, so that no launcher is accepted after the software host has stopped.
             biased;
-            why = &mut link => End::Link(why),
+            why = &mut link => KeeperStop::Link(why),
             end = self.serve(&listener) => end?,
         };
         // A new launcher waits for the lock, or loses its connection and retries.
         self.folder.stop_listening();
         drop(listener);
         match end {
-            End::Idle | End::Asked => {
+            KeeperStop::Idle | KeeperStop::Asked => {
                 self.router.stop_guest(GRACE);
                 let stopped = async {
                     // Frames must be carried for the request to reach the guest.
@@ -148,13 +148,13 @@ impl Keeper {
                 self.farewell("the software host was stopped".to_owned()).await;
                 Ok(())
             }
-            End::Link(why) => Err(self.failed(Some(why)).await),
-            End::Qemu => Err(self.failed(None).await),
+            KeeperStop::Link(why) => Err(self.failed(Some(why)).await),
+            KeeperStop::Qemu => Err(self.failed(None).await),
         }
     }
 
     /// Serves launchers until there is a reason to stop.
-    async fn serve(&mut self, listener: &UnixListener) -> Result<End, Error> {
+    async fn serve(&mut self, listener: &UnixListener) -> Result<KeeperStop, Error> {
         let mut terminate = signal(SignalKind::terminate()).map_err(Error::Runtime)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Runtime)?;
         let idle = idle_time();
@@ -190,9 +190,9 @@ impl Keeper {
                     ready = true;
                     idle_since = Instant::now();
                 }
-                _ = self.qemu.wait() => return Ok(End::Qemu),
-                _ = terminate.recv() => return Ok(End::Asked),
-                _ = interrupt.recv() => return Ok(End::Asked),
+                _ = self.qemu.wait() => return Ok(KeeperStop::Qemu),
+                _ = terminate.recv() => return Ok(KeeperStop::Asked),
+                _ = interrupt.recv() => return Ok(KeeperStop::Asked),
                 () = idle_over, if ready && !looking && self.launchers.is_empty() => {
                     looking = true;
                 }
@@ -200,7 +200,7 @@ impl Keeper {
                     looking = false;
                     // Only a launcher can start boxes.
                     if self.launchers.is_empty() && idle_since.elapsed() >= idle {
-                        return Ok(End::Idle);
+                        return Ok(KeeperStop::Idle);
                     }
                     empty.set(look());
                 }

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::error::is_hang_up;
 use super::folder::{HostFolder, last_lines};
 use super::{Error, Options, qemu};
-use crate::client::{self, AgentClient, Attachment, Ended, ExecHandle, Streams};
+use crate::client::{self, AgentClient, Attachment, AttachmentEnd, ExecHandle, Streams};
 use crate::sys::{in_new_session, inherit_only};
 
 /// Timeout for a software host: the end of an earlier one, and its boot.
@@ -111,9 +111,9 @@ pub async fn run(
         _ => handle.kill(),
     };
     match attachment.run(streams, control, handle.exited()).await {
-        Ok(Ended::Exited(status)) => Ok(status.shell_code()),
-        Ok(Ended::Left) => Ok(0),
-        Ok(Ended::Unwritten(error)) => Err(Error::Unwritten(error)),
+        Ok(AttachmentEnd::Exited(status)) => Ok(status.shell_code()),
+        Ok(AttachmentEnd::Left) => Ok(0),
+        Ok(AttachmentEnd::Unwritten(error)) => Err(Error::Unwritten(error)),
         Err(error) => Err(Error::of_connection(error, &folder)),
     }
 }

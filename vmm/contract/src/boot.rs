@@ -1,12 +1,12 @@
-//! How far a boot got.
+//! Boot stages.
 
 use serde::{Deserialize, Serialize};
 
-/// Stages of a boot, in their order.
+/// A stage of a boot; stages are in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum BootStage {
-    /// The machine is built and its first vCPU starts the kernel.
+    /// The VM is built and its first vCPU starts the kernel.
     Kernel,
     /// The kernel has started the agent.
     Agent,
@@ -17,7 +17,7 @@ pub enum BootStage {
 }
 
 impl BootStage {
-    /// What a boot that reached this stage and no further was doing.
+    /// What a boot that got no further than this stage was doing, for a message.
     pub fn doing(self) -> &'static str {
         match self {
             Self::Kernel => "the kernel was starting",

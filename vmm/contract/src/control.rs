@@ -1,5 +1,5 @@
-//! What launcher and machine say to each other, over one Unix socket: length-prefixed JSON, with
-//! file descriptors beside a message where it has some.
+//! The messages between a launcher and a VM process, over one Unix socket: length-prefixed JSON, with the
+//! file descriptors of a message as ancillary data (`SCM_RIGHTS`).
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
@@ -19,86 +19,87 @@ use crate::metrics::MachineMetrics;
 use crate::spec::LaunchSpec;
 use crate::status::BoxEnd;
 
-/// How long a machine may take to be taken down: what the guest has written goes to its disks.
+/// Timeout for taking a VM down, in which the guest's writes go to its disks.
 pub const TEARDOWN_LIMIT: Duration = Duration::from_secs(60);
 
-/// How long a box that is asked to stop may take to be gone after the grace of its main command: its guest's own end
-/// (9 s), the machine's ([`TEARDOWN_LIMIT`]), those who are attached (1 s), its capture (5 s), its disks (5 s), its status
-/// or its folder's removal (10 s) and its events (3 s), and some room.
+/// Timeout for the VM process of a stopping box to exit, counted from the end of its main command's grace: guest
+/// shutdown (9 s), VM teardown ([`TEARDOWN_LIMIT`]), output to attached clients (1 s), packet capture (5 s), disk sync
+/// (5 s), status or removal of the folder (10 s), events (3 s), and some room.
 pub const STOP_LIMIT: Duration = TEARDOWN_LIMIT.saturating_add(Duration::from_secs(40));
 
-/// The largest message, in bytes: a LaunchSpec with a main command and a health check that have as large an environment
-/// as Linux allows (2 MiB each, as base64).
+/// The largest message, in bytes. Fits a LaunchSpec whose main command and health check each have the largest
+/// environment that Linux allows (2 MiB, as base64).
 pub const MAX_MESSAGE: usize = 8 << 20;
-/// The most descriptors beside a message.
+/// The most file descriptors with one message.
 const MAX_FILES: usize = 32;
 
-/// To a machine, from its launcher or from whoever connects to the box's control socket. Each is
-/// answered, in order, by [`FromMachine::Done`], `Refused` or what it asks for.
+/// A request to a VM process, from its launcher or from a client of the box's control socket. Requests are
+/// answered in order, by [`FromMachine::Done`], [`FromMachine::Refused`] or the value that they ask for.
 ///
-/// The end of the launcher's connection means: the launcher is gone, and the machine ends, unless it
-/// is a detached box. The end of another connection means nothing.
+/// When the launcher's connection ends, the launcher is gone, and the VM process ends unless its box is
+/// detached. The end of any other connection means nothing.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToMachine {
-    /// Build and run this; its files come beside it. First and once, and the launcher's only; the answers are stages.
+    /// Build and run this VM; its files come with the message. The launcher's first message, and only the
+    /// launcher's. Answered by [`FromMachine::Stage`]s.
     Launch(Box<LaunchSpec>),
-    /// The descriptor beside it is a client of the box's vsock: it will say `CONNECT <port>`.
-    /// Without an answer.
+    /// Serve the descriptor with this message as a client of the box's vsock, which will send `CONNECT <port>`.
+    /// Has no answer.
     Client,
-    /// The descriptor beside it becomes a connection in the agent's protocol to the main command:
-    /// `Request::Exec` there is answered as if it started the command; closing it ends nothing. Without an answer.
-    /// What is said there is for the command, `End` of standard input and `Control::Kill` too: whoever
-    /// only wants to leave closes the socket without them.
+    /// Attach the descriptor with this message to the main command, as a connection in the agent's protocol.
+    /// `Request::Exec` on it is answered as if it started the command. Frames on it reach the command, also the
+    /// `End` of standard input and `Control::Kill`: a client that only detaches closes the socket without them.
+    /// Has no answer.
     Attach,
-    /// Do not end with the launcher from now on.
+    /// Keep running when the launcher exits.
     Outlive,
-    /// Ask the main command to end (its stop signal), then all processes, and end in good order, after so many
-    /// milliseconds in any case. Answered when it is begun.
+    /// Stop the box: send the main command its stop signal, then end all processes and the guest. Answered
+    /// when the stop has begun.
     Stop {
-        /// Milliseconds.
+        /// How long the main command may take before it is killed, in milliseconds.
         grace_ms: u64,
     },
-    /// Send the main command's process a signal, if it runs and this is still the process of the box that is meant,
-    /// as its status has it.
+    /// Send a signal to the main command. Refused if the command does not run, or if `pid` and `started_ms` are not
+    /// those in this VM process's status: the box may have been started again meanwhile.
     Signal {
         /// The signal (Linux number).
         signal: i32,
-        /// The process ID of the box's process.
+        /// The process ID of the box's VM process.
         pid: u32,
-        /// When that began: milliseconds since the Unix epoch.
+        /// When that process started: milliseconds since the Unix epoch.
         started_ms: u64,
     },
-    /// End now, without asking the guest.
+    /// End now, without asking the guest to shut down.
     Kill,
-    /// Stop the vCPUs.
+    /// Pause the vCPUs.
     Pause,
-    /// Let the vCPUs go on.
+    /// Resume the vCPUs.
     Resume,
-    /// What the process counts. Answered by [`FromMachine::Metrics`].
+    /// Read the process's counters. Answered by [`FromMachine::Metrics`].
     Metrics,
 }
 
-/// From a machine.
+/// A message from a VM process.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum FromMachine {
-    /// The boot reached a stage, so many microseconds after it began.
+    /// The boot reached a stage.
     Stage {
         /// The stage.
         stage: BootStage,
-        /// Microseconds.
+        /// Microseconds since the boot began.
         micros: u64,
     },
-    /// It is done.
+    /// The request is done.
     Done,
-    /// It cannot be done, and why.
+    /// The request cannot be done, and why.
     Refused(String),
-    /// What the process counts.
+    /// The process's counters.
     Metrics(MachineMetrics),
-    /// The machine ended. Last message.
+    /// How the box ended. The last message.
     Ended(BoxEnd),
 }
 
-/// Sends a message and the descriptors that belong to it.
+/// Sends a message with its file descriptors.
 pub fn send<T: Serialize>(
     mut to: &UnixStream,
     message: &T,
@@ -122,7 +123,7 @@ pub fn send<T: Serialize>(
     to.write_all(&bytes[sent..])
 }
 
-/// Receives a message and its descriptors; `None` at the end of the connection.
+/// Receives a message with its file descriptors; `None` at the end of the connection.
 pub fn receive<T: DeserializeOwned>(
     mut from: &UnixStream,
 ) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
@@ -187,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_is_checked_before_it_is_believed() {
+    fn a_length_is_checked_before_anything_is_allocated() {
         let (mut a, b) = UnixStream::pair().unwrap();
         a.write_all(&u32::MAX.to_le_bytes()).unwrap();
         assert!(receive::<ToMachine>(&b).is_err());

@@ -1,9 +1,9 @@
-//! What happens to boxes: one line of JSON for each event in `<home>/events.jsonl`, appended by
-//! whoever makes it happen, a box's process among them. The log before it is
-//! `<home>/events.old.jsonl`.
+//! The event log of a home: one line of JSON for each event in `<home>/events.jsonl`, appended by the process
+//! that causes the event, which may be a runtime or a box's VM process. A log that has grown long is moved
+//! to `<home>/events.old.jsonl`.
 //!
-//! A log that has one before it begins with a line that numbers it, by which followers know that it was moved
-//! aside while they looked elsewhere.
+//! Each log but the first begins with a line that numbers it. By this number a follower notices a rotation
+//! that happened between two reads.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -20,9 +20,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::status::HealthStatus;
 
-/// How long the log's lock is waited for.
+/// Timeout for the log's lock.
 const LOCK_LIMIT: Duration = Duration::from_secs(2);
-/// Between two tries to get it, at most.
+/// The longest pause between two tries for the lock.
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
 /// Something that happened to a box.
@@ -33,7 +33,7 @@ pub struct Event {
     pub at_ms: u64,
     /// The box's ID.
     pub id: String,
-    /// What.
+    /// What happened.
     #[serde(flatten)]
     pub kind: EventKind,
 }
@@ -43,86 +43,86 @@ pub struct Event {
 #[serde(tag = "event", rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum EventKind {
-    /// It was made.
+    /// The box was created.
     Created {
         /// Its name.
         name: String,
         /// Its image.
         image: String,
     },
-    /// Its name was changed.
+    /// The box was renamed.
     Renamed {
-        /// The new one.
+        /// The new name.
         name: String,
     },
-    /// Its process began to boot the guest.
+    /// The VM process began to boot the guest.
     Starting,
-    /// The guest serves.
+    /// The guest serves requests.
     Running,
-    /// It stands still.
+    /// The box was paused.
     Paused,
-    /// It goes on.
+    /// The box was resumed.
     Resumed,
-    /// It has been asked to end.
+    /// The box began to stop.
     Stopping,
-    /// Its main command, or its machine, began anew.
+    /// The restart policy restarted the main command or the VM.
     Restarted {
-        /// How often it has.
+        /// Restarts so far.
         restarts: u32,
     },
-    /// Health checks changed their mind.
+    /// The health status changed.
     Health {
-        /// What they say now.
+        /// The new status.
         status: HealthStatus,
     },
-    /// It ended in good order.
+    /// The box ended without a failure.
     Stopped {
-        /// The exit code of its main command, if it had one that ended.
+        /// The exit code of the main command, if the box had one and it exited.
         code: Option<u8>,
     },
-    /// It ended otherwise.
+    /// The box failed.
     Failed {
-        /// How.
+        /// Why.
         reason: String,
     },
-    /// A command was started in it.
+    /// A command was started in the box.
     ExecStarted {
         /// The command's process in the guest.
         pid: u32,
         /// The program; its arguments may be secret.
         program: String,
     },
-    /// A command in it ended.
+    /// A command in the box exited.
     ExecEnded {
         /// The command's process in the guest.
         pid: u32,
-        /// How.
+        /// Its exit status.
         status: ExitStatus,
     },
-    /// Its network policy denied something; each flow and name is told of once.
+    /// The network policy denied a flow or a name; reported once for each.
     Denied {
         /// The flow or name: `tcp to 192.0.2.1:80`.
         what: String,
-        /// The rule, or the default.
+        /// The rule that denied it, or the default.
         why: String,
     },
-    /// It was removed.
+    /// The box was removed.
     Removed,
 }
 
 impl Event {
-    /// An event of the box of this ID.
+    /// An event of the box with this ID.
     pub fn new(at_ms: u64, id: impl Into<String>, kind: EventKind) -> Self {
         Self { at_ms, id: id.into(), kind }
     }
 
-    /// Appends the event to a log that is open for appending: whole, whatever others append.
+    /// Appends the event to a log that is open for appending. Lines of concurrent writers don't mix.
     pub fn append(&self, log: &File) -> io::Result<()> {
         self.append_within(log, LOCK_LIMIT).map(drop)
     }
 
-    /// Appends the event, and waits for the log's lock so long at most. Returns whether it was had:
-    /// an event that is written without it is lost if the log is just then moved aside.
+    /// Appends the event, and waits for the log's lock for `limit` at most. Returns whether the lock was
+    /// acquired: an event that is written without it is lost if the log is rotated at that moment.
     pub fn append_within(&self, log: &File, limit: Duration) -> io::Result<bool> {
         let mut line = serde_json::to_vec(self)?;
         line.push(b'\n');
@@ -135,22 +135,22 @@ impl Event {
     }
 }
 
-/// The log before the one at `path`.
+/// The path of the log before the one at `path`.
 pub fn older(path: &Path) -> PathBuf {
     path.with_extension("old.jsonl")
 }
 
-/// The first line of a log, if there is one before it.
+/// The first line of every log but the first.
 #[derive(Serialize, Deserialize)]
 struct Heading {
-    /// How many logs there have been before it.
+    /// The number of logs before this one.
     log: u64,
 }
 
 /// The longest heading, in bytes.
 const MAX_HEADING: usize = 64;
 
-/// Which log a file is: how many there have been before it. None while it is being begun anew.
+/// The number of logs before this one; `None` while the log is being rotated.
 pub fn number(log: &File) -> io::Result<Option<u64>> {
     let mut start = [0; MAX_HEADING];
     let read = log.read_at(&mut start, 0)?;
@@ -158,14 +158,14 @@ pub fn number(log: &File) -> io::Result<Option<u64>> {
     let line = start.split_inclusive(|byte| *byte == b'\n').next().unwrap_or_default();
     Ok(match serde_json::from_slice::<Heading>(line) {
         Ok(Heading { log }) => Some(log),
-        // The first has no heading. What is written anew has one before anything else.
+        // The first log has no heading. A rotated one gets its heading before anything else.
         Err(_) if read == 0 => None,
         Err(_) => Some(0),
     })
 }
 
-/// Moves what is in a log of more than `max` bytes aside, in place of what was there. The log stays
-/// the same file: others have it open.
+/// Rotates a log of more than `max` bytes: its content replaces that of the [`older`] log. The log itself
+/// stays the same file, because other processes have it open.
 pub fn move_aside(path: &Path, max: u64) -> io::Result<()> {
     if std::fs::metadata(path)?.len() <= max {
         return Ok(());
@@ -184,7 +184,7 @@ fn move_locked(path: &Path, mut log: &File, max: u64) -> io::Result<()> {
         let number = number(&File::open(path)?)?.unwrap_or(0);
         let mut heading = serde_json::to_vec(&Heading { log: number + 1 })?;
         heading.push(b'\n');
-        // In one step, for whoever reads it, and for good before the log is emptied.
+        // Atomic for readers, and on stable storage before the log is truncated.
         let copy = |to: &mut File| io::copy(&mut File::open(path)?, to).map(drop);
         durable::replace_with(&older(path), Durability::Power, copy)?;
         log.set_len(0)?;
@@ -193,8 +193,8 @@ fn move_locked(path: &Path, mut log: &File, max: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Locks a log against others who write to it, and waits for them so long at most. Returns whether it
-/// is locked.
+/// Locks a log against other writers, and waits for the lock for `limit` at most. Returns whether the lock
+/// was acquired.
 fn lock(log: &File, limit: Duration) -> io::Result<bool> {
     let deadline = Instant::now() + limit;
     let mut pause = Duration::from_millis(1);
@@ -216,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_long_log_is_moved_aside_and_who_has_it_open_goes_on() {
+    fn a_long_log_is_rotated_and_open_writers_keep_appending() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("events.jsonl");
         let log = File::options().append(true).create(true).open(&path).unwrap();
@@ -234,7 +234,7 @@ mod tests {
         assert!(!older(&path).exists());
         note("b");
         assert_eq!(number(&File::open(&path).unwrap()).unwrap(), Some(0));
-        // Of a process that was killed right there.
+        // Left by a process that was killed during a rotation.
         std::fs::write(dir.path().join(".events.old.jsonl.new"), "half").unwrap();
         move_aside(&path, len).unwrap();
         note("c");

@@ -1,29 +1,29 @@
-//! What a box's process counts.
+//! The counters of a VM process.
 
 use serde::{Deserialize, Serialize};
 
-/// What a box's process counts, from its start.
+/// The counters of a VM process, from its start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct MachineMetrics {
     /// Processor time of the process, in microseconds.
     pub cpu_micros: u64,
-    /// How long the process has been there, in microseconds.
+    /// Time since the process started, in microseconds.
     #[serde(default)]
     pub up_micros: u64,
-    /// Resident memory of the process, guest memory that was touched included, in bytes.
+    /// Resident memory of the process, in bytes, with the guest memory that was touched.
     pub rss: u64,
-    /// Exits of the vCPUs to the machine, by their kind.
+    /// vCPU exits by kind.
     pub exits: ExitCounts,
-    /// Disks, in the order of their devices.
+    /// Disk counters, in the order of the devices.
     pub disks: Vec<DiskMetrics>,
-    /// The network, if the box has one.
+    /// Network counters, if the box has a network.
     #[serde(default)]
     pub network: Option<NetworkMetrics>,
 }
 
 impl MachineMetrics {
-    /// Processor time used since an `earlier` look at the same process, in percent of one processor.
+    /// Processor time used since an `earlier` reading of the same process, in percent of one processor.
     pub fn cpu_percent_since(&self, earlier: &Self) -> Option<f64> {
         let used = self.cpu_micros.checked_sub(earlier.cpu_micros)?;
         let passed = self.up_micros.checked_sub(earlier.up_micros).filter(|passed| *passed > 0)?;
@@ -31,19 +31,19 @@ impl MachineMetrics {
     }
 }
 
-/// Exits of the vCPUs.
+/// vCPU exits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ExitCounts {
-    /// Reads and writes of device registers in memory.
+    /// Reads and writes of memory-mapped registers.
     pub mmio: u64,
-    /// Reads and writes of ports.
+    /// Reads and writes of I/O ports.
     pub pio: u64,
-    /// Everything else.
+    /// All other exits.
     pub other: u64,
 }
 
-/// What a disk did.
+/// The counters of a disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct DiskMetrics {
@@ -61,23 +61,23 @@ pub struct DiskMetrics {
     pub errors: u64,
 }
 
-/// What a box's network did.
+/// The counters of a box's network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct NetworkMetrics {
     /// Bytes that the guest sent, in Ethernet frames.
     pub bytes_sent: u64,
-    /// Those frames; with segmentation offload, one may hold what takes many elsewhere.
+    /// Frames that the guest sent; with segmentation offload, one frame may hold many segments.
     pub packets_sent: u64,
-    /// Bytes that the guest received.
+    /// Bytes that the guest received, in Ethernet frames.
     pub bytes_received: u64,
-    /// The frames that they came in.
+    /// Frames that the guest received.
     pub packets_received: u64,
-    /// Frames and datagrams that were dropped: malformed, or something was full.
+    /// Frames and datagrams that were dropped, because they were malformed or a queue was full.
     pub dropped: u64,
-    /// TCP segments sent to the guest again.
+    /// TCP segments that were retransmitted to the guest.
     pub retransmits: u64,
-    /// TCP segments of the guest that came out of order.
+    /// TCP segments from the guest that arrived out of order.
     pub out_of_order: u64,
     /// TCP connections so far.
     pub tcp_flows: u64,
@@ -89,9 +89,9 @@ pub struct NetworkMetrics {
     pub udp_open: u64,
     /// Flows and names that the policy denied.
     pub denied: u64,
-    /// DNS questions of the guest.
+    /// DNS queries of the guest.
     pub dns_queries: u64,
-    /// DNS questions that no name server answered.
+    /// DNS queries that no name server answered.
     pub dns_failures: u64,
 }
 

@@ -1,15 +1,15 @@
-//! The nested host, as a box's process meets it: a Linux that QEMU emulates where the real host has no
-//! hardware virtualization. Users know it as the software host.
+//! The nested host, as the VM processes in it see it: a Linux under QEMU's emulation, used where the real
+//! host has no hardware virtualization. Users know it as the software host.
 //!
 //! ```text
 //!   nested host                             real host
-//!   box's process ── TCP 10.0.2.100:1 ── QEMU ── `softhost-ports` ── ports.sock ── keeper
+//!   VM process ───── TCP 10.0.2.100:1 ── QEMU ── `softhost-ports` ── ports.sock ── keeper
 //!    listens on 10.0.2.15:N  ◀────────  hostfwd  ◀── human-monitor-command ────────────┘
 //! ```
 //!
-//! One connection to [`PORTS_SERVICE`] is one box: a [`PortsRequest`] as a line of JSON asks for
-//! published ports, a [`PortsAnswer`] says which there are. The ports stay open until the connection
-//! ends, as it does with its process; so nothing has to be cleared away, whatever ends.
+//! Each box has one connection to [`PORTS_SERVICE`]: a [`PortsRequest`], one line of JSON, asks for published
+//! ports, and a [`PortsAnswer`] returns them. The ports stay open until the connection closes, which happens
+//! at the latest when the VM process exits, so nothing needs to be cleaned up.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -21,14 +21,14 @@ use serde::{Deserialize, Serialize};
 /// Set to `1` in the environment of everything that runs in the nested host.
 pub const INSIDE_VARIABLE: &str = "BOXLITE_IN_SOFTHOST";
 
-/// What every kernel that QEMU emulates needs on its command line, one in a box in the nested host
-/// as well: not to use CMPXCHG16B itself. QEMU before 8.0 leaves garbage in the flags after it, and
+/// Kernel parameter against the use of CMPXCHG16B in the kernel, for every kernel under QEMU's emulation,
+/// also those of boxes in the nested host. QEMU before 8.0 leaves garbage in the flags after the instruction, and
 /// an interrupt right then returns with them: the kernel's own allocator crashes within seconds.
 /// Hiding the instruction from programs too would keep those that are built for x86-64-v2 from
 /// running.
 pub const KERNEL_GUARD: &str = "clearcpuid=cx16";
 
-/// What a box's process runs on.
+/// The host that a VM process runs on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HostEnvironment {
@@ -40,7 +40,7 @@ pub enum HostEnvironment {
 }
 
 impl HostEnvironment {
-    /// What this process runs on, by its environment.
+    /// The host that this process runs on, by its environment variables.
     pub fn detect() -> Self {
         match std::env::var_os(INSIDE_VARIABLE) {
             Some(value) if value == "1" => Self::Nested,
@@ -54,41 +54,41 @@ impl HostEnvironment {
     }
 }
 
-/// QEMU's user network (`-netdev user`), which the nested host is on, as it is by default.
+/// The nested host's network: the default one of QEMU's `-netdev user`.
 pub const NETWORK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 2, 0), 24);
-/// The same for IPv6.
+/// The nested host's IPv6 network.
 pub const NETWORK6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, 0), 64);
-/// The real host's loopback.
+/// The real host's loopback, as seen from the nested host.
 pub const REAL_HOST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
-/// The real host's loopback, too.
+/// The real host's IPv6 loopback, as seen from the nested host.
 pub const REAL_HOST6: Ipv6Addr = Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, 2);
-/// The nested host.
+/// The nested host's address.
 pub const NESTED_HOST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 
-/// Where boxes find the keeper: on QEMU's user network, where no other host is.
+/// The keeper's address and port, for VM processes: on QEMU's user network, at an address of no other host.
 pub const PORTS_SERVICE: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 0, 2, 100), 1);
 
-/// The most bytes of a request, and of an answer.
+/// The largest request or answer, in bytes.
 pub const MAX_PORTS_LINE: u64 = 256 << 10;
 
-/// Timeout of a request for ports, at both ends.
+/// Timeout for a request for ports, at both ends.
 pub const PORTS_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Published ports: where the real host is to listen, and to which port of the nested host each leads
-/// (its `guest`).
+/// A request to publish ports: where the real host is to listen, and the port of the nested host that
+/// each forwards to (its `guest`).
 #[derive(Debug, Serialize, Deserialize)]
 pub struct PortsRequest(pub Vec<PublishedPort>);
 
-/// The ports as they are, or why there are none.
+/// The answer to a [`PortsRequest`].
 #[derive(Debug, Serialize, Deserialize)]
 pub enum PortsAnswer {
-    /// The real host listens.
+    /// The real host listens on all ports.
     Open {
-        /// With the numbers that they have.
+        /// The ports, with their real numbers where the request had 0.
         ports: Vec<PublishedPort>,
-        /// The addresses of the real host's own interfaces, as they are now.
+        /// The current addresses of the real host's own interfaces.
         own: Vec<IpAddr>,
     },
-    /// Which port cannot be had, and why.
+    /// Which port cannot be opened, and why.
     Refused(String),
 }

@@ -1,4 +1,4 @@
-//! What a machine is to be: the LaunchSpec, which the launcher hands over with open files.
+//! The LaunchSpec: what a VM process builds and runs. The launcher sends it with open files.
 
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -11,20 +11,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::nested::HostEnvironment;
 
-/// vCPUs that a box may have.
+/// The number of vCPUs that a box may have.
 pub const VCPUS: RangeInclusive<u8> = 1..=64;
 
-/// Memory that a box may have, in MiB.
+/// The memory that a box may have, in MiB.
 pub const MEMORY_MIB: RangeInclusive<u64> = 128..=64 << 10;
 
-/// The most bytes of the file that records the packets of a box's network.
+/// The largest packet capture of a box's network, in bytes.
 pub const MAX_CAPTURE: u64 = 1 << 30;
 
-/// What stands before a box's ID in the name of a folder that is being removed.
+/// Prefix of a box's ID in the name of a folder that is being removed.
 pub const REMOVED_PREFIX: &str = ".gone-";
 
-/// Everything that a machine is built from. Files come beside it, as descriptors; numbers refer to
-/// them in their order.
+/// The description of a VM. Its files come with the message as descriptors; a `usize` below is an index into
+/// them.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LaunchSpec {
     /// Number of vCPUs, in [`VCPUS`].
@@ -38,63 +38,63 @@ pub struct LaunchSpec {
     pub kernel: PathBuf,
     /// The initramfs with the agent.
     pub initramfs: PathBuf,
-    /// What the agent is told on the kernel command line.
+    /// Parameters of the agent, for the kernel command line.
     pub boot: BootParams,
-    /// What the process runs on.
+    /// The host that the process runs on.
     #[serde(default)]
     pub host: HostEnvironment,
-    /// Disks, in the order of /dev/vda, /dev/vdb …
+    /// Disks, in the order of `/dev/vda`, `/dev/vdb` …
     pub disks: Vec<DiskSpec>,
-    /// The file that takes the guest's console, which then says all it does. Without one the console
-    /// is only kept for the report of a panic.
+    /// The file that the guest's console is written to, with all kernel messages. Without one, the last lines
+    /// are kept in memory for the report of a panic.
     pub console: Option<usize>,
-    /// The network; none: the guest has its own loopback only.
+    /// The network; without one the guest has its own loopback only.
     #[serde(default)]
     pub network: Option<NetworkSpec>,
-    /// The box that the machine is; none for one that unpacks layers.
+    /// The box that runs in the VM; `None` for a VM that unpacks layers.
     pub sandbox: Option<BoxSpec>,
 }
 
 /// A box's network.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct NetworkSpec {
-    /// The policy: rules with their verdicts, in order.
+    /// The policy's rules with their verdicts, in order.
     pub rules: Vec<String>,
     /// The published ports; host port 0 picks a free one.
     pub ports: Vec<PublishedPort>,
-    /// What the guest may receive, in bytes a second.
+    /// Limit on what the guest receives, in bytes per second.
     pub limit_down: Option<u64>,
-    /// What the guest may send, in bytes a second.
+    /// Limit on what the guest sends, in bytes per second.
     pub limit_up: Option<u64>,
     /// The file or stream that records the packets, in pcap format, [`MAX_CAPTURE`] bytes at most.
     #[serde(default)]
     pub capture: Option<usize>,
 }
 
-/// What makes a machine a box: where it is found, what it runs, when it ends.
+/// What a box has beyond its VM: a folder, sockets, a main command and policies.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct BoxSpec {
     /// The box's ID.
     pub id: String,
-    /// The box's folder: status, logs.
+    /// The box's folder, for status and logs.
     pub folder: PathBuf,
     /// Whether the folder, with the disk, is removed when the box ends.
     pub remove: bool,
-    /// Whether the box goes on without the process that started it.
+    /// Whether the box keeps running when the process that started it exits.
     pub detached: bool,
-    /// The listening control socket, on which messages are as on the launcher's.
+    /// The listening control socket; its protocol is that of the launcher's socket.
     pub control: usize,
-    /// The listening vsock socket: clients say `CONNECT <port>`.
+    /// The listening vsock socket; clients send `CONNECT <port>`.
     pub vsock: usize,
     /// The home's event log, open for appending.
     pub events: usize,
-    /// How long a boot may take, in milliseconds.
+    /// Timeout of a boot, in milliseconds.
     pub ready_timeout_ms: u64,
-    /// The main command; the box ends with it. None: the box runs until it is stopped.
+    /// The main command; the box ends when it exits. Without one the box runs until it is stopped.
     pub main: Option<MainSpec>,
-    /// What is done when the main command ends.
+    /// What happens when the main command exits.
     pub restart: RestartPolicy,
-    /// How the box is asked whether it is well.
+    /// The health check.
     pub health: Option<HealthSpec>,
 }
 
@@ -104,23 +104,23 @@ pub struct MainSpec {
     /// The command.
     #[serde(with = "packed")]
     pub exec: Exec,
-    /// It begins only when somebody has attached, so that nothing of it is missed.
+    /// Whether the command starts only when a client has attached, so that the client misses no output.
     pub wait_for_attach: bool,
-    /// The signal (Linux number) that asks it to end.
+    /// The signal (Linux number) that asks the command to exit.
     pub stop_signal: i32,
-    /// Whether an init is process 1 in its place.
+    /// Whether an init runs as process 1, with the command as its child.
     #[serde(default)]
     pub init: bool,
 }
 
 impl MainSpec {
-    /// What is asked of the agent.
+    /// The request to the agent.
     pub fn request(&self) -> MainExec {
         MainExec { exec: self.exec.clone(), init: self.init }
     }
 }
 
-/// What is done when a box's main command ends, or its machine fails.
+/// What happens when a box's main command exits or its VM fails.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -128,15 +128,14 @@ pub enum RestartPolicy {
     /// The box stops.
     #[default]
     No,
-    /// It begins anew if it failed, so many times at most in a row (0: any number).
+    /// It restarts if it failed, at most this many times in a row (0: no limit).
     OnFailure(u32),
-    /// It begins anew, until the box is stopped.
+    /// It restarts until the box is stopped.
     Always,
 }
 
 impl RestartPolicy {
-    /// Whether what ended begins anew: `failed` says how it ended, `in_a_row` how often it has begun
-    /// anew without a good run in between.
+    /// Whether the policy permits a restart. `in_a_row`: restarts since the last good run.
     pub fn permits(self, failed: bool, in_a_row: u32) -> bool {
         match self {
             Self::No => false,
@@ -146,40 +145,40 @@ impl RestartPolicy {
     }
 }
 
-/// How a box is asked whether it is well.
+/// A health check.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct HealthSpec {
-    /// The command; code 0 means well.
+    /// The command; exit code 0 means healthy.
     #[serde(with = "packed")]
     pub exec: Exec,
-    /// Milliseconds between two checks.
+    /// Pause between two checks, in milliseconds.
     pub interval_ms: u64,
-    /// Milliseconds after which a check has failed.
+    /// Timeout of a check, in milliseconds.
     pub timeout_ms: u64,
-    /// So many failures in a row make the box unhealthy.
+    /// Failures in a row that make the box unhealthy.
     pub retries: u32,
-    /// Failures so many milliseconds after the start do not count.
+    /// Time after the start in which failures don't count, in milliseconds.
     pub start_period_ms: u64,
-    /// Whether an unhealthy box is ended (and begins anew, if its restart policy says so) rather than only called so.
+    /// Whether an unhealthy box is ended, and restarted if its restart policy permits.
     pub stop: bool,
 }
 
 /// A virtio-blk device.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DiskSpec {
-    /// The disk's file.
+    /// The image file.
     pub file: usize,
-    /// What is in it.
+    /// The image format.
     pub format: DiskFormat,
-    /// For qcow2: the raw disk under it.
+    /// For qcow2: the raw image that it overlays.
     pub backing: Option<usize>,
-    /// Whether the disk is thrown away with the machine: nothing then has to reach the host's disk.
+    /// Whether the image is removed with the VM. Its data then need not reach the host's disk.
     pub ephemeral: bool,
-    /// Whether the last writer of a qcow2 disk may have been killed.
+    /// Whether the last writer of a qcow2 image may have been killed, so that the image needs recovery.
     pub recover: bool,
 }
 
-/// Commands as text: their arguments and environment are bytes, of which JSON would make a number each.
+/// Commands as base64: arguments and environment are bytes, and JSON would write each byte as a number.
 mod packed {
     use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
@@ -209,7 +208,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_command_takes_little_more_than_its_bytes() {
+    fn a_command_is_encoded_compactly() {
         let exec = Exec {
             argv: vec![b"sh".to_vec(), vec![0xff, 0x80]],
             env: vec![[b"A=".to_vec(), vec![b'x'; 100_000]].concat(); 10],

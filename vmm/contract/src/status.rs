@@ -1,6 +1,6 @@
-//! What a box's process writes down of itself: `status.json` in the box's folder, replaced as a
-//! whole at each change, and read by whoever wants to know the box's state. Whether the box runs,
-//! its lock says; this file says what it does, and how it ended.
+//! The status of a VM process: `status.json` in the box's folder, replaced atomically at each change.
+//!
+//! The lock of the folder says whether the box runs. The status says what the box does, and how it ended.
 
 use std::fmt;
 use std::io;
@@ -14,118 +14,118 @@ use serde::{Deserialize, Serialize};
 
 use crate::boot::BootStage;
 
-/// The name of the file.
+/// The name of the file in the box's folder.
 pub const STATUS_FILE: &str = "status.json";
 
-/// The state of a box's process.
+/// The state of a box's VM process.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
-    /// What it does.
+    /// What the process does.
     pub phase: Phase,
-    /// Its process ID.
+    /// The process ID.
     pub pid: u32,
-    /// When it was started: milliseconds since the Unix epoch.
+    /// When the process started: milliseconds since the Unix epoch.
     pub started_ms: u64,
-    /// The stages of the last boot, each with the microseconds from its start.
+    /// The stages of the last boot, each in microseconds since the boot began.
     pub stages: Vec<(BootStage, u64)>,
-    /// The main command's process in the guest, while it runs.
+    /// The main command's process ID in the guest, while the command runs.
     pub main_pid: Option<u32>,
-    /// How often the restart policy has begun it anew.
+    /// The number of restarts by the restart policy.
     pub restarts: u32,
-    /// What the health checks say.
+    /// The health, if the box has a health check.
     pub health: Option<Health>,
-    /// Ports of the host that lead into it.
+    /// The published ports.
     #[serde(default)]
     pub ports: Vec<PublishedPort>,
-    /// How it ended. With [`Phase::Ended`].
+    /// How the box ended; with [`Phase::Ended`].
     pub ended: Option<BoxEnd>,
-    /// Whether the box's disk was complete on stable storage before this was written. With [`Phase::Ended`].
+    /// Whether the box's disks were synced before this status was written; with [`Phase::Ended`].
     #[serde(default)]
     pub disk_synced: bool,
 }
 
-/// What a box's process does.
+/// What a VM process does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Phase {
-    /// The guest boots.
+    /// The guest boots, or is about to.
     Starting,
-    /// The guest serves.
+    /// The guest serves requests.
     Running,
-    /// The vCPUs stand still.
+    /// The vCPUs are paused.
     Paused,
-    /// The guest has been asked to end.
+    /// The box is ending.
     Stopping,
-    /// It is over.
+    /// The box has ended.
     Ended,
 }
 
 /// How and when a box ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BoxEnd {
-    /// What ended it.
+    /// Why.
     #[serde(rename = "end")]
     pub cause: EndCause,
     /// When: milliseconds since the Unix epoch.
     pub at_ms: u64,
-    /// How the main command ended, if it ran and did.
+    /// How the main command ended, if it ran and ended.
     pub main: Option<MainEnd>,
 }
 
 /// How a main command ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MainEnd {
-    /// It ran, and ended so.
+    /// The command ran and exited.
     Exited {
-        /// Its code or signal.
+        /// Its exit code or signal.
         status: ExitStatus,
-        /// Whether the guest ran out of memory and killed it.
+        /// Whether the guest's kernel killed the command because it ran out of memory.
         out_of_memory: bool,
     },
-    /// It could not be run: as a shell has it, 127 for not found and 126 for not executable.
+    /// The command could not be started.
     NotStarted {
-        /// The code, else 125.
+        /// The exit code that a shell would return: 127 for not found, 126 for not executable, else 125.
         code: u8,
         /// Why.
         message: String,
     },
 }
 
-/// What ended a box.
+/// Why a box ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EndCause {
-    /// Its main command ended.
+    /// The main command exited.
     Main,
-    /// The guest switched itself off or reset itself.
+    /// The guest powered itself off or reset itself.
     Guest,
-    /// It was asked to stop.
+    /// The box was stopped on request.
     Stopped,
-    /// It was killed.
+    /// The box was killed on request.
     Killed,
-    /// The process that started it is gone, and it was not to go on without it.
+    /// The process that started the box exited, and the box is not detached.
     Orphaned,
     /// The guest's kernel panicked; the last lines of its console.
     Panic(Vec<String>),
-    /// The agent gave up, and said why.
+    /// The agent gave up; its message.
     Agent(String),
-    /// The guest did not get ready in time.
+    /// The guest was not ready in time.
     NotReady {
-        /// The deadline in milliseconds.
+        /// The timeout in milliseconds.
         timeout_ms: u64,
-        /// The last stage that was reached.
+        /// The last stage that the boot reached.
         stage: Option<BootStage>,
     },
-    /// The host has no room left for what the guest wrote to this disk.
+    /// The host had no space left for the guest's writes to this disk.
     DiskFull(String),
-    /// A port of the host cannot be had: which and why.
+    /// A published port could not be opened: which and why.
     Port(String),
-    /// Its health checks failed; what the last one said.
+    /// The health checks failed; the output of the last one.
     Unhealthy(String),
-    /// The machine could not be built or could not go on.
+    /// The VM could not be built or could not continue.
     Failed(String),
 }
 
 impl fmt::Display for EndCause {
-    /// One line for people. What a guest said is in it as it came.
+    /// One line for people. It contains text from the guest, unescaped.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Main => write!(f, "its main command ended"),
@@ -152,7 +152,7 @@ impl fmt::Display for EndCause {
 }
 
 impl BoxEnd {
-    /// Why the box failed; none if it did what it was to do or was asked to.
+    /// Why the box failed; `None` if its main command exited or it was asked to end.
     pub fn failure(&self) -> Option<String> {
         match self.cause {
             EndCause::Main if self.is_out_of_memory() => {
@@ -172,7 +172,7 @@ impl BoxEnd {
         matches!(&self.main, Some(MainEnd::Exited { out_of_memory: true, .. }))
     }
 
-    /// The exit code of the main command, as a shell has it, if it ended.
+    /// The exit code of the main command as a shell would return it, if the command ended.
     pub fn code(&self) -> Option<u8> {
         match self.main.as_ref()? {
             MainEnd::Exited { status, .. } => Some(status.shell_code()),
@@ -181,40 +181,40 @@ impl BoxEnd {
     }
 }
 
-/// What the health checks of a box say.
+/// The health of a box.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Health {
-    /// Whether the box is well.
+    /// The verdict of the checks.
     pub status: HealthStatus,
     /// Failed checks in a row.
     pub failures: u32,
-    /// What the last check wrote, or why it failed; up to 4 KiB.
+    /// The output of the last check, or why the check failed; at most 4 KiB.
     pub last: String,
 }
 
 impl Health {
-    /// This status, without a failure.
+    /// A health without failures.
     pub fn new(status: HealthStatus, last: impl Into<String>) -> Self {
         Self { status, failures: 0, last: last.into() }
     }
 }
 
-/// Whether a box is well.
+/// The verdict of a box's health checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum HealthStatus {
-    /// No check has succeeded yet, and none has counted as failed.
+    /// No check has succeeded yet, and no failure has counted.
     Starting,
-    /// The last check that counts succeeded.
+    /// The last check succeeded, or too few in a row have failed since.
     Healthy,
-    /// As many checks in a row failed as the box allows.
+    /// As many checks in a row failed as make the box unhealthy.
     Unhealthy,
 }
 
 impl Status {
-    /// The status of a box whose process has not said anything.
+    /// The status of a box whose VM process has not written any.
     pub fn starting() -> Self {
         Self {
             phase: Phase::Starting,
@@ -230,8 +230,8 @@ impl Status {
         }
     }
 
-    /// Reads the status in a box's folder; none if there is none. One that a host that went down left
-    /// half-written says that the box was there, and not how it ended.
+    /// Reads the status in a box's folder; `None` if the file does not exist. A file that is damaged, as a crash
+    /// of the host may leave it, counts as [`starting`](Self::starting): the box ran, how it ended is unknown.
     pub fn read(folder: &Path) -> io::Result<Option<Self>> {
         match std::fs::read(folder.join(STATUS_FILE)) {
             Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes).unwrap_or_else(|e| {
@@ -243,12 +243,12 @@ impl Status {
         }
     }
 
-    /// Replaces the status in a box's folder. Only for who has the box's lock.
+    /// Replaces the status in a box's folder. The caller holds the box's lock.
     pub fn write(&self, folder: &Path, durability: Durability) -> io::Result<()> {
         durable::replace(&folder.join(STATUS_FILE), &serde_json::to_vec(self)?, durability)
     }
 
-    /// Whether the disk may be as a killed process or a loss of power leaves it.
+    /// Whether the disks may be in the state that a killed process or a loss of power leaves.
     pub fn was_cut_off(&self) -> bool {
         self.ended.is_none() || !self.disk_synced
     }

@@ -1,14 +1,14 @@
-//! What a box's main command wrote, kept with stream and time: `main.log` in the box's folder, and
-//! `main.log.1` before it.
+//! The log of a box's main command: its output with stream and time, in `main.log` in the box's folder, and
+//! before that in `main.log.1`.
 //!
 //! ```text
 //!   file:    "BOXLOG1\n" [sequence u64]  record*             little endian
 //!   record:  [length u32][stream u8][time u64][bytes]        time: nanoseconds since the Unix epoch
 //! ```
 //!
-//! One writer at a time, the box's process; any number of [`Reader`]s, which follow it through
-//! rotations by the files' sequence numbers. A process that is killed leaves half a record at most:
-//! readers wait for the rest of it, and the next writer cuts it off.
+//! There is one writer at a time, the VM process, and any number of [`Reader`]s, which follow it through
+//! rotations by the files' sequence numbers. A killed writer leaves at most half a record: readers wait for
+//! the rest of it, and the next writer truncates it.
 
 mod reader;
 #[cfg(test)]
@@ -20,15 +20,15 @@ use serde::{Deserialize, Serialize};
 pub use reader::{Query, Reader};
 pub use writer::Writer;
 
-/// The newest records.
+/// The file with the newest records.
 pub const FILE: &str = "main.log";
-/// The records before those in [`FILE`].
+/// The file with the records before those in [`FILE`].
 pub const OLD_FILE: &str = "main.log.1";
 
-/// A file that has grown to so many bytes is followed by a new one.
+/// The size at which a file is rotated, in bytes.
 pub const FILE_LIMIT: u64 = 10 << 20;
 
-/// The most bytes of one record; what is longer is kept as several.
+/// The most bytes of one record; longer output becomes several records.
 const MAX_RECORD: usize = 64 << 10;
 
 const MAGIC: [u8; 8] = *b"BOXLOG1\n";
@@ -36,15 +36,15 @@ const MAGIC: [u8; 8] = *b"BOXLOG1\n";
 const FILE_HEADER: u64 = 16;
 const RECORD_HEADER: usize = 13;
 
-/// Something that a main command wrote.
+/// A piece of a main command's output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Record {
-    /// When it arrived at the host: nanoseconds since the Unix epoch.
+    /// When the output arrived at the host: nanoseconds since the Unix epoch.
     pub at_ns: u64,
-    /// Where it was written to.
+    /// The stream that the command wrote to.
     pub stream: LogStream,
-    /// What, as it came: it need not end with a line, nor be text.
+    /// The output, unchanged: it need not end with a line, nor be text.
     pub bytes: Vec<u8>,
 }
 
@@ -55,7 +55,7 @@ impl Record {
     }
 }
 
-/// Where a main command wrote something.
+/// An output stream of a main command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogStream {
@@ -82,7 +82,7 @@ impl LogStream {
     }
 }
 
-/// What stands before a record's bytes.
+/// The header of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Header {
     len: usize,
@@ -99,7 +99,7 @@ impl Header {
         bytes
     }
 
-    /// None for what no writer wrote.
+    /// Returns `None` for a header that no writer writes.
     fn decode(bytes: &[u8; RECORD_HEADER]) -> Option<Self> {
         let [l0, l1, l2, l3, stream, at @ ..] = *bytes;
         let len = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
@@ -112,18 +112,18 @@ impl Header {
     }
 }
 
-/// What stands at a place of a file.
+/// What [`record_at`] finds.
 #[derive(Debug)]
 enum Found {
     /// A whole record.
     Record(Record),
     /// Nothing, or the beginning of a record.
     End,
-    /// What no writer wrote: a host that crashed leaves such things.
+    /// Bytes that no writer writes, as a crash of the host may leave them.
     Garbage,
 }
 
-/// Reads what stands at `offset`.
+/// Reads the record at `offset`.
 fn record_at(file: &std::fs::File, offset: u64) -> std::io::Result<Found> {
     let mut header = [0; RECORD_HEADER];
     if !read_at(file, &mut header, offset)? {
@@ -137,7 +137,7 @@ fn record_at(file: &std::fs::File, offset: u64) -> std::io::Result<Found> {
     Ok(Found::Record(Record { at_ns: header.at_ns, stream: header.stream, bytes }))
 }
 
-/// Fills `bytes` from `offset`; false if the file ends before.
+/// Fills `bytes` from `offset`. Returns `false` if the file ends before that.
 fn read_at(file: &std::fs::File, bytes: &mut [u8], offset: u64) -> std::io::Result<bool> {
     use std::os::unix::fs::FileExt;
     match file.read_exact_at(bytes, offset) {
@@ -147,7 +147,7 @@ fn read_at(file: &std::fs::File, bytes: &mut [u8], offset: u64) -> std::io::Resu
     }
 }
 
-/// The sequence number of a log file; none if it is not one.
+/// The sequence number of a log file; `None` if the file is not a log.
 fn sequence(file: &std::fs::File) -> std::io::Result<Option<u64>> {
     let mut header = [0; FILE_HEADER as usize];
     if !read_at(file, &mut header, 0)? {
@@ -155,6 +155,6 @@ fn sequence(file: &std::fs::File) -> std::io::Result<Option<u64>> {
     }
     let (magic, number) = header.split_at(MAGIC.len());
     let number = number.try_into().ok().map(u64::from_le_bytes);
-    // The first is 1, and none is the last: others are what a crash of the host left of a header.
+    // Numbers start at 1 and never reach the maximum: others come from a header that a crash of the host tore.
     Ok(number.filter(|number| magic == MAGIC && (1..u64::MAX).contains(number)))
 }

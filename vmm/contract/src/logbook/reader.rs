@@ -1,4 +1,4 @@
-//! The reading side: from the start, the last lines or a moment on, and after that what comes.
+//! The reader: reads from the start, from the last lines or from a point in time, and then follows the log.
 
 use std::fs::File;
 use std::io;
@@ -8,17 +8,17 @@ use super::{
     FILE, FILE_HEADER, Found, LogStream, OLD_FILE, RECORD_HEADER, Record, record_at, sequence,
 };
 
-/// Which part of a log is wanted. The default is all of it.
+/// Selects a part of a log. The default is all of it.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Query {
-    /// Only the last so many lines of what is there, before what comes.
+    /// Of the lines that exist already, only this many of the last.
     pub tail: Option<u64>,
-    /// Only what was written at this moment or later: nanoseconds since the Unix epoch.
+    /// Only output from this time on: nanoseconds since the Unix epoch.
     pub since_ns: Option<u64>,
-    /// Only what was written at this moment or earlier: nanoseconds since the Unix epoch.
+    /// Only output up to this time: nanoseconds since the Unix epoch.
     pub until_ns: Option<u64>,
-    /// Only what was written there.
+    /// Only output to this stream.
     pub stream: Option<LogStream>,
 }
 
@@ -30,23 +30,22 @@ impl Query {
     }
 }
 
-/// Reads a log while it may be written.
+/// Reads a log, also while it is being written.
 ///
-/// An [`Iterator`] that says `None` where the log ends at the moment, and goes on when it is asked
-/// later: whoever follows a log asks again every some hundred milliseconds, until told that the box
-/// has ended and there is `None` once more. It blocks for file reads only; asynchronous code calls
-/// it in `spawn_blocking`.
+/// This [`Iterator`] returns `None` at the current end of the log, and continues when more has been written. A
+/// follower calls it again after each change of the folder, and stops when the box has ended and the reader
+/// returns `None` once more. Only file reads block; asynchronous code calls it in `spawn_blocking`.
 #[derive(Debug)]
 pub struct Reader {
     cursor: Cursor,
     query: Query,
-    /// Lines that are left out at the beginning, and where the lines are.
+    /// The number of lines to leave out at the beginning.
     skip: u64,
     lines: Lines,
 }
 
 impl Reader {
-    /// Opens the log in a box's folder. Without a log, it waits for one.
+    /// Opens the log in a box's folder. The log need not exist yet.
     pub fn open(folder: &Path, query: Query) -> io::Result<Self> {
         let mut skip = 0;
         if let Some(tail) = query.tail {
@@ -62,7 +61,7 @@ impl Reader {
         Ok(Self { cursor: Cursor::new(folder), query, skip, lines: Lines::default() })
     }
 
-    /// The next record; none if there is none yet.
+    /// The next record; `None` if there is no further one yet.
     pub fn poll(&mut self) -> io::Result<Option<Record>> {
         while let Some(mut record) = self.cursor.next()? {
             if !self.query.wants(&record) {
@@ -97,14 +96,14 @@ impl Iterator for Reader {
 /// Numbers the lines of both streams in the order of their first bytes.
 #[derive(Debug, Default)]
 struct Lines {
-    /// Lines that have begun.
+    /// The number of lines that have begun.
     begun: u64,
-    /// The line that each stream is in, if it is in one.
+    /// The unfinished line of each stream.
     current: [Option<u64>; 2],
 }
 
 impl Lines {
-    /// Calls `f` with each piece of a line and the line's number.
+    /// Calls `f` with each piece of a line in `bytes` and the line's number.
     fn pass(&mut self, stream: LogStream, bytes: &[u8], mut f: impl FnMut(u64, &[u8])) {
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             let Some(current) = self.current.get_mut(stream.index()) else { return };
@@ -139,14 +138,14 @@ impl Cursor {
         Self { folder: folder.to_owned(), file: None }
     }
 
-    /// The next record of all, if it is there.
+    /// The next record, whether selected or not.
     fn next(&mut self) -> io::Result<Option<Record>> {
         loop {
             if let Some(record) = self.file.as_mut().map_or(Ok(None), Open::next)? {
                 return Ok(Some(record));
             }
             let Some(successor) = self.successor()? else { return Ok(None) };
-            // A file that has a successor does not grow any more; it may have until now.
+            // A file with a successor no longer grows, but may have grown since the read above.
             if let Some(record) = self.file.as_mut().map_or(Ok(None), Open::next)? {
                 return Ok(Some(record));
             }
@@ -154,11 +153,11 @@ impl Cursor {
         }
     }
 
-    /// The oldest file after the one that is read.
+    /// The oldest file after the current one.
     fn successor(&self) -> io::Result<Option<Open>> {
         let after = self.file.as_ref().map_or(0, |open| open.sequence);
         let mut found: Option<Open> = None;
-        // This order: what is renamed in between is seen twice rather than not at all.
+        // In this order, a file that is renamed in between is seen twice rather than not at all.
         for name in [FILE, OLD_FILE] {
             let file = match File::open(self.folder.join(name)) {
                 Ok(file) => file,
@@ -182,7 +181,7 @@ impl Open {
                 self.offset += (RECORD_HEADER + record.bytes.len()) as u64;
                 Ok(Some(record))
             }
-            // What follows garbage cannot be found: it is the end of this file.
+            // Nothing after garbage can be located: the file ends here.
             Found::End | Found::Garbage => Ok(None),
         }
     }

@@ -1,4 +1,4 @@
-//! Any records come back as they were, whatever rotates, tears or fails on the way.
+//! Properties of the log: records are read back unchanged, through rotations, torn tails and write errors.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -50,8 +50,7 @@ proptest! {
         }
     }
 
-    /// Files of some records each: a reader that keeps up misses nothing; one that comes later gets
-    /// an unbroken end of it.
+    /// A reader that follows the writer misses nothing; one that opens the log later gets an unbroken tail of it.
     #[test]
     fn followers_survive_rotation(records in written(), limit in 20_u64..600) {
         let folder = tempfile::tempdir().unwrap();
@@ -73,7 +72,7 @@ proptest! {
         prop_assert!(size(FILE).max(size(OLD_FILE)) <= limit + 16 + 13 + 200);
     }
 
-    /// A writer that was killed anywhere: what was whole is there, and what comes next follows it.
+    /// After a writer was killed at any point, whole records are kept and new ones follow them.
     #[test]
     fn a_torn_tail_is_cut(records in written(), cut in 0_u64..400, garbage: bool) {
         let folder = tempfile::tempdir().unwrap();
@@ -87,7 +86,7 @@ proptest! {
             let len = file.metadata().unwrap().len();
             file.set_len(len.saturating_sub(cut)).unwrap();
             if garbage {
-                // As after a crash of the host: length there, data not.
+                // As a crash of the host leaves it: the length is written, the data is not.
                 file.set_len(len + 50).unwrap();
             }
         }
@@ -101,7 +100,7 @@ proptest! {
         prop_assert!(whole.len() <= records.len());
     }
 
-    /// As `tail -n` on all lines of both streams.
+    /// A tail is what `tail -n` prints of the lines of both streams.
     #[test]
     fn the_last_lines_are_whole_lines(records in written(), tail in 0_u64..12) {
         let folder = tempfile::tempdir().unwrap();
@@ -151,7 +150,7 @@ fn streams_and_times_are_chosen() {
     let last = Query { stream: Some(LogStream::Stdout), tail: Some(1), ..Query::default() };
     assert_eq!(text(last), b"c\n");
     assert_eq!(text(Query { until_ns: Some(2), ..Query::default() }), b"a\nb\n");
-    // Lines after the end are none of the last ones.
+    // Lines after `until_ns` don't count for the tail.
     assert_eq!(text(Query { until_ns: Some(2), tail: Some(1), ..Query::default() }), b"b\n");
 }
 
@@ -194,7 +193,7 @@ fn a_log_that_cannot_be_written_stops_nothing() {
     assert_eq!(of(&read(&path, Query::default()))[0], b"kept");
 }
 
-/// What is kept on a disk that fills up is whole, and goes on when there is room again.
+/// Records on a full disk are whole, and the log continues when there is space again.
 #[test]
 fn a_full_disk_loses_records_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
@@ -230,7 +229,7 @@ fn a_full_disk_loses_records_and_nothing_else() {
     assert_eq!((after.len(), after[kept.len()].at_ns), (kept.len() + 1, 99));
 }
 
-/// As a crash of the host leaves it: the length and a part of the header are there, the rest is zeros.
+/// As a crash of the host leaves a file: its length and a part of the header are written, the rest is zeros.
 #[test]
 fn half_a_header_is_no_log() {
     for whole in 0..FILE_HEADER {

@@ -1,4 +1,4 @@
-//! The writing side: appends, rotates, and goes on whatever the host's disk says.
+//! The writer: appends and rotates. A write error drops output and never stops the box.
 
 use std::fs::{self, File};
 use std::io;
@@ -13,15 +13,15 @@ use super::{
     RECORD_HEADER, record_at, sequence,
 };
 
-/// Writes the log of a box.
+/// Writes the log of a box's main command.
 #[derive(Debug)]
 pub struct Writer {
     folder: PathBuf,
     limit: u64,
-    /// None while it cannot be made.
+    /// `None` while the file cannot be created.
     open: Option<Open>,
     sequence: u64,
-    /// Whether the last write failed, which is said once.
+    /// Whether the last write failed; only the first failure in a row is logged.
     failing: bool,
 }
 
@@ -33,7 +33,7 @@ struct Open {
 }
 
 impl Writer {
-    /// Opens the log in a box's folder, after what is in it already.
+    /// Opens the log in a box's folder, to append to it.
     pub fn open(folder: &Path) -> Self {
         Self::with_limit(folder, FILE_LIMIT)
     }
@@ -49,14 +49,14 @@ impl Writer {
         writer
     }
 
-    /// Appends what the command wrote. A log that cannot be written must not stop the box: what does
-    /// not fit on the host's disk is left out, which is logged once.
+    /// Appends output of the command. A log that cannot be written must not stop the box: output that
+    /// cannot be written is dropped, which is logged once.
     pub fn append(&mut self, stream: LogStream, bytes: &[u8]) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.append_at(stream, bytes, now.as_nanos().try_into().unwrap_or(u64::MAX));
     }
 
-    /// As [`append`](Self::append), at this time: nanoseconds since the Unix epoch.
+    /// As [`append`](Self::append), with the time in nanoseconds since the Unix epoch.
     pub fn append_at(&mut self, stream: LogStream, bytes: &[u8], at_ns: u64) {
         for bytes in bytes.chunks(MAX_RECORD) {
             match self.try_append(stream, bytes, at_ns) {
@@ -90,7 +90,7 @@ impl Writer {
         let record = [&header[..], bytes].concat();
         let written = open.file.write_all_at(&record, open.end);
         if let Err(e) = written {
-            // Half a record would be taken for one that is being written.
+            // A reader would take half a record for one that is still being written.
             let _ = open.file.set_len(open.end);
             return Err(e);
         }
@@ -98,13 +98,13 @@ impl Writer {
         Ok(())
     }
 
-    /// Opens the file of an earlier writer behind its last whole record.
+    /// Opens the file of an earlier writer, and truncates it after the last whole record.
     fn resume(&mut self) -> io::Result<Option<Open>> {
         let old = numbered(&self.folder.join(OLD_FILE))?.map_or(0, |(_, number)| number);
         self.sequence = old;
         let path = self.folder.join(FILE);
         let Some((file, number)) = numbered(&path)? else {
-            // Not a log: made anew with the first record, in its place.
+            // Not a log: the first record's `create` replaces the file.
             return Ok(None);
         };
         self.sequence = number.max(old);
@@ -117,7 +117,7 @@ impl Writer {
     }
 }
 
-/// A log file and its number; none if there is none, or something else.
+/// A log file and its sequence number; `None` if the file does not exist or is not a log.
 fn numbered(path: &Path) -> io::Result<Option<(File, u64)>> {
     match File::options().read(true).write(true).open(path) {
         Ok(file) => Ok(sequence(&file)?.map(|number| (file, number))),
@@ -126,10 +126,10 @@ fn numbered(path: &Path) -> io::Result<Option<(File, u64)>> {
     }
 }
 
-/// Makes a log file, which appears with its header whole.
+/// Creates a log file, which appears with its whole header.
 fn create(folder: &Path, sequence: u64) -> io::Result<Open> {
     let header = [MAGIC, sequence.to_le_bytes()].concat();
-    // The box's process is the only writer. What it wrote last may be lost with its host.
+    // The VM process is the only writer. Its last output may be lost when the host crashes.
     let write = |file: &mut File| file.write_all_at(&header, 0);
     let file = durable::replace_with(&folder.join(FILE), Durability::Process, write)?;
     Ok(Open { file, end: FILE_HEADER })

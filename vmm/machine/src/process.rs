@@ -200,7 +200,7 @@ impl Process {
         if let Err(panic) = threads::contain(|| self.live()) {
             let why = format!("the box's process panicked: {panic}");
             // It ends with all its threads: nothing is left to be done in order.
-            let _ = self.life.on(Input::Broken(why), Instant::now());
+            let _ = self.life.on(Input::ProcessFailed(why), Instant::now());
         }
         self.life.settle();
         if let Some(network) = &mut self.network {
@@ -265,7 +265,7 @@ impl Process {
             // A machine that has been taken down.
             Message::Machine(..) => {}
             Message::Hub(note) => match note {
-                Note::Awaited => self.tell(Input::Awaited),
+                Note::Awaited => self.tell(Input::MainAwaited),
                 Note::MainStarted(pid) => {
                     self.tell(Input::MainStarted(pid));
                     sys::release_startup_code();
@@ -273,7 +273,7 @@ impl Process {
                 Note::MainEnded(end) => self.tell(Input::MainEnded(end)),
                 Note::AgentLost(why) => self.tell(Input::AgentLost(why)),
                 Note::Fatal(message) => self.tell(Input::Fatal(message)),
-                Note::Checked(number, result) => self.tell(Input::Checked(number, result)),
+                Note::Checked(number, result) => self.tell(Input::HealthChecked(number, result)),
                 Note::Drained => self.drained = true,
             },
             Message::Asked(message, reply) => {
@@ -288,7 +288,7 @@ impl Process {
                 let _ = self.answer(message);
             }
             Message::Broken(why) => {
-                self.tell(Input::Broken(why));
+                self.tell(Input::ProcessFailed(why));
                 self.drained |= self.has_no_hub();
             }
             Message::LauncherGone => self.tell(Input::LauncherGone),
@@ -378,19 +378,19 @@ impl Process {
 
     fn do_one(&mut self, action: Action, now: Instant) {
         let command = match action {
-            Action::Boot => return self.boot(now),
-            Action::Pause => {
+            Action::BootVm => return self.boot(now),
+            Action::PauseVcpus => {
                 if self.machine.as_ref().is_some_and(|machine| !machine.pause()) {
                     tracing::warn!("not all vCPUs stand still");
                 }
                 return;
             }
-            Action::Resume => {
+            Action::ResumeVcpus => {
                 self.machine.iter().for_each(Machine::resume);
                 HubCommand::SetClock
             }
-            Action::StopMachine => return self.stop_machine(),
-            Action::Event(kind) => {
+            Action::StopVm => return self.stop_machine(),
+            Action::RecordEvent(kind) => {
                 if let Some(record) = &self.record {
                     record.event(kind);
                 }
@@ -400,8 +400,8 @@ impl Process {
                 self.drained = self.has_no_hub();
                 self.close(patience)
             }
-            Action::Hurry => self.close(Some(Duration::from_secs(1))),
-            Action::Connect => match self.connect() {
+            Action::FinishNow => self.close(Some(Duration::from_secs(1))),
+            Action::ConnectAgent => match self.connect() {
                 Ok(Some(socket)) => HubCommand::Connect(socket),
                 Ok(None) => return,
                 Err(e) => {
@@ -413,9 +413,9 @@ impl Process {
             Action::StartMain => HubCommand::StartMain,
             Action::SignalMain(signal) => HubCommand::ControlMain(Control::Signal(signal)),
             Action::KillMain => HubCommand::ControlMain(Control::Kill),
-            Action::ShutDown(grace) => HubCommand::ShutDown(grace),
-            Action::Check(number) => HubCommand::Check(number),
-            Action::CancelCheck => HubCommand::CancelCheck,
+            Action::ShutDownGuest(grace) => HubCommand::ShutDown(grace),
+            Action::CheckHealth(number) => HubCommand::Check(number),
+            Action::CancelHealthCheck => HubCommand::CancelCheck,
         };
         if let Some(hub) = &self.hub {
             hub.send(command);

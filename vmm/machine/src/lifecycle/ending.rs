@@ -1,4 +1,4 @@
-//! How a box ends: in order, by steps that are bounded in time, or with its machine.
+//! How a box ends: by an orderly shutdown whose steps each have a deadline, or with its VM.
 
 use std::time::{Duration, Instant};
 
@@ -8,20 +8,20 @@ use boxlite_contract::status::{BoxEnd, EndCause, now_ms};
 use super::{Action, Lifecycle, Main, ORPHAN_GRACE, State};
 use crate::vm_event::VmStop;
 
-/// How far an orderly end is.
+/// A step of an orderly shutdown.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Step {
-    /// The main command has been asked. The guest may take that long afterwards.
-    Main { until: Instant, limit: Duration },
-    /// The main command has been killed.
-    Killed { until: Instant, limit: Duration },
-    /// The guest has been asked.
-    Guest { until: Instant },
+    /// The main command got its stop signal. `limit`: the timeout of the guest's shutdown after it.
+    MainAsked { until: Instant, limit: Duration },
+    /// The main command was killed.
+    MainKilled { until: Instant, limit: Duration },
+    /// The guest was asked to shut down.
+    GuestAsked { until: Instant },
 }
 
 impl Lifecycle {
-    /// Ends the box: its main command is asked first where there is a grace for it, then the guest,
-    /// which may take `limit` to follow.
+    /// Shuts the box down: with a grace, the main command gets its stop signal first; then the guest is asked to shut
+    /// down within `limit`.
     pub(super) fn end_in_order(
         &mut self,
         cause: EndCause,
@@ -32,64 +32,65 @@ impl Lifecycle {
         self.unpause(now);
         match &mut self.state {
             State::Booting { .. } => {
-                self.act(Action::StopMachine);
+                self.push(Action::StopVm);
                 self.finish(cause);
             }
-            State::Down { .. } => self.finish(cause),
-            State::Over => self.act(Action::Hurry),
+            State::RestartPending { .. } => self.finish(cause),
+            State::Ended => self.push(Action::FinishNow),
             State::Ending { cause: current, step } => {
-                if may_begin_anew(current) {
+                if is_restartable(current) {
                     *current = cause;
                 }
-                // Whoever is in more of a hurry wins.
+                // Of two requests, the one with the shorter deadline counts.
                 let until = now + grace.unwrap_or_default();
                 match (grace, step) {
-                    (None, Step::Main { .. } | Step::Killed { .. }) => {
+                    (None, Step::MainAsked { .. } | Step::MainKilled { .. }) => {
                         self.ask_guest(ORPHAN_GRACE, limit, now);
                     }
-                    (Some(_), Step::Main { until: old, .. }) => *old = until.min(*old),
-                    (Some(_), Step::Killed { .. }) => {}
-                    (_, Step::Guest { until: old }) => *old = (until + limit).min(*old),
+                    (Some(_), Step::MainAsked { until: old, .. }) => *old = until.min(*old),
+                    (Some(_), Step::MainKilled { .. }) => {}
+                    (_, Step::GuestAsked { until: old }) => *old = (until + limit).min(*old),
                 }
             }
-            State::Up { .. } => {
-                self.end_checks();
+            State::Running { .. } => {
+                self.stop_checks();
                 let signal = self.plan.main.map(|(_, signal)| signal);
-                let runs = matches!(self.main, Main::Runs { .. });
+                let runs = matches!(self.main, Main::Running { .. });
                 let step = match (runs.then_some(signal).flatten(), grace) {
                     (Some(signal), Some(grace)) => {
-                        self.act(Action::SignalMain(signal));
-                        Some(Step::Main { until: now + grace, limit })
+                        self.push(Action::SignalMain(signal));
+                        Some(Step::MainAsked { until: now + grace, limit })
                     }
                     _ => None,
                 };
                 let until = now + grace.unwrap_or_default();
-                self.state = State::Ending { cause, step: step.unwrap_or(Step::Guest { until }) };
+                self.state =
+                    State::Ending { cause, step: step.unwrap_or(Step::GuestAsked { until }) };
                 if step.is_none() {
                     self.main = match self.main {
                         Main::None => Main::None,
-                        Main::Runs { pid, since } => Main::Runs { pid, since },
-                        _ => Main::Over,
+                        Main::Running { pid, since } => Main::Running { pid, since },
+                        _ => Main::Exited,
                     };
                     self.ask_guest(grace.unwrap_or(ORPHAN_GRACE), limit, now);
                 }
-                self.tell(EventKind::Stopping);
+                self.emit(EventKind::Stopping);
             }
         }
     }
 
     pub(super) fn ask_guest(&mut self, grace: Duration, limit: Duration, now: Instant) {
         if let State::Ending { step, .. } = &mut self.state {
-            *step = Step::Guest { until: now + grace + limit };
-            self.act(Action::ShutDown(grace));
+            *step = Step::GuestAsked { until: now + grace + limit };
+            self.push(Action::ShutDownGuest(grace));
         }
     }
 
     pub(super) fn vm_stopped(&mut self, stop: VmStop, panic: Option<Vec<String>>, now: Instant) {
         let asked = match &self.state {
             State::Ending { cause, .. } => Some(cause.clone()),
-            State::Booting { .. } | State::Up { .. } => None,
-            State::Down { .. } | State::Over => return,
+            State::Booting { .. } | State::Running { .. } => None,
+            State::RestartPending { .. } | State::Ended => return,
         };
         let cause = match (panic, self.fatal.take(), stop) {
             (Some(lines), ..) => EndCause::Panic(lines),
@@ -97,9 +98,9 @@ impl Lifecycle {
             (_, _, VmStop::Failed(message)) => EndCause::Failed(message),
             (_, _, VmStop::Guest) => asked.clone().unwrap_or(EndCause::Guest),
         };
-        match asked.is_some_and(|asked| !may_begin_anew(&asked)) {
+        match asked.is_some_and(|asked| !is_restartable(&asked)) {
             true => {
-                self.act(Action::StopMachine);
+                self.push(Action::StopVm);
                 self.finish(cause);
             }
             false => self.restart_or_finish(cause, now),
@@ -109,23 +110,23 @@ impl Lifecycle {
     /// Stops the VM, and builds another after a delay where the restart policy says so.
     pub(super) fn restart_or_finish(&mut self, cause: EndCause, now: Instant) {
         self.paused = None;
-        self.end_checks();
-        self.act(Action::StopMachine);
+        self.stop_checks();
+        self.push(Action::StopVm);
         let ran = now.saturating_duration_since(self.booted_at);
-        let may = may_begin_anew(&cause) && self.disk_full.is_none();
+        let may = is_restartable(&cause) && self.disk_full.is_none();
         let delay = match may {
-            true => self.restarts.again(cause != EndCause::Guest, ran),
+            true => self.restarts.next_delay(cause != EndCause::Guest, ran),
             false => None,
         };
         match delay {
             None => self.finish(cause),
             Some(delay) => {
-                tracing::warn!("the machine begins anew: {cause}");
+                tracing::warn!("restarting the VM: {cause}");
                 if !matches!(self.main, Main::None) {
-                    self.main = Main::Before { awaited: true };
+                    self.main = Main::NotStarted { awaited: true };
                 }
                 self.main_end = None;
-                self.state = State::Down { until: now + delay };
+                self.state = State::RestartPending { until: now + delay };
                 self.changed = true;
             }
         }
@@ -133,25 +134,25 @@ impl Lifecycle {
 
     pub(super) fn finish(&mut self, cause: EndCause) {
         self.paused = None;
-        self.end_checks();
+        self.stop_checks();
         let cause = match self.disk_full.take() {
             Some(disk) if cause != EndCause::Killed => EndCause::DiskFull(disk),
             _ => cause,
         };
-        if !matches!(self.main, Main::None | Main::Runs { .. }) {
-            self.main = Main::Over;
+        if !matches!(self.main, Main::None | Main::Running { .. }) {
+            self.main = Main::Exited;
         }
         let patience = match cause {
-            // Whoever ran the command for its output gets all of it.
+            // Attached clients get all output of a command that exited by itself.
             EndCause::Main => None,
             EndCause::Stopped | EndCause::Killed | EndCause::Orphaned => {
                 Some(Duration::from_secs(1))
             }
             _ => Some(Duration::from_secs(10)),
         };
-        self.state = State::Over;
+        self.state = State::Ended;
         self.changed = true;
-        self.act(Action::Finish(patience));
+        self.push(Action::Finish(patience));
         self.ended = Some(BoxEnd { cause, at_ms: now_ms(), main: self.main_end.clone() });
     }
 }
@@ -159,13 +160,15 @@ impl Lifecycle {
 impl Step {
     pub(super) fn until(self) -> Instant {
         match self {
-            Self::Main { until, .. } | Self::Killed { until, .. } | Self::Guest { until } => until,
+            Self::MainAsked { until, .. }
+            | Self::MainKilled { until, .. }
+            | Self::GuestAsked { until } => until,
         }
     }
 }
 
-/// Whether a machine that ended so begins anew, if the restart policy says so.
-fn may_begin_anew(cause: &EndCause) -> bool {
+/// Whether a box that ended for this cause may restart.
+fn is_restartable(cause: &EndCause) -> bool {
     matches!(
         cause,
         EndCause::Guest

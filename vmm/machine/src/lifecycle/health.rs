@@ -1,13 +1,13 @@
-//! When a box is asked whether it is well, and what is made of the answers: docker's rules.
+//! Health checks: when they run, and the status that follows from their results, by docker's rules.
 
 use std::time::{Duration, Instant};
 
 use boxlite_contract::spec::HealthSpec;
 use boxlite_contract::status::{Health, HealthStatus};
 
-use super::later;
+use super::deadline_after;
 
-/// A check begins so long after the last one at the least.
+/// The shortest pause between two checks.
 const SHORTEST_INTERVAL_MS: u64 = 10;
 
 /// The health checks of a box.
@@ -16,27 +16,27 @@ pub(super) struct Checks {
     spec: HealthSpec,
     health: Health,
     started: Instant,
-    /// The number of the last check that was begun.
+    /// The number of the last check that was started.
     number: u64,
     next: Next,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Next {
-    /// Nothing, until [`Checks::begin`].
+    /// Nothing, until [`Checks::start`].
     Idle,
-    /// A check is to begin.
+    /// A check starts then.
     Begin(Instant),
-    /// The check that runs has failed.
+    /// The running check fails then, by timeout.
     GiveUp(Instant),
 }
 
-/// What is to be done.
+/// Something to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Todo {
-    /// Begin the check of this number.
+pub(super) enum CheckAction {
+    /// Start the check with this number.
     Begin(u64),
-    /// End the check that runs.
+    /// Kill the running check.
     Cancel,
 }
 
@@ -45,30 +45,30 @@ impl Checks {
         Self { spec, health: fresh(), started: now, number: 0, next: Next::Idle }
     }
 
-    /// What they say.
+    /// The current health.
     pub(super) fn health(&self) -> &Health {
         &self.health
     }
 
-    /// Whether a box that is not well is to end.
-    pub(super) fn stops(&self) -> bool {
+    /// Whether an unhealthy box is ended.
+    pub(super) fn stop_unhealthy(&self) -> bool {
         self.spec.stop
     }
 
-    /// What is checked runs from now on.
-    pub(super) fn begin(&mut self, now: Instant) {
+    /// Starts checking, with a new start period.
+    pub(super) fn start(&mut self, now: Instant) {
         self.health = fresh();
         self.started = now;
         self.next = Next::Begin(self.interval_after(now));
     }
 
-    /// What is checked does not run any more.
-    pub(super) fn end(&mut self) {
+    /// Stops checking.
+    pub(super) fn stop(&mut self) {
         self.next = Next::Idle;
     }
 
     fn interval_after(&self, now: Instant) -> Instant {
-        later(now, self.spec.interval_ms.max(SHORTEST_INTERVAL_MS))
+        deadline_after(now, self.spec.interval_ms.max(SHORTEST_INTERVAL_MS))
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
@@ -78,7 +78,7 @@ impl Checks {
         }
     }
 
-    /// The clock stood still for so long.
+    /// Moves all deadlines back by the length of a pause.
     pub(super) fn shift(&mut self, by: Duration) {
         self.started += by;
         match &mut self.next {
@@ -87,24 +87,24 @@ impl Checks {
         }
     }
 
-    pub(super) fn tick(&mut self, now: Instant) -> Option<Todo> {
+    pub(super) fn tick(&mut self, now: Instant) -> Option<CheckAction> {
         match self.next {
             Next::Begin(at) if at <= now => {
                 self.number += 1;
-                self.next = Next::GiveUp(later(now, self.spec.timeout_ms));
-                Some(Todo::Begin(self.number))
+                self.next = Next::GiveUp(deadline_after(now, self.spec.timeout_ms));
+                Some(CheckAction::Begin(self.number))
             }
             Next::GiveUp(at) if at <= now => {
                 let message = format!("no answer within {} ms", self.spec.timeout_ms);
                 self.judge(Err(message), now);
-                Some(Todo::Cancel)
+                Some(CheckAction::Cancel)
             }
             _ => None,
         }
     }
 
-    /// The check of this number ended; one that was given up ends unheard.
-    pub(super) fn done(&mut self, number: u64, result: Result<String, String>, now: Instant) {
+    /// Takes the result of the check with this number. The result of a check that timed out is ignored.
+    pub(super) fn on_result(&mut self, number: u64, result: Result<String, String>, now: Instant) {
         if number == self.number && matches!(self.next, Next::GiveUp(_)) {
             self.judge(result, now);
         }
@@ -117,9 +117,9 @@ impl Checks {
             Ok(last) => *health = Health::new(HealthStatus::Healthy, last),
             Err(last) => {
                 health.last = last;
-                let forgiven = health.status == HealthStatus::Starting
-                    && now < later(self.started, self.spec.start_period_ms);
-                if !forgiven {
+                let in_start_period = health.status == HealthStatus::Starting
+                    && now < deadline_after(self.started, self.spec.start_period_ms);
+                if !in_start_period {
                     health.failures = health.failures.saturating_add(1);
                     if health.failures >= self.spec.retries.max(1) {
                         health.status = HealthStatus::Unhealthy;
@@ -150,13 +150,13 @@ mod tests {
             stop: false,
         };
         let mut checks = Checks::new(spec, now);
-        assert_eq!(checks.tick(now + Duration::from_secs(9)), None, "begun before the box runs");
-        checks.begin(now);
+        assert_eq!(checks.tick(now + Duration::from_secs(9)), None, "started before the box runs");
+        checks.start(now);
         checks
     }
 
     #[test]
-    fn failures_count_after_the_start_period_and_a_success_forgets_them() {
+    fn failures_count_after_the_start_period_and_a_success_resets_them() {
         let mut now = Instant::now();
         let mut checks = checks(now);
         let mut number = 0;
@@ -164,8 +164,8 @@ mod tests {
             assert_eq!(checks.tick(now + 999 * MS), None);
             now += 1000 * MS;
             number += 1;
-            assert_eq!(checks.tick(now), Some(Todo::Begin(number)));
-            checks.done(number, if well { Ok("yes".into()) } else { Err("no".into()) }, now);
+            assert_eq!(checks.tick(now), Some(CheckAction::Begin(number)));
+            checks.on_result(number, if well { Ok("yes".into()) } else { Err("no".into()) }, now);
             (checks.health().status, checks.health().failures)
         };
         use HealthStatus::{Healthy, Starting, Unhealthy};
@@ -184,33 +184,33 @@ mod tests {
         let now = Instant::now();
         let mut checks = checks(now);
         checks.tick(now + 1000 * MS);
-        checks.done(1, Ok(String::new()), now + 1000 * MS);
+        checks.on_result(1, Ok(String::new()), now + 1000 * MS);
         checks.tick(now + 2000 * MS);
-        checks.done(2, Err(String::new()), now + 2000 * MS);
+        checks.on_result(2, Err(String::new()), now + 2000 * MS);
         assert_eq!(checks.health().failures, 1);
     }
 
     #[test]
-    fn a_check_without_an_answer_is_given_up_and_its_answer_ignored() {
+    fn a_check_that_times_out_is_cancelled_and_its_result_ignored() {
         let now = Instant::now();
         let mut checks = checks(now);
-        assert_eq!(checks.tick(now + 3000 * MS), Some(Todo::Begin(1)));
+        assert_eq!(checks.tick(now + 3000 * MS), Some(CheckAction::Begin(1)));
         assert_eq!(checks.tick(now + 3299 * MS), None);
-        assert_eq!(checks.tick(now + 3300 * MS), Some(Todo::Cancel));
+        assert_eq!(checks.tick(now + 3300 * MS), Some(CheckAction::Cancel));
         assert_eq!(checks.health().failures, 1);
-        checks.done(1, Ok("late".into()), now + 3400 * MS);
+        checks.on_result(1, Ok("late".into()), now + 3400 * MS);
         assert_eq!(checks.health().failures, 1);
-        assert_eq!(checks.tick(now + 4300 * MS), Some(Todo::Begin(2)));
-        checks.done(1, Ok("very late".into()), now + 4400 * MS);
+        assert_eq!(checks.tick(now + 4300 * MS), Some(CheckAction::Begin(2)));
+        checks.on_result(1, Ok("very late".into()), now + 4400 * MS);
         assert_eq!(checks.health().failures, 1);
     }
 
     #[test]
-    fn time_may_stand_still() {
+    fn a_pause_moves_the_deadlines() {
         let now = Instant::now();
         let mut checks = checks(now);
         checks.shift(5000 * MS);
         assert_eq!(checks.tick(now + 5999 * MS), None);
-        assert_eq!(checks.tick(now + 6000 * MS), Some(Todo::Begin(1)));
+        assert_eq!(checks.tick(now + 6000 * MS), Some(CheckAction::Begin(1)));
     }
 }

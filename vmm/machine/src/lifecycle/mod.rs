@@ -1,22 +1,22 @@
-//! The life of a box's process, without its hands: what has happened goes in with the time that it
-//! happened at, what is to be done comes out.
+//! The lifecycle of a box: a pure state machine. Timestamped [`Input`]s go in, [`Action`]s come out; it does
+//! no I/O and reads no clock but for the timestamps in its status.
 //!
 //! ```text
-//!   Booting ──ready──▶ Up ──asked, or main ended──▶ Ending ──guest off──▶ Over
-//!      ▲                └─────────machine failed, restart policy──┐
-//!      └──────────────────── after a delay ───────────────────── Down
+//!   Booting ──ready──▶ Running ──stop, or main exited──▶ Ending ──guest off──▶ Ended
+//!      ▲                  └──────── VM failed, restart policy ────────┐
+//!      └─────────────────────── after a delay ─────────────── RestartPending
 //! ```
 //!
-//! A box whose disk's host is full is ended in good order: the guest has been told of an I/O error, so
-//! its file system is about to refuse writes anyway, and what fits into space that it has already
-//! is saved by an orderly end.
+//! When the host has no space left for a disk, the box is shut down in order. The guest has seen an I/O error,
+//! so its file system is about to refuse writes anyway; an orderly shutdown saves the data that fits into
+//! space that the disk has already.
 
 mod ending;
 mod health;
+mod interface;
 mod restart;
 #[cfg(test)]
 mod tests;
-mod words;
 
 use std::time::{Duration, Instant};
 
@@ -25,39 +25,40 @@ use boxlite_contract::events::EventKind;
 use boxlite_contract::status::{BoxEnd, EndCause, HealthStatus, MainEnd, Phase, Status, now_ms};
 use boxlite_proto::message::ExitStatus;
 
-pub(super) use self::words::{Action, Input, Plan};
+pub(super) use self::interface::{Action, Input, Plan};
 
 use self::ending::Step;
-use self::health::{Checks, Todo};
+use self::health::{CheckAction, Checks};
 use self::restart::Restarts;
 use crate::vm_event::VmStop;
 
-/// What a process that gets SIGTERM, or whose disk is full, gives its main command.
+/// Grace of the main command when the process gets SIGTERM, a disk is full or the box is unhealthy.
 const OWN_GRACE: Duration = Duration::from_secs(10);
-/// Between killing the main command and telling the guest to end: it is to report how that ended.
+/// Timeout for the report of the main command's exit after it was killed; then the guest is shut down.
 const KILLED_LIMIT: Duration = Duration::from_secs(1);
-/// How long a guest may take to end after the grace: kill, sync, unmount.
+/// Timeout of the guest's shutdown after the grace: kill, sync, unmount.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(8);
-/// As both, for a box whose launcher is gone.
+/// Grace of all processes in a box whose launcher is gone.
 const ORPHAN_GRACE: Duration = Duration::from_millis(500);
+/// Timeout of the guest's shutdown after [`ORPHAN_GRACE`].
 const ORPHAN_LIMIT: Duration = Duration::from_millis(1500);
-/// A guest that lost its agent usually ends: how long that is waited for.
+/// How long a guest whose agent is lost may take to end by itself, as it usually does.
 const LOST_LIMIT: Duration = Duration::from_secs(2);
-/// Sums of moments and durations stay far from overflow below.
+/// The longest duration that is added to an `Instant`, far from overflow.
 const LONGEST: Duration = Duration::from_secs(1000 * 86_400);
 
-/// So many milliseconds after `moment`.
-fn later(moment: Instant, ms: u64) -> Instant {
-    moment + Duration::from_millis(ms).min(LONGEST)
+/// The time `ms` milliseconds after `start`.
+fn deadline_after(start: Instant, ms: u64) -> Instant {
+    start + Duration::from_millis(ms).min(LONGEST)
 }
 
-/// The life of a box.
+/// The lifecycle of a box.
 #[derive(Debug)]
 pub(super) struct Lifecycle {
     plan: Plan,
     started_ms: u64,
     state: State,
-    /// Since when the vCPUs stand still; only while up.
+    /// When the vCPUs were paused; only while running.
     paused: Option<Instant>,
     stages: Vec<(BootStage, u64)>,
     booted_at: Instant,
@@ -68,7 +69,7 @@ pub(super) struct Lifecycle {
     restarts: Restarts,
     checks: Option<Checks>,
     ended: Option<BoxEnd>,
-    /// Whether nothing of it is left to be done.
+    /// Whether all actions have been carried out.
     settled: bool,
     actions: Vec<Action>,
     changed: bool,
@@ -77,36 +78,36 @@ pub(super) struct Lifecycle {
 #[derive(Debug)]
 enum State {
     Booting { deadline: Option<Instant> },
-    Up { lost: Option<(Instant, String)> },
+    Running { lost: Option<(Instant, String)> },
     Ending { cause: EndCause, step: Step },
-    Down { until: Instant },
-    Over,
+    RestartPending { until: Instant },
+    Ended,
 }
 
 #[derive(Debug)]
 enum Main {
-    /// There is none.
+    /// The box has none.
     None,
-    /// It has not been started in this boot; whether anything else has to happen before.
-    Before { awaited: bool },
-    /// It runs, or is about to.
-    Runs { pid: Option<u32>, since: Instant },
-    /// It begins anew then.
-    Delayed { until: Instant },
-    /// It ended for good.
-    Over,
+    /// The command has not been started in this boot. `awaited`: whether it may start as soon as the guest serves.
+    NotStarted { awaited: bool },
+    /// The command runs, or has been requested. `pid`: its process ID in the guest.
+    Running { pid: Option<u32>, since: Instant },
+    /// The command exited, and restarts then.
+    RestartPending { until: Instant },
+    /// The command exited, and does not restart.
+    Exited,
 }
 
 impl Lifecycle {
-    /// A process that is to boot its machine.
+    /// A lifecycle whose first action is to boot the VM.
     pub(super) fn new(plan: Plan, now: Instant) -> Self {
         let main = match plan.main {
             None => Main::None,
-            Some((wait_for_attach, _)) => Main::Before { awaited: !wait_for_attach },
+            Some((wait_for_attach, _)) => Main::NotStarted { awaited: !wait_for_attach },
         };
         let mut life = Self {
             started_ms: now_ms(),
-            state: State::Over,
+            state: State::Ended,
             paused: None,
             stages: Vec::new(),
             booted_at: now,
@@ -126,24 +127,24 @@ impl Lifecycle {
         life
     }
 
-    /// What is to be done, once.
+    /// Takes the actions that have not been taken yet, in order.
     pub(super) fn take_actions(&mut self) -> Vec<Action> {
         std::mem::take(&mut self.actions)
     }
 
-    /// Whether the status is another one than at the last call.
+    /// Whether the status has changed since the last call.
     pub(super) fn take_changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)
     }
 
-    /// The process's state, for those who read it in its folder.
+    /// The status for `status.json`.
     pub(super) fn status(&self) -> Status {
         let phase = match &self.state {
             _ if self.settled => Phase::Ended,
-            State::Booting { .. } | State::Down { .. } => Phase::Starting,
-            State::Up { .. } if self.paused.is_some() => Phase::Paused,
-            State::Up { .. } => Phase::Running,
-            State::Ending { .. } | State::Over => Phase::Stopping,
+            State::Booting { .. } | State::RestartPending { .. } => Phase::Starting,
+            State::Running { .. } if self.paused.is_some() => Phase::Paused,
+            State::Running { .. } => Phase::Running,
+            State::Ending { .. } | State::Ended => Phase::Stopping,
         };
         Status {
             phase,
@@ -151,8 +152,8 @@ impl Lifecycle {
             started_ms: self.started_ms,
             stages: self.stages.clone(),
             main_pid: match (&self.main, &self.state) {
-                (_, State::Over) => None,
-                (Main::Runs { pid, .. }, _) => *pid,
+                (_, State::Ended) => None,
+                (Main::Running { pid, .. }, _) => *pid,
                 _ => None,
             },
             restarts: self.restarts.total(),
@@ -163,17 +164,17 @@ impl Lifecycle {
         }
     }
 
-    /// Whether this is the process that a status names so.
+    /// Whether `pid` and `started_ms` name this process, as its status does.
     pub(super) fn is(&self, pid: u32, started_ms: u64) -> bool {
         (pid, started_ms) == (std::process::id(), self.started_ms)
     }
 
-    /// Everything has been done: the status may say how it ended.
+    /// All actions have been carried out: the status may say how the box ended.
     pub(super) fn settle(&mut self) {
         self.settled = true;
     }
 
-    /// How it ended.
+    /// How the box ended, once it has.
     pub(super) fn ended(&self) -> Option<&BoxEnd> {
         self.ended.as_ref()
     }
@@ -185,50 +186,50 @@ impl Lifecycle {
         }
         let state = match &self.state {
             State::Booting { deadline } => *deadline,
-            State::Up { lost } => lost.as_ref().map(|(until, _)| *until),
+            State::Running { lost } => lost.as_ref().map(|(until, _)| *until),
             State::Ending { step, .. } => Some(step.until()),
-            State::Down { until } => Some(*until),
-            State::Over => None,
+            State::RestartPending { until } => Some(*until),
+            State::Ended => None,
         };
         let main = match self.main {
-            Main::Delayed { until } if self.is_up() => Some(until),
+            Main::RestartPending { until } if self.is_running() => Some(until),
             _ => None,
         };
-        let checks = self.checks.as_ref().filter(|_| self.is_up()).and_then(Checks::deadline);
+        let checks = self.checks.as_ref().filter(|_| self.is_running()).and_then(Checks::deadline);
         [state, main, checks].into_iter().flatten().min()
     }
 
-    /// Whether the guest does not serve yet.
+    /// Whether the guest does not serve requests yet.
     pub(super) fn is_booting(&self) -> bool {
         matches!(self.state, State::Booting { .. })
     }
 
-    fn is_up(&self) -> bool {
-        matches!(self.state, State::Up { .. })
+    fn is_running(&self) -> bool {
+        matches!(self.state, State::Running { .. })
     }
 
-    fn act(&mut self, action: Action) {
+    fn push(&mut self, action: Action) {
         self.actions.push(action);
     }
 
-    fn tell(&mut self, event: EventKind) {
+    fn emit(&mut self, event: EventKind) {
         self.changed = true;
-        self.act(Action::Event(event));
+        self.push(Action::RecordEvent(event));
     }
 
-    /// Takes what has happened. The error says why it cannot be done.
+    /// Applies an input. The error says why a request is refused.
     pub(super) fn on(&mut self, input: Input, now: Instant) -> Result<(), String> {
         match input {
             Input::NotBuilt(cause) => match self.restarts.total() {
-                // Somebody waits for the first start and would rather know.
+                // A caller waits for the first start: report the failure instead of retrying.
                 0 => self.finish(cause),
                 _ => self.restart_or_finish(cause, now),
             },
-            Input::Broken(why) => match self.state {
-                State::Over => self.act(Action::Hurry),
-                // What is left of the process cannot begin anew.
+            Input::ProcessFailed(why) => match self.state {
+                State::Ended => self.push(Action::FinishNow),
+                // A broken process cannot boot another VM.
                 _ => {
-                    self.act(Action::StopMachine);
+                    self.push(Action::StopVm);
                     self.finish(EndCause::Failed(why));
                 }
             },
@@ -236,7 +237,7 @@ impl Lifecycle {
             Input::Fatal(message) => self.fatal = Some(message),
             Input::DiskFull(disk) => {
                 self.disk_full = Some(disk.clone());
-                if self.is_up() && self.plan.is_box {
+                if self.is_running() && self.plan.is_box {
                     self.end_in_order(
                         EndCause::DiskFull(disk),
                         Some(OWN_GRACE),
@@ -246,21 +247,21 @@ impl Lifecycle {
                 }
             }
             Input::VmStopped { stop, panic } => self.vm_stopped(stop, panic, now),
-            Input::Awaited => self.awaited(now),
+            Input::MainAwaited => self.awaited(now),
             Input::MainStarted(started) => {
-                if let Main::Runs { pid, .. } = &mut self.main {
+                if let Main::Running { pid, .. } = &mut self.main {
                     *pid = Some(started);
                     self.changed = true;
                 }
             }
             Input::MainEnded(end) => self.main_ended(end, now),
             Input::AgentLost(why) => {
-                if let State::Up { lost } = &mut self.state {
+                if let State::Running { lost } = &mut self.state {
                     lost.get_or_insert((now + LOST_LIMIT, why));
                 }
             }
-            Input::Checked(number, result) => {
-                self.with_checks(|checks| checks.done(number, result, now), now);
+            Input::HealthChecked(number, result) => {
+                self.update_checks(|checks| checks.on_result(number, result, now), now);
             }
             Input::Stop(grace) => {
                 self.end_in_order(EndCause::Stopped, Some(grace.min(LONGEST)), SHUTDOWN_LIMIT, now);
@@ -270,9 +271,9 @@ impl Lifecycle {
             }
             Input::Signal(signal) => return self.signal(signal),
             Input::Kill => match self.state {
-                State::Over => self.act(Action::Hurry),
+                State::Ended => self.push(Action::FinishNow),
                 _ => {
-                    self.act(Action::StopMachine);
+                    self.push(Action::StopVm);
                     self.finish(EndCause::Killed);
                 }
             },
@@ -290,10 +291,10 @@ impl Lifecycle {
         self.booted_at = now;
         self.stages.clear();
         self.fatal = None;
-        let deadline = self.plan.ready_timeout_ms.map(|timeout| later(now, timeout));
+        let deadline = self.plan.ready_timeout_ms.map(|timeout| deadline_after(now, timeout));
         self.state = State::Booting { deadline };
-        self.act(Action::Boot);
-        self.tell(EventKind::Starting);
+        self.push(Action::BootVm);
+        self.emit(EventKind::Starting);
     }
 
     fn stage(&mut self, stage: BootStage, micros: u64, now: Instant) {
@@ -304,61 +305,61 @@ impl Lifecycle {
         if stage != BootStage::Ready {
             return;
         }
-        self.state = State::Up { lost: None };
-        self.act(Action::Connect);
-        self.tell(EventKind::Running);
+        self.state = State::Running { lost: None };
+        self.push(Action::ConnectAgent);
+        self.emit(EventKind::Running);
         match self.main {
-            Main::None => self.with_checks(|checks| checks.begin(now), now),
-            Main::Before { awaited: true } => self.start_main(now),
+            Main::None => self.update_checks(|checks| checks.start(now), now),
+            Main::NotStarted { awaited: true } => self.start_main(now),
             _ => {}
         }
     }
 
     fn awaited(&mut self, now: Instant) {
-        if let Main::Before { awaited } = &mut self.main {
+        if let Main::NotStarted { awaited } = &mut self.main {
             *awaited = true;
-            if self.is_up() && self.paused.is_none() {
+            if self.is_running() && self.paused.is_none() {
                 self.start_main(now);
             }
         }
     }
 
     fn start_main(&mut self, now: Instant) {
-        self.main = Main::Runs { pid: None, since: now };
+        self.main = Main::Running { pid: None, since: now };
         self.main_end = None;
-        self.act(Action::StartMain);
-        self.with_checks(|checks| checks.begin(now), now);
+        self.push(Action::StartMain);
+        self.update_checks(|checks| checks.start(now), now);
     }
 
     fn main_ended(&mut self, end: MainEnd, now: Instant) {
-        let Main::Runs { since, .. } = self.main else { return };
+        let Main::Running { since, .. } = self.main else { return };
         let failed = !matches!(end, MainEnd::Exited { status: ExitStatus::Code(0), .. });
-        // What cannot be started now cannot be started later either.
+        // A command that could not be started now would not start later either.
         let ran = matches!(end, MainEnd::Exited { .. });
         if let Some(ended) = &mut self.ended {
-            // It was said before the machine ended, and heard later.
+            // The command ended before the VM did; only the report came later.
             ended.main.get_or_insert(end.clone());
         }
         self.main_end = Some(end);
-        self.main = Main::Over;
+        self.main = Main::Exited;
         self.changed = true;
-        self.end_checks();
+        self.stop_checks();
         match self.state {
-            State::Ending { step: Step::Main { until, limit }, .. } => {
+            State::Ending { step: Step::MainAsked { until, limit }, .. } => {
                 self.ask_guest(until.saturating_duration_since(now), limit, now);
             }
-            State::Ending { step: Step::Killed { limit, .. }, .. } => {
+            State::Ending { step: Step::MainKilled { limit, .. }, .. } => {
                 self.ask_guest(Duration::ZERO, limit, now);
             }
-            State::Up { .. } => {
+            State::Running { .. } => {
                 let delay = match ran {
-                    true => self.restarts.again(failed, now.saturating_duration_since(since)),
+                    true => self.restarts.next_delay(failed, now.saturating_duration_since(since)),
                     false => None,
                 };
                 match delay {
-                    Some(delay) => self.main = Main::Delayed { until: now + delay },
+                    Some(delay) => self.main = Main::RestartPending { until: now + delay },
                     None if self.plan.disposable => {
-                        self.act(Action::StopMachine);
+                        self.push(Action::StopVm);
                         self.finish(EndCause::Main);
                     }
                     None => {
@@ -379,8 +380,8 @@ impl Lifecycle {
         match (&self.state, &self.main) {
             _ if self.paused.is_some() => Err("the box is paused: resume it first".into()),
             (_, Main::None) => Err("the box has no main command to signal; use exec".into()),
-            (State::Up { .. } | State::Ending { .. }, Main::Runs { pid: Some(_), .. }) => {
-                self.act(Action::SignalMain(signal));
+            (State::Running { .. } | State::Ending { .. }, Main::Running { pid: Some(_), .. }) => {
+                self.push(Action::SignalMain(signal));
                 Ok(())
             }
             _ => Err("its main command does not run now".into()),
@@ -389,14 +390,14 @@ impl Lifecycle {
 
     fn pause(&mut self, now: Instant) -> Result<(), String> {
         match self.state {
-            State::Up { .. } if self.paused.is_none() => {
+            State::Running { .. } if self.paused.is_none() => {
                 self.paused = Some(now);
-                self.act(Action::Pause);
-                self.tell(EventKind::Paused);
+                self.push(Action::PauseVcpus);
+                self.emit(EventKind::Paused);
                 Ok(())
             }
-            State::Up { .. } => Ok(()),
-            State::Booting { .. } | State::Down { .. } => {
+            State::Running { .. } => Ok(()),
+            State::Booting { .. } | State::RestartPending { .. } => {
                 Err("the box is still starting: pause it when it runs".into())
             }
             _ => Err("the box is ending".into()),
@@ -405,11 +406,11 @@ impl Lifecycle {
 
     fn resume(&mut self, now: Instant) -> Result<(), String> {
         match self.state {
-            State::Ending { .. } | State::Over => Err("the box is ending".into()),
+            State::Ending { .. } | State::Ended => Err("the box is ending".into()),
             _ => {
                 self.unpause(now);
-                // Somebody may have come meanwhile.
-                if self.is_up() && matches!(self.main, Main::Before { awaited: true }) {
+                // A client may have attached meanwhile.
+                if self.is_running() && matches!(self.main, Main::NotStarted { awaited: true }) {
                     self.start_main(now);
                 }
                 Ok(())
@@ -419,21 +420,21 @@ impl Lifecycle {
 
     fn unpause(&mut self, now: Instant) {
         let Some(since) = self.paused.take() else { return };
-        let stood = now.saturating_duration_since(since);
-        if let State::Up { lost: Some((until, _)) } = &mut self.state {
-            *until += stood;
+        let paused_for = now.saturating_duration_since(since);
+        if let State::Running { lost: Some((until, _)) } = &mut self.state {
+            *until += paused_for;
         }
         match &mut self.main {
-            Main::Delayed { until } => *until += stood,
-            Main::Runs { since, .. } => *since += stood,
+            Main::RestartPending { until } => *until += paused_for,
+            Main::Running { since, .. } => *since += paused_for,
             _ => {}
         }
-        self.booted_at += stood;
+        self.booted_at += paused_for;
         if let Some(checks) = &mut self.checks {
-            checks.shift(stood);
+            checks.shift(paused_for);
         }
-        self.act(Action::Resume);
-        self.tell(EventKind::Resumed);
+        self.push(Action::ResumeVcpus);
+        self.emit(EventKind::Resumed);
     }
 
     fn tick(&mut self, now: Instant) {
@@ -444,68 +445,68 @@ impl Lifecycle {
             State::Booting { deadline: Some(deadline) } if *deadline <= now => {
                 let timeout_ms = self.plan.ready_timeout_ms.unwrap_or_default();
                 let stage = self.stages.last().map(|(stage, _)| *stage);
-                self.act(Action::StopMachine);
+                self.push(Action::StopVm);
                 self.finish(EndCause::NotReady { timeout_ms, stage });
             }
-            State::Up { lost: Some((until, why)) } if *until <= now => {
+            State::Running { lost: Some((until, why)) } if *until <= now => {
                 let why = format!("the guest's agent is gone: {why}");
                 self.restart_or_finish(EndCause::Failed(why), now);
             }
-            State::Up { .. } => self.tick_up(now),
+            State::Running { .. } => self.tick_running(now),
             State::Ending { step, .. } if step.until() <= now => match *step {
-                Step::Main { limit, .. } => {
-                    self.act(Action::KillMain);
+                Step::MainAsked { limit, .. } => {
+                    self.push(Action::KillMain);
                     let until = now + KILLED_LIMIT;
                     if let State::Ending { step, .. } = &mut self.state {
-                        *step = Step::Killed { until, limit };
+                        *step = Step::MainKilled { until, limit };
                     }
                 }
-                Step::Killed { limit, .. } => self.ask_guest(Duration::ZERO, limit, now),
-                Step::Guest { .. } => {
-                    tracing::warn!("the guest does not end: it is killed");
-                    // As if the guest had done it: what ends the box is known.
+                Step::MainKilled { limit, .. } => self.ask_guest(Duration::ZERO, limit, now),
+                Step::GuestAsked { .. } => {
+                    tracing::warn!("the guest did not shut down in time: killing it");
+                    // As if the guest had powered off: the cause of the end is in the state.
                     self.vm_stopped(VmStop::Guest, None, now);
                 }
             },
-            State::Down { until } if *until <= now => {
-                let restarts = self.restarts.count();
-                self.tell(EventKind::Restarted { restarts });
+            State::RestartPending { until } if *until <= now => {
+                let restarts = self.restarts.record();
+                self.emit(EventKind::Restarted { restarts });
                 self.boot(now);
             }
             _ => {}
         }
     }
 
-    fn tick_up(&mut self, now: Instant) {
-        if matches!(self.main, Main::Delayed { until } if until <= now) {
-            let restarts = self.restarts.count();
-            self.tell(EventKind::Restarted { restarts });
+    fn tick_running(&mut self, now: Instant) {
+        if matches!(self.main, Main::RestartPending { until } if until <= now) {
+            let restarts = self.restarts.record();
+            self.emit(EventKind::Restarted { restarts });
             self.start_main(now);
         }
-        let mut todo = None;
-        self.with_checks(|checks| todo = checks.tick(now), now);
-        match todo {
-            // An unhealthy box that ends has cancelled it.
-            Some(_) if !self.is_up() => {}
-            Some(Todo::Begin(number)) => self.act(Action::Check(number)),
-            Some(Todo::Cancel) => self.act(Action::CancelCheck),
+        let mut action = None;
+        self.update_checks(|checks| action = checks.tick(now), now);
+        match action {
+            // The box was unhealthy and is ending, which has cancelled the check.
+            Some(_) if !self.is_running() => {}
+            Some(CheckAction::Begin(number)) => self.push(Action::CheckHealth(number)),
+            Some(CheckAction::Cancel) => self.push(Action::CancelHealthCheck),
             None => {}
         }
     }
 
-    fn end_checks(&mut self) {
+    fn stop_checks(&mut self) {
         if let Some(checks) = &mut self.checks {
-            checks.end();
-            self.act(Action::CancelCheck);
+            checks.stop();
+            self.push(Action::CancelHealthCheck);
         }
     }
 
-    /// Lets `f` change what is known of the box's health, and draws the conclusions.
-    fn with_checks(&mut self, f: impl FnOnce(&mut Checks), now: Instant) {
+    /// Lets `f` update the health checks, and acts on a change of the health.
+    fn update_checks(&mut self, f: impl FnOnce(&mut Checks), now: Instant) {
         let Some(checks) = &mut self.checks else { return };
         let before = checks.health().clone();
         f(checks);
-        let (after, stops) = (checks.health().clone(), checks.stops());
+        let (after, stops) = (checks.health().clone(), checks.stop_unhealthy());
         if after == before {
             return;
         }
@@ -513,7 +514,7 @@ impl Lifecycle {
         if after.status == before.status {
             return;
         }
-        self.tell(EventKind::Health { status: after.status });
+        self.emit(EventKind::Health { status: after.status });
         if after.status == HealthStatus::Unhealthy && stops {
             let cause = EndCause::Unhealthy(after.last);
             self.end_in_order(cause, Some(OWN_GRACE), SHUTDOWN_LIMIT, now);

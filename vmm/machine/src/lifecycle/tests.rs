@@ -1,4 +1,4 @@
-//! Lives of boxes, by a clock that the test moves.
+//! Lifecycles of boxes under a clock that the test advances.
 
 use boxlite_contract::spec::{HealthSpec, RestartPolicy};
 use boxlite_contract::status::Health;
@@ -22,11 +22,11 @@ impl Life {
     fn new(plan: Plan) -> Self {
         let now = Instant::now();
         let mut life = Self { life: Lifecycle::new(plan, now), now, events: Vec::new() };
-        assert_eq!(life.actions(), [Action::Boot]);
+        assert_eq!(life.actions(), [Action::BootVm]);
         life
     }
 
-    /// A box that is ready.
+    /// A box whose guest serves.
     fn up(plan: Plan) -> Self {
         let mut life = Self::new(plan);
         life.ready();
@@ -36,19 +36,19 @@ impl Life {
     fn ready(&mut self) -> Vec<Action> {
         self.on(Input::Stage(BootStage::Agent, 5));
         let actions = self.on(Input::Stage(BootStage::Ready, 10));
-        assert_eq!(actions.first(), Some(&Action::Connect));
+        assert_eq!(actions.first(), Some(&Action::ConnectAgent));
         actions
     }
 
-    /// What is to be done, but for events.
+    /// Takes the actions without events, which are collected in `events`.
     fn actions(&mut self) -> Vec<Action> {
         let mut actions = self.life.take_actions();
         actions.retain(|action| match action {
-            Action::Event(event) => {
+            Action::RecordEvent(event) => {
                 self.events.push(event.clone());
                 false
             }
-            Action::CancelCheck => false,
+            Action::CancelHealthCheck => false,
             _ => true,
         });
         actions
@@ -59,8 +59,8 @@ impl Life {
         self.actions()
     }
 
-    /// Lets time pass, with a tick whenever one is due.
-    fn pass(&mut self, time: Duration) -> Vec<Action> {
+    /// Advances the clock, with a tick at each deadline.
+    fn advance(&mut self, time: Duration) -> Vec<Action> {
         let until = self.now + time;
         let mut actions = Vec::new();
         for _ in 0..10_000 {
@@ -114,7 +114,7 @@ fn restarting(restart: RestartPolicy) -> Plan {
     Plan { restart, ..with_main() }
 }
 
-const SHUT_DOWN: Action = Action::ShutDown(Duration::ZERO);
+const SHUT_DOWN: Action = Action::ShutDownGuest(Duration::ZERO);
 
 #[test]
 fn a_signal_is_for_a_main_command_that_runs_and_starts_none() {
@@ -127,16 +127,16 @@ fn a_signal_is_for_a_main_command_that_runs_and_starts_none() {
     let main = Some((true, SIGTERM));
     let mut life = Life::new(Plan { main, restart: RestartPolicy::Always, ..with_main() });
     refused(&mut life, "does not run");
-    assert_eq!(life.ready(), [Action::Connect]);
+    assert_eq!(life.ready(), [Action::ConnectAgent]);
     refused(&mut life, "does not run");
-    assert_eq!(life.on(Input::Awaited), [Action::StartMain]);
+    assert_eq!(life.on(Input::MainAwaited), [Action::StartMain]);
     refused(&mut life, "does not run");
     life.on(Input::MainStarted(1));
     assert_eq!(life.on(Input::Signal(2)), [Action::SignalMain(2)]);
     life.on(Input::Pause);
     refused(&mut life, "resume");
     life.on(Input::Resume);
-    // The next one is not what was meant.
+    // A signal is not kept for the next run.
     life.on(Input::MainEnded(code(1)));
     refused(&mut life, "does not run");
     let mut life = Life::up(without_main());
@@ -147,13 +147,13 @@ fn a_signal_is_for_a_main_command_that_runs_and_starts_none() {
 fn a_box_ends_with_its_main_command() {
     let mut life = Life::new(with_main());
     assert_eq!(life.phase(), Phase::Starting);
-    assert_eq!(life.ready(), [Action::Connect, Action::StartMain]);
+    assert_eq!(life.ready(), [Action::ConnectAgent, Action::StartMain]);
     assert_eq!(life.phase(), Phase::Running);
     life.on(Input::MainStarted(7));
     assert_eq!(life.life.status().main_pid, Some(7));
     assert_eq!(life.on(Input::MainEnded(code(3))), [SHUT_DOWN]);
     assert_eq!((life.phase(), life.life.status().main_pid), (Phase::Stopping, None));
-    assert_eq!(life.guest_off(), [Action::StopMachine, Action::Finish(None)]);
+    assert_eq!(life.guest_off(), [Action::StopVm, Action::Finish(None)]);
     assert_eq!(life.main_end(), Some(code(3)));
     assert_eq!(life.end(), EndCause::Main);
     assert_eq!(life.life.ended().and_then(BoxEnd::code), Some(3));
@@ -161,7 +161,7 @@ fn a_box_ends_with_its_main_command() {
 }
 
 #[test]
-fn an_end_that_is_heard_late_is_told() {
+fn a_late_report_of_the_main_commands_end_is_kept() {
     let mut life = Life::up(with_main());
     life.on(Input::MainStarted(7));
     life.guest_off();
@@ -171,116 +171,116 @@ fn an_end_that_is_heard_late_is_told() {
 }
 
 #[test]
-fn a_guest_that_does_not_end_is_killed() {
+fn a_guest_that_does_not_shut_down_is_killed() {
     let mut life = Life::up(with_main());
     life.on(Input::MainEnded(code(0)));
-    assert_eq!(life.pass(SHUTDOWN_LIMIT - MS), []);
-    assert_eq!(life.pass(MS), [Action::StopMachine, Action::Finish(None)]);
+    assert_eq!(life.advance(SHUTDOWN_LIMIT - MS), []);
+    assert_eq!(life.advance(MS), [Action::StopVm, Action::Finish(None)]);
     assert_eq!(life.end(), EndCause::Main);
 }
 
 #[test]
-fn the_main_command_may_wait_for_somebody() {
+fn the_main_command_may_wait_for_a_client() {
     let mut life = Life::new(Plan { main: Some((true, SIGTERM)), ..with_main() });
-    assert_eq!(life.ready(), [Action::Connect]);
-    assert_eq!(life.on(Input::Awaited), [Action::StartMain]);
-    assert_eq!(life.on(Input::Awaited), []);
+    assert_eq!(life.ready(), [Action::ConnectAgent]);
+    assert_eq!(life.on(Input::MainAwaited), [Action::StartMain]);
+    assert_eq!(life.on(Input::MainAwaited), []);
     let mut life = Life::new(Plan { main: Some((true, SIGTERM)), ..with_main() });
-    assert_eq!(life.on(Input::Awaited), []);
-    assert_eq!(life.ready(), [Action::Connect, Action::StartMain]);
+    assert_eq!(life.on(Input::MainAwaited), []);
+    assert_eq!(life.ready(), [Action::ConnectAgent, Action::StartMain]);
 }
 
 #[test]
-fn a_guest_that_is_thrown_away_is_not_asked() {
+fn a_disposable_guest_is_not_asked_to_shut_down() {
     let mut life = Life::up(Plan { disposable: true, ..with_main() });
     life.on(Input::MainStarted(7));
-    assert_eq!(life.on(Input::MainEnded(code(3))), [Action::StopMachine, Action::Finish(None)]);
+    assert_eq!(life.on(Input::MainEnded(code(3))), [Action::StopVm, Action::Finish(None)]);
     assert_eq!(life.end(), EndCause::Main);
 }
 
 #[test]
-fn stopping_asks_then_kills_then_shuts_down() {
+fn a_stop_signals_then_kills_then_shuts_down() {
     let mut life = Life::up(with_main());
     life.on(Input::MainStarted(7));
     assert_eq!(life.on(Input::Stop(3000 * MS)), [Action::SignalMain(SIGTERM)]);
-    assert_eq!(life.pass(2999 * MS), []);
-    assert_eq!(life.pass(MS), [Action::KillMain]);
-    assert_eq!(life.pass(KILLED_LIMIT), [SHUT_DOWN]);
-    let finish = [Action::StopMachine, Action::Finish(Some(Duration::from_secs(1)))];
-    assert_eq!(life.pass(SHUTDOWN_LIMIT), finish);
+    assert_eq!(life.advance(2999 * MS), []);
+    assert_eq!(life.advance(MS), [Action::KillMain]);
+    assert_eq!(life.advance(KILLED_LIMIT), [SHUT_DOWN]);
+    let finish = [Action::StopVm, Action::Finish(Some(Duration::from_secs(1)))];
+    assert_eq!(life.advance(SHUTDOWN_LIMIT), finish);
     assert_eq!(life.end(), EndCause::Stopped);
 }
 
 #[test]
-fn what_is_left_of_the_grace_is_for_the_other_processes() {
+fn the_rest_of_the_grace_is_for_the_other_processes() {
     let mut life = Life::up(restarting(RestartPolicy::Always));
     life.on(Input::Stop(3000 * MS));
-    life.pass(1000 * MS);
+    life.advance(1000 * MS);
     let end = MainEnd::Exited { status: ExitStatus::Signal(SIGTERM), out_of_memory: false };
-    assert_eq!(life.on(Input::MainEnded(end.clone())), [Action::ShutDown(2000 * MS)]);
+    assert_eq!(life.on(Input::MainEnded(end.clone())), [Action::ShutDownGuest(2000 * MS)]);
     life.guest_off();
     assert_eq!(life.main_end(), Some(end));
     assert_eq!(life.end(), EndCause::Stopped);
 }
 
 #[test]
-fn the_hastier_of_two_stops_wins_and_no_grace_is_for_ever() {
+fn the_shorter_of_two_graces_counts_and_every_grace_ends() {
     let mut life = Life::up(with_main());
     life.on(Input::Stop(Duration::MAX));
-    assert_eq!(life.pass(60_000 * MS), []);
+    assert_eq!(life.advance(60_000 * MS), []);
     life.on(Input::Stop(100 * MS));
     life.on(Input::Stop(5000 * MS));
-    assert_eq!(life.pass(100 * MS), [Action::KillMain]);
+    assert_eq!(life.advance(100 * MS), [Action::KillMain]);
     let mut bare = Life::up(without_main());
-    let Action::ShutDown(grace) = bare.on(Input::Stop(1000 * MS))[0] else { panic!() };
+    let Action::ShutDownGuest(grace) = bare.on(Input::Stop(1000 * MS))[0] else { panic!() };
     assert_eq!(grace, 1000 * MS);
     bare.on(Input::LauncherGone);
-    assert_eq!(bare.pass(ORPHAN_LIMIT)[0], Action::StopMachine);
+    assert_eq!(bare.advance(ORPHAN_LIMIT)[0], Action::StopVm);
 }
 
 #[test]
 fn a_box_without_a_guest_ends_at_once() {
     let mut life = Life::new(with_main());
-    assert_eq!(life.on(Input::Stop(9000 * MS))[0], Action::StopMachine);
+    assert_eq!(life.on(Input::Stop(9000 * MS))[0], Action::StopVm);
     assert_eq!(life.end(), EndCause::Stopped);
     let mut life = Life::up(with_main());
-    assert_eq!(life.on(Input::Kill)[0], Action::StopMachine);
+    assert_eq!(life.on(Input::Kill)[0], Action::StopVm);
     assert_eq!(life.end(), EndCause::Killed);
-    assert_eq!(life.on(Input::Kill), [Action::Hurry]);
-    assert_eq!(life.on(Input::Stop(MS)), [Action::Hurry]);
+    assert_eq!(life.on(Input::Kill), [Action::FinishNow]);
+    assert_eq!(life.on(Input::Stop(MS)), [Action::FinishNow]);
 }
 
 #[test]
 fn a_guest_must_be_ready_in_time() {
     let mut life = Life::new(restarting(RestartPolicy::Always));
     life.on(Input::Stage(BootStage::Kernel, 1));
-    assert_eq!(life.pass(9999 * MS), []);
-    assert_eq!(life.pass(MS)[0], Action::StopMachine);
+    assert_eq!(life.advance(9999 * MS), []);
+    assert_eq!(life.advance(MS)[0], Action::StopVm);
     let stage = Some(BootStage::Kernel);
     assert_eq!(life.end(), EndCause::NotReady { timeout_ms: 10_000, stage });
 }
 
 #[test]
-fn a_launcher_takes_its_box_along_unless_it_is_detached() {
+fn a_box_ends_with_its_launcher_unless_it_is_detached() {
     let mut life = Life::up(with_main());
-    assert_eq!(life.on(Input::LauncherGone), [Action::ShutDown(ORPHAN_GRACE)]);
-    assert!(life.pass(2000 * MS).contains(&Action::StopMachine), "two seconds at most");
+    assert_eq!(life.on(Input::LauncherGone), [Action::ShutDownGuest(ORPHAN_GRACE)]);
+    assert!(life.advance(2000 * MS).contains(&Action::StopVm), "two seconds at most");
     assert_eq!(life.end(), EndCause::Orphaned);
-    let mut told = Life::up(with_main());
-    told.on(Input::Outlive);
-    assert_eq!(told.on(Input::LauncherGone), []);
+    let mut outlives = Life::up(with_main());
+    outlives.on(Input::Outlive);
+    assert_eq!(outlives.on(Input::LauncherGone), []);
     let mut detached = Life::up(Plan { detached: true, ..with_main() });
     assert_eq!(detached.on(Input::LauncherGone), []);
     assert_eq!(detached.phase(), Phase::Running);
 }
 
 #[test]
-fn main_commands_begin_anew_as_the_policy_says() {
+fn main_commands_restart_by_policy() {
     let mut life = Life::up(restarting(RestartPolicy::OnFailure(2)));
     for (restarts, delay) in [(1, 100), (2, 200)] {
         assert_eq!(life.on(Input::MainEnded(code(1))), []);
-        assert_eq!(life.pass((delay - 1) * MS), []);
-        assert_eq!(life.pass(MS), [Action::StartMain]);
+        assert_eq!(life.advance((delay - 1) * MS), []);
+        assert_eq!(life.advance(MS), [Action::StartMain]);
         assert_eq!(life.life.status().restarts, restarts);
         assert_eq!(life.events.last(), Some(&EventKind::Restarted { restarts }));
     }
@@ -293,7 +293,7 @@ fn main_commands_begin_anew_as_the_policy_says() {
 
     let mut life = Life::up(restarting(RestartPolicy::Always));
     life.on(Input::MainEnded(code(0)));
-    assert_eq!(life.on(Input::Stop(1000 * MS)), [Action::ShutDown(1000 * MS)]);
+    assert_eq!(life.on(Input::Stop(1000 * MS)), [Action::ShutDownGuest(1000 * MS)]);
     assert_eq!(life.main_end(), None);
     life.guest_off();
     assert_eq!((life.main_end(), life.end()), (Some(code(0)), EndCause::Stopped));
@@ -304,16 +304,16 @@ fn main_commands_begin_anew_as_the_policy_says() {
 }
 
 #[test]
-fn machines_begin_anew_as_the_policy_says() {
+fn vms_restart_by_policy() {
     let mut life = Life::up(restarting(RestartPolicy::OnFailure(1)));
     let panic = || Some(vec!["Kernel panic".to_owned()]);
     let actions = life.on(Input::VmStopped { stop: VmStop::Guest, panic: panic() });
-    assert_eq!(actions, [Action::StopMachine]);
+    assert_eq!(actions, [Action::StopVm]);
     assert_eq!(life.phase(), Phase::Starting);
-    assert_eq!(life.pass(100 * MS), [Action::Boot]);
-    assert_eq!(life.ready(), [Action::Connect, Action::StartMain]);
+    assert_eq!(life.advance(100 * MS), [Action::BootVm]);
+    assert_eq!(life.ready(), [Action::ConnectAgent, Action::StartMain]);
     life.on(Input::Fatal("the disk is gone".into()));
-    assert_eq!(life.guest_off()[0], Action::StopMachine);
+    assert_eq!(life.guest_off()[0], Action::StopVm);
     assert_eq!(life.end(), EndCause::Agent("the disk is gone".into()));
 
     let mut life = Life::up(with_main());
@@ -335,12 +335,12 @@ fn machines_begin_anew_as_the_policy_says() {
 }
 
 #[test]
-fn a_lost_agent_is_a_machine_that_failed() {
+fn a_lost_agent_is_a_failure() {
     let mut life = Life::up(with_main());
     life.on(Input::AgentLost("it was closed".into()));
-    // Usually the guest just ends.
-    assert_eq!(life.pass(LOST_LIMIT - MS), []);
-    assert_eq!(life.pass(MS)[0], Action::StopMachine);
+    // The guest has time to end by itself.
+    assert_eq!(life.advance(LOST_LIMIT - MS), []);
+    assert_eq!(life.advance(MS)[0], Action::StopVm);
     assert!(matches!(life.end(), EndCause::Failed(why) if why.contains("it was closed")));
     let mut life = Life::up(without_main());
     life.on(Input::AgentLost("it was closed".into()));
@@ -349,7 +349,7 @@ fn a_lost_agent_is_a_machine_that_failed() {
 }
 
 #[test]
-fn a_full_disk_ends_the_box_in_order_and_is_told() {
+fn a_full_disk_shuts_the_box_down_and_is_the_cause() {
     let mut life = Life::up(restarting(RestartPolicy::Always));
     assert_eq!(life.on(Input::DiskFull("vda".into())), [Action::SignalMain(SIGTERM)]);
     life.on(Input::MainEnded(code(1)));
@@ -360,7 +360,7 @@ fn a_full_disk_ends_the_box_in_order_and_is_told() {
     life.on(Input::DiskFull("vda".into()));
     life.guest_off();
     assert_eq!(life.end(), EndCause::DiskFull("vda".into()));
-    // Whoever runs a bare machine hears of it from what the guest cannot do.
+    // A VM without a box goes on: its caller sees the guest's failure.
     let mut bare = Life::up(Plan::default());
     assert_eq!(bare.on(Input::DiskFull("vda".into())), []);
     bare.guest_off();
@@ -368,21 +368,21 @@ fn a_full_disk_ends_the_box_in_order_and_is_told() {
 }
 
 #[test]
-fn time_stands_still_while_a_box_is_paused() {
+fn deadlines_wait_while_a_box_is_paused() {
     let mut life = Life::new(restarting(RestartPolicy::Always));
     assert!(life.life.on(Input::Pause, life.now).is_err());
     life.ready();
     life.on(Input::MainEnded(code(0)));
-    assert_eq!(life.on(Input::Pause), [Action::Pause]);
+    assert_eq!(life.on(Input::Pause), [Action::PauseVcpus]);
     assert_eq!(life.on(Input::Pause), []);
     assert_eq!((life.phase(), life.life.deadline()), (Phase::Paused, None));
-    assert_eq!(life.pass(60_000 * MS), []);
-    assert_eq!(life.on(Input::Resume), [Action::Resume]);
+    assert_eq!(life.advance(60_000 * MS), []);
+    assert_eq!(life.on(Input::Resume), [Action::ResumeVcpus]);
     assert_eq!(life.on(Input::Resume), []);
-    assert_eq!(life.pass(99 * MS), []);
-    assert_eq!(life.pass(MS), [Action::StartMain]);
+    assert_eq!(life.advance(99 * MS), []);
+    assert_eq!(life.advance(MS), [Action::StartMain]);
     life.on(Input::Pause);
-    assert_eq!(life.on(Input::Stop(MS)), [Action::Resume, Action::SignalMain(SIGTERM)]);
+    assert_eq!(life.on(Input::Stop(MS)), [Action::ResumeVcpus, Action::SignalMain(SIGTERM)]);
     assert!(life.life.on(Input::Pause, life.now).is_err());
     assert!(life.life.on(Input::Resume, life.now).is_err());
 }
@@ -400,42 +400,42 @@ fn checked(stop: bool) -> Plan {
 }
 
 #[test]
-fn health_is_asked_for_and_told() {
+fn health_is_checked_and_reported() {
     let mut life = Life::up(checked(false));
-    assert_eq!(life.pass(1000 * MS), [Action::Check(1)]);
-    life.on(Input::Checked(1, Ok("fine".into())));
+    assert_eq!(life.advance(1000 * MS), [Action::CheckHealth(1)]);
+    life.on(Input::HealthChecked(1, Ok("fine".into())));
     let healthy = |life: &Life| life.life.status().health.map(|Health { status, .. }| status);
     assert_eq!(healthy(&life), Some(HealthStatus::Healthy));
     for _ in 0..2 {
-        life.pass(1500 * MS);
+        life.advance(1500 * MS);
     }
     assert_eq!(healthy(&life), Some(HealthStatus::Unhealthy));
-    let said: Vec<_> =
+    let reported: Vec<_> =
         life.events.iter().filter(|event| matches!(event, EventKind::Health { .. })).collect();
-    assert_eq!(said.len(), 2);
+    assert_eq!(reported.len(), 2);
     assert_eq!(life.phase(), Phase::Running);
-    // Nobody asks between two runs of the main command.
+    // No checks between two runs of the main command.
     life.on(Input::MainEnded(code(1)));
-    assert_eq!(life.pass(99 * MS), []);
-    assert_eq!(life.pass(MS), [Action::StartMain]);
+    assert_eq!(life.advance(99 * MS), []);
+    assert_eq!(life.advance(MS), [Action::StartMain]);
     assert_eq!(healthy(&life), Some(HealthStatus::Starting));
 }
 
 #[test]
-fn an_unhealthy_box_may_end_and_begin_anew() {
+fn an_unhealthy_box_may_be_restarted() {
     let mut life = Life::up(checked(true));
-    let actions = life.pass(3000 * MS);
+    let actions = life.advance(3000 * MS);
     assert_eq!(
         actions,
-        [Action::Check(1), Action::Check(2), Action::SignalMain(SIGTERM)],
+        [Action::CheckHealth(1), Action::CheckHealth(2), Action::SignalMain(SIGTERM)],
         "{:?}",
         life.life
     );
     life.on(Input::MainEnded(code(143)));
-    assert_eq!(life.guest_off(), [Action::StopMachine]);
-    assert_eq!(life.pass(100 * MS), [Action::Boot]);
+    assert_eq!(life.guest_off(), [Action::StopVm]);
+    assert_eq!(life.advance(100 * MS), [Action::BootVm]);
     let mut life = Life::up(Plan { restart: RestartPolicy::No, ..checked(true) });
-    life.pass(3000 * MS);
+    life.advance(3000 * MS);
     life.guest_off();
     assert!(matches!(life.end(), EndCause::Unhealthy(why) if why.contains("500 ms")));
 }
@@ -458,11 +458,11 @@ mod any_order {
             Just(Input::Fatal(String::new())),
             Just(Input::DiskFull("vda".into())),
             (stop, lines).prop_map(|(stop, panic)| Input::VmStopped { stop, panic }),
-            Just(Input::Awaited),
+            Just(Input::MainAwaited),
             Just(Input::MainStarted(1)),
             end.prop_map(Input::MainEnded),
             Just(Input::AgentLost(String::new())),
-            (0_u64..4).prop_map(|n| Input::Checked(n, Ok(String::new()))),
+            (0_u64..4).prop_map(|n| Input::HealthChecked(n, Ok(String::new()))),
             (0_u32..3000).prop_map(|ms| Input::Stop(ms * MS)),
             Just(Input::Terminate),
             Just(Input::Pause),
@@ -473,10 +473,10 @@ mod any_order {
     }
 
     proptest! {
-        /// Whatever happens in whatever order: a machine is never booted beside another, nothing is
-        /// asked of a guest that is not there, the box ends once, and a stop ends it in bounded time.
+        /// For any inputs in any order: at most one VM runs, nothing is asked of a guest that does not run, the box
+        /// ends once, and a stop ends it in bounded time.
         #[test]
-        fn keeps_its_promises(
+        fn invariants_hold(
             inputs in proptest::collection::vec((input(), 0_u32..4000), 0..40),
             restart in prop_oneof![
                 Just(RestartPolicy::No), Just(RestartPolicy::Always), Just(RestartPolicy::OnFailure(1))
@@ -489,28 +489,28 @@ mod any_order {
             for (input, ms) in inputs {
                 let _ = life.life.on(input, life.now);
                 all.extend(life.actions());
-                all.extend(life.pass(ms * MS));
+                all.extend(life.advance(ms * MS));
             }
             all.extend(life.on(Input::Stop(1000 * MS)));
-            all.extend(life.pass(12_000 * MS));
+            all.extend(life.advance(12_000 * MS));
             for action in all {
                 match action {
-                    Action::Boot => {
+                    Action::BootVm => {
                         prop_assert!(!runs && finished == 0);
                         runs = true;
                     }
-                    Action::StopMachine => (runs, paused) = (false, false),
-                    Action::Pause => {
+                    Action::StopVm => (runs, paused) = (false, false),
+                    Action::PauseVcpus => {
                         prop_assert!(runs && !paused);
                         paused = true;
                     }
-                    Action::Resume => {
+                    Action::ResumeVcpus => {
                         prop_assert!(runs && paused);
                         paused = false;
                     }
                     Action::Finish(_) => finished += 1,
-                    Action::Hurry => prop_assert_eq!(finished, 1),
-                    Action::CancelCheck | Action::Event(_) => {}
+                    Action::FinishNow => prop_assert_eq!(finished, 1),
+                    Action::CancelHealthCheck | Action::RecordEvent(_) => {}
                     _ => prop_assert!(runs && !paused && finished == 0),
                 }
             }

@@ -40,7 +40,7 @@ impl Process {
             let why =
                 "a disk of the box hangs in the host's kernel, or a thread of its machine does";
             // It is refused only in states that cannot be refused anything.
-            let _ = self.life.on(Input::Broken(why.into()), Instant::now());
+            let _ = self.life.on(Input::ProcessFailed(why.into()), Instant::now());
         }
     }
 

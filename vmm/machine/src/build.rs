@@ -37,7 +37,7 @@ use crate::arch::{self, BootFiles, layout};
 const PAUSE_LIMIT: Duration = Duration::from_secs(5);
 
 /// A running machine.
-pub(super) struct Machine<V: Vm> {
+pub(super) struct RunningVm<V: Vm> {
     shared: Arc<Shared<V>>,
     vcpus: Vec<JoinHandle<()>>,
     devices: Vec<Arc<Mutex<MmioTransport>>>,
@@ -50,7 +50,7 @@ pub(super) struct Machine<V: Vm> {
     memory: Arc<GuestMemory>,
 }
 
-impl<V: Vm> Machine<V> {
+impl<V: Vm> RunningVm<V> {
     /// Builds the machine and starts its vCPUs.
     pub(super) fn start(
         vm: V,
@@ -183,7 +183,7 @@ impl<V: Vm> Machine<V> {
 fn map<V: Vm>(vm: &V, memory: &GuestMemory) -> Result<()> {
     for region in memory.iter() {
         let (gpa, len) = (region.start_addr().raw_value(), region.len() as usize);
-        // SAFETY: the region stays mapped as long as `Machine::memory`, which outlives the VM and
+        // SAFETY: the region stays mapped as long as `RunningVm::memory`, which outlives the VM and
         // its vCPU threads (joined in `stop`; otherwise the process ends with all of them). Devices
         // access it by volatile reads and writes.
         unsafe { vm.map(gpa, region.as_ptr(), len, Perms::ReadWriteExecute) }?;

@@ -1,5 +1,5 @@
-//! The box's events, on their way to the home's log. That log is locked by all who write to it, so a
-//! thread of its own waits for the lock: neither the box nor its network does.
+//! Appends the box's events to the home's event log. All writers of the log lock it, so a thread of its own waits
+//! for the lock: neither the main thread nor the network's does.
 
 use std::fs::File;
 use std::io;
@@ -13,14 +13,14 @@ use boxlite_contract::status::now_ms;
 
 use super::threads::Threads;
 
-/// Events that wait at most; more are lost, and counted.
+/// The most events in the queue; further ones are dropped, and counted.
 const QUEUE: usize = 256;
-/// How long the log's lock is waited for.
+/// Timeout for the log's lock.
 const LOCK_LIMIT: Duration = Duration::from_secs(2);
-/// Between two tries to find room in a full queue.
+/// Pause between two tries to enter a full queue.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Writes a box's events down. Clones write to the same log.
+/// A handle to the event writer. Clones write to the same log.
 #[derive(Clone, Debug)]
 pub(super) struct Journal {
     id: Arc<str>,
@@ -31,12 +31,12 @@ pub(super) struct Journal {
 #[derive(Debug)]
 enum Entry {
     Event(Event),
-    /// Answered when what came before it is written.
+    /// Answered when all entries before it are written.
     Flush(SyncSender<()>),
 }
 
 impl Journal {
-    /// `log` is the home's event log, open for appending.
+    /// Starts the thread. `log` is the home's event log, open for appending.
     pub(super) fn start(threads: &Threads, id: &str, log: File) -> io::Result<Self> {
         let (queue, entries) = sync_channel(QUEUE);
         let lost = Arc::<AtomicU64>::default();
@@ -45,7 +45,7 @@ impl Journal {
         Ok(Self { id: id.into(), queue, lost })
     }
 
-    /// Appends an event, soon. Never waits.
+    /// Queues an event. Never blocks.
     pub(super) fn event(&self, kind: EventKind) {
         let event = Event::new(now_ms(), &*self.id, kind);
         if self.queue.try_send(Entry::Event(event)).is_err() {
@@ -53,7 +53,7 @@ impl Journal {
         }
     }
 
-    /// Waits until the events so far are written, at most so long.
+    /// Waits until all queued events are written, for `limit` at most.
     pub(super) fn flush(&self, limit: Duration) {
         let deadline = Instant::now() + limit;
         let (done, written) = sync_channel(1);
@@ -63,7 +63,7 @@ impl Journal {
             }
             std::thread::sleep(PAUSE);
         }
-        // What is not written by then is lost with the process.
+        // Events that are not written by then are lost when the process exits.
         let _ = written.recv_timeout(deadline.saturating_duration_since(Instant::now()));
     }
 }
@@ -77,13 +77,13 @@ fn write(entries: &Receiver<Entry>, log: &File, lost: &AtomicU64) {
                 Ok(false) => {
                     if !patience.is_zero() {
                         tracing::warn!(
-                            "the event log is locked by others: events are written all the same"
+                            "the event log's lock is held by another process: writing events without it"
                         );
                     }
-                    // Whoever holds it for so long does not let go of it for the next one.
+                    // A lock that is held for so long is not waited for again.
                     patience = Duration::ZERO;
                 }
-                Err(e) => tracing::warn!("an event of the box cannot be written: {e}"),
+                Err(e) => tracing::warn!("cannot write an event of the box: {e}"),
             },
             Entry::Flush(done) => {
                 let _ = done.try_send(());
@@ -91,7 +91,7 @@ fn write(entries: &Receiver<Entry>, log: &File, lost: &AtomicU64) {
         }
         match lost.swap(0, Ordering::Relaxed) {
             0 => {}
-            lost => tracing::warn!("{lost} events of the box are lost: they came too fast"),
+            lost => tracing::warn!("dropped {lost} events of the box: the queue was full"),
         }
     }
 }
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_waits_for_a_lock_that_another_process_keeps() {
+    fn a_lock_that_another_process_keeps_blocks_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("events.jsonl");
         let open = || File::options().append(true).create(true).open(&path).unwrap();
@@ -114,7 +114,7 @@ mod tests {
         (0..10 * QUEUE).for_each(|_| journal.event(EventKind::Running));
         assert!(started.elapsed() < Duration::from_secs(60), "events wait for the lock");
         journal.flush(Duration::ZERO);
-        // It is written all the same, in bounded time, and the lock is waited for once.
+        // Events are written without the lock, in bounded time: only the first waits for it.
         journal.flush(Duration::from_secs(60));
         let lines = std::fs::read_to_string(&path).unwrap().lines().count();
         assert!(lines >= QUEUE, "{lines}");
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn events_are_written_in_their_order() {
+    fn events_are_written_in_order() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("events.jsonl");
         let log = File::options().append(true).create(true).open(&path).unwrap();

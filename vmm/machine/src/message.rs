@@ -1,4 +1,4 @@
-//! What the main thread of a box's process is told, and the way of its answers.
+//! Messages to the main thread of a VM process, and its replies.
 
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -6,55 +6,55 @@ use std::time::Duration;
 
 use boxlite_contract::control::{FromMachine, ToMachine};
 
-use crate::hub::Note;
+use crate::hub::HubEvent;
 use crate::vm_event::VmEvent;
 
-/// What the main thread is told.
+/// A message to the main thread.
 #[derive(Debug)]
 pub(crate) enum Message {
-    /// The machine of this boot said something.
-    Machine(u64, VmEvent),
-    /// The hub said something.
-    Hub(Note),
-    /// A thread that is not the machine's alone failed, and why.
-    Broken(String),
-    /// Somebody asks for something, and is to be answered.
-    Asked(ToMachine, Reply),
-    /// Somebody asked for this end of the box, and has been answered that it begins.
-    Answered(ToMachine),
-    /// The launcher is gone.
+    /// An event of the VM of the boot with this number.
+    Vm(u64, VmEvent),
+    /// An event of the hub.
+    Hub(HubEvent),
+    /// A thread of the process failed that is not the VM's, and why.
+    ProcessFailed(String),
+    /// A request, and where its reply goes.
+    Request(ToMachine, Reply),
+    /// A request to end the box, whose reply has been sent already.
+    Acknowledged(ToMachine),
+    /// The launcher exited.
     LauncherGone,
-    /// The process is to end.
+    /// The process received SIGTERM or SIGINT.
     Terminate,
 }
 
-/// Answers that were given and have not left: the process waits for them before it ends.
+/// The number of replies that have not been written to their connections: the process waits for them before it exits.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Unsent(Arc<(Mutex<usize>, Condvar)>);
+pub(crate) struct PendingReplies(Arc<(Mutex<usize>, Condvar)>);
 
-impl Unsent {
+impl PendingReplies {
     pub(crate) fn change(&self, f: impl FnOnce(&mut usize)) {
         let (count, changed) = &*self.0;
         f(&mut count.lock().unwrap_or_else(PoisonError::into_inner));
         changed.notify_all();
     }
 
-    /// Waits until all have left, at most so long.
+    /// Waits until all replies are written, for `limit` at most.
     pub(crate) fn wait(&self, limit: Duration) {
         let (count, changed) = &*self.0;
         let count = count.lock().unwrap_or_else(PoisonError::into_inner);
-        // Whoever has not taken its answer by then will see the end of the connection.
+        // A client that has not taken its reply by then sees the end of the connection.
         let _ = changed.wait_timeout_while(count, limit, |count| *count > 0);
     }
 }
 
-/// The way of an answer.
+/// Where the reply to a request goes.
 #[derive(Debug)]
-pub(crate) struct Reply(SyncSender<FromMachine>, Unsent);
+pub(crate) struct Reply(SyncSender<FromMachine>, PendingReplies);
 
 impl Reply {
-    pub(crate) fn new(to: SyncSender<FromMachine>, unsent: Unsent) -> Self {
-        Self(to, unsent)
+    pub(crate) fn new(to: SyncSender<FromMachine>, pending_replies: PendingReplies) -> Self {
+        Self(to, pending_replies)
     }
 
     pub(crate) fn send(self, answer: FromMachine) {

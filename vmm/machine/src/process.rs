@@ -1,7 +1,7 @@
-//! `boxlite-vmm machine`: the process of one box. Standard input is the socket to its launcher.
+//! `boxlite-vmm machine`: the VM process of one box. Standard input is the socket to its launcher.
 //!
-//! The main thread owns the machine and does what the [lifecycle](super::lifecycle) says; all other
-//! threads tell it what has happened.
+//! The main thread owns the VM and carries out the actions of the [lifecycle](super::lifecycle); all other threads
+//! send it messages.
 
 mod launcher;
 mod teardown;
@@ -25,30 +25,30 @@ use boxlite_contract::spec::{BoxSpec, LaunchSpec, MainSpec};
 use boxlite_contract::status::{EndCause, Status};
 use boxlite_proto::message::Control;
 
-use self::launcher::{Launcher, Orphan, hear_launcher};
+use self::launcher::{Launcher, Orphan, serve_launcher};
 use super::boot_report::Report;
-use super::build::Machine;
+use super::build::RunningVm;
 use super::disks;
-use super::hub::{Commands, Hub, HubCommand, Note};
+use super::hub::{Hub, HubCommand, HubEvent, Programs};
 use super::journal::Journal;
 use super::lifecycle::{Action, Input, Lifecycle, Plan};
-use super::message::{Message, Reply, Unsent};
+use super::message::{Message, PendingReplies, Reply};
 use super::network::{BoxNetwork, PortError};
 use super::record::Record;
-use super::server::{Server, Vsock, hear_signals};
+use super::server::{Server, Vsock, handle_signals};
 use super::sys;
 use super::threads::{self, Threads};
 use super::vm_event::{EventSink, VmEvent, VmStop};
 use crate::backend;
 
-/// How long a guest that ended while it booted may have been heard too late to say why.
-const LAST_WORDS: Duration = Duration::from_millis(100);
-/// How long a hub may take longer than those who are attached: its log's file system may hang.
+/// How long the main thread waits for the agent's report when a guest stops during its boot.
+const BOOT_REPORT_LIMIT: Duration = Duration::from_millis(100);
+/// How long the hub may take beyond the patience for attached clients: its log's file system may hang.
 const HUB_LIMIT: Duration = Duration::from_secs(3);
-/// How long answers may take to leave when the process ends.
+/// Timeout for writing the last replies when the process exits.
 const ANSWERS_LIMIT: Duration = Duration::from_millis(500);
 
-/// Runs the machine that the launcher at standard input asks for, until it ends.
+/// Runs the VM that the launcher at standard input requests, until it ends.
 pub fn main() -> Result<()> {
     let stdin = io::stdin().as_fd().try_clone_to_owned()?;
     let launcher = UnixStream::from(stdin);
@@ -58,18 +58,18 @@ pub fn main() -> Result<()> {
     let Some((ToMachine::Launch(spec), files)) = control::receive(&launcher)? else {
         bail!("the launcher sent no LaunchSpec");
     };
-    // All of them, to the end of the process: the lock of the box's folder is among them.
+    // Kept open until the process exits: the lock of the box's folder is among them.
     let files = files.into_iter().map(File::from).collect();
     let process = Process::new(launcher, *spec, files)?;
-    // A machine that is no box ends by signals as any process does.
+    // A VM without a box has the default signal handlers.
     if process.spec.sandbox.is_some() {
-        hear_signals(&process.threads, process.sender.clone())?;
+        handle_signals(&process.threads, process.sender.clone())?;
     }
     process.run();
     Ok(())
 }
 
-/// The process, as its main thread sees it.
+/// The state of the main thread.
 struct Process {
     spec: LaunchSpec,
     files: Vec<File>,
@@ -77,33 +77,33 @@ struct Process {
     sender: Sender<Message>,
     inbox: Receiver<Message>,
     threads: Threads,
-    life: Lifecycle,
+    lifecycle: Lifecycle,
     vsock: Vsock,
     hub: Option<Hub>,
     journal: Option<Journal>,
     record: Option<Record>,
-    unsent: Unsent,
-    /// Somebody wants an end at once.
+    pending_replies: PendingReplies,
+    /// Set when a client requests an end at once.
     killed: Arc<AtomicBool>,
-    machine: Option<Machine<backend::Machine>>,
+    vm: Option<RunningVm<backend::HostVm>>,
     /// The box's network, from its first boot on.
     network: Option<BoxNetwork>,
-    /// The number of the boot, and when it began.
+    /// The number of the current boot, and when it began.
     boot: (u64, Instant),
-    /// When this process began.
-    since: Instant,
-    /// What machines before this one counted.
-    past: (ExitCounts, Vec<DiskMetrics>),
-    /// Messages that came while something else was waited for, in their order.
-    late: VecDeque<Message>,
-    /// Of the request that is being carried out, if it has not been answered.
+    /// When this process started.
+    started: Instant,
+    /// Counters of the VMs of earlier boots.
+    past_counters: (ExitCounts, Vec<DiskMetrics>),
+    /// Messages that arrived while the main thread waited for something else, in order.
+    deferred: VecDeque<Message>,
+    /// The reply to the request that is being carried out, if it has not been sent.
     reply: Option<Reply>,
-    /// When the hub is not waited for any more.
+    /// When the process stops waiting for the hub.
     hub_deadline: Option<Instant>,
-    /// Nothing is left to be done.
+    /// All output has been delivered, or is not waited for: the process may exit.
     drained: bool,
-    /// A machine could not be taken down: a disk of it may be written to still.
-    hangs: bool,
+    /// A VM could not be taken down: its disks may still be written to.
+    teardown_failed: bool,
 }
 
 impl Process {
@@ -114,10 +114,10 @@ impl Process {
         let report = sender.clone();
         let threads = Threads::new(move |why| {
             // The receiver is gone only when the process is ending.
-            let _ = report.send(Message::Broken(why));
+            let _ = report.send(Message::ProcessFailed(why));
         });
         let mut process = Self {
-            life: Lifecycle::new(Plan::of(&spec), now),
+            lifecycle: Lifecycle::new(Plan::of(&spec), now),
             launcher: Launcher::new(launcher.try_clone()?),
             sender: sender.clone(),
             inbox,
@@ -126,18 +126,18 @@ impl Process {
             hub: None,
             journal: None,
             record: None,
-            unsent: Unsent::default(),
+            pending_replies: PendingReplies::default(),
             killed: Arc::default(),
-            machine: None,
+            vm: None,
             network: None,
             boot: (0, now),
-            since: now,
-            past: Default::default(),
-            late: VecDeque::new(),
+            started: now,
+            past_counters: Default::default(),
+            deferred: VecDeque::new(),
             reply: None,
             hub_deadline: None,
             drained: false,
-            hangs: false,
+            teardown_failed: false,
             spec,
             files,
         };
@@ -145,24 +145,25 @@ impl Process {
             let log = process.file(sandbox.events)?;
             process.journal = Some(Journal::start(&threads, &sandbox.id, log)?);
         }
-        // The guest boots while the rest is made.
-        process.act(now);
-        let (unsent, killed) = (process.unsent.clone(), process.killed.clone());
+        // The guest boots while the rest is set up.
+        process.run_actions(now);
+        let (pending_replies, killed) = (process.pending_replies.clone(), process.killed.clone());
         let outlives = Arc::default();
-        let server = Server { inbox: sender, vsock, hub: None, unsent, outlives, threads, killed };
+        let server =
+            Server { inbox: sender, vsock, hub: None, pending_replies, outlives, threads, killed };
         match process.spec.sandbox.clone() {
-            None => hear_launcher(launcher, server, None)?,
+            None => serve_launcher(launcher, server, None)?,
             Some(sandbox) => {
-                if let Err(e) = process.become_box(&sandbox, launcher, server) {
-                    process.tell(Input::NotBuilt(EndCause::Failed(format!("{e:#}"))));
+                if let Err(e) = process.start_box(&sandbox, launcher, server) {
+                    process.apply(Input::NotBuilt(EndCause::Failed(format!("{e:#}"))));
                 }
             }
         }
         Ok(process)
     }
 
-    /// Makes what a box has over a bare machine.
-    fn become_box(
+    /// Sets up what a box has beyond its VM: hub, status, sockets.
+    fn start_box(
         &mut self,
         spec: &BoxSpec,
         launcher: UnixStream,
@@ -172,59 +173,59 @@ impl Process {
         let journal = self.journal.clone().context("a box without an event log")?;
         let record = Record::new(spec, journal, &self.threads)?;
         record.event(EventKind::Starting);
-        let programs = Commands {
+        let programs = Programs {
             main: spec.main.as_ref().map(MainSpec::request),
             ends_with_readers: !spec.detached
                 && spec.main.as_ref().is_some_and(|main| main.wait_for_attach),
             check: spec.health.as_ref().map(|health| health.exec.clone()),
         };
         let sender = self.sender.clone();
-        let hub = Hub::start(&self.threads, programs, record.folder(), move |note| {
+        let hub = Hub::start(&self.threads, programs, record.folder(), move |event| {
             // The receiver is gone only when the process is ending.
-            let _ = sender.send(Message::Hub(note));
+            let _ = sender.send(Message::Hub(event));
         })?;
         server.hub = Some(hub.clone());
         server.outlives.store(spec.detached, Ordering::SeqCst);
         server.listen_for_control(OwnedFd::from(file(spec.control)?).into())?;
         server.listen_for_vsock(OwnedFd::from(file(spec.vsock)?).into())?;
         let orphan = Orphan { record: record.clone(), remove: spec.remove };
-        hear_launcher(launcher, server, Some(orphan))?;
+        serve_launcher(launcher, server, Some(orphan))?;
         self.hub = Some(hub);
         self.record = Some(record);
-        self.act(Instant::now());
+        self.run_actions(Instant::now());
         Ok(())
     }
 
-    /// Lives to the end of the box, and leaves word of it.
+    /// Runs until the box has ended, and reports how.
     fn run(mut self) {
-        if let Err(panic) = threads::contain(|| self.live()) {
+        if let Err(panic) = threads::contain(|| self.run_until_drained()) {
             let why = format!("the box's process panicked: {panic}");
-            // It ends with all its threads: nothing is left to be done in order.
-            let _ = self.life.on(Input::ProcessFailed(why), Instant::now());
+            // The process exits with all its threads: there is no orderly shutdown.
+            let _ = self.lifecycle.on(Input::ProcessFailed(why), Instant::now());
         }
-        self.life.settle();
+        self.lifecycle.settle();
         if let Some(network) = &mut self.network {
             network.finish_capture();
         }
-        if let Some(ended) = self.life.ended() {
+        if let Some(ended) = self.lifecycle.ended() {
             if let Some(record) = &self.record {
                 let mut status = self.status();
-                status.disk_synced =
-                    !self.hangs && disks::sync(ended, &self.spec.disks, &self.files, &self.threads);
+                status.disk_synced = !self.teardown_failed
+                    && disks::sync(ended, &self.spec.disks, &self.files, &self.threads);
                 record.end(&status, ended);
             }
             self.launcher.ended(ended);
         }
-        self.unsent.wait(ANSWERS_LIMIT);
+        self.pending_replies.wait(ANSWERS_LIMIT);
     }
 
-    fn live(&mut self) {
+    fn run_until_drained(&mut self) {
         while !self.drained {
             #[cfg(test)]
-            threads::seam::check();
+            threads::fault::check();
             let now = Instant::now();
-            let deadline = self.life.deadline().into_iter().chain(self.hub_deadline).min();
-            let message = match (self.late.pop_front(), deadline) {
+            let deadline = self.lifecycle.deadline().into_iter().chain(self.hub_deadline).min();
+            let message = match (self.deferred.pop_front(), deadline) {
                 (Some(message), _) => Ok(message),
                 (None, Some(deadline)) => {
                     self.inbox.recv_timeout(deadline.saturating_duration_since(now))
@@ -232,67 +233,71 @@ impl Process {
                 (None, None) => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             match message {
-                Ok(Message::Machine(boot, VmEvent::Stop(stop))) if boot == self.boot.0 => {
-                    self.hear_last_words();
+                Ok(Message::Vm(boot, VmEvent::Stop(stop))) if boot == self.boot.0 => {
+                    self.await_boot_report();
                     self.vm_stopped(stop);
                 }
                 Ok(message) => self.handle(message),
                 Err(_) if self.hub_deadline.is_some_and(|until| until <= Instant::now()) => {
-                    tracing::warn!("what is left for those who are attached is not waited for");
+                    tracing::warn!(
+                        "attached clients have not taken all output in time: dropping the rest"
+                    );
                     self.drained = true;
                 }
-                Err(_) => self.tell(Input::Tick),
+                Err(_) => self.apply(Input::Tick),
             }
         }
     }
 
-    /// Takes what happened, and does what is to be done then.
-    fn tell(&mut self, input: Input) {
-        // Only what somebody asks for can be refused, and that goes through `answer`.
+    /// Passes an input to the lifecycle, and runs its actions.
+    fn apply(&mut self, input: Input) {
+        // Only requests can be refused, and they go through `answer`.
         let now = Instant::now();
-        let _ = self.life.on(input, now);
-        self.act(now);
+        let _ = self.lifecycle.on(input, now);
+        self.run_actions(now);
     }
 
     fn handle(&mut self, message: Message) {
         match message {
-            Message::Machine(boot, said) if boot == self.boot.0 => match said {
+            Message::Vm(boot, event) if boot == self.boot.0 => match event {
                 VmEvent::Report(Report::Stage(stage)) => self.stage(stage),
-                VmEvent::Report(Report::Fatal(message)) => self.tell(Input::Fatal(message)),
-                VmEvent::DiskFull(disk) => self.tell(Input::DiskFull(disk)),
+                VmEvent::Report(Report::Fatal(message)) => self.apply(Input::Fatal(message)),
+                VmEvent::DiskFull(disk) => self.apply(Input::DiskFull(disk)),
                 VmEvent::Stop(stop) => self.vm_stopped(stop),
             },
-            // A machine that has been taken down.
-            Message::Machine(..) => {}
-            Message::Hub(note) => match note {
-                Note::Awaited => self.tell(Input::MainAwaited),
-                Note::MainStarted(pid) => {
-                    self.tell(Input::MainStarted(pid));
+            // A VM of an earlier boot.
+            Message::Vm(..) => {}
+            Message::Hub(event) => match event {
+                HubEvent::MainAwaited => self.apply(Input::MainAwaited),
+                HubEvent::MainStarted(pid) => {
+                    self.apply(Input::MainStarted(pid));
                     sys::release_startup_code();
                 }
-                Note::MainEnded(end) => self.tell(Input::MainEnded(end)),
-                Note::AgentLost(why) => self.tell(Input::AgentLost(why)),
-                Note::Fatal(message) => self.tell(Input::Fatal(message)),
-                Note::Checked(number, result) => self.tell(Input::HealthChecked(number, result)),
-                Note::Drained => self.drained = true,
+                HubEvent::MainEnded(end) => self.apply(Input::MainEnded(end)),
+                HubEvent::AgentLost(why) => self.apply(Input::AgentLost(why)),
+                HubEvent::Fatal(message) => self.apply(Input::Fatal(message)),
+                HubEvent::HealthChecked(number, result) => {
+                    self.apply(Input::HealthChecked(number, result))
+                }
+                HubEvent::Drained => self.drained = true,
             },
-            Message::Asked(message, reply) => {
+            Message::Request(message, reply) => {
                 self.reply = Some(reply);
                 let answer = self.answer(message);
-                // It has been answered already if it takes long.
+                // A request that takes long has been answered already.
                 if let Some(reply) = self.reply.take() {
                     reply.send(answer);
                 }
             }
-            Message::Answered(message) => {
+            Message::Acknowledged(message) => {
                 let _ = self.answer(message);
             }
-            Message::Broken(why) => {
-                self.tell(Input::ProcessFailed(why));
-                self.drained |= self.has_no_hub();
+            Message::ProcessFailed(why) => {
+                self.apply(Input::ProcessFailed(why));
+                self.drained |= self.is_without_hub();
             }
-            Message::LauncherGone => self.tell(Input::LauncherGone),
-            Message::Terminate => self.tell(Input::Terminate),
+            Message::LauncherGone => self.apply(Input::LauncherGone),
+            Message::Terminate => self.apply(Input::Terminate),
         }
     }
 
@@ -303,93 +308,95 @@ impl Process {
             ToMachine::Pause => Input::Pause,
             ToMachine::Resume => Input::Resume,
             ToMachine::Outlive => Input::Outlive,
-            ToMachine::Signal { pid, started_ms, .. } if !self.life.is(pid, started_ms) => {
-                return FromMachine::Refused("it was started anew meanwhile".into());
+            ToMachine::Signal { pid, started_ms, .. } if !self.lifecycle.is(pid, started_ms) => {
+                return FromMachine::Refused("the box was started again meanwhile".into());
             }
             ToMachine::Signal { signal, .. } => Input::Signal(signal),
             ToMachine::Stop { grace_ms } if self.hub.is_some() => {
                 Input::Stop(Duration::from_millis(grace_ms))
             }
-            _ => return FromMachine::Refused("the machine cannot do that".into()),
+            _ => {
+                return FromMachine::Refused("this VM process does not support the request".into());
+            }
         };
         let now = Instant::now();
-        let result = self.life.on(input, now);
-        self.act(now);
+        let result = self.lifecycle.on(input, now);
+        self.run_actions(now);
         match result {
             Ok(()) => FromMachine::Done,
             Err(why) => FromMachine::Refused(why),
         }
     }
 
-    /// Whether nobody is there who would say that all who are attached have what is theirs.
-    fn has_no_hub(&self) -> bool {
+    /// Whether no hub runs that would report [`HubEvent::Drained`].
+    fn is_without_hub(&self) -> bool {
         self.hub.as_ref().is_none_or(Hub::has_ended)
     }
 
     fn stage(&mut self, stage: BootStage) {
         let micros = self.boot.1.elapsed().as_micros().try_into().unwrap_or(u64::MAX);
-        self.launcher.say(&FromMachine::Stage { stage, micros });
-        self.tell(Input::Stage(stage, micros));
+        self.launcher.send(&FromMachine::Stage { stage, micros });
+        self.apply(Input::Stage(stage, micros));
         if stage == BootStage::Ready {
             sys::release_startup_code();
         }
     }
 
-    /// A guest that gives up says why on another thread than the one that ends it.
-    fn hear_last_words(&mut self) {
-        if !self.life.is_booting() {
+    /// Waits briefly for the agent's report: it arrives on another thread than the guest's stop.
+    fn await_boot_report(&mut self) {
+        if !self.lifecycle.is_booting() {
             return;
         }
-        let until = Instant::now() + LAST_WORDS;
+        let until = Instant::now() + BOOT_REPORT_LIMIT;
         loop {
             match self.inbox.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok(Message::Machine(_, VmEvent::Report(report))) => match report {
+                Ok(Message::Vm(_, VmEvent::Report(report))) => match report {
                     Report::Stage(_) => {}
-                    Report::Fatal(message) => return self.tell(Input::Fatal(message)),
+                    Report::Fatal(message) => return self.apply(Input::Fatal(message)),
                 },
-                Ok(message) => self.late.push_back(message),
+                Ok(message) => self.deferred.push_back(message),
                 Err(_) => return,
             }
         }
     }
 
     fn vm_stopped(&mut self, stop: VmStop) {
-        let panic = self.machine.as_ref().and_then(|machine| machine.console().panic());
-        self.tell(Input::VmStopped { stop, panic });
+        let panic = self.vm.as_ref().and_then(|vm| vm.console().panic());
+        self.apply(Input::VmStopped { stop, panic });
     }
 
-    /// Does what is to be done, and writes down what it came to.
-    fn act(&mut self, now: Instant) {
+    /// Runs the lifecycle's actions, and writes the status if it changed.
+    fn run_actions(&mut self, now: Instant) {
         loop {
-            let actions = self.life.take_actions();
+            let actions = self.lifecycle.take_actions();
             if actions.is_empty() {
                 break;
             }
             for action in actions {
-                self.do_one(action, now);
+                self.run_action(action, now);
             }
         }
         if let Some(record) = &self.record
-            && self.life.take_changed()
+            && self.lifecycle.take_changed()
         {
             record.status(&self.status());
         }
     }
 
-    fn do_one(&mut self, action: Action, now: Instant) {
+    fn run_action(&mut self, action: Action, now: Instant) {
         let command = match action {
             Action::BootVm => return self.boot(now),
             Action::PauseVcpus => {
-                if self.machine.as_ref().is_some_and(|machine| !machine.pause()) {
-                    tracing::warn!("not all vCPUs stand still");
+                if self.vm.as_ref().is_some_and(|vm| !vm.pause()) {
+                    tracing::warn!("not all vCPUs have paused");
                 }
                 return;
             }
             Action::ResumeVcpus => {
-                self.machine.iter().for_each(Machine::resume);
+                self.vm.iter().for_each(RunningVm::resume);
                 HubCommand::SetClock
             }
-            Action::StopVm => return self.stop_machine(),
+            Action::StopVm => return self.stop_vm(),
             Action::RecordEvent(kind) => {
                 if let Some(record) = &self.record {
                     record.event(kind);
@@ -397,7 +404,7 @@ impl Process {
                 return;
             }
             Action::Finish(patience) => {
-                self.drained = self.has_no_hub();
+                self.drained = self.is_without_hub();
                 self.close(patience)
             }
             Action::FinishNow => self.close(Some(Duration::from_secs(1))),
@@ -405,8 +412,8 @@ impl Process {
                 Ok(Some(socket)) => HubCommand::Connect(socket),
                 Ok(None) => return,
                 Err(e) => {
-                    // It is refused only in states that cannot be refused anything.
-                    let _ = self.life.on(Input::AgentLost(e.to_string()), now);
+                    // This input is never refused.
+                    let _ = self.lifecycle.on(Input::AgentLost(e.to_string()), now);
                     return;
                 }
             },
@@ -422,7 +429,7 @@ impl Process {
         }
     }
 
-    /// The end of the hub, for which those who are attached may take so long.
+    /// The command that finishes the hub, with `patience` for attached clients. Also sets the deadline of the hub.
     fn close(&mut self, patience: Option<Duration>) -> HubCommand {
         let deadline = patience.map(|patience| Instant::now() + patience + HUB_LIMIT);
         self.hub_deadline = self.hub_deadline.into_iter().chain(deadline).min();
@@ -434,38 +441,38 @@ impl Process {
         self.boot = (boot, now);
         let sender = self.sender.clone();
         let stopped = AtomicBool::new(false);
-        let tell: EventSink = Arc::new(move |said| {
-            // A guest may ask for its reset as often as it likes before it is stopped.
-            if matches!(said, VmEvent::Stop(_)) && stopped.swap(true, Ordering::SeqCst) {
+        let events: EventSink = Arc::new(move |event| {
+            // A guest may request its reset any number of times before it is stopped.
+            if matches!(event, VmEvent::Stop(_)) && stopped.swap(true, Ordering::SeqCst) {
                 return;
             }
             // The receiver is gone only when the process is ending.
-            let _ = sender.send(Message::Machine(boot, said));
+            let _ = sender.send(Message::Vm(boot, event));
         });
-        let built = threads::contain(|| self.build(tell));
+        let built = threads::contain(|| self.build(events));
         let built = built.unwrap_or_else(|panic| bail!("building the machine panicked: {panic}"));
         match built {
-            Ok(machine) => {
-                self.vsock.set(Some(machine.vsock().clone()));
-                self.machine = Some(machine);
+            Ok(vm) => {
+                self.vsock.set(Some(vm.vsock().clone()));
+                self.vm = Some(vm);
                 let micros = self.boot.1.elapsed().as_micros().try_into().unwrap_or(u64::MAX);
                 let stage = BootStage::Kernel;
-                self.launcher.say(&FromMachine::Stage { stage, micros });
-                let _ = self.life.on(Input::Stage(stage, micros), Instant::now());
+                self.launcher.send(&FromMachine::Stage { stage, micros });
+                let _ = self.lifecycle.on(Input::Stage(stage, micros), Instant::now());
             }
             Err(e) => {
                 let cause = match e.downcast_ref::<PortError>() {
                     Some(port) => EndCause::Port(port.to_string()),
                     None => EndCause::Failed(format!("{e:#}")),
                 };
-                let _ = self.life.on(Input::NotBuilt(cause), Instant::now());
+                let _ = self.lifecycle.on(Input::NotBuilt(cause), Instant::now());
             }
         }
     }
 
-    fn build(&mut self, tell: EventSink) -> Result<Machine<backend::Machine>> {
+    fn build(&mut self, events: EventSink) -> Result<RunningVm<backend::HostVm>> {
         if let (None, Some(spec)) = (&self.network, &self.spec.network) {
-            // Before anything boots: a port may be taken.
+            // Before the guest boots: a port may be in use.
             let journal = self.journal.clone();
             let denied = move |what: &str, why: &str| {
                 tracing::warn!("network: denied {what}: {why}");
@@ -479,7 +486,7 @@ impl Process {
         }
         let vm = backend::open(self.spec.vcpus, self.spec.nested)?;
         let network = self.network.as_ref();
-        Machine::start(vm, &self.spec, &self.files, network, &self.threads, tell)
+        RunningVm::start(vm, &self.spec, &self.files, network, &self.threads, events)
     }
 
     fn file(&self, n: usize) -> Result<File> {
@@ -487,9 +494,9 @@ impl Process {
         Ok(file.with_context(|| format!("the launcher did not send file {n}"))?.try_clone()?)
     }
 
-    /// What is to be known of the box.
+    /// The status for `status.json`, with the published ports.
     fn status(&self) -> Status {
-        let mut status = self.life.status();
+        let mut status = self.lifecycle.status();
         if status.ended.is_none()
             && let Some(network) = &self.network
         {
@@ -498,7 +505,7 @@ impl Process {
         status
     }
 
-    /// A client's socket to the agent, if there is somebody for it.
+    /// A vsock client's socket to the agent, if there is a hub to use it.
     fn connect(&self) -> io::Result<Option<UnixStream>> {
         if self.hub.is_none() {
             return Ok(None);
@@ -508,24 +515,22 @@ impl Process {
         Ok(Some(ours))
     }
 
-    fn counted(&self, machine: &Machine<backend::Machine>) -> (ExitCounts, Vec<DiskMetrics>) {
-        let (exits, disks) = &self.past;
-        let now = machine.disks();
+    /// The counters of all boots, with `vm` as the current one.
+    fn counters(&self, vm: &RunningVm<backend::HostVm>) -> (ExitCounts, Vec<DiskMetrics>) {
+        let (exits, disks) = &self.past_counters;
+        let now = vm.disks();
         let past = disks.iter().copied().chain(std::iter::repeat(DiskMetrics::default()));
-        (
-            *exits + machine.exits(),
-            now.into_iter().zip(past).map(|(now, past)| now + past).collect(),
-        )
+        (*exits + vm.exits(), now.into_iter().zip(past).map(|(now, past)| now + past).collect())
     }
 
     fn metrics(&self) -> MachineMetrics {
-        let (exits, disks) = match &self.machine {
-            Some(machine) => self.counted(machine),
-            None => self.past.clone(),
+        let (exits, disks) = match &self.vm {
+            Some(vm) => self.counters(vm),
+            None => self.past_counters.clone(),
         };
         let mut metrics = MachineMetrics::default();
         metrics.cpu_micros = sys::cpu_time().as_micros().try_into().unwrap_or(u64::MAX);
-        metrics.up_micros = self.since.elapsed().as_micros().try_into().unwrap_or(u64::MAX);
+        metrics.up_micros = self.started.elapsed().as_micros().try_into().unwrap_or(u64::MAX);
         metrics.rss = sys::resident();
         (metrics.exits, metrics.disks) = (exits, disks);
         metrics.network = self.network.as_ref().map(BoxNetwork::metrics);

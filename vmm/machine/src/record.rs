@@ -1,6 +1,5 @@
-//! What a box's process leaves for others to read: `status.json` in its folder, and events in the
-//! home's log. A host that cannot take them must not stop the box, and a file system that hangs must
-//! not keep it from its end: a thread of its own changes the folder.
+//! The box's record on disk: `status.json` in its folder, and events in the home's log. A write error must not stop
+//! the box, and a file system that hangs must not delay its end: a thread of its own changes the folder.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,18 +16,18 @@ use boxlite_durable::Durability;
 use super::journal::Journal;
 use super::threads::Threads;
 
-/// How long the last events may take to be written when the process ends.
+/// Timeout for the last events when the process exits.
 const FLUSH_LIMIT: Duration = Duration::from_secs(3);
 
-/// How long a change of the status is waited for, and the last one or the folder's removal: the host's file system
-/// may hang.
+/// Timeout for a change of the status: the host's file system may hang.
 const STATUS_LIMIT: Duration = Duration::from_secs(5);
+/// Timeout for the last status, or for the removal of the folder.
 const LAST_LIMIT: Duration = Duration::from_secs(10);
 
-/// Changes that wait for a file system that hangs; more are lost.
+/// The most changes in the queue, while a file system hangs; further ones are dropped.
 const QUEUE: usize = 64;
 
-/// Writes down what happens to a box. Clones write to the same places.
+/// A handle to a box's record. Clones write to the same places.
 #[derive(Clone, Debug)]
 pub(super) struct Record {
     folder: PathBuf,
@@ -46,11 +45,11 @@ enum Change {
     Remove,
 }
 
-/// The way to the thread that changes the box's folder, in order.
+/// The queue of the thread that changes the box's folder, in order.
 #[derive(Clone, Debug)]
 struct Changes {
     queue: SyncSender<(Change, SyncSender<()>)>,
-    /// A change was waited for in vain, and none has been made since.
+    /// A change timed out, and none has been made since.
     hangs: Arc<AtomicBool>,
 }
 
@@ -74,9 +73,9 @@ impl Record {
         &self.folder
     }
 
-    /// Replaces the status. Waits for it a bounded time, and not at all while the file system hangs.
+    /// Replaces the status. Waits for a bounded time, and not at all while the file system hangs.
     pub(super) fn status(&self, status: &Status) {
-        // After a loss of power the box died with its host, whatever it did last.
+        // After a loss of power the box has died with its host, whatever this status says.
         let change = Change::Status(Box::new(status.clone()), Durability::Process);
         let patience = match self.changes.hangs.load(Ordering::SeqCst) {
             true => Duration::ZERO,
@@ -85,17 +84,17 @@ impl Record {
         self.changes.make(change, patience);
     }
 
-    /// Appends an event, soon.
+    /// Queues an event.
     pub(super) fn event(&self, kind: EventKind) {
         self.journal.event(kind);
     }
 
-    /// Waits for the events so far, a bounded time: the process is about to end.
+    /// Waits until queued events are written, for a bounded time, before the process exits.
     pub(super) fn flush(&self) {
         self.journal.flush(FLUSH_LIMIT);
     }
 
-    /// The last words, in bounded time; removes the folder of a box that is not to be kept.
+    /// Records how the box ended, or removes its folder if the box is not kept; in bounded time.
     pub(super) fn end(&self, status: &Status, ended: &BoxEnd) {
         if !self.remove {
             let change = Change::Status(Box::new(status.clone()), Durability::Power);
@@ -111,15 +110,15 @@ impl Record {
         self.flush();
     }
 
-    /// Removes the box's folder. What is left of it if this process ends meanwhile has a name that
-    /// says so.
+    /// Removes the box's folder. If this process exits meanwhile, the rest of the folder has a name that
+    /// marks it as removed.
     pub(super) fn remove(&self) {
         self.changes.make(Change::Remove, LAST_LIMIT);
     }
 }
 
 impl Changes {
-    /// Asks for a change, and waits until it is made, at most `patience`.
+    /// Queues a change, and waits until it is made, for `patience` at most.
     fn make(&self, change: Change, patience: Duration) {
         let (done, made) = sync_channel(1);
         let sent = self.queue.try_send((change, done)).is_ok();
@@ -127,12 +126,12 @@ impl Changes {
             return;
         }
         if !self.hangs.swap(true, Ordering::SeqCst) {
-            tracing::warn!("the box's folder cannot be changed now: its file system hangs");
+            tracing::warn!("cannot change the box's folder: its file system hangs");
         }
     }
 }
 
-/// The box's folder, as the thread that changes it has it.
+/// The state of the thread that changes the box's folder.
 struct Folder {
     id: String,
     folder: PathBuf,
@@ -148,14 +147,14 @@ impl Folder {
                 Change::Remove => self.remove(),
             }
             self.hangs.store(false, Ordering::SeqCst);
-            // Nobody may wait for it any more.
+            // The waiter may have timed out.
             let _ = done.try_send(());
         }
     }
 
     fn write(&self, status: &Status, durability: Durability) {
         if let Err(e) = status.write(&self.folder, durability) {
-            tracing::warn!("{}: the box's status cannot be written: {e}", self.folder.display());
+            tracing::warn!("{}: cannot write the box's status: {e}", self.folder.display());
         }
     }
 
@@ -170,7 +169,7 @@ impl Folder {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => {
                 let folder = self.folder.display();
-                tracing::warn!("{folder}: the box's folder cannot be removed: {e}");
+                tracing::warn!("{folder}: cannot remove the box's folder: {e}");
             }
         }
     }

@@ -1,5 +1,5 @@
-//! Those who speak to a machine: its launcher, whoever connects to the box's control socket, clients
-//! of its vsock, and signals. A thread each, and a bounded number of them.
+//! Serves the launcher, the control socket, the vsock socket and signals: a thread for each, and a bounded number
+//! of connections.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -16,25 +16,24 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::hub::{Hub, HubCommand};
-use super::message::{Message, Reply, Unsent};
+use super::message::{Message, PendingReplies, Reply};
 use super::sys;
 use super::threads::Threads;
 
-/// Connections to the control socket that may ask for anything. Whoever comes after them may only end
-/// the box.
+/// Connections to the control socket that may make any request. Those beyond may only end the box.
 const MAX_CONNECTIONS: usize = 64;
-/// Places beside those: to ask for the end of a box there is room whatever else goes on.
+/// Connections beyond [`MAX_CONNECTIONS`], reserved for requests to end the box.
 const RESERVED_CONNECTIONS: usize = 16;
-/// A connection that asks for nothing so long is closed, so that places come free.
+/// Timeout for a request; a connection without one is closed, to free its slot.
 const IDLE_LIMIT: Duration = Duration::from_secs(60);
-/// The same for a connection in a reserved place.
+/// Timeout for a request on a reserved connection.
 const RESERVED_IDLE_LIMIT: Duration = Duration::from_secs(10);
-/// Whoever does not take an answer for so long is hung up on.
+/// Timeout for writing an answer; then the connection is closed.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
-/// After a failed `accept` (too many open files): until some may have been closed.
+/// Pause after a failed `accept`: with too many open files, some may be closed meanwhile.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// The vsock of the machine that runs, if one does.
+/// The vsock of the running VM, if there is one.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Vsock(Arc<Mutex<Option<VsockHandle>>>);
 
@@ -43,30 +42,30 @@ impl Vsock {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Another machine, or none.
+    /// Replaces the VM's vsock.
     pub(super) fn set(&self, handle: Option<VsockHandle>) {
         *self.get() = handle;
     }
 
-    /// Hands over a client, which will say `CONNECT <port>`.
+    /// Passes on a client, which will send `CONNECT <port>`.
     pub(super) fn attach(&self, client: UnixStream) -> io::Result<()> {
         let handle = self.get().clone();
-        let handle = handle.ok_or_else(|| io::Error::other("the machine does not run"))?;
+        let handle = handle.ok_or_else(|| io::Error::other("the VM does not run"))?;
         handle.attach(client)
     }
 }
 
-/// What the threads need.
+/// What the serving threads share.
 #[derive(Clone, Debug)]
 pub(super) struct Server {
     pub(super) inbox: Sender<Message>,
     pub(super) vsock: Vsock,
     pub(super) hub: Option<Hub>,
-    pub(super) unsent: Unsent,
-    /// Whether the box goes on without its launcher, whoever said so.
+    pub(super) pending_replies: PendingReplies,
+    /// Whether the box keeps running when its launcher exits.
     pub(super) outlives: Arc<AtomicBool>,
     pub(super) threads: Threads,
-    /// Set when somebody asks for an end at once: the main thread may be waiting for something else.
+    /// Set by a request for an end at once, which the main thread checks while it waits for something else.
     pub(super) killed: Arc<AtomicBool>,
 }
 
@@ -83,7 +82,7 @@ impl Server {
         match admission {
             Admission::Full => self.serve(peer),
             Admission::EndOnly => match control::receive(peer) {
-                Ok(Some((message, files))) if ends_the_box(&message) => {
+                Ok(Some((message, files))) if is_end_request(&message) => {
                     self.reply(peer, message, files);
                 }
                 Ok(Some(_)) => refuse(peer),
@@ -92,9 +91,9 @@ impl Server {
         }
     }
 
-    /// Takes what somebody says, to the end of the connection.
+    /// Serves requests until the connection ends.
     pub(super) fn serve(&self, peer: &UnixStream) {
-        // Anything else than whole messages ends the connection.
+        // A malformed message ends the connection.
         while let Ok(Some((message, files))) = control::receive(peer) {
             if matches!(message, ToMachine::Outlive) {
                 self.outlive();
@@ -105,17 +104,18 @@ impl Server {
         }
     }
 
-    /// Answers a message; false if the answer cannot be sent.
+    /// Answers a message. Returns `false` if the answer cannot be sent.
     fn reply(&self, peer: &UnixStream, message: ToMachine, files: Vec<OwnedFd>) -> bool {
         let Some((answer, counted)) = self.answer(message, files) else { return true };
         let sent = control::send(peer, &answer, &[]);
         if counted {
-            self.unsent.change(|count| *count = count.saturating_sub(1));
+            self.pending_replies.change(|count| *count = count.saturating_sub(1));
         }
         sent.is_ok()
     }
 
-    /// Lets the box go on without its launcher. Here, because the thread that sees that go asks nobody else.
+    /// Keeps the box running when its launcher exits. Set here, because the launcher's thread does not ask the main
+    /// thread.
     fn outlive(&self) {
         self.outlives.store(true, Ordering::SeqCst);
         if let Some(hub) = &self.hub {
@@ -123,7 +123,7 @@ impl Server {
         }
     }
 
-    /// The answer to a message, if it has one, and whether it is counted as unsent.
+    /// The answer to a message, if it has one, and whether the answer is counted in `pending_replies`.
     fn answer(&self, message: ToMachine, files: Vec<OwnedFd>) -> Option<(FromMachine, bool)> {
         match message {
             ToMachine::Client => {
@@ -138,22 +138,22 @@ impl Server {
                 for file in files {
                     match &self.hub {
                         Some(hub) => hub.send(HubCommand::Attach(UnixStream::from(file))),
-                        None => tracing::warn!("the machine is no box: nothing to attach to"),
+                        None => tracing::warn!("this VM has no box: nothing to attach to"),
                     }
                 }
                 None
             }
             ToMachine::Launch(_) => {
-                Some((FromMachine::Refused("the machine runs already".into()), false))
+                Some((FromMachine::Refused("the VM runs already".into()), false))
             }
             message => {
                 if matches!(message, ToMachine::Kill) {
                     self.killed.store(true, Ordering::SeqCst);
                 }
                 let (reply, answer) = sync_channel(1);
-                let reply = Reply::new(reply, self.unsent.clone());
-                self.inbox.send(Message::Asked(message, reply)).ok()?;
-                // Without an answer the process is ending, and so does this connection.
+                let reply = Reply::new(reply, self.pending_replies.clone());
+                self.inbox.send(Message::Request(message, reply)).ok()?;
+                // No reply means that the process is exiting, which closes this connection.
                 answer.recv().ok().map(|answer| (answer, true))
             }
         }
@@ -170,7 +170,7 @@ impl Server {
             let (server, threads) = (server.clone(), &server.threads);
             let spawned = threads.spawn("control", move || {
                 server.serve_as(admission, &peer);
-                // Whoever sees the end of the connection finds the place free.
+                // In this order, a client that sees the connection closed finds the slot free.
                 drop(slot);
                 drop(peer);
             });
@@ -191,12 +191,12 @@ impl Server {
     }
 }
 
-/// Whether a message is answered in a reserved place.
-fn ends_the_box(message: &ToMachine) -> bool {
+/// Whether a request may be made on a reserved connection.
+fn is_end_request(message: &ToMachine) -> bool {
     matches!(message, ToMachine::Stop { .. } | ToMachine::Kill)
 }
 
-/// Tells somebody that there is no place.
+/// Tells a client that too many connections are open.
 fn refuse(peer: &UnixStream) {
     let why = format!(
         "{MAX_CONNECTIONS} connections to its process are open already, which leaves room only for \
@@ -205,12 +205,12 @@ fn refuse(peer: &UnixStream) {
     let _ = control::send(peer, &FromMachine::Refused(why), &[]);
 }
 
-/// What a connection may ask for.
+/// What a connection may request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Admission {
     /// Anything.
     Full,
-    /// Only to end the box: the connection is in a reserved slot.
+    /// Only the end of the box: the connection is in a reserved slot.
     EndOnly,
 }
 
@@ -223,7 +223,7 @@ impl Slot {
         Self(all.clone())
     }
 
-    /// The admission of the connection that was counted last; none if all slots are taken.
+    /// The admission of the connection that was counted last; `None` if all are taken.
     fn admission(&self) -> Option<Admission> {
         match self.0.load(Ordering::SeqCst) {
             0..=MAX_CONNECTIONS => Some(Admission::Full),
@@ -239,7 +239,7 @@ impl Drop for Slot {
     }
 }
 
-/// Calls `serve` with each connection of a process of our own user.
+/// Accepts connections on a thread of its own, and passes those of this process's user to `serve`.
 fn accept(
     threads: &Threads,
     name: &'static str,
@@ -267,8 +267,8 @@ fn accept(
     Ok(())
 }
 
-/// SIGTERM and SIGINT end the box in order, SIGHUP does nothing.
-pub(super) fn hear_signals(threads: &Threads, inbox: Sender<Message>) -> io::Result<()> {
+/// Handles signals on a thread of its own: SIGTERM and SIGINT stop the box, SIGHUP is ignored.
+pub(super) fn handle_signals(threads: &Threads, inbox: Sender<Message>) -> io::Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     threads.spawn("signals", move || {
         for signal in signals.forever() {

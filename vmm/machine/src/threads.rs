@@ -1,6 +1,6 @@
-//! The threads of a box's process. Every one is started here and watched: a panic is reported with
-//! its message to whoever decides about the box. Without a report, the work of that thread would stop
-//! silently, and a pause or the end of the box would wait for it without a bound.
+//! The threads of a VM process. Every thread is started here, and its panic is reported with its message. Without
+//! the report, the work of that thread would stop silently, and a pause or the end of the box would wait for the
+//! thread forever.
 
 use std::any::Any;
 use std::fmt;
@@ -9,12 +9,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
-/// Starts threads. Clones report to the same place.
+/// Starts threads. Clones report to the same callback.
 #[derive(Clone)]
 pub(super) struct Threads {
     report: Arc<dyn Fn(String) + Send + Sync>,
     #[cfg(test)]
-    fuse: Option<seam::Fuse>,
+    fault: Option<fault::Fault>,
 }
 
 impl Threads {
@@ -23,16 +23,16 @@ impl Threads {
         Self {
             report: Arc::new(report),
             #[cfg(test)]
-            fuse: seam::take(),
+            fault: fault::take(),
         }
     }
 
-    /// Threads of the same process that report to another place.
+    /// The same, with another callback for reports.
     pub(super) fn reporting(&self, report: impl Fn(String) + Send + Sync + 'static) -> Self {
         Self {
             report: Arc::new(report),
             #[cfg(test)]
-            fuse: self.fuse.clone(),
+            fault: self.fault.clone(),
         }
     }
 
@@ -45,14 +45,14 @@ impl Threads {
         let (name, threads) = (name.into(), self.clone());
         Builder::new().name(name.clone()).spawn(move || {
             #[cfg(test)]
-            let work = seam::fused(threads.fuse.clone(), &name, work);
+            let work = fault::inject(threads.fault.clone(), &name, work);
             if let Err(panic) = contain(work) {
                 threads.failed(format!("thread {name} panicked: {panic}"));
             }
         })
     }
 
-    /// Reports that a thread has ended which should not have, or cannot do its work.
+    /// Reports that a thread cannot do its work.
     pub(super) fn failed(&self, why: String) {
         tracing::error!("{why}");
         (self.report)(why);
@@ -65,9 +65,9 @@ impl fmt::Debug for Threads {
     }
 }
 
-/// Does `work`. The error is the message that it panicked with.
+/// Runs `work`, and catches a panic. The error is the panic's message.
 pub(super) fn contain<T>(work: impl FnOnce() -> T) -> Result<T, String> {
-    // What the work shared with others is behind locks, which are taken in spite of a poisoning.
+    // State that the work shares is behind locks, which are taken despite poisoning.
     catch_unwind(AssertUnwindSafe(work)).map_err(|panic| message(&*panic))
 }
 
@@ -77,47 +77,47 @@ fn message(panic: &(dyn Any + Send)) -> String {
     text.unwrap_or("no message").to_owned()
 }
 
-/// Lets a test make one thread of a process panic.
+/// Fault injection: lets a test make one thread of a process panic or hang.
 #[cfg(test)]
-pub(super) mod seam {
+pub(super) mod fault {
     use std::cell::RefCell;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    /// What becomes of one thread of a process.
+    /// A fault of one thread of a process.
     #[derive(Clone, Debug)]
-    pub(crate) struct Fuse {
-        /// Its name.
+    pub(crate) struct Fault {
+        /// The thread's name.
         pub(crate) thread: &'static str,
-        /// Whether it happens now.
-        pub(crate) lit: Arc<AtomicBool>,
-        /// Whether it is never heard of again, as in an uninterruptible system call; else it panics.
+        /// Whether the fault occurs at the next check.
+        pub(crate) armed: Arc<AtomicBool>,
+        /// Whether the thread hangs, as in an uninterruptible system call; otherwise it panics.
         pub(crate) hangs: bool,
     }
 
-    impl Fuse {
-        pub(crate) fn new(thread: &'static str, lit: bool) -> Self {
-            Self { thread, lit: Arc::new(AtomicBool::new(lit)), hangs: false }
+    impl Fault {
+        pub(crate) fn new(thread: &'static str, armed: bool) -> Self {
+            Self { thread, armed: Arc::new(AtomicBool::new(armed)), hangs: false }
         }
     }
 
     thread_local! {
-        static NEXT: RefCell<Option<Fuse>> = const { RefCell::new(None) };
-        static OWN: RefCell<Option<Fuse>> = const { RefCell::new(None) };
+        static NEXT: RefCell<Option<Fault>> = const { RefCell::new(None) };
+        static OWN: RefCell<Option<Fault>> = const { RefCell::new(None) };
     }
 
-    /// The next [`Threads`](super::Threads) that this thread makes have this fuse.
-    pub(crate) fn arm(fuse: Fuse) {
-        NEXT.set(Some(fuse));
+    /// Gives the fault to the next [`Threads`](super::Threads) that this thread makes.
+    pub(crate) fn arm(fault: Fault) {
+        NEXT.set(Some(fault));
     }
 
-    pub(super) fn take() -> Option<Fuse> {
+    pub(super) fn take() -> Option<Fault> {
         NEXT.take()
     }
 
-    /// `work`, on a thread that looks at its fuse at its start and at each [`check`].
-    pub(super) fn fused(fuse: Option<Fuse>, name: &str, work: impl FnOnce()) -> impl FnOnce() {
-        let own = fuse.filter(|fuse| fuse.thread == name);
+    /// Wraps `work`: its thread checks for its fault at the start and at each [`check`].
+    pub(super) fn inject(fault: Option<Fault>, name: &str, work: impl FnOnce()) -> impl FnOnce() {
+        let own = fault.filter(|fault| fault.thread == name);
         move || {
             OWN.set(own);
             check();
@@ -125,16 +125,17 @@ pub(super) mod seam {
         }
     }
 
-    /// The fuse of the calling thread, which was not started by [`Threads`](super::Threads).
-    pub(crate) fn arm_self(fuse: Fuse) {
-        OWN.set(Some(fuse));
+    /// Gives the fault to the calling thread, which was not started by [`Threads`](super::Threads).
+    pub(crate) fn arm_self(fault: Fault) {
+        OWN.set(Some(fault));
     }
 
-    /// Does what the fuse of the calling thread says, if it is lit.
+    /// Panics or hangs if the calling thread has a fault that is armed.
     pub(crate) fn check() {
-        let fuse = OWN.with_borrow(|own| own.clone().filter(|own| own.lit.load(Ordering::SeqCst)));
-        let Some(fuse) = fuse else { return };
-        assert!(fuse.hangs, "blown up by a test");
+        let fault =
+            OWN.with_borrow(|own| own.clone().filter(|own| own.armed.load(Ordering::SeqCst)));
+        let Some(fault) = fault else { return };
+        assert!(fault.hangs, "injected by a test");
         loop {
             std::thread::park();
         }

@@ -183,7 +183,7 @@ impl Gate {
     }
 }
 
-/// Removes a vCPU from the gate on drop, however its thread ends.
+/// The place of a vCPU at the gate, which it leaves however its thread ends.
 struct GateGuard<'g>(&'g Gate);
 
 impl Drop for GateGuard<'_> {
@@ -223,7 +223,7 @@ fn run<V: Vm>(shared: &Shared<V>, id: u32, vcpu: &mut V::Vcpu) -> Result<()> {
             Pass::End => return Ok(()),
         }
         #[cfg(test)]
-        super::threads::seam::check();
+        super::threads::fault::check();
         match vcpu.run()? {
             Exit::MmioRead { gpa, data } => {
                 count(&counters.mmio);

@@ -1,5 +1,5 @@
-//! The connection to the agent, and what runs on it: the main command, a health check, the request
-//! to shut down. The guest is hostile: what breaks the protocol ends the connection.
+//! The connection to the agent, which carries the main command, a health check, the clock and the shutdown
+//! request. The guest is hostile: a violation of the protocol ends the connection.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -14,67 +14,66 @@ use boxlite_proto::session::{Chunks, Client, ClientEvent, truncate};
 use boxlite_proto::{AGENT_PORT, PROTOCOL_VERSION};
 use bytes::Bytes;
 
-use super::link::{Broken, Link};
+use super::link::{Link, LinkError};
 
 /// The longest answer to `CONNECT`: "OK" and a port.
 const MAX_ANSWER: usize = 32;
-/// Bytes of a health check's output that are kept: the last ones.
+/// Bytes of a health check's output that are kept, from its end.
 const KEPT_OUTPUT: usize = 4096;
 
-/// A way that is longer says too little about the time.
-const LONG_WAY: Duration = Duration::from_millis(500);
+/// A delay above which a clock reading is too inexact and is repeated once.
+const LONG_DELAY: Duration = Duration::from_millis(500);
 
-/// A connection to the agent, from `CONNECT` on. What is asked before the agent has answered waits
-/// on the way.
+/// A connection to the agent, from `CONNECT` on. Requests may be made before the agent has answered.
 #[derive(Debug)]
 pub(super) struct Agent {
     pub(super) link: Link,
     pub(super) session: Client<Task>,
-    /// What has come of the device's answer to `CONNECT`; none once it is complete.
+    /// The beginning of the device's answer to `CONNECT`; `None` once the answer is complete.
     line: Option<Vec<u8>>,
     pub(super) main: Option<Main>,
     check: Option<Check>,
-    /// It has said that it gives up: the first reason counts, and others are not told.
+    /// The agent has reported that it gives up. Only the first report is passed on.
     gave_up: bool,
-    /// The guest's clock was asked for.
+    /// A reading of the guest's clock has been requested.
     clock_is_asked: bool,
 }
 
-/// What a stream is for.
+/// The purpose of a stream.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Task {
     Main,
     Check,
-    /// When the guest's clock was asked for, and whether to ask once more if the answer takes long.
+    /// A reading of the guest's clock: when it was requested, and whether to repeat it if the answer takes long.
     Clock(Instant, bool),
-    /// Nobody waits for the answer.
-    Unheeded,
+    /// A request whose answer is ignored.
+    Ignored,
 }
 
-/// What happened in the guest.
+/// An event in the guest.
 #[derive(Debug)]
 pub(super) enum AgentEvent {
-    /// The main command runs.
+    /// The main command runs, with this process ID.
     MainStarted(u32),
-    /// It wrote something.
+    /// The main command wrote output.
     Output(Channel, Bytes),
-    /// It writes nothing more there.
+    /// The main command closed an output.
     OutputEnded(Channel),
-    /// It ended: for those who are attached, and for the lifecycle.
+    /// The main command ended: the response for the peers, and the end for the lifecycle.
     MainEnded(Response, MainEnd),
-    /// The health check of this number ended.
-    Checked(u64, Result<String, String>),
+    /// The health check with this number ended.
+    HealthChecked(u64, Result<String, String>),
     /// The agent gives up.
     Fatal(String),
 }
 
-/// The main command, once it has been asked for.
+/// The main command, once it has been requested.
 #[derive(Debug)]
 pub(super) struct Main {
     stream: u32,
-    /// Whether it was asked for with an input.
+    /// Whether it was requested with an input.
     has_input: bool,
-    /// Once it runs.
+    /// Its process ID in the guest, once it runs.
     pub(super) pid: Option<u32>,
 }
 
@@ -87,7 +86,7 @@ struct Check {
 }
 
 impl Agent {
-    /// Says hello to the agent behind a vsock client's socket.
+    /// Opens a connection to the agent over a vsock client's socket.
     pub(super) fn connect(vsock: UnixStream) -> io::Result<Self> {
         let unix_time_ns = nanoseconds(unix_time());
         let hello = Hello { version: PROTOCOL_VERSION, generation: 0, unix_time_ns };
@@ -107,7 +106,7 @@ impl Agent {
         self.session.request(request, |_| task).ok()
     }
 
-    /// Runs the main command. One at a time: another is asked for when this one has ended.
+    /// Starts the main command, unless one runs.
     pub(super) fn start_main(&mut self, main: &MainExec) {
         if self.main.is_some() {
             return;
@@ -123,7 +122,7 @@ impl Agent {
         main.map(|main| main.stream)
     }
 
-    /// Tells the main command something. A signal is for its own process alone.
+    /// Sends the main command a control message. A signal goes to its own process only.
     pub(super) fn control_main(&mut self, control: Control) {
         let control = match control {
             Control::Signal(signal) => Control::SignalProcess(signal),
@@ -134,9 +133,9 @@ impl Agent {
         }
     }
 
-    /// Begins to set the guest's clock: asks for a reading of the one that nobody sets.
+    /// Begins to set the guest's clock: requests a reading of its monotonic clock.
     pub(super) fn ask_clock(&mut self) {
-        // A question that has no answer yet, of a box that was paused meanwhile for instance, is asked again then.
+        // If a request is unanswered, for instance because the box was paused, its late answer makes another.
         if !self.clock_is_asked {
             self.ask_clock_now(true);
         }
@@ -147,25 +146,25 @@ impl Agent {
         self.clock_is_asked = self.ask(&Request::Clock, task).is_some();
     }
 
-    /// The reading has come: tells what time it was then, as exactly as the way allows.
+    /// Takes the reading, and tells the guest the time at that moment. The delay bounds the error.
     fn on_clock(&mut self, response: &Response, asked: Instant, again: bool) {
         self.clock_is_asked = false;
-        // An agent that is older than this has no such clock.
+        // An older agent does not know the request.
         let Response::Clock { monotonic_ns } = *response else { return };
-        let way = asked.elapsed() / 2;
-        let then = unix_time().saturating_sub(way);
+        let delay = asked.elapsed() / 2;
+        let then = unix_time().saturating_sub(delay);
         let reading = ClockReading {
             monotonic_ns,
             unix_time_ns: nanoseconds(then),
-            error_ns: nanoseconds(way),
+            error_ns: nanoseconds(delay),
         };
-        self.ask(&Request::SetClock(reading), Task::Unheeded);
-        if again && way > LONG_WAY {
+        self.ask(&Request::SetClock(reading), Task::Ignored);
+        if again && delay > LONG_DELAY {
             self.ask_clock_now(false);
         }
     }
 
-    /// Begins a health check. If the last one has not ended, this one fails.
+    /// Starts a health check. Fails if the last one has not ended.
     pub(super) fn check(&mut self, number: u64, exec: &Exec) -> Result<(), String> {
         if self.check.is_some() {
             return Err("the last check was killed and has not ended".into());
@@ -176,20 +175,20 @@ impl Agent {
         Ok(())
     }
 
-    /// Kills the health check that runs.
+    /// Kills the running health check.
     pub(super) fn cancel_check(&mut self) {
         if let Some(check) = &self.check {
             self.session.control(check.stream, Control::Kill);
         }
     }
 
-    /// Asks the guest to end everything and itself.
+    /// Asks the guest to end all processes and power off.
     pub(super) fn shut_down(&mut self, grace: Duration) {
         let grace_ms = grace.as_millis().try_into().unwrap_or(u32::MAX);
-        self.ask(&Request::Shutdown { grace_ms }, Task::Unheeded);
+        self.ask(&Request::Shutdown { grace_ms }, Task::Ignored);
     }
 
-    /// Whether the main command runs and takes input, now or later.
+    /// Whether the main command runs and has not closed its input.
     pub(super) fn takes_input(&self) -> bool {
         self.input_stream().is_some_and(|stream| self.session.is_input_open(stream))
     }
@@ -199,7 +198,7 @@ impl Agent {
         self.input_stream().map_or(0, |stream| self.session.input_room(stream))
     }
 
-    /// Sends input to the main command, as much as there is room for; how much that was.
+    /// Sends the main command as much input as it has room for. Returns the number of bytes.
     pub(super) fn send_input(&mut self, bytes: &mut Chunks) -> usize {
         self.input_stream().map_or(0, |stream| self.session.send_input_from(stream, bytes))
     }
@@ -211,14 +210,14 @@ impl Agent {
         }
     }
 
-    /// Nobody reads that output of the main command any more.
+    /// Closes an output of the main command, which sees a broken pipe.
     pub(super) fn close_output(&mut self, channel: Channel) {
         if let Some(main) = &self.main {
             self.session.close_output(main.stream, channel);
         }
     }
 
-    /// Grants credit for the main command's output, down to `held` bytes that the slowest peer has not taken.
+    /// Grants credit for the main command's output, except for `held` bytes that the slowest peer has not taken.
     pub(super) fn release(&mut self, channel: Channel, held: usize) {
         if let Some(main) = &self.main {
             let taken = self.session.output_held(main.stream, channel).saturating_sub(held);
@@ -226,15 +225,15 @@ impl Agent {
         }
     }
 
-    /// Reads once. What happened is added to `events`, in order, also what came before an error.
-    pub(super) fn receive(&mut self, events: &mut Vec<AgentEvent>) -> Result<(), Broken> {
+    /// Reads once. Adds events to `events`, in order, including those before an error.
+    pub(super) fn receive(&mut self, events: &mut Vec<AgentEvent>) -> Result<(), LinkError> {
         while let Some(line) = &mut self.line {
             let Some(byte) = self.link.byte()? else { return Ok(()) };
             line.push(byte);
             if byte == b'\n' && line.starts_with(b"OK ") {
                 self.line = None;
             } else if byte == b'\n' || line.len() == MAX_ANSWER {
-                return Err(Broken::Transport("the guest's agent does not accept connections"));
+                return Err(LinkError::Transport("the guest's agent does not accept connections"));
             }
         }
         self.link.read()?;
@@ -283,7 +282,7 @@ impl Agent {
             ClientEvent::Ended { tag: Task::Clock(asked, again), response, .. } => {
                 self.on_clock(&response, asked, again);
             }
-            ClientEvent::Ended { tag: Task::Unheeded, .. } => {}
+            ClientEvent::Ended { tag: Task::Ignored, .. } => {}
         }
     }
 
@@ -298,25 +297,25 @@ impl Agent {
 }
 
 impl Check {
-    /// What a health check says that ended so.
+    /// The result of a health check that ended this way.
     fn verdict(self, end: MainEnd) -> AgentEvent {
         let mut text = String::from_utf8_lossy(&self.output).into_owned();
         truncate(&mut text);
         let why = match end {
             MainEnd::Exited { out_of_memory: true, .. } => "the guest ran out of memory".to_owned(),
             MainEnd::Exited { status: ExitStatus::Code(0), .. } => {
-                return AgentEvent::Checked(self.number, Ok(text));
+                return AgentEvent::HealthChecked(self.number, Ok(text));
             }
             MainEnd::Exited { status: ExitStatus::Code(code), .. } => format!("exit code {code}"),
             MainEnd::Exited { status: ExitStatus::Signal(signal), .. } => {
                 format!("signal {signal}")
             }
             MainEnd::NotStarted { message, .. } => {
-                return AgentEvent::Checked(self.number, Err(message));
+                return AgentEvent::HealthChecked(self.number, Err(message));
             }
         };
         let output = if text.trim().is_empty() { why } else { text };
-        AgentEvent::Checked(self.number, Err(output))
+        AgentEvent::HealthChecked(self.number, Err(output))
     }
 }
 
@@ -328,7 +327,7 @@ fn nanoseconds(time: Duration) -> u64 {
     time.as_nanos().try_into().unwrap_or(u64::MAX)
 }
 
-/// What the last answer to a command means. Every way a command can end is here.
+/// The end of a command that a final response reports; `None` for other responses.
 fn main_end(response: &Response) -> Option<MainEnd> {
     Some(match response {
         Response::Exited(status) => MainEnd::Exited { status: *status, out_of_memory: false },

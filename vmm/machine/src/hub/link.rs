@@ -1,4 +1,4 @@
-//! A Unix socket of frames that never blocks. What waits to be sent is in the session's outbox.
+//! A non-blocking Unix socket that carries frames. Unsent frames are in the session's outbox.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -8,13 +8,12 @@ use std::time::Instant;
 use boxlite_proto::session::{Assembler, Outbox, Violation};
 use rustix::event::PollFlags;
 
-/// A peer that does not take what waits for it is not read from either: its requests would only
-/// make more of it.
+/// Unsent bytes above which the peer is not read: its requests would only add more.
 const STOP_READING: usize = 512 << 10;
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Broken {
+pub(super) enum LinkError {
     #[error("it was closed")]
     Closed,
     #[error(transparent)]
@@ -29,27 +28,27 @@ pub(super) enum Broken {
 #[derive(Debug)]
 pub(super) struct Link {
     socket: UnixStream,
-    /// What was read.
+    /// Bytes that were read.
     pub(super) input: Assembler,
-    /// The other end takes nothing any more; what it sent before can still be read.
+    /// The other end takes nothing more; what it sent before can still be read.
     write_closed: bool,
-    /// When the other end last sent or took something.
-    moved: Instant,
+    /// When bytes were last read or written.
+    last_progress: Instant,
 }
 
 impl Link {
     /// Takes a connected socket.
     pub(super) fn new(socket: UnixStream) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
-        let (input, moved) = (Assembler::default(), Instant::now());
-        Ok(Self { socket, input, write_closed: false, moved })
+        let (input, last_progress) = (Assembler::default(), Instant::now());
+        Ok(Self { socket, input, write_closed: false, last_progress })
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 
-    /// What to wait for while so many bytes wait to be sent.
+    /// The events to poll for while `waiting` bytes are unsent.
     pub(super) fn interest(&self, read: bool, waiting: usize) -> PollFlags {
         let mut flags = PollFlags::empty();
         flags.set(PollFlags::IN, read && waiting < STOP_READING);
@@ -57,25 +56,25 @@ impl Link {
         flags
     }
 
-    /// Whether the other end takes nothing any more.
+    /// Whether the other end takes nothing more.
     pub(super) fn is_write_closed(&self) -> bool {
         self.write_closed
     }
 
-    /// When the other end last sent or took something.
-    pub(super) fn moved(&self) -> Instant {
-        self.moved
+    /// When bytes were last read or written.
+    pub(super) fn last_progress(&self) -> Instant {
+        self.last_progress
     }
 
-    /// Reads one byte; none if none is there.
-    pub(super) fn byte(&mut self) -> Result<Option<u8>, Broken> {
+    /// Reads one byte; `None` if there is none yet.
+    pub(super) fn byte(&mut self) -> Result<Option<u8>, LinkError> {
         let mut byte = [0];
         let read = (&self.socket).read(&mut byte);
         Ok(self.arrived(read)?.map(|_| byte[0]))
     }
 
     /// Reads once into [`input`](Self::input).
-    pub(super) fn read(&mut self) -> Result<(), Broken> {
+    pub(super) fn read(&mut self) -> Result<(), LinkError> {
         let read = (&self.socket).read(self.input.space());
         if let Some(count) = self.arrived(read)? {
             self.input.filled(count);
@@ -83,11 +82,11 @@ impl Link {
         Ok(())
     }
 
-    fn arrived(&mut self, read: io::Result<usize>) -> Result<Option<usize>, Broken> {
+    fn arrived(&mut self, read: io::Result<usize>) -> Result<Option<usize>, LinkError> {
         match read {
-            Ok(0) => Err(Broken::Closed),
+            Ok(0) => Err(LinkError::Closed),
             Ok(n) => {
-                self.moved = Instant::now();
+                self.last_progress = Instant::now();
                 Ok(Some(n))
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
@@ -98,13 +97,13 @@ impl Link {
 
     /// Sends what can be sent now.
     pub(super) fn flush(&mut self, outbox: &mut Outbox) {
-        let Self { socket, moved, .. } = self;
+        let Self { socket, last_progress, .. } = self;
         let written = outbox.write_with(|slices| {
             loop {
                 match (&*socket).write_vectored(slices) {
                     Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                     Ok(n) => {
-                        *moved = Instant::now();
+                        *last_progress = Instant::now();
                         return Ok(n);
                     }
                     Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -112,7 +111,7 @@ impl Link {
                 }
             }
         });
-        // The end of the connection is found by reading, after what comes before it.
+        // Reading finds the end of the connection, after the bytes that were sent before it.
         self.write_closed |= written.is_err_and(|e| e.kind() != io::ErrorKind::WouldBlock);
         if self.write_closed {
             outbox.clear();

@@ -1,17 +1,17 @@
-//! The hub: a thread that holds the box's one connection to the agent and shares the main command
-//! among the log and all who attach.
+//! The hub: a thread that owns the box's connection to the agent, and shares the main command among its log and
+//! all attached peers.
 //!
 //! ```text
 //!   peer ◀──frames──▶ ┐                       ┌ main command
 //!   peer ◀──frames──▶ ├ hub ◀──one vsock──▶ agent ┤ health check
-//!   main.log ◀──────── ┘  ▲ commands, notes       └ shutdown
-//!                    the box's lifecycle
+//!   main.log ◀──────── ┘  ▲ commands, events      └ shutdown
+//!                    the box's main thread
 //! ```
 //!
-//! Nothing blocks but the log's writes. The agent's connection is a client session of the protocol, each peer's
-//! a server session, and what the command writes is shared between the log and the peers as it arrived. Memory is
-//! bounded by credit: the command may write a window of each channel ahead of the slowest peer, and a peer a
-//! window of input ahead of the command.
+//! Only writes to the log block. The agent's connection is a client session of the protocol, each peer's a server
+//! session; output of the command is shared between log and peers without a copy. Credit bounds memory: the
+//! command may write a window of each channel ahead of the slowest peer, and a peer may send a window of input
+//! ahead of the command.
 
 mod agent;
 mod link;
@@ -37,106 +37,106 @@ use self::agent::{Agent, AgentEvent};
 use self::peer::{Ending, Peer, PeerRequest};
 use super::threads::Threads;
 
-/// More peers than this at a time are told so and hung up on.
+/// The most peers at a time; another one gets an error, and its connection is closed.
 const MAX_PEERS: usize = 256;
-/// While more waits for the agent, no peer is heard.
+/// Unsent bytes to the agent above which peers are not read.
 const AGENT_HIGH: usize = 512 << 10;
-/// Reads that empty the socket of a machine that is gone.
+/// The most reads of what a VM that has stopped left in the socket.
 const LAST_READS: usize = 32;
-/// An onlooker that takes nothing for so long is hung up on when the command is over; the log has the rest.
+/// After the end of the command, an onlooker that makes no progress for this long is disconnected; the log has the rest.
 const STALL: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
-/// How long [`Hub::disconnect`] waits for the thread.
+/// Timeout for [`Hub::disconnect`].
 const DISCONNECT_LIMIT: Duration = Duration::from_secs(5);
 
-/// What the hub is to do.
+/// A command to the hub.
 #[derive(Debug)]
 pub(super) enum HubCommand {
-    /// A peer's socket.
+    /// Serve this socket as a peer.
     Attach(UnixStream),
-    /// A vsock client's socket: the machine's agent is behind it.
+    /// Connect to the agent over this socket of a vsock client.
     Connect(UnixStream),
-    /// Forget the agent.
+    /// Drop the connection to the agent.
     Disconnect(SyncSender<()>),
-    /// Run the main command.
+    /// Start the main command.
     StartMain,
-    /// Tell it something.
+    /// Forward a control message to the main command.
     ControlMain(Control),
-    /// Its output goes on when nobody attached reads it: the box is detached now.
+    /// Keep the command's output open when no attached peer reads it: the box is detached now.
     KeepOutput,
-    /// Begin the health check of this number.
+    /// Start the health check with this number.
     Check(u64),
-    /// Kill the one that runs.
+    /// Kill the running health check.
     CancelCheck,
     /// Set the guest's clock.
     SetClock,
-    /// Ask the guest to end.
+    /// Ask the guest to shut down, with this grace for its processes.
     ShutDown(Duration),
-    /// Finish: [`Note::Drained`] when the peers have all that is theirs, or after so long.
+    /// Finish: send [`HubEvent::Drained`] once the peers have taken all their output, or after this time.
     Close(Option<Duration>),
 }
 
-/// What the hub tells.
+/// An event from the hub.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Note {
-    /// A peer waits for the main command.
-    Awaited,
-    /// The main command runs.
+pub(super) enum HubEvent {
+    /// A peer has attached and waits for the main command.
+    MainAwaited,
+    /// The main command runs, with this process ID in the guest.
     MainStarted(u32),
-    /// It ended.
+    /// The main command ended.
     MainEnded(MainEnd),
-    /// The connection to the agent is lost.
+    /// The connection to the agent is lost, and why.
     AgentLost(String),
-    /// The agent gives up.
+    /// The agent gives up, and why.
     Fatal(String),
-    /// A health check ended.
-    Checked(u64, Result<String, String>),
-    /// The last note.
+    /// The health check with this number ended: its output, or why it failed.
+    HealthChecked(u64, Result<String, String>),
+    /// The hub has finished. The last event.
     Drained,
 }
 
-/// What the hub runs in the guest.
+/// The commands that the hub runs in the guest.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Commands {
+pub(super) struct Programs {
     /// The main command.
     pub(super) main: Option<MainExec>,
-    /// Whether output that nobody attached reads any more is closed, as a broken pipe is; otherwise
-    /// the log alone reads it.
+    /// Whether output is closed when the last attached peer stops reading it, as a pipe would be; otherwise the log
+    /// keeps reading it.
     pub(super) ends_with_readers: bool,
     /// The health check.
     pub(super) check: Option<Exec>,
 }
 
-/// The way to the hub. Clones share it.
+/// A handle to the hub. Clones share it.
 #[derive(Clone, Debug)]
 pub(super) struct Hub {
     commands: Sender<HubCommand>,
-    bell: Arc<UnixStream>,
-    /// There as long as the thread is.
-    life: Weak<()>,
+    waker: Arc<UnixStream>,
+    /// Can be upgraded as long as the thread runs.
+    alive: Weak<()>,
 }
 
 impl Hub {
-    /// Starts the thread; the log is in `folder`.
+    /// Starts the hub's thread; the log is in `folder`. `emit` gets its events.
     pub(super) fn start(
         threads: &Threads,
-        commands: Commands,
+        programs: Programs,
         folder: &Path,
-        tell: impl Fn(Note) + Send + 'static,
+        emit: impl Fn(HubEvent) + Send + 'static,
     ) -> io::Result<Self> {
-        let (bell, rung) = UnixStream::pair()?;
-        bell.set_nonblocking(true)?;
-        rung.set_nonblocking(true)?;
+        let (waker, wakeups) = UnixStream::pair()?;
+        waker.set_nonblocking(true)?;
+        wakeups.set_nonblocking(true)?;
         let (sender, inbox) = channel();
-        let (folder, watch, lives) = (folder.to_owned(), threads.clone(), Arc::new(()));
-        let life = Arc::downgrade(&lives);
+        let (folder, watch, running) = (folder.to_owned(), threads.clone(), Arc::new(()));
+        let alive = Arc::downgrade(&running);
         let work = move || {
-            let _lives = lives;
+            let _running = running;
             let mut state = State {
-                programs: commands,
+                programs,
                 log: Writer::open(&folder),
                 inbox,
-                rung,
-                tell: Box::new(tell),
+                wakeups,
+                emit: Box::new(emit),
                 agent: None,
                 peers: Vec::new(),
                 closing: None,
@@ -148,22 +148,22 @@ impl Hub {
                 watch.failed(format!("the hub of the main command cannot wait: {e}"));
             }
         })?;
-        Ok(Self { commands: sender, bell: Arc::new(bell), life })
+        Ok(Self { commands: sender, waker: Arc::new(waker), alive })
     }
 
-    /// Gives it something to do.
+    /// Sends a command.
     pub(super) fn send(&self, command: HubCommand) {
-        // A hub that is gone has said so, and a full bell is rung already.
+        // The end of the hub is reported elsewhere, and a full waker wakes the hub anyway.
         let _ = self.commands.send(command);
-        let _ = io::Write::write(&mut &*self.bell, &[1]);
+        let _ = io::Write::write(&mut &*self.waker, &[1]);
     }
 
-    /// Whether its thread has ended: there will be no [`Note`] any more.
+    /// Whether the thread has ended: no further [`HubEvent`] comes.
     pub(super) fn has_ended(&self) -> bool {
-        self.life.strong_count() == 0
+        self.alive.strong_count() == 0
     }
 
-    /// Forgets the agent. What it said before has been told when this returns.
+    /// Drops the connection to the agent. Events of what the agent sent before are out when this returns.
     pub(super) fn disconnect(&self) {
         let (done, wait) = sync_channel(1);
         self.send(HubCommand::Disconnect(done));
@@ -172,11 +172,11 @@ impl Hub {
 }
 
 struct State {
-    programs: Commands,
+    programs: Programs,
     log: Writer,
     inbox: Receiver<HubCommand>,
-    rung: UnixStream,
-    tell: Box<dyn Fn(Note) + Send>,
+    wakeups: UnixStream,
+    emit: Box<dyn Fn(HubEvent) + Send>,
     agent: Option<Agent>,
     peers: Vec<Peer>,
     closing: Option<Closing>,
@@ -187,12 +187,12 @@ struct Closing {
     deadline: Option<Instant>,
 }
 
-/// Tells somebody that too many are attached.
+/// Tells a client that too many peers are attached.
 fn refuse(mut socket: UnixStream) {
     let message = format!("{MAX_PEERS} are attached to the main command already");
     tracing::warn!("{message}: one more is refused");
     let event = Event::Fatal { message }.frame(0);
-    // A new socket has room for it, and is not waited for if it has none.
+    // A new socket has room for the message; one without is not waited for.
     let _ = socket.set_nonblocking(true).and_then(|()| socket.write_all(&event.to_bytes()));
 }
 
@@ -200,23 +200,23 @@ impl State {
     fn run(&mut self) -> io::Result<()> {
         loop {
             #[cfg(test)]
-            super::threads::seam::check();
+            super::threads::fault::check();
             if !self.take_commands() {
                 return Ok(());
             }
             loop {
                 self.pump();
                 self.flush();
-                if !self.can_move() {
+                if !self.has_pending() {
                     break;
                 }
             }
-            self.hang_up_on_idlers();
-            self.peers.retain(|peer| !peer.is_over());
+            self.disconnect_stalled();
+            self.peers.retain(|peer| !peer.is_finished());
             if let Some(closing) = &self.closing {
                 let late = closing.deadline.is_some_and(|deadline| deadline <= Instant::now());
                 if late || self.peers.is_empty() {
-                    (self.tell)(Note::Drained);
+                    (self.emit)(HubEvent::Drained);
                     return Ok(());
                 }
             }
@@ -224,31 +224,31 @@ impl State {
         }
     }
 
-    /// When the hub closes for one peer, or for all.
+    /// When the next stalled peer is disconnected, or the hub finishes.
     fn deadline(&self) -> Option<Instant> {
         let closing = self.closing.as_ref()?;
-        let stalls = self.peers.iter().filter_map(|peer| closing.patience_with(peer));
+        let stalls = self.peers.iter().filter_map(|peer| closing.stall_deadline(peer));
         stalls.chain(closing.deadline).min()
     }
 
-    /// A person who has suspended an onlooker is not to hold a box up that is over.
-    fn hang_up_on_idlers(&mut self) {
+    /// Disconnects onlookers that make no progress, so that a suspended one does not delay the end of the box.
+    fn disconnect_stalled(&mut self) {
         let Some(closing) = &self.closing else { return };
         let now = Instant::now();
         for peer in &mut self.peers {
-            if closing.patience_with(peer).is_some_and(|until| until <= now) {
-                tracing::warn!("somebody who was attached takes nothing: it is hung up on");
-                peer.gone = true;
+            if closing.stall_deadline(peer).is_some_and(|until| until <= now) {
+                tracing::warn!("an attached client takes no output: disconnecting it");
+                peer.disconnected = true;
             }
         }
     }
 
-    /// Waits for something to happen, and takes what has come.
+    /// Waits for a socket to be ready or a deadline, and reads the sockets that are readable.
     fn wait(&mut self) -> io::Result<()> {
         let listen = self.agent.as_ref().is_none_or(|agent| agent.session.waiting() < AGENT_HIGH);
-        let mut fds = vec![PollFd::new(&self.rung, PollFlags::IN)];
+        let mut fds = vec![PollFd::new(&self.wakeups, PollFlags::IN)];
         let agent = self.agent.iter().map(|agent| (&agent.link, true, agent.session.waiting()));
-        let peers = self.peers.iter().filter(|peer| !peer.gone);
+        let peers = self.peers.iter().filter(|peer| !peer.disconnected);
         let peers = peers.map(|peer| (&peer.link, listen, peer.session.waiting()));
         fds.extend(agent.chain(peers).map(|(link, read, waiting)| {
             PollFd::from_borrowed_fd(link.fd(), link.interest(read, waiting))
@@ -266,14 +266,14 @@ impl State {
         drop(fds);
         let mut readable = readable.into_iter();
         if readable.next() == Some(true) {
-            // How often it was rung does not matter.
-            let _ = io::Read::read(&mut &self.rung, &mut [0; 256]);
+            // One pass handles all commands, however many wakeups there were.
+            let _ = io::Read::read(&mut &self.wakeups, &mut [0; 256]);
         }
         if self.agent.is_some() && readable.next() == Some(true) {
             self.receive_from_agent();
         }
         let ready: Vec<usize> = (0..self.peers.len())
-            .filter(|n| !self.peers[*n].gone)
+            .filter(|n| !self.peers[*n].disconnected)
             .filter(|_| readable.next() == Some(true))
             .collect();
         for n in ready {
@@ -282,7 +282,7 @@ impl State {
         Ok(())
     }
 
-    /// False when nobody can give commands any more.
+    /// Carries out the commands that wait. Returns `false` if no further one can come.
     fn take_commands(&mut self) -> bool {
         loop {
             match self.inbox.try_recv() {
@@ -298,14 +298,14 @@ impl State {
             HubCommand::Attach(socket) if self.peers.len() >= MAX_PEERS => refuse(socket),
             HubCommand::Attach(socket) => match Peer::new(socket) {
                 Ok(peer) => self.peers.push(peer),
-                Err(e) => tracing::warn!("cannot serve who attached: {e}"),
+                Err(e) => tracing::warn!("cannot serve a client that attached: {e}"),
             },
             HubCommand::Connect(socket) => match Agent::connect(socket) {
                 Ok(agent) => self.agent = Some(agent),
-                Err(e) => (self.tell)(Note::AgentLost(e.to_string())),
+                Err(e) => (self.emit)(HubEvent::AgentLost(e.to_string())),
             },
             HubCommand::Disconnect(done) => {
-                // Its machine is gone; what it had said is in the socket.
+                // The VM has stopped; what the agent sent before is still in the socket.
                 for _ in 0..LAST_READS {
                     self.receive_from_agent();
                 }
@@ -331,7 +331,7 @@ impl State {
                     return;
                 };
                 if let Err(why) = agent.check(number, exec) {
-                    (self.tell)(Note::Checked(number, Err(why)));
+                    (self.emit)(HubEvent::HealthChecked(number, Err(why)));
                 }
             }
             HubCommand::CancelCheck => {
@@ -362,10 +362,10 @@ impl State {
                 self.closing = Some(Closing { since: Instant::now(), deadline });
             }
         }
-        self.peers.iter_mut().for_each(Peer::leave);
+        self.peers.iter_mut().for_each(Peer::finish);
     }
 
-    /// The agent is gone, and with it the main command, if it ran.
+    /// Drops the agent, and with it the main command, if it ran.
     fn lose_agent(&mut self) {
         self.agent = None;
         for peer in &mut self.peers {
@@ -382,7 +382,7 @@ impl State {
         events.into_iter().for_each(|event| self.on_agent_event(event));
         if let Err(e) = received {
             self.lose_agent();
-            (self.tell)(Note::AgentLost(e.to_string()));
+            (self.emit)(HubEvent::AgentLost(e.to_string()));
         }
     }
 
@@ -390,7 +390,7 @@ impl State {
         match event {
             AgentEvent::MainStarted(pid) => {
                 self.peers.iter_mut().for_each(|peer| peer.start(pid));
-                (self.tell)(Note::MainStarted(pid));
+                (self.emit)(HubEvent::MainStarted(pid));
             }
             AgentEvent::Output(channel, bytes) => {
                 let stream = match channel {
@@ -407,10 +407,12 @@ impl State {
                 for peer in &mut self.peers {
                     peer.end(Ending::Response(response.clone()));
                 }
-                (self.tell)(Note::MainEnded(end));
+                (self.emit)(HubEvent::MainEnded(end));
             }
-            AgentEvent::Checked(number, result) => (self.tell)(Note::Checked(number, result)),
-            AgentEvent::Fatal(message) => (self.tell)(Note::Fatal(message)),
+            AgentEvent::HealthChecked(number, result) => {
+                (self.emit)(HubEvent::HealthChecked(number, result))
+            }
+            AgentEvent::Fatal(message) => (self.emit)(HubEvent::Fatal(message)),
         }
     }
 
@@ -418,8 +420,8 @@ impl State {
         let Some(peer) = self.peers.get_mut(n) else { return };
         let mut requests = Vec::new();
         if let Err(e) = peer.receive(&mut requests) {
-            tracing::debug!("somebody who was attached is gone: {e}");
-            peer.gone = true;
+            tracing::debug!("an attached client disconnected: {e}");
+            peer.disconnected = true;
         }
         for request in requests {
             self.on_request(n, request);
@@ -441,9 +443,9 @@ impl State {
                 match main.and_then(|main| main.pid) {
                     Some(pid) => peer.start(pid),
                     None => {
-                        // Whoever runs a box in the foreground is there before its command.
+                        // The client that runs a box in the foreground attaches before the command starts.
                         peer.owner = self.programs.ends_with_readers;
-                        (self.tell)(Note::Awaited);
+                        (self.emit)(HubEvent::MainAwaited);
                     }
                 }
             }
@@ -466,7 +468,7 @@ impl State {
         }
     }
 
-    /// Moves what can be moved.
+    /// Moves output, input and credit as far as windows and sockets allow.
     fn pump(&mut self) {
         self.peers.iter_mut().for_each(Peer::pump);
         let Some(agent) = &mut self.agent else { return };
@@ -482,8 +484,8 @@ impl State {
         }
     }
 
-    /// Whether there is something left that could be moved now.
-    fn can_move(&self) -> bool {
+    /// Whether [`pump`](Self::pump) could move more now.
+    fn has_pending(&self) -> bool {
         let input = self.agent.as_ref().is_some_and(|agent| {
             let pending = |peer: &Peer| peer.attached.as_ref().is_some_and(|a| a.has_input());
             agent.input_room() > 0
@@ -502,13 +504,13 @@ impl State {
 }
 
 impl Closing {
-    /// Until when a peer may take what is left for it; none: as long as it likes.
-    fn patience_with(&self, peer: &Peer) -> Option<Instant> {
-        (!peer.owner).then(|| peer.link.moved().max(self.since) + STALL)
+    /// When the peer is disconnected for lack of progress; never, for the box's owner.
+    fn stall_deadline(&self, peer: &Peer) -> Option<Instant> {
+        (!peer.owner).then(|| peer.link.last_progress().max(self.since) + STALL)
     }
 }
 
-/// From a peer to the main command, as far as its window goes.
+/// Moves input from a peer to the main command, as far as the command's window allows.
 fn pump_input(peer: &mut Peer, agent: &mut Agent) {
     if agent.session.waiting() < AGENT_HIGH {
         peer.pump_input(|queue| agent.send_input(queue));

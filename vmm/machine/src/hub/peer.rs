@@ -1,5 +1,5 @@
-//! A peer: somebody who has attached to the main command and speaks the agent's protocol, as if
-//! the command were its own.
+//! A peer: a client that is attached to the main command. It speaks the agent's protocol as if it had started
+//! the command.
 
 use std::os::unix::net::UnixStream;
 
@@ -8,92 +8,99 @@ use boxlite_proto::message::{Control, Failure, FailureKind, Request, Response};
 use boxlite_proto::session::{Chunks, Server, ServerEvent, Violation};
 use bytes::Bytes;
 
-use super::link::{Broken, Link};
+use super::link::{Link, LinkError};
 
-/// A connection to somebody.
+/// A connection to a client.
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) link: Link,
     pub(super) session: Server<()>,
     pub(super) attached: Option<Attached>,
-    /// It hung up; what it had sent before is still delivered.
-    pub(super) gone: bool,
-    /// It is hung up on once all has left.
-    pub(super) leaving: bool,
-    /// The box is its own: what it has not taken is waited for, however long that takes.
+    /// The client hung up; its input from before is still delivered.
+    pub(super) disconnected: bool,
+    /// The connection is closed once everything has been sent.
+    pub(super) finishing: bool,
+    /// The client owns the box: the end of the box waits for it to take all output, without a limit.
     pub(super) owner: bool,
 }
 
-/// Its hold on the main command.
+/// A peer's attachment to the main command.
 #[derive(Debug)]
 pub(super) struct Attached {
     stream: u32,
-    /// Whether it was told that the command runs, and gets output.
+    /// Whether the peer was told that the command runs, and so gets its output.
     pub(super) started: bool,
     pub(super) stdin: Input,
     outputs: [Output; 2],
-    /// The last it is told, after all output.
+    /// The end of the command, which the peer is told after all output.
     ending: Option<Ending>,
 }
 
-/// How it ends for a peer.
+/// How an attachment ends.
 #[derive(Clone, Debug)]
 pub(super) enum Ending {
-    /// As the agent said.
+    /// With the agent's response.
     Response(Response),
-    /// Nobody knows how the command ended.
+    /// By closing the connection: how the command ended is unknown.
     HangUp,
 }
 
-/// From the peer to the command.
+/// Input from the peer to the command.
 #[derive(Debug, Default)]
 pub(super) struct Input {
-    /// At most a window.
+    /// Input that the command has not taken: at most a window.
     pub(super) queue: Chunks,
-    /// The peer said that no more comes.
+    /// The peer ended its input.
     pub(super) end: bool,
-    /// No more is taken.
+    /// Further input is dropped.
     refused: bool,
 }
 
-/// From the command to the peer.
+/// Output from the command to the peer.
 #[derive(Debug, Default)]
 struct Output {
-    /// What it has not taken: at most a window, for the command's own is only opened again by
-    /// what all have taken.
+    /// Output that the peer has not taken: at most a window, because the command gets credit only for
+    /// output that all peers have taken.
     queue: Chunks,
-    /// No more comes.
+    /// The command closed this output.
     end: bool,
-    /// The peer does not read it.
+    /// The peer does not read this output.
     closed: bool,
 }
 
-/// What a peer wants of the hub.
+/// A peer's request to the hub.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum PeerRequest {
-    /// The main command, on that stream.
+    /// Attach to the main command, on this stream.
     Attach(u32),
-    /// No more of that output.
+    /// Stop sending this output.
     CloseOutput(Channel),
-    /// That the command is told something.
+    /// Forward a control message to the command.
     Control(Control),
 }
 
 impl Peer {
     pub(super) fn new(socket: UnixStream) -> std::io::Result<Self> {
         let (link, session) = (Link::new(socket)?, Server::default());
-        Ok(Self { link, session, attached: None, gone: false, leaving: false, owner: false })
+        Ok(Self {
+            link,
+            session,
+            attached: None,
+            disconnected: false,
+            finishing: false,
+            owner: false,
+        })
     }
 
-    /// Whether nothing has to be done for it any more.
-    pub(super) fn is_over(&self) -> bool {
+    /// Whether the peer can be dropped.
+    pub(super) fn is_finished(&self) -> bool {
         let stdin = self.attached.as_ref().is_some_and(|attached| attached.stdin.is_pending());
-        self.gone && !stdin
-            || self.leaving && self.attached.is_none() && self.session.waiting() == 0
+        self.disconnected && !stdin
+            || self.finishing && self.attached.is_none() && self.session.waiting() == 0
     }
 
-    /// Reads once. What it wants is added to `requests`, in order, also what came before an error.
-    pub(super) fn receive(&mut self, requests: &mut Vec<PeerRequest>) -> Result<(), Broken> {
+    /// Reads once. Adds requests to `requests`, in order, including those before an error.
+    pub(super) fn receive(&mut self, requests: &mut Vec<PeerRequest>) -> Result<(), LinkError> {
         self.link.read()?;
         loop {
             match self.session.receive(&mut self.link.input) {
@@ -102,9 +109,9 @@ impl Peer {
                     self.link.input.release();
                     return Ok(());
                 }
-                // It sees from our hello which version it would have to speak.
+                // The peer learns the supported version from the hub's hello.
                 Err(Violation::Version { .. }) => {
-                    self.leaving = true;
+                    self.finishing = true;
                     return Ok(());
                 }
                 Err(violation) => return Err(violation.into()),
@@ -114,8 +121,8 @@ impl Peer {
 
     fn on_event(&mut self, event: ServerEvent, requests: &mut Vec<PeerRequest>) {
         match event {
-            // Only what is left for it is of interest.
-            ServerEvent::Request { .. } | ServerEvent::Control { .. } if self.leaving => {}
+            // A finishing peer only receives.
+            ServerEvent::Request { .. } | ServerEvent::Control { .. } if self.finishing => {}
             ServerEvent::Request { stream, request: Ok(Request::Exec(_)) }
                 if self.attached.is_none() =>
             {
@@ -128,7 +135,7 @@ impl Peer {
                         refusal(FailureKind::Other, "this connection is attached already")
                     }
                     _ => {
-                        let why = "here is only the main command to attach to";
+                        let why = "this connection can only attach to the main command";
                         refusal(FailureKind::Unsupported, why)
                     }
                 };
@@ -151,7 +158,7 @@ impl Peer {
                     requests.push(PeerRequest::CloseOutput(channel));
                 }
             }
-            // Said by a client that loses interest; the command is not its own.
+            // A client sends this when it drops the command, which is not its own.
             ServerEvent::Control { control: Control::Kill, .. } => {}
             ServerEvent::Control { stream, control } => {
                 if self.attached_on(stream).is_some_and(|attached| attached.ending.is_none()) {
@@ -165,12 +172,12 @@ impl Peer {
         self.attached.as_mut().filter(|attached| attached.stream == stream)
     }
 
-    /// Refuses the main command.
+    /// Refuses to attach the peer.
     pub(super) fn refuse(&mut self, stream: u32, why: &str) {
         self.session.respond(stream, &refusal(FailureKind::Other, why));
     }
 
-    /// The peer waits for the main command.
+    /// Attaches the peer, which waits for the main command.
     pub(super) fn attach(&mut self, stream: u32) {
         self.attached = Some(Attached {
             stream,
@@ -181,7 +188,7 @@ impl Peer {
         });
     }
 
-    /// The main command runs: tells the peer, if it waits for that.
+    /// Tells a peer that waits for it that the main command runs.
     pub(super) fn start(&mut self, pid: u32) {
         let Some(attached) = self.attached.as_mut().filter(|attached| attached.is_waiting()) else {
             return;
@@ -190,33 +197,33 @@ impl Peer {
         self.session.respond(attached.stream, &Response::Started { pid });
     }
 
-    /// The command wrote something.
+    /// Queues output of the command.
     pub(super) fn output(&mut self, channel: Channel, bytes: &Bytes) {
         if let Some(output) = self.open_output(channel) {
             output.queue.push(bytes.clone());
         }
     }
 
-    /// The command writes nothing more there.
+    /// Ends an output, after what is queued.
     pub(super) fn output_ended(&mut self, channel: Channel) {
         if let Some(output) = self.open_output(channel) {
             output.end = true;
         }
     }
 
-    /// Bytes of the running command that the peer has not taken.
+    /// Bytes of the running command's output that the peer has not taken.
     pub(super) fn held(&mut self, channel: Channel) -> usize {
         self.open_output(channel).map_or(0, |output| output.queue.len())
     }
 
     fn open_output(&mut self, channel: Channel) -> Option<&mut Output> {
-        let gone = self.gone;
+        let disconnected = self.disconnected;
         let attached = self.attached.as_mut()?;
-        let running = attached.started && attached.ending.is_none() && !gone;
+        let running = attached.started && attached.ending.is_none() && !disconnected;
         attached.output_mut(channel).filter(|output| running && !output.closed)
     }
 
-    /// The command that it is attached to is over.
+    /// Ends the attachment, after what is queued.
     pub(super) fn end(&mut self, ending: Ending) {
         if let Some(attached) = &mut self.attached {
             attached.ending.get_or_insert(ending);
@@ -224,22 +231,24 @@ impl Peer {
         }
     }
 
-    /// Hangs up when all has left.
-    pub(super) fn leave(&mut self) {
+    /// Closes the connection once everything has been sent.
+    pub(super) fn finish(&mut self) {
         self.end(Ending::HangUp);
-        self.leaving = true;
+        self.finishing = true;
     }
 
-    /// Whether [`pump`](Self::pump) would hand out something now.
+    /// Whether [`pump`](Self::pump) could send more now.
     pub(super) fn can_pump(&self) -> bool {
-        let Some(attached) = self.attached.as_ref().filter(|_| !self.gone) else { return false };
+        let Some(attached) = self.attached.as_ref().filter(|_| !self.disconnected) else {
+            return false;
+        };
         attached.started
             && attached.outputs.iter().zip(Channel::OUTPUTS).any(|(output, channel)| {
                 !output.queue.is_empty() && self.session.output_room(attached.stream, channel) > 0
             })
     }
 
-    /// Hands out what the peer has credit and room for.
+    /// Sends queued output as far as the peer's credit allows, and then the end.
     pub(super) fn pump(&mut self) {
         let Self { link, session, attached, .. } = self;
         let Some(running) = attached else { return };
@@ -261,12 +270,12 @@ impl Peer {
         match running.ending.take() {
             None => return,
             Some(Ending::Response(response)) => drop(session.respond(running.stream, &response)),
-            Some(Ending::HangUp) => self.leaving = true,
+            Some(Ending::HangUp) => self.finishing = true,
         }
         *attached = None;
     }
 
-    /// Hands the peer's input to `send`, which takes as much as it can.
+    /// Passes the peer's input to `send`, which takes as much as it can.
     pub(super) fn pump_input(&mut self, send: impl FnOnce(&mut Chunks) -> usize) {
         if let Some(attached) = self.attached.as_mut().filter(|attached| attached.started) {
             let taken = send(&mut attached.stdin.queue);
@@ -274,14 +283,14 @@ impl Peer {
         }
     }
 
-    /// Whether the peer's input has come to its end; true once.
+    /// Whether the peer's input has ended; `true` only once.
     pub(super) fn input_ended(&mut self) -> bool {
         self.attached.as_mut().filter(|attached| attached.started).is_some_and(|attached| {
             attached.stdin.queue.is_empty() && std::mem::take(&mut attached.stdin.end)
         })
     }
 
-    /// The command takes no more input.
+    /// Drops the peer's input and tells the peer: the command takes no more.
     pub(super) fn refuse_input(&mut self) {
         if let Some(attached) = self.attached.as_mut().filter(|attached| attached.started) {
             attached.stdin = Input { refused: true, ..Input::default() };
@@ -289,25 +298,25 @@ impl Peer {
         }
     }
 
-    /// Sends what can be sent now.
+    /// Writes as much as the socket takes.
     pub(super) fn flush(&mut self) {
         self.link.flush(self.session.outbox());
     }
 }
 
 impl Attached {
-    /// Whether it has not been told yet that the command runs.
+    /// Whether the peer has not been told yet that the command runs.
     pub(super) fn is_waiting(&self) -> bool {
         !self.started && self.ending.is_none()
     }
 
-    /// Whether it takes that output.
+    /// Whether the peer reads this output.
     pub(super) fn reads(&self, channel: Channel) -> bool {
         let output = channel.output_index().and_then(|index| self.outputs.get(index));
         output.is_some_and(|output| !output.closed)
     }
 
-    /// Whether it has input for the command that runs.
+    /// Whether the peer has input for the running command.
     pub(super) fn has_input(&self) -> bool {
         self.started && self.stdin.is_pending()
     }
@@ -318,7 +327,7 @@ impl Attached {
 }
 
 impl Output {
-    /// Nobody reads it.
+    /// Drops this output, queued and future.
     fn close(&mut self) {
         self.closed = true;
         self.queue.clear();

@@ -23,10 +23,10 @@ fn exited() -> MainEnd {
 #[test]
 fn the_main_command_is_logged_and_its_end_told() {
     let mut box_ = Fixture::running();
-    box_.say(&Frame::data(1, Channel::Stdout, *b"out\n"));
-    box_.say(&Frame::data(1, Channel::Stderr, vec![0, 255]));
-    box_.say(&Response::Exited(EXITED).frame(1));
-    assert_eq!(box_.note(), Note::MainEnded(exited()));
+    box_.send(&Frame::data(1, Channel::Stdout, *b"out\n"));
+    box_.send(&Frame::data(1, Channel::Stderr, vec![0, 255]));
+    box_.send(&Response::Exited(EXITED).frame(1));
+    assert_eq!(box_.event(), HubEvent::MainEnded(exited()));
     let records: Vec<_> =
         Reader::open(box_.folder.path(), Query::default()).unwrap().map(Result::unwrap).collect();
     assert_eq!(records.len(), 2);
@@ -39,9 +39,9 @@ fn a_command_that_ran_out_of_memory_is_told_apart() {
     let mut box_ = Fixture::running();
     let mut peer = box_.attached();
     let killed = ExitStatus::Signal(9);
-    box_.say(&Response::ExitedOutOfMemory(killed).frame(1));
+    box_.send(&Response::ExitedOutOfMemory(killed).frame(1));
     let end = MainEnd::Exited { status: killed, out_of_memory: true };
-    assert_eq!(box_.note(), Note::MainEnded(end));
+    assert_eq!(box_.event(), HubEvent::MainEnded(end));
     assert_eq!(peer.response(), Response::ExitedOutOfMemory(killed));
 }
 
@@ -52,10 +52,12 @@ fn a_command_that_cannot_be_started_says_so_to_all() {
     {
         let mut box_ = Fixture::connected();
         let mut peer = box_.attach();
-        assert_eq!(box_.note(), Note::Awaited);
+        assert_eq!(box_.event(), HubEvent::MainAwaited);
         box_.start();
-        box_.say(&Response::Failed(Failure { kind, message: "no".into() }).frame(1));
-        let Note::MainEnded(MainEnd::NotStarted { code, message }) = box_.note() else { panic!() };
+        box_.send(&Response::Failed(Failure { kind, message: "no".into() }).frame(1));
+        let HubEvent::MainEnded(MainEnd::NotStarted { code, message }) = box_.event() else {
+            panic!()
+        };
         assert_eq!((code, &*message), (expected, "no"));
         assert!(matches!(peer.response(), Response::Failed(failure) if failure.kind == kind));
     }
@@ -75,14 +77,14 @@ fn every_peer_gets_all_output_in_order_then_the_end() {
         box_.output(channel, &bytes);
         sent[usize::from(channel == Channel::Stderr)].extend(bytes);
     }
-    box_.say(&Frame::end(1, Channel::Stdout));
-    box_.say(&Response::Exited(EXITED).frame(1));
+    box_.send(&Frame::end(1, Channel::Stdout));
+    box_.send(&Response::Exited(EXITED).frame(1));
     for collector in collectors {
         let (streams, last) = collector.join().unwrap();
         assert!(streams == sent, "output was lost or reordered");
         assert_eq!(last, Response::Exited(EXITED));
     }
-    assert_eq!(box_.note(), Note::MainEnded(exited()));
+    assert_eq!(box_.event(), HubEvent::MainEnded(exited()));
 }
 
 #[test]
@@ -111,12 +113,12 @@ fn output_that_nobody_reads_is_closed_only_while_the_box_ends_with_its_launcher(
     for detached in [false, true] {
         let exec = Exec { argv: vec![b"main".to_vec()], stdin: true, ..Exec::default() };
         let main = Some(MainExec { exec, init: true });
-        let commands = Commands { main, ends_with_readers: true, ..Commands::default() };
-        let mut box_ = Fixture::with(commands);
+        let programs = Programs { main, ends_with_readers: true, ..Programs::default() };
+        let mut box_ = Fixture::with(programs);
         box_.connect();
         box_.start();
-        box_.say(&Response::Started { pid: 7 }.frame(1));
-        assert_eq!(box_.note(), Note::MainStarted(7));
+        box_.send(&Response::Started { pid: 7 }.frame(1));
+        assert_eq!(box_.event(), HubEvent::MainStarted(7));
         if detached {
             box_.hub.send(HubCommand::KeepOutput);
         }
@@ -124,9 +126,9 @@ fn output_that_nobody_reads_is_closed_only_while_the_box_ends_with_its_launcher(
         peer.send(&Frame::end(9, Channel::Stdout));
         peer.send(&Frame::data(9, Channel::Stdin, *b"x"));
         if !detached {
-            assert_eq!(box_.hear(), Frame::end(1, Channel::Stdout));
+            assert_eq!(box_.receive(), Frame::end(1, Channel::Stdout));
         }
-        assert_eq!(box_.hear(), Frame::data(1, Channel::Stdin, *b"x"));
+        assert_eq!(box_.receive(), Frame::data(1, Channel::Stdin, *b"x"));
     }
 }
 
@@ -137,14 +139,14 @@ fn output_that_a_peer_has_left_to_take_survives_the_command() {
     for _ in 0..8 {
         box_.output(Channel::Stdout, &vec![1; MAX_DATA]);
     }
-    box_.say(&Response::Exited(EXITED).frame(1));
-    assert_eq!(box_.note(), Note::MainEnded(exited()));
+    box_.send(&Response::Exited(EXITED).frame(1));
+    assert_eq!(box_.event(), HubEvent::MainEnded(exited()));
     box_.hub.send(HubCommand::Close(None));
-    box_.no_note(Duration::from_millis(100));
+    box_.no_event(Duration::from_millis(100));
     let (streams, last) = peer.collect().join().unwrap();
     assert_eq!((streams[0].len(), last), (8 * MAX_DATA, Response::Exited(EXITED)));
     drop(peer);
-    assert_eq!(box_.note(), Note::Drained);
+    assert_eq!(box_.event(), HubEvent::Drained);
 }
 
 #[test]
@@ -152,24 +154,24 @@ fn a_suspended_onlooker_holds_no_box_up_that_is_over_and_its_owner_may() {
     for (owned, drained) in [(false, true), (true, false)] {
         let exec = Exec { argv: vec![b"main".to_vec()], ..Exec::default() };
         let main = Some(MainExec { exec, init: true });
-        let commands = Commands { main, ends_with_readers: owned, ..Commands::default() };
-        let mut box_ = Fixture::with(commands);
+        let programs = Programs { main, ends_with_readers: owned, ..Programs::default() };
+        let mut box_ = Fixture::with(programs);
         box_.connect();
         let mut stuck = box_.connect_peer();
         hello().write(&mut stuck.0).unwrap();
         Request::Exec(Exec::default()).frame(1).write(&mut stuck.0).unwrap();
-        assert_eq!(box_.note(), Note::Awaited);
+        assert_eq!(box_.event(), HubEvent::MainAwaited);
         box_.start();
-        box_.say(&Response::Started { pid: 7 }.frame(1));
-        assert_eq!(box_.note(), Note::MainStarted(7));
+        box_.send(&Response::Started { pid: 7 }.frame(1));
+        assert_eq!(box_.event(), HubEvent::MainStarted(7));
         // Its window, and as much that waits for it: the command has credit for no less.
         box_.output(Channel::Stdout, &vec![7; 2 * WINDOW as usize]);
-        box_.say(&Response::Exited(EXITED).frame(1));
-        assert_eq!(box_.note(), Note::MainEnded(exited()));
+        box_.send(&Response::Exited(EXITED).frame(1));
+        assert_eq!(box_.event(), HubEvent::MainEnded(exited()));
         box_.hub.send(HubCommand::Close(None));
         match drained {
-            true => assert_eq!(box_.note(), Note::Drained),
-            false => box_.no_note(2 * STALL),
+            true => assert_eq!(box_.event(), HubEvent::Drained),
+            false => box_.no_event(2 * STALL),
         }
     }
 }
@@ -181,11 +183,11 @@ fn nobody_waits_for_ever_for_a_peer() {
     for _ in 0..8 {
         box_.output(Channel::Stdout, &vec![1; MAX_DATA]);
     }
-    box_.say(&Response::Exited(EXITED).frame(1));
-    assert_eq!(box_.note(), Note::MainEnded(exited()));
+    box_.send(&Response::Exited(EXITED).frame(1));
+    assert_eq!(box_.event(), HubEvent::MainEnded(exited()));
     box_.hub.send(HubCommand::Close(None));
     box_.hub.send(HubCommand::Close(Some(Duration::from_millis(50))));
-    assert_eq!(box_.note(), Note::Drained);
+    assert_eq!(box_.event(), HubEvent::Drained);
 }
 
 #[test]
@@ -208,7 +210,7 @@ fn input_of_all_peers_reaches_the_command_under_its_credit() {
     let mut peer = box_.attached();
     let mut other = box_.attached();
     other.send(&Frame::data(9, Channel::Stdin, *b"first"));
-    assert_eq!(box_.hear(), Frame::data(1, Channel::Stdin, *b"first"));
+    assert_eq!(box_.receive(), Frame::data(1, Channel::Stdin, *b"first"));
     let bytes: Vec<u8> = (0..3 * WINDOW).map(|n| (n / 7) as u8).collect();
     let expected = bytes.clone();
     let writer = std::thread::spawn(move || {
@@ -218,11 +220,11 @@ fn input_of_all_peers_reaches_the_command_under_its_credit() {
     });
     let mut got: Vec<u8> = Vec::new();
     loop {
-        let frame = box_.hear();
+        let frame = box_.receive();
         match frame.kind {
             Kind::Stdin => {
                 got.extend(&frame.body);
-                box_.say(&Frame::credit(1, Channel::Stdin, frame.body.len() as u32));
+                box_.send(&Frame::credit(1, Channel::Stdin, frame.body.len() as u32));
             }
             Kind::End => break,
             other => panic!("{other:?}"),
@@ -233,7 +235,7 @@ fn input_of_all_peers_reaches_the_command_under_its_credit() {
     // The input has ended for everybody.
     assert_eq!(other.receive(), Frame::end(9, Channel::Stdin));
     peer.send(&Control::Signal(2).frame(9));
-    assert_eq!(box_.hear(), Control::SignalProcess(2).frame(1));
+    assert_eq!(box_.receive(), Control::SignalProcess(2).frame(1));
 }
 
 #[test]
@@ -246,7 +248,7 @@ fn what_a_peer_sent_before_it_hung_up_arrives() {
     drop(peer);
     let mut got = 0;
     while got < 4 * MAX_DATA {
-        got += box_.hear().body.len();
+        got += box_.receive().body.len();
     }
     box_.output(Channel::Stdout, b"still there");
 }
@@ -255,14 +257,14 @@ fn what_a_peer_sent_before_it_hung_up_arrives() {
 fn a_peer_waits_through_restarts_and_machines() {
     let mut box_ = Fixture::running();
     let mut peer = box_.attached();
-    box_.say(&Response::Exited(EXITED).frame(1));
-    assert_eq!(box_.note(), Note::MainEnded(exited()));
+    box_.send(&Response::Exited(EXITED).frame(1));
+    assert_eq!(box_.event(), HubEvent::MainEnded(exited()));
     assert_eq!(peer.response(), Response::Exited(EXITED));
     peer.ask(&Request::Exec(Exec::default()));
-    assert_eq!(box_.note(), Note::Awaited);
+    assert_eq!(box_.event(), HubEvent::MainAwaited);
     box_.start();
-    box_.say(&Response::Started { pid: 8 }.frame(2));
-    assert_eq!(box_.note(), Note::MainStarted(8));
+    box_.send(&Response::Started { pid: 8 }.frame(2));
+    assert_eq!(box_.event(), HubEvent::MainStarted(8));
     assert_eq!(peer.response(), Response::Started { pid: 8 });
     // The machine goes down under it: nobody knows how the command ended.
     let mut waiting = box_.attach();
@@ -271,10 +273,10 @@ fn a_peer_waits_through_restarts_and_machines() {
     assert_eq!(waiting.response(), Response::Started { pid: 8 });
     assert!(waiting.is_hung_up_on());
     let mut waiting = box_.attach();
-    assert_eq!(box_.note(), Note::Awaited);
+    assert_eq!(box_.event(), HubEvent::MainAwaited);
     box_.connect();
     box_.start();
-    box_.say(&Response::Started { pid: 9 }.frame(1));
+    box_.send(&Response::Started { pid: 9 }.frame(1));
     assert_eq!(waiting.response(), Response::Started { pid: 9 });
 }
 
@@ -290,7 +292,7 @@ fn only_the_main_command_is_there() {
     }
     peer.send(&Request::Ping.frame(78));
     assert_eq!(peer.receive(), Response::Done.frame(78));
-    let bare = Fixture::with(Commands::default());
+    let bare = Fixture::with(Programs::default());
     let mut peer = bare.attach();
     assert!(matches!(peer.response(), Response::Failed(_)));
     assert!(bare.agent.is_none());
@@ -301,45 +303,45 @@ fn health_checks_run_beside_the_command() {
     let mut box_ = Fixture::running();
     box_.hub.send(HubCommand::Check(5));
     assert!(
-        matches!(box_.hear().decode().unwrap(), Request::Exec(exec) if exec.argv == [b"check"])
+        matches!(box_.receive().decode().unwrap(), Request::Exec(exec) if exec.argv == [b"check"])
     );
-    box_.say(&Response::Started { pid: 9 }.frame(2));
+    box_.send(&Response::Started { pid: 9 }.frame(2));
     // More than is kept, and more than a window.
     for _ in 0..2 * WINDOW as usize / MAX_DATA {
-        box_.say(&Frame::data(2, Channel::Stdout, vec![b'x'; MAX_DATA]));
-        assert_eq!(box_.hear(), Frame::credit(2, Channel::Stdout, MAX_DATA as u32));
+        box_.send(&Frame::data(2, Channel::Stdout, vec![b'x'; MAX_DATA]));
+        assert_eq!(box_.receive(), Frame::credit(2, Channel::Stdout, MAX_DATA as u32));
     }
-    box_.say(&Frame::data(2, Channel::Stderr, *b"the end"));
-    box_.say(&Response::Exited(ExitStatus::Code(0)).frame(2));
-    let Note::Checked(5, Ok(text)) = box_.note() else { panic!() };
+    box_.send(&Frame::data(2, Channel::Stderr, *b"the end"));
+    box_.send(&Response::Exited(ExitStatus::Code(0)).frame(2));
+    let HubEvent::HealthChecked(5, Ok(text)) = box_.event() else { panic!() };
     assert!(text.len() <= 4096 && text.ends_with("xthe end"));
 
     box_.hub.send(HubCommand::Check(6));
-    box_.hear();
-    box_.say(&Response::Started { pid: 10 }.frame(3));
-    box_.say(&Response::Exited(ExitStatus::Code(1)).frame(3));
-    assert_eq!(box_.note(), Note::Checked(6, Err("exit code 1".into())));
+    box_.receive();
+    box_.send(&Response::Started { pid: 10 }.frame(3));
+    box_.send(&Response::Exited(ExitStatus::Code(1)).frame(3));
+    assert_eq!(box_.event(), HubEvent::HealthChecked(6, Err("exit code 1".into())));
 
     box_.hub.send(HubCommand::Check(7));
-    box_.hear();
+    box_.receive();
     box_.hub.send(HubCommand::CancelCheck);
-    assert_eq!(box_.hear(), Control::Kill.frame(4));
+    assert_eq!(box_.receive(), Control::Kill.frame(4));
     // One that does not even die is not joined by others.
     box_.hub.send(HubCommand::Check(8));
-    assert!(matches!(box_.note(), Note::Checked(8, Err(_))));
+    assert!(matches!(box_.event(), HubEvent::HealthChecked(8, Err(_))));
 }
 
 #[test]
 fn the_guest_is_told_the_time_at_a_moment_of_its_own() {
     let mut box_ = Fixture::running();
     box_.hub.send(HubCommand::SetClock);
-    let asked = box_.hear();
+    let asked = box_.receive();
     assert_eq!(asked.decode::<Request>().unwrap(), Request::Clock);
     // The answer takes its time, as on a busy host.
     let before = std::time::UNIX_EPOCH.elapsed().unwrap();
     std::thread::sleep(Duration::from_millis(50));
-    box_.say(&Response::Clock { monotonic_ns: 77 }.frame(asked.stream));
-    let told = box_.hear();
+    box_.send(&Response::Clock { monotonic_ns: 77 }.frame(asked.stream));
+    let told = box_.receive();
     let Request::SetClock(reading) = told.decode().unwrap() else { panic!("{told:?}") };
     let after = std::time::UNIX_EPOCH.elapsed().unwrap();
     assert_eq!(reading.monotonic_ns, 77);
@@ -347,13 +349,13 @@ fn the_guest_is_told_the_time_at_a_moment_of_its_own() {
         (Duration::from_nanos(reading.unix_time_ns), Duration::from_nanos(reading.error_ns));
     assert!(error >= Duration::from_millis(25), "{error:?}");
     assert!(time + error >= before && time <= after, "{before:?} {time:?} {after:?}");
-    box_.say(&Response::Done.frame(told.stream));
+    box_.send(&Response::Done.frame(told.stream));
     // An agent that does not know the question goes on, too.
     box_.hub.send(HubCommand::SetClock);
-    let asked = box_.hear();
+    let asked = box_.receive();
     let kind = FailureKind::Unsupported;
     let failure = Failure { kind, message: String::new() };
-    box_.say(&Response::Failed(failure).frame(asked.stream));
+    box_.send(&Response::Failed(failure).frame(asked.stream));
     box_.output(Channel::Stdout, b"still there");
 }
 
@@ -361,12 +363,12 @@ fn the_guest_is_told_the_time_at_a_moment_of_its_own() {
 fn the_guest_is_asked_to_end() {
     let mut box_ = Fixture::running();
     box_.hub.send(HubCommand::ControlMain(Control::Signal(15)));
-    assert_eq!(box_.hear(), Control::SignalProcess(15).frame(1));
+    assert_eq!(box_.receive(), Control::SignalProcess(15).frame(1));
     box_.hub.send(HubCommand::ShutDown(Duration::from_millis(1500)));
-    assert_eq!(box_.hear(), Request::Shutdown { grace_ms: 1500 }.frame(2));
-    box_.say(&Response::Done.frame(2));
+    assert_eq!(box_.receive(), Request::Shutdown { grace_ms: 1500 }.frame(2));
+    box_.send(&Response::Done.frame(2));
     box_.agent = None;
-    assert!(matches!(box_.note(), Note::AgentLost(_)));
+    assert!(matches!(box_.event(), HubEvent::AgentLost(_)));
 }
 
 #[test]
@@ -405,14 +407,14 @@ fn the_client_of_the_agent_is_a_peer() {
             handle.wait_with_output().await.unwrap()
         })
     });
-    assert_eq!(box_.note(), Note::Awaited);
+    assert_eq!(box_.event(), HubEvent::MainAwaited);
     box_.start();
-    box_.say(&Response::Started { pid: 7 }.frame(1));
-    assert_eq!(box_.hear(), Frame::data(1, Channel::Stdin, *b"question"));
-    assert_eq!(box_.hear(), Frame::end(1, Channel::Stdin));
-    box_.say(&Frame::data(1, Channel::Stdout, *b"answer"));
-    box_.say(&Frame::data(1, Channel::Stderr, *b"error"));
-    box_.say(&Response::Exited(EXITED).frame(1));
+    box_.send(&Response::Started { pid: 7 }.frame(1));
+    assert_eq!(box_.receive(), Frame::data(1, Channel::Stdin, *b"question"));
+    assert_eq!(box_.receive(), Frame::end(1, Channel::Stdin));
+    box_.send(&Frame::data(1, Channel::Stdout, *b"answer"));
+    box_.send(&Frame::data(1, Channel::Stderr, *b"error"));
+    box_.send(&Response::Exited(EXITED).frame(1));
     let output = client.join().unwrap();
     assert_eq!((&output.stdout[..], &output.stderr[..]), (&b"answer"[..], &b"error"[..]));
     assert_eq!(output.status, EXITED);

@@ -1,4 +1,4 @@
-//! The launcher of a box: what it is told, and what its end means.
+//! The connection to the launcher: messages to it, and what happens when it exits.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -13,10 +13,10 @@ use crate::message::Message;
 use crate::record::Record;
 use crate::server::Server;
 
-/// A launcher that takes nothing for so long is told nothing more.
+/// Timeout for a message to the launcher, after which no more are sent.
 const LAUNCHER_LIMIT: Duration = Duration::from_secs(1);
 
-/// The way to the launcher.
+/// The sending side of the connection.
 pub(super) struct Launcher {
     socket: UnixStream,
     lost: bool,
@@ -24,30 +24,30 @@ pub(super) struct Launcher {
 
 impl Launcher {
     pub(super) fn new(socket: UnixStream) -> Self {
-        // Without it a launcher that stands still could hold the box up.
+        // Without a timeout, a stopped launcher could block the box.
         let lost = socket.set_write_timeout(Some(LAUNCHER_LIMIT)).is_err();
         Self { socket, lost }
     }
 
     pub(super) fn ended(&mut self, ended: &BoxEnd) {
-        self.say(&FromMachine::Ended(ended.clone()));
+        self.send(&FromMachine::Ended(ended.clone()));
     }
 
-    pub(super) fn say(&mut self, message: &FromMachine) {
-        // Half a message may have left: nothing can follow it.
+    pub(super) fn send(&mut self, message: &FromMachine) {
+        // After an error half a message may have been sent: nothing can follow it.
         self.lost = self.lost || control::send(&self.socket, message, &[]).is_err();
     }
 }
 
-/// What a box does without its launcher.
+/// What is needed to remove a box when its launcher exits.
 pub(super) struct Orphan {
     pub(super) record: Record,
     pub(super) remove: bool,
 }
 
-/// Hears the launcher on a thread of its own. When it is gone a machine ends at once, whatever the
-/// main thread does, and so does a box of which nothing is kept.
-pub(super) fn hear_launcher(
+/// Serves the launcher on a thread of its own. When the launcher exits, a VM without a box and a box that is removed
+/// at its end exit at once, whatever the main thread does.
+pub(super) fn serve_launcher(
     launcher: UnixStream,
     server: Server,
     orphan: Option<Orphan>,

@@ -1,4 +1,4 @@
-//! Taking a box's machine down, in bounded time.
+//! Takes a VM down in bounded time.
 
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
@@ -6,46 +6,46 @@ use std::time::{Duration, Instant};
 
 use boxlite_contract::control::TEARDOWN_LIMIT;
 
-use super::{FromMachine, Input, Machine, Process, ToMachine};
+use super::{FromMachine, Input, Process, RunningVm, ToMachine};
 use crate::backend;
 use crate::message::Message;
 
-/// The same from the moment that somebody wants an end at once.
+/// Timeout for the teardown once a client has requested an end at once.
 const KILL_LIMIT: Duration = Duration::from_secs(3);
-/// Between two looks whether that is so, and who asks for something.
+/// Pause between two checks for such a request, and for messages.
 const TEARDOWN_PAUSE: Duration = Duration::from_millis(100);
 
 impl Process {
-    pub(super) fn stop_machine(&mut self) {
+    pub(super) fn stop_vm(&mut self) {
         self.vsock.set(None);
-        if let Some(machine) = self.machine.take() {
-            self.past = self.counted(&machine);
-            self.take_down(machine);
+        if let Some(vm) = self.vm.take() {
+            self.past_counters = self.counters(&vm);
+            self.take_down(vm);
         }
         if let Some(hub) = &self.hub {
             hub.disconnect();
         }
     }
 
-    /// Stops a machine on a thread of its own: one of its disks may hang in the host's kernel, and no
-    /// signal ends that.
-    fn take_down(&mut self, machine: Machine<backend::Machine>) {
+    /// Stops a VM on a thread of its own: one of its disks may hang in the host's kernel, which no signal
+    /// interrupts.
+    fn take_down(&mut self, vm: RunningVm<backend::HostVm>) {
         let (done, stopped) = sync_channel::<()>(1);
         let work = move || {
-            machine.stop();
+            vm.stop();
             let _ = done.send(());
         };
-        if self.threads.spawn("teardown", work).is_err() || !self.is_done(&stopped) {
-            self.hangs = true;
-            let why =
-                "a disk of the box hangs in the host's kernel, or a thread of its machine does";
-            // It is refused only in states that cannot be refused anything.
-            let _ = self.life.on(Input::ProcessFailed(why.into()), Instant::now());
+        if self.threads.spawn("teardown", work).is_err() || !self.is_taken_down(&stopped) {
+            self.teardown_failed = true;
+            let why = "a disk of the box hangs in the host's kernel, or a thread of its VM does";
+            // This input is never refused.
+            let _ = self.lifecycle.on(Input::ProcessFailed(why.into()), Instant::now());
         }
     }
 
-    /// Waits for the end of the teardown a bounded time. Meanwhile whoever wants the box to end is answered.
-    fn is_done(&mut self, stopped: &Receiver<()>) -> bool {
+    /// Waits for the teardown, for a bounded time, and answers requests to end the box meanwhile. Returns whether
+    /// the VM is down.
+    fn is_taken_down(&mut self, stopped: &Receiver<()>) -> bool {
         let begun = Instant::now();
         let mut killed = None;
         loop {
@@ -65,22 +65,22 @@ impl Process {
         }
     }
 
-    /// Answers those who ask for an end: it has begun, or follows as soon as the machine is down. All else waits.
+    /// Answers requests to end the box, since the end has begun or follows when the VM is down. Other messages wait.
     fn answer_early(&mut self) {
         if let Some(reply) = self.reply.take() {
             reply.send(FromMachine::Done);
         }
         while let Ok(message) = self.inbox.try_recv() {
             let message = match message {
-                Message::Asked(end @ (ToMachine::Stop { .. } | ToMachine::Kill), reply)
+                Message::Request(end @ (ToMachine::Stop { .. } | ToMachine::Kill), reply)
                     if self.hub.is_some() =>
                 {
                     reply.send(FromMachine::Done);
-                    Message::Answered(end)
+                    Message::Acknowledged(end)
                 }
                 message => message,
             };
-            self.late.push_back(message);
+            self.deferred.push_back(message);
         }
     }
 }

@@ -14,7 +14,7 @@ use boxlite_durable::power_cut::Watch;
 use boxlite_proto::message::Exec;
 
 use super::*;
-use crate::threads::seam::{self, Fuse};
+use crate::threads::fault::{self, Fault};
 
 /// Writes to a port that nothing answers, for ever.
 const CHATTER: &[u8] = &[
@@ -81,13 +81,13 @@ impl TestBox {
         program: &[u8],
         change: impl FnOnce(&Path, &mut LaunchSpec, &mut Vec<File>),
     ) -> Option<Self> {
-        Self::fused(program, Fuse::new("nobody", false), change)
+        Self::inject(program, Fault::new("nobody", false), change)
     }
 
     /// One of whose threads can be made to panic.
-    fn fused(
+    fn inject(
         program: &[u8],
-        fuse: Fuse,
+        fault: Fault,
         change: impl FnOnce(&Path, &mut LaunchSpec, &mut Vec<File>),
     ) -> Option<Self> {
         if let Err(e) = File::options().read(true).write(true).open("/dev/kvm") {
@@ -135,10 +135,10 @@ impl TestBox {
         launcher.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         let (sender, receiver) = channel();
         let thread = thread::spawn(move || {
-            if fuse.thread == "main" {
-                seam::arm_self(fuse);
+            if fault.thread == "main" {
+                fault::arm_self(fault);
             } else {
-                seam::arm(fuse);
+                fault::arm(fault);
             }
             let process = Process::new(theirs, spec, files).unwrap();
             sender.send(process.sender.clone()).unwrap();
@@ -151,7 +151,7 @@ impl TestBox {
     /// As if the guest's agent had reported that it serves.
     fn ready(&self) {
         let stage = VmEvent::Report(Report::Stage(BootStage::Ready));
-        self.inject.send(Message::Machine(1, stage)).unwrap();
+        self.inject.send(Message::Vm(1, stage)).unwrap();
         self.wait_for(|status| status.phase == Phase::Running);
     }
 
@@ -456,7 +456,7 @@ fn a_thread_that_panics_at_its_start_is_the_boxs_failure() {
             add_disk(folder, spec, files);
             spec.network = Some(NetworkSpec::default());
         };
-        let Some(test) = TestBox::fused(CHATTER, Fuse::new(name, true), change) else { return };
+        let Some(test) = TestBox::inject(CHATTER, Fault::new(name, true), change) else { return };
         failed_by(test, &format!("thread {name} "));
     }
 }
@@ -464,11 +464,11 @@ fn a_thread_that_panics_at_its_start_is_the_boxs_failure() {
 #[test]
 fn a_thread_that_panics_later_is_the_boxs_failure() {
     for name in ["vcpu0", "hub", "main", "control"] {
-        let fuse = Fuse::new(name, false);
-        let Some(test) = TestBox::fused(CHATTER, fuse.clone(), |_, _, _| {}) else { return };
+        let fault = Fault::new(name, false);
+        let Some(test) = TestBox::inject(CHATTER, fault.clone(), |_, _, _| {}) else { return };
         test.ready();
         let control = test.control();
-        fuse.lit.store(true, Ordering::SeqCst);
+        fault.armed.store(true, Ordering::SeqCst);
         // It wakes those who sleep; who panics does not answer.
         let (_ours, theirs) = UnixStream::pair().unwrap();
         let _ = control::send(&control, &ToMachine::Attach, &[theirs.as_fd()]);
@@ -480,8 +480,8 @@ fn a_thread_that_panics_later_is_the_boxs_failure() {
 
 #[test]
 fn a_box_whose_disk_hangs_can_be_killed_and_is_looked_through_at_its_next_start() {
-    let fuse = Fuse { hangs: true, ..Fuse::new("vda", true) };
-    let Some(test) = TestBox::fused(CHATTER, fuse, add_disk) else { return };
+    let fault = Fault { hangs: true, ..Fault::new("vda", true) };
+    let Some(test) = TestBox::inject(CHATTER, fault, add_disk) else { return };
     test.ready();
     assert!(matches!(ask(&test.control(), &ToMachine::Kill), FromMachine::Done));
     assert_eq!(test.ended().cause, EndCause::Killed);
@@ -493,8 +493,8 @@ fn a_box_whose_disk_hangs_can_be_killed_and_is_looked_through_at_its_next_start(
 
 #[test]
 fn whoever_stops_a_box_is_answered_while_its_machine_is_taken_down() {
-    let fuse = Fuse { hangs: true, ..Fuse::new("vda", true) };
-    let Some(test) = TestBox::fused(CHATTER, fuse, add_disk) else { return };
+    let fault = Fault { hangs: true, ..Fault::new("vda", true) };
+    let Some(test) = TestBox::inject(CHATTER, fault, add_disk) else { return };
     // Its guest is not there yet to be asked: that begins at once, and would take a minute.
     for message in
         [ToMachine::Stop { grace_ms: 0 }, ToMachine::Stop { grace_ms: 0 }, ToMachine::Kill]
@@ -512,8 +512,8 @@ fn whoever_stops_a_box_is_answered_while_its_machine_is_taken_down() {
 
 #[test]
 fn a_box_whose_folder_hangs_can_be_killed_and_says_how_it_ended() {
-    let fuse = Fuse { hangs: true, ..Fuse::new("record", true) };
-    let Some(test) = TestBox::fused(CHATTER, fuse, |_, _, _| {}) else { return };
+    let fault = Fault { hangs: true, ..Fault::new("record", true) };
+    let Some(test) = TestBox::inject(CHATTER, fault, |_, _, _| {}) else { return };
     assert!(matches!(ask(&test.control(), &ToMachine::Kill), FromMachine::Done));
     assert_eq!(test.ended().cause, EndCause::Killed);
     test.thread.join().unwrap();
@@ -523,8 +523,8 @@ fn a_box_whose_folder_hangs_can_be_killed_and_says_how_it_ended() {
 
 #[test]
 fn a_box_whose_hub_hangs_can_be_killed() {
-    let fuse = Fuse { hangs: true, ..Fuse::new("hub", true) };
-    let Some(test) = TestBox::fused(CHATTER, fuse, |_, _, _| {}) else { return };
+    let fault = Fault { hangs: true, ..Fault::new("hub", true) };
+    let Some(test) = TestBox::inject(CHATTER, fault, |_, _, _| {}) else { return };
     assert!(matches!(ask(&test.control(), &ToMachine::Kill), FromMachine::Done));
     assert_eq!(test.ended().cause, EndCause::Killed);
     test.thread.join().unwrap();

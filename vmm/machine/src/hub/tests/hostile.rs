@@ -16,9 +16,9 @@ fn loses(frames: &[Frame]) {
     // The hub may hang up before all of it has been sent.
     let _ = box_.agent.as_mut().unwrap().write_all(&std::mem::take(&mut bytes));
     let note = loop {
-        match box_.note() {
-            Note::AgentLost(why) => break why,
-            Note::MainEnded(_) => {}
+        match box_.event() {
+            HubEvent::AgentLost(why) => break why,
+            HubEvent::MainEnded(_) => {}
             other => panic!("{other:?} after {frames:?}"),
         }
     };
@@ -74,15 +74,15 @@ fn before_its_hello_an_agent_says_nothing() {
         let mut agent = box_.raw_agent();
         box_.hub.send(HubCommand::StartMain);
         let _ = agent.write_all(answer);
-        assert!(matches!(box_.note(), Note::AgentLost(_)), "{answer:?}");
+        assert!(matches!(box_.event(), HubEvent::AgentLost(_)), "{answer:?}");
     }
 }
 
 #[test]
 fn last_words_of_an_agent_are_cut() {
     let mut box_ = Fixture::running();
-    box_.say(&Event::Fatal { message: "é".repeat(100_000) }.frame(0));
-    let Note::Fatal(message) = box_.note() else { panic!() };
+    box_.send(&Event::Fatal { message: "é".repeat(100_000) }.frame(0));
+    let HubEvent::Fatal(message) = box_.event() else { panic!() };
     assert!(message.len() <= 4096 && message.starts_with("éé"));
 }
 
@@ -90,11 +90,11 @@ fn last_words_of_an_agent_are_cut() {
 fn an_agent_gives_up_once() {
     let mut box_ = Fixture::running();
     for n in 0..1000 {
-        box_.say(&Event::Fatal { message: format!("reason {n}") }.frame(0));
+        box_.send(&Event::Fatal { message: format!("reason {n}") }.frame(0));
     }
-    box_.say(&Response::Exited(ExitStatus::Code(0)).frame(1));
-    assert_eq!(box_.note(), Note::Fatal("reason 0".into()));
-    assert!(matches!(box_.note(), Note::MainEnded(_)), "the other reasons are not told");
+    box_.send(&Response::Exited(ExitStatus::Code(0)).frame(1));
+    assert_eq!(box_.event(), HubEvent::Fatal("reason 0".into()));
+    assert!(matches!(box_.event(), HubEvent::MainEnded(_)), "the other reasons are not told");
 }
 
 #[test]
@@ -154,7 +154,7 @@ proptest! {
         let _ = peer.0.write_all(&from_peer);
         drop((peer, box_.agent.take()));
         // It notices, forgets both, and serves on.
-        while !matches!(box_.note(), Note::AgentLost(_)) {}
+        while !matches!(box_.event(), HubEvent::AgentLost(_)) {}
         box_.connect();
         box_.start();
     }
@@ -173,7 +173,7 @@ proptest! {
             let _ = Frame { stream: if stream == 1 { 9 } else { stream }, ..frame }.write(&mut peer.0);
         }
         drop((peer, box_.agent.take()));
-        while !matches!(box_.note(), Note::AgentLost(_)) {}
+        while !matches!(box_.event(), HubEvent::AgentLost(_)) {}
         box_.connect();
         box_.start();
     }

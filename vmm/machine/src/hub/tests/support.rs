@@ -1,4 +1,4 @@
-//! An agent and peers that do what the test says.
+//! A scripted agent and scripted peers.
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -12,9 +12,9 @@ use boxlite_proto::credit::WINDOW;
 use boxlite_proto::frame::{Channel, Frame, FrameError, Kind, MAX_DATA};
 use boxlite_proto::message::{Exec, Hello, MainExec, Request, Response};
 
-use super::super::{Commands, Hub, HubCommand, Note, Threads};
+use super::super::{Hub, HubCommand, HubEvent, Programs, Threads};
 
-/// Longer than anything takes that happens at all.
+/// A generous timeout for anything that should happen.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(super) fn hello() -> Frame {
@@ -27,21 +27,22 @@ pub(super) struct Fixture {
     pub(super) agent: Option<UnixStream>,
     /// The last stream of the clock. Tests count the streams after it from 1.
     clock: u32,
-    notes: Receiver<Note>,
-    /// Credit of the command's output, and frames that came while it was waited for.
+    events: Receiver<HubEvent>,
+    /// Credit for the command's output.
     credit: [usize; 2],
-    heard: VecDeque<Frame>,
+    /// Frames that arrived while the agent waited for credit.
+    received: VecDeque<Frame>,
 }
 
 impl Fixture {
-    pub(super) fn with(commands: Commands) -> Self {
+    pub(super) fn with(programs: Programs) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let (sender, notes) = channel();
-        let hub = Hub::start(&Threads::new(|_| {}), commands, folder.path(), move |note| {
-            let _ = sender.send(note);
+        let (sender, events) = channel();
+        let hub = Hub::start(&Threads::new(|_| {}), programs, folder.path(), move |event| {
+            let _ = sender.send(event);
         });
-        let (hub, credit, heard) = (hub.unwrap(), [WINDOW as usize; 2], VecDeque::new());
-        Self { hub, folder, agent: None, clock: 0, notes, credit, heard }
+        let (hub, credit, received) = (hub.unwrap(), [WINDOW as usize; 2], VecDeque::new());
+        Self { hub, folder, agent: None, clock: 0, events, credit, received }
     }
 
     /// A hub with a command of each kind and its agent.
@@ -50,10 +51,10 @@ impl Fixture {
             let argv = vec![name.as_bytes().to_vec()];
             Some(Exec { argv, stdin: name == "main", ..Exec::default() })
         };
-        let mut fixture = Self::with(Commands {
+        let mut fixture = Self::with(Programs {
             main: exec("main").map(|exec| MainExec { exec, init: true }),
             check: exec("check"),
-            ..Commands::default()
+            ..Programs::default()
         });
         fixture.connect();
         fixture
@@ -63,17 +64,17 @@ impl Fixture {
     pub(super) fn running() -> Self {
         let mut fixture = Self::connected();
         fixture.start();
-        fixture.say(&Response::Started { pid: 7 }.frame(1));
-        assert_eq!(fixture.note(), Note::MainStarted(7));
+        fixture.send(&Response::Started { pid: 7 }.frame(1));
+        assert_eq!(fixture.event(), HubEvent::MainStarted(7));
         fixture
     }
 
-    /// Becomes the agent.
+    /// Connects as the agent.
     pub(super) fn connect(&mut self) {
         let mut agent = self.raw_agent();
         agent.write_all(b"OK 4000\n").unwrap();
         hello().write(&mut agent).unwrap();
-        // The guest's clock, which is set before anything runs.
+        // The hub sets the guest's clock first.
         let asked = Frame::read(&mut agent).unwrap().unwrap();
         assert_eq!(asked.decode::<Request>().unwrap(), Request::Clock);
         Response::Clock { monotonic_ns: 1 }.frame(asked.stream).write(&mut agent).unwrap();
@@ -84,7 +85,7 @@ impl Fixture {
         self.credit = [WINDOW as usize; 2];
     }
 
-    /// An agent that has been greeted and has not answered.
+    /// An agent that has got the hub's hello and not answered.
     pub(super) fn raw_agent(&self) -> UnixStream {
         let (mut agent, theirs) = UnixStream::pair().unwrap();
         agent.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -98,29 +99,29 @@ impl Fixture {
         agent
     }
 
-    /// Lets the main command be asked for.
+    /// Makes the hub request the main command.
     pub(super) fn start(&mut self) {
         self.hub.send(HubCommand::StartMain);
-        let request = self.hear().decode().unwrap();
+        let request = self.receive().decode().unwrap();
         assert!(
             matches!(request, Request::ExecMain(main) if main.exec.argv == [b"main"] && main.init)
         );
     }
 
-    pub(super) fn note(&self) -> Note {
-        self.notes.recv_timeout(PATIENCE).expect("a note")
+    pub(super) fn event(&self) -> HubEvent {
+        self.events.recv_timeout(PATIENCE).expect("a note")
     }
 
-    pub(super) fn no_note(&self, within: Duration) {
-        assert!(self.notes.recv_timeout(within).is_err());
+    pub(super) fn no_event(&self, within: Duration) {
+        assert!(self.events.recv_timeout(within).is_err());
     }
 
-    /// The agent says something.
-    pub(super) fn say(&mut self, frame: &Frame) {
+    /// Sends a frame as the agent.
+    pub(super) fn send(&mut self, frame: &Frame) {
         self.to_hub(frame).write(self.agent.as_mut().unwrap()).unwrap();
     }
 
-    /// A frame of a test, with the number that its stream has on the connection.
+    /// A test's frame, with its stream renumbered for the connection.
     pub(super) fn to_hub(&self, frame: &Frame) -> Frame {
         let clock = if frame.stream == 0 { 0 } else { self.clock };
         Frame { stream: frame.stream + clock, ..frame.clone() }
@@ -132,7 +133,7 @@ impl Fixture {
         frame.map(|frame| frame.map(|f| Frame { stream: f.stream.wrapping_sub(clock), ..f }))
     }
 
-    /// The main command writes something: the agent has credit, or waits for it.
+    /// Sends output of the main command, once there is credit.
     pub(super) fn output(&mut self, channel: Channel, bytes: &[u8]) {
         let index = usize::from(channel == Channel::Stderr);
         for chunk in bytes.chunks(MAX_DATA) {
@@ -140,11 +141,11 @@ impl Fixture {
                 assert!(self.take_credit(PATIENCE), "no credit");
             }
             self.credit[index] -= chunk.len();
-            self.say(&Frame::data(1, channel, chunk));
+            self.send(&Frame::data(1, channel, chunk));
         }
     }
 
-    /// Whether there is credit for a whole frame.
+    /// Whether there is credit for a whole frame within this time.
     pub(super) fn has_credit(&mut self, channel: Channel, within: Duration) -> bool {
         let until = Instant::now() + within;
         let index = usize::from(channel == Channel::Stderr);
@@ -166,20 +167,20 @@ impl Fixture {
             Ok((channel, bytes)) if frame.stream == 1 => {
                 self.credit[usize::from(channel == Channel::Stderr)] += bytes as usize;
             }
-            _ => self.heard.push_back(frame),
+            _ => self.received.push_back(frame),
         }
         true
     }
 
-    /// What the agent hears next.
-    pub(super) fn hear(&mut self) -> Frame {
-        match self.heard.pop_front() {
+    /// The next frame that the agent receives.
+    pub(super) fn receive(&mut self) -> Frame {
+        match self.received.pop_front() {
             Some(frame) => frame,
             None => self.read().unwrap().unwrap(),
         }
     }
 
-    /// A peer without a word.
+    /// A peer that has sent nothing.
     pub(super) fn connect_peer(&self) -> TestPeer {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -188,7 +189,7 @@ impl Fixture {
         TestPeer(ours)
     }
 
-    /// A peer that has asked for the main command, on stream 9.
+    /// A peer that has requested the main command, on stream 9.
     pub(super) fn attach(&self) -> TestPeer {
         let mut peer = self.connect_peer();
         peer.send(&hello());
@@ -197,7 +198,7 @@ impl Fixture {
         peer
     }
 
-    /// A peer of the command that runs.
+    /// A peer that is attached to the running command.
     pub(super) fn attached(&self) -> TestPeer {
         let mut peer = self.attach();
         assert_eq!(peer.response(), Response::Started { pid: 7 });
@@ -235,7 +236,7 @@ impl TestPeer {
         matches!(Frame::read(&mut self.0), Ok(None)) || self.0.write(&[0]).is_err()
     }
 
-    /// Takes everything to the last frame, granting credit for it.
+    /// Receives everything up to the final response, and grants credit for it.
     pub(super) fn collect(&mut self) -> JoinHandle<([Vec<u8>; 2], Response)> {
         let mut peer = TestPeer(self.0.try_clone().unwrap());
         std::thread::spawn(move || {
@@ -246,7 +247,7 @@ impl TestPeer {
                     Kind::Stdout | Kind::Stderr => {
                         let channel = frame.data_channel().unwrap();
                         streams[usize::from(channel == Channel::Stderr)].extend(&frame.body);
-                        // A hub that has said all that it had hangs up, whatever it is granted.
+                        // The hub may have closed the connection already.
                         let credit = Frame::credit(9, channel, frame.body.len() as u32);
                         let _ = credit.write(&mut peer.0);
                     }
@@ -257,7 +258,7 @@ impl TestPeer {
         })
     }
 
-    /// Sends input as the hub gives credit for it.
+    /// Sends input as the hub grants credit for it.
     pub(super) fn send_under_credit(&mut self, bytes: &[u8]) {
         let mut credit = WINDOW as usize;
         for chunk in bytes.chunks(MAX_DATA) {

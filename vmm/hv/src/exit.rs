@@ -1,7 +1,7 @@
-//! Why a vCPU came back to the machine.
+//! The exits of a vCPU.
 
-/// What the guest did that the machine must deal with. Data lengths are 1, 2, 4 or 8 bytes, as far as
-/// the hypervisor splits accesses; a device must cope with any.
+/// An action of the guest that the VMM must handle. Data is 1, 2, 4 or 8 bytes where the hypervisor splits
+/// accesses; a device must accept any length.
 #[derive(Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Exit<'a> {
@@ -19,7 +19,7 @@ pub enum Exit<'a> {
         /// The bytes written.
         data: &'a [u8],
     },
-    /// x86: `in`. Fill `data`; a string instruction asks for several items at once.
+    /// x86: `in`. Fill `data`; a string instruction reads several items at once.
     PioRead {
         /// The port.
         port: u16,
@@ -33,7 +33,7 @@ pub enum Exit<'a> {
         /// The bytes written.
         data: &'a [u8],
     },
-    /// The guest switched itself off (PSCI SYSTEM_OFF and its kind).
+    /// The guest powered itself off (PSCI SYSTEM_OFF and the like).
     Shutdown,
     /// The guest reset itself (PSCI SYSTEM_RESET, an x86 triple fault).
     Reset,

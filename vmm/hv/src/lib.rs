@@ -1,14 +1,13 @@
-//! The boundary between the machine and the hypervisor that runs its vCPUs.
+//! The boundary between the VMM and the hypervisor that runs its vCPUs.
 //!
 //! Two traits: [`Vm`] is the address space, the interrupt lines and the vCPUs; [`Vcpu`] runs until
-//! something happens that the machine must deal with, an [`Exit`]. Register files, CPUID, MSRs,
+//! something happens that the VMM must handle, an [`Exit`]. Register files, CPUID, MSRs,
 //! PSCI, timers and system registers stay inside the backend, so that KVM and Hypervisor.framework
 //! both fit. The [conformance] suite is written once and run by every backend.
 //!
-//! [`Interrupt`] and [`Doorbell`] are also all that devices see of the hypervisor.
+//! Devices see only [`Interrupt`] and [`Doorbell`] of the hypervisor.
 //!
-//! **Architecture Invariant:** nothing here names a hypervisor, and only `sys` an operating system's
-//! calls.
+//! **Architecture Invariant:** nothing here names a hypervisor, and only `sys` makes system calls.
 
 #![deny(unsafe_code)]
 
@@ -47,10 +46,10 @@ pub trait Vm: Send + Sync + 'static {
     fn irq(&self, line: u32) -> Result<Interrupt>;
 
     /// An event that a 32-bit guest write of any value to `gpa` signals without an exit. `None` where
-    /// the hypervisor cannot: the write exits, and the machine rings instead.
+    /// the hypervisor cannot: the write exits, and the VMM rings instead.
     fn doorbell(&self, gpa: u64) -> Option<Doorbell>;
 
-    /// Makes vCPU `id` (0-based). Called once per vCPU, on the thread that will run it.
+    /// Creates vCPU `id` (0-based). Called once per vCPU, on the thread that will run it.
     fn bind_vcpu(&self, id: u32, boot: &BootState) -> Result<Self::Vcpu>;
 
     /// Makes vCPU `id` leave [`Vcpu::run`] with [`Exit::Kicked`], now or at its next entry. Does
@@ -60,28 +59,27 @@ pub trait Vm: Send + Sync + 'static {
 
 /// A virtual CPU, used on the thread that bound it.
 pub trait Vcpu {
-    /// Everything that the guest can tell apart, for snapshots.
+    /// All state that the guest can observe, for snapshots.
     type State: Serialize + DeserializeOwned;
 
-    /// Runs until the machine must do something. Data of a read exit goes to the guest at the next
-    /// call.
+    /// Runs the guest until the next exit. The guest receives the data of a read exit at the next call.
     fn run(&mut self) -> Result<Exit<'_>>;
 
-    /// Called between two runs of which the machine stood still in between: tells the guest, if it can be
-    /// told, so that its watchdogs do not take it for hung.
+    /// Called before the first run after a pause of the VM: tells the guest of the pause, where the hypervisor can, so
+    /// that the guest's watchdogs don't fire.
     fn resumed(&mut self) {}
 
     /// The state of this vCPU, between two runs with no read exit unanswered.
     fn save(&mut self) -> Result<Self::State>;
 
-    /// Puts a saved state into this vCPU of a machine of the same shape.
+    /// Loads a saved state into this vCPU, whose VM has the same configuration.
     fn restore(&mut self, state: &Self::State) -> Result<()>;
 }
 
-/// Where a vCPU begins.
+/// The initial state of a vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BootState {
-    /// Runs at once, in the state that the boot protocol of Linux asks for: x86_64 in 64-bit mode
+    /// Runs at once, in the state that the boot protocol of Linux requires: x86_64 in 64-bit mode
     /// with flat segments and interrupts off, aarch64 at EL1 with the MMU off.
     Start {
         /// GPA of the first instruction.
@@ -100,14 +98,14 @@ pub enum BootState {
 pub enum Perms {
     /// Reads and instruction fetches; a write exits as [`Exit::MmioWrite`].
     ReadExecute,
-    /// Everything.
+    /// Reads, writes and instruction fetches.
     ReadWriteExecute,
 }
 
 /// Result of a hypervisor call.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What went wrong in the hypervisor.
+/// An error of the hypervisor.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -116,34 +114,34 @@ pub enum Error {
     Call {
         /// The call, as in `KVM_SET_SREGS`.
         call: &'static str,
-        /// What it answered.
+        /// The error that the call returned.
         source: io::Error,
     },
-    /// The hypervisor cannot run this machine: something it needs is missing.
+    /// The hypervisor lacks something that this VM needs.
     #[error("the hypervisor lacks {0}")]
     Missing(&'static str),
     /// A mapping is misaligned, empty, overlaps another or does not exist.
     #[error("bad guest memory range {gpa:#x} of {len:#x} bytes: {reason}")]
     Range {
-        /// Where it begins.
+        /// The first address.
         gpa: u64,
         /// Its length.
         len: usize,
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// The vCPU stopped in a way from which it cannot go on.
-    #[error("vCPU {id} cannot go on: {reason}")]
+    /// The vCPU stopped and cannot continue.
+    #[error("vCPU {id} cannot continue: {reason}")]
     Vcpu {
-        /// Which vCPU.
+        /// The vCPU.
         id: u32,
-        /// What the hypervisor said.
+        /// The hypervisor's reason.
         reason: String,
     },
 }
 
 impl Error {
-    /// The error of `call` that left its reason in `errno`.
+    /// The error of `call` from the current `errno`.
     pub fn last_os_error(call: &'static str) -> Self {
         Self::Call { call, source: io::Error::last_os_error() }
     }

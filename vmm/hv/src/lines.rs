@@ -1,4 +1,4 @@
-//! The two signals that cross the boundary: interrupts to the guest, doorbells from the guest.
+//! The two signals across the boundary: interrupts to the guest, doorbells from the guest.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
@@ -30,7 +30,7 @@ impl fmt::Debug for Interrupt {
 
 /// The event that a guest signals after it has put buffers into a queue, by a register write.
 ///
-/// A device's thread waits for it: [`AsFd`] is readable while the bell is rung. One doorbell serves
+/// A device's thread polls it: the descriptor is readable while the doorbell is rung. One doorbell serves
 /// all queues of a device. Where the hypervisor can ring it in the kernel (see
 /// [`Vm::doorbell`](crate::Vm::doorbell)), it does; elsewhere the write exits and the device's
 /// transport rings.
@@ -38,22 +38,22 @@ impl fmt::Debug for Interrupt {
 pub struct Doorbell(pub(crate) Event);
 
 impl Doorbell {
-    /// A doorbell that is not rung. Fails without a file descriptor left.
+    /// Creates a doorbell that is not rung. Fails if no file descriptor is left.
     pub fn new() -> io::Result<Self> {
         Event::new().map(Self)
     }
 
-    /// Rings the bell.
+    /// Rings the doorbell.
     pub fn ring(&self) -> io::Result<()> {
         self.0.signal()
     }
 
-    /// Silences the bell. Returns whether it was rung.
+    /// Clears the doorbell. Returns whether it was rung.
     pub fn clear(&self) -> io::Result<bool> {
         self.0.clear()
     }
 
-    /// A second handle to the same bell.
+    /// A second handle to the same doorbell.
     pub fn try_clone(&self) -> io::Result<Self> {
         self.0.try_clone().map(Self)
     }

@@ -1,4 +1,4 @@
-//! The event behind a doorbell, as the operating system has it: on Linux an eventfd.
+//! The operating system's event behind a doorbell: an eventfd on Linux.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -37,7 +37,7 @@ impl Kicks {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The calling thread is about to run this vCPU, whose shared page is at `run`.
+    /// Registers a vCPU that the calling thread is about to run, with its shared page at `run`.
     pub(super) fn register(&self, id: u32, run: *mut kvm_run) {
         // SAFETY: `run` is the vCPU's mapped page; no reference is made.
         let immediate_exit = unsafe { &raw mut (*run).immediate_exit }.cast::<AtomicU8>();
@@ -46,7 +46,7 @@ impl Kicks {
         self.targets().insert(id, Target { thread, immediate_exit });
     }
 
-    /// The vCPU is about to be closed, on its thread.
+    /// Removes a vCPU, on its thread, before its file is closed.
     pub(super) fn forget(&self, id: u32) {
         self.targets().remove(&id);
     }

@@ -3,7 +3,7 @@
 //! ```text
 //!   KvmVm ── lib.rs      memory slots, irqchip, irqfd, ioeventfd, kicks
 //!    └─ KvmVcpu ── vcpu.rs   KVM_RUN and its exits
-//!         ├── x86_64/cpuid.rs   what the guest sees of the processor
+//!         ├── x86_64/cpuid.rs   the processor features that the guest sees
 //!         ├── x86_64/setup.rs   registers, MSRs and local APIC at boot
 //!         └── x86_64/state.rs   save and restore
 //! ```
@@ -32,14 +32,14 @@ use self::kick::Kicks;
 pub use self::vcpu::KvmVcpu;
 pub use self::x86_64::state::VcpuState;
 
-/// Where Intel's VMX keeps its real-mode task state segment and identity page table: three pages and
-/// one page that no guest memory may touch. Below the I/O APIC, at the end of the 32-bit gap.
+/// Pages for Intel VMX's real-mode task state segment (three) and identity page table (one), which guest memory
+/// must not overlap. Below the I/O APIC, at the end of the 32-bit gap.
 const TSS_ADDRESS: usize = 0xfffb_d000;
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 
 const PAGE_SIZE: u64 = 4096;
 
-/// What the machine cannot do without.
+/// The capabilities that the VMM requires.
 const REQUIRED: [(Cap, &str); 7] = [
     (Cap::Irqchip, "an in-kernel interrupt controller (KVM_CAP_IRQCHIP)"),
     (Cap::Irqfd, "interrupts by eventfd (KVM_CAP_IRQFD)"),
@@ -66,7 +66,7 @@ pub struct KvmVm {
     kicks: Arc<Kicks>,
 }
 
-/// Memory slots in use, and the next number that never was.
+/// The memory slots in use, the freed slot numbers, and the next unused number.
 #[derive(Debug, Default)]
 struct Slots {
     by_gpa: BTreeMap<u64, kvm_userspace_memory_region>,
@@ -75,8 +75,8 @@ struct Slots {
 }
 
 impl KvmVm {
-    /// A machine without memory for `vcpus` vCPUs; `nested`: they have virtualization extensions and
-    /// performance counters, as far as this host's KVM has them to give.
+    /// Creates a VM without memory for `vcpus` vCPUs. `nested`: whether they have virtualization extensions and
+    /// performance counters, as far as this host's KVM supports them.
     pub fn new(vcpus: u32, nested: bool) -> Result<Self> {
         Self::open(Path::new("/dev/kvm"), vcpus, nested)
     }
@@ -101,8 +101,8 @@ impl KvmVm {
             .map_err(call("KVM_SET_IDENTITY_MAP_ADDR"))?;
         fd.set_tss_address(TSS_ADDRESS).map_err(call("KVM_SET_TSS_ADDR"))?;
         fd.create_irq_chip().map_err(call("KVM_CREATE_IRQCHIP"))?;
-        // The timer of guests that lack the TSC deadline timer. The speaker port is answered in the
-        // kernel: some guests calibrate by it.
+        // The timer for guests without the TSC deadline timer. KVM handles the speaker port, which some guests use
+        // for calibration.
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         fd.create_pit2(pit).map_err(call("KVM_CREATE_PIT2"))?;
         let (slots, kicks) = (Mutex::default(), Arc::new(Kicks::new()?));
@@ -194,8 +194,8 @@ impl Vm for KvmVm {
     }
 }
 
-/// Takes the performance counters from the guest where KVM can (Linux 5.18 or later); elsewhere it has
-/// none that CPUID does not name.
+/// Disables the guest's performance counters where KVM can (Linux 5.18 or later); elsewhere only CPUID hides
+/// them.
 fn disable_pmu(fd: &VmFd) -> Result<()> {
     if fd.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into()) & KVM_PMU_CAP_DISABLE as i32 == 0 {
         return Ok(());

@@ -1,6 +1,6 @@
 //! Tests that every backend must pass, written once.
 //!
-//! A backend says how to make a VM ([`Backend`]) and calls [`conformance_tests!`](crate::conformance_tests)
+//! A backend says how to create a VM ([`Backend`]) and calls [`conformance_tests!`](crate::conformance_tests)
 //! in its test module. The guests are a few instructions each: they run even where the
 //! hypervisor emulates every instruction.
 
@@ -21,16 +21,16 @@ use std::time::Duration;
 
 use crate::{BootState, Exit, Perms, Vcpu, Vm};
 
-/// How the suite gets at a hypervisor.
+/// The suite's access to a hypervisor.
 pub trait Backend {
-    /// Its machine.
+    /// The backend's VM.
     type Vm: Vm;
 
-    /// A machine for `vcpus` vCPUs, or why this host has none: the tests are then skipped, and say so.
+    /// Creates a VM for `vcpus` vCPUs. The error says why this host cannot: the tests are then reported as skipped.
     fn vm(vcpus: u32) -> Result<Self::Vm, String>;
 }
 
-/// Makes a `#[test]` of every check of the suite, for the given [`Backend`].
+/// Declares a `#[test]` for every check of the suite, for the given [`Backend`].
 #[macro_export]
 macro_rules! conformance_tests {
     ($backend:ty) => {
@@ -64,14 +64,14 @@ const MMIO: u64 = 0x20_0000;
 /// Page of the guest's data, within [`MEMORY`].
 const DATA: u64 = 0x4_0000;
 
-/// A machine with memory and a program in it.
+/// A VM with memory and a program in it.
 struct Machine<V: Vm> {
     vm: Arc<V>,
     memory: Pages,
     boot: BootState,
 }
 
-/// Says that a test did not run.
+/// Reports that a test did not run.
 fn skipped(reason: &str) {
     eprintln!("SKIPPED: {reason}");
 }
@@ -97,7 +97,7 @@ impl<V: Vm> Machine<V> {
     }
 }
 
-/// Runs to the next exit that is not a kick and hands it to `f`.
+/// Runs to the next exit that is not a kick and passes it to `f`.
 fn next<C: Vcpu, T>(vcpu: &mut C, f: impl FnOnce(Exit<'_>) -> T) -> T {
     // Signals of the test runner may look like kicks.
     for _ in 0..100 {
@@ -209,7 +209,7 @@ pub fn bad_ranges_are_refused<B: Backend>() {
     assert!(vm.unmap(0, MEMORY).is_err());
 }
 
-/// A write to a doorbell is seen by the event and not by the vCPU's thread.
+/// A write to a doorbell signals the event and causes no exit.
 pub fn doorbell_rings_without_an_exit<B: Backend>() {
     let Some(machine) = Machine::new::<B>(guest::WRITE_TWO_PAGES, MMIO) else { return };
     let Some(doorbell) = machine.vm.doorbell(MMIO) else {
@@ -226,7 +226,7 @@ pub fn doorbell_rings_without_an_exit<B: Backend>() {
     assert_eq!(u64::from_ne_bytes(count), 1);
 }
 
-/// Lines can be had and raised before any vCPU runs.
+/// Interrupt lines can be created and raised before any vCPU runs.
 pub fn interrupt_lines_can_be_raised<B: Backend>() {
     let Some(machine) = Machine::new::<B>(guest::SPIN, 0) else { return };
     for line in [5, 16, 23] {
@@ -236,7 +236,7 @@ pub fn interrupt_lines_can_be_raised<B: Backend>() {
     }
 }
 
-/// A vCPU in an endless loop comes back when kicked.
+/// A kick makes a vCPU in an endless loop exit.
 pub fn kick_interrupts_a_running_vcpu<B: Backend>() {
     let Some(machine) = Machine::new::<B>(guest::SPIN, 0) else { return };
     let vm = machine.vm.clone();
@@ -275,14 +275,14 @@ pub fn parked_vcpu_does_not_run<B: Backend>() {
     });
 }
 
-/// A fault that no handler takes resets the machine instead of hanging it.
+/// A fault without a handler resets the VM instead of hanging it.
 pub fn fault_without_handler_resets<B: Backend>() {
     let Some(machine) = Machine::new::<B>(guest::FAULT, MMIO) else { return };
     let mut vcpu = machine.vcpu();
     next(&mut vcpu, |exit| assert_eq!(exit, Exit::Reset));
 }
 
-/// A counter saved in one machine goes on counting in another.
+/// A counter saved in one VM continues in another.
 pub fn saved_state_continues_in_another_machine<B: Backend>() {
     let Some(machine) = Machine::new::<B>(guest::COUNT, MMIO) else { return };
     let mut vcpu = machine.vcpu();

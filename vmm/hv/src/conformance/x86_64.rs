@@ -12,7 +12,7 @@ const PRESENT_WRITABLE: u64 = 0x3;
 const LARGE_PAGE: u64 = 0x80;
 const LARGE_PAGE_SIZE: u64 = 2 << 20;
 
-/// Puts program and page tables into memory: the first GiB is identity-mapped.
+/// Loads program and page tables into memory: the first GiB is identity-mapped.
 pub(super) fn load(memory: &Pages, program: &[u8], argument: u64) -> BootState {
     const { assert!(PD + 0x1000 <= MEMORY) };
     let entry = |table: usize, index: usize, value: u64| {
@@ -83,7 +83,7 @@ pub(super) const COUNT: &[u8] = &[
     0xeb, 0xfa, // jmp -6
 ];
 
-/// Does nothing, for ever.
+/// Loops forever.
 pub(super) const SPIN: &[u8] = &[0xeb, 0xfe];
 
 /// A page fault, past what the page tables map, with no interrupt table behind it.

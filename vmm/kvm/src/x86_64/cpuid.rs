@@ -1,6 +1,6 @@
-//! What the guest sees of the processor: the host's features as KVM supports them, with the box's
+//! The guest's CPUID: the host's features as KVM supports them, with the box's
 //! own topology: one package, one thread per core. Virtualization extensions and performance
-//! monitoring are left out, unless the box was made to have them.
+//! monitoring are left out, unless the box is configured to have them.
 
 use boxlite_hv::Result;
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
@@ -34,7 +34,7 @@ const ARCH_PERFMON_EXT: u32 = 1 << 8;
 /// northbridge and last-level cache.
 const AMD_ECX_MASKED: u32 = 1 << 2 | 1 << 10 | 1 << 12 | 1 << 23 | 1 << 24 | 1 << 28;
 
-/// The place of a vCPU in its machine, and what it has.
+/// A vCPU's number, the size of its VM, and its features.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
     pub(crate) id: u32,
@@ -162,7 +162,7 @@ mod tests {
         }
     }
 
-    /// What a leaf is like on a processor that has everything, after the restriction.
+    /// A leaf of a processor with all features, after the restriction.
     fn restricted(function: u32, index: u32) -> kvm_cpuid_entry2 {
         let (eax, ebx, ecx, edx) = (u32::MAX, u32::MAX, u32::MAX, u32::MAX);
         let mut entry =

@@ -1,4 +1,4 @@
-//! What is particular to x86_64 under KVM.
+//! The parts of the backend that are specific to x86_64.
 
 pub(super) mod cpuid;
 pub(super) mod setup;
@@ -6,7 +6,7 @@ pub(super) mod state;
 
 use kvm_bindings::{KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON};
 
-/// What KVM_EXIT_INTERNAL_ERROR says, for people.
+/// Describes a KVM_EXIT_INTERNAL_ERROR, for people.
 pub(super) fn internal_error(suberror: u32, data: &[u64], count: u32) -> String {
     match suberror {
         KVM_INTERNAL_ERROR_EMULATION => {
@@ -21,11 +21,11 @@ pub(super) fn internal_error(suberror: u32, data: &[u64], count: u32) -> String 
                 _ => String::new(),
             };
             format!(
-                "KVM cannot emulate what the guest does{instruction}; on a host without hardware \
+                "KVM cannot emulate the guest's code{instruction}; on a host without hardware \
                  virtualization KVM runs only simple code: use `--accel soft`"
             )
         }
-        KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON => "an exit that KVM does not know".into(),
+        KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON => "an exit that KVM does not handle".into(),
         other => format!("KVM internal error {other}"),
     }
 }

@@ -1,4 +1,4 @@
-//! Everything of a vCPU that the guest can tell apart.
+//! The state of a vCPU that the guest can observe: saved and restored.
 
 use boxlite_hv::{Error, Result};
 use kvm_bindings::{
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::call;
 
-/// The saved state of a vCPU. CPUID is not in it: a restored machine gets the same from its
+/// The saved state of a vCPU. CPUID is not in it: a restored VM gets the same from its
 /// configuration.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct VcpuState {
@@ -26,7 +26,7 @@ pub struct VcpuState {
 }
 
 impl VcpuState {
-    /// Reads in the order that KVM asks for: MP state first (it may finish a pending INIT), events
+    /// Reads the state in the order that KVM requires: MP state first (it may finish a pending INIT), events
     /// last.
     pub(crate) fn save(fd: &VcpuFd, msrs: Option<&MsrList>) -> Result<Self> {
         let list = msrs.ok_or(Error::Missing("a list of MSRs (KVM_GET_MSR_INDEX_LIST)"))?;
@@ -43,7 +43,7 @@ impl VcpuState {
         })
     }
 
-    /// Writes in the order that KVM asks for: special registers before the local APIC and the MSRs,
+    /// Writes the state in the order that KVM requires: special registers before the local APIC and the MSRs,
     /// the local APIC before the TSC deadline, events last.
     pub(crate) fn restore(&self, fd: &VcpuFd) -> Result<()> {
         fd.set_mp_state(self.mp_state).map_err(call("KVM_SET_MP_STATE"))?;
@@ -60,7 +60,7 @@ impl VcpuState {
     }
 }
 
-/// KVM stops at the first MSR that this vCPU does not have: step over it and go on.
+/// Reads MSRs. KVM stops at the first one that this vCPU does not have, which is skipped.
 fn read_msrs(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>> {
     let mut read = Vec::with_capacity(indices.len());
     let mut rest = indices;
@@ -76,7 +76,7 @@ fn read_msrs(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>> {
     Ok(read)
 }
 
-/// A value that KVM refuses is one that the guest never wrote (a read-only or host-dependent MSR).
+/// Writes MSRs. One that KVM refuses is skipped: the guest cannot have written it (read-only or host-dependent).
 fn write_msrs(fd: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<()> {
     let mut rest = entries;
     while !rest.is_empty() {

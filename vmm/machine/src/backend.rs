@@ -1,11 +1,11 @@
-//! The choice of the hypervisor: the one place that knows which there are.
+//! The choice of the hypervisor backend: the only module that knows which backends exist.
 
 #[cfg(target_os = "linux")]
 mod choice {
     pub(crate) use boxlite_kvm::KvmVm as HostVm;
 
-    /// A machine for so many vCPUs on this host's hypervisor; `nested`: its guest may run machines of
-    /// its own, and count what its processor does.
+    /// Creates a VM with `vcpus` vCPUs on this host's hypervisor. `nested`: whether the guest sees virtualization
+    /// extensions and performance counters.
     pub(crate) fn open(vcpus: u8, nested: bool) -> boxlite_hv::Result<HostVm> {
         HostVm::new(vcpus.into(), nested)
     }

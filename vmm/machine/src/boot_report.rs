@@ -1,4 +1,4 @@
-//! What the agent tells the host while it boots, on a vsock connection that it opens.
+//! The agent's boot report, which arrives on a vsock connection that the agent opens.
 
 use std::os::unix::net::UnixStream;
 
@@ -8,20 +8,20 @@ use boxlite_proto::message::{Event, Stage};
 
 use super::threads::Threads;
 
-/// The longest message of a guest that is passed on, in bytes.
+/// The longest message from the guest, in bytes; a longer one is truncated.
 const MAX_MESSAGE: usize = 4096;
 
-/// What the agent said.
+/// A report of the agent.
 #[derive(Debug)]
 pub(super) enum Report {
-    /// It reached a stage.
+    /// The boot reached a stage.
     Stage(BootStage),
-    /// It gave up.
+    /// The agent gave up, and why.
     Fatal(String),
 }
 
-/// Takes the connection and calls `report` for what arrives, on a thread of its own. A stage is
-/// reported once, in order, whatever the guest repeats.
+/// Reads the connection on a thread of its own, and calls `report` for each report. Stages are reported once and in
+/// order, whatever the guest sends.
 pub(super) fn listen(
     threads: &Threads,
     stream: UnixStream,
@@ -30,7 +30,7 @@ pub(super) fn listen(
     threads.spawn("boot-report", move || {
         let mut stream = std::io::BufReader::new(stream);
         let mut reached = BootStage::Kernel;
-        // A malformed frame ends the report, not the box: the deadline speaks then.
+        // A malformed frame ends the report, not the box: the boot then times out.
         while let Ok(Some(frame)) = Frame::read(&mut stream) {
             if frame.kind != Kind::Event {
                 continue;

@@ -1,18 +1,17 @@
-//! The log of a box's process, which is its standard error. What is logged is in part a guest's doing,
-//! so the log is bounded where it is written, too: of a file that is too long the last part is kept,
-//! anything else takes no more at the limit.
+//! The log of a VM process: its standard error, with a bounded length. Guests can cause log lines, so the log is
+//! bounded here as well: a file that is too long is cut to its last part, and anything else gets no more at the limit.
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
-/// Bytes that the log holds at most.
+/// The largest log, in bytes.
 const MAX: u64 = 4 << 20;
-/// Bytes that are kept when it would hold more.
+/// Bytes that are kept when a log is cut.
 const KEPT: u64 = 1 << 20;
 
-/// A log of bounded length. The file is open for reading and appending, if it is one.
+/// A log of bounded length. To be cut, it must be a file that is open for reading and appending.
 #[derive(Debug)]
 pub struct BoundedLog {
     file: File,
@@ -25,8 +24,9 @@ pub struct BoundedLog {
 enum State {
     /// The log is a file, which can be cut.
     Cuttable,
-    /// It is something else: at the limit it ends.
+    /// The log cannot be cut: it ends at the limit.
     Ends,
+    /// The log has reached its limit.
     Ended,
 }
 
@@ -39,12 +39,12 @@ impl BoundedLog {
     fn new(file: File) -> Self {
         let metadata = file.metadata().ok().filter(std::fs::Metadata::is_file);
         let len = metadata.as_ref().map_or(0, std::fs::Metadata::len);
-        // A file that cannot be read is told by the first cut.
+        // The first cut finds out whether the file can be read.
         let state = if metadata.is_some() { State::Cuttable } else { State::Ends };
         Self { file, len, state }
     }
 
-    /// Makes room in a log that is full.
+    /// Cuts a log that is full, or ends it.
     fn make_room(&mut self) -> io::Result<()> {
         if self.state == State::Cuttable && self.cut().is_ok() || self.state == State::Ended {
             return Ok(());
@@ -53,7 +53,7 @@ impl BoundedLog {
         self.file.write_all(b"the log is full: nothing more is written to it\n")
     }
 
-    /// Replaces what is in the file by its last lines.
+    /// Replaces the file's content by its last lines.
     fn cut(&mut self) -> io::Result<()> {
         let len = self.file.metadata()?.len();
         let from = len.saturating_sub(KEPT);
@@ -74,7 +74,7 @@ impl Write for BoundedLog {
         if self.len.saturating_add(bytes.len() as u64) > MAX {
             self.make_room()?;
         }
-        // A single message is much shorter than the log.
+        // Messages are much shorter than this; a longer one is truncated.
         let bytes = bytes.get(..bytes.len().min(KEPT as usize)).unwrap_or_default();
         if self.state != State::Ended {
             self.file.write_all(bytes)?;
@@ -115,7 +115,7 @@ mod tests {
         assert!(text.starts_with("the log was cut: "), "{}", &text[..60]);
         assert!(text.ends_with(&format!("{LINE}199999\n")));
         assert!(text.lines().skip(1).all(|line| line.starts_with(LINE)), "whole lines only");
-        // One that is there already counts.
+        // The length of an existing log counts.
         BoundedLog::new(open()).write_all(&vec![b'x'; MAX as usize]).unwrap();
         assert!(path.metadata().unwrap().len() <= MAX);
     }

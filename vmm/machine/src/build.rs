@@ -1,4 +1,4 @@
-//! From a LaunchSpec to a running machine: memory, devices at their addresses, boot files, vCPUs.
+//! Builds a running VM from a LaunchSpec: memory, devices at their addresses, boot files, vCPUs.
 
 use std::fs::File;
 use std::os::unix::net::UnixStream;
@@ -32,11 +32,11 @@ use super::vcpu::{self, Counters, Gate, Shared};
 use super::vm_event::{EventSink, VmEvent, VmStop};
 use crate::arch::{self, BootFiles, layout};
 
-/// How long vCPUs may take to leave the guest when the machine is paused: a kick takes microseconds,
-/// but the access that one is at may wait for a disk.
+/// Timeout for vCPUs to leave the guest when the VM is paused. A kick takes microseconds, but the access that a
+/// vCPU is in may wait for a disk.
 const PAUSE_LIMIT: Duration = Duration::from_secs(5);
 
-/// A running machine.
+/// A running VM.
 pub(super) struct RunningVm<V: Vm> {
     shared: Arc<Shared<V>>,
     vcpus: Vec<JoinHandle<()>>,
@@ -51,7 +51,7 @@ pub(super) struct RunningVm<V: Vm> {
 }
 
 impl<V: Vm> RunningVm<V> {
-    /// Builds the machine and starts its vCPUs.
+    /// Builds the VM and starts its vCPUs.
     pub(super) fn start(
         vm: V,
         spec: &LaunchSpec,
@@ -110,13 +110,13 @@ impl<V: Vm> RunningVm<V> {
                 vcpu::spawn(threads, shared.clone(), id, boot)
             })
             .collect::<std::io::Result<_>>()
-            // Those that were started wait for the others.
+            // The vCPUs that were started wait for the others.
             .inspect_err(|_| shared.gate.end())
             .context("cannot start a vCPU's thread")?;
         Ok(Self { shared, vcpus, devices, workers, disks, event_loop, vsock, console, memory })
     }
 
-    /// Hands clients to the box's vsock.
+    /// The box's vsock, to attach clients.
     pub(super) fn vsock(&self) -> &VsockHandle {
         &self.vsock
     }
@@ -126,25 +126,24 @@ impl<V: Vm> RunningVm<V> {
         &self.console
     }
 
-    /// Stops the vCPUs where they are; devices go on with what they were told. Returns whether all
-    /// of them stand still.
+    /// Pauses the vCPUs; devices complete the requests that they have. Returns whether all vCPUs have paused.
     pub(super) fn pause(&self) -> bool {
         self.shared.gate.close();
         self.kick();
         self.shared.gate.all_wait(PAUSE_LIMIT)
     }
 
-    /// Lets the vCPUs go on.
+    /// Resumes the vCPUs.
     pub(super) fn resume(&self) {
         self.shared.gate.open();
     }
 
-    /// Exits of the vCPUs so far.
+    /// vCPU exits so far.
     pub(super) fn exits(&self) -> ExitCounts {
         self.shared.counters.iter().map(Counters::get).sum()
     }
 
-    /// What the disks did so far, in the order of their devices.
+    /// The disks' counters, in the order of their devices.
     pub(super) fn disks(&self) -> Vec<DiskMetrics> {
         self.disks.iter().map(|disk| disk_metrics(disk.get())).collect()
     }
@@ -157,7 +156,7 @@ impl<V: Vm> RunningVm<V> {
         }
     }
 
-    /// Stops the vCPUs, then the devices: what the guest has flushed is on its disks.
+    /// Stops the vCPUs, then the devices, after which all data that the guest flushed is on its disks.
     pub(super) fn stop(self) {
         self.shared.gate.end();
         self.kick();
@@ -204,15 +203,15 @@ fn disk_metrics(counts: BlockCounts) -> DiskMetrics {
 
 /// The kernel command line.
 fn cmdline(spec: &LaunchSpec, network: Option<&BoxNetwork>, devices: usize) -> Result<String> {
-    // The console prints a panic, in any case (which it would not at level 0), and everything if
-    // somebody keeps it: output is slow.
+    // The console prints everything only if it goes to a file, because output is slow, but always a panic, which it
+    // would not at level 0.
     let verbosity = if spec.console.is_some() { "loglevel=7" } else { "quiet loglevel=1" };
     let mut boot = spec.boot.clone();
     let volumes = std::mem::take(&mut boot.volumes);
     if let Some(network) = network {
         (boot.network, boot.search) = (Some(network.params()), network.search());
     }
-    // Made by programs of the box if they want one; the kernel would make one that nobody asked for.
+    // No dummy interface by default: programs in the box can create one.
     let mut cmdline =
         format!("console=ttyS0 {verbosity} reboot=k panic=-1 dummy.numdummies=0 {boot}");
     if spec.host.is_nested() {
@@ -227,15 +226,14 @@ fn cmdline(spec: &LaunchSpec, network: Option<&BoxNetwork>, devices: usize) -> R
     Ok(cmdline)
 }
 
-/// Adds the directories that the image wants, as many as there is room for: that there are too many is
-/// no reason not to boot.
+/// Adds the image's volumes, as many as there is room for: a guest without some of these directories can still boot.
 fn push_volumes(cmdline: &mut String, volumes: &[String]) {
     for (n, path) in volumes.iter().enumerate() {
         let word = BootParams::volume(path);
         if cmdline.len() + 1 + word.len() >= layout::CMDLINE_MAX {
             let left = volumes.len() - n;
             tracing::warn!(
-                "{left} of the image's volumes are not made: there is no room to name them"
+                "{left} of the image's volumes are not created: the kernel command line is full"
             );
             return;
         }
@@ -254,7 +252,7 @@ impl Files<'_> {
     }
 }
 
-/// The thread of the device event loop, which ends with this.
+/// Stops the device event loop's thread when dropped.
 struct RunningLoop(LoopHandle);
 
 impl Drop for RunningLoop {
@@ -263,7 +261,7 @@ impl Drop for RunningLoop {
     }
 }
 
-/// The devices of a machine that is being built.
+/// The devices of a VM that is being built.
 struct Board<V> {
     threads: Threads,
     vm: Arc<V>,
@@ -278,7 +276,7 @@ struct Board<V> {
 
 impl<V: Vm> Board<V> {
     fn new(vm: Arc<V>, memory: Arc<GuestMemory>, threads: Threads) -> Result<Self> {
-        let event_loop = EventLoop::new().context("cannot make the device event loop")?;
+        let event_loop = EventLoop::new().context("cannot create the device event loop")?;
         let handle = RunningLoop(event_loop.handle());
         let watch = threads.clone();
         threads.spawn("devices", move || {
@@ -299,7 +297,7 @@ impl<V: Vm> Board<V> {
         })
     }
 
-    /// Puts a virtio device at the next free address and interrupt line.
+    /// Adds a virtio device at the next free address and interrupt line.
     fn add(&mut self, device: Box<dyn VirtioDevice>) -> Result<()> {
         let n = self.devices.len();
         let irq = layout::DEVICE_IRQS.get(n).ok_or_else(|| anyhow!("too many devices"))?;
@@ -335,11 +333,11 @@ impl<V: Vm> Board<V> {
         let full = {
             let (name, events, told) = (name.clone(), events.clone(), AtomicBool::new(false));
             move || {
-                // A guest may fill the host again and again.
+                // A guest may cause this any number of times.
                 if told.swap(true, Ordering::SeqCst) {
                     return;
                 }
-                tracing::error!("the host has no room left for what the box writes to {name}");
+                tracing::error!("the host has no space left for the box's writes to {name}");
                 events(VmEvent::DiskFull(name.clone()));
             }
         };
@@ -350,7 +348,7 @@ impl<V: Vm> Board<V> {
     }
 
     fn add_vsock(&mut self, events: &EventSink) -> Result<VsockHandle> {
-        // The one port of the host that a guest can reach, and once: each report has a thread.
+        // The only host port that a guest can reach, and only once, because each report has a thread.
         let reported = AtomicBool::new(false);
         let (events, threads) = (events.clone(), self.threads.clone());
         let resolve = move |port: u32| -> std::io::Result<UnixStream> {
@@ -368,7 +366,7 @@ impl<V: Vm> Board<V> {
         Ok(handle)
     }
 
-    /// Serial port and reset line.
+    /// Adds the serial port and the reset line.
     fn add_legacy(&mut self, console: &Console, events: &EventSink) -> Result<()> {
         let interrupt = self.vm.irq(layout::SERIAL_IRQ)?;
         let serial = Serial::new(interrupt, Box::new(console.clone()));

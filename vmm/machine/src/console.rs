@@ -1,5 +1,5 @@
-//! The guest's serial console: its end is kept for the report of a panic, and all of it goes to a
-//! file if one was asked for. The guest can write as much as it likes: both are bounded.
+//! The guest's serial console: its last lines are kept for the report of a panic, and all output goes to a file if
+//! one was requested. Both are bounded, because the guest can write without limit.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -8,11 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Bytes of console output that are kept in memory.
 const KEPT: usize = 32 << 10;
-/// Bytes of console output that go to the file.
+/// The most bytes of console output in the file.
 const FILE_LIMIT: u64 = 16 << 20;
 /// Lines in a report.
 const REPORTED_LINES: usize = 24;
-/// What the kernel prints first when it panics.
+/// The first line that the kernel prints when it panics.
 const PANIC: &str = "Kernel panic - not syncing";
 
 /// The console. Clones share it.
@@ -41,13 +41,13 @@ impl Console {
         let tail: Vec<u8> = self.state().tail.iter().copied().collect();
         let lines: Vec<String> = String::from_utf8_lossy(&tail).lines().map(printable).collect();
         let panic = lines.iter().position(|line| line.contains(PANIC))?;
-        // What led to it stands before it.
+        // Half of the report is from before the panic, to show what led to it.
         let end = lines.len().min(panic + REPORTED_LINES / 2);
         Some(lines[end.saturating_sub(REPORTED_LINES)..end].to_vec())
     }
 }
 
-/// A guest must not move the cursor of the terminal that shows its last words.
+/// Replaces control characters: a guest must not control the terminal that shows the report.
 fn printable(line: &str) -> String {
     line.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect()
 }

@@ -1,4 +1,4 @@
-//! The disks of a box that has ended: on stable storage before its status says so.
+//! Syncs the disks of a box that has ended, before its status says that they are synced.
 
 use std::fs::File;
 use std::sync::mpsc::channel;
@@ -10,11 +10,12 @@ use boxlite_durable as durable;
 
 use super::threads::Threads;
 
-/// How long that may take. A disk that takes longer is put right at the next start.
+/// Timeout for the sync. A disk that is not synced in time is recovered at the next start.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// Syncs the disks that stay, on a thread that may hang. A loss of power could otherwise keep the status and lose what
-/// the disks were given last. Returns whether it is done; of a box that did not end in order nothing is waited for.
+/// Syncs all disks that outlive the VM, on a thread that may hang. Without it, a loss of power could keep the status
+/// and lose the last writes to the disks. Returns whether all disks are synced; those of a box that did not shut
+/// down in order are not.
 pub(super) fn sync(ended: &BoxEnd, disks: &[DiskSpec], files: &[File], threads: &Threads) -> bool {
     if !matches!(
         ended.cause,
@@ -28,13 +29,13 @@ pub(super) fn sync(ended: &BoxEnd, disks: &[DiskSpec], files: &[File], threads: 
     let (done, synced) = channel();
     let sync = move || {
         let all = files.iter().try_for_each(durable::sync_file);
-        // Nobody may wait for it any more.
+        // The waiter may have timed out.
         let _ = done.send(all);
     };
     match threads.spawn("sync", sync).map(|_| synced.recv_timeout(LIMIT)) {
         Ok(Ok(Ok(()))) => true,
         problem => {
-            tracing::warn!(?problem, "the box's disk is not synced; its next start puts it right");
+            tracing::warn!(?problem, "the box's disk is not synced; its next start recovers it");
             false
         }
     }

@@ -1,22 +1,22 @@
-//! The process of a box: where a [`LaunchSpec`](boxlite_contract::spec::LaunchSpec) becomes a running VM. Only this
-//! crate knows everything: the hypervisor, the address map, the devices and the agent's boot report.
+//! The VM process of a box: turns a [`LaunchSpec`](boxlite_contract::spec::LaunchSpec) into a running VM. Only this
+//! crate knows the hypervisor, the address map, the devices and the agent's boot report together.
 //!
 //! ```text
 //!   launcher ──LaunchSpec, files──▶ process.rs (`boxlite-vmm machine`, one per box)
 //!   control socket ──server.rs──▶      │
-//!            ◀──answers, stages──      │ lifecycle/    what is to be done when
-//!                                      │ network/      the box's network, through its boots
+//!            ◀──answers, stages──      │ lifecycle/    decides what happens next
+//!                                      │ network/      the box's network, across its boots
 //!                                      ▼ build.rs      devices, address map, boot files
-//!   peers, main.log ◀──hub/──▶ agent  Machine ── vcpu.rs   a thread per vCPU
+//!   peers, main.log ◀──hub/──▶ agent  RunningVm ── vcpu.rs  a thread per vCPU
 //!   status.json ◀──record.rs           ├─ memory.rs      guest memory
 //!   events ◀──journal.rs               ├─ console.rs     the guest's serial console
-//!                                      └─ boot_report.rs what the agent says while it boots
+//!                                      └─ boot_report.rs what the agent reports while it boots
 //! ```
 //!
-//! The process has no async runtime: vCPU threads, one device event loop, a worker per disk; for a
-//! box also the hub of its main command, and threads that listen to its sockets and signals. The main
-//! thread hears them all, and does what the lifecycle says. Every thread is started and watched by
-//! threads.rs: one that panics is the box's failure.
+//! The process has no async runtime. Its threads are the vCPUs, one device event loop, a worker per disk, and for a
+//! box the hub of its main command and threads that serve its sockets and signals. All of them send messages to
+//! the main thread, which carries out the lifecycle's actions. threads.rs starts every thread and reports its
+//! panic, which is a failure of the box.
 
 #![deny(unsafe_code)]
 

@@ -20,8 +20,7 @@ fn ranges(size: u64) -> Vec<(GuestAddress, u64)> {
     ranges
 }
 
-/// Makes guest memory of `size` bytes. Nothing is touched yet: the host gives pages as the guest
-/// uses them.
+/// Allocates guest memory of `size` bytes. No page is touched yet: the host provides pages as the guest uses them.
 pub(super) fn allocate(size: u64) -> io::Result<GuestMemory> {
     let file = File::from(memfd_create(c"boxlite-guest", MemfdFlags::CLOEXEC)?);
     ftruncate(&file, size)?;

@@ -1,4 +1,4 @@
-//! What each operating system says in its own way about processes.
+//! What the operating systems report differently about processes.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// The user that the process at the other end of a socket belongs to.
+/// The user ID of the process at the other end of a socket.
 #[cfg(target_os = "linux")]
 pub(super) fn peer_uid(socket: &UnixStream) -> io::Result<u32> {
     Ok(rustix::net::sockopt::socket_peercred(socket)?.uid.as_raw())
 }
 
-/// The user that the process at the other end of a socket belongs to.
+/// The user ID of the process at the other end of a socket.
 #[cfg(not(target_os = "linux"))]
 #[allow(unsafe_code)]
 pub(super) fn peer_uid(socket: &UnixStream) -> io::Result<u32> {
@@ -35,9 +35,8 @@ pub(super) fn resident() -> u64 {
     parse_resident(&std::fs::read_to_string("/proc/self/status").unwrap_or_default())
 }
 
-/// Unmaps the code that this process has run so far and its constants, with what the kernel mapped
-/// around them: most of it made the machine and will not run again. What does is mapped again, from
-/// the page cache.
+/// Drops this process's pages of code and constants: most of the code that has run built the VM and will not run
+/// again. Code that does run is mapped again from the page cache.
 #[cfg(target_os = "linux")]
 #[allow(unsafe_code)]
 pub(super) fn release_startup_code() {
@@ -49,7 +48,7 @@ pub(super) fn release_startup_code() {
     }
 }
 
-/// Other systems keep what they find good.
+/// Does nothing on other systems.
 #[cfg(not(target_os = "linux"))]
 pub(super) fn release_startup_code() {}
 

@@ -1,5 +1,5 @@
-//! A vCPU's thread: runs the guest, hands its exits to the buses, counts them, and stands still
-//! while the machine is paused.
+//! A vCPU's thread: runs the guest, dispatches its exits to the buses, counts them, and waits while the VM is
+//! paused.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -13,12 +13,12 @@ use boxlite_hv::{BootState, Exit, Result, Vcpu, Vm};
 use super::threads::Threads;
 use super::vm_event::{EventSink, VmEvent, VmStop};
 
-/// What the vCPUs of a machine share.
+/// What the vCPUs of a VM share.
 pub(super) struct Shared<V> {
     pub(super) vm: Arc<V>,
     pub(super) mmio: Arc<Bus>,
     pub(super) pio: Arc<Bus>,
-    /// Says when the vCPUs are to stand still or to end.
+    /// Where the vCPUs wait or end.
     pub(super) gate: Gate,
     pub(super) events: EventSink,
     pub(super) log: LogBudget,
@@ -26,7 +26,7 @@ pub(super) struct Shared<V> {
     pub(super) counters: Vec<Counters>,
 }
 
-/// Counts of one vCPU, which alone writes them, on a cache line of their own.
+/// Exit counters of one vCPU, on a cache line of their own. Only the vCPU's thread writes them.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 pub(super) struct Counters {
@@ -36,7 +36,7 @@ pub(super) struct Counters {
 }
 
 impl Counters {
-    /// The counts now.
+    /// The current counts.
     pub(super) fn get(&self) -> ExitCounts {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let mut counts = ExitCounts::default();
@@ -47,16 +47,16 @@ impl Counters {
     }
 }
 
-/// One more. There is one writer, so that no locked instruction is needed on the way of every exit.
+/// Increments a counter. There is one writer, so an exit needs no locked instruction.
 fn count(counter: &AtomicU64) {
     counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
 }
 
-/// Where vCPUs wait until all of them exist, as the first may start the others at once, and while the
-/// machine is paused. Whoever closes it kicks them out of the guest.
+/// Where vCPUs wait while the VM is paused, and until all of them exist, as the first may start the others at once.
+/// After closing the gate, the caller kicks the vCPUs out of the guest.
 #[derive(Debug)]
 pub(super) struct Gate {
-    /// Whether a vCPU has to look at the state before it runs on.
+    /// Whether a vCPU has to check the state before it enters the guest.
     closed: AtomicBool,
     state: Mutex<GateState>,
     changed: Condvar,
@@ -65,7 +65,7 @@ pub(super) struct Gate {
 #[derive(Debug)]
 struct GateState {
     order: Order,
-    /// vCPUs that are not in the guest and will not enter it while the order stands.
+    /// vCPUs that are outside the guest and stay there while the gate is closed.
     waiting: usize,
     all: usize,
     /// vCPUs that do not exist yet.
@@ -82,7 +82,7 @@ impl GateState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pass {
     Run,
-    /// As `Run`, after a pause of the machine.
+    /// Run, after a pause of the VM.
     Resume,
     End,
 }
@@ -95,7 +95,7 @@ enum Order {
 }
 
 impl Gate {
-    /// A gate that opens when so many vCPUs exist.
+    /// A gate that opens when this many vCPUs exist.
     pub(super) fn new(vcpus: usize) -> Self {
         let state = GateState { order: Order::Run, waiting: 0, all: vcpus, unbound: vcpus };
         Self {
@@ -119,23 +119,23 @@ impl Gate {
         self.changed.notify_all();
     }
 
-    /// vCPUs stop here from now on.
+    /// Makes vCPUs wait from now on.
     pub(super) fn close(&self) {
         self.order(Order::Wait);
     }
 
-    /// They go on.
+    /// Lets vCPUs run again.
     pub(super) fn open(&self) {
         self.order(Order::Run);
     }
 
-    /// They end here, for good.
+    /// Makes vCPUs end, for good.
     pub(super) fn end(&self) {
         self.order(Order::End);
     }
 
-    /// Waits until no vCPU of a closed gate is in the guest any more, at most so long. Returns
-    /// whether that is so.
+    /// Waits until all vCPUs have left the guest, for `limit` at most. Returns whether they have and the gate is still
+    /// closed.
     pub(super) fn all_wait(&self, limit: Duration) -> bool {
         let all = self.changed.wait_timeout_while(self.state(), limit, |state| {
             state.order == Order::Wait && state.waiting < state.all
@@ -144,7 +144,7 @@ impl Gate {
         state.order == Order::Wait && state.waiting >= state.all
     }
 
-    /// Before every entry into the guest: whether the vCPU is to run.
+    /// Called before every entry into the guest: waits if the gate is closed, and returns what to do.
     fn pass(&self) -> Pass {
         if !self.closed.load(Ordering::SeqCst) {
             return Pass::Run;
@@ -165,7 +165,7 @@ impl Gate {
         }
     }
 
-    /// A vCPU exists.
+    /// Counts a vCPU that has been created.
     fn bound(&self) {
         let mut state = self.state();
         state.unbound = state.unbound.saturating_sub(1);
@@ -174,7 +174,7 @@ impl Gate {
         self.changed.notify_all();
     }
 
-    /// A vCPU's thread ends: nobody has to wait for it.
+    /// Removes a vCPU whose thread ends, so that nothing waits for it.
     fn leave(&self) {
         let mut state = self.state();
         state.all = state.all.saturating_sub(1);
@@ -183,7 +183,7 @@ impl Gate {
     }
 }
 
-/// The place of a vCPU at the gate, which it leaves however its thread ends.
+/// Removes a vCPU from the gate when its thread ends, also by a panic.
 struct GateGuard<'g>(&'g Gate);
 
 impl Drop for GateGuard<'_> {
@@ -212,7 +212,7 @@ pub(super) fn spawn<V: Vm>(
     })
 }
 
-/// Runs until the guest ends itself or the machine is stopped.
+/// Runs until the guest powers off or the VM is stopped.
 fn run<V: Vm>(shared: &Shared<V>, id: u32, vcpu: &mut V::Vcpu) -> Result<()> {
     let nowhere = Counters::default();
     let counters = shared.counters.get(id as usize).unwrap_or(&nowhere);

@@ -1,28 +1,28 @@
-//! What the threads of a VM report to the main thread.
+//! Events that the threads of a VM send to the main thread.
 
 use std::sync::Arc;
 
 use crate::boot_report::Report;
 
-/// Something that a VM reports while it runs.
+/// An event of a running VM.
 #[derive(Debug)]
 pub(crate) enum VmEvent {
-    /// It is to stop.
+    /// The VM is to be stopped.
     Stop(VmStop),
-    /// The agent reported something of its boot.
+    /// A boot report of the agent.
     Report(Report),
-    /// The host has no room for what the guest writes to this disk.
+    /// The host has no space left for the guest's writes to this disk.
     DiskFull(String),
 }
 
 /// Why a VM stops.
 #[derive(Clone, Debug)]
 pub(crate) enum VmStop {
-    /// The guest switched itself off or reset itself.
+    /// The guest powered itself off or reset itself.
     Guest,
     /// A vCPU or a thread of the VM cannot go on.
     Failed(String),
 }
 
-/// Takes the events of a VM, on any of its threads.
+/// Receives the events of a VM, on any of its threads.
 pub(crate) type EventSink = Arc<dyn Fn(VmEvent) + Send + Sync>;

@@ -1,8 +1,8 @@
-//! What the machine looks like to a guest kernel, per architecture: the address map, and everything
-//! that firmware would have put into memory before the kernel starts.
+//! The VM as a guest kernel finds it, per architecture: the address map, and the tables that firmware would have
+//! written to memory.
 //!
-//! Each architecture gives [`layout`], the addresses, and [`load`],
-//! which fills memory and says where the boot vCPU begins.
+//! Each architecture has [`layout`], its addresses, and [`load`], which fills memory and returns the entry point of
+//! the boot vCPU.
 
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
@@ -31,10 +31,10 @@ pub(crate) enum BootError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the host said.
+        /// The host's error.
         source: std::io::Error,
     },
-    /// The kernel is not one that this machine can boot.
+    /// The kernel file cannot be booted on this architecture.
     #[error("{path} is not a kernel for this machine: {reason}; `cargo xtask guest` makes one")]
     Kernel {
         /// The file.

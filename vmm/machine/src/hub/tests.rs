@@ -1,4 +1,4 @@
-//! The hub against an agent of the test's own, on a socket pair, and peers that are its users.
+//! Tests of the hub with a scripted agent on a socket pair, and scripted peers.
 
 mod hostile;
 mod support;
@@ -21,7 +21,7 @@ fn exited() -> MainEnd {
 }
 
 #[test]
-fn the_main_command_is_logged_and_its_end_told() {
+fn the_main_command_is_logged_and_its_end_reported() {
     let mut box_ = Fixture::running();
     box_.send(&Frame::data(1, Channel::Stdout, *b"out\n"));
     box_.send(&Frame::data(1, Channel::Stderr, vec![0, 255]));
@@ -35,7 +35,7 @@ fn the_main_command_is_logged_and_its_end_told() {
 }
 
 #[test]
-fn a_command_that_ran_out_of_memory_is_told_apart() {
+fn an_out_of_memory_kill_is_reported() {
     let mut box_ = Fixture::running();
     let mut peer = box_.attached();
     let killed = ExitStatus::Signal(9);
@@ -46,7 +46,7 @@ fn a_command_that_ran_out_of_memory_is_told_apart() {
 }
 
 #[test]
-fn a_command_that_cannot_be_started_says_so_to_all() {
+fn a_failed_start_is_reported_to_all() {
     for (kind, expected) in
         [(FailureKind::NotFound, 127), (FailureKind::NotExecutable, 126), (FailureKind::Other, 125)]
     {
@@ -64,11 +64,11 @@ fn a_command_that_cannot_be_started_says_so_to_all() {
 }
 
 #[test]
-fn every_peer_gets_all_output_in_order_then_the_end() {
+fn every_peer_gets_all_output_in_order_and_then_the_end() {
     let mut box_ = Fixture::running();
     let mut peers = [box_.attached(), box_.attached(), box_.attached()];
     let (mut sent, mut n) = ([Vec::new(), Vec::new()], 0_u32);
-    // Several windows of both, interleaved and binary: the agent waits for its credit.
+    // Several windows of both channels, interleaved and binary; the agent waits for credit.
     let collectors = peers.each_mut().map(|peer| peer.collect());
     while sent[0].len() + sent[1].len() < 6 * WINDOW as usize {
         n += 1;
@@ -88,11 +88,11 @@ fn every_peer_gets_all_output_in_order_then_the_end() {
 }
 
 #[test]
-fn a_slow_peer_holds_the_command_back_until_it_hangs_up() {
+fn a_slow_peer_blocks_the_command_until_it_hangs_up() {
     let mut box_ = Fixture::running();
     let slow = box_.attached();
     let chunk = vec![7; MAX_DATA];
-    // Its own window, and the command's ahead of it.
+    // The peer's window, and the command's window ahead of it.
     let mut sent = 0;
     while box_.has_credit(Channel::Stdout, Duration::from_millis(300)) {
         box_.output(Channel::Stdout, &chunk);
@@ -100,7 +100,7 @@ fn a_slow_peer_holds_the_command_back_until_it_hangs_up() {
         assert!(sent <= 3 * WINDOW as usize, "nothing holds the command back");
     }
     assert!(sent >= 2 * WINDOW as usize, "held back after {sent} bytes");
-    // The other channel is none of it.
+    // The other channel is not affected.
     for _ in 0..4 {
         box_.output(Channel::Stderr, &chunk);
     }
@@ -109,7 +109,7 @@ fn a_slow_peer_holds_the_command_back_until_it_hangs_up() {
 }
 
 #[test]
-fn output_that_nobody_reads_is_closed_only_while_the_box_ends_with_its_launcher() {
+fn unread_output_is_closed_only_while_the_box_ends_with_its_launcher() {
     for detached in [false, true] {
         let exec = Exec { argv: vec![b"main".to_vec()], stdin: true, ..Exec::default() };
         let main = Some(MainExec { exec, init: true });
@@ -133,7 +133,7 @@ fn output_that_nobody_reads_is_closed_only_while_the_box_ends_with_its_launcher(
 }
 
 #[test]
-fn output_that_a_peer_has_left_to_take_survives_the_command() {
+fn a_peer_gets_its_remaining_output_after_the_command_ended() {
     let mut box_ = Fixture::running();
     let mut peer = box_.attached();
     for _ in 0..8 {
@@ -150,7 +150,7 @@ fn output_that_a_peer_has_left_to_take_survives_the_command() {
 }
 
 #[test]
-fn a_suspended_onlooker_holds_no_box_up_that_is_over_and_its_owner_may() {
+fn a_suspended_onlooker_does_not_delay_the_end_and_the_owner_does() {
     for (owned, drained) in [(false, true), (true, false)] {
         let exec = Exec { argv: vec![b"main".to_vec()], ..Exec::default() };
         let main = Some(MainExec { exec, init: true });
@@ -164,7 +164,7 @@ fn a_suspended_onlooker_holds_no_box_up_that_is_over_and_its_owner_may() {
         box_.start();
         box_.send(&Response::Started { pid: 7 }.frame(1));
         assert_eq!(box_.event(), HubEvent::MainStarted(7));
-        // Its window, and as much that waits for it: the command has credit for no less.
+        // The peer's window, and as much in its queue: the command has credit for that.
         box_.output(Channel::Stdout, &vec![7; 2 * WINDOW as usize]);
         box_.send(&Response::Exited(EXITED).frame(1));
         assert_eq!(box_.event(), HubEvent::MainEnded(exited()));
@@ -177,7 +177,7 @@ fn a_suspended_onlooker_holds_no_box_up_that_is_over_and_its_owner_may() {
 }
 
 #[test]
-fn nobody_waits_for_ever_for_a_peer() {
+fn the_wait_for_a_peer_has_a_limit() {
     let mut box_ = Fixture::running();
     let _stuck = box_.attached();
     for _ in 0..8 {
@@ -191,7 +191,7 @@ fn nobody_waits_for_ever_for_a_peer() {
 }
 
 #[test]
-fn whoever_attaches_gets_what_comes_from_then_on() {
+fn a_peer_gets_output_from_its_attachment_on() {
     let mut box_ = Fixture::running();
     box_.output(Channel::Stdout, b"before");
     let mut first = box_.attached();
@@ -205,7 +205,7 @@ fn whoever_attaches_gets_what_comes_from_then_on() {
 }
 
 #[test]
-fn input_of_all_peers_reaches_the_command_under_its_credit() {
+fn input_of_all_peers_reaches_the_command_within_its_credit() {
     let mut box_ = Fixture::running();
     let mut peer = box_.attached();
     let mut other = box_.attached();
@@ -232,14 +232,14 @@ fn input_of_all_peers_reaches_the_command_under_its_credit() {
     }
     assert!(got == expected);
     let mut peer = writer.join().unwrap();
-    // The input has ended for everybody.
+    // The input has ended for all peers.
     assert_eq!(other.receive(), Frame::end(9, Channel::Stdin));
     peer.send(&Control::Signal(2).frame(9));
     assert_eq!(box_.receive(), Control::SignalProcess(2).frame(1));
 }
 
 #[test]
-fn what_a_peer_sent_before_it_hung_up_arrives() {
+fn input_from_before_a_hang_up_is_delivered() {
     let mut box_ = Fixture::running();
     let mut peer = box_.attached();
     for _ in 0..4 {
@@ -254,7 +254,7 @@ fn what_a_peer_sent_before_it_hung_up_arrives() {
 }
 
 #[test]
-fn a_peer_waits_through_restarts_and_machines() {
+fn a_peer_waits_through_restarts_of_command_and_vm() {
     let mut box_ = Fixture::running();
     let mut peer = box_.attached();
     box_.send(&Response::Exited(EXITED).frame(1));
@@ -266,7 +266,7 @@ fn a_peer_waits_through_restarts_and_machines() {
     box_.send(&Response::Started { pid: 8 }.frame(2));
     assert_eq!(box_.event(), HubEvent::MainStarted(8));
     assert_eq!(peer.response(), Response::Started { pid: 8 });
-    // The machine goes down under it: nobody knows how the command ended.
+    // The VM stops: how the command ended is unknown.
     let mut waiting = box_.attach();
     box_.hub.disconnect();
     assert!(peer.is_hung_up_on());
@@ -281,7 +281,7 @@ fn a_peer_waits_through_restarts_and_machines() {
 }
 
 #[test]
-fn only_the_main_command_is_there() {
+fn peers_can_only_attach_to_the_main_command() {
     let box_ = Fixture::running();
     let mut peer = box_.attached();
     for request in [Request::Exec(Exec::default()), Request::Sync, Request::UnpackLayer] {
@@ -306,7 +306,7 @@ fn health_checks_run_beside_the_command() {
         matches!(box_.receive().decode().unwrap(), Request::Exec(exec) if exec.argv == [b"check"])
     );
     box_.send(&Response::Started { pid: 9 }.frame(2));
-    // More than is kept, and more than a window.
+    // More output than is kept, and more than a window.
     for _ in 0..2 * WINDOW as usize / MAX_DATA {
         box_.send(&Frame::data(2, Channel::Stdout, vec![b'x'; MAX_DATA]));
         assert_eq!(box_.receive(), Frame::credit(2, Channel::Stdout, MAX_DATA as u32));
@@ -326,18 +326,18 @@ fn health_checks_run_beside_the_command() {
     box_.receive();
     box_.hub.send(HubCommand::CancelCheck);
     assert_eq!(box_.receive(), Control::Kill.frame(4));
-    // One that does not even die is not joined by others.
+    // No check starts beside one that does not die.
     box_.hub.send(HubCommand::Check(8));
     assert!(matches!(box_.event(), HubEvent::HealthChecked(8, Err(_))));
 }
 
 #[test]
-fn the_guest_is_told_the_time_at_a_moment_of_its_own() {
+fn the_guests_clock_is_set_from_its_own_reading() {
     let mut box_ = Fixture::running();
     box_.hub.send(HubCommand::SetClock);
     let asked = box_.receive();
     assert_eq!(asked.decode::<Request>().unwrap(), Request::Clock);
-    // The answer takes its time, as on a busy host.
+    // The answer is slow, as on a busy host.
     let before = std::time::UNIX_EPOCH.elapsed().unwrap();
     std::thread::sleep(Duration::from_millis(50));
     box_.send(&Response::Clock { monotonic_ns: 77 }.frame(asked.stream));
@@ -350,7 +350,7 @@ fn the_guest_is_told_the_time_at_a_moment_of_its_own() {
     assert!(error >= Duration::from_millis(25), "{error:?}");
     assert!(time + error >= before && time <= after, "{before:?} {time:?} {after:?}");
     box_.send(&Response::Done.frame(told.stream));
-    // An agent that does not know the question goes on, too.
+    // An agent that does not know the request is not lost.
     box_.hub.send(HubCommand::SetClock);
     let asked = box_.receive();
     let kind = FailureKind::Unsupported;
@@ -360,7 +360,7 @@ fn the_guest_is_told_the_time_at_a_moment_of_its_own() {
 }
 
 #[test]
-fn the_guest_is_asked_to_end() {
+fn the_guest_is_asked_to_shut_down() {
     let mut box_ = Fixture::running();
     box_.hub.send(HubCommand::ControlMain(Control::Signal(15)));
     assert_eq!(box_.receive(), Control::SignalProcess(15).frame(1));
@@ -372,7 +372,7 @@ fn the_guest_is_asked_to_end() {
 }
 
 #[test]
-fn there_is_room_for_so_many() {
+fn the_number_of_peers_is_bounded() {
     let box_ = Fixture::running();
     let mut peers: Vec<TestPeer> = (0..MAX_PEERS).map(|_| box_.attached()).collect();
     let mut refused = box_.connect_peer();
@@ -380,7 +380,7 @@ fn there_is_room_for_so_many() {
     assert!(matches!(&why, Event::Fatal { message } if message.contains("already")), "{why:?}");
     assert!(refused.is_hung_up_on());
     peers.pop();
-    // It is noticed when the hub next looks.
+    // The hub notices at its next pass.
     let admitted = (0..100).any(|_| {
         let mut peer = box_.connect_peer();
         let _ = hello().write(&mut peer.0);

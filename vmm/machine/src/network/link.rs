@@ -1,6 +1,6 @@
-//! The device's end of a box's network and the network's, joined: what the device calls a port is a
-//! link to the network. Neither crate knows the other; what both say of a
-//! frame is in `boxlite-net-frame`. The link is captured if the box's packets are recorded.
+//! Connects the VM's network device with the box's network: the device's port is the network's link. Neither crate
+//! depends on the other; the types for a frame that both use are in `boxlite-net-frame`. If the box's packets are
+//! captured, the link is wrapped for that.
 
 use std::any::Any;
 use std::io::{self, IoSlice};
@@ -10,7 +10,7 @@ use boxlite_devices::virtio::net::{self as device, NetBackend, NetPort};
 use boxlite_net::link::pcap::{Capture, CaptureLink};
 use boxlite_net::{Handle, Link, Offload, OffloadFeatures, Received, Sent};
 
-/// Carries the port of a machine's device to the thread of its box's network, and back.
+/// Moves the port of a VM's device to the thread of its box's network, and back.
 #[derive(Clone)]
 pub(super) struct Backend {
     pub(super) network: Handle,
@@ -48,7 +48,7 @@ impl Link for PortLink {
 
     fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Option<Received>> {
         let Some(mut frame) = self.0.receive().map_err(io::Error::other)? else { return Ok(None) };
-        // A partial checksum is the guest's word that nothing has happened to the frame since.
+        // A partial checksum means that the frame has not left the guest's memory, so its content is intact.
         let checksum_valid = frame.offload().checksum.is_some();
         Ok(Some(Received { len: frame.read(buffer), checksum_valid }))
     }
@@ -56,7 +56,7 @@ impl Link for PortLink {
     fn send(&mut self, frame: &[IoSlice<'_>], offload: Offload) -> io::Result<Sent> {
         match self.0.send(frame, &offload).map_err(io::Error::other)? {
             device::Sent::Full => Ok(Sent::Full),
-            // The device counts those that the guest does not want.
+            // The device counts the frames that it drops.
             device::Sent::Sent | device::Sent::Dropped => Ok(Sent::Sent),
         }
     }

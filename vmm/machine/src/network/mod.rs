@@ -1,16 +1,16 @@
-//! A box's network: the user-mode stack on a thread of its own, and what joins it to the machine's
-//! device and to the host's ports.
+//! A box's network: the user-mode stack on a thread of its own, its link to the VM's device, and its published
+//! ports.
 //!
 //! ```text
 //!   vCPU ── virtio-net ── link ── boxlite-net (thread "network") ── sockets of the host
 //!                                  ports: listens here; in the nested host,
-//!                                  `nested` has the real host listen, too
+//!                                  `nested` makes the real host listen, too
 //! ```
 //!
-//! A link whose packets are recorded passes them to `capture`, whose thread writes the file.
+//! A captured link passes its packets to `capture`, whose thread writes the file.
 //!
-//! It is made once, before the first boot, and stays through restarts of the machine: ports are taken
-//! or refused before anything boots, and keep their numbers.
+//! The network is created once, before the first boot, and outlives restarts of the VM: ports are opened or
+//! refused before the guest boots, and keep their numbers.
 
 mod capture;
 mod link;
@@ -36,35 +36,35 @@ use self::capture::Recorder;
 use self::nested::PortLease;
 use super::threads::Threads;
 
-/// The MTU of the link: a TCP segment fills a packet of 64 KiB.
+/// The MTU of the link: a full packet carries nearly 64 KiB of TCP payload.
 const MTU: u16 = 65_520;
 
-/// Descriptors that flows never take, where the limit allows it: whatever a guest does, the box can
-/// be stopped, looked at and have commands run in it.
+/// Descriptors that are reserved from flows, where the limit allows it, so that a guest cannot prevent control
+/// connections and execs.
 const RESERVED: u64 = 4096;
 
-/// A port of the host that cannot be had: which, why, and what to do.
+/// A published port that cannot be opened: which, why, and what to do.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct PortError(String);
 
-/// A network that runs.
+/// A running network.
 pub(super) struct BoxNetwork {
     handle: Handle,
     addresses: Addresses,
     ports: Vec<PublishedPort>,
-    /// Records the packets, if they are recorded.
+    /// Captures the packets, if that was requested.
     recorder: Option<Recorder>,
-    /// In the nested host: the ports of the real host.
+    /// In the nested host: the lease of the real host's ports.
     _lease: Option<PortLease>,
 }
 
 impl BoxNetwork {
-    /// Takes the ports and starts the network. `denied` hears what the policy denies. `capture` records
-    /// the packets.
+    /// Opens the ports and starts the network. `denied` is called for each flow or name that the policy denies. Packets
+    /// are written to `capture`.
     ///
     /// # Errors
-    /// A port cannot be had, and which; a rule cannot be understood, or the capture not be begun.
+    /// A port cannot be opened, a rule cannot be parsed, or the capture cannot be started.
     pub(super) fn start(
         spec: &NetworkSpec,
         host: HostEnvironment,
@@ -120,7 +120,7 @@ impl BoxNetwork {
         Ok(Self { handle, addresses, ports, recorder, _lease: lease })
     }
 
-    /// A device for a machine of the box. One at a time is connected.
+    /// Creates the network device for a VM of the box. Only one is connected at a time.
     pub(super) fn device(&self) -> Result<NetDevice> {
         let mut options = NetOptions::new(self.addresses.guest_mac);
         options.mtu = MTU;
@@ -136,7 +136,7 @@ impl BoxNetwork {
         }
     }
 
-    /// What the guest is to know.
+    /// The network's parameters for the guest.
     pub(super) fn params(&self) -> NetworkParams {
         let Addresses { subnet, gateway, guest, host, subnet6, gateway6, guest6, .. } =
             self.addresses;
@@ -149,18 +149,18 @@ impl BoxNetwork {
         }
     }
 
-    /// The host's search domains, as far as the guest can be told.
+    /// The host's search domains, as many as fit into the guest's parameters.
     pub(super) fn search(&self) -> Vec<String> {
         let domains = self.handle.search_domains();
         search_domains(domains.iter().map(String::as_str))
     }
 
-    /// The ports of the host that lead to the guest.
+    /// The published ports.
     pub(super) fn ports(&self) -> &[PublishedPort] {
         &self.ports
     }
 
-    /// What it has done so far.
+    /// The network's counters.
     pub(super) fn metrics(&self) -> NetworkMetrics {
         metrics(self.handle.counters())
     }
@@ -172,12 +172,12 @@ impl Drop for BoxNetwork {
     }
 }
 
-/// Who is who on the link, and what the host is.
+/// The addresses on the link and of the host.
 fn addresses(environment: HostEnvironment) -> Addresses {
     let mut addresses = Addresses::default();
     if environment.is_nested() {
-        // QEMU's user network stands between us and the host: its gateway is the host's loopback, its
-        // name server the host's resolver, and our own address that of all boxes here.
+        // QEMU's user network is between this process and the real host: its gateway is the real host's loopback, its
+        // name server the real host's resolver, and all boxes share this host's address.
         addresses.loopback = REAL_HOST;
         addresses.loopback6 = REAL_HOST6;
         addresses.closed = vec![NETWORK.into(), NETWORK6.into()];
@@ -185,13 +185,13 @@ fn addresses(environment: HostEnvironment) -> Addresses {
     addresses
 }
 
-/// Where this process listens for a port: in the nested host, where QEMU passes on to it.
+/// Where this process listens for a port. In the nested host, QEMU forwards to a free port of it.
 fn listener(port: PublishedPort, environment: HostEnvironment) -> PublishedPort {
     let host = if environment.is_nested() { (NESTED_HOST, 0).into() } else { port.host };
     PublishedPort { host, ..port }
 }
 
-/// Has the real host listen where it was asked to, and lead to where this process does.
+/// Makes the real host listen on the requested ports, and forward to those of this process.
 fn lease(asked: &[PublishedPort], ours: &[PublishedPort]) -> Result<PortLease> {
     let pairs = asked.iter().zip(ours);
     let ports =
@@ -199,7 +199,7 @@ fn lease(asked: &[PublishedPort], ours: &[PublishedPort]) -> Result<PortLease> {
     PortLease::take(ports).map_err(|e| PortError(e.to_string()).into())
 }
 
-/// Descriptors for flows: what this process may have without its reserve, which is half of few.
+/// The most descriptors for flows: this process's limit less the reserve, which is at most half of the limit.
 fn max_descriptors() -> usize {
     let limit = getrlimit(Resource::Nofile).current;
     let most = NetworkOptions::default().max_descriptors;
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_are_taken_told_and_given_back() {
+    fn ports_are_opened_reported_and_closed() {
         let network = start(vec![PublishedPort::tcp(0, 80), PublishedPort::udp(0, 80)]).unwrap();
         let [tcp, udp] = *network.ports() else { panic!("{:?}", network.ports()) };
         assert_eq!((tcp.protocol, udp.protocol, tcp.guest), (Transport::Tcp, Transport::Udp, 80));
@@ -247,7 +247,7 @@ mod tests {
         assert!(error.contains(&format!("tcp port {} of 127.0.0.1", tcp.host.port())), "{error}");
         assert!(error.contains("in use"), "{error}");
         drop(network);
-        // Its thread has a moment's work to end.
+        // The network's thread takes a moment to end.
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
         while let Err(e) = start(vec![tcp]) {
             assert!(std::time::Instant::now() < deadline, "{e}");
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_that_nobody_understands_is_no_policy() {
+    fn a_malformed_rule_is_an_error() {
         let spec = NetworkSpec { rules: vec!["permit any".into()], ..NetworkSpec::default() };
         assert!(
             BoxNetwork::start(&spec, HostEnvironment::Real, None, &Threads::new(|_| {}), |_, _| {})
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn the_guest_is_told_what_the_network_has() {
+    fn the_guests_parameters_match_the_network() {
         let network = start(Vec::new()).unwrap();
         let words = network.params().to_string();
         let expected = "192.168.127.2/24,192.168.127.1,192.168.127.254,fdb0:786c:6974::2/64,\

@@ -1,8 +1,8 @@
-//! In the nested host: what only the keeper of the nested host, on the real host, can do for a box.
+//! For boxes in the nested host: requests to the keeper, which runs on the real host.
 //!
-//! It has the real host listen on published ports, and knows the real host's own addresses, which are
-//! closed to boxes. A box without ports boots while these are asked for; until they are known, its
-//! network opens flows to the host's loopback only; where they stay unknown, the box fails.
+//! The keeper makes the real host listen on published ports, and knows the real host's own addresses, which are
+//! closed to boxes. A box without ports boots while the addresses are requested. Until they are known, its network
+//! opens flows to the host's loopback only; if they stay unknown, the box fails.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, TcpStream};
@@ -16,31 +16,31 @@ use boxlite_net::{Handle, PublishedPort};
 
 use crate::threads::Threads;
 
-/// Between two questions; it doubles with each.
+/// The first pause between two requests; it doubles each time.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// The longest pause.
 const MAX_PAUSE: Duration = Duration::from_secs(5);
 
-/// When no other question is asked. A busy keeper, and a host that emulates, take their time.
+/// Timeout for all requests together. A busy keeper on an emulated host is slow.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// Published ports that the real host listens on for as long as this value is there.
+/// Published ports of the real host, which listens on them until this value is dropped.
 #[derive(Debug)]
 pub(super) struct PortLease {
     _connection: TcpStream,
-    /// With the numbers that they have.
+    /// The ports, with their real numbers where the request had 0.
     pub(super) ports: Vec<PublishedPort>,
-    /// The addresses of the real host's interfaces, as they are now.
+    /// The current addresses of the real host's interfaces.
     pub(super) own: Vec<IpAddr>,
 }
 
 impl PortLease {
-    /// Has the real host listen on these ports and pass on who comes to the ports of this machine that
-    /// are their `guest`.
+    /// Makes the real host listen on these ports and forward each to the port of the nested host that is its
+    /// `guest`.
     ///
     /// # Errors
-    /// Says which port cannot be had and why.
+    /// Which port cannot be opened, and why.
     pub(super) fn take(ports: Vec<PublishedPort>) -> io::Result<Self> {
         let connection = TcpStream::connect_timeout(&PORTS_SERVICE.into(), PORTS_TIMEOUT)?;
         connection.set_read_timeout(Some(PORTS_TIMEOUT))?;
@@ -59,26 +59,26 @@ impl PortLease {
     }
 }
 
-/// Closes the real host's own addresses to the box, once they are known: asks on a thread of its own.
+/// Requests the real host's own addresses on a thread of its own, and closes them to the box once they are known.
 pub(super) fn close_own_addresses(handle: Handle, threads: &Threads) -> Result<()> {
     let watch = threads.clone();
     let work = move || {
         let ask = || PortLease::take(Vec::new()).map(|lease| lease.own);
         match learn(ask, std::thread::sleep, Instant::now) {
-            // A network that has stopped has no flows.
+            // Fails only if the network has stopped, which then has no flows.
             Ok(own) => drop(handle.close_own(own)),
             Err(e) => watch.failed(format!(
-                "the box's network stays closed: the host's own addresses cannot be learnt: {e}"
+                "the box's network stays closed: cannot get the host's own addresses: {e}"
             )),
         }
     };
     threads
         .spawn("addresses", work)
         .map(drop)
-        .context("cannot start the thread that asks for the host's addresses")
+        .context("cannot start the thread that requests the host's addresses")
 }
 
-/// Asks until there is an answer, for as long as [`LIMIT`].
+/// Repeats the request until there is an answer, for [`LIMIT`] at most.
 fn learn(
     mut ask: impl FnMut() -> io::Result<Vec<IpAddr>>,
     mut sleep: impl FnMut(Duration),
@@ -94,7 +94,7 @@ fn learn(
         if now().saturating_duration_since(start) + pause > LIMIT {
             return Err(error);
         }
-        tracing::debug!("the host's own addresses are asked for again: {error}");
+        tracing::debug!("requesting the host's own addresses again: {error}");
         sleep(pause);
         pause = (pause * 2).min(MAX_PAUSE);
     }
@@ -106,8 +106,7 @@ mod tests {
 
     use super::*;
 
-    /// The answer when the first `failures` questions have none, how many were asked, and the time that
-    /// it took.
+    /// The answer when the first `failures` requests fail, the number of requests, and the time that they took.
     fn learn_after(failures: u32) -> (io::Result<Vec<IpAddr>>, u32, Duration) {
         let (start, slept, asked) = (Instant::now(), Cell::new(Duration::ZERO), Cell::new(0));
         let ask = || {
@@ -122,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_keeper_that_is_busy_for_a_while_is_asked_again() {
+    fn a_request_to_a_busy_keeper_is_repeated() {
         let (learnt, asked, slept) = learn_after(0);
         assert_eq!((learnt.unwrap().len(), asked, slept), (1, 1, Duration::ZERO));
         let (learnt, asked, slept) = learn_after(3);
@@ -131,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_never_answers_is_a_failure_in_the_end() {
+    fn a_keeper_that_never_answers_is_an_error() {
         let (learnt, asked, slept) = learn_after(u32::MAX);
         assert_eq!(learnt.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
         assert!(asked < 40 && slept <= LIMIT && slept > LIMIT - MAX_PAUSE, "{asked} {slept:?}");

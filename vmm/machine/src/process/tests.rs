@@ -1,4 +1,4 @@
-//! Processes of boxes with real machines, whose guests are a few instructions each.
+//! VM processes with real VMs, whose guests are a few instructions each.
 
 use std::fs;
 use std::io::Write;
@@ -16,19 +16,19 @@ use boxlite_proto::message::Exec;
 use super::*;
 use crate::threads::fault::{self, Fault};
 
-/// Writes to a port that nothing answers, for ever.
+/// Writes to an unassigned port forever.
 const CHATTER: &[u8] = &[
     0x66, 0xba, 0x80, 0x00, // mov dx, 0x80
     0xee, // out dx, al
     0xeb, 0xfd, // jmp -3
 ];
-/// Resets the machine.
+/// Resets the VM.
 const RESET: &[u8] = &[
     0xb0, 0xfe, // mov al, 0xfe
     0xe6, 0x64, // out 0x64, al
     0xeb, 0xfe, // jmp $
 ];
-/// Prints the text behind it on the serial port, then resets the machine.
+/// Prints the text after the code on the serial port, then resets the VM.
 const PRINT: &[u8] = &[
     0x48, 0x8d, 0x35, 0x12, 0, 0, 0, // lea rsi, [rip + 18]
     0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
@@ -62,7 +62,7 @@ fn kernel(program: &[u8]) -> Vec<u8> {
     elf
 }
 
-/// A box's process on a thread of the test.
+/// A VM process, on a thread of the test.
 struct TestBox {
     folder: tempfile::TempDir,
     launcher: Option<UnixStream>,
@@ -71,12 +71,12 @@ struct TestBox {
 }
 
 impl TestBox {
-    /// None where no machine can be made.
+    /// Starts a box; `None` where no VM can be created.
     fn start(program: &[u8], change: impl FnOnce(&mut BoxSpec)) -> Option<Self> {
         Self::start_with(program, |_, spec, _| spec.sandbox.as_mut().map_or((), change))
     }
 
-    /// As `start`; `change` is given the folder, what the machine is to be, and its files.
+    /// As `start`; `change` gets the folder, the LaunchSpec and its files.
     fn start_with(
         program: &[u8],
         change: impl FnOnce(&Path, &mut LaunchSpec, &mut Vec<File>),
@@ -84,7 +84,7 @@ impl TestBox {
         Self::inject(program, Fault::new("nobody", false), change)
     }
 
-    /// One of whose threads can be made to panic.
+    /// As `start_with`, with a fault in one of the threads.
     fn inject(
         program: &[u8],
         fault: Fault,
@@ -148,7 +148,7 @@ impl TestBox {
         Some(Self { folder, launcher: Some(launcher), inject, thread })
     }
 
-    /// As if the guest's agent had reported that it serves.
+    /// Reports that the guest serves, in the agent's place.
     fn ready(&self) {
         let stage = VmEvent::Report(Report::Stage(BootStage::Ready));
         self.inject.send(Message::Vm(1, stage)).unwrap();
@@ -174,7 +174,7 @@ impl TestBox {
         UnixStream::connect(self.folder.path().join("control.sock")).unwrap()
     }
 
-    /// What the launcher is told last.
+    /// The last message to the launcher.
     fn ended(&self) -> BoxEnd {
         let launcher = self.launcher.as_ref().unwrap();
         loop {
@@ -208,7 +208,7 @@ fn pio(to: &UnixStream) -> u64 {
 }
 
 #[test]
-fn vcpus_stand_still_and_go_on() {
+fn vcpus_pause_and_resume() {
     let Some(test) = TestBox::start(CHATTER, |_| {}) else { return };
     let control = test.control();
     assert!(matches!(ask(&control, &ToMachine::Pause), FromMachine::Refused(_)), "still booting");
@@ -226,7 +226,7 @@ fn vcpus_stand_still_and_go_on() {
     while pio(&control) <= paused {
         thread::yield_now();
     }
-    // A box that is killed while it stands still ends all the same.
+    // A paused box can be killed.
     ask(&control, &ToMachine::Pause);
     assert!(matches!(ask(&control, &ToMachine::Kill), FromMachine::Done));
     assert_eq!(test.ended().cause, EndCause::Killed);
@@ -239,7 +239,7 @@ fn vcpus_stand_still_and_go_on() {
 }
 
 #[test]
-fn a_guest_that_is_not_ready_in_time_is_told_of() {
+fn a_boot_timeout_is_reported() {
     let Some(test) = TestBox::start(CHATTER, |spec| spec.ready_timeout_ms = 200) else { return };
     let ended = test.ended();
     let stage = Some(BootStage::Kernel);
@@ -250,7 +250,7 @@ fn a_guest_that_is_not_ready_in_time_is_told_of() {
 }
 
 #[test]
-fn a_panic_is_told_with_its_last_lines() {
+fn a_panic_is_reported_with_its_last_lines() {
     let text = b"so it goes\nKernel panic - not syncing: no root\n\0";
     let Some(test) = TestBox::start(&[PRINT, text].concat(), |_| {}) else { return };
     let EndCause::Panic(lines) = test.ended().cause else { panic!() };
@@ -259,7 +259,7 @@ fn a_panic_is_told_with_its_last_lines() {
 }
 
 #[test]
-fn a_machine_that_fails_begins_anew() {
+fn a_vm_that_fails_is_restarted() {
     let text = b"Kernel panic - not syncing: again\n\0";
     let restart = RestartPolicy::OnFailure(2);
     let change = |spec: &mut BoxSpec| spec.restart = restart;
@@ -271,7 +271,7 @@ fn a_machine_that_fails_begins_anew() {
 }
 
 #[test]
-fn a_box_ends_with_its_launcher_and_leaves_nothing_if_so_asked() {
+fn a_box_ends_with_its_launcher() {
     let Some(mut test) = TestBox::start(CHATTER, |_| {}) else { return };
     test.launcher = None;
     let folder = test.box_folder();
@@ -284,18 +284,18 @@ fn a_box_ends_with_its_launcher_and_leaves_nothing_if_so_asked() {
     let folder = test.box_folder();
     test.thread.join().unwrap();
     assert!(!folder.exists());
-    // The end of this connection would end the test's process: that is what `remove` means.
+    // With `remove`, closing this connection would exit the test's process.
     std::mem::forget(test.launcher);
 }
 
 #[test]
-fn a_detached_box_goes_on_and_stops_in_bounded_time() {
+fn a_detached_box_outlives_its_launcher_and_stops_in_bounded_time() {
     let main =
         MainSpec { exec: Exec::default(), wait_for_attach: false, stop_signal: 15, init: false };
     let change = |spec: &mut BoxSpec| spec.main = Some(main);
     let Some(mut test) = TestBox::start(CHATTER, change) else { return };
     test.ready();
-    // Stages come between.
+    // Stages may arrive in between.
     let launcher = test.launcher.as_ref().unwrap();
     let mut answer = ask(launcher, &ToMachine::Outlive);
     while matches!(answer, FromMachine::Stage { .. }) {
@@ -306,7 +306,7 @@ fn a_detached_box_goes_on_and_stops_in_bounded_time() {
     thread::sleep(Duration::from_millis(50));
     assert_eq!(test.wait_for(|_| true).phase, Phase::Running);
     let (started, control) = (Instant::now(), test.control());
-    // Nothing in this guest hears it.
+    // This guest has no agent to ask.
     assert!(matches!(ask(&control, &ToMachine::Stop { grace_ms: 100 }), FromMachine::Done));
     assert_eq!(test.wait_for(|_| true).phase, Phase::Stopping);
     assert!(matches!(ask(&control, &ToMachine::Pause), FromMachine::Refused(_)));
@@ -318,7 +318,7 @@ fn a_detached_box_goes_on_and_stops_in_bounded_time() {
 }
 
 #[test]
-fn strangers_messages_end_their_connection_only() {
+fn malformed_messages_end_only_their_connection() {
     let Some(test) = TestBox::start(CHATTER, |_| {}) else { return };
     for bytes in [&b"\xff\xff\xff\xff"[..], b"\x04\0\0\0nope", b"\x02\0\0\0{}"] {
         let mut control = test.control();
@@ -327,7 +327,7 @@ fn strangers_messages_end_their_connection_only() {
     }
     let control = test.control();
     let launch = ToMachine::Stop { grace_ms: 0 };
-    // Descriptors where none belong, or of the wrong kind, do no harm.
+    // Unexpected descriptors, or of the wrong kind, do no harm.
     let null = File::open("/dev/null").unwrap();
     let fds: [BorrowedFd<'_>; 1] = [null.as_fd()];
     for message in [ToMachine::Client, ToMachine::Attach, ToMachine::Metrics] {
@@ -346,12 +346,12 @@ fn connections_are_bounded() {
     for control in &held {
         assert!(matches!(ask(control, &ToMachine::Metrics), FromMachine::Metrics(_)));
     }
-    // Beyond that, only the end of the box can be asked for.
+    // Further connections may only end the box.
     let beyond = test.control();
     assert!(matches!(ask(&beyond, &ToMachine::Metrics), FromMachine::Refused(_)));
-    // Its place is free once its connection has been closed.
+    // A slot is free once its connection is closed.
     assert!(control::receive::<FromMachine>(&beyond).unwrap().is_none());
-    // On a slow host the first place may be free again before the last is taken.
+    // On a slow host the first slot may be free again before the last is taken.
     let full = (0..3).find_map(|_| {
         let idle: Vec<_> = (0..16).map(|_| test.control()).collect();
         let (answer, _) = control::receive(&test.control()).unwrap()?;
@@ -359,7 +359,7 @@ fn connections_are_bounded() {
         Some(idle)
     });
     let idle = full.expect("nobody is refused");
-    // Whoever asks for nothing does not keep a reserved place.
+    // A connection without a request does not keep a reserved slot.
     for control in idle {
         control.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         assert!(control::receive::<FromMachine>(&control).unwrap().is_none());
@@ -371,15 +371,15 @@ fn connections_are_bounded() {
     test.thread.join().unwrap();
 }
 
-/// What a loss of power may leave of a box that has a disk: for each state, whether the status says that the disk
-/// is in order, and whether it is.
+/// The states that a loss of power may leave of a box with a disk: for each, whether the status says that the disk is
+/// synced, and whether it is.
 fn after_power_cut(program: &[u8], end: impl FnOnce(&TestBox)) -> Option<Vec<(bool, bool)>> {
     const WRITTEN: [u8; 1024] = [5; 1024];
     let mut watch = None;
     let test = TestBox::start_with(program, |folder, spec, files| {
         fs::write(folder.join("box/disk"), [0; 1024]).unwrap();
         watch = Some(Watch::begin(folder));
-        // What the guest wrote, and has not flushed.
+        // Data that the guest wrote and did not flush.
         fs::write(folder.join("box/disk"), WRITTEN).unwrap();
         files.push(File::options().read(true).write(true).open(folder.join("box/disk")).unwrap());
         spec.disks = vec![DiskSpec {
@@ -406,7 +406,7 @@ fn after_power_cut(program: &[u8], end: impl FnOnce(&TestBox)) -> Option<Vec<(bo
 }
 
 #[test]
-fn a_status_says_that_a_disk_is_in_order_only_when_it_is_on_stable_storage() {
+fn a_status_says_that_a_disk_is_synced_only_if_it_is() {
     let Some(after) = after_power_cut(RESET, |_| {}) else { return };
     assert_eq!(after, [(true, true)], "it ended by itself");
     let leave = |test: &TestBox| {
@@ -415,12 +415,12 @@ fn a_status_says_that_a_disk_is_in_order_only_when_it_is_on_stable_storage() {
     let Some(after) = after_power_cut(CHATTER, leave) else { return };
     assert_eq!(after, [(true, true)], "it ended with its launcher");
     let kill = |test: &TestBox| drop(ask(&test.control(), &ToMachine::Kill));
-    // It is not waited for its disk, which the next start puts right.
+    // The disk of a killed box is not synced; the next start recovers it.
     let Some(after) = after_power_cut(CHATTER, kill) else { return };
     assert!(after.iter().all(|(in_order, _)| !in_order), "{after:?}");
 }
 
-/// Gives the box a disk without anything on it.
+/// Adds an empty disk to the box.
 fn add_disk(_: &Path, spec: &mut LaunchSpec, files: &mut Vec<File>) {
     let disk = tempfile::tempfile().unwrap();
     disk.set_len(1 << 20).unwrap();
@@ -434,7 +434,7 @@ fn add_disk(_: &Path, spec: &mut LaunchSpec, files: &mut Vec<File>) {
     files.push(disk);
 }
 
-/// Asserts that the box ended because that thread panicked, and that everybody was told.
+/// Asserts that the box ended because this thread panicked, and that launcher, status and event say so.
 fn failed_by(test: TestBox, thread: &str) {
     let EndCause::Failed(why) = test.ended().cause else { panic!() };
     assert!(why.contains(thread) && why.ends_with("panicked: blown up by a test"), "{why}");
@@ -450,7 +450,7 @@ fn failed_by(test: TestBox, thread: &str) {
 }
 
 #[test]
-fn a_thread_that_panics_at_its_start_is_the_boxs_failure() {
+fn a_panic_at_a_threads_start_fails_the_box() {
     for name in ["vcpu0", "devices", "vda", "network", "hub", "launcher"] {
         let change = |folder: &Path, spec: &mut LaunchSpec, files: &mut Vec<File>| {
             add_disk(folder, spec, files);
@@ -462,14 +462,14 @@ fn a_thread_that_panics_at_its_start_is_the_boxs_failure() {
 }
 
 #[test]
-fn a_thread_that_panics_later_is_the_boxs_failure() {
+fn a_later_panic_of_a_thread_fails_the_box() {
     for name in ["vcpu0", "hub", "main", "control"] {
         let fault = Fault::new(name, false);
         let Some(test) = TestBox::inject(CHATTER, fault.clone(), |_, _, _| {}) else { return };
         test.ready();
         let control = test.control();
         fault.armed.store(true, Ordering::SeqCst);
-        // It wakes those who sleep; who panics does not answer.
+        // Wakes the threads; one that panics does not answer.
         let (_ours, theirs) = UnixStream::pair().unwrap();
         let _ = control::send(&control, &ToMachine::Attach, &[theirs.as_fd()]);
         let _ = control::send(&control, &ToMachine::Metrics, &[]);
@@ -479,7 +479,7 @@ fn a_thread_that_panics_later_is_the_boxs_failure() {
 }
 
 #[test]
-fn a_box_whose_disk_hangs_can_be_killed_and_is_looked_through_at_its_next_start() {
+fn a_box_whose_disk_hangs_can_be_killed_and_is_recovered_at_its_next_start() {
     let fault = Fault { hangs: true, ..Fault::new("vda", true) };
     let Some(test) = TestBox::inject(CHATTER, fault, add_disk) else { return };
     test.ready();
@@ -492,10 +492,10 @@ fn a_box_whose_disk_hangs_can_be_killed_and_is_looked_through_at_its_next_start(
 }
 
 #[test]
-fn whoever_stops_a_box_is_answered_while_its_machine_is_taken_down() {
+fn a_stop_is_answered_while_the_vm_is_taken_down() {
     let fault = Fault { hangs: true, ..Fault::new("vda", true) };
     let Some(test) = TestBox::inject(CHATTER, fault, add_disk) else { return };
-    // Its guest is not there yet to be asked: that begins at once, and would take a minute.
+    // The guest still boots, so the teardown begins at once, and would take a minute.
     for message in
         [ToMachine::Stop { grace_ms: 0 }, ToMachine::Stop { grace_ms: 0 }, ToMachine::Kill]
     {
@@ -531,7 +531,7 @@ fn a_box_whose_hub_hangs_can_be_killed() {
 }
 
 #[test]
-fn nobody_who_keeps_the_event_log_locked_holds_a_box_up() {
+fn a_locked_event_log_does_not_delay_a_box() {
     let Some(test) = TestBox::start(CHATTER, |_| {}) else { return };
     let log = File::options().append(true).open(test.folder.path().join("events.jsonl")).unwrap();
     rustix::fs::flock(&log, rustix::fs::FlockOperation::LockExclusive).unwrap();

@@ -1,4 +1,4 @@
-//! The gate by threads that stand for vCPUs; real ones are in the tests of the process.
+//! Tests of the gate with threads in place of vCPUs; the tests of the process use real ones.
 
 use std::thread;
 
@@ -14,7 +14,7 @@ fn bound(vcpus: usize) -> Gate {
 }
 
 #[test]
-fn nobody_passes_before_all_exist_and_nobody_waits_for_one_that_never_will() {
+fn the_gate_opens_when_all_vcpus_exist_or_ends() {
     let gate = Arc::new(Gate::new(2));
     let other = gate.clone();
     let first = thread::spawn(move || {
@@ -22,7 +22,7 @@ fn nobody_passes_before_all_exist_and_nobody_waits_for_one_that_never_will() {
         other.bound();
         other.pass() == Pass::Run
     });
-    // The second is gone before it exists: the first one waits until the machine is taken down.
+    // The second vCPU fails before it exists: the first waits until the VM is taken down.
     let second = gate.clone();
     let panicked = thread::spawn(move || {
         let _guard = GateGuard(&second);
@@ -73,7 +73,7 @@ fn a_closed_gate_holds_all_until_it_opens() {
 }
 
 #[test]
-fn nobody_waits_for_a_vcpu_that_ended_or_for_ever() {
+fn all_wait_ignores_ended_vcpus_and_times_out() {
     let gate = bound(2);
     gate.close();
     assert!(!gate.all_wait(Duration::from_millis(10)));
@@ -82,15 +82,15 @@ fn nobody_waits_for_a_vcpu_that_ended_or_for_ever() {
     assert!(gate.all_wait(LIMIT));
 }
 
-/// A machine whose vCPUs only count what they are told.
+/// A VM whose vCPUs only count their calls.
 #[derive(Clone, Default)]
 struct Fake {
     resumed: Arc<AtomicU64>,
-    /// A bit for each vCPU that has run.
+    /// The vCPUs that have run, one bit each.
     ran: Arc<AtomicU64>,
 }
 
-/// Its exits are kicks.
+/// A vCPU whose exits are kicks.
 struct FakeVcpu {
     id: u32,
     machine: Fake,
@@ -148,7 +148,7 @@ impl Vcpu for FakeVcpu {
 }
 
 #[test]
-fn every_vcpu_hears_of_a_pause_once() {
+fn every_vcpu_is_told_of_a_pause_once() {
     let machine = Fake::default();
     let resumed = machine.resumed.clone();
     let shared = Arc::new(Shared {
@@ -162,7 +162,7 @@ fn every_vcpu_hears_of_a_pause_once() {
     });
     let threads = Threads::new(|why| panic!("{why}"));
     let vcpus = [0, 1].map(|id| spawn(&threads, shared.clone(), id, BootState::Parked).unwrap());
-    // A pause before a vCPU has run is none to it.
+    // A pause before a vCPU's first run does not count for it.
     while machine.ran.load(Ordering::SeqCst) != 0b11 {
         thread::yield_now();
     }

@@ -1,4 +1,4 @@
-//! The zero page: what a boot loader tells the kernel (Documentation/arch/x86/zero-page.rst).
+//! The zero page: boot parameters for the kernel (Documentation/arch/x86/zero-page.rst).
 
 use boxlite_devices::GuestMemory;
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
@@ -31,7 +31,7 @@ pub(super) fn write(memory: &GuestMemory, initramfs: &Initramfs, cmdline_len: us
     memory.write_obj(params, layout::ZERO_PAGE).ok()
 }
 
-/// Memory as the guest may use it: low memory up to the MP table, then all from 1 MiB on.
+/// The e820 map: low memory up to the MP table, then all memory from 1 MiB on.
 fn memory_map(memory: &GuestMemory) -> Vec<boot_e820_entry> {
     let entry = |addr, end: u64, r#type| boot_e820_entry { addr, size: end - addr, r#type };
     let mut map = vec![

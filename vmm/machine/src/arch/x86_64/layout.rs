@@ -24,14 +24,14 @@ pub(super) const CMDLINE: GuestAddress = GuestAddress(0x2_0000);
 pub(crate) const CMDLINE_MAX: usize = 2048;
 
 pub(super) const MP_TABLE: u64 = 0x9_f000;
-/// The last KiB below 640 KiB is one of the places where kernels look for it.
+/// The MP floating pointer: kernels search the last KiB below 640 KiB for it.
 pub(super) const MP_POINTER: u64 = 0x9_fc00;
-/// From here to 1 MiB there is no memory.
+/// The end of usable low memory; from here to 1 MiB there is none.
 pub(super) const LOW_MEMORY_END: u64 = 0x9_f000;
 pub(super) const LOW_RESERVED_END: u64 = 0xa_0000;
 
 pub(super) const HIGH_MEMORY: GuestAddress = GuestAddress(0x10_0000);
-/// No memory from here to 4 GiB.
+/// The start of the 32-bit gap: no memory from here to 4 GiB.
 pub(crate) const GAP_START: GuestAddress = GuestAddress(0xd000_0000);
 pub(crate) const GAP_END: GuestAddress = GuestAddress(0x1_0000_0000);
 

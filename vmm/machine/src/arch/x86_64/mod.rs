@@ -16,7 +16,7 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::{BootError, BootFiles};
 
-/// Loads kernel, initramfs and tables into memory. Returns where the boot vCPU begins.
+/// Loads kernel, initramfs and tables into memory. Returns the entry point of the boot vCPU.
 pub(crate) fn load(
     memory: &GuestMemory,
     vcpus: u8,
@@ -38,7 +38,7 @@ pub(crate) fn load(
     })
 }
 
-/// Where the initramfs is.
+/// The place of the initramfs in guest memory.
 struct Initramfs {
     start: u32,
     size: u32,

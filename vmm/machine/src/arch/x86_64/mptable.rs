@@ -1,4 +1,4 @@
-//! The MP table (Intel MultiProcessor Specification 1.4): processors and interrupts for a machine
+//! The MP table (Intel MultiProcessor Specification 1.4): processors and interrupts for a guest
 //! without ACPI.
 
 use boxlite_devices::GuestMemory;

@@ -1,4 +1,4 @@
-//! Guests and peers that break the protocol lose their connection, and nothing else happens.
+//! Guests and peers that violate the protocol lose their connection, and nothing else happens.
 
 use std::io::Write;
 
@@ -7,13 +7,13 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// The agent says this, and the connection is lost for it.
+/// Asserts that an agent that sends these frames loses its connection.
 fn loses(frames: &[Frame]) {
     let mut box_ = Fixture::running();
     let mut peer = box_.attached();
     let mut bytes: Vec<u8> =
         frames.iter().flat_map(|frame| box_.to_hub(frame).to_bytes()).collect();
-    // The hub may hang up before all of it has been sent.
+    // The hub may hang up before all frames have been sent.
     let _ = box_.agent.as_mut().unwrap().write_all(&std::mem::take(&mut bytes));
     let note = loop {
         match box_.event() {
@@ -23,13 +23,13 @@ fn loses(frames: &[Frame]) {
         }
     };
     assert!(!note.is_empty());
-    // It gets what is left for it, then nothing.
+    // The agent gets the remaining frames, then the end.
     while let Ok(Some(frame)) = Frame::read(&mut peer.0) {
         if let Some(channel) = frame.data_channel() {
             let _ = Frame::credit(9, channel, frame.body.len() as u32).write(&mut peer.0);
         }
     }
-    // The hub lives.
+    // The hub still serves.
     box_.connect();
     box_.start();
 }
@@ -56,12 +56,12 @@ fn frames_that_no_agent_sends_end_the_connection() {
 #[test]
 fn output_over_its_window_ends_the_connection() {
     let chunk = Frame::data(1, Channel::Stderr, vec![0; MAX_DATA]);
-    // A peer that takes nothing keeps the window closed.
+    // A peer that reads nothing keeps the window closed.
     loses(&vec![chunk; 3 * WINDOW as usize / MAX_DATA]);
 }
 
 #[test]
-fn before_its_hello_an_agent_says_nothing() {
+fn an_agent_must_send_its_hello_first() {
     let answers: [&[u8]; 4] = [
         b"NO\n",
         &[b'x'; 100],
@@ -79,7 +79,7 @@ fn before_its_hello_an_agent_says_nothing() {
 }
 
 #[test]
-fn last_words_of_an_agent_are_cut() {
+fn an_agents_last_message_is_truncated() {
     let mut box_ = Fixture::running();
     box_.send(&Event::Fatal { message: "é".repeat(100_000) }.frame(0));
     let HubEvent::Fatal(message) = box_.event() else { panic!() };
@@ -87,7 +87,7 @@ fn last_words_of_an_agent_are_cut() {
 }
 
 #[test]
-fn an_agent_gives_up_once() {
+fn only_an_agents_first_fatal_message_counts() {
     let mut box_ = Fixture::running();
     for n in 0..1000 {
         box_.send(&Event::Fatal { message: format!("reason {n}") }.frame(0));
@@ -98,7 +98,7 @@ fn an_agent_gives_up_once() {
 }
 
 #[test]
-fn peers_that_break_the_protocol_are_hung_up_on() {
+fn peers_that_violate_the_protocol_are_disconnected() {
     let box_ = Fixture::running();
     let hang_ups: [Vec<Frame>; 6] = [
         vec![Request::Ping.frame(1)],
@@ -112,7 +112,7 @@ fn peers_that_break_the_protocol_are_hung_up_on() {
         ],
         [
             vec![hello(), Request::Exec(Exec::default()).frame(9)],
-            // The agent takes one window, the peer has one more of its own.
+            // The agent takes one window of input, and the peer has one more.
             vec![Frame::data(9, Channel::Stdin, vec![0; MAX_DATA]); 12],
         ]
         .concat(),
@@ -120,7 +120,7 @@ fn peers_that_break_the_protocol_are_hung_up_on() {
     for frames in hang_ups {
         let mut peer = box_.connect_peer();
         for frame in &frames {
-            // It may have hung up by now.
+            // The hub may have hung up by now.
             let _ = frame.write(&mut peer.0);
         }
         let told = std::iter::from_fn(|| Frame::read(&mut peer.0).ok().flatten()).count();
@@ -130,7 +130,7 @@ fn peers_that_break_the_protocol_are_hung_up_on() {
 }
 
 #[test]
-fn a_peer_of_another_version_learns_ours() {
+fn a_peer_of_another_version_gets_the_hubs_hello() {
     let box_ = Fixture::running();
     let mut peer = box_.connect_peer();
     peer.send(
@@ -153,7 +153,7 @@ proptest! {
         let _ = box_.agent.as_mut().unwrap().write_all(&from_agent);
         let _ = peer.0.write_all(&from_peer);
         drop((peer, box_.agent.take()));
-        // It notices, forgets both, and serves on.
+        // The hub notices, drops both connections, and still serves.
         while !matches!(box_.event(), HubEvent::AgentLost(_)) {}
         box_.connect();
         box_.start();

@@ -7,19 +7,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// A device with registers on a [`Bus`].
 ///
 /// Both calls run on a vCPU thread, `offset` counts from the start of the device's range, and the
-/// access lies within the range. Widths are whatever the guest chose.
+/// access lies within the range. The guest chooses the width.
 pub trait BusDevice: Send {
-    /// Reads registers. `data` comes filled with zeros.
+    /// Reads registers into `data`, which is zeroed before.
     fn read(&mut self, offset: u64, data: &mut [u8]);
 
     /// Writes registers.
     fn write(&mut self, offset: u64, data: &[u8]);
 }
 
-/// Devices by address. Filled by the machine, then shared by its vCPU threads.
+/// Devices by address. Filled by the VMM, then shared by its vCPU threads.
 ///
 /// An access that no device claims, or that reaches over the end of a device's range, reads as all
-/// ones and is lost when written, as on hardware.
+/// ones and ignores writes, as on hardware.
 #[derive(Default)]
 pub struct Bus {
     /// Sorted by start, without overlaps.
@@ -31,7 +31,7 @@ struct Entry {
     device: Arc<Mutex<dyn BusDevice>>,
 }
 
-/// Why a device cannot be put on a bus.
+/// Why a device cannot be added to a bus.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BusError {
     /// The range has no addresses.
@@ -43,7 +43,7 @@ pub enum BusError {
         .new.start, .new.end, .old.start, .old.end
     )]
     Overlap {
-        /// The range that was asked for.
+        /// The requested range.
         new: Range<u64>,
         /// The range that is taken.
         old: Range<u64>,
@@ -56,7 +56,7 @@ impl Bus {
         Self::default()
     }
 
-    /// Puts a device at `range`. The caller may keep a reference to it.
+    /// Adds a device at `range`. The caller may keep a reference to it.
     pub fn insert(
         &mut self,
         range: Range<u64>,
@@ -78,7 +78,7 @@ impl Bus {
         match self.find(address, data.len()) {
             Some((entry, offset)) => {
                 data.fill(0);
-                // A device that panicked is not repaired by a second panic.
+                // A poisoned device is still usable; a second panic would not repair it.
                 let mut device = entry.device.lock().unwrap_or_else(PoisonError::into_inner);
                 device.read(offset, data);
             }

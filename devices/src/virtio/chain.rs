@@ -1,4 +1,4 @@
-//! A descriptor chain taken apart: what the device may read, and what it may write.
+//! A descriptor chain as two buffers: one that the device may read, and one that it may write.
 //!
 //! The driver splits a request over descriptors as it likes (virtio 1.3, section 2.7.4), so devices
 //! look at the bytes of a chain and never at its descriptors.
@@ -59,7 +59,7 @@ impl Table {
     }
 }
 
-/// A chain of descriptors that has not been looked at.
+/// A chain of descriptors that has not been parsed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Descriptors {
     table: Table,
@@ -76,9 +76,9 @@ impl Descriptors {
 /// The buffers of one request.
 #[derive(Debug)]
 pub(crate) struct Chain<'m> {
-    /// What the driver wrote for the device.
+    /// Data from the driver, which the device reads.
     pub(crate) readable: Buffers<'m>,
-    /// What the device is to fill.
+    /// Space that the device fills.
     pub(crate) writable: Buffers<'m>,
 }
 
@@ -98,7 +98,7 @@ pub(crate) enum ChainError {
 }
 
 impl<'m> Chain<'m> {
-    /// Takes apart `descriptors`, of which there may be `limit`.
+    /// Parses `descriptors`, at most `limit` of them.
     pub(crate) fn collect(
         memory: &'m GuestMemory,
         descriptors: Descriptors,
@@ -119,7 +119,7 @@ impl<'m> Chain<'m> {
     }
 }
 
-/// Visits `descriptors`, of which there may be `limit`: where each is, its length in bytes, and
+/// Visits `descriptors`, at most `limit` of them: where each is, its length in bytes, and
 /// whether the device reads or writes it. Those to be read come first.
 pub(crate) fn walk(
     memory: &GuestMemory,
@@ -148,7 +148,7 @@ pub(crate) fn walk(
             false => return Err(ChainError::Order),
         };
         writes = access == Permissions::Write;
-        // More than 2^32 bytes are no chain (section 2.7.5.2).
+        // A chain may not exceed 2^32 bytes (section 2.7.5.2).
         total = total.checked_add(descriptor.len()).ok_or(ChainError::Broken)?;
         let len = usize::try_from(descriptor.len()).map_err(|_| ChainError::Broken)?;
         visit(descriptor.addr(), len, access)?;
@@ -191,7 +191,7 @@ impl<'m> Buffers<'m> {
         &self.slices
     }
 
-    /// Reads the first `N` bytes and cuts them off.
+    /// Reads and removes the first `N` bytes.
     pub(crate) fn take_front<const N: usize>(&mut self) -> Option<[u8; N]> {
         if self.len < N {
             return None;
@@ -214,7 +214,7 @@ impl<'m> Buffers<'m> {
         Some(bytes)
     }
 
-    /// Cuts off the last byte.
+    /// Removes the last byte.
     pub(crate) fn take_last(&mut self) -> Option<VolatileSlice<'m>> {
         let slice = self.slices.pop()?;
         let (rest, last) = slice.split_at(slice.len().checked_sub(1)?).ok()?;

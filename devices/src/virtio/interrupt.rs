@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use boxlite_hv::Interrupt;
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 
-/// Tells the driver of used buffers and configuration changes. Cheap to clone.
+/// Interrupts the driver for used buffers and configuration changes. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct QueueInterrupt {
     line: Interrupt,
@@ -26,17 +26,17 @@ impl QueueInterrupt {
         Self { line, shared: Arc::default() }
     }
 
-    /// The device used a buffer in one of its queues, and the driver wants to know.
+    /// Signals used buffers in one of the queues.
     pub fn used_buffer(&self) -> io::Result<()> {
         self.raise(VIRTIO_MMIO_INT_VRING)
     }
 
-    /// The device changed its configuration space.
+    /// Signals a change of the configuration space.
     pub fn config_change(&self) -> io::Result<()> {
         self.raise(VIRTIO_MMIO_INT_CONFIG)
     }
 
-    /// The device cannot go on until the driver resets it: sets DEVICE_NEEDS_RESET (virtio 1.3,
+    /// Signals that the device has failed until a reset: sets DEVICE_NEEDS_RESET (virtio 1.3,
     /// section 2.1.2).
     pub fn device_failed(&self) -> io::Result<()> {
         self.shared.failed.store(true, Ordering::SeqCst);
@@ -63,7 +63,7 @@ impl QueueInterrupt {
         self.shared.failed.load(Ordering::SeqCst)
     }
 
-    /// Forgets all, as the device is reset.
+    /// Clears all state at a reset of the device.
     pub(super) fn reset(&self) {
         self.shared.failed.store(false, Ordering::SeqCst);
         self.acknowledge(u32::MAX);

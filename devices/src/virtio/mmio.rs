@@ -1,7 +1,7 @@
 //! The virtio-mmio transport (virtio 1.3, section 4.2): one device's registers.
 //!
-//! It keeps to the text's rules for the driver (sections 2.1, 3.1.1 and 4.2.2): a write that breaks
-//! one is ignored and logged, a few times a minute at most.
+//! It enforces the specification's rules for the driver (sections 2.1, 3.1.1 and 4.2.2): a write that violates one
+//! is ignored and logged, a few times a minute at most.
 
 mod config;
 mod queues;
@@ -22,21 +22,19 @@ use crate::{BusDevice, GuestMemory, LogBudget};
 /// The size of a transport's register window, in bytes.
 pub const MMIO_LEN: u64 = 0x1000;
 
-/// The offset of the `QueueNotify` register, for a hypervisor that can turn writes to it into rings
-/// of the doorbell.
+/// The offset of the `QueueNotify` register, for a hypervisor that can ring the doorbell on writes to it.
 pub const MMIO_QUEUE_NOTIFY: u64 = VIRTIO_MMIO_QUEUE_NOTIFY as u64;
 
 /// "virt"
 const MAGIC: u32 = 0x7472_6976;
 const VERSION: u32 = 2;
-/// No vendor has this number.
+/// A vendor ID that no vendor uses.
 const VENDOR_ID: u32 = 0;
 
 /// `QueueReset`; not in the kernel's headers yet.
 const QUEUE_RESET: u32 = 0x0c0;
 
-/// The status bits that the driver sets, in the order in which it may, with the bits that come
-/// before each.
+/// The status bits that the driver sets, in the required order, each with the bits that must be set before.
 const STATUS_ORDER: [(u32, u32); 4] = [
     (VIRTIO_CONFIG_S_ACKNOWLEDGE, 0),
     (VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_ACKNOWLEDGE),
@@ -64,10 +62,9 @@ pub struct MmioTransport {
 }
 
 impl MmioTransport {
-    /// A transport for `device`, which works on `memory`, raises `interrupt` and waits on
-    /// `doorbell`.
+    /// Creates a transport for `device`, with its memory, interrupt and doorbell.
     ///
-    /// Fails when the device asks for a queue size that is not a power of two.
+    /// Fails if a queue size of the device is not a power of two.
     pub fn new(
         device: Box<dyn VirtioDevice>,
         memory: Arc<GuestMemory>,
@@ -177,7 +174,7 @@ impl MmioTransport {
         if self.status & VIRTIO_CONFIG_S_FAILED != 0 {
             return self.refuse(format_args!("the driver has given up: only a reset is left"));
         }
-        // What is in memory is no longer ours once the driver has given up.
+        // After the driver has given up, the device must not touch its memory.
         if value & VIRTIO_CONFIG_S_FAILED != 0 {
             self.stop();
             self.status |= VIRTIO_CONFIG_S_FAILED;
@@ -219,7 +216,7 @@ impl MmioTransport {
 
     fn notify(&mut self, queue: u32) {
         let exists = usize::try_from(queue).is_ok_and(|index| index < self.registers.len());
-        // Before DRIVER_OK nobody waits; activation rings for what came early.
+        // Before DRIVER_OK no device waits; activation rings for early notifications.
         if exists && self.queues.is_none() {
             self.ring();
         }
@@ -264,7 +261,7 @@ impl MmioTransport {
         if queues.len() == self.registers.len() {
             self.queues = Some(queues);
         } else {
-            // It has ended together with the event loop: the machine is going down.
+            // The device has ended together with the event loop: the VM is going down.
             self.queues = queues::new_queues(self.device.queue_sizes()).ok();
             self.fail(format_args!("the device stopped without its queues"));
         }
@@ -293,7 +290,7 @@ impl MmioTransport {
         }
     }
 
-    /// Logs what a driver did wrong, or what went wrong for it.
+    /// Logs a fault of the driver or of the device.
     fn refuse(&mut self, reason: fmt::Arguments<'_>) {
         let device = self.device.device_type();
         self.log.warn(format_args!("virtio-mmio, device type {device}: {reason}"));
@@ -344,13 +341,13 @@ impl MmioTransport {
     }
 }
 
-/// What an access of the guest means.
+/// The target of a guest's access.
 enum Access {
     /// A whole register.
     Register(u32),
     /// Configuration space, from this offset on.
     Config(u64),
-    /// Of a width or alignment that means nothing.
+    /// An invalid width or alignment.
     Malformed,
 }
 
@@ -369,7 +366,7 @@ impl Access {
 }
 
 impl Drop for MmioTransport {
-    /// Stops the device: a transport that is gone touches no guest memory.
+    /// Stops the device, which touches no guest memory afterwards.
     fn drop(&mut self) {
         self.stop();
     }

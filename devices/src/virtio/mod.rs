@@ -13,7 +13,7 @@
 //! - `block`, `net`, `vsock`, `rng`: the devices
 //!
 //! The transport owns the queues while the driver configures them, the device owns them while it
-//! runs, and they go back to the transport on reset.
+//! runs, and reset returns them to the transport.
 
 pub mod block;
 mod chain;
@@ -41,7 +41,7 @@ use crate::GuestMemory;
 ///
 /// The transport calls these from vCPU threads and never twice at once. A device does its work on
 /// another thread, on which it has stopped when [`reset`](Self::reset) returns: the event loop, or
-/// one of its own, which the machine makes before any vCPU runs.
+/// one of its own, which the VMM starts before any vCPU runs.
 pub trait VirtioDevice: Send {
     /// The device ID (virtio 1.3, section 5).
     fn device_type(&self) -> u32;
@@ -65,12 +65,12 @@ pub trait VirtioDevice: Send {
     /// keeping their positions.
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
 
-    /// Stops all work and gives the queues back. When it returns the device touches neither guest
+    /// Stops all work and returns the queues. When it returns the device touches neither guest
     /// memory nor the interrupt. Empty if the device was not active.
     fn reset(&mut self) -> Vec<Queue>;
 }
 
-/// Why a device did not start. The transport sets DEVICE_NEEDS_RESET and goes on.
+/// Why a device did not start. The transport sets DEVICE_NEEDS_RESET.
 #[derive(Debug, thiserror::Error)]
 #[error("{device}: {reason}")]
 pub struct ActivateError {
@@ -80,7 +80,7 @@ pub struct ActivateError {
     pub reason: String,
 }
 
-/// What a device works with between DRIVER_OK and reset.
+/// The resources of a device between DRIVER_OK and reset.
 #[derive(Debug)]
 pub struct Activation {
     /// Guest memory.
@@ -90,7 +90,7 @@ pub struct Activation {
     pub queues: Vec<Queue>,
     /// Rung when the guest notifies any queue.
     pub doorbell: Doorbell,
-    /// Tells the driver of used buffers and configuration changes.
+    /// Interrupts the driver for used buffers and configuration changes.
     pub interrupt: QueueInterrupt,
     /// The negotiated features.
     pub features: u64,

@@ -20,7 +20,7 @@ const QUEUE_SIZE: u16 = 64;
 /// The most random bytes for one request. Linux asks for a page at most.
 const MAX_BYTES: usize = 4096;
 
-/// Requests of a turn, after which the other devices on the event loop have theirs.
+/// Requests served in a turn, before the other devices on the event loop.
 const BUDGET: usize = 16;
 
 /// A source of random numbers, served on the event loop.
@@ -92,7 +92,7 @@ impl VirtioDevice for RngDevice {
     }
 }
 
-/// What serves the queue on the event loop.
+/// The part of the device that runs on the event loop.
 struct Source {
     queue: Virtqueue,
     memory: Arc<GuestMemory>,

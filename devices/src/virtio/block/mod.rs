@@ -8,7 +8,7 @@
 //!
 //! - `worker`: the thread, which takes requests from the queue
 //! - `request`: every kind of request (read, write, flush, discard …), parsed and executed
-//! - `counters`: what was executed, in numbers
+//! - `counters`: statistics of executed requests
 //!
 //! Data moves between the image files and guest memory without a copy in between.
 
@@ -47,7 +47,7 @@ const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
 /// The offset of `writeback` in the configuration space.
 const CONFIG_WRITEBACK: u64 = 32;
 
-/// Called when the host has no room for what the guest writes.
+/// Called when the host has no space for the guest's writes.
 type HostFull = Box<dyn Fn() + Send>;
 
 /// A virtio disk.
@@ -78,7 +78,7 @@ enum State {
 }
 
 impl BlockDevice {
-    /// A device for `disk`, and the worker that serves it. The machine runs the worker on a thread of
+    /// Creates a device for `disk`, and the worker that serves it. The VMM runs the worker on a thread of
     /// its own; the worker returns when the device is dropped.
     ///
     /// `host_full` is called on that thread, once each time the host runs out of space (or quota)
@@ -88,7 +88,7 @@ impl BlockDevice {
         for (to, from) in id.iter_mut().zip(disk.name().bytes()) {
             *to = from;
         }
-        // A name comes from the machine, and reaches its log.
+        // The name comes from the VMM, and is used in its log.
         let name = format!("{NAME} {}", disk.name().escape_debug());
         let (jobs, inbox) = channel();
         let counters = Arc::new(BlockCounters::default());
@@ -108,7 +108,7 @@ impl BlockDevice {
         (device, worker)
     }
 
-    /// What the disk counts, to be kept and read while it works.
+    /// The disk's counters, which can be read at any time.
     pub fn counters(&self) -> Arc<BlockCounters> {
         Arc::clone(&self.counters)
     }
@@ -212,7 +212,7 @@ impl VirtioDevice for BlockDevice {
             State::Idle(queue) => vec![queue],
             State::Serving { stop, doorbell, done } => {
                 stop.store(true, Ordering::Release);
-                // It fails only if the bell is broken, and then the worker has stopped by itself.
+                // Fails only if the doorbell is broken, and then the worker has stopped by itself.
                 let _ = doorbell.ring();
                 done.recv().into_iter().collect()
             }

@@ -21,12 +21,12 @@ use crate::virtio::has_feature;
 use crate::virtio::queue::{NeedsReset, Notifier, Virtqueue};
 use crate::{GuestMemory, LogBudget};
 
-/// The driver is told of served requests after so many of them or so many bytes at the latest, so
-/// that it works on them while the rest of a long ring is served.
+/// The driver is interrupted after this many requests or bytes at the latest, so that it handles them while the rest
+/// of a long ring is served.
 const BATCH_REQUESTS: u32 = 32;
 const BATCH_BYTES: usize = 1 << 20;
 
-/// Requests of a turn. The thread serves nothing else; it looks whether it is to stop.
+/// Requests served in a turn, before the thread checks whether it is to stop.
 const BUDGET: usize = 1024;
 
 /// The work of a disk's thread from activation to reset.
@@ -63,7 +63,7 @@ impl Job {
     }
 }
 
-/// The part of a disk that works on a thread of its own, which the machine makes: see
+/// The part of a disk that runs on a thread of its own, which the VMM starts: see
 /// [`run`](Self::run).
 #[must_use = "a disk whose worker does not run cannot be activated"]
 pub struct BlockWorker {
@@ -83,12 +83,12 @@ impl BlockWorker {
     /// dropped, then closes the image.
     pub fn run(mut self) {
         while let Ok(mut job) = self.jobs.recv() {
-            // Whatever ended it has been reported.
+            // An error has been reported already.
             let _ = self.serve(&mut job);
             if let Err(e) = self.disk.write_back() {
                 self.failed(&e.into());
             }
-            // The device waits for it, or is gone.
+            // The device waits for the queue, or was dropped.
             let _ = job.done.send(job.queue.into_queue());
         }
     }
@@ -152,7 +152,7 @@ impl BlockWorker {
         (request::answer(status, &result), moved)
     }
 
-    /// Logs a failure. Tells the machine once when the host has become full.
+    /// Logs a failure. Calls `host_full` once when the host has run out of space.
     pub(super) fn failed(&mut self, error: &RequestError) {
         self.warn(format_args!("{error}"));
         if error.is_host_full()
@@ -168,7 +168,7 @@ impl BlockWorker {
     }
 }
 
-/// The requests that the driver has not been told of.
+/// The requests since the last interrupt.
 #[derive(Default)]
 struct Batch {
     requests: u32,
@@ -176,7 +176,7 @@ struct Batch {
 }
 
 impl Batch {
-    /// Counts a request that moved so many bytes. True if the driver is to be told now.
+    /// Counts a request that moved `bytes` bytes. Returns whether to interrupt the driver now.
     fn is_full_with(&mut self, bytes: usize) -> bool {
         self.requests += 1;
         self.bytes = self.bytes.saturating_add(bytes);

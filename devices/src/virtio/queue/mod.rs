@@ -2,25 +2,25 @@
 //!
 //! ```text
 //!   driver ──available──▶ pop ──▶ device ──▶ add_used ──used──▶ driver
-//!          ◀──"notify me"── arm                │
+//!          ◀── "notify" ──── arm                │
 //!          ◀──interrupt──── Notifier::finish ◀─┘   once for each batch
 //! ```
 //!
-//! - [`Virtqueue`] takes chains from the available ring and puts them into the used ring. It turns
-//!   the driver's notifications on where it finds nothing, and off while it is served.
-//! - [`Notifier`] tells the driver: of used chains with one interrupt for each batch, and of a
+//! - [`Virtqueue`] takes chains from the available ring and adds them to the used ring. It enables the driver's
+//!   notifications when the ring is empty, and disables them while the queue is served.
+//! - [`Notifier`] notifies the driver: of used chains with one interrupt for each batch, and of a
 //!   failure with DEVICE_NEEDS_RESET and one log message.
 //!
 //! A device serves its queues in turns: [`Virtqueue::begin_turn`] says how many chains a turn may
-//! take. When a turn ends with chains left ([`Virtqueue::is_turn_over`]), the device comes back
-//! by itself, because the driver's notifications are off.
+//! take. When a turn ends with chains left ([`Virtqueue::is_turn_over`]), the device schedules
+//! another turn by itself, because the driver's notifications are off.
 //!
-//! What the driver writes is never trusted. Positions are the engine's own; an available index or
-//! a head that cannot be breaks the queue. A broken queue is empty and takes no used chains, so that
-//! devices need no error path for it: `Notifier::finish` reports it at the end of the turn.
+//! Nothing that the driver writes is trusted. The engine keeps its own positions; an invalid available index or head
+//! breaks the queue. A broken queue is empty and ignores used chains, so devices need no error path for it:
+//! `Notifier::finish` reports it at the end of the turn.
 //!
-//! **Invariant:** a turn looks at no more of the available ring than its budget, whatever the
-//! driver writes meanwhile. Nothing is written but the used ring.
+//! **Invariant:** a turn reads no more of the available ring than its budget, whatever the
+//! driver writes meanwhile. Only the used ring is written.
 
 mod notifier;
 
@@ -65,17 +65,17 @@ pub(crate) struct Virtqueue {
     queue: Queue,
     table: Table,
     state: State,
-    /// The available index as this turn has seen it.
+    /// The available index, as this turn read it last.
     available: u16,
-    /// How many chains this turn may still look at.
+    /// The number of chains that this turn may still take.
     budget: usize,
-    /// The turn ended with its budget, and maybe with chains left.
+    /// The turn used up its budget; there may be chains left.
     turn_over: bool,
     /// The driver notifies the device of new chains.
     armed: bool,
-    /// The used index that the driver was last told of; unknown where the queue was served before.
+    /// The used index at the last interrupt; unknown if the queue was served before.
     told: Option<u16>,
-    /// Chains were used that the driver has not been told of.
+    /// Chains were used since the last interrupt.
     untold: bool,
 }
 
@@ -104,7 +104,7 @@ impl Virtqueue {
         }
     }
 
-    /// The queue as the driver gets it back.
+    /// Returns the underlying queue, for a reset.
     pub(crate) fn into_queue(self) -> Queue {
         self.queue
     }
@@ -126,7 +126,7 @@ impl Virtqueue {
         self.turn_over = false;
     }
 
-    /// Whether the turn ended with its budget: there may be more, and the driver will not notify.
+    /// Whether the turn used up its budget: there may be more chains, and the driver will not notify.
     pub(crate) fn is_turn_over(&self) -> bool {
         self.turn_over
     }
@@ -187,7 +187,7 @@ impl Virtqueue {
         Ok(Some(head))
     }
 
-    /// Leaves the last `count` chains that this turn took for later.
+    /// Puts back the last `count` chains that this turn took, for later.
     pub(crate) fn put_back(&mut self, count: usize) {
         // No turn takes more chains than its budget, and no queue holds more than 2^15.
         let positions = u16::try_from(count).unwrap_or(u16::MAX);
@@ -257,7 +257,7 @@ impl Virtqueue {
             }
             false => memory.store(0u16, self.used(FLAGS), Ordering::Relaxed)?,
         }
-        // A driver that added a chain before it saw this has not notified: look again afterwards.
+        // A driver that added a chain before it saw this has not notified: check again afterwards.
         fence(Ordering::SeqCst);
         Ok(self.load(memory, self.avail(INDEX), Ordering::Relaxed)? != next)
     }
@@ -282,7 +282,7 @@ impl Virtqueue {
         }
         let new = self.queue.next_used();
         let told = self.told.replace(new);
-        // The driver looks at the used index after it has changed its mind.
+        // The driver reads the used index after it has enabled interrupts.
         fence(Ordering::SeqCst);
         if !self.queue.event_idx_enabled() {
             let flags = self.load(memory, self.avail(FLAGS), Ordering::Relaxed)?;

@@ -1,4 +1,4 @@
-//! What a device tells its driver, and what it logs of it.
+//! Interrupts and failures of a device: what its driver is told, and what is logged.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -7,7 +7,7 @@ use super::Virtqueue;
 use crate::virtio::QueueInterrupt;
 use crate::{GuestMemory, LogBudget};
 
-/// A device cannot go on until its driver resets it. The driver has been told, and the reason was
+/// A device has failed until its driver resets it. The driver has been notified, and the reason was
 /// logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the device waits for a reset by its driver")]
@@ -73,7 +73,7 @@ impl Notifier {
     pub(crate) fn fail(&mut self, reason: impl fmt::Display) -> NeedsReset {
         if !std::mem::replace(&mut self.failed, true) {
             self.warn(format_args!("stops until its driver resets it: {reason}"));
-            // Without a working line the driver finds out when it reads the status.
+            // Without a working interrupt the driver sees the failure when it reads the status.
             let _ = self.interrupt.device_failed();
         }
         NeedsReset
@@ -83,7 +83,7 @@ impl Notifier {
         self.fail(format_args!("the driver broke its {queue} queue: {error}"))
     }
 
-    /// Logs what the driver did wrong, or what went wrong for it.
+    /// Logs a fault of the driver or of the device.
     pub(crate) fn warn(&self, message: fmt::Arguments<'_>) {
         self.log.warn(format_args!("{}: {message}", self.device));
     }

@@ -1,4 +1,4 @@
-//! The machine's hold on a vsock device that runs.
+//! The VMM's handle to a running vsock device.
 
 use std::collections::VecDeque;
 use std::io;
@@ -10,13 +10,13 @@ use boxlite_hv::Doorbell;
 
 use super::clients::MAX_CLIENTS;
 
-/// Gives a vsock device work at run time. Cheap to clone, usable from any thread.
+/// Controls a vsock device at run time. Cheap to clone, usable from any thread.
 #[derive(Clone, Debug)]
 pub struct VsockHandle(pub(super) Arc<Shared>);
 
 impl VsockHandle {
     /// Hands over the stream of a client, as if it had connected to the listening socket: the client
-    /// says `CONNECT <port>\n`, and gets `OK <port>\n` and the connection, or is hung up on.
+    /// sends `CONNECT <port>\n`, and gets `OK <port>\n` and the connection, or is disconnected.
     ///
     /// While the guest has not started the device, up to 1024 clients wait for it; a further one is
     /// refused with [`WouldBlock`](io::ErrorKind::WouldBlock).

@@ -1,4 +1,4 @@
-//! The connection table: brings packets of the guest to host streams, and bytes of host streams to
+//! The connection table: dispatches packets of the guest to host streams, and sends bytes of host streams to
 //! the guest.
 //!
 //! ```text
@@ -8,7 +8,7 @@
 //!
 //! **Bounds.** Each connection holds at most its credit window of guest data, and none of the host
 //! side's: that stays in its stream until the guest has both credit and a buffer. What a connection
-//! has to say to the guest is state of it, not a queue. Resets alone are queued, as they may answer
+//! must send to the guest is part of its state, not a queue. Resets alone are queued, as they may answer
 //! packets of no connection; while [`MAX_RESETS`] of them wait, no packets are taken from the guest
 //! (section 5.10.6.1.2 tells both sides to expect that).
 
@@ -84,7 +84,7 @@ impl Mux {
         }
     }
 
-    /// Logs what a guest or a client did, if that was not too often of late.
+    /// Logs an action of the guest or a client, within a rate limit.
     pub(super) fn warn(&self, message: fmt::Arguments<'_>) {
         self.log.warn(format_args!("vsock: {message}"));
     }
@@ -155,7 +155,7 @@ impl Mux {
         self.settle(token);
     }
 
-    /// Takes what should have been a packet.
+    /// Handles a malformed packet.
     pub(super) fn on_malformed(&mut self, malformed: &Malformed) {
         self.warn(format_args!("dropped a packet: {malformed}"));
         let Malformed::Truncated { header, .. } = malformed else { return };
@@ -172,7 +172,7 @@ impl Mux {
     /// Whether the packet is a stream's, from this guest to this host; refuses it if not.
     fn is_ours(&mut self, header: &Header) -> bool {
         if header.src_cid.get() != self.guest_cid {
-            // Nobody can be told.
+            // There is no address to answer.
             return false;
         }
         let ours = header.dst_cid.get() == HOST_CID && header.socket_type.get() == TYPE_STREAM;
@@ -259,7 +259,7 @@ impl Mux {
         self.deadlines.next()
     }
 
-    /// Ends what the guest has taken too long for.
+    /// Ends connections whose deadline has passed.
     pub(super) fn expire(&mut self, now: Instant) {
         while let Some(token) = self.deadlines.pop_expired(now) {
             self.abort(token);
@@ -280,7 +280,7 @@ impl Mux {
         self.settle(token);
     }
 
-    /// Ends all connections without a word to the guest: it knows, or will be told otherwise.
+    /// Ends all connections without packets to the guest, which knows or learns of it otherwise.
     pub(super) fn close_all(&mut self) {
         self.resets.clear();
         for token in self.table.tokens() {
@@ -345,7 +345,7 @@ impl Mux {
         }
     }
 
-    /// Draws the conclusions from what happened to a connection.
+    /// Updates the table after a change of a connection.
     fn settle(&mut self, token: Token) {
         let Some(entry) = self.table.get_mut(token) else { return };
         let Entry { connection, host, .. } = entry;

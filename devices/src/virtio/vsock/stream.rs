@@ -10,7 +10,7 @@ use vm_memory::{VolatileSlice, WriteVolatile};
 
 use super::sys;
 
-/// A Unix stream that never blocks us.
+/// A non-blocking Unix stream.
 #[derive(Debug)]
 pub(super) struct HostStream {
     stream: UnixStream,
@@ -31,7 +31,7 @@ pub(super) struct HostStream {
 pub(super) enum Received {
     /// So many bytes, at least one.
     Data(usize),
-    /// Nothing yet.
+    /// There are no bytes yet.
     Nothing,
     /// The peer sends no more.
     End,
@@ -95,7 +95,7 @@ impl HostStream {
         std::mem::take(&mut self.backlog).len()
     }
 
-    /// Gives the peer bytes from guest memory. Returns how many of them, backlog included, it took
+    /// Sends the peer bytes from guest memory. Returns how many of them, backlog included, it took
     /// or will never take; the rest is backlog.
     pub(super) fn deliver<'m>(
         &mut self,
@@ -120,7 +120,7 @@ impl HostStream {
         sent
     }
 
-    /// Gives the peer what it has room for of the backlog. Returns how many bytes it took or will
+    /// Sends the peer as much of the backlog as it has room for. Returns how many bytes it took or will
     /// never take.
     pub(super) fn flush(&mut self) -> usize {
         let mut taken = 0;
@@ -176,7 +176,7 @@ impl HostStream {
     /// Tells the peer, once, that nothing more comes. Call it when there is no backlog.
     pub(super) fn end_sending(&mut self) {
         if !std::mem::replace(&mut self.ended_sending, true) {
-            // It fails where the peer is gone, which does not have to be told.
+            // Fails only if the peer has closed its end.
             let _ = self.stream.shutdown(Shutdown::Write);
         }
     }

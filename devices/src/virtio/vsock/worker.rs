@@ -25,10 +25,10 @@ use crate::virtio::chain::Chain;
 use crate::virtio::queue::{Notifier, Virtqueue};
 use crate::{Event, GuestMemory, Handler, Interest, Watch};
 
-/// Chains of each queue in a turn, after which the other devices of the loop have theirs.
+/// Chains of each queue in a turn, before the other devices on the event loop.
 const BUDGET: usize = 256;
 
-/// How long no client is let in after the process had no file descriptor left for one.
+/// Pause before the next `accept` after the process had no file descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
 /// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET`, as a `struct virtio_vsock_event`.
@@ -185,7 +185,7 @@ impl Worker {
         self.listen(watch);
     }
 
-    /// Watches the listening socket while clients are welcome.
+    /// Polls the listening socket while there is room for clients.
     fn listen(&mut self, watch: &mut Watch<'_>) {
         let Some(listener) = &self.listener else { return };
         let welcome = self.clients.has_room() && !self.deadlines.is_set(LISTENER);
@@ -226,7 +226,7 @@ impl Worker {
             Outcome::Undecided => return,
             Outcome::Connect(stream, port) => self.mux.connect(token, stream, port),
             Outcome::Refused(stream) => {
-                tracing::debug!("vsock: a client did not say CONNECT <port>; it is hung up on");
+                tracing::debug!("vsock: a client did not send CONNECT <port>: disconnecting it");
                 let _ = watch.remove(&stream);
             }
         }
@@ -234,7 +234,7 @@ impl Worker {
         self.admit(watch);
     }
 
-    /// Ends what took too long.
+    /// Ends clients and connections whose deadline has passed.
     fn expire(&mut self, watch: &mut Watch<'_>) {
         let _ = rustix::io::read(&self.timer, &mut [0u8; 8]);
         self.alarm = None;
@@ -242,7 +242,9 @@ impl Worker {
         self.mux.expire(now);
         while let Some(token) = self.deadlines.pop_expired(now) {
             if let Some(stream) = self.clients.remove(token) {
-                tracing::debug!("vsock: a client did not finish its line; it is hung up on");
+                tracing::debug!(
+                    "vsock: a client did not finish its CONNECT line: disconnecting it"
+                );
                 let _ = watch.remove(&stream);
             }
         }

@@ -1,4 +1,4 @@
-//! The entries of the connection table, and the books that are kept on them.
+//! The entries of the connection table, and their indexes.
 
 use std::collections::{BTreeSet, HashMap};
 use std::os::unix::net::UnixStream;
@@ -95,7 +95,7 @@ pub(super) struct Table {
     by_id: HashMap<ConnectionId, Token>,
     /// The entries that have something to send to the guest.
     ready: BTreeSet<Token>,
-    /// Whose turn it is to send. The next one is the next in order, around and around.
+    /// The entry whose turn it is to send; turns go round-robin.
     sender: Token,
     /// How many bytes are left of its turn.
     turn: usize,
@@ -195,7 +195,7 @@ impl Table {
         self.entries.remove(&token)
     }
 
-    /// Keeps the books after an entry has changed.
+    /// Updates the indexes after an entry has changed.
     pub(super) fn changed(&mut self, token: Token) {
         let Some(entry) = self.entries.get(&token) else { return };
         if entry.connection.next(entry.host.is_readable()).is_some() {

@@ -67,7 +67,7 @@ impl NetOptions {
     }
 }
 
-/// Why a network device cannot be made.
+/// Why a network device cannot be created.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NetOptionsError {
     /// The guest's address is a multicast address.
@@ -84,10 +84,10 @@ pub trait NetBackend: Send {
     /// Gives the network a port to work on, on a thread of its own.
     ///
     /// # Errors
-    /// The network takes no port; the driver is told to reset the device.
+    /// The network accepts no port; the driver must reset the device.
     fn attach(&mut self, port: NetPort) -> io::Result<()>;
 
-    /// Takes the port back: nothing uses it any more when this returns. `None` when the port is
+    /// Takes the port back: nothing uses it when this returns. `None` when the port is
     /// lost, because the network has ended.
     fn detach(&mut self) -> Option<NetPort>;
 }
@@ -103,7 +103,7 @@ pub struct NetDevice {
     settings: Option<Settings>,
 }
 
-/// What vCPUs see of a device that the network's thread works on.
+/// The state of a device that vCPU threads see while the network's thread has its port.
 #[derive(Debug, Default)]
 struct Shared {
     mac: AtomicU64,
@@ -205,8 +205,8 @@ impl VirtioDevice for NetDevice {
         let queues = std::mem::take(&mut activation.queues);
         let queues =
             <[Queue; 3]>::try_from(queues).map_err(|_| failed("it has three queues".to_owned()))?;
-        // A queue that has moved on was taken away so that another one could be reset: the driver
-        // is the same and has not set anything anew.
+        // Queues that have advanced were only taken away to reset another one: the driver is the same, and its settings
+        // stand.
         let goes_on = queues.iter().any(|queue| queue.next_avail() != 0);
         let settings = self.settings.take().filter(|_| goes_on);
         let settings = settings.unwrap_or_else(|| Settings::new(self.options.mac));

@@ -29,7 +29,7 @@ use crate::virtio::chain::{Chain, ChainError, Descriptors};
 use crate::virtio::queue::{NeedsReset, Notifier, Virtqueue};
 use crate::virtio::{Activation, has_feature};
 
-/// Chains of a turn: commands, or malformed frames. The network's other work then has its turn.
+/// Chains in a turn, of commands or malformed frames, before the network's other work.
 const BUDGET: usize = 16;
 
 /// Bytes of a VLAN tag.
@@ -47,7 +47,7 @@ pub struct NetPort {
     doorbell: Doorbell,
     notifier: Notifier,
     features: u64,
-    /// The longest frame to the guest that is not to be cut, in bytes.
+    /// The longest frame to the guest without segmentation offload, in bytes.
     longest: Option<usize>,
     rx: Virtqueue,
     tx: Virtqueue,
@@ -68,7 +68,7 @@ pub struct NetPort {
 #[derive(Clone, Copy, Debug)]
 struct RxBuffer {
     head: u16,
-    /// In bytes; 0 if it is of no use.
+    /// Size in bytes; 0 if the chain is unusable.
     room: usize,
 }
 
@@ -78,7 +78,7 @@ enum Claim {
     Enough,
     /// The driver may add more.
     Short,
-    /// The driver has added what it can, which is not enough.
+    /// The driver cannot add enough.
     Hopeless,
 }
 
@@ -119,7 +119,7 @@ impl TxFrame<'_> {
         self.pieces.len()
     }
 
-    /// What the guest left to be done for the frame.
+    /// The offload that the guest requested for the frame.
     pub fn offload(&self) -> Offload {
         self.offload
     }
@@ -173,22 +173,22 @@ impl NetPort {
         }
     }
 
-    /// The queues as the driver gets them back, and what it has set.
+    /// Returns the queues and the driver's settings, for a reset.
     pub(super) fn into_parts(mut self) -> (Vec<Queue>, Settings) {
         self.finish_received();
         let queues = [self.rx, self.tx, self.control].map(Virtqueue::into_queue);
         (queues.into(), self.settings)
     }
 
-    /// What the guest takes from the network. It does not change.
+    /// The offload features that the guest negotiated, which don't change.
     pub fn features(&self) -> OffloadFeatures {
         offload_features(self.features)
     }
 
-    /// The doorbell rang: carries out the commands in the control queue. Frames are for
-    /// [`receive`](Self::receive), which reports what goes wrong in here, too.
+    /// Handles a ring of the doorbell: executes the commands in the control queue. [`receive`](Self::receive) handles
+    /// frames, and also reports a failure here.
     pub fn woken(&mut self) {
-        // The failure is remembered, and the guest was told.
+        // The port remembers the failure, and the guest was notified.
         let _ = self.guarded(Self::execute_commands);
     }
 
@@ -196,7 +196,7 @@ impl NetPort {
     /// rung for the next.
     ///
     /// # Errors
-    /// The port does not work any more.
+    /// The port has failed.
     pub fn receive(&mut self) -> Result<Option<TxFrame<'_>>, NeedsReset> {
         match self.guarded(Self::next_frame)? {
             Some(offload) => {
@@ -209,7 +209,7 @@ impl NetPort {
     /// Sends a frame, given in pieces, to the guest: whole, or not at all.
     ///
     /// # Errors
-    /// The port does not work any more.
+    /// The port has failed.
     pub fn send(&mut self, frame: &[IoSlice<'_>], offload: &Offload) -> Result<Sent, NeedsReset> {
         let len = frame.iter().map(|piece| piece.len()).sum();
         let sent = self.guarded(|port| port.place(frame, len, offload))?;
@@ -224,7 +224,7 @@ impl NetPort {
     /// Ends a turn: interrupts the guest for what was received and sent, if it wants to know.
     ///
     /// # Errors
-    /// The port does not work any more.
+    /// The port has failed.
     pub fn flush(&mut self) -> Result<(), NeedsReset> {
         self.finish_received();
         let queues = &mut [&mut self.rx, &mut self.tx, &mut self.control];
@@ -274,7 +274,7 @@ impl NetPort {
         Ok(None)
     }
 
-    /// Comes back after the others' turn, if there may be more in a queue.
+    /// Schedules another turn, if there may be more in a queue.
     fn continue_later(&mut self, more: bool) -> Result<(), NeedsReset> {
         match more {
             true => {
@@ -289,7 +289,7 @@ impl NetPort {
         self.frame.clear();
         let limit = self.tx.chain_limit();
         let len = self.frame.add(memory, chain, limit, Permissions::Read, HEADER_SIZE)?;
-        // Read once: the guest may change it while we look at it.
+        // Read once: the guest may change it meanwhile.
         let mut header = [0; HEADER_SIZE];
         if self.frame.read(memory, &mut header) < HEADER_SIZE {
             return Err(FrameError::NoHeader(len).into());
@@ -365,7 +365,7 @@ impl NetPort {
                 Claim::Short => {}
                 Claim::Enough => return Ok(Claim::Enough),
                 Claim::Hopeless => {
-                    // The driver may have better ones.
+                    // The driver may add larger ones.
                     self.return_buffers(memory, 0);
                     return Ok(Claim::Hopeless);
                 }
@@ -413,7 +413,7 @@ impl NetPort {
         self.rx.add_all_used(memory, used);
     }
 
-    /// Carries out what is in the control queue.
+    /// Executes the commands in the control queue.
     fn execute_commands(&mut self) -> Result<(), NeedsReset> {
         let memory = Arc::clone(&self.memory);
         self.control.begin_turn(BUDGET);

@@ -78,7 +78,7 @@ pub(super) enum Phase {
 /// What a packet from the guest comes to.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Reaction {
-    /// Nothing that the connection itself does not do.
+    /// Nothing for the caller to do.
     Nothing,
     /// The guest accepted the host's request.
     Accepted,
@@ -87,17 +87,16 @@ pub(super) enum Reaction {
     Payload,
     /// The guest closed or refused the connection.
     Closed,
-    /// The guest broke the protocol, in this way. The connection is closed, and owes the guest an
-    /// RST.
+    /// The guest violated the protocol, for this reason. The connection is closed, and an RST is due.
     Violation(&'static str),
 }
 
 /// A packet that can be sent to the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outgoing {
-    /// One without payload.
+    /// A packet without payload.
     Control(Control),
-    /// Up to so many bytes of data.
+    /// Up to this many bytes of data.
     Data(u32),
 }
 
@@ -117,25 +116,25 @@ pub(super) struct Connection {
     id: ConnectionId,
     phase: Phase,
     credit: Credit,
-    /// What the guest has ended.
+    /// The directions that the guest has shut down.
     guest: Shutdown,
-    /// What the host side has ended.
+    /// The directions that the host side has shut down.
     host: Shutdown,
-    /// How much of that the guest was told.
+    /// The shutdown flags that the guest has been sent.
     told: Shutdown,
     /// The guest asked for a credit update.
     owes_update: bool,
-    /// We asked the guest for one since it last had room.
+    /// A credit request was sent since the guest last had room.
     asked_for_credit: bool,
 }
 
 impl Connection {
-    /// A connection that the host side asks the guest for.
+    /// A connection that the host side requests from the guest.
     pub(super) fn to_guest(id: ConnectionId) -> Self {
         Self::new(id, Phase::Requested { told: false })
     }
 
-    /// A connection that the guest asked for by `request`, granted.
+    /// A connection that the guest requested with `request`, accepted.
     pub(super) fn from_guest(request: &Header) -> Self {
         let mut connection =
             Self::new(ConnectionId::of(request), Phase::Established { told: false });
@@ -161,17 +160,17 @@ impl Connection {
         self.id
     }
 
-    /// How far it has come.
+    /// The state of the connection.
     pub(super) fn phase(&self) -> Phase {
         self.phase
     }
 
-    /// What the guest has ended.
+    /// The directions that the guest has shut down.
     pub(super) fn guest_shutdown(&self) -> Shutdown {
         self.guest
     }
 
-    /// How many bytes of the guest's the host side has not taken yet.
+    /// Bytes from the guest that the host side has not taken yet.
     pub(super) fn held(&self) -> u32 {
         self.credit.held()
     }
@@ -246,7 +245,7 @@ impl Connection {
         self.host.receive = true;
     }
 
-    /// To the guest this connection is no more.
+    /// Marks the connection as closed for the guest.
     pub(super) fn close(&mut self) {
         self.phase = Phase::Closed;
     }
@@ -328,9 +327,9 @@ impl Connection {
         Header { len: len.into(), ..self.header(op::RW) }
     }
 
-    /// A header with our ports and credit; the caller knows the guest's CID.
+    /// A header with the connection's ports and credit; the caller adds the guest's CID.
     fn header(&mut self, op: u16) -> Header {
-        // Every packet carries the credit, so it answers for an update too.
+        // Every packet carries the credit, so it also answers a request for an update.
         self.owes_update = false;
         let (buf_alloc, fwd_cnt) = self.credit.stamp();
         Header {

@@ -79,7 +79,7 @@ impl Credit {
         (self.rx_cnt - self.fwd_cnt).0
     }
 
-    /// Whether the guest is to be told of the room that was made.
+    /// Whether to send the guest a credit update.
     pub(super) fn update_is_due(&self) -> bool {
         (self.fwd_cnt - self.told_fwd_cnt).0 >= UPDATE_AFTER
     }

@@ -259,3 +259,18 @@ pub fn now_ms() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     now.as_millis().try_into().unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_box_keeps_its_names_on_disk() {
+        let json =
+            r#"{"end":{"NotReady":{"timeout_ms":200,"stage":"Kernel"}},"at_ms":1,"main":null}"#;
+        let cause = EndCause::NotReady { timeout_ms: 200, stage: Some(BootStage::Kernel) };
+        let ended = BoxEnd { cause, at_ms: 1, main: None };
+        assert_eq!(serde_json::to_string(&ended).unwrap(), json);
+        assert_eq!(serde_json::from_str::<BoxEnd>(json).unwrap(), ended);
+    }
+}

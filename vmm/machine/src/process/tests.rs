@@ -437,7 +437,7 @@ fn add_disk(_: &Path, spec: &mut LaunchSpec, files: &mut Vec<File>) {
 /// Asserts that the box ended because this thread panicked, and that launcher, status and event say so.
 fn failed_by(test: TestBox, thread: &str) {
     let EndCause::Failed(why) = test.ended().cause else { panic!() };
-    assert!(why.contains(thread) && why.ends_with("panicked: blown up by a test"), "{why}");
+    assert!(why.contains(thread) && why.ends_with("panicked: injected by a test"), "{why}");
     let folder = test.box_folder();
     test.thread.join().unwrap();
     let status = Status::read(&folder).unwrap().unwrap();

@@ -81,12 +81,10 @@ impl Socket {
         }
     }
 
-    /// Ends the direction from the socket: the host reads no more.
+    /// Ends the direction from the socket: the host reads no more. The peer learns of it once it has been sent all
+    /// input: a peer that cannot write may give up before it has read.
     pub(crate) fn close_output(&mut self) {
-        if self.output.take().is_some() {
-            // Fails only if the peer has closed the socket.
-            let _ = shutdown(&self.fd, Shutdown::Read);
-        }
+        self.output = None;
     }
 
     /// Closes both directions and drops data that was not written.

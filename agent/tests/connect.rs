@@ -161,8 +161,24 @@ fn a_host_that_reads_no_more_still_sends() {
     let mut bytes = [0; 4];
     socket.read_exact(&mut bytes).unwrap();
     assert_eq!(&bytes, b"sent");
-    assert!(socket.write_all(b"x").is_err());
     host.end_stdin(stream);
+    assert_eq!(host.finish(stream).responses, [Response::Done]);
+    assert!(socket.write_all(b"x").is_err());
+}
+
+#[test]
+fn a_host_that_leaves_has_all_its_input_delivered() {
+    needs_root!();
+    let (host, peer) = (connect(), Peer::new());
+    let (stream, mut socket) = peer.connect(&host);
+    // More than the socket takes before its peer reads.
+    let data = noise(WINDOW as usize);
+    assert_eq!(host.write_stdin(stream, &data), data.len());
+    host.end_stdin(stream);
+    host.send(&boxlite_proto::frame::Frame::end(stream, Channel::Stdout));
+    // A peer that writes is no reason to give up.
+    socket.write_all(b"output that nobody reads").unwrap();
+    assert!(read_to_the_end(&mut socket) == data);
     assert_eq!(host.finish(stream).responses, [Response::Done]);
 }
 

@@ -28,9 +28,12 @@ pub struct ExecHandle {
     running: Running,
 }
 
-/// Kills the command when dropped before its end.
+/// Kills the command when dropped before its end, unless it was released.
 #[derive(Debug)]
-pub(super) struct Running(OpenStream);
+pub(super) struct Running {
+    stream: OpenStream,
+    released: bool,
+}
 
 /// A stream with its connection.
 #[derive(Clone, Debug)]
@@ -63,7 +66,7 @@ pub struct Output {
 
 impl Running {
     pub(super) fn new(client: AgentClient, stream: Arc<Stream>) -> Self {
-        Self(OpenStream { client, stream })
+        Self { stream: OpenStream { client, stream }, released: false }
     }
 
     /// Waits until the agent has started the command.
@@ -72,10 +75,10 @@ impl Running {
         with_stdin: bool,
         with_terminal: bool,
     ) -> Result<ExecHandle, Error> {
-        let pid = self.0.stream.started().await?;
-        let output = |channel| ExecOutput { stream: self.0.clone(), channel };
+        let pid = self.stream.stream.started().await?;
+        let output = |channel| ExecOutput { stream: self.stream.clone(), channel };
         Ok(ExecHandle {
-            stdin: with_stdin.then(|| ExecStdin::new(self.0.clone())),
+            stdin: with_stdin.then(|| ExecStdin::new(self.stream.clone())),
             stdout: Some(output(Channel::Stdout)),
             stderr: (!with_terminal).then(|| output(Channel::Stderr)),
             pid,
@@ -85,41 +88,48 @@ impl Running {
 
     /// The sending half of a stream without a command.
     pub(super) fn sender(&self) -> ExecStdin {
-        ExecStdin::new(self.0.clone())
+        ExecStdin::new(self.stream.clone())
     }
 
     /// The receiving half of a stream without a command, once data has arrived.
     pub(super) async fn receiver(&self) -> Result<ExecOutput, Error> {
-        self.0.stream.readable().await;
-        match self.0.stream.try_over() {
-            Some(Err(error)) if !self.0.stream.has_output() => Err(error),
+        self.stream.stream.readable().await;
+        match self.stream.stream.try_over() {
+            Some(Err(error)) if !self.stream.stream.has_output() => Err(error),
             _ => Ok(self.output()),
         }
     }
 
     /// The receiving half of a stream without a command, at once.
     pub(super) fn output(&self) -> ExecOutput {
-        ExecOutput { stream: self.0.clone(), channel: Channel::Stdout }
+        ExecOutput { stream: self.stream.clone(), channel: Channel::Stdout }
     }
 
     pub(super) fn kill(&self) {
-        self.0.control(Control::Kill);
+        self.stream.control(Control::Kill);
+    }
+
+    /// Leaves the stream to end by itself.
+    pub(super) fn release(&mut self) {
+        self.released = true;
     }
 
     /// Waits for the end of the stream.
     pub(super) async fn over(&self) -> Result<Response, Error> {
-        self.0.stream.over().await
+        self.stream.stream.over().await
     }
 
     /// How the stream ended, if it has.
     pub(super) fn try_over(&self) -> Option<Result<Response, Error>> {
-        self.0.stream.try_over()
+        self.stream.stream.try_over()
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.kill();
+        if !self.released {
+            self.kill();
+        }
     }
 }
 
@@ -177,7 +187,7 @@ impl OpenStream {
 impl ExecHandle {
     /// The connection that the command was started on.
     pub(crate) fn client(&self) -> &AgentClient {
-        &self.running.0.client
+        &self.running.stream.client
     }
 
     /// The command's process ID in the guest.
@@ -187,12 +197,12 @@ impl ExecHandle {
 
     /// Sends a signal (Linux number) to the command's process group. Has no effect once the command has exited.
     pub fn signal(&self, signal: i32) {
-        self.running.0.control(Control::Signal(signal));
+        self.running.stream.control(Control::Signal(signal));
     }
 
     /// Changes the size of the command's terminal. Has no effect without a terminal.
     pub fn resize(&self, size: TerminalSize) {
-        self.running.0.control(Control::Resize(size));
+        self.running.stream.control(Control::Resize(size));
     }
 
     /// Starts to kill the command and all processes that it started. [`wait`](Self::wait) returns once they are dead.
@@ -221,7 +231,7 @@ impl ExecHandle {
 
     /// The status, if the command has exited.
     pub fn try_wait(&self) -> Result<Option<ExitStatus>, Error> {
-        Ok(self.running.0.stream.try_over().map(exit).transpose()?.map(|exit| exit.status))
+        Ok(self.running.stream.stream.try_over().map(exit).transpose()?.map(|exit| exit.status))
     }
 
     /// Closes standard input, reads all output, and waits for the command to exit.

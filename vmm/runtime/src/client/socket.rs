@@ -11,14 +11,16 @@ use super::exec::{ExecOutput, ExecStdin, Running};
 use super::{AgentClient, Result};
 
 /// A connection to a Unix socket of the nested host: bytes both ways, under the protocol's flow control. `shutdown`
-/// ends the direction to the socket. Dropping the stream closes the socket and discards data that the agent has not
-/// written to it.
+/// ends the direction to the socket. Dropping the stream closes the socket: after all data was written to it if that
+/// direction has ended, otherwise at once.
 #[derive(Debug)]
 pub(crate) struct SocketStream {
     // Dropped first, so that a cancelled transfer does not look like a complete one.
     running: Running,
     output: ExecOutput,
     input: ExecStdin,
+    /// The direction to the socket has ended, so a drop cancels nothing.
+    input_ended: bool,
 }
 
 impl AgentClient {
@@ -27,7 +29,7 @@ impl AgentClient {
     pub(crate) fn connect_socket(&self, name: &[u8]) -> Result<SocketStream> {
         let running = self.open(&Request::Connect(Connect { name: name.to_owned() }))?;
         let (input, output) = (running.sender(), running.output());
-        Ok(SocketStream { running, output, input })
+        Ok(SocketStream { running, output, input, input_ended: false })
     }
 }
 
@@ -66,6 +68,16 @@ impl AsyncWrite for SocketStream {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.input).poll_shutdown(cx)
+        ready!(Pin::new(&mut self.input).poll_shutdown(cx))?;
+        self.input_ended = true;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for SocketStream {
+    fn drop(&mut self) {
+        if self.input_ended {
+            self.running.release();
+        }
     }
 }

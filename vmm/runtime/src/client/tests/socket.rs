@@ -100,6 +100,30 @@ fn a_dropped_socket_is_closed_before_its_input_ends() {
 }
 
 #[test]
+fn a_socket_that_is_dropped_after_the_end_of_its_input_is_not_cancelled() {
+    run(async {
+        let (client, mut agent) = connected().await;
+        let mut socket = client.connect_socket(b"name").unwrap();
+        socket.write_all(b"all").await.unwrap();
+        socket.shutdown().await.unwrap();
+        drop(socket);
+        let stream = agent.connected().await;
+        assert_eq!(agent.next().await.unwrap(), Frame::data(stream, Channel::Stdin, *b"all"));
+        assert_eq!(agent.next().await.unwrap(), Frame::end(stream, Channel::Stdin));
+        assert_eq!(agent.next().await.unwrap(), Frame::end(stream, Channel::Stdout));
+        agent.send(Response::Done.frame(stream)).await;
+        // Nothing is between the end of the stream and the next request.
+        let asked = async { client.ping().await.unwrap() };
+        let answer = async {
+            let (stream, request) = agent.request().await;
+            assert_eq!(request, Request::Ping);
+            agent.send(Response::Done.frame(stream)).await;
+        };
+        tokio::join!(asked, answer);
+    });
+}
+
+#[test]
 fn reads_and_writes_say_why_there_is_no_connection() {
     run(async {
         let (client, mut agent) = connected().await;

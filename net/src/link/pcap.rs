@@ -52,14 +52,10 @@ impl Default for CaptureOptions {
     }
 }
 
-/// Starts a capture: writes the file's header. Wrap links with [`CaptureLink::new`], and call
-/// [`Writer::run`] on a thread of its own.
-///
-/// # Errors
-/// The header cannot be written.
-pub fn capture<W: Write>(mut file: W, options: CaptureOptions) -> io::Result<(Capture, Writer<W>)> {
+/// Starts a capture. Wrap links with [`CaptureLink::new`], and call [`Writer::run`], which alone writes to `file`, on a
+/// thread of its own.
+pub fn capture<W: Write>(file: W, options: CaptureOptions) -> (Capture, Writer<W>) {
     let snap_len = options.snap_len.clamp(1, MAX_FRAME);
-    file.write_all(&file_header(snap_len))?;
     let state = State {
         pending: Vec::new(),
         room: options.max_bytes.saturating_sub(FILE_HEADER as u64),
@@ -68,7 +64,8 @@ pub fn capture<W: Write>(mut file: W, options: CaptureOptions) -> io::Result<(Ca
     };
     let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
     let source = Source { shared: Arc::clone(&shared), snap_len };
-    Ok((Capture(Arc::new(source)), Writer { shared, file, max_bytes: options.max_bytes }))
+    let writer = Writer { shared, file, snap_len, max_bytes: options.max_bytes };
+    (Capture(Arc::new(source)), writer)
 }
 
 /// A capture that links can take part in. It ends with [`Capture::stop`], or when the last clone is
@@ -192,6 +189,7 @@ fn file_header(snap_len: usize) -> [u8; FILE_HEADER] {
 pub struct Writer<W> {
     shared: Arc<Shared>,
     file: W,
+    snap_len: usize,
     max_bytes: u64,
 }
 
@@ -222,6 +220,7 @@ impl<W: Write> Writer<W> {
     }
 
     fn write(&mut self) -> io::Result<Phase> {
+        self.file.write_all(&file_header(self.snap_len))?;
         let mut batch = Vec::new();
         let mut late = false;
         loop {

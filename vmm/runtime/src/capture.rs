@@ -7,6 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, OFlags, fcntl_getfl, fcntl_setfl, flock};
+use rustix::io::Errno;
 
 use crate::{Error, Result};
 
@@ -23,10 +24,22 @@ impl CaptureFile {
     /// named pipe that nobody reads is an error.
     pub(crate) fn open(path: PathBuf) -> Result<Self> {
         let (file, is_regular) = open(&path).map_err(Error::capture(&path))?;
-        if is_regular && flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-            return Err(Error::capture_refused(&path, "the packets of another box go there"));
+        let capture = Self { file, path, is_regular };
+        if is_regular {
+            capture.lock()?;
         }
-        Ok(Self { file, path, is_regular })
+        Ok(capture)
+    }
+
+    fn lock(&self) -> Result<()> {
+        match flock(&self.file, FlockOperation::NonBlockingLockExclusive) {
+            // Some network file systems have no locks.
+            Ok(()) | Err(Errno::NOTSUP | Errno::NOSYS | Errno::NOLCK) => Ok(()),
+            Err(Errno::WOULDBLOCK) => {
+                Err(Error::capture_refused(&self.path, "the packets of another box go there"))
+            }
+            Err(e) => Err(Error::capture(&self.path)(e.into())),
+        }
     }
 
     /// Empties the file.

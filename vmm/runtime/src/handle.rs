@@ -18,7 +18,7 @@ use crate::client::{self, AgentClient};
 /// Timeout for recording an event in a box.
 const NOTE_LIMIT: Duration = Duration::from_secs(2);
 
-/// A box. Cheap to clone. Dropping the handle does not stop the box: a box stops when it is told to, when its main
+/// A box. Cheap to clone. Dropping the handle does not stop the box: a box stops on request, when its main
 /// command exits, or, unless it is detached, when the [`Runtime`](super::Runtime) that started it is dropped.
 #[derive(Clone, Debug)]
 pub struct BoxHandle(Arc<Shared>);
@@ -62,19 +62,19 @@ impl BoxHandle {
         self.call(BoxCall::Info).await?.info()
     }
 
-    /// Boots the box. Returns once it accepts commands, at once if it runs already.
+    /// Boots the box. Returns once the box accepts commands; does nothing if it is running.
     ///
     /// # Errors
-    /// The box fails to boot; the error says how. The box is paused.
+    /// The box failed to boot (the error says why), or it is paused.
     pub async fn start(&self) -> Result<()> {
         self.start_with(StartOptions::default()).await
     }
 
-    /// Boots the box as `options` say.
+    /// Boots the box with options.
     ///
     /// # Errors
-    /// As for [`start`](Self::start); and if packets are to be recorded: when the box runs already or has
-    /// no network, or the file cannot be opened.
+    /// Those of [`start`](Self::start). If packets are to be recorded, also: the box is already running, it has no
+    /// network, or the file cannot be opened.
     pub async fn start_with(&self, options: StartOptions) -> Result<()> {
         self.0.host.start(&self.0.config, options).await
     }
@@ -85,17 +85,21 @@ impl BoxHandle {
         self.start_with(StartOptions::default().detach(true)).await
     }
 
-    /// Shuts the box down and waits for that: sends the main command its stop signal, then terminates the other
-    /// processes. After `grace`, processes that still run are killed. Written data is on the disk when this returns.
-    /// Does nothing if the box is not live.
+    /// Shuts the box down and waits until it has stopped: sends the main command its stop signal, then terminates the
+    /// other processes. After `grace`, processes that still run are killed. Written data is on the disk when this
+    /// returns. Does nothing if the box is not live.
     pub async fn stop(&self, grace: Duration) -> Result<()> {
         let grace_ms = grace.as_millis().try_into().unwrap_or(u64::MAX);
-        self.call(BoxCall::Stop { grace_ms }).await?.done()
+        self.call(BoxCall::Stop { grace_ms }).await?.done()?;
+        self.0.host.captured(self.id()).await;
+        Ok(())
     }
 
     /// Kills the box at once, as a power failure would. Does nothing if the box is not live.
     pub async fn kill(&self) -> Result<()> {
-        self.call(BoxCall::Kill).await?.done()
+        self.call(BoxCall::Kill).await?.done()?;
+        self.0.host.captured(self.id()).await;
+        Ok(())
     }
 
     /// [`stop`](Self::stop), then [`start`](Self::start).
@@ -119,8 +123,8 @@ impl BoxHandle {
         self.call(BoxCall::Outlive).await?.done()
     }
 
-    /// Waits until the box is no longer live, and until the file that records its packets is complete if this
-    /// runtime writes it. Returns the box's final state. Cancel safe.
+    /// Waits until the box is no longer live and, if this runtime writes the file that records its packets, until that
+    /// file is complete. Returns the box's final state. Cancel safe.
     pub async fn wait(&self) -> Result<BoxInfo> {
         let ended = self.call(BoxCall::Wait).await.and_then(Reply::info);
         if ended.as_ref().err().is_none_or(|e| e.kind() == ErrorKind::NotFound) {
@@ -131,7 +135,9 @@ impl BoxHandle {
 
     /// Removes the box and its disk. A live box is removed only with `force`, which kills it.
     pub async fn remove(&self, force: bool) -> Result<()> {
-        self.call(BoxCall::Remove { force }).await?.done()
+        self.call(BoxCall::Remove { force }).await?.done()?;
+        self.0.host.captured(self.id()).await;
+        Ok(())
     }
 
     /// Renames the box. Existing handles keep the old name.
@@ -147,8 +153,8 @@ impl BoxHandle {
     /// Sends a signal (Linux number) to the process of the main command, not to processes that it started.
     ///
     /// # Errors
-    /// The main command does not run: the box is not live, waits for a caller to attach, or is about to restart the
-    /// command. The box is paused.
+    /// The main command is not running (the box is not live, waits for a caller to attach, or is about to restart the
+    /// command), or the box is paused.
     pub async fn signal(&self, signal: i32) -> Result<()> {
         self.call(BoxCall::Signal(signal)).await?.done()
     }

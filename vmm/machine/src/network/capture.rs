@@ -23,11 +23,10 @@ pub(super) struct Recorder {
 }
 
 impl Recorder {
-    /// Writes the header of the file, and starts the thread that writes packets.
+    /// Starts the thread that writes to the file, which may block.
     pub(super) fn start(file: File, threads: &Threads) -> Result<Self> {
         let options = CaptureOptions { max_bytes: MAX_CAPTURE, ..CaptureOptions::default() };
-        let (capture, writer) =
-            capture(file, options).context("cannot write the file that records packets")?;
+        let (capture, writer) = capture(file, options);
         let (running, written) = channel();
         let write = move || {
             writer.run();

@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use boxlite_contract::spec::MAX_CAPTURE;
 use boxlite_rootfs_builder::Silent;
@@ -25,6 +26,9 @@ use crate::{Error, Result, blocking, blocking_io};
 
 /// Bytes that are read from a channel and written to a file at a time.
 const CHUNK: usize = 64 << 10;
+
+/// Timeout at the end of a box for packets that the file has not taken yet. The box's process waits 5 s.
+const FINISH_LIMIT: Duration = Duration::from_secs(10);
 
 /// The tasks that write files, by the boxes' IDs. A receiver is closed once its task has ended.
 #[derive(Debug, Default)]
@@ -57,9 +61,14 @@ impl Host {
         self.captures.begin(&config.id, file, packets).await
     }
 
-    /// Waits until the file that records the packets of a box that has ended is complete. Cancel safe.
+    /// Waits until the file that records the packets of a box that has ended is complete, but not for a file that
+    /// takes no more bytes. Cancel safe.
     pub(crate) async fn captured(&self, id: &str) {
-        self.captures.ended(id).await;
+        if tokio::time::timeout(FINISH_LIMIT, self.captures.ended(id)).await.is_err() {
+            tracing::warn!(
+                "the file that records the box's packets is too slow: its last packets are missing"
+            );
+        }
     }
 }
 

@@ -63,15 +63,14 @@ impl Local {
         let (local, detach) = (self.clone(), how.detach || config.options.detach);
         let wait_for_attach = how.wait_for_attach;
         let (name, has_main) = (config.name.clone(), config.options.main_command);
+        let packets = UntakenPackets { local: self, id: &entry.id, kept: false };
         let machine = blocking(move || local.launch(&folder, &config, how, lock)).await?;
-        if let Err(e) = machine.ready(Some(&name)).await {
-            self.packets().remove(&entry.id);
-            return Err(e);
-        }
+        machine.ready(Some(&name)).await?;
         tracing::debug!(id = entry.id, name, "the box is ready");
         if has_main && !wait_for_attach {
             self.main_begun(&entry.id, &machine).await?;
         }
+        packets.keep();
         if !detach {
             let mut dependents = self.dependents();
             if dependents.len() >= MAX_DEPENDENTS {
@@ -238,6 +237,29 @@ impl Local {
         let size = base.metadata().map_err(failed())?.len();
         make_overlay(file.try_clone().map_err(failed())?, folder, config, size)?;
         Ok(file)
+    }
+}
+
+/// Closes the reading end of a box's packets when dropped: a start that failed or was cancelled has no reader, and the
+/// box's process would wait for one.
+struct UntakenPackets<'a> {
+    local: &'a Local,
+    id: &'a str,
+    kept: bool,
+}
+
+impl UntakenPackets<'_> {
+    /// Leaves the packets to the caller of the start.
+    fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for UntakenPackets<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.local.packets().remove(self.id);
+        }
     }
 }
 

@@ -115,7 +115,9 @@ pub(super) fn lost(error: io::Error) -> Error {
              and the software host ends"
                 .to_owned()
         }
-        _ => format!("the runtime in the software host is gone: {error}"),
+        // Refused for now: all connections are in use, or the runtime has not begun to accept them.
+        Some(_) => format!("cannot reach the runtime in the software host: {error}"),
+        None => format!("the runtime in the software host is gone: {error}"),
     };
     Error::soft_host(nested::Error::Ended(message))
 }

@@ -1,9 +1,9 @@
-//! Device models of a box's machine.
+//! Device models of a box's VM.
 //!
 //! A device sees guest memory, an [`Interrupt`](boxlite_hv::Interrupt) to raise and a
-//! [`Doorbell`](boxlite_hv::Doorbell) to wait for, and nothing else of the machine: no hypervisor is
-//! named in this crate. Whatever a guest writes, into a register, a descriptor or a packet, is
-//! checked and answered; it never panics the host.
+//! [`Doorbell`](boxlite_hv::Doorbell) to wait for, and nothing else of the VM: this crate names no
+//! hypervisor. Everything that a guest writes, to a register, a descriptor or a packet, is checked;
+//! it never panics the host.
 
 #![deny(unsafe_code)]
 

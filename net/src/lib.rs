@@ -1,7 +1,7 @@
 //! The user-mode network of a box: Ethernet frames on one side, host sockets on the other.
 //!
-//! A guest's flows are terminated here and carried over plain sockets of the host, so that nothing needs
-//! root, a TAP device or a helper process. One thread ([`Network::run`]) owns all state; a [`Handle`]
+//! A guest's flows are terminated here and carried over plain sockets of the host, without root, a TAP
+//! device or a helper process. One thread ([`Network::run`]) owns all state; a [`Handle`]
 //! controls it from other threads.
 //!
 //! ```text
@@ -12,30 +12,30 @@
 //!        │                  ├── udp ──────────── a socket for each flow
 //!        │                  ├── ping ─────────── unprivileged ICMP sockets
 //!        │                  └── dns ──────────── the host's name servers
-//!        └── local: ARP, NDP, router advertisements, DHCP, echo
+//!        └── local: ARP, NDP, router advertisements, DHCP
 //!     gate: what may go out         ports: what may come in
 //! ```
 //!
-//! Modules use what is below them, never what is above:
+//! Modules use those below them, never those above:
 //!
 //! ```text
 //!   network        the handle of other threads, and the loop's thread
-//!   engine         the loop: hands each frame, event and command to the module it is for
-//!   command        what other threads ask of the loop
+//!   engine         the loop: passes each frame, event and command to its module
+//!   command        requests of other threads to the loop
 //!   ports          published ports: accepts, and hands over to tcp and udp
 //!   tcp  udp  ping  dns  local
-//!   context        what each of them needs: way to the guest, policy, clock, timers, memory
+//!   context        shared by all of them: the link to the guest, policy, clock, timers, memory
 //!   gate  own  route  wire  sockets  options
 //!   addresses  quota  error  sys
 //!   counters  key  limit  link  pool  timers
 //!   boxlite-net-policy  boxlite-net-interfaces
 //! ```
 //!
-//! The guest sees a gateway, which is its resolver, too, and an address that stands for the host's loopback
+//! The guest sees a gateway, which is also its resolver, and an address that stands for the host's loopback
 //! ([`Addresses`]).
 //!
-//! **Invariant:** whatever a frame holds is checked, memory and work per turn are bounded: a guest can
-//! break only its own flows.
+//! **Invariant:** the whole content of a frame is checked, and memory and work per turn are bounded. So a
+//! guest can break only its own flows.
 
 #![deny(unsafe_code)]
 

@@ -112,7 +112,7 @@ pub(crate) enum Subcommand {
     Login(login::Login),
     /// Remove the login for a registry
     Logout(login::Logout),
-    /// Check what this machine can do, and how to fix what it cannot
+    /// Check whether this machine can run boxes, and say how to fix any problem
     Doctor(doctor::Doctor),
     /// Print a completion script for a shell
     #[command(after_help = completion::HELP)]
@@ -123,13 +123,13 @@ pub(crate) enum Subcommand {
         #[arg(last = true, required = true, value_name = "COMMAND")]
         command: Vec<OsString>,
     },
-    /// Hidden commands that a runtime starts this executable with.
+    /// Hidden commands with which a runtime starts this executable.
     #[command(flatten)]
     Process(Process),
 }
 
 impl Subcommand {
-    /// Whether the exit code is that of a command in a box, so that failures of this process need codes of their own.
+    /// Whether the exit code is that of a command in a box, so that this process's own failures need other codes.
     pub(crate) fn stands_in(&self) -> bool {
         match self {
             Self::Run(_) | Self::Exec(_) | Self::Attach(_) | Self::Softhost { .. } => true,

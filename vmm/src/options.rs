@@ -49,7 +49,7 @@ pub(crate) struct BoxArgs {
     /// Size of the disk, 1G to 1T; a plain number is GiB [default: 10G]
     #[arg(long, value_name = "SIZE", value_parser = size::gib, help_heading = MACHINE)]
     disk_size: Option<u64>,
-    /// Fail if the box has not booted after this time
+    /// Fail if the box has not booted within this time
     #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = size::duration, help_heading = MACHINE)]
     ready_timeout: Duration,
 
@@ -100,7 +100,7 @@ pub(crate) struct BoxArgs {
     #[arg(long, value_name = "MODE", value_parser = parse::network, help_heading = SURROUNDINGS)]
     network: Option<Network>,
     /// Let the box reach only this (may be repeated): a name, *.name, an address or a network, optionally with
-    /// tcp: or udp: before it and :port after it; `host` allows this machine and restricts nothing else
+    /// tcp:, udp: or icmp: before it and :port after it; `host` allows this machine and restricts nothing else
     #[arg(long, value_name = "RULE", help_heading = SURROUNDINGS)]
     allow: Vec<String>,
     /// Keep the box from reaching this, even if --allow permits it (may be repeated); for a name, also the
@@ -146,13 +146,13 @@ struct HealthArgs {
     /// Time between checks [default: the image's, else 30s]
     #[arg(long = "health-interval", value_name = "DURATION", value_parser = size::duration, help_heading = LIFETIME)]
     interval: Option<Duration>,
-    /// Time after which a check fails [default: the image's, else 30s]
+    /// Timeout of a check, which then counts as failed [default: the image's, else 30s]
     #[arg(id = "health_timeout", long = "health-timeout", value_name = "DURATION", value_parser = size::duration, help_heading = LIFETIME)]
     timeout: Option<Duration>,
     /// Consecutive failures after which the box is unhealthy [default: the image's, else 3]
     #[arg(long = "health-retries", value_name = "N", help_heading = LIFETIME)]
     retries: Option<u32>,
-    /// Time after the start in which failures do not count [default: the image's, else 0s]
+    /// Time after the start during which failures do not count [default: the image's, else 0s]
     #[arg(long = "health-start-period", value_name = "DURATION", value_parser = size::duration, help_heading = LIFETIME)]
     start_period: Option<Duration>,
     /// Ignore the image's health check
@@ -243,7 +243,7 @@ fn utf8(word: &OsString) -> Result<String> {
 }
 
 impl EnvArgs {
-    /// The variables, with those of files first.
+    /// The variables; those of files come first.
     pub(crate) fn variables(&self) -> Result<Vec<(String, String)>> {
         let mut variables = Vec::new();
         for file in &self.env_file {

@@ -18,8 +18,8 @@
 //!     │ ◀──────────────── Response::Exited ─────────┤   last frame of the stream
 //! ```
 //!
-//! A format that is in use does not change, because a snapshot keeps an old agent alive: enums only grow at
-//! their end, and golden fixtures in `tests/` pin the bytes.
+//! A format that is in use does not change, because a box that keeps running, or is restored from a snapshot, has
+//! an old agent: enums grow only at their end, and golden fixtures in `tests/` pin the bytes.
 
 #![forbid(unsafe_code)]
 

@@ -1,7 +1,7 @@
-//! Boots the guest: from the kernel's start of PID 1 to a served host.
+//! Boots the guest: from the start of PID 1 until the agent serves the host.
 //!
 //! The steps run once, in order: mounts, host name and `/etc`, network. A step that the guest cannot run
-//! without is fatal, and the host receives the error. May use every module: the parts meet here.
+//! without is fatal, and the host receives the error. May use every module, because it connects them.
 
 mod disk;
 mod etc;

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! A command has exited when its process has, even if background processes that it left hold its pipes open.
-//! Data that is in the pipes at that moment is always sent. Data that others write later is sent for
-//! [`GRACE`] more, and then as far as it is buffered.
+//! Data that is in the pipes at that moment is always sent. Data that other processes write later is sent
+//! for another [`GRACE`]; after that, only data that is already buffered is sent.
 //!
 //! May use `sys`, and of `host` the session of the stream.
 

@@ -1,7 +1,7 @@
 //! Reads the state of the guest: metrics, processes, mounts, the file at a path.
 //!
-//! May use nothing else of the agent. **Invariant:** the kernel's text files need not be complete or well
-//! formed: a value that is missing or malformed counts as 0, and the rest is still reported.
+//! May use nothing else of the agent. **Invariant:** the kernel's text files need not be complete or
+//! well-formed: a missing or malformed value counts as 0, and the rest is still reported.
 
 mod metrics;
 pub(crate) mod mountinfo;

@@ -6,9 +6,9 @@
 //!         ◀─ advance ─── Output ◀─┘      (wakes the server by an eventfd)
 //! ```
 //!
-//! Data of the host reaches the thread without a copy. The bytes that the thread has read are granted to the
-//! host as credit again, so at most a window is queued. A thread that writes waits while [`OUTPUT`] bytes have
-//! not been sent.
+//! Data from the host reaches the thread without a copy. Bytes that the thread has read are granted to the
+//! host as credit again, so at most one window is queued. A thread that writes waits while [`OUTPUT`] bytes
+//! have not been sent.
 //!
 //! May use the session of `host`; `work` may also use `unpack`, `pack` and `inspect`.
 

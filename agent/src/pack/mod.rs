@@ -5,8 +5,8 @@
 //!  archive  files ─▶ headers, sparse maps and data (in boxlite-proto; the host writes with it, too)
 //! ```
 //!
-//! The box keeps running meanwhile. A file that disappears is left out; a file that changes keeps the size in
-//! its header. Symlinks below the path are never followed, not even one that has just replaced a directory.
+//! The box keeps running meanwhile. A file that disappears is left out; the data of a file that changes has the
+//! size in its header. Symlinks below the path are never followed, not even one that has just replaced a directory.
 //! Mount points of the kernel's own file systems (`/proc`, `/sys`, `/dev`) become empty directories.
 //!
 //! May use `inspect` and `sys`.

@@ -1,4 +1,4 @@
-//! System calls that no crate wraps safely: the only `unsafe` code of the agent. Beside them, the poller.
+//! System calls that no crate wraps safely: the only `unsafe` code of the agent. Also has the poller.
 //!
 //! May use no other module of the agent.
 

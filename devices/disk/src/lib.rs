@@ -1,22 +1,22 @@
 //! Disk images: the files behind the disks of boxes.
 //!
 //! ```text
-//!   box's disk.qcow2 (overlay, read and written)  ──▶  base image (raw, only read)
+//!   box's disk.qcow2 (overlay, read-write)  ──▶  base image (raw, read-only)
 //! ```
 //!
-//! Two programs use this crate, each with a feature of its own, so that neither compiles what the
-//! other needs:
+//! Two programs use this crate, each with a feature of its own, so that neither compiles the code of
+//! the other:
 //!
 //! - `create`: [`create_overlay`] formats the overlay of a new box.
-//! - `open`: [`Disk`] opens an image with the images below it, reads into guest memory and writes
-//!   out of it, flushes, and recovers an image whose writer was killed.
+//! - `open`: [`Disk`] opens an image and its backing images, reads into guest memory and writes
+//!   from it, flushes, and recovers an image whose writer was killed.
 //!
-//! The images themselves are imago's business; recovery is ours. Nothing here knows virtio, a
-//! hypervisor or an event loop.
+//! The image formats are implemented by imago, recovery by this crate. Nothing here depends on
+//! virtio, a hypervisor or an event loop.
 //!
-//! **Invariant:** files come open. A file name inside an image is never followed: an image may come
-//! from a stranger, and would make the host read any file that it names. A damaged image is an error
-//! and never a panic.
+//! **Invariant:** callers pass open files. A file name inside an image is never followed: an image may
+//! be untrusted, and could make the host read any file that it names. A damaged image is an error,
+//! never a panic.
 
 #![forbid(unsafe_code)]
 

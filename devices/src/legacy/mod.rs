@@ -1,4 +1,4 @@
-//! The few devices of a PC that a kernel expects without asking: a serial port and the reset line.
+//! The PC devices that a kernel expects without discovery: a serial port and the reset line.
 
 mod i8042;
 mod serial;

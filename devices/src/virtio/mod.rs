@@ -1,4 +1,4 @@
-//! virtio devices (virtio 1.3) and the transport the guest reaches them through.
+//! virtio devices (virtio 1.3) and the transport through which the guest reaches them.
 //!
 //! ```text
 //!   guest driver ──registers──▶ MmioTransport ──activate/reset──▶ VirtioDevice
@@ -8,7 +8,7 @@
 //! ```
 //!
 //! - `mmio`: the transport
-//! - `queue`: the engine of virtqueues, which every device serves its queues with
+//! - `queue`: split virtqueues, as every device uses them
 //! - `chain`: the buffers of one request
 //! - `block`, `net`, `vsock`, `rng`: the devices
 //!

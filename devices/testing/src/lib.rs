@@ -3,17 +3,17 @@
 //! ```text
 //!   Driver ── Registers ──▶ transport, device      [`Driver`]: the registers, and a Ring per queue
 //!     └─ Ring ── guest memory ──▶ queue            [`Ring`]: one virtqueue
-//!     Line ◀── interrupt ──                        [`Line`]: how often it rose
+//!     Line ◀── interrupt ──                        [`Line`]: counts interrupts
 //! ```
 //!
-//! A driver keeps to the rules where it is asked to, and breaks them where a test wants it: every
-//! field of a ring can be written to.
+//! A driver follows the specification unless a test makes it break a rule: every field of a ring can
+//! be written to.
 //!
-//! **No circle:** this crate does not know `boxlite-devices`, whose unit tests use it: they would
-//! see two copies of it, with types that differ. A test brings its transport as [`Registers`];
-//! guest memory, interrupts and doorbells are types of crates below both.
+//! **No cycle:** this crate does not depend on `boxlite-devices`, whose unit tests use it; otherwise
+//! they would link two copies of that crate, with distinct types. A test passes its transport as
+//! [`Registers`]; guest memory, interrupts and doorbells are types of crates below both.
 //!
-//! Whatever goes wrong in here is the fault of a test, and panics.
+//! A failure in this crate is a mistake of the test, and panics.
 
 #![forbid(unsafe_code)]
 

@@ -1,7 +1,7 @@
-//! What an Ethernet frame between a guest and its network leaves to its receiver: `struct virtio_net_hdr` (virtio
-//! 1.3, section 5.1.6) as values, without a layout.
+//! The offloads of an Ethernet frame between a guest and its network, that is, the work left to the receiver:
+//! `struct virtio_net_hdr` (virtio 1.3, section 5.1.6) as values, without a layout.
 //!
-//! The device and the network both speak of it, and neither knows the other. Nothing else belongs here.
+//! The device and the network both use this type, and neither depends on the other. Nothing else belongs here.
 
 #![forbid(unsafe_code)]
 

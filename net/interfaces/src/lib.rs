@@ -1,10 +1,10 @@
 //! The addresses of this machine's network interfaces.
 //!
 //! A guest that reaches one of them reaches the servers there, including published ports of other boxes, so the
-//! network closes them unless a rule names them. In a nested host, a network gets the addresses of the real host
-//! from the nested host's keeper, so both processes list them by this crate.
+//! network denies them unless a rule names them. In a nested host, a network gets the addresses of the real host
+//! from the nested host's keeper, so both processes use this crate.
 //!
-//! **Invariant:** no thread and no wait: the kernel answers before a call returns.
+//! **Invariant:** no thread and no waiting: the kernel answers before a call returns.
 
 #![forbid(unsafe_code)]
 

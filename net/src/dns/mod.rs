@@ -1,10 +1,10 @@
 //! The resolver at the gateway: forwards queries to the host's name servers, and answers those for the
 //! host's own names.
 //!
-//! - `message`: queries and answers are checked; the host's own names are answered
+//! - `message`: checks queries and answers; answers for the host's own names
 //! - `config`: the host's current resolver configuration
 //! - `query`: one query, sent to one name server after the other
-//! - `stream`: DNS over TCP: one end of a pair of sockets; a TCP flow has the other end
+//! - `stream`: DNS over TCP: one end of a socket pair; a TCP flow has the other end
 //! - `resolver`: all queries and streams
 
 mod config;

@@ -1,5 +1,5 @@
-//! The policy of a running network: verdicts, the addresses that names resolved to, and a log line for each
-//! flow that is denied.
+//! The policy of a running network: verdicts, the addresses that names resolved to, and one log line for each
+//! denied flow.
 
 mod names;
 

@@ -1,4 +1,4 @@
-//! What differs between operating systems: TAP devices, the clock that counts suspended time, sockets that
+//! The parts that differ between operating systems: TAP devices, the clock that counts suspended time, sockets that
 //! neither block nor raise signals.
 
 #[cfg(target_os = "linux")]

@@ -5,8 +5,8 @@
 //! acknowledged when the host's socket or a bounded buffer has taken it, the host's data is kept until the
 //! guest acknowledges it, and FIN and RST are forwarded in both directions.
 //!
-//! - `table`: all flows, by their addresses: finds the flow of a segment, event or alarm
-//! - `flow`: one flow: its reactions to segments, the socket and the clock
+//! - `table`: all flows, by their addresses: finds the flow of a segment, event or timer
+//! - `flow`: one flow: handles segments, the socket's events and timers
 //! - `inbound`: from the guest to the host: order, window, data for which the host has no room
 //! - `outbound`: from the host to the guest: data in flight, retransmission, congestion
 //! - `reply`: segments and ICMP errors that belong to no flow

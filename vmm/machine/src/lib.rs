@@ -10,7 +10,7 @@
 //!   peers, main.log ◀──hub/──▶ agent  RunningVm ── vcpu.rs  a thread per vCPU
 //!   status.json ◀──record.rs           ├─ memory.rs      guest memory
 //!   events ◀──journal.rs               ├─ console.rs     the guest's serial console
-//!                                      └─ boot_report.rs what the agent reports while it boots
+//!                                      └─ boot_report.rs the agent's reports during the boot
 //! ```
 //!
 //! The process has no async runtime. Its threads are the vCPUs, one device event loop, a worker per disk, and for a

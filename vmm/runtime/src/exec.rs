@@ -34,7 +34,7 @@ impl BoxHandle {
         self.attach().await
     }
 
-    /// Attaches to the main command: its streams from now on. Several callers may be attached at once.
+    /// Attaches to the streams of the main command, from now on. Several callers may be attached at once.
     pub async fn attach(&self) -> Result<Attached> {
         let stream = self.open(Channel::Main { id: self.id().to_owned() }).await?;
         let options = &self.config().options;
@@ -86,7 +86,7 @@ impl Command {
         self
     }
 
-    /// Gives the command a terminal, to which standard error goes as well. `TERM` is that of this process, unless
+    /// Gives the command a terminal, which also carries its standard error. `TERM` is that of this process, unless
     /// the command or the box sets it.
     pub fn terminal(mut self, size: TerminalSize) -> Self {
         self.exec.terminal = Some(size);
@@ -97,8 +97,8 @@ impl Command {
         self
     }
 
-    /// Kills the command after this time, counted from [`spawn`](Self::spawn): it includes the start, and waiting
-    /// for a guest that does not answer.
+    /// Kills the command after this time, counted from [`spawn`](Self::spawn). The time includes the start, and any
+    /// wait for a guest that does not answer.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
@@ -107,8 +107,8 @@ impl Command {
     /// Starts the command. Returns once it runs.
     ///
     /// # Errors
-    /// [`ErrorKind::CommandTimeout`](crate::ErrorKind::CommandTimeout) if the command does not run within its
-    /// [timeout](Self::timeout); a start that is under way is killed.
+    /// [`ErrorKind::CommandTimeout`](crate::ErrorKind::CommandTimeout) if the command is not running within its
+    /// [timeout](Self::timeout). A command that is still being started is killed.
     pub async fn spawn(self) -> Result<Execution> {
         let Self { sandbox, exec, timeout } = self;
         check_size(&exec)?;
@@ -239,13 +239,13 @@ impl Execution {
         self.handle.kill();
     }
 
-    /// Waits for the command to exit, at most until its timeout, when it is killed. Does not end a standard input
-    /// that was taken. Cancel safe.
+    /// Waits for the command to exit, and kills it at its timeout. Does not end a standard input that was taken.
+    /// Cancel safe.
     pub async fn wait(&self) -> Result<ExitStatus> {
         Ok(self.exit().await?.status)
     }
 
-    /// Like [`wait`](Self::wait); also tells whether the guest ran out of memory.
+    /// Like [`wait`](Self::wait); also says whether the guest ran out of memory.
     pub async fn exit(&self) -> Result<Exit> {
         let ended = |status| EventKind::ExecEnded { pid: self.pid(), status };
         match by(self.deadline, async { Ok(self.handle.exit().await) }).await {
@@ -263,7 +263,7 @@ impl Execution {
     }
 }
 
-/// The streams of a box's main command. Dropping this detaches; the command keeps running.
+/// The streams of a box's main command. Dropping them detaches; the command keeps running.
 #[derive(Debug)]
 pub struct Attached {
     sandbox: BoxHandle,
@@ -287,7 +287,7 @@ impl Attached {
         self.handle.stderr.take()
     }
 
-    /// Sends a signal (Linux number) to the command's process group.
+    /// Sends a signal (Linux number) to the process of the command, not to processes that it started.
     pub fn signal(&self, signal: i32) {
         self.handle.signal(signal);
     }

@@ -18,7 +18,7 @@
 //!
 //! All I/O is async on tokio. Futures are `Send`, and cancel safe unless their documentation says otherwise. Each box
 //! has a `boxlite-vmm machine` process. Unless the box is detached, that process exits when the [`Runtime`] that
-//! started the box is dropped or its process exits, even if it is killed.
+//! started the box is dropped, or when the program that owns the `Runtime` exits or is killed.
 
 #![deny(unsafe_code)]
 
@@ -99,18 +99,19 @@ pub use local::Home;
 use local::Local;
 use remote::Remote;
 
-/// Where a [`Runtime`] keeps its files, and where it runs boxes. `default()` reads the environment.
+/// Where a [`Runtime`] keeps its files, and where it runs boxes. [`Runtime::open`] reads the environment for options
+/// that are not set.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct RuntimeOptions {
     /// The folder of boxes and images. Default: `$BOXLITE_HOME`, else `~/.boxlite`.
     pub home: Option<PathBuf>,
     /// The `boxlite-vmm` executable that runs as the process of each box. Default: `$BOXLITE_VMM`, else this
-    /// process's executable if it is `boxlite-vmm`, else the one beside it or in `PATH`.
+    /// process's executable if it is `boxlite-vmm`, else the one beside it, in the folder above, or in `PATH`.
     pub launcher: Option<PathBuf>,
     /// Where boxes run.
     pub accel: Accel,
-    /// A line for standard error when a nested host is started.
+    /// A line for standard error when the software host is started.
     notice: Option<String>,
     /// Whether started processes log more.
     debug: bool,
@@ -129,7 +130,7 @@ impl RuntimeOptions {
         self
     }
 
-    /// Prints this line on standard error when a nested host is started.
+    /// Prints this line on standard error when the software host is started.
     pub fn notice(mut self, line: impl Into<String>) -> Self {
         self.notice = Some(line.into());
         self
@@ -157,9 +158,9 @@ pub struct Runtime {
 }
 
 impl Runtime {
-    /// Opens the home, creates it if it does not exist, and removes what killed processes left in it. If this
+    /// Opens the home, creates it if it does not exist, and removes files that killed processes left in it. If this
     /// machine cannot run boxes, the home is that of the software host, which is started if necessary;
-    /// [`Place::choose`] tells in advance.
+    /// [`Place::choose`] says so in advance.
     pub async fn open(options: RuntimeOptions) -> Result<Self> {
         let serving = match blocking(move || Place::choose(options.accel)).await? {
             Place::Here => Serving::Local(Local::open_with(options).await?),
@@ -227,12 +228,12 @@ impl Runtime {
         self.get(query).await?.remove(force).await
     }
 
-    /// Removes all boxes that are not live, and what killed processes left. Returns the removed boxes.
+    /// Removes all boxes that are not live, and files that killed processes left. Returns the removed boxes.
     pub async fn prune(&self) -> Result<Vec<BoxInfo>> {
         self.call(Call::Prune).await?.infos()
     }
 
-    /// Subscribes to what happens to boxes, whichever process causes it.
+    /// Subscribes to the events of boxes, whichever process causes them.
     pub async fn events(&self, query: EventQuery) -> Result<Events> {
         Ok(Events::new(self.host.open(call::Channel::Events { query }).await?))
     }
@@ -252,7 +253,7 @@ impl Runtime {
         Ok(metrics)
     }
 
-    /// Stops the boxes that this runtime started, except detached ones, each as [`BoxHandle::stop`] does.
+    /// Stops the boxes that this runtime started, except detached ones, each like [`BoxHandle::stop`].
     pub async fn shutdown(&self, grace: Duration) -> Result<()> {
         let grace_ms = grace.as_millis().try_into().unwrap_or(u64::MAX);
         self.call(Call::Shutdown { grace_ms }).await?.done()
@@ -273,7 +274,7 @@ pub struct RuntimeMetrics {
     pub failed: usize,
 }
 
-/// The guide's snippets compile.
+/// Compiles the snippets of the guide.
 #[cfg(doctest)]
 #[doc = include_str!("../../../docs/library.md")]
 struct LibraryGuide;

@@ -18,7 +18,7 @@ use boxlite_contract::spec::{NetworkSpec, RestartPolicy};
 use boxlite_net_policy::PublishedPort;
 use boxlite_rootfs_builder::PullPolicy;
 
-/// Options of a box to create. They can be checked in advance with [`validate`](Self::validate).
+/// Options of a box to create. [`validate`](Self::validate) checks them in advance.
 ///
 /// ```
 /// use boxlite_runtime::BoxOptions;
@@ -41,11 +41,11 @@ pub struct BoxOptions {
     /// Memory in MiB, 128 to 65536; default 2048.
     pub memory_mib: u64,
     /// Whether the box may run VMs itself, if the host's KVM allows that, and use performance counters. Default: no,
-    /// as both enlarge the host's attack surface (see the security model).
+    /// because both enlarge the host's attack surface (see the security model).
     pub nested: bool,
     /// Size of the disk in GiB, 1 to 1024; default: that of the image's disk, 10.
     pub disk_size_gb: Option<u64>,
-    /// Environment variables of every command, over those of the image.
+    /// Environment variables of every command; they override those of the image.
     pub env: Vec<(String, String)>,
     /// The working directory; default: the image's.
     pub working_dir: Option<String>,
@@ -63,8 +63,8 @@ pub struct BoxOptions {
     pub interactive: bool,
     /// Whether the main command has a terminal.
     pub tty: bool,
-    /// Whether process 1 of the box is an init, which reaps orphans, instead of the main command; default: no, as
-    /// images with an init of their own need to be process 1.
+    /// Whether process 1 of the box is an init, which reaps orphans, instead of the main command; default: no, because
+    /// an image's own init must be process 1.
     pub init: bool,
     /// The signal (`SIGTERM`, `TERM` or a number) that asks the main command to exit; default: the
     /// image's, else SIGTERM.
@@ -74,8 +74,8 @@ pub struct BoxOptions {
     /// Ports of the box that are published on the host.
     #[serde(with = "ports")]
     pub ports: Vec<PublishedPort>,
-    /// Destinations that the box may reach; default: all but the host's loopback, link-local addresses and
-    /// metadata services.
+    /// Destinations that the box may reach; default: all but the host's loopback and own addresses, link-local
+    /// addresses and metadata services.
     pub network: NetworkPolicy,
     /// Whether the box is removed when it stops.
     pub auto_remove: bool,
@@ -83,18 +83,18 @@ pub struct BoxOptions {
     pub detach: bool,
     /// Labels of your choice, kept with the box.
     pub labels: BTreeMap<String, String>,
-    /// Whether to restart the box when the main command exits or the VM fails.
+    /// When to restart the box after its main command has exited or its VM has failed.
     pub restart: RestartPolicy,
     /// The health check; default: the image's, if the box has a main command.
     pub health: Option<HealthCheck>,
-    /// Changes to the health check, the box's own or the image's; an error if there is none.
+    /// Changes to the health check, the box's own or the image's. It is an error if there is none.
     #[serde(skip_serializing_if = "HealthChanges::is_empty")]
     pub health_changes: HealthChanges,
     /// Whether to ignore the image's health check.
     pub no_health_check: bool,
     /// Restrictions of the box's process.
     pub security: SecurityOptions,
-    /// Timeout for the boot; default 2 minutes, which is enough for emulating hosts.
+    /// Timeout for the boot; default 2 minutes, which is enough in the software host.
     pub ready_timeout: Duration,
     /// Whether the guest's console is written to `boxes/<id>/console.log`; slows down the boot.
     pub console: bool,
@@ -138,7 +138,7 @@ impl Default for BoxOptions {
 }
 
 impl BoxOptions {
-    /// The network of the box; none if it has none.
+    /// The network of the box, if it has one.
     pub(super) fn network_spec(&self) -> Option<NetworkSpec> {
         let policy = &self.network;
         (policy.mode == Network::Nat).then(|| NetworkSpec {
@@ -150,7 +150,7 @@ impl BoxOptions {
         })
     }
 
-    /// A box of this image, with defaults for all other options.
+    /// Options of a box of this image, with defaults for the rest.
     pub fn new(image: impl Into<String>) -> Self {
         Self { image: image.into(), ..Self::default() }
     }
@@ -223,7 +223,7 @@ impl BoxOptions {
         self
     }
 
-    /// Sets whether the box has a main command; that of the image unless one is given.
+    /// Sets whether the box has a main command: the image's, unless one is given.
     pub fn main_command(mut self, yes: bool) -> Self {
         self.main_command = yes;
         self
@@ -283,7 +283,7 @@ impl BoxOptions {
         self
     }
 
-    /// Sets whether the box restarts when the main command exits or the VM fails.
+    /// Sets when the box is restarted after its main command has exited or its VM has failed.
     pub fn restart(mut self, policy: RestartPolicy) -> Self {
         self.restart = policy;
         self

@@ -20,17 +20,18 @@ use crate::remedy::Remedy;
 pub enum BoxState {
     /// The box was created and never started.
     Configured,
-    /// The guest boots.
+    /// The guest is booting, or the box is about to be restarted.
     Starting,
     /// The box accepts commands.
     Running,
     /// The vCPUs are paused.
     Paused,
-    /// The box shuts down.
+    /// The box is shutting down.
     Stopping,
-    /// The box has stopped in good order. All written data is on its disk.
+    /// The box has stopped without a failure: its main command exited, its guest powered off, or it was stopped or
+    /// killed on request. After a kill, its disk is in the state that a power failure leaves.
     Stopped,
-    /// The box has failed. Its disk is as after a power failure.
+    /// The box has failed. Its disk may be in the state that a power failure leaves.
     Failed(FailureReason),
 }
 
@@ -67,15 +68,15 @@ impl fmt::Display for BoxState {
 pub enum FailureReason {
     /// The box's process was killed or crashed.
     ProcessDied,
-    /// The guest's kernel panicked. The last lines of its console.
+    /// The guest's kernel panicked; has the last lines of its console.
     Panic(Vec<String>),
     /// The guest ran out of memory, and its kernel killed the main command.
     OutOfMemory,
-    /// The host's disk has no room for what the guest wrote. The disk.
+    /// The host's disk has no space for the guest's writes; has the name of the box's disk.
     DiskFull(String),
-    /// The health checks failed. The output of the last one.
+    /// The health checks failed; has the output of the last one.
     Unhealthy(String),
-    /// The agent could not set the box up. Its message.
+    /// The agent could not set the box up; has its message.
     Agent(String),
     /// The guest was not ready in time.
     NotReady {
@@ -84,14 +85,14 @@ pub enum FailureReason {
         /// The last stage that the boot reached.
         stage: Option<BootStage>,
     },
-    /// A port of the host cannot be used. Which, why, and what to do.
+    /// A port of the host cannot be used; says which, why, and what to do.
     Port(String),
-    /// The VM could not be built, or could not continue. Why.
+    /// The VM could not be built, or could not continue; says why.
     Machine(String),
 }
 
 impl FailureReason {
-    /// What happened.
+    /// A description of the failure.
     pub fn message(&self) -> String {
         match self {
             Self::ProcessDied => {
@@ -127,7 +128,7 @@ impl FailureReason {
     }
 }
 
-/// The message and the remedy, the latter in the library's words.
+/// The message, and the remedy in the library's words.
 impl fmt::Display for FailureReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message())?;
@@ -138,7 +139,7 @@ impl fmt::Display for FailureReason {
     }
 }
 
-/// A box with its state, as an embedder lists it.
+/// A box and its state.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct BoxInfo {
@@ -146,7 +147,7 @@ pub struct BoxInfo {
     pub id: String,
     /// The name.
     pub name: String,
-    /// The image, as the options name it.
+    /// The image, as given in the options.
     pub image: String,
     /// The words of the main command, if there is one.
     pub command: Option<Vec<String>>,

@@ -24,7 +24,7 @@ Examples:
   tar c . | boxlite-vmm cp - dev:/work           unpack a tar, compressed or not, in a box
   boxlite-vmm cp ./src/. dev:/work               copy a folder's contents only
 
-Write a local path that contains a colon with / or . in front (./a:b). As with `cp -r`, a copy goes into the
+Start a local path that contains a colon with / or . (./a:b). As with `cp -r`, a copy goes into the
 destination if that is a folder, and otherwise takes its name. Modes, times, links and sparse files are kept,
 and owners with -a; without -a, files belong to root in the box, and to you here. A tar's owners are always kept.";
 

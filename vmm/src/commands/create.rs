@@ -1,4 +1,4 @@
-//! `boxlite-vmm create`: a box that is not started yet.
+//! `boxlite-vmm create`: creates a box without starting it.
 
 use anyhow::Result;
 use boxlite_runtime::BoxOptions;

@@ -1,4 +1,4 @@
-//! `boxlite-vmm doctor`: checks whether this machine can run boxes, and says how to fix what is missing.
+//! `boxlite-vmm doctor`: checks whether this machine can run boxes, and says how to fix any problem.
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,7 @@ use crate::out::{self, Format};
 use crate::table::plain;
 use crate::words;
 
-/// Free space below which there is a note.
+/// Free space below which `doctor` prints a note.
 const LITTLE_ROOM: u64 = 2 << 30;
 
 /// Free space below which boxes cannot run.

@@ -21,7 +21,7 @@ Examples:
   boxlite-vmm exec dev uname -a
   boxlite-vmm exec -it dev bash
   echo 'print(6 * 7)' | boxlite-vmm exec -i dev python3
-  boxlite-vmm exec -d dev python3 -m http.server     runs in the background
+  boxlite-vmm exec -d dev python3 -m http.server     run in the background
   boxlite-vmm exec --timeout 10s -u nobody -w /tmp dev ./untrusted
 
 The exit code is the command's own; 128+n if signal n killed it, 124 if --timeout did, 125 if it could not be

@@ -36,7 +36,7 @@ pub(crate) enum Image {
     Inspect(Named),
     /// Copy an image into the home under a name, and build its disk
     Import(Import),
-    /// Import all images, under their own names, from a file of `image save` or `docker save` or an OCI archive
+    /// Import all images, under their own names, from a file written by `image save` or `docker save`, or an OCI archive
     Load(Load),
     /// Write images to a tar of an OCI layout
     Save(Save),

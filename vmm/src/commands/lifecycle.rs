@@ -27,7 +27,7 @@ With -a, exit codes are those of `run`.";
 
 pub(crate) const STOP_HELP: &str = "\
 The main command gets its stop signal, then every other process SIGTERM. Processes that still run after the
-grace period are killed. All written data is on the box's disk then.";
+grace period are killed. Afterwards, all written data is on the box's disk.";
 
 /// The signal that kills the box rather than its main command.
 const SIGKILL: i32 = 9;

@@ -1,4 +1,4 @@
-//! Hidden commands, which a runtime starts this executable with.
+//! Hidden commands, with which a runtime starts this executable.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ pub(crate) enum Process {
     /// The runtime of a home, on standard input and output; the library starts it in the software host
     #[command(hide = true, name = launcher::SERVE_SUBCOMMAND)]
     Serve,
-    /// The process that keeps the software host
+    /// The process that runs the software host
     #[command(hide = true, name = nested::KEEPER_SUBCOMMAND)]
     SofthostKeeper {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

@@ -29,7 +29,7 @@ Examples:
 Without --name, -d or --restart, the box is removed when its command exits, with all data in it.
 With one of them the stopped box is kept until `rm`; --rm removes it in any case.
 A box in the foreground stops when this process exits or is killed, unless you type the detach keys.
---timeout needs the foreground.
+--timeout works in the foreground only.
 
 The exit code is the command's own; 128+n if signal n killed it, 124 if --timeout did, 125 if the box
 could not run, 126 if the command cannot be executed, 127 if it does not exist, 0 after the detach keys.";

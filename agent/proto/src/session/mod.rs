@@ -6,10 +6,10 @@
 //!             └ Outbox ◀─────── frames ──────────── requests, data ┘
 //! ```
 //!
-//! A [`Client`] sends requests, a [`Server`] answers them. Each is the state of one connection, and knows which
-//! frames the peer may send when. The caller owns the connection and waits for it: it fills an [`Assembler`] with
-//! the bytes that it read, takes events until there are none, and writes the content of the [`Outbox`]. So an async
-//! task, a thread and a poll loop use the same code. A proxy uses only the [`Assembler`] and the [`Outbox`].
+//! A [`Client`] sends requests, a [`Server`] answers them. Each is the state of one connection, and knows when the
+//! peer may send which frames. The caller owns the connection and waits for it: it fills an [`Assembler`] with the
+//! bytes that it has read, takes events until there are none, and writes the content of the [`Outbox`]. So an async
+//! task, a thread and a poll loop can use the same code. A proxy uses only the [`Assembler`] and the [`Outbox`].
 //!
 //! May use `bytes` and the other modules of this crate; no I/O, no clock, no threads.
 //!

@@ -1,4 +1,4 @@
-//! virtio-blk (virtio 1.3, section 5.2): a disk of one queue, served by a thread of its own.
+//! virtio-blk (virtio 1.3, section 5.2): a disk with one queue, served by a thread of its own.
 //!
 //! ```text
 //!   vCPU thread                         disk's thread

@@ -6,9 +6,9 @@
 //!        ◀────── detach() ─────────────┘
 //! ```
 //!
-//! The device knows no network: a [`NetBackend`] takes the queues, as a [`NetPort`], to the thread
-//! that works on them, and brings them back. A frame from the guest can be used where it lies; one to
-//! the guest is copied once, into its buffers.
+//! The device does not depend on a network: a [`NetBackend`] takes the queues, as a [`NetPort`], to
+//! the thread that serves them, and returns them. A frame from the guest is used in place in guest
+//! memory; a frame to the guest is copied once, into its buffers.
 
 mod control;
 mod counters;

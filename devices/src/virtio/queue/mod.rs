@@ -1,4 +1,4 @@
-//! The engine of split virtqueues (virtio 1.3, section 2.7), which all devices share.
+//! Split virtqueues (virtio 1.3, section 2.7), as all devices use them.
 //!
 //! ```text
 //!   driver ──available──▶ pop ──▶ device ──▶ add_used ──used──▶ driver
@@ -8,14 +8,14 @@
 //!
 //! - [`Virtqueue`] takes chains from the available ring and adds them to the used ring. It enables the driver's
 //!   notifications when the ring is empty, and disables them while the queue is served.
-//! - [`Notifier`] notifies the driver: of used chains with one interrupt for each batch, and of a
-//!   failure with DEVICE_NEEDS_RESET and one log message.
+//! - [`Notifier`] notifies the driver: of used chains by one interrupt for each batch, and of a
+//!   failure by DEVICE_NEEDS_RESET, with one log message.
 //!
 //! A device serves its queues in turns: [`Virtqueue::begin_turn`] says how many chains a turn may
 //! take. When a turn ends with chains left ([`Virtqueue::is_turn_over`]), the device schedules
 //! another turn by itself, because the driver's notifications are off.
 //!
-//! Nothing that the driver writes is trusted. The engine keeps its own positions; an invalid available index or head
+//! Nothing that the driver writes is trusted. The queue keeps its own positions; an invalid available index or head
 //! breaks the queue. A broken queue is empty and ignores used chains, so devices need no error path for it:
 //! `Notifier::finish` reports it at the end of the turn.
 //!

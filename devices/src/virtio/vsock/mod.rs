@@ -3,10 +3,10 @@
 //! The host's end of every connection is a Unix stream. Both sides can open one:
 //!
 //! - A client on the host, from a listening socket or handed over by
-//!   [`VsockHandle::attach`], says `CONNECT <port>\n` and gets `OK <port>\n` once the guest has
+//!   [`VsockHandle::attach`], sends `CONNECT <port>\n` and receives `OK <port>\n` once the guest has
 //!   accepted.
-//! - The guest connects to a port of CID 2, and [`HostPorts`] answers with a stream to what serves
-//!   that port.
+//! - The guest connects to a port of CID 2, and [`HostPorts`] returns a stream to the server of that
+//!   port.
 //!
 //! ```text
 //!             clients ──▶ Connection ◀──┐
@@ -20,8 +20,8 @@
 //! - `stream`, `clients`, `ports`: the host side
 //! - `packet`, `rx`: the guest's side
 //!
-//! Bytes move between guest memory and sockets without a copy on the way. Only what a Unix stream
-//! has no room for is copied, and that is bounded by the guest's credit.
+//! Bytes move between guest memory and sockets without an intermediate copy. Only data that does not
+//! fit into a Unix stream's buffer is copied, at most as much as the guest's credit.
 
 mod clients;
 mod connection;

@@ -1,5 +1,5 @@
 //! The lifecycle of a box: a pure state machine. Timestamped [`Input`]s go in, [`Action`]s come out; it does
-//! no I/O and reads no clock but for the timestamps in its status.
+//! no I/O and reads no clock, except for the timestamps in its status.
 //!
 //! ```text
 //!   Booting ──ready──▶ Running ──stop, or main exited──▶ Ending ──guest off──▶ Ended
@@ -7,9 +7,9 @@
 //!      └─────────────────────── after a delay ─────────────── RestartPending
 //! ```
 //!
-//! When the host has no space left for a disk, the box is shut down in order. The guest has seen an I/O error,
-//! so its file system is about to refuse writes anyway; an orderly shutdown saves the data that fits into
-//! space that the disk has already.
+//! When the host has no space left for a disk, the box gets an orderly shutdown. The guest has seen an I/O
+//! error, so its file system is about to refuse writes anyway; the shutdown saves the data that fits into
+//! space that the disk has already allocated.
 
 mod ending;
 mod health;

@@ -9,8 +9,8 @@
 //!
 //! A captured link passes its packets to `capture`, whose thread writes the file.
 //!
-//! The network is created once, before the first boot, and outlives restarts of the VM: ports are opened or
-//! refused before the guest boots, and keep their numbers.
+//! The network is created once, before the first boot, and outlives restarts of the VM: ports are opened, or
+//! fail to open, before the guest boots, and keep their numbers.
 
 mod capture;
 mod link;

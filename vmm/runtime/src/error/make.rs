@@ -60,7 +60,7 @@ impl Error {
 
 /// Requests.
 impl Error {
-    /// The options of a box are wrong. Has all problems.
+    /// The options of a box are invalid. The error has all problems.
     pub(crate) fn options(problems: Vec<Problem>) -> Self {
         let mut error = Self::new(ErrorKind::Invalid, "the options of the box are wrong");
         error.0.problems = problems;
@@ -182,7 +182,7 @@ impl Error {
         Self::new(ErrorKind::Storage, message).remedied(Joint::Colon, Remedy::UseNewerRelease)
     }
 
-    /// Nothing names a home folder.
+    /// Neither an option nor the environment names a home folder.
     pub(crate) fn no_home() -> Self {
         Self::new(ErrorKind::Host, "there is no home folder")
             .remedied(Joint::Colon, Remedy::SetHome)

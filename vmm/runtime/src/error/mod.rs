@@ -1,4 +1,4 @@
-//! The runtime's error: one type for all failures, as data. `make` has a constructor for each failure.
+//! The runtime's error: one type for all failures. `make` has a constructor for each failure.
 
 mod make;
 #[cfg(test)]
@@ -18,8 +18,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// A failed operation. [`kind`](Self::kind) is for programs. For people, [`message`](Self::message) says what failed
 /// and [`remedy`](Self::remedy) what to do; `Display` has both, in the library's words.
 ///
-/// The error is the same for a box on this machine and one in the software host, except that an error from there has
-/// no [`source`](std::error::Error::source).
+/// Errors are the same for boxes on this machine and in the software host, except that an error from the software host
+/// has no [`source`](std::error::Error::source).
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Error(Box<Parts>);
@@ -116,12 +116,13 @@ impl Error {
         &self.0.message
     }
 
-    /// What to do about it, if the runtime knows. For the software host and virtualization, the message says it.
+    /// What to do about it, if the runtime knows. Errors of the software host and of virtualization have the remedy in
+    /// their message instead.
     pub fn remedy(&self) -> Option<&Remedy> {
         self.0.remedy.as_ref().map(|(_, remedy)| remedy)
     }
 
-    /// All problems of a box's options, if these are the error. `Display` has one line for each then.
+    /// All problems of a box's options, if the error is about these. `Display` then has one line for each.
     pub fn problems(&self) -> &[Problem] {
         &self.0.problems
     }

@@ -28,10 +28,11 @@ impl Volume {
 /// Destinations that a box may reach, and its bandwidth.
 ///
 /// The form of a rule is `[tcp:|udp:|icmp:]TARGET[:PORT[-PORT]]`, where the target is an address, a network
-/// (`10.0.0.0/8`), a name (`example.org`, `*.example.org`), `host` for the host's loopback, or `any`.
-/// Rules in [`deny`](Self::deny) take precedence over those in [`allow`](Self::allow), except `any`, which is matched
-/// last. If a rule allows a target other than `host`, all that no rule allows is denied. Without a rule that names
-/// them, the host's loopback, link-local addresses and the metadata services of clouds are denied.
+/// (`10.0.0.0/8`), a name (`example.org`, `*.example.org`), `host` for the host's loopback and own addresses, or
+/// `any`. Rules in [`deny`](Self::deny) take precedence over those in [`allow`](Self::allow), except `any`, which is
+/// matched last. If a rule allows a target other than `host`, everything that no rule allows is denied. The host's
+/// loopback and own addresses, link-local addresses and the metadata services of clouds are denied unless a rule
+/// names them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
@@ -54,14 +55,14 @@ impl NetworkPolicy {
         Self { mode: Network::None, ..Self::default() }
     }
 
-    /// Allows the destinations of a rule. Unless the target is `host`, all that no rule allows is denied.
+    /// Allows the destinations of a rule. Unless the target is `host`, everything that no rule allows is denied.
     pub fn allow(mut self, rule: impl Into<String>) -> Self {
         self.allow.push(rule.into());
         self
     }
 
-    /// Denies the destinations of a rule. A name is denied only in the box's DNS; see
-    /// [`names_walked_around`](Self::names_walked_around).
+    /// Denies the destinations of a rule. A rule for a name denies resolving it, and the addresses that the box's own
+    /// resolver returned for it; see [`names_walked_around`](Self::names_walked_around).
     pub fn deny(mut self, rule: impl Into<String>) -> Self {
         self.deny.push(rule.into());
         self
@@ -75,8 +76,8 @@ impl NetworkPolicy {
         first.into_iter().chain(allowed).chain(last).map(|rule| rule.to_string()).collect()
     }
 
-    /// Names in [`deny`](Self::deny) whose hosts a box still reaches, by address or with another resolver (DNS over
-    /// HTTPS), because most addresses are open to it.
+    /// Names in [`deny`](Self::deny) whose hosts the box can still reach, by address or with another resolver (DNS
+    /// over HTTPS), because most addresses are allowed.
     pub fn names_walked_around(&self) -> Vec<String> {
         let rules = self.rules().iter().filter_map(|rule| rule.parse().ok()).collect();
         let policy = boxlite_net_policy::Policy::from_rules(rules);
@@ -108,14 +109,14 @@ pub struct HealthCheck {
     pub command: Vec<String>,
     /// Time between two checks; default 30 s.
     pub interval: Duration,
-    /// Time after which a check fails; default 30 s.
+    /// Timeout of a check, which then counts as failed; default 30 s.
     pub timeout: Duration,
     /// Number of consecutive failures that make the box unhealthy; default 3.
     pub retries: u32,
-    /// Time after the start in which failures do not count; default 0 s.
+    /// Time after the start during which failures do not count; default 0 s.
     pub start_period: Duration,
-    /// Whether to stop an unhealthy box as failed, which restarts it if its restart policy says so; otherwise only its
-    /// status changes. Default: no.
+    /// Whether to stop an unhealthy box as failed, so that its restart policy applies; otherwise only its health status
+    /// changes. Default: no.
     pub stop: bool,
 }
 
@@ -132,24 +133,24 @@ impl HealthCheck {
         }
     }
 
-    /// Runs a line with the box's `/bin/sh`, with defaults for the rest.
+    /// Runs a command line with the box's `/bin/sh`, with defaults for the rest.
     pub fn shell(line: impl Into<String>) -> Self {
         Self::new(["/bin/sh".to_owned(), "-c".to_owned(), line.into()])
     }
 }
 
-/// Changes to a health check, its image's for instance. `None` changes nothing.
+/// Changes to a health check, for instance to the image's. `None` changes nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct HealthChanges {
     /// Time between two checks.
     pub interval: Option<Duration>,
-    /// Time after which a check fails.
+    /// Timeout of a check, which then counts as failed.
     pub timeout: Option<Duration>,
     /// Number of consecutive failures that make the box unhealthy.
     pub retries: Option<u32>,
-    /// Time after the start in which failures do not count.
+    /// Time after the start during which failures do not count.
     pub start_period: Option<Duration>,
     /// Whether to stop an unhealthy box as failed.
     pub stop: Option<bool>,

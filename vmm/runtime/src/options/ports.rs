@@ -1,4 +1,4 @@
-//! Published ports as `config.json` stores them: a format that is older than [`PublishedPort`].
+//! The stored form of published ports in `config.json`, which is older than [`PublishedPort`].
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 #[derive(Serialize, Deserialize)]
 struct Stored {
-    /// The host's address; none is 127.0.0.1.
+    /// The host's address; none: 127.0.0.1.
     address: Option<IpAddr>,
     host: u16,
     guest: u16,

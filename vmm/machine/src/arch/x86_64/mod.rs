@@ -1,5 +1,5 @@
-//! x86_64: the 64-bit boot protocol of Linux (Documentation/arch/x86/boot.rst), with an MP table in
-//! place of ACPI.
+//! x86_64: the 64-bit boot protocol of Linux (Documentation/arch/x86/boot.rst), with an MP table
+//! instead of ACPI.
 
 mod boot_params;
 pub(crate) mod layout;

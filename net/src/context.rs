@@ -27,6 +27,8 @@ const QUIET: Duration = Duration::from_secs(10);
 pub(crate) struct Context {
     pub(crate) out: Egress,
     pub(crate) addresses: Addresses,
+    /// The guest has sent from [`Addresses::guest6`] on this link, so it has IPv6.
+    pub(crate) ipv6_heard: bool,
     pub(crate) own: OwnAddresses,
     pub(crate) gate: Gate,
     pub(crate) timers: Timers,

@@ -79,6 +79,7 @@ impl Engine {
         let cx = Context {
             out,
             addresses: options.addresses,
+            ipv6_heard: false,
             own: OwnAddresses::new(options.own_addresses_open, options.own_addresses_awaited),
             gate: Gate::new(options.policy, Arc::clone(&meter), options.denials),
             timers: Timers::default(),
@@ -224,6 +225,7 @@ impl Engine {
         if let Err(e) = watched {
             self.cx.out.fail(&e);
         }
+        self.cx.ipv6_heard = false;
         self.link_ready = true;
     }
 
@@ -328,6 +330,7 @@ impl Engine {
         if !unknown && !self.cx.addresses.may_be_guest(packet.source) {
             return None;
         }
+        self.cx.ipv6_heard |= packet.source == self.cx.addresses.guest6;
         match packet.protocol {
             protocol::TCP => self.tcp.on_packet(packet, &mut self.cx),
             protocol::UDP => self.on_udp(packet, unknown)?,

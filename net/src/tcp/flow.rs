@@ -25,6 +25,8 @@ const KEEPALIVE_COUNT: u8 = 5;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(180);
 /// Retransmissions of a SYN, and of a SYN-ACK.
 const SYN_RETRIES: u8 = 6;
+/// How often a SYN over IPv6 is sent again to a guest that has IPv6, before IPv4 is tried: 7 s.
+const SYN_RETRIES_IPV6: u8 = 2;
 /// Segments of one flow in a turn of the loop.
 const BUDGET: usize = 16;
 
@@ -445,9 +447,14 @@ impl Flow {
     fn on_timeout(&mut self, cx: &mut Context) -> Disposition {
         match self.state {
             State::Connecting => Disposition::Keep,
-            // The guest may have no IPv6.
-            State::SynSent if self.key.guest.is_ipv6() => Disposition::Refused,
             State::SynReceived | State::SynSent => {
+                if self.state == State::SynSent && self.key.guest.is_ipv6() {
+                    // A guest without IPv6 never answers; one that has it may be slow, or a frame was lost.
+                    let retries = if cx.ipv6_heard { SYN_RETRIES_IPV6 } else { 0 };
+                    if self.outbound.retries() >= retries {
+                        return Disposition::Refused;
+                    }
+                }
                 if self.outbound.retries() == SYN_RETRIES || !self.outbound.timeout() {
                     return Disposition::ResetByGuest;
                 }

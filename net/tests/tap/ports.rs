@@ -60,6 +60,8 @@ fn peers_with_ipv6_addresses_keep_them_where_the_guest_serves_them() {
         let network = lab.start(NetworkOptions { ports, ..Default::default() });
         let both = lab.guest(|| TcpListener::bind("[::]:8000").unwrap());
         let four = lab.guest(|| TcpListener::bind("0.0.0.0:8001").unwrap());
+        // The guest's IPv6 is ready, and known to be.
+        lab.guest(|| TcpStream::connect("[fdb0:786c:6974::1]:53").unwrap());
         let published = network.handle.published();
         let seen = [(both, OUTSIDE6), (four, "192.168.127.254")];
         for (bound, (listener, seen)) in published.iter().zip(seen) {

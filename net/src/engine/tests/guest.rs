@@ -10,8 +10,9 @@ use boxlite_net_policy::{Policy, Rule};
 use mio::{Events, Poll};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
-    EthernetAddress, EthernetFrame, EthernetProtocol, IpAddress, IpProtocol, Ipv4Packet, Ipv4Repr,
-    TcpControl, TcpPacket, TcpRepr, TcpSeqNumber, UdpPacket, UdpRepr,
+    EthernetAddress, EthernetFrame, EthernetProtocol, Icmpv6Packet, Icmpv6Repr, IpAddress,
+    IpProtocol, Ipv4Packet, Ipv4Repr, Ipv6Packet, Ipv6Repr, TcpControl, TcpPacket, TcpRepr,
+    TcpSeqNumber, UdpPacket, UdpRepr,
 };
 
 use crate::counters::{Counters, Meter};
@@ -19,7 +20,7 @@ use crate::dns;
 use crate::engine::Engine;
 use crate::link::{OffloadFeatures, memory};
 use crate::options::NetworkOptions;
-use crate::ports::Listener;
+use crate::ports::{self, Listener};
 
 /// The source of the guest's connections.
 pub(crate) const PORT: u16 = 40_000;
@@ -43,6 +44,7 @@ pub(crate) struct Rig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Got {
     /// The source.
+    pub(crate) ip: IpAddress,
     pub(crate) port: u16,
     pub(crate) control: TcpControl,
     pub(crate) seq: u32,
@@ -153,7 +155,6 @@ impl Rig {
         protocol: IpProtocol,
         payload: &[u8],
     ) {
-        let addresses = &self.engine.cx.addresses;
         let ip = Ipv4Repr {
             src_addr: from,
             dst_addr: to,
@@ -161,14 +162,40 @@ impl Rig {
             payload_len: payload.len(),
             hop_limit: 64,
         };
-        let mut frame = vec![0; 14 + 20 + payload.len()];
+        let mut packet = vec![0; 20 + payload.len()];
+        let caps = ChecksumCapabilities::default();
+        ip.emit(&mut Ipv4Packet::new_unchecked(&mut packet[..]), &caps);
+        packet[20..].copy_from_slice(payload);
+        self.send_frame(EthernetProtocol::Ipv4, &packet);
+    }
+
+    /// Pings the gateway over IPv6.
+    pub(crate) fn ping6(&mut self) {
+        let (from, to) = (self.engine.cx.addresses.guest6, self.engine.cx.addresses.gateway6);
+        let caps = ChecksumCapabilities::default();
+        let request = Icmpv6Repr::EchoRequest { ident: 1, seq_no: 1, data: &[] };
+        let ip = Ipv6Repr {
+            src_addr: from,
+            dst_addr: to,
+            next_header: IpProtocol::Icmpv6,
+            payload_len: request.buffer_len(),
+            hop_limit: 64,
+        };
+        let mut packet = vec![0; 40 + request.buffer_len()];
+        ip.emit(&mut Ipv6Packet::new_unchecked(&mut packet[..]));
+        request.emit(&from, &to, &mut Icmpv6Packet::new_unchecked(&mut packet[40..]), &caps);
+        self.send_frame(EthernetProtocol::Ipv6, &packet);
+        self.settle();
+    }
+
+    fn send_frame(&mut self, protocol: EthernetProtocol, packet: &[u8]) {
+        let addresses = &self.engine.cx.addresses;
+        let mut frame = vec![0; 14 + packet.len()];
         let mut ethernet = EthernetFrame::new_unchecked(&mut frame[..]);
         ethernet.set_src_addr(EthernetAddress(addresses.guest_mac));
         ethernet.set_dst_addr(EthernetAddress(addresses.gateway_mac));
-        ethernet.set_ethertype(EthernetProtocol::Ipv4);
-        let caps = ChecksumCapabilities::default();
-        ip.emit(&mut Ipv4Packet::new_unchecked(&mut frame[14..]), &caps);
-        frame[34..].copy_from_slice(payload);
+        ethernet.set_ethertype(protocol);
+        frame[14..].copy_from_slice(packet);
         assert!(self.guest.send(frame));
     }
 
@@ -252,6 +279,17 @@ impl Rig {
         port.host
     }
 
+    /// Publishes the guest's port 80, and connects to it as if from `peer`.
+    pub(crate) fn connect_as(&mut self, peer: SocketAddr) -> TcpStream {
+        let client = TcpStream::connect(self.listener.local_addr().unwrap()).unwrap();
+        let (server, _) = self.listener.accept().unwrap();
+        let cx = &mut self.engine.cx;
+        let (remote, guest) = ports::ends(peer, 80, cx);
+        assert!(self.engine.tcp.open_from_host(server.into(), peer, remote, guest, cx));
+        self.settle();
+        client
+    }
+
     /// Opens a connection: our number of the first byte, and the server's end.
     pub(crate) fn connect(&mut self) -> (u32, TcpStream) {
         self.send(self.syn());
@@ -282,20 +320,27 @@ pub(crate) fn read(mut stream: &TcpStream, len: usize) -> Vec<u8> {
 
 fn parse(frame: &[u8]) -> Option<Got> {
     let ethernet = EthernetFrame::new_checked(frame).unwrap();
-    if ethernet.ethertype() != EthernetProtocol::Ipv4 {
+    let (from, to, protocol, payload): (IpAddress, IpAddress, _, _) = match ethernet.ethertype() {
+        EthernetProtocol::Ipv4 => {
+            let ip = Ipv4Packet::new_checked(ethernet.payload()).unwrap();
+            assert!(ip.verify_checksum());
+            (ip.src_addr().into(), ip.dst_addr().into(), ip.next_header(), ip.payload())
+        }
+        EthernetProtocol::Ipv6 => {
+            let ip = Ipv6Packet::new_checked(ethernet.payload()).unwrap();
+            (ip.src_addr().into(), ip.dst_addr().into(), ip.next_header(), ip.payload())
+        }
+        _ => return None,
+    };
+    if protocol != IpProtocol::Tcp {
         return None;
     }
-    let ip = Ipv4Packet::new_checked(ethernet.payload()).unwrap();
-    assert!(ip.verify_checksum());
-    if ip.next_header() != IpProtocol::Tcp {
-        return None;
-    }
-    let packet = TcpPacket::new_checked(ip.payload()).unwrap();
+    let packet = TcpPacket::new_checked(payload).unwrap();
     // Its checksum is left to the guest.
     let caps = ChecksumCapabilities::ignored();
-    let (from, to) = (ip.src_addr().into(), ip.dst_addr().into());
     let repr = TcpRepr::parse(&packet, &from, &to, &caps).unwrap();
     Some(Got {
+        ip: from,
         port: repr.src_port,
         control: repr.control,
         seq: repr.seq_number.0.cast_unsigned(),

@@ -285,6 +285,34 @@ fn a_peer_connects_although_the_guest_is_in_time_wait() {
 }
 
 #[test]
+fn a_peer_keeps_its_ipv6_address_if_the_guest_has_ipv6() {
+    let mut rig = Rig::new();
+    let peer = "[2001:db8::1]:5000".parse().unwrap();
+    let host = rig.engine.cx.addresses.host;
+    let mut client = rig.connect_as(peer);
+    let syn = rig.one();
+    assert_eq!((syn.control, syn.ip), (TcpControl::Syn, peer.ip().into()));
+    rig.pass(MS(1100));
+    assert_eq!(rig.one().ip, host.into(), "a guest that never used IPv6 is asked over IPv4");
+    // A reset ends the connection of a guest that has no server.
+    let segment = TcpRepr { src_port: 80, dst_port: peer.port(), ..rig.segment(0, 0) };
+    rig.pass(MS(1100));
+    let ack_number = Some(TcpSeqNumber(rig.one().seq.wrapping_add(1).cast_signed()));
+    rig.send(TcpRepr { control: TcpControl::Rst, ack_number, ..segment });
+    assert_eq!(client.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+
+    rig.ping6();
+    let _client = rig.connect_as(peer);
+    let syn = rig.one();
+    for wait in [1100, 2100] {
+        rig.pass(MS(wait));
+        assert_eq!(rig.one(), syn, "a slow guest is asked again");
+    }
+    rig.pass(MS(4100));
+    assert_eq!(rig.one().ip, host.into(), "in the end over IPv4");
+}
+
+#[test]
 fn guessed_resets_are_challenged() {
     let mut rig = Rig::new();
     let (first, mut server) = rig.connect();

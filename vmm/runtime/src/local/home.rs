@@ -19,7 +19,6 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -34,7 +33,7 @@ use rustix::io::Errno;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::{Error, Result};
+use crate::{Error, Result, sys};
 
 pub(super) const CONFIG: &str = "config.json";
 pub(super) const BASE: &str = "base.img";
@@ -410,11 +409,11 @@ impl BoxFolder {
         self.at_socket(name, connect_in_time)
     }
 
-    /// A socket's address by way of the open folder: an address may have only 107 bytes, and a home's path more.
+    /// Calls `f` with a short path of a socket in the folder.
     fn at_socket<T>(&self, name: &str, f: impl FnOnce(&Path) -> io::Result<T>) -> Result<T> {
         let reach = || {
             let dir = File::open(&self.path)?;
-            f(&socket_path(&dir, &self.path, name))
+            f(&sys::socket_path(&dir, &self.path, name))
         };
         reach().map_err(Error::home("cannot be reached", self.file(name)))
     }
@@ -429,16 +428,6 @@ fn connect_in_time(path: &Path) -> io::Result<UnixStream> {
     socket.set_write_timeout(Some(CONNECT_LIMIT))?;
     rustix::io::retry_on_intr(|| connect(&socket, &SocketAddrUnix::new(path)?))?;
     Ok(socket)
-}
-
-#[cfg(target_os = "linux")]
-fn socket_path(dir: &File, _: &Path, name: &str) -> PathBuf {
-    format!("/proc/self/fd/{}/{name}", dir.as_fd().as_raw_fd()).into()
-}
-
-#[cfg(not(target_os = "linux"))]
-fn socket_path(_: &File, dir: &Path, name: &str) -> PathBuf {
-    dir.join(name)
 }
 
 fn rename(from: &Path, to: &Path, durability: Durability) -> io::Result<()> {

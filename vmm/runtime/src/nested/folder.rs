@@ -5,7 +5,6 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -15,6 +14,7 @@ use rustix::io::Errno;
 use tokio::net::{UnixListener, UnixStream};
 
 use super::Error;
+use crate::sys;
 
 /// The folder of the software host.
 #[derive(Debug)]
@@ -79,11 +79,11 @@ impl HostFolder {
     }
 
     fn socket(&self) -> PathBuf {
-        format!("/proc/self/fd/{}/control.sock", self.dir.as_raw_fd()).into()
+        sys::socket_path(&self.dir, &self.path, "control.sock")
     }
 
     fn ports_socket(&self) -> PathBuf {
-        format!("/proc/self/fd/{}/ports.sock", self.dir.as_raw_fd()).into()
+        sys::socket_path(&self.dir, &self.path, "ports.sock")
     }
 
     /// Listens for boxes that request ports of this host. Requires the lock.

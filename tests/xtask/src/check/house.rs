@@ -1,10 +1,11 @@
-//! The house rules that a program can check: which package may depend on which, and what may not be
-//! compiled for one.
+//! The house rules that a program can check: which package may depend on which, what may not be
+//! compiled for one, and where code may depend on the platform.
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::build;
+use crate::check::platform;
 use crate::check::report::Outcome;
 
 /// The packages of this workspace, and those of them that each may use. An agent that linked the
@@ -97,7 +98,8 @@ const MAY_NOT_COMPILE: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// Every dependency between packages is one that ARCHITECTURE.md allows.
+/// Every dependency between packages, and every condition on the platform, is one that ARCHITECTURE.md
+/// allows.
 pub(super) fn check() -> Result<Outcome> {
     let metadata =
         build::output(build::cargo().args(["metadata", "--no-deps", "--format-version=1"]))?;
@@ -115,6 +117,7 @@ pub(super) fn check() -> Result<Outcome> {
         ]))?;
         broken.extend(compiled(package, &String::from_utf8(tree)?, banned));
     }
+    broken.extend(platform::violations(&build::root())?);
     if !broken.is_empty() {
         bail!("{}", broken.join("\n"));
     }

@@ -4,13 +4,14 @@
 //! macros do not mislead the count. Every `.rs` file of the repository counts, tests included.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
 use crate::build;
 use crate::check::report::Outcome;
+use crate::check::sources::rust_files;
 
 /// The most lines a function may have, from the line of `fn` to that of its closing brace.
 const FUNCTION_LIMIT: usize = 70;
@@ -91,29 +92,6 @@ pub(super) fn check() -> Result<Outcome> {
         bail!("{}", broken.join("\n"));
     }
     Ok(Outcome::passed())
-}
-
-/// All `.rs` files below `root`, relative to it and in order, without build output and hidden
-/// folders.
-fn rust_files(root: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    let mut folders = vec![root.to_owned()];
-    while let Some(folder) = folders.pop() {
-        let listing = || format!("cannot list {}", folder.display());
-        for entry in fs::read_dir(&folder).with_context(listing)? {
-            let entry = entry.with_context(listing)?;
-            let (path, name) = (entry.path(), entry.file_name());
-            let kind = entry.file_type().with_context(listing)?;
-            if kind.is_dir() && name != "target" && !name.as_encoded_bytes().starts_with(b".") {
-                folders.push(path);
-            } else if kind.is_file() && path.extension().is_some_and(|extension| extension == "rs")
-            {
-                files.push(path.strip_prefix(root)?.to_owned());
-            }
-        }
-    }
-    files.sort();
-    Ok(files)
 }
 
 /// What is too long in the file at `path`, whose contents are `source`.

@@ -120,20 +120,6 @@ impl Error {
         Self::new(ErrorKind::Host, reason)
     }
 
-    /// The guest files (kernel, initramfs, empty disk) are missing or damaged.
-    pub(crate) fn guest_files(source: LocateError) -> Self {
-        let remedy = match &source {
-            LocateError::NotFound { .. } => Some((Joint::Line, Remedy::BuildGuestFiles)),
-            LocateError::BadManifest { .. } | LocateError::Damaged { .. } => {
-                Some((Joint::Semicolon, Remedy::RebuildGuestFiles))
-            }
-            LocateError::Io { .. } => None,
-        };
-        let mut error = Self::from_source(ErrorKind::Host, source);
-        error.0.remedy = remedy;
-        error
-    }
-
     /// The software host failed.
     pub(crate) fn soft_host(source: nested::Error) -> Self {
         Self::from_source(ErrorKind::Host, source)
@@ -259,10 +245,19 @@ impl Error {
     }
 }
 
-/// For callers of [`GuestFiles`](crate::GuestFiles), whose own errors state no remedy.
+/// The guest files (kernel, initramfs, empty disk) are missing or damaged. [`LocateError`] has no remedy; this adds it.
 impl From<LocateError> for Error {
     fn from(source: LocateError) -> Self {
-        Self::guest_files(source)
+        let remedy = match &source {
+            LocateError::NotFound { .. } => Some((Joint::Line, Remedy::BuildGuestFiles)),
+            LocateError::BadManifest { .. } | LocateError::Damaged { .. } => {
+                Some((Joint::Semicolon, Remedy::RebuildGuestFiles))
+            }
+            LocateError::Io { .. } => None,
+        };
+        let mut error = Self::from_source(ErrorKind::Host, source);
+        error.0.remedy = remedy;
+        error
     }
 }
 

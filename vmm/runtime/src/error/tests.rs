@@ -27,11 +27,11 @@ fn remedied() -> Vec<Error> {
     vec![
         Error::no_home(),
         Error::no_launcher("at /x"),
-        Error::guest_files(LocateError::NotFound {
+        Error::from(LocateError::NotFound {
             arch: Arch::X86_64,
             searched: vec!["/a".into(), "/b".into()],
         }),
-        Error::guest_files(LocateError::BadManifest { path: "/x".into(), problem: "bad".into() }),
+        Error::from(LocateError::BadManifest { path: "/x".into(), problem: "bad".into() }),
         Error::newer_home(Path::new("/x"), 2, 1),
         Error::store(Path::new("/x"), "read")(rusqlite::Error::InvalidQuery),
         Error::name_in_use("web"),
@@ -86,10 +86,7 @@ fn the_cause_of_an_error_is_its_source_and_in_its_text_once() {
     assert_eq!(behind.kind(), io::ErrorKind::PermissionDenied);
     assert_eq!(error.to_string(), format!("/x: cannot be read: {}", denied()));
     let missing = LocateError::Io { path: "/k".into(), source: denied() };
-    assert_eq!(
-        Error::guest_files(missing).message(),
-        format!("cannot read guest file /k: {}", denied())
-    );
+    assert_eq!(Error::from(missing).message(), format!("cannot read guest file /k: {}", denied()));
 }
 
 #[test]

@@ -81,7 +81,7 @@ impl Local {
     pub(super) async fn open_with(options: RuntimeOptions) -> Result<Arc<Self>> {
         blocking(move || {
             let home = Home::open(options.home)?;
-            let guest = GuestFiles::locate().map_err(Error::guest_files)?;
+            let guest = GuestFiles::locate()?;
             let launcher = find_launcher(options.launcher)?;
             let local = Self::open(home, guest, launcher)?;
             Ok(Arc::new(Self { debug: options.debug, ..local }))

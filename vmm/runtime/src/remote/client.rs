@@ -35,7 +35,7 @@ impl Remote {
         let debug = options.debug;
         let (home, launcher, host) = blocking(move || {
             let home = Home::open(options.home)?;
-            let guest = GuestFiles::locate().map_err(Error::guest_files)?;
+            let guest = GuestFiles::locate()?;
             let launcher = local::find_launcher(options.launcher)?;
             let mut host = nested::Options::new(home.path(), &guest).map_err(Error::soft_host)?;
             host.launcher = Some(launcher.clone());

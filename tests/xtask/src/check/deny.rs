@@ -10,15 +10,14 @@ use anyhow::{Context, Result, bail};
 
 use crate::build;
 use crate::check::report::{Outcome, passes};
-use crate::check::tool::Tool;
+use crate::check::tool::{Origin, Tool};
 
 const DENY: Tool = Tool {
     name: "cargo-deny",
     version: "^0.20",
     oldest: [0, 18, 0],
     folder: "tools",
-    arguments: &[],
-    variables: &[],
+    origin: Origin::Crates { arguments: &[], variables: &[] },
 };
 
 /// Licences, sources and duplicates are what deny.toml allows.

@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use crate::build;
 use crate::check::junit::Tests;
 use crate::check::report::{Outcome, passes};
-use crate::check::tool::Tool;
+use crate::check::tool::{Origin, Tool};
 
 /// In CI it is built once: its own speed does not matter.
 const NEXTEST: Tool = Tool {
@@ -22,12 +22,14 @@ const NEXTEST: Tool = Tool {
     version: "0.9.143",
     oldest: [0, 9, 143],
     folder: "tools/cargo-nextest-0.9.143",
-    arguments: &["--no-default-features", "--features", "default-no-update"],
-    variables: &[
-        ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"),
-        ("CARGO_PROFILE_RELEASE_LTO", "false"),
-        ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"),
-    ],
+    origin: Origin::Crates {
+        arguments: &["--no-default-features", "--features", "default-no-update"],
+        variables: &[
+            ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"),
+            ("CARGO_PROFILE_RELEASE_LTO", "false"),
+            ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"),
+        ],
+    },
 };
 
 /// The profile in `.config/nextest.toml`.

@@ -1,7 +1,7 @@
-//! Programs of crates.io that checks use: the machine's own, else the cache's, which CI fills.
+//! Programs of crates.io and PyPI that checks use: the machine's own, else the cache's, which CI fills.
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Result;
@@ -12,18 +12,29 @@ use crate::{apt, build};
 
 /// A program, and how CI installs it.
 pub(super) struct Tool {
-    /// The name of the crate and of its program.
+    /// The name of the program, and of the crate or package that has it.
     pub(super) name: &'static str,
-    /// What CI installs, as `cargo install --version` has it.
+    /// What CI installs, as `cargo install --version` has it, or pip after `==`.
     pub(super) version: &'static str,
     /// The oldest release that does, of three numbers.
     pub(super) oldest: [u32; 3],
     /// The folder in the cache.
     pub(super) folder: &'static str,
-    /// Further arguments of `cargo install`.
-    pub(super) arguments: &'static [&'static str],
-    /// Variables of `cargo install`.
-    pub(super) variables: &'static [(&'static str, &'static str)],
+    /// Where it comes from.
+    pub(super) origin: Origin,
+}
+
+/// A registry of programs.
+pub(super) enum Origin {
+    /// A crate, which cargo compiles.
+    Crates {
+        /// Further arguments of `cargo install`.
+        arguments: &'static [&'static str],
+        /// Variables of `cargo install`.
+        variables: &'static [(&'static str, &'static str)],
+    },
+    /// A package of PyPI that has the program compiled. Needs python3 with pip.
+    PyPi,
 }
 
 impl Tool {
@@ -45,17 +56,38 @@ impl Tool {
         }
         let step = Step::start(self.name);
         step.say("installing it into the cache");
-        let mut install = build::cargo();
-        install.args(["install", "--quiet", "--locked", self.name, "--version", self.version]);
-        install.args(self.arguments).envs(self.variables.iter().copied()).arg("--root").arg(&root);
-        build::run(&mut install)?;
+        build::run(&mut self.installer(&root))?;
         step.done(program.display());
         Ok(Some(program))
     }
 
+    /// The command that installs it below `root`.
+    fn installer(&self, root: &Path) -> Command {
+        match self.origin {
+            Origin::Crates { arguments, variables } => {
+                let mut cargo = build::cargo();
+                cargo.args(["install", "--quiet", "--locked", self.name]);
+                cargo.args(["--version", self.version]).args(arguments);
+                cargo.envs(variables.iter().copied()).arg("--root").arg(root);
+                cargo
+            }
+            Origin::PyPi => {
+                let mut python = apt::command("python3");
+                python.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
+                python.args(["--no-deps", "--only-binary=:all:", "--retries=1"]);
+                python.arg("--target").arg(root).arg(format!("{}=={}", self.name, self.version));
+                python
+            }
+        }
+    }
+
     /// The command that installs it for this user.
     pub(super) fn remedy(&self) -> String {
-        format!("cargo install --locked {} --version {}", self.name, self.version)
+        let Self { name, version, .. } = self;
+        match self.origin {
+            Origin::Crates { .. } => format!("cargo install --locked {name} --version {version}"),
+            Origin::PyPi => format!("pipx install {name}=={version}"),
+        }
     }
 
     /// Whether the program is recent enough.
@@ -76,6 +108,27 @@ fn release(answer: &str) -> Option<[u32; 3]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_tool_is_installed_below_its_folder() {
+        let tool =
+            |origin| Tool { name: "x", version: "1.2.3", oldest: [1, 2, 3], folder: "x", origin };
+        let line = |tool: Tool| {
+            let installer = tool.installer(Path::new("/root"));
+            let words = installer.get_args().map(|word| word.to_string_lossy().into_owned());
+            words.collect::<Vec<_>>().join(" ")
+        };
+        let cargo = Origin::Crates { arguments: &["--no-default-features"], variables: &[] };
+        assert_eq!(
+            line(tool(cargo)),
+            "install --quiet --locked x --version 1.2.3 --no-default-features --root /root"
+        );
+        let pip = line(tool(Origin::PyPi));
+        assert!(
+            pip.starts_with("-m pip install ") && pip.ends_with("--target /root x==1.2.3"),
+            "{pip}"
+        );
+    }
 
     #[test]
     fn releases_are_compared_by_their_numbers() {

@@ -1,4 +1,4 @@
-//! New overlays.
+//! Creates qcow2 overlays.
 
 use std::fs::File;
 
@@ -13,7 +13,7 @@ use crate::{DiskError, check_size};
 const CLUSTER_SIZE: usize = 16 * 1024;
 
 /// Formats `file`, open for reading and writing, as an empty qcow2 image of `size` bytes, a
-/// multiple of 512. The file's content is lost.
+/// multiple of 512, and discards its content.
 ///
 /// Open the image with its base as `backing`: clusters that were never written are read from the
 /// base, whose name the image does not record. `size` must be at least the size of the base.

@@ -1,4 +1,4 @@
-//! An open disk: a raw or qcow2 image, perhaps on top of others.
+//! An open disk: a raw or qcow2 image, with its backing images.
 
 use std::fs::File;
 use std::io;
@@ -24,12 +24,12 @@ pub struct DiskImage {
     pub format: DiskFormat,
 }
 
-/// How to open a disk.
+/// Options for opening a disk.
 #[derive(Debug)]
 pub struct DiskOptions {
     /// The image that is read and written.
     pub image: DiskImage,
-    /// The images below a qcow2 image, nearest first; they are only read.
+    /// The backing images of a qcow2 image, nearest first; they are only read.
     pub backing: Vec<DiskImage>,
     /// Refuse writes.
     pub read_only: bool,
@@ -64,7 +64,7 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Opens the images, the lowest first, and checks that they fit each other.
+    /// Opens the images, the lowest first, and checks that they are compatible.
     pub fn open(options: DiskOptions) -> Result<Self, DiskError> {
         let DiskOptions { image, backing, read_only, ephemeral, recover, name } = options;
         let failed = |layer| {
@@ -78,7 +78,7 @@ impl Disk {
             }
         }
         if recover && !read_only && image.format == DiskFormat::Qcow2 {
-            recovery::count_all_clusters(&image.file).map_err(failed(0))?;
+            recovery::mark_clusters_used(&image.file).map_err(failed(0))?;
         }
         let sync = match read_only || ephemeral {
             true => None,
@@ -111,7 +111,7 @@ impl Disk {
         self.granularity
     }
 
-    /// Whether writes are refused: the caller checks this before it writes.
+    /// Whether the disk is read-only. The caller checks this before it writes.
     pub fn is_read_only(&self) -> bool {
         self.read_only
     }
@@ -119,19 +119,19 @@ impl Disk {
     /// Reads into `buffers`. The caller has checked that they fit the disk at `offset`.
     pub fn read(&self, buffers: &[VolatileSlice<'_>], offset: u64) -> io::Result<()> {
         let (vector, _guard) = IoVectorMut::from_volatile_slice(buffers);
-        contained(|| self.image.readv(vector, offset))
+        catch_panic(|| self.image.readv(vector, offset))
     }
 
     /// Writes `buffers`. The caller has checked that they fit the disk at `offset`.
     pub fn write(&self, buffers: &[VolatileSlice<'_>], offset: u64) -> io::Result<()> {
         let (vector, _guard) = IoVector::from_volatile_slice(buffers);
-        contained(|| self.image.writev(vector, offset))
+        catch_panic(|| self.image.writev(vector, offset))
     }
 
     /// Brings everything written so far to stable storage.
     pub fn flush(&self) -> io::Result<()> {
         let Some(file) = &self.sync else { return Ok(()) };
-        contained(|| self.image.flush())?;
+        catch_panic(|| self.image.flush())?;
         file.sync_data()
     }
 
@@ -139,13 +139,13 @@ impl Disk {
     pub fn write_back(&self) -> io::Result<()> {
         match self.ephemeral {
             true => Ok(()),
-            false => contained(|| self.image.flush()),
+            false => catch_panic(|| self.image.flush()),
         }
     }
 
     /// Frees a range of bytes. Its content is undefined afterwards.
     pub fn discard(&mut self, offset: u64, len: u64) -> io::Result<()> {
-        match contained(|| self.image.discard_to_any(offset, len)) {
+        match catch_panic(|| self.image.discard_to_any(offset, len)) {
             // A discard is a hint.
             Err(e) if e.kind() == io::ErrorKind::Unsupported => Ok(()),
             result => result,
@@ -154,19 +154,19 @@ impl Disk {
 
     /// Fills a range of bytes with zeros; `unmap` frees its space.
     pub fn write_zeroes(&mut self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
-        contained(|| match unmap {
+        catch_panic(|| match unmap {
             true => self.image.discard_to_zero(offset, len),
             false => self.image.write_zeroes(offset, len),
         })
     }
 }
 
-/// The offset of `refcount_table_offset` in a qcow2 header.
+/// The offset of `refcount_table_offset` in a qcow2 header, in bytes.
 const REFCOUNT_TABLE_OFFSET: u64 = 48;
 
-/// Whether the first refcount block, which counts the header itself, exists. An allocation in an
-/// image without one would overwrite the header, and never end.
-fn counts_its_header(file: &File) -> io::Result<bool> {
+/// Whether the first refcount block exists, which has the header's refcount. In an image without it,
+/// an allocation would overwrite the header and loop forever.
+fn has_first_refcount_block(file: &File) -> io::Result<bool> {
     let mut number = [0; 8];
     file.read_exact_at(&mut number, REFCOUNT_TABLE_OFFSET)?;
     let table = u64::from_be_bytes(number);
@@ -175,14 +175,14 @@ fn counts_its_header(file: &File) -> io::Result<bool> {
 }
 
 /// Turns a panic of the image library into an error: imago trusts some metadata that may be damaged.
-fn contained<T>(operation: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-    // Half-done changes are in memory, and in an image that was damaged before.
+fn catch_panic<T>(operation: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    // Unwind safety: a panic leaves a partial change only in an image that was damaged before.
     catch_unwind(AssertUnwindSafe(operation)).unwrap_or_else(|_| {
         Err(io::Error::new(io::ErrorKind::InvalidData, "the image's metadata is damaged"))
     })
 }
 
-/// Opens one image on top of the ones below it.
+/// Opens one image with its backing image, if any.
 fn open_layer(
     image: DiskImage,
     write: bool,
@@ -193,7 +193,7 @@ fn open_layer(
     let failed = |source| DiskError::Open { disk: name.to_owned(), layer, source };
     if write
         && image.format == DiskFormat::Qcow2
-        && !counts_its_header(&image.file).map_err(failed)?
+        && !has_first_refcount_block(&image.file).map_err(failed)?
     {
         return Err(DiskError::Refcounts(name.to_owned()));
     }
@@ -212,7 +212,7 @@ fn open_layer(
         DiskFormat::Qcow2 => {
             let builder = Qcow2::builder(storage).write(write).backing(below).data_file(None);
             let qcow2 =
-                contained(|| builder.open(DenyImplicitOpenGate::default())).map_err(failed)?;
+                catch_panic(|| builder.open(DenyImplicitOpenGate::default())).map_err(failed)?;
             if qcow2.requires_external_data_file() {
                 return Err(DiskError::DataFile(name.to_owned()));
             }

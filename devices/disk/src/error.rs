@@ -1,4 +1,4 @@
-//! Why an image cannot be opened or created.
+//! The crate's error.
 
 use std::io;
 
@@ -11,7 +11,7 @@ pub enum DiskError {
     Open {
         /// Name of the disk.
         disk: String,
-        /// 0 for the image itself, 1 for the image below it, and so on.
+        /// 0 for the image itself, 1 for its backing image, and so on.
         layer: usize,
         /// The cause.
         source: io::Error,
@@ -22,13 +22,13 @@ pub enum DiskError {
     )]
     FileReadOnly(String),
     /// The image keeps its data in another file.
-    #[error("disk {0}: qcow2 images with an external data file are not supported: convert it")]
+    #[error("disk {0}: an external data file is not supported: convert it with `qemu-img convert`")]
     DataFile(String),
-    /// The image is so damaged that nothing can be written to it.
+    /// The image is too damaged to be written to.
     #[error("disk {0}: the qcow2 image has no refcounts: run `qemu-img check -r all` on it")]
     Refcounts(String),
-    /// The image needs an image below it and none was given.
-    #[error("disk {0}: the qcow2 image has a backing file, which must be given with it")]
+    /// The image needs a backing image, and none was given.
+    #[error("disk {0}: the qcow2 image needs a backing image, and none was given")]
     BackingMissing(String),
     /// A backing image was given for an image that cannot have one.
     #[error("disk {0}: only a qcow2 image can have a backing image")]
@@ -44,7 +44,7 @@ pub enum DiskError {
         backing: u64,
     },
     /// The size is not a multiple of 512, or out of range.
-    #[error("disk {disk}: size {size} is not a multiple of 512 from 512 bytes to 4 PiB")]
+    #[error("disk {disk}: size {size} is not a multiple of 512 between 512 bytes and 4 PiB")]
     Size {
         /// Name of the disk.
         disk: String,

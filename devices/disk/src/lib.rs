@@ -4,8 +4,8 @@
 //!   box's disk.qcow2 (overlay, read-write)  ──▶  base image (raw, read-only)
 //! ```
 //!
-//! Two programs use this crate, each with a feature of its own, so that neither compiles the code of
-//! the other:
+//! Two programs use this crate. Each has a feature of its own, so that it does not compile the other's
+//! code:
 //!
 //! - `create`: [`create_overlay`] formats the overlay of a new box.
 //! - `open`: [`Disk`] opens an image and its backing images, reads into guest memory and writes
@@ -52,7 +52,7 @@ pub enum DiskFormat {
     Qcow2,
 }
 
-/// Refuses a size that no disk can have.
+/// Checks that a disk can have this size.
 #[cfg(any(test, feature = "create"))]
 fn check_size(disk: &str, size: u64) -> Result<(), DiskError> {
     match size.is_multiple_of(SECTOR) && (SECTOR..=MAX_SIZE).contains(&size) {

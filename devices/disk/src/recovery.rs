@@ -20,11 +20,11 @@ const VERSION: u64 = 4;
 /// Bits of a refcount table entry that are not part of the offset.
 const RESERVED: u64 = 0x1ff;
 
-/// Size of a refcount of order 4 in bytes, the only order that is supported here.
+/// Size of a refcount of order 4, the only order that is supported here, in bytes.
 const WIDTH: u64 = 2;
 
 /// Marks all clusters of the file as used.
-pub(super) fn count_all_clusters(file: &File) -> io::Result<()> {
+pub(super) fn mark_clusters_used(file: &File) -> io::Result<()> {
     let bits = u32_at(file, CLUSTER_BITS)?;
     let order = if u32_at(file, VERSION)? < 3 { 4 } else { u32_at(file, REFCOUNT_ORDER)? };
     if !(9..=21).contains(&bits) || order != 4 {
@@ -56,14 +56,14 @@ pub(super) fn count_all_clusters(file: &File) -> io::Result<()> {
             file.write_all_at(&block.to_be_bytes(), entry)?;
         }
         let count = per_block.min(clusters - number * per_block);
-        count_all(file, block, count)?;
+        raise_refcounts(file, block, count)?;
         number += 1;
     }
     Ok(())
 }
 
 /// Raises the first `count` refcounts of a block to at least 1.
-fn count_all(file: &File, block: u64, count: u64) -> io::Result<()> {
+fn raise_refcounts(file: &File, block: u64, count: u64) -> io::Result<()> {
     let mut bytes = vec![0; usize::try_from(count * WIDTH).map_err(io::Error::other)?];
     file.read_exact_at(&mut bytes, block)?;
     let mut changed = false;

@@ -36,7 +36,7 @@ fn patch(file: &File, offset: u64, bytes: &[u8]) {
 }
 
 #[test]
-fn sizes_that_make_no_sense_are_refused() {
+fn invalid_sizes_are_refused() {
     for len in [0, 1, 511, 513, SIZE + 1] {
         let refused = Disk::open(DiskOptions::new(raw(len), "disk")).unwrap_err();
         assert!(matches!(refused, DiskError::Size { size, .. } if size == len), "{len}");
@@ -49,7 +49,7 @@ fn sizes_that_make_no_sense_are_refused() {
 }
 
 #[test]
-fn creating_an_overlay_replaces_what_was_there_and_costs_little() {
+fn creating_an_overlay_replaces_the_content_and_takes_little_space() {
     let file = tempfile::tempfile().unwrap();
     file.write_all_at(&[0xff; 300_000], 0).unwrap();
     create_overlay(file.try_clone().unwrap(), 1 << 40).unwrap();
@@ -61,7 +61,7 @@ fn creating_an_overlay_replaces_what_was_there_and_costs_little() {
 }
 
 #[test]
-fn layers_must_fit_each_other() {
+fn incompatible_layers_are_refused() {
     let qcow2 = |size| image(overlay(size), DiskFormat::Qcow2);
     let spec = |image, backing| DiskOptions { backing, ..DiskOptions::new(image, "disk") };
     let refused = Disk::open(spec(raw(SIZE), vec![raw(SIZE)])).unwrap_err();
@@ -86,7 +86,7 @@ fn names_in_an_image_are_never_followed() {
     patch(&file, 8, &15_000u64.to_be_bytes());
     patch(&file, 16, &(name.len() as u32).to_be_bytes());
     assert!(matches!(open(&file).unwrap_err(), DiskError::BackingMissing(_)));
-    // With a base given it is that one that is read.
+    // A backing image that is given is read instead of the named file.
     let spec = DiskOptions {
         backing: vec![raw(65536)],
         read_only: true,
@@ -113,7 +113,7 @@ fn qemu_img_check(path: &std::path::Path) {
 }
 
 #[test]
-fn qemu_finds_no_fault_in_our_images() {
+fn qemu_img_check_accepts_the_images() {
     let named = tempfile::NamedTempFile::new().unwrap();
     let file = || File::options().read(true).write(true).open(named.path()).unwrap();
     for size in [512, SIZE, 1 << 40] {
@@ -143,9 +143,9 @@ fn an_ephemeral_disk_does_not_sync() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
-    /// A damaged image is an error, or a disk that reads or fails; never a panic.
+    /// A damaged image never causes a panic. It fails to open, or its operations may fail.
     #[test]
-    fn damaged_images_are_errors(
+    fn damaged_images_do_not_panic(
         damage in prop::collection::vec((prop_oneof![0..120u64, 0..20 * 16384u64], any::<u8>()), 1..12),
     ) {
         let file = overlay(SIZE);
@@ -161,7 +161,6 @@ proptest! {
             let end = disk.size.min(SIZE);
             for offset in [0, 65536, end / 2] {
                 let len = bytes.len().min((end - offset.min(end)) as usize);
-                // As a guest would.
                 let memory = VolatileSlice::from(&mut bytes[..len]);
                 let _ = disk.read(&[memory], offset);
                 let memory = VolatileSlice::from(&mut bytes[..len]);
@@ -174,42 +173,42 @@ proptest! {
 }
 
 #[test]
-fn a_short_file_is_no_image() {
+fn a_truncated_image_is_an_error() {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(b"QFI\xfb\0\0\0\x03").unwrap();
     assert!(matches!(open(&file).unwrap_err(), DiskError::Open { layer: 0, .. }));
 }
 
-/// What was written and flushed before a kill is there after it, whatever is written then.
+/// Flushed data survives the kill of its writer, whatever later writers write.
 #[test]
-fn an_image_whose_writer_was_killed_keeps_what_was_flushed() {
-    // Far apart, so that each has an L2 table of its own.
+fn an_image_whose_writer_was_killed_keeps_flushed_data() {
+    // The distance of blocks in bytes, so that each has an L2 table of its own.
     const FAR: u64 = 64 << 20;
     let file = overlay(64 * FAR);
-    let block = |n: u64, life: u8| vec![(n as u8).wrapping_mul(7) ^ life; 16 * 1024];
-    let mut lives = Vec::new();
-    for life in 0..3_u8 {
+    let block = |n: u64, writer: u8| vec![(n as u8).wrapping_mul(7) ^ writer; 16 * 1024];
+    let mut writers = Vec::new();
+    for writer in 0..3_u8 {
         let spec = DiskOptions::new(image(file.try_clone().unwrap(), DiskFormat::Qcow2), "disk");
-        let disk = Disk::open(DiskOptions { recover: life > 0, ..spec }).unwrap();
+        let disk = Disk::open(DiskOptions { recover: writer > 0, ..spec }).unwrap();
         let mut write = |n: u64| {
-            let mut bytes = block(n, life);
+            let mut bytes = block(n, writer);
             let slice = VolatileSlice::from(&mut *bytes);
             disk.write(&[slice], n * FAR).unwrap();
         };
-        (0..16).for_each(|n| write(u64::from(life) * 16 + n));
+        (0..16).for_each(|n| write(u64::from(writer) * 16 + n));
         disk.flush().unwrap();
-        lives.push(life);
-        // Not flushed: nobody relies on it, and it must not harm what is.
+        writers.push(writer);
+        // Not flushed: these blocks may be lost, and must not damage flushed ones.
         (48..64).for_each(&mut write);
-        for &life in &lives {
+        for &writer in &writers {
             for n in 0..16 {
-                let n = u64::from(life) * 16 + n;
+                let n = u64::from(writer) * 16 + n;
                 let mut bytes = vec![0; 16 * 1024];
                 disk.read(&[VolatileSlice::from(&mut *bytes)], n * FAR).unwrap();
-                assert!(bytes == block(n, life), "block {n} of life {life}");
+                assert!(bytes == block(n, writer), "block {n} of writer {writer}");
             }
         }
-        // A killed process drops nothing.
+        // A killed process runs no destructors.
         std::mem::forget(disk);
     }
     let path = tempfile::NamedTempFile::new().unwrap();
@@ -219,7 +218,7 @@ fn an_image_whose_writer_was_killed_keeps_what_was_flushed() {
         bytes
     })
     .unwrap();
-    recovery::count_all_clusters(
+    recovery::mark_clusters_used(
         &File::options().read(true).write(true).open(path.path()).unwrap(),
     )
     .unwrap();
@@ -229,6 +228,6 @@ fn an_image_whose_writer_was_killed_keeps_what_was_flushed() {
         println!("SKIPPED: there is no qemu-img to check the image with");
         return;
     };
-    // 3: clusters that nobody uses count as used, which is harmless.
+    // 3: leaked clusters, which are harmless.
     assert!(matches!(check.status.code(), Some(0 | 3)), "{check:?}");
 }

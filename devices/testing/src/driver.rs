@@ -1,4 +1,4 @@
-//! A driver of a device behind virtio-mmio (virtio 1.3, section 4.2): it goes through the registers.
+//! A driver for a virtio-mmio device (virtio 1.3, section 4.2), which uses its registers.
 
 use std::sync::Arc;
 
@@ -10,19 +10,19 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::{Buffer, GuestMemory, Layout, Line, Ring, wait_until};
 
-/// Status: the driver knows the device.
+/// Status: the driver has recognized the device and can drive it.
 pub const ACKNOWLEDGED: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER;
 /// Status: features are negotiated.
 pub const FEATURES_OK: u32 = ACKNOWLEDGED | VIRTIO_CONFIG_S_FEATURES_OK;
-/// Status: the device runs.
+/// Status: the driver is ready, and the device runs.
 pub const DRIVER_OK: u32 = FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK;
 
 /// The registers of a device's transport.
 pub trait Registers {
-    /// A read of guest-physical memory, from the transport's address on.
+    /// Reads guest-physical memory, `offset` bytes from the transport's address.
     fn read(&mut self, offset: u64, data: &mut [u8]);
 
-    /// A write to it.
+    /// Writes to guest-physical memory, `offset` bytes from the transport's address.
     fn write(&mut self, offset: u64, data: &[u8]);
 }
 
@@ -61,7 +61,7 @@ impl<T: Registers> Driver<T> {
         self.read(VIRTIO_MMIO_STATUS)
     }
 
-    /// Sets the device's status. Returns what it is then.
+    /// Sets the device's status. Returns the status afterwards.
     pub fn set_status(&mut self, status: u32) -> u32 {
         self.write(VIRTIO_MMIO_STATUS, status);
         self.status()
@@ -83,8 +83,8 @@ impl<T: Registers> Driver<T> {
         window(0) | window(1) << 32
     }
 
-    /// Takes features, offered or not.
-    pub fn take_features(&mut self, features: u64) {
+    /// Accepts features, offered or not.
+    pub fn accept_features(&mut self, features: u64) {
         for (sel, window) in [(0, features as u32), (1, (features >> 32) as u32)] {
             self.write(VIRTIO_MMIO_DRIVER_FEATURES_SEL, sel);
             self.write(VIRTIO_MMIO_DRIVER_FEATURES, window);
@@ -101,11 +101,11 @@ impl<T: Registers> Driver<T> {
             let event_idx = features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
             *ring = Ring::new(ring.layout, ring.size, event_idx);
         }
-        self.take_features(features);
+        self.accept_features(features);
         self.set_status(FEATURES_OK)
     }
 
-    /// Tells the device where a queue is.
+    /// Sets the size and the addresses of a queue.
     pub fn lay_out_queue(&mut self, queue: u32) {
         let Ring { layout, size, .. } = self.rings[queue as usize];
         self.write(VIRTIO_MMIO_QUEUE_SEL, queue);
@@ -128,14 +128,14 @@ impl<T: Registers> Driver<T> {
         assert_eq!(self.read(VIRTIO_MMIO_QUEUE_READY), 1);
     }
 
-    /// All the way to a running device with `queues` queues.
+    /// Initializes the device until it runs, with its first `queues` queues.
     pub fn start(&mut self, features: u64, queues: u32) {
         assert_eq!(self.negotiate(features), FEATURES_OK);
         (0..queues).for_each(|queue| self.make_ready(queue));
         assert_eq!(self.set_status(DRIVER_OK), DRIVER_OK);
     }
 
-    /// Notifies the device of a queue.
+    /// Notifies the device of available chains in a queue.
     pub fn kick(&mut self, queue: u32) {
         self.write(VIRTIO_MMIO_QUEUE_NOTIFY, queue);
     }
@@ -158,7 +158,7 @@ impl<T: Registers> Driver<T> {
             used = ring.next_used(&self.memory);
             used.is_some()
         });
-        used.expect("it was waited for")
+        used.expect("a used buffer")
     }
 
     /// Writes to guest memory.
@@ -173,13 +173,13 @@ impl<T: Registers> Driver<T> {
         bytes
     }
 
-    /// How often the interrupt line rose.
+    /// How often the interrupt line was raised.
     pub fn raised(&self) -> u32 {
         self.line.raised()
     }
 }
 
-/// The rings, by the queue's number.
+/// Access to the rings, by the queue's index.
 impl<T> Driver<T> {
     /// See [`Ring::write_descriptor`].
     pub fn write_descriptor(&self, queue: u32, index: u16, descriptor: Descriptor) {
@@ -197,12 +197,12 @@ impl<T> Driver<T> {
     }
 
     /// See [`Ring::set_available_index`].
-    pub fn set_avail_index(&self, queue: u32, index: u16) {
+    pub fn set_available_index(&self, queue: u32, index: u16) {
         self.rings[queue as usize].set_available_index(&self.memory, index);
     }
 
     /// See [`Ring::set_available_flags`].
-    pub fn set_avail_flags(&self, queue: u32, flags: u16) {
+    pub fn set_available_flags(&self, queue: u32, flags: u16) {
         self.rings[queue as usize].set_available_flags(&self.memory, flags);
     }
 
@@ -217,7 +217,7 @@ impl<T> Driver<T> {
     }
 
     /// See [`Ring::available_event`].
-    pub fn avail_event(&self, queue: u32) -> u16 {
+    pub fn available_event(&self, queue: u32) -> u16 {
         self.rings[queue as usize].available_event(&self.memory)
     }
 

@@ -6,12 +6,12 @@
 //!     Line ◀── interrupt ──                        [`Line`]: counts interrupts
 //! ```
 //!
-//! A driver follows the specification unless a test makes it break a rule: every field of a ring can
-//! be written to.
+//! A driver follows the specification unless a test makes it break a rule: a test can write every
+//! field of a ring.
 //!
-//! **No cycle:** this crate does not depend on `boxlite-devices`, whose unit tests use it; otherwise
-//! they would link two copies of that crate, with distinct types. A test passes its transport as
-//! [`Registers`]; guest memory, interrupts and doorbells are types of crates below both.
+//! **Invariant:** this crate does not depend on `boxlite-devices`, whose unit tests use it: they would
+//! otherwise link two copies of that crate, with distinct types. A test passes its transport as
+//! [`Registers`]; guest memory, interrupts and doorbells are types of crates that both depend on.
 //!
 //! A failure in this crate is a mistake of the test, and panics.
 
@@ -34,11 +34,11 @@ pub use ring::{Buffer, Layout, Ring};
 /// Guest memory, as devices see it.
 pub type GuestMemory = GuestMemoryMmap<()>;
 
-/// Guest memory is two regions that touch here, so that buffers can lie over the seam.
+/// Guest memory is two adjacent regions that meet here, so that a buffer can cross the boundary.
 pub const SEAM: u64 = 0x8_0000;
-/// Where guest memory ends.
+/// The end of guest memory.
 pub const MEMORY_END: u64 = 0x20_0000;
-/// Where tests put their buffers: behind the rings of three queues.
+/// The address of tests' buffers, behind the rings of three queues.
 pub const DATA: u64 = 0x4_0000;
 
 /// Guest memory for a test, from 0 to [`MEMORY_END`].
@@ -48,11 +48,11 @@ pub fn memory() -> Arc<GuestMemory> {
     Arc::new(GuestMemory::from_ranges(&regions).expect("guest memory"))
 }
 
-/// Waits until something has happened, for 20 seconds at most.
-pub fn wait_until(what: &str, mut happened: impl FnMut() -> bool) {
+/// Waits until `condition` is true, for at most 20 seconds. `what` names it in the panic message.
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
-    while !happened() {
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
+    while !condition() {
+        assert!(Instant::now() < deadline, "timed out waiting for {what}");
         thread::sleep(Duration::from_micros(50));
     }
 }

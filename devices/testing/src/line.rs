@@ -1,16 +1,16 @@
-//! An interrupt line that counts.
+//! An interrupt line that counts its interrupts.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use boxlite_hv::Interrupt;
 
-/// An interrupt line, as its driver sees it. Clones are the same line.
+/// The driver's end of an interrupt line. Clones are the same line.
 #[derive(Clone, Debug, Default)]
 pub struct Line(Arc<(Mutex<u32>, Condvar)>);
 
 impl Line {
-    /// What the device raises.
+    /// The device's end of the line.
     pub fn interrupt(&self) -> Interrupt {
         let line = self.clone();
         Interrupt::new(move || {
@@ -20,14 +20,14 @@ impl Line {
         })
     }
 
-    /// How often the line rose.
+    /// How often the line was raised.
     pub fn raised(&self) -> u32 {
         *self.count()
     }
 
-    /// Waits until the line has risen more often than `seen` times. False after `patience`.
-    pub fn wait_beyond(&self, seen: u32, patience: Duration) -> bool {
-        let waited = self.0.1.wait_timeout_while(self.count(), patience, |count| *count == seen);
+    /// Waits until [`raised`](Self::raised) is no longer `seen`. False after `timeout`.
+    pub fn wait_beyond(&self, seen: u32, timeout: Duration) -> bool {
+        let waited = self.0.1.wait_timeout_while(self.count(), timeout, |count| *count == seen);
         !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 

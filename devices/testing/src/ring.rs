@@ -1,4 +1,4 @@
-//! One split virtqueue (virtio 1.3, section 2.7), as its driver sees it.
+//! The driver's side of a split virtqueue (virtio 1.3, section 2.7).
 
 use std::sync::atomic::{Ordering, fence};
 
@@ -10,7 +10,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::GuestMemory;
 
-/// Where a queue is in guest memory.
+/// Guest-physical addresses of a queue's parts.
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
     /// The descriptor table.
@@ -22,35 +22,35 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// How much guest memory a queue takes, from [`of`](Self::of) its index on.
+    /// Guest memory of a queue with the layout from [`of`](Self::of), in bytes.
     pub const LEN: u64 = 0x1_0000;
 
-    /// The place of queue `index`: room for 512 descriptors.
+    /// The layout of queue `index`, with room for 512 descriptors.
     pub fn of(index: usize) -> Self {
         let table = Self::LEN * (index as u64 + 1);
         Self { table, available: table + 0x2000, used: table + 0x4000 }
     }
 }
 
-/// One descriptor: address, length in bytes, whether the device writes it.
+/// One descriptor: address, length in bytes, whether it is device-writable.
 pub type Buffer = (u64, u32, bool);
 
-/// A virtqueue, as its driver sees it.
+/// The driver's side of a virtqueue.
 #[derive(Clone, Debug)]
 pub struct Ring {
-    /// Where it is.
+    /// Addresses of its parts.
     pub layout: Layout,
-    /// How many descriptors it has.
+    /// The number of descriptors.
     pub size: u16,
     /// Whether EVENT_IDX was negotiated.
     pub event_idx: bool,
-    /// Descriptors that are not in use: [`publish`](Self::publish) takes them from the end.
+    /// Unused descriptors: [`publish`](Self::publish) takes them from the end.
     pub free: Vec<u16>,
     available: u16,
     seen: u16,
 }
 
-/// Offsets in both rings: `flags`, `idx`, `ring`.
+/// Offsets of `idx` and `ring` in both rings; `flags` is at 0.
 const INDEX: u64 = 2;
 const ELEMENTS: u64 = 4;
 
@@ -61,7 +61,7 @@ impl Ring {
         Self { layout, size, event_idx, free, available: 0, seen: 0 }
     }
 
-    /// Empties the ring in guest memory, too.
+    /// Empties the ring, also in guest memory.
     pub fn clear(&mut self, memory: &GuestMemory) {
         let size = usize::from(self.size);
         let Layout { table, available, used } = self.layout;
@@ -71,7 +71,7 @@ impl Ring {
         *self = Self::new(self.layout, self.size, self.event_idx);
     }
 
-    /// The device's end of the ring, emptied.
+    /// Empties the ring, and returns the device's side of it.
     pub fn queue(&mut self, memory: &GuestMemory) -> Queue {
         self.clear(memory);
         let mut queue = Queue::new(256.max(self.size)).expect("a power of two");
@@ -107,7 +107,7 @@ impl Ring {
         self.write_ids(memory, &ids, buffers);
     }
 
-    /// Says which chain slot `slot` of the available ring holds.
+    /// Writes the chain at `head` into slot `slot` of the available ring.
     pub fn write_slot(&self, memory: &GuestMemory, slot: u16, head: u16) {
         let element = ELEMENTS + 2 * u64::from(slot % self.size);
         self.store(memory, self.layout.available + element, head);
@@ -178,36 +178,36 @@ impl Ring {
         self.free.extend(ids.into_iter().rev());
     }
 
-    /// Asks for an interrupt with the next used chain. False if there is one already.
+    /// Asks for an interrupt for the next used chain. False if the device has used it already.
     pub fn ask_for_interrupt(&self, memory: &GuestMemory) -> bool {
         self.set_used_event(memory, self.seen);
         fence(Ordering::SeqCst);
         self.used_index(memory) == self.seen
     }
 
-    /// Sets the available index, whatever is available.
+    /// Sets the available index, even to a wrong value.
     pub fn set_available_index(&self, memory: &GuestMemory, index: u16) {
         memory
             .store(index, GuestAddress(self.layout.available + INDEX), Ordering::Release)
             .expect("the available ring");
     }
 
-    /// Makes more chains available than there can be.
+    /// Breaks the queue: sets an available index that is ahead by more than the queue's size.
     pub fn break_available_index(&self, memory: &GuestMemory) {
         self.set_available_index(memory, self.available.wrapping_add(self.size * 2));
     }
 
-    /// Without EVENT_IDX: 1 if the driver wants no interrupts.
+    /// Sets the available ring's flags: without EVENT_IDX, 1 if the driver wants no interrupts.
     pub fn set_available_flags(&self, memory: &GuestMemory, flags: u16) {
         self.store(memory, self.layout.available, flags);
     }
 
-    /// Without EVENT_IDX: 1 if the device wants no notifications.
+    /// The used ring's flags: without EVENT_IDX, 1 if the device wants no notifications.
     pub fn used_flags(&self, memory: &GuestMemory) -> u16 {
         self.load(memory, self.layout.used)
     }
 
-    /// With EVENT_IDX: the used index after which the driver wants an interrupt.
+    /// With EVENT_IDX: sets the used index after which the driver wants an interrupt.
     pub fn set_used_event(&self, memory: &GuestMemory, index: u16) {
         let event = ELEMENTS + 2 * u64::from(self.size);
         self.store(memory, self.layout.available + event, index);
@@ -218,7 +218,7 @@ impl Ring {
         self.load(memory, self.layout.used + ELEMENTS + 8 * u64::from(self.size))
     }
 
-    /// How many chains were used.
+    /// The used index: how many chains the device has used, modulo 2¹⁶.
     pub fn used_index(&self, memory: &GuestMemory) -> u16 {
         self.load(memory, self.layout.used + INDEX)
     }

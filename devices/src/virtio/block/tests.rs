@@ -361,7 +361,7 @@ fn broken_chains_are_given_back_and_serving_goes_on() {
 #[test]
 fn a_ring_that_lies_needs_a_reset() {
     let mut disk = TestDisk::started(raw_spec());
-    disk.set_avail_index(0, 0x4000);
+    disk.set_available_index(0, 0x4000);
     disk.kick(0);
     let failed = DRIVER_OK | VIRTIO_CONFIG_S_NEEDS_RESET;
     wait_until("DEVICE_NEEDS_RESET", || disk.status() == failed);

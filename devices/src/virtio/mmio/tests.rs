@@ -116,11 +116,11 @@ fn features_are_accepted_only_if_offered_and_modern() {
     for features in [0, EVENT_IDX, 1 << VIRTIO_F_VERSION_1 | 2, u64::MAX] {
         driver.set_status(0);
         driver.set_status(ACKNOWLEDGED);
-        driver.take_features(features);
+        driver.accept_features(features);
         assert_eq!(driver.set_status(FEATURES_OK), ACKNOWLEDGED, "took {features:#x}");
     }
     driver.start(EVENT_IDX, 1);
-    driver.take_features(0);
+    driver.accept_features(0);
     let record = recorder.0.lock().unwrap();
     assert_eq!(record.features, EVENT_IDX | 1 << VIRTIO_F_VERSION_1);
     assert!(record.queues[0].event_idx_enabled());

@@ -65,7 +65,7 @@ fn a_full_ring_is_served_to_the_end() {
 fn an_available_index_that_runs_away_needs_a_reset() {
     let (mut driver, _loop) = started();
     driver.start(0, 1);
-    driver.set_avail_index(0, SIZE + 1);
+    driver.set_available_index(0, SIZE + 1);
     driver.kick(0);
     let failed = DRIVER_OK | VIRTIO_CONFIG_S_NEEDS_RESET;
     wait_until("DEVICE_NEEDS_RESET", || driver.status() == failed);
@@ -83,7 +83,7 @@ fn what_is_logged_is_bounded_over_activations() {
     for _ in 0..30 {
         driver.start(0, 1);
         assert_eq!(driver.request(&[(MEMORY_END - 1, 64, true)]), 0);
-        driver.set_avail_index(0, SIZE + 2);
+        driver.set_available_index(0, SIZE + 2);
         driver.kick(0);
         wait_until("DEVICE_NEEDS_RESET", || driver.status() & VIRTIO_CONFIG_S_NEEDS_RESET != 0);
     }

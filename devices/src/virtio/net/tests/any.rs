@@ -70,7 +70,7 @@ fn take(pair: &mut Pair, step: Step) {
             pair.driver.write_descriptor(queue, index, Descriptor::new(address, len, flags, next));
         }
         (Step::Offer { queue, head }, _) => pair.driver.make_available(queue, head),
-        (Step::SetAvailable { queue, index }, _) => pair.driver.set_avail_index(queue, index),
+        (Step::SetAvailable { queue, index }, _) => pair.driver.set_available_index(queue, index),
         (Step::SetUsedEvent { queue, index }, _) => pair.driver.set_used_event(queue, index),
         (Step::Header(bytes), _) => pair.driver.put(DATA, &bytes),
         (Step::Register((offset, data)), _) => {

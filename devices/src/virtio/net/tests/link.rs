@@ -147,13 +147,13 @@ fn commands_are_answered() {
         pair.port(|port| port.woken());
         assert_eq!(pair.driver.wait_used(CONTROL), (head.into(), 0));
     }
-    assert_eq!(pair.driver.avail_event(CONTROL), 5);
+    assert_eq!(pair.driver.available_event(CONTROL), 5);
 }
 
 #[test]
 fn a_broken_control_queue_stops_the_port() {
     let mut pair = Pair::start(0);
-    pair.driver.set_avail_index(CONTROL, SIZE + 1);
+    pair.driver.set_available_index(CONTROL, SIZE + 1);
     pair.port(|port| port.woken());
     assert!(pair.needs_reset());
     assert!(matches!(pair.port(|port| port.receive().map(drop)), Err(NeedsReset)));
@@ -172,7 +172,7 @@ fn what_is_logged_is_bounded_over_activations() {
         pair.driver.start(0, 3);
         pair.transmit(0, &[(MEMORY_END, 60, false)]);
         assert_eq!(pair.received(), None);
-        pair.driver.set_avail_index(CONTROL, SIZE + 1);
+        pair.driver.set_available_index(CONTROL, SIZE + 1);
         pair.port(|port| port.woken());
         assert!(pair.needs_reset());
     }

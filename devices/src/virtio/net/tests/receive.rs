@@ -135,10 +135,10 @@ fn the_driver_rings_for_an_empty_queue_only() {
     }
     for _ in 0..4 {
         assert!(pair.received().is_some());
-        assert_eq!(pair.driver.avail_event(TX), 0, "it need not ring for what comes next");
+        assert_eq!(pair.driver.available_event(TX), 0, "it need not ring for what comes next");
     }
     assert!(pair.received().is_none());
-    assert_eq!(pair.driver.avail_event(TX), 4);
+    assert_eq!(pair.driver.available_event(TX), 4);
 
     let mut pair = Pair::start(0);
     pair.transmit_frame(0, PLAIN, &frame(60, 0));
@@ -167,7 +167,7 @@ fn an_interrupt_for_many_frames_and_only_if_wanted() {
     let mut pair = Pair::start(0);
     let raised = pair.driver.raised();
     for (flags, expected) in [(1, 0), (0, 1)] {
-        pair.driver.set_avail_flags(TX, flags);
+        pair.driver.set_available_flags(TX, flags);
         pair.transmit_frame(0, PLAIN, &frame(60, 0));
         assert!(pair.received().is_some());
         pair.flush();
@@ -178,7 +178,7 @@ fn an_interrupt_for_many_frames_and_only_if_wanted() {
 #[test]
 fn a_broken_queue_needs_a_reset() {
     for breaks in [
-        |pair: &mut Pair| pair.driver.set_avail_index(TX, SIZE + 1),
+        |pair: &mut Pair| pair.driver.set_available_index(TX, SIZE + 1),
         |pair: &mut Pair| pair.driver.make_available(TX, SIZE),
     ] {
         let mut pair = Pair::start(EVENT_IDX);

@@ -105,7 +105,7 @@ fn a_frame_waits_for_enough_buffers() {
             assert_eq!(pair.send(&sent), Sent::Full);
             match event_idx {
                 // What has been seen is no reason to ring.
-                true => assert_eq!(pair.driver.avail_event(RX), head),
+                true => assert_eq!(pair.driver.available_event(RX), head),
                 false => assert_eq!(pair.driver.used_flags(RX), 0),
             }
             pair.give(head, at, 1000);
@@ -192,7 +192,7 @@ fn an_interrupt_comes_when_the_driver_wants_it() {
 #[test]
 fn a_broken_queue_needs_a_reset() {
     let mut pair = Pair::start(MERGEABLE);
-    pair.driver.set_avail_index(RX, SIZE + 1);
+    pair.driver.set_available_index(RX, SIZE + 1);
     let failed = pair.port(|port| port.send(&[IoSlice::new(&[0; 60])], &Offload::default()));
     assert!(matches!(failed, Err(NeedsReset)), "{failed:?}");
     assert!(pair.needs_reset());

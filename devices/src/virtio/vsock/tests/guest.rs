@@ -158,7 +158,7 @@ impl Guest {
         }
     }
 
-    /// How often the interrupt line rose.
+    /// How often the interrupt line was raised.
     pub(super) fn interrupts(&self) -> u32 {
         self.line.raised()
     }
@@ -170,7 +170,8 @@ impl Guest {
         what: &str,
         mut take: impl FnMut(&mut Self) -> Option<T>,
     ) -> T {
-        self.wait_for(ring, PATIENCE, &mut take).unwrap_or_else(|| panic!("in vain: {what}"))
+        self.wait_for(ring, PATIENCE, &mut take)
+            .unwrap_or_else(|| panic!("timed out waiting for {what}"))
     }
 
     fn wait_for<T>(

@@ -1,4 +1,4 @@
-//! The control queue (virtio 1.3, section 5.1.6.5): which frames the guest wants, and its address.
+//! Commands of the control queue (virtio 1.3, section 5.1.6.5): receive filter and MAC address.
 
 use virtio_bindings::virtio_net::*;
 
@@ -9,7 +9,7 @@ pub(super) type Mac = [u8; 6];
 
 const BROADCAST: Mac = [0xff; 6];
 
-/// Addresses of one kind that are filtered by. With more of them every address of the kind passes.
+/// The most addresses in a filter table. A longer table lets every address of its kind pass.
 const TABLE: usize = 64;
 
 /// The longest command in bytes; an address table with thousands of entries fits.
@@ -22,7 +22,7 @@ pub(super) struct Settings {
     filter: Filter,
 }
 
-/// Which destinations pass besides the guest's own address and broadcasts.
+/// The destinations that pass, besides the guest's own address and broadcasts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Filter {
     promiscuous: bool,
@@ -31,11 +31,11 @@ struct Filter {
     multicast: Table,
 }
 
-/// Addresses of one kind. `None` stands for all of them.
+/// Unicast or multicast addresses that pass; `None` for all of the kind.
 type Table = Option<Vec<Mac>>;
 
 impl Settings {
-    /// Before the driver has said anything, every frame passes: it may not say anything.
+    /// Settings before the first command: every frame passes, as a driver need not send commands.
     pub(super) fn new(mac: Mac) -> Self {
         let filter = Filter {
             promiscuous: true,
@@ -59,13 +59,13 @@ impl Settings {
         table.as_ref().is_none_or(|table| table.contains(&destination))
     }
 
-    /// Carries out a command. Returns the answer.
+    /// Executes a command. Returns its `ack`.
     pub(super) fn command(&mut self, mut command: Buffers<'_>) -> u8 {
         let done = command.len() <= MAX_COMMAND && self.apply(&mut command).is_some();
         (if done { VIRTIO_NET_OK } else { VIRTIO_NET_ERR }) as u8
     }
 
-    /// `None` if the command is unknown or malformed; then nothing has changed.
+    /// Executes a command. `None`, and nothing has changed, if it is unknown or malformed.
     fn apply(&mut self, command: &mut Buffers<'_>) -> Option<()> {
         let [class, code] = command.take_front()?;
         match (u32::from(class), u32::from(code)) {
@@ -98,7 +98,7 @@ pub(super) fn is_multicast(mac: Mac) -> bool {
     first & 1 != 0
 }
 
-/// Reads whether something is on.
+/// Reads an on/off value.
 fn switch(command: &mut Buffers<'_>) -> Option<bool> {
     let [on] = command.take_front()?;
     Some(on != 0)

@@ -1,24 +1,24 @@
-//! What has passed through a device, counted.
+//! Counters of frames and bytes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How much has passed between a guest and the network since its device was made. Resets of the
-/// device do not change it.
+/// Traffic between a guest and the network since the device was created. A reset of the device does
+/// not clear it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NetCounters {
-    /// Frames that the guest sent and the network took.
+    /// Frames from the guest that the network received.
     pub frames_from_guest: u64,
     /// Their length in bytes, Ethernet header included.
     pub bytes_from_guest: u64,
-    /// Frames that the guest sent and nobody got, because they were malformed.
+    /// Frames from the guest that were dropped, because they were malformed.
     pub dropped_from_guest: u64,
-    /// Frames that the guest was given.
+    /// Frames that were written to the guest's buffers.
     pub frames_to_guest: u64,
     /// Their length in bytes, Ethernet header included.
     pub bytes_to_guest: u64,
-    /// Frames that the guest was not given, because it does not want them or gives them no buffers
-    /// that are large enough.
+    /// Frames to the guest that were dropped, because the guest does not want them or has no buffers
+    /// large enough.
     pub dropped_to_guest: u64,
 }
 
@@ -26,7 +26,7 @@ pub struct NetCounters {
 #[derive(Clone, Debug, Default)]
 pub struct NetMeter(Arc<[Direction; 2]>);
 
-/// The frames of one direction. One thread at a time counts.
+/// Counters of one direction. Only one thread at a time writes them.
 #[derive(Debug, Default)]
 pub(super) struct Direction {
     frames: AtomicU64,
@@ -49,13 +49,13 @@ impl NetMeter {
         }
     }
 
-    /// From the guest.
+    /// Counters of frames from the guest.
     pub(super) fn tx(&self) -> &Direction {
         let [tx, _] = &*self.0;
         tx
     }
 
-    /// To the guest.
+    /// Counters of frames to the guest.
     pub(super) fn rx(&self) -> &Direction {
         let [_, rx] = &*self.0;
         rx
@@ -63,13 +63,13 @@ impl NetMeter {
 }
 
 impl Direction {
-    /// A frame of `len` bytes has passed.
+    /// Counts a frame of `len` bytes that was transferred.
     pub(super) fn passed(&self, len: usize) {
         self.frames.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(len as u64, Ordering::Relaxed);
     }
 
-    /// A frame has not.
+    /// Counts a frame that was dropped.
     pub(super) fn dropped(&self) {
         self.dropped.fetch_add(1, Ordering::Relaxed);
     }

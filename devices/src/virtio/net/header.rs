@@ -1,4 +1,4 @@
-//! The header of a frame (virtio 1.3, section 5.1.6): what is left to do with it.
+//! The header of a frame (virtio 1.3, section 5.1.6), which requests offloads.
 
 use boxlite_net_frame::{MAX_FRAME, Offload, OffloadFeatures, PartialChecksum, Segmentation};
 use virtio_bindings::virtio_net::*;
@@ -22,7 +22,7 @@ pub(super) struct Header {
     pub(super) gso_size: U16,
     pub(super) csum_start: U16,
     pub(super) csum_offset: U16,
-    /// The driver's is not looked at.
+    /// Set for the guest; the driver's value is ignored.
     pub(super) num_buffers: U16,
 }
 
@@ -39,20 +39,18 @@ pub(super) fn offload_features(features: u64) -> OffloadFeatures {
     }
 }
 
-/// Why a frame is not taken.
+/// Why a frame is dropped.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum FrameError {
-    #[error("a chain of {0} bytes, less than a frame header")]
+    #[error("a chain of {0} bytes is shorter than a frame header")]
     NoHeader(usize),
-    #[error("a frame of {0} bytes")]
+    #[error("a length of {0} bytes is out of range")]
     Length(usize),
-    #[error(
-        "a frame with an offload that was not negotiated: flags {flags:#x}, type {gso_type:#x}"
-    )]
+    #[error("an offload that was not negotiated: flags {flags:#x}, type {gso_type:#x}")]
     Offload { flags: u8, gso_type: u8 },
-    #[error("a checksum at {start} + {offset} of a frame of {len} bytes")]
+    #[error("a checksum at {start} + {offset} is outside the frame of {len} bytes")]
     Checksum { start: u16, offset: u16, len: usize },
-    #[error("a frame to be cut without a partial checksum, or into pieces of nothing")]
+    #[error("segmentation without a partial checksum, or with a segment size of 0")]
     Segmentation,
 }
 
@@ -62,7 +60,7 @@ impl Header {
         check_length(len)?;
         let checksum = self.checksum(features, len)?;
         let segmentation = self.segmentation(features)?;
-        if segmentation.is_some_and(|cut| checksum.is_none() || cut.segment_size == 0) {
+        if segmentation.is_some_and(|gso| checksum.is_none() || gso.segment_size == 0) {
             return Err(FrameError::Segmentation);
         }
         Ok(Offload { checksum, segmentation })
@@ -99,7 +97,7 @@ impl Header {
         FrameError::Offload { flags: self.flags, gso_type: self.gso_type }
     }
 
-    /// The header of a frame of `len` bytes to a guest that takes `features`.
+    /// The header of a frame of `len` bytes to a guest that negotiated `features`.
     pub(super) fn to_guest(
         offload: &Offload,
         features: OffloadFeatures,
@@ -113,11 +111,11 @@ impl Header {
             header.csum_start = checksum.start.into();
             header.csum_offset = checksum.offset.into();
         }
-        if let Some(cut) = offload.segmentation {
-            let family = if cut.v6 { VIRTIO_NET_HDR_GSO_TCPV6 } else { VIRTIO_NET_HDR_GSO_TCPV4 };
+        if let Some(gso) = offload.segmentation {
+            let family = if gso.v6 { VIRTIO_NET_HDR_GSO_TCPV6 } else { VIRTIO_NET_HDR_GSO_TCPV4 };
             header.gso_type = family as u8;
-            header.hdr_len = cut.header_len.into();
-            header.gso_size = cut.segment_size.into();
+            header.hdr_len = gso.header_len.into();
+            header.gso_size = gso.segment_size.into();
         }
         match features.accept(offload) {
             true => Ok(header),
@@ -133,7 +131,7 @@ fn check_length(len: usize) -> Result<(), FrameError> {
     }
 }
 
-/// `checksum`, if it lies within a frame of `len` bytes.
+/// Returns `checksum`, if it lies within a frame of `len` bytes.
 fn check_checksum(checksum: PartialChecksum, len: usize) -> Result<PartialChecksum, FrameError> {
     let PartialChecksum { start, offset } = checksum;
     match usize::from(start) + usize::from(offset) + size_of::<u16>() <= len {

@@ -40,28 +40,28 @@ const NAME: &str = "virtio-net";
 /// The size of the control queue: Linux sends one command at a time.
 const CONTROL_QUEUE_SIZE: u16 = 64;
 
-/// The least MTU a device may have (section 5.1.4.1).
+/// The smallest MTU that a device may have, in bytes (section 5.1.4.1).
 const MIN_MTU: u16 = 68;
 
-/// How a network device is set up.
+/// Options of a network device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NetOptions {
     /// The guest's Ethernet address.
     pub mac: [u8; 6],
-    /// The largest IP packet in bytes, from 68 on, that is not to be segmented.
+    /// The largest IP packet without segmentation offload, in bytes; at least 68.
     pub mtu: u16,
-    /// The guest may leave the segmentation of TCP to the network: frames up to [`MAX_FRAME`]
-    /// whatever the MTU.
+    /// The guest may leave the segmentation of TCP to the network: its frames may then be up to
+    /// [`MAX_FRAME`] long, whatever the MTU.
     pub tso_from_guest: bool,
     /// The network may leave the segmentation of TCP to the guest.
     pub tso_to_guest: bool,
-    /// How many chains the receive queue holds at most, and the transmit queue: a power of two. With
-    /// mergeable buffers Linux fills the receive queue with one page per chain.
+    /// Size of the receive queue, and of the transmit queue: a power of two. With mergeable buffers
+    /// Linux fills the receive queue with one page per chain.
     pub queue_size: u16,
 }
 
 impl NetOptions {
-    /// A link with a large MTU, so that nothing needs to be segmented.
+    /// A link with a large MTU, and without segmentation offload.
     pub fn new(mac: [u8; 6]) -> Self {
         Self { mac, mtu: 65_520, tso_from_guest: false, tso_to_guest: false, queue_size: 256 }
     }
@@ -74,21 +74,21 @@ pub enum NetOptionsError {
     #[error("virtio-net: {0:02x?} is a multicast address; give the guest a unicast one")]
     MulticastMac([u8; 6]),
     /// The MTU is too small.
-    #[error("virtio-net: an MTU of {0} bytes is below the least, {MIN_MTU}")]
+    #[error("virtio-net: an MTU of {0} bytes is below the minimum, {MIN_MTU}")]
     Mtu(u16),
 }
 
 /// The network behind a device. The transport's thread calls it, at activation and reset of the
 /// device.
 pub trait NetBackend: Send {
-    /// Gives the network a port to work on, on a thread of its own.
+    /// Hands the network a port, which it serves on a thread of its own.
     ///
     /// # Errors
     /// The network accepts no port; the driver must reset the device.
     fn attach(&mut self, port: NetPort) -> io::Result<()>;
 
-    /// Takes the port back: nothing uses it when this returns. `None` when the port is
-    /// lost, because the network has ended.
+    /// Takes the port back: nothing uses it when this returns. `None` if the port is lost, because
+    /// the network has stopped.
     fn detach(&mut self) -> Option<NetPort>;
 }
 
@@ -99,11 +99,11 @@ pub struct NetDevice {
     queue_sizes: [u16; 3],
     shared: Arc<Shared>,
     attached: bool,
-    /// The driver's settings from before the queues were taken from the network.
+    /// The driver's settings from before the last [`detach`](NetBackend::detach).
     settings: Option<Settings>,
 }
 
-/// The state of a device that vCPU threads see while the network's thread has its port.
+/// State that vCPU threads share with the port, which is on the network's thread.
 #[derive(Debug, Default)]
 struct Shared {
     mac: AtomicU64,
@@ -149,7 +149,7 @@ impl NetDevice {
         })
     }
 
-    /// Counters of the device's frames, for other threads.
+    /// The meter of the device's frames, for other threads.
     pub fn meter(&self) -> NetMeter {
         self.shared.meter.clone()
     }
@@ -203,12 +203,12 @@ impl VirtioDevice for NetDevice {
         let failed = |reason: String| ActivateError { device: NAME, reason };
         let mut activation = activation;
         let queues = std::mem::take(&mut activation.queues);
-        let queues =
-            <[Queue; 3]>::try_from(queues).map_err(|_| failed("it has three queues".to_owned()))?;
-        // Queues that have advanced were only taken away to reset another one: the driver is the same, and its settings
-        // stand.
-        let goes_on = queues.iter().any(|queue| queue.next_avail() != 0);
-        let settings = self.settings.take().filter(|_| goes_on);
+        let queues = <[Queue; 3]>::try_from(queues)
+            .map_err(|_| failed("it needs three queues".to_owned()))?;
+        // Queues that have advanced were detached only to reset another one. Then the driver is the
+        // same, and its settings stay in force.
+        let resumed = queues.iter().any(|queue| queue.next_avail() != 0);
+        let settings = self.settings.take().filter(|_| resumed);
         let settings = settings.unwrap_or_else(|| Settings::new(self.options.mac));
         self.shared.set_mac(settings.mac);
         let shared = Arc::clone(&self.shared);

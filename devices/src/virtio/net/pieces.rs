@@ -1,7 +1,7 @@
-//! The memory of descriptor chains, kept in a list that is used again: no frame allocates.
+//! The memory of descriptor chains, in a list that is reused, so that no frame allocates.
 //!
 //! A list outlives the chain that it was filled from, so it holds addresses and not references.
-//! They were checked when they came in, and guest memory does not change its layout.
+//! Addresses are checked when they are added, and the layout of guest memory does not change.
 
 use vm_memory::{
     Address, Bytes, GuestAddress, GuestMemory as _, GuestMemoryError, Permissions, VolatileSlice,
@@ -14,41 +14,42 @@ use crate::virtio::chain::{ChainError, Descriptors, walk};
 #[derive(Debug, Default)]
 pub(super) struct Pieces {
     list: Vec<Piece>,
-    /// What came before has been cut off.
+    /// Index of the first piece that has bytes left.
     first: usize,
+    /// Bytes left in all pieces.
     len: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Piece {
     address: GuestAddress,
-    /// Not 0.
+    /// Length in bytes, not 0.
     len: usize,
 }
 
 impl Piece {
-    /// Without its first `count` bytes, of which it has at least that many.
+    /// The piece without its first `count` bytes; `count` is at most its length.
     fn after(self, count: usize) -> Self {
         Self { address: self.address.unchecked_add(count as u64), len: self.len - count }
     }
 }
 
 impl Pieces {
-    /// Forgets all pieces, and keeps the list's memory.
+    /// Removes all pieces, and keeps the list's allocation.
     pub(super) fn clear(&mut self) {
         self.list.clear();
         self.first = 0;
         self.len = 0;
     }
 
-    /// In bytes.
+    /// Bytes left in all pieces.
     pub(super) fn len(&self) -> usize {
         self.len
     }
 
-    /// Adds what the device may read (or write) of a chain of at most `limit` descriptors, and
-    /// returns its length in bytes. Nothing is added of a chain that is broken, or has less than
-    /// `least` bytes.
+    /// Adds the memory of a chain of at most `limit` descriptors that the device may access as
+    /// `wanted`. Returns its length in bytes. A chain that is broken, or has less than `least` bytes,
+    /// adds nothing.
     pub(super) fn add(
         &mut self,
         memory: &GuestMemory,
@@ -76,42 +77,41 @@ impl Pieces {
         walked.map(|()| added)
     }
 
-    /// Copies the first bytes into `buffer`, as many as it takes, and cuts them off. Returns how
-    /// many.
+    /// Copies the first bytes into `buffer`, as many as fit, and removes them. Returns their number.
     pub(super) fn read(&mut self, memory: &GuestMemory, buffer: &mut [u8]) -> usize {
         let mut read = 0;
         while let Some(piece) = self.list.get_mut(self.first)
             && let Some(missing) = buffer.get_mut(read..).filter(|missing| !missing.is_empty())
         {
             let count = piece.len.min(missing.len());
-            let Some(now) = missing.get_mut(..count) else { break };
-            if memory.read_slice(now, piece.address).is_err() {
+            let Some(part) = missing.get_mut(..count) else { break };
+            if memory.read_slice(part, piece.address).is_err() {
                 break;
             }
             read += count;
-            self.cut(count);
+            self.advance(count);
         }
         read
     }
 
-    /// Writes `bytes` over the first bytes and cuts them off. Returns how many there was room for.
+    /// Writes `bytes` over the first bytes and removes those. Returns how many there was room for.
     pub(super) fn write(&mut self, memory: &GuestMemory, bytes: &[u8]) -> usize {
         let mut left = bytes;
         while let Some(piece) = self.list.get(self.first)
             && !left.is_empty()
         {
-            let (now, later) = left.split_at(piece.len.min(left.len()));
-            if memory.write_slice(now, piece.address).is_err() {
+            let (part, rest) = left.split_at(piece.len.min(left.len()));
+            if memory.write_slice(part, piece.address).is_err() {
                 break;
             }
-            left = later;
-            self.cut(now.len());
+            left = rest;
+            self.advance(part.len());
         }
         bytes.len() - left.len()
     }
 
-    /// Cuts `count` bytes off the first piece, which has as many.
-    fn cut(&mut self, count: usize) {
+    /// Removes the first `count` bytes, which are in one piece.
+    fn advance(&mut self, count: usize) {
         let Some(piece) = self.list.get_mut(self.first) else { return };
         if count == piece.len {
             self.first += 1;

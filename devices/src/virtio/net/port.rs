@@ -29,7 +29,7 @@ use crate::virtio::chain::{Chain, ChainError, Descriptors};
 use crate::virtio::queue::{NeedsReset, Notifier, Virtqueue};
 use crate::virtio::{Activation, has_feature};
 
-/// Chains in a turn, of commands or malformed frames, before the network's other work.
+/// Commands or malformed frames in a turn, before the network's other work.
 const BUDGET: usize = 16;
 
 /// Bytes of a VLAN tag.
@@ -37,8 +37,8 @@ const VLAN: usize = 4;
 
 /// The network's end of a device, from activation to reset. All calls come from one thread.
 ///
-/// Nothing in here allocates for a frame. What was received and sent becomes visible to the guest
-/// with [`flush`](Self::flush) at the latest.
+/// No method allocates memory for a frame. The guest sees what was received and sent after
+/// [`flush`](Self::flush) at the latest.
 ///
 /// Wait for its file descriptor ([`AsFd`]) edge-triggered: it is the doorbell, which is rung when
 /// there may be frames to receive, or room to send after [`Sent::Full`]. It is not cleared.
@@ -54,7 +54,7 @@ pub struct NetPort {
     control: Virtqueue,
     settings: Settings,
     shared: Arc<Shared>,
-    /// The chain of the frame that was received last.
+    /// Head of the chain of the frame that was received last.
     received: Option<u16>,
     /// Its memory.
     frame: Pieces,
@@ -104,8 +104,8 @@ enum Malformed {
 
 /// A frame that the guest sent, where it lies in guest memory.
 ///
-/// The guest may change it at any time: what was checked must not be read twice. The memory goes
-/// back to the guest with the port's next call.
+/// The guest may change it at any time: bytes that were checked must not be read again. The port's
+/// next call returns the memory to the guest.
 pub struct TxFrame<'p> {
     memory: &'p GuestMemory,
     pieces: &'p mut Pieces,
@@ -185,8 +185,8 @@ impl NetPort {
         offload_features(self.features)
     }
 
-    /// Handles a ring of the doorbell: executes the commands in the control queue. [`receive`](Self::receive) handles
-    /// frames, and also reports a failure here.
+    /// Handles a ring of the doorbell: executes the commands in the control queue.
+    /// [`receive`](Self::receive) handles frames, and also reports a failure of this call.
     pub fn woken(&mut self) {
         // The port remembers the failure, and the guest was notified.
         let _ = self.guarded(Self::execute_commands);
@@ -231,8 +231,7 @@ impl NetPort {
         self.notifier.finish(&self.memory, queues)
     }
 
-    /// Does `work`, unless the port has failed. It fails if the driver turns out to have broken a
-    /// queue.
+    /// Does `work`, unless the port has failed. The port fails if the driver has broken a queue.
     fn guarded<T>(
         &mut self,
         work: impl FnOnce(&mut Self) -> Result<T, NeedsReset>,
@@ -250,7 +249,7 @@ impl NetPort {
         }
     }
 
-    /// Takes frames until one is good.
+    /// Takes frames until one is well-formed.
     fn next_frame(&mut self) -> Result<Option<Offload>, NeedsReset> {
         self.finish_received();
         let memory = Arc::clone(&self.memory);
@@ -284,7 +283,7 @@ impl NetPort {
         }
     }
 
-    /// Looks at the frame in a chain, whose memory becomes `self.frame`.
+    /// Parses the frame in a chain, whose memory becomes `self.frame`.
     fn parse(&mut self, memory: &GuestMemory, chain: Descriptors) -> Result<Offload, Malformed> {
         self.frame.clear();
         let limit = self.tx.chain_limit();
@@ -352,14 +351,13 @@ impl NetPort {
         Ok(self.settings.accepts(destination).then_some(header))
     }
 
-    /// Takes buffers of `need` bytes altogether. If there are not enough, they are left for later;
-    /// if there never will be, they go back to the driver.
+    /// Takes buffers of `need` bytes in total. If there are not enough, they stay in the queue; if
+    /// there never will be, they are returned to the driver.
     fn claim(&mut self, memory: &GuestMemory, need: usize) -> Result<Claim, NeedsReset> {
         self.buffers.clear();
         self.room.clear();
         self.rx.begin_turn(usize::from(self.rx.size()) + BUDGET);
-        // The driver notifies when it adds to what was looked at: the queue is armed before buffers
-        // are put back.
+        // The queue is armed before buffers are put back, so the driver notifies when it adds to them.
         while let Some(chain) = self.rx.pop(memory) {
             match self.collect(memory, chain, need) {
                 Claim::Short => {}
@@ -383,7 +381,7 @@ impl NetPort {
             Ok(room @ HEADER_SIZE..) => room,
             Ok(_) => 0,
             Err(e) => {
-                self.notifier.warn(format_args!("a receive buffer is of no use: {e}"));
+                self.notifier.warn(format_args!("a receive buffer is unusable: {e}"));
                 0
             }
         };
@@ -398,17 +396,17 @@ impl NetPort {
     }
 
     /// Returns the claimed buffers to the driver, `written` bytes of them written. The driver sees
-    /// those of a frame at once, as it expects (section 5.1.6.4); those of no use come last.
+    /// those of a frame at once, as it expects (section 5.1.6.4); unusable ones come last.
     fn return_buffers(&mut self, memory: &GuestMemory, mut written: usize) {
-        let (useful, useless) = (
+        let (usable, unusable) = (
             self.buffers.iter().filter(|buffer| buffer.room > 0),
             self.buffers.iter().filter(|buffer| buffer.room == 0),
         );
-        let used = useful.chain(useless).map(|buffer| {
-            let now = buffer.room.min(written);
-            written -= now;
+        let used = usable.chain(unusable).map(|buffer| {
+            let len = buffer.room.min(written);
+            written -= len;
             // A chain's length fits.
-            (buffer.head, u32::try_from(now).unwrap_or(u32::MAX))
+            (buffer.head, u32::try_from(len).unwrap_or(u32::MAX))
         });
         self.rx.add_all_used(memory, used);
     }

@@ -1,8 +1,8 @@
-//! Clients on the host that have not said yet which port of the guest they want.
+//! Clients on the host that have not requested a port of the guest yet.
 //!
-//! A client says `CONNECT <port>\n` and may go on at once: only that line is taken from its stream,
-//! what follows is for the guest. It gets `OK <port>\n`, with the port of the host's end, when the
-//! guest has accepted, and is hung up on when the guest has refused.
+//! A client sends `CONNECT <port>\n`, and may send data for the guest at once: only that line is read
+//! from its stream here. When the guest accepts, the client receives `OK <port>\n`, with the port of
+//! the host's end. When the guest refuses, the client is disconnected.
 
 use std::collections::HashMap;
 use std::os::unix::net::UnixStream;
@@ -12,32 +12,32 @@ use rustix::net::{RecvFlags, recv};
 
 use super::Token;
 
-/// How many clients may be thinking at the same time: as many as can be connected, for that many
-/// may come at once.
+/// The most clients without a connection: as many as there can be connections, because that many may
+/// come at once.
 pub(super) const MAX_CLIENTS: usize = super::MAX_CONNECTIONS;
 
-/// `CONNECT 4294967295\n`.
+/// Length of the longest line, `CONNECT 4294967295\n`, in bytes.
 const MAX_LINE: usize = 19;
 
-/// What came of a client.
+/// What a client requested.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    /// Its line is not complete.
-    Undecided,
-    /// It wants a connection to this port of the guest.
+    /// Its line is not complete yet.
+    Incomplete,
+    /// A connection to this port of the guest.
     Connect(UnixStream, u32),
-    /// It went away, or said something else.
+    /// Something else, or the client closed its stream.
     Refused(UnixStream),
 }
 
-/// The clients, by the token that their streams are watched with.
+/// The clients, by the token of their streams on the event loop.
 #[derive(Debug, Default)]
 pub(super) struct Clients(HashMap<Token, Client>);
 
 #[derive(Debug)]
 struct Client {
     stream: UnixStream,
-    /// What it has said so far: never more than its line.
+    /// The bytes read so far: never more than the line.
     line: Vec<u8>,
 }
 
@@ -59,17 +59,17 @@ impl Clients {
         self.0.remove(&token).map(|client| client.stream)
     }
 
-    /// Listens to a client whose stream is readable.
-    pub(super) fn listen(&mut self, token: Token) -> Outcome {
-        let Some(client) = self.0.get_mut(&token) else { return Outcome::Undecided };
-        let heard = client.listen();
-        if heard == Ok(None) {
-            return Outcome::Undecided;
+    /// Handles a client whose stream is readable.
+    pub(super) fn on_readable(&mut self, token: Token) -> Outcome {
+        let Some(client) = self.0.get_mut(&token) else { return Outcome::Incomplete };
+        let port = client.read_line();
+        if port == Ok(None) {
+            return Outcome::Incomplete;
         }
-        match (self.remove(token), heard) {
+        match (self.remove(token), port) {
             (Some(stream), Ok(Some(port))) => Outcome::Connect(stream, port),
             (Some(stream), _) => Outcome::Refused(stream),
-            (None, _) => Outcome::Undecided,
+            (None, _) => Outcome::Incomplete,
         }
     }
 }
@@ -79,9 +79,9 @@ impl Clients {
 struct Refusal;
 
 impl Client {
-    /// Takes what is there of the line, and not a byte more, off the stream. Returns the port when
-    /// the line is complete.
-    fn listen(&mut self) -> Result<Option<u32>, Refusal> {
+    /// Reads the bytes of the line that have arrived, and none behind it. Returns the port when the
+    /// line is complete.
+    fn read_line(&mut self) -> Result<Option<u32>, Refusal> {
         let mut buffer = [0; MAX_LINE];
         loop {
             let room = &mut buffer[..MAX_LINE - self.line.len()];
@@ -112,7 +112,7 @@ fn receive<'a>(
     }
 }
 
-/// `CONNECT <port>\n`, the port in decimal and nothing else.
+/// Parses `CONNECT <port>\n`, with the port in decimal digits only.
 fn parse(line: &[u8]) -> Option<u32> {
     let port = line.strip_prefix(b"CONNECT ")?.strip_suffix(b"\n")?;
     if !port.iter().all(u8::is_ascii_digit) {
@@ -134,10 +134,10 @@ mod tests {
     }
 
     #[test]
-    fn takes_the_line_and_not_a_byte_more() {
+    fn reads_the_line_and_not_a_byte_more() {
         let (mut clients, mut theirs) = client();
         theirs.write_all(b"CONNECT 1024\nhello\n").unwrap();
-        let Outcome::Connect(mut stream, 1024) = clients.listen(7) else { panic!() };
+        let Outcome::Connect(mut stream, 1024) = clients.on_readable(7) else { panic!() };
         drop(theirs);
         let mut rest = String::new();
         stream.read_to_string(&mut rest).unwrap();
@@ -149,16 +149,16 @@ mod tests {
     fn waits_for_a_line_in_pieces() {
         let (mut clients, mut theirs) = client();
         for piece in ["CON", "NECT", " 42949", "67295"] {
-            assert!(matches!(clients.listen(7), Outcome::Undecided));
+            assert!(matches!(clients.on_readable(7), Outcome::Incomplete));
             theirs.write_all(piece.as_bytes()).unwrap();
         }
-        assert!(matches!(clients.listen(7), Outcome::Undecided));
+        assert!(matches!(clients.on_readable(7), Outcome::Incomplete));
         theirs.write_all(b"\n").unwrap();
-        assert!(matches!(clients.listen(7), Outcome::Connect(_, u32::MAX)));
+        assert!(matches!(clients.on_readable(7), Outcome::Connect(_, u32::MAX)));
     }
 
     #[test]
-    fn refuses_everything_else() {
+    fn refuses_any_other_line() {
         for line in [
             "\n",
             "CONNECT\n",
@@ -175,18 +175,18 @@ mod tests {
         ] {
             let (mut clients, mut theirs) = client();
             theirs.write_all(line.as_bytes()).unwrap();
-            assert!(matches!(clients.listen(7), Outcome::Refused(_)), "{line:?}");
+            assert!(matches!(clients.on_readable(7), Outcome::Refused(_)), "{line:?}");
         }
     }
 
     #[test]
-    fn refuses_a_client_that_left() {
+    fn refuses_a_client_that_disconnected() {
         let (mut clients, mut theirs) = client();
         theirs.write_all(b"CONNECT 1").unwrap();
         drop(theirs);
-        assert!(matches!(clients.listen(7), Outcome::Refused(_)));
+        assert!(matches!(clients.on_readable(7), Outcome::Refused(_)));
         let (mut clients, theirs) = client();
         drop(theirs);
-        assert!(matches!(clients.listen(7), Outcome::Refused(_)));
+        assert!(matches!(clients.on_readable(7), Outcome::Refused(_)));
     }
 }

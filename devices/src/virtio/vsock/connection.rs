@@ -1,21 +1,21 @@
-//! One stream connection, as its packets see it (virtio 1.3, section 5.10.6.6). No I/O here: the
-//! [mux](super::mux) carries out what this decides.
+//! The state machine of one stream connection (virtio 1.3, section 5.10.6.6). No I/O: the
+//! [mux](super::mux) carries out what the connection decides.
 //!
 //! ```text
-//!  host asks:   Requested ──RESPONSE──▶ Established ──RST, or a violation──▶ Closed
+//!  from host:   Requested ──RESPONSE──▶ Established ──RST, or a violation──▶ Closed
 //!                   └──────────RST, or a violation───────────────────────────▲
-//!  guest asks:                          Established (answers RESPONSE)
+//!  from guest:                          Established (answers RESPONSE)
 //! ```
 //!
-//! Each side ends its directions by SHUTDOWN, one by one or both at once. A side that has ended both
-//! waits for the other's RST: the guest's end is answered once all it sent has reached the host
-//! side, and ours by the guest when it likes, within a deadline. A closed connection lives on while
-//! the host side has not taken all that the guest sent.
+//! Each side shuts down its directions by SHUTDOWN, one by one or both at once. A side that has shut
+//! down both waits for the other's RST. The guest gets it once the host side has taken all bytes of
+//! the guest; the guest has to send its own within a deadline. A closed connection stays until the
+//! host side has taken all bytes of the guest.
 
 use super::credit::Credit;
 use super::packet::{HOST_CID, Header, TYPE_STREAM, op};
 
-/// The ports of a connection, which name it: there are only two CIDs.
+/// The ports of a connection, which identify it: there are only two CIDs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct ConnectionId {
     pub(super) host_port: u32,
@@ -29,7 +29,7 @@ impl ConnectionId {
     }
 }
 
-/// What a side does no longer: the flags of a SHUTDOWN packet.
+/// The directions that a side has shut down: the flags of a SHUTDOWN packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Shutdown {
     pub(super) receive: bool,
@@ -48,7 +48,7 @@ impl Shutdown {
         u32::from(self.receive) * Self::RECEIVE + u32::from(self.send) * Self::SEND
     }
 
-    /// Neither direction is left.
+    /// Whether both directions are shut down.
     pub(super) fn is_full(self) -> bool {
         self.receive && self.send
     }
@@ -58,24 +58,24 @@ impl Shutdown {
     }
 }
 
-/// How far a connection has come.
+/// The state of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// The host asked; the guest has not answered. `told` says whether the guest has the question.
+    /// The host requested the connection, and the guest has not answered.
     Requested {
-        /// REQUEST went out.
-        told: bool,
+        /// The REQUEST was sent.
+        sent: bool,
     },
-    /// Both agreed. `told` says whether the guest has our RESPONSE, if it asked.
+    /// Both sides agreed.
     Established {
-        /// Nothing is left to say about that.
-        told: bool,
+        /// The RESPONSE was sent, or is not needed because the host requested the connection.
+        sent: bool,
     },
-    /// To the guest it is no more.
+    /// The connection no longer exists for the guest.
     Closed,
 }
 
-/// What a packet from the guest comes to.
+/// The caller's part in handling a packet from the guest.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Reaction {
     /// Nothing for the caller to do.
@@ -120,24 +120,24 @@ pub(super) struct Connection {
     guest: Shutdown,
     /// The directions that the host side has shut down.
     host: Shutdown,
-    /// The shutdown flags that the guest has been sent.
-    told: Shutdown,
-    /// The guest asked for a credit update.
-    owes_update: bool,
+    /// The shutdown flags that were sent to the guest.
+    sent_shutdown: Shutdown,
+    /// The guest requested a credit update.
+    update_requested: bool,
     /// A credit request was sent since the guest last had room.
-    asked_for_credit: bool,
+    credit_requested: bool,
 }
 
 impl Connection {
     /// A connection that the host side requests from the guest.
     pub(super) fn to_guest(id: ConnectionId) -> Self {
-        Self::new(id, Phase::Requested { told: false })
+        Self::new(id, Phase::Requested { sent: false })
     }
 
     /// A connection that the guest requested with `request`, accepted.
     pub(super) fn from_guest(request: &Header) -> Self {
         let mut connection =
-            Self::new(ConnectionId::of(request), Phase::Established { told: false });
+            Self::new(ConnectionId::of(request), Phase::Established { sent: false });
         connection.update_credit(request);
         connection
     }
@@ -149,13 +149,13 @@ impl Connection {
             credit: Credit::default(),
             guest: Shutdown::default(),
             host: Shutdown::default(),
-            told: Shutdown::default(),
-            owes_update: false,
-            asked_for_credit: false,
+            sent_shutdown: Shutdown::default(),
+            update_requested: false,
+            credit_requested: false,
         }
     }
 
-    /// Its name.
+    /// Its ports.
     pub(super) fn id(&self) -> ConnectionId {
         self.id
     }
@@ -175,16 +175,16 @@ impl Connection {
         self.credit.held()
     }
 
-    /// Takes a packet of this connection from the guest.
+    /// Handles a packet of this connection from the guest.
     pub(super) fn on_packet(&mut self, header: &Header) -> Reaction {
-        let reaction = self.judge(header);
+        let reaction = self.react(header);
         if matches!(reaction, Reaction::Closed | Reaction::Violation(_)) {
             self.close();
         }
         reaction
     }
 
-    fn judge(&mut self, header: &Header) -> Reaction {
+    fn react(&mut self, header: &Header) -> Reaction {
         use Phase::{Closed, Established, Requested};
 
         let op = header.op.get();
@@ -193,12 +193,12 @@ impl Connection {
         }
         self.update_credit(header);
         match (self.phase, op) {
-            (Requested { told: true }, op::RESPONSE) => {
-                self.phase = Established { told: true };
+            (Requested { sent: true }, op::RESPONSE) => {
+                self.phase = Established { sent: true };
                 Reaction::Accepted
             }
             (Established { .. }, op::RW) if self.guest.send => {
-                Reaction::Violation("data after it had ended sending")
+                Reaction::Violation("data after it had shut down sending")
             }
             (Established { .. }, op::RW) if self.credit.receive(header.len.get()) => {
                 Reaction::Payload
@@ -206,7 +206,7 @@ impl Connection {
             (Established { .. }, op::RW) => Reaction::Violation("more data than it had credit for"),
             (Established { .. }, op::CREDIT_UPDATE) => Reaction::Nothing,
             (Established { .. }, op::CREDIT_REQUEST) => {
-                self.owes_update = true;
+                self.update_requested = true;
                 Reaction::Nothing
             }
             (Established { .. }, op::SHUTDOWN) => {
@@ -218,7 +218,7 @@ impl Connection {
             }
             (Established { .. }, op::RESPONSE) => Reaction::Violation("a second response"),
             (Established { .. }, _) => Reaction::Violation("an unknown operation"),
-            (Requested { .. }, _) => Reaction::Violation("something else than a response"),
+            (Requested { .. }, _) => Reaction::Violation("a packet other than a response"),
             (Closed, _) => Reaction::Violation("a packet of a closed connection"),
         }
     }
@@ -226,11 +226,11 @@ impl Connection {
     fn update_credit(&mut self, header: &Header) {
         self.credit.update(header.buf_alloc.get(), header.fwd_cnt.get());
         if self.credit.available() > 0 {
-            self.asked_for_credit = false;
+            self.credit_requested = false;
         }
     }
 
-    /// The host side took `count` of the bytes that it [holds](Self::held), or will never.
+    /// The host side took or discarded `count` of the [held](Self::held) bytes.
     pub(super) fn forwarded(&mut self, count: u32) {
         self.credit.forwarded(count);
     }
@@ -250,38 +250,39 @@ impl Connection {
         self.phase = Phase::Closed;
     }
 
-    /// Whether bytes of the host side are, or will be, of use to the guest.
+    /// Whether the guest takes bytes of the host side, now or later.
     pub(super) fn takes_data(&self) -> bool {
         !self.host.send && !self.guest.receive && self.phase != Phase::Closed
     }
 
-    /// The guest has ended both directions, and the host side has all that it sent: an RST is due.
+    /// Whether the guest has shut down both directions, and the host side has all its bytes: an RST is
+    /// due.
     pub(super) fn is_finished_by_guest(&self) -> bool {
         matches!(self.phase, Phase::Established { .. }) && self.guest.is_full() && self.held() == 0
     }
 
-    /// The host side has ended both directions, and waits for the guest's RST.
+    /// Whether the host side has shut down both directions, and waits for the guest's RST.
     pub(super) fn is_finished_by_host(&self) -> bool {
         matches!(self.phase, Phase::Established { .. }) && self.host.is_full()
     }
 
-    /// The next packet for the guest, if the host side has data or not.
+    /// The next packet for the guest, if one is due. `has_data`: the host side may have data.
     pub(super) fn next(&self, has_data: bool) -> Option<Outgoing> {
         use Outgoing::{Control as Send, Data};
 
         match self.phase {
-            Phase::Requested { told } => (!told).then_some(Send(Control::Request)),
-            Phase::Established { told: false } => Some(Send(Control::Response)),
+            Phase::Requested { sent } => (!sent).then_some(Send(Control::Request)),
+            Phase::Established { sent: false } => Some(Send(Control::Response)),
             Phase::Established { .. } => {
                 let wants_to_send = has_data && self.takes_data();
                 match self.credit.available() {
                     credit @ 1.. if wants_to_send => Some(Data(credit)),
-                    // After the data: most often the end of both directions is in one packet then.
-                    _ if self.told != self.host => Some(Send(Control::Shutdown)),
-                    0 if wants_to_send && !self.asked_for_credit => {
+                    // After the data: then one packet most often shuts down both directions.
+                    _ if self.sent_shutdown != self.host => Some(Send(Control::Shutdown)),
+                    0 if wants_to_send && !self.credit_requested => {
                         Some(Send(Control::CreditRequest))
                     }
-                    _ if self.owes_update => Some(Send(Control::CreditUpdate)),
+                    _ if self.update_requested => Some(Send(Control::CreditUpdate)),
                     _ if self.credit.update_is_due() && !self.host.receive => {
                         Some(Send(Control::CreditUpdate))
                     }
@@ -296,26 +297,26 @@ impl Connection {
     pub(super) fn control(&mut self, control: Control) -> Header {
         let op = match control {
             Control::Request => {
-                self.phase = Phase::Requested { told: true };
+                self.phase = Phase::Requested { sent: true };
                 op::REQUEST
             }
             Control::Response => {
-                self.phase = Phase::Established { told: true };
+                self.phase = Phase::Established { sent: true };
                 op::RESPONSE
             }
             Control::Shutdown => {
-                self.told = self.host;
+                self.sent_shutdown = self.host;
                 op::SHUTDOWN
             }
             Control::CreditUpdate => op::CREDIT_UPDATE,
             Control::CreditRequest => {
-                self.asked_for_credit = true;
+                self.credit_requested = true;
                 op::CREDIT_REQUEST
             }
         };
         let mut header = self.header(op);
         if control == Control::Shutdown {
-            header.flags = self.told.flags().into();
+            header.flags = self.sent_shutdown.flags().into();
         }
         header
     }
@@ -330,7 +331,7 @@ impl Connection {
     /// A header with the connection's ports and credit; the caller adds the guest's CID.
     fn header(&mut self, op: u16) -> Header {
         // Every packet carries the credit, so it also answers a request for an update.
-        self.owes_update = false;
+        self.update_requested = false;
         let (buf_alloc, fwd_cnt) = self.credit.stamp();
         Header {
             src_cid: HOST_CID.into(),

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::Token;
 
-/// At most one deadline for each token.
+/// Deadlines, at most one for each token.
 #[derive(Debug, Default)]
 pub(super) struct Deadlines {
     by_time: BTreeSet<(Instant, Token)>,
@@ -13,7 +13,7 @@ pub(super) struct Deadlines {
 }
 
 impl Deadlines {
-    /// Sets a deadline, in place of the token's earlier one.
+    /// Sets the token's deadline, which replaces an earlier one.
     pub(super) fn set(&mut self, token: Token, deadline: Instant) {
         self.clear(token);
         self.by_token.insert(token, deadline);
@@ -35,7 +35,7 @@ impl Deadlines {
         self.by_time.first().map(|&(deadline, _)| deadline)
     }
 
-    /// Takes out a token whose deadline has passed.
+    /// Removes and returns the token with the earliest deadline, if it has passed.
     pub(super) fn pop_expired(&mut self, now: Instant) -> Option<Token> {
         let &(_, token) = self.by_time.first().filter(|&&(deadline, _)| deadline <= now)?;
         self.clear(token);
@@ -49,7 +49,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn expires_in_order_and_only_what_is_still_set() {
+    fn deadlines_expire_in_order_unless_cleared() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut deadlines = Deadlines::default();

@@ -1,4 +1,4 @@
-//! The VMM's handle to a running vsock device.
+//! The VMM's handle to a vsock device.
 
 use std::collections::VecDeque;
 use std::io;
@@ -33,8 +33,8 @@ impl VsockHandle {
         self.0.bell.ring()
     }
 
-    /// Closes all connections and tells the guest so by a transport reset event, as it is due when a
-    /// guest goes on from a snapshot, to which none of its connections belongs any more.
+    /// Closes all connections, and sends the guest a transport reset event (virtio 1.3, section
+    /// 5.10.6.7): its driver closes its end of them and reads its CID again.
     pub fn reset_transport(&self) -> io::Result<()> {
         self.0.inbox().reset_transport = true;
         self.0.bell.ring()
@@ -65,7 +65,7 @@ impl Shared {
     }
 
     pub(super) fn clear_bell(&self) {
-        // It was rung, or will be.
+        // If this fails, the event loop calls the device again, which does no harm.
         let _ = self.bell.clear();
     }
 
@@ -74,13 +74,13 @@ impl Shared {
         self.inbox().clients.pop_front()
     }
 
-    /// Whether a transport reset was asked for since the last call.
+    /// Whether a transport reset was requested since the last call.
     pub(super) fn take_transport_reset(&self) -> bool {
         std::mem::take(&mut self.inbox().reset_transport)
     }
 
     fn inbox(&self) -> MutexGuard<'_, Inbox> {
-        // Nothing that holds it leaves it half done.
+        // No holder of the lock leaves the inbox inconsistent when it panics.
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -55,10 +55,10 @@ use handle::Shared;
 use mux::Mux;
 use worker::{Parts, Worker};
 
-/// How many connections there can be at the same time. Further ones are refused.
+/// The most connections at the same time. Further ones are refused.
 pub const MAX_CONNECTIONS: usize = 1024;
 
-/// The CID of a guest that has no other neighbours to be told from.
+/// The guest's CID. It is the same for all guests, as each has a vsock device of its own.
 pub const GUEST_CID: u32 = 3;
 
 /// `VIRTIO_VSOCK_F_STREAM`.
@@ -67,24 +67,24 @@ const F_STREAM: u64 = 1 << 0;
 /// rx, tx and event queue.
 const QUEUE_SIZES: [u16; 3] = [256, 256, 16];
 
-/// What a file descriptor is watched with on the event loop.
+/// Identifies a watched file descriptor on the event loop.
 type Token = u32;
 
 const DOORBELL: Token = 0;
 const TIMER: Token = 1;
 const INBOX: Token = 2;
 const LISTENER: Token = 3;
-/// Clients and connections have this and higher ones.
+/// The lowest token of clients and connections.
 const FIRST_TOKEN: Token = 16;
 
-/// How long to wait for a peer that does not answer.
+/// Timeouts for peers that do not answer.
 #[derive(Clone, Copy, Debug)]
 struct Timeouts {
-    /// For a client to say which port it wants.
+    /// For a client to send its CONNECT line.
     line: Duration,
     /// For the guest to answer a request.
     connect: Duration,
-    /// For the guest to confirm that a connection is over. Linux waits as long for its peer.
+    /// For the guest to confirm that a connection is closed. Linux waits as long for its peer.
     close: Duration,
 }
 
@@ -108,16 +108,16 @@ pub struct Vsock {
 }
 
 impl Vsock {
-    /// A device for the guest with this CID, that works on `event_loop` and whose guest reaches
+    /// A device for the guest with this CID. It runs on `event_loop`, and its guest can connect to
     /// `ports` on the host.
     ///
-    /// Fails when `guest_cid` is one of the reserved ones (0, 1, 2, 2³² - 1), or without a file
-    /// descriptor left.
+    /// Fails if `guest_cid` is reserved (0, 1, 2, 2³² - 1), or if the process has no file descriptor
+    /// left.
     pub fn new(guest_cid: u32, event_loop: LoopHandle, ports: impl HostPorts) -> io::Result<Self> {
         if !(3..u32::MAX).contains(&guest_cid) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                format!("vsock CID {guest_cid} is reserved; a guest has one from 3 to 2^32 - 2"),
+                format!("vsock CID {guest_cid} is reserved; use one from 3 to 2^32 - 2"),
             ));
         }
         Ok(Self {
@@ -132,15 +132,15 @@ impl Vsock {
         })
     }
 
-    /// Serves the clients of a listening socket too, while the guest runs the device; before that
-    /// they wait in the socket's backlog.
+    /// Also serves the clients of a listening socket while the device runs; until then they wait in
+    /// the socket's backlog.
     pub fn with_listener(mut self, listener: UnixListener) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         self.listener = Some(Arc::new(listener));
         Ok(self)
     }
 
-    /// A handle, to give the device work at run time.
+    /// The handle, for clients and resets at run time.
     pub fn handle(&self) -> VsockHandle {
         VsockHandle(Arc::clone(&self.shared))
     }
@@ -148,7 +148,7 @@ impl Vsock {
     fn start(&self, activation: Activation) -> io::Result<Registration<Worker>> {
         let Activation { memory, queues, doorbell, interrupt, features } = activation;
         let queues = queues.try_into().map_err(|queues: Vec<_>| {
-            io::Error::other(format!("{} queues, not 3", queues.len()))
+            io::Error::other(format!("it needs 3 queues, not {}", queues.len()))
         })?;
         let worker = Worker::new(Parts {
             memory,
@@ -196,7 +196,7 @@ impl VirtioDevice for Vsock {
         match running.remove() {
             Ok(worker) => worker.into_queues(),
             Err(e) => {
-                tracing::debug!("vsock: was not running any more: {e}");
+                tracing::debug!("vsock: the device stopped before its reset: {e}");
                 Vec::new()
             }
         }

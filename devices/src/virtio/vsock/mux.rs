@@ -1,5 +1,5 @@
-//! The connection table: dispatches packets of the guest to host streams, and sends bytes of host streams to
-//! the guest.
+//! The connection table: dispatches the guest's packets to host streams, and sends bytes of host
+//! streams to the guest.
 //!
 //! ```text
 //!   tx queue ──▶ on_packet ──▶ Connection ──▶ HostStream ──▶ client or host port
@@ -30,10 +30,10 @@ use super::{MAX_CONNECTIONS, Timeouts, Token};
 use crate::{Event, GuestMemory, Interest, LogBudget, Watch};
 use table::{Entry, Table};
 
-/// How many resets may wait for the guest before it has to make room for them.
+/// The most resets that wait for buffers. No packets are taken from the guest while there are as many.
 const MAX_RESETS: usize = 1024;
 
-/// How many bytes of a connection go to the guest before it is the next one's turn.
+/// Bytes of a connection in a turn, before the next connection's.
 const BYTE_BUDGET: usize = 64 * 1024;
 
 /// A reset that waits for a buffer.
@@ -44,10 +44,10 @@ struct Reset {
     socket_type: u16,
 }
 
-/// What [`Mux::send_next`] did.
+/// The result of [`Mux::send_next`].
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Sent {
-    /// Something; there may be more.
+    /// Something was sent; there may be more.
     Some,
     /// There is something to send, but no buffer.
     Starved,
@@ -95,12 +95,13 @@ impl Mux {
     }
 
     /// Opens a connection to a port of the guest for `client`, whose stream is watched for reading
-    /// with `token`. Where there is no room for it the client is hung up on.
+    /// with `token`. If the table is full, the client is
+    /// disconnected.
     pub(super) fn connect(&mut self, token: Token, client: UnixStream, guest_port: u32) {
         let Some(id) = self.table.new_id(guest_port) else {
             self.warn(format_args!(
-                "refused a client that asked for port {guest_port}: {MAX_CONNECTIONS} connections \
-                 are open"
+                "refused a client's request for port {guest_port}: {MAX_CONNECTIONS} connections are \
+                 open"
             ));
             self.table.close(client);
             return;
@@ -112,12 +113,12 @@ impl Mux {
         self.settle(token);
     }
 
-    /// Whether the guest's packets can be answered, whatever they are.
+    /// Whether there is room for a reset, which may be the answer to any packet of the guest.
     pub(super) fn takes_packets(&self) -> bool {
         self.resets.len() < MAX_RESETS
     }
 
-    /// Takes a packet from the guest.
+    /// Handles a packet from the guest.
     pub(super) fn on_packet(&mut self, packet: &TxPacket<'_>) {
         let header = &packet.header;
         if !self.is_ours(header) {
@@ -138,7 +139,7 @@ impl Mux {
         match entry.connection.on_packet(header) {
             Reaction::Nothing => {}
             Reaction::Accepted => {
-                entry.host.greet(&format!("OK {}\n", id.host_port));
+                entry.host.send_line(&format!("OK {}\n", id.host_port));
                 self.deadlines.clear(token);
             }
             Reaction::Payload => {
@@ -162,14 +163,14 @@ impl Mux {
         if !self.is_ours(header) {
             return;
         }
-        // Bytes are missing from the stream now.
+        // The stream is incomplete without the payload.
         match self.table.token(ConnectionId::of(header)) {
             Some(token) => self.abort(token),
             None => self.refuse(header),
         }
     }
 
-    /// Whether the packet is a stream's, from this guest to this host; refuses it if not.
+    /// Whether the packet belongs to a stream from this guest to this host; refuses it if not.
     fn is_ours(&mut self, header: &Header) -> bool {
         if header.src_cid.get() != self.guest_cid {
             // There is no address to answer.
@@ -182,7 +183,7 @@ impl Mux {
         ours
     }
 
-    /// Answers a packet of no connection.
+    /// Answers a packet of no connection with a reset.
     fn refuse(&mut self, header: &Header) {
         if header.op.get() != op::RST {
             self.resets.push_back(Reset {
@@ -193,19 +194,18 @@ impl Mux {
         }
     }
 
-    /// A reset of one of our connections.
+    /// Queues a reset of a connection.
     fn reset(&mut self, id: ConnectionId) {
         self.resets.push_back(Reset { src_cid: HOST_CID, id, socket_type: TYPE_STREAM });
     }
 
-    /// The guest asks for a connection to a port of the host.
+    /// Handles a request of the guest for a connection to a port of the host.
     fn accept(&mut self, request: &Header) {
         let port = request.dst_port.get();
         if !self.table.has_room() {
             self.refuse(request);
             self.warn(format_args!(
-                "refused the guest, that asked for port {port}: {MAX_CONNECTIONS} connections are \
-                 open"
+                "refused the guest's request for port {port}: {MAX_CONNECTIONS} connections are open"
             ));
             return;
         }
@@ -218,14 +218,14 @@ impl Mux {
                 self.settle(token);
             }
             Err(e) => {
-                tracing::debug!(port, "vsock: refused the guest: {e}");
+                tracing::debug!(port, "vsock: refused the guest's request: {e}");
                 self.refuse(request);
             }
         }
     }
 
-    /// A guest that closed a connection may use its ports again before the host side has taken all
-    /// that was sent: the old connection then goes on without the guest.
+    /// Frees the ports of a connection that the guest has shut down: the guest may use them again before
+    /// the host side has taken all its bytes. The old connection then continues without the guest.
     fn forget_finished(&mut self, id: ConnectionId) {
         let Some(token) = self.table.token(id) else { return };
         if let Some(entry) = self.table.get_mut(token)
@@ -237,7 +237,7 @@ impl Mux {
         }
     }
 
-    /// Takes an event of a stream in the table.
+    /// Handles an event of a stream in the table.
     pub(super) fn on_event(&mut self, event: Event) {
         let Some(entry) = self.table.get_mut(event.token) else { return };
         if event.readable {
@@ -254,24 +254,24 @@ impl Mux {
         self.settle(event.token);
     }
 
-    /// The next deadline, when [`expire`](Self::expire) has to be called.
+    /// The next deadline, at which [`expire`](Self::expire) has to be called.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         self.deadlines.next()
     }
 
-    /// Ends connections whose deadline has passed.
+    /// Aborts connections whose deadline has passed.
     pub(super) fn expire(&mut self, now: Instant) {
         while let Some(token) = self.deadlines.pop_expired(now) {
             self.abort(token);
         }
     }
 
-    /// Ends a connection, whatever its state; what the guest has sent still reaches the host side.
+    /// Closes a connection in any state. Bytes that the guest has sent still reach the host side.
     pub(super) fn abort(&mut self, token: Token) {
         let Some(entry) = self.table.get_mut(token) else { return };
         let id = entry.connection.id();
         let known_to_guest =
-            !matches!(entry.connection.phase(), Phase::Requested { told: false } | Phase::Closed);
+            !matches!(entry.connection.phase(), Phase::Requested { sent: false } | Phase::Closed);
         entry.connection.close();
         self.table.forget(token);
         if known_to_guest {
@@ -280,7 +280,7 @@ impl Mux {
         self.settle(token);
     }
 
-    /// Ends all connections without packets to the guest, which knows or learns of it otherwise.
+    /// Closes all connections without packets to the guest: a transport reset event tells the guest.
     pub(super) fn close_all(&mut self) {
         self.resets.clear();
         for token in self.table.tokens() {
@@ -380,17 +380,17 @@ impl Mux {
         self.table.changed(token);
     }
 
-    /// Tells the event loop which readiness of which stream matters now, and closes streams.
+    /// Registers changed interests of streams with the event loop, and closes streams.
     pub(super) fn apply(&mut self, watch: &mut Watch<'_>) {
         while let Some(token) = self.table.pop_changed() {
             let Some(entry) = self.table.get_mut(token) else { continue };
             let interest = entry.interest();
-            let told = match entry.watched {
+            let result = match entry.watched {
                 Some(watched) if watched == interest => continue,
                 Some(_) => watch.modify(entry.host.stream(), token, interest),
                 None => watch.add(entry.host.stream(), token, interest),
             };
-            match told {
+            match result {
                 Ok(()) => entry.watched = Some(interest),
                 Err(e) => {
                     let taken = entry.host.hang_up();
@@ -401,7 +401,7 @@ impl Mux {
             }
         }
         for stream in self.table.take_closed() {
-            // It fails for a stream that was never watched.
+            // Fails for a stream that was never watched.
             let _ = watch.remove(&stream);
         }
     }

@@ -1,5 +1,5 @@
 //! Packets as they lie in guest memory (virtio 1.3, section 5.10.6): a header of 44 bytes and its
-//! payload, cut into descriptors wherever the driver likes (section 2.7.4).
+//! payload, split into descriptors at any byte (section 2.7.4).
 
 use vm_memory::VolatileSlice;
 use zerocopy::little_endian::{U16, U32, U64};
@@ -46,7 +46,7 @@ pub(super) struct Header {
 /// The size of [`Header`].
 pub(super) const HEADER_SIZE: usize = size_of::<Header>();
 
-/// The most descriptors of a packet: a chain is no longer than its queue (section 2.7.5.3.1).
+/// The most descriptors of a packet: a chain is not longer than its queue (section 2.7.5.3.1).
 const MAX_DESCRIPTORS: usize = 256;
 
 /// Why a descriptor chain carries no packet.
@@ -54,14 +54,14 @@ const MAX_DESCRIPTORS: usize = 256;
 pub(super) enum Malformed {
     #[error(transparent)]
     Chain(#[from] ChainError),
-    #[error("a chain of {0} bytes, less than a packet header")]
+    #[error("a chain of {0} bytes is shorter than a packet header")]
     NoHeader(usize),
-    /// The header is good, but says that there is more payload than the chain holds.
-    #[error("a packet of {} bytes in a chain with room for {room}", .header.len)]
+    /// The header's length is larger than the payload that the chain holds.
+    #[error("a payload of {} bytes in a chain with {room}", .header.len)]
     Truncated { header: Header, room: usize },
 }
 
-/// What there is in `slices` of the `len` bytes from `offset` on.
+/// The bytes of `slices` from `offset` on, at most `len` of them.
 fn range<'s, 'm>(
     slices: &'s [VolatileSlice<'m>],
     mut offset: usize,
@@ -88,7 +88,7 @@ impl<'m> TxPacket<'m> {
     pub(super) fn parse(memory: &'m GuestMemory, chain: Descriptors) -> Result<Self, Malformed> {
         let mut payload = Chain::collect(memory, chain, MAX_DESCRIPTORS)?.readable;
         let room = payload.len();
-        // Read once: the guest may change it while we look at it.
+        // Read once: the guest may change it at any time.
         let header: [u8; HEADER_SIZE] = payload.take_front().ok_or(Malformed::NoHeader(room))?;
         let header: Header = zerocopy::transmute!(header);
         if usize::try_from(header.len.get()).map_or(true, |len| len > payload.len()) {
@@ -126,12 +126,12 @@ impl<'m> RxBuffer<'m> {
         self.head
     }
 
-    /// How many bytes of payload fit.
+    /// The number of bytes of payload that fit.
     pub(super) fn room(&self) -> usize {
         self.buffers.len() - HEADER_SIZE
     }
 
-    /// How many pieces it is in.
+    /// The number of pieces of memory.
     pub(super) fn pieces(&self) -> usize {
         self.buffers.slices().len()
     }

@@ -1,4 +1,4 @@
-//! Where connections come from and go to on the host.
+//! Ports of the host, which the guest can connect to.
 
 use std::ffi::OsString;
 use std::io;
@@ -7,11 +7,11 @@ use std::path::PathBuf;
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
-/// Answers the guest's connections to ports of the host.
+/// Connects the guest to servers of the host's ports.
 pub trait HostPorts: Send + Sync + 'static {
-    /// A stream to what serves `port`. An error refuses the connection.
+    /// Connects to the server of `port`. An error refuses the guest's connection.
     ///
-    /// It is called on the device's event loop, so it must not block.
+    /// Called on the device's event loop, so it must not block.
     fn connect(&self, port: u32) -> io::Result<UnixStream>;
 }
 
@@ -29,7 +29,7 @@ pub struct SocketPorts {
 }
 
 impl SocketPorts {
-    /// The ports beside the socket at `base`.
+    /// The ports whose sockets are at `base`, each with its number appended.
     pub fn new(base: impl Into<PathBuf>) -> Self {
         Self { base: base.into() }
     }
@@ -43,7 +43,7 @@ impl SocketPorts {
 }
 
 impl HostPorts for SocketPorts {
-    /// Fails with `WouldBlock` where the server's backlog of connections is full.
+    /// Fails with `WouldBlock` if the server's backlog of connections is full.
     fn connect(&self, port: u32) -> io::Result<UnixStream> {
         let address = SocketAddrUnix::new(self.path(port))?;
         let socket = socket_with(

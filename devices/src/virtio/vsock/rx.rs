@@ -1,10 +1,10 @@
-//! Packets in the rx queue: buffers that the driver gives, and packets that go into them.
+//! The rx queue: buffers from the driver, and packets that are written into them.
 
 use super::packet::{HEADER_SIZE, Header, RxBuffer};
 use crate::GuestMemory;
 use crate::virtio::queue::Virtqueue;
 
-/// Buffers are collected for one socket call until they are in so many pieces of memory.
+/// Pieces of memory after which no more buffers are collected for one socket call.
 const MAX_PIECES: usize = 256;
 
 /// The rx queue.
@@ -29,8 +29,8 @@ impl RxQueue {
         }
     }
 
-    /// The next buffers, one after the other, for `room` bytes of payload altogether, or less if
-    /// there are not as many. All of them have room.
+    /// The next buffers, in order, for `room` bytes of payload in total, or for less if there are not
+    /// enough. Each has room for at least one byte.
     pub(super) fn pop_room<'m>(
         &mut self,
         memory: &'m GuestMemory,
@@ -47,7 +47,7 @@ impl RxQueue {
                     pieces += buffer.pieces();
                     buffers.push(buffer);
                 }
-                // Returned at once it would be out of turn, if a buffer before it is put back.
+                // It must not be returned before a buffer that may be put back.
                 _ => {
                     self.put_back(1);
                     break;
@@ -57,12 +57,12 @@ impl RxQueue {
         buffers
     }
 
-    /// Leaves the last `count` buffers that were popped for later.
+    /// Puts the last `count` buffers that were popped back into the queue.
     pub(super) fn put_back(&mut self, count: usize) {
         self.0.put_back(count);
     }
 
-    /// Hands a packet with `len` bytes of payload to the driver.
+    /// Returns a buffer to the driver, with a packet whose payload of `len` bytes is in it already.
     pub(super) fn send(
         &mut self,
         memory: &GuestMemory,
@@ -71,7 +71,7 @@ impl RxQueue {
         len: usize,
     ) {
         buffer.write_header(header);
-        // Both come out of descriptors, whose lengths are 32 bits.
+        // A payload is at most a turn's bytes.
         let written = u32::try_from(HEADER_SIZE + len).unwrap_or(u32::MAX);
         self.0.add_used(memory, buffer.head(), written);
     }

@@ -1,4 +1,4 @@
-//! The host end of a connection: a Unix stream, and the guest's bytes that it has no room for yet.
+//! The host end of a connection: a Unix stream, and a backlog of bytes that it has no room for yet.
 
 use std::io::{self, ErrorKind};
 use std::net::Shutdown;
@@ -15,7 +15,7 @@ use super::sys;
 pub(super) struct HostStream {
     stream: UnixStream,
     backlog: Backlog,
-    /// The stream may hold bytes, or its end.
+    /// The stream may hold bytes, or have ended.
     readable: bool,
     /// The write half is closed, because the peer takes no more bytes: they are discarded.
     write_closed: bool,
@@ -26,16 +26,16 @@ pub(super) struct HostStream {
     ended_receiving: bool,
 }
 
-/// What [`HostStream::receive`] found.
+/// The result of [`HostStream::receive`].
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Received {
-    /// So many bytes, at least one.
+    /// This many bytes, at least one.
     Data(usize),
     /// There are no bytes yet.
     Nothing,
-    /// The peer sends no more.
+    /// The end of the stream.
     End,
-    /// The peer went away without having read all that it was sent, or the stream failed.
+    /// The peer closed the stream with unread bytes in it, or the stream failed.
     Broken,
 }
 
@@ -52,17 +52,17 @@ impl HostStream {
         }
     }
 
-    /// The stream, to watch.
+    /// The stream, for the event loop.
     pub(super) fn stream(&self) -> &UnixStream {
         &self.stream
     }
 
-    /// The stream itself, to close.
+    /// The stream, to be closed.
     pub(super) fn into_stream(self) -> UnixStream {
         self.stream
     }
 
-    /// Whether [`receive`](Self::receive) may find something.
+    /// Whether there may be something to [`receive`](Self::receive).
     pub(super) fn is_readable(&self) -> bool {
         self.readable
     }
@@ -77,13 +77,13 @@ impl HostStream {
         self.write_closed
     }
 
-    /// The stream became readable.
+    /// Marks the stream as readable.
     pub(super) fn set_readable(&mut self) {
         self.readable = true;
     }
 
-    /// The peer closed the stream, or the stream failed. Returns how many bytes are discarded.
-    /// What the peer had sent can still be received.
+    /// Handles a stream that the peer closed, or that failed. Returns how many bytes of the backlog are
+    /// discarded. Bytes that the peer sent before can still be received.
     pub(super) fn hang_up(&mut self) -> usize {
         self.readable = true;
         self.hung_up = true;
@@ -95,8 +95,8 @@ impl HostStream {
         std::mem::take(&mut self.backlog).len()
     }
 
-    /// Sends the peer bytes from guest memory. Returns how many of them, backlog included, it took
-    /// or will never take; the rest is backlog.
+    /// Sends the peer bytes from guest memory. Returns how many of them were sent or discarded; the
+    /// rest is added to the backlog.
     pub(super) fn deliver<'m>(
         &mut self,
         payload: impl Iterator<Item = VolatileSlice<'m>> + Clone,
@@ -120,8 +120,8 @@ impl HostStream {
         sent
     }
 
-    /// Sends the peer as much of the backlog as it has room for. Returns how many bytes it took or will
-    /// never take.
+    /// Sends the peer as much of the backlog as it has room for. Returns how many bytes were sent or
+    /// discarded.
     pub(super) fn flush(&mut self) -> usize {
         let mut taken = 0;
         while self.has_backlog() {
@@ -144,14 +144,14 @@ impl HostStream {
         taken
     }
 
-    /// Sends the peer a line of our own, before any byte of the guest's. A stream that has no room
-    /// even for that takes no bytes at all.
-    pub(super) fn greet(&mut self, line: &str) {
+    /// Sends the peer a line from the device, before any byte from the guest. If the stream has no room
+    /// for the line, its write half is closed.
+    pub(super) fn send_line(&mut self, line: &str) {
         let sent = send(&self.stream, line.as_bytes(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
         self.write_closed |= sent != Ok(line.len());
     }
 
-    /// Receives into guest memory what it has of `room` bytes, at least one.
+    /// Receives up to `room` bytes, at least one, into guest memory.
     pub(super) fn receive<'m>(
         &mut self,
         buffers: impl Iterator<Item = VolatileSlice<'m>>,
@@ -160,8 +160,8 @@ impl HostStream {
         match sys::receive(self.stream.as_fd(), buffers) {
             Ok(0) => Received::End,
             Ok(count) => {
-                // Less than there was room for is most likely all. If not, the event loop says so.
-                // Once the peer is gone the end is there too.
+                // After a short read the stream is most likely empty; if not, the event loop reports
+                // it again. After a hang-up, the end of the stream follows.
                 self.readable = count == room || self.hung_up;
                 Received::Data(count)
             }
@@ -173,7 +173,7 @@ impl HostStream {
         }
     }
 
-    /// Tells the peer, once, that nothing more comes. Call it when there is no backlog.
+    /// Shuts down the direction to the peer, once. Call it when there is no backlog.
     pub(super) fn end_sending(&mut self) {
         if !std::mem::replace(&mut self.ended_sending, true) {
             // Fails only if the peer has closed its end.
@@ -181,7 +181,7 @@ impl HostStream {
         }
     }
 
-    /// Lets the peer's further writes fail, once: nobody reads them.
+    /// Shuts down the direction from the peer, once: its further writes fail.
     pub(super) fn end_receiving(&mut self) {
         if !std::mem::replace(&mut self.ended_receiving, true) {
             let _ = self.stream.shutdown(Shutdown::Read);
@@ -189,11 +189,11 @@ impl HostStream {
     }
 }
 
-/// A queue of bytes. It is bounded by the credit that the guest was given.
+/// A queue of bytes, bounded by the credit that the guest was given.
 #[derive(Debug, Default)]
 struct Backlog {
     bytes: Vec<u8>,
-    /// How many of `bytes` are consumed.
+    /// The number of `bytes` that are consumed.
     start: usize,
 }
 
@@ -222,7 +222,7 @@ impl Backlog {
             if let Ok(rest) = slice.offset(skipped)
                 && !rest.is_empty()
             {
-                // A `Vec` takes all of it.
+                // Writing to a `Vec` does not fail.
                 let _ = self.bytes.write_volatile(&rest);
             }
         }

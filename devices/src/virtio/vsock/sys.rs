@@ -9,10 +9,10 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use vm_memory::VolatileSlice;
 
-/// The kernel takes no more pieces at once (`UIO_MAXIOV`).
+/// The most pieces of a call (`UIO_MAXIOV`).
 const MAX_PIECES: usize = 1024;
 
-/// Sends what the socket has room for and returns how much that was. Never blocks, never raises
+/// Sends as many bytes as the socket has room for. Returns their number. Never blocks, never raises
 /// SIGPIPE.
 pub(super) fn send<'m>(
     socket: BorrowedFd<'_>,
@@ -27,8 +27,8 @@ pub(super) fn send<'m>(
     })
 }
 
-/// Receives what the socket holds, as far as there is room, and returns how much that was: 0 at the
-/// end of the stream. Never blocks.
+/// Receives the bytes that the socket holds, as many as fit into `pieces`. Returns their number, 0 at
+/// the end of the stream. Never blocks.
 pub(super) fn receive<'m>(
     socket: BorrowedFd<'_>,
     pieces: impl Iterator<Item = VolatileSlice<'m>>,

@@ -1,4 +1,4 @@
-//! The whole device, between a driver and Unix streams.
+//! Tests of the whole device, between a driver and Unix streams.
 
 mod bounds;
 mod event_loop;
@@ -19,15 +19,15 @@ use socket::Socket;
 use super::HostPorts;
 use super::packet::op;
 
-/// The guest's port in tests.
+/// The guest's port.
 const PORT: u32 = 1024;
 
-/// No port of the host is served.
+/// Serves no port of the host.
 fn no_ports(_: u32) -> io::Result<UnixStream> {
     Err(ErrorKind::ConnectionRefused.into())
 }
 
-/// All ports of the host are served: what serves them comes out of the receiver.
+/// Serves all ports of the host: the receiver yields the servers' ends.
 fn all_ports() -> (impl HostPorts, Receiver<(u32, UnixStream)>) {
     let (sender, receiver) = channel();
     let ports = move |port| {
@@ -38,7 +38,7 @@ fn all_ports() -> (impl HostPorts, Receiver<(u32, UnixStream)>) {
     (ports, receiver)
 }
 
-/// A stream for `VsockHandle::attach` and its other end, on which nothing waits for ever.
+/// A stream for `VsockHandle::attach`, and its other end, with timeouts.
 fn pair() -> (UnixStream, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     theirs.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
@@ -46,7 +46,7 @@ fn pair() -> (UnixStream, UnixStream) {
     (ours, theirs)
 }
 
-/// A client that has asked for [`PORT`], and the request as the guest got it.
+/// A client that has requested [`PORT`], and the request that the guest received.
 fn ask(guest: &mut Guest) -> (UnixStream, Packet) {
     let (ours, mut client) = pair();
     guest.handle().attach(ours).unwrap();
@@ -55,7 +55,7 @@ fn ask(guest: &mut Guest) -> (UnixStream, Packet) {
     (client, request)
 }
 
-/// A connection that a client asked for.
+/// A connection that a client requested.
 fn connect(guest: &mut Guest) -> (UnixStream, Socket) {
     connect_with_buffer(guest, 256 * 1024)
 }
@@ -92,7 +92,7 @@ fn read_rest(stream: &mut UnixStream) -> Vec<u8> {
     bytes
 }
 
-/// Bytes that no other place in the stream looks like.
+/// Pseudo-random bytes, which differ from place to place.
 fn pattern(len: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     (0..len)
@@ -103,7 +103,7 @@ fn pattern(len: usize) -> Vec<u8> {
         .collect()
 }
 
-/// Two long byte strings are the same; says where they are not.
+/// Asserts that two long byte strings are equal; reports the first difference.
 fn assert_same(got: &[u8], expected: &[u8]) {
     assert_eq!(got.len(), expected.len());
     let differs = got.iter().zip(expected).position(|(a, b)| a != b);

@@ -28,7 +28,7 @@ use crate::{Event, GuestMemory, Handler, Interest, Watch};
 /// Chains of each queue in a turn, before the other devices on the event loop.
 const BUDGET: usize = 256;
 
-/// Pause before the next `accept` after the process had no file descriptor left.
+/// Pause after a failed `accept`, for instance because the process has no file descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
 /// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET`, as a `struct virtio_vsock_event`.
@@ -52,7 +52,7 @@ pub(super) struct Worker {
     timer: OwnedFd,
     /// When the timer expires.
     alarm: Option<Instant>,
-    /// The guest is to be told of a transport reset.
+    /// A transport reset event is due.
     reset_due: bool,
 }
 
@@ -63,10 +63,10 @@ pub(super) struct Parts {
     pub(super) queues: [Queue; 3],
     pub(super) doorbell: Doorbell,
     pub(super) notifier: Notifier,
-    /// The negotiated ones.
+    /// The negotiated features.
     pub(super) features: u64,
     pub(super) mux: Mux,
-    /// How long a client may take to say which port it wants.
+    /// Timeout for a client's CONNECT line.
     pub(super) line_timeout: Duration,
     pub(super) shared: Arc<Shared>,
     pub(super) listener: Option<Arc<UnixListener>>,
@@ -98,7 +98,7 @@ impl Worker {
         })
     }
 
-    /// The queues as the driver gets them back. All streams are closed.
+    /// Closes all streams, and returns the queues.
     pub(super) fn into_queues(self) -> Vec<Queue> {
         [self.rx.0, self.tx, self.events].map(Virtqueue::into_queue).into()
     }
@@ -112,15 +112,15 @@ impl Worker {
         let more_to_receive = self.receive_packets(&memory);
         let more_to_send = self.send_packets(&memory);
         self.send_event(&memory);
-        // After a queue that the driver broke, no interrupt but the one that asks for a reset.
+        // If the driver broke a queue, this has sent the interrupt that asks for a reset.
         let queues = &mut [&mut self.rx.0, &mut self.tx, &mut self.events];
         let _ = self.notifier.finish(&memory, queues);
-        // Resets that just went out may have been what packets were waiting for.
+        // Resets that were just sent may have made room for packets.
         if more_to_send
             || self.events.is_turn_over()
             || (more_to_receive && self.mux.takes_packets())
         {
-            // It fails for no reason that the next ring would not report.
+            // If this fails, so does the guest's next notification.
             let _ = self.doorbell.ring();
         }
     }
@@ -178,7 +178,7 @@ impl Worker {
                     self.deadlines.set(token, Instant::now() + self.line_timeout);
                 }
                 Err(e) => {
-                    self.mux.warn(format_args!("cannot watch a client, it is hung up on: {e}"));
+                    self.mux.warn(format_args!("cannot watch a client, disconnecting it: {e}"));
                 }
             }
         }
@@ -188,8 +188,8 @@ impl Worker {
     /// Polls the listening socket while there is room for clients.
     fn listen(&mut self, watch: &mut Watch<'_>) {
         let Some(listener) = &self.listener else { return };
-        let welcome = self.clients.has_room() && !self.deadlines.is_set(LISTENER);
-        let interest = if welcome { Interest::Read } else { Interest::Pause };
+        let accepting = self.clients.has_room() && !self.deadlines.is_set(LISTENER);
+        let interest = if accepting { Interest::Read } else { Interest::Pause };
         if interest != self.listening {
             match watch.modify(listener, LISTENER, interest) {
                 Ok(()) => self.listening = interest,
@@ -212,7 +212,7 @@ impl Worker {
                         ErrorKind::Interrupted | ErrorKind::ConnectionAborted
                     ) => {}
                 Err(e) => {
-                    self.mux.warn(format_args!("cannot accept a client, will try again: {e}"));
+                    self.mux.warn(format_args!("cannot accept a client, trying again later: {e}"));
                     self.deadlines.set(LISTENER, Instant::now() + ACCEPT_PAUSE);
                     return None;
                 }
@@ -220,10 +220,10 @@ impl Worker {
         }
     }
 
-    /// A client sent something.
+    /// Handles a client whose stream is readable.
     fn on_client(&mut self, token: Token, watch: &mut Watch<'_>) {
-        match self.clients.listen(token) {
-            Outcome::Undecided => return,
+        match self.clients.on_readable(token) {
+            Outcome::Incomplete => return,
             Outcome::Connect(stream, port) => self.mux.connect(token, stream, port),
             Outcome::Refused(stream) => {
                 tracing::debug!("vsock: a client did not send CONNECT <port>: disconnecting it");
@@ -234,7 +234,7 @@ impl Worker {
         self.admit(watch);
     }
 
-    /// Ends clients and connections whose deadline has passed.
+    /// Disconnects clients and aborts connections whose deadline has passed.
     fn expire(&mut self, watch: &mut Watch<'_>) {
         let _ = rustix::io::read(&self.timer, &mut [0u8; 8]);
         self.alarm = None;
@@ -251,14 +251,14 @@ impl Worker {
         self.admit(watch);
     }
 
-    /// Sets the timer to the next deadline. A deadline that has been cleared costs one alarm.
+    /// Sets the timer to the next deadline. A deadline that is cleared later costs one wake-up.
     fn set_timer(&mut self) {
         let next = [self.deadlines.next(), self.mux.next_deadline()].into_iter().flatten().min();
         let Some(next) = next else { return };
         if self.alarm.is_some_and(|alarm| alarm <= next) {
             return;
         }
-        // Zero would disarm it.
+        // Zero would disarm the timer.
         let wait = next.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         let spec = Itimerspec {
             it_interval: Timespec { tv_sec: 0, tv_nsec: 0 },
@@ -273,7 +273,7 @@ impl Worker {
         }
     }
 
-    /// The handle was used.
+    /// Handles the inbox: new clients, and a transport reset.
     fn on_inbox(&mut self, watch: &mut Watch<'_>) {
         self.shared.clear_bell();
         if self.shared.take_transport_reset() {
@@ -293,7 +293,7 @@ impl Handler for Worker {
             watch.add(listener, LISTENER, self.listening)?;
         }
         self.on_inbox(watch);
-        // Buffers may be there that were added before anybody watched the doorbell.
+        // Chains may have become available before the doorbell was watched.
         self.serve();
         self.mux.apply(watch);
         self.set_timer();
@@ -303,7 +303,7 @@ impl Handler for Worker {
     fn ready(&mut self, event: Event, watch: &mut Watch<'_>) {
         match event.token {
             DOORBELL => {
-                // It was rung, or this would not have been called.
+                // The event says that it was rung.
                 let _ = self.doorbell.clear();
             }
             TIMER => self.expire(watch),

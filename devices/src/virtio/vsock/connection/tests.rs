@@ -28,7 +28,7 @@ fn shutdown(flags: u32) -> Header {
     Header { flags: flags.into(), ..packet(op::SHUTDOWN) }
 }
 
-/// Takes the next packet, which has to be a control packet.
+/// Sends the next packet, which must be this control packet.
 fn send_control(connection: &mut Connection, expected: Control) -> Header {
     assert_eq!(connection.next(false), Some(Outgoing::Control(expected)));
     connection.control(expected)
@@ -41,14 +41,14 @@ fn established() -> Connection {
 }
 
 #[test]
-fn the_host_asks_and_the_guest_accepts() {
+fn the_host_requests_and_the_guest_accepts() {
     let mut connection = Connection::to_guest(ID);
     let request = send_control(&mut connection, Control::Request);
     assert_eq!(request.op.get(), op::REQUEST);
     assert_eq!(request.src_cid.get(), HOST_CID);
     assert_eq!((request.src_port.get(), request.dst_port.get()), (ID.host_port, ID.guest_port));
     assert_eq!((request.buf_alloc.get(), request.fwd_cnt.get()), (WINDOW, 0));
-    // Data waits for the answer.
+    // Data waits for the response.
     assert_eq!(connection.next(true), None);
     assert_eq!(connection.on_packet(&packet(op::RESPONSE)), Reaction::Accepted);
     assert_eq!(connection.next(true), Some(Outgoing::Data(ROOM)));
@@ -64,14 +64,14 @@ fn the_guest_refuses() {
 }
 
 #[test]
-fn an_answer_before_the_question_is_a_violation() {
+fn a_response_before_the_request_is_a_violation() {
     let mut connection = Connection::to_guest(ID);
     assert!(matches!(connection.on_packet(&packet(op::RESPONSE)), Reaction::Violation(_)));
     assert_eq!(connection.phase(), Phase::Closed);
 }
 
 #[test]
-fn what_a_guest_must_not_send_closes_the_connection() {
+fn a_forbidden_packet_closes_the_connection() {
     for bad in [packet(op::REQUEST), packet(op::RESPONSE), packet(0), packet(8), packet(u16::MAX)] {
         let mut connection = established();
         assert!(matches!(connection.on_packet(&bad), Reaction::Violation(_)), "{bad:?}");
@@ -81,7 +81,7 @@ fn what_a_guest_must_not_send_closes_the_connection() {
 }
 
 #[test]
-fn the_guest_is_told_of_room_before_it_runs_out() {
+fn a_credit_update_is_sent_before_credit_runs_out() {
     let mut connection = established();
     assert_eq!(connection.on_packet(&data(WINDOW)), Reaction::Payload);
     connection.forwarded(WINDOW / 2 - 1);
@@ -93,7 +93,7 @@ fn the_guest_is_told_of_room_before_it_runs_out() {
 }
 
 #[test]
-fn any_packet_tells_of_room() {
+fn any_packet_updates_credit() {
     let mut connection = established();
     assert_eq!(connection.on_packet(&data(WINDOW)), Reaction::Payload);
     connection.forwarded(WINDOW);
@@ -104,7 +104,7 @@ fn any_packet_tells_of_room() {
 }
 
 #[test]
-fn a_credit_request_is_answered_even_with_nothing_new() {
+fn a_credit_request_is_answered_even_without_new_credit() {
     let mut connection = established();
     assert_eq!(connection.on_packet(&packet(op::CREDIT_REQUEST)), Reaction::Nothing);
     send_control(&mut connection, Control::CreditUpdate);
@@ -122,13 +122,13 @@ fn a_byte_more_than_the_window_is_a_violation() {
 }
 
 #[test]
-fn without_credit_it_asks_once() {
+fn without_credit_one_credit_request_is_sent() {
     let mut connection = established();
     connection.data(ROOM);
     assert_eq!(connection.next(true), Some(Outgoing::Control(Control::CreditRequest)));
     connection.control(Control::CreditRequest);
     assert_eq!(connection.next(true), None);
-    // An answer without room is no reason to ask again.
+    // An answer without room causes no further request.
     connection.on_packet(&packet(op::CREDIT_UPDATE));
     assert_eq!(connection.next(true), None);
     let room = Header { fwd_cnt: 10.into(), ..packet(op::CREDIT_UPDATE) };
@@ -139,7 +139,7 @@ fn without_credit_it_asks_once() {
 }
 
 #[test]
-fn lies_about_credit_give_no_credit() {
+fn wrong_fwd_cnt_gives_no_credit() {
     let mut connection = established();
     connection.data(1000);
     let update = |fwd_cnt: u32, buf_alloc: u32| Header {
@@ -156,7 +156,7 @@ fn lies_about_credit_give_no_credit() {
     connection.on_packet(&update(600, ROOM));
     connection.on_packet(&update(500, ROOM));
     assert_eq!(connection.next(true), Some(Outgoing::Data(ROOM - 400)));
-    // A buffer that shrinks under what is in it.
+    // A buffer that becomes smaller than its content.
     connection.on_packet(&update(600, 100));
     assert!(!matches!(connection.next(true), Some(Outgoing::Data(_))));
     connection.on_packet(&update(600, u32::MAX));
@@ -187,7 +187,7 @@ fn the_counters_wrap() {
 }
 
 #[test]
-fn the_host_ends_one_direction_and_then_the_other() {
+fn the_host_shuts_down_one_direction_and_then_the_other() {
     let mut connection = established();
     connection.host_ended_sending();
     assert_eq!(send_control(&mut connection, Control::Shutdown).flags.get(), 2);
@@ -202,7 +202,7 @@ fn the_host_ends_one_direction_and_then_the_other() {
 }
 
 #[test]
-fn the_guest_ends_one_direction_and_then_the_other() {
+fn the_guest_shuts_down_one_direction_and_then_the_other() {
     let mut connection = established();
     assert_eq!(connection.on_packet(&data(5)), Reaction::Payload);
     assert_eq!(connection.on_packet(&shutdown(2)), Reaction::Nothing);
@@ -210,29 +210,29 @@ fn the_guest_ends_one_direction_and_then_the_other() {
     assert_eq!(connection.on_packet(&shutdown(1)), Reaction::Nothing);
     assert_eq!(connection.guest_shutdown(), Shutdown { receive: true, send: true });
     assert_eq!(connection.next(true), None);
-    // What it sent comes first.
+    // Its data comes first.
     assert!(!connection.is_finished_by_guest());
     connection.forwarded(5);
     assert!(connection.is_finished_by_guest());
     assert!(matches!(connection.on_packet(&data(1)), Reaction::Violation(_)));
 }
 
-/// What happens to a connection with a guest that keeps to the rules.
+/// A step of a connection with a guest that follows the protocol.
 #[derive(Clone, Debug)]
 enum Step {
-    /// The guest's application wants to send so many bytes more.
+    /// The guest's application writes this many bytes.
     GuestWrites(u32),
-    /// The guest's application reads up to so many bytes.
+    /// The guest's application reads up to this many bytes.
     GuestReads(u32),
-    /// The guest sends something for the sake of its credit.
-    GuestAsks,
-    /// The client wrote so many bytes.
+    /// The guest requests a credit update.
+    GuestRequestsCredit,
+    /// The client writes this many bytes.
     HostWrites(u32),
-    /// The client took up to so many bytes.
+    /// The client reads up to this many bytes.
     HostReads(u32),
-    /// The guest gets up to so many of our packets, of up to so many bytes of data.
+    /// The device sends up to this many packets, with up to this many bytes of data each.
     Send(u8, u32),
-    /// The guest's packets get to us.
+    /// The device receives all packets of the guest.
     Receive,
 }
 
@@ -241,7 +241,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         count().prop_map(Step::GuestWrites),
         count().prop_map(Step::GuestReads),
-        Just(Step::GuestAsks),
+        Just(Step::GuestRequestsCredit),
         count().prop_map(Step::HostWrites),
         count().prop_map(Step::HostReads),
         (1..8u8, 1..100_000u32).prop_map(|(packets, len)| Step::Send(packets, len)),
@@ -252,14 +252,14 @@ fn step() -> impl Strategy<Value = Step> {
 /// A guest, a client, and the connection between them. Bytes are only counted.
 struct World {
     connection: Connection,
-    /// The guest's packets on their way.
+    /// The guest's packets in its tx queue.
     tx: VecDeque<Header>,
     guest_room: u32,
-    /// Written by the guest's application, and of that sent, and of that taken by the client.
+    /// Bytes written by the guest's application, sent by the guest, and read by the client.
     guest: [u64; 3],
-    /// The `fwd_cnt` that the guest knows.
+    /// The last `fwd_cnt` that the guest received.
     known: u32,
-    /// Written by the client, and of that sent, and of that read by the guest's application.
+    /// Bytes written by the client, sent to the guest, and read by the guest's application.
     host: [u64; 3],
 }
 
@@ -280,7 +280,7 @@ impl World {
         });
     }
 
-    /// As a Linux guest does: as much as there is credit for, in packets of 64 KiB.
+    /// Sends data as a Linux guest does: as much as there is credit for, in packets of 64 KiB.
     fn guest_pushes(&mut self) {
         loop {
             let credit = WINDOW - (self.guest[1] as u32).wrapping_sub(self.known);
@@ -303,7 +303,7 @@ impl World {
                     self.guest_sends(packet(op::CREDIT_UPDATE));
                 }
             }
-            Step::GuestAsks => self.guest_sends(packet(op::CREDIT_REQUEST)),
+            Step::GuestRequestsCredit => self.guest_sends(packet(op::CREDIT_REQUEST)),
             Step::HostWrites(count) => self.host[0] += u64::from(count),
             Step::HostReads(count) => {
                 let count = count.min(self.connection.held());
@@ -348,8 +348,7 @@ impl World {
 }
 
 proptest! {
-    /// Neither side runs over the other, and whatever happened before, all bytes arrive once both
-    /// sides read.
+    /// Neither side exceeds its credit and, after any steps, all bytes arrive once both sides read.
     #[test]
     fn bytes_flow_within_credit_and_never_stall(
         guest_room in prop_oneof![Just(0u32), 1000..5000u32, 1..1_000_000u32],
@@ -378,7 +377,7 @@ proptest! {
         }
     }
 
-    /// Whatever a guest sends, the connection keeps its bounds.
+    /// Any packets of a guest leave the connection within its bounds.
     #[test]
     fn any_packets_keep_the_bounds(
         packets in prop::collection::vec(

@@ -11,7 +11,7 @@ use crate::{GuestMemory, Interest};
 
 use super::{BYTE_BUDGET, Sent};
 
-/// The ports of the host's end of connections that the host asked for. Services have lower ones.
+/// Ports of the host's end of connections that the host requested. Servers have lower ports.
 const FIRST_LOCAL_PORT: u32 = 1 << 30;
 const LAST_LOCAL_PORT: u32 = (1 << 31) - 1;
 
@@ -20,7 +20,7 @@ const LAST_LOCAL_PORT: u32 = (1 << 31) - 1;
 pub(super) struct Entry {
     pub(super) connection: Connection,
     pub(super) host: HostStream,
-    /// What the event loop watches the stream for, if it does.
+    /// What the event loop watches the stream for, if it is watched.
     pub(super) watched: Option<Interest>,
 }
 
@@ -29,13 +29,13 @@ impl Entry {
         Self { connection, host, watched }
     }
 
-    /// The host side took `count` bytes, or never will.
+    /// The host side took or discarded `count` bytes.
     pub(super) fn forwarded(&mut self, count: usize) {
         // It holds no more than the credit window.
         self.connection.forwarded(u32::try_from(count).unwrap_or(u32::MAX));
     }
 
-    /// Which readiness of the stream makes a difference.
+    /// The events of the stream that matter now.
     pub(super) fn interest(&self) -> Interest {
         let read = !self.host.is_readable() && self.connection.takes_data();
         match (read, self.host.has_backlog()) {
@@ -87,7 +87,7 @@ impl Entry {
     }
 }
 
-/// The entries, by the token that their streams are watched with.
+/// The entries, by the token of their streams on the event loop.
 #[derive(Debug)]
 pub(super) struct Table {
     entries: HashMap<Token, Entry>,
@@ -97,9 +97,9 @@ pub(super) struct Table {
     ready: BTreeSet<Token>,
     /// The entry whose turn it is to send; turns go round-robin.
     sender: Token,
-    /// How many bytes are left of its turn.
+    /// Bytes left in its turn.
     turn: usize,
-    /// The entries whose streams may have to be watched for something else.
+    /// The entries whose interest may have changed.
     changed: BTreeSet<Token>,
     /// Streams to close, once they are no longer watched.
     closed: Vec<UnixStream>,
@@ -140,7 +140,7 @@ impl Table {
         }
     }
 
-    /// A name that is not in use for a connection to a port of the guest, if one more fits.
+    /// An unused ID for a connection to a port of the guest, if the table has room.
     pub(super) fn new_id(&mut self, guest_port: u32) -> Option<ConnectionId> {
         if !self.has_room() {
             return None;
@@ -173,12 +173,12 @@ impl Table {
         self.by_id.get(&id).copied()
     }
 
-    /// All entries.
+    /// The tokens of all entries.
     pub(super) fn tokens(&self) -> Vec<Token> {
         self.entries.keys().copied().collect()
     }
 
-    /// The guest does not know this entry any more; its ports are free.
+    /// Removes the entry from the index by ports: the guest may use these again.
     pub(super) fn forget(&mut self, token: Token) {
         if let Some(entry) = self.entries.get(&token) {
             let id = entry.connection.id();
@@ -210,8 +210,9 @@ impl Table {
         self.changed.pop_first()
     }
 
-    /// The entry that is to send, and how many bytes of data. It keeps its turn, even if it has to
-    /// wait for buffers, until it has nothing to send or has [spent](Self::spend) it.
+    /// The entry whose turn it is to send, and how many bytes of data are left in the turn. The turn,
+    /// which may include waiting for buffers, lasts until the entry has nothing to send or has
+    /// [spent](Self::spend) it.
     pub(super) fn next_ready(&mut self) -> Option<(Token, usize)> {
         if self.turn == 0 || !self.ready.contains(&self.sender) {
             let after = self.sender.saturating_add(1)..;
@@ -221,7 +222,7 @@ impl Table {
         Some((self.sender, self.turn))
     }
 
-    /// The entry whose turn it is sent `count` bytes of data.
+    /// Counts `count` bytes of data against the current turn.
     pub(super) fn spend(&mut self, count: usize) {
         self.turn = self.turn.saturating_sub(count);
     }

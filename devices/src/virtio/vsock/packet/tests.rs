@@ -9,7 +9,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::*;
 use crate::virtio::chain::Table;
 
-/// Memory of two regions, so that a packet can lie across the seam.
+/// Memory has two regions that meet here, so that a packet can cross the boundary.
 const SEAM: u64 = 0x10_0000;
 const END: u64 = 0x20_0000;
 
@@ -21,7 +21,7 @@ fn memory() -> GuestMemory {
     .unwrap()
 }
 
-/// A queue with one chain that is available.
+/// A queue with one available chain.
 fn ring(memory: &GuestMemory, buffers: &[(u64, u32)], flags: u32) -> Queue {
     let queue = MockSplitQueue::new(memory, 256);
     for (&(address, len), index) in buffers.iter().zip(0u16..) {
@@ -65,7 +65,7 @@ fn gather<'m>(slices: impl Iterator<Item = VolatileSlice<'m>>) -> Vec<u8> {
 }
 
 #[test]
-fn a_header_is_laid_out_as_rust_vmm_has_it() {
+fn a_header_has_the_layout_of_rust_vmm() {
     let memory = memory();
     let at = GuestAddress(0x8000);
     memory.write_slice(header(4).as_bytes(), at).unwrap();
@@ -95,10 +95,10 @@ fn a_packet_needs_its_header_and_its_payload() {
         Err(Malformed::Truncated { room: 9, .. })
     ));
     assert!(parse(&[(0x8000, 44), (0x9000, 10)]).is_ok());
-    // More than there is of guest memory.
+    // Beyond guest memory.
     assert!(matches!(parse(&[(0x8000, 44), (END - 9, 10)]), Err(Malformed::Chain(_))));
     assert!(matches!(parse(&[(u64::MAX - 8, 10)]), Err(Malformed::Chain(_))));
-    // The device may not read what it is to write.
+    // Device-writable memory must not be read, nor device-readable memory written.
     let writable = chain(&memory, &[(0x8000, 100)], VRING_DESC_F_WRITE);
     assert!(matches!(TxPacket::parse(&memory, writable), Err(Malformed::NoHeader(0))));
     let readable = chain(&memory, &[(0x8000, 100)], 0);
@@ -106,7 +106,7 @@ fn a_packet_needs_its_header_and_its_payload() {
 }
 
 #[test]
-fn a_chain_that_loops_ends() {
+fn a_chain_that_loops_is_an_error() {
     let memory = memory();
     let buffers = [(0x8000, 0x1000), (0x8000, 0x1000)];
     let chain = chain(&memory, &buffers, VRING_DESC_F_NEXT);
@@ -116,7 +116,7 @@ fn a_chain_that_loops_ends() {
 }
 
 proptest! {
-    /// A packet may be cut into descriptors anywhere, and may cross memory regions.
+    /// A packet may be split into descriptors at any byte, and may cross memory regions.
     #[test]
     fn any_layout_is_the_same_packet(
         payload in prop::collection::vec(any::<u8>(), 0..500),
@@ -131,7 +131,7 @@ proptest! {
         let mut start = 0;
         for end in cuts.into_iter().filter(|&cut| cut < total).chain([total]) {
             buffers.push((at, end - start));
-            // Without a gap where it crosses, so that one descriptor really does.
+            // No gap across the boundary, so that one descriptor does cross it.
             at += u64::from(end - start) + u64::from(!across) * 7;
             start = end;
         }
@@ -142,9 +142,9 @@ proptest! {
         rx.write_header(&header);
         let mut rest = &payload[..];
         for slice in rx.payload(payload.len()) {
-            let (now, later) = rest.split_at(slice.len());
-            slice.copy_from(now);
-            rest = later;
+            let (part, left) = rest.split_at(slice.len());
+            slice.copy_from(part);
+            rest = left;
         }
         prop_assert!(rest.is_empty());
 

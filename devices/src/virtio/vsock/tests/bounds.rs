@@ -1,4 +1,4 @@
-//! What a guest or a client can make the device hold, and that others do not suffer from it.
+//! Bounds on what a guest or a client can make the device hold, and isolation of the others.
 
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixListener;
@@ -22,7 +22,7 @@ fn a_client_that_stops_reading_stops_the_guest() {
     let (mut client, mut socket) = connect(&mut guest);
     let sent = pattern(3 << 20);
     let mut done = 0;
-    // What the Unix stream takes, then the window, and nothing more.
+    // The Unix stream's buffer, then the window, and nothing more.
     loop {
         let now = socket.credit().min(sent.len() - done);
         socket.write(&mut guest, &sent[done..done + now]);
@@ -35,12 +35,12 @@ fn a_client_that_stops_reading_stops_the_guest() {
     assert_eq!(socket.credit(), 0);
     assert!(done < sent.len());
     guest.event_loop.assert_idle();
-    // It can ask, which makes no difference.
+    // A credit request gives no more credit.
     socket.send(&mut guest, op::CREDIT_REQUEST);
     socket.see(&guest.expect(op::CREDIT_UPDATE));
     let held = socket.peer_buf_alloc - socket.credit() as u32;
     assert!(held > WINDOW / 2, "{held}");
-    // When the client reads on, all goes on.
+    // When the client reads again, the guest can send again.
     let len = sent.len();
     let reading = in_background(move || read_exact(&mut client, len));
     socket.write_all(&mut guest, &sent[done..]);
@@ -59,7 +59,7 @@ fn a_guest_that_ignores_its_credit_is_reset() {
         packets += 1;
         assert!(packets < 100);
     }
-    // What it had credit for arrives.
+    // Bytes within the credit arrive.
     let got = read_rest(&mut client);
     assert!(got.len() >= WINDOW as usize);
     assert_eq!(got.len() % data.len(), 0);
@@ -76,7 +76,7 @@ fn without_credit_the_client_waits() {
     let data = guest.expect(op::RW);
     assert_eq!(data.data, b"0123456789");
     guest.expect(op::CREDIT_REQUEST);
-    // It is asked once, however it answers.
+    // The guest gets one credit request, whatever it answers.
     socket.send(&mut guest, op::CREDIT_UPDATE);
     socket.fwd_cnt = 11;
     socket.send(&mut guest, op::CREDIT_UPDATE);
@@ -108,16 +108,16 @@ fn without_buffers_the_client_waits() {
 }
 
 #[test]
-fn buffers_without_room_for_data_stop_nothing() {
+fn buffers_without_room_for_data_do_not_stop_the_queue() {
     let mut guest = Guest::without_buffers(Setup::default(), no_ports);
-    // Good for control packets.
+    // Large enough for control packets.
     guest.rx_buffer = HEADER_SIZE as u32;
     guest.give(8);
     let (mut client, request) = ask(&mut guest);
     let socket = Socket::of(&request);
     client.write_all(b"data").unwrap();
     socket.send(&mut guest, op::RESPONSE);
-    // Not good for anything.
+    // Too small for any packet.
     guest.rx_buffer = HEADER_SIZE as u32 - 1;
     guest.give(8);
     guest.rx_buffer = 4096;
@@ -145,17 +145,17 @@ fn a_flood_of_refused_requests_waits_for_buffers() {
             std::thread::sleep(Duration::from_millis(10));
         }
     }
-    // As many as can be answered later, and a tx queue that nobody takes from.
+    // As many resets as may wait, and a full tx queue.
     assert_eq!(sent, 1024 + 64);
     guest.event_loop.assert_idle();
-    // Answers that went out make room for packets, even if the guest does nothing more.
+    // Answers that were sent make room for packets, without another notification.
     guest.fill();
     guest.flush();
     for port in 0..sent {
         assert_eq!(guest.expect(op::RST).header.dst_port.get(), port);
     }
     guest.expect_silence();
-    // And all is well again.
+    // Then the device works as before.
     let (mut client, mut socket) = connect(&mut guest);
     socket.write(&mut guest, b"hello");
     assert_eq!(read_exact(&mut client, 5), b"hello");
@@ -181,7 +181,7 @@ fn a_flood_of_connections_is_bounded() {
     early.write(&mut guest, b"hello");
     assert_eq!(read_exact(&mut client, 5), b"hello");
     guest.event_loop.assert_idle();
-    // One leaves, one can come.
+    // When a connection closes, another can be opened.
     Socket::new(1025, 7).send(&mut guest, op::RST);
     Socket::new(1025, 6000).send(&mut guest, op::REQUEST);
     guest.expect(op::RESPONSE);
@@ -189,7 +189,7 @@ fn a_flood_of_connections_is_bounded() {
 }
 
 #[test]
-fn connections_that_come_and_go_without_buffers_leave_nothing() {
+fn connections_opened_and_reset_without_buffers_leave_nothing() {
     let (ports, served) = all_ports();
     let mut guest = Guest::without_buffers(Setup::default(), ports);
     for round in 0..3000 {
@@ -204,7 +204,7 @@ fn connections_that_come_and_go_without_buffers_leave_nothing() {
 }
 
 #[test]
-fn clients_that_cannot_make_up_their_minds_are_bounded() {
+fn clients_without_a_connect_line_are_bounded() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("vsock.sock");
     let listener = Some(UnixListener::bind(&path).unwrap());
@@ -214,7 +214,7 @@ fn clients_that_cannot_make_up_their_minds_are_bounded() {
     let mut late = UnixStream::connect(&path).unwrap();
     late.write_all(b"CONNECT 1024\n").unwrap();
     guest.event_loop.assert_idle();
-    // Its turn comes when the others' time is up.
+    // The late client is admitted when the others have timed out.
     let socket = Socket::of(&guest.expect(op::REQUEST));
     socket.send(&mut guest, op::RESPONSE);
     assert_eq!(read_line(&mut late), format!("OK {}\n", socket.host_port));
@@ -252,7 +252,7 @@ fn connections_take_turns() {
     let mut guest = Guest::with(Setup { rx_size: 16, ..Setup::default() }, no_ports);
     let mut connections: Vec<_> =
         (0..5).map(|_| connect_with_buffer(&mut guest, u32::MAX)).collect();
-    // While the guest does not look, all streams run full.
+    // While the guest does not receive, all streams fill up.
     for (client, _) in &mut connections {
         client.set_nonblocking(true).unwrap();
         while client.write(&[7; 4096]).is_ok() {}
@@ -271,14 +271,14 @@ fn truncated_packets_and_worse_are_dropped() {
     let mut guest = Guest::new(no_ports);
     let (mut client, socket) = connect(&mut guest);
     let (mut other, mut other_socket) = connect(&mut guest);
-    // Too short for a header, nowhere, the device's to write.
+    // Too short for a header, outside of memory, device-writable.
     guest.send_chain(&[(0x180_0000, 43)], false);
     guest.send_chain(&[(u64::MAX - 10, 100)], false);
     guest.send_chain(&[(0x180_0000, 100)], true);
     guest.send_chain(&[(0x180_0000, 0)], false);
     guest.flush();
     guest.expect_silence();
-    // A length that the chain does not have leaves a hole in the stream.
+    // A length beyond the chain leaves a hole in the stream.
     for len in [11, 0x7fff_ffff, u32::MAX] {
         guest.send(&Header { len: len.into(), ..socket.header(op::RW) }, b"0123456789");
         guest.expect(op::RST);
@@ -323,13 +323,13 @@ fn interrupts_and_credit_updates_are_few() {
     }
     assert_same(&reading(), &data);
     assert!(updates <= 2 * len / WINDOW as usize, "{updates} updates");
-    // 256 packets of tx. Their buffers are looked at when the ring is full.
+    // 256 packets. The driver reclaims their buffers when the tx ring is full.
     let interrupts = guest.interrupts() - before;
     assert!(interrupts <= 128, "{interrupts} interrupts");
 }
 
 #[test]
-fn a_queue_that_the_driver_breaks_is_left_alone() {
+fn a_broken_queue_needs_a_reset() {
     for ring in [RX, TX] {
         let mut guest = Guest::new(no_ports);
         let (mut client, _) = connect(&mut guest);
@@ -337,9 +337,9 @@ fn a_queue_that_the_driver_breaks_is_left_alone() {
         guest.kick();
         client.write_all(b"hello").unwrap();
         guest.event_loop.assert_idle();
-        assert_eq!(guest.interrupt_status() & 2, 2, "the driver is told");
+        assert_eq!(guest.interrupt_status() & 2, 2, "the driver is notified");
         drop(client);
-        // A reset makes it good again.
+        // After a reset it works again.
         guest.device.reset();
         guest.activate();
         guest.fill();
@@ -350,7 +350,7 @@ fn a_queue_that_the_driver_breaks_is_left_alone() {
 }
 
 #[test]
-fn buffers_of_no_use_take_a_bounded_part_of_a_turn() {
+fn unusable_buffers_are_bounded_per_turn() {
     let memory = crate::virtio::testing::memory();
     let mut ring = Ring::new(Layout::of(0), 256, false);
     let mut queue = RxQueue(Virtqueue::new("rx", ring.queue(&memory), 0));
@@ -366,7 +366,7 @@ fn buffers_of_no_use_take_a_bounded_part_of_a_turn() {
     }
     queue.0.begin_turn(128);
     assert!(queue.pop_buffer(&memory, 0).is_none() && !queue.0.is_turn_over());
-    // The device goes on with them by itself.
+    // The device continues with them without a notification.
     let mut guest = Guest::without_buffers(Setup { rx_size: 512, ..Setup::default() }, no_ports);
     guest.rx_buffer = HEADER_SIZE as u32 - 1;
     guest.give(400);
@@ -376,7 +376,7 @@ fn buffers_of_no_use_take_a_bounded_part_of_a_turn() {
 }
 
 #[test]
-fn what_is_logged_is_bounded_over_activations() {
+fn log_messages_are_bounded_over_activations() {
     let mut guest = Guest::new(no_ports);
     let log = guest.device.log.clone();
     for _ in 0..30 {

@@ -1,4 +1,4 @@
-//! The device's event loop in tests, and other threads.
+//! Threads of tests: the device's event loop, and work in the background.
 
 use std::fs;
 use std::path::PathBuf;
@@ -10,7 +10,8 @@ use std::time::Duration;
 use super::guest::PATIENCE;
 use crate::{EventLoop, LoopHandle};
 
-/// Runs `work` while the guest does something else, for so long at most.
+/// Runs `work` on another thread. The returned function waits for its result, for [`PATIENCE`] at
+/// most.
 pub(super) fn in_background<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> impl FnOnce() -> T {
@@ -23,8 +24,10 @@ pub(super) fn in_background<T: Send + 'static>(
             thread.join().unwrap();
             result
         }
-        Err(RecvTimeoutError::Timeout) => panic!("it takes too long"),
-        Err(RecvTimeoutError::Disconnected) => panic!("it failed: {:?}", thread.join().is_err()),
+        Err(RecvTimeoutError::Timeout) => panic!("the background work takes too long"),
+        Err(RecvTimeoutError::Disconnected) => {
+            panic!("the background work failed: {:?}", thread.join().is_err())
+        }
     }
 }
 
@@ -55,14 +58,14 @@ impl TestLoop {
         Self { handle, thread: Some(thread), proc }
     }
 
-    /// How much processor time the loop has used.
+    /// CPU time that the loop has used.
     fn busy(&self) -> Duration {
         let schedstat = fs::read_to_string(self.proc.join("schedstat")).unwrap();
         let nanoseconds = schedstat.split_whitespace().next().unwrap().parse().unwrap();
         Duration::from_nanos(nanoseconds)
     }
 
-    /// The loop has nothing to do, and knows it.
+    /// Asserts that the loop sleeps.
     pub(super) fn assert_idle(&self) {
         thread::sleep(Duration::from_millis(20));
         let before = self.busy();

@@ -1,4 +1,4 @@
-//! Bytes in both directions, and the end of connections.
+//! Data in both directions, and closing of connections.
 
 use std::net::Shutdown;
 
@@ -77,11 +77,11 @@ fn both_directions_at_once() {
 }
 
 #[test]
-fn buffers_are_filled() {
+fn a_packet_fills_its_buffer() {
     let mut guest = Guest::without_buffers(Setup::default(), no_ports);
     guest.give(1);
     let (mut client, mut socket) = connect(&mut guest);
-    // The guest has one buffer at a time: the stream runs full while it is away.
+    // The guest has one buffer at a time, and the stream has data for many.
     let sent = pattern(10 * (4096 - HEADER_SIZE));
     client.write_all(&sent).unwrap();
     std::thread::sleep(Duration::from_millis(20));
@@ -94,7 +94,7 @@ fn buffers_are_filled() {
 }
 
 #[test]
-fn packets_may_be_cut_anywhere() {
+fn packets_may_be_split_anywhere() {
     let mut guest = Guest::new(no_ports);
     let (mut client, socket) = connect(&mut guest);
     for cuts in [&[][..], &[1], &[43], &[44], &[45], &[44, 44, 46], &[10, 20, 30, 40, 50, 51]] {
@@ -107,7 +107,7 @@ fn packets_may_be_cut_anywhere() {
 }
 
 #[test]
-fn the_client_ends_sending_and_still_receives() {
+fn a_client_that_shut_down_sending_still_receives() {
     let mut guest = Guest::new(no_ports);
     let (mut client, mut socket) = connect(&mut guest);
     client.write_all(b"question").unwrap();
@@ -117,7 +117,7 @@ fn the_client_ends_sending_and_still_receives() {
     guest.event_loop.assert_idle();
     socket.write(&mut guest, &pattern(100_000));
     assert_same(&read_exact(&mut client, 100_000), &pattern(100_000));
-    // The guest closes: it is confirmed once the client has all.
+    // The guest closes, which is confirmed once the client has all bytes.
     socket.write(&mut guest, b"bye");
     socket.shutdown(&mut guest, 3);
     guest.expect(op::RST);
@@ -128,7 +128,7 @@ fn the_client_ends_sending_and_still_receives() {
 }
 
 #[test]
-fn the_guest_ends_sending_and_still_receives() {
+fn a_guest_that_shut_down_sending_still_receives() {
     let mut guest = Guest::new(no_ports);
     let (mut client, mut socket) = connect(&mut guest);
     socket.write(&mut guest, b"question");
@@ -140,7 +140,7 @@ fn the_guest_ends_sending_and_still_receives() {
     client.write_all(b"bye").unwrap();
     drop(client);
     assert_eq!(socket.read_exact(&mut guest, 3), b"bye");
-    // The client is gone, which the guest confirms.
+    // The client has closed, which the guest confirms.
     assert_eq!(guest.expect(op::SHUTDOWN).header.flags.get(), 3);
     guest.event_loop.assert_idle();
     socket.send(&mut guest, op::RST);
@@ -148,7 +148,7 @@ fn the_guest_ends_sending_and_still_receives() {
 }
 
 #[test]
-fn the_guest_ends_receiving() {
+fn the_guest_shuts_down_receiving() {
     let mut guest = Guest::new(no_ports);
     let (mut client, mut socket) = connect(&mut guest);
     socket.shutdown(&mut guest, 1);
@@ -164,13 +164,13 @@ fn the_guest_ends_receiving() {
 }
 
 #[test]
-fn a_client_that_leaves_ends_both_directions_after_its_last_byte() {
+fn a_client_that_closes_ends_both_directions_after_its_last_byte() {
     let mut guest = Guest::new(no_ports);
     let (mut client, mut socket) = connect_with_buffer(&mut guest, 5000);
     let sent = pattern(50_000);
     client.write_all(&sent).unwrap();
     drop(client);
-    // The guest has credit for a tenth of it: the rest waits, and nobody spins.
+    // The guest gave credit for a tenth of it: the rest waits, and the loop sleeps.
     guest.event_loop.assert_idle();
     let mut got = Vec::new();
     let mut flags = 0;
@@ -190,7 +190,7 @@ fn a_client_that_leaves_ends_both_directions_after_its_last_byte() {
     }
     assert_eq!(flags, 3);
     assert_same(&got, &sent);
-    // What the guest still says is taken, and thrown away.
+    // Data from the guest is now discarded.
     socket.write(&mut guest, &pattern(100_000));
     socket.write(&mut guest, &pattern(100_000));
     guest.flush();
@@ -212,12 +212,12 @@ fn a_guest_that_does_not_confirm_is_reset() {
 }
 
 #[test]
-fn what_a_guest_sent_before_it_closed_arrives() {
-    // It closes, and waits for the confirmation; it closes and goes away; it just goes away.
+fn data_sent_before_the_guest_closed_arrives() {
+    // Closes and waits for the confirmation; closes and resets; only resets.
     for (shutdown, reset) in [(true, false), (true, true), (false, true)] {
         let mut guest = Guest::new(no_ports);
         let (mut client, mut socket) = connect(&mut guest);
-        // More than the Unix stream takes.
+        // More than the Unix stream's buffer holds.
         let sent = pattern(socket.credit());
         socket.write(&mut guest, &sent);
         if shutdown {
@@ -251,7 +251,7 @@ fn the_ports_of_a_closed_connection_can_be_used_again() {
     let sent = pattern(socket.credit());
     socket.write(&mut guest, &sent);
     socket.shutdown(&mut guest, 3);
-    // The guest does not wait for the confirmation, nor the server for the end.
+    // The guest does not wait for the confirmation, nor the server for the end of the stream.
     let mut socket = Socket::new(1025, 4711);
     socket.send(&mut guest, op::REQUEST);
     socket.see(&guest.expect_besides_credit(op::RESPONSE));
@@ -260,30 +260,30 @@ fn the_ports_of_a_closed_connection_can_be_used_again() {
     assert_eq!(read_exact(&mut second, 6), b"second");
     assert_same(&read_rest(&mut first), &sent);
     drop(first);
-    // The end of the first is none of the second's.
+    // The end of the first connection does not affect the second.
     guest.expect_silence();
     second.write_all(b"reply").unwrap();
     assert_eq!(socket.read_exact(&mut guest, 5), b"reply");
 }
 
 #[test]
-fn a_client_that_had_more_to_read_resets_the_connection() {
+fn a_client_that_closes_with_unread_data_resets_the_connection() {
     let mut guest = Guest::new(no_ports);
     let (mut client, mut socket) = connect(&mut guest);
     socket.write(&mut guest, b"unread");
     guest.flush();
-    client.write_all(b"all I had to say").unwrap();
+    client.write_all(b"the last request").unwrap();
     drop(client);
-    assert_eq!(socket.read_exact(&mut guest, 16), b"all I had to say");
+    assert_eq!(socket.read_exact(&mut guest, 16), b"the last request");
     while guest.receive().op() != op::RST {}
     guest.expect_silence();
 }
 
 #[test]
-fn a_guest_that_resets_leaves_an_error_for_a_client_that_had_more_to_say() {
+fn a_reset_is_an_error_for_a_client_with_unsent_data() {
     let mut guest = Guest::new(no_ports);
     let (mut client, socket) = connect_with_buffer(&mut guest, 0);
-    client.write_all(b"nobody reads this").unwrap();
+    client.write_all(b"the guest has no room for this").unwrap();
     guest.expect(op::CREDIT_REQUEST);
     socket.send(&mut guest, op::RST);
     let end = client.read(&mut [0]).map_err(|e| e.kind());

@@ -1,4 +1,4 @@
-//! Random guests.
+//! Property tests with random guests and clients.
 
 use std::net::Shutdown;
 
@@ -8,7 +8,7 @@ use super::*;
 use crate::virtio::vsock::GUEST_CID;
 use crate::virtio::vsock::packet::Header;
 
-/// A packet of a guest that does not know what it does, about one of a few connections.
+/// A packet with random fields, of one of a few connections.
 fn any_header() -> impl Strategy<Value = Header> {
     let cid = |usual: u64| prop_oneof![20 => Just(usual), 1 => 0..5u64, 1 => any::<u64>()];
     (
@@ -34,50 +34,51 @@ fn any_header() -> impl Strategy<Value = Header> {
         })
 }
 
+/// A step of a hostile guest, a client or a server.
 #[derive(Clone, Debug)]
-enum Wild {
+enum Hostile {
     Packet(Header, usize, Vec<usize>),
     Chain(Vec<(u64, u32)>, bool),
     Client(Vec<u8>),
-    ClientSays(usize, Vec<u8>),
-    ClientEnds(usize, Shutdown),
-    ClientLeaves(usize),
-    ServerSays(Vec<u8>),
-    ServerLeaves,
+    ClientWrites(usize, Vec<u8>),
+    ClientShutsDown(usize, Shutdown),
+    ClientCloses(usize),
+    ServerWrites(Vec<u8>),
+    ServerCloses,
     Receive,
     ResetTransport,
 }
 
-fn wild() -> impl Strategy<Value = Wild> {
+fn any_hostile() -> impl Strategy<Value = Hostile> {
     let bytes = || prop::collection::vec(any::<u8>(), 0..300);
     let address = prop_oneof![0..0x400_1000u64, any::<u64>()];
     prop_oneof![
         20 => (any_header(), 0..300usize, prop::collection::btree_set(1..44usize, 0..4))
-            .prop_map(|(header, len, cuts)| Wild::Packet(header, len, cuts.into_iter().collect())),
+            .prop_map(|(header, len, cuts)| Hostile::Packet(header, len, cuts.into_iter().collect())),
         2 => (prop::collection::vec((address, 0..70_000u32), 1..5), any::<bool>())
-            .prop_map(|(chain, writable)| Wild::Chain(chain, writable)),
+            .prop_map(|(chain, writable)| Hostile::Chain(chain, writable)),
         2 => prop_oneof![
             (0..4u32).prop_map(|port| format!("CONNECT {}\n", PORT + port).into_bytes()),
             bytes(),
-        ].prop_map(Wild::Client),
-        2 => (0..8usize, bytes()).prop_map(|(index, bytes)| Wild::ClientSays(index, bytes)),
+        ].prop_map(Hostile::Client),
+        2 => (0..8usize, bytes()).prop_map(|(index, bytes)| Hostile::ClientWrites(index, bytes)),
         1 => (0..8usize, any::<bool>()).prop_map(|(index, read)| {
-            Wild::ClientEnds(index, if read { Shutdown::Read } else { Shutdown::Write })
+            Hostile::ClientShutsDown(index, if read { Shutdown::Read } else { Shutdown::Write })
         }),
-        1 => (0..8usize).prop_map(Wild::ClientLeaves),
-        1 => bytes().prop_map(Wild::ServerSays),
-        1 => Just(Wild::ServerLeaves),
-        8 => Just(Wild::Receive),
-        1 => Just(Wild::ResetTransport),
+        1 => (0..8usize).prop_map(Hostile::ClientCloses),
+        1 => bytes().prop_map(Hostile::ServerWrites),
+        1 => Just(Hostile::ServerCloses),
+        8 => Just(Hostile::Receive),
+        1 => Just(Hostile::ResetTransport),
     ]
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
-    /// Whatever a guest and clients do, the device goes on, and does not spin.
+    /// Whatever a guest and clients do, the device keeps working and does not spin.
     #[test]
-    fn anything_goes(steps in prop::collection::vec(wild(), 0..150)) {
+    fn any_steps_are_survived(steps in prop::collection::vec(any_hostile(), 0..150)) {
         let (ports, served) = all_ports();
         let mut guest = Guest::with(Setup { rx_size: 8, ..Setup::default() }, ports);
         let mut clients = Vec::new();
@@ -85,50 +86,50 @@ proptest! {
         for step in steps {
             let count = clients.len().max(1);
             match step {
-                Wild::Packet(header, len, cuts) => {
+                Hostile::Packet(header, len, cuts) => {
                     guest.try_send(&header, &pattern(len), &cuts);
                 }
-                Wild::Chain(chain, writable) => {
+                Hostile::Chain(chain, writable) => {
                     guest.send_chain(&chain, writable);
                 }
-                Wild::Client(line) => {
+                Hostile::Client(line) => {
                     let (ours, mut client) = pair();
                     client.write_all(&line).unwrap();
                     if guest.handle().attach(ours).is_ok() {
                         clients.push(client);
                     }
                 }
-                Wild::ClientSays(index, bytes) => {
+                Hostile::ClientWrites(index, bytes) => {
                     if let Some(client) = clients.get_mut(index % count) {
                         let _ = client.write(&bytes);
                     }
                 }
-                Wild::ClientEnds(index, how) => {
+                Hostile::ClientShutsDown(index, how) => {
                     if let Some(client) = clients.get_mut(index % count) {
                         let _ = client.shutdown(how);
                     }
                 }
-                Wild::ClientLeaves(index) => {
+                Hostile::ClientCloses(index) => {
                     if !clients.is_empty() {
                         clients.swap_remove(index % count);
                     }
                 }
-                Wild::ServerSays(bytes) => {
+                Hostile::ServerWrites(bytes) => {
                     servers.extend(served.try_iter());
                     if let Some((_, server)) = servers.last_mut() {
                         let _ = Write::write(server, &bytes);
                     }
                 }
-                Wild::ServerLeaves => {
+                Hostile::ServerCloses => {
                     servers.pop();
                 }
-                Wild::Receive => while guest.receive_within(Duration::ZERO).is_some() {},
-                Wild::ResetTransport => guest.handle().reset_transport().unwrap(),
+                Hostile::Receive => while guest.receive_within(Duration::ZERO).is_some() {},
+                Hostile::ResetTransport => guest.handle().reset_transport().unwrap(),
             }
         }
         while guest.receive_within(Duration::from_millis(20)).is_some() {}
         guest.event_loop.assert_idle();
-        // It still works, for those who do.
+        // It still serves a connection that follows the protocol.
         guest.handle().reset_transport().unwrap();
         drop((clients, servers));
         let (ours, mut client) = pair();
@@ -146,39 +147,39 @@ proptest! {
     }
 }
 
-/// What happens to a connection whose two sides keep to the rules.
+/// A step of a guest or a client that follow the protocol.
 #[derive(Clone, Debug)]
-enum Tame {
+enum Step {
     GuestWrites(usize),
     GuestReads(usize),
     ClientWrites(usize),
     ClientReads(usize),
 }
 
-/// The most that one step writes or reads.
+/// The most bytes that one step writes or reads.
 const STEP_MAX: usize = 100_000;
-/// The most steps of one case.
+/// The most steps of a case.
 const STEPS_MAX: usize = 60;
-/// Steps after the last one, until each side has read what the other wrote.
+/// The most further steps until each side has read all bytes of the other.
 const SETTLE_MAX: usize = 20_000;
 
-fn tame() -> impl Strategy<Value = Tame> {
+fn any_step() -> impl Strategy<Value = Step> {
     (0..4u8, prop_oneof![1..100usize, 1..STEP_MAX]).prop_map(|(kind, len)| match kind {
-        0 => Tame::GuestWrites(len),
-        1 => Tame::GuestReads(len),
-        2 => Tame::ClientWrites(len),
-        _ => Tame::ClientReads(len),
+        0 => Step::GuestWrites(len),
+        1 => Step::GuestReads(len),
+        2 => Step::ClientWrites(len),
+        _ => Step::ClientReads(len),
     })
 }
 
-/// A connection, and how far each of its two sides has written and read.
+/// A connection, and how many bytes each side has written and read.
 struct Connection {
     guest: Guest,
     socket: Socket,
     client: UnixStream,
-    /// What each side writes, from its beginning.
+    /// The bytes that each side writes.
     data: Vec<u8>,
-    /// What the guest has received and not read.
+    /// Bytes that the guest has received and not read.
     inbox: Vec<u8>,
     guest_wrote: usize,
     guest_read: usize,
@@ -206,19 +207,19 @@ impl Connection {
     }
 
     /// Takes one step, then receives as [`receive`](Self::receive) does.
-    fn step(&mut self, step: &Tame, patience: Duration) -> Result<(), TestCaseError> {
+    fn step(&mut self, step: &Step, patience: Duration) -> Result<(), TestCaseError> {
         match *step {
-            Tame::GuestWrites(len) => self.guest_writes(len),
-            Tame::GuestReads(len) => self.guest_reads(len),
-            Tame::ClientWrites(len) => self.client_writes(len)?,
-            Tame::ClientReads(len) => self.client_reads(len)?,
+            Step::GuestWrites(len) => self.guest_writes(len),
+            Step::GuestReads(len) => self.guest_reads(len),
+            Step::ClientWrites(len) => self.client_writes(len)?,
+            Step::ClientReads(len) => self.client_reads(len)?,
         }
         self.receive(patience)
     }
 
-    /// Lets both sides read until nothing is under way.
+    /// Lets both sides read until all bytes have arrived.
     fn settle(&mut self) -> Result<(), TestCaseError> {
-        let reads = [Tame::GuestReads(usize::MAX), Tame::ClientReads(usize::MAX)];
+        let reads = [Step::GuestReads(usize::MAX), Step::ClientReads(usize::MAX)];
         for step in reads.iter().cycle().take(SETTLE_MAX) {
             if self.is_settled() {
                 return Ok(());
@@ -292,10 +293,10 @@ impl Connection {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
 
-    /// Bytes in are bytes out, in order, however the two sides take turns.
+    /// All bytes arrive in order, in any order of steps.
     #[test]
-    fn bytes_in_are_bytes_out(
-        steps in prop::collection::vec(tame(), 0..STEPS_MAX),
+    fn all_bytes_arrive_in_order(
+        steps in prop::collection::vec(any_step(), 0..STEPS_MAX),
         buf_alloc in 1000..300_000u32,
         rx_buffer in 45..9000u32,
     ) {

@@ -1,5 +1,5 @@
-//! The guest's side for tests: a driver with real rings in memory, which believes every
-//! notification that it gets and gives only those that it must.
+//! The guest's side for tests: a driver with real rings in memory. It relies on the interrupts that it
+//! asks for, and notifies the device only when it has to.
 
 use std::collections::VecDeque;
 use std::os::unix::net::UnixListener;
@@ -21,10 +21,10 @@ pub(super) const RX: usize = 0;
 pub(super) const TX: usize = 1;
 pub(super) const EVENT: usize = 2;
 
-/// How long anything may take. Generous: test machines are slow and busy.
+/// Time limit of a step. Generous: test machines are slow and busy.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Where each ring has its buffers: 512 slots of rx, 64 of tx.
+/// The address of each ring's buffers: 512 slots of rx, 64 of tx.
 const BUFFERS: [u64; 3] = [0x40_0000, 0x300_0000, 0x30_0000];
 const SLOT: u64 = 0x1_1000;
 const MEMORY: usize = 0x400_0000;
@@ -42,7 +42,7 @@ impl Packet {
     }
 }
 
-/// How a guest is set up.
+/// Options of a guest.
 pub(super) struct Setup {
     pub(super) rx_size: u16,
     pub(super) rx_buffer: u32,
@@ -75,12 +75,12 @@ pub(super) struct Guest {
     rx_size: u16,
     pub(super) rx_buffer: u32,
     received: VecDeque<Packet>,
-    // Last: the device goes first.
+    // Last, so that the device is dropped before it.
     pub(super) event_loop: TestLoop,
 }
 
 impl Guest {
-    /// A guest that is up and has filled its rx queue.
+    /// A guest whose device runs and whose rx queue is full of buffers.
     pub(super) fn new(ports: impl HostPorts) -> Self {
         Self::with(Setup::default(), ports)
     }
@@ -163,7 +163,7 @@ impl Guest {
         self.line.raised()
     }
 
-    /// Waits for an interrupt after which `take` finds something.
+    /// Waits until `take` returns something, from interrupt to interrupt.
     pub(super) fn wait<T>(
         &mut self,
         ring: usize,
@@ -196,7 +196,7 @@ impl Guest {
         }
     }
 
-    /// Takes what is in the rx queue, and gives the buffers back.
+    /// Takes all packets in the rx queue, and makes their buffers available again.
     fn poll(&mut self) {
         let before = self.rings[RX].free.len();
         while let Some(packet) = self.take_packet() {
@@ -205,7 +205,7 @@ impl Guest {
         self.give(self.rings[RX].free.len() - before);
     }
 
-    /// Takes the next buffer out of the rx queue, and the packet out of that if it is not empty.
+    /// Takes the next used buffer of the rx queue, and its packet if it is not empty.
     pub(super) fn take_packet(&mut self) -> Option<Option<Packet>> {
         let (ids, len) = self.rings[RX].take_used(&self.memory)?;
         let at = GuestAddress(BUFFERS[RX] + SLOT * u64::from(ids[0]));
@@ -230,14 +230,14 @@ impl Guest {
         })
     }
 
-    /// The next packet from the device, which has to be of this kind.
+    /// The next packet from the device, which must have this operation.
     pub(super) fn expect(&mut self, op: u16) -> Packet {
         let packet = self.receive();
         assert_eq!(packet.op(), op, "{packet:?}");
         packet
     }
 
-    /// The next packet from the device that is not just about credit: of this kind.
+    /// The next packet from the device that is not a credit update, which must have this operation.
     pub(super) fn expect_besides_credit(&mut self, op: u16) -> Packet {
         loop {
             let packet = self.receive();
@@ -248,7 +248,7 @@ impl Guest {
         }
     }
 
-    /// The next packet, if one comes in a while.
+    /// The next packet, if one arrives within `patience`.
     pub(super) fn receive_within(&mut self, patience: Duration) -> Option<Packet> {
         self.wait_for(RX, patience, |guest| {
             guest.poll();
@@ -261,7 +261,7 @@ impl Guest {
         assert!(packet.is_none(), "{packet:?}");
     }
 
-    /// Gives the device a packet without waiting for it, in a chain cut at `cuts`. False if the tx
+    /// Makes a packet available without waiting, in a chain that is split at `cuts`. False if the tx
     /// queue is full.
     pub(super) fn try_send(&mut self, header: &Header, data: &[u8], cuts: &[usize]) -> bool {
         self.reclaim();
@@ -285,7 +285,7 @@ impl Guest {
         true
     }
 
-    /// Gives the device a packet, as Linux lays it out.
+    /// Makes a packet available, in the layout of Linux.
     pub(super) fn send(&mut self, header: &Header, data: &[u8]) {
         let cuts: &[usize] = if data.is_empty() { &[] } else { &[HEADER_SIZE] };
         self.wait(TX, "room in the tx queue", |guest| {
@@ -293,7 +293,7 @@ impl Guest {
         });
     }
 
-    /// Makes a chain of the tx queue available that is made of anything, if it has room.
+    /// Makes any chain of the tx queue available, if the queue has room.
     pub(super) fn send_chain(&mut self, chain: &[(u64, u32)], writable: bool) {
         self.reclaim();
         if self.rings[TX].free.len() >= chain.len() {
@@ -316,12 +316,12 @@ impl Guest {
         });
     }
 
-    /// Why the line rose: 1 for used buffers, 2 for the configuration.
+    /// The interrupt status: 1 for used buffers, 2 for a change of configuration.
     pub(super) fn interrupt_status(&self) -> u32 {
         self.interrupt.status()
     }
 
-    /// Gives the device a buffer for an event, and waits for the event.
+    /// Gives the device a buffer for an event.
     pub(super) fn give_event_buffer(&mut self, len: u32) {
         if self.rings[EVENT].publish(&self.memory, &[(BUFFERS[EVENT], len)], true) {
             self.kick();

@@ -1,4 +1,4 @@
-//! What the driver sees of the device, and how connections come about.
+//! The device's configuration, and how connections are opened.
 
 use std::os::unix::net::UnixListener;
 
@@ -14,7 +14,7 @@ fn short(line: u64, connect: u64, close: u64) -> Timeouts {
 }
 
 #[test]
-fn the_driver_finds_what_it_looks_for() {
+fn the_device_describes_itself() {
     let guest = Guest::new(no_ports);
     assert_eq!(guest.device.device_type(), 19);
     // Streams, indirect descriptors, event index; no SEQPACKET.
@@ -41,11 +41,11 @@ fn a_reserved_cid_is_refused() {
 }
 
 #[test]
-fn a_client_connects_and_talks() {
+fn a_client_connects_and_exchanges_data() {
     let mut guest = Guest::new(no_ports);
     let (ours, mut client) = pair();
     guest.handle().attach(ours).unwrap();
-    // It need not wait for the answer.
+    // The client need not wait for the answer.
     client.write_all(b"CONNECT 1024\nhello ").unwrap();
     let mut socket = Socket::of(&guest.expect(op::REQUEST));
     client.write_all(b"guest").unwrap();
@@ -86,7 +86,7 @@ fn every_connection_has_a_port_of_its_own() {
 }
 
 #[test]
-fn a_refused_client_is_hung_up_on() {
+fn a_refused_client_is_disconnected() {
     let mut guest = Guest::new(no_ports);
     let (mut client, request) = ask(&mut guest);
     Socket::of(&request).send(&mut guest, op::RST);
@@ -96,18 +96,18 @@ fn a_refused_client_is_hung_up_on() {
 }
 
 #[test]
-fn a_client_that_makes_no_sense_is_hung_up_on() {
+fn a_client_with_another_protocol_is_disconnected() {
     let mut guest = Guest::new(no_ports);
     let (ours, mut client) = pair();
     guest.handle().attach(ours).unwrap();
     client.write_all(b"GET / HTTP/1.1\r\nHost: box\r\n\r\n").unwrap();
-    // It finds the end, or, as nobody read all it said, a reset.
+    // The client sees the end of the stream or, because of its unread data, a reset.
     assert!(matches!(client.read(&mut [0]), Ok(0) | Err(_)));
     guest.expect_silence();
 }
 
 #[test]
-fn a_client_that_says_nothing_is_hung_up_on_in_time() {
+fn a_client_without_a_line_is_disconnected_at_its_deadline() {
     let timeouts = short(100, 10_000, 10_000);
     let mut guest = Guest::with(Setup { timeouts, ..Setup::default() }, no_ports);
     let (ours, mut silent) = pair();
@@ -118,7 +118,7 @@ fn a_client_that_says_nothing_is_hung_up_on_in_time() {
     guest.event_loop.assert_idle();
     assert_eq!(read_rest(&mut silent), b"");
     assert_eq!(read_rest(&mut slow), b"");
-    // A connection is not a client that says nothing.
+    // The deadline does not apply to a connection.
     let (mut client, mut socket) = connect(&mut guest);
     std::thread::sleep(Duration::from_millis(200));
     socket.write(&mut guest, b"still here");
@@ -126,21 +126,21 @@ fn a_client_that_says_nothing_is_hung_up_on_in_time() {
 }
 
 #[test]
-fn a_guest_that_does_not_answer_is_given_up() {
+fn a_request_without_an_answer_times_out() {
     let timeouts = short(10_000, 100, 10_000);
     let mut guest = Guest::with(Setup { timeouts, ..Setup::default() }, no_ports);
     let (mut client, request) = ask(&mut guest);
     assert_eq!(read_rest(&mut client), b"");
     let reset = guest.expect(op::RST);
     assert_eq!(reset.header.src_port, request.header.src_port);
-    // The answer comes too late.
+    // The answer is too late.
     Socket::of(&request).send(&mut guest, op::RESPONSE);
     guest.expect(op::RST);
     guest.event_loop.assert_idle();
 }
 
 #[test]
-fn a_guest_without_buffers_is_given_up_without_a_word() {
+fn a_request_that_was_never_sent_times_out_without_a_reset() {
     let timeouts = short(10_000, 100, 10_000);
     let mut guest = Guest::without_buffers(Setup { timeouts, ..Setup::default() }, no_ports);
     let (ours, mut client) = pair();
@@ -152,7 +152,7 @@ fn a_guest_without_buffers_is_given_up_without_a_word() {
 }
 
 #[test]
-fn the_guest_connects_and_talks() {
+fn the_guest_connects_and_exchanges_data() {
     let (ports, served) = all_ports();
     let mut guest = Guest::new(ports);
     let mut socket = Socket::new(1025, 4711);
@@ -181,7 +181,7 @@ fn host_ports_can_be_sockets_in_a_folder() {
     socket.write(&mut guest, b"hello");
     assert_eq!(read_exact(&mut server, 5), b"hello");
 
-    // Nobody there, nobody there any more, no room.
+    // No socket, a full backlog, a closed socket.
     Socket::new(53, 4712).send(&mut guest, op::REQUEST);
     guest.expect(op::RST);
     let mut answered = 0;
@@ -195,7 +195,7 @@ fn host_ports_can_be_sockets_in_a_folder() {
     }
     assert!(answered > 0, "a listening socket has a backlog");
     drop(listener);
-    // Nobody will ever accept those in the backlog.
+    // Connections in the backlog are never accepted.
     for _ in 0..answered {
         guest.expect(op::RST);
     }
@@ -222,7 +222,7 @@ fn packets_of_no_connection_are_refused() {
         socket.send(&mut guest, op);
         guest.expect(op::RST);
     }
-    // A reset is not answered, or there would be no end.
+    // A reset is not answered: that could go on forever.
     socket.send(&mut guest, op::RST);
     guest.expect_silence();
 }
@@ -242,7 +242,7 @@ fn addresses_and_types_that_are_not_ours_are_refused() {
         guest.send(&Header { socket_type: socket_type.into(), ..request }, &[]);
         assert_eq!(guest.expect(op::RST).header.socket_type.get(), socket_type);
     }
-    // From nobody: there is nobody to be told.
+    // From an unknown sender: there is no address to answer.
     for cid in [0, 1, 2, 4, 1 << 32 | 3] {
         guest.send(&Header { src_cid: cid.into(), ..request }, &[]);
     }
@@ -251,7 +251,7 @@ fn addresses_and_types_that_are_not_ours_are_refused() {
 }
 
 #[test]
-fn a_reset_closes_everything_and_the_device_starts_again() {
+fn a_reset_closes_all_connections_and_the_device_restarts() {
     let (ports, served) = all_ports();
     let mut guest = Guest::new(ports);
     let (mut client, mut socket) = connect(&mut guest);
@@ -260,7 +260,7 @@ fn a_reset_closes_everything_and_the_device_starts_again() {
     Socket::new(1025, 4711).send(&mut guest, op::REQUEST);
     guest.expect(op::RESPONSE);
     let (_, mut server) = served.recv().unwrap();
-    let (ours, mut thinking) = pair();
+    let (ours, mut undecided) = pair();
     guest.handle().attach(ours).unwrap();
     guest.flush();
 
@@ -270,19 +270,19 @@ fn a_reset_closes_everything_and_the_device_starts_again() {
     assert_eq!(read_rest(&mut asking), b"");
     assert_eq!(read_rest(&mut server), b"");
 
-    // A client that comes meanwhile waits.
-    let (ours, mut patient) = pair();
+    // A client of a stopped device waits.
+    let (ours, mut waiting) = pair();
     guest.handle().attach(ours).unwrap();
-    patient.write_all(b"CONNECT 5\n").unwrap();
+    waiting.write_all(b"CONNECT 5\n").unwrap();
     guest.activate();
     guest.fill();
     let request = guest.expect(op::REQUEST);
     assert_eq!(request.header.dst_port.get(), 5);
-    drop(patient);
+    drop(waiting);
     let (mut client, mut socket) = connect(&mut guest);
     socket.write(&mut guest, b"again");
     assert_eq!(read_exact(&mut client, 5), b"again");
-    assert!(matches!(thinking.read(&mut [0]), Ok(0)));
+    assert!(matches!(undecided.read(&mut [0]), Ok(0)));
 }
 
 #[test]
@@ -298,12 +298,12 @@ fn the_handle_outlives_the_device() {
 }
 
 #[test]
-fn a_transport_reset_closes_everything_and_tells_the_guest() {
+fn a_transport_reset_closes_all_connections_and_sends_an_event() {
     let mut guest = Guest::new(no_ports);
     let (mut client, socket) = connect(&mut guest);
     guest.handle().reset_transport().unwrap();
     assert_eq!(read_rest(&mut client), b"");
-    // The guest hears of it as soon as it has a buffer that is good for that.
+    // The event is sent as soon as there is a buffer large enough.
     guest.give_event_buffer(3);
     assert_eq!(guest.receive_event(), []);
     guest.give_event_buffer(8);
@@ -311,7 +311,7 @@ fn a_transport_reset_closes_everything_and_tells_the_guest() {
     guest.expect_silence();
     socket.send(&mut guest, op::CREDIT_UPDATE);
     guest.expect(op::RST);
-    // Once.
+    // It is sent once.
     guest.give_event_buffer(8);
     let (mut client, mut socket) = connect(&mut guest);
     socket.write(&mut guest, b"on");

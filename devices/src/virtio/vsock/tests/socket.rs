@@ -1,4 +1,4 @@
-//! A socket of the guest.
+//! A socket in the guest.
 
 use zerocopy::little_endian::U64;
 
@@ -6,13 +6,13 @@ use super::guest::{Guest, Packet};
 use crate::virtio::vsock::GUEST_CID;
 use crate::virtio::vsock::packet::{HOST_CID, Header, TYPE_STREAM, op};
 
-/// What the guest's driver knows of a connection.
+/// A connection's state in the guest's driver.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Socket {
     pub(super) host_port: u32,
     pub(super) guest_port: u32,
     pub(super) buf_alloc: u32,
-    /// Read by the application.
+    /// Bytes read by the application.
     pub(super) fwd_cnt: u32,
     pub(super) tx_cnt: u32,
     pub(super) peer_buf_alloc: u32,
@@ -39,7 +39,7 @@ impl Socket {
         socket
     }
 
-    /// Takes over the host's credit.
+    /// Applies the host's credit in a packet.
     pub(super) fn see(&mut self, packet: &Packet) {
         assert_eq!(packet.header.src_cid.get(), HOST_CID);
         assert_eq!(packet.header.socket_type.get(), TYPE_STREAM);
@@ -75,7 +75,7 @@ impl Socket {
         guest.send(&Header { flags: flags.into(), ..self.header(op::SHUTDOWN) }, &[]);
     }
 
-    /// Sends data, whether there is credit for it or not.
+    /// Sends data without regard to credit.
     pub(super) fn write(&mut self, guest: &mut Guest, data: &[u8]) {
         for data in data.chunks(64 * 1024) {
             self.tx_cnt = self.tx_cnt.wrapping_add(data.len() as u32);
@@ -84,7 +84,7 @@ impl Socket {
         }
     }
 
-    /// Sends data as credit allows. Packets that come meanwhile may only be about credit.
+    /// Sends data within credit. Packets that arrive meanwhile must be credit updates.
     pub(super) fn write_all(&mut self, guest: &mut Guest, mut data: &[u8]) {
         while !data.is_empty() {
             let len = data.len().min(self.credit());
@@ -98,10 +98,10 @@ impl Socket {
         }
     }
 
-    /// Reads what there is to read until `len` bytes, and tells the host of the room.
+    /// Reads `len` bytes, and sends the host credit updates.
     pub(super) fn read_exact(&mut self, guest: &mut Guest, len: usize) -> Vec<u8> {
         let mut data = Vec::new();
-        let mut told = self.fwd_cnt;
+        let mut last = self.fwd_cnt;
         while data.len() < len {
             let packet = guest.receive();
             self.see(&packet);
@@ -110,13 +110,13 @@ impl Socket {
                     assert!(!packet.data.is_empty());
                     self.fwd_cnt = self.fwd_cnt.wrapping_add(packet.data.len() as u32);
                     data.extend(packet.data);
-                    if self.fwd_cnt.wrapping_sub(told) > self.buf_alloc / 2 {
-                        told = self.fwd_cnt;
+                    if self.fwd_cnt.wrapping_sub(last) > self.buf_alloc / 2 {
+                        last = self.fwd_cnt;
                         self.send(guest, op::CREDIT_UPDATE);
                     }
                 }
                 op::CREDIT_REQUEST => {
-                    told = self.fwd_cnt;
+                    last = self.fwd_cnt;
                     self.send(guest, op::CREDIT_UPDATE);
                 }
                 op::CREDIT_UPDATE => {}

@@ -1,9 +1,9 @@
-//! Frames through virtio-net with nobody at either end: what the device itself costs.
+//! The cost of virtio-net itself: frames through the device, without a guest or a network.
 //!
 //! `cargo bench -p boxlite-devices --bench net`
 //!
-//! An iteration is a turn of the network: frames are received or sent, and then flushed. Their memory
-//! is in the CPU's caches.
+//! An iteration is a turn of the network: frames are received or sent, and then flushed. The frames'
+//! memory is in the CPU's caches.
 
 // `criterion_group!` makes a public function without documentation.
 #![allow(missing_docs)]
@@ -25,12 +25,12 @@ use vm_memory::GuestAddress;
 const RX: usize = 0;
 const TX: usize = 1;
 
-/// Chains of a queue.
+/// Size of a queue, in chains.
 const SIZE: u16 = 256;
-/// Frames of a turn.
+/// Frames in a turn.
 const TURN: u16 = 64;
 
-/// A header and a frame to send, and buffers of a page to receive to.
+/// Address of a header and a frame that the guest sends, and of receive buffers of a page each.
 const FRAME: u64 = 0x10_0000;
 const BUFFERS: u64 = 0x20_0000;
 const BUFFER: u64 = 4096;
@@ -62,7 +62,7 @@ impl Registers for Transport {
     }
 }
 
-/// A guest with a running device, whose port is the second part.
+/// A guest's driver with a running device, and the device's port.
 fn start() -> (Driver<Transport>, NetPort) {
     let memory = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("memory");
     let (memory, line, slot) = (Arc::new(memory), Line::default(), Slot::default());
@@ -84,7 +84,8 @@ impl Slot {
 
 const LENS: [usize; 3] = [60, 1514, 65_534];
 
-/// As Linux does: a header of its own, and the frame in pages.
+/// The guest sends frames as Linux does: with the header in a descriptor of its own, and the frame in
+/// pages.
 fn transmit(c: &mut Criterion, name: &str, take: fn(&mut NetPort, &mut [u8]) -> bool) {
     let mut group = c.benchmark_group(name);
     for len in LENS {
@@ -160,7 +161,7 @@ fn send(c: &mut Criterion) {
                             ring.offer(memory, now.wrapping_sub(used));
                             used = now;
                         }
-                        Sent::Dropped => panic!("a frame is dropped"),
+                        Sent::Dropped => panic!("a frame was dropped"),
                     }
                 }
                 port.flush().expect("a good queue");

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Answers its number and remembers the last access.
+/// A device that reads as its number, and records the last access.
 struct Probe {
     number: u8,
     last: Option<(u64, Vec<u8>)>,
@@ -24,7 +24,7 @@ fn probe(number: u8) -> Arc<Mutex<Probe>> {
 }
 
 #[test]
-fn accesses_reach_the_device_whose_range_holds_them() {
+fn an_access_reaches_the_device_whose_range_contains_it() {
     let mut bus = Bus::new();
     let (low, high) = (probe(1), probe(2));
     bus.insert(0x2000..0x2008, high.clone()).unwrap();
@@ -44,7 +44,7 @@ fn accesses_reach_the_device_whose_range_holds_them() {
         let mut data = vec![0; len];
         bus.read(address, &mut data);
         bus.write(address, &data);
-        assert!(data.iter().all(|&byte| byte == 0xff), "{address:#x} is nobody's");
+        assert!(data.iter().all(|&byte| byte == 0xff), "{address:#x} belongs to no device");
     }
     assert!(low.lock().unwrap().last.is_none() && high.lock().unwrap().last.is_none());
 }
@@ -62,7 +62,7 @@ fn ranges_are_refused_with_a_reason() {
 }
 
 proptest! {
-    /// Against a plain list of ranges.
+    /// The bus behaves like a plain list of ranges.
     #[test]
     fn agrees_with_a_linear_search(
         ranges in prop::collection::vec((0u64..64, 1u64..16), 0..12),

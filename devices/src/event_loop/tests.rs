@@ -5,7 +5,7 @@ use boxlite_hv::Doorbell;
 
 use super::*;
 
-/// Tells of every ring of its doorbell.
+/// Reports every ring of its doorbell.
 struct Ringer {
     doorbell: Doorbell,
     rings: Sender<u32>,
@@ -43,10 +43,11 @@ impl Drop for Broken {
     }
 }
 
+/// Generous limit for something that is expected to happen.
 const SOON: Duration = Duration::from_secs(10);
 
 #[test]
-fn handlers_come_and_go_while_the_loop_runs() {
+fn handlers_are_added_and_removed_while_the_loop_runs() {
     let mut event_loop = EventLoop::new().unwrap();
     let (rings, rung) = channel();
     let early = Doorbell::new().unwrap();
@@ -68,10 +69,10 @@ fn handlers_come_and_go_while_the_loop_runs() {
     assert_eq!(back.token, 2);
     late.ring().unwrap();
     early.ring().unwrap();
-    // The ring of the removed handler came first and was not served.
+    // The removed handler's doorbell was rung first, and was not served.
     assert_eq!(rung.recv_timeout(SOON), Ok(1));
 
-    // The same handler may come again, with its bell still rung.
+    // The same handler can be added again, with its doorbell still rung.
     let registration = handle.add(back).unwrap();
     assert_eq!(rung.recv_timeout(SOON), Ok(2));
 
@@ -94,7 +95,7 @@ fn a_handler_that_does_not_start_is_dropped() {
     assert!(handle.add(Broken(channel().0)).is_err());
 }
 
-/// Asks its own loop to add a handler.
+/// Adds a handler to its own loop.
 struct Reentrant {
     doorbell: Doorbell,
     handle: LoopHandle,
@@ -114,7 +115,7 @@ impl Handler for Reentrant {
 }
 
 #[test]
-fn waiting_for_itself_is_refused() {
+fn a_loop_that_would_wait_for_itself_is_a_deadlock_error() {
     let mut event_loop = EventLoop::new().unwrap();
     let handle = event_loop.handle();
     let doorbell = Doorbell::new().unwrap();

@@ -1,5 +1,5 @@
-//! What unit tests of devices share: the driver of boxlite-devices-testing in front of a transport,
-//! an event loop, and any register writes.
+//! Shared by unit tests of devices: the driver of boxlite-devices-testing with a transport, an event
+//! loop, and arbitrary register writes.
 
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -27,7 +27,7 @@ impl Registers for MmioTransport {
     }
 }
 
-/// A driver of `device`, which has not been started.
+/// A driver of `device`, which it has not initialized.
 pub(crate) fn driver(device: impl VirtioDevice + 'static) -> Driver {
     let (memory, line) = (memory(), Line::default());
     let doorbell = Doorbell::new().unwrap();
@@ -59,7 +59,7 @@ impl Drop for TestLoop {
     }
 }
 
-/// An access to the registers: mostly one that a driver makes, with any value.
+/// A write to the registers: mostly a proper one, with any value.
 pub(crate) fn any_write() -> impl Strategy<Value = (u64, Vec<u8>)> {
     let register = prop_oneof![
         Just(VIRTIO_MMIO_STATUS),
@@ -83,7 +83,7 @@ pub(crate) fn any_write() -> impl Strategy<Value = (u64, Vec<u8>)> {
     ];
     let proper = (register, value)
         .prop_map(|(register, value)| (u64::from(register), value.to_le_bytes().to_vec()));
-    // The features that every driver must take.
+    // The features that every driver must accept.
     let modern = prop::sample::select(vec![
         (VIRTIO_MMIO_DRIVER_FEATURES_SEL, 1u32),
         (VIRTIO_MMIO_DRIVER_FEATURES, 1),

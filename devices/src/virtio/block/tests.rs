@@ -1,4 +1,4 @@
-//! The disk as a driver sees it, good or hostile.
+//! The device with well-behaved and hostile drivers.
 
 use std::fs::File;
 use std::sync::Mutex;
@@ -18,7 +18,7 @@ use crate::virtio::testing::{
 const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 const FLUSH: u64 = 1 << VIRTIO_BLK_F_FLUSH;
 
-/// In sectors; some clusters of any usual size, and a rest.
+/// In sectors: several clusters of any usual size, and a partial one.
 const CAPACITY: u64 = 3 * 128 + 11;
 const HEADER: u64 = DATA - 0x100;
 const STATUS: u64 = DATA - 0x10;
@@ -27,7 +27,7 @@ const OK: u8 = VIRTIO_BLK_S_OK as u8;
 const IOERR: u8 = VIRTIO_BLK_S_IOERR as u8;
 const UNSUPP: u8 = VIRTIO_BLK_S_UNSUPP as u8;
 
-/// A driver of a disk whose worker runs until the disk is dropped.
+/// A driver of a disk, whose worker runs until this is dropped.
 struct TestDisk {
     driver: Option<Driver>,
     worker: Option<JoinHandle<()>>,
@@ -36,10 +36,10 @@ struct TestDisk {
 
 impl TestDisk {
     fn open(spec: DiskOptions) -> Self {
-        Self::open_telling(spec, None)
+        Self::open_with(spec, None)
     }
 
-    fn open_telling(spec: DiskOptions, host_full: Option<HostFull>) -> Self {
+    fn open_with(spec: DiskOptions, host_full: Option<HostFull>) -> Self {
         let (device, worker) = BlockDevice::new(Disk::open(spec).unwrap(), host_full);
         let worker = thread::spawn(move || worker.run());
         let counters = device.counters();
@@ -52,7 +52,7 @@ impl TestDisk {
         disk
     }
 
-    /// Sends one request with `data` as further buffers. Returns its status.
+    /// Sends a request with `data` as its buffers. Returns its status.
     fn send(&mut self, kind: u32, sector: u64, data: &[Buffer]) -> u8 {
         let mut header = [0; 16];
         header[..4].copy_from_slice(&kind.to_le_bytes());
@@ -111,7 +111,7 @@ impl Drop for TestDisk {
     }
 }
 
-/// A file of `sectors` sectors, each filled with a byte of its number.
+/// A file of `sectors` sectors, each filled with its number.
 fn numbered(sectors: u64) -> File {
     let file = tempfile::tempfile().unwrap();
     let bytes: Vec<u8> =
@@ -162,7 +162,7 @@ fn the_configuration_describes_the_disk() {
 }
 
 #[test]
-fn identification_is_padded_and_cut() {
+fn identification_is_padded_and_truncated() {
     let mut disk = TestDisk::started(raw_spec());
     assert_eq!(disk.send(VIRTIO_BLK_T_GET_ID, 0, &[(DATA, 20, true)]), OK);
     assert_eq!(disk.get(DATA, 20), *b"disk\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
@@ -173,7 +173,7 @@ fn identification_is_padded_and_cut() {
 }
 
 #[test]
-fn data_goes_round_on_every_format() {
+fn data_survives_a_round_trip_in_every_format() {
     for (name, spec) in
         [("raw", raw_spec()), ("overlay", overlay_spec()), ("two overlays", two_overlays_spec())]
     {
@@ -188,7 +188,7 @@ fn data_goes_round_on_every_format() {
 }
 
 #[test]
-fn requests_are_counted_by_what_they_do() {
+fn requests_are_counted_by_type() {
     let mut disk = TestDisk::started(overlay_spec());
     assert_eq!(disk.write_sectors(7, &[1; 512]), OK);
     assert_eq!(disk.write_sectors(8, &[1; 1024]), OK);
@@ -216,8 +216,8 @@ fn a_request_may_be_split_anywhere() {
     header[8] = 5;
     disk.put(HEADER, &header);
     disk.put(SEAM - 100, &[9; 512]);
-    // The header in four pieces, one of which is the start of the data's; the data over the seam
-    // of two memory regions; the status after an unused byte.
+    // The header is in four pieces, the last of which also has the first data; the data crosses a
+    // boundary of memory regions; the status follows an unused byte.
     disk.put(SEAM - 116, &header);
     let chain = [
         (HEADER, 3, false),
@@ -319,7 +319,7 @@ fn requests_that_do_not_fit_the_disk_fail() {
             assert_eq!(disk.send(kind, sector, &[data]), IOERR, "{len} bytes at {sector}");
         }
     }
-    assert_eq!(disk.send(VIRTIO_BLK_T_IN, CAPACITY, &[]), OK, "nothing fits everywhere");
+    assert_eq!(disk.send(VIRTIO_BLK_T_IN, CAPACITY, &[]), OK, "an empty request fits everywhere");
 }
 
 #[test]
@@ -331,12 +331,12 @@ fn unknown_requests_are_unsupported() {
 }
 
 #[test]
-fn broken_chains_are_given_back_and_serving_goes_on() {
+fn broken_chains_are_returned_and_the_queue_is_served() {
     let mut disk = TestDisk::started(raw_spec());
     disk.put(HEADER, &[0; 16]);
     for chain in [
         &[(HEADER, 16, false)][..],                    // no status
-        &[(HEADER, 16, true), (STATUS, 1, false)],     // the wrong way round
+        &[(HEADER, 16, true), (STATUS, 1, false)],     // status not writable
         &[(MEMORY_END, 16, false), (STATUS, 1, true)], // header not in memory
         &[(HEADER, 16, false), (u64::MAX - 7, 512, true), (STATUS, 1, true)],
         &[(HEADER, 16, false), (DATA, u32::MAX, true), (STATUS, 1, true)],
@@ -359,7 +359,7 @@ fn broken_chains_are_given_back_and_serving_goes_on() {
 }
 
 #[test]
-fn a_ring_that_lies_needs_a_reset() {
+fn a_broken_ring_needs_a_reset() {
     let mut disk = TestDisk::started(raw_spec());
     disk.set_available_index(0, 0x4000);
     disk.kick(0);
@@ -367,14 +367,14 @@ fn a_ring_that_lies_needs_a_reset() {
     wait_until("DEVICE_NEEDS_RESET", || disk.status() == failed);
     disk.start(0, 1);
     assert_eq!(disk.read_sectors(1, 1), [0x81; 512]);
-    // A head that is no descriptor.
+    // A head outside of the descriptor table.
     disk.make_available(0, SIZE);
     disk.kick(0);
     wait_until("DEVICE_NEEDS_RESET", || disk.status() == failed);
 }
 
 #[test]
-fn a_read_only_disk_stays_as_it_is() {
+fn a_read_only_disk_does_not_change() {
     let named = tempfile::NamedTempFile::new().unwrap();
     std::io::copy(&mut &[1; 4096][..], &mut named.as_file()).unwrap();
     let spec = || DiskOptions::new(raw(File::open(named.path()).unwrap()), "ro");
@@ -392,15 +392,15 @@ fn a_read_only_disk_stays_as_it_is() {
 }
 
 #[test]
-fn a_full_host_is_an_io_error_and_is_told_once() {
-    /// Writes to this device find no room.
+fn a_full_host_is_an_io_error_and_is_reported_once() {
+    /// A device whose writes fail with ENOSPC.
     fn full() -> Option<File> {
         File::options().read(true).write(true).open("/dev/full").ok()
     }
     let Some(file) = full() else { return };
-    let told = Arc::new(Mutex::new(0));
-    let counter = Arc::clone(&told);
-    // A character device has no size; a worker on a disk of its own has.
+    let reports = Arc::new(Mutex::new(0));
+    let counter = Arc::clone(&reports);
+    // A character device has no size, so the worker has another disk.
     let disk = Disk::open(raw_spec()).unwrap();
     let (_device, mut worker) =
         BlockDevice::new(disk, Some(Box::new(move || *counter.lock().unwrap() += 1)));
@@ -411,7 +411,7 @@ fn a_full_host_is_an_io_error_and_is_told_once() {
         worker.failed(&no_room.into());
     }
     worker.failed(&request::RequestError::ReadOnly);
-    assert_eq!(*told.lock().unwrap(), 1);
+    assert_eq!(*reports.lock().unwrap(), 1);
 }
 
 #[test]
@@ -424,7 +424,7 @@ fn the_driver_may_choose_write_through() {
     assert_eq!(disk.config(CONFIG_WRITEBACK), [0]);
     assert_eq!(disk.config::<4>(CONFIG_WRITEBACK - 1)[1], 0);
     assert_eq!(disk.write_sectors(0, &[1; 512]), OK);
-    // And one that cannot flush gets it.
+    // A driver without FLUSH gets write-through.
     disk.start(0, 1);
     assert_eq!(disk.write_sectors(0, &[2; 512]), OK);
     assert_eq!(disk.read_sectors(0, 1), [2; 512]);
@@ -442,7 +442,7 @@ fn a_queue_reset_keeps_the_disk() {
 }
 
 #[test]
-fn nothing_is_touched_after_reset() {
+fn no_memory_is_written_after_reset() {
     let mut disk = TestDisk::open(overlay_spec());
     for _ in 0..50 {
         disk.start(0, 1);
@@ -482,7 +482,7 @@ fn many_requests_need_few_interrupts() {
 }
 
 #[test]
-fn a_worker_that_is_gone_is_a_failed_activation() {
+fn activation_fails_without_a_worker() {
     let (device, worker) = BlockDevice::new(Disk::open(raw_spec()).unwrap(), None);
     drop(worker);
     let mut driver = driver(device);
@@ -491,7 +491,7 @@ fn a_worker_that_is_gone_is_a_failed_activation() {
     assert_eq!(driver.set_status(DRIVER_OK), DRIVER_OK | VIRTIO_CONFIG_S_NEEDS_RESET);
 }
 
-/// A sequence of operations against a plain vector.
+/// An operation on a disk and on a vector that models it.
 #[derive(Clone, Debug)]
 enum Operation {
     Write { sector: u64, sectors: u64, fill: u8 },
@@ -519,7 +519,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn agrees_with_a_vector(
+    fn a_disk_behaves_like_a_vector(
         which in 0..3usize,
         operations in prop::collection::vec(operation(), 1..40),
     ) {
@@ -554,9 +554,9 @@ proptest! {
         prop_assert!(disk.read_sectors(0, CAPACITY) == model);
     }
 
-    /// Descriptors of any content, then any register writes, then an honest driver again.
+    /// Any descriptors and any register writes; then a well-behaved driver works.
     #[test]
-    fn a_hostile_driver_harms_nobody(
+    fn any_driver_is_survived(
         descriptors in prop::collection::vec(
             (
                 prop_oneof![Just(HEADER), DATA..DATA + 4096, any::<u64>()],
@@ -574,7 +574,7 @@ proptest! {
         let mut disk = TestDisk::started(spec);
         disk.put(HEADER, &[&header.0.to_le_bytes()[..], &[0; 4], &header.1.to_le_bytes()].concat());
         for (index, (address, len, flags, next)) in (0..).zip(descriptors) {
-            // Lengths that pass the end of memory are refused before anything is read.
+            // Lengths beyond the end of memory are refused before anything is read.
             disk.write_descriptor(0, index, Descriptor::new(address, len, flags & 7, next));
         }
         for head in heads {

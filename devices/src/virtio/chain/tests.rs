@@ -41,7 +41,7 @@ fn collect_of<'m>(
 }
 
 #[test]
-fn bytes_count_and_descriptors_do_not() {
+fn buffers_are_read_across_descriptors() {
     let memory = memory();
     memory.write_slice(b"0123456789", GuestAddress(SEAM - 5)).unwrap();
     let mut chain = collect(
@@ -75,7 +75,7 @@ fn bytes_count_and_descriptors_do_not() {
 }
 
 #[test]
-fn chains_that_make_no_sense_are_told_apart() {
+fn malformed_chains_have_distinct_errors() {
     let memory = memory();
     let whole = |descriptors: &[_]| collect(&memory, descriptors).map(|c| c.readable.len());
     let looped = [(DATA, 1, NEXT, 1), (DATA, 1, NEXT, 0)];
@@ -107,7 +107,7 @@ fn an_indirect_table_is_followed_once() {
     let behind = [(SEAM, 2, NEXT, 1), (table.0, 32, INDIRECT, 0)];
     let chain = collect(&memory, &behind).unwrap();
     assert_eq!((chain.readable.len(), chain.writable.len()), (5, 4));
-    // Who did not negotiate it may not use it, in whatever place.
+    // Refused anywhere in a chain, unless it was negotiated.
     for descriptors in [&behind[..], &[(table.0, 32, INDIRECT, 0)]] {
         let refused = collect_of(&memory, descriptors, !(1 << VIRTIO_RING_F_INDIRECT_DESC));
         assert!(matches!(refused, Err(ChainError::Indirect)), "{refused:?}");
@@ -131,7 +131,7 @@ fn an_indirect_table_is_followed_once() {
 }
 
 proptest! {
-    /// However a chain is split, taking it apart from both ends gives its bytes.
+    /// A chain yields its bytes, taken from both ends, however it is split.
     #[test]
     fn any_split_reads_the_same(
         lens in prop::collection::vec(0u32..40, 1..LIMIT),

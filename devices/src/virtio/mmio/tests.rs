@@ -77,7 +77,7 @@ fn recorded() -> (Driver, Recorder) {
 }
 
 #[test]
-fn the_constant_registers_say_what_it_is() {
+fn the_constant_registers_describe_the_device() {
     let (mut driver, _) = recorded();
     assert_eq!(driver.read(VIRTIO_MMIO_MAGIC_VALUE).to_le_bytes(), *b"virt");
     assert_eq!(driver.read(VIRTIO_MMIO_VERSION), 2);
@@ -138,7 +138,7 @@ fn activation_hands_the_queues_over_and_reset_takes_them_back() {
         let Layout { table, used, .. } = Layout::of(0);
         assert_eq!((first.size(), first.desc_table(), first.used_ring()), (SIZE, table, used));
         let doorbell = record.doorbell.as_ref().unwrap();
-        assert!(doorbell.clear().unwrap(), "rung once for what is in the rings already");
+        assert!(doorbell.clear().unwrap(), "rung once for chains that are available already");
         drop(record);
     }
     driver.kick(7);
@@ -152,7 +152,7 @@ fn activation_hands_the_queues_over_and_reset_takes_them_back() {
     driver.write(VIRTIO_MMIO_QUEUE_SEL, 0);
     assert_eq!(driver.read(VIRTIO_MMIO_QUEUE_READY), 0);
     driver.kick(0);
-    assert!(!doorbell.clear().unwrap(), "a device that is reset hears nothing");
+    assert!(!doorbell.clear().unwrap(), "a device in reset is not notified");
     driver.start(0, 2);
     assert_eq!(recorder.0.lock().unwrap().activations, 2);
 }
@@ -177,7 +177,7 @@ fn a_ready_or_running_queue_is_fixed() {
 }
 
 #[test]
-fn a_queue_that_makes_no_sense_does_not_become_ready() {
+fn an_invalid_queue_does_not_become_ready() {
     let (mut driver, _) = recorded();
     driver.negotiate(0);
     let end = MEMORY_END as u32;
@@ -211,7 +211,7 @@ fn a_queue_that_makes_no_sense_does_not_become_ready() {
 }
 
 #[test]
-fn one_queue_is_reset_while_the_other_keeps_its_place() {
+fn one_queue_is_reset_while_the_other_keeps_its_position() {
     let (mut driver, recorder) = recorded();
     driver.start(RING_RESET, 2);
     {
@@ -244,14 +244,14 @@ fn queue_reset_must_be_negotiated() {
     driver.write(QUEUE_RESET, 1);
     assert_eq!(driver.read(VIRTIO_MMIO_QUEUE_READY), 1);
     assert_eq!(recorder.0.lock().unwrap().activations, 1);
-    // Stopping a queue for good needs no feature.
+    // To stop a queue without restarting it needs no feature.
     driver.write(VIRTIO_MMIO_QUEUE_READY, 0);
     assert_eq!(driver.read(VIRTIO_MMIO_QUEUE_READY), 0);
     assert!(!recorder.0.lock().unwrap().queues[0].ready());
 }
 
 #[test]
-fn a_device_that_does_not_start_needs_a_reset() {
+fn a_device_that_fails_to_activate_needs_a_reset() {
     let (mut driver, recorder) = recorded();
     recorder.0.lock().unwrap().broken = true;
     driver.negotiate(0);
@@ -266,7 +266,7 @@ fn a_device_that_does_not_start_needs_a_reset() {
 }
 
 #[test]
-fn a_driver_that_gives_up_stops_the_device() {
+fn a_driver_that_sets_failed_stops_the_device() {
     let (mut driver, recorder) = recorded();
     driver.start(0, 1);
     let failed = driver.set_status(DRIVER_OK | VIRTIO_CONFIG_S_FAILED);
@@ -291,13 +291,13 @@ fn interrupts_are_acknowledged_by_reason() {
 }
 
 #[test]
-fn configuration_space_takes_every_width_and_counts_its_changes() {
+fn configuration_space_takes_every_width_and_counts_changes() {
     let (mut driver, recorder) = recorded();
     recorder.0.lock().unwrap().config = (1..=10).collect();
     assert_eq!(driver.config(0), [1]);
     assert_eq!(driver.config(3), [4, 5]);
     assert_eq!(driver.config(0), [1, 2, 3, 4, 5, 6, 7, 8]);
-    assert_eq!(driver.config(8), [9, 10, 0, 0], "past its end it is zero");
+    assert_eq!(driver.config(8), [9, 10, 0, 0], "zero beyond its end");
     assert_eq!(driver.config(0xe00), [0; 8]);
 
     let before = driver.read(VIRTIO_MMIO_CONFIG_GENERATION);
@@ -334,7 +334,7 @@ fn malformed_accesses_read_nothing_and_change_nothing() {
 }
 
 #[test]
-fn a_transport_that_goes_stops_its_device() {
+fn a_dropped_transport_stops_its_device() {
     let (mut driver, recorder) = recorded();
     driver.start(0, 1);
     drop(driver);
@@ -342,7 +342,7 @@ fn a_transport_that_goes_stops_its_device() {
 }
 
 proptest! {
-    /// The device has the queues exactly while the driver has it running.
+    /// The device has the queues exactly while it runs.
     #[test]
     fn any_register_writes_leave_it_consistent(
         features in prop::option::of(prop::sample::select(vec![0, EVENT_IDX, RING_RESET])),

@@ -1,4 +1,4 @@
-//! A guest's driver on one side, a test in the network's place on the other.
+//! Tests of the device between a guest's driver and a test in the network's place.
 
 mod any;
 mod link;
@@ -28,10 +28,10 @@ const GUEST_CSUM: u64 = 1 << VIRTIO_NET_F_GUEST_CSUM;
 
 const MAC: Mac = [2, 0xb0, 0, 0, 0, 1];
 
-/// `struct virtio_net_hdr` that says nothing.
+/// A `struct virtio_net_hdr` without offloads.
 const PLAIN: [u8; 12] = [0; 12];
 
-/// The network's place: the port is here while the device runs.
+/// The network's end: it holds the port while the device runs.
 #[derive(Clone, Default)]
 struct Slot {
     port: Arc<Mutex<Option<NetPort>>>,
@@ -41,7 +41,7 @@ struct Slot {
 impl NetBackend for Slot {
     fn attach(&mut self, port: NetPort) -> io::Result<()> {
         if self.refuses {
-            return Err(io::Error::other("not today"));
+            return Err(io::Error::other("the network refuses"));
         }
         assert!(self.port.lock().unwrap().replace(port).is_none());
         Ok(())
@@ -84,7 +84,7 @@ impl Pair {
         self.driver.make_available(TX, head);
     }
 
-    /// The guest sends a header and a frame, from memory of the chain's own.
+    /// The guest sends a header and a frame, from memory that belongs to the chain.
     fn transmit_frame(&mut self, head: u16, header: [u8; 12], frame: &[u8]) {
         let at = DATA + 0x1000 * u64::from(head);
         self.driver.put(at, &[&header, frame].concat());
@@ -103,8 +103,8 @@ impl Pair {
         })
     }
 
-    /// The guest gives a buffer in one piece, from memory of the chain's own.
-    fn give(&mut self, head: u16, address: u64, len: u32) {
+    /// The guest makes a receive buffer in one piece available.
+    fn add_buffer(&mut self, head: u16, address: u64, len: u32) {
         self.driver.write_chain(RX, head, &[(address, len, true)]);
         self.driver.make_available(RX, head);
     }
@@ -114,7 +114,7 @@ impl Pair {
     }
 
     fn send_with(&self, frame: &[u8], offload: &Offload) -> Sent {
-        // Cut where nothing else is.
+        // Split at an unusual place.
         let (a, b) = frame.split_at(frame.len().min(5));
         self.port(|port| port.send(&[IoSlice::new(a), IoSlice::new(b)], offload)).unwrap()
     }
@@ -123,7 +123,7 @@ impl Pair {
         self.port(|port| port.flush()).unwrap();
     }
 
-    /// The guest gives a command, and the network is woken. Returns the answer.
+    /// The guest sends a command, and the network is woken. Returns the command's `ack`.
     fn command(&mut self, command: &[u8]) -> Option<u8> {
         let len = u32::try_from(command.len()).unwrap();
         self.driver.put(DATA, command);
@@ -135,16 +135,16 @@ impl Pair {
         match self.driver.wait_used(CONTROL) {
             (0, 1) => Some(self.driver.get(DATA + 0x1000, 1)[0]),
             (0, 0) => None,
-            other => panic!("not the command: {other:?}"),
+            other => panic!("another chain was used: {other:?}"),
         }
     }
 
-    /// Whether somebody has rung for the network since the last call.
+    /// Whether the network's doorbell was rung since the last call.
     fn rung(&self) -> bool {
         self.port(|port| rustix::io::read(port.as_fd(), &mut [0u8; 8]).is_ok())
     }
 
-    /// The address in the configuration space.
+    /// The MAC address in configuration space.
     fn mac(&mut self) -> Mac {
         let [a, b, c, d, e, f, ..] = self.driver.config::<8>(0);
         [a, b, c, d, e, f]
@@ -155,7 +155,7 @@ impl Pair {
     }
 }
 
-/// A frame of `len` bytes to everybody, all different from others' with other seeds.
+/// A broadcast frame of `len` bytes, whose content depends on `seed`.
 fn frame(len: usize, seed: u8) -> Vec<u8> {
     let mut frame = vec![0xff; 6];
     frame.extend((6..len).map(|i| (i as u8).wrapping_mul(31) ^ (i >> 8) as u8 ^ seed));

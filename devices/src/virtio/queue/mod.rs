@@ -74,9 +74,9 @@ pub(crate) struct Virtqueue {
     /// The driver notifies the device of new chains.
     armed: bool,
     /// The used index at the last interrupt; unknown if the queue was served before.
-    told: Option<u16>,
+    last_signaled: Option<u16>,
     /// Chains were used since the last interrupt.
-    untold: bool,
+    unsignaled: bool,
 }
 
 #[derive(Debug)]
@@ -98,8 +98,8 @@ impl Virtqueue {
             budget: 0,
             turn_over: false,
             armed: true,
-            told: is_new.then_some(0),
-            untold: false,
+            last_signaled: is_new.then_some(0),
+            unsignaled: false,
             queue,
         }
     }
@@ -228,7 +228,7 @@ impl Virtqueue {
         // The index covers elements that were written before.
         memory.store(next.to_le(), self.used(INDEX), Ordering::Release)?;
         self.queue.set_next_used(next);
-        self.untold = true;
+        self.unsignaled = true;
         Ok(())
     }
 
@@ -277,11 +277,11 @@ impl Virtqueue {
     /// Whether the driver wants to be interrupted for the chains that were used since the last call
     /// (section 2.7.7.2).
     fn take_interrupt(&mut self, memory: &GuestMemory) -> Result<bool, QueueError> {
-        if !std::mem::take(&mut self.untold) {
+        if !std::mem::take(&mut self.unsignaled) {
             return Ok(false);
         }
         let new = self.queue.next_used();
-        let told = self.told.replace(new);
+        let last = self.last_signaled.replace(new);
         // The driver reads the used index after it has enabled interrupts.
         fence(Ordering::SeqCst);
         if !self.queue.event_idx_enabled() {
@@ -290,7 +290,7 @@ impl Virtqueue {
         }
         let event = ELEMENTS + AVAIL_ELEMENT * u64::from(self.queue.size());
         let event = self.load(memory, self.avail(event), Ordering::Relaxed)?;
-        Ok(told.is_none_or(|told| new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(told)))
+        Ok(last.is_none_or(|last| new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(last)))
     }
 
     /// How the driver broke the queue, once.

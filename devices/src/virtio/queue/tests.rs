@@ -1,4 +1,4 @@
-//! The engine against drivers that keep to the rules, and against drivers that do not.
+//! The queue engine with drivers that follow the specification, and with hostile ones.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::virtio::testing::{DATA, Layout, Line, MEMORY_END, Ring, memory};
 
 const SIZE: u16 = 16;
 
-/// A queue with both its ends, and what tells the driver.
+/// Both ends of a queue, with its interrupt.
 struct Pair {
     memory: Arc<GuestMemory>,
     driver: Ring,
@@ -46,7 +46,7 @@ impl Pair {
         }
     }
 
-    /// The device serves all that it finds in a turn. Returns how many chains.
+    /// The device uses all chains of a turn. Returns their number.
     fn serve(&mut self, budget: usize) -> usize {
         self.queue.begin_turn(budget);
         let heads =
@@ -62,7 +62,7 @@ impl Pair {
         self.notifier.finish(&self.memory, &mut [&mut self.queue])
     }
 
-    /// The driver takes what was used. Returns how many chains.
+    /// The driver takes all used chains. Returns their number.
     fn reap(&mut self) -> usize {
         let used = std::iter::from_fn(|| self.driver.take_used(&self.memory)).collect::<Vec<_>>();
         let count = used.len();
@@ -80,16 +80,16 @@ fn a_turn_takes_no_more_than_its_budget() {
     let mut pair = Pair::new(true);
     pair.offer_all(10);
     assert_eq!(pair.serve(4), 4);
-    assert!(pair.queue.is_turn_over(), "the driver does not notify of what is left");
+    assert!(pair.queue.is_turn_over(), "the driver does not notify of chains that are left");
     assert_eq!(pair.serve(6), 6);
-    assert!(pair.queue.is_turn_over(), "nothing was looked at after the last chain");
+    assert!(pair.queue.is_turn_over(), "the queue was not checked again after the last chain");
     assert_eq!(pair.serve(1), 0);
     assert!(!pair.queue.is_turn_over());
     assert!(pair.offer(), "the driver notifies of the next one");
 }
 
 #[test]
-fn what_is_put_back_comes_again_and_costs_nothing() {
+fn chains_that_are_put_back_are_taken_again_without_cost() {
     let mut pair = Pair::new(false);
     pair.offer_all(4);
     pair.queue.begin_turn(4);
@@ -104,7 +104,7 @@ fn what_is_put_back_comes_again_and_costs_nothing() {
 }
 
 #[test]
-fn a_chain_that_comes_while_notifications_are_turned_on_is_seen() {
+fn a_chain_added_while_notifications_are_enabled_is_seen() {
     for event_idx in [false, true] {
         let mut pair = Pair::new(event_idx);
         pair.queue.begin_turn(8);
@@ -117,11 +117,11 @@ fn a_chain_that_comes_while_notifications_are_turned_on_is_seen() {
 }
 
 #[test]
-fn a_queue_that_goes_on_interrupts_for_what_it_used_before() {
+fn a_resumed_queue_interrupts_for_chains_used_before() {
     let mut pair = Pair::new(true);
     pair.offer_all(2);
     pair.serve(1);
-    // Taken from the device before it told the driver, which waits for just that.
+    // The device loses the queue before it sends the interrupt that the driver waits for.
     let queue = std::mem::replace(&mut pair.queue, Virtqueue::new("x", Queue::new(1).unwrap(), 0));
     pair.queue = Virtqueue::new("test", queue.into_queue(), 0);
     pair.serve(1);
@@ -166,7 +166,7 @@ fn a_queue_that_is_not_ready_is_empty() {
     assert_eq!(pair.raised(), 0);
 }
 
-/// What an honest driver and its device do, in any order.
+/// A step of an honest driver or its device.
 #[derive(Clone, Debug)]
 enum Step {
     Offer,
@@ -187,7 +187,7 @@ fn any_step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What anybody with access to the rings can do to them, and the device meanwhile.
+/// A write of a hostile driver to the rings, or a step of the device.
 #[derive(Clone, Debug)]
 enum Attack {
     Store { address: u64, value: u16 },
@@ -225,8 +225,8 @@ fn any_attack() -> impl Strategy<Value = Attack> {
     ]
 }
 
-/// Guest memory without the queue's rings.
-fn bystanders(memory: &GuestMemory) -> Vec<u8> {
+/// The content of guest memory outside of the queue's rings.
+fn outside_memory(memory: &GuestMemory) -> Vec<u8> {
     let mut bytes = vec![0; MEMORY_END as usize];
     memory.read_slice(&mut bytes, GuestAddress(0)).unwrap();
     let rings = Layout::of(0).table as usize;
@@ -241,12 +241,12 @@ proptest! {
     #[test]
     fn an_honest_driver_is_served(event_idx: bool, steps in prop::collection::vec(any_step(), 0..300)) {
         let mut pair = Pair::new(event_idx);
-        // Chains that nobody has taken, and chains that the driver has not seen again.
+        // Chains that the device has not taken, and used chains that the driver has not taken.
         let (mut offered, mut used) = (0, 0);
-        // The driver notified, or the device comes back by itself.
+        // The driver notified, or the device has another turn anyway.
         let mut rung = false;
-        // The driver waits for an interrupt, and has to get one.
-        let (mut waits, mut owed) = (false, false);
+        // The driver waits for an interrupt, and one is due.
+        let (mut waits, mut due) = (false, false);
         for step in steps {
             let raised = pair.raised();
             match step {
@@ -254,7 +254,7 @@ proptest! {
                 Step::Offer => {
                     rung |= pair.offer();
                     offered += 1;
-                    prop_assert!(rung, "the device sleeps");
+                    prop_assert!(rung, "the device missed a chain");
                 }
                 Step::Serve(budget) if rung => {
                     let served = pair.serve(budget);
@@ -263,14 +263,14 @@ proptest! {
                     prop_assert!(rung || served == offered);
                     offered -= served;
                     used += served;
-                    owed |= waits && served > 0;
+                    due |= waits && served > 0;
                 }
                 Step::Serve(_) => prop_assert_eq!(offered, 0),
                 Step::Finish => {
                     pair.finish().unwrap();
-                    prop_assert!(!owed || pair.raised() > raised, "the driver sleeps");
-                    waits &= !owed;
-                    owed = false;
+                    prop_assert!(!due || pair.raised() > raised, "the driver missed an interrupt");
+                    waits &= !due;
+                    due = false;
                 }
                 Step::Reap => {
                     prop_assert_eq!(pair.reap(), used);
@@ -278,7 +278,7 @@ proptest! {
                 }
                 Step::Wait => {
                     waits = pair.driver.ask_for_interrupt(&pair.memory);
-                    owed = false;
+                    due = false;
                     prop_assert_eq!(waits, used == 0);
                 }
             }
@@ -286,7 +286,7 @@ proptest! {
         prop_assert!(!pair.interrupt.has_failed());
     }
 
-    /// Nothing panics, heads are the queue's, a turn is bounded, and no other memory is touched.
+    /// Nothing panics, heads are in the queue, a turn is bounded, and no other memory changes.
     #[test]
     fn any_rings_are_survived(
         event_idx: bool,
@@ -294,7 +294,7 @@ proptest! {
     ) {
         let mut pair = Pair::new(event_idx);
         pair.memory.write_slice(&[0x5a; 0x1000], GuestAddress(DATA)).unwrap();
-        let before = bystanders(&pair.memory);
+        let before = outside_memory(&pair.memory);
         let (mut left, mut taken, mut heads) = (0, 0, VecDeque::new());
         for attack in attacks {
             match attack {
@@ -340,7 +340,7 @@ proptest! {
                 }
             }
         }
-        prop_assert!(bystanders(&pair.memory) == before);
+        prop_assert!(outside_memory(&pair.memory) == before);
         prop_assert!(pair.log.spent().0 <= 1);
     }
 }

@@ -38,7 +38,7 @@ fn requests_are_filled_up_to_the_cap() {
 }
 
 #[test]
-fn chains_without_room_are_given_back_empty() {
+fn chains_without_room_are_returned_empty() {
     let (mut driver, _loop) = started();
     driver.start(0, 1);
     assert_eq!(driver.request(&[(DATA, 64, false)]), 0);
@@ -62,7 +62,7 @@ fn a_full_ring_is_served_to_the_end() {
 }
 
 #[test]
-fn an_available_index_that_runs_away_needs_a_reset() {
+fn an_invalid_available_index_needs_a_reset() {
     let (mut driver, _loop) = started();
     driver.start(0, 1);
     driver.set_available_index(0, SIZE + 1);
@@ -75,7 +75,7 @@ fn an_available_index_that_runs_away_needs_a_reset() {
 }
 
 #[test]
-fn what_is_logged_is_bounded_over_activations() {
+fn log_messages_are_bounded_over_activations() {
     let test_loop = TestLoop::start();
     let device = RngDevice::new(test_loop.handle.clone());
     let log = device.log.clone();
@@ -123,7 +123,7 @@ fn nothing_is_written_after_reset() {
 }
 
 #[test]
-fn it_does_not_start_on_a_loop_that_has_ended() {
+fn activation_fails_on_a_stopped_loop() {
     let (mut driver, test_loop) = started();
     drop(test_loop);
     driver.negotiate(0);
@@ -132,7 +132,7 @@ fn it_does_not_start_on_a_loop_that_has_ended() {
 }
 
 #[test]
-fn it_stops_with_its_loop() {
+fn a_device_stops_with_its_loop() {
     let (mut driver, test_loop) = started();
     driver.start(0, 1);
     drop(test_loop);
@@ -143,7 +143,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn a_hostile_driver_harms_nobody(
+    fn any_driver_is_survived(
         chains in prop::collection::vec(
             prop::collection::vec((0..MEMORY_END + 0x1000, 0u32..0x2000, any::<bool>()), 1..5), 0..8,
         ),

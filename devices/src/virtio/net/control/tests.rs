@@ -8,7 +8,7 @@ const OWN: Mac = [2, 0, 0, 0, 0, 1];
 const OTHER: Mac = [2, 0, 0, 0, 0, 2];
 const GROUP: Mac = [0x33, 0x33, 0, 0, 0, 1];
 
-/// Applies a command in one piece.
+/// Executes a command in one piece.
 fn apply(settings: &mut Settings, command: &[u8]) -> bool {
     let memory = memory();
     memory.write_slice(command, GuestAddress(DATA)).unwrap();
@@ -30,7 +30,7 @@ fn passing(settings: &Settings) -> Vec<Mac> {
 }
 
 #[test]
-fn all_frames_pass_until_the_driver_chooses() {
+fn all_frames_pass_until_the_driver_sets_a_filter() {
     let mut settings = Settings::new(OWN);
     assert_eq!(passing(&settings).len(), 4);
     assert!(apply(&mut settings, &[0, 0, 0]));
@@ -58,18 +58,21 @@ fn a_long_table_lets_all_addresses_of_its_kind_pass() {
 }
 
 #[test]
-fn a_new_address_is_the_guest_s_own() {
+fn a_new_address_replaces_the_guests_own() {
     let mut settings = Settings::new(OWN);
     assert!(apply(&mut settings, &[0, 0, 0]));
     assert!(apply(&mut settings, &[&[1, 1][..], &OTHER].concat()));
     assert_eq!(settings.mac, OTHER);
     assert_eq!(passing(&settings), [BROADCAST, OTHER]);
-    assert!(!apply(&mut settings, &[&[1, 1][..], &GROUP].concat()), "nobody has a group's address");
+    assert!(
+        !apply(&mut settings, &[&[1, 1][..], &GROUP].concat()),
+        "a multicast address is refused"
+    );
     assert_eq!(settings.mac, OTHER);
 }
 
 #[test]
-fn what_is_unknown_or_cut_off_changes_nothing() {
+fn unknown_and_truncated_commands_change_nothing() {
     let mut settings = Settings::new(OWN);
     let before = settings.clone();
     let good = table_set(&[OTHER], &[GROUP]);

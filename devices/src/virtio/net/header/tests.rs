@@ -15,7 +15,7 @@ fn partial(start: u16, offset: u16) -> Header {
 }
 
 #[test]
-fn the_layout_is_the_specification_s() {
+fn the_layout_matches_the_specification() {
     let header = Header { gso_type: 4, csum_start: 34.into(), ..partial(0, 16) };
     let header = Header { hdr_len: 54.into(), gso_size: 1448.into(), ..header };
     let header = Header { num_buffers: 2.into(), ..header };
@@ -23,7 +23,7 @@ fn the_layout_is_the_specification_s() {
 }
 
 #[test]
-fn a_checksum_lies_within_its_frame() {
+fn a_checksum_outside_the_frame_is_refused() {
     assert_eq!(partial(34, 16).check(CSUM, 52).unwrap().checksum.unwrap().start, 34);
     for (header, len) in [(partial(34, 16), 51), (partial(u16::MAX, u16::MAX), MAX_FRAME)] {
         assert!(matches!(header.check(CSUM, len), Err(FrameError::Checksum { .. })));
@@ -32,10 +32,10 @@ fn a_checksum_lies_within_its_frame() {
 }
 
 #[test]
-fn what_is_segmented_was_negotiated_and_makes_sense() {
+fn segmentation_must_be_negotiated_and_complete() {
     let segment = Header { gso_type: 1, gso_size: 1448.into(), ..partial(34, 16) };
-    let cut = segment.check(CSUM | TSO, 3000).unwrap().segmentation.unwrap();
-    assert_eq!((cut.v6, cut.segment_size), (false, 1448));
+    let gso = segment.check(CSUM | TSO, 3000).unwrap().segmentation.unwrap();
+    assert_eq!((gso.v6, gso.segment_size), (false, 1448));
     assert!(segment.check(CSUM, 3000).is_err());
     let ecn = Header { gso_type: 0x81, ..segment };
     assert!(ecn.check(CSUM | TSO, 3000).is_err());
@@ -51,7 +51,7 @@ fn what_is_segmented_was_negotiated_and_makes_sense() {
 }
 
 #[test]
-fn a_frame_is_neither_too_short_nor_too_long() {
+fn the_length_of_a_frame_is_checked() {
     for (len, good) in [
         (0, false),
         (ETHERNET - 1, false),
@@ -66,9 +66,9 @@ fn a_frame_is_neither_too_short_nor_too_long() {
 }
 
 #[test]
-fn a_guest_gets_what_it_takes() {
+fn a_guest_gets_only_offloads_that_it_negotiated() {
     let checksum = Some(PartialChecksum { start: 34, offset: 16 });
-    let cut = |v6| Some(Segmentation { v6, header_len: 54, segment_size: 1400 });
+    let gso = |v6| Some(Segmentation { v6, header_len: 54, segment_size: 1400 });
     let none = OffloadFeatures::default();
     let tso4 = OffloadFeatures { checksum: true, tso4: true, tso6: false };
     let sent = |checksum, segmentation, features| {
@@ -76,15 +76,15 @@ fn a_guest_gets_what_it_takes() {
     };
     assert!(sent(None, None, none));
     assert!(!sent(checksum, None, none));
-    assert!(sent(checksum, None, tso4) && sent(checksum, cut(false), tso4));
-    assert!(!sent(checksum, cut(true), tso4) && !sent(None, cut(false), tso4));
-    // Segmentation is of no use to a guest that takes no partial checksums.
+    assert!(sent(checksum, None, tso4) && sent(checksum, gso(false), tso4));
+    assert!(!sent(checksum, gso(true), tso4) && !sent(None, gso(false), tso4));
+    // A guest without partial checksums cannot take segmentation offload.
     assert_eq!(offload_features(1 << VIRTIO_NET_F_GUEST_TSO4), none);
 }
 
 proptest! {
     #[test]
-    fn any_header_is_taken_or_refused(
+    fn any_header_is_accepted_or_refused(
         bytes: [u8; HEADER_SIZE],
         features: u64,
         len in 0..MAX_FRAME + 10,
@@ -96,22 +96,22 @@ proptest! {
                 prop_assert!(has_feature(features, VIRTIO_NET_F_CSUM));
                 prop_assert!(usize::from(start) + usize::from(offset) + 2 <= len);
             }
-            if let Some(cut) = offload.segmentation {
-                let bit = if cut.v6 { VIRTIO_NET_F_HOST_TSO6 } else { VIRTIO_NET_F_HOST_TSO4 };
+            if let Some(gso) = offload.segmentation {
+                let bit = if gso.v6 { VIRTIO_NET_F_HOST_TSO6 } else { VIRTIO_NET_F_HOST_TSO4 };
                 prop_assert!(has_feature(features, bit));
-                prop_assert!(cut.segment_size > 0 && offload.checksum.is_some());
+                prop_assert!(gso.segment_size > 0 && offload.checksum.is_some());
             }
         }
     }
 
     #[test]
-    fn both_directions_say_the_same(
+    fn both_directions_encode_the_same_offload(
         checksum in prop::option::of((0..1000u16, 0..100u16)),
-        cut in prop::option::of((any::<bool>(), any::<u16>(), 1..u16::MAX)),
+        gso in prop::option::of((any::<bool>(), any::<u16>(), 1..u16::MAX)),
         len in 2000..MAX_FRAME,
     ) {
         let checksum = checksum.map(|(start, offset)| PartialChecksum { start, offset });
-        let segmentation = cut.filter(|_| checksum.is_some()).map(
+        let segmentation = gso.filter(|_| checksum.is_some()).map(
             |(v6, header_len, segment_size)| Segmentation { v6, header_len, segment_size },
         );
         let offload = Offload { checksum, segmentation };

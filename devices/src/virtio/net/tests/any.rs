@@ -1,4 +1,4 @@
-//! Drivers that do anything.
+//! Property tests with arbitrary drivers.
 
 use proptest::prelude::*;
 
@@ -7,12 +7,12 @@ use crate::BusDevice;
 use crate::virtio::testing::any_write;
 use virtio_queue::desc::split::Descriptor;
 
-/// Pieces that a buffer is cut into, in bytes.
+/// Lengths of the pieces of a buffer, in bytes.
 fn any_cuts() -> impl Strategy<Value = Vec<usize>> {
     prop::collection::vec(prop_oneof![0..40usize, 0..3000usize], 1..8)
 }
 
-/// What a driver and a network may do, in any order.
+/// A step of a driver or a network.
 #[derive(Clone, Debug)]
 enum Step {
     Describe { queue: u32, index: u16, address: u64, len: u32, flags: u16, next: u16 },
@@ -37,7 +37,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         1 => any::<u64>(),
     ];
     let len = prop_oneof![4 => 0..70_000u32, 4 => 0..100u32, 1 => any::<u32>()];
-    // Mostly next and write; indirect now and then.
+    // Mostly NEXT and WRITE; sometimes INDIRECT.
     let flags = prop_oneof![6 => 0..4u16, 1 => 0..8u16, 1 => any::<u16>()];
     let describe = (queue(), 0..SIZE, address, len, flags, head()).prop_map(
         |(queue, index, address, len, flags, next)| {
@@ -105,7 +105,7 @@ fn take(pair: &mut Pair, step: Step) {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
-    /// Nothing panics or hangs, and a reset makes everything good again.
+    /// Nothing panics or hangs, and the device works after a reset.
     #[test]
     fn any_driver_is_survived(steps in prop::collection::vec(any_step(), 0..200)) {
         let mut pair = Pair::new(NetOptions { tso_from_guest: true, ..NetOptions::new(MAC) });
@@ -117,12 +117,12 @@ proptest! {
         prop_assert!(!pair.needs_reset());
         pair.transmit_frame(0, PLAIN, &frame(60, 1));
         prop_assert_eq!(pair.received().unwrap().0, frame(60, 1));
-        pair.give(0, DATA, 100);
+        pair.add_buffer(0, DATA, 100);
         prop_assert_eq!(pair.send(&frame(60, 2)), Sent::Sent);
         prop_assert_eq!(pair.driver.get(DATA + 12, 60), frame(60, 2));
     }
 
-    /// Whatever the driver cuts a frame into, it arrives.
+    /// A frame arrives however the driver splits it.
     #[test]
     fn any_chain_carries_its_frame(cuts in any_cuts(), seed: u8) {
         let mut pair = Pair::start(u64::MAX);
@@ -142,7 +142,7 @@ proptest! {
         }
     }
 
-    /// Whatever buffers the driver gives, frames arrive whole and in order, or not at all.
+    /// Whatever buffers the driver makes available, frames arrive whole and in order, or not at all.
     #[test]
     fn any_buffers_take_frames(
         buffers in prop::collection::vec(any_cuts(), 1..SIZE as usize / 2),

@@ -1,10 +1,10 @@
-//! What the device says of itself, and how it starts, stops and starts again.
+//! The device's configuration, activation and reset.
 
 use super::*;
 use crate::log_budget::testing::assert_bounded;
 
 #[test]
-fn it_is_a_network_device() {
+fn the_device_describes_itself() {
     let mut pair = Pair::new(NetOptions { mtu: 65_520, ..NetOptions::new(MAC) });
     assert_eq!(pair.mac(), MAC);
     assert_eq!(pair.driver.config::<2>(6), [1, 0], "the link is up");
@@ -20,7 +20,7 @@ fn it_is_a_network_device() {
 }
 
 #[test]
-fn segmentation_is_offered_when_it_is_wanted() {
+fn segmentation_is_offered_as_the_options_say() {
     let tso = |from, to| {
         let options = NetOptions { tso_from_guest: from, tso_to_guest: to, ..NetOptions::new(MAC) };
         Pair::new(options).driver.offered() & 0x7f80
@@ -31,7 +31,7 @@ fn segmentation_is_offered_when_it_is_wanted() {
 }
 
 #[test]
-fn what_cannot_be_is_refused() {
+fn invalid_options_are_refused() {
     let refused = |options| NetDevice::new(options, Slot::default()).unwrap_err();
     let group = [1, 0, 0, 0, 0, 0];
     assert_eq!(refused(NetOptions::new(group)), NetOptionsError::MulticastMac(group));
@@ -39,7 +39,7 @@ fn what_cannot_be_is_refused() {
 }
 
 #[test]
-fn the_network_sees_what_was_negotiated() {
+fn the_network_sees_the_negotiated_features() {
     let options = NetOptions { tso_to_guest: true, ..NetOptions::new(MAC) };
     for (features, expected) in [
         (0, OffloadFeatures::default()),
@@ -63,7 +63,7 @@ fn a_network_that_refuses_needs_a_reset() {
 }
 
 #[test]
-fn a_network_that_has_ended_needs_a_reset() {
+fn a_network_that_has_stopped_needs_a_reset() {
     let mut pair = Pair::start(u64::MAX);
     drop(pair.slot.port.lock().unwrap().take());
     pair.driver.write(VIRTIO_MMIO_QUEUE_SEL, RX);
@@ -75,14 +75,14 @@ fn a_network_that_has_ended_needs_a_reset() {
 }
 
 #[test]
-fn a_reset_in_the_middle_takes_everything_back() {
+fn a_reset_takes_the_port_back_at_any_time() {
     let mut pair = Pair::start(EVENT_IDX | MERGEABLE);
     for round in 0..3 {
         pair.transmit_frame(0, PLAIN, &frame(60, round));
         pair.transmit_frame(1, PLAIN, &frame(61, round));
-        pair.give(0, DATA + 0x8000, 100);
+        pair.add_buffer(0, DATA + 0x8000, 100);
         assert_eq!(pair.received().unwrap().0, frame(60, round));
-        // One frame is received and one is not; a buffer is there, and it is not enough.
+        // One frame is received and one is not; the only buffer is too small.
         assert_eq!(pair.send(&frame(1000, 0)), Sent::Full);
         pair.driver.set_status(0);
         assert!(pair.slot.port.lock().unwrap().is_none(), "the port is with the network");
@@ -93,7 +93,7 @@ fn a_reset_in_the_middle_takes_everything_back() {
 }
 
 #[test]
-fn the_other_queues_go_on_when_one_is_reset() {
+fn the_other_queues_keep_their_state_when_one_is_reset() {
     let mut pair = Pair::start(u64::MAX);
     assert_eq!(pair.command(&[0, 0, 0]), Some(0));
     assert_eq!(pair.command(&[1, 1, 2, 9, 9, 9, 9, 9]), Some(0));
@@ -103,19 +103,19 @@ fn the_other_queues_go_on_when_one_is_reset() {
     pair.driver.write(VIRTIO_MMIO_QUEUE_SEL, RX);
     pair.driver.write(VIRTIO_MMIO_QUEUE_READY, 0);
     assert_eq!(pair.send(&frame(60, 0)), Sent::Full, "there is no receive queue");
-    // What was received is returned, and only that.
+    // Only the chain of the received frame is returned.
     assert_eq!(pair.driver.wait_used(TX), (0, 0));
     pair.driver.make_ready(RX);
     assert_eq!(pair.received().unwrap().0, frame(60, 1));
     assert_eq!(pair.received(), None);
-    pair.give(0, DATA, 2000);
+    pair.add_buffer(0, DATA, 2000);
     let to = |mac: &[u8]| [mac, &frame(60, 0)[6..]].concat();
     assert_eq!(pair.send(&to(&MAC)), Sent::Dropped, "the driver has set another address");
     assert_eq!(pair.send(&to(&[2, 9, 9, 9, 9, 9])), Sent::Sent);
 }
 
 #[test]
-fn the_driver_s_settings_end_with_it() {
+fn a_reset_clears_the_drivers_settings() {
     let mut pair = Pair::start(u64::MAX);
     let generation = pair.driver.read(VIRTIO_MMIO_CONFIG_GENERATION);
     assert_eq!(pair.command(&[1, 1, 2, 9, 9, 9, 9, 9]), Some(0));
@@ -126,7 +126,7 @@ fn the_driver_s_settings_end_with_it() {
     assert_eq!(pair.mac(), MAC);
     pair.driver.start(u64::MAX, 3);
     assert_eq!(pair.mac(), MAC);
-    pair.give(0, DATA, 2000);
+    pair.add_buffer(0, DATA, 2000);
     assert_eq!(pair.send(&[&[4; 6][..], &frame(60, 0)[6..]].concat()), Sent::Sent);
 }
 
@@ -140,7 +140,7 @@ fn commands_are_answered() {
     pair.flush();
     assert!(pair.driver.raised() > raised);
     assert!(pair.rung());
-    // Without a place for the answer there is none, and commands in bad memory are not obeyed.
+    // A command without room for its `ack`, and a command outside of memory, are skipped.
     for (head, chain) in [(3, (DATA, 3, false)), (4, (MEMORY_END, 3, false))] {
         pair.driver.write_chain(CONTROL, head, &[chain]);
         pair.driver.make_available(CONTROL, head);
@@ -163,7 +163,7 @@ fn a_broken_control_queue_stops_the_port() {
 }
 
 #[test]
-fn what_is_logged_is_bounded_over_activations() {
+fn log_messages_are_bounded_over_activations() {
     let slot = Slot::default();
     let device = NetDevice::new(NetOptions::new(MAC), slot.clone()).unwrap();
     let (log, meter) = (device.shared.log.clone(), device.meter());

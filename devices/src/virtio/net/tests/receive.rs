@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn a_frame_arrives_wherever_the_driver_cuts_it() {
+fn a_frame_arrives_however_the_driver_splits_it() {
     let mut pair = Pair::start(u64::MAX);
     let header = [1, 0, 54, 0, 0, 0, 34, 0, 16, 0, 0, 0];
     let bytes = [&header[..], &frame(300, 7)].concat();
@@ -16,7 +16,7 @@ fn a_frame_arrives_wherever_the_driver_cuts_it() {
             at += 0x1000;
             from += len;
         }
-        // A part that the device could write is not a part of the frame.
+        // A device-writable descriptor is not part of the frame.
         chain.push((at, 64, true));
         pair.transmit(0, &chain);
         let (got, offload) = pair.received().unwrap();
@@ -32,7 +32,7 @@ fn a_frame_arrives_wherever_the_driver_cuts_it() {
 }
 
 #[test]
-fn a_frame_can_be_used_where_it_lies() {
+fn a_frame_can_be_used_in_place() {
     let mut pair = Pair::start(0);
     let sent = frame(200, 3);
     pair.driver.put(DATA, &[&PLAIN, &sent[..100]].concat());
@@ -58,7 +58,7 @@ fn a_frame_can_be_used_where_it_lies() {
 }
 
 #[test]
-fn a_large_segment_arrives_if_that_was_negotiated() {
+fn a_large_segment_arrives_if_negotiated() {
     let header = [1, 1, 54, 0, 0xa8, 5, 34, 0, 16, 0, 0, 0];
     for (tso, arrives) in [(true, true), (false, false)] {
         let mut pair = Pair::new(NetOptions { tso_from_guest: tso, ..NetOptions::new(MAC) });
@@ -71,8 +71,8 @@ fn a_large_segment_arrives_if_that_was_negotiated() {
             continue;
         };
         assert!(arrives && got == sent);
-        let cut = Segmentation { v6: false, header_len: 54, segment_size: 1448 };
-        assert_eq!(offload.segmentation, Some(cut));
+        let gso = Segmentation { v6: false, header_len: 54, segment_size: 1448 };
+        assert_eq!(offload.segmentation, Some(gso));
     }
 }
 
@@ -101,7 +101,7 @@ fn malformed_frames_are_dropped_and_the_others_arrive() {
         assert_eq!(pair.driver.wait_used(TX), (0, 0));
         assert_eq!(pair.driver.wait_used(TX), (8, 0));
     }
-    // A chain that goes round in circles.
+    // A chain that loops.
     pair.driver.write_chain(TX, 0, looping);
     pair.driver.write_chain(TX, 1, &[(at, 60, false), (at, 60, false)]);
     let back = virtio_queue::desc::split::Descriptor::new(at, 60, 1, 0);
@@ -116,7 +116,7 @@ fn malformed_frames_are_dropped_and_the_others_arrive() {
 }
 
 #[test]
-fn bad_frames_do_not_keep_the_network_from_its_work() {
+fn malformed_frames_are_bounded_per_turn() {
     let mut pair = Pair::start(u64::MAX);
     for head in 0..SIZE {
         pair.transmit(head, &[(DATA, 1, false)]);
@@ -128,14 +128,14 @@ fn bad_frames_do_not_keep_the_network_from_its_work() {
 }
 
 #[test]
-fn the_driver_rings_for_an_empty_queue_only() {
+fn the_driver_notifies_of_an_empty_queue_only() {
     let mut pair = Pair::start(EVENT_IDX);
     for head in 0..4 {
         pair.transmit_frame(head, PLAIN, &frame(60, 0));
     }
     for _ in 0..4 {
         assert!(pair.received().is_some());
-        assert_eq!(pair.driver.available_event(TX), 0, "it need not ring for what comes next");
+        assert_eq!(pair.driver.available_event(TX), 0, "the next frame needs no notification");
     }
     assert!(pair.received().is_none());
     assert_eq!(pair.driver.available_event(TX), 4);
@@ -149,7 +149,7 @@ fn the_driver_rings_for_an_empty_queue_only() {
 }
 
 #[test]
-fn an_interrupt_for_many_frames_and_only_if_wanted() {
+fn one_interrupt_for_many_frames_and_only_if_wanted() {
     let mut pair = Pair::start(EVENT_IDX);
     let raised = pair.driver.raised();
     pair.driver.set_used_event(TX, 5);
@@ -190,7 +190,7 @@ fn a_broken_queue_needs_a_reset() {
         assert!(matches!(pair.port(|port| port.flush()), Err(NeedsReset)));
         let sent = pair.port(|port| port.send(&[IoSlice::new(&[0; 60])], &Offload::default()));
         assert!(matches!(sent, Err(NeedsReset)));
-        assert_eq!(pair.driver.raised(), raised + 1, "it says so once");
+        assert_eq!(pair.driver.raised(), raised + 1, "it is reported once");
         pair.driver.start(EVENT_IDX, 3);
         pair.transmit_frame(0, PLAIN, &frame(60, 0));
         assert!(pair.received().is_some());

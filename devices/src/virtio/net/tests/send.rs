@@ -2,10 +2,10 @@
 
 use super::*;
 
-/// Gives the guest's buffers of `len` bytes, one after the other in memory.
-fn give_all(pair: &mut Pair, len: u32) {
+/// Makes buffers of `len` bytes available, one after the other in memory.
+fn fill(pair: &mut Pair, len: u32) {
     for head in 0..SIZE {
-        pair.give(head, DATA + u64::from(len) * u64::from(head), len);
+        pair.add_buffer(head, DATA + u64::from(len) * u64::from(head), len);
     }
 }
 
@@ -14,7 +14,7 @@ fn a_frame_fills_as_many_buffers_as_it_needs() {
     let mut pair = Pair::start(MERGEABLE | 1 << VIRTIO_NET_F_MTU);
     let sent = frame(65_534, 9);
     let total = 12 + 65_534;
-    give_all(&mut pair, 4200);
+    fill(&mut pair, 4200);
     assert_eq!(pair.send(&sent), Sent::Sent);
     let mut got = Vec::new();
     for head in 0..SIZE {
@@ -33,7 +33,7 @@ fn a_frame_fills_as_many_buffers_as_it_needs() {
 }
 
 #[test]
-fn buffers_may_be_in_pieces_and_have_parts_to_read() {
+fn buffers_may_be_in_pieces_and_have_readable_descriptors() {
     let mut pair = Pair::start(MERGEABLE);
     let sent = frame(100, 9);
     pair.driver.put(DATA, &[0xaa; 0x4000]);
@@ -62,12 +62,12 @@ fn buffers_may_be_in_pieces_and_have_parts_to_read() {
 }
 
 #[test]
-fn the_header_says_what_is_left_to_do() {
+fn the_header_requests_the_offload() {
     let mut pair = Pair::new(NetOptions { tso_to_guest: true, ..NetOptions::new(MAC) });
     pair.driver.start(u64::MAX, 3);
     let checksum = Some(PartialChecksum { start: 34, offset: 16 });
     let segmentation = Some(Segmentation { v6: true, header_len: 74, segment_size: 1428 });
-    give_all(&mut pair, 4200);
+    fill(&mut pair, 4200);
     let offload = Offload { checksum, segmentation };
     assert_eq!(pair.send_with(&frame(60_000, 0), &offload), Sent::Sent);
     assert_eq!(pair.driver.get(DATA, 12), [1, 4, 74, 0, 0x94, 5, 34, 0, 16, 0, 15, 0]);
@@ -76,7 +76,7 @@ fn the_header_says_what_is_left_to_do() {
 #[test]
 fn a_guest_gets_no_offload_that_it_did_not_negotiate() {
     let mut pair = Pair::start(MERGEABLE);
-    give_all(&mut pair, 4200);
+    fill(&mut pair, 4200);
     let checksum = Some(PartialChecksum { start: 34, offset: 16 });
     let offload = Offload { checksum, segmentation: None };
     assert_eq!(pair.send_with(&frame(100, 0), &offload), Sent::Dropped);
@@ -87,10 +87,10 @@ fn a_guest_gets_no_offload_that_it_did_not_negotiate() {
 }
 
 #[test]
-fn a_frame_is_not_longer_than_the_mtu_allows() {
+fn a_frame_longer_than_the_mtu_is_dropped() {
     let mut pair = Pair::new(NetOptions { mtu: 1500, ..NetOptions::new(MAC) });
     pair.driver.start(u64::MAX, 3);
-    give_all(&mut pair, 4200);
+    fill(&mut pair, 4200);
     assert_eq!(pair.send(&frame(1519, 0)), Sent::Dropped);
     assert_eq!(pair.send(&frame(1518, 0)), Sent::Sent);
 }
@@ -104,15 +104,15 @@ fn a_frame_waits_for_enough_buffers() {
         for (head, at) in [(0, DATA), (1, DATA + 0x1000)] {
             assert_eq!(pair.send(&sent), Sent::Full);
             match event_idx {
-                // What has been seen is no reason to ring.
+                // Buffers that the device has seen cause no notification.
                 true => assert_eq!(pair.driver.available_event(RX), head),
                 false => assert_eq!(pair.driver.used_flags(RX), 0),
             }
-            pair.give(head, at, 1000);
+            pair.add_buffer(head, at, 1000);
         }
         assert_eq!(pair.send(&sent), Sent::Full);
         assert_eq!(pair.driver.used_index(RX), 0);
-        pair.give(2, DATA + 0x2000, 1000);
+        pair.add_buffer(2, DATA + 0x2000, 1000);
         assert_eq!(pair.send(&sent), Sent::Sent);
         let lens = [(0, 1000), (1, 1000), (2, 512)].map(|used| {
             assert_eq!(pair.driver.wait_used(RX), used);
@@ -120,23 +120,23 @@ fn a_frame_waits_for_enough_buffers() {
         });
         let got = (0..3).flat_map(|i| pair.driver.get(DATA + 0x1000 * i as u64, lens[i]));
         assert_eq!(got.skip(12).collect::<Vec<_>>(), sent);
-        assert!(event_idx || pair.driver.used_flags(RX) == 1, "it need not ring any more");
+        assert!(event_idx || pair.driver.used_flags(RX) == 1, "no more notifications are needed");
         assert_eq!(pair.meter.counters().dropped_to_guest, 0);
     }
 }
 
 #[test]
-fn buffers_of_no_use_go_back_behind_the_frame() {
+fn unusable_buffers_are_returned_after_the_frame() {
     let mut pair = Pair::start(MERGEABLE);
     let sent = frame(1500, 1);
-    pair.give(0, DATA, 1000);
-    pair.give(1, MEMORY_END - 10, 1000);
-    pair.give(2, DATA + 0x1000, 11);
+    pair.add_buffer(0, DATA, 1000);
+    pair.add_buffer(1, MEMORY_END - 10, 1000);
+    pair.add_buffer(2, DATA + 0x1000, 11);
     pair.driver.write_chain(RX, 3, &[(DATA, 1000, false)]);
     pair.driver.make_available(RX, 3);
-    // They are looked at twice and returned once.
+    // They are popped twice and returned once.
     assert_eq!(pair.send(&sent), Sent::Full);
-    pair.give(4, DATA + 0x2000, 1000);
+    pair.add_buffer(4, DATA + 0x2000, 1000);
     assert_eq!(pair.send(&sent), Sent::Sent);
     for used in [(0, 1000), (4, 512), (1, 0), (2, 0), (3, 0)] {
         assert_eq!(pair.driver.wait_used(RX), used);
@@ -146,23 +146,23 @@ fn buffers_of_no_use_go_back_behind_the_frame() {
 }
 
 #[test]
-fn a_frame_that_all_buffers_cannot_hold_is_dropped() {
+fn a_frame_larger_than_all_buffers_is_dropped() {
     let mut pair = Pair::start(MERGEABLE);
-    give_all(&mut pair, 100);
+    fill(&mut pair, 100);
     assert_eq!(pair.send(&frame(2000, 0)), Sent::Dropped);
     for head in 0..SIZE {
         assert_eq!(pair.driver.wait_used(RX), (head.into(), 0));
     }
-    pair.give(0, DATA, 3000);
+    pair.add_buffer(0, DATA, 3000);
     assert_eq!(pair.send(&frame(2000, 0)), Sent::Sent);
     assert_eq!(pair.meter.counters().dropped_to_guest, 1);
 }
 
 #[test]
-fn without_mergeable_buffers_a_frame_is_in_one() {
+fn without_mergeable_buffers_a_frame_takes_one_buffer() {
     let mut pair = Pair::start(0);
-    pair.give(0, DATA, 1526);
-    pair.give(1, DATA + 0x1000, 1526);
+    pair.add_buffer(0, DATA, 1526);
+    pair.add_buffer(1, DATA + 0x1000, 1526);
     assert_eq!(pair.send(&frame(1515, 0)), Sent::Dropped);
     assert_eq!(pair.send(&frame(1514, 5)), Sent::Sent);
     assert_eq!(pair.driver.wait_used(RX), (0, 0));
@@ -174,7 +174,7 @@ fn without_mergeable_buffers_a_frame_is_in_one() {
 #[test]
 fn an_interrupt_comes_when_the_driver_wants_it() {
     let mut pair = Pair::start(MERGEABLE | EVENT_IDX);
-    give_all(&mut pair, 200);
+    fill(&mut pair, 200);
     let raised = pair.driver.raised();
     pair.driver.set_used_event(RX, 2);
     for expected in [0, 0, 1, 1] {
@@ -182,7 +182,7 @@ fn an_interrupt_comes_when_the_driver_wants_it() {
         pair.flush();
         assert_eq!(pair.driver.raised() - raised, expected);
     }
-    // One for all that was sent in a turn.
+    // One interrupt for all frames of a turn.
     pair.driver.set_used_event(RX, 6);
     (0..8).for_each(|_| assert_eq!(pair.send(&frame(60, 0)), Sent::Sent));
     pair.flush();

@@ -1,7 +1,7 @@
-//! Boot latency: from nothing to a command's exit code, and a command in a box that runs.
+//! Boot latency: a command in a new box, and a command in a running box.
 //!
-//! Needs guest files, a release launcher and a busybox image; where there is no hardware
-//! virtualization, run it in the software host:
+//! Needs guest files, a release launcher and a busybox image. Without hardware virtualization, run it
+//! in the software host:
 //!
 //! ```text
 //! cargo xtask demo
@@ -33,7 +33,7 @@ fn boot(criterion: &mut Criterion) {
         sandbox.start().await.expect("a running box");
         sandbox
     };
-    // Makes the image's disk, once.
+    // The first box also makes the image's base disk.
     let running = tokio.block_on(start());
 
     let mut group = criterion.benchmark_group("boot");
@@ -43,7 +43,7 @@ fn boot(criterion: &mut Criterion) {
             tokio.block_on(async {
                 let sandbox = start().await;
                 let status = sandbox.exec(["true"]).status().await.expect("a command");
-                sandbox.kill().await.expect("an end");
+                sandbox.kill().await.expect("a killed box");
                 status
             })
         });

@@ -1,3 +1,4 @@
-//! Benchmarks only: see `benches/`. Boot latency is `cargo bench -p boxlite-benches --bench boot`.
+//! An empty library: the benchmarks are in `benches` (`cargo bench -p boxlite-benches --bench boot`) and
+//! `src/bin`.
 
 #![forbid(unsafe_code)]

@@ -1,4 +1,4 @@
-//! What is measured: iperf3's throughput, and the time of a whole short connection.
+//! The measurements: throughput with iperf3, and latency of a short connection.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -11,11 +11,11 @@ use serde_json::Value;
 
 use crate::lab::Lab;
 
-/// Bytes of request and answer.
+/// Size of a request and of its answer, in bytes.
 const REQUEST: usize = 64;
 const PORT: u16 = 5201;
 
-/// Gbit/s that arrive.
+/// Received throughput in Gbit/s.
 pub(crate) fn throughput(
     lab: &Lab,
     server: &str,
@@ -28,7 +28,7 @@ pub(crate) fn throughput(
         .stdout(Stdio::null())
         .spawn()?;
     wait_until_listening()?;
-    // Some stacks lose a connection now and then, and iperf3 waits for it.
+    // Some stacks lose a connection occasionally, and iperf3 waits for it.
     let limit = (10 + 2 * seconds).to_string();
     let (flows, seconds) = (flows.to_string(), seconds.to_string());
     let mut args = vec![
@@ -49,14 +49,14 @@ pub(crate) fn throughput(
     let output = lab.guest_run("timeout", &args);
     let _ = serving.kill();
     serving.wait()?;
-    ensure!(output.status.code() != Some(124), "iperf3 had no end");
+    ensure!(output.status.code() != Some(124), "iperf3 did not finish");
     let report: Value = serde_json::from_slice(&output.stdout).context("iperf3's report")?;
     let bits = report["end"]["sum_received"]["bits_per_second"].as_f64();
     let bits = bits.with_context(|| format!("iperf3: {}", report["error"]))?;
     Ok(bits / 1e9)
 }
 
-/// iperf3 says nothing when it listens, and takes one client only.
+/// Waits for the listening socket in `/proc`: iperf3 does not report it, and accepts one client only.
 fn wait_until_listening() -> Result<()> {
     let line = format!(":{PORT:04X} ");
     let deadline = Instant::now() + Duration::from_secs(5);
@@ -74,7 +74,7 @@ fn wait_until_listening() -> Result<()> {
     }
 }
 
-/// Microseconds of connect, request, answer and close: the median, and all but one of a hundred.
+/// Time of connect, request, answer and close, in microseconds: 50th and 99th percentile.
 pub(crate) fn latency(lab: &Lab, server: &str, time: Duration) -> Result<(f64, f64)> {
     let listener = TcpListener::bind((IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0))?;
     let address = SocketAddr::new(server.parse()?, listener.local_addr()?.port());
@@ -92,14 +92,14 @@ pub(crate) fn latency(lab: &Lab, server: &str, time: Duration) -> Result<(f64, f
     let mut times = lab.guest(|| -> Result<Vec<Duration>> {
         let mut times = Vec::new();
         let started = Instant::now();
-        // The first ones warm up caches, and ports are not unlimited.
+        // Limited, because ports are. The first ones warm up caches and are not counted.
         while started.elapsed() < time && times.len() < 10_000 {
-            let begun = Instant::now();
+            let connecting = Instant::now();
             let mut stream = TcpStream::connect(address)?;
             stream.write_all(&[7; REQUEST])?;
             stream.read_exact(&mut [0; REQUEST])?;
             drop(stream);
-            times.push(begun.elapsed());
+            times.push(connecting.elapsed());
         }
         Ok(times)
     })?;

@@ -1,13 +1,13 @@
-//! User-mode network stacks side by side: throughput and connection latency between a network
-//! namespace, which is the guest, and another, which is the host.
+//! Compares user-mode network stacks: throughput and connection latency between two network
+//! namespaces, one in the guest's place and one in the host's.
 //!
 //! ```text
 //! cargo run --release -p boxlite-benches --bin network [-- --seconds 2 --rounds 2 --only ours,pasta]
 //! ```
 //!
-//! Needs root, iproute2 and iperf3; of the other stacks, those that are installed are measured.
-//! The best of all rounds counts, because other programs only ever make things slower; even so,
-//! figures of different runs differ with the machine's load: compare the ratios.
+//! Needs root, iproute2 and iperf3. Other stacks are measured if they are installed. The result is the
+//! best of all rounds, because other load can only make a round slower. It still depends on that load:
+//! compare ratios, not results of different runs.
 
 mod client;
 #[path = "../../../../net/tests/tap/lab.rs"]
@@ -24,7 +24,7 @@ use crate::stack::Stack;
 
 const MTUS: [u16; 2] = [65_520, 1500];
 
-/// Figures by MTU and name.
+/// Each stack's best result, by MTU and name of the measurement.
 type Results = BTreeMap<(u16, &'static str), Vec<(Stack, f64)>>;
 
 struct Options {
@@ -59,9 +59,9 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Measures a stack, and keeps what is better than what is known.
+/// Measures a stack, and records results that are better than earlier ones.
 fn add(results: &mut Results, stack: Stack, mtu: u16, seconds: u32) {
-    // A lab belongs to the thread that makes it.
+    // A lab belongs to the thread that creates it.
     let figures = match thread::spawn(move || measure(stack, mtu, seconds)).join() {
         Ok(Ok(figures)) => figures,
         Ok(Err(e)) => return println!("FAILED: {} at MTU {mtu}: {e:#}", stack.name()),
@@ -91,13 +91,13 @@ fn options() -> Result<Options> {
             "--seconds" => options.seconds = value.parse()?,
             "--rounds" => options.rounds = value.parse()?,
             "--only" => options.only = Some(value.split(',').map(str::to_owned).collect()),
-            _ => bail!("{arg}: there are --seconds N, --rounds N and --only STACK,STACK"),
+            _ => bail!("unknown option {arg}: use --seconds N, --rounds N or --only STACK,STACK"),
         }
     }
     Ok(options)
 }
 
-/// All figures of one stack: Gbit/s, then microseconds.
+/// All measurements of a stack: Gbit/s, then microseconds.
 fn measure(stack: Stack, mtu: u16, seconds: u32) -> Result<Vec<(&'static str, f64)>> {
     let lab = lab::Lab::new();
     let (_running, server) = stack.start(&lab, mtu)?;
@@ -116,7 +116,7 @@ fn measure(stack: Stack, mtu: u16, seconds: u32) -> Result<Vec<(&'static str, f6
     Ok(figures)
 }
 
-/// How ours compares: above 1 is better, whatever is measured.
+/// Prints how our stack compares with the others: a ratio above 1 is better in every measurement.
 fn ratios(results: &Results) {
     println!("\nours against the others (above 1 is better)");
     for ((mtu, name), figures) in results {

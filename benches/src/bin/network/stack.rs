@@ -1,4 +1,4 @@
-//! The stacks, and how each is put between two namespaces.
+//! The stacks, and how each is started between two namespaces.
 
 use std::io::IoSlice;
 use std::os::fd::OwnedFd;
@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 use crate::lab::{Lab, OUTSIDE, Running, batch, missing};
 
-/// The "router" of the namespace that is the host: pasta maps it to the host's loopback.
+/// The default gateway of the host's namespace: pasta maps its address to the host's loopback.
 const ROUTER: &str = "203.0.113.254";
 
 /// A user-mode network stack.
@@ -29,7 +29,7 @@ pub(crate) enum Stack {
     Gvproxy,
 }
 
-/// Something that runs until it is dropped.
+/// A running stack, which stops when this is dropped.
 pub(crate) enum Started {
     Ours { _network: Running },
     Program(Child),
@@ -48,7 +48,7 @@ impl Stack {
         }
     }
 
-    /// Why it cannot be measured here.
+    /// Why the stack cannot be measured here, if so.
     pub(crate) fn missing(self) -> Option<String> {
         match self {
             Self::Ours => None,
@@ -62,7 +62,7 @@ impl Stack {
         }
     }
 
-    /// Connects the lab's namespaces, and says where the guest finds the host.
+    /// Connects the lab's namespaces. Returns the stack and the host's address for the guest.
     pub(crate) fn start(self, lab: &Lab, mtu: u16) -> Result<(Started, String)> {
         let guest = format!("/var/run/netns/{}", lab.guest_name());
         let mtu_arg = mtu.to_string();
@@ -72,7 +72,7 @@ impl Stack {
                 return Ok((Started::Ours { _network: network }, OUTSIDE.to_owned()));
             }
             Self::Pasta => {
-                // It takes the guest's configuration from an interface with a default route.
+                // pasta copies the guest's configuration from an interface with a default route.
                 batch(&format!(
                     "tuntap add up0 mode tap\naddr add 203.0.113.2/24 dev up0\nlink set up0 up\n\
                      route add default via {ROUTER}\n"
@@ -101,7 +101,8 @@ fn gvproxy() -> PathBuf {
     std::env::var_os("BOXLITE_GVPROXY").map_or_else(|| "/usr/bin/gvproxy".into(), PathBuf::from)
 }
 
-/// gvproxy speaks frames over a socket, so a TAP device needs a relay, as its own forwarder is.
+/// Starts gvproxy. It exchanges frames over a socket, so the TAP device needs a relay, as with its own
+/// forwarder.
 fn start_gvproxy(lab: &Lab, mtu: u16) -> Result<(Started, String)> {
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("frames");
@@ -121,14 +122,14 @@ fn start_gvproxy(lab: &Lab, mtu: u16) -> Result<(Started, String)> {
     }
     let tap = lab.tap(OffloadFeatures::default());
     let (out, socket_out) = (tap.fd().try_clone_to_owned()?, socket.try_clone()?);
-    // Each may block while the other goes on.
+    // Two threads, so that one direction can block without stopping the other.
     thread::spawn(move || from_guest(tap, &socket));
     thread::spawn(move || to_guest(&out, &socket_out));
     lab.configure_guest(mtu);
     Ok((started, "192.168.127.254".to_owned()))
 }
 
-/// Carries the guest's frames until gvproxy ends.
+/// Forwards the guest's frames until gvproxy exits.
 fn from_guest(mut tap: TapLink, socket: &OwnedFd) -> Option<()> {
     let mut buffer = vec![0; MAX_FRAME];
     loop {
@@ -140,9 +141,9 @@ fn from_guest(mut tap: TapLink, socket: &OwnedFd) -> Option<()> {
     }
 }
 
-/// Carries gvproxy's frames until it ends.
+/// Forwards gvproxy's frames until it exits.
 fn to_guest(tap: &OwnedFd, socket: &OwnedFd) -> Option<()> {
-    // A `virtio_net_hdr` that asks for nothing.
+    // A `virtio_net_hdr` without offloads.
     let header = [0; 10];
     let mut buffer = vec![0; MAX_FRAME];
     loop {
@@ -150,7 +151,7 @@ fn to_guest(tap: &OwnedFd, socket: &OwnedFd) -> Option<()> {
         if n == 0 {
             return None;
         }
-        // A frame that is refused is lost, as on any link.
+        // A frame that the device refuses is lost, as on any link.
         let _ = rustix::io::writev(tap, &[IoSlice::new(&header), IoSlice::new(&buffer[..n])]);
     }
 }
@@ -166,7 +167,7 @@ fn wait_for_route(lab: &Lab, stack: Stack) -> Result<()> {
     loop {
         let routes = lab.guest_run("ip", &["route", "show", "default"]);
         if !routes.stdout.is_empty() {
-            // Its loop may begin a little later.
+            // The stack's event loop may start a little later.
             thread::sleep(Duration::from_millis(200));
             return Ok(());
         }

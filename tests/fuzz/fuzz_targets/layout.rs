@@ -1,4 +1,4 @@
-//! A hostile OCI layout: whatever its index says, an image or an error.
+//! A hostile OCI layout: any index resolves to an image or an error.
 //!
 //! `cargo fuzz run --fuzz-dir tests/fuzz layout`
 

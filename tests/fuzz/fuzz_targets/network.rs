@@ -1,4 +1,4 @@
-//! A hostile guest: any frames, and frames that are right as far as the network layer.
+//! A hostile guest: any frames, and frames that are valid up to the network layer.
 //!
 //! `cargo fuzz run --fuzz-dir tests/fuzz network`
 
@@ -12,13 +12,13 @@ use boxlite_net::link::memory;
 use boxlite_net::{OffloadFeatures, Network, NetworkOptions, Policy, Rule};
 use libfuzzer_sys::fuzz_target;
 
-/// Frames in one run.
+/// The most frames in a run.
 const MAX_FRAMES: usize = 256;
 
 fuzz_target!(|input: &[u8]| {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
     let port = listener.local_addr().expect("an address").port();
-    // The only thing that this guest reaches is a port of our own.
+    // The guest can reach only a port of this process.
     let rules = vec![
         Rule::allow(&format!("tcp:host:{port}")).expect("a rule"),
         Rule::deny("any").expect("a rule"),
@@ -48,8 +48,8 @@ fuzz_target!(|input: &[u8]| {
     thread.join().expect("no panic").expect("the loop");
 });
 
-/// The input as frames: each has a byte for its length and one that says how much of it is made
-/// right.
+/// Splits the input into frames. Each begins with a byte for its length and one that selects the valid
+/// headers that it gets.
 fn frames(mut input: &[u8], port: u16) -> impl Iterator<Item = Vec<u8>> {
     std::iter::from_fn(move || {
         let (&[len, kind], rest) = input.split_first_chunk::<2>()?;
@@ -68,8 +68,8 @@ fn ethernet(kind: [u8; 2], payload: &[u8]) -> Vec<u8> {
     [&addresses[..], &kind, payload].concat()
 }
 
-/// The first byte is the protocol, the second the last of the destination's address; a TCP port of
-/// 0 is the open one.
+/// An IPv4 packet. The first byte of `body` is the protocol, the second is the last byte of the
+/// destination address. A destination port of 0 is replaced by `port`.
 fn ipv4(body: &[u8], port: u16) -> Vec<u8> {
     let (&[protocol, to], payload) = body.split_first_chunk().unwrap_or((&[6, 254], &[]));
     let mut payload = payload.to_vec();

@@ -1,4 +1,5 @@
-//! Bytes of a hostile peer, to both sides of the agent protocol. The first byte cuts the rest into pieces.
+//! A hostile peer of each side of the agent protocol. The first byte of the input sets the size of the
+//! pieces in which the rest arrives.
 //!
 //! `cargo fuzz run --fuzz-dir tests/fuzz session`
 
@@ -23,7 +24,7 @@ fn hello() -> Hello {
     Hello { version: PROTOCOL_VERSION, generation: 0, unix_time_ns: 0 }
 }
 
-/// A client that has asked for one of everything.
+/// The input as an agent's bytes, for a client that has sent one of every request.
 fn as_agent<'a>(pieces: impl Iterator<Item = &'a [u8]>) {
     let mut client = Client::new(&hello());
     let exec = Exec { stdin: true, ..Exec::default() };
@@ -65,7 +66,8 @@ fn as_agent<'a>(pieces: impl Iterator<Item = &'a [u8]>) {
     }
 }
 
-/// A server that starts every command, answers a socket when its input has ended, and does nothing else at once.
+/// The input as a host's bytes, for a server that starts every command, answers a socket when its input
+/// has ended, and answers every other request at once.
 fn as_host<'a>(pieces: impl Iterator<Item = &'a [u8]>) {
     let mut server = Server::default();
     let mut input = Assembler::default();
@@ -103,7 +105,7 @@ fn as_host<'a>(pieces: impl Iterator<Item = &'a [u8]>) {
     }
 }
 
-/// What was read is written as the same bytes.
+/// The input as frames: each is the same after it was written and read again.
 fn frames(mut bytes: &[u8]) {
     let mut input = Assembler::default();
     input.extend(bytes);

@@ -1,4 +1,4 @@
-//! A hostile driver: any accesses to a device's registers.
+//! A hostile driver: any reads and writes of a device's registers.
 //!
 //! `cargo fuzz run --fuzz-dir tests/fuzz transport`
 

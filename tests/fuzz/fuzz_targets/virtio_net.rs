@@ -18,14 +18,14 @@ use libfuzzer_sys::fuzz_target;
 use vm_memory::{Bytes, GuestAddress};
 
 const MEMORY: usize = 1 << 18;
-/// Tables and rings of a queue of 16, then those of the next.
+/// Distance between the descriptor tables of two queues: a table and rings for 16 descriptors.
 const QUEUE: u64 = 0x400;
 const SIZE: u16 = 16;
-/// All that the device offers, but for those beyond bit 32.
+/// All features that the device offers, except those beyond bit 32.
 const FEATURES: u64 = 0x1_3087_b82b;
 /// The register `QueueReady`.
 const QUEUE_READY: u32 = 0x44;
-/// What the input starts with is here: queues and what they point to.
+/// Size of the initial content of guest memory, from the start of the input: queues and their buffers.
 const IMAGE: usize = 0x1000;
 
 #[derive(Clone, Default)]
@@ -54,8 +54,8 @@ impl Registers for Transport {
     }
 }
 
-/// Takes the device from reset to DRIVER_OK with the features that it offers. Its queues are what
-/// memory says.
+/// Initializes the device from reset to DRIVER_OK with the features that it offers. The content of its
+/// queues is in memory already.
 fn start(driver: &mut Driver<Transport>) {
     assert_eq!(driver.negotiate(FEATURES), FEATURES_OK);
     for (queue, table) in (0..3).zip((QUEUE..).step_by(QUEUE as usize)) {

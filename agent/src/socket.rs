@@ -8,17 +8,20 @@
 use std::os::fd::OwnedFd;
 
 use boxlite_proto::frame::Channel;
-use boxlite_proto::message::{Connect, Failure, FailureKind, Response};
+use boxlite_proto::message::{Connect, Failure, FailureKind, LISTENER, Response};
 use bytes::Bytes;
 use rustix::io::{self, fcntl_dupfd_cloexec};
 use rustix::net::{
-    AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType, connect, shutdown,
-    socket_with,
+    AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen,
+    shutdown, socket_with,
 };
 
 use crate::exec::pump::{ChannelState, Input, Output, Sink};
 use crate::host::connection::{ReplyTo, Session};
 use crate::sys::poller::{Poller, Ready, Token};
+
+/// Connections that may wait for a command to accept them. The kernel's own limit applies, too.
+const BACKLOG: i32 = 4096;
 
 /// A connection to a socket, with its stream.
 pub(crate) struct Socket {
@@ -30,6 +33,20 @@ pub(crate) struct Socket {
     output: Option<Output>,
     /// Whether the peer has closed the socket and reads no more.
     closed: bool,
+}
+
+/// Listens on the socket with this name. Its descriptor has another number than [`LISTENER`].
+pub(crate) fn listen_on(name: &[u8]) -> Result<OwnedFd, Failure> {
+    let open = || {
+        let fd = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        bind(&fd, &SocketAddrUnix::new_abstract_name(name)?)?;
+        listen(&fd, BACKLOG)?;
+        fcntl_dupfd_cloexec(&fd, LISTENER + 1)
+    };
+    open().map_err(|e| Failure {
+        kind: FailureKind::Other,
+        message: format!("cannot listen on the socket @{}: {e}", name.escape_ascii()),
+    })
 }
 
 impl Socket {

@@ -1,4 +1,5 @@
-//! Streams to sockets of the nested host: both directions, each end of them, and what cannot be connected. The server
+//! Streams to sockets of the nested host: both directions, each end of them, and what cannot be connected. Commands that
+//! serve a socket. The server
 //! reaps every child of its process, so this is a test binary of its own. Needs root, as the agent has it.
 
 #[path = "common/mod.rs"]
@@ -16,7 +17,7 @@ use std::time::Duration;
 use boxlite_proto::boot::Role;
 use boxlite_proto::credit::WINDOW;
 use boxlite_proto::frame::Channel;
-use boxlite_proto::message::{Connect, Control, FailureKind, Request, Response};
+use boxlite_proto::message::{Connect, Control, Exec, FailureKind, Request, Response, ServerExec};
 
 use self::common::client::Client;
 use self::common::needs_root;
@@ -238,4 +239,67 @@ fn what_cannot_be_connected_says_so() {
     assert!(ask(peer.name.clone()).message.contains("temporarily unavailable"));
     host.control(held, Control::Kill);
     assert_eq!(host.finish(held).responses, [Response::Done]);
+}
+
+/// The request for a command that serves the socket `name`.
+fn server(script: &str, name: &[u8]) -> Request {
+    let argv = ["perl", "-MSocket", "-e", script].map(|arg| arg.as_bytes().to_vec()).into();
+    let exec = Exec { argv, stdin: true, ..Exec::default() };
+    Request::ExecServer(ServerExec { exec, socket: name.to_vec() })
+}
+
+#[test]
+fn a_command_serves_its_socket_to_connections_that_came_before_it_ran() {
+    needs_root!();
+    let host = connect();
+    let name = format!("boxlite-test-server-{}", std::process::id()).into_bytes();
+    // The first line shows how many descriptors above the standard ones were inherited.
+    let script = r#"opendir(D, "/proc/$$/fd"); my $d = fileno(D); my @f = grep {/\d/ && $_ > 2 && $_ != $d} readdir D;
+        $| = 1; print "@f\n"; open(L, "+<&=", 3); while (accept(C, L)) { syswrite(C, "hello"); close C }"#;
+    let command = host.request(&server(script, &name));
+    let streams = [(); 3].map(|()| host.request(&Request::Connect(Connect { name: name.clone() })));
+    for stream in streams {
+        host.end_stdin(stream);
+        let seen = host.finish(stream);
+        assert_eq!((&*seen.stdout, &seen.responses[..]), (&b"hello"[..], &[Response::Done][..]));
+    }
+    let seen = host.wait_for(command, |seen| seen.stdout.ends_with(b"\n"));
+    assert_eq!(seen.stdout, b"3\n");
+    // The name is in use until the command ends, and then connections fail.
+    let again = host.ask(&server("", &name));
+    assert!(matches!(&again, Response::Failed(f) if f.message.contains("in use")), "{again:?}");
+    host.control(command, Control::Kill);
+    host.finish(command);
+    let refused = host.ask(&Request::Connect(Connect { name }));
+    assert!(
+        matches!(&refused, Response::Failed(f) if f.message.contains("refused")),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn connections_to_a_command_that_never_accepts_end_with_it() {
+    needs_root!();
+    let host = connect();
+    let name = format!("boxlite-test-idle-{}", std::process::id()).into_bytes();
+    let command = host.request(&server("<STDIN>", &name));
+    let waiting = host.request(&Request::Connect(Connect { name: name.clone() }));
+    host.end_stdin(command);
+    host.finish(command);
+    assert_eq!(host.finish(waiting).responses, [Response::Done]);
+    // One that cannot be started leaves no socket behind.
+    let mut missing = server("", &name);
+    if let Request::ExecServer(server) = &mut missing {
+        server.exec.argv = vec![b"/nonexistent".to_vec()];
+    }
+    let failed = host.ask(&missing);
+    assert!(
+        matches!(&failed, Response::Failed(f) if f.kind == FailureKind::NotFound),
+        "{failed:?}"
+    );
+    let refused = host.ask(&Request::Connect(Connect { name }));
+    assert!(
+        matches!(&refused, Response::Failed(f) if f.message.contains("refused")),
+        "{refused:?}"
+    );
 }

@@ -64,7 +64,22 @@ pub enum Request {
     /// follows on standard output, both from the start, and each direction ends by itself. Answered by
     /// [`Response::Done`] when both have ended, or after [`Control::Kill`], which closes the socket.
     Connect(Connect),
+    /// Runs a command that serves a Unix socket (role nested host). The agent listens on the socket before it starts the
+    /// command, so a [`Connect`](Self::Connect) may follow at once. Answered as [`Exec`](Self::Exec) is.
+    ExecServer(ServerExec),
 }
+
+/// A command that serves a Unix socket.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerExec {
+    /// The command. It inherits the listening socket as descriptor [`LISTENER`].
+    pub exec: Exec,
+    /// The socket's name in the abstract namespace, without the leading zero byte.
+    pub socket: Vec<u8>,
+}
+
+/// The descriptor of an inherited listening socket, as in `sd_listen_fds(3)`.
+pub const LISTENER: i32 = 3;
 
 /// The Unix socket that a stream connects to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -12,7 +12,7 @@ use boxlite_proto::guest::{
 };
 use boxlite_proto::message::{
     Connect, Control, Event, Exec, ExitStatus, Failure, FailureKind, Hello, Request, Response,
-    Stage, TerminalSize,
+    ServerExec, Stage, TerminalSize,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -55,6 +55,8 @@ fn request() -> impl Strategy<Value = Request> {
         any::<(Vec<u8>, bool)>()
             .prop_map(|(path, follow)| Request::CopyOut(CopyOut { path, follow })),
         any::<Vec<u8>>().prop_map(|name| Request::Connect(Connect { name })),
+        (exec(), any::<Vec<u8>>())
+            .prop_map(|(exec, socket)| Request::ExecServer(ServerExec { exec, socket })),
     ]
 }
 

@@ -11,7 +11,7 @@ use boxlite_proto::guest::{
 };
 use boxlite_proto::message::{
     ClockReading, Connect, Control, Event, Exec, ExitStatus, Failure, FailureKind, Hello, MainExec,
-    Request, Response, Stage, TerminalSize,
+    Request, Response, ServerExec, Stage, TerminalSize,
 };
 
 const FIXTURES: &str = include_str!("golden/frames.txt");
@@ -136,6 +136,11 @@ fn frames() -> Vec<(&'static str, Frame)> {
         ("clock", Request::Clock.frame(10)),
         ("set-clock", Request::SetClock(clock_reading()).frame(10)),
         ("connect", Request::Connect(Connect { name: b"boxlite\xff".to_vec() }).frame(13)),
+        (
+            "exec-server",
+            Request::ExecServer(ServerExec { exec: exec(), socket: b"boxlite\xff".to_vec() })
+                .frame(8),
+        ),
         ("signal-process", Control::SignalProcess(15).frame(7)),
         ("clock-reading", Response::Clock { monotonic_ns: 60_000_000_123 }.frame(10)),
         ("detached", Response::Detached { pid: 300 }.frame(8)),

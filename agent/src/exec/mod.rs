@@ -60,6 +60,9 @@ pub(crate) enum Kind<'a> {
     },
     /// A command beside the main command: in the namespace of this process, if a main command runs.
     Beside(Option<BorrowedFd<'a>>),
+    /// A command in the agent's own namespace that inherits this listening socket as descriptor
+    /// [`LISTENER`](message::LISTENER).
+    Server(BorrowedFd<'a>),
 }
 
 /// A command that runs, or has exited with output left to send.

@@ -3,7 +3,7 @@
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd};
 
-use boxlite_proto::message::{Exec, Failure, FailureKind};
+use boxlite_proto::message::{Exec, Failure, FailureKind, LISTENER};
 use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::process::Pid;
@@ -56,7 +56,11 @@ pub(crate) fn start(
         (_, Some(init)) => Namespaces::Join(init.handle()),
         (Kind::Main { .. }, None) => Namespaces::New,
         (Kind::Beside(Some(main)), None) => Namespaces::Join(main),
-        (Kind::Beside(None), None) => Namespaces::Same,
+        (Kind::Beside(None) | Kind::Server(_), None) => Namespaces::Same,
+    };
+    let inherited = match kind {
+        Kind::Server(listener) => Some((listener, LISTENER)),
+        Kind::Main { .. } | Kind::Beside(_) => None,
     };
     let spawned = spawn(&Plan {
         programs: &as_refs(&command.programs),
@@ -67,6 +71,7 @@ pub(crate) fn start(
         gid: identity.gid(),
         groups: &groups,
         stdio: stdio.command_ends(),
+        inherited,
         terminal: exec.terminal.is_some(),
         cgroup,
         namespaces,
@@ -102,6 +107,7 @@ fn start_init(
         gid: identity.gid(),
         groups,
         stdio: stdio.command_ends(),
+        inherited: None,
         terminal: false,
         cgroup,
         namespaces: Namespaces::New,

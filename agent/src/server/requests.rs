@@ -1,5 +1,6 @@
 //! Handles requests: answers them at once, or starts an exec, a job or a socket on their stream.
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,12 +14,26 @@ use super::{Server, clock};
 use crate::exec::{self, Exec};
 use crate::host::connection::{Connection, ReplyTo, Service};
 use crate::job::{Job, work};
+use crate::socket;
 
 /// Limit on running execs.
 const MAX_EXECS: usize = 4096;
 
 /// Limit on jobs: each has a thread, and two windows of memory.
 const MAX_JOBS: usize = 32;
+
+/// The part of a command in its guest.
+enum Part {
+    /// The main command of a box.
+    Main {
+        /// Whether an init is the first process in its place.
+        init: bool,
+    },
+    /// A command beside others.
+    Beside,
+    /// A command that inherits this listening socket.
+    Server(OwnedFd),
+}
 
 impl Server {
     /// Handles a request. An exec, a job or a socket is answered later.
@@ -43,14 +58,29 @@ impl Server {
                 unsupported("exec")
             }
             Ok(Request::ExecMain(_)) if self.role != Role::Box => unsupported("a main command"),
-            Ok(Request::Exec(request)) => self.start_attached(connection, reply_to, &request, None),
-            Ok(Request::ExecMain(main)) => {
-                self.start_attached(connection, reply_to, &main.exec, Some(main.init))
+            Ok(Request::ExecServer(_)) if self.role != Role::SoftHost => {
+                unsupported("a command with a socket")
             }
-            Ok(Request::ExecDetached(request)) => match self.start_exec(&request, None, None) {
-                Ok((_, pid)) => Response::Detached { pid },
+            Ok(Request::Exec(request)) => {
+                self.start_attached(connection, reply_to, &request, Part::Beside)
+            }
+            Ok(Request::ExecMain(main)) => {
+                let part = Part::Main { init: main.init };
+                self.start_attached(connection, reply_to, &main.exec, part)
+            }
+            Ok(Request::ExecServer(server)) => match socket::listen_on(&server.socket) {
+                Ok(listener) => {
+                    let part = Part::Server(listener);
+                    self.start_attached(connection, reply_to, &server.exec, part)
+                }
                 Err(failure) => Response::Failed(failure),
             },
+            Ok(Request::ExecDetached(request)) => {
+                match self.start_exec(&request, Part::Beside, None) {
+                    Ok((_, pid)) => Response::Detached { pid },
+                    Err(failure) => Response::Failed(failure),
+                }
+            }
             Ok(Request::Clock) => Response::Clock { monotonic_ns: clock::monotonic_ns() },
             Ok(Request::SetClock(reading)) => {
                 clock::apply_reading(&reading);
@@ -87,15 +117,15 @@ impl Server {
         connection.session.respond(stream, &answer);
     }
 
-    /// Starts a command on a stream. `main` is set for a main command: whether it has an init.
+    /// Starts a command on a stream.
     fn start_attached(
         &mut self,
         connection: &mut Connection,
         reply_to: ReplyTo,
         request: &message::Exec,
-        main: Option<bool>,
+        part: Part,
     ) -> Response {
-        match self.start_exec(request, main, Some(reply_to)) {
+        match self.start_exec(request, part, Some(reply_to)) {
             Ok((exec, pid)) => {
                 connection.session.set_tag(reply_to.stream, Service::Exec(exec));
                 Response::Started { pid }
@@ -108,10 +138,10 @@ impl Server {
     fn start_exec(
         &mut self,
         request: &message::Exec,
-        main: Option<bool>,
+        part: Part,
         reply_to: Option<ReplyTo>,
     ) -> Result<(u64, u32), Failure> {
-        let started = self.try_start_exec(request, main, reply_to);
+        let started = self.try_start_exec(request, part, reply_to);
         let counts = &mut self.exec_counts;
         counts.started += u64::from(started.is_ok());
         counts.refused += u64::from(started.is_err());
@@ -121,7 +151,7 @@ impl Server {
     fn try_start_exec(
         &mut self,
         request: &message::Exec,
-        main: Option<bool>,
+        part: Part,
         reply_to: Option<ReplyTo>,
     ) -> Result<(u64, u32), Failure> {
         if self.execs.len() >= MAX_EXECS {
@@ -132,12 +162,13 @@ impl Server {
         }
         let id = self.new_id();
         let running = self.execs.values().find_map(Exec::namespace);
-        let kind = match main {
-            Some(_) if running.is_some() => {
+        let kind = match &part {
+            Part::Main { .. } if running.is_some() => {
                 return Err(other("a main command is running already".into()));
             }
-            Some(init) => exec::Kind::Main { init },
-            None => exec::Kind::Beside(running),
+            Part::Main { init } => exec::Kind::Main { init: *init },
+            Part::Beside => exec::Kind::Beside(running),
+            Part::Server(listener) => exec::Kind::Server(listener.as_fd()),
         };
         let exec = Exec::start(request, kind, id, reply_to, &mut self.cgroups, &self.poller)?;
         let pid = exec.inner_pid.as_raw_nonzero().get().cast_unsigned();

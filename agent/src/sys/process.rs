@@ -28,6 +28,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) groups: &'a [Gid],
     /// Standard input, output and error, none of them numbered 0 to 2.
     pub(crate) stdio: [BorrowedFd<'a>; 3],
+    /// Another descriptor to inherit, and the number under which, which is not its own.
+    pub(crate) inherited: Option<(BorrowedFd<'a>, c_int)>,
     /// Whether standard input becomes the controlling terminal.
     pub(crate) terminal: bool,
     /// `cgroup.procs` of the control group to enter.
@@ -186,10 +188,7 @@ fn prepare(plan: &Plan<'_>) -> Result<(), (Step, Errno)> {
     enter(plan.namespaces).map_err(at(Step::Namespaces))?;
     rustix::process::setsid().map_err(at(Step::Session))?;
     for (number, fd) in (0..).zip(plan.stdio) {
-        // SAFETY: dup2 on open descriptors; 0 to 2 belong to the child from here on.
-        if unsafe { libc::dup2(fd.as_raw_fd(), number) } < 0 {
-            return Err((Step::Stdio, last_errno()));
-        }
+        inherit_as(number, fd)?;
     }
     if plan.terminal {
         rustix::process::ioctl_tiocsctty(rustix::stdio::stdin()).map_err(at(Step::Session))?;
@@ -199,12 +198,24 @@ fn prepare(plan: &Plan<'_>) -> Result<(), (Step, Errno)> {
         rustix::io::write(cgroup, b"0").map_err(at(Step::Cgroup))?;
     }
     reset_inherited();
+    if let Some((fd, number)) = plan.inherited {
+        // After the last use of a descriptor that may have this number, and after all were marked to be closed.
+        inherit_as(number, fd)?;
+    }
     rustix::process::chdir(plan.working_dir).map_err(at(Step::WorkingDir))?;
     // These are the calls of the kernel, for this thread: glibc's would also change the agent's.
     rustix::thread::set_thread_groups(plan.groups)
         .and_then(|()| rustix::thread::set_thread_res_gid(plan.gid, plan.gid, plan.gid))
         .and_then(|()| rustix::thread::set_thread_res_uid(plan.uid, plan.uid, plan.uid))
         .map_err(at(Step::User))
+}
+
+/// Makes the program inherit `fd` under another number.
+fn inherit_as(number: c_int, fd: BorrowedFd<'_>) -> Result<(), (Step, Errno)> {
+    // SAFETY: `number` belongs to the child, whose descriptors are a copy of the parent's, and the child uses no
+    // descriptor that had the number before.
+    let copied = unsafe { libc::dup2(fd.as_raw_fd(), number) };
+    if copied < 0 { Err((Step::Stdio, last_errno())) } else { Ok(()) }
 }
 
 /// Enters the mount namespace that has the `/proc` for this process's PID namespace.

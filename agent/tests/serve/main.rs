@@ -509,9 +509,13 @@ fn orphans_are_reaped() {
 }
 
 #[test]
-fn only_builders_unpack_layers_and_only_the_nested_host_connects_sockets() {
+fn only_builders_unpack_layers_and_only_the_nested_host_has_sockets() {
     needs_root!();
-    for request in [Request::UnpackLayer, Request::Connect(Default::default())] {
+    for request in [
+        Request::UnpackLayer,
+        Request::Connect(Default::default()),
+        Request::ExecServer(Default::default()),
+    ] {
         let Response::Failed(failure) = connect().ask(&request) else { panic!() };
         assert_eq!(failure.kind, FailureKind::Unsupported, "{failure}");
     }

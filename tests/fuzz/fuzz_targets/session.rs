@@ -34,6 +34,7 @@ fn as_agent<'a>(pieces: impl Iterator<Item = &'a [u8]>) {
         Request::CopyIn(Default::default()),
         Request::CopyOut(Default::default()),
         Request::Connect(Default::default()),
+        Request::ExecServer(Default::default()),
         Request::Ping,
         Request::Metrics,
         Request::Processes,

@@ -70,6 +70,7 @@ fn client_story(bytes: &[u8], sizes: &[usize], copy: bool) -> String {
     let requests = [
         Request::Exec(Exec::default()),
         Request::Connect(Default::default()),
+        Request::ExecServer(Default::default()),
         Request::CopyOut(Default::default()),
     ];
     for request in requests {

@@ -105,6 +105,11 @@ impl Running {
         ExecOutput { stream: self.stream.clone(), channel: Channel::Stdout }
     }
 
+    /// The standard error of a command, at once.
+    pub(super) fn error_output(&self) -> ExecOutput {
+        ExecOutput { stream: self.stream.clone(), channel: Channel::Stderr }
+    }
+
     pub(super) fn kill(&self) {
         self.stream.control(Control::Kill);
     }
@@ -185,11 +190,6 @@ impl OpenStream {
 }
 
 impl ExecHandle {
-    /// The connection that the command was started on.
-    pub(crate) fn client(&self) -> &AgentClient {
-        &self.running.stream.client
-    }
-
     /// The command's process ID in the guest.
     pub fn pid(&self) -> u32 {
         self.pid

@@ -43,7 +43,7 @@ pub use copy::{Archive, Unpacked};
 pub use detach_keys::{DetachKeys, InvalidKey};
 pub use error::{Error, Loss, Violation};
 pub use exec::{ExecHandle, ExecOutput, ExecStdin, Exit, Output};
-pub(crate) use socket::SocketStream;
+pub(crate) use socket::{SocketServer, SocketStream};
 
 /// The result of a request to an agent.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,14 +1,14 @@
-//! Connections to sockets of the nested host; each is a stream of the protocol.
+//! Sockets of the nested host: commands that serve one, and connections, each of which is a stream of the protocol.
 
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use boxlite_proto::message::{Connect, Request};
+use boxlite_proto::message::{Connect, Exec, Request, ServerExec};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::exec::{ExecOutput, ExecStdin, Running};
-use super::{AgentClient, Result};
+use super::{AgentClient, Error, Result};
 
 /// A connection to a Unix socket of the nested host: bytes both ways, under the protocol's flow control. `shutdown`
 /// ends the direction to the socket. Dropping the stream closes the socket: after all data was written to it if that
@@ -23,7 +23,43 @@ pub(crate) struct SocketStream {
     input_ended: bool,
 }
 
+/// A command of the nested host that serves a Unix socket. Dropping it kills the command.
+#[derive(Debug)]
+pub(crate) struct SocketServer {
+    running: Running,
+    client: AgentClient,
+    socket: Vec<u8>,
+    /// Its standard input, which stays open.
+    _stdin: ExecStdin,
+}
+
+impl SocketServer {
+    /// Connects to the command's socket. Does not wait, not even for the command's start: a connection that fails is an
+    /// error of the first read, and of later writes.
+    pub(crate) fn connect(&self) -> Result<SocketStream> {
+        self.client.connect_socket(&self.socket)
+    }
+
+    /// The command's standard error.
+    pub(crate) fn stderr(&self) -> ExecOutput {
+        self.running.error_output()
+    }
+
+    /// Why the command could not be started, or why the connection to its agent ended.
+    pub(crate) fn failure(&self) -> Option<Error> {
+        self.running.try_over()?.err()
+    }
+}
+
 impl AgentClient {
+    /// Starts a command that serves the socket with this name in the abstract namespace. Does not wait for the start.
+    pub(crate) fn exec_server(&self, exec: Exec, socket: Vec<u8>) -> Result<SocketServer> {
+        let request = ServerExec { exec, socket: socket.clone() };
+        let running = self.open(&Request::ExecServer(request))?;
+        let stdin = running.sender();
+        Ok(SocketServer { running, client: self.clone(), socket, _stdin: stdin })
+    }
+
     /// Connects to the socket with this name in the abstract namespace. Does not wait: a connection that fails is an
     /// error of the first read, and of later writes.
     pub(crate) fn connect_socket(&self, name: &[u8]) -> Result<SocketStream> {

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::error::is_hang_up;
 use super::folder::{HostFolder, last_lines};
 use super::{Error, Options, qemu};
-use crate::client::{self, AgentClient, Attachment, AttachmentEnd, ExecHandle, Streams};
+use crate::client::{self, AgentClient, Attachment, AttachmentEnd, SocketServer, Streams};
 use crate::sys::{in_new_session, inherit_only};
 
 /// Timeout for a software host: the end of an earlier one, and its boot.
@@ -118,15 +118,20 @@ pub async fn run(
     }
 }
 
-/// Starts a command in the software host of `options`' home, which is started if necessary. Dropping the handle kills
-/// the command.
+/// Starts a command that serves the abstract socket `socket` in the nested host of `options`' home, which is started if
+/// necessary. Does not wait for the command's start.
 ///
 /// # Errors
-/// The software host does not start, or the command cannot be executed there.
-pub async fn spawn(options: &Options, command: NestedCommand) -> Result<ExecHandle, Error> {
+/// The nested host does not start.
+pub(crate) async fn serve(
+    options: &Options,
+    command: NestedCommand,
+    socket: Vec<u8>,
+) -> Result<SocketServer, Error> {
     let folder = HostFolder::open(&options.home)?;
     let client = connect(options).await?;
-    client.exec(command.exec()).await.map_err(|error| Error::of_connection(error, &folder))
+    let server = client.exec_server(command.exec(), socket);
+    server.map_err(|error| Error::of_connection(error, &folder))
 }
 
 /// Prints why a command could not be started, and returns a shell's exit code for that.

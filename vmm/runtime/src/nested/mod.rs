@@ -34,7 +34,8 @@ use std::path::{Path, PathBuf};
 pub use boxlite_contract::nested::HostEnvironment;
 
 pub use error::Error;
-pub use launcher::{NestedCommand, connect, run, spawn};
+pub(crate) use launcher::serve;
+pub use launcher::{NestedCommand, connect, run};
 pub use qemu::{MEMORY_VARIABLE, find as find_qemu};
 
 /// The subcommand that runs [`keeper::main`] with the arguments of [`Options::from_args`].

@@ -8,11 +8,12 @@ use std::task::{Context, Poll};
 
 use boxlite_kernel::GuestFiles;
 use boxlite_rootfs_builder::Progress;
+use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
-use super::wire::{Answer, Listening, Request};
+use super::wire::{Answer, Request};
 use crate::call::{Call, Channel, Reply};
-use crate::client::{self, ExecHandle, FailureKind, SocketStream};
+use crate::client::{self, FailureKind, SocketServer, SocketStream};
 use crate::launcher::SERVE_SUBCOMMAND;
 use crate::nested;
 use crate::stream::Duplex;
@@ -24,9 +25,7 @@ use crate::{Error, Home, Result, RuntimeOptions, blocking, local};
 #[derive(Debug)]
 pub(crate) struct Remote {
     /// `serve`, which ends when this is dropped.
-    serve: ExecHandle,
-    /// The name of its socket.
-    socket: Vec<u8>,
+    serve: SocketServer,
 }
 
 impl Remote {
@@ -47,15 +46,10 @@ impl Remote {
         argv.extend(debug.then(|| "--debug".into()));
         argv.push(SERVE_SUBCOMMAND.into());
         let command = nested::NestedCommand::here(argv).map_err(Error::soft_host)?;
-        let mut serve = nested::spawn(&host, command).await.map_err(Error::soft_host)?;
-        if let Some(stderr) = serve.stderr.take() {
-            tokio::spawn(pass_on(stderr));
-        }
-        let Some(stdout) = &mut serve.stdout else {
-            return Err(Error::internal("a command without stdio"));
-        };
-        let Listening { socket } = wire::receive(stdout).await.map_err(lost)?;
-        Ok(Self { serve, socket })
+        let socket = socket_name().map_err(|e| Error::internal(format!("no random name: {e}")))?;
+        let serve = nested::serve(&host, command, socket).await.map_err(Error::soft_host)?;
+        tokio::spawn(pass_on(serve.stderr()));
+        Ok(Self { serve })
     }
 
     pub(crate) async fn call(
@@ -65,7 +59,7 @@ impl Remote {
     ) -> Result<Reply> {
         let mut stream = self.request(Request::Call(call)).await?;
         loop {
-            match wire::receive(&mut stream).await.map_err(lost)? {
+            match wire::receive(&mut stream).await.map_err(|e| self.lost(e))? {
                 Answer::Progress(event) => event.tell(&*progress),
                 Answer::Reply(reply) => return Ok(*reply),
                 Answer::Failed(e) => return Err(e),
@@ -89,19 +83,32 @@ impl Remote {
 
     async fn open_stream(&self, channel: Channel) -> Result<SocketStream> {
         let mut stream = self.request(Request::Open(channel)).await?;
-        match wire::receive(&mut stream).await.map_err(lost)? {
+        match wire::receive(&mut stream).await.map_err(|e| self.lost(e))? {
             Answer::Opened => Ok(stream),
             Answer::Failed(e) => Err(e),
             _ => Err(Error::internal("unexpected answer")),
         }
     }
 
+    /// Sends a request on a stream of its own. The first goes out while `serve` starts.
     async fn request(&self, request: Request) -> Result<SocketStream> {
-        let agent = self.serve.client();
-        let mut stream = agent.connect_socket(&self.socket).map_err(|e| lost(e.into()))?;
-        wire::send(&mut stream, &request).await.map_err(lost)?;
+        let mut stream = self.serve.connect().map_err(|e| self.lost(e.into()))?;
+        wire::send(&mut stream, &request).await.map_err(|e| self.lost(e))?;
         Ok(stream)
     }
+
+    /// Converts an error of a stream to `serve`.
+    fn lost(&self, error: io::Error) -> Error {
+        // A command that did not start says why; its socket only refuses.
+        lost(self.serve.failure().map_or(error, io::Error::from))
+    }
+}
+
+/// A name for the socket of `serve` that no other process can guess.
+fn socket_name() -> io::Result<Vec<u8>> {
+    let mut bytes = [0; 16];
+    getrandom(&mut bytes, GetRandomFlags::empty())?;
+    Ok(format!("boxlite-serve-{:032x}", u128::from_ne_bytes(bytes)).into_bytes())
 }
 
 /// Converts an error of a stream to `serve`.
@@ -109,13 +116,13 @@ pub(super) fn lost(error: io::Error) -> Error {
     let source = error.get_ref().and_then(|source| source.downcast_ref::<client::Error>());
     let failure = source.and_then(client::Error::failure).map(|failure| failure.kind);
     let message = match failure {
-        // Its agent does not know the request for a stream.
+        // Its agent does not know the requests for a socket.
         Some(FailureKind::Unsupported) => {
             "an older release started the software host that runs: stop its boxes with that release, \
              and the software host ends"
                 .to_owned()
         }
-        // Refused for now: all connections are in use, or the runtime has not begun to accept them.
+        // The runtime did not start, or has ended, or all connections are in use.
         Some(_) => format!("cannot reach the runtime in the software host: {error}"),
         None => format!("the runtime in the software host is gone: {error}"),
     };

@@ -6,9 +6,10 @@
 //!                                streams
 //! ```
 //!
-//! `serve` runs as a command of the software host's agent and listens on a socket, whose name is its first message.
-//! Each call and each channel is a stream of the agent protocol that the agent connects to this socket. When the
-//! launcher's connection closes, `serve` ends, and with it the boxes that end with their runtime.
+//! `serve` runs as a command of the software host's agent, and inherits the socket that it serves from the agent. Each
+//! call and each channel is a stream of the agent protocol that the agent connects to this socket. The agent listens
+//! before it starts the command, so the first call is on its way while `serve` starts. When the launcher's connection
+//! closes, `serve` ends, and with it the boxes that end with their runtime.
 
 mod client;
 mod server;

@@ -5,20 +5,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use boxlite_proto::frame::MAX_DATA;
+use boxlite_proto::message::LISTENER;
 use boxlite_rootfs_builder::Event;
 use rustix::process::geteuid;
-use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, copy_bidirectional_with_sizes};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::wire::{Answer, Listening, Request};
+use super::wire::{Answer, Request};
 use crate::call::Call;
 use crate::local::Local;
 use crate::stream::progress::OwnedEvent;
 use crate::stream::wire;
-use crate::sys::listen_abstract;
+use crate::sys::inherited_listener;
 use crate::{Error, Result, RuntimeOptions};
 
 /// Progress that waits to be told; more is not worth telling.
@@ -30,29 +30,23 @@ const CHUNK: usize = MAX_DATA;
 /// Pause after an `accept` that failed, for lack of file descriptors: some may be closed meanwhile.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Serves one runtime on a socket until standard input ends. The socket's name is the first message on standard output.
+/// Serves one runtime on the listening socket that this process inherited, until standard input ends.
 pub async fn serve(options: RuntimeOptions) -> Result<()> {
-    let (listener, socket) =
-        listen().map_err(|e| Error::internal(format!("cannot listen: {e}")))?;
+    let no_socket = |e| {
+        Error::internal(format!("no socket to serve ({e}): the launcher starts `serve` by itself"))
+    };
     // Requests can queue while the runtime opens.
-    let said = wire::send(&mut tokio::io::stdout(), &Listening { socket }).await;
-    said.map_err(|e| Error::internal(format!("cannot send the name of the socket: {e}")))?;
+    let listener = inherited_listener(LISTENER).and_then(|listener| {
+        listener.set_nonblocking(true)?;
+        UnixListener::from_std(listener)
+    });
+    let listener = listener.map_err(no_socket)?;
     let local = Local::open_with(options).await;
     tokio::select! {
         () = serve_on(&listener, local) => {}
         () = ended(tokio::io::stdin()) => {}
     }
     Ok(())
-}
-
-/// Listens on a socket with a random name, and returns both.
-fn listen() -> io::Result<(UnixListener, Vec<u8>)> {
-    let mut bytes = [0; 16];
-    getrandom(&mut bytes, GetRandomFlags::empty())?;
-    let name = format!("boxlite-serve-{:032x}", u128::from_ne_bytes(bytes)).into_bytes();
-    let listener = listen_abstract(&name)?;
-    listener.set_nonblocking(true)?;
-    Ok((UnixListener::from_std(listener)?, name))
 }
 
 /// Waits for the end of a stream that carries no data.

@@ -6,13 +6,6 @@ use crate::Error;
 use crate::call::{Call, Channel, Reply};
 use crate::stream::progress::OwnedEvent;
 
-/// First message on the standard output of `serve`: it accepts requests.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Listening {
-    /// The name of the socket in the abstract namespace.
-    pub(super) socket: Vec<u8>,
-}
-
 /// First on a stream.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Request {

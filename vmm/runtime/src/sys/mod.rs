@@ -5,6 +5,6 @@ mod socket;
 mod spawn;
 mod wait;
 
-pub(crate) use socket::{listen_abstract, socket_path};
+pub(crate) use socket::{inherited_listener, socket_path};
 pub(crate) use spawn::{in_new_session, inherit_only};
 pub(crate) use wait::{Changes, ProcessEnd, Watched};

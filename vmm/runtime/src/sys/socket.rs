@@ -1,21 +1,28 @@
-//! Names of Unix sockets: in the abstract namespace, and in folders with long paths.
+//! Unix sockets: one that another process opened, and paths that are too long for an address.
+#![allow(unsafe_code)]
 
 use std::fs::File;
 use std::io;
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-/// Listens on a Unix socket with this name in the abstract namespace. The kernel frees the name when the process exits.
-#[cfg(target_os = "linux")]
-pub(crate) fn listen_abstract(name: &[u8]) -> io::Result<UnixListener> {
-    use std::os::linux::net::SocketAddrExt;
-    UnixListener::bind_addr(&std::os::unix::net::SocketAddr::from_abstract_name(name)?)
-}
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::net::sockopt::socket_acceptconn;
 
-/// Only Linux has abstract names, and every nested host runs Linux.
-#[cfg(not(target_os = "linux"))]
-pub(crate) fn listen_abstract(_: &[u8]) -> io::Result<UnixListener> {
-    Err(io::ErrorKind::Unsupported.into())
+/// Takes the listening socket that this process inherited as descriptor `number`. To be called once.
+///
+/// # Errors
+/// The descriptor is none, or no socket that listens.
+pub(crate) fn inherited_listener(number: RawFd) -> io::Result<UnixListener> {
+    // SAFETY: the descriptor is only looked at; one that is none is an error of the call.
+    let looked_at = unsafe { BorrowedFd::borrow_raw(number) };
+    if !socket_acceptconn(looked_at)? {
+        return Err(io::ErrorKind::NotConnected.into());
+    }
+    fcntl_setfd(looked_at, FdFlags::CLOEXEC)?;
+    // SAFETY: nothing in this process listens before this call, so the socket is an inherited one, without an owner.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) }.into())
 }
 
 /// The path of a socket in the folder `path`, which is open as `dir`. The address of a socket has at most 107 bytes, and
@@ -30,4 +37,27 @@ pub(crate) fn socket_path(dir: &File, _path: &Path, name: &str) -> PathBuf {
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn socket_path(_dir: &File, path: &Path, name: &str) -> PathBuf {
     path.join(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::{AsRawFd, IntoRawFd};
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn only_a_listening_socket_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let number = UnixListener::bind(&path).unwrap().into_raw_fd();
+        let client = UnixStream::connect(&path).unwrap();
+        let listener = inherited_listener(number).unwrap();
+        assert_eq!(listener.as_raw_fd(), number);
+        listener.accept().unwrap();
+        let null = std::fs::File::open("/dev/null").unwrap();
+        for other in [client.as_raw_fd(), null.as_raw_fd(), 100_000] {
+            inherited_listener(other).unwrap_err();
+        }
+    }
 }

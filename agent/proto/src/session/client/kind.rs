@@ -39,7 +39,7 @@ impl RequestKind {
             Request::Ping | Request::Sync | Request::Shutdown { .. } | Request::SetClock(_) => {
                 Self::Call
             }
-            Request::Exec(_) | Request::ExecMain(_) => Self::Exec,
+            Request::Exec(_) | Request::ExecMain(_) | Request::ExecServer(_) => Self::Exec,
             Request::ExecDetached(_) => Self::Detach,
             Request::UnpackLayer | Request::CopyIn(_) => Self::Unpack,
             Request::CopyOut(_) => Self::Pack,

@@ -1,6 +1,6 @@
 //! Connections to sockets of the nested host.
 
-use boxlite_proto::message::Connect;
+use boxlite_proto::message::{Connect, ServerExec};
 
 use super::*;
 
@@ -141,5 +141,27 @@ fn reads_and_writes_say_why_there_is_no_connection() {
         let error = socket.write_all(b"x").await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
         assert!(matches!(client.connect_socket(b"name"), Err(Error::Lost(_))));
+    });
+}
+
+#[test]
+fn a_connection_does_not_wait_for_the_server_behind_it() {
+    run(async {
+        let (client, mut agent) = connected().await;
+        let server = client.exec_server(Exec::default(), b"name".to_vec()).unwrap();
+        let mut socket = server.connect().unwrap();
+        socket.write_all(b"early").await.unwrap();
+        let (command, request) = agent.request().await;
+        let Request::ExecServer(ServerExec { socket: name, .. }) = request else { panic!() };
+        assert_eq!(name, b"name");
+        let stream = agent.connected().await;
+        assert_eq!(agent.next().await.unwrap(), Frame::data(stream, Channel::Stdin, *b"early"));
+        assert!(server.failure().is_none());
+        let failure = Failure { kind: FailureKind::NotFound, message: "no such file".into() };
+        agent.send(Response::Failed(failure.clone()).frame(command)).await;
+        let refused = Failure { kind: FailureKind::Other, message: "refused".into() };
+        agent.send(Response::Failed(refused).frame(stream)).await;
+        socket.read_u8().await.unwrap_err();
+        assert!(matches!(server.failure(), Some(Error::Failed(f)) if f == failure));
     });
 }

@@ -17,7 +17,7 @@ pub enum Role {
     Box,
     /// The throw-away VM that unpacks layers: `/dev/vda` is the disk to fill.
     Builder,
-    /// The software host: the root is the host's own over 9p under a tmpfs, `/dev/vda` is the box
+    /// The nested host: the root is the host's own over 9p under a tmpfs, `/dev/vda` is the box
     /// home, and the agent serves on virtio-serial.
     SoftHost,
 }
@@ -40,7 +40,7 @@ pub struct BootParams {
     pub role: Role,
     /// The guest's host name.
     pub hostname: Option<String>,
-    /// Software host: where the box home (`/dev/vda`) is mounted; an absolute path.
+    /// Nested host: where the box home (`/dev/vda`) is mounted; an absolute path.
     pub home: Option<String>,
     /// Box: its network, if it has one.
     pub network: Option<NetworkParams>,

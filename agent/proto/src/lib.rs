@@ -18,8 +18,8 @@
 //!     │ ◀──────────────── Response::Exited ─────────┤   last frame of the stream
 //! ```
 //!
-//! A format that is in use does not change, because a box that keeps running, or is restored from a snapshot, has
-//! an old agent: enums grow only at their end, and golden fixtures in `tests/` pin the bytes.
+//! A format that is in use does not change, because a running box keeps its agent when the host is updated: enums
+//! grow only at their end, and golden fixtures in `tests/` pin the bytes.
 
 #![forbid(unsafe_code)]
 
@@ -32,7 +32,7 @@ pub mod message;
 pub mod network;
 pub mod session;
 
-/// Version of the protocol that this crate speaks. A peer with another major version is refused.
+/// Version of the protocol that this crate speaks. A peer with another version is refused.
 pub const PROTOCOL_VERSION: u16 = 1;
 
 /// The vsock port on which the agent serves.
@@ -41,5 +41,5 @@ pub const AGENT_PORT: u32 = 1024;
 /// The vsock port of the host (CID 2) to which the agent reports its boot.
 pub const BOOT_REPORT_PORT: u32 = 1025;
 
-/// Name of the virtio-serial port that carries the protocol in a guest without vsock (the software host).
+/// Name of the virtio-serial port that carries the protocol in a guest without vsock (the nested host).
 pub const SERIAL_PORT_NAME: &str = "boxlite.agent";

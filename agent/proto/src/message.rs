@@ -10,8 +10,8 @@ use crate::guest::{self, CopyIn, CopyOut, ExecCounts, FileStat, GuestMetrics, Pr
 pub struct Hello {
     /// [`PROTOCOL_VERSION`](crate::PROTOCOL_VERSION) of the sender.
     pub version: u16,
-    /// Generation of the guest: 0 at boot, one more for each restore of a snapshot. The agent answers with its
-    /// own; a host that expects another is connected to the wrong guest.
+    /// Generation of the guest, which is always 0 in this version of the protocol. The agent answers with its own,
+    /// and a host that expects another closes the connection.
     pub generation: u64,
     /// Host to agent: the time at which it was sent, in nanoseconds since the Unix epoch; a lower bound of the
     /// time at which it arrives. Agent to host: 0.

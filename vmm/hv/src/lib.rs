@@ -59,7 +59,7 @@ pub trait Vm: Send + Sync + 'static {
 
 /// A virtual CPU, used on the thread that bound it.
 pub trait Vcpu {
-    /// All state that the guest can observe, for snapshots.
+    /// All state that the guest can observe, for [`save`](Self::save) and [`restore`](Self::restore).
     type State: Serialize + DeserializeOwned;
 
     /// Runs the guest until the next exit. The guest receives the data of a read exit at the next call.

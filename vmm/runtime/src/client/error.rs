@@ -104,8 +104,8 @@ pub enum Loss {
         /// The agent's version.
         theirs: u16,
     },
-    /// The agent is that of another generation of the guest, before or after a restore.
-    #[error("the guest is of generation {theirs}, not {asked}: it was restored or restarted")]
+    /// The guest is of another generation than the caller expected.
+    #[error("the guest is of generation {theirs}, not {asked}: this is another guest")]
     Generation {
         /// The generation that the caller expected.
         asked: u64,

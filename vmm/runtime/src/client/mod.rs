@@ -63,8 +63,8 @@ impl Drop for Client {
 }
 
 impl AgentClient {
-    /// Opens the protocol on `io` and sets the guest's clock. `generation` is the expected generation of the guest: 0
-    /// after a boot, one more after each restore.
+    /// Opens the protocol on `io` and sets the guest's clock. `generation` is the expected generation of the guest,
+    /// which is always 0 in this version.
     ///
     /// Must be called within a tokio runtime, in which a task carries the connection.
     pub async fn connect<T>(io: T, generation: u64) -> Result<Self>

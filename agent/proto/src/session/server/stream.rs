@@ -66,7 +66,7 @@ impl<T> Stream<T> {
                     Err(_) => Err(self.overrun(channel)),
                 }
             }
-            // A newer host may send an unknown message, because a snapshot keeps an old agent alive.
+            // A newer host may send an unknown message: a running box keeps its agent when the host is updated.
             Kind::Control => Ok(frame.decode().ok().map(StreamEvent::Control)),
             _ => Err(self.unexpected("frame that only an agent sends")),
         }

@@ -139,7 +139,7 @@ pub(crate) fn drop_host_file_caches() {
     }
 }
 
-/// Makes the host's root, read-only over 9p and under a tmpfs, the root of the software host; mounts the box
+/// Makes the host's root, read-only over 9p and under a tmpfs, the root of the nested host; mounts the box
 /// home from the disk, if there is one.
 pub(crate) fn soft_host_root(home: Option<&str>) -> Result<(), MountError> {
     const LOWER: &str = "/lower";
@@ -278,7 +278,7 @@ fn make_dirs(path: &str) -> Result<(), MountError> {
     })
 }
 
-/// Lets every user of the software host use `/dev/kvm`, as a host's udev rules let members of its group.
+/// Lets every user of the nested host use `/dev/kvm`, as a host's udev rules let members of its group.
 pub(crate) fn open_kvm_to_all() {
     let mode = Mode::from_raw_mode(0o666);
     match rustix::fs::chmod("/dev/kvm", mode) {
@@ -287,7 +287,7 @@ pub(crate) fn open_kvm_to_all() {
     }
 }
 
-/// Replaces a file of the software host. A symlink is replaced, not followed.
+/// Replaces a file of the nested host. A symlink is replaced, not followed.
 pub(crate) fn replace_file(path: &str, content: &[u8]) -> io::Result<()> {
     match rustix::fs::unlink(path) {
         Ok(()) | Err(Errno::NOENT) => {}

@@ -26,7 +26,7 @@ pub(crate) fn loopback_up() {
     }
 }
 
-/// Configures the software host's network device, if QEMU gave it one. IPv6 is configured by router
+/// Configures the nested host's network device, if QEMU gave it one. IPv6 is configured by router
 /// advertisements.
 pub(crate) fn qemu_user_network() {
     let configure = || {

@@ -1,5 +1,5 @@
 //! The interface of a home's runtime: requests, answers and byte streams. `local` serves them in this process,
-//! `remote` carries them to the software host.
+//! `remote` carries them to the nested host.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! The choice of where boxes run: on this machine's virtualization, or in the software host.
+//! The choice of where boxes run: on this machine's virtualization, or in the nested host.
 
 use std::fmt;
 

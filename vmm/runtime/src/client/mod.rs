@@ -1,7 +1,7 @@
 //! The host's side of the agent protocol.
 //!
 //! An [`AgentClient`] is one connection to the agent of a guest, over any byte stream: the vsock socket of a box or of
-//! the software host. It carries any number of concurrent requests. The guest is not trusted: everything that it sends
+//! the nested host. It carries any number of concurrent requests. The guest is not trusted: everything that it sends
 //! is checked against the protocol and bounded, and a violation ends the connection.
 //!
 //! No operation has a timeout; callers that need one use [`tokio::time::timeout`].

@@ -120,7 +120,7 @@ impl Error {
         Self::new(ErrorKind::Host, reason)
     }
 
-    /// The software host failed.
+    /// The nested host failed.
     pub(crate) fn soft_host(source: nested::Error) -> Self {
         Self::from_source(ErrorKind::Host, source)
     }

@@ -1,4 +1,4 @@
-//! The server of requests: this process or the software host.
+//! The server of requests: this process or the nested host.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::stream::Duplex;
 pub(crate) enum Serving {
     /// This process.
     Local(Arc<Local>),
-    /// A runtime in the software host.
+    /// A runtime in the nested host.
     Remote(Arc<Remote>),
 }
 

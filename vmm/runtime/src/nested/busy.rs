@@ -1,4 +1,4 @@
-//! Detects live boxes in a software host without launchers.
+//! Detects live boxes in a nested host without launchers.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -71,7 +71,7 @@ async fn ask(router: &Arc<Router>, options: &Options) -> client::Result<ExitStat
     }
 }
 
-/// A program's path, which is the same in the software host. If another release has replaced the program, it can
+/// A program's path, which is the same in the nested host. If another release has replaced the program, it can
 /// answer as well.
 fn by_name(program: &Path) -> PathBuf {
     if let Ok(path) = std::fs::canonicalize(program) {

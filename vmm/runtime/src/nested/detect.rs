@@ -67,7 +67,7 @@ impl Virtualization {
         }
     }
 
-    /// Whether boxes can run on this machine without the software host.
+    /// Whether boxes can run on this machine without the nested host.
     pub fn is_usable(&self) -> bool {
         *self == Self::Hardware
     }

@@ -1,4 +1,4 @@
-//! Errors of the software host.
+//! Errors of the nested host.
 
 use std::io;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use super::folder::HostFolder;
 use super::qemu::PROGRAM;
 use crate::client::{self, Loss};
 
-/// The software host does not start, or failed.
+/// The nested host does not start, or failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -22,7 +22,7 @@ pub enum Error {
     /// QEMU cannot be run.
     #[error("cannot run {PROGRAM}: {0}")]
     Qemu(#[source] io::Error),
-    /// A file of the software host cannot be used.
+    /// A file of the nested host cannot be used.
     #[error("cannot use {path}: {source}")]
     Folder {
         /// The file.
@@ -54,10 +54,10 @@ pub enum Error {
         /// The path of the log.
         path: PathBuf,
     },
-    /// The software host did not answer.
+    /// The nested host did not answer.
     #[error("the software host did not answer within {0} s")]
     Timeout(u64),
-    /// The software host failed. The message has the details.
+    /// The nested host failed. The message has the details.
     #[error("{0}")]
     Ended(String),
     /// The keeper died, and its QEMU with it.
@@ -81,7 +81,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Turns an error of the connection to the keeper into one of the software host.
+    /// Turns an error of the connection to the keeper into one of the nested host.
     pub(super) fn of_connection(error: client::Error, folder: &HostFolder) -> Self {
         match &error {
             client::Error::Lost(loss) => match &**loss {

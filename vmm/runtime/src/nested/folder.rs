@@ -1,4 +1,4 @@
-//! The folder of a home's software host: `<home>/softhost`.
+//! The folder of a home's nested host: `<home>/softhost`.
 //!
 //! The keeper and the QEMU that it started hold the lock in it: while either of them runs, no other process opens the
 //! disk image.
@@ -16,7 +16,7 @@ use tokio::net::{UnixListener, UnixStream};
 use super::Error;
 use crate::sys;
 
-/// The folder of the software host.
+/// The folder of the nested host.
 #[derive(Debug)]
 pub(super) struct HostFolder {
     path: PathBuf,
@@ -153,7 +153,7 @@ impl HostFolder {
     }
 }
 
-/// Size of the file system for boxes in the software host, in bytes. The file is sparse. A larger size slows down the
+/// Size of the file system for boxes in the nested host, in bytes. The file is sparse. A larger size slows down the
 /// first start, which grows the file system.
 const IMAGE_SIZE: u64 = 64 << 30;
 

@@ -1,4 +1,4 @@
-//! The keeper: the process that owns a home's software host and serves its launchers.
+//! The keeper: the process that owns a home's nested host and serves its launchers.
 //!
 //! It starts QEMU, greets launchers as soon as the agent answers, and stops QEMU after an idle time. QEMU is killed when
 //! the keeper exits, and the lock is released only when both have exited.
@@ -22,7 +22,7 @@ use super::sys::TscClock;
 use super::{Error, Options};
 use crate::client::{Loss, greet};
 
-/// The variable for the time that the software host stays up for the next launcher, in seconds, as a decimal number.
+/// The variable for the time that the nested host stays up for the next launcher, in seconds, as a decimal number.
 pub const IDLE_VARIABLE: &str = "BOXLITE_SOFTHOST_IDLE";
 
 const DEFAULT_IDLE: Duration = Duration::from_secs(3);
@@ -30,7 +30,7 @@ const DEFAULT_IDLE: Duration = Duration::from_secs(3);
 /// Timeout for the boot: many times its duration on a slow machine.
 const BOOT: Duration = Duration::from_secs(180);
 
-/// Time between SIGTERM and SIGKILL for commands, when the software host stops.
+/// Time between SIGTERM and SIGKILL for commands, when the nested host stops.
 const GRACE: Duration = Duration::from_secs(2);
 
 /// Timeout for stopping, after which QEMU is killed.
@@ -39,7 +39,7 @@ const STOP: Duration = Duration::from_secs(15);
 /// Timeout for QEMU to exit after its guest has stopped.
 const END: Duration = Duration::from_secs(2);
 
-/// Timeout for telling launchers that the software host has stopped.
+/// Timeout for telling launchers that the nested host has stopped.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Lines of logs in an error message.
@@ -48,12 +48,12 @@ const LINES: usize = 15;
 /// Number of last lines of the console that are searched for a panic.
 const CRASH_LINES: usize = 60;
 
-/// Runs the keeper until its software host has stopped. If a launcher started it, standard input is the lock.
+/// Runs the keeper until its nested host has stopped. If a launcher started it, standard input is the lock.
 ///
 /// Must be called on the process's main thread: QEMU is killed when the thread that started it exits.
 ///
 /// # Errors
-/// The software host does not start, or fails.
+/// The nested host does not start, or fails.
 pub fn main(options: &Options) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(Error::Runtime)?.block_on(keep(options))
@@ -89,7 +89,7 @@ fn inherited_lock(folder: &HostFolder) -> Option<File> {
     stdin.filter(|file| folder.is_our_lock(file))
 }
 
-/// Time that the software host stays up for the next launcher.
+/// Time that the nested host stays up for the next launcher.
 fn idle_time() -> Duration {
     let seconds = std::env::var(IDLE_VARIABLE).ok().and_then(|value| value.parse::<f64>().ok());
     seconds.and_then(|s| Duration::try_from_secs_f64(s).ok()).unwrap_or(DEFAULT_IDLE)
@@ -122,7 +122,7 @@ impl Keeper {
         let link = carry(&router, &ports, link);
         tokio::pin!(link);
         let end = tokio::select! {
-            // First, so that no launcher is accepted after the software host has stopped.
+            // First, so that no launcher is accepted after the nested host has stopped.
             biased;
             why = &mut link => KeeperStop::Link(why),
             end = self.serve(&listener) => end?,
@@ -208,7 +208,7 @@ impl Keeper {
         }
     }
 
-    /// Handles a failed software host: collects the cause, and sends it to all launchers.
+    /// Handles a failed nested host: collects the cause, and sends it to all launchers.
     async fn failed(&mut self, why: Option<String>) -> Error {
         let status = match timeout(END, self.qemu.wait()).await {
             Ok(status) => status.ok().map(qemu::describe),

@@ -1,4 +1,4 @@
-//! The launcher's side: finds or starts the software host, and runs a command in it.
+//! The launcher's side: finds or starts the nested host, and runs a command in it.
 
 use std::ffi::OsString;
 use std::future::Future;
@@ -19,7 +19,7 @@ use super::{Error, Options, qemu};
 use crate::client::{self, AgentClient, Attachment, AttachmentEnd, SocketServer, Streams};
 use crate::sys::{in_new_session, inherit_only};
 
-/// Timeout for a software host: the end of an earlier one, and its boot.
+/// Timeout for a nested host: the end of an earlier one, and its boot.
 const DEADLINE: Duration = Duration::from_secs(240);
 
 /// Time between two attempts to connect to the keeper.
@@ -31,7 +31,7 @@ const ATTEMPTS: u32 = 3;
 /// Lines of the keeper's log in an error message.
 const LINES: usize = 15;
 
-/// A command to run in the software host.
+/// A command to run in the nested host.
 #[derive(Clone, Debug)]
 pub struct NestedCommand {
     /// The program and its arguments. A program name without a slash is looked up in `PATH`.
@@ -145,7 +145,7 @@ fn could_not_start(error: client::Error, folder: &HostFolder) -> Result<u8, Erro
     Ok(code)
 }
 
-/// Connects to the software host of `options`' home, which is started if necessary.
+/// Connects to the nested host of `options`' home, which is started if necessary.
 ///
 /// # Errors
 /// As [`run`].

@@ -11,7 +11,7 @@
 //!
 //! The first launcher of a home starts its *keeper*, which outlives it; later launchers share it. The nested host sees
 //! the real host's file system, read-only below a temporary overlay. Only the home, at its usual path, is on a
-//! persistent disk. So arguments need no change, and files that a command writes elsewhere are lost when the software
+//! persistent disk. So arguments need no change, and files that a command writes elsewhere are lost when the nested
 //! host stops.
 
 mod busy;
@@ -44,8 +44,8 @@ pub const KEEPER_SUBCOMMAND: &str = "softhost-keeper";
 /// The subcommand that runs [`carry_ports`] with the home as its argument. QEMU starts it.
 pub const PORTS_SUBCOMMAND: &str = "softhost-ports";
 
-/// The subcommand that exits when no box of the home is live. The keeper runs it in the software host before it stops
-/// the software host.
+/// The subcommand that exits when no box of the home is live. The keeper runs it in the nested host before it stops
+/// the nested host.
 pub const AWAIT_SUBCOMMAND: &str = "await-boxes";
 
 /// Forwards a box's request for ports of this host from standard input to the keeper of `home`.
@@ -57,7 +57,7 @@ pub fn carry_ports(home: &Path) -> Result<(), Error> {
     ports::carry(keeper).map_err(Error::Runtime)
 }
 
-/// Lets a process in the software host outlive the command that started it, whose control group is killed as a whole.
+/// Lets a process in the nested host outlive the command that started it, whose control group is killed as a whole.
 pub(crate) fn outlive(pid: u32) {
     // Each command has a control group of its own; the root is that of no command.
     const ROOT: &str = "/sys/fs/cgroup/cgroup.procs";
@@ -68,7 +68,7 @@ pub(crate) fn outlive(pid: u32) {
     }
 }
 
-/// The state folder of a software host, and the files that it boots.
+/// The state folder of a nested host, and the files that it boots.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// The box home; an absolute path.
@@ -81,12 +81,12 @@ pub struct Options {
     pub template: PathBuf,
     /// The program with [`KEEPER_SUBCOMMAND`]; none: this program.
     pub launcher: Option<PathBuf>,
-    /// A line for standard error if the software host is started rather than shared.
+    /// A line for standard error if the nested host is started rather than shared.
     pub notice: Option<String>,
 }
 
 impl Options {
-    /// Options for the software host of `home` with these guest files.
+    /// Options for the nested host of `home` with these guest files.
     ///
     /// # Errors
     /// `home` is relative to a current directory that does not exist any more.

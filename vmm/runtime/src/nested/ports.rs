@@ -1,7 +1,7 @@
-//! Ports of the real host that are published by boxes in the software host.
+//! Ports of the real host that are published by boxes in the nested host.
 //!
 //! ```text
-//!   software host                           real host
+//!   nested host                             real host
 //!   box's process ── TCP 10.0.2.100:1 ── QEMU ── boxlite-vmm softhost-ports ── ports.sock ── keeper
 //!    listens on 10.0.2.15:N  ◀──────────  hostfwd  ◀── human-monitor-command ──────────────────┘
 //! ```

@@ -28,7 +28,7 @@ pub(super) const PROGRAM: &str = "qemu-system-x86_64";
 /// The mount tag of the host's root on 9p.
 const ROOT_TAG: &str = "root";
 
-/// CPUs of the software host for commands and boxes: at least two, since a nested guest and its VMM wait for each
+/// CPUs of the nested host for commands and boxes: at least two, since a nested guest and its VMM wait for each
 /// other, and not more than help.
 const CPUS: std::ops::RangeInclusive<usize> = 2..=8;
 
@@ -36,14 +36,14 @@ const CPUS: std::ops::RangeInclusive<usize> = 2..=8;
 /// mostly idle.
 const IDLE_CPUS: usize = 1;
 
-/// The variable for the memory of the software host, in MiB.
+/// The variable for the memory of the nested host, in MiB.
 pub const MEMORY_VARIABLE: &str = "BOXLITE_SOFTHOST_MEMORY";
 
-/// The largest memory of the software host in MiB, unless the variable sets more. Each GiB adds about 50 ms to the
+/// The largest memory of the nested host in MiB, unless the variable sets more. Each GiB adds about 50 ms to the
 /// boot: the kernel initializes a descriptor for each page, under emulation.
 const MAX_MEMORY: u64 = 8 << 10;
 
-/// The smallest memory with which the software host is started, in MiB.
+/// The smallest memory with which the nested host is started, in MiB.
 const MIN_MEMORY: u64 = 1 << 10;
 
 /// Timer ticks of the guest kernel per second (`CONFIG_HZ`).
@@ -197,7 +197,7 @@ impl Machine<'_> {
         add(&["-device", "virtio-blk-device,drive=home"]);
         add(&["-netdev", &self.network, "-device", "virtio-net-device,netdev=net"]);
         add(&["-device", "virtio-rng-device"]);
-        // Returns memory that the software host has freed to the real host.
+        // Returns memory that the nested host has freed to the real host.
         add(&["-device", "virtio-balloon-device,free-page-reporting=on"]);
         args.extend(["-kernel".into(), self.kernel.into()]);
         args.extend(["-initrd".into(), self.initramfs.into()]);

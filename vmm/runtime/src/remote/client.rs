@@ -1,4 +1,4 @@
-//! This process's end of a runtime in the software host.
+//! This process's end of a runtime in the nested host.
 
 use std::ffi::OsString;
 use std::io;
@@ -20,7 +20,7 @@ use crate::stream::Duplex;
 use crate::stream::wire;
 use crate::{Error, Home, Result, RuntimeOptions, blocking, local};
 
-/// A runtime in the software host. Dropping it ends that, with the boxes that end with their
+/// A runtime in the nested host. Dropping it ends that, with the boxes that end with their
 /// runtime.
 #[derive(Debug)]
 pub(crate) struct Remote {
@@ -29,7 +29,7 @@ pub(crate) struct Remote {
 }
 
 impl Remote {
-    /// Starts a runtime in the software host of the home, which is started if need be.
+    /// Starts a runtime in the nested host of the home, which is started if need be.
     pub(crate) async fn start(options: RuntimeOptions) -> Result<Self> {
         let debug = options.debug;
         let (home, launcher, host) = blocking(move || {

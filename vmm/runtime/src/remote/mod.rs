@@ -1,12 +1,12 @@
-//! A home's runtime in the software host.
+//! A home's runtime in the nested host.
 //!
 //! ```text
-//!   this process                             software host
-//!   Runtime ── Serving::There ── the agent's ── boxlite-vmm serve ── Local ── boxes' processes
+//!   this process                             nested host
+//!   Runtime ── Serving::Remote ─ the agent's ── boxlite-vmm serve ── Local ── boxes' processes
 //!                                streams
 //! ```
 //!
-//! `serve` runs as a command of the software host's agent, and inherits the socket that it serves from the agent. Each
+//! `serve` runs as a command of the nested host's agent, and inherits the socket that it serves from the agent. Each
 //! call and each channel is a stream of the agent protocol that the agent connects to this socket. The agent listens
 //! before it starts the command, so the first call is on its way while `serve` starts. When the launcher's connection
 //! closes, `serve` ends, and with it the boxes that end with their runtime.

@@ -1,4 +1,4 @@
-//! `boxlite-vmm serve`: in the software host, on a socket.
+//! `boxlite-vmm serve`: in the nested host, on a socket.
 
 use std::io;
 use std::sync::Arc;

@@ -3,26 +3,33 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::RawFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-
-use rustix::io::{FdFlags, fcntl_setfd};
-use rustix::net::sockopt::socket_acceptconn;
 
 /// Takes the listening socket that this process inherited as descriptor `number`. To be called once.
 ///
 /// # Errors
 /// The descriptor is none, or no socket that listens.
+#[cfg(target_os = "linux")]
 pub(crate) fn inherited_listener(number: RawFd) -> io::Result<UnixListener> {
+    use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
+
+    use rustix::io::{FdFlags, fcntl_setfd};
     // SAFETY: the descriptor is only looked at; one that is none is an error of the call.
     let looked_at = unsafe { BorrowedFd::borrow_raw(number) };
-    if !socket_acceptconn(looked_at)? {
+    if !rustix::net::sockopt::socket_acceptconn(looked_at)? {
         return Err(io::ErrorKind::NotConnected.into());
     }
     fcntl_setfd(looked_at, FdFlags::CLOEXEC)?;
     // SAFETY: nothing in this process listens before this call, so the socket is an inherited one, without an owner.
     Ok(unsafe { OwnedFd::from_raw_fd(number) }.into())
+}
+
+/// Every nested host runs Linux.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn inherited_listener(_: RawFd) -> io::Result<UnixListener> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 /// The path of a socket in the folder `path`, which is open as `dir`. The address of a socket has at most 107 bytes, and
@@ -40,6 +47,7 @@ pub(crate) fn socket_path(_dir: &File, path: &Path, name: &str) -> PathBuf {
 }
 
 #[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
     use std::os::fd::{AsRawFd, IntoRawFd};
     use std::os::unix::net::UnixStream;

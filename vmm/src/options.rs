@@ -163,12 +163,13 @@ struct HealthArgs {
     stop: bool,
 }
 
-/// Warns of denied names whose hosts the box can still reach.
-pub(crate) fn warn_of_walked_around(network: &NetworkPolicy) {
-    for name in network.names_walked_around() {
+/// Warns of rules for names that the box can bypass.
+pub(crate) fn warn_of_bypassable_denials(network: &NetworkPolicy) {
+    for rule in network.bypassable_denials() {
         out::note(format_args!(
-            "boxlite-vmm: warning: --deny {name} only blocks resolving that name; the box can still connect \
-             by address or resolve by DNS over HTTPS; to prevent that, list what it may reach with --allow"
+            "boxlite-vmm: warning: --deny {rule} applies only to what the box's own resolver answers; the box \
+             can still connect to an address that it knows or gets from another resolver; to prevent that, \
+             list what it may reach with --allow"
         ));
     }
 }

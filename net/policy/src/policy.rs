@@ -104,9 +104,9 @@ impl Policy {
         !self.is_closed() || self.rules.iter().any(open)
     }
 
-    /// Rules that deny a name while most addresses are open: a guest that knows the address, or does
-    /// not use the gateway's resolver, reaches it all the same.
-    pub fn names_walked_around(&self) -> impl Iterator<Item = &Rule> {
+    /// Rules that deny a name and that a guest can bypass, by an address that it knows or gets from another
+    /// resolver than the gateway's. None if the guest may reach nothing but names and single addresses.
+    pub fn bypassable_denials(&self) -> impl Iterator<Item = &Rule> {
         let wide = |rule: &Rule| match &rule.target {
             Target::Any => true,
             Target::Net(net) => net.prefix_len() < net.max_prefix_len(),

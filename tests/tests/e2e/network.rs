@@ -192,14 +192,14 @@ fn the_hosts_own_addresses_are_closed_unless_they_are_allowed() {
     assert!(events.contains("addresses of the host are closed"), "{events}");
     assert_eq!(launcher.shell(["--allow", "host"], &ask).output().success(), "served");
 
-    let around = launcher.shell(["--deny", "example.org"], "true").output();
+    let warned = launcher.shell(["--deny", "tcp:example.org:443"], "true").output();
     assert_eq!(
-        around.stderr.matches("warning: --deny example.org").count(),
+        warned.stderr.matches("warning: --deny tcp:example.org:443 ").count(),
         1,
         "{}",
-        around.stderr
+        warned.stderr
     );
-    around.says(&["--allow"]).success();
+    warned.says(&["--allow"]).success();
 }
 
 #[test]

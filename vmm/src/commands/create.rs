@@ -5,7 +5,7 @@ use boxlite_runtime::BoxOptions;
 use clap::Args;
 
 use crate::global::Global;
-use crate::options::{BoxArgs, warn_of_walked_around};
+use crate::options::{BoxArgs, warn_of_bypassable_denials};
 use crate::out;
 use crate::progress::ImageBar;
 
@@ -43,7 +43,7 @@ pub(crate) async fn create(global: &Global, args: Create) -> Result<u8> {
     let options = args.options(global)?;
     // Before the software host starts, which takes seconds.
     options.validate()?;
-    warn_of_walked_around(&options.network);
+    warn_of_bypassable_denials(&options.network);
     let bar = ImageBar::new(args.sandbox.quiet);
     let sandbox = global.runtime().await?.create_with_progress(options, bar).await?;
     out::line(sandbox.id())?;

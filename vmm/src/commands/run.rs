@@ -11,7 +11,7 @@ use boxlite_runtime::{BoxHandle, BoxOptions, ErrorKind, Network, RestartPolicy, 
 use clap::Args;
 
 use crate::global::Global;
-use crate::options::{BoxArgs, warn_of_walked_around};
+use crate::options::{BoxArgs, warn_of_bypassable_denials};
 use crate::pcap::PcapArgs;
 use crate::progress::ImageBar;
 use crate::stand_in::{StandIn, StandInEnd, TerminalArgs};
@@ -74,7 +74,7 @@ pub(crate) async fn run(global: &Global, args: Run) -> Result<u8> {
         bail!("--pcap needs a network (--network nat)");
     }
     args.pcap.check(global, args.detach)?;
-    warn_of_walked_around(&options.network);
+    warn_of_bypassable_denials(&options.network);
     let bar = ImageBar::new(args.sandbox.quiet);
     if args.detach {
         let sandbox = global.runtime().await?.create_with_progress(options, bar).await?;

@@ -61,8 +61,8 @@ impl NetworkPolicy {
         self
     }
 
-    /// Denies the destinations of a rule. A rule for a name denies resolving it, and the addresses that the box's own
-    /// resolver returned for it; see [`names_walked_around`](Self::names_walked_around).
+    /// Denies the destinations of a rule. A rule for a name denies the addresses that the box's own resolver returned for
+    /// it and, without a protocol and port, resolving it; see [`bypassable_denials`](Self::bypassable_denials).
     pub fn deny(mut self, rule: impl Into<String>) -> Self {
         self.deny.push(rule.into());
         self
@@ -76,12 +76,15 @@ impl NetworkPolicy {
         first.into_iter().chain(allowed).chain(last).map(|rule| rule.to_string()).collect()
     }
 
-    /// Names in [`deny`](Self::deny) whose hosts the box can still reach, by address or with another resolver (DNS
-    /// over HTTPS), because most addresses are allowed.
-    pub fn names_walked_around(&self) -> Vec<String> {
+    /// Rules for names in [`deny`](Self::deny) that the box can bypass, by an address that it knows or gets from another
+    /// resolver. None if the box may reach nothing but names and single addresses.
+    pub fn bypassable_denials(&self) -> Vec<String> {
         let rules = self.rules().iter().filter_map(|rule| rule.parse().ok()).collect();
         let policy = boxlite_net_policy::Policy::from_rules(rules);
-        policy.names_walked_around().map(|rule| rule.target.to_string()).collect()
+        let is_bypassable = |text: &&String| {
+            Rule::deny(text).is_ok_and(|rule| policy.bypassable_denials().any(|it| *it == rule))
+        };
+        self.deny.iter().filter(is_bypassable).cloned().collect()
     }
 }
 
@@ -177,3 +180,16 @@ impl HealthChanges {
 #[serde(default)]
 #[non_exhaustive]
 pub struct SecurityOptions {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn denials_that_can_be_bypassed_are_listed_as_they_were_given() {
+        let policy =
+            NetworkPolicy::default().deny("10.0.0.0/8").deny("a.org").deny("tcp:B.org:443");
+        assert_eq!(policy.bypassable_denials(), ["a.org", "tcp:B.org:443"]);
+        assert!(policy.allow("*.org").bypassable_denials().is_empty());
+    }
+}

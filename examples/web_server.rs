@@ -21,7 +21,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .port(PublishedPort::tcp(0, 80))
         .network(NetworkPolicy::default().deny("any"));
     let sandbox = runtime.create(options).await?;
-    let mut query = EventQuery::default().since(SystemTime::now()).following(true);
+    let mut query = EventQuery::default().since(SystemTime::now()).follow(true);
     query.id = Some(sandbox.id().to_owned());
     let mut events = runtime.events(query).await?;
     sandbox.start().await?;

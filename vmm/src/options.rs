@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use boxlite_runtime::{
-    BoxOptions, HealthChanges, HealthCheck, Network, NetworkPolicy, PublishedPort, PullPolicy,
+    BoxOptions, HealthChanges, HealthCheck, NetworkMode, NetworkPolicy, PublishedPort, PullPolicy,
     RestartPolicy, Volume,
 };
 use clap::Args;
@@ -98,7 +98,7 @@ pub(crate) struct BoxArgs {
     publish: Vec<PublishedPort>,
     /// Network of the box: nat (reaches what this machine reaches, but not this machine) or none [default: nat]
     #[arg(long, value_name = "MODE", value_parser = parse::network, help_heading = SURROUNDINGS)]
-    network: Option<Network>,
+    network: Option<NetworkMode>,
     /// Let the box reach only this (may be repeated): a name, *.name, an address or a network, optionally with
     /// tcp:, udp: or icmp: before it and :port after it; `host` allows this machine and restricts nothing else
     #[arg(long, value_name = "RULE", help_heading = SURROUNDINGS)]
@@ -191,7 +191,7 @@ impl BoxArgs {
             .ready_timeout(self.ready_timeout)
             .console(global.debug);
         options.name = self.name.clone();
-        options.disk_size_gb = self.disk_size;
+        options.disk_size_gib = self.disk_size;
         options.env = self.env.variables()?;
         options.working_dir = self.workdir.clone();
         options.user = self.user.clone();
@@ -350,7 +350,7 @@ mod tests {
             .cpus(3)
             .memory_mib(1024)
             .nested(true)
-            .disk_size_gb(20)
+            .disk_size_gib(20)
             .auto_remove(true)
             .interactive(true)
             .tty(true)
@@ -417,7 +417,7 @@ mod tests {
         assert_eq!(named, [MemoryMib, Volumes, NetworkAllow, Ports, NetworkAllow, NetworkLimitUp]);
         let words = ["--deny", "x", "--allow", "y:80", "--limit-down", "10M", "img"];
         let got = options(&words).unwrap();
-        assert_eq!(got.network.mode, Network::Nat);
+        assert_eq!(got.network.mode, NetworkMode::Nat);
         assert_eq!((got.network.limit_down, got.network.limit_up), (Some(10 << 20), None));
         got.validate().unwrap();
     }

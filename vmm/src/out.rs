@@ -84,7 +84,7 @@ pub(crate) fn is_read_enough(error: &anyhow::Error) -> bool {
     if let Some(Unwritten { source, whole }) = error.downcast_ref() {
         return !whole && source.kind() == io::ErrorKind::BrokenPipe;
     }
-    error.downcast_ref::<client::Unwritten>().is_some_and(client::Unwritten::is_closed_pipe)
+    error.downcast_ref::<client::WriteError>().is_some_and(client::WriteError::is_closed_pipe)
 }
 
 /// Text in the colour of a box's state, if standard output has colours.

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use boxlite_runtime::{
-    Network, ParseError, PublishedPort, PullPolicy, RestartPolicy, Transport, Volume, signals,
+    NetworkMode, ParseError, PublishedPort, PullPolicy, RestartPolicy, Transport, Volume, signals,
 };
 use jiff::Timestamp;
 use jiff::civil::{Date, DateTime};
@@ -45,10 +45,10 @@ pub(crate) fn pull(text: &str) -> Result<PullPolicy, String> {
 }
 
 /// `none`, `nat`. Docker's `bridge` and `default` are `nat`.
-pub(crate) fn network(text: &str) -> Result<Network, String> {
+pub(crate) fn network(text: &str) -> Result<NetworkMode, String> {
     Ok(match text {
-        "none" => Network::None,
-        "nat" | "bridge" | "default" => Network::Nat,
+        "none" => NetworkMode::None,
+        "nat" | "bridge" | "default" => NetworkMode::Nat,
         _ => return Err("must be none or nat".into()),
     })
 }
@@ -163,7 +163,7 @@ mod tests {
         }
         assert_eq!(pull("always"), Ok(PullPolicy::Always));
         assert!(pull("sometimes").is_err());
-        assert_eq!(network("none"), Ok(Network::None));
+        assert_eq!(network("none"), Ok(NetworkMode::None));
         assert!(network("host").is_err());
         assert_eq!(label("a=b=c"), Ok(("a".into(), "b=c".into())));
         assert_eq!(label("a"), Ok(("a".into(), String::new())));

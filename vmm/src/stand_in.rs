@@ -36,7 +36,7 @@ impl TerminalArgs {
             detach_keys: self.detach_keys.clone(),
             signals: self.sig_proxy,
             stdin: true,
-            onlooker: false,
+            shared: false,
             timeout: None,
         }
     }
@@ -52,7 +52,7 @@ pub(crate) struct StandIn {
     /// Whether to forward standard input.
     pub(crate) stdin: bool,
     /// Whether another process started the command. The end of this process's input does not end the command's then.
-    pub(crate) onlooker: bool,
+    pub(crate) shared: bool,
     /// Time after which the box is stopped.
     pub(crate) timeout: Option<Duration>,
 }
@@ -63,7 +63,7 @@ pub(crate) enum StandInEnd {
     /// The command exited, with this exit code as a shell reports it.
     Exited(u8),
     /// The user detached.
-    Left,
+    Detached,
     /// A signal (Linux number) that is not forwarded detached this process.
     Interrupted(i32),
 }
@@ -73,7 +73,7 @@ impl StandInEnd {
     pub(crate) fn code(self) -> u8 {
         match self {
             Self::Exited(code) => code,
-            Self::Left => 0,
+            Self::Detached => 0,
             Self::Interrupted(signal) => 128 | (signal & 0x7f) as u8,
         }
     }
@@ -87,13 +87,13 @@ impl StandIn {
         sandbox: &BoxHandle,
         mut attached: Attached,
     ) -> Result<StandInEnd> {
-        let attachment = attachment.detach_keys(self.detach_keys.clone()).onlooker(self.onlooker);
+        let attachment = attachment.detach_keys(self.detach_keys.clone()).shared(self.shared);
         let mut stdin = attached.stdin();
         if !self.stdin
             && let Some(stdin) = stdin.take()
         {
             // Dropping it would end the input for all attached processes.
-            stdin.leave();
+            stdin.detach();
         }
         let streams = Streams { stdin, stdout: attached.stdout(), stderr: attached.stderr() };
         let attached = attached;
@@ -125,13 +125,13 @@ impl StandIn {
             Ok(client::AttachmentEnd::Exited(status)) => {
                 Ok(StandInEnd::Exited(status.shell_code()))
             }
-            Ok(client::AttachmentEnd::Left) => {
+            Ok(client::AttachmentEnd::Detached) => {
                 // On a line of its own: the cursor is where the command left it.
                 let name = sandbox.name();
                 out::note(format_args!("\nboxlite-vmm: detached; the box {name} keeps running"));
-                Ok(StandInEnd::Left)
+                Ok(StandInEnd::Detached)
             }
-            Ok(client::AttachmentEnd::Unwritten(error)) => Err(error.into()),
+            Ok(client::AttachmentEnd::WriteFailed(error)) => Err(error.into()),
             // Another process stopped the box: as in docker, its command counts as killed.
             Err(error) if is_ended_box(&error) => {
                 report(&error);

@@ -25,7 +25,7 @@ pub(crate) fn chain(error: &anyhow::Error) -> String {
 /// The text of a library's error, with its remedy.
 pub(crate) fn error(error: &Error) -> String {
     match error.problems() {
-        [] => error.worded(remedy),
+        [] => error.to_string_with(remedy),
         problems => problems.iter().map(problem).collect::<Vec<_>>().join("\n"),
     }
 }
@@ -51,12 +51,12 @@ pub(crate) fn remedy(remedy: &Remedy) -> String {
         Remedy::RemoveOrRename { name } => {
             return format!("choose another name, or remove it (rm {name})");
         }
-        Remedy::StopBoxOrForce { .. } => "stop it first, or remove it by force (rm --force)",
+        Remedy::StopOrForceRemove { .. } => "stop it first, or remove it by force (rm --force)",
         Remedy::ListBoxes => "`ls --all` lists them",
-        Remedy::FreeRoom => "free some room there, or choose another home (--home)",
-        Remedy::MoreMemory => "give it more (--memory)",
-        Remedy::LookAtConsole => {
-            "run with --debug and look into console.log in the box's folder, or give it more time \
+        Remedy::FreeDiskSpace => "free some space there, or choose another home (--home)",
+        Remedy::AddMemory => "give it more (--memory)",
+        Remedy::ReadConsole => {
+            "run with --debug and read console.log in the box's folder, or give it more time \
              (--ready-timeout)"
         }
         Remedy::CopyFiles => "copy files with `cp`",
@@ -74,7 +74,7 @@ pub(crate) fn remedy(remedy: &Remedy) -> String {
 fn flag(option: BoxOption) -> &'static str {
     match option {
         BoxOption::MemoryMib => "memory",
-        BoxOption::DiskSizeGb => "disk-size",
+        BoxOption::DiskSizeGib => "disk-size",
         BoxOption::ReadyTimeout => "ready-timeout",
         BoxOption::WorkingDir => "workdir",
         BoxOption::StopSignal => "stop-signal",
@@ -102,7 +102,7 @@ mod tests {
     use std::io;
 
     use anyhow::Context;
-    use boxlite_runtime::{BoxOptions, Home, Network, RestartPolicy};
+    use boxlite_runtime::{BoxOptions, Home, NetworkMode, RestartPolicy};
     use clap::CommandFactory;
 
     use super::*;
@@ -132,7 +132,7 @@ mod tests {
     fn problems_name_flags() {
         let mut options = BoxOptions::new("x").cpus(0).auto_remove(true);
         options.restart = RestartPolicy::Always;
-        options.network.mode = Network::None;
+        options.network.mode = NetworkMode::None;
         options.network.allow = vec!["any".into()];
         assert_eq!(
             error(&options.validate().unwrap_err()),

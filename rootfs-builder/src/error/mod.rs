@@ -258,7 +258,7 @@ impl Error {
     }
 
     /// The message, with the caller's words in place of the remedy's if `words` returns any.
-    pub fn worded(&self, words: impl FnOnce(&Remedy) -> Option<String>) -> String {
+    pub fn to_string_with(&self, words: impl FnOnce(&Remedy) -> Option<String>) -> String {
         let message = self.to_string();
         let Some(remedy) = self.remedy() else { return message };
         match (words(&remedy), message.strip_suffix(&remedy.to_string())) {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 /// The way out of an error. The words of its `Display` fit every caller; one that has commands or
-/// methods for it says those instead ([`Error::worded`](crate::Error::worded)).
+/// methods for it says those instead ([`Error::to_string_with`](crate::Error::to_string_with)).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Remedy {

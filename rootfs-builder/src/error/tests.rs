@@ -70,13 +70,13 @@ fn messages_end_with_the_remedy_or_the_callers_words_for_it() {
         let message = error.to_string();
         let problem = message.strip_suffix(&remedy).unwrap_or_else(|| panic!("{message}"));
         assert!(problem.ends_with("; ") || problem.ends_with(": "), "{message}");
-        assert_eq!(error.worded(|_| Some("run me".into())), format!("{problem}run me"));
-        assert_eq!(error.worded(|_| None), message);
+        assert_eq!(error.to_string_with(|_| Some("run me".into())), format!("{problem}run me"));
+        assert_eq!(error.to_string_with(|_| None), message);
         // Callers have flags and commands, this crate has none. (skopeo's are none of ours.)
         assert!(!remedy.contains("--") || remedy.contains("skopeo"), "{remedy}");
     }
     for error in [Error::Cancelled, Error::TooLarge { what: "x".into(), limit: 1 }] {
         assert_eq!(error.remedy(), None);
-        assert_eq!(error.worded(|_| panic!("no remedy to word")), error.to_string());
+        assert_eq!(error.to_string_with(|_| panic!("no remedy to word")), error.to_string());
     }
 }

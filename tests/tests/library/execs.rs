@@ -134,7 +134,7 @@ fn commands_honour_options_timeouts_kills_and_signals() {
         assert_eq!(status, ExitStatus::Signal(9));
 
         // A timeout kills the command and its children, and the end is an event.
-        let mut query = EventQuery::follow();
+        let mut query = EventQuery::default().follow(true);
         query.id = Some(sandbox.id().to_owned());
         let mut events = runtime.events(query).await.unwrap();
         let tree = "sleep 88888 & sleep 88888";

@@ -34,7 +34,7 @@ fn values_and_futures_are_send() {
         is_send(runtime.remove("x", true));
         is_send(runtime.prune());
         is_send(runtime.metrics());
-        is_send(runtime.events(EventQuery::follow()));
+        is_send(runtime.events(EventQuery::default().follow(true)));
         is_send(runtime.shutdown(Duration::ZERO));
     };
     let _ = |sandbox: &BoxHandle, events: &mut Events, logs: &mut Logs| {

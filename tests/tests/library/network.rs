@@ -78,7 +78,7 @@ fn a_denied_flow_is_an_event() {
         let options: BoxOptions = embedder.options("denied").network(policy);
         let sandbox = runtime.create(options).await.unwrap();
         sandbox.start().await.unwrap();
-        let mut query = EventQuery::default().since(std::time::UNIX_EPOCH).following(true);
+        let mut query = EventQuery::default().since(std::time::UNIX_EPOCH).follow(true);
         query.id = Some(sandbox.id().to_owned());
         let mut events = runtime.events(query).await.unwrap();
         let answer = shell(&sandbox, "nc -w 9 192.0.2.9 80 </dev/null 2>&1 || true").await;

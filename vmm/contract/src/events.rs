@@ -166,7 +166,7 @@ pub fn number(log: &File) -> io::Result<Option<u64>> {
 
 /// Rotates a log of more than `max` bytes: its content replaces that of the [`older`] log. The log itself
 /// stays the same file, because other processes have it open.
-pub fn move_aside(path: &Path, max: u64) -> io::Result<()> {
+pub fn rotate(path: &Path, max: u64) -> io::Result<()> {
     if std::fs::metadata(path)?.len() <= max {
         return Ok(());
     }
@@ -174,12 +174,12 @@ pub fn move_aside(path: &Path, max: u64) -> io::Result<()> {
     if !lock(&log, LOCK_LIMIT)? {
         return Err(io::ErrorKind::TimedOut.into());
     }
-    let moved = move_locked(path, &log, max);
+    let moved = rotate_locked(path, &log, max);
     flock(&log, FlockOperation::Unlock)?;
     moved
 }
 
-fn move_locked(path: &Path, mut log: &File, max: u64) -> io::Result<()> {
+fn rotate_locked(path: &Path, mut log: &File, max: u64) -> io::Result<()> {
     if log.metadata()?.len() > max {
         let number = number(&File::open(path)?)?.unwrap_or(0);
         let mut heading = serde_json::to_vec(&Heading { log: number + 1 })?;
@@ -230,13 +230,13 @@ mod tests {
         };
         note("a");
         let len = log.metadata().unwrap().len();
-        move_aside(&path, len).unwrap();
+        rotate(&path, len).unwrap();
         assert!(!older(&path).exists());
         note("b");
         assert_eq!(number(&File::open(&path).unwrap()).unwrap(), Some(0));
         // Left by a process that was killed during a rotation.
         std::fs::write(dir.path().join(".events.old.jsonl.new"), "half").unwrap();
-        move_aside(&path, len).unwrap();
+        rotate(&path, len).unwrap();
         note("c");
         assert_eq!(number(&File::open(&path).unwrap()).unwrap(), Some(1));
         assert_eq!(number(&File::open(older(&path)).unwrap()).unwrap(), Some(0));

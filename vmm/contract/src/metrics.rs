@@ -14,7 +14,7 @@ pub struct MachineMetrics {
     /// Resident memory of the process, in bytes, with the guest memory that was touched.
     pub rss: u64,
     /// vCPU exits by kind.
-    pub exits: ExitCounts,
+    pub exits: VmExitCounts,
     /// Disk counters, in the order of the devices.
     pub disks: Vec<DiskMetrics>,
     /// Network counters, if the box has a network.
@@ -34,7 +34,7 @@ impl MachineMetrics {
 /// vCPU exits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
-pub struct ExitCounts {
+pub struct VmExitCounts {
     /// Reads and writes of memory-mapped registers.
     pub mmio: u64,
     /// Reads and writes of I/O ports.
@@ -95,7 +95,7 @@ pub struct NetworkMetrics {
     pub dns_failures: u64,
 }
 
-impl std::ops::Add for ExitCounts {
+impl std::ops::Add for VmExitCounts {
     type Output = Self;
 
     fn add(self, other: Self) -> Self {
@@ -107,7 +107,7 @@ impl std::ops::Add for ExitCounts {
     }
 }
 
-impl std::iter::Sum for ExitCounts {
+impl std::iter::Sum for VmExitCounts {
     fn sum<I: Iterator<Item = Self>>(counts: I) -> Self {
         counts.fold(Self::default(), std::ops::Add::add)
     }

@@ -26,7 +26,7 @@ pub const INSIDE_VARIABLE: &str = "BOXLITE_IN_SOFTHOST";
 /// an interrupt right then returns with them: the kernel's own allocator crashes within seconds.
 /// Hiding the instruction from programs too would keep those that are built for x86-64-v2 from
 /// running.
-pub const KERNEL_GUARD: &str = "clearcpuid=cx16";
+pub const NO_CMPXCHG16B: &str = "clearcpuid=cx16";
 
 /// The host that a VM process runs on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,8 +8,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use boxlite_contract::metrics::{DiskMetrics, ExitCounts};
-use boxlite_contract::nested::KERNEL_GUARD;
+use boxlite_contract::metrics::{DiskMetrics, VmExitCounts};
+use boxlite_contract::nested::NO_CMPXCHG16B;
 use boxlite_contract::spec::{DiskSpec, LaunchSpec, MEMORY_MIB, VCPUS};
 use boxlite_devices::legacy::{I8042, Serial};
 use boxlite_devices::virtio::block::{BlockCounters, BlockCounts, BlockDevice};
@@ -139,7 +139,7 @@ impl<V: Vm> RunningVm<V> {
     }
 
     /// vCPU exits so far.
-    pub(super) fn exits(&self) -> ExitCounts {
+    pub(super) fn exits(&self) -> VmExitCounts {
         self.shared.counters.iter().map(Counters::get).sum()
     }
 
@@ -216,7 +216,7 @@ fn cmdline(spec: &LaunchSpec, network: Option<&BoxNetwork>, devices: usize) -> R
         format!("console=ttyS0 {verbosity} reboot=k panic=-1 dummy.numdummies=0 {boot}");
     if spec.host.is_nested() {
         cmdline.push(' ');
-        cmdline.push_str(KERNEL_GUARD);
+        cmdline.push_str(NO_CMPXCHG16B);
     }
     for (n, irq) in (0..devices as u64).zip(layout::DEVICE_IRQS) {
         let at = layout::MMIO_START + n * layout::MMIO_SIZE;

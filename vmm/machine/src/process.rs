@@ -20,7 +20,7 @@ use anyhow::{Context, Result, bail};
 use boxlite_contract::boot::BootStage;
 use boxlite_contract::control::{self, FromMachine, ToMachine};
 use boxlite_contract::events::EventKind;
-use boxlite_contract::metrics::{DiskMetrics, ExitCounts, MachineMetrics};
+use boxlite_contract::metrics::{DiskMetrics, MachineMetrics, VmExitCounts};
 use boxlite_contract::spec::{BoxSpec, LaunchSpec, MainSpec};
 use boxlite_contract::status::{EndCause, Status};
 use boxlite_proto::message::Control;
@@ -93,7 +93,7 @@ struct Process {
     /// When this process started.
     started: Instant,
     /// Counters of the VMs of earlier boots.
-    past_counters: (ExitCounts, Vec<DiskMetrics>),
+    past_counters: (VmExitCounts, Vec<DiskMetrics>),
     /// Messages that arrived while the main thread waited for something else, in order.
     deferred: VecDeque<Message>,
     /// The reply to the request that is being carried out, if it has not been sent.
@@ -516,7 +516,7 @@ impl Process {
     }
 
     /// The counters of all boots, with `vm` as the current one.
-    fn counters(&self, vm: &RunningVm<backend::HostVm>) -> (ExitCounts, Vec<DiskMetrics>) {
+    fn counters(&self, vm: &RunningVm<backend::HostVm>) -> (VmExitCounts, Vec<DiskMetrics>) {
         let (exits, disks) = &self.past_counters;
         let now = vm.disks();
         let past = disks.iter().copied().chain(std::iter::repeat(DiskMetrics::default()));

@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use boxlite_contract::metrics::ExitCounts;
+use boxlite_contract::metrics::VmExitCounts;
 use boxlite_devices::{Bus, LogBudget};
 use boxlite_hv::{BootState, Exit, Result, Vcpu, Vm};
 
@@ -37,9 +37,9 @@ pub(super) struct Counters {
 
 impl Counters {
     /// The current counts.
-    pub(super) fn get(&self) -> ExitCounts {
+    pub(super) fn get(&self) -> VmExitCounts {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let mut counts = ExitCounts::default();
+        let mut counts = VmExitCounts::default();
         counts.mmio = get(&self.mmio);
         counts.pio = get(&self.pio);
         counts.other = get(&self.other);

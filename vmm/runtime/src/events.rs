@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::stream::Duplex;
 use crate::stream::json_lines::JsonLines;
 
-/// A choice of events.
+/// A choice of events. The default is none: neither earlier events, nor new ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct EventQuery {
@@ -22,11 +22,6 @@ pub struct EventQuery {
 }
 
 impl EventQuery {
-    /// Chooses all events from now on, as they happen.
-    pub fn follow() -> Self {
-        Self { since_ms: None, follow: true, id: None }
-    }
-
     /// Includes earlier events, since `time`.
     pub fn since(mut self, time: SystemTime) -> Self {
         let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -35,7 +30,7 @@ impl EventQuery {
     }
 
     /// Sets whether to wait for new events at the end.
-    pub fn following(mut self, yes: bool) -> Self {
+    pub fn follow(mut self, yes: bool) -> Self {
         self.follow = yes;
         self
     }

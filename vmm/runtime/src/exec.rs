@@ -242,13 +242,13 @@ impl Execution {
     /// Waits for the command to exit, and kills it at its timeout. Does not end a standard input that was taken.
     /// Cancel safe.
     pub async fn wait(&self) -> Result<ExitStatus> {
-        Ok(self.exit().await?.status)
+        Ok(self.wait_exit().await?.status)
     }
 
     /// Like [`wait`](Self::wait); also says whether the guest ran out of memory.
-    pub async fn exit(&self) -> Result<Exit> {
+    pub async fn wait_exit(&self) -> Result<Exit> {
         let ended = |status| EventKind::ExecEnded { pid: self.pid(), status };
-        match by(self.deadline, async { Ok(self.handle.exit().await) }).await {
+        match by(self.deadline, async { Ok(self.handle.wait_exit().await) }).await {
             Ok(Ok(exit)) => {
                 self.sandbox.note(ended(exit.status)).await;
                 Ok(exit)
@@ -272,7 +272,7 @@ pub struct Attached {
 
 impl Attached {
     /// Takes the standard input, if the box is interactive. Shutting it down or dropping it ends the input for every
-    /// attached caller; [`leave`](ExecStdin::leave) keeps it open for the others.
+    /// attached caller; [`detach`](ExecStdin::detach) keeps it open for the others.
     pub fn stdin(&mut self) -> Option<ExecStdin> {
         self.handle.stdin.take()
     }
@@ -310,7 +310,7 @@ impl Drop for Attached {
     fn drop(&mut self) {
         // An input that was not taken must not end for the other callers.
         if let Some(stdin) = self.handle.stdin.take() {
-            stdin.leave();
+            stdin.detach();
         }
     }
 }

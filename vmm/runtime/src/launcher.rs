@@ -17,7 +17,7 @@ pub const SERVE_SUBCOMMAND: &str = "serve";
 ///
 /// # Errors
 /// Those of `setrlimit(2)`.
-pub fn raise_open_files() -> io::Result<()> {
+pub fn raise_open_file_limit() -> io::Result<()> {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?;
     Ok(())

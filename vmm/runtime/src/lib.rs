@@ -65,7 +65,7 @@ pub use boxlite_rootfs_builder::{
 
 pub use boxlite_contract::boot::BootStage;
 pub use boxlite_contract::events::{Event, EventKind};
-pub use boxlite_contract::metrics::{DiskMetrics, ExitCounts, MachineMetrics, NetworkMetrics};
+pub use boxlite_contract::metrics::{DiskMetrics, MachineMetrics, NetworkMetrics, VmExitCounts};
 pub use boxlite_contract::spec::RestartPolicy;
 pub use boxlite_contract::status::{Health, HealthStatus};
 pub use boxlite_net_policy::{ParseError, PublishedPort, Transport};
@@ -73,7 +73,7 @@ pub use boxlite_proto::guest::{ExecCounts, GuestMetrics, Process};
 pub use boxlite_proto::message::{ExitStatus, TerminalSize};
 pub use client::{Archive, ExecOutput, ExecStdin};
 pub use config::BoxConfig;
-pub use copy::{Copied, CopyOptions, Skipped};
+pub use copy::{Copied, CopyOptions, SkippedEntry};
 pub use error::{Error, ErrorKind, Result};
 pub use events::{EventQuery, Events};
 pub use exec::{Attached, Command, Execution, Exit, Output};
@@ -84,8 +84,8 @@ pub use images::saved::SavedImages;
 pub use logs::{LogQuery, LogRecord, LogStream, Logs};
 pub use metrics::BoxMetrics;
 pub use options::{
-    BoxOptions, HealthChanges, HealthCheck, Network, NetworkPolicy, SecurityOptions, StartOptions,
-    Volume,
+    BoxOptions, HealthChanges, HealthCheck, NetworkMode, NetworkPolicy, SecurityOptions,
+    StartOptions, Volume,
 };
 pub use place::{Accel, Place};
 pub use problem::{BoxOption, Problem};
@@ -163,7 +163,7 @@ impl Runtime {
     /// [`Place::choose`] says so in advance.
     pub async fn open(options: RuntimeOptions) -> Result<Self> {
         let serving = match blocking(move || Place::choose(options.accel)).await? {
-            Place::Here => Serving::Local(Local::open_with(options).await?),
+            Place::Local => Serving::Local(Local::open_with(options).await?),
             Place::SoftHost { .. } => Serving::Remote(Arc::new(Remote::start(options).await?)),
         };
         Ok(Self { host: Host::new(serving) })
@@ -242,7 +242,7 @@ impl Runtime {
     pub async fn metrics(&self) -> Result<RuntimeMetrics> {
         let mut metrics = RuntimeMetrics::default();
         for info in self.list().await? {
-            metrics.created += 1;
+            metrics.total += 1;
             match info.state {
                 BoxState::Failed(_) => metrics.failed += 1,
                 BoxState::Stopped => metrics.stopped += 1,
@@ -265,7 +265,7 @@ impl Runtime {
 #[non_exhaustive]
 pub struct RuntimeMetrics {
     /// All boxes.
-    pub created: usize,
+    pub total: usize,
     /// Live boxes: starting, running, paused or stopping.
     pub running: usize,
     /// Boxes that stopped without a failure.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub(super) use check::{MIN_HEALTH_TIME, bad_name, is_name};
-pub use parts::{HealthChanges, HealthCheck, Network, NetworkPolicy, SecurityOptions, Volume};
+pub use parts::{HealthChanges, HealthCheck, NetworkMode, NetworkPolicy, SecurityOptions, Volume};
 pub use start::StartOptions;
 
 use boxlite_contract::spec::{NetworkSpec, RestartPolicy};
@@ -44,7 +44,9 @@ pub struct BoxOptions {
     /// because both enlarge the host's attack surface (see the security model).
     pub nested: bool,
     /// Size of the disk in GiB, 1 to 1024; default: that of the image's disk, 10.
-    pub disk_size_gb: Option<u64>,
+    // An earlier name, in `config.json` of boxes from before the rename.
+    #[serde(alias = "disk_size_gb")]
+    pub disk_size_gib: Option<u64>,
     /// Environment variables of every command; they override those of the image.
     pub env: Vec<(String, String)>,
     /// The working directory; default: the image's.
@@ -109,7 +111,7 @@ impl Default for BoxOptions {
             cpus: 1,
             memory_mib: 2048,
             nested: false,
-            disk_size_gb: None,
+            disk_size_gib: None,
             env: Vec::new(),
             working_dir: None,
             user: None,
@@ -141,7 +143,7 @@ impl BoxOptions {
     /// The network of the box, if it has one.
     pub(super) fn network_spec(&self) -> Option<NetworkSpec> {
         let policy = &self.network;
-        (policy.mode == Network::Nat).then(|| NetworkSpec {
+        (policy.mode == NetworkMode::Nat).then(|| NetworkSpec {
             rules: policy.rules(),
             ports: self.ports.clone(),
             limit_down: policy.limit_down,
@@ -186,8 +188,8 @@ impl BoxOptions {
     }
 
     /// Sets the size of the disk in GiB.
-    pub fn disk_size_gb(mut self, gb: u64) -> Self {
-        self.disk_size_gb = Some(gb);
+    pub fn disk_size_gib(mut self, gib: u64) -> Self {
+        self.disk_size_gib = Some(gib);
         self
     }
 

@@ -25,11 +25,11 @@ pub enum Accel {
 #[non_exhaustive]
 pub enum Place {
     /// On this machine.
-    Here,
+    Local,
     /// In the software host.
     SoftHost {
         /// Why boxes do not run on this machine.
-        why: String,
+        reason: String,
     },
 }
 
@@ -42,16 +42,16 @@ impl Place {
         let found = Virtualization::detect();
         if HostEnvironment::detect().is_nested() {
             return match found.is_usable() {
-                true => Ok(Self::Here),
+                true => Ok(Self::Local),
                 false => Err(Error::no_virtualization(format!(
                     "the software host has {found}: its QEMU does not emulate AMD's SVM"
                 ))),
             };
         }
         Ok(match accel {
-            Accel::Soft => Self::SoftHost { why: "the software host was asked for".into() },
-            _ if found.is_usable() => Self::Here,
-            Accel::Auto => Self::SoftHost { why: Described(&found).to_string() },
+            Accel::Soft => Self::SoftHost { reason: "the software host was asked for".into() },
+            _ if found.is_usable() => Self::Local,
+            Accel::Auto => Self::SoftHost { reason: Described(&found).to_string() },
             Accel::Kvm => {
                 return Err(Error::no_virtualization(Described(&found).to_string()));
             }

@@ -6,7 +6,7 @@ use boxlite_rootfs_builder::Remedy as ImageRemedy;
 use serde::{Deserialize, Serialize};
 
 /// What to do about an [`Error`](crate::Error) or a [`Problem`](crate::Problem). `Display` names the library's API; a
-/// program with commands of its own words the remedy with [`Error::worded`](crate::Error::worded).
+/// program with commands of its own words the remedy with [`Error::to_string_with`](crate::Error::to_string_with).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -22,7 +22,7 @@ pub enum Remedy {
         name: String,
     },
     /// Stop the box first, or remove it by force.
-    StopBoxOrForce {
+    StopOrForceRemove {
         /// Its name.
         name: String,
     },
@@ -35,16 +35,16 @@ pub enum Remedy {
     },
     /// List the boxes.
     ListBoxes,
-    /// Give a longer prefix of the ID.
-    MoreOfId,
+    /// Use a longer prefix of the ID.
+    UseLongerPrefix,
     /// Free space on the home's disk, or choose another home.
-    FreeRoom,
+    FreeDiskSpace,
     /// Free space on the host's disk, then start the box again.
-    FreeRoomAndStart,
+    FreeDiskSpaceAndStart,
     /// Give the box more memory.
-    MoreMemory,
+    AddMemory,
     /// Read the guest's console, or raise the timeout.
-    LookAtConsole,
+    ReadConsole,
     /// Give a command.
     GiveCommand,
     /// Copy the files into the box.
@@ -61,14 +61,14 @@ pub enum Remedy {
     RebuildGuestFiles,
     /// Use the release that wrote the home, or another home.
     UseNewerRelease,
-    /// Remove the home's database if it is damaged.
-    RemakeDatabase,
+    /// Remove the home's database if it is damaged; it is rebuilt from the boxes' folders.
+    RemoveDatabase,
     /// Report a bug.
-    Report,
-    /// A remedy in words, outside of the library.
+    ReportBug,
+    /// Another remedy, as text. It names no item of the library.
     Other {
-        /// The words.
-        words: String,
+        /// The text.
+        text: String,
     },
 }
 
@@ -77,18 +77,20 @@ impl fmt::Display for Remedy {
         f.write_str(match self {
             Self::StartBox { .. } => "start it first (BoxHandle::start)",
             Self::ResumeBox { .. } => "resume it first (BoxHandle::resume)",
-            Self::StopBoxOrForce { .. } => {
+            Self::StopOrForceRemove { .. } => {
                 "stop it first, or remove it by force (BoxHandle::remove(true))"
             }
             Self::StartAgain => "start it again",
             Self::RemoveOrRename { .. } => "choose another name, or remove it (Runtime::remove)",
-            Self::ListBoxes => "Runtime::list has them",
-            Self::MoreOfId => "give more of the ID",
-            Self::FreeRoom => "free some room there, or choose another home (RuntimeOptions::home)",
-            Self::FreeRoomAndStart => "free some room, then start it again",
-            Self::MoreMemory => "give it more (BoxOptions::memory_mib)",
-            Self::LookAtConsole => {
-                "set BoxOptions::console and look into console.log in the box's folder, or give it \
+            Self::ListBoxes => "list them with Runtime::list",
+            Self::UseLongerPrefix => "use a longer prefix of the ID",
+            Self::FreeDiskSpace => {
+                "free some space there, or choose another home (RuntimeOptions::home)"
+            }
+            Self::FreeDiskSpaceAndStart => "free some space, then start it again",
+            Self::AddMemory => "give it more (BoxOptions::memory_mib)",
+            Self::ReadConsole => {
+                "set BoxOptions::console and read console.log in the box's folder, or give it \
                  more time (BoxOptions::ready_timeout)"
             }
             Self::GiveCommand => "give one",
@@ -101,11 +103,11 @@ impl fmt::Display for Remedy {
             }
             Self::RebuildGuestFiles => "build the guest files again with 'cargo xtask guest'",
             Self::UseNewerRelease => "use that release, or another home",
-            Self::RemakeDatabase => {
-                "if it is damaged, remove it: it is made anew from the boxes' folders"
+            Self::RemoveDatabase => {
+                "if it is damaged, remove it: it is rebuilt from the boxes' folders"
             }
-            Self::Report => "please report it",
-            Self::Other { words } => words,
+            Self::ReportBug => "please report it",
+            Self::Other { text } => text,
         })
     }
 }
@@ -115,7 +117,7 @@ impl From<ImageRemedy> for Remedy {
         match remedy {
             ImageRemedy::NameOnImport => Self::NameOnImport,
             // Its words fit every caller.
-            other => Self::Other { words: other.to_string() },
+            other => Self::Other { text: other.to_string() },
         }
     }
 }
@@ -137,16 +139,16 @@ impl Remedy {
         let name = || "web".to_owned();
         Some(match self {
             Self::StartBox { .. } => Self::ResumeBox { name: name() },
-            Self::ResumeBox { .. } => Self::StopBoxOrForce { name: name() },
-            Self::StopBoxOrForce { .. } => Self::StartAgain,
+            Self::ResumeBox { .. } => Self::StopOrForceRemove { name: name() },
+            Self::StopOrForceRemove { .. } => Self::StartAgain,
             Self::StartAgain => Self::RemoveOrRename { name: name() },
             Self::RemoveOrRename { .. } => Self::ListBoxes,
-            Self::ListBoxes => Self::MoreOfId,
-            Self::MoreOfId => Self::FreeRoom,
-            Self::FreeRoom => Self::FreeRoomAndStart,
-            Self::FreeRoomAndStart => Self::MoreMemory,
-            Self::MoreMemory => Self::LookAtConsole,
-            Self::LookAtConsole => Self::GiveCommand,
+            Self::ListBoxes => Self::UseLongerPrefix,
+            Self::UseLongerPrefix => Self::FreeDiskSpace,
+            Self::FreeDiskSpace => Self::FreeDiskSpaceAndStart,
+            Self::FreeDiskSpaceAndStart => Self::AddMemory,
+            Self::AddMemory => Self::ReadConsole,
+            Self::ReadConsole => Self::GiveCommand,
             Self::GiveCommand => Self::CopyFiles,
             Self::CopyFiles => Self::NameOnImport,
             Self::NameOnImport => Self::SetHome,
@@ -154,9 +156,9 @@ impl Remedy {
             Self::SetLauncher => Self::BuildGuestFiles,
             Self::BuildGuestFiles => Self::RebuildGuestFiles,
             Self::RebuildGuestFiles => Self::UseNewerRelease,
-            Self::UseNewerRelease => Self::RemakeDatabase,
-            Self::RemakeDatabase => Self::Report,
-            Self::Report => Self::Other { words: "try later".into() },
+            Self::UseNewerRelease => Self::RemoveDatabase,
+            Self::RemoveDatabase => Self::ReportBug,
+            Self::ReportBug => Self::Other { text: "try later".into() },
             Self::Other { .. } => return None,
         })
     }

@@ -118,9 +118,9 @@ impl FailureReason {
     pub fn remedy(&self) -> Option<Remedy> {
         match self {
             Self::ProcessDied => Some(Remedy::StartAgain),
-            Self::OutOfMemory => Some(Remedy::MoreMemory),
-            Self::DiskFull(_) => Some(Remedy::FreeRoomAndStart),
-            Self::NotReady { .. } => Some(Remedy::LookAtConsole),
+            Self::OutOfMemory => Some(Remedy::AddMemory),
+            Self::DiskFull(_) => Some(Remedy::FreeDiskSpaceAndStart),
+            Self::NotReady { .. } => Some(Remedy::ReadConsole),
             // Its message has the remedy.
             Self::Port(_) => None,
             Self::Panic(_) | Self::Unhealthy(_) | Self::Agent(_) | Self::Machine(_) => None,

@@ -35,6 +35,6 @@ pub(crate) async fn attach(global: &Global, args: &Attach) -> Result<u8> {
         signal = attachment.interrupted() => return Ok(128 | (signal & 0x7f) as u8),
     };
     let stdin = !args.no_stdin;
-    let stand_in = StandIn { stdin, onlooker: true, ..args.terminal.stand_in() };
+    let stand_in = StandIn { stdin, shared: true, ..args.terminal.stand_in() };
     Ok(stand_in.run(attachment, &sandbox, attached).await?.code())
 }

@@ -104,7 +104,7 @@ pub(crate) async fn copy(global: &Global, args: &Copy) -> Result<u8> {
             "boxlite-vmm: {}: {}: {}",
             sandbox.name(),
             skipped.name,
-            plain(&skipped.why)
+            plain(&skipped.reason)
         ));
     }
     let more = copied.skipped_count.saturating_sub(copied.skipped.len() as u64);

@@ -45,7 +45,7 @@ pub(crate) struct Events {
 pub(crate) async fn events(global: &Global, args: &Events) -> Result<u8> {
     let runtime = global.runtime().await?;
     let mut query = EventQuery::default();
-    query = query.following(args.follow || args.since.is_none() && args.until.is_none());
+    query = query.follow(args.follow || args.since.is_none() && args.until.is_none());
     if let Some(since) = args.since {
         query = query.since(since);
     } else if args.until.is_some() {

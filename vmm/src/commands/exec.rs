@@ -113,7 +113,7 @@ pub(crate) async fn exec(global: &Global, args: Exec) -> Result<u8> {
     };
     match attachment.run(streams, control, execution.wait()).await? {
         AttachmentEnd::Exited(status) => Ok(status.shell_code()),
-        AttachmentEnd::Left => Ok(0),
-        AttachmentEnd::Unwritten(error) => Err(error.into()),
+        AttachmentEnd::Detached => Ok(0),
+        AttachmentEnd::WriteFailed(error) => Err(error.into()),
     }
 }

@@ -127,7 +127,7 @@ pub(crate) async fn start(global: &Global, args: Start) -> Result<u8> {
     let mut attachment =
         Attachment::new(sandbox.config().options.tty).context("cannot handle signals")?;
     let size = attachment.terminal_size();
-    let onlooker = sandbox.info().await?.state.is_live();
+    let shared = sandbox.info().await?.state.is_live();
     let attached = tokio::select! {
         attached = args.pcap.start_attached(&sandbox, size) => attached?,
         signal = attachment.interrupted() => return Ok(128 | (signal & 0x7f) as u8),
@@ -135,7 +135,7 @@ pub(crate) async fn start(global: &Global, args: Start) -> Result<u8> {
     // A box that `run --name` created in the foreground would stop with this process.
     sandbox.detach().await.ok();
     let stdin = args.interactive;
-    let stand_in = StandIn { stdin, onlooker, ..args.terminal.stand_in() };
+    let stand_in = StandIn { stdin, shared, ..args.terminal.stand_in() };
     let ended = stand_in.run(attachment, &sandbox, attached).await?;
     if matches!(ended, StandInEnd::Exited(_))
         && sandbox.config().options.restart == RestartPolicy::No

@@ -40,25 +40,25 @@ impl Process {
         match self {
             // A box's process has no async runtime.
             Self::Machine => {
-                raise_open_files();
+                raise_open_file_limit();
                 boxlite_machine::main()
             }
             Self::Serve => on_tokio(async { Ok(launcher::serve(global.options()).await?) }),
             Self::SofthostKeeper { args } => {
                 let options = nested::Options::from_args(args)
                     .context("this command is for the software host only")?;
-                raise_open_files();
+                raise_open_file_limit();
                 Ok(nested::keeper::main(&options)?)
             }
-            Self::SofthostPorts { home } => Ok(nested::carry_ports(&home)?),
+            Self::SofthostPorts { home } => Ok(nested::relay_ports(&home)?),
             Self::AwaitBoxes => Ok(global.home()?.wait_for_boxes()?),
         }
     }
 }
 
 /// Raises the limit on open files: a box's process has a descriptor for each network flow, a keeper for each link.
-fn raise_open_files() {
-    if let Err(error) = launcher::raise_open_files() {
+fn raise_open_file_limit() {
+    if let Err(error) = launcher::raise_open_file_limit() {
         tracing::warn!(%error, "cannot raise the limit on open files");
     }
 }

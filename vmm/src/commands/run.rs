@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use boxlite_runtime::client::Attachment;
-use boxlite_runtime::{BoxHandle, BoxOptions, ErrorKind, Network, RestartPolicy, Runtime};
+use boxlite_runtime::{BoxHandle, BoxOptions, ErrorKind, NetworkMode, RestartPolicy, Runtime};
 use clap::Args;
 
 use crate::global::Global;
@@ -70,7 +70,7 @@ pub(crate) async fn run(global: &Global, args: Run) -> Result<u8> {
     let options = args.options(global)?;
     // Before the software host starts, which takes seconds.
     options.validate()?;
-    if args.pcap.is_given() && options.network.mode == Network::None {
+    if args.pcap.is_given() && options.network.mode == NetworkMode::None {
         bail!("--pcap needs a network (--network nat)");
     }
     args.pcap.check(global, args.detach)?;
@@ -109,7 +109,7 @@ pub(crate) async fn run(global: &Global, args: Run) -> Result<u8> {
     };
     let stand_in = StandIn { timeout: args.timeout, ..args.terminal.stand_in() };
     let ended = stand_in.run(attachment, &sandbox, attached).await;
-    if let Ok(StandInEnd::Left) = ended {
+    if let Ok(StandInEnd::Detached) = ended {
         sandbox.detach().await?;
         args.pcap.note_end(global);
         return Ok(0);

@@ -15,5 +15,5 @@ pub(crate) async fn softhost(global: &Global, argv: Vec<OsString>) -> Result<u8>
     }
     let options = Options::new(global.home()?.path(), &GuestFiles::locate().map_err(Error::from)?)?;
     let connecting = starting(nested::connect(&options));
-    Ok(nested::run(&options, connecting, NestedCommand::here(argv)?).await?)
+    Ok(nested::run(&options, connecting, NestedCommand::new(argv)?).await?)
 }

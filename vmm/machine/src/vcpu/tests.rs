@@ -188,7 +188,7 @@ fn counts_add_up() {
         count(&counters[1].mmio);
         count(&counters[1].pio);
     }
-    let sum: ExitCounts = counters.iter().map(Counters::get).sum();
+    let sum: VmExitCounts = counters.iter().map(Counters::get).sum();
     assert_eq!((sum.mmio, sum.pio, sum.other), (6, 3, 0));
     assert!(std::mem::align_of::<Counters>() >= 64);
 }

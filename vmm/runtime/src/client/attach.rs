@@ -29,7 +29,7 @@ const HOLD: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub struct Attachment {
     terminal: bool,
-    onlooker: bool,
+    shared: bool,
     detach_keys: Option<DetachKeys>,
     signals: mpsc::UnboundedReceiver<i32>,
     _listeners: JoinSet<()>,
@@ -52,20 +52,20 @@ pub enum AttachmentEnd {
     /// The command exited.
     Exited(ExitStatus),
     /// The user typed the detach keys.
-    Left,
+    Detached,
     /// A part of the command's output could not be written.
-    Unwritten(Unwritten),
+    WriteFailed(WriteError),
 }
 
 /// A failed write to a standard stream of this process.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write to {stream}")]
-pub struct Unwritten {
+pub struct WriteError {
     stream: &'static str,
     source: io::Error,
 }
 
-impl Unwritten {
+impl WriteError {
     /// Whether the reader of the stream closed it, as `head` does.
     pub fn is_closed_pipe(&self) -> bool {
         self.source.kind() == io::ErrorKind::BrokenPipe
@@ -90,14 +90,14 @@ impl Attachment {
                 while signal.recv().await.is_some() && sender.send(number).is_ok() {}
             });
         }
-        let (detach_keys, onlooker) = (None, false);
-        Ok(Self { terminal, onlooker, detach_keys, signals, _listeners: listeners })
+        let (detach_keys, shared) = (None, false);
+        Ok(Self { terminal, shared, detach_keys, signals, _listeners: listeners })
     }
 
     /// Sets whether another process started the command. Then a failed write detaches, and the end of standard input
     /// does not end the command's input, which other attached processes may continue.
-    pub fn onlooker(mut self, yes: bool) -> Self {
-        self.onlooker = yes;
+    pub fn shared(mut self, yes: bool) -> Self {
+        self.shared = yes;
         self
     }
 
@@ -153,7 +153,7 @@ impl Attachment {
             control(Control::Resize(size));
         }
         let input =
-            Input { scanner: self.detach_keys.take().map(Scanner::new), ends: !self.onlooker };
+            Input { scanner: self.detach_keys.take().map(Scanner::new), ends: !self.shared };
         let stdin = send(own(io::stdin().as_fd()), streams.stdin, input);
         let (failed, mut failures) = mpsc::unbounded_channel();
         let output = async {
@@ -167,26 +167,26 @@ impl Attachment {
             status
         };
         tokio::pin!(stdin, end);
-        let (mut sending, mut unwritten) = (true, None);
+        let (mut sending, mut failed_write) = (true, None);
         loop {
             tokio::select! {
                 biased;
-                Some(failure) = failures.recv() => match self.onlooker {
-                    true => return Ok(AttachmentEnd::Unwritten(failure)),
+                Some(failure) = failures.recv() => match self.shared {
+                    true => return Ok(AttachmentEnd::WriteFailed(failure)),
                     // The command sees a broken pipe and decides itself what to do.
                     false if failure.is_closed_pipe() => {}
-                    false => drop(unwritten.get_or_insert(failure)),
+                    false => drop(failed_write.get_or_insert(failure)),
                 },
                 status = &mut end => {
                     let status = status?;
                     // A write may have failed at the same moment.
                     let late = std::iter::from_fn(|| failures.try_recv().ok());
-                    let mut lost = unwritten.into_iter().chain(late);
+                    let mut lost = failed_write.into_iter().chain(late);
                     let lost = lost.find(|failure| !failure.is_closed_pipe());
-                    return Ok(lost.map_or(AttachmentEnd::Exited(status), AttachmentEnd::Unwritten));
+                    return Ok(lost.map_or(AttachmentEnd::Exited(status), AttachmentEnd::WriteFailed));
                 }
                 left = &mut stdin, if sending => match left {
-                    true => return Ok(AttachmentEnd::Left),
+                    true => return Ok(AttachmentEnd::Detached),
                     false => sending = false,
                 },
                 Some(number) = self.signals.recv() => match number {
@@ -217,8 +217,8 @@ async fn send(from: Option<OwnedFd>, to: Option<ExecStdin>, mut input: Input) ->
     let (Some(from), Some(mut to)) = (from, to) else { return false };
     let left = forward(from, &mut to, &mut input.scanner).await;
     match left {
-        true => to.leave_all(),
-        false if !input.ends => to.leave(),
+        true => to.detach_all(),
+        false if !input.ends => to.detach(),
         false => {}
     }
     left
@@ -258,7 +258,7 @@ async fn receive(
     from: Option<ExecOutput>,
     to: Option<OwnedFd>,
     stream: &'static str,
-    failed: &mpsc::UnboundedSender<Unwritten>,
+    failed: &mpsc::UnboundedSender<WriteError>,
 ) {
     let (Some(mut from), Some(to)) = (from, to) else { return };
     let writer = write_in_background(to);
@@ -272,7 +272,7 @@ async fn receive(
     }
     if let Err(source) = writer.finish().await {
         // The receiver outlives this future.
-        let _ = failed.send(Unwritten { stream, source });
+        let _ = failed.send(WriteError { stream, source });
     }
 }
 

@@ -221,11 +221,11 @@ impl ExecHandle {
 
     /// Like [`wait`](Self::wait), without closing standard input.
     pub async fn exited(&self) -> Result<ExitStatus, Error> {
-        Ok(self.exit().await?.status)
+        Ok(self.wait_exit().await?.status)
     }
 
-    /// Like [`exited`](Self::exited); also tells whether the guest ran out of memory.
-    pub async fn exit(&self) -> Result<Exit, Error> {
+    /// Like [`exited`](Self::exited); also says whether the guest ran out of memory.
+    pub async fn wait_exit(&self) -> Result<Exit, Error> {
         exit(self.running.over().await)
     }
 
@@ -239,7 +239,7 @@ impl ExecHandle {
         self.stdin = None;
         let (stdout, stderr) = (self.stdout.take(), self.stderr.take());
         let (stdout, stderr) = tokio::join!(read_all(stdout), read_all(stderr));
-        let Exit { status, out_of_memory } = self.exit().await?;
+        let Exit { status, out_of_memory } = self.wait_exit().await?;
         // Reading fails only if waiting fails, too.
         Ok(Output {
             status,
@@ -280,14 +280,14 @@ impl ExecStdin {
     }
 
     /// Drops it without ending the input, which other attached callers may continue.
-    pub fn leave(mut self) {
+    pub fn detach(mut self) {
         self.ends = false;
     }
 
-    /// Like [`leave`](Self::leave); also keeps the command's outputs open when they are dropped.
-    pub(super) fn leave_all(self) {
+    /// Like [`detach`](Self::detach); also keeps the command's outputs open when they are dropped.
+    pub(super) fn detach_all(self) {
         self.stream.stream.keep_outputs();
-        self.leave();
+        self.detach();
     }
 }
 

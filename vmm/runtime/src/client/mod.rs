@@ -38,7 +38,7 @@ use exec::Running;
 
 pub use boxlite_proto::message::{Control, FailureKind};
 
-pub use attach::{Attachment, AttachmentEnd, Streams, Unwritten};
+pub use attach::{Attachment, AttachmentEnd, Streams, WriteError};
 pub use copy::{Archive, Unpacked};
 pub use detach_keys::{DetachKeys, InvalidKey};
 pub use error::{Error, Loss, Violation};

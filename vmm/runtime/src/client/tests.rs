@@ -211,7 +211,7 @@ fn a_detached_command_keeps_its_input_and_its_outputs() {
     run(async {
         let (handle, mut agent) = running(true, |agent, _| async { agent }).await;
         let mut handle = handle.unwrap();
-        handle.stdin.take().unwrap().leave_all();
+        handle.stdin.take().unwrap().detach_all();
         drop(handle);
         // The process that shares the command among its clients ignores this.
         let kill = agent.next().await.unwrap();

@@ -90,7 +90,7 @@ pub struct Copied {
     /// Bytes of file content, without holes.
     pub bytes: u64,
     /// Entries that were skipped or copied in part, at most the first hundred.
-    pub skipped: Vec<Skipped>,
+    pub skipped: Vec<SkippedEntry>,
     /// Number of such entries.
     pub skipped_count: u64,
 }
@@ -98,18 +98,18 @@ pub struct Copied {
 /// An entry that was skipped or copied in part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Skipped {
+pub struct SkippedEntry {
     /// The entry's name in the tar, quoted and escaped.
     pub name: String,
     /// The reason.
-    pub why: String,
+    pub reason: String,
 }
 
 impl Copied {
-    fn skip(&mut self, name: String, why: &str) {
+    fn skip(&mut self, name: String, reason: &str) {
         self.skipped_count += 1;
         if self.skipped.len() < MAX_SKIPPED {
-            self.skipped.push(Skipped { name, why: why.to_owned() });
+            self.skipped.push(SkippedEntry { name, reason: reason.to_owned() });
         }
     }
 }

@@ -18,11 +18,18 @@ use crate::{client, nested};
 impl Error {
     fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         let (message, problems) = (message.into(), Vec::new());
-        Self(Box::new(Parts { kind, sandbox: None, message, remedy: None, problems, source: None }))
+        Self(Box::new(Parts {
+            kind,
+            box_name: None,
+            message,
+            remedy: None,
+            problems,
+            source: None,
+        }))
     }
 
     fn about(mut self, name: &str) -> Self {
-        self.0.sandbox = Some(name.to_owned());
+        self.0.box_name = Some(name.to_owned());
         self
     }
 
@@ -54,7 +61,7 @@ impl Error {
             matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
         let kind = if is_full { ErrorKind::DiskFull } else { kind };
         let error = Self::new(kind, format!("{what}: {source}")).because(source);
-        if is_full { error.remedied(Joint::Colon, Remedy::FreeRoom) } else { error }
+        if is_full { error.remedied(Joint::Colon, Remedy::FreeDiskSpace) } else { error }
     }
 }
 
@@ -91,7 +98,7 @@ impl Error {
     /// Several boxes match a prefix of an ID.
     pub(crate) fn ambiguous(query: &str, names: &[String]) -> Self {
         let message = format!("{query} is ambiguous: it matches {}", names.join(", "));
-        Self::new(ErrorKind::Invalid, message).remedied(Joint::Semicolon, Remedy::MoreOfId)
+        Self::new(ErrorKind::Invalid, message).remedied(Joint::Semicolon, Remedy::UseLongerPrefix)
     }
 
     /// The state of the box does not allow the operation.
@@ -155,7 +162,7 @@ impl Error {
         move |source| {
             Self::new(ErrorKind::Storage, format!("{what}: {source}"))
                 .because(source)
-                .remedied(Joint::Semicolon, Remedy::RemakeDatabase)
+                .remedied(Joint::Semicolon, Remedy::RemoveDatabase)
         }
     }
 
@@ -189,7 +196,7 @@ impl Error {
     /// A task of the runtime failed: a bug.
     pub(crate) fn internal(what: impl Display) -> Self {
         Self::new(ErrorKind::Internal, format!("internal error: {what}"))
-            .remedied(Joint::Semicolon, Remedy::Report)
+            .remedied(Joint::Semicolon, Remedy::ReportBug)
     }
 
     /// `what` did not happen within its timeout.
@@ -212,7 +219,7 @@ impl Error {
             None => "the VM that builds the image's disk".to_owned(),
         };
         let mut error = Self::new(kind, format!("{subject} failed: {}", reason.message()));
-        error.0.sandbox = name.map(str::to_owned);
+        error.0.box_name = name.map(str::to_owned);
         error.0.remedy = reason.remedy().map(|remedy| (Joint::Semicolon, remedy));
         error
     }

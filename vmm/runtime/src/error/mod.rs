@@ -29,7 +29,7 @@ struct Parts {
     kind: ErrorKind,
     /// The name of the box.
     #[serde(default)]
-    sandbox: Option<String>,
+    box_name: Option<String>,
     message: String,
     remedy: Option<(Joint, Remedy)>,
     #[serde(default)]
@@ -107,8 +107,8 @@ impl Error {
     }
 
     /// The name of the box that the error is about.
-    pub fn sandbox(&self) -> Option<&str> {
-        self.0.sandbox.as_deref()
+    pub fn box_name(&self) -> Option<&str> {
+        self.0.box_name.as_deref()
     }
 
     /// What failed, and on which thing.
@@ -127,8 +127,9 @@ impl Error {
         &self.0.problems
     }
 
-    /// The message and the remedy as one sentence, the remedy in the caller's words.
-    pub fn worded(&self, words: impl FnOnce(&Remedy) -> String) -> String {
+    /// The message and the remedy, as in `to_string`, but with the remedy in the caller's words. Contains no
+    /// [`problems`](Self::problems).
+    pub fn to_string_with(&self, words: impl FnOnce(&Remedy) -> String) -> String {
         match &self.0.remedy {
             Some((joint, remedy)) => format!("{}{}{}", self.0.message, joint.text(), words(remedy)),
             None => self.0.message.clone(),
@@ -144,7 +145,7 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.problems.is_empty() {
-            return f.write_str(&self.worded(Remedy::to_string));
+            return f.write_str(&self.to_string_with(Remedy::to_string));
         }
         let lines: Vec<_> = self.0.problems.iter().map(Problem::to_string).collect();
         f.write_str(&lines.join("\n"))
@@ -153,9 +154,9 @@ impl fmt::Display for Error {
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Parts { kind, sandbox, message, remedy, problems, source } = &*self.0;
+        let Parts { kind, box_name, message, remedy, problems, source } = &*self.0;
         let mut f = f.debug_struct("Error");
-        f.field("kind", kind).field("sandbox", sandbox).field("message", message);
+        f.field("kind", kind).field("box_name", box_name).field("message", message);
         f.field("remedy", &remedy.as_ref().map(|(_, remedy)| remedy));
         f.field("problems", problems).field("source", source).finish()
     }

@@ -58,7 +58,7 @@ fn messages_are_without_the_remedy_and_texts_end_with_it() {
         assert!(!error.message().contains(&remedy) && !error.message().contains("::"), "{text}");
         let joint = &text[error.message().len()..text.len() - remedy.len()];
         assert!([": ", "; ", ", so ", "\n"].contains(&joint), "{text}");
-        let mine = error.worded(|_| "do it".into());
+        let mine = error.to_string_with(|_| "do it".into());
         assert_eq!(mine, format!("{}{joint}do it", error.message()));
     }
     let late = Error::timed_out("it", Duration::ZERO);
@@ -71,7 +71,7 @@ fn an_error_from_the_software_host_is_the_same_but_for_its_source() {
     for error in remedied().into_iter().chain([Error::options(vec![problem])]) {
         let json = serde_json::to_string(&error).unwrap();
         let far: Error = serde_json::from_str(&json).unwrap();
-        assert_eq!((far.kind(), far.sandbox()), (error.kind(), error.sandbox()));
+        assert_eq!((far.kind(), far.box_name()), (error.kind(), error.box_name()));
         assert_eq!((far.message(), far.remedy()), (error.message(), error.remedy()));
         assert_eq!((far.problems(), far.to_string()), (error.problems(), error.to_string()));
         assert!(far.source().is_none());

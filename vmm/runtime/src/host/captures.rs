@@ -21,7 +21,7 @@ use crate::call::{BoxCall, Call, Capture, Start};
 use crate::capture::CaptureFile;
 use crate::client::wire::lock;
 use crate::config::BoxConfig;
-use crate::options::{Network, StartOptions};
+use crate::options::{NetworkMode, StartOptions};
 use crate::{Error, Result, blocking, blocking_io};
 
 /// Bytes that are read from a channel and written to a file at a time.
@@ -45,7 +45,7 @@ impl Host {
         };
         let Some(path) = capture else { return start(None).await };
         let path = std::path::absolute(&path).map_err(Error::capture(&path))?;
-        if config.options.network.mode == Network::None {
+        if config.options.network.mode == NetworkMode::None {
             return Err(Error::capture_refused(&path, "the box has no network"));
         }
         let remote = match &self.serving {

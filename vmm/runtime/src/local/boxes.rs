@@ -156,7 +156,7 @@ impl Local {
             let entry = local.entry(&query)?;
             if !force && local.home.folder(&entry.id).is_live() {
                 let state = local.info(&entry)?.state;
-                let remedy = Remedy::StopBoxOrForce { name: entry.name.clone() };
+                let remedy = Remedy::StopOrForceRemove { name: entry.name.clone() };
                 return Err(Error::wrong_state(&entry.name, &state, remedy));
             }
             Ok(entry.id)
@@ -209,7 +209,7 @@ pub(super) fn make_overlay(
     config: &BoxConfig,
     base: u64,
 ) -> Result<()> {
-    let asked = config.options.disk_size_gb.map_or(0, |gb| gb << 30);
+    let asked = config.options.disk_size_gib.map_or(0, |gib| gib << 30);
     create_overlay(file, asked.max(base)).map_err(|e| {
         Error::home("the box's disk cannot be created", folder.path())(std::io::Error::other(e))
     })

@@ -231,7 +231,7 @@ mod tests {
         let log = dir.path().join("events");
         note(&events::older(&log), 1, "older");
         note(&log, 1, "old");
-        let query = EventQuery { id: Some("a".into()), ..EventQuery::follow() };
+        let query = EventQuery { id: Some("a".into()), ..EventQuery::default().follow(true) };
         let watcher = Arc::new(Watcher::default());
         let stream = |query| stream(log.clone(), query, watcher.follow(log.clone()));
         let mut mine = Events::new(Box::new(stream(query)));
@@ -282,22 +282,22 @@ mod tests {
         assert_eq!(all(&mut tail), [2]);
         // Between two looks: events before and after the move, and the new log grows beyond the old one.
         note(&log, 3, "a");
-        events::move_aside(&log, 0).unwrap();
+        events::rotate(&log, 0).unwrap();
         for at in 4..9 {
             note(&log, at, "a");
         }
         assert_eq!(all(&mut tail), [3, 4, 5, 6, 7, 8]);
         assert_eq!(all(&mut Tail::of_all(log.clone())), [1, 2, 3, 4, 5, 6, 7, 8]);
         // A new log that is as long as the old one was.
-        events::move_aside(&log, 0).unwrap();
+        events::rotate(&log, 0).unwrap();
         for at in 4..9 {
             note(&log, at, "b");
         }
         assert_eq!(all(&mut tail), [4, 5, 6, 7, 8]);
         // Moved twice: what is left of it.
-        events::move_aside(&log, 0).unwrap();
+        events::rotate(&log, 0).unwrap();
         note(&log, 10, "a");
-        events::move_aside(&log, 0).unwrap();
+        events::rotate(&log, 0).unwrap();
         note(&log, 11, "a");
         assert_eq!(all(&mut tail), [10, 11]);
         // As a release without numbers left it.

@@ -137,7 +137,7 @@ impl Home {
         let path = self.events();
         let mut options = OpenOptions::new();
         options.append(true).create(true).mode(0o600);
-        if let Err(e) = events::move_aside(&path, MAX_EVENTS)
+        if let Err(e) = events::rotate(&path, MAX_EVENTS)
             && e.kind() != io::ErrorKind::NotFound
         {
             tracing::warn!("{}: cannot be moved aside: {e}", path.display());

@@ -74,7 +74,7 @@ pub enum Error {
     Runtime(#[source] io::Error),
     /// A part of the command's output could not be written.
     #[error(transparent)]
-    Unwritten(client::Unwritten),
+    WriteFailed(client::WriteError),
     /// The command could not be run, or the connection broke.
     #[error(transparent)]
     Client(client::Error),

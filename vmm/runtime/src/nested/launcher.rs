@@ -47,7 +47,7 @@ impl NestedCommand {
     ///
     /// # Errors
     /// This process's working directory does not exist any more.
-    pub fn here(argv: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Self, Error> {
+    pub fn new(argv: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Self, Error> {
         Ok(Self {
             argv: argv.into_iter().map(Into::into).collect(),
             env: std::env::vars_os().collect(),
@@ -112,8 +112,8 @@ pub async fn run(
     };
     match attachment.run(streams, control, handle.exited()).await {
         Ok(AttachmentEnd::Exited(status)) => Ok(status.shell_code()),
-        Ok(AttachmentEnd::Left) => Ok(0),
-        Ok(AttachmentEnd::Unwritten(error)) => Err(Error::Unwritten(error)),
+        Ok(AttachmentEnd::Detached) => Ok(0),
+        Ok(AttachmentEnd::WriteFailed(error)) => Err(Error::WriteFailed(error)),
         Err(error) => Err(Error::of_connection(error, &folder)),
     }
 }

@@ -41,7 +41,7 @@ pub use qemu::{MEMORY_VARIABLE, find as find_qemu};
 /// The subcommand that runs [`keeper::main`] with the arguments of [`Options::from_args`].
 pub const KEEPER_SUBCOMMAND: &str = "softhost-keeper";
 
-/// The subcommand that runs [`carry_ports`] with the home as its argument. QEMU starts it.
+/// The subcommand that runs [`relay_ports`] with the home as its argument. QEMU starts it.
 pub const PORTS_SUBCOMMAND: &str = "softhost-ports";
 
 /// The subcommand that exits when no box of the home is live. The keeper runs it in the nested host before it stops
@@ -52,9 +52,9 @@ pub const AWAIT_SUBCOMMAND: &str = "await-boxes";
 ///
 /// # Errors
 /// There is no keeper, or it has exited.
-pub fn carry_ports(home: &Path) -> Result<(), Error> {
+pub fn relay_ports(home: &Path) -> Result<(), Error> {
     let keeper = folder::HostFolder::open(home)?.connect_for_ports()?;
-    ports::carry(keeper).map_err(Error::Runtime)
+    ports::relay(keeper).map_err(Error::Runtime)
 }
 
 /// Lets a process in the nested host outlive the command that started it, whose control group is killed as a whole.

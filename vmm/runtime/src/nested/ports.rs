@@ -160,7 +160,7 @@ impl From<Refused> for io::Error {
 
 /// Copies bytes between a box, on standard input and output, and the keeper. QEMU starts a process for each box that
 /// requests ports.
-pub(super) fn carry(keeper: std::os::unix::net::UnixStream) -> io::Result<()> {
+pub(super) fn relay(keeper: std::os::unix::net::UnixStream) -> io::Result<()> {
     let answers = keeper.try_clone()?;
     std::thread::spawn(move || {
         // The first end of either direction ends both.

@@ -10,7 +10,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 
-use boxlite_contract::nested::{KERNEL_GUARD, PORTS_SERVICE};
+use boxlite_contract::nested::{NO_CMPXCHG16B, PORTS_SERVICE};
 use boxlite_proto::SERIAL_PORT_NAME;
 use boxlite_proto::boot::{BootParams, Role};
 use tokio::net::UnixStream;
@@ -254,7 +254,7 @@ fn cmdline(home: &str, tsc_khz: Option<u64>) -> String {
     // emulation.
     let mut cmdline = format!(
         "console=ttyS0 quiet reboot=t panic=-1 oops=panic mitigations=off no_timer_check \
-         8250.nr_uarts=1 random.trust_cpu=on {KERNEL_GUARD} {params}"
+         8250.nr_uarts=1 random.trust_cpu=on {NO_CMPXCHG16B} {params}"
     );
     if let Some(khz) = tsc_khz {
         // The guest reads the host's time stamp counter. It cannot measure the frequency reliably under emulation, and

@@ -5,14 +5,14 @@ use std::time::Duration;
 use boxlite_contract::spec::{MEMORY_MIB, RestartPolicy, VCPUS};
 use boxlite_net_policy::{PublishedPort, Rule};
 
-use super::{BoxOptions, HealthCheck, Network, NetworkPolicy};
+use super::{BoxOptions, HealthCheck, NetworkMode, NetworkPolicy};
 use crate::problem::{BoxOption, Problem};
 use crate::remedy::Remedy;
 use crate::signals;
 use crate::{Error, Result};
 
 /// Sizes of a box's disk in GiB.
-const DISK_GB: std::ops::RangeInclusive<u64> = 1..=1024;
+const DISK_GIB: std::ops::RangeInclusive<u64> = 1..=1024;
 
 /// The lowest limit of a network, in bytes per second, at which packets still arrive.
 const MIN_RATE: u64 = 1024;
@@ -62,9 +62,9 @@ impl BoxOptions {
         problems.unless(MEMORY_MIB.contains(&self.memory_mib), BoxOption::MemoryMib, || {
             format!("{} MiB: a box has 128 MiB to 64 GiB", self.memory_mib)
         });
-        if let Some(gb) = self.disk_size_gb {
-            problems.unless(DISK_GB.contains(&gb), BoxOption::DiskSizeGb, || {
-                format!("{gb} GiB: a disk has 1 GiB to 1 TiB")
+        if let Some(gib) = self.disk_size_gib {
+            problems.unless(DISK_GIB.contains(&gib), BoxOption::DiskSizeGib, || {
+                format!("{gib} GiB: a disk has 1 GiB to 1 TiB")
             });
         }
         problems.unless(!self.ready_timeout.is_zero(), BoxOption::ReadyTimeout, || {
@@ -194,7 +194,7 @@ impl BoxOptions {
             (BoxOption::NetworkLimitUp, limit_up.is_some()),
         ];
         for (option, given) in unused {
-            let ok = *mode == Network::Nat || !given;
+            let ok = *mode == NetworkMode::Nat || !given;
             problems.unless_with(ok, option, BoxOption::NetworkMode, "needs a network");
         }
     }
@@ -230,7 +230,7 @@ mod tests {
         let mut options = BoxOptions::new("x")
             .cpus(0)
             .memory_mib(64)
-            .disk_size_gb(0)
+            .disk_size_gib(0)
             .name("-x y")
             .env("A=B", "c")
             .working_dir("relative")
@@ -245,7 +245,7 @@ mod tests {
         let expected = [
             BoxOption::Cpus,
             BoxOption::MemoryMib,
-            BoxOption::DiskSizeGb,
+            BoxOption::DiskSizeGib,
             BoxOption::Name,
             BoxOption::Env,
             BoxOption::WorkingDir,
@@ -308,8 +308,8 @@ mod tests {
 
     #[test]
     fn the_limits_themselves_are_allowed() {
-        for (cpus, mib, gb) in [(1, 128, 1), (64, 65536, 1024)] {
-            let options = BoxOptions::new("x").cpus(cpus).memory_mib(mib).disk_size_gb(gb);
+        for (cpus, mib, gib) in [(1, 128, 1), (64, 65536, 1024)] {
+            let options = BoxOptions::new("x").cpus(cpus).memory_mib(mib).disk_size_gib(gib);
             options.name("a-b.c_1").working_dir("/").validate().unwrap();
         }
     }
@@ -321,5 +321,7 @@ mod tests {
         assert_eq!(serde_json::from_str::<BoxOptions>(&text).unwrap(), options);
         let old: BoxOptions = serde_json::from_str(r#"{"image":"x"}"#).unwrap();
         assert_eq!(old, BoxOptions::new("x"));
+        let renamed: BoxOptions = serde_json::from_str(r#"{"disk_size_gb":20}"#).unwrap();
+        assert_eq!(renamed.disk_size_gib, Some(20));
     }
 }

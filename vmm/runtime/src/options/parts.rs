@@ -38,7 +38,7 @@ impl Volume {
 #[non_exhaustive]
 pub struct NetworkPolicy {
     /// Whether the box has a network.
-    pub mode: Network,
+    pub mode: NetworkMode,
     /// Rules for allowed destinations.
     pub allow: Vec<String>,
     /// Rules for denied destinations.
@@ -52,7 +52,7 @@ pub struct NetworkPolicy {
 impl NetworkPolicy {
     /// No network: the box has only its own loopback.
     pub fn none() -> Self {
-        Self { mode: Network::None, ..Self::default() }
+        Self { mode: NetworkMode::None, ..Self::default() }
     }
 
     /// Allows the destinations of a rule. Unless the target is `host`, everything that no rule allows is denied.
@@ -96,7 +96,7 @@ fn is_everything(rule: &Rule) -> bool {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
-pub enum Network {
+pub enum NetworkMode {
     /// Only the box's own loopback.
     None,
     /// A user-mode network with access to the internet through the host's sockets.

@@ -45,7 +45,7 @@ impl Remote {
         let mut argv: Vec<OsString> = vec![launcher.into(), "--home".into(), home.path().into()];
         argv.extend(debug.then(|| "--debug".into()));
         argv.push(SERVE_SUBCOMMAND.into());
-        let command = nested::NestedCommand::here(argv).map_err(Error::soft_host)?;
+        let command = nested::NestedCommand::new(argv).map_err(Error::soft_host)?;
         let socket = socket_name().map_err(|e| Error::internal(format!("no random name: {e}")))?;
         let serve = nested::serve(&host, command, socket).await.map_err(Error::soft_host)?;
         tokio::spawn(pass_on(serve.stderr()));

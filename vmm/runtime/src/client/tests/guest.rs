@@ -68,7 +68,7 @@ fn out_of_memory_is_reported() {
         .await;
         let handle = handle.unwrap();
         let want = Exit { status: ExitStatus::Signal(9), out_of_memory: true };
-        assert_eq!(handle.exit().await.unwrap(), want);
+        assert_eq!(handle.wait_exit().await.unwrap(), want);
         assert_eq!(handle.exited().await.unwrap(), ExitStatus::Signal(9));
         assert!(handle.wait_with_output().await.unwrap().out_of_memory);
         drop(agent);

@@ -72,7 +72,7 @@ proptest! {
     }
 
     #[test]
-    fn whoever_breaks_the_window_is_found_out(sends in proptest::collection::vec(0..=WINDOW, 1..10)) {
+    fn a_peer_that_breaks_the_window_is_detected(sends in proptest::collection::vec(0..=WINDOW, 1..10)) {
         let mut receiver = ReceiveWindow::default();
         let mut total = 0_u64;
         for bytes in sends {
@@ -86,7 +86,7 @@ proptest! {
     }
 
     #[test]
-    fn a_grant_of_what_was_never_sent_is_refused(sent in 0..=WINDOW, granted: u32) {
+    fn a_grant_of_more_than_was_sent_is_refused(sent in 0..=WINDOW, granted: u32) {
         let mut sender = SendWindow::default();
         sender.spend(sent as usize);
         let expected = if granted <= sent { Ok(()) } else { Err(CreditError) };

@@ -1,6 +1,6 @@
 //! Pins the bytes on the wire. A running box keeps its agent when the host is updated, so the bytes of an old agent
-//! or host must keep their meaning. Each fixture is a frame in hex and never changes. A message without a fixture fails the test,
-//! which prints the line to add.
+//! or host must keep their meaning. Each fixture is a frame in hex and never changes. A message without a fixture
+//! fails the test, which prints the line to add.
 
 use std::collections::BTreeMap;
 

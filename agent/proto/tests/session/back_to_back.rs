@@ -238,7 +238,7 @@ impl Pair {
         assert_eq!(self.exited, STREAMS as usize);
         self.outputs[at(SOCKET)][index(Channel::Stderr)].ended = true;
         for flow in self.inputs.iter().chain(self.outputs.iter().flatten()) {
-            assert!(flow.ended && flow.arrived == flow.sent, "something is lost");
+            assert!(flow.ended && flow.arrived == flow.sent, "bytes are lost");
         }
     }
 }

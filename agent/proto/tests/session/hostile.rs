@@ -164,7 +164,11 @@ fn a_connection_begins_with_a_hello_of_the_same_version() {
     refused(server.receive_frame(other), "version 9999");
     let mut answer = Assembler::default();
     answer.extend(&super::drain(server.outbox()));
-    assert_eq!(answer.next_frame().unwrap(), Some(hello().frame(0)), "it learns our version");
+    assert_eq!(
+        answer.next_frame().unwrap(),
+        Some(hello().frame(0)),
+        "the host gets the server's version"
+    );
 }
 
 #[test]

@@ -65,7 +65,7 @@ fn feed(input: &mut Assembler, mut piece: &[u8], copy: bool) {
     }
 }
 
-fn client_story(bytes: &[u8], sizes: &[usize], copy: bool) -> String {
+fn client_trace(bytes: &[u8], sizes: &[usize], copy: bool) -> String {
     let mut client = Client::new(&hello());
     let requests = [
         Request::Exec(Exec::default()),
@@ -89,7 +89,7 @@ fn client_story(bytes: &[u8], sizes: &[usize], copy: bool) -> String {
     story
 }
 
-fn server_story(bytes: &[u8], sizes: &[usize], copy: bool) -> String {
+fn server_trace(bytes: &[u8], sizes: &[usize], copy: bool) -> String {
     let mut server = Server::<()>::default();
     let (mut input, mut story) = (Assembler::default(), String::new());
     for piece in cut(bytes, sizes) {
@@ -117,14 +117,14 @@ proptest! {
         let agent: Vec<u8> =
             agent.iter().chain(&from_agent).flat_map(Frame::to_bytes).collect();
         prop_assert_eq!(
-            client_story(&agent, &sizes, copy),
-            client_story(&agent, &[usize::MAX], !copy)
+            client_trace(&agent, &sizes, copy),
+            client_trace(&agent, &[usize::MAX], !copy)
         );
         let host: Vec<u8> =
             [hello().frame(0)].iter().chain(&from_host).flat_map(Frame::to_bytes).collect();
         prop_assert_eq!(
-            server_story(&host, &sizes, copy),
-            server_story(&host, &[usize::MAX], !copy)
+            server_trace(&host, &sizes, copy),
+            server_trace(&host, &[usize::MAX], !copy)
         );
     }
 
@@ -221,5 +221,5 @@ fn a_claimed_length_allocates_nothing() {
     let header = [0, 0, 0x40, 0, 1, 0, 0, 0, Kind::Request as u8];
     input.extend(&header);
     assert!(input.next_frame().unwrap().is_none());
-    assert!(input.space().len() <= 256 << 10, "space for what may never come");
+    assert!(input.space().len() <= 256 << 10, "space for bytes that may never arrive");
 }

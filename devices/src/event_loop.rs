@@ -1,13 +1,13 @@
 //! The event loop that the devices without a thread of their own share.
 //!
 //! A [`Handler`] owns some file descriptors and is called on the loop's thread when one of them is
-//! ready. Behind it stands event-manager (epoll); nothing of that crate shows in the interface, so
+//! ready. The implementation uses event-manager (epoll). The interface names nothing of that crate, so
 //! that a host without epoll needs another implementation of this file only.
 //!
 //! ```text
 //!   vCPU thread                             loop thread
 //!   activate ── LoopHandle::add ──────────▶ Handler::start, then Handler::ready …
-//!   reset ───── Registration::remove ─────▶ taken out between two events
+//!   reset ───── Registration::remove ─────▶ removed between two events
 //!      ◀──────────── the handler ──────────────┘
 //! ```
 //!
@@ -27,20 +27,20 @@ use event_manager::{
     SubscriberId, SubscriberOps,
 };
 
-/// What an event loop calls when a file descriptor is ready.
+/// Handles events of file descriptors on an event loop.
 ///
-/// Its calls never block, and never panic on anything a guest or a peer sent: every device of the
-/// loop would stop with it.
+/// Its methods must not block, and must not panic on anything that a guest or a peer sends: every
+/// device of the loop would stop.
 pub trait Handler: Any + Send {
     /// Called once on the loop's thread: register file descriptors with `watch`. After an error
     /// the handler is dropped and [`LoopHandle::add`] returns the error.
     fn start(&mut self, watch: &mut Watch<'_>) -> io::Result<()>;
 
-    /// Something that the handler watches is ready. Called again at once while it stays ready.
+    /// Handles the readiness of a watched file descriptor. Called again at once while it stays ready.
     fn ready(&mut self, event: Event, watch: &mut Watch<'_>);
 }
 
-/// Which readiness of a file descriptor to report.
+/// The events of a file descriptor to report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interest {
     /// It can be read, or its peer has closed.
@@ -49,7 +49,7 @@ pub enum Interest {
     Write,
     /// Both.
     ReadWrite,
-    /// Neither: keep it registered, and tell of a hang-up or an error once.
+    /// Neither: keep it registered, and report a hang-up or an error once.
     Pause,
 }
 
@@ -65,14 +65,14 @@ impl Interest {
     }
 }
 
-/// A file descriptor is ready.
+/// The readiness of a file descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event {
     /// The number that it was registered with.
     pub token: u32,
-    /// It can be read without blocking, to the end of the stream or an error perhaps.
+    /// A read does not block. It may return the end of the stream, or an error.
     pub readable: bool,
-    /// It can be written without blocking, an error perhaps.
+    /// A write does not block. It may return an error.
     pub writable: bool,
     /// Both directions are closed.
     pub hang_up: bool,
@@ -97,8 +97,8 @@ impl From<Events> for Event {
 
 /// The file descriptors that a handler watches.
 ///
-/// A handler removes a file descriptor before it closes it. Those that are left when the handler
-/// itself is removed are removed with it.
+/// A handler removes a file descriptor before it closes it. When a handler is removed, its file
+/// descriptors are no longer watched.
 pub struct Watch<'a>(&'a mut dyn WatchList);
 
 /// What [`Watch`] needs of event-manager, whose `EventOps` has a lifetime that cannot be named
@@ -124,7 +124,7 @@ impl WatchList for EventOps<'_> {
 }
 
 impl Watch<'_> {
-    /// Starts to watch `fd`; its events carry `token`. Fails when it is watched already.
+    /// Starts watching `fd`; its events carry `token`. Fails if it is watched already.
     pub fn add(&mut self, fd: impl AsFd, token: u32, interest: Interest) -> io::Result<()> {
         self.0.add(events(fd.as_fd(), token, interest)).map_err(to_io)
     }
@@ -134,7 +134,7 @@ impl Watch<'_> {
         self.0.modify(events(fd.as_fd(), token, interest)).map_err(to_io)
     }
 
-    /// Stops to watch `fd`: no event of it comes after this, not even one that was pending.
+    /// Stops watching `fd`: none of its events is reported afterwards, not even a pending one.
     pub fn remove(&mut self, fd: impl AsFd) -> io::Result<()> {
         self.0.remove(events(fd.as_fd(), 0, Interest::Read)).map_err(to_io)
     }
@@ -154,7 +154,7 @@ fn to_io(error: Error) -> io::Error {
     }
 }
 
-/// A handler in the event manager's hands.
+/// A handler, as event-manager calls it.
 struct Subscriber {
     handler: Box<dyn Handler>,
     started: io::Result<()>,
@@ -170,7 +170,7 @@ impl MutEventSubscriber for Subscriber {
     }
 }
 
-/// An event loop. Made by the machine, [run](Self::run) on a thread of its own.
+/// An event loop, which the VMM [runs](Self::run) on a thread of its own.
 pub struct EventLoop {
     manager: EventManager<Subscriber>,
     shared: Arc<Shared>,
@@ -183,7 +183,7 @@ struct Shared {
 }
 
 impl EventLoop {
-    /// An event loop that nothing is registered with.
+    /// An event loop without handlers.
     pub fn new() -> io::Result<Self> {
         Ok(Self { manager: EventManager::new().map_err(to_io)?, shared: Arc::default() })
     }
@@ -201,7 +201,7 @@ impl EventLoop {
     /// Serves events on the calling thread until [`LoopHandle::stop`]. Every handler that is still
     /// registered is dropped before this returns.
     pub fn run(mut self) -> io::Result<()> {
-        // A first and only run: `run` consumes the loop.
+        // Not set before: `run` consumes the loop.
         let _ = self.shared.thread.set(thread::current().id());
         while !self.shared.stop.load(Ordering::Acquire) {
             self.manager.run().map_err(to_io)?;
@@ -234,18 +234,18 @@ pub struct LoopHandle {
 }
 
 impl LoopHandle {
-    /// Gives the loop a handler and waits until it has started.
+    /// Adds a handler to the loop, and waits until it has started.
     ///
-    /// Fails with the error of [`Handler::start`], or when the loop has ended.
+    /// Fails with the error of [`Handler::start`], or if the loop has stopped.
     pub fn add<H: Handler>(&self, handler: H) -> io::Result<Registration<H>> {
         let id = self.call(move |ops| add(ops, Box::new(handler)))?;
         Ok(Registration { event_loop: self.clone(), id, handler: PhantomData })
     }
 
-    /// Ends the loop after the event it is serving. Does not wait for it: join its thread.
+    /// Stops the loop after the event that it is serving. Does not wait for that: join its thread.
     pub fn stop(&self) {
         self.shared.stop.store(true, Ordering::Release);
-        // An error says that the loop is gone already.
+        // Fails only if the loop has stopped already.
         let _ = self.endpoint.kick();
     }
 
@@ -259,7 +259,7 @@ impl LoopHandle {
         if self.shared.thread.get() == Some(&thread::current().id()) {
             return Err(io::Error::new(
                 io::ErrorKind::Deadlock,
-                "a handler asked its own event loop to wait for itself",
+                "a handler must not wait for its own event loop",
             ));
         }
         let answer: Result<io::Result<T>, Error> = self.endpoint.call_blocking(|ops| Ok(f(ops)));
@@ -268,7 +268,7 @@ impl LoopHandle {
 }
 
 /// A handler in a running loop. It stays there when this is dropped.
-#[must_use = "without it the handler cannot be taken out of the loop again"]
+#[must_use = "without it the handler cannot be removed from the loop"]
 pub struct Registration<H> {
     event_loop: LoopHandle,
     id: SubscriberId,
@@ -276,9 +276,9 @@ pub struct Registration<H> {
 }
 
 impl<H: Handler> Registration<H> {
-    /// Takes the handler out of the loop and waits for it: it is not called again.
+    /// Removes the handler from the loop, and waits for that: it is not called again.
     ///
-    /// Fails when the loop has ended, which has dropped the handler before this returns.
+    /// Fails if the loop has stopped, which has dropped the handler before this returns.
     pub fn remove(self) -> io::Result<H> {
         let id = self.id;
         let subscriber =

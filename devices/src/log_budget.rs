@@ -1,19 +1,19 @@
-//! Keeps a guest from filling the host's disk with what is logged about it.
+//! Limits log messages about a guest, which could otherwise fill the host's disk.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// As many messages as a device may log in [`WINDOW`].
+/// The most messages of a device in [`WINDOW`].
 const BURST: u32 = 8;
 const WINDOW: Duration = Duration::from_secs(60);
-/// As many as it may log in its life.
+/// The most messages of a device in its life.
 const TOTAL: u32 = 256;
 
 /// A device's budget of log messages: a few a minute, and a number for its whole life.
 ///
-/// A device has one budget. What works for it from an activation to a reset logs on a clone, so that a
-/// guest gains nothing by activating a device again and again.
+/// A device has one budget. Its parts that exist from an activation to a reset log on a clone, so that
+/// a guest gets no new budget by activating the device again.
 #[derive(Clone, Debug, Default)]
 pub struct LogBudget(Arc<Mutex<State>>);
 
@@ -22,18 +22,18 @@ struct State {
     since: Option<Instant>,
     in_window: u32,
     total: u32,
-    /// Messages that were swallowed since the last one that was logged.
-    swallowed: u64,
+    /// Messages that were not logged since the last one that was.
+    suppressed: u64,
 }
 
-/// What becomes of a message.
+/// Whether a message is logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
-    /// It is logged, after so many that were not.
+    /// Logged, after this many that were not.
     Logged(u64),
-    /// It is the last one that is logged.
+    /// Logged, as the last one.
     Last,
-    Swallowed,
+    Suppressed,
 }
 
 impl LogBudget {
@@ -41,11 +41,11 @@ impl LogBudget {
     pub fn warn(&self, message: fmt::Arguments<'_>) {
         match self.spend(Instant::now()) {
             Outcome::Logged(0) => tracing::warn!("{message}"),
-            Outcome::Logged(swallowed) => {
-                tracing::warn!("{message} ({swallowed} messages before this were not logged)");
+            Outcome::Logged(suppressed) => {
+                tracing::warn!("{message} ({suppressed} messages before this were not logged)");
             }
             Outcome::Last => tracing::warn!("{message} (further messages are not logged)"),
-            Outcome::Swallowed => {}
+            Outcome::Suppressed => {}
         }
     }
 
@@ -55,19 +55,19 @@ impl LogBudget {
             (state.since, state.in_window) = (Some(now), 0);
         }
         if state.total >= TOTAL || state.in_window >= BURST {
-            state.swallowed = state.swallowed.saturating_add(1);
-            return Outcome::Swallowed;
+            state.suppressed = state.suppressed.saturating_add(1);
+            return Outcome::Suppressed;
         }
         state.in_window += 1;
         state.total += 1;
         match state.total {
             TOTAL => Outcome::Last,
-            _ => Outcome::Logged(std::mem::take(&mut state.swallowed)),
+            _ => Outcome::Logged(std::mem::take(&mut state.suppressed)),
         }
     }
 }
 
-/// Records what is logged, for tests.
+/// Access to the counts, for tests.
 #[cfg(test)]
 pub(crate) mod testing {
     use super::*;
@@ -76,15 +76,15 @@ pub(crate) mod testing {
         /// How many messages have been logged, and how many were not since.
         pub(crate) fn spent(&self) -> (u32, u64) {
             let state = self.0.lock().unwrap();
-            (state.total, state.swallowed)
+            (state.total, state.suppressed)
         }
     }
 
     /// Asserts that a budget was asked for `messages` and logged no more than a burst.
     pub(crate) fn assert_bounded(budget: &LogBudget, messages: u64) {
-        let (logged, swallowed) = budget.spent();
+        let (logged, suppressed) = budget.spent();
         assert!(logged <= BURST, "{logged} messages were logged");
-        assert_eq!(u64::from(logged) + swallowed, messages);
+        assert_eq!(u64::from(logged) + suppressed, messages);
     }
 }
 
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     fn logged(budget: &LogBudget, now: Instant, messages: usize) -> usize {
-        (0..messages).filter(|_| budget.spend(now) != Outcome::Swallowed).count()
+        (0..messages).filter(|_| budget.spend(now) != Outcome::Suppressed).count()
     }
 
     #[test]
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_life_has_a_total_whatever_its_length() {
+    fn the_total_is_bounded_over_any_time() {
         let (budget, start) = (LogBudget::default(), Instant::now());
         let windows = (0..1000).map(|n| logged(&budget, start + WINDOW * n, 1000));
         assert_eq!(windows.sum::<usize>(), TOTAL as usize);

@@ -1,5 +1,5 @@
-//! The keyboard controller, of which only the reset line is left: how a Linux guest on x86 without
-//! ACPI ends its machine (`reboot=k`).
+//! The keyboard controller, reduced to the reset line, by which a Linux guest on x86 without ACPI
+//! resets its machine (`reboot=k`).
 
 use std::convert::Infallible;
 use std::ops::Range;

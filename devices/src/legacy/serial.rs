@@ -1,4 +1,4 @@
-//! A 16550 serial port: the guest's console where somebody asked for one.
+//! A 16550 serial port, for the guest's console.
 
 use std::io::{self, Write};
 
@@ -11,7 +11,7 @@ use crate::{BusDevice, LogBudget};
 /// The size of the register window, in bytes.
 pub const SERIAL_LEN: u64 = 8;
 
-/// A line that does not end is written out at this length, in bytes.
+/// A line without an end is written out at this length, in bytes.
 const MAX_LINE: usize = 256;
 
 /// A serial port. A byte that cannot be written is lost, as on a wire.
@@ -30,7 +30,7 @@ impl Trigger for Line {
     }
 }
 
-/// Gathers a line before it writes: the port hands over, and flushes, each byte by itself.
+/// Collects a line before it writes: the port writes and flushes each byte separately.
 struct ByLine {
     out: Box<dyn Write + Send>,
     line: Vec<u8>,
@@ -60,14 +60,14 @@ impl Write for ByLine {
 
 impl Drop for ByLine {
     fn drop(&mut self) {
-        // The end of a console that nobody can be told about.
+        // An error can no longer be reported.
         let _ = self.write_out();
     }
 }
 
 impl Serial {
-    /// A port that raises `interrupt` and sends what the guest prints to `out`, by whole lines or
-    /// 256 bytes. `out` is written on vCPU threads: one that blocks stops the guest.
+    /// A port that raises `interrupt` and writes the guest's output to `out`, a line or 256 bytes at a
+    /// time. `out` is written on vCPU threads: if it blocks, the guest stops.
     pub fn new(interrupt: Interrupt, out: Box<dyn Write + Send>) -> Self {
         let out = ByLine { out, line: Vec::new() };
         Self { port: vm_superio::Serial::new(Line(interrupt), out), log: LogBudget::default() }
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn output_goes_out_by_lines() {
+    fn output_is_written_line_by_line() {
         let (mut serial, written, _) = serial();
         for byte in b"one\ntwo" {
             serial.write(0, &[*byte]);

@@ -16,7 +16,7 @@ use crate::GuestMemory;
 /// The size of a descriptor in bytes.
 const DESCRIPTOR: u64 = size_of::<Descriptor>() as u64;
 
-/// Where the descriptors of a queue are, and whether its driver may use indirect ones.
+/// The descriptor table of a queue, and whether its driver may use indirect descriptors.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Table {
     address: GuestAddress,
@@ -39,7 +39,7 @@ impl Table {
         Descriptors { table: self, head }
     }
 
-    /// The table that an indirect descriptor refers to, in which there is no other one.
+    /// The table that an indirect descriptor refers to, which must not contain another one.
     fn enter(self, descriptor: &Descriptor) -> Result<Self, ChainError> {
         if !self.indirect {
             return Err(ChainError::Indirect);
@@ -67,7 +67,7 @@ pub(crate) struct Descriptors {
 }
 
 impl Descriptors {
-    /// The index of the first one.
+    /// The index of the first descriptor.
     pub(crate) fn head_index(self) -> u16 {
         self.head
     }
@@ -87,9 +87,9 @@ pub(crate) struct Chain<'m> {
 pub(crate) enum ChainError {
     #[error("descriptor chain is longer than {0}, or loops")]
     TooLong(usize),
-    #[error("descriptor chain ends in the middle: a next or indirect descriptor is not valid")]
+    #[error("descriptor chain is broken: a next or indirect descriptor is not valid")]
     Broken,
-    #[error("an indirect descriptor where none may be")]
+    #[error("an indirect descriptor is not allowed here")]
     Indirect,
     #[error("a device-readable descriptor comes after a device-writable one")]
     Order,
@@ -119,8 +119,8 @@ impl<'m> Chain<'m> {
     }
 }
 
-/// Visits `descriptors`, at most `limit` of them: where each is, its length in bytes, and
-/// whether the device reads or writes it. Those to be read come first.
+/// Visits `descriptors`, at most `limit` of them, with the address of each, its length in bytes, and
+/// whether the device reads or writes it. Readable ones come first.
 pub(crate) fn walk(
     memory: &GuestMemory,
     descriptors: Descriptors,
@@ -181,7 +181,7 @@ impl<'m> Buffers<'m> {
         self.slices.push(slice);
     }
 
-    /// In bytes.
+    /// The total length in bytes.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
@@ -200,10 +200,10 @@ impl<'m> Buffers<'m> {
         let mut missing = &mut bytes[..];
         let mut used_up = 0;
         for slice in &mut self.slices {
-            let (now, later) = missing.split_at_mut(slice.len().min(missing.len()));
-            slice.read_slice(now, 0).ok()?;
-            *slice = slice.offset(now.len()).ok()?;
-            missing = later;
+            let (part, rest) = missing.split_at_mut(slice.len().min(missing.len()));
+            slice.read_slice(part, 0).ok()?;
+            *slice = slice.offset(part.len()).ok()?;
+            missing = rest;
             if !slice.is_empty() {
                 break;
             }
@@ -230,9 +230,9 @@ impl<'m> Buffers<'m> {
     pub(crate) fn fill_from(&self, bytes: &[u8]) -> usize {
         let mut left = bytes;
         for slice in &self.slices {
-            let (now, later) = left.split_at(slice.len().min(left.len()));
-            slice.copy_from(now);
-            left = later;
+            let (part, rest) = left.split_at(slice.len().min(left.len()));
+            slice.copy_from(part);
+            left = rest;
         }
         bytes.len() - left.len()
     }

@@ -1,4 +1,4 @@
-//! The interrupt of a virtio-mmio device: a line and the status register that says why it rose.
+//! The interrupt of a virtio-mmio device: a line, and the status register with its reasons.
 
 use std::io;
 use std::sync::Arc;

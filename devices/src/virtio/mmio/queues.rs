@@ -140,7 +140,7 @@ impl MmioTransport {
             (0, true) => self.detach_queue(false),
             (1, false) => self.attach_queue(),
             (0 | 1, _) => {}
-            _ => self.refuse_queue(format_args!("is neither ready nor not: {value:#x}")),
+            _ => self.refuse_queue(format_args!("cannot take the ready value {value:#x}")),
         }
     }
 
@@ -152,7 +152,7 @@ impl MmioTransport {
         }
     }
 
-    /// Makes the selected queue ready; a running device gets it.
+    /// Makes the selected queue ready, and hands it to a running device.
     fn attach_queue(&mut self) {
         let Some(index) = self.configurable_queue() else { return };
         let Some(registers) = self.registers.get_mut(index) else { return };
@@ -178,7 +178,7 @@ impl MmioTransport {
         }
     }
 
-    /// Replaces one queue. A running device is stopped for that and goes on with the rest.
+    /// Replaces one queue. A running device is stopped for that, and then restarted.
     fn exchange(&mut self, index: usize, queue: Queue) {
         let runs = self.queues.is_none();
         self.stop();

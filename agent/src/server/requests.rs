@@ -68,13 +68,7 @@ impl Server {
                 let part = Part::Main { init: main.init };
                 self.start_attached(connection, reply_to, &main.exec, part)
             }
-            Ok(Request::ExecServer(server)) => match socket::listen_on(&server.socket) {
-                Ok(listener) => {
-                    let part = Part::Server(listener);
-                    self.start_attached(connection, reply_to, &server.exec, part)
-                }
-                Err(failure) => Response::Failed(failure),
-            },
+            Ok(Request::ExecServer(server)) => self.start_server(connection, reply_to, &server),
             Ok(Request::ExecDetached(request)) => {
                 match self.start_exec(&request, Part::Beside, None) {
                     Ok((_, pid)) => Response::Detached { pid },
@@ -86,21 +80,13 @@ impl Server {
                 clock::apply_reading(&reading);
                 Response::Done
             }
-            Ok(Request::ExecCounts) => {
-                let running = self.execs.values().filter(|exec| exec.is_running()).count() as u64;
-                Response::ExecCounts(ExecCounts { running, ..self.exec_counts })
-            }
+            Ok(Request::ExecCounts) => Response::ExecCounts(self.counts()),
             Ok(Request::Sync) => match shutdown::sync() {
                 Ok(()) => Response::Done,
                 Err(e) => Response::Failed(other(format!("cannot write everything to disk: {e}"))),
             },
             Ok(Request::Shutdown { grace_ms }) => {
-                let grace = Duration::from_millis(grace_ms.into());
-                self.shutdown = Some(Shutdown::begin(grace, Some((id, stream))));
-                if !grace.is_zero() {
-                    self.execs.values_mut().for_each(|exec| exec.interrupt(libc::SIGTERM));
-                }
-                self.child_ended = true;
+                self.begin_shutdown(Duration::from_millis(grace_ms.into()), reply_to);
                 return;
             }
             Ok(request) if !work::is_served_by(self.role, &request) => unsupported("this request"),
@@ -115,6 +101,37 @@ impl Server {
             Err(_) => Response::Failed(unknown_request()),
         };
         connection.session.respond(stream, &answer);
+    }
+
+    /// The counts of commands since the boot.
+    fn counts(&self) -> ExecCounts {
+        let running = self.execs.values().filter(|exec| exec.is_running()).count() as u64;
+        ExecCounts { running, ..self.exec_counts }
+    }
+
+    /// Begins to shut the guest down, which is answered later.
+    fn begin_shutdown(&mut self, grace: Duration, reply_to: ReplyTo) {
+        self.shutdown = Some(Shutdown::begin(grace, Some((reply_to.connection, reply_to.stream))));
+        if !grace.is_zero() {
+            self.execs.values_mut().for_each(|exec| exec.interrupt(libc::SIGTERM));
+        }
+        self.child_ended = true;
+    }
+
+    /// Starts a command on a stream, with the listening socket that it asks for.
+    fn start_server(
+        &mut self,
+        connection: &mut Connection,
+        reply_to: ReplyTo,
+        server: &message::ServerExec,
+    ) -> Response {
+        match socket::listen_on(&server.socket) {
+            Ok(listener) => {
+                let part = Part::Server(listener);
+                self.start_attached(connection, reply_to, &server.exec, part)
+            }
+            Err(failure) => Response::Failed(failure),
+        }
     }
 
     /// Starts a command on a stream.

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use boxlite_proto::boot::Role;
 use boxlite_proto::message::{Failure, Request, Response};
 
 use super::{Input, Output};
@@ -12,17 +11,6 @@ use crate::{inspect, pack};
 
 /// The work that a job's thread does.
 pub(crate) type Work = Box<dyn FnOnce(Input, Output) -> Response + Send>;
-
-/// Whether an agent in this role serves the request: a builder has a disk and no root of a box, a box has no
-/// layers, and only the nested host has the socket of a runtime.
-pub(crate) fn is_served_by(role: Role, request: &Request) -> bool {
-    match request {
-        Request::UnpackLayer => role == Role::Builder,
-        Request::CopyIn(_) | Request::CopyOut(_) | Request::Stat(_) => role != Role::Builder,
-        Request::Connect(_) => role == Role::SoftHost,
-        _ => true,
-    }
-}
 
 /// The work of a request, if the request is a job. `in_namespace`: whether the box's commands run in the PID
 /// namespace of a main command.

@@ -36,7 +36,7 @@ enum Part {
 }
 
 impl Server {
-    /// Handles a request. An exec, a job or a socket is answered later.
+    /// Handles a request, and answers it unless an exec, a job or a socket does so later.
     pub(super) fn start(
         &mut self,
         id: u64,
@@ -44,94 +44,85 @@ impl Server {
         stream: u32,
         request: Result<Request, FrameError>,
     ) {
-        let reply_to = ReplyTo { connection: id, stream };
-        let unsupported = |what: &str| {
-            let message = format!("{what}: not in this role ({:?}) of the agent", self.role);
-            Response::Failed(Failure { kind: FailureKind::Unsupported, message })
-        };
         let answer = match request {
             Ok(_) if self.shutdown.is_some() => {
-                Response::Failed(other("the guest is shutting down".into()))
+                Some(Response::Failed(other("the guest is shutting down".into())))
             }
-            Ok(Request::Ping) => Response::Done,
-            Ok(Request::Exec(_) | Request::ExecDetached(_)) if self.role == Role::Builder => {
-                unsupported("exec")
-            }
-            Ok(Request::ExecMain(_)) if self.role != Role::Box => unsupported("a main command"),
-            Ok(Request::ExecServer(_)) if self.role != Role::SoftHost => {
-                unsupported("a command with a socket")
-            }
-            Ok(Request::Exec(request)) => {
-                self.start_attached(connection, reply_to, &request, Part::Beside)
-            }
-            Ok(Request::ExecMain(main)) => {
+            Ok(request) => match refused_in(self.role, &request) {
+                Some(what) => {
+                    let message =
+                        format!("{what}: not in this role ({:?}) of the agent", self.role);
+                    Some(Response::Failed(Failure { kind: FailureKind::Unsupported, message }))
+                }
+                None => self.carry_out(connection, ReplyTo { connection: id, stream }, request),
+            },
+            // Malformed, but the frame was whole, so the connection continues.
+            Err(_) => Some(Response::Failed(unknown_request())),
+        };
+        if let Some(answer) = answer {
+            connection.session.respond(stream, &answer);
+        }
+    }
+
+    /// Carries out a request. Returns its answer unless it is answered later.
+    fn carry_out(
+        &mut self,
+        connection: &mut Connection,
+        reply_to: ReplyTo,
+        request: Request,
+    ) -> Option<Response> {
+        let answer = match request {
+            Request::Ping => Response::Done,
+            Request::Exec(exec) => self.start_attached(connection, reply_to, &exec, Part::Beside),
+            Request::ExecMain(main) => {
                 let part = Part::Main { init: main.init };
                 self.start_attached(connection, reply_to, &main.exec, part)
             }
-            Ok(Request::ExecServer(server)) => self.start_server(connection, reply_to, &server),
-            Ok(Request::ExecDetached(request)) => {
-                match self.start_exec(&request, Part::Beside, None) {
-                    Ok((_, pid)) => Response::Detached { pid },
-                    Err(failure) => Response::Failed(failure),
-                }
-            }
-            Ok(Request::Clock) => Response::Clock { monotonic_ns: clock::monotonic_ns() },
-            Ok(Request::SetClock(reading)) => {
-                clock::apply_reading(&reading);
-                Response::Done
-            }
-            Ok(Request::ExecCounts) => Response::ExecCounts(self.counts()),
-            Ok(Request::Sync) => match shutdown::sync() {
-                Ok(()) => Response::Done,
-                Err(e) => Response::Failed(other(format!("cannot write everything to disk: {e}"))),
-            },
-            Ok(Request::Shutdown { grace_ms }) => {
-                self.begin_shutdown(Duration::from_millis(grace_ms.into()), reply_to);
-                return;
-            }
-            Ok(request) if !work::is_served_by(self.role, &request) => unsupported("this request"),
-            Ok(request) => match self.start_service(request, reply_to) {
-                Ok(service) => {
-                    connection.session.set_tag(stream, service);
-                    return;
+            Request::ExecServer(server) => match socket::listen_on(&server.socket) {
+                Ok(listener) => {
+                    let part = Part::Server(listener);
+                    self.start_attached(connection, reply_to, &server.exec, part)
                 }
                 Err(failure) => Response::Failed(failure),
             },
-            // Malformed, but the frame was whole, so the connection continues.
-            Err(_) => Response::Failed(unknown_request()),
+            Request::ExecDetached(exec) => match self.start_exec(&exec, Part::Beside, None) {
+                Ok((_, pid)) => Response::Detached { pid },
+                Err(failure) => Response::Failed(failure),
+            },
+            Request::Clock => Response::Clock { monotonic_ns: clock::monotonic_ns() },
+            Request::SetClock(reading) => {
+                clock::apply_reading(&reading);
+                Response::Done
+            }
+            Request::ExecCounts => {
+                let running = self.execs.values().filter(|exec| exec.is_running()).count() as u64;
+                Response::ExecCounts(ExecCounts { running, ..self.exec_counts })
+            }
+            Request::Sync => match shutdown::sync() {
+                Ok(()) => Response::Done,
+                Err(e) => Response::Failed(other(format!("cannot write everything to disk: {e}"))),
+            },
+            Request::Shutdown { grace_ms } => {
+                self.begin_shutdown(Duration::from_millis(grace_ms.into()), reply_to);
+                return None;
+            }
+            request => match self.start_service(request, reply_to) {
+                Ok(service) => {
+                    connection.session.set_tag(reply_to.stream, service);
+                    return None;
+                }
+                Err(failure) => Response::Failed(failure),
+            },
         };
-        connection.session.respond(stream, &answer);
+        Some(answer)
     }
 
-    /// The counts of commands since the boot.
-    fn counts(&self) -> ExecCounts {
-        let running = self.execs.values().filter(|exec| exec.is_running()).count() as u64;
-        ExecCounts { running, ..self.exec_counts }
-    }
-
-    /// Begins to shut the guest down, which is answered later.
     fn begin_shutdown(&mut self, grace: Duration, reply_to: ReplyTo) {
         self.shutdown = Some(Shutdown::begin(grace, Some((reply_to.connection, reply_to.stream))));
         if !grace.is_zero() {
             self.execs.values_mut().for_each(|exec| exec.interrupt(libc::SIGTERM));
         }
         self.child_ended = true;
-    }
-
-    /// Starts a command on a stream, with the listening socket that it asks for.
-    fn start_server(
-        &mut self,
-        connection: &mut Connection,
-        reply_to: ReplyTo,
-        server: &message::ServerExec,
-    ) -> Response {
-        match socket::listen_on(&server.socket) {
-            Ok(listener) => {
-                let part = Part::Server(listener);
-                self.start_attached(connection, reply_to, &server.exec, part)
-            }
-            Err(failure) => Response::Failed(failure),
-        }
     }
 
     /// Starts a command on a stream.
@@ -224,6 +215,21 @@ impl Server {
         }
         Ok(id)
     }
+}
+
+/// The name of a request that an agent in this role does not serve: a builder has a disk and no root of a box, a box has no
+/// layers, and only the nested host has sockets.
+fn refused_in(role: Role, request: &Request) -> Option<&'static str> {
+    let (name, served) = match request {
+        Request::Exec(_) | Request::ExecDetached(_) => ("exec", role != Role::Builder),
+        Request::ExecMain(_) => ("a main command", role == Role::Box),
+        Request::ExecServer(_) | Request::Connect(_) => ("a socket", role == Role::SoftHost),
+        Request::UnpackLayer => ("a layer", role == Role::Builder),
+        Request::CopyIn(_) | Request::CopyOut(_) => ("a copy", role != Role::Builder),
+        Request::Stat(_) => ("a file's metadata", role != Role::Builder),
+        _ => return None,
+    };
+    (!served).then_some(name)
 }
 
 /// The failure of a request that a newer host sent, or that is malformed.

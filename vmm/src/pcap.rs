@@ -7,7 +7,7 @@ use boxlite_runtime::{Attached, BoxHandle, Error, Place, StartOptions, TerminalS
 use clap::Args;
 
 use crate::global::Global;
-use crate::out;
+use crate::{out, words};
 
 #[derive(Debug, Default, Args)]
 pub(crate) struct PcapArgs {
@@ -52,9 +52,20 @@ impl PcapArgs {
         sandbox.attach().await
     }
 
-    /// Says that a box which goes on without this process is not recorded any more, if that is so.
-    pub(crate) fn note_end(&self, global: &Global) {
-        if let (Some(file), Ok(true)) = (&self.pcap, self.ends_with_this_process(global)) {
+    /// Reports what is missing in a file that this process has written: packets, or those of a box that goes on without
+    /// this process.
+    pub(crate) async fn report_end(&self, sandbox: &BoxHandle, global: &Global) {
+        let (Some(file), Ok(true)) = (&self.pcap, self.ends_with_this_process(global)) else {
+            return;
+        };
+        let is_live = sandbox.info().await.is_ok_and(|info| info.state.is_live());
+        if !is_live {
+            // Returns when the file is written. Other callers report why a box has failed.
+            let _ = sandbox.wait().await;
+        }
+        if let Some(error) = sandbox.capture_error() {
+            out::note(format_args!("boxlite-vmm: warning: {}", words::error(&error)));
+        } else if is_live {
             out::note(format_args!(
                 "boxlite-vmm: the capture {} ends here: the software host cannot write it",
                 file.display()

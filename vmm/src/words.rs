@@ -64,6 +64,9 @@ pub(crate) fn remedy(remedy: &Remedy) -> String {
             "save it with its name, or import it under one: `image import docker-archive:FILE NAME`"
         }
         Remedy::SetHome => "set BOXLITE_HOME or HOME, or pass --home",
+        Remedy::RecordElsewhere => {
+            "to keep this part, record in another file (--pcap) when you start the box again"
+        }
         // The library's words for the others name nothing of its API.
         other => return other.to_string(),
     };

@@ -63,9 +63,9 @@ pub fn capture<W: Write>(file: W, options: CaptureOptions) -> (Capture, Writer<W
         phase: Phase::Capturing,
     };
     let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
-    let source = Source { shared: Arc::clone(&shared), snap_len };
-    let writer = Writer { shared, file, snap_len, max_bytes: options.max_bytes };
-    (Capture(Arc::new(source)), writer)
+    let capture = Capture(Arc::new(Source { shared: Arc::clone(&shared), snap_len }));
+    let writer = Writer { records: Records(shared), file, snap_len, max_bytes: options.max_bytes };
+    (capture, writer)
 }
 
 /// A capture that links can take part in. It ends with [`Capture::stop`], or when the last clone is
@@ -187,36 +187,65 @@ fn file_header(snap_len: usize) -> [u8; FILE_HEADER] {
 
 /// The end of a capture that writes the file.
 pub struct Writer<W> {
-    shared: Arc<Shared>,
+    records: Records,
     file: W,
     snap_len: usize,
     max_bytes: u64,
 }
 
-impl<W> Drop for Writer<W> {
+/// How a capture went.
+#[derive(Debug)]
+pub struct Summary {
+    /// Why the writer stopped.
+    pub end: End,
+    /// Frames that are missing before the end, because the file was slower than the frames.
+    pub skipped: u64,
+}
+
+/// Why a writer stopped.
+#[derive(Debug)]
+pub enum End {
+    /// The capture was stopped, or no link takes part in it any more.
+    Stopped,
+    /// The file has reached its limit.
+    Full,
+    /// The file cannot be written.
+    Unwritten(io::Error),
+}
+
+/// The writer's hold on the records. Without a writer, the capture stops.
+struct Records(Arc<Shared>);
+
+impl Drop for Records {
     fn drop(&mut self) {
-        let mut state = self.shared.lock();
+        let mut state = self.0.lock();
         state.pending = Vec::new();
-        self.shared.stop(state, Phase::Ended);
+        self.0.stop(state, Phase::Ended);
     }
 }
 
 impl<W: Write> Writer<W> {
     /// Writes frames until the capture ends, the file has reached its limit, or it cannot be written,
-    /// and logs which. Blocks this thread.
-    pub fn run(mut self) {
-        match self.write() {
-            Ok(Phase::Full) => {
+    /// and logs which. Returns the file as well. Blocks this thread.
+    pub fn run(mut self) -> (W, Summary) {
+        let end = match self.write() {
+            Ok(Phase::Full) => End::Full,
+            Ok(Phase::Capturing | Phase::Ended) => End::Stopped,
+            Err(e) => End::Unwritten(e),
+        };
+        match &end {
+            End::Stopped => {}
+            End::Full => {
                 let limit = self.max_bytes;
                 tracing::warn!("network: the capture has reached its limit of {limit} bytes");
             }
-            Ok(Phase::Capturing | Phase::Ended) => {}
-            Err(e) => tracing::warn!("network: the capture cannot be written: {e}"),
+            End::Unwritten(e) => tracing::warn!("network: the capture cannot be written: {e}"),
         }
-        let skipped = self.shared.lock().skipped;
+        let skipped = self.records.0.lock().skipped;
         if skipped > 0 {
             tracing::warn!("network: {skipped} frames are missing from the capture");
         }
+        (self.file, Summary { end, skipped })
     }
 
     fn write(&mut self) -> io::Result<Phase> {
@@ -240,9 +269,10 @@ impl<W: Write> Writer<W> {
 
     /// Waits for records and takes them; none if there will be no more. True if frames were skipped.
     fn next(&self, batch: &mut Vec<u8>) -> (Phase, bool) {
-        let mut state = self.shared.lock();
+        let shared = &self.records.0;
+        let mut state = shared.lock();
         while state.pending.is_empty() && state.phase == Phase::Capturing {
-            state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         mem::swap(&mut state.pending, batch);
         (state.phase, state.skipped > 0)

@@ -429,7 +429,8 @@ fn a_start_records_packets_and_what_cannot_be_recorded_is_refused() {
     again.fails_with(&["runs already", "stop it first"]);
     launcher.shell(["--pcap", &file], "true").output().fails_with(&["another box", &file]);
     sandbox.on(["stop", "-t", "0"]).output().success();
-    running.wait();
+    let ended = running.wait();
+    assert!(!ended.stderr.contains("incomplete"), "{ended:?}");
     let recorded = std::fs::read(&file).expect("a capture");
     assert!(have_the_hosts_name(&frames(&recorded)), "{} bytes", recorded.len());
 
@@ -446,4 +447,26 @@ fn a_start_records_packets_and_what_cannot_be_recorded_is_refused() {
         let background = launcher.shell(["-d", "--pcap", &other], "true").output();
         background.fails_with(&["--pcap", "software host", "foreground"]);
     }
+}
+
+#[test]
+fn a_capture_that_breaks_off_is_reported() {
+    let Some(launcher) = Launcher::find() else { return };
+    if launcher.has_hardware() {
+        // The box's process writes the file itself.
+        return;
+    }
+    let folder = launcher.folder();
+    let file = folder.path().join("box.pcap").to_str().expect("a path").to_owned();
+    let script = "nslookup host.boxlite.internal >/dev/null; echo asked; sleep 1000";
+    let sandbox = Sandbox::create(&launcher, "broken-off", &[], script);
+    let mut running = sandbox.on(["start", "-a", "--pcap", &file]).spawn();
+    running.wait_for("asked");
+    let status = launcher.home().join("boxes").join(sandbox.id()).join("status.json");
+    let kill = r#"kill -KILL $(sed 's/.*"pid":\([0-9]*\).*/\1/' "$1")"#;
+    let kill = launcher.command(["softhost", "--", "sh", "-c", kill, "sh"]).args([&status]);
+    kill.output().success();
+    let incomplete = format!("warning: the capture {file} is incomplete: it broke off");
+    running.wait().fails_with(&[&incomplete, "--pcap", "ended unexpectedly"]);
+    assert!(std::fs::metadata(&file).expect("a capture").len() > 0);
 }

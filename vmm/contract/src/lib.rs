@@ -5,6 +5,7 @@
 //!   runtime ── spec, control ──▶ machine          a Unix socket: LaunchSpec and open files, requests
 //!           ◀───── control ─────                  boot stages, answers, how it ended
 //!           ◀── status, events, logbook ──        files in the box's folder and in the home
+//!           ◀───── capture ─────                  a socket: the packets of a box in the nested host
 //! ```
 //!
 //! Types with serde derives and the little code that reads and writes them; no async runtime, no
@@ -15,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 pub mod boot;
+pub mod capture;
 pub mod control;
 pub mod events;
 pub mod logbook;

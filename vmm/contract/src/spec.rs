@@ -66,9 +66,18 @@ pub struct NetworkSpec {
     pub limit_down: Option<u64>,
     /// Limit on what the guest sends, in bytes per second.
     pub limit_up: Option<u64>,
-    /// The file or stream that records the packets, in pcap format, [`MAX_CAPTURE`] bytes at most.
+    /// Where the packets are recorded, in pcap format, [`MAX_CAPTURE`] bytes at most.
     #[serde(default)]
-    pub capture: Option<usize>,
+    pub capture: Option<CaptureSpec>,
+}
+
+/// Where the packets of a box's network are recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CaptureSpec {
+    /// A file.
+    File(usize),
+    /// A stream of [chunks](crate::capture).
+    Stream(usize),
 }
 
 /// What a box has beyond its VM: a folder, sockets, a main command and policies.

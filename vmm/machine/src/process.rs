@@ -18,10 +18,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use boxlite_contract::boot::BootStage;
+use boxlite_contract::capture::CaptureStream;
 use boxlite_contract::control::{self, FromMachine, ToMachine};
 use boxlite_contract::events::EventKind;
 use boxlite_contract::metrics::{DiskMetrics, MachineMetrics, VmExitCounts};
-use boxlite_contract::spec::{BoxSpec, LaunchSpec, MainSpec};
+use boxlite_contract::spec::{BoxSpec, CaptureSpec, LaunchSpec, MainSpec};
 use boxlite_contract::status::{EndCause, Status};
 use boxlite_proto::message::Control;
 
@@ -33,7 +34,7 @@ use super::hub::{Hub, HubCommand, HubEvent, Programs};
 use super::journal::Journal;
 use super::lifecycle::{Action, Input, Lifecycle, Plan};
 use super::message::{Message, PendingReplies, Reply};
-use super::network::{BoxNetwork, PortError};
+use super::network::{BoxNetwork, CaptureOutput, PortError};
 use super::record::Record;
 use super::server::{Server, Vsock, handle_signals};
 use super::sys;
@@ -480,13 +481,20 @@ impl Process {
                     journal.event(EventKind::Denied { what: what.into(), why: why.into() });
                 }
             };
-            let capture = spec.capture.map(|n| self.file(n)).transpose()?;
+            let capture = spec.capture.map(|capture| self.capture(capture)).transpose()?;
             let network = BoxNetwork::start(spec, self.spec.host, capture, &self.threads, denied)?;
             self.network = Some(network);
         }
         let vm = backend::open(self.spec.vcpus, self.spec.nested)?;
         let network = self.network.as_ref();
         RunningVm::start(vm, &self.spec, &self.files, network, &self.threads, events)
+    }
+
+    fn capture(&self, spec: CaptureSpec) -> Result<CaptureOutput> {
+        Ok(match spec {
+            CaptureSpec::File(n) => CaptureOutput::File(self.file(n)?),
+            CaptureSpec::Stream(n) => CaptureOutput::Stream(CaptureStream::new(self.file(n)?)),
+        })
     }
 
     fn file(&self, n: usize) -> Result<File> {

@@ -229,8 +229,8 @@ pub(crate) enum Channel {
         /// Which records.
         query: LogQuery,
     },
-    /// The packets of a box's network, from the home, in pcap format. Can be opened once after each start
-    /// with [`Capture::Channel`].
+    /// The packets of a box's network, from the home, as [chunks of a pcap file](boxlite_contract::capture). Can be
+    /// opened once after each start with [`Capture::Channel`].
     Packets {
         /// The box's ID.
         id: String,

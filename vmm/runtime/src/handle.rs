@@ -124,13 +124,25 @@ impl BoxHandle {
     }
 
     /// Waits until the box is no longer live and, if this runtime writes the file that records its packets, until that
-    /// file is complete. Returns the box's final state. Cancel safe.
+    /// file is complete; [`capture_error`](Self::capture_error) says whether it is. Returns the box's final state.
+    /// Cancel safe.
     pub async fn wait(&self) -> Result<BoxInfo> {
         let ended = self.call(BoxCall::Wait).await.and_then(Reply::info);
-        if ended.as_ref().err().is_none_or(|e| e.kind() == ErrorKind::NotFound) {
+        if self.0.host.has_ended(&ended) {
             self.0.host.captured(self.id()).await;
         }
         ended
+    }
+
+    /// Why the file that records the box's packets is incomplete: the box's process or the software host was killed,
+    /// the file cannot be written or is too slow, or it has reached its limit. None while the box is recorded, and if
+    /// the file is complete. After [`wait`](Self::wait), [`stop`](Self::stop) and [`kill`](Self::kill), until the next
+    /// start of the box.
+    ///
+    /// Covers files that this runtime writes, which are those of boxes in the software host. Other files are
+    /// written by the box's process, which reports the same in its log.
+    pub fn capture_error(&self) -> Option<Error> {
+        self.0.host.capture_error(self.id())
     }
 
     /// Removes the box and its disk. A live box is removed only with `force`, which kills it.

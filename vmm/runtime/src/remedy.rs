@@ -63,6 +63,10 @@ pub enum Remedy {
     UseNewerRelease,
     /// Remove the home's database if it is damaged; it is rebuilt from the boxes' folders.
     RemoveDatabase,
+    /// Start the box again, and record its packets in another file.
+    RecordElsewhere,
+    /// Record fewer packets.
+    RecordLess,
     /// Report a bug.
     ReportBug,
     /// Another remedy, as text. It names no item of the library.
@@ -106,6 +110,11 @@ impl fmt::Display for Remedy {
             Self::RemoveDatabase => {
                 "if it is damaged, remove it: it is rebuilt from the boxes' folders"
             }
+            Self::RecordElsewhere => {
+                "to keep this part, record in another file (StartOptions::capture) when you start the \
+                 box again"
+            }
+            Self::RecordLess => "record a shorter time, or run tcpdump in the box with a filter",
             Self::ReportBug => "please report it",
             Self::Other { text } => text,
         })
@@ -157,7 +166,9 @@ impl Remedy {
             Self::BuildGuestFiles => Self::RebuildGuestFiles,
             Self::RebuildGuestFiles => Self::UseNewerRelease,
             Self::UseNewerRelease => Self::RemoveDatabase,
-            Self::RemoveDatabase => Self::ReportBug,
+            Self::RemoveDatabase => Self::RecordElsewhere,
+            Self::RecordElsewhere => Self::RecordLess,
+            Self::RecordLess => Self::ReportBug,
             Self::ReportBug => Self::Other { text: "try later".into() },
             Self::Other { .. } => return None,
         })

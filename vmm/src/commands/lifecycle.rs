@@ -136,19 +136,18 @@ pub(crate) async fn start(global: &Global, args: Start) -> Result<u8> {
     sandbox.detach().await.ok();
     let stdin = args.interactive;
     let stand_in = StandIn { stdin, shared, ..args.terminal.stand_in() };
-    let ended = stand_in.run(attachment, &sandbox, attached).await?;
-    if matches!(ended, StandInEnd::Exited(_))
-        && sandbox.config().options.restart == RestartPolicy::No
-    {
-        // Until the box has stopped, its disk may be incomplete, or its removal under way.
-        match sandbox.wait().await {
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            ended => drop(ended?),
-        }
-    } else {
-        args.pcap.note_end(global);
+    let ended = stand_in.run(attachment, &sandbox, attached).await;
+    let has_exited = matches!(ended, Ok(StandInEnd::Exited(_)));
+    // Until the box has stopped, its disk may be incomplete, or its removal under way.
+    let stopped = match sandbox.config().options.restart {
+        RestartPolicy::No if has_exited => sandbox.wait().await.map(drop),
+        _ => Ok(()),
+    };
+    args.pcap.report_end(&sandbox, global).await;
+    match stopped {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(ended?.code()),
     }
-    Ok(ended.code())
 }
 
 pub(crate) async fn stop(global: &Global, args: Stop) -> Result<u8> {

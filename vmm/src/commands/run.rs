@@ -109,24 +109,29 @@ pub(crate) async fn run(global: &Global, args: Run) -> Result<u8> {
     };
     let stand_in = StandIn { timeout: args.timeout, ..args.terminal.stand_in() };
     let ended = stand_in.run(attachment, &sandbox, attached).await;
-    if let Ok(StandInEnd::Detached) = ended {
-        sandbox.detach().await?;
-        args.pcap.note_end(global);
-        return Ok(0);
-    }
-    if sandbox.config().options.restart == RestartPolicy::No {
-        // The box stops with its command. Until then, its disk may be incomplete, or its removal under way.
-        match sandbox.wait().await {
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            // The box's process was killed before it could remove the box.
-            Ok(_) => discard(&sandbox).await,
-            Err(error) => return Err(error.into()),
-        }
-    } else {
-        args.pcap.note_end(global);
-    }
+    let stopped = await_stop(&sandbox, &ended).await;
+    args.pcap.report_end(&sandbox, global).await;
+    stopped?;
     drop(runtime);
     Ok(ended?.code())
+}
+
+/// Waits until a box has stopped whose command has ended, unless the box goes on without this process.
+async fn await_stop(sandbox: &BoxHandle, ended: &Result<StandInEnd>) -> Result<()> {
+    if let Ok(StandInEnd::Detached) = ended {
+        return Ok(sandbox.detach().await?);
+    }
+    if sandbox.config().options.restart != RestartPolicy::No {
+        return Ok(());
+    }
+    // The box stops with its command. Until then, its disk may be incomplete, or its removal under way.
+    match sandbox.wait().await {
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        // The box's process was killed before it could remove the box.
+        Ok(_) => discard(sandbox).await,
+        Err(error) => return Err(error.into()),
+    }
+    Ok(())
 }
 
 async fn create(

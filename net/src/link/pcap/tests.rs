@@ -110,7 +110,8 @@ fn frames_are_cut_and_the_file_has_a_limit() {
         assert_eq!(send(&mut link, &[&[n; 3], &[], &[n + 100; 3]]), Sent::Sent);
     }
     // The capture ends by itself.
-    writer.join().unwrap();
+    let (_, summary) = writer.join().unwrap();
+    assert!(matches!(summary, Summary { end: End::Full, skipped: 0 }), "{summary:?}");
     let file = disk.0.lock().unwrap();
     assert!(file.len() as u64 <= options.max_bytes);
     let frames = read(&file);
@@ -132,7 +133,9 @@ fn a_slow_file_costs_frames_of_the_capture_only() {
     assert_eq!(source.shared.lock().skipped as usize, frames - room);
     assert!(source.shared.lock().pending.len() <= MAX_PENDING);
     drop(capture);
-    writer.run();
+    let (_, summary) = writer.run();
+    assert!(matches!(summary.end, End::Stopped), "{summary:?}");
+    assert_eq!(summary.skipped as usize, frames - room);
     assert_eq!(read(&disk.0.lock().unwrap()).len(), room);
 }
 
@@ -155,7 +158,8 @@ fn without_a_writer_nothing_is_kept() {
     let (capture, writer) = capture(full.clone(), CaptureOptions::default());
     let (mut link, _guest) = link(&capture);
     assert_eq!(send(&mut link, &[&[1; 200]]), Sent::Sent);
-    writer.run();
+    let (_, summary) = writer.run();
+    assert!(matches!(summary.end, End::Unwritten(_)), "{summary:?}");
     assert_eq!(send(&mut link, &[&[1; 10]]), Sent::Sent);
     assert_eq!(capture.0.shared.lock().pending.capacity(), 0);
     assert_eq!(full.0.lock().unwrap().len(), FILE_HEADER);

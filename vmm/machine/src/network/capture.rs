@@ -2,18 +2,61 @@
 //! the process, through all machines of the box.
 
 use std::fs::File;
+use std::io::{self, Write};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use boxlite_contract::capture::{CaptureEnd, CaptureStream};
 use boxlite_contract::spec::MAX_CAPTURE;
-use boxlite_net::link::pcap::{Capture, CaptureOptions, capture};
+use boxlite_net::link::pcap::{Capture, CaptureOptions, End, Summary, capture};
 
 use crate::threads::Threads;
 
 /// Timeout at the end of the process for what the file has not taken yet: its file system may hang,
 /// and a reader of a pipe may have stopped reading.
 const FINISH_LIMIT: Duration = Duration::from_secs(5);
+
+/// Where a capture is written.
+pub(crate) enum CaptureOutput {
+    /// A file.
+    File(File),
+    /// A stream to a process that writes the file.
+    Stream(CaptureStream<File>),
+}
+
+impl CaptureOutput {
+    /// Tells the reader of a stream how the capture ended, so that it does not take a complete one for one that broke
+    /// off.
+    fn end(self, summary: &Summary) -> io::Result<()> {
+        let full = match summary.end {
+            End::Stopped => false,
+            End::Full => true,
+            // The stream has broken off.
+            End::Unwritten(_) => return Ok(()),
+        };
+        match self {
+            Self::File(_) => Ok(()),
+            Self::Stream(stream) => stream.end(CaptureEnd { full, skipped: summary.skipped }),
+        }
+    }
+}
+
+impl Write for CaptureOutput {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::File(file) => file.write(bytes),
+            Self::Stream(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::File(file) => file.flush(),
+            Self::Stream(stream) => stream.flush(),
+        }
+    }
+}
 
 /// A running capture.
 pub(super) struct Recorder {
@@ -23,13 +66,16 @@ pub(super) struct Recorder {
 }
 
 impl Recorder {
-    /// Starts the thread that writes to the file, which may block.
-    pub(super) fn start(file: File, threads: &Threads) -> Result<Self> {
+    /// Starts the thread that writes to the output, which may block.
+    pub(super) fn start(output: CaptureOutput, threads: &Threads) -> Result<Self> {
         let options = CaptureOptions { max_bytes: MAX_CAPTURE, ..CaptureOptions::default() };
-        let (capture, writer) = capture(file, options);
+        let (capture, writer) = capture(output, options);
         let (running, written) = channel();
         let write = move || {
-            writer.run();
+            let (output, summary) = writer.run();
+            if let Err(e) = output.end(&summary) {
+                tracing::warn!("network: the end of the capture cannot be written: {e}");
+            }
             drop(running);
         };
         threads.spawn("capture", write).context("cannot start the capture's thread")?;

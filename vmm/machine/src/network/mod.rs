@@ -16,8 +16,6 @@ mod capture;
 mod link;
 mod nested;
 
-use std::fs::File;
-
 use anyhow::{Context, Result};
 use boxlite_contract::metrics::NetworkMetrics;
 use boxlite_contract::nested::{
@@ -32,6 +30,7 @@ use boxlite_net::{
 use boxlite_proto::network::{NetworkParams, search_domains};
 use rustix::process::{Resource, getrlimit};
 
+pub(super) use self::capture::CaptureOutput;
 use self::capture::Recorder;
 use self::nested::PortLease;
 use super::threads::Threads;
@@ -68,7 +67,7 @@ impl BoxNetwork {
     pub(super) fn start(
         spec: &NetworkSpec,
         host: HostEnvironment,
-        capture: Option<File>,
+        capture: Option<CaptureOutput>,
         threads: &Threads,
         denied: impl Fn(&str, &str) + Send + Sync + 'static,
     ) -> Result<Self> {
@@ -109,7 +108,7 @@ impl BoxNetwork {
                 port.host = real.host;
             }
         }
-        let recorder = capture.map(|file| Recorder::start(file, threads)).transpose()?;
+        let recorder = capture.map(|output| Recorder::start(output, threads)).transpose()?;
         let watch = threads.clone();
         let run = move || {
             if let Err(e) = network.run() {

@@ -45,6 +45,11 @@ impl SocketServer {
         self.running.error_output()
     }
 
+    /// Whether the command has ended, or the connection to its agent.
+    pub(crate) fn is_over(&self) -> bool {
+        self.running.try_over().is_some()
+    }
+
     /// Why the command could not be started, or why the connection to its agent ended.
     pub(crate) fn failure(&self) -> Option<Error> {
         self.running.try_over()?.err()

@@ -153,6 +153,12 @@ impl Error {
         }
     }
 
+    /// The file that records packets is incomplete.
+    pub(crate) fn capture_incomplete(path: &Path, why: impl Display, remedy: Remedy) -> Self {
+        let message = format!("the capture {} is incomplete: {why}", path.display());
+        Self::new(ErrorKind::CaptureIncomplete, message).remedied(Joint::Semicolon, remedy)
+    }
+
     /// `action` failed on the home's database. For `map_err`.
     pub(crate) fn store(
         path: &Path,

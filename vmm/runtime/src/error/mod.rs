@@ -94,6 +94,8 @@ pub enum ErrorKind {
     Timeout,
     /// The command was killed at its timeout.
     CommandTimeout,
+    /// Packets are missing in the file that records those of a box.
+    CaptureIncomplete,
     /// Another failure in the guest.
     Guest,
     /// A bug in the runtime.

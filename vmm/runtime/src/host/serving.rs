@@ -33,4 +33,12 @@ impl Serving {
             Self::Remote(remote) => remote.open(channel).await,
         }
     }
+
+    /// Whether nothing is served any more.
+    pub(super) fn is_lost(&self) -> bool {
+        match self {
+            Self::Local(_) => false,
+            Self::Remote(remote) => remote.is_lost(),
+        }
+    }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use boxlite_contract::nested::HostEnvironment;
-use boxlite_contract::spec::{BoxSpec, DiskFormat, DiskSpec, LaunchSpec, NetworkSpec};
+use boxlite_contract::spec::{BoxSpec, CaptureSpec, DiskFormat, DiskSpec, LaunchSpec, NetworkSpec};
 use boxlite_contract::status::{MainEnd, STATUS_FILE, Status};
 use boxlite_durable::Durability;
 use boxlite_proto::boot::{BootParams, Role};
@@ -150,8 +150,8 @@ impl Local {
             ephemeral: options.auto_remove,
             recover: self.was_cut_off(folder)?,
         };
-        let capture = how.capture.map(|capture| self.open_capture(&config.id, capture));
-        let capture = capture.transpose()?.map(|capture| files.add(capture));
+        let capture = how.capture.map(|capture| self.open_capture(&config.id, capture, &mut files));
+        let capture = capture.transpose()?;
         let console = options.console.then(|| folder.create(CONSOLE_LOG)).transpose()?;
         let sandbox = BoxSpec {
             id: config.id.clone(),
@@ -196,18 +196,18 @@ impl Local {
         MachineProcess::start(&self.launcher, self.debug, spec, &files.0, Some(log))
     }
 
-    /// The file or stream to which the box's process writes packets.
-    fn open_capture(&self, id: &str, capture: Capture) -> Result<OwnedFd> {
+    /// Opens the file or stream to which the box's process writes packets.
+    fn open_capture(&self, id: &str, capture: Capture, files: &mut Files) -> Result<CaptureSpec> {
         match capture {
             Capture::File(path) => {
                 let file = CaptureFile::open(path)?;
                 file.truncate()?;
-                Ok(file.into())
+                Ok(CaptureSpec::File(files.add(file)))
             }
             Capture::Channel => {
                 let (ours, theirs) = UnixStream::pair().map_err(Error::internal)?;
                 self.packets().insert(id.to_owned(), ours);
-                Ok(theirs.into())
+                Ok(CaptureSpec::Stream(files.add(theirs)))
             }
         }
     }

@@ -35,7 +35,8 @@ impl StartOptions {
 
     /// Records the packets of the box's network in `file`, in pcap format, until the box stops, including
     /// restarts of its VM. An existing file is replaced. The capture stops at 1 GiB. The file is
-    /// complete when [`BoxHandle::wait`](crate::BoxHandle::wait) has returned.
+    /// complete when [`BoxHandle::wait`](crate::BoxHandle::wait) has returned, unless
+    /// [`BoxHandle::capture_error`](crate::BoxHandle::capture_error) says otherwise.
     ///
     /// If boxes run in the software host, the runtime that starts the box writes the file: the capture
     /// ends with that runtime, and [`detach`](Self::detach) is refused.

@@ -81,6 +81,11 @@ impl Remote {
         self.open_stream(Channel::Packets { id: id.to_owned() }).await
     }
 
+    /// Whether the runtime in the nested host has ended, or cannot be reached any more.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.serve.is_over()
+    }
+
     async fn open_stream(&self, channel: Channel) -> Result<SocketStream> {
         let mut stream = self.request(Request::Open(channel)).await?;
         match wire::receive(&mut stream).await.map_err(|e| self.lost(e))? {

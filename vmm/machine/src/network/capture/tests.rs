@@ -35,8 +35,8 @@ impl Registers for Transport {
     }
 }
 
-fn network(capture: impl Into<std::os::fd::OwnedFd>) -> BoxNetwork {
-    let (spec, capture) = (NetworkSpec::default(), File::from(capture.into()));
+fn network(capture: CaptureOutput) -> BoxNetwork {
+    let spec = NetworkSpec::default();
     let threads = Threads::new(|why| panic!("{why}"));
     BoxNetwork::start(&spec, HostEnvironment::Real, Some(capture), &threads, |_, _| {}).unwrap()
 }
@@ -90,7 +90,7 @@ fn frames(mut file: &[u8]) -> Vec<Vec<u8>> {
 fn a_capture_goes_on_when_the_guest_restarts_and_is_whole_at_its_end() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("packets");
-    let mut network = network(File::create(&path).unwrap());
+    let mut network = network(CaptureOutput::File(File::create(&path).unwrap()));
     let mut driver = driver(&network);
     let first = ask(&mut driver);
     // The port comes back out of the link, and goes to a new one.
@@ -99,11 +99,63 @@ fn a_capture_goes_on_when_the_guest_restarts_and_is_whole_at_its_end() {
     assert_eq!(frames(&std::fs::read(path).unwrap()), [request(), first, request(), second]);
 }
 
+fn stream() -> (UnixStream, CaptureOutput) {
+    let (reader, writer) = UnixStream::pair().unwrap();
+    let writer = File::from(std::os::fd::OwnedFd::from(writer));
+    (reader, CaptureOutput::Stream(CaptureStream::new(writer)))
+}
+
+/// The content of a stream's chunks, and its end.
+fn unwrap_chunks(mut stream: &[u8]) -> (Vec<u8>, CaptureEnd) {
+    let mut content = Vec::new();
+    loop {
+        let mut take = |len: usize| stream.split_off(..len).unwrap();
+        let len = u32::from_le_bytes(take(4).try_into().unwrap()) as usize;
+        match len {
+            0 => {
+                take(4);
+                return (content, serde_json::from_slice(stream).unwrap());
+            }
+            len => content.extend(take(len)),
+        }
+    }
+}
+
+#[test]
+fn a_stream_says_that_it_is_complete() {
+    let (mut reader, output) = stream();
+    let mut network = network(output);
+    let mut driver = driver(&network);
+    let answer = ask(&mut driver);
+    network.finish_capture();
+    let mut all = Vec::new();
+    reader.read_to_end(&mut all).unwrap();
+    let (file, end) = unwrap_chunks(&all);
+    assert_eq!(frames(&file), [request(), answer]);
+    assert_eq!(end, CaptureEnd::default());
+}
+
+#[test]
+fn a_stream_says_what_is_missing() {
+    let cases = [(End::Stopped, false), (End::Full, true)];
+    for (end, full) in cases {
+        let (mut reader, output) = stream();
+        output.end(&Summary { end, skipped: 3 }).unwrap();
+        let mut all = Vec::new();
+        reader.read_to_end(&mut all).unwrap();
+        assert_eq!(unwrap_chunks(&all), (Vec::new(), CaptureEnd { full, skipped: 3 }));
+    }
+    let (mut reader, output) = stream();
+    let end = End::Unwritten(io::ErrorKind::BrokenPipe.into());
+    output.end(&Summary { end, skipped: 0 }).unwrap();
+    assert_eq!(reader.read(&mut [0]).unwrap(), 0, "no end follows a part of a chunk");
+}
+
 #[test]
 fn a_reader_that_has_gone_ends_the_capture_and_nothing_else() {
-    let (mut reader, writer) = UnixStream::pair().unwrap();
-    let mut network = network(writer);
-    let mut header = [0; 24];
+    let (mut reader, output) = stream();
+    let mut network = network(output);
+    let mut header = [0; 4 + 24];
     reader.read_exact(&mut header).unwrap();
     drop(reader);
     let mut driver = driver(&network);

@@ -14,8 +14,7 @@ use tokio::io::AsyncReadExt;
 
 pub use boxlite_contract::logbook::{LogStream, Record as LogRecord};
 
-use crate::stream::Duplex;
-use crate::stream::json_lines;
+use crate::stream::{Duplex, broken_off};
 
 /// Time after the end of a query within which all earlier output reaches the log.
 const SETTLED: Duration = Duration::from_millis(500);
@@ -111,7 +110,7 @@ impl Logs {
         if self.ended {
             return Ok(None);
         }
-        self.read().await.map_err(json_lines::broken_off)
+        self.read().await.map_err(broken_off)
     }
 
     async fn read(&mut self) -> io::Result<Option<LogRecord>> {

@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, WriteHalf};
 
 use crate::image_info::ImageInfo;
 use crate::stream::progress::OwnedEvent;
-use crate::stream::wire;
+use crate::stream::{broken_off, wire};
 use crate::{Error, Result};
 
 /// The largest chunk, in bytes.
@@ -47,7 +47,7 @@ pub(crate) async fn send(
     };
     let answered = async {
         loop {
-            match wire::receive(&mut answers).await.map_err(broken)? {
+            match wire::receive(&mut answers).await.map_err(|e| broken(broken_off(e)))? {
                 Answer::Progress(event) => event.tell(progress),
                 Answer::Loaded(images) => return Ok(images),
                 Answer::Failed(error) => return Err(error),

@@ -10,7 +10,7 @@ use std::io;
 
 use tokio::io::AsyncReadExt;
 
-use crate::stream::Duplex;
+use crate::stream::{Duplex, broken_off};
 use crate::{Error, Result};
 
 /// The largest chunk, in bytes.
@@ -62,5 +62,5 @@ impl fmt::Debug for SavedImages {
 }
 
 pub(crate) fn broken(source: io::Error) -> Error {
-    Error::copy("the saved images")(source)
+    Error::copy("the saved images")(broken_off(source))
 }

@@ -23,7 +23,8 @@ const BEGUN_ANEW: Duration = Duration::from_millis(10);
 /// The longest line of an event, in bytes.
 const MAX_LINE: usize = 64 << 10;
 
-/// Sends the events of a log, which `changes` follows, until the reader closes the stream.
+/// Sends the events of a log, which `changes` follows, until the reader closes the stream. The stream breaks off if the
+/// log cannot be read.
 pub(super) fn stream(log: PathBuf, query: EventQuery, mut changes: Follower) -> DuplexStream {
     let (ours, mut theirs) = tokio::io::duplex(BUFFER);
     // The current end of the log, found here so that no event is missed before the task starts.
@@ -33,13 +34,17 @@ pub(super) fn stream(log: PathBuf, query: EventQuery, mut changes: Follower) -> 
     };
     tokio::spawn(async move {
         loop {
-            let read = blocking_io(move || {
-                let lines = tail.read().unwrap_or_default();
-                Ok((tail, lines))
+            let read = blocking_io(move || match tail.read() {
+                Ok(lines) => Ok((tail, lines)),
+                // No event has happened yet.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok((tail, Vec::new())),
+                Err(e) => Err(e),
             });
-            let Ok(read) = read.await else { return };
             let lines;
-            (tail, lines) = read;
+            (tail, lines) = match read.await {
+                Ok(read) => read,
+                Err(e) => return tracing::debug!("a stream of events ended: {e}"),
+            };
             for line in lines.split_inclusive(|byte| *byte == b'\n') {
                 let event = serde_json::from_slice::<Event>(line);
                 let wanted = event.is_ok_and(|event| query.wants(&event));
@@ -255,6 +260,24 @@ mod tests {
             times.push(event.at_ms);
         }
         assert_eq!(times, [1, 1, 2, 3, 4, 5]);
+    }
+
+    #[tokio::test]
+    async fn a_log_that_cannot_be_read_breaks_the_stream_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let watcher = Arc::new(Watcher::default());
+        let read = async |log: PathBuf, follow| {
+            let query = EventQuery { since_ms: Some(0), follow, id: None };
+            let changes = watcher.follow(log.clone());
+            Events::new(Box::new(stream(log, query, changes))).next().await
+        };
+        // A folder, which reading reports.
+        for follow in [false, true] {
+            let error = read(dir.path().into(), follow).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        }
+        // There is none before the first event.
+        assert_eq!(read(dir.path().join("events.jsonl"), false).await.unwrap(), None);
     }
 
     #[test]

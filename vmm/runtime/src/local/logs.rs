@@ -9,8 +9,8 @@ use futures_util::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 use super::watch::Follower;
-use crate::blocking_io;
 use crate::logs::{END, LogQuery};
+use crate::{Result, blocking_io};
 
 /// Bytes of the pipe between log and reader.
 const BUFFER: usize = 256 << 10;
@@ -19,12 +19,12 @@ const BUFFER: usize = 256 << 10;
 const BATCH: usize = 64 << 10;
 
 /// Sends the records of the log in `folder`, whose changes `log` follows. A query with `follow` continues until the box
-/// has `ended`.
+/// has `ended`; without an end of the box that is known, the stream breaks off.
 pub(super) fn stream(
     folder: PathBuf,
     query: LogQuery,
     log: Follower,
-    ended: impl Future<Output = ()> + Send + 'static,
+    ended: impl Future<Output = Result<()>> + Send + 'static,
 ) -> DuplexStream {
     let (ours, theirs) = tokio::io::duplex(BUFFER);
     tokio::spawn(async move {
@@ -40,7 +40,7 @@ async fn send(
     folder: PathBuf,
     query: LogQuery,
     mut log: Follower,
-    ended: impl Future<Output = ()>,
+    ended: impl Future<Output = Result<()>>,
     mut to: DuplexStream,
 ) -> io::Result<()> {
     let over = match query.left(SystemTime::now()) {
@@ -72,7 +72,10 @@ async fn send(
             // The reader never sends anything: it has closed the stream.
             _ = to.read(&mut byte) => return Ok(()),
             () = log.changed() => {}
-            () = &mut ended => last = true,
+            result = &mut ended => {
+                result.map_err(io::Error::other)?;
+                last = true;
+            }
             () = &mut over => last = true,
         }
     }
@@ -104,8 +107,8 @@ mod tests {
     use super::*;
     use boxlite_contract::logbook::Writer;
 
-    use crate::Logs;
     use crate::local::watch::Watcher;
+    use crate::{Error, Logs};
 
     async fn read(stream: DuplexStream) -> Vec<u8> {
         let mut logs = Logs::new(Box::new(stream));
@@ -130,5 +133,26 @@ mod tests {
         let following = read(stream(folder.path().into(), query, log, lives));
         let text = tokio::time::timeout(Duration::from_secs(120), following).await.unwrap();
         assert_eq!(text, b"before\n");
+    }
+
+    #[tokio::test]
+    async fn a_box_whose_end_cannot_be_awaited_breaks_the_stream_off() {
+        let folder = tempfile::tempdir().unwrap();
+        Writer::open(folder.path()).append_at(LogStream::Stdout, b"before\n", 1);
+        let following = |ended| {
+            let log = Arc::new(Watcher::default()).follow(folder.path().join(logbook::FILE));
+            let query = LogQuery::default().follow(true);
+            Logs::new(Box::new(stream(folder.path().into(), query, log, ended)))
+        };
+        for (ended, is_complete) in [(Ok(()), true), (Err(Error::internal("no descriptor")), false)]
+        {
+            let mut logs = following(std::future::ready(ended));
+            assert_eq!(logs.next().await.unwrap().unwrap().bytes, b"before\n");
+            match logs.next().await {
+                Ok(None) => assert!(is_complete),
+                Ok(Some(record)) => panic!("{record:?}"),
+                Err(e) => assert!(!is_complete, "{e}"),
+            }
+        }
     }
 }

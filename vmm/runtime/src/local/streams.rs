@@ -32,10 +32,8 @@ impl Local {
                 let folder = blocking(move || local.folder(&id)).await?;
                 let log = self.watcher.follow(folder.file(logbook::FILE));
                 let (local, path) = (self.clone(), folder.path().to_owned());
-                let ended = async move {
-                    // A folder that cannot be read any more is not that of a live box.
-                    let _ = local.process_ended(&folder, 0).await;
-                };
+                // A box that has removed its folder has ended.
+                let ended = async move { local.process_ended(&folder, 0).await };
                 Box::new(logs::stream(path, query, log, ended))
             }
             Channel::Packets { id } => Box::new(self.take_packets(&id)?),

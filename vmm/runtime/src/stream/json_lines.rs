@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-use super::Duplex;
+use super::{Duplex, broken_off};
 
 /// The line that marks the end.
 pub(crate) const END: &[u8] = b"\n";
@@ -43,18 +43,6 @@ impl<T: DeserializeOwned> JsonLines<T> {
             }
         }
         Ok(None)
-    }
-}
-
-/// Explains the error of a stream that ended too early.
-pub(crate) fn broken_off(error: io::Error) -> io::Error {
-    match error.kind() {
-        io::ErrorKind::UnexpectedEof => {
-            let why =
-                "the stream broke off: the runtime that sent it, or its software host, has stopped";
-            io::Error::new(error.kind(), why)
-        }
-        _ => error,
     }
 }
 

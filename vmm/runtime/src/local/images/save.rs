@@ -95,6 +95,7 @@ mod tests {
         let (ours, mut theirs) = tokio::io::duplex(64);
         theirs.write_all(&[4, 0, 0, 0, 1, 2]).await.unwrap();
         drop(theirs);
-        collect(ours).await.unwrap_err();
+        let error = collect(ours).await.unwrap_err();
+        assert!(error.message().contains("broke off"), "{error}");
     }
 }

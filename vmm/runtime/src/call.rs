@@ -210,6 +210,9 @@ impl Reply {
 }
 
 /// A byte stream to or from a part of a home.
+///
+/// What it carries marks its own end: a stream also ends when its sender is killed, and readers report a stream that
+/// ends without the mark.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Channel {
     /// The agent protocol, to the agent of a box.

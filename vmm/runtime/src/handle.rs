@@ -134,13 +134,13 @@ impl BoxHandle {
         ended
     }
 
-    /// Why the file that records the box's packets is incomplete: the box's process or the software host was killed,
-    /// the file cannot be written or is too slow, or it has reached its limit. None while the box is recorded, and if
-    /// the file is complete. After [`wait`](Self::wait), [`stop`](Self::stop) and [`kill`](Self::kill), until the next
-    /// start of the box.
+    /// Returns why the file that records the box's packets is incomplete: the box's process or the software host was
+    /// killed, the file cannot be written or is too slow, or it has reached its limit. `None` if the file is complete,
+    /// and while packets are being recorded. The answer is final after [`wait`](Self::wait), [`stop`](Self::stop) or
+    /// [`kill`](Self::kill), and valid until the next start of the box.
     ///
-    /// Covers files that this runtime writes, which are those of boxes in the software host. Other files are
-    /// written by the box's process, which reports the same in its log.
+    /// Covers the files that this runtime writes: those of boxes in the software host. On hardware, the box's process
+    /// writes the file, and reports the same in `machine.log`.
     pub fn capture_error(&self) -> Option<Error> {
         self.0.host.capture_error(self.id())
     }

@@ -14,7 +14,7 @@ pub(crate) enum Process {
     /// The process of a box
     #[command(hide = true, name = launcher::MACHINE_SUBCOMMAND)]
     Machine,
-    /// The runtime of a home, on standard input and output; the library starts it in the software host
+    /// The runtime of a home, on an inherited socket until standard input ends; the library starts it in the software host
     #[command(hide = true, name = launcher::SERVE_SUBCOMMAND)]
     Serve,
     /// The process that runs the software host

@@ -12,7 +12,7 @@ use super::{AgentClient, Error, Result};
 
 /// A connection to a Unix socket of the nested host: bytes both ways, under the protocol's flow control. `shutdown`
 /// ends the direction to the socket. Dropping the stream closes the socket: after all data was written to it if that
-/// direction has ended, otherwise at once.
+/// direction has ended and the connection to the agent lasts, otherwise at once.
 #[derive(Debug)]
 pub(crate) struct SocketStream {
     // Dropped first, so that a cancelled transfer does not look like a complete one.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use std::{error, io};
 
 use boxlite_kernel::LocateError;
-use boxlite_proto::message::FailureKind;
+use boxlite_proto::message::{FailureKind, LISTENER};
 
 use super::{Error, ErrorKind, Joint, Parts};
 use crate::problem::Problem;
@@ -112,6 +112,14 @@ impl Error {
     pub(crate) fn capture_refused(path: &Path, reason: &str) -> Self {
         let message = format!("cannot record packets in {}: {reason}", path.display());
         Self::new(ErrorKind::Invalid, message)
+    }
+
+    /// This process did not inherit the socket that it is to serve.
+    pub(crate) fn no_socket(source: io::Error) -> Self {
+        let message = format!(
+            "there is no socket to serve as descriptor {LISTENER}: {source}; the library starts this command by itself"
+        );
+        Self::new(ErrorKind::Invalid, message).because(source)
     }
 
     /// The box's process refused the request.

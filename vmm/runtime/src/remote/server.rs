@@ -8,7 +8,7 @@ use boxlite_proto::frame::MAX_DATA;
 use boxlite_proto::message::LISTENER;
 use boxlite_rootfs_builder::Event;
 use rustix::process::geteuid;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, copy_bidirectional_with_sizes};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -17,7 +17,7 @@ use super::wire::{Answer, Request};
 use crate::call::Call;
 use crate::local::Local;
 use crate::stream::progress::OwnedEvent;
-use crate::stream::wire;
+use crate::stream::{Duplex, wire};
 use crate::sys::inherited_listener;
 use crate::{Error, Result, RuntimeOptions};
 
@@ -32,15 +32,12 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves one runtime on the listening socket that this process inherited, until standard input ends.
 pub async fn serve(options: RuntimeOptions) -> Result<()> {
-    let no_socket = |e| {
-        Error::internal(format!("no socket to serve ({e}): the launcher starts `serve` by itself"))
-    };
     // Requests can queue while the runtime opens.
     let listener = inherited_listener(LISTENER).and_then(|listener| {
         listener.set_nonblocking(true)?;
         UnixListener::from_std(listener)
     });
-    let listener = listener.map_err(no_socket)?;
+    let listener = listener.map_err(Error::no_socket)?;
     let local = Local::open_with(options).await;
     tokio::select! {
         () = serve_on(&listener, local) => {}
@@ -94,15 +91,40 @@ async fn answer(mut stream: UnixStream, local: Result<Arc<Local>>) -> io::Result
     match request {
         Request::Call(call) => answer_call(stream, local, call).await,
         Request::Open(channel) => match local.open_stream(channel).await {
-            Ok(mut channel) => {
+            Ok(channel) => {
                 wire::send(&mut stream, &Answer::Opened).await?;
-                copy_bidirectional_with_sizes(&mut stream, &mut channel, CHUNK, CHUNK)
-                    .await
-                    .map(drop)
+                carry(stream, channel).await
             }
             Err(e) => wire::send(&mut stream, &Answer::Failed(e)).await,
         },
     }
+}
+
+/// Copies both directions of a channel, each to its own end. A launcher that is gone reads nothing more, and what it wrote
+/// before is still delivered.
+pub(super) async fn carry(stream: UnixStream, channel: Box<dyn Duplex>) -> io::Result<()> {
+    let (from_launcher, to_launcher) = stream.into_split();
+    let (from_box, to_box) = tokio::io::split(channel);
+    let input = copy(from_launcher, to_box);
+    let output = copy(from_box, to_launcher);
+    tokio::pin!(input, output);
+    tokio::select! {
+        // An input that failed has lost its launcher or its box: the channel closes, whatever the output waits for.
+        copied = &mut input => {
+            copied?;
+            output.await
+        }
+        copied = &mut output => {
+            input.await?;
+            copied
+        }
+    }
+}
+
+async fn copy(from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) -> io::Result<()> {
+    let mut from = BufReader::with_capacity(CHUNK, from);
+    tokio::io::copy_buf(&mut from, &mut to).await?;
+    to.shutdown().await
 }
 
 async fn answer_call(mut stream: UnixStream, local: Arc<Local>, call: Call) -> io::Result<()> {

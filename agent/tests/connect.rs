@@ -1,6 +1,5 @@
-//! Streams to sockets of the nested host: both directions, each end of them, and what cannot be connected. Commands that
-//! serve a socket. The server
-//! reaps every child of its process, so this is a test binary of its own. Needs root, as the agent has it.
+//! Streams to sockets of the nested host: both directions, each end, failed connections, and commands that serve a socket.
+//! The server reaps every child of its process, so this is a test binary of its own. Needs root, as the agent has it.
 
 #[path = "common/mod.rs"]
 mod common;

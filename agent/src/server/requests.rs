@@ -22,8 +22,8 @@ const MAX_EXECS: usize = 4096;
 /// Limit on jobs: each has a thread, and two windows of memory.
 const MAX_JOBS: usize = 32;
 
-/// The part of a command in its guest.
-enum Part {
+/// Whether a command is the main command of a box, one beside others, or a server.
+enum CommandRole {
     /// The main command of a box.
     Main {
         /// Whether an init is the first process in its place.
@@ -48,10 +48,10 @@ impl Server {
             Ok(_) if self.shutdown.is_some() => {
                 Some(Response::Failed(other("the guest is shutting down".into())))
             }
-            Ok(request) => match refused_in(self.role, &request) {
+            Ok(request) => match unserved(self.role, &request) {
                 Some(what) => {
                     let message =
-                        format!("{what}: not in this role ({:?}) of the agent", self.role);
+                        format!("an agent in the role {:?} does not serve {what}", self.role);
                     Some(Response::Failed(Failure { kind: FailureKind::Unsupported, message }))
                 }
                 None => self.carry_out(connection, ReplyTo { connection: id, stream }, request),
@@ -73,22 +73,26 @@ impl Server {
     ) -> Option<Response> {
         let answer = match request {
             Request::Ping => Response::Done,
-            Request::Exec(exec) => self.start_attached(connection, reply_to, &exec, Part::Beside),
+            Request::Exec(exec) => {
+                self.start_attached(connection, reply_to, &exec, CommandRole::Beside)
+            }
             Request::ExecMain(main) => {
-                let part = Part::Main { init: main.init };
-                self.start_attached(connection, reply_to, &main.exec, part)
+                let role = CommandRole::Main { init: main.init };
+                self.start_attached(connection, reply_to, &main.exec, role)
             }
             Request::ExecServer(server) => match socket::listen_on(&server.socket) {
                 Ok(listener) => {
-                    let part = Part::Server(listener);
-                    self.start_attached(connection, reply_to, &server.exec, part)
+                    let role = CommandRole::Server(listener);
+                    self.start_attached(connection, reply_to, &server.exec, role)
                 }
                 Err(failure) => Response::Failed(failure),
             },
-            Request::ExecDetached(exec) => match self.start_exec(&exec, Part::Beside, None) {
-                Ok((_, pid)) => Response::Detached { pid },
-                Err(failure) => Response::Failed(failure),
-            },
+            Request::ExecDetached(exec) => {
+                match self.start_exec(&exec, CommandRole::Beside, None) {
+                    Ok((_, pid)) => Response::Detached { pid },
+                    Err(failure) => Response::Failed(failure),
+                }
+            }
             Request::Clock => Response::Clock { monotonic_ns: clock::monotonic_ns() },
             Request::SetClock(reading) => {
                 clock::apply_reading(&reading);
@@ -131,9 +135,9 @@ impl Server {
         connection: &mut Connection,
         reply_to: ReplyTo,
         request: &message::Exec,
-        part: Part,
+        role: CommandRole,
     ) -> Response {
-        match self.start_exec(request, part, Some(reply_to)) {
+        match self.start_exec(request, role, Some(reply_to)) {
             Ok((exec, pid)) => {
                 connection.session.set_tag(reply_to.stream, Service::Exec(exec));
                 Response::Started { pid }
@@ -146,10 +150,10 @@ impl Server {
     fn start_exec(
         &mut self,
         request: &message::Exec,
-        part: Part,
+        role: CommandRole,
         reply_to: Option<ReplyTo>,
     ) -> Result<(u64, u32), Failure> {
-        let started = self.try_start_exec(request, part, reply_to);
+        let started = self.try_start_exec(request, role, reply_to);
         let counts = &mut self.exec_counts;
         counts.started += u64::from(started.is_ok());
         counts.refused += u64::from(started.is_err());
@@ -159,7 +163,7 @@ impl Server {
     fn try_start_exec(
         &mut self,
         request: &message::Exec,
-        part: Part,
+        role: CommandRole,
         reply_to: Option<ReplyTo>,
     ) -> Result<(u64, u32), Failure> {
         if self.execs.len() >= MAX_EXECS {
@@ -170,13 +174,13 @@ impl Server {
         }
         let id = self.new_id();
         let running = self.execs.values().find_map(Exec::namespace);
-        let kind = match &part {
-            Part::Main { .. } if running.is_some() => {
+        let kind = match &role {
+            CommandRole::Main { .. } if running.is_some() => {
                 return Err(other("a main command is running already".into()));
             }
-            Part::Main { init } => exec::Kind::Main { init: *init },
-            Part::Beside => exec::Kind::Beside(running),
-            Part::Server(listener) => exec::Kind::Server(listener.as_fd()),
+            CommandRole::Main { init } => exec::Kind::Main { init: *init },
+            CommandRole::Beside => exec::Kind::Beside(running),
+            CommandRole::Server(listener) => exec::Kind::Server(listener.as_fd()),
         };
         let exec = Exec::start(request, kind, id, reply_to, &mut self.cgroups, &self.poller)?;
         let pid = exec.inner_pid.as_raw_nonzero().get().cast_unsigned();
@@ -217,16 +221,16 @@ impl Server {
     }
 }
 
-/// The name of a request that an agent in this role does not serve: a builder has a disk and no root of a box, a box has no
-/// layers, and only the nested host has sockets.
-fn refused_in(role: Role, request: &Request) -> Option<&'static str> {
+/// What this request asks for, if an agent in this role does not serve it: a builder has a disk and no root of a box, a
+/// box has no layers, and only the nested host has sockets.
+fn unserved(role: Role, request: &Request) -> Option<&'static str> {
     let (name, served) = match request {
-        Request::Exec(_) | Request::ExecDetached(_) => ("exec", role != Role::Builder),
-        Request::ExecMain(_) => ("a main command", role == Role::Box),
-        Request::ExecServer(_) | Request::Connect(_) => ("a socket", role == Role::SoftHost),
-        Request::UnpackLayer => ("a layer", role == Role::Builder),
-        Request::CopyIn(_) | Request::CopyOut(_) => ("a copy", role != Role::Builder),
-        Request::Stat(_) => ("a file's metadata", role != Role::Builder),
+        Request::Exec(_) | Request::ExecDetached(_) => ("commands", role != Role::Builder),
+        Request::ExecMain(_) => ("main commands", role == Role::Box),
+        Request::ExecServer(_) | Request::Connect(_) => ("sockets", role == Role::SoftHost),
+        Request::UnpackLayer => ("layers", role == Role::Builder),
+        Request::CopyIn(_) | Request::CopyOut(_) => ("copies", role != Role::Builder),
+        Request::Stat(_) => ("metadata of files", role != Role::Builder),
         _ => return None,
     };
     (!served).then_some(name)

@@ -28,7 +28,7 @@ pub(crate) struct Plan<'a> {
     pub(crate) groups: &'a [Gid],
     /// Standard input, output and error, none of them numbered 0 to 2.
     pub(crate) stdio: [BorrowedFd<'a>; 3],
-    /// Another descriptor to inherit, and the number under which, which is not its own.
+    /// Another descriptor to inherit, and its number in the command, which must differ from its present one.
     pub(crate) inherited: Option<(BorrowedFd<'a>, c_int)>,
     /// Whether standard input becomes the controlling terminal.
     pub(crate) terminal: bool,

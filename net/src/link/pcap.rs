@@ -210,7 +210,7 @@ pub enum End {
     /// The file has reached its limit.
     Full,
     /// The file cannot be written.
-    Unwritten(io::Error),
+    WriteFailed(io::Error),
 }
 
 /// The writer's hold on the records. Without a writer, the capture stops.
@@ -231,7 +231,7 @@ impl<W: Write> Writer<W> {
         let end = match self.write() {
             Ok(Phase::Full) => End::Full,
             Ok(Phase::Capturing | Phase::Ended) => End::Stopped,
-            Err(e) => End::Unwritten(e),
+            Err(e) => End::WriteFailed(e),
         };
         match &end {
             End::Stopped => {}
@@ -239,7 +239,7 @@ impl<W: Write> Writer<W> {
                 let limit = self.max_bytes;
                 tracing::warn!("network: the capture has reached its limit of {limit} bytes");
             }
-            End::Unwritten(e) => tracing::warn!("network: the capture cannot be written: {e}"),
+            End::WriteFailed(e) => tracing::warn!("network: the capture cannot be written: {e}"),
         }
         let skipped = self.records.0.lock().skipped;
         if skipped > 0 {

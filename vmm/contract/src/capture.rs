@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn long_writes_are_split_and_the_end_is_none_of_the_content() {
+    fn long_writes_are_split_and_the_end_is_not_part_of_the_content() {
         let mut bytes = Vec::new();
         let mut stream = CaptureStream::new(&mut bytes);
         assert_eq!(stream.write(&[]).unwrap(), 0);

@@ -76,31 +76,31 @@ fn client_trace(bytes: &[u8], sizes: &[usize], copy: bool) -> String {
     for request in requests {
         client.request(&request, |id| id * 10).unwrap();
     }
-    let (mut input, mut story) = (Assembler::default(), String::new());
+    let (mut input, mut trace) = (Assembler::default(), String::new());
     for piece in cut(bytes, sizes) {
         feed(&mut input, piece, copy);
         let (events, violation) = client_events(&mut client, &mut input);
-        events.iter().for_each(|event| story += &format!("{event:?}\n"));
+        events.iter().for_each(|event| trace += &format!("{event:?}\n"));
         if let Some(violation) = violation {
-            return story + &violation.to_string();
+            return trace + &violation.to_string();
         }
     }
     assert!(input.is_empty());
-    story
+    trace
 }
 
 fn server_trace(bytes: &[u8], sizes: &[usize], copy: bool) -> String {
     let mut server = Server::<()>::default();
-    let (mut input, mut story) = (Assembler::default(), String::new());
+    let (mut input, mut trace) = (Assembler::default(), String::new());
     for piece in cut(bytes, sizes) {
         feed(&mut input, piece, copy);
         let (events, violation) = server_events(&mut server, &mut input);
-        events.iter().for_each(|event| story += &format!("{event:?}\n"));
+        events.iter().for_each(|event| trace += &format!("{event:?}\n"));
         if let Some(violation) = violation {
-            return story + &violation.to_string();
+            return trace + &violation.to_string();
         }
     }
-    story
+    trace
 }
 
 proptest! {

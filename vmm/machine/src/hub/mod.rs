@@ -43,7 +43,8 @@ const MAX_PEERS: usize = 256;
 const AGENT_HIGH: usize = 512 << 10;
 /// The most reads of what a VM that has stopped left in the socket.
 const LAST_READS: usize = 32;
-/// After the end of the command, an onlooker that makes no progress for this long is disconnected; the log has the rest.
+/// After the end of the command, a client other than the owner that makes no progress for this long is disconnected; the log
+/// has the rest.
 const STALL: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 /// Timeout for [`Hub::disconnect`].
 const DISCONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -231,7 +232,8 @@ impl State {
         stalls.chain(closing.deadline).min()
     }
 
-    /// Disconnects onlookers that make no progress, so that a suspended one does not delay the end of the box.
+    /// Disconnects clients other than the owner that make no progress, so that a suspended one does not delay the end of
+    /// the box.
     fn disconnect_stalled(&mut self) {
         let Some(closing) = &self.closing else { return };
         let now = Instant::now();

@@ -150,7 +150,7 @@ fn a_peer_gets_its_remaining_output_after_the_command_ended() {
 }
 
 #[test]
-fn a_suspended_onlooker_does_not_delay_the_end_and_the_owner_does() {
+fn a_suspended_client_does_not_delay_the_end_and_the_owner_does() {
     for (owned, drained) in [(false, true), (true, false)] {
         let exec = Exec { argv: vec![b"main".to_vec()], ..Exec::default() };
         let main = Some(MainExec { exec, init: true });

@@ -33,7 +33,7 @@ impl CaptureOutput {
             End::Stopped => false,
             End::Full => true,
             // The stream has broken off.
-            End::Unwritten(_) => return Ok(()),
+            End::WriteFailed(_) => return Ok(()),
         };
         match self {
             Self::File(_) => Ok(()),

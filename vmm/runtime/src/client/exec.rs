@@ -31,7 +31,7 @@ pub struct ExecHandle {
 /// Kills the command when dropped before its end, unless it was released.
 #[derive(Debug)]
 pub(super) struct Running {
-    stream: OpenStream,
+    open: OpenStream,
     released: bool,
 }
 
@@ -66,7 +66,7 @@ pub struct Output {
 
 impl Running {
     pub(super) fn new(client: AgentClient, stream: Arc<Stream>) -> Self {
-        Self { stream: OpenStream { client, stream }, released: false }
+        Self { open: OpenStream { client, stream }, released: false }
     }
 
     /// Waits until the agent has started the command.
@@ -75,10 +75,10 @@ impl Running {
         with_stdin: bool,
         with_terminal: bool,
     ) -> Result<ExecHandle, Error> {
-        let pid = self.stream.stream.started().await?;
-        let output = |channel| ExecOutput { stream: self.stream.clone(), channel };
+        let pid = self.open.stream.started().await?;
+        let output = |channel| ExecOutput { stream: self.open.clone(), channel };
         Ok(ExecHandle {
-            stdin: with_stdin.then(|| ExecStdin::new(self.stream.clone())),
+            stdin: with_stdin.then(|| ExecStdin::new(self.open.clone())),
             stdout: Some(output(Channel::Stdout)),
             stderr: (!with_terminal).then(|| output(Channel::Stderr)),
             pid,
@@ -88,30 +88,30 @@ impl Running {
 
     /// The sending half of a stream without a command.
     pub(super) fn sender(&self) -> ExecStdin {
-        ExecStdin::new(self.stream.clone())
+        ExecStdin::new(self.open.clone())
     }
 
     /// The receiving half of a stream without a command, once data has arrived.
     pub(super) async fn receiver(&self) -> Result<ExecOutput, Error> {
-        self.stream.stream.readable().await;
-        match self.stream.stream.try_over() {
-            Some(Err(error)) if !self.stream.stream.has_output() => Err(error),
+        self.open.stream.readable().await;
+        match self.open.stream.try_over() {
+            Some(Err(error)) if !self.open.stream.has_output() => Err(error),
             _ => Ok(self.output()),
         }
     }
 
     /// The receiving half of a stream without a command, at once.
     pub(super) fn output(&self) -> ExecOutput {
-        ExecOutput { stream: self.stream.clone(), channel: Channel::Stdout }
+        ExecOutput { stream: self.open.clone(), channel: Channel::Stdout }
     }
 
     /// The standard error of a command, at once.
     pub(super) fn error_output(&self) -> ExecOutput {
-        ExecOutput { stream: self.stream.clone(), channel: Channel::Stderr }
+        ExecOutput { stream: self.open.clone(), channel: Channel::Stderr }
     }
 
     pub(super) fn kill(&self) {
-        self.stream.control(Control::Kill);
+        self.open.control(Control::Kill);
     }
 
     /// Leaves the stream to end by itself.
@@ -121,12 +121,12 @@ impl Running {
 
     /// Waits for the end of the stream.
     pub(super) async fn over(&self) -> Result<Response, Error> {
-        self.stream.stream.over().await
+        self.open.stream.over().await
     }
 
     /// How the stream ended, if it has.
     pub(super) fn try_over(&self) -> Option<Result<Response, Error>> {
-        self.stream.stream.try_over()
+        self.open.stream.try_over()
     }
 }
 
@@ -197,12 +197,12 @@ impl ExecHandle {
 
     /// Sends a signal (Linux number) to the command's process group. Has no effect once the command has exited.
     pub fn signal(&self, signal: i32) {
-        self.running.stream.control(Control::Signal(signal));
+        self.running.open.control(Control::Signal(signal));
     }
 
     /// Changes the size of the command's terminal. Has no effect without a terminal.
     pub fn resize(&self, size: TerminalSize) {
-        self.running.stream.control(Control::Resize(size));
+        self.running.open.control(Control::Resize(size));
     }
 
     /// Starts to kill the command and all processes that it started. [`wait`](Self::wait) returns once they are dead.
@@ -231,7 +231,7 @@ impl ExecHandle {
 
     /// The status, if the command has exited.
     pub fn try_wait(&self) -> Result<Option<ExitStatus>, Error> {
-        Ok(self.running.stream.stream.try_over().map(exit).transpose()?.map(|exit| exit.status))
+        Ok(self.running.open.stream.try_over().map(exit).transpose()?.map(|exit| exit.status))
     }
 
     /// Closes standard input, reads all output, and waits for the command to exit.

@@ -62,7 +62,7 @@ enum Loss {
     #[error("{0} packets are missing, because they came faster than they could be written")]
     Skipped(u64),
     #[error("the file cannot be written: {0}")]
-    Unwritten(io::Error),
+    WriteFailed(io::Error),
     /// The file has not taken all packets in time.
     #[error("the file is too slow, and its last packets are missing")]
     Slow,
@@ -82,7 +82,7 @@ impl Loss {
         let remedy = match self {
             Self::Malformed => Remedy::ReportBug,
             Self::Full | Self::Skipped(_) => Remedy::RecordLess,
-            Self::BrokeOff(_) | Self::Unwritten(_) | Self::Slow => Remedy::RecordElsewhere,
+            Self::BrokeOff(_) | Self::WriteFailed(_) | Self::Slow => Remedy::RecordElsewhere,
         };
         Error::capture_incomplete(path, self, remedy)
     }
@@ -226,7 +226,7 @@ async fn write(
                 return Err(Loss::BrokeOff(io::ErrorKind::UnexpectedEof.into()));
             }
             let written = blocking_io(move || file.write_all(&bytes).map(|()| file));
-            file = written.await.map_err(Loss::Unwritten)?;
+            file = written.await.map_err(Loss::WriteFailed)?;
         }
     }
 }

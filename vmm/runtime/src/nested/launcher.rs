@@ -123,7 +123,7 @@ pub async fn run(
 ///
 /// # Errors
 /// The nested host does not start.
-pub(crate) async fn serve(
+pub(crate) async fn start_server(
     options: &Options,
     command: NestedCommand,
     socket: Vec<u8>,

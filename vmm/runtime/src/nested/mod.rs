@@ -34,7 +34,7 @@ use std::path::{Path, PathBuf};
 pub use boxlite_contract::nested::HostEnvironment;
 
 pub use error::Error;
-pub(crate) use launcher::serve;
+pub(crate) use launcher::start_server;
 pub use launcher::{NestedCommand, connect, run};
 pub use qemu::{MEMORY_VARIABLE, find as find_qemu};
 

@@ -47,7 +47,7 @@ impl Remote {
         argv.push(SERVE_SUBCOMMAND.into());
         let command = nested::NestedCommand::new(argv).map_err(Error::soft_host)?;
         let socket = socket_name().map_err(|e| Error::internal(format!("no random name: {e}")))?;
-        let serve = nested::serve(&host, command, socket).await.map_err(Error::soft_host)?;
+        let serve = nested::start_server(&host, command, socket).await.map_err(Error::soft_host)?;
         tokio::spawn(pass_on(serve.stderr()));
         Ok(Self { serve })
     }

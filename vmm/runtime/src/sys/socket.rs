@@ -16,7 +16,12 @@ pub(crate) fn inherited_listener(number: RawFd) -> io::Result<UnixListener> {
     use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
 
     use rustix::io::{FdFlags, fcntl_setfd};
-    // SAFETY: the descriptor is only looked at; one that is none is an error of the call.
+    // SAFETY: it only reads flags of a descriptor, if there is one of that number.
+    if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is open, and nothing closes it: it is standard input, output or error, or an inherited one,
+    // or belongs to a part of this process that lives as long.
     let looked_at = unsafe { BorrowedFd::borrow_raw(number) };
     if !rustix::net::sockopt::socket_acceptconn(looked_at)? {
         return Err(io::ErrorKind::NotConnected.into());

@@ -146,7 +146,7 @@ fn a_stream_says_what_is_missing() {
         assert_eq!(unwrap_chunks(&all), (Vec::new(), CaptureEnd { full, skipped: 3 }));
     }
     let (mut reader, output) = stream();
-    let end = End::Unwritten(io::ErrorKind::BrokenPipe.into());
+    let end = End::WriteFailed(io::ErrorKind::BrokenPipe.into());
     output.end(&Summary { end, skipped: 0 }).unwrap();
     assert_eq!(reader.read(&mut [0]).unwrap(), 0, "no end follows a part of a chunk");
 }

@@ -153,7 +153,7 @@ async fn a_file_that_cannot_be_written_is_incomplete() {
     let file = CaptureFile::open("/dev/full".into()).unwrap();
     let whole = stream(b"some", Some(CaptureEnd::default()));
     let loss = write(file, &whole[..], MAX_CAPTURE).await.unwrap_err();
-    assert!(matches!(loss, Loss::Unwritten(_)), "{loss}");
+    assert!(matches!(loss, Loss::WriteFailed(_)), "{loss}");
 }
 
 #[tokio::test]

@@ -63,8 +63,12 @@ impl Local {
         let (local, detach) = (self.clone(), how.detach || config.options.detach);
         let wait_for_attach = how.wait_for_attach;
         let (name, has_main) = (config.name.clone(), config.options.main_command);
-        let packets = UntakenPackets { local: self, id: &entry.id, kept: false };
-        let machine = blocking(move || local.launch(&folder, &config, how, lock)).await?;
+        let id = entry.id.clone();
+        let launched = blocking(move || {
+            let packets = UntakenPackets { local: local.clone(), id, kept: false };
+            Ok((local.launch(&folder, &config, how, lock)?, packets))
+        });
+        let (machine, packets) = launched.await?;
         machine.ready(Some(&name)).await?;
         tracing::debug!(id = entry.id, name, "the box is ready");
         if has_main && !wait_for_attach {
@@ -241,24 +245,24 @@ impl Local {
 }
 
 /// Closes the reading end of a box's packets when dropped: a start that failed or was cancelled has no reader, and the
-/// box's process would wait for one.
-struct UntakenPackets<'a> {
-    local: &'a Local,
-    id: &'a str,
+/// box's process would wait for one. A cancelled launch goes on, so the guard belongs to the launch.
+struct UntakenPackets {
+    local: Arc<Local>,
+    id: String,
     kept: bool,
 }
 
-impl UntakenPackets<'_> {
+impl UntakenPackets {
     /// Leaves the packets to the caller of the start.
     fn keep(mut self) {
         self.kept = true;
     }
 }
 
-impl Drop for UntakenPackets<'_> {
+impl Drop for UntakenPackets {
     fn drop(&mut self) {
         if !self.kept {
-            self.local.packets().remove(self.id);
+            self.local.packets().remove(&self.id);
         }
     }
 }

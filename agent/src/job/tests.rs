@@ -14,7 +14,7 @@ fn start(work: impl FnOnce(Input, Output) -> Response + Send + 'static) -> Job {
 }
 
 fn wait_for<T>(mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         if let Some(value) = look() {
             return value;
@@ -64,9 +64,16 @@ fn session() -> Session {
 
 #[test]
 fn output_waits_until_it_is_sent_and_is_bounded() {
-    let mut job = start(|_, mut output| match output.write_all(&vec![7; 2 << 20]) {
-        Ok(()) => Response::Done,
-        Err(_) => Response::Started { pid: 1 },
+    // Answers with the number of bytes that it has written.
+    let mut job = start(|_, mut output| {
+        let (data, mut written) = (vec![7; 2 << 20], 0);
+        while written < data.len() {
+            match output.write(&data[written..]) {
+                Ok(n) => written += n,
+                Err(_) => return Response::Started { pid: written as u32 },
+            }
+        }
+        Response::Done
     });
     let waiting = |job: &Job| job.shared.lock().output.len();
     wait_for(|| (waiting(&job) == OUTPUT).then_some(()));
@@ -76,14 +83,17 @@ fn output_waits_until_it_is_sent_and_is_bounded() {
         assert_eq!(job.advance(Some(&mut session)), None);
         sent += session.outbox().take().len();
     }
-    // No more is sent without credit, and no more is written then.
+    // No more is sent without credit.
     wait_for(|| (waiting(&job) == OUTPUT).then_some(()));
-    std::thread::sleep(Duration::from_millis(20));
-    assert!(!job.can_advance(&session) && waiting(&job) == OUTPUT);
+    assert!(!job.can_advance(&session));
+    assert_eq!(job.advance(Some(&mut session)), None);
+    assert!(session.outbox().is_empty());
     session.receive_frame(Frame::credit(2, Channel::Stdout, 1000)).unwrap();
     assert!(job.can_advance(&session));
     job.cancel();
     session.outbox().clear();
-    assert_eq!(wait_for(|| job.advance(Some(&mut session))), Response::Started { pid: 1 });
+    // No more was written than was sent and may wait.
+    let written = (WINDOW as usize + OUTPUT) as u32;
+    assert_eq!(wait_for(|| job.advance(Some(&mut session))), Response::Started { pid: written });
     assert!(session.outbox().is_empty(), "the output of a cancelled job is sent");
 }

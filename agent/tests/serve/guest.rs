@@ -49,18 +49,22 @@ fn a_detached_command_outlives_its_connection_and_is_reaped() {
     let _room = share_room();
     let host = connect();
     let dir = tempfile::tempdir().unwrap();
-    let mark = dir.path().join("mark");
+    let (mark, go) = (dir.path().join("mark"), dir.path().join("go"));
     let script = format!(
         "fds=$(readlink /proc/$$/fd/0 /proc/$$/fd/1 /proc/$$/fd/2); echo \"$fds\" > {0}.fds; \
-         sleep 0.4; head -c 1000000 /dev/zero; echo done > {0}",
-        mark.display()
+         while test ! -e {1}; do sleep 0.02; done; head -c 1000000 /dev/zero; echo done > {0}",
+        mark.display(),
+        go.display()
     );
     let Response::Detached { pid } = host.ask(&Request::ExecDetached(sh(&script))) else {
         panic!()
     };
+    // An attached command ends with the connection.
+    let attached = pid_of(&host, host.exec(command(&["sleep", "1000"])));
     host.close();
-    std::thread::sleep(Duration::from_millis(100));
+    eventually("killed", || !alive(attached));
     assert!(alive(pid), "it ended with its connection");
+    std::fs::write(go, "").unwrap();
     eventually("done", || mark.exists());
     eventually("reaped", || !PathBuf::from(format!("/proc/{pid}")).exists());
     let fds = std::fs::read_to_string(mark.with_extension("fds")).unwrap();
@@ -99,14 +103,21 @@ fn the_groups_of_detached_commands_are_released() {
         path.contains("/boxlite/slot-").then(|| format!("/sys/fs/cgroup{path}"))
     };
     let host = connect();
-    let Response::Detached { pid } = host.ask(&Request::ExecDetached(sh("sleep 0.3"))) else {
+    let dir = tempfile::tempdir().unwrap();
+    let end = dir.path().join("end");
+    let script = format!("while test ! -e {}; do sleep 0.02; done", end.display());
+    let Response::Detached { pid } = host.ask(&Request::ExecDetached(sh(&script))) else {
         panic!()
     };
-    let Some(group) = group(pid) else {
+    let group = group(pid);
+    let is_there = group.as_ref().is_some_and(|group| Path::new(group).exists());
+    std::fs::write(end, "").unwrap();
+    eventually("ended", || !alive(pid));
+    let Some(group) = group else {
         eprintln!("SKIPPED: no cgroup v2");
         return;
     };
-    assert!(Path::new(&group).exists());
+    assert!(is_there, "{group}");
     eventually("released", || !Path::new(&group).exists());
 }
 
@@ -215,7 +226,8 @@ fn a_copy_that_nobody_reads_waits_and_a_killed_one_ends() {
     *host.taking.lock().unwrap() = false;
     let stream = host.request(&copy_out(dir.path()));
     host.wait_for(stream, |seen| seen.stdout.len() == WINDOW as usize);
-    std::thread::sleep(Duration::from_millis(100));
+    // The server has had a turn since then.
+    assert_eq!(host.ask(&Request::Ping), Response::Done);
     let seen = host.wait_for(stream, |_| true);
     assert_eq!((seen.stdout.len(), seen.responses.len()), (WINDOW as usize, 0));
     // The copy continues where it stopped.
@@ -224,6 +236,7 @@ fn a_copy_that_nobody_reads_waits_and_a_killed_one_ends() {
     host.control(stream, Control::Kill);
     let seen = host.finish(stream);
     assert!(failure(seen.responses.last()).message.contains("gone"));
+    assert_eq!(seen.stdout.len(), WINDOW as usize + 1000, "more than the credit");
     // A closed channel ends the copy, too.
     let stream = host.request(&copy_out(dir.path()));
     host.wait_for(stream, |seen| seen.stdout.len() == WINDOW as usize);

@@ -11,6 +11,8 @@ use tempfile::TempDir;
 
 use crate::lab::{Lab, OUTSIDE, in_lab, missing};
 
+const TIMEOUT: Duration = Duration::from_secs(60);
+
 /// A name server of the host, on 127.0.0.1, and the resolver configuration that names it.
 struct Server {
     process: Child,
@@ -46,7 +48,7 @@ impl Server {
         }
         dnsmasq.arg(format!("--txt-record=who.example.org,{address}"));
         let process = dnsmasq.stderr(Stdio::null()).spawn().unwrap();
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + TIMEOUT;
         while TcpStream::connect((address, 53)).is_err() {
             assert!(Instant::now() < deadline, "dnsmasq does not start");
             thread::sleep(Duration::from_millis(20));
@@ -77,7 +79,7 @@ fn dig(lab: &Lab, args: &[&str]) -> String {
 
 /// The whole output of dig.
 fn output_of_dig(lab: &Lab, args: &[&str]) -> String {
-    let args = [&["@192.168.127.1", "+tries=1", "+time=4"], args].concat();
+    let args = [&["@192.168.127.1", "+tries=1", "+time=60"], args].concat();
     String::from_utf8(lab.guest_run("dig", &args).stdout).unwrap().trim().to_owned()
 }
 
@@ -105,7 +107,8 @@ fn names_are_resolved_over_udp_and_tcp() {
         assert_eq!(dig(lab, &["+bufsize=1232", "large.example.org", "TXT"]).lines().count(), 20);
         // dnsmasq's answer for names that it does not know.
         assert!(output_of_dig(lab, &["nothing.example.org"]).contains("REFUSED"));
-        let six = lab.guest_run("dig", &["@fdb0:786c:6974::1", "+short", "www.example.org"]);
+        let six =
+            lab.guest_run("dig", &["@fdb0:786c:6974::1", "+short", "+time=60", "www.example.org"]);
         assert_eq!(six.stdout, b"203.0.113.1\n");
         assert_eq!(network.handle.search_domains(), ["corp.example"]);
         let counters = network.counters();
@@ -131,10 +134,7 @@ fn only_allowed_names_are_resolved_and_reached() {
         thread::spawn(move || listener.incoming().for_each(drop));
         let policy = Policy::from_rules(vec![Rule::allow("*.example.org").unwrap()]);
         let _network = lab.start(NetworkOptions { policy, ..server.options() });
-        let connects = || {
-            let timeout = Duration::from_secs(5);
-            lab.guest(|| TcpStream::connect_timeout(&address, timeout).is_ok())
-        };
+        let connects = || lab.guest(|| TcpStream::connect_timeout(&address, TIMEOUT).is_ok());
         assert_eq!(dig(lab, &["other.example.net"]), "");
         assert!(output_of_dig(lab, &["other.example.net"]).contains("REFUSED"));
         assert!(!connects(), "the name was not resolved");

@@ -64,7 +64,7 @@ fn a_guest_configures_itself_by_router_advertisements() {
             fs::write("/proc/sys/net/ipv6/conf/eth0/accept_ra", "1").unwrap();
             crate::lab::batch("link set lo up\nlink set eth0 mtu 9000 up\n");
         });
-        let deadline = Instant::now() + Duration::from_secs(15);
+        let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             let output =
                 lab.guest_run("ip", &["-6", "addr", "show", "dev", "eth0", "scope", "global"]);

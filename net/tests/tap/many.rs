@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use boxlite_net::NetworkOptions;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -134,11 +134,18 @@ fn ten_thousand_connections_at_once() {
         server.wait_for("accepted");
         assert_eq!(network.counters().tcp_open, COUNT as u64);
         client.wait_for("answered");
-        // Buffers are freed soon, so the rest is the cost of idle flows.
+        // The network frees buffers after ten quiet seconds, so the rest is the cost of idle flows.
         thread::sleep(Duration::from_secs(11));
-        let grown = memory().saturating_sub(before) / COUNT as u64;
+        let deadline = Instant::now() + Duration::from_secs(120);
+        let grown = loop {
+            let grown = memory().saturating_sub(before) / COUNT as u64;
+            if grown <= 8192 {
+                break grown;
+            }
+            assert!(Instant::now() < deadline, "{grown} bytes for each idle flow");
+            thread::sleep(Duration::from_millis(200));
+        };
         println!("{grown} bytes of memory for each idle flow");
-        assert!(grown <= 8192, "{grown} bytes for each idle flow");
         client.end();
         server.end();
         network.wait_for("all flows end", |c| c.tcp_open == 0);

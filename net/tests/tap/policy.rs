@@ -11,7 +11,7 @@ use crate::lab::{FEATURES, Lab, OUTSIDE, OUTSIDE6, Running, batch, in_lab};
 
 fn connects(lab: &Lab, address: &str) -> bool {
     let address = address.parse().unwrap();
-    lab.guest(|| TcpStream::connect_timeout(&address, Duration::from_secs(5)).is_ok())
+    lab.guest(|| TcpStream::connect_timeout(&address, Duration::from_secs(60)).is_ok())
 }
 
 fn listen(ip: &str) -> u16 {
@@ -80,11 +80,12 @@ fn rules_hold_for_tcp_and_udp() {
         assert!(connects(lab, &format!("{OUTSIDE}:{port}")));
         assert!(!connects(lab, &format!("[{OUTSIDE6}]:{port6}")));
         let server = UdpSocket::bind((OUTSIDE, port)).unwrap();
-        server.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        server.set_nonblocking(true).unwrap();
         lab.guest(|| {
             let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
             socket.send_to(b"x", (OUTSIDE, port)).unwrap();
         });
+        network.wait_for("the datagram is denied, too", |c| c.denied >= 2);
         assert!(server.recv(&mut [0; 8]).is_err(), "a datagram passed");
         assert_eq!(network.counters().denied, 2);
     });
@@ -93,7 +94,8 @@ fn rules_hold_for_tcp_and_udp() {
 #[test]
 fn limits_hold_in_their_direction() {
     const LEN: usize = 3_000_000;
-    const RATE: u64 = 4_000_000;
+    // So low that a busy machine is faster without the limit, and less than twice as slow with it.
+    const RATE: u64 = 1_000_000;
     in_lab(|lab| {
         let limit = Some(RateLimit::new(RATE));
         for to_guest in [true, false] {
@@ -101,7 +103,7 @@ fn limits_hold_in_their_direction() {
                 to_guest: limit.filter(|_| to_guest),
                 from_guest: limit.filter(|_| !to_guest),
             };
-            let network = lab.start(NetworkOptions { limits, mtu: 9000, ..Default::default() });
+            let _network = lab.start(NetworkOptions { limits, mtu: 9000, ..Default::default() });
             let listener = TcpListener::bind((OUTSIDE, 0)).unwrap();
             let address = listener.local_addr().unwrap();
             let guest = lab.guest(|| TcpStream::connect(address).unwrap());
@@ -115,17 +117,14 @@ fn limits_hold_in_their_direction() {
                     to.read_exact(&mut vec![0; LEN]).unwrap();
                 });
                 let time = started.elapsed().as_secs_f64();
-                // The burst is an eighth of a second's bytes, and a frame may overdraw the budget.
-                let least = LEN as f64 / RATE as f64 - 0.15;
+                // The burst is an eighth of a second's bytes, and a frame of 64 KiB may overdraw the budget.
+                let least = (LEN as f64 - 65_536.0) / RATE as f64 - 0.125;
                 if guest_sends != to_guest {
-                    assert!((least..least + 1.0).contains(&time), "{time} s, limited");
+                    assert!((least..2.0 * least).contains(&time), "{time} s, limited");
                 } else {
                     assert!(time < least, "{time} s, though not limited");
                 }
             }
-            drop((guest, host, network));
-            // The next network creates a device of the same name.
-            thread::sleep(Duration::from_millis(50));
         }
     });
 }

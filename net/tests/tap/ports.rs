@@ -10,6 +10,8 @@ use rustix::net::{AddressFamily, SocketType};
 
 use crate::lab::{OUTSIDE, OUTSIDE6, in_lab};
 
+const TIMEOUT: Duration = Duration::from_secs(60);
+
 /// Connects from this port, even if an earlier connection used it.
 fn connect_from(from: u16, to: SocketAddr) -> TcpStream {
     let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
@@ -119,7 +121,7 @@ fn an_unserved_port_is_reset_and_a_port_in_use_is_an_error() {
         let network = lab.start(NetworkOptions::default());
         let bound = network.handle.publish(port("0:81")).unwrap();
         let mut client = TcpStream::connect(bound.host).unwrap();
-        client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        client.set_read_timeout(Some(TIMEOUT)).unwrap();
         assert_eq!(client.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
         assert!(network.handle.publish(bound).is_err(), "it is in use by us");
         assert!(network.handle.unpublish(bound).unwrap());
@@ -139,7 +141,10 @@ fn early_connections_wait_for_the_guest() {
         let mut client = TcpStream::connect(bound.host).unwrap();
         client.write_all(b"early").unwrap();
         let listener = lab.guest(|| TcpListener::bind("0.0.0.0:8000").unwrap());
-        thread::sleep(Duration::from_millis(100));
+        // Each answer comes from a later turn of the network's thread.
+        for _ in 0..2 {
+            assert!(network.handle.detach().unwrap().is_none());
+        }
         network.handle.attach(link).unwrap();
         let (mut server, _) = listener.accept().unwrap();
         let mut request = [0; 5];
@@ -154,7 +159,7 @@ fn datagrams_reach_the_guest_and_answers_come_back() {
         let network = lab.start(NetworkOptions::default());
         let bound = network.handle.publish(port("0:5000/udp")).unwrap();
         let server = lab.guest(|| UdpSocket::bind("0.0.0.0:5000").unwrap());
-        server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        server.set_read_timeout(Some(TIMEOUT)).unwrap();
         let clients: Vec<_> = (0..20).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
         for client in &clients {
             client.send_to(b"question", bound.host).unwrap();
@@ -165,7 +170,7 @@ fn datagrams_reach_the_guest_and_answers_come_back() {
             server.send_to(peer.port().to_string().as_bytes(), peer).unwrap();
         }
         for client in &clients {
-            client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            client.set_read_timeout(Some(TIMEOUT)).unwrap();
             let mut buffer = [0; 100];
             let (n, from) = client.recv_from(&mut buffer).unwrap();
             assert_eq!(from, bound.host);

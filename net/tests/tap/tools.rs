@@ -17,7 +17,7 @@ impl Server {
         let mut command = Command::new(program);
         let child = command.args(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let server = Self(child);
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + Duration::from_secs(60);
         let line = format!(":{port:04X} ");
         // No trial connection: the program may serve one client only.
         let listens = || {

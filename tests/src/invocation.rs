@@ -16,7 +16,7 @@ use crate::transcript::Transcript;
 const DEADLINE: Duration = Duration::from_secs(240);
 
 /// Timeout for the end of the output after the process has exited.
-const OUTPUT_LIMIT: Duration = Duration::from_secs(20);
+pub(crate) const OUTPUT_LIMIT: Duration = Duration::from_secs(20);
 
 /// Bytes of output that a failure shows.
 const SHOWN: usize = 16 << 10;

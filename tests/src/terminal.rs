@@ -11,7 +11,7 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, OutputModes, Termios, Winsize, tcgetattr, tcsetwinsize};
 
 use crate::Launcher;
-use crate::invocation::describe;
+use crate::invocation::{OUTPUT_LIMIT, describe};
 use crate::transcript::Transcript;
 
 const DEADLINE: Duration = Duration::from_secs(240);
@@ -21,8 +21,8 @@ const DEADLINE: Duration = Duration::from_secs(240);
 pub struct Terminal {
     /// The terminal emulator's end.
     master: File,
-    /// The programs' end, kept open to read its modes after the launcher has exited.
-    slave: File,
+    /// The programs' end, kept open to read its modes after the launcher has exited. None once the output has to end.
+    slave: Option<File>,
     child: Child,
     screen: Transcript,
     what: String,
@@ -51,7 +51,14 @@ impl Terminal {
         let child = command.spawn().expect("cannot run setsid");
         let reader = master.try_clone().expect("cannot copy the terminal");
         let screen = Transcript::of(reader, Duration::ZERO);
-        Self { master, slave, child, screen, what, deadline: Instant::now() + DEADLINE }
+        Self {
+            master,
+            slave: Some(slave),
+            child,
+            screen,
+            what,
+            deadline: Instant::now() + DEADLINE,
+        }
     }
 
     /// Types these keys.
@@ -82,7 +89,8 @@ impl Terminal {
 
     /// The modes that programs change: echo, line editing, signals from keys; translation of LF into CR LF.
     pub fn modes(&self) -> (LocalModes, OutputModes) {
-        let modes: Termios = tcgetattr(&self.slave).expect("cannot read the terminal's modes");
+        let slave = self.slave.as_ref().expect("the terminal is closed");
+        let modes: Termios = tcgetattr(slave).expect("cannot read the terminal's modes");
         (modes.local_modes, modes.output_modes)
     }
 
@@ -91,9 +99,13 @@ impl Terminal {
     #[track_caller]
     pub fn finish(mut self) -> (Option<i32>, String) {
         let status = self.wait_for_exit();
-        // The last output may still be on its way through the terminal.
-        thread::sleep(Duration::from_millis(300));
-        (status.code(), self.screen.text())
+        // The last output may still be on its way through the terminal, whose output ends when no program has it open.
+        self.slave = None;
+        let deadline = self.deadline.max(Instant::now() + OUTPUT_LIMIT);
+        let ended = self.screen.wait_for_end(deadline);
+        let (what, screen) = (&self.what, self.screen.text());
+        assert!(ended, "{what}\nexited, but another process holds its terminal open: {screen}");
+        (status.code(), screen)
     }
 
     /// Waits until the launcher has exited, and returns its exit code; the terminal stays.

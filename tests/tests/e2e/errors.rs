@@ -9,7 +9,7 @@ fn options_out_of_range_are_refused() {
     let Some(launcher) = Launcher::find() else { return };
     let fails = |options: &[&str], parts: &[&str]| {
         // Nothing is booted for them.
-        let run = launcher.shell(options, "true").deadline(Duration::from_secs(30));
+        let run = launcher.shell(options, "true").deadline(Duration::from_secs(120));
         run.output().fails_with(parts);
     };
     fails(&["--memory", "64M"], &["memory", "128 MiB", "64 GiB"]);

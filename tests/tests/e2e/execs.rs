@@ -32,7 +32,8 @@ fn exec_honours_its_options() {
     // A timeout kills the command and its children; a signal is forwarded to the command.
     let late = exec(&["--timeout", "1s"], "sleep 5555 & sleep 5555").expect(124);
     assert!(late.stderr.contains("timeout"), "{}", late.stderr);
-    let mut trap = sandbox.exec(NO_OPTIONS, "trap 'exit 44' TERM; echo up; sleep 9 & wait").spawn();
+    let mut trap =
+        sandbox.exec(NO_OPTIONS, "trap 'exit 44' TERM; echo up; sleep 999 & wait").spawn();
     trap.wait_for("up");
     trap.signal(Signal::TERM);
     trap.wait().expect(44);
@@ -73,6 +74,14 @@ fn a_command_without_a_control_group_is_not_run() {
     refused.fails_with(&["enter the command's control group"]);
 }
 
+/// A script that waits until a command of this name is the foreground job of its terminal.
+fn foreground_job(name: &str) -> String {
+    // The fields of `stat`: process ID, name, state, parent, group, session, terminal, group in its foreground.
+    let is_in_front =
+        format!("$2 == \"({name})\" && $5 == $8 {{ found = 1 }} END {{ exit !found }}");
+    format!("until cat /proc/[0-9]*/stat 2>/dev/null | awk '{is_in_front}'; do usleep 50000; done")
+}
+
 #[test]
 fn interactive_programs_work() {
     let Some(launcher) = Launcher::find() else { return };
@@ -87,13 +96,13 @@ fn interactive_programs_work() {
     };
     // Job control: stop, list, continue in the background, bring to the foreground, interrupt.
     say("sleep 4444\r", "sleep 4444\r\n");
-    std::thread::sleep(Duration::from_secs(1));
+    sandbox.shell(&foreground_job("sleep"));
     say("\x1a", "Stopped");
     say("jobs\r", "Stopped");
     say("bg %1\r", "sleep 4444");
     say("jobs; echo ju''st\r", "just");
     say("fg %1\r", "sleep 4444");
-    std::thread::sleep(Duration::from_secs(1));
+    sandbox.shell(&foreground_job("sleep"));
     say("\x03", "prompt> ");
     say("echo code $?\r", "code 130");
     // A full-screen program.
@@ -105,7 +114,8 @@ fn interactive_programs_work() {
     terminal.type_keys("vi /tmp/file\r");
     terminal.wait_for("/tmp/file");
     terminal.type_keys("ihello from vi\x1b");
-    std::thread::sleep(Duration::from_secs(1));
+    // The escape key has ended the insertion, and is not the beginning of another key's code.
+    terminal.wait_for("- /tmp/file [Modified]");
     terminal.type_keys(":wq\r");
     terminal.wait_for("prompt> ");
     terminal.type_keys("exit 6\r");

@@ -58,10 +58,9 @@ fn control_keys_signal_the_foreground_job() {
         &["run", "-it", "-e", "PS1=prompt> ", &busybox, "sh", "-i"],
     );
     terminal.wait_for("prompt> ");
-    terminal.type_keys("sleep 1000\r");
-    terminal.wait_for("sleep 1000\r\n");
-    // The shell first has to make it the foreground job.
-    std::thread::sleep(std::time::Duration::from_secs(1));
+    // The shell first has to make it the foreground job; the text differs from its echo.
+    terminal.type_keys("sh -c 'echo be''gun; exec sleep 1000'\r");
+    terminal.wait_for("begun\r\n");
     terminal.type_keys("\x03");
     terminal.wait_for("prompt> ");
     terminal.type_keys("echo code $?\r");
@@ -80,7 +79,8 @@ fn an_editor_works() {
         Terminal::run(&launcher, 24, 80, &["run", "-it", &busybox, "sh", "-c", script]);
     terminal.wait_for("one");
     terminal.type_keys("otwo\x1b");
-    std::thread::sleep(std::time::Duration::from_secs(1));
+    // The escape key has ended the insertion, and is not the beginning of another key's code.
+    terminal.wait_for("- /tmp/f [Modified]");
     terminal.type_keys(":wq\r");
     let (code, screen) = terminal.finish();
     assert_eq!(code, Some(0), "{screen}");

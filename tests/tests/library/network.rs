@@ -81,7 +81,7 @@ fn a_denied_flow_is_an_event() {
         let mut query = EventQuery::default().since(std::time::UNIX_EPOCH).follow(true);
         query.id = Some(sandbox.id().to_owned());
         let mut events = runtime.events(query).await.unwrap();
-        let answer = shell(&sandbox, "nc -w 9 192.0.2.9 80 </dev/null 2>&1 || true").await;
+        let answer = shell(&sandbox, "nc -w 60 192.0.2.9 80 </dev/null 2>&1 || true").await;
         assert!(!answer.contains("timed out"), "it is refused, not dropped: {answer}");
         loop {
             let event = events.next().await.unwrap().expect("the event comes");

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use boxlite_contract::control::{self, FromMachine, STOP_LIMIT, ToMachine};
 use boxlite_contract::metrics::MachineMetrics;
+use boxlite_contract::status::STATUS_FILE;
 
 use super::launch::within;
 use super::{Dependent, Local};
@@ -24,6 +25,9 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Timeout for the end of a box whose process does not accept requests any more, most likely because it is exiting.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Timeout for the ID of a box's process, which records it when it starts.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Time after which the box is checked again while the end of its process is awaited, in case the status names an
 /// unrelated process.
@@ -60,6 +64,7 @@ impl Local {
     pub(super) async fn stop(self: &Arc<Self>, id: &str, grace_ms: u64) -> Result<()> {
         let (folder, process) = self.folder_and_process(id).await?;
         let Some(pid) = process else { return Ok(()) };
+        // Others may start the box again as soon as this process has exited: only its end is awaited.
         match self.ask(id, ToMachine::Stop { grace_ms }).await {
             Ok(_) => {}
             Err(_) if !self.is_live(&folder).await? => return Ok(()),
@@ -125,18 +130,37 @@ impl Local {
             return ended;
         }
         // The process does not accept requests, or does not exit.
-        if let Some(victim) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
+        if self.is_process(&folder, pid).await?
+            && let Some(victim) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw)
+        {
             let _ = rustix::process::kill_process(victim, rustix::process::Signal::KILL);
         }
         within(KILL_TIMEOUT, "the end of the killed box", self.process_ended(&folder, pid)).await
     }
 
-    /// The folder of a box, and its process as in [`process_of`](Self::process_of).
+    /// The folder of a box, and the ID of its process if the box is live. Waits until a process that starts has recorded
+    /// its ID: without it, the process could not be told from the next one.
     async fn folder_and_process(self: &Arc<Self>, id: &str) -> Result<(BoxFolder, Option<u32>)> {
         let (local, id) = (self.clone(), id.to_owned());
         let folder = blocking(move || local.folder(&id)).await?;
-        let process = self.process_of(&folder).await?;
+        let mut status = self.watcher.follow(folder.file(STATUS_FILE));
+        let recorded = async {
+            loop {
+                match self.process_of(&folder).await? {
+                    Some(0) => drop(tokio::time::timeout(PAUSE, status.changed()).await),
+                    process => return Ok(process),
+                }
+            }
+        };
+        let process = within(START_TIMEOUT, "the start of the box's process", recorded).await?;
         Ok((folder, process))
+    }
+
+    /// Whether the box is live as this process, according to a status that the process wrote itself: while a box starts,
+    /// its status may still be that of the last run.
+    async fn is_process(self: &Arc<Self>, folder: &BoxFolder, pid: u32) -> Result<bool> {
+        let (is_live, status) = self.look_at(folder).await?;
+        Ok(is_live && status.is_some_and(|status| status.pid == pid && status.ended.is_none()))
     }
 
     /// The ID of a box's process, if the box is live; 0 if the process has not recorded its ID yet.
@@ -159,7 +183,7 @@ impl Local {
 
     pub(super) async fn outlive(self: &Arc<Self>, id: &str) -> Result<()> {
         self.ask(id, ToMachine::Outlive).await?;
-        if let (_, Some(pid @ 1..)) = self.folder_and_process(id).await? {
+        if let (_, Some(pid)) = self.folder_and_process(id).await? {
             crate::nested::outlive(pid);
         }
         self.dependents().remove(id);

@@ -77,13 +77,16 @@ fn begin(folder: &BoxFolder) -> Child {
     process
 }
 
-/// Answers one request with the end of the box, and reports that the request came.
+/// Answers one request to end the box, and reports that the request came.
 fn promise_an_end(control: &UnixListener) -> std::sync::mpsc::Receiver<()> {
     let control = control.try_clone().unwrap();
     let (sender, asked) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let (client, _) = control.accept().unwrap();
-        let Ok(Some((ToMachine::Kill, _))) = control::receive(&client) else { return };
+        let Ok(Some((ToMachine::Kill | ToMachine::Stop { .. }, _))) = control::receive(&client)
+        else {
+            return;
+        };
         control::send(&client, &FromMachine::Done, &[]).unwrap();
         let _ = sender.send(());
     });
@@ -238,4 +241,23 @@ async fn a_box_that_is_started_while_it_is_removed_is_removed_all_the_same() {
     assert!(!live.local.home.folder(&live.config.id).path().exists());
     let again = live.local.remove(&live.config.id, true).await;
     assert_eq!(again.unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn stopping_a_box_that_starts_does_not_touch_a_later_process() {
+    let mut live = LiveBox::new();
+    let (local, id) = (live.local.clone(), live.config.id.clone());
+    let folder = local.home.folder(&id);
+    let recorded = Status::read(folder.path()).unwrap().unwrap();
+    Status::starting().write(folder.path(), Durability::Process).unwrap();
+    let asked = promise_an_end(&live.control);
+    let stop = tokio::spawn(async move { local.stop(&id, 0).await });
+    // Meanwhile the stop finds a process without an ID, if the machine is not too slow.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    recorded.write(folder.path(), Durability::Process).unwrap();
+    tokio::task::spawn_blocking(move || asked.recv_timeout(PATIENCE).unwrap()).await.unwrap();
+    live.end();
+    live.begin();
+    tokio::time::timeout(PATIENCE, stop).await.expect("it ends").unwrap().unwrap();
+    assert_eq!(live.process.try_wait().unwrap(), None, "a process was killed that nobody stopped");
 }

@@ -213,6 +213,8 @@ impl BoxHandle {
             Ok(Err(e)) if e.kind() == ErrorKind::NotFound => {
                 Error::ended(self.name(), "and was removed")
             }
+            // The nested host ended, with the box's process.
+            Ok(Err(e)) if e.kind() == ErrorKind::Host => e,
             _ => Error::guest(error),
         }
     }

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::error::is_hang_up;
 use super::folder::{HostFolder, last_lines};
 use super::{Error, Options, qemu};
-use crate::client::{self, AgentClient, Attachment, AttachmentEnd, SocketServer, Streams};
+use crate::client::{self, AgentClient, Attachment, AttachmentEnd, Streams};
 use crate::sys::{in_new_session, inherit_only};
 
 /// Timeout for a nested host: the end of an earlier one, and its boot.
@@ -116,22 +116,6 @@ pub async fn run(
         Ok(AttachmentEnd::WriteFailed(error)) => Err(Error::WriteFailed(error)),
         Err(error) => Err(Error::of_connection(error, &folder)),
     }
-}
-
-/// Starts a command that serves the abstract socket `socket` in the nested host of `options`' home, which is started if
-/// necessary. Does not wait for the command's start.
-///
-/// # Errors
-/// The nested host does not start.
-pub(crate) async fn start_server(
-    options: &Options,
-    command: NestedCommand,
-    socket: Vec<u8>,
-) -> Result<SocketServer, Error> {
-    let folder = HostFolder::open(&options.home)?;
-    let client = connect(options).await?;
-    let server = client.exec_server(command.exec(), socket);
-    server.map_err(|error| Error::of_connection(error, &folder))
 }
 
 /// Prints why a command could not be started, and returns a shell's exit code for that.

@@ -24,6 +24,7 @@ mod monitor;
 mod ports;
 mod qemu;
 mod router;
+mod server;
 mod sys;
 #[cfg(test)]
 mod tests;
@@ -34,9 +35,9 @@ use std::path::{Path, PathBuf};
 pub use boxlite_contract::nested::HostEnvironment;
 
 pub use error::Error;
-pub(crate) use launcher::start_server;
 pub use launcher::{NestedCommand, connect, run};
 pub use qemu::{MEMORY_VARIABLE, find as find_qemu};
+pub(crate) use server::NestedServer;
 
 /// The subcommand that runs [`keeper::main`] with the arguments of [`Options::from_args`].
 pub const KEEPER_SUBCOMMAND: &str = "softhost-keeper";

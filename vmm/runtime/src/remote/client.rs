@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use boxlite_kernel::GuestFiles;
 use boxlite_rootfs_builder::Progress;
@@ -13,9 +13,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use super::wire::{Answer, Request};
 use crate::call::{Call, Channel, Reply};
-use crate::client::{self, FailureKind, SocketServer, SocketStream};
+use crate::client::SocketStream;
 use crate::launcher::SERVE_SUBCOMMAND;
-use crate::nested;
+use crate::nested::{self, NestedServer};
 use crate::stream::Duplex;
 use crate::stream::wire;
 use crate::{Error, Home, Result, RuntimeOptions, blocking, local};
@@ -25,7 +25,7 @@ use crate::{Error, Home, Result, RuntimeOptions, blocking, local};
 #[derive(Debug)]
 pub(crate) struct Remote {
     /// `serve`, which ends when this is dropped.
-    serve: SocketServer,
+    serve: NestedServer,
 }
 
 impl Remote {
@@ -47,7 +47,7 @@ impl Remote {
         argv.push(SERVE_SUBCOMMAND.into());
         let command = nested::NestedCommand::new(argv).map_err(Error::soft_host)?;
         let socket = socket_name().map_err(|e| Error::internal(format!("no random name: {e}")))?;
-        let serve = nested::start_server(&host, command, socket).await.map_err(Error::soft_host)?;
+        let serve = NestedServer::start(&host, command, socket).await.map_err(Error::soft_host)?;
         tokio::spawn(pass_on(serve.stderr()));
         Ok(Self { serve })
     }
@@ -70,7 +70,7 @@ impl Remote {
 
     pub(crate) async fn open(self: &Arc<Self>, channel: Channel) -> Result<Box<dyn Duplex>> {
         let stream = self.open_stream(channel).await?;
-        Ok(Box::new(Held { stream, _remote: self.clone() }))
+        Ok(Box::new(Held { stream, remote: self.clone() }))
     }
 
     /// The packets of a box. The stream keeps no runtime: it ends with it.
@@ -97,15 +97,14 @@ impl Remote {
 
     /// Sends a request on a stream of its own. The first goes out while `serve` starts.
     async fn request(&self, request: Request) -> Result<SocketStream> {
-        let mut stream = self.serve.connect().map_err(|e| self.lost(e.into()))?;
+        let mut stream = self.serve.connect().map_err(|e| self.lost(e))?;
         wire::send(&mut stream, &request).await.map_err(|e| self.lost(e))?;
         Ok(stream)
     }
 
     /// Converts an error of a stream to `serve`.
     fn lost(&self, error: io::Error) -> Error {
-        // A command that did not start says why; its socket only refuses.
-        lost(self.serve.failure().map_or(error, io::Error::from))
+        Error::soft_host(self.serve.explain(error))
     }
 }
 
@@ -114,24 +113,6 @@ fn socket_name() -> io::Result<Vec<u8>> {
     let mut bytes = [0; 16];
     getrandom(&mut bytes, GetRandomFlags::empty())?;
     Ok(format!("boxlite-serve-{:032x}", u128::from_ne_bytes(bytes)).into_bytes())
-}
-
-/// Converts an error of a stream to `serve`.
-pub(super) fn lost(error: io::Error) -> Error {
-    let source = error.get_ref().and_then(|source| source.downcast_ref::<client::Error>());
-    let failure = source.and_then(client::Error::failure).map(|failure| failure.kind);
-    let message = match failure {
-        // Its agent does not know the requests for a socket.
-        Some(FailureKind::Unsupported) => {
-            "an older release started the software host that runs: stop its boxes with that release, \
-             and the software host ends"
-                .to_owned()
-        }
-        // The runtime did not start, or has ended, or all connections are in use.
-        Some(_) => format!("cannot reach the runtime in the software host: {error}"),
-        None => format!("the runtime in the software host is gone: {error}"),
-    };
-    Error::soft_host(nested::Error::Ended(message))
 }
 
 /// Shows what the runtime there has to say to people.
@@ -149,7 +130,14 @@ async fn pass_on(mut from: impl AsyncRead + Unpin) {
 /// A channel, which keeps the runtime that it leads to.
 struct Held {
     stream: SocketStream,
-    _remote: Arc<Remote>,
+    remote: Arc<Remote>,
+}
+
+impl Held {
+    /// Says what an error of the stream means; the agent that carries it is not that of the box.
+    fn explain<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        result.map_err(|error| io::Error::new(error.kind(), self.remote.serve.explain(error)))
+    }
 }
 
 impl AsyncRead for Held {
@@ -158,7 +146,8 @@ impl AsyncRead for Held {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let read = ready!(Pin::new(&mut self.stream).poll_read(cx, buf));
+        Poll::Ready(self.explain(read))
     }
 }
 
@@ -168,7 +157,8 @@ impl AsyncWrite for Held {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let written = ready!(Pin::new(&mut self.stream).poll_write(cx, buf));
+        Poll::Ready(self.explain(written))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -2,16 +2,13 @@
 
 use std::io::ErrorKind;
 
-use boxlite_proto::message::Failure;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::{UnixListener, UnixStream};
 
-use super::client::lost;
 use super::server::{carry, serve_on};
 use super::wire::{Answer, Request};
 use crate::Error;
 use crate::call::{Call, Channel};
-use crate::client::{self, FailureKind};
 use crate::stream::{Duplex, wire};
 
 async fn ask(mut stream: UnixStream, request: Request) -> Answer {
@@ -52,15 +49,6 @@ fn each_stream_is_answered_whatever_others_do() {
             () = requests => {}
         }
     });
-}
-
-#[test]
-fn an_agent_without_sockets_is_an_older_releases() {
-    let failed = |kind| client::Error::Failed(Failure { kind, message: "no".to_owned() });
-    let message = |kind| lost(failed(kind).into()).to_string();
-    assert!(message(FailureKind::Unsupported).contains("an older release"));
-    assert!(message(FailureKind::Other).contains("cannot reach"));
-    assert!(lost(std::io::ErrorKind::ConnectionReset.into()).to_string().contains("is gone"));
 }
 
 /// A channel whose other end takes nothing at first.

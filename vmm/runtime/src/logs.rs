@@ -80,6 +80,7 @@ impl LogQuery {
         query.since_ns = self.since_ms.map(|ms| ms.saturating_mul(1_000_000));
         query.until_ns = self.until_ns;
         query.stream = self.stream;
+        query.existing = !self.follow;
         query
     }
 

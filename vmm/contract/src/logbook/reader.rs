@@ -20,6 +20,8 @@ pub struct Query {
     pub until_ns: Option<u64>,
     /// Only output to this stream.
     pub stream: Option<LogStream>,
+    /// Only output that exists when the log is opened, so that reading ends although more is written.
+    pub existing: bool,
 }
 
 impl Query {
@@ -39,6 +41,8 @@ impl Query {
 pub struct Reader {
     cursor: Cursor,
     query: Query,
+    /// Where reading ends; none: it continues when more has been written.
+    end: Option<Position>,
     /// The number of lines to leave out at the beginning.
     skip: u64,
     lines: Lines,
@@ -47,23 +51,25 @@ pub struct Reader {
 impl Reader {
     /// Opens the log in a box's folder. The log need not exist yet.
     pub fn open(folder: &Path, query: Query) -> io::Result<Self> {
+        let now = Some(Cursor::new(folder).end()?);
         let mut skip = 0;
         if let Some(tail) = query.tail {
             let mut cursor = Cursor::new(folder);
             let mut lines = Lines::default();
-            while let Some(record) = cursor.next()? {
+            while let Some(record) = cursor.next_before(now)? {
                 if query.wants(&record) {
                     lines.pass(record.stream, &record.bytes, |_, _| {});
                 }
             }
             skip = lines.begun.saturating_sub(tail);
         }
-        Ok(Self { cursor: Cursor::new(folder), query, skip, lines: Lines::default() })
+        let end = now.filter(|_| query.existing);
+        Ok(Self { cursor: Cursor::new(folder), query, end, skip, lines: Lines::default() })
     }
 
     /// The next record; `None` if there is no further one yet.
     pub fn poll(&mut self) -> io::Result<Option<Record>> {
-        while let Some(mut record) = self.cursor.next()? {
+        while let Some(mut record) = self.cursor.next_before(self.end)? {
             if !self.query.wants(&record) {
                 continue;
             }
@@ -119,7 +125,10 @@ impl Lines {
     }
 }
 
-/// A position in the files of a log.
+/// The sequence number of a file, and an offset in it.
+type Position = (u64, u64);
+
+/// A reader's place in the files of a log.
 #[derive(Debug)]
 struct Cursor {
     folder: PathBuf,
@@ -138,7 +147,29 @@ impl Cursor {
         Self { folder: folder.to_owned(), file: None }
     }
 
-    /// The next record, whether selected or not.
+    /// The current end of the log.
+    fn end(&self) -> io::Result<Position> {
+        let mut end = (0, 0);
+        // In this order, as in `successor`.
+        for name in [FILE, OLD_FILE] {
+            if let Some((file, sequence)) = self.open(name)? {
+                end = end.max((sequence, file.metadata()?.len()));
+            }
+        }
+        Ok(end)
+    }
+
+    /// The next record, whether selected or not, if it ends at or before `end`. Returns none from there on.
+    fn next_before(&mut self, end: Option<Position>) -> io::Result<Option<Record>> {
+        let place = |open: &Option<Open>| open.as_ref().map(|open| (open.sequence, open.offset));
+        if end.is_some_and(|end| place(&self.file).is_some_and(|place| place >= end)) {
+            return Ok(None);
+        }
+        let record = self.next()?;
+        Ok(record.filter(|_| end.is_none() || place(&self.file) <= end))
+    }
+
+    /// The next record.
     fn next(&mut self) -> io::Result<Option<Record>> {
         loop {
             if let Some(record) = self.file.as_mut().map_or(Ok(None), Open::next)? {
@@ -153,18 +184,22 @@ impl Cursor {
         }
     }
 
+    /// A file of the log with its sequence number. None if there is none, or if it has no whole header yet.
+    fn open(&self, name: &str) -> io::Result<Option<(File, u64)>> {
+        match File::open(self.folder.join(name)) {
+            Ok(file) => Ok(sequence(&file)?.map(|sequence| (file, sequence))),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
     /// The oldest file after the current one.
     fn successor(&self) -> io::Result<Option<Open>> {
         let after = self.file.as_ref().map_or(0, |open| open.sequence);
         let mut found: Option<Open> = None;
         // In this order, a file that is renamed in between is seen twice rather than not at all.
         for name in [FILE, OLD_FILE] {
-            let file = match File::open(self.folder.join(name)) {
-                Ok(file) => file,
-                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-                Err(e) => return Err(e),
-            };
-            let Some(sequence) = sequence(&file)? else { continue };
+            let Some((file, sequence)) = self.open(name)? else { continue };
             let better = found.as_ref().is_none_or(|found| sequence < found.sequence);
             if sequence > after && better {
                 found = Some(Open { file, sequence, offset: FILE_HEADER });

@@ -155,6 +155,33 @@ fn streams_and_times_are_chosen() {
 }
 
 #[test]
+fn existing_output_ends_where_the_log_ended_when_it_was_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    let empty = Reader::open(folder.path(), Query { existing: true, ..Query::default() }).unwrap();
+    let mut writer = Writer::open(folder.path());
+    let line = |n: usize| format!("{n}\n").into_bytes();
+    (0..4).for_each(|n| writer.append_at(LogStream::Stdout, &line(n), 1));
+    let open = |tail, existing| {
+        Reader::open(folder.path(), Query { tail, existing, ..Query::default() }).unwrap()
+    };
+    let mut readers = [open(None, true), open(Some(2), true), open(Some(0), true)];
+    let follower = open(Some(1), false);
+    // Enough to rotate the files.
+    let long = vec![b'x'; 1 << 20];
+    (0..12).for_each(|_| writer.append_at(LogStream::Stdout, &long, 1));
+    let text = |reader: &mut Reader| of(&reader.map(Result::unwrap).collect::<Vec<_>>()).concat();
+    let [all, last, none] = readers.each_mut().map(text);
+    assert_eq!((&all[..], &last[..], &none[..]), (&b"0\n1\n2\n3\n"[..], &b"2\n3\n"[..], &b""[..]));
+    assert_eq!({ empty }.count(), 0);
+    assert!({ follower }.map(|record| record.unwrap().bytes.len()).sum::<usize>() > 12 << 20);
+    // A writer that never rests does not keep the reader of a tail.
+    for reader in &mut readers {
+        writer.append_at(LogStream::Stdout, b"later\n", 1);
+        assert!(reader.next().is_none());
+    }
+}
+
+#[test]
 fn a_follower_waits_for_a_log_and_for_whole_records() {
     let folder = tempfile::tempdir().unwrap();
     let mut reader = Reader::open(folder.path(), Query::default()).unwrap();

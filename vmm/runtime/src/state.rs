@@ -282,9 +282,11 @@ pub(super) fn main_code(end: &MainEnd) -> u8 {
     }
 }
 
-/// The exit code of a box that stopped: that of its main command, or 137 if the command was killed with the box.
+/// The exit code of a box that stopped: that of its main command, or 137 if the command was killed with the box. None if
+/// the box failed before its main command ran.
 pub(super) fn end_code(ended: &BoxEnd, has_main: bool) -> Option<u8> {
-    end_code_of(ended.main.as_ref(), has_main)
+    let never_ran = matches!(ended.cause, EndCause::Port(_) | EndCause::NotReady { .. });
+    end_code_of(ended.main.as_ref(), has_main && !never_ran)
 }
 
 fn end_code_of(end: Option<&MainEnd>, has_main: bool) -> Option<u8> {
@@ -379,5 +381,9 @@ mod tests {
         };
         assert_eq!(end_state(&killed), BoxState::Failed(FailureReason::OutOfMemory));
         assert_eq!(end_code(&killed, true), Some(137));
+        let end = |cause| BoxEnd { cause, at_ms: 0, main: None };
+        assert_eq!(end_code(&end(EndCause::Killed), true), Some(137));
+        assert_eq!(end_code(&end(EndCause::Killed), false), None);
+        assert_eq!(end_code(&end(EndCause::Port("8000 is in use".into())), true), None);
     }
 }

@@ -36,7 +36,7 @@ use args::{Cli, Subcommand};
 use commands::process::Process;
 use commands::{
     attach, completion, copy, create, doctor, events, exec, image, inspect, lifecycle, list, login,
-    logs, on_tokio, port, run, softhost, stats,
+    logs, on_tokio, on_tokio_until_interrupted, port, run, softhost, stats,
 };
 
 /// Runs the command line of this process.
@@ -72,6 +72,9 @@ fn dispatch(Cli { global, command }: Cli) -> Result<u8> {
         Subcommand::Inspect(args) => on_tokio(inspect::inspect(global, &args)),
         Subcommand::Exec(args) => on_tokio(exec::exec(global, args)),
         Subcommand::Attach(args) => on_tokio(attach::attach(global, &args)),
+        Subcommand::Cp(args) if args.writes_files() => {
+            on_tokio_until_interrupted(copy::copy(global, &args))
+        }
         Subcommand::Cp(args) => on_tokio(copy::copy(global, &args)),
         Subcommand::Logs(args) => on_tokio(logs::logs(global, &args)),
         Subcommand::Stats(args) => on_tokio(stats::stats(global, &args)),

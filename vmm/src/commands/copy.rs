@@ -129,6 +129,11 @@ impl Endpoint {
 }
 
 impl Copy {
+    /// Whether the copy writes files of this machine.
+    pub(crate) fn writes_files(&self) -> bool {
+        self.dest.host().is_some()
+    }
+
     fn options(&self) -> CopyOptions {
         CopyOptions::default().follow_links(self.follow_link).keep_ownership(self.archive)
     }
@@ -169,7 +174,22 @@ impl Copy {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+    use crate::args::{Cli, Subcommand};
+
+    #[test]
+    fn only_a_copy_to_a_local_path_writes_files() {
+        let writes_files = |source: &str, dest: &str| {
+            let cli = Cli::parse_from(["x", "cp", source, dest]);
+            let Subcommand::Cp(copy) = cli.command else { panic!() };
+            copy.writes_files()
+        };
+        assert!(writes_files("dev:/etc", "."));
+        assert!(!writes_files("dev:/etc", "-") && !writes_files("-", "dev:/etc"));
+        assert!(!writes_files("./etc", "dev:/"));
+    }
 
     #[test]
     fn an_endpoint_is_a_path_a_box_or_a_stream() {

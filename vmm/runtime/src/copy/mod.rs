@@ -200,7 +200,8 @@ impl BoxHandle {
     /// without devices, named pipes, setuid, setgid and sticky bits. Symlinks are copied as they are: look
     /// where they point before following them. Each file gets its name when it is whole.
     ///
-    /// Dropping the future ends the copy on both sides; files that are whole stay.
+    /// Dropping the future ends the copy on both sides; files that are whole stay. A blocking thread, which may outlive
+    /// the future, removes the unfinished file (`.boxlite-copy-<hex>`).
     ///
     /// # Errors
     /// The copy cannot be written on the host, the rules refuse it ([`ErrorKind::Invalid`](crate::ErrorKind::Invalid)),

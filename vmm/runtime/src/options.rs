@@ -34,7 +34,8 @@ pub struct BoxOptions {
     pub image: String,
     /// When to ask the registry for the image.
     pub pull: PullPolicy,
-    /// The box's name, which is also its host name; default: generated.
+    /// The box's name, which is also its host name; 32 hexadecimal digits, the form of an ID, are no name. Default:
+    /// generated.
     pub name: Option<String>,
     /// Number of vCPUs, 1 to 64; default 1.
     pub cpus: u8,

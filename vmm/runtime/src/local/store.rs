@@ -133,11 +133,14 @@ impl Store {
         read().map_err(self.failed("read"))
     }
 
-    /// Finds a box by its name, its ID, or a unique prefix of its ID.
+    /// Finds a box by its ID, its name, or a unique prefix of its ID, in this order.
     pub(super) fn find(&self, query: &str) -> Result<Entry> {
         let connection = self.connection();
         let read = || {
-            let sql = format!("SELECT {COLUMNS} FROM boxes WHERE name = ?1 OR id = ?1");
+            // The ID first: a box of an earlier release may have another box's ID as its name.
+            let sql = format!(
+                "SELECT {COLUMNS} FROM boxes WHERE id = ?1 OR name = ?1 ORDER BY id = ?1 DESC"
+            );
             let exact = connection.query_row(&sql, [query], Entry::read).optional()?;
             if let Some(entry) = exact {
                 return Ok(vec![entry]);
@@ -246,6 +249,18 @@ mod tests {
             assert_eq!(find(none).unwrap_err().kind(), ErrorKind::NotFound, "{none:?}");
         }
         assert_eq!(find("%").unwrap(), "%_");
+    }
+
+    #[test]
+    fn a_full_id_goes_before_a_name() {
+        let (_dir, store) = store();
+        for (id, name) in [("aa11", "bb22"), ("bb22", "web"), ("cc33", "aa11")] {
+            store.add(&entry(id, name)).unwrap();
+        }
+        for id in ["aa11", "bb22", "cc33"] {
+            assert_eq!(store.find(id).unwrap().id, id);
+        }
+        assert_eq!(store.find("web").unwrap().id, "bb22");
     }
 
     #[test]

@@ -22,6 +22,8 @@ pub(crate) const MIN_HEALTH_TIME: Duration = Duration::from_millis(1);
 
 /// The longest host name of Linux.
 const NAME_MAX: usize = 63;
+/// Number of hexadecimal digits of a box's ID.
+const ID_LEN: usize = 32;
 
 #[derive(Default)]
 struct Problems(Vec<Problem>);
@@ -205,10 +207,19 @@ pub(crate) fn is_name(name: &str) -> bool {
     name.len() <= NAME_MAX
         && name.starts_with(|c: char| c.is_ascii_alphanumeric())
         && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
+        && !looks_like_id(name)
+}
+
+/// Whether a text has the form of a box's full ID, which as a name could be taken for another box.
+fn looks_like_id(text: &str) -> bool {
+    text.len() == ID_LEN && text.chars().all(|c| c.is_ascii_hexdigit())
 }
 
 /// Why a box cannot have this name.
 pub(crate) fn bad_name(name: &str) -> String {
+    if looks_like_id(name) {
+        return format!("{name:?}: {ID_LEN} hexadecimal digits are the form of a box's ID");
+    }
     format!(
         "{name:?}: a name has 1 to {NAME_MAX} letters, digits, '.', '_' or '-', and begins with a \
          letter or digit"
@@ -222,6 +233,16 @@ fn is_absolute(path: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_full_id_is_not_a_name() {
+        for id in ["0123456789abcdef0123456789abcdef", "0123456789ABCDEF0123456789ABCDEF"] {
+            assert!(!is_name(id), "{id}");
+            assert!(bad_name(id).contains("the form of a box's ID"), "{}", bad_name(id));
+            assert!(is_name(&id[1..]) && is_name(&format!("{id}0")));
+        }
+        assert!(is_name("0123456789abcdef0123456789abcdeg"));
+    }
 
     #[test]
     fn the_error_lists_every_problem() {

@@ -46,8 +46,8 @@ pub(crate) struct BoxArgs {
     /// Let the box run VMs itself and use the CPU's performance counters
     #[arg(long, help_heading = MACHINE)]
     nested: bool,
-    /// Size of the disk, 1G to 1T; a plain number is GiB [default: 10G]
-    #[arg(long, value_name = "SIZE", value_parser = size::gib, help_heading = MACHINE)]
+    /// Size of the disk, 1G to 1T in whole GiB; a plain number is GiB [default: 10G]
+    #[arg(long, value_name = "SIZE", value_parser = size::disk_gib, help_heading = MACHINE)]
     disk_size: Option<u64>,
     /// Fail if the box has not booted within this time
     #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = size::duration, help_heading = MACHINE)]

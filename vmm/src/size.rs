@@ -9,9 +9,14 @@ pub(crate) fn mib(text: &str) -> Result<u64, String> {
     bytes(text, KIB * KIB).map(|bytes| bytes.div_ceil(KIB * KIB))
 }
 
-/// A size in GiB: `20G`, `1T`; a plain number is GiB. Rounded up.
-pub(crate) fn gib(text: &str) -> Result<u64, String> {
-    bytes(text, KIB * KIB * KIB).map(|bytes| bytes.div_ceil(KIB * KIB * KIB))
+/// The size of a disk in GiB: `20G`, `1T`, `2048M`; a plain number is GiB. The runtime checks the range of whole GiB.
+pub(crate) fn disk_gib(text: &str) -> Result<u64, String> {
+    const GIB: u64 = KIB.pow(3);
+    let bytes = bytes(text, GIB)?;
+    match bytes.is_multiple_of(GIB) {
+        true => Ok(bytes / GIB),
+        false => Err("a disk has 1G to 1T, in whole GiB, as in 20G".into()),
+    }
 }
 
 /// Bytes per second: `500K`, `10M`, `1G`; a plain number is bytes.
@@ -75,11 +80,19 @@ mod tests {
         assert_eq!(mib("2g"), Ok(2048));
         assert_eq!(mib("2GiB"), Ok(2048));
         assert_eq!(mib("1K"), Ok(1));
-        assert_eq!(gib("20"), Ok(20));
-        assert_eq!(gib("1T"), Ok(1024));
-        assert_eq!(gib("1536M"), Ok(2));
+        assert_eq!(disk_gib("20"), Ok(20));
+        assert_eq!(disk_gib("1T"), Ok(1024));
+        assert_eq!(disk_gib("2048M"), Ok(2));
         for bad in ["", "M", "-1", "1.5G", "5X", "99999999999999999999", "99999999T"] {
             assert!(mib(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_disk_has_whole_gib() {
+        for bad in ["1K", "1M", "1023M", "1025M", "1536M"] {
+            let error = disk_gib(bad).unwrap_err();
+            assert!(error.contains("1G to 1T"), "{bad}: {error}");
         }
     }
 

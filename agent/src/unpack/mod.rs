@@ -86,9 +86,12 @@ impl UnpackError {
     /// The failure for the host.
     pub fn failure(&self) -> Failure {
         let kind = match &self.problem {
-            Problem::Archive(ArchiveError::Bad(_) | ArchiveError::Truncated) => {
-                FailureKind::BadLayer
-            }
+            Problem::Archive(
+                ArchiveError::NotTar
+                | ArchiveError::Short
+                | ArchiveError::Bad(_)
+                | ArchiveError::Truncated,
+            ) => FailureKind::BadLayer,
             Problem::Full(_) => FailureKind::DiskFull,
             // Errors that only a name, a link or a size in the tar can cause.
             Problem::System {

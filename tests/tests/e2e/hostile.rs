@@ -64,7 +64,7 @@ fn layers_that_are_not_a_complete_tar_are_refused() {
     let tar = noise_tar();
     let cut = &tar[..700];
     let rubbish = crate::noise(4096);
-    for (bytes, words) in [(cut, "truncated"), (&rubbish[..], "malformed")] {
+    for (bytes, words) in [(cut, "truncated"), (&rubbish[..], "not a tar archive")] {
         let folder = launcher.folder();
         let image = ImageBuilder::on(&launcher.layout(BUSYBOX))
             .raw_layer(bytes, &digest(bytes), Compression::Gzip)

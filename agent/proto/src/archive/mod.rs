@@ -37,6 +37,12 @@ pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 /// Why a tar cannot be read, or must not be unpacked.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
+    /// The stream does not begin with a header.
+    #[error("the input is not a tar archive")]
+    NotTar,
+    /// The stream ended inside the first header.
+    #[error("the input is shorter than a tar's header: it is truncated, or not a tar archive")]
+    Short,
     /// An entry is malformed, impossible or forbidden.
     #[error("{0}; the tar is malformed, hostile, or conflicts with existing files")]
     Bad(String),

@@ -72,6 +72,8 @@ pub struct Archive<R> {
     data: u64,
     padding: u64,
     last_name: Vec<u8>,
+    /// Whether a header was read, which tells a damaged tar from a stream of something else.
+    is_tar: bool,
 }
 
 /// Extensions that precede their member.
@@ -85,7 +87,7 @@ struct Extensions {
 impl<R: BufRead> Archive<R> {
     /// Reads an archive from its start.
     pub fn new(reader: R) -> Self {
-        Self { reader, data: 0, padding: 0, last_name: Vec::new() }
+        Self { reader, data: 0, padding: 0, last_name: Vec::new(), is_tar: false }
     }
 
     /// The name of the member that was read last.
@@ -179,11 +181,15 @@ impl<R: BufRead> Archive<R> {
         }
         let header = Header::from_byte_slice(&block).clone();
         if !checksum_matches(&header, &block) {
+            if !self.is_tar {
+                return Err(ArchiveError::NotTar);
+            }
             let name = super::name::shown(&header.path_bytes());
             return Err(ArchiveError::bad(format!(
                 "the header after it, perhaps of {name}, has a wrong checksum"
             )));
         }
+        self.is_tar = true;
         Ok(Some(header))
     }
 
@@ -193,7 +199,11 @@ impl<R: BufRead> Archive<R> {
         while have < block.len() {
             let available = fill(&mut self.reader)?;
             if available.is_empty() {
-                return if have == 0 { Ok(None) } else { Err(ArchiveError::Truncated) };
+                return match have {
+                    0 => Ok(None),
+                    _ if self.is_tar => Err(ArchiveError::Truncated),
+                    _ => Err(ArchiveError::Short),
+                };
             }
             let n = available.len().min(block.len() - have);
             block[have..have + n].copy_from_slice(&available[..n]);
@@ -400,10 +410,26 @@ mod tests {
         header.set_path("file").unwrap();
         header.set_size(0);
         header.set_cksum();
-        let read = |header: &Header| Archive::new(&header.as_bytes()[..]).next_member();
-        assert_eq!(read(&header).unwrap().unwrap().name, b"file");
-        header.as_mut_bytes()[0] ^= 1;
-        assert!(matches!(read(&header), Err(ArchiveError::Bad(_))));
+        let mut tar = header.as_bytes().repeat(2);
+        tar[512] ^= 1;
+        let mut archive = Archive::new(&tar[..]);
+        assert_eq!(archive.next_member().unwrap().unwrap().name, b"file");
+        assert!(matches!(archive.next_member(), Err(ArchiveError::Bad(_))));
+        let mut archive = Archive::new(&tar[..700]);
+        archive.next_member().unwrap();
+        assert!(matches!(archive.next_member(), Err(ArchiveError::Truncated)));
+    }
+
+    #[test]
+    fn a_stream_without_a_header_is_no_tar() {
+        let error = |garbage: &[u8]| Archive::new(garbage).next_member().unwrap_err();
+        for garbage in [&[0xf3; 512][..], &[0xf3; 4096]] {
+            assert_eq!(error(garbage).to_string(), "the input is not a tar archive");
+        }
+        for short in [&b"hello\n"[..], &[0xf3; 511]] {
+            assert!(matches!(error(short), ArchiveError::Short));
+        }
+        assert!(Archive::new(&b""[..]).next_member().unwrap().is_none());
     }
 
     proptest! {

@@ -35,13 +35,35 @@ impl Identity {
     }
 }
 
-/// No such user or group in the box.
+/// No such user or group in the box, or a number that is no ID.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum UnknownUser {
     #[error("no user {0:?} in the box's /etc/passwd; give a user that exists there, or a number")]
     User(String),
     #[error("no group {0:?} in the box's /etc/group; give a group that exists there, or a number")]
     Group(String),
+    #[error("user {0} is out of range: a number is 0 to 4294967294")]
+    UserRange(String),
+    #[error("group {0} is out of range: a number is 0 to 4294967294")]
+    GroupRange(String),
+}
+
+impl UnknownUser {
+    fn user(user: &str) -> Self {
+        if is_decimal(user.as_bytes()) {
+            Self::UserRange(user.into())
+        } else {
+            Self::User(user.into())
+        }
+    }
+
+    fn group(group: &str) -> Self {
+        if is_decimal(group.as_bytes()) {
+            Self::GroupRange(group.into())
+        } else {
+            Self::Group(group.into())
+        }
+    }
 }
 
 /// Looks `spec` up in the files of the box.
@@ -85,7 +107,7 @@ fn resolve_in(spec: &str, passwd: &[u8], group: &[u8]) -> Result<Identity, Unkno
             home: entry.home.to_vec(),
         },
         (None, Some(uid)) => Identity { uid, gid: 0, groups: Vec::new(), home: Vec::new() },
-        (None, None) => return Err(UnknownUser::User(user.to_owned())),
+        (None, None) => return Err(UnknownUser::user(user)),
     };
     if identity.home.is_empty() {
         identity.home = b"/".to_vec();
@@ -96,9 +118,8 @@ fn resolve_in(spec: &str, passwd: &[u8], group: &[u8]) -> Result<Identity, Unkno
             let mut groups = entries(group).filter_map(GroupEntry::parse);
             groups.find(|entry| entry.name == wanted.as_bytes()).map(|entry| entry.gid)
         };
-        identity.gid = number(wanted.as_bytes())
-            .or_else(by_name)
-            .ok_or_else(|| UnknownUser::Group(wanted.to_owned()))?;
+        identity.gid =
+            number(wanted.as_bytes()).or_else(by_name).ok_or_else(|| UnknownUser::group(wanted))?;
     } else if let Some(entry) = entry {
         identity.groups = entries(group)
             .filter_map(GroupEntry::parse)
@@ -153,9 +174,13 @@ fn entries(table: &[u8]) -> impl Iterator<Item = &[u8]> {
         .filter(|line| !line.is_empty() && !line.starts_with(b"#"))
 }
 
+fn is_decimal(text: &[u8]) -> bool {
+    text.iter().all(u8::is_ascii_digit)
+}
+
 /// Parses a decimal ID. The largest `u32` is none, because it means "no ID" to the kernel.
 fn number(digits: &[u8]) -> Option<u32> {
-    if !digits.iter().all(u8::is_ascii_digit) {
+    if !is_decimal(digits) {
         return None;
     }
     std::str::from_utf8(digits).ok()?.parse().ok().filter(|id| *id != u32::MAX)

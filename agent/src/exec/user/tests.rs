@@ -62,7 +62,6 @@ fn unknown_users_and_groups_are_named() {
     assert_eq!(look_up("bob"), Err(UnknownUser::User("bob".into())));
     assert_eq!(look_up("also"), Err(UnknownUser::User("also".into())));
     assert_eq!(look_up("-1"), Err(UnknownUser::User("-1".into())));
-    assert_eq!(look_up("4294967295"), Err(UnknownUser::User("4294967295".into())));
     assert_eq!(look_up("web:nogroup"), Err(UnknownUser::Group("nogroup".into())));
     assert_eq!(look_up("web:big"), Err(UnknownUser::Group("big".into())));
     assert_eq!(resolve_in("web", b"", b""), Err(UnknownUser::User("web".into())));
@@ -80,4 +79,15 @@ proptest! {
         let found = resolve_in(&name, passwd.as_bytes(), b"").unwrap();
         prop_assert_eq!((found.uid, found.gid), (uid, gid));
     }
+}
+
+#[test]
+fn a_number_that_is_no_id_is_out_of_range() {
+    for number in ["4294967295", "4294967296", "99999999999999999999"] {
+        assert_eq!(look_up(number), Err(UnknownUser::UserRange(number.into())));
+        assert_eq!(look_up(&format!("web:{number}")), Err(UnknownUser::GroupRange(number.into())));
+    }
+    assert_eq!(look_up("4294967294").unwrap().0, 4_294_967_294);
+    let message = look_up("4294967295").unwrap_err().to_string();
+    assert_eq!(message, "user 4294967295 is out of range: a number is 0 to 4294967294");
 }

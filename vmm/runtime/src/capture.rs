@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, OFlags, fcntl_getfl, fcntl_setfl, flock};
@@ -21,9 +21,13 @@ pub(crate) struct CaptureFile {
 
 impl CaptureFile {
     /// Opens the file, which is made if there is none, and changes nothing in it. Blocks, shortly: a
-    /// named pipe that nobody reads is an error.
+    /// named pipe that nothing reads is an error.
     pub(crate) fn open(path: PathBuf) -> Result<Self> {
-        let (file, is_regular) = open(&path).map_err(Error::capture(&path))?;
+        let (file, is_regular) =
+            open(&path).map_err(|e| match is_pipe_without_reader(&e, &path) {
+                true => Error::capture_refused(&path, NO_READER),
+                false => Error::capture(&path)(e),
+            })?;
         let capture = Self { file, path, is_regular };
         if is_regular {
             capture.lock()?;
@@ -66,6 +70,14 @@ impl From<CaptureFile> for OwnedFd {
     }
 }
 
+const NO_READER: &str = "it is a named pipe that nothing reads; start its reader first";
+
+/// Whether a file could not be opened because it is such a pipe. Devices and sockets may cause the same error number.
+fn is_pipe_without_reader(error: &io::Error, path: &Path) -> bool {
+    error.raw_os_error() == Some(Errno::NXIO.raw_os_error())
+        && path.metadata().is_ok_and(|metadata| metadata.file_type().is_fifo())
+}
+
 fn open(path: &Path) -> io::Result<(File, bool)> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(false).mode(0o600);
@@ -105,7 +117,8 @@ mod tests {
         let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
         rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
         let error = CaptureFile::open(path.clone()).unwrap_err();
-        assert!(error.message().contains("x.pcap") || error.message().contains("pipe"), "{error}");
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+        assert!(error.message().contains("pipe: it is a named pipe that nothing reads"), "{error}");
         let _reader = OpenOptions::new().read(true).write(true).open(&path).unwrap();
         let capture = CaptureFile::open(path).unwrap();
         capture.truncate().unwrap();

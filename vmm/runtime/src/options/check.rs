@@ -218,7 +218,9 @@ fn looks_like_id(text: &str) -> bool {
 /// Why a box cannot have this name.
 pub(crate) fn bad_name(name: &str) -> String {
     if looks_like_id(name) {
-        return format!("{name:?}: {ID_LEN} hexadecimal digits are the form of a box's ID");
+        return format!(
+            "{name:?}: a name cannot be {ID_LEN} hexadecimal digits, which is the form of a box's ID"
+        );
     }
     format!(
         "{name:?}: a name has 1 to {NAME_MAX} letters, digits, '.', '_' or '-', and begins with a \

@@ -183,9 +183,21 @@ impl BoxHandle {
 
     /// The connection to the guest's agent, opened if there is none. Cancel safe.
     pub(super) async fn agent(&self) -> Result<AgentClient> {
-        // A paused box would not answer until it is resumed.
-        self.call(BoxCall::Expect).await?;
-        match self.0.host.connect(&self.0.agent).await {
+        // A paused box would not answer until it is resumed. Both at once: in the nested host, each is a round trip.
+        let expected = self.call(BoxCall::Expect);
+        let connected = self.0.host.connect(&self.0.agent);
+        tokio::pin!(expected, connected);
+        let connected = tokio::select! {
+            answer = &mut expected => {
+                answer?;
+                connected.await
+            }
+            connected = &mut connected => {
+                expected.await?;
+                connected
+            }
+        };
+        match connected {
             Ok(agent) => Ok(agent),
             Err(NoAgent::Lost(e)) => Err(self.explain(e).await),
             Err(NoAgent::NotMade(e)) => Err(e),

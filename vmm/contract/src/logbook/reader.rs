@@ -51,7 +51,8 @@ pub struct Reader {
 impl Reader {
     /// Opens the log in a box's folder. The log need not exist yet.
     pub fn open(folder: &Path, query: Query) -> io::Result<Self> {
-        let now = Some(Cursor::new(folder).end()?);
+        let is_bounded = query.existing || query.tail.is_some();
+        let now = is_bounded.then(|| Cursor::new(folder).end()).transpose()?;
         let mut skip = 0;
         if let Some(tail) = query.tail {
             let mut cursor = Cursor::new(folder);

@@ -49,16 +49,33 @@ impl NestedServer {
         self.server.is_over()
     }
 
-    /// Says what an error of a stream to the server means.
+    /// Says what the end of the connection means to a stream of other content than requests. Other errors are those of
+    /// the content, or of what the server does with it.
+    pub(crate) fn explain_end(&self, error: io::Error) -> io::Error {
+        explain_end(error, &self.folder)
+    }
+
+    /// Says what an error of a request to the server means.
     pub(crate) fn explain(&self, error: io::Error) -> Error {
         // A command that did not start says why; its socket only refuses.
         explain(self.server.failure().map_or(error, io::Error::from), &self.folder)
     }
 }
 
-pub(super) fn explain(error: io::Error, folder: &HostFolder) -> Error {
-    let source = error.get_ref().and_then(|source| source.downcast_ref::<client::Error>());
-    match source {
+fn explain_end(error: io::Error, folder: &HostFolder) -> io::Error {
+    match agent_error(&error) {
+        Some(client::Error::Lost(_)) => io::Error::new(error.kind(), explain(error, folder)),
+        _ => error,
+    }
+}
+
+/// The error of the agent that carries the stream.
+fn agent_error(error: &io::Error) -> Option<&client::Error> {
+    error.get_ref()?.downcast_ref()
+}
+
+fn explain(error: io::Error, folder: &HostFolder) -> Error {
+    match agent_error(&error) {
         Some(lost @ client::Error::Lost(_)) => Error::of_connection(lost.clone(), folder),
         // Its agent does not know the requests for a socket.
         Some(error) if error.failure().is_some_and(|f| f.kind == FailureKind::Unsupported) => {
@@ -96,5 +113,11 @@ mod tests {
         let lost = |loss| message(client::Error::from(loss).into());
         assert!(lost(Loss::Closed).contains("its keeper was killed or crashed"));
         assert_eq!(lost(Loss::Fatal("QEMU crashed".to_owned())), "QEMU crashed");
+        // A box that takes no more input is no fault of the nested host.
+        let of_content = explain_end(io::ErrorKind::BrokenPipe.into(), &folder);
+        assert_eq!(of_content.to_string(), io::Error::from(io::ErrorKind::BrokenPipe).to_string());
+        let end = explain_end(client::Error::from(Loss::Closed).into(), &folder);
+        assert_eq!(end.kind(), io::ErrorKind::ConnectionReset);
+        assert!(end.to_string().contains("its keeper was killed or crashed"), "{end}");
     }
 }

@@ -134,9 +134,9 @@ struct Held {
 }
 
 impl Held {
-    /// Says what an error of the stream means; the agent that carries it is not that of the box.
+    /// The agent that carries the stream is not that of the box, whose errors others explain.
     fn explain<T>(&self, result: io::Result<T>) -> io::Result<T> {
-        result.map_err(|error| io::Error::new(error.kind(), self.remote.serve.explain(error)))
+        result.map_err(|error| self.remote.serve.explain_end(error))
     }
 }
 

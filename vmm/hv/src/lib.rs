@@ -13,6 +13,7 @@
 
 pub mod conformance;
 mod exit;
+pub mod gic;
 mod lines;
 mod sys;
 
@@ -24,10 +25,26 @@ use serde::de::DeserializeOwned;
 pub use exit::Exit;
 pub use lines::{Doorbell, Interrupt};
 
-/// A virtual machine: guest-physical memory, interrupt lines and vCPUs.
+/// What a VM is created with. It cannot change later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VmConfig {
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// Whether the vCPUs have virtualization extensions and performance counters, as far as the hypervisor supports
+    /// them.
+    pub nested: bool,
+    /// The end of the guest-physical address space in use: memory and devices are below it. aarch64: the VM gets the
+    /// smallest intermediate physical address size that holds it, as fewer levels of translation are faster.
+    pub address_end: u64,
+}
+
+/// A virtual machine: guest-physical memory, interrupt controller and vCPUs.
 pub trait Vm: Send + Sync + 'static {
     /// This hypervisor's vCPU. It may be `!Send`: some hypervisors bind a vCPU to its thread.
     type Vcpu: Vcpu;
+
+    /// All state that the guest can observe and that belongs to no vCPU: interrupt controller, timers, clocks.
+    type State: Serialize + DeserializeOwned;
 
     /// Maps `len` bytes of host memory at `host` to guest-physical address `gpa`. Both addresses
     /// and `len` are multiples of the page size; mappings must not overlap.
@@ -49,12 +66,20 @@ pub trait Vm: Send + Sync + 'static {
     /// the hypervisor cannot: the write exits, and the VMM rings instead.
     fn doorbell(&self, gpa: u64) -> Option<Doorbell>;
 
-    /// Creates vCPU `id` (0-based). Called once per vCPU, on the thread that will run it.
+    /// Creates vCPU `id` (0-based). Called once per vCPU, in the order of their IDs, on the thread that will run it:
+    /// Hypervisor.framework assigns GIC redistributors in the order of creation.
     fn bind_vcpu(&self, id: u32, boot: &BootState) -> Result<Self::Vcpu>;
 
     /// Makes vCPU `id` leave [`Vcpu::run`] with [`Exit::Kicked`], now or at its next entry. Does
     /// nothing to a vCPU that is not bound.
     fn kick(&self, id: u32) -> Result<()>;
+
+    /// The VM's state, while all vCPUs exist and are outside the guest.
+    fn save(&self) -> Result<Self::State>;
+
+    /// Loads a saved state into this VM, which has the same configuration: when all vCPUs exist and none has run, before
+    /// their own states are restored.
+    fn restore(&self, state: &Self::State) -> Result<()>;
 }
 
 /// A virtual CPU, used on the thread that bound it.

@@ -20,7 +20,7 @@ use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use boxlite_hv::{BootState, Doorbell, Error, Interrupt, Perms, Result, Vm};
+use boxlite_hv::{BootState, Doorbell, Error, Interrupt, Perms, Result, Vm, VmConfig};
 use kvm_bindings::{
     KVM_CAP_PMU_CAPABILITY, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, KVM_PMU_CAP_DISABLE,
     kvm_enable_cap, kvm_pit_config, kvm_userspace_memory_region,
@@ -30,7 +30,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use self::kick::Kicks;
 pub use self::vcpu::KvmVcpu;
-pub use self::x86_64::state::VcpuState;
+pub use self::x86_64::state::{VcpuState, VmState};
 
 /// Pages for Intel VMX's real-mode task state segment (three) and identity page table (one), which guest memory
 /// must not overlap. Below the I/O APIC, at the end of the 32-bit gap.
@@ -75,13 +75,12 @@ struct Slots {
 }
 
 impl KvmVm {
-    /// Creates a VM without memory for `vcpus` vCPUs. `nested`: whether they have virtualization extensions and
-    /// performance counters, as far as this host's KVM supports them.
-    pub fn new(vcpus: u32, nested: bool) -> Result<Self> {
-        Self::open(Path::new("/dev/kvm"), vcpus, nested)
+    /// Creates a VM without memory.
+    pub fn new(config: &VmConfig) -> Result<Self> {
+        Self::open(Path::new("/dev/kvm"), config)
     }
 
-    fn open(device: &Path, vcpus: u32, nested: bool) -> Result<Self> {
+    fn open(device: &Path, &VmConfig { vcpus, nested, .. }: &VmConfig) -> Result<Self> {
         let device = std::ffi::CString::new(device.as_os_str().as_encoded_bytes())
             .map_err(|_| Error::Missing("a device path without NUL"))?;
         let kvm = Kvm::new_with_path(device).map_err(call("open /dev/kvm"))?;
@@ -116,6 +115,7 @@ impl KvmVm {
 
 impl Vm for KvmVm {
     type Vcpu = KvmVcpu;
+    type State = VmState;
 
     unsafe fn map(&self, gpa: u64, host: *mut u8, len: usize, perms: Perms) -> Result<()> {
         let range = |reason| Error::Range { gpa, len, reason };
@@ -191,6 +191,14 @@ impl Vm for KvmVm {
 
     fn kick(&self, id: u32) -> Result<()> {
         self.kicks.kick(id)
+    }
+
+    fn save(&self) -> Result<VmState> {
+        VmState::save(&self.fd)
+    }
+
+    fn restore(&self, state: &VmState) -> Result<()> {
+        state.restore(&self.fd)
     }
 }
 

@@ -11,10 +11,10 @@ struct OnKvm;
 impl Backend for OnKvm {
     type Vm = KvmVm;
 
-    fn vm(vcpus: u32) -> std::result::Result<KvmVm, String> {
+    fn vm(config: &VmConfig) -> std::result::Result<KvmVm, String> {
         match std::fs::File::options().read(true).write(true).open("/dev/kvm") {
             Err(e) => Err(format!("/dev/kvm: {e}")),
-            Ok(_) => Ok(KvmVm::new(vcpus, false).expect("a machine on /dev/kvm")),
+            Ok(_) => Ok(KvmVm::new(config).expect("a VM on /dev/kvm")),
         }
     }
 }
@@ -23,6 +23,7 @@ boxlite_hv::conformance_tests!(OnKvm);
 
 #[test]
 fn missing_device_is_named() {
-    let error = KvmVm::open(Path::new("/nonexistent/kvm"), 1, false).unwrap_err();
+    let config = VmConfig { vcpus: 1, nested: false, address_end: 1 << 20 };
+    let error = KvmVm::open(Path::new("/nonexistent/kvm"), &config).unwrap_err();
     assert!(matches!(error, Error::Call { call: "open /dev/kvm", .. }), "{error}");
 }

@@ -18,7 +18,7 @@ use boxlite_devices::virtio::vsock::{GUEST_CID, Vsock, VsockHandle};
 use boxlite_devices::virtio::{MMIO_QUEUE_NOTIFY, MmioTransport, VirtioDevice};
 use boxlite_devices::{Bus, EventLoop, GuestMemory, LogBudget, LoopHandle};
 use boxlite_disk::{Disk, DiskFormat, DiskImage, DiskOptions};
-use boxlite_hv::{BootState, Doorbell, Perms, Vm};
+use boxlite_hv::{BootState, Doorbell, Perms, Vm, VmConfig};
 use boxlite_proto::BOOT_REPORT_PORT;
 use boxlite_proto::boot::BootParams;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
@@ -36,6 +36,21 @@ use crate::arch::{self, BootFiles, layout};
 /// vCPU is in may wait for a disk.
 const PAUSE_LIMIT: Duration = Duration::from_secs(5);
 
+/// What the hypervisor creates the VM of this spec with.
+pub(super) fn config(spec: &LaunchSpec) -> Result<VmConfig> {
+    ensure!(VCPUS.contains(&spec.vcpus), "{} vCPUs: a box has 1 to 64", spec.vcpus);
+    ensure!(
+        MEMORY_MIB.contains(&spec.memory_mib),
+        "{} MiB of memory: a box has 128 MiB to 64 GiB",
+        spec.memory_mib
+    );
+    let memory_end = layout::memory_ranges(spec.memory_mib << 20)
+        .into_iter()
+        .map(|(start, len)| start.raw_value() + len)
+        .fold(0, u64::max);
+    Ok(VmConfig { vcpus: spec.vcpus.into(), nested: spec.nested, address_end: memory_end })
+}
+
 /// A running VM.
 pub(super) struct RunningVm<V: Vm> {
     shared: Arc<Shared<V>>,
@@ -51,7 +66,7 @@ pub(super) struct RunningVm<V: Vm> {
 }
 
 impl<V: Vm> RunningVm<V> {
-    /// Builds the VM and starts its vCPUs.
+    /// Builds the VM, which was created with the [`config`] of the spec, and starts its vCPUs.
     pub(super) fn start(
         vm: V,
         spec: &LaunchSpec,
@@ -64,12 +79,6 @@ impl<V: Vm> RunningVm<V> {
             let events = events.clone();
             move |why| events(VmEvent::Stop(VmStop::Failed(why)))
         });
-        ensure!(VCPUS.contains(&spec.vcpus), "{} vCPUs: a box has 1 to 64", spec.vcpus);
-        ensure!(
-            MEMORY_MIB.contains(&spec.memory_mib),
-            "{} MiB of memory: a box has 128 MiB to 64 GiB",
-            spec.memory_mib
-        );
         let vm = Arc::new(vm);
         let memory = memory::allocate(spec.memory_mib << 20)
             .with_context(|| format!("cannot get {} MiB of guest memory", spec.memory_mib))?;

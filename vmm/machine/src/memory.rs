@@ -1,4 +1,4 @@
-//! Guest memory: one memfd, mapped shared, in one range below the 32-bit gap and one above it.
+//! Guest memory: one memfd, mapped shared, in the ranges of the address map.
 
 use std::fs::File;
 use std::io;
@@ -6,19 +6,9 @@ use std::io;
 use boxlite_devices::GuestMemory;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::mm::{Advice, madvise};
-use vm_memory::{Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{FileOffset, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::arch::layout;
-
-/// The ranges of a guest with `size` bytes of memory: address and length.
-fn ranges(size: u64) -> Vec<(GuestAddress, u64)> {
-    let below = size.min(layout::GAP_START.raw_value());
-    let mut ranges = vec![(GuestAddress(0), below)];
-    if size > below {
-        ranges.push((layout::GAP_END, size - below));
-    }
-    ranges
-}
 
 /// Allocates guest memory of `size` bytes. No page is touched yet: the host provides pages as the guest uses them.
 pub(super) fn allocate(size: u64) -> io::Result<GuestMemory> {
@@ -26,7 +16,7 @@ pub(super) fn allocate(size: u64) -> io::Result<GuestMemory> {
     ftruncate(&file, size)?;
     let mut offset = 0;
     let mut mapped = Vec::new();
-    for (start, len) in ranges(size) {
+    for (start, len) in layout::memory_ranges(size) {
         let len_here = usize::try_from(len).map_err(io::Error::other)?;
         mapped.push((start, len_here, Some(FileOffset::new(file.try_clone()?, offset))));
         offset += len;
@@ -53,22 +43,9 @@ fn prefer_huge_pages(memory: &GuestMemory) {
 
 #[cfg(test)]
 mod tests {
-    use vm_memory::Bytes;
+    use vm_memory::{Address, Bytes, GuestAddress};
 
     use super::*;
-
-    #[test]
-    fn the_gap_stays_free() {
-        const GIB: u64 = 1 << 30;
-        for size in [128 << 20, 3 * GIB, 3 * GIB + GIB / 4, 4 * GIB, 64 * GIB] {
-            let ranges = ranges(size);
-            assert_eq!(ranges.iter().map(|(_, len)| len).sum::<u64>(), size);
-            for (start, len) in ranges {
-                let end = start.raw_value() + len;
-                assert!(end <= layout::GAP_START.raw_value() || start >= layout::GAP_END);
-            }
-        }
-    }
 
     #[test]
     fn both_ranges_are_memory_of_their_own() {

@@ -28,7 +28,7 @@ use boxlite_proto::message::Control;
 
 use self::launcher::{Launcher, Orphan, serve_launcher};
 use super::boot_report::Report;
-use super::build::RunningVm;
+use super::build::{self, RunningVm};
 use super::disks;
 use super::hub::{Hub, HubCommand, HubEvent, Programs};
 use super::journal::Journal;
@@ -485,7 +485,7 @@ impl Process {
             let network = BoxNetwork::start(spec, self.spec.host, capture, &self.threads, denied)?;
             self.network = Some(network);
         }
-        let vm = backend::open(self.spec.vcpus, self.spec.nested)?;
+        let vm = backend::HostVm::new(&build::config(&self.spec)?)?;
         let network = self.network.as_ref();
         RunningVm::start(vm, &self.spec, &self.files, network, &self.threads, events)
     }

@@ -8,10 +8,13 @@ use std::time::Duration;
 
 use boxlite_contract::metrics::VmExitCounts;
 use boxlite_devices::{Bus, LogBudget};
-use boxlite_hv::{BootState, Exit, Result, Vcpu, Vm};
+use boxlite_hv::{BootState, Error, Exit, Result, Vcpu, Vm};
 
 use super::threads::Threads;
 use super::vm_event::{EventSink, VmEvent, VmStop};
+
+/// Timeout for the creation of a vCPU's predecessors. It takes milliseconds, but the host may be busy.
+const BIND_LIMIT: Duration = Duration::from_secs(60);
 
 /// What the vCPUs of a VM share.
 pub(super) struct Shared<V> {
@@ -67,14 +70,16 @@ struct GateState {
     order: Order,
     /// vCPUs that are outside the guest and stay there while the gate is closed.
     waiting: usize,
+    /// vCPUs whose threads have not ended.
     all: usize,
-    /// vCPUs that do not exist yet.
-    unbound: usize,
+    /// vCPUs that exist: those with a lower ID than this.
+    bound: u32,
+    vcpus: u32,
 }
 
 impl GateState {
     fn is_closed(&self) -> bool {
-        self.order != Order::Run || self.unbound > 0
+        self.order != Order::Run || self.bound < self.vcpus
     }
 }
 
@@ -96,8 +101,9 @@ enum Order {
 
 impl Gate {
     /// A gate that opens when this many vCPUs exist.
-    pub(super) fn new(vcpus: usize) -> Self {
-        let state = GateState { order: Order::Run, waiting: 0, all: vcpus, unbound: vcpus };
+    pub(super) fn new(vcpus: u32) -> Self {
+        let all = vcpus as usize;
+        let state = GateState { order: Order::Run, waiting: 0, all, bound: 0, vcpus };
         Self {
             closed: AtomicBool::new(state.is_closed()),
             state: Mutex::new(state),
@@ -165,10 +171,24 @@ impl Gate {
         }
     }
 
-    /// Counts a vCPU that has been created.
+    /// Waits until it is the turn of vCPU `id` to be created, for [`BIND_LIMIT`] at most. Returns whether it is to be
+    /// created.
+    fn turn(&self, id: u32) -> Result<bool> {
+        let turn = self.changed.wait_timeout_while(self.state(), BIND_LIMIT, |state| {
+            state.order != Order::End && state.bound < id
+        });
+        let (state, timeout) = turn.unwrap_or_else(PoisonError::into_inner);
+        if timeout.timed_out() {
+            let reason = format!("vCPU {} was not created in time", state.bound);
+            return Err(Error::Vcpu { id, reason });
+        }
+        Ok(state.order != Order::End)
+    }
+
+    /// Counts a vCPU that has been created, and lets the next one be created.
     fn bound(&self) {
         let mut state = self.state();
-        state.unbound = state.unbound.saturating_sub(1);
+        state.bound += 1;
         self.closed.store(state.is_closed(), Ordering::SeqCst);
         drop(state);
         self.changed.notify_all();
@@ -201,15 +221,22 @@ pub(super) fn spawn<V: Vm>(
 ) -> std::io::Result<JoinHandle<()>> {
     threads.spawn(format!("vcpu{id}"), move || {
         let guard = GateGuard(&shared.gate);
-        let result = shared.vm.bind_vcpu(id, &boot).and_then(|mut vcpu| {
-            shared.gate.bound();
-            run(&shared, id, &mut vcpu)
-        });
+        let result = bind_and_run(&shared, id, &boot);
         drop(guard);
         if let Err(e) = result {
             (shared.events)(VmEvent::Stop(VmStop::Failed(e.to_string())));
         }
     })
+}
+
+/// Creates the vCPU when the ones before it exist, and runs it.
+fn bind_and_run<V: Vm>(shared: &Shared<V>, id: u32, boot: &BootState) -> Result<()> {
+    if !shared.gate.turn(id)? {
+        return Ok(());
+    }
+    let mut vcpu = shared.vm.bind_vcpu(id, boot)?;
+    shared.gate.bound();
+    run(shared, id, &mut vcpu)
 }
 
 /// Runs until the guest powers off or the VM is stopped.

@@ -19,15 +19,15 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{BootState, Exit, Perms, Vcpu, Vm};
+use crate::{BootState, Exit, Perms, Vcpu, Vm, VmConfig};
 
 /// The suite's access to a hypervisor.
 pub trait Backend {
     /// The backend's VM.
     type Vm: Vm;
 
-    /// Creates a VM for `vcpus` vCPUs. The error says why this host cannot: the tests are then reported as skipped.
-    fn vm(vcpus: u32) -> Result<Self::Vm, String>;
+    /// Creates a VM. The error says why this host cannot: the tests are then reported as skipped.
+    fn vm(config: &VmConfig) -> Result<Self::Vm, String>;
 }
 
 /// Declares a `#[test]` for every check of the suite, for the given [`Backend`].
@@ -78,7 +78,8 @@ fn skipped(reason: &str) {
 
 impl<V: Vm> Machine<V> {
     fn new<B: Backend<Vm = V>>(program: &[u8], argument: u64) -> Option<Self> {
-        let vm = match B::vm(2) {
+        let config = VmConfig { vcpus: 2, nested: false, address_end: MMIO + (1 << 20) };
+        let vm = match B::vm(&config) {
             Ok(vm) => Arc::new(vm),
             Err(reason) => {
                 skipped(&reason);

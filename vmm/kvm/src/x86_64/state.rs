@@ -1,14 +1,50 @@
-//! The state of a vCPU that the guest can observe: saved and restored.
+//! The state of a VM and its vCPUs that the guest can observe: saved and restored.
 
 use boxlite_hv::{Error, Result};
 use kvm_bindings::{
-    MsrList, Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs,
-    kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, MsrList,
+    Msrs, kvm_clock_data, kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
+    kvm_pit_state2, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
-use kvm_ioctls::VcpuFd;
+use kvm_ioctls::{VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 
 use crate::call;
+
+/// The saved state of a VM: interrupt controllers, timer and paravirtual clock.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct VmState {
+    pics: [kvm_irqchip; 2],
+    ioapic: kvm_irqchip,
+    pit: kvm_pit_state2,
+    clock: kvm_clock_data,
+}
+
+impl VmState {
+    pub(crate) fn save(fd: &VmFd) -> Result<Self> {
+        let chip = |chip_id| {
+            let mut chip = kvm_irqchip { chip_id, ..Default::default() };
+            fd.get_irqchip(&mut chip).map_err(call("KVM_GET_IRQCHIP"))?;
+            Ok::<_, Error>(chip)
+        };
+        Ok(Self {
+            pics: [chip(KVM_IRQCHIP_PIC_MASTER)?, chip(KVM_IRQCHIP_PIC_SLAVE)?],
+            ioapic: chip(KVM_IRQCHIP_IOAPIC)?,
+            pit: fd.get_pit2().map_err(call("KVM_GET_PIT2"))?,
+            clock: fd.get_clock().map_err(call("KVM_GET_CLOCK"))?,
+        })
+    }
+
+    pub(crate) fn restore(&self, fd: &VmFd) -> Result<()> {
+        for chip in self.pics.iter().chain([&self.ioapic]) {
+            fd.set_irqchip(chip).map_err(call("KVM_SET_IRQCHIP"))?;
+        }
+        fd.set_pit2(&self.pit).map_err(call("KVM_SET_PIT2"))?;
+        // The guest's clock goes on where it was. With the real time in it, KVM would add the time since then.
+        let clock = kvm_clock_data { flags: self.clock.flags & !KVM_CLOCK_REALTIME, ..self.clock };
+        fd.set_clock(&clock).map_err(call("KVM_SET_CLOCK"))
+    }
+}
 
 /// The saved state of a vCPU. CPUID is not in it: a restored VM gets the same from its
 /// configuration.

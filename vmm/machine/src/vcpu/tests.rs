@@ -7,7 +7,7 @@ use super::*;
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// A gate whose vCPUs all exist.
-fn bound(vcpus: usize) -> Gate {
+fn bound(vcpus: u32) -> Gate {
     let gate = Gate::new(vcpus);
     (0..vcpus).for_each(|_| gate.bound());
     gate
@@ -88,6 +88,8 @@ struct Fake {
     resumed: Arc<AtomicU64>,
     /// The vCPUs that have run, one bit each.
     ran: Arc<AtomicU64>,
+    /// The vCPUs in the order of their creation.
+    bound: Arc<Mutex<Vec<u32>>>,
 }
 
 /// A vCPU whose exits are kicks.
@@ -98,6 +100,7 @@ struct FakeVcpu {
 
 impl Vm for Fake {
     type Vcpu = FakeVcpu;
+    type State = ();
 
     #[allow(unsafe_code)]
     unsafe fn map(&self, _: u64, _: *mut u8, _: usize, _: boxlite_hv::Perms) -> Result<()> {
@@ -117,10 +120,19 @@ impl Vm for Fake {
     }
 
     fn bind_vcpu(&self, id: u32, _: &BootState) -> Result<FakeVcpu> {
+        self.bound.lock().unwrap().push(id);
         Ok(FakeVcpu { id, machine: self.clone() })
     }
 
     fn kick(&self, _: u32) -> Result<()> {
+        Ok(())
+    }
+
+    fn save(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn restore(&self, (): &()) -> Result<()> {
         Ok(())
     }
 }
@@ -147,19 +159,23 @@ impl Vcpu for FakeVcpu {
     }
 }
 
+fn shared(machine: &Fake, vcpus: u32) -> Shared<Fake> {
+    Shared {
+        vm: Arc::new(machine.clone()),
+        mmio: Arc::default(),
+        pio: Arc::default(),
+        gate: Gate::new(vcpus),
+        events: Arc::new(|_| {}),
+        log: LogBudget::default(),
+        counters: Vec::new(),
+    }
+}
+
 #[test]
 fn every_vcpu_is_told_of_a_pause_once() {
     let machine = Fake::default();
     let resumed = machine.resumed.clone();
-    let shared = Arc::new(Shared {
-        vm: Arc::new(machine.clone()),
-        mmio: Arc::default(),
-        pio: Arc::default(),
-        gate: Gate::new(2),
-        events: Arc::new(|_| {}),
-        log: LogBudget::default(),
-        counters: Vec::new(),
-    });
+    let shared = Arc::new(shared(&machine, 2));
     let threads = Threads::new(|why| panic!("{why}"));
     let vcpus = [0, 1].map(|id| spawn(&threads, shared.clone(), id, BootState::Parked).unwrap());
     // A pause before a vCPU's first run does not count for it.
@@ -178,6 +194,33 @@ fn every_vcpu_is_told_of_a_pause_once() {
     shared.gate.end();
     vcpus.into_iter().for_each(|vcpu| vcpu.join().unwrap());
     assert_eq!(resumed.load(Ordering::SeqCst), 6, "neither the start nor the end is a pause");
+}
+
+#[test]
+fn vcpus_are_created_in_the_order_of_their_ids() {
+    let machine = Fake::default();
+    let shared = Arc::new(shared(&machine, 8));
+    let threads = Threads::new(|why| panic!("{why}"));
+    // The threads start in another order.
+    let vcpus = [7, 2, 5, 0, 3, 6, 1, 4];
+    let vcpus = vcpus.map(|id| spawn(&threads, shared.clone(), id, BootState::Parked).unwrap());
+    while machine.ran.load(Ordering::SeqCst) != 0xff {
+        thread::yield_now();
+    }
+    shared.gate.end();
+    vcpus.into_iter().for_each(|vcpu| vcpu.join().unwrap());
+    assert_eq!(*machine.bound.lock().unwrap(), [0, 1, 2, 3, 4, 5, 6, 7]);
+}
+
+#[test]
+fn a_vcpu_that_lacks_an_earlier_one_ends_with_the_vm() {
+    let machine = Fake::default();
+    let shared = Arc::new(shared(&machine, 2));
+    let threads = Threads::new(|why| panic!("{why}"));
+    let second = spawn(&threads, shared.clone(), 1, BootState::Parked).unwrap();
+    shared.gate.end();
+    second.join().unwrap();
+    assert!(machine.bound.lock().unwrap().is_empty());
 }
 
 #[test]

@@ -13,7 +13,7 @@
 //!   0x1_0000_0000 memory again, if there is more than 3.25 GiB
 //! ```
 
-use vm_memory::GuestAddress;
+use vm_memory::{Address, GuestAddress};
 
 pub(crate) const PAGE_SIZE: u64 = 4096;
 
@@ -38,6 +38,16 @@ pub(crate) const GAP_END: GuestAddress = GuestAddress(0x1_0000_0000);
 pub(super) const IO_APIC: u32 = 0xfec0_0000;
 pub(super) const LOCAL_APIC: u32 = 0xfee0_0000;
 
+/// The memory ranges of a guest with `size` bytes of memory: address and length.
+pub(crate) fn memory_ranges(size: u64) -> Vec<(GuestAddress, u64)> {
+    let below = size.min(GAP_START.raw_value());
+    let mut ranges = vec![(GuestAddress(0), below)];
+    if size > below {
+        ranges.push((GAP_END, size - below));
+    }
+    ranges
+}
+
 /// virtio-mmio device windows, one page each.
 pub(crate) const MMIO_START: u64 = 0xd000_0000;
 pub(crate) const MMIO_SIZE: u64 = 0x1000;
@@ -55,3 +65,21 @@ pub(crate) const SERIAL_IRQ: u32 = 4;
 /// The keyboard controller (i8042), for its reset command.
 pub(crate) const I8042_PORT: u64 = 0x60;
 pub(crate) const I8042_PORT_SIZE: u64 = 5;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_gap_stays_free() {
+        const GIB: u64 = 1 << 30;
+        for size in [128 << 20, 3 * GIB, 3 * GIB + GIB / 4, 4 * GIB, 64 * GIB] {
+            let ranges = memory_ranges(size);
+            assert_eq!(ranges.iter().map(|(_, len)| len).sum::<u64>(), size);
+            for (start, len) in ranges {
+                let end = start.raw_value() + len;
+                assert!(end <= GAP_START.raw_value() || start >= GAP_END);
+            }
+        }
+    }
+}

@@ -57,7 +57,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use boxlite_kernel::GuestFiles;
+pub use boxlite_kernel::{Arch, GuestFiles};
 pub use boxlite_rootfs_builder::{
     Event as ProgressEvent, ImageConfig, ImageReference, LayerProgress, LoginStore, Progress,
     PullPolicy, RegistryOptions, Silent,

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use boxlite_runtime::nested::{self, detect::Virtualization};
-use boxlite_runtime::{Error, GuestFiles, Home};
+use boxlite_runtime::{Arch, Error, GuestFiles, Home};
 use clap::Args;
 use rustix::fs::{Access, access, statvfs};
 use serde::Serialize;
@@ -107,7 +107,12 @@ fn virtualization() -> Finding {
     let release = rustix::system::uname();
     let is_wsl = is_wsl(&release.release().to_string_lossy());
     let found = Virtualization::detect();
-    judge(&found, is_wsl, nested::HostEnvironment::detect().is_nested(), nested::find_qemu())
+    judge(
+        &found,
+        is_wsl,
+        nested::HostEnvironment::detect().is_nested(),
+        nested::find_qemu(Arch::HOST),
+    )
 }
 
 /// Whether the kernel is that of the Windows Subsystem for Linux, by its release.
@@ -144,8 +149,10 @@ fn judge(found: &Virtualization, is_wsl: bool, inside: bool, qemu: Option<PathBu
     }
     match qemu {
         Some(_) => finding,
-        None => finding
-            .remedy(format!("or let boxes run in the software host: {}", nested::Error::NoQemu)),
+        None => finding.remedy(format!(
+            "or let boxes run in the software host: {}",
+            nested::Error::NoQemu(Arch::HOST)
+        )),
     }
 }
 

@@ -3,24 +3,22 @@
 use std::io;
 use std::path::PathBuf;
 
+use boxlite_kernel::Arch;
 use boxlite_proto::frame::FrameError;
 
 use super::folder::HostFolder;
-use super::qemu::PROGRAM;
+use super::qemu;
 use crate::client::{self, Loss};
 
 /// The nested host does not start, or failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// QEMU is not installed.
-    #[error(
-        "{PROGRAM} is not in PATH: install it with `apt-get install qemu-system-x86`, \
-         `dnf install qemu-system-x86-core` or `pacman -S qemu-system-x86`"
-    )]
-    NoQemu,
+    /// QEMU for this architecture is not installed.
+    #[error("{} is not in PATH: install it with {}", qemu::program(*.0), qemu::install(*.0))]
+    NoQemu(Arch),
     /// QEMU cannot be run.
-    #[error("cannot run {PROGRAM}: {0}")]
+    #[error("cannot run QEMU: {0}")]
     Qemu(#[source] io::Error),
     /// A file of the nested host cannot be used.
     #[error("cannot use {path}: {source}")]

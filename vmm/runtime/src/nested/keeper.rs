@@ -7,6 +7,7 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
+use boxlite_kernel::Arch;
 use rustix::io::fcntl_dupfd_cloexec;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -210,8 +211,9 @@ impl Keeper {
 
     /// Handles a failed nested host: collects the cause, and sends it to all launchers.
     async fn failed(&mut self, why: Option<String>) -> Error {
+        let arch = self.options.arch;
         let status = match timeout(END, self.qemu.wait()).await {
-            Ok(status) => status.ok().map(qemu::describe),
+            Ok(status) => status.ok().map(|status| qemu::describe(arch, status)),
             Err(_) => {
                 let _ = self.qemu.kill().await;
                 None
@@ -222,7 +224,7 @@ impl Keeper {
             message.push_str(&format!(": {part}"));
         }
         if kernel_crashed(&last_lines(&self.folder.console(), CRASH_LINES)) {
-            message.push_str(&crash_advice());
+            message.push_str(&crash_advice(arch));
         }
         for (what, path) in [("console", self.folder.console()), ("log", self.folder.log())] {
             let lines = last_lines(&path, LINES);
@@ -249,8 +251,8 @@ fn kernel_crashed(lines: &str) -> bool {
 }
 
 /// The explanation of a crash.
-fn crash_advice() -> String {
-    let emulator = qemu::version().map_or_else(|| qemu::PROGRAM.to_owned(), |v| v.to_string());
+fn crash_advice(arch: Arch) -> String {
+    let emulator = qemu::version(arch).unwrap_or_else(|| qemu::program(arch).to_owned());
     format!(
         ".\nIts kernel crashed; most likely that is a fault of the emulator ({emulator}), not of the \
          command. Boxes that ran in it are gone; the images and all else that was synced to the box \
@@ -302,6 +304,6 @@ mod tests {
         let panic = "[    9.1] CS:  0010\n[    9.2] Kernel panic - not syncing: Fatal exception\n";
         assert!(kernel_crashed(panic));
         assert!(!kernel_crashed("[    9.2] reboot: Power down\n"));
-        assert!(crash_advice().contains("safe to run the command again"));
+        assert!(crash_advice(Arch::HOST).contains("safe to run the command again"));
     }
 }

@@ -185,8 +185,9 @@ impl<'a> Search<'a> {
         }
         let Some(lock) = self.folder.lock()? else { return Ok(()) };
         // Here rather than in the keeper, because the user reads this process's messages.
-        if qemu::find().is_none() {
-            return Err(Error::NoQemu);
+        let arch = self.options.arch;
+        if qemu::find(arch).is_none() {
+            return Err(Error::NoQemu(arch));
         }
         let log = self.folder.new_log()?;
         let (program, args) = self.options.keeper_command();

@@ -33,6 +33,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 pub use boxlite_contract::nested::HostEnvironment;
+use boxlite_kernel::Arch;
 
 pub use error::Error;
 pub use launcher::{NestedCommand, connect, run};
@@ -74,6 +75,8 @@ pub(crate) fn outlive(pid: u32) {
 pub struct Options {
     /// The box home; an absolute path.
     pub home: PathBuf,
+    /// The architecture of the guest files, and of the programs that run in the nested host.
+    pub arch: Arch,
     /// The guest kernel.
     pub kernel: PathBuf,
     /// The initramfs with the agent.
@@ -95,6 +98,7 @@ impl Options {
         let absolute = |path: &Path| std::path::absolute(path).map_err(Error::Runtime);
         Ok(Self {
             home: absolute(home)?,
+            arch: guest.manifest.arch,
             kernel: absolute(&guest.kernel)?,
             initramfs: absolute(&guest.initramfs)?,
             template: absolute(&guest.template)?,
@@ -105,10 +109,11 @@ impl Options {
 
     /// Parses the arguments of the keeper.
     pub fn from_args(args: impl IntoIterator<Item = OsString>) -> Option<Self> {
-        let mut args = args.into_iter().map(PathBuf::from);
-        let mut next = || args.next();
+        let mut args = args.into_iter();
+        let arch = args.next()?.to_str()?.parse().ok()?;
+        let mut next = || args.next().map(PathBuf::from);
         let (home, kernel, initramfs, template) = (next()?, next()?, next()?, next()?);
-        Some(Self { home, kernel, initramfs, template, launcher: None, notice: None })
+        Some(Self { home, arch, kernel, initramfs, template, launcher: None, notice: None })
     }
 
     /// The program and arguments of the keeper.
@@ -116,7 +121,8 @@ impl Options {
         let program = self.launcher.clone().unwrap_or_else(this_program);
         let paths = [&self.home, &self.kernel, &self.initramfs, &self.template];
         let paths = paths.into_iter().map(|path| path.clone().into_os_string());
-        (program, std::iter::once(KEEPER_SUBCOMMAND.into()).chain(paths).collect())
+        let words = [KEEPER_SUBCOMMAND, self.arch.name()].map(OsString::from);
+        (program, words.into_iter().chain(paths).collect())
     }
 }
 

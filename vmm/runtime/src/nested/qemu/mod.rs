@@ -1,4 +1,10 @@
 //! QEMU: its executable, its command line, its process.
+//!
+//! `x86_64` and `aarch64` hold what depends on the architecture of the nested host, which may be another one than this
+//! program's: both are compiled everywhere.
+
+mod aarch64;
+mod x86_64;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -10,7 +16,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 
-use boxlite_contract::nested::{NO_CMPXCHG16B, PORTS_SERVICE};
+use boxlite_contract::nested::PORTS_SERVICE;
+use boxlite_kernel::Arch;
 use boxlite_proto::SERIAL_PORT_NAME;
 use boxlite_proto::boot::{BootParams, Role};
 use tokio::net::UnixStream;
@@ -22,8 +29,38 @@ use super::sys::{self, TscClock};
 use super::{Error, Options, PORTS_SUBCOMMAND};
 use crate::sys::inherit_only;
 
-/// The emulator.
-pub(super) const PROGRAM: &str = "qemu-system-x86_64";
+/// What depends on the architecture of the nested host.
+struct Emulation {
+    /// QEMU's program.
+    program: &'static str,
+    /// Commands that install the program, for a message.
+    install: &'static str,
+    /// The board and its CPU: arguments of QEMU.
+    board: &'static [&'static str],
+    /// Number of CPUs that no command and no box may use.
+    idle_cpus: usize,
+    /// The kernel's own words for the command line, given the frequency of this machine's time stamp counter.
+    cmdline: fn(Option<u64>) -> String,
+}
+
+impl Emulation {
+    const fn of(arch: Arch) -> &'static Self {
+        match arch {
+            Arch::X86_64 => &x86_64::EMULATION,
+            Arch::Aarch64 => &aarch64::EMULATION,
+        }
+    }
+}
+
+/// The name of QEMU's program for an architecture.
+pub(super) fn program(arch: Arch) -> &'static str {
+    Emulation::of(arch).program
+}
+
+/// Commands that install QEMU for an architecture, for a message.
+pub(super) fn install(arch: Arch) -> &'static str {
+    Emulation::of(arch).install
+}
 
 /// The mount tag of the host's root on 9p.
 const ROOT_TAG: &str = "root";
@@ -31,10 +68,6 @@ const ROOT_TAG: &str = "root";
 /// CPUs of the nested host for commands and boxes: at least two, since a nested guest and its VMM wait for each
 /// other, and not more than help.
 const CPUS: std::ops::RangeInclusive<usize> = 2..=8;
-
-/// Further CPUs: the first one, on which no guest may run (for the reason, see the agent's `keep_off_first_cpu`). It is
-/// mostly idle.
-const IDLE_CPUS: usize = 1;
 
 /// The variable for the memory of the nested host, in MiB.
 pub const MEMORY_VARIABLE: &str = "BOXLITE_SOFTHOST_MEMORY";
@@ -46,21 +79,18 @@ const MAX_MEMORY: u64 = 8 << 10;
 /// The smallest memory with which the nested host is started, in MiB.
 const MIN_MEMORY: u64 = 1 << 10;
 
-/// Timer ticks of the guest kernel per second (`CONFIG_HZ`).
-const TICKS: u64 = 100;
-
-/// Finds QEMU in `PATH`, if it is installed.
-pub fn find() -> Option<PathBuf> {
+/// Finds QEMU for an architecture in `PATH`, if it is installed.
+pub fn find(arch: Arch) -> Option<PathBuf> {
     let executable = |path: &PathBuf| {
         path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
     };
     let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|dir| dir.join(PROGRAM)).find(executable)
+    std::env::split_paths(&path).map(|dir| dir.join(program(arch))).find(executable)
 }
 
 /// QEMU's version line, `QEMU emulator version 7.2.22 (Debian …)`; none if QEMU cannot be run.
-pub(super) fn version() -> Option<String> {
-    let output = std::process::Command::new(find()?).arg("--version").output().ok()?;
+pub(super) fn version(arch: Arch) -> Option<String> {
+    let output = std::process::Command::new(find(arch)?).arg("--version").output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     Some(text.lines().next()?.trim().to_owned()).filter(|line| !line.is_empty())
 }
@@ -80,21 +110,23 @@ impl Qemu {
         lock: File,
         clock: &TscClock,
     ) -> Result<(Self, Link), Error> {
-        let program = find().ok_or(Error::NoQemu)?;
+        let arch = options.arch;
+        let program = find(arch).ok_or(Error::NoQemu(arch))?;
         let (agent, agent_end) = pair().map_err(Error::Qemu)?;
         let (monitor, monitor_end) = pair().map_err(Error::Qemu)?;
         let home = options.home.to_str().ok_or_else(|| Error::Home(options.home.clone()))?;
         let machine = Machine {
+            emulation: Emulation::of(arch),
             kernel: &options.kernel,
             initramfs: &options.initramfs,
             image: &folder.image(),
             console: &folder.console(),
             agent: agent_end.as_raw_fd(),
             monitor: monitor_end.as_raw_fd(),
-            cmdline: cmdline(home, clock.khz()),
+            cmdline: cmdline(arch, home, clock),
             network: network(&this_executable()?, home),
             memory: memory(),
-            cpus: cpus() + IDLE_CPUS,
+            cpus: cpus(),
         };
         let mut command = Command::new(program);
         command.args(machine.args());
@@ -143,20 +175,22 @@ fn pair() -> io::Result<(UnixStream, OwnedFd)> {
 }
 
 /// How QEMU exited, as a message.
-pub(super) fn describe(status: ExitStatus) -> String {
+pub(super) fn describe(arch: Arch, status: ExitStatus) -> String {
     const KILL: i32 = 9;
+    let program = program(arch);
     match (status.signal(), status.code()) {
         (Some(KILL), _) => format!(
-            "{PROGRAM} was killed, perhaps because the machine ran out of memory (see dmesg)"
+            "{program} was killed, perhaps because the machine ran out of memory (see dmesg)"
         ),
-        (Some(signal), _) => format!("{PROGRAM} was killed by signal {signal}"),
+        (Some(signal), _) => format!("{program} was killed by signal {signal}"),
         (None, Some(0)) => "its kernel stopped".to_owned(),
-        (None, code) => format!("{PROGRAM} exited with code {}", code.unwrap_or(-1)),
+        (None, code) => format!("{program} exited with code {}", code.unwrap_or(-1)),
     }
 }
 
 /// The variable parts of QEMU's command line.
 struct Machine<'a> {
+    emulation: &'static Emulation,
     kernel: &'a Path,
     initramfs: &'a Path,
     image: &'a Path,
@@ -169,6 +203,7 @@ struct Machine<'a> {
     network: String,
     /// In MiB.
     memory: u64,
+    /// For commands and boxes.
     cpus: usize,
 }
 
@@ -176,13 +211,11 @@ impl Machine<'_> {
     fn args(&self) -> Vec<OsString> {
         let mut args: Vec<OsString> = Vec::new();
         let mut add = |words: &[&str]| args.extend(words.iter().map(OsString::from));
-        // Minimal firmware, no PCI, no ACPI. The PIT stays, as the kernel has no other timer interrupt until it has
-        // set up its own.
-        add(&["-M", "microvm,x-option-roms=off,acpi=off,isa-serial=on"]);
-        // erms and fsrm advertise fast byte-wise string instructions, which are slow under TCG.
-        add(&["-accel", "tcg,thread=multi", "-cpu", "max,erms=off,fsrm=off"]);
+        let cpus = self.cpus + self.emulation.idle_cpus;
+        add(self.emulation.board);
+        add(&["-accel", "tcg,thread=multi"]);
         add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
-        add(&["-smp", &self.cpus.to_string(), "-m", &self.memory.to_string()]);
+        add(&["-smp", &cpus.to_string(), "-m", &self.memory.to_string()]);
         add(&["-global", "virtio-mmio.force-legacy=false"]);
         add(&["-append", &self.cmdline]);
         add(&["-serial", "chardev:console"]);
@@ -242,7 +275,9 @@ fn network(launcher: &str, home: &str) -> String {
 }
 
 /// The kernel's command line.
-fn cmdline(home: &str, tsc_khz: Option<u64>) -> String {
+fn cmdline(arch: Arch, home: &str, clock: &TscClock) -> String {
+    // Takes time, so only where the kernel needs it.
+    let tsc_khz = if arch == Arch::X86_64 { clock.khz() } else { None };
     let params = BootParams {
         role: Role::SoftHost,
         hostname: rustix::system::uname().nodename().to_str().ok().map(str::to_owned),
@@ -250,21 +285,9 @@ fn cmdline(home: &str, tsc_khz: Option<u64>) -> String {
         ..Default::default()
     };
     // TCG does not speculate, so mitigations are useless. A panic makes QEMU exit, because of -no-reboot; an oops
-    // panics, so that no command hangs in a faulty kernel. `no_timer_check`: a timer interrupt may be late under
-    // emulation.
-    let mut cmdline = format!(
-        "console=ttyS0 quiet reboot=t panic=-1 oops=panic mitigations=off no_timer_check \
-         8250.nr_uarts=1 random.trust_cpu=on {NO_CMPXCHG16B} {params}"
-    );
-    if let Some(khz) = tsc_khz {
-        // The guest reads the host's time stamp counter. It cannot measure the frequency reliably under emulation, and
-        // would fall back to a clock with the resolution of a tick.
-        // lpj is in counter units per kernel tick (100 per second): the calibration of delay loops on each CPU would
-        // take longer than the rest of the boot.
-        let per_tick = khz * 1000 / TICKS;
-        cmdline.push_str(&format!(" tsc_early_khz={khz} tsc=reliable lpj={per_tick}"));
-    }
-    cmdline
+    // panics, so that no command hangs in a faulty kernel.
+    let own = (Emulation::of(arch).cmdline)(tsc_khz);
+    format!("quiet panic=-1 oops=panic mitigations=off {own} {params}")
 }
 
 /// The memory in MiB: the variable's value, or three quarters of the available memory. The host only allocates pages
@@ -306,19 +329,48 @@ mod tests {
 
     #[test]
     fn the_command_line_is_read_back_by_the_agent() {
-        let line = cmdline("/home/a b/.boxlite", Some(2_600_000));
-        let params = BootParams::parse(&line).unwrap();
-        assert_eq!(params.role, Role::SoftHost);
-        assert_eq!(params.home.as_deref(), Some("/home/a b/.boxlite"));
-        assert!(line.contains("tsc_early_khz=2600000 tsc=reliable lpj=26000000"));
-        assert!(!cmdline("/", None).contains("tsc"));
+        for arch in [Arch::X86_64, Arch::Aarch64] {
+            let line = cmdline(arch, "/home/a b/.boxlite", &TscClock::start());
+            let params = BootParams::parse(&line).unwrap();
+            assert_eq!(params.role, Role::SoftHost);
+            assert_eq!(params.home.as_deref(), Some("/home/a b/.boxlite"));
+            assert!(line.contains("console=tty") && line.contains(" panic=-1 "), "{line}");
+        }
+    }
+
+    #[test]
+    fn each_architecture_has_its_board_and_the_same_devices() {
+        let args = |arch| {
+            let machine = Machine {
+                emulation: Emulation::of(arch),
+                kernel: Path::new("/kernel"),
+                initramfs: Path::new("/initramfs"),
+                image: Path::new("/image"),
+                console: Path::new("/console"),
+                agent: 5,
+                monitor: 6,
+                cmdline: String::new(),
+                network: "user,id=net".to_owned(),
+                memory: 1024,
+                cpus: 2,
+            };
+            let args: Vec<_> =
+                machine.args().into_iter().map(|a| a.into_string().unwrap()).collect();
+            args.join(" ")
+        };
+        let (x86, arm) = (args(Arch::X86_64), args(Arch::Aarch64));
+        assert!(x86.starts_with("-M microvm,") && x86.contains(" -smp 3 "), "{x86}");
+        assert!(arm.starts_with("-M virt,virtualization=on,") && arm.contains(" -smp 2 "), "{arm}");
+        let devices =
+            |args: &str| args.split_once("-nodefaults").unwrap().1.replace("-smp 3", "-smp 2");
+        assert_eq!(devices(&x86), devices(&arm));
     }
 
     #[test]
     fn an_end_is_described() {
-        assert!(describe(ExitStatus::from_raw(9)).contains("memory"));
-        assert!(describe(ExitStatus::from_raw(6)).contains("signal 6"));
-        assert!(describe(ExitStatus::from_raw(1 << 8)).contains("code 1"));
+        assert!(describe(Arch::Aarch64, ExitStatus::from_raw(9)).contains("memory"));
+        assert!(describe(Arch::Aarch64, ExitStatus::from_raw(6)).contains("signal 6"));
+        assert!(describe(Arch::Aarch64, ExitStatus::from_raw(1 << 8)).contains("code 1"));
     }
 
     #[test]

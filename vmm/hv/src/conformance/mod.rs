@@ -3,22 +3,27 @@
 //! A backend says how to create a VM ([`Backend`]) and calls [`conformance_tests!`](crate::conformance_tests)
 //! in its test module. The guests are a few instructions each: they run even where the
 //! hypervisor emulates every instruction.
+//!
+//! There is one VM at a time in the process, as Hypervisor.framework allows no more. Guest memory of aarch64 is not at
+//! GPA 0, and mappings are aligned for hosts with 64 KiB pages. Guests run with the MMU off on aarch64, so nothing that
+//! they write is read through the host's caches: they report by MMIO.
 
 #![allow(unsafe_code)]
 
+mod pages;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
 #[cfg(target_arch = "x86_64")]
 use self::x86_64 as guest;
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsFd;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use self::pages::Pages;
 use crate::{BootState, Exit, Perms, Vcpu, Vm, VmConfig};
 
 /// The suite's access to a hypervisor.
@@ -36,17 +41,23 @@ macro_rules! conformance_tests {
     ($backend:ty) => {
         $crate::conformance_tests!($backend:
             mmio_exits_carry_every_width
+            mmio_reads_are_extended
             port_io_exits
             memory_is_mapped_and_unmapped
             read_only_memory_exits_on_write
             bad_ranges_are_refused
             doorbell_rings_without_an_exit
             interrupt_lines_can_be_raised
+            interrupt_line_reaches_the_controller
             kick_interrupts_a_running_vcpu
             kick_before_run_is_not_lost
             parked_vcpu_does_not_run
-            fault_without_handler_resets
+            parked_vcpu_is_started_by_the_guest
+            reset_exits
+            shutdown_exits
+            access_that_cannot_be_emulated_aborts
             saved_state_continues_in_another_machine
+            saved_controller_continues_in_another_machine
         );
     };
     ($backend:ty: $($check:ident)*) => {
@@ -57,18 +68,29 @@ macro_rules! conformance_tests {
     };
 }
 
-/// Guest memory of a test, from GPA 0.
+/// Size of a test's guest memory, from [`guest::BASE`].
 const MEMORY: usize = 1 << 20;
-/// A GPA without memory, 4 KiB aligned, within reach of the guest's page tables.
-const MMIO: u64 = 0x20_0000;
-/// Page of the guest's data, within [`MEMORY`].
-const DATA: u64 = 0x4_0000;
+/// Offset of the guest's data, within [`MEMORY`].
+const DATA: usize = 0x4_0000;
+/// A GPA without memory, 64 KiB aligned, within reach of the guest's page tables.
+const MMIO: u64 = guest::BASE + 0x20_0000;
+/// An interrupt line.
+const LINE: u32 = 16;
+/// What the guest sees of [`LINE`] in 32 pending bits of its interrupt controller.
+const LINE_PENDING: u32 = 1 << 16;
 
-/// A VM with memory and a program in it.
+/// A read that the guest extends to 8 bytes, and the 8 bytes.
+struct Extended {
+    read: &'static [u8],
+    written: u64,
+}
+
+/// A VM with memory and a program in it. The only one in the process.
 struct Machine<V: Vm> {
     vm: Arc<V>,
     memory: Pages,
     boot: BootState,
+    _alone: MutexGuard<'static, ()>,
 }
 
 /// Reports that a test did not run.
@@ -77,7 +99,9 @@ fn skipped(reason: &str) {
 }
 
 impl<V: Vm> Machine<V> {
-    fn new<B: Backend<Vm = V>>(program: &[u8], argument: u64) -> Option<Self> {
+    fn new<B: Backend<Vm = V>>(program: &guest::Program, argument: u64) -> Option<Self> {
+        static ALONE: Mutex<()> = Mutex::new(());
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let config = VmConfig { vcpus: 2, nested: false, address_end: MMIO + (1 << 20) };
         let vm = match B::vm(&config) {
             Ok(vm) => Arc::new(vm),
@@ -89,12 +113,53 @@ impl<V: Vm> Machine<V> {
         let memory = Pages::new(MEMORY);
         let boot = guest::load(&memory, program, argument);
         // SAFETY: the pages live as long as the machine: fields drop in their order.
-        unsafe { vm.map(0, memory.at(0), MEMORY, Perms::ReadWriteExecute) }.expect("map");
-        Some(Self { vm, memory, boot })
+        unsafe { vm.map(guest::BASE, memory.at(0), MEMORY, Perms::ReadWriteExecute) }.expect("map");
+        Some(Self { vm, memory, boot, _alone: alone })
     }
 
     fn vcpu(&self) -> V::Vcpu {
         self.vm.bind_vcpu(0, &self.boot).expect("bind vCPU 0")
+    }
+
+    /// Calls `f` with vCPU 0 while vCPU 1, which begins parked, exists on another thread, and runs there or not.
+    fn with_second<T>(&self, second_runs: bool, f: impl FnOnce(&mut V::Vcpu) -> T) -> T {
+        let mut first = self.vcpu();
+        let (bound, done) = (AtomicBool::new(false), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| {
+                let mut second = self.vm.bind_vcpu(1, &BootState::Parked).expect("bind vCPU 1");
+                bound.store(true, Ordering::SeqCst);
+                if !second_runs {
+                    wait_until(|| done.load(Ordering::SeqCst));
+                }
+                while !done.load(Ordering::SeqCst) {
+                    assert_eq!(second.run().expect("run"), Exit::Kicked);
+                }
+            });
+            // Also if `f` panics: the scope waits for the thread.
+            let _stop = OnDrop(|| {
+                done.store(true, Ordering::SeqCst);
+                self.vm.kick(1).expect("kick");
+            });
+            wait_until(|| bound.load(Ordering::SeqCst) || second.is_finished());
+            f(&mut first)
+        })
+    }
+}
+
+/// Calls a function when it is dropped.
+struct OnDrop<F: Fn()>(F);
+
+impl<F: Fn()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+/// Waits for another thread.
+fn wait_until(condition: impl Fn() -> bool) {
+    while !condition() {
+        std::thread::yield_now();
     }
 }
 
@@ -133,6 +198,17 @@ pub fn mmio_exits_carry_every_width<B: Backend>() {
         let bytes = &value.to_le_bytes()[..width];
         answer_read(&mut vcpu, MMIO, bytes);
         expect_write(&mut vcpu, MMIO + 8, bytes);
+    }
+}
+
+/// Reads are extended to the register as the guest's instruction says, by sign or with zeros; aarch64 also reads to and
+/// writes from the zero register.
+pub fn mmio_reads_are_extended<B: Backend>() {
+    let Some(machine) = Machine::new::<B>(guest::EXTEND, MMIO) else { return };
+    let mut vcpu = machine.vcpu();
+    for Extended { read, written } in guest::EXTENDED {
+        answer_read(&mut vcpu, MMIO, read);
+        expect_write(&mut vcpu, MMIO + 8, &written.to_le_bytes());
     }
 }
 
@@ -190,24 +266,24 @@ pub fn read_only_memory_exits_on_write<B: Backend>() {
 
 /// Misaligned, empty, wrapping and overlapping ranges are errors, and so is a double unmap.
 pub fn bad_ranges_are_refused<B: Backend>() {
-    let Some(machine) = Machine::new::<B>(guest::SPIN, 0) else { return };
+    let Some(machine) = Machine::new::<B>(guest::WRITE_AND_SPIN, 0) else { return };
     let (vm, page) = (&machine.vm, Pages::new(Pages::ALIGN));
     let last = u64::MAX - (Pages::ALIGN as u64 - 1);
-    let above = MEMORY as u64;
+    let above = guest::BASE + MEMORY as u64;
     for (gpa, len) in [
         (above + 1, Pages::ALIGN),
         (above, 0),
         (above, 100),
         (last, Pages::ALIGN),
-        (0, Pages::ALIGN),
+        (guest::BASE, Pages::ALIGN),
     ] {
         // SAFETY: refused, so nothing is mapped; and `page` outlives the machine's use.
         let result = unsafe { vm.map(gpa, page.at(0), len, Perms::ReadWriteExecute) };
         assert!(result.is_err(), "mapped {len:#x} bytes at {gpa:#x}");
     }
     assert!(vm.unmap(above, Pages::ALIGN).is_err());
-    assert!(vm.unmap(0, MEMORY).is_ok());
-    assert!(vm.unmap(0, MEMORY).is_err());
+    assert!(vm.unmap(guest::BASE, MEMORY).is_ok());
+    assert!(vm.unmap(guest::BASE, MEMORY).is_err());
 }
 
 /// A write to a doorbell signals the event and causes no exit.
@@ -229,7 +305,7 @@ pub fn doorbell_rings_without_an_exit<B: Backend>() {
 
 /// Interrupt lines can be created and raised before any vCPU runs.
 pub fn interrupt_lines_can_be_raised<B: Backend>() {
-    let Some(machine) = Machine::new::<B>(guest::SPIN, 0) else { return };
+    let Some(machine) = Machine::new::<B>(guest::WRITE_AND_SPIN, 0) else { return };
     for line in [5, 16, 23] {
         let irq = machine.vm.irq(line).expect("interrupt line");
         irq.raise().expect("raise");
@@ -237,17 +313,46 @@ pub fn interrupt_lines_can_be_raised<B: Backend>() {
     }
 }
 
-/// A kick makes a vCPU in an endless loop exit.
-pub fn kick_interrupts_a_running_vcpu<B: Backend>() {
-    let Some(machine) = Machine::new::<B>(guest::SPIN, 0) else { return };
-    let vm = machine.vm.clone();
-    let mut vcpu = machine.vcpu();
-    let kicker = std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_millis(20));
-        vm.kick(0).expect("kick");
+/// A line that is raised while the guest runs becomes pending in its interrupt controller, which the backend or its
+/// hypervisor implements: accesses to it do not exit.
+pub fn interrupt_line_reaches_the_controller<B: Backend>() {
+    let Some(machine) = Machine::new::<B>(guest::WAIT_FOR_INTERRUPT, MMIO) else { return };
+    let irq = machine.vm.irq(LINE).expect("interrupt line");
+    machine.with_second(true, |vcpu| {
+        expect_write(vcpu, MMIO, &0u32.to_le_bytes());
+        irq.raise().expect("raise");
+        expect_write(vcpu, MMIO, &LINE_PENDING.to_le_bytes());
     });
-    assert_eq!(vcpu.run().expect("run"), Exit::Kicked);
-    kicker.join().expect("kicker");
+}
+
+/// Kicks make a vCPU in an endless loop exit, whenever they come.
+pub fn kick_interrupts_a_running_vcpu<B: Backend>() {
+    const KICKS: u32 = 200;
+    let Some(machine) = Machine::new::<B>(guest::WRITE_AND_SPIN, MMIO) else { return };
+    let doorbell = machine.vm.doorbell(MMIO);
+    let mut vcpu = machine.vcpu();
+    let entries = AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        let kicker = scope.spawn(|| {
+            // With a doorbell, the first kick comes when the guest surely runs; the others at any time around an entry.
+            if let Some(bell) = &doorbell {
+                wait_until(|| bell.clear().expect("doorbell"));
+            }
+            for kick in 1..=KICKS {
+                wait_until(|| entries.load(Ordering::SeqCst) >= kick);
+                (0..kick * 16).for_each(|_| std::hint::spin_loop());
+                machine.vm.kick(0).expect("kick");
+            }
+        });
+        if doorbell.is_none() {
+            expect_write(&mut vcpu, MMIO, &0u32.to_le_bytes());
+        }
+        for _ in 0..KICKS {
+            entries.fetch_add(1, Ordering::SeqCst);
+            assert_eq!(vcpu.run().expect("run"), Exit::Kicked);
+        }
+        kicker.join().expect("kicker");
+    });
 }
 
 /// A kick of a vCPU that is not running holds for its next entry, and only for that.
@@ -263,24 +368,40 @@ pub fn kick_before_run_is_not_lost<B: Backend>() {
 /// A parked vCPU stays parked until something starts it; a kick gets its thread back.
 pub fn parked_vcpu_does_not_run<B: Backend>() {
     let Some(machine) = Machine::new::<B>(guest::COUNT, MMIO) else { return };
-    let mut first = machine.vcpu();
-    let vm = machine.vm.clone();
-    std::thread::scope(|scope| {
-        let parked = scope.spawn(|| {
-            let mut second = vm.bind_vcpu(1, &BootState::Parked).expect("bind vCPU 1");
-            vm.kick(1).expect("kick");
-            assert_eq!(second.run().expect("run"), Exit::Kicked);
-        });
-        expect_write(&mut first, MMIO, &0u32.to_le_bytes());
-        parked.join().expect("parked vCPU");
+    machine.with_second(true, |first| {
+        for n in 0..3u32 {
+            machine.vm.kick(1).expect("kick");
+            expect_write(first, MMIO, &n.to_le_bytes());
+        }
     });
 }
 
-/// A fault without a handler resets the VM instead of hanging it.
-pub fn fault_without_handler_resets<B: Backend>() {
-    let Some(machine) = Machine::new::<B>(guest::FAULT, MMIO) else { return };
-    let mut vcpu = machine.vcpu();
-    next(&mut vcpu, |exit| assert_eq!(exit, Exit::Reset));
+/// The guest starts the parked vCPU (INIT and startup IPIs, PSCI CPU_ON), which writes to memory.
+pub fn parked_vcpu_is_started_by_the_guest<B: Backend>() {
+    let Some(machine) = Machine::new::<B>(guest::START_SECOND, MMIO) else { return };
+    machine.with_second(true, |first| expect_write(first, MMIO, &0x5au32.to_le_bytes()));
+}
+
+/// A guest that resets itself exits (PSCI SYSTEM_RESET), and so does one with a fault that it has no handler for, where
+/// the architecture resets the processor then (the x86 triple fault).
+pub fn reset_exits<B: Backend>() {
+    let Some(machine) = Machine::new::<B>(guest::RESET, MMIO) else { return };
+    next(&mut machine.vcpu(), |exit| assert_eq!(exit, Exit::Reset));
+}
+
+/// A guest that powers itself off exits. aarch64 only: PSCI SYSTEM_OFF.
+pub fn shutdown_exits<B: Backend>() {
+    let Some(program) = guest::SHUTDOWN else { return };
+    let Some(machine) = Machine::new::<B>(program, MMIO) else { return };
+    next(&mut machine.vcpu(), |exit| assert_eq!(exit, Exit::Shutdown));
+}
+
+/// An access to a device by an instruction that the processor does not describe to the hypervisor is an abort in the
+/// guest, not the end of the VM. aarch64 only: the load of a pair.
+pub fn access_that_cannot_be_emulated_aborts<B: Backend>() {
+    let Some((program, syndrome)) = guest::ABORT else { return };
+    let Some(machine) = Machine::new::<B>(program, MMIO) else { return };
+    expect_write(&mut machine.vcpu(), MMIO, &u32::to_le_bytes(syndrome));
 }
 
 /// A counter saved in one VM continues in another.
@@ -292,6 +413,8 @@ pub fn saved_state_continues_in_another_machine<B: Backend>() {
     }
     let state = vcpu.save().expect("save");
     expect_write(&mut vcpu, MMIO, &3u32.to_le_bytes());
+    drop(vcpu);
+    drop(machine);
 
     let Some(other) = Machine::new::<B>(guest::COUNT, MMIO) else { return };
     let mut vcpu = other.vcpu();
@@ -299,58 +422,24 @@ pub fn saved_state_continues_in_another_machine<B: Backend>() {
     for n in 3..6u32 {
         expect_write(&mut vcpu, MMIO, &n.to_le_bytes());
     }
-    assert_eq!(other.memory.read(DATA as usize), 0, "the counter lives in a register");
+    assert_eq!(other.memory.read(DATA), 0, "the counter lives in a register");
 }
 
-/// Zeroed, page-aligned host memory.
-struct Pages {
-    start: *mut u8,
-    layout: Layout,
-}
+/// The interrupt controller as the guest has set it is part of the saved states of the VM and the vCPU.
+pub fn saved_controller_continues_in_another_machine<B: Backend>() {
+    let Some(machine) = Machine::new::<B>(guest::SET_CONTROLLER, MMIO) else { return };
+    let (vm, vcpu) = machine.with_second(false, |vcpu| {
+        expect_write(vcpu, MMIO, &0u32.to_le_bytes());
+        (machine.vm.save().expect("save the VM"), vcpu.save().expect("save the vCPU"))
+    });
+    drop(machine);
 
-// SAFETY: the memory is owned, and accessed by volatile reads and writes only.
-unsafe impl Send for Pages {}
-// SAFETY: as above.
-unsafe impl Sync for Pages {}
-
-impl Pages {
-    /// A multiple of every host's page size.
-    const ALIGN: usize = 64 << 10;
-
-    fn new(len: usize) -> Self {
-        let layout = Layout::from_size_align(len, Self::ALIGN).expect("layout");
-        // SAFETY: the layout's size is not zero.
-        let start = unsafe { alloc_zeroed(layout) };
-        if start.is_null() {
-            handle_alloc_error(layout);
+    let Some(other) = Machine::new::<B>(guest::SET_CONTROLLER, MMIO) else { return };
+    other.with_second(false, |first| {
+        other.vm.restore(&vm).expect("restore the VM");
+        first.restore(&vcpu).expect("restore the vCPU");
+        for value in guest::CONTROLLER_STATE {
+            expect_write(first, MMIO, &value.to_le_bytes());
         }
-        Self { start, layout }
-    }
-
-    fn at(&self, offset: usize) -> *mut u8 {
-        assert!(offset < self.layout.size());
-        // SAFETY: within the allocation.
-        unsafe { self.start.add(offset) }
-    }
-
-    fn write(&self, offset: usize, bytes: &[u8]) {
-        assert!(offset + bytes.len() <= self.layout.size());
-        for (i, byte) in bytes.iter().enumerate() {
-            // SAFETY: within the allocation; volatile, because a guest may see it.
-            unsafe { self.at(offset + i).write_volatile(*byte) };
-        }
-    }
-
-    fn read(&self, offset: usize) -> u32 {
-        assert!(offset + 4 <= self.layout.size() && offset.is_multiple_of(4));
-        // SAFETY: within the allocation and aligned.
-        unsafe { self.at(offset).cast::<u32>().read_volatile() }
-    }
-}
-
-impl Drop for Pages {
-    fn drop(&mut self) {
-        // SAFETY: allocated with this layout.
-        unsafe { dealloc(self.start, self.layout) };
-    }
+    });
 }

@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use boxlite_hv::{Error, Exit, Result, Vcpu};
 use kvm_bindings::{
-    KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, MsrList, kvm_run,
+    KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_run,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
-use super::call;
-use super::kick::Kicks;
-use super::x86_64::state::VcpuState;
+use crate::arch::{Platform, VcpuState};
+use crate::call;
+use crate::kick::Kicks;
 
 /// A vCPU, on the thread that bound it.
 #[derive(Debug)]
@@ -20,30 +20,34 @@ pub struct KvmVcpu {
     /// The page shared with KVM; `fd` keeps it mapped.
     run: *mut kvm_run,
     id: u32,
-    /// The MSRs that this host's KVM saves and restores.
-    msrs: Option<MsrList>,
+    platform: Arc<Platform>,
     kicks: Arc<Kicks>,
 }
 
 impl KvmVcpu {
-    pub(super) fn new(mut fd: VcpuFd, id: u32, msrs: Option<MsrList>, kicks: Arc<Kicks>) -> Self {
+    pub(super) fn new(mut fd: VcpuFd, id: u32, platform: Arc<Platform>, kicks: Arc<Kicks>) -> Self {
         let run = &raw mut *fd.get_kvm_run();
         kicks.register(id, run);
-        Self { fd, run, id, msrs, kicks }
+        Self { fd, run, id, platform, kicks }
     }
 
     /// Finishes the instruction whose exit was answered last, without running the next one.
     fn complete_exit(&mut self) -> Result<()> {
-        self.fd.set_kvm_immediate_exit(1);
-        let result = self.fd.run().map(|_| ());
-        self.fd.set_kvm_immediate_exit(0);
-        match result {
+        // It stays set, as clearing it could lose a kick: the next run exits at once, as kicked.
+        self.immediate_exit().store(1, Ordering::SeqCst);
+        match self.fd.run().map(|_| ()) {
             Err(e) if e.errno() == libc::EINTR => Ok(()),
             Err(e) => Err(call("KVM_RUN")(e)),
             Ok(()) => {
                 Err(Error::Vcpu { id: self.id, reason: "ran on past a completed exit".into() })
             }
         }
+    }
+
+    /// The byte that makes KVM_RUN return at once.
+    fn immediate_exit(&self) -> &AtomicU8 {
+        // SAFETY: the page is mapped as long as `self.fd`; kicks write this byte atomically, too.
+        unsafe { AtomicU8::from_ptr(&raw mut (*self.run).immediate_exit) }
     }
 }
 
@@ -57,9 +61,11 @@ impl Vcpu for KvmVcpu {
     type State = VcpuState;
 
     fn run(&mut self) -> Result<Exit<'_>> {
-        let (id, run) = (self.id, self.run);
+        let (id, run, fd) = (self.id, self.run, &raw mut self.fd);
         let stuck = |reason: String| Err(Error::Vcpu { id, reason });
-        match self.fd.run() {
+        // SAFETY: `fd` is this vCPU's own, and no other reference to it is alive. As a pointer, because the borrow
+        // checker takes it for borrowed in the arms that do not return data.
+        match unsafe { &mut *fd }.run() {
             Ok(VcpuExit::MmioRead(gpa, data)) => Ok(Exit::MmioRead { gpa, data }),
             Ok(VcpuExit::MmioWrite(gpa, data)) => Ok(Exit::MmioWrite { gpa, data }),
             Ok(VcpuExit::IoIn(port, data)) => Ok(Exit::PioRead { port, data }),
@@ -72,17 +78,15 @@ impl Vcpu for KvmVcpu {
             Ok(VcpuExit::FailEntry(reason, cpu)) => {
                 stuck(format!("entry failed on host CPU {cpu}, hardware reason {reason:#x}"))
             }
-            Ok(VcpuExit::InternalError) => {
-                // SAFETY: the exit says that `internal` is the member in use; it is plain numbers.
-                let error = unsafe { (*run).__bindgen_anon_1.internal };
-                stuck(super::x86_64::internal_error(error.suberror, &error.data, error.ndata))
-            }
             Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => Ok(Exit::Kicked),
-            Ok(other) => stuck(format!("unexpected exit {other:?}")),
+            // SAFETY: the page is mapped as long as `fd`, and holds the exit of the call above, whose result is not
+            // used any more.
+            Ok(_) => match unsafe { Platform::on_exit(&*fd, run) } {
+                Ok(()) => Ok(Exit::Kicked),
+                Err(reason) => stuck(reason),
+            },
             Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => {
-                // SAFETY: the page is mapped as long as `self.fd`; kicks write this byte atomically.
-                let pending = unsafe { AtomicU8::from_ptr(&raw mut (*run).immediate_exit) };
-                pending.store(0, Ordering::SeqCst);
+                self.immediate_exit().store(0, Ordering::SeqCst);
                 Ok(Exit::Kicked)
             }
             Err(e) => Err(call("KVM_RUN")(e)),
@@ -90,16 +94,15 @@ impl Vcpu for KvmVcpu {
     }
 
     fn resumed(&mut self) {
-        // It is refused where the guest has no paravirtual clock: there is no other way to tell it.
-        let _ = self.fd.kvmclock_ctrl();
+        Platform::resumed(&self.fd);
     }
 
     fn save(&mut self) -> Result<VcpuState> {
         self.complete_exit()?;
-        VcpuState::save(&self.fd, self.msrs.as_ref())
+        self.platform.save_vcpu(&self.fd)
     }
 
     fn restore(&mut self, state: &VcpuState) -> Result<()> {
-        state.restore(&self.fd)
+        self.platform.restore_vcpu(&self.fd, state)
     }
 }

@@ -36,11 +36,11 @@ const AMD_ECX_MASKED: u32 = 1 << 2 | 1 << 10 | 1 << 12 | 1 << 23 | 1 << 24 | 1 <
 
 /// A vCPU's number, the size of its VM, and its features.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Shape {
-    pub(crate) id: u32,
-    pub(crate) vcpus: u32,
+pub(super) struct Shape {
+    pub(super) id: u32,
+    pub(super) vcpus: u32,
     /// Whether it has virtualization extensions and performance counters.
-    pub(crate) nested: bool,
+    pub(super) nested: bool,
 }
 
 impl Shape {

@@ -32,7 +32,7 @@ const DELIVERY_NMI: u32 = 0x400;
 const DELIVERY_EXTINT: u32 = 0x700;
 
 /// Puts a new vCPU into the state it boots from.
-pub(crate) fn vcpu(kvm: &Kvm, fd: &VcpuFd, shape: Shape, boot: &BootState) -> Result<()> {
+pub(super) fn vcpu(kvm: &Kvm, fd: &VcpuFd, shape: Shape, boot: &BootState) -> Result<()> {
     fd.set_cpuid2(&cpuid::table(kvm, shape)?).map_err(call("KVM_SET_CPUID2"))?;
     msrs(fd)?;
     local_interrupts(fd)?;

@@ -2,8 +2,8 @@
 
 use boxlite_hv::{Error, Result};
 use kvm_bindings::{
-    KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, MsrList,
-    Msrs, kvm_clock_data, kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
+    KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, Msrs,
+    kvm_clock_data, kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
     kvm_pit_state2, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
@@ -21,7 +21,7 @@ pub struct VmState {
 }
 
 impl VmState {
-    pub(crate) fn save(fd: &VmFd) -> Result<Self> {
+    pub(super) fn save(fd: &VmFd) -> Result<Self> {
         let chip = |chip_id| {
             let mut chip = kvm_irqchip { chip_id, ..Default::default() };
             fd.get_irqchip(&mut chip).map_err(call("KVM_GET_IRQCHIP"))?;
@@ -35,7 +35,7 @@ impl VmState {
         })
     }
 
-    pub(crate) fn restore(&self, fd: &VmFd) -> Result<()> {
+    pub(super) fn restore(&self, fd: &VmFd) -> Result<()> {
         for chip in self.pics.iter().chain([&self.ioapic]) {
             fd.set_irqchip(chip).map_err(call("KVM_SET_IRQCHIP"))?;
         }
@@ -62,10 +62,9 @@ pub struct VcpuState {
 }
 
 impl VcpuState {
-    /// Reads the state in the order that KVM requires: MP state first (it may finish a pending INIT), events
-    /// last.
-    pub(crate) fn save(fd: &VcpuFd, msrs: Option<&MsrList>) -> Result<Self> {
-        let list = msrs.ok_or(Error::Missing("a list of MSRs (KVM_GET_MSR_INDEX_LIST)"))?;
+    /// Reads the state, of the MSRs those in `msrs`, in the order that KVM requires: MP state first (it may finish a
+    /// pending INIT), events last.
+    pub(super) fn save(fd: &VcpuFd, msrs: &[u32]) -> Result<Self> {
         Ok(Self {
             mp_state: fd.get_mp_state().map_err(call("KVM_GET_MP_STATE"))?,
             regs: fd.get_regs().map_err(call("KVM_GET_REGS"))?,
@@ -74,14 +73,14 @@ impl VcpuState {
             xcrs: fd.get_xcrs().map_err(call("KVM_GET_XCRS"))?,
             debug: fd.get_debug_regs().map_err(call("KVM_GET_DEBUGREGS"))?,
             lapic: fd.get_lapic().map_err(call("KVM_GET_LAPIC"))?,
-            msrs: read_msrs(fd, list.as_slice())?,
+            msrs: read_msrs(fd, msrs)?,
             events: fd.get_vcpu_events().map_err(call("KVM_GET_VCPU_EVENTS"))?,
         })
     }
 
     /// Writes the state in the order that KVM requires: special registers before the local APIC and the MSRs,
     /// the local APIC before the TSC deadline, events last.
-    pub(crate) fn restore(&self, fd: &VcpuFd) -> Result<()> {
+    pub(super) fn restore(&self, fd: &VcpuFd) -> Result<()> {
         fd.set_mp_state(self.mp_state).map_err(call("KVM_SET_MP_STATE"))?;
         fd.set_regs(&self.regs).map_err(call("KVM_SET_REGS"))?;
         fd.set_sregs(&self.sregs).map_err(call("KVM_SET_SREGS"))?;

@@ -6,7 +6,7 @@
 //!   control socket ──server.rs──▶      │
 //!            ◀──answers, stages──      │ lifecycle/    decides what happens next
 //!                                      │ network/      the box's network, across its boots
-//!                                      ▼ build.rs      devices, address map, boot files
+//!                                      ▼ build.rs      memory, boot files, vCPUs; board.rs: devices
 //!   peers, main.log ◀──hub/──▶ agent  RunningVm ── vcpu.rs  a thread per vCPU
 //!   status.json ◀──record.rs           ├─ memory.rs      guest memory
 //!   events ◀──journal.rs               ├─ console.rs     the guest's serial console
@@ -22,9 +22,11 @@
 
 mod arch;
 mod backend;
+mod board;
 mod boot_report;
 mod bounded_log;
 mod build;
+mod cmdline;
 mod console;
 mod disks;
 mod hub;

@@ -43,17 +43,29 @@ fn prefer_huge_pages(memory: &GuestMemory) {
 
 #[cfg(test)]
 mod tests {
-    use vm_memory::{Address, Bytes, GuestAddress};
+    use vm_memory::{Address, Bytes};
 
     use super::*;
 
     #[test]
-    fn both_ranges_are_memory_of_their_own() {
-        let memory = allocate(4 << 30).unwrap();
-        memory.write_obj(1u64, GuestAddress(0x1000)).unwrap();
-        memory.write_obj(2u64, GuestAddress(layout::GAP_END.raw_value())).unwrap();
-        assert_eq!(memory.read_obj::<u64>(GuestAddress(0x1000)).unwrap(), 1);
-        assert!(memory.write_obj(3u64, layout::GAP_START).is_err());
-        assert_eq!(memory.num_regions(), 2);
+    fn every_range_is_memory_of_its_own() {
+        let size = 4 << 30;
+        let memory = allocate(size).unwrap();
+        let ranges = layout::memory_ranges(size);
+        assert_eq!(memory.num_regions(), ranges.len());
+        let words: Vec<_> = ranges
+            .iter()
+            .flat_map(|(start, len)| [*start, start.unchecked_add(len - 8)])
+            .zip(1u64..)
+            .collect();
+        for (at, value) in &words {
+            memory.write_obj(*value, *at).unwrap();
+        }
+        for (at, value) in &words {
+            assert_eq!(memory.read_obj::<u64>(*at).unwrap(), *value);
+        }
+        for (start, len) in ranges {
+            assert!(memory.write_obj(0u64, start.unchecked_add(len)).is_err());
+        }
     }
 }

@@ -7,11 +7,12 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use boxlite_contract::metrics::VmExitCounts;
-use boxlite_devices::{Bus, LogBudget};
+use boxlite_devices::LogBudget;
 use boxlite_hv::{BootState, Error, Exit, Result, Vcpu, Vm};
 
 use super::threads::Threads;
 use super::vm_event::{EventSink, VmEvent, VmStop};
+use crate::arch::Buses;
 
 /// Timeout for the creation of a vCPU's predecessors. It takes milliseconds, but the host may be busy.
 const BIND_LIMIT: Duration = Duration::from_secs(60);
@@ -19,8 +20,7 @@ const BIND_LIMIT: Duration = Duration::from_secs(60);
 /// What the vCPUs of a VM share.
 pub(super) struct Shared<V> {
     pub(super) vm: Arc<V>,
-    pub(super) mmio: Arc<Bus>,
-    pub(super) pio: Arc<Bus>,
+    pub(super) buses: Buses,
     /// Where the vCPUs wait or end.
     pub(super) gate: Gate,
     pub(super) events: EventSink,
@@ -254,19 +254,19 @@ fn run<V: Vm>(shared: &Shared<V>, id: u32, vcpu: &mut V::Vcpu) -> Result<()> {
         match vcpu.run()? {
             Exit::MmioRead { gpa, data } => {
                 count(&counters.mmio);
-                shared.mmio.read(gpa, data);
+                shared.buses.mmio.read(gpa, data);
             }
             Exit::MmioWrite { gpa, data } => {
                 count(&counters.mmio);
-                shared.mmio.write(gpa, data);
+                shared.buses.mmio.write(gpa, data);
             }
             Exit::PioRead { port, data } => {
                 count(&counters.pio);
-                shared.pio.read(port.into(), data);
+                shared.buses.pio.read(port.into(), data);
             }
             Exit::PioWrite { port, data } => {
                 count(&counters.pio);
-                shared.pio.write(port.into(), data);
+                shared.buses.pio.write(port.into(), data);
             }
             Exit::Shutdown | Exit::Reset => {
                 count(&counters.other);

@@ -1,16 +1,63 @@
-//! The VM as a guest kernel finds it, per architecture: the address map, and the tables that firmware would have
-//! written to memory.
+//! The board: the VM as a guest kernel finds it, per architecture.
 //!
-//! Each architecture has [`layout`], its addresses, and [`load`], which fills memory and returns the entry point of
-//! the boot vCPU.
+//! Each architecture has the same names:
+//! - `layout`: the address map, the lines and the limits;
+//! - `add_legacy`: the devices that are no virtio devices;
+//! - `cmdline`: the architecture's words of the kernel command line;
+//! - `load`: fills memory with the kernel, the initramfs and the tables that firmware would have written, and returns
+//!   the entry point of the boot vCPU.
+//!
+//! **Architecture Invariant:** in this crate, conditions on the CPU appear only in this file.
 
+mod files;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
-#[cfg(target_arch = "x86_64")]
-pub(crate) use x86_64::{layout, load};
-
+use std::io::Write;
 use std::path::{Path, PathBuf};
+
+use boxlite_devices::Bus;
+use boxlite_hv::Interrupt;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86_64::{add_legacy, cmdline, layout, load};
+
+/// The address spaces that devices are in.
+#[derive(Debug, Default)]
+pub(crate) struct Buses {
+    /// Guest-physical memory.
+    pub(crate) mmio: Bus,
+    /// I/O ports, which only x86 has.
+    pub(crate) pio: Bus,
+}
+
+/// What the legacy devices are connected to.
+pub(crate) struct Wiring<'a> {
+    /// The interrupt line of this number.
+    pub(crate) irq: &'a dyn Fn(u32) -> boxlite_hv::Result<Interrupt>,
+    /// Takes what the guest writes to its console.
+    pub(crate) console: Box<dyn Write + Send>,
+    /// Called, on a vCPU's thread, when the guest resets the VM by a device.
+    pub(crate) reset: Box<dyn Fn() + Send>,
+}
+
+/// The registers and the interrupt line of a virtio device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Window {
+    /// GPA of the first register.
+    pub(crate) start: u64,
+    /// The line, as [`boxlite_hv::Vm::irq`] numbers it.
+    pub(crate) irq: u32,
+}
+
+/// The hardware that differs between boxes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hardware<'a> {
+    /// Number of vCPUs.
+    pub(crate) vcpus: u8,
+    /// The virtio devices.
+    pub(crate) devices: &'a [Window],
+}
 
 /// What a guest boots from.
 #[derive(Clone, Copy, Debug)]

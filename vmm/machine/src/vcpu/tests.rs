@@ -162,8 +162,7 @@ impl Vcpu for FakeVcpu {
 fn shared(machine: &Fake, vcpus: u32) -> Shared<Fake> {
     Shared {
         vm: Arc::new(machine.clone()),
-        mmio: Arc::default(),
-        pio: Arc::default(),
+        buses: Buses::default(),
         gate: Gate::new(vcpus),
         events: Arc::new(|_| {}),
         log: LogBudget::default(),

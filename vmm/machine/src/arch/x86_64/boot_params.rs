@@ -1,10 +1,12 @@
 //! The zero page: boot parameters for the kernel (Documentation/arch/x86/zero-page.rst).
 
+use std::ops::Range;
+
 use boxlite_devices::GuestMemory;
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
 use vm_memory::{Address, Bytes, GuestMemoryBackend, GuestMemoryRegion};
 
-use super::{Initramfs, layout};
+use super::layout;
 
 const BOOT_FLAG: u16 = 0xaa55;
 const HEADER_MAGIC: u32 = 0x5372_6448; // "HdrS"
@@ -15,7 +17,11 @@ const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;
 
 /// Writes the zero page.
-pub(super) fn write(memory: &GuestMemory, initramfs: &Initramfs, cmdline_len: usize) -> Option<()> {
+pub(super) fn write(
+    memory: &GuestMemory,
+    initramfs: &Range<u64>,
+    cmdline_len: usize,
+) -> Option<()> {
     let mut params = boot_params::default();
     params.hdr.boot_flag = BOOT_FLAG;
     params.hdr.header = HEADER_MAGIC;
@@ -23,8 +29,8 @@ pub(super) fn write(memory: &GuestMemory, initramfs: &Initramfs, cmdline_len: us
     params.hdr.kernel_alignment = KERNEL_ALIGNMENT;
     params.hdr.cmd_line_ptr = u32::try_from(layout::CMDLINE.raw_value()).ok()?;
     params.hdr.cmdline_size = u32::try_from(cmdline_len).ok()?;
-    params.hdr.ramdisk_image = initramfs.start;
-    params.hdr.ramdisk_size = initramfs.size;
+    params.hdr.ramdisk_image = u32::try_from(initramfs.start).ok()?;
+    params.hdr.ramdisk_size = u32::try_from(initramfs.end - initramfs.start).ok()?;
     let map = memory_map(memory);
     params.e820_entries = u8::try_from(map.len()).ok()?;
     params.e820_table.get_mut(..map.len())?.copy_from_slice(&map);

@@ -15,8 +15,6 @@
 
 use vm_memory::{Address, GuestAddress};
 
-pub(crate) const PAGE_SIZE: u64 = 4096;
-
 pub(super) const ZERO_PAGE: GuestAddress = GuestAddress(0x7000);
 pub(super) const PAGE_TABLES: u64 = 0x9000;
 pub(super) const CMDLINE: GuestAddress = GuestAddress(0x2_0000);
@@ -32,8 +30,8 @@ pub(super) const LOW_RESERVED_END: u64 = 0xa_0000;
 
 pub(super) const HIGH_MEMORY: GuestAddress = GuestAddress(0x10_0000);
 /// The start of the 32-bit gap: no memory from here to 4 GiB.
-pub(crate) const GAP_START: GuestAddress = GuestAddress(0xd000_0000);
-pub(crate) const GAP_END: GuestAddress = GuestAddress(0x1_0000_0000);
+pub(super) const GAP_START: GuestAddress = GuestAddress(0xd000_0000);
+pub(super) const GAP_END: GuestAddress = GuestAddress(0x1_0000_0000);
 
 pub(super) const IO_APIC: u32 = 0xfec0_0000;
 pub(super) const LOCAL_APIC: u32 = 0xfee0_0000;
@@ -48,9 +46,8 @@ pub(crate) fn memory_ranges(size: u64) -> Vec<(GuestAddress, u64)> {
     ranges
 }
 
-/// virtio-mmio device windows, one page each.
+/// The first virtio-mmio device. The others follow without a gap.
 pub(crate) const MMIO_START: u64 = 0xd000_0000;
-pub(crate) const MMIO_SIZE: u64 = 0x1000;
 
 /// I/O APIC pins for devices: all but those of the legacy devices (timer, keyboard, cascade, serial,
 /// RTC, FPU).
@@ -58,13 +55,8 @@ pub(crate) const DEVICE_IRQS: [u32; 18] =
     [5, 6, 7, 9, 10, 11, 12, 14, 15, 3, 16, 17, 18, 19, 20, 21, 22, 23];
 
 /// The first serial port (16550).
-pub(crate) const SERIAL_PORT: u64 = 0x3f8;
-pub(crate) const SERIAL_PORT_SIZE: u64 = 8;
-pub(crate) const SERIAL_IRQ: u32 = 4;
-
-/// The keyboard controller (i8042), for its reset command.
-pub(crate) const I8042_PORT: u64 = 0x60;
-pub(crate) const I8042_PORT_SIZE: u64 = 5;
+pub(super) const SERIAL_PORT: u64 = 0x3f8;
+pub(super) const SERIAL_IRQ: u32 = 4;
 
 #[cfg(test)]
 mod tests {

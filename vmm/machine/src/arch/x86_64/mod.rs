@@ -3,34 +3,54 @@
 
 mod boot_params;
 pub(crate) mod layout;
+mod legacy;
 mod mptable;
 mod paging;
 
-use std::fs::File;
-use std::io::{Seek, SeekFrom};
+use std::fmt::Write;
 
+use boxlite_contract::nested::{HostEnvironment, NO_CMPXCHG16B};
 use boxlite_devices::GuestMemory;
 use boxlite_hv::BootState;
 use linux_loader::loader::{Elf, KernelLoader};
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{Address, Bytes, GuestMemoryBackend};
 
-use super::{BootError, BootFiles};
+use super::{BootError, BootFiles, Hardware, Window, files};
+
+pub(crate) use legacy::add_legacy;
+
+/// The words of the kernel command line for this board, whose devices the kernel would not find otherwise. Without ACPI,
+/// the kernel resets the VM by the keyboard controller.
+pub(crate) fn cmdline(host: HostEnvironment, hardware: &Hardware<'_>) -> String {
+    let mut words = String::from("console=ttyS0 reboot=k");
+    if host.is_nested() {
+        words.push(' ');
+        words.push_str(NO_CMPXCHG16B);
+    }
+    for Window { start, irq } in hardware.devices {
+        // A String takes everything.
+        let _ = write!(words, " virtio_mmio.device=4K@{start:#x}:{irq}");
+    }
+    words
+}
 
 /// Loads kernel, initramfs and tables into memory. Returns the entry point of the boot vCPU.
 pub(crate) fn load(
     memory: &GuestMemory,
-    vcpus: u8,
-    files: &BootFiles<'_>,
+    hardware: &Hardware<'_>,
+    boot: &BootFiles<'_>,
 ) -> Result<BootState, BootError> {
-    let mut kernel = open(files.kernel)?;
+    let (mut kernel, _) = files::open(boot.kernel)?;
     let loaded = Elf::load(memory, None, &mut kernel, Some(layout::HIGH_MEMORY))
-        .map_err(|e| BootError::Kernel { path: files.kernel.to_owned(), reason: e.to_string() })?;
-    let initramfs = load_initramfs(memory, files, loaded.kernel_end)?;
-    load_cmdline(memory, files.cmdline)?;
+        .map_err(|e| BootError::Kernel { path: boot.kernel.to_owned(), reason: e.to_string() })?;
+    // At the top of low memory, out of the way of the kernel's own relocations.
+    let low_end = (memory.last_addr().raw_value() + 1).min(layout::GAP_START.raw_value());
+    let initramfs = files::load_initramfs(memory, boot.initramfs, loaded.kernel_end..low_end)?;
+    load_cmdline(memory, boot)?;
     let tables = || BootError::Memory { what: "the boot tables" };
     let page_table = paging::write(memory).ok_or_else(tables)?;
-    mptable::write(memory, vcpus).ok_or_else(tables)?;
-    boot_params::write(memory, &initramfs, files.cmdline.len()).ok_or_else(tables)?;
+    mptable::write(memory, hardware.vcpus).ok_or_else(tables)?;
+    boot_params::write(memory, &initramfs, boot.cmdline.len()).ok_or_else(tables)?;
     Ok(BootState::Start {
         entry: loaded.kernel_load.raw_value(),
         argument: layout::ZERO_PAGE.raw_value(),
@@ -38,47 +58,30 @@ pub(crate) fn load(
     })
 }
 
-/// The place of the initramfs in guest memory.
-struct Initramfs {
-    start: u32,
-    size: u32,
-}
-
-fn open(path: &std::path::Path) -> Result<File, BootError> {
-    File::open(path).map_err(|source| BootError::Read { path: path.to_owned(), source })
-}
-
-/// Puts the initramfs at the top of low memory, out of the way of the kernel's own relocations.
-fn load_initramfs(
-    memory: &GuestMemory,
-    files: &BootFiles<'_>,
-    kernel_end: u64,
-) -> Result<Initramfs, BootError> {
-    let read = |source| BootError::Read { path: files.initramfs.to_owned(), source };
-    let no_room = BootError::Memory { what: "the initramfs" };
-    let mut file = open(files.initramfs)?;
-    let size = file.seek(SeekFrom::End(0)).map_err(read)?;
-    file.rewind().map_err(read)?;
-    let low_end = (memory.last_addr().raw_value() + 1).min(layout::GAP_START.raw_value());
-    let start = low_end.checked_sub(size).map(|start| start & !(layout::PAGE_SIZE - 1));
-    let Some(start) = start.filter(|start| *start >= kernel_end) else { return Err(no_room) };
-    let (Ok(start), Ok(size)) = (u32::try_from(start), u32::try_from(size)) else {
-        return Err(no_room);
-    };
-    memory
-        .read_exact_volatile_from(GuestAddress(start.into()), &mut file, size as usize)
-        .map_err(|e| read(std::io::Error::other(e)))?;
-    Ok(Initramfs { start, size })
-}
-
-fn load_cmdline(memory: &GuestMemory, cmdline: &str) -> Result<(), BootError> {
-    let max = layout::CMDLINE_MAX - 1;
-    if cmdline.len() > max {
-        return Err(BootError::Cmdline { len: cmdline.len(), max });
-    }
-    let mut bytes = cmdline.as_bytes().to_vec();
+fn load_cmdline(memory: &GuestMemory, boot: &BootFiles<'_>) -> Result<(), BootError> {
+    files::check_cmdline(boot, layout::CMDLINE_MAX)?;
+    let mut bytes = boot.cmdline.as_bytes().to_vec();
     bytes.push(0);
     memory
         .write_slice(&bytes, layout::CMDLINE)
         .map_err(|_| BootError::Memory { what: "the kernel command line" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_names_every_device() {
+        let devices =
+            [Window { start: 0xd000_0000, irq: 5 }, Window { start: 0xd000_1000, irq: 6 }];
+        assert_eq!(
+            cmdline(HostEnvironment::Real, &Hardware { vcpus: 1, devices: &devices }),
+            "console=ttyS0 reboot=k virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6"
+        );
+        assert_eq!(
+            cmdline(HostEnvironment::Nested, &Hardware { vcpus: 1, devices: &[] }),
+            format!("console=ttyS0 reboot=k {NO_CMPXCHG16B}")
+        );
+    }
 }

@@ -317,12 +317,12 @@ pub fn digest(bytes: &[u8]) -> String {
     hash.iter().fold("sha256:".to_owned(), |text, byte| text + &format!("{byte:02x}"))
 }
 
-/// OCI's name of this machine's architecture.
+/// OCI's name of the boxes' architecture.
 pub fn oci_architecture() -> &'static str {
-    match std::env::consts::ARCH {
+    match &*crate::arch() {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
-        other => other,
+        other => panic!("there are no boxes of {other}"),
     }
 }
 

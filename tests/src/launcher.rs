@@ -9,6 +9,7 @@ use std::{env, fs};
 
 use tempfile::TempDir;
 
+use crate::arch::Programs;
 use crate::invocation::Invocation;
 use crate::run::{Run, Turn};
 
@@ -73,10 +74,12 @@ impl Launcher {
         if is_inside() || launcher.has_hardware() {
             return Some(launcher);
         }
-        let this = env::current_exe().expect("this test has no executable");
+        let this = match Programs::find() {
+            Some(programs) => programs.this(),
+            None => env::current_exe().expect("this test has no executable"),
+        };
         let again = launcher
-            .command(["softhost", "--"])
-            .args([this.as_os_str(), "--exact".as_ref(), name.as_ref(), "--nocapture".as_ref()])
+            .softhost([this.as_os_str(), "--exact".as_ref(), name.as_ref(), "--nocapture".as_ref()])
             .deadline(Duration::from_secs(if is_long() { 3600 } else { 900 }))
             .output();
         print!("{}", again.stdout_lossy());
@@ -141,6 +144,19 @@ impl Launcher {
         let mut command = Command::new(&self.setup.program);
         command.args(args).env("BOXLITE_HOME", &self.setup.home).env_remove("RUST_LOG");
         Invocation::new(command)
+    }
+
+    /// `softhost` with this command.
+    pub fn softhost<S: AsRef<OsStr>>(&self, command: impl IntoIterator<Item = S>) -> Invocation {
+        let invocation = self.command(["softhost", "--"]).args(command);
+        match Programs::find() {
+            // The launcher passes its environment on, for this test to run again.
+            Some(programs) => invocation
+                .env("PATH", programs.path())
+                .env(LAUNCHER, programs.launcher())
+                .env(HOME, &self.setup.home),
+            None => invocation,
+        }
     }
 
     /// `run` with these options: a shell script in a box of busybox.

@@ -9,6 +9,7 @@
 //! Without hardware virtualization, everything goes through the software host, as it does for users.
 #![forbid(unsafe_code)]
 
+mod arch;
 pub mod image;
 mod invocation;
 mod launcher;
@@ -17,6 +18,7 @@ mod sandbox;
 mod terminal;
 mod transcript;
 
+pub use arch::arch;
 pub use image::Compression;
 pub use invocation::{Invocation, Output, Running, SOFTHOST_NOTE};
 pub use launcher::{BUSYBOX, DEBIAN, Launcher, is_long};

@@ -467,7 +467,7 @@ fn a_capture_that_breaks_off_is_reported() {
     running.wait_for("asked");
     let status = launcher.home().join("boxes").join(sandbox.id()).join("status.json");
     let kill = r#"kill -KILL $(sed 's/.*"pid":\([0-9]*\).*/\1/' "$1")"#;
-    let kill = launcher.command(["softhost", "--", "sh", "-c", kill, "sh"]).args([&status]);
+    let kill = launcher.softhost(["sh", "-c", kill, "sh"]).args([&status]);
     kill.output().success();
     let incomplete = format!("warning: the capture {file} is incomplete: it broke off");
     running.wait().fails_with(&[&incomplete, "--pcap", "ended unexpectedly"]);

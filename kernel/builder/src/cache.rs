@@ -5,7 +5,8 @@
 //! kernels/   KEY/{vmlinux, System.map, config, kernel.json}
 //! build/     KEY/ while KEY is being built
 //! locks/     one empty file for each key, held by flock
-//! apt/       package lists of Debian's archive
+//! apt/       package lists of Debian's archive; apt-ARCH/ for another architecture
+//! sysroots/  Rust's standard library for a target, by `cargo xtask`
 //! ```
 //!
 //! A file or folder with its final name is finished: it is made under a temporary name in the same
@@ -17,6 +18,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use boxlite_kernel::sha256_file;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use serde::Serialize;
@@ -35,7 +37,7 @@ pub struct Cache {
 
 /// A lock held while something is built; released when dropped or when the process dies.
 #[derive(Debug)]
-pub(crate) struct Lock {
+pub struct Lock {
     _file: File,
 }
 
@@ -68,7 +70,10 @@ impl Cache {
     }
 
     /// Takes the lock `key`; calls `waiting` first if another process holds it.
-    pub(crate) fn lock(&self, key: &str, waiting: impl FnOnce()) -> Result<Lock, BuildError> {
+    ///
+    /// # Errors
+    /// The lock's file cannot be made or locked.
+    pub fn lock(&self, key: &str, waiting: impl FnOnce()) -> Result<Lock, BuildError> {
         let path = self.dir("locks")?.join(key);
         let file = File::options()
             .create(true)
@@ -135,6 +140,16 @@ pub(crate) fn remove(path: &Path) -> Result<(), BuildError> {
         Err(error) => Err(error),
     };
     result.context("remove", path)
+}
+
+/// Fails unless the file at `path` has the SHA-256 `expected`.
+pub(crate) fn check_hash(path: &Path, expected: &str) -> Result<(), BuildError> {
+    let actual = sha256_file(path).context("read", path)?;
+    if actual == expected {
+        return Ok(());
+    }
+    let expected = expected.to_owned();
+    Err(BuildError::WrongHash { path: path.to_owned(), expected, actual })
 }
 
 #[cfg(test)]

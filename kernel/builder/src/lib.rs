@@ -1,5 +1,6 @@
 //! Builds the guest kernel: configuration fragments, pinned sources, compiler, cache. For
-//! `cargo xtask` only; launchers use the locator in `boxlite-kernel`.
+//! `cargo xtask` only; launchers use the locator in `boxlite-kernel`. The cache and the access to
+//! Debian's archive serve `cargo xtask` otherwise, too.
 //!
 //! ```text
 //!   kernel/config/*.config ─ config ─┐
@@ -15,6 +16,7 @@
 
 #![forbid(unsafe_code)]
 
+mod archive;
 mod builder;
 mod cache;
 mod command;
@@ -26,8 +28,9 @@ mod source;
 mod toolchain;
 mod version;
 
+pub use archive::{Archive, Offer};
 pub use builder::{Builder, Kernel};
-pub use cache::Cache;
+pub use cache::{Cache, Lock};
 pub use error::{BuildError, MissingTool};
 pub use progress::Event;
 pub use toolchain::Toolchain;

@@ -36,3 +36,14 @@ fn publishing_replaces_and_an_unpublished_folder_vanishes() {
     drop(temp_dir(dir.path()).unwrap());
     assert_eq!(dir.path().read_dir().unwrap().count(), 1, "only `out` is left");
 }
+
+#[test]
+fn a_wrong_hash_names_both() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("f");
+    fs::write(&file, "").unwrap();
+    let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+    check_hash(&file, empty).unwrap();
+    let error = check_hash(&file, "00").unwrap_err().to_string();
+    assert!(error.contains(empty) && error.contains("expected 00"), "{error}");
+}

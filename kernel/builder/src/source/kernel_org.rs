@@ -6,11 +6,11 @@ use std::process::Command;
 
 use boxlite_kernel::SourceInfo;
 
-use crate::cache;
+use crate::cache::{self, check_hash};
 use crate::command;
 use crate::error::BuildError;
 use crate::progress::{Event, Progress};
-use crate::source::{Source, check_hash, store};
+use crate::source::{Source, store};
 use crate::version::Lts;
 
 /// Enough for a slow link; short, so that a machine without one falls back soon.

@@ -138,16 +138,6 @@ fn store(dir: &Path, tarball: &Path, info: SourceInfo) -> Result<Source, BuildEr
     Ok(Source { info, location: Location::Tarball(stored) })
 }
 
-/// Fails unless the file at `path` has the SHA-256 `expected`.
-fn check_hash(path: &Path, expected: &str) -> Result<(), BuildError> {
-    let actual = sha256_file(path).context("read", path)?;
-    if actual == expected {
-        return Ok(());
-    }
-    let expected = expected.to_owned();
-    Err(BuildError::WrongHash { path: path.to_owned(), expected, actual })
-}
-
 /// Extracts the top makefile of a tarball, without unpacking the rest.
 fn makefile_of(tarball: &Path) -> Result<String, BuildError> {
     let mut tar = Command::new("tar");

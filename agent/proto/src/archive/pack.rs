@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{FileType, Mode, OFlags, SeekFrom, Stat, fstat, openat, seek};
+use rustix::fs::{Dev, FileType, Mode, OFlags, SeekFrom, Stat, fstat, openat, seek};
 use rustix::io::{Errno, pread};
 use tar::EntryType;
 
@@ -33,7 +33,7 @@ const BUFFER: usize = 64 << 10;
 /// Identifies a file independently of its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Inode {
-    device: u64,
+    device: Dev,
     number: u64,
 }
 
@@ -214,11 +214,17 @@ pub fn open(dir: impl AsFd, name: &[u8], seen: &Stat) -> Result<Option<(OwnedFd,
 fn attributes(stat: &Stat) -> Attributes {
     let nanoseconds = u32::try_from(stat.st_mtime_nsec).unwrap_or(0);
     Attributes {
-        mode: stat.st_mode & 0o7777,
+        mode: permissions(stat),
         uid: stat.st_uid,
         gid: stat.st_gid,
         mtime: Time { seconds: stat.st_mtime, nanoseconds },
     }
+}
+
+/// The permission bits of a file, with set-user-ID, set-group-ID and sticky.
+#[allow(clippy::useless_conversion, reason = "a mode has 16 or 32 bits, depending on the system")]
+fn permissions(stat: &Stat) -> u32 {
+    u32::from(stat.st_mode & 0o7777)
 }
 
 /// The first data of a file at or after an offset.

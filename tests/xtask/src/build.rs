@@ -89,6 +89,16 @@ pub(crate) fn launcher() -> Result<PathBuf> {
     })
 }
 
+/// The names of the workspace's packages, and their versions.
+pub(crate) fn packages() -> Result<Vec<(String, String)>> {
+    let metadata = output(cargo().args(["metadata", "--no-deps", "--format-version=1"]))?;
+    let metadata: Value = serde_json::from_slice(&metadata)?;
+    let packages = metadata["packages"].as_array().context("cargo metadata lists no packages")?;
+    let text = |package: &Value, field: &str| package[field].as_str().map(str::to_owned);
+    let named = |package: &Value| Some((text(package, "name")?, text(package, "version")?));
+    Ok(packages.iter().filter_map(named).collect())
+}
+
 /// Puts `contents` into the file at `path`, whole or not at all; leaves it alone if it has them.
 pub(crate) fn write(path: &Path, contents: &[u8]) -> Result<bool> {
     if fs::metadata(path).is_ok_and(|meta| meta.len() == contents.len() as u64)

@@ -6,6 +6,7 @@
 //! | `image` | OCI images for tests and demonstrations |
 //! | `demo` | all of it, and a box that runs |
 //! | `test` | every check that CI makes |
+//! | `check-cross` | that everything compiles for other targets |
 //! | `softhost` | runs a command in the software host |
 
 #![forbid(unsafe_code)]
@@ -13,6 +14,7 @@
 mod apt;
 mod build;
 mod check;
+mod cross;
 mod demo;
 mod guest;
 mod image;
@@ -41,6 +43,8 @@ enum Task {
     Demo,
     /// Runs every check that CI runs
     Test(check::Options),
+    /// Checks and lints everything for other targets: aarch64 Linux and macOS
+    CheckCross,
     /// Runs a command in the software host, as a machine without virtualization would
     Softhost(softhost::Options),
 }
@@ -51,6 +55,7 @@ fn main() -> ExitCode {
         Task::Image(options) => image::make(&options).map(|()| ExitCode::SUCCESS),
         Task::Demo => demo::run(),
         Task::Test(options) => check::run(&options),
+        Task::CheckCross => check::check_cross(),
         Task::Softhost(options) => softhost::run(&options),
     };
     result.unwrap_or_else(|error| {

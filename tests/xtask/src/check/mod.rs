@@ -2,6 +2,7 @@
 //!
 //! A check that fails does not keep the others from running.
 
+mod cross;
 mod deny;
 mod house;
 mod junit;
@@ -38,6 +39,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     report.run("lengths", lengths::check);
     report.run("spelling", spelling::check);
     report.run("clippy", suites::clippy);
+    cross_checks(&mut report);
     report.run("licences", deny::policy);
     report.run("advisories", deny::advisories);
     report.run("documentation", suites::documentation);
@@ -48,4 +50,16 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         false => suites::e2e(),
     });
     report.finish()
+}
+
+/// Runs clippy for other targets; fails if it complains.
+pub(crate) fn check_cross() -> Result<ExitCode> {
+    let mut report = Report::of(&[]);
+    cross_checks(&mut report);
+    report.finish()
+}
+
+fn cross_checks(report: &mut Report) {
+    report.run(&format!("clippy {}", cross::OTHER_ARCH), cross::linux);
+    report.run("clippy macos", cross::darwin);
 }

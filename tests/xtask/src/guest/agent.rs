@@ -1,37 +1,26 @@
 //! The agent: built static and small, and refused if it is not.
 
 use std::fs;
-use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use boxlite_kernel::Arch;
 
-use crate::build::{cargo_build, output};
+use crate::build;
+use crate::build::cargo_build;
+use crate::cross::{Target, Toolchain};
 use crate::ui::Step;
-use crate::{apt, build};
 
 /// The agent is loaded into every box: it may have this many bytes.
 const SIZE_LIMIT: u64 = 2 << 20;
 
 /// Builds the agent for `arch`; returns the program and its version.
 pub(super) fn build(arch: Arch) -> Result<(Vec<u8>, String)> {
+    let toolchain = Toolchain::find(Target::Linux(arch))?;
     let step = Step::start("agent");
     step.say("compiling");
-    let triple = format!("{arch}-unknown-linux-gnu");
-    let variable = format!("CARGO_TARGET_{}", triple.replace('-', "_").to_uppercase());
-    if arch != Arch::HOST {
-        prepare_cross(arch, &triple)?;
-    }
     let path = cargo_build("boxlite-agent", |cargo| {
-        cargo
-            .args(["--package", "boxlite-agent", "--profile", "agent", "--target", &triple])
-            .env_remove("RUSTFLAGS")
-            .env_remove("CARGO_ENCODED_RUSTFLAGS")
-            .env(format!("{variable}_RUSTFLAGS"), "-C target-feature=+crt-static");
-        if arch != Arch::HOST {
-            cargo.env(format!("{variable}_LINKER"), format!("{arch}-linux-gnu-gcc"));
-        }
+        cargo.args(["--package", "boxlite-agent", "--profile", "agent"]);
+        toolchain.configure(cargo, &[]);
     })?;
     let program = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     check(&program).with_context(|| format!("{} cannot be a guest's init", path.display()))?;
@@ -40,32 +29,11 @@ pub(super) fn build(arch: Arch) -> Result<(Vec<u8>, String)> {
     Ok((program, version))
 }
 
-/// Makes sure that there is a linker and a standard library for another architecture.
-fn prepare_cross(arch: Arch, triple: &str) -> Result<()> {
-    let (linker, package) = match arch {
-        Arch::X86_64 => ("x86_64-linux-gnu-gcc", "gcc-x86-64-linux-gnu"),
-        Arch::Aarch64 => ("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"),
-    };
-    apt::ensure(&[(linker, package)])?;
-    let sysroot = output(Command::new("rustc").args(["--print", "sysroot"]))?;
-    let sysroot = String::from_utf8(sysroot).context("rustc's sysroot is not UTF-8")?;
-    if Path::new(sysroot.trim()).join("lib/rustlib").join(triple).exists() {
-        return Ok(());
-    }
-    build::run(Command::new("rustup").args(["target", "add", triple]))
-        .with_context(|| format!("Rust's standard library for {triple} is missing"))
-}
-
 /// The version of the agent's package, as its manifest in the workspace has it.
 fn version() -> Result<String> {
-    let metadata = output(build::cargo().args(["metadata", "--no-deps", "--format-version=1"]))?;
-    let metadata: serde_json::Value = serde_json::from_slice(&metadata)?;
-    let packages = metadata["packages"].as_array().context("cargo metadata lists no packages")?;
-    packages
-        .iter()
-        .find(|package| package["name"] == "boxlite-agent")
-        .and_then(|package| package["version"].as_str())
-        .map(str::to_owned)
+    build::packages()?
+        .into_iter()
+        .find_map(|(name, version)| (name == "boxlite-agent").then_some(version))
         .context("the workspace has no package boxlite-agent")
 }
 

@@ -1,4 +1,4 @@
-//! A 16550 serial port, for the guest's console.
+//! A 16550 serial port, for the guest's console: at I/O ports, or in memory with a register in each byte.
 
 use std::io::{self, Write};
 
@@ -14,7 +14,8 @@ pub const SERIAL_LEN: u64 = 8;
 /// A line without an end is written out at this length, in bytes.
 const MAX_LINE: usize = 256;
 
-/// A serial port. A byte that cannot be written is lost, as on a wire.
+/// A serial port. A byte that cannot be written is lost, as on a wire. Its registers have 8 bits: other accesses read as
+/// zero and write nothing.
 pub struct Serial {
     port: vm_superio::Serial<Line, NoEvents, ByLine>,
     log: LogBudget,
@@ -115,6 +116,7 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
+    use crate::Bus;
 
     #[derive(Clone, Default)]
     struct Written(Arc<Mutex<Vec<Vec<u8>>>>);
@@ -194,5 +196,26 @@ mod tests {
         let mut status = [0];
         serial.read(5, &mut status);
         assert_eq!(status[0] & 0x20, 0x20, "the transmitter is always empty");
+    }
+
+    #[test]
+    fn on_a_memory_bus_only_bytes_count() {
+        const BASE: u64 = 0x0c00_0000;
+        const SCRATCH: u64 = BASE + 7;
+        let (serial, written, _) = serial();
+        let mut bus = Bus::new();
+        bus.insert(BASE..BASE + SERIAL_LEN, Arc::new(Mutex::new(serial))).unwrap();
+        bus.write(SCRATCH, &[0x5a]);
+        for len in [2, 4, 8] {
+            let mut data = vec![b'\n'; len];
+            bus.write(BASE, &data);
+            bus.read(BASE, &mut data);
+            assert!(data.iter().all(|byte| *byte == 0));
+        }
+        let mut scratch = [0];
+        bus.read(SCRATCH, &mut scratch);
+        assert_eq!(scratch, [0x5a]);
+        bus.write(BASE, b"\n");
+        assert_eq!(*written.0.lock().unwrap(), [b"\n"]);
     }
 }

@@ -167,6 +167,6 @@ impl<V: Vm> Board<V> {
             console: Box::new(console.clone()),
             reset: Box::new(move || events(VmEvent::Stop(VmStop::Guest))),
         };
-        arch::add_legacy(&mut self.buses, wiring)
+        arch::legacy::add(&mut self.buses, wiring)
     }
 }

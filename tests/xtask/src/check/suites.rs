@@ -31,12 +31,13 @@ pub(super) fn documentation() -> Result<Outcome> {
 
 /// Programs that tests try the project against, and the packages that have them. Without them, those
 /// tests say that they were skipped.
-const COUNTERPARTS: [(&str, &str); 14] = [
+const COUNTERPARTS: [(&str, &str); 15] = [
     ("busybox", "busybox"),
     ("curl", "curl"),
     ("dig", "bind9-dnsutils"),
     ("dnsmasq", "dnsmasq-base"),
     ("docker-registry", "docker-registry"),
+    ("dtc", "device-tree-compiler"),
     ("htpasswd", "apache2-utils"),
     ("ip", "iproute2"),
     ("iperf3", "iperf3"),

@@ -1,7 +1,7 @@
 //! Boot files into guest memory, the same way on every architecture.
 
 use std::fs::File;
-use std::io::{Seek, SeekFrom};
+use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::Path;
 
@@ -13,13 +13,40 @@ use super::{BootError, BootFiles};
 /// The smallest page of a guest kernel, in bytes.
 const PAGE_SIZE: u64 = 4096;
 
-/// Opens a boot file; returns it with its length.
-pub(super) fn open(path: &Path) -> Result<(File, u64), BootError> {
-    let read = |source| BootError::Read { path: path.to_owned(), source };
-    let mut file = File::open(path).map_err(read)?;
-    let len = file.seek(SeekFrom::End(0)).map_err(read)?;
-    file.rewind().map_err(read)?;
-    Ok((file, len))
+/// An open boot file.
+pub(super) struct BootFile<'a> {
+    path: &'a Path,
+    pub(super) file: File,
+    /// Its length in bytes.
+    pub(super) len: u64,
+}
+
+impl<'a> BootFile<'a> {
+    pub(super) fn open(path: &'a Path) -> Result<Self, BootError> {
+        let open = || {
+            let mut file = File::open(path)?;
+            let len = file.seek(SeekFrom::End(0))?;
+            file.rewind()?;
+            Ok((file, len))
+        };
+        let (file, len) = open().map_err(|e| failed(path, e))?;
+        Ok(Self { path, file, len })
+    }
+
+    /// Reads the whole file into guest memory.
+    pub(super) fn load(&mut self, memory: &GuestMemory, start: u64) -> Result<(), BootError> {
+        let len = usize::try_from(self.len).map_err(io::Error::other);
+        let read = |len| {
+            self.file.rewind()?;
+            let at = GuestAddress(start);
+            memory.read_exact_volatile_from(at, &mut self.file, len).map_err(io::Error::other)
+        };
+        len.and_then(read).map_err(|e| failed(self.path, e))
+    }
+}
+
+fn failed(path: &Path, source: io::Error) -> BootError {
+    BootError::Read { path: path.to_owned(), source }
 }
 
 /// Reads the initramfs to the end of `room`, which is guest memory, at the start of a page. Returns where it is.
@@ -28,19 +55,24 @@ pub(super) fn load_initramfs(
     path: &Path,
     room: Range<u64>,
 ) -> Result<Range<u64>, BootError> {
-    let (mut file, len) = open(path)?;
-    let start = room.end.checked_sub(len).map(|start| start & !(PAGE_SIZE - 1));
+    let mut file = BootFile::open(path)?;
+    let start = room.end.checked_sub(file.len).map(|start| start & !(PAGE_SIZE - 1));
     let Some(start) = start.filter(|start| *start >= room.start) else {
         return Err(BootError::Memory { what: "the initramfs" });
     };
-    memory
-        .read_exact_volatile_from(GuestAddress(start), &mut file, len as usize)
-        .map_err(|e| BootError::Read { path: path.to_owned(), source: std::io::Error::other(e) })?;
-    Ok(start..start + len)
+    file.load(memory, start)?;
+    Ok(start..start + file.len)
 }
 
-/// Checks the length of the kernel command line against the kernel's limit, which includes a NUL.
+/// Checks the kernel command line: its length against the kernel's limit, which includes a NUL, and that it has no NUL
+/// before.
 pub(super) fn check_cmdline(files: &BootFiles<'_>, limit: usize) -> Result<(), BootError> {
     let (len, max) = (files.cmdline.len(), limit - 1);
-    if len > max { Err(BootError::Cmdline { len, max }) } else { Ok(()) }
+    if len > max {
+        return Err(BootError::Cmdline { len, max });
+    }
+    if files.cmdline.contains('\0') {
+        return Err(BootError::CmdlineNul);
+    }
+    Ok(())
 }

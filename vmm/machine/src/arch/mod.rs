@@ -2,13 +2,16 @@
 //!
 //! Each architecture has the same names:
 //! - `layout`: the address map, the lines and the limits;
-//! - `add_legacy`: the devices that are no virtio devices;
+//! - `legacy`: the devices that are no virtio devices;
 //! - `cmdline`: the architecture's words of the kernel command line;
 //! - `load`: fills memory with the kernel, the initramfs and the tables that firmware would have written, and returns
 //!   the entry point of the boot vCPU.
 //!
 //! **Architecture Invariant:** in this crate, conditions on the CPU appear only in this file.
 
+// Its tests need no arm64 machine.
+#[cfg(any(target_arch = "aarch64", test))]
+mod aarch64;
 mod files;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
@@ -19,8 +22,10 @@ use std::path::{Path, PathBuf};
 use boxlite_devices::Bus;
 use boxlite_hv::Interrupt;
 
+#[cfg(target_arch = "aarch64")]
+pub(crate) use aarch64::{cmdline, layout, legacy, load};
 #[cfg(target_arch = "x86_64")]
-pub(crate) use x86_64::{add_legacy, cmdline, layout, load};
+pub(crate) use x86_64::{cmdline, layout, legacy, load};
 
 /// The address spaces that devices are in.
 #[derive(Debug, Default)]
@@ -103,4 +108,7 @@ pub(crate) enum BootError {
         /// The limit.
         max: usize,
     },
+    /// The kernel would read the command line up to the NUL only.
+    #[error("the kernel command line contains a NUL byte")]
+    CmdlineNul,
 }

@@ -9,7 +9,7 @@ use super::layout::{SERIAL_IRQ, SERIAL_PORT};
 use crate::arch::{Buses, Wiring};
 
 /// Adds the devices to their ports.
-pub(crate) fn add_legacy(buses: &mut Buses, wiring: Wiring<'_>) -> Result<()> {
+pub(crate) fn add(buses: &mut Buses, wiring: Wiring<'_>) -> Result<()> {
     let serial = Serial::new((wiring.irq)(SERIAL_IRQ)?, wiring.console);
     buses.pio.insert(SERIAL_PORT..SERIAL_PORT + SERIAL_LEN, Arc::new(Mutex::new(serial)))?;
     let i8042 = I8042::new(wiring.reset);
@@ -40,7 +40,7 @@ mod tests {
             }),
         };
         let mut buses = Buses::default();
-        add_legacy(&mut buses, wiring).unwrap();
+        add(&mut buses, wiring).unwrap();
         let mut line_status = [0];
         buses.pio.read(SERIAL_PORT + 5, &mut line_status);
         assert_eq!(line_status, [0x60], "the transmitter is empty");

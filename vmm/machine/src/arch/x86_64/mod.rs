@@ -3,7 +3,7 @@
 
 mod boot_params;
 pub(crate) mod layout;
-mod legacy;
+pub(crate) mod legacy;
 mod mptable;
 mod paging;
 
@@ -15,9 +15,8 @@ use boxlite_hv::BootState;
 use linux_loader::loader::{Elf, KernelLoader};
 use vm_memory::{Address, Bytes, GuestMemoryBackend};
 
-use super::{BootError, BootFiles, Hardware, Window, files};
-
-pub(crate) use legacy::add_legacy;
+use super::files::{self, BootFile};
+use super::{BootError, BootFiles, Hardware, Window};
 
 /// The words of the kernel command line for this board, whose devices the kernel would not find otherwise. Without ACPI,
 /// the kernel resets the VM by the keyboard controller.
@@ -40,7 +39,7 @@ pub(crate) fn load(
     hardware: &Hardware<'_>,
     boot: &BootFiles<'_>,
 ) -> Result<BootState, BootError> {
-    let (mut kernel, _) = files::open(boot.kernel)?;
+    let mut kernel = BootFile::open(boot.kernel)?.file;
     let loaded = Elf::load(memory, None, &mut kernel, Some(layout::HIGH_MEMORY))
         .map_err(|e| BootError::Kernel { path: boot.kernel.to_owned(), reason: e.to_string() })?;
     // At the top of low memory, out of the way of the kernel's own relocations.

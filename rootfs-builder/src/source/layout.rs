@@ -160,3 +160,6 @@ fn is_tagged(entry: &Descriptor, tag: &str) -> bool {
         || entry.full_name().is_some_and(|name| names_match(name, tag))
         || entry.digest.to_string() == tag
 }
+
+#[cfg(test)]
+mod tests;

@@ -124,7 +124,9 @@ fn boot(transport: &mut Transport) -> Result<Server, BootError> {
             mounts::soft_host_root(params.home.as_deref())?;
             transport.reached(Stage::Root);
             mounts::open_kvm_to_all();
-            keep_off_first_cpu();
+            if sys::cpu::FIRST_RUNS_NO_GUEST {
+                keep_off_first_cpu();
+            }
             // The memory of boxes is shared memory, and each of their page faults passes through two
             // emulated machines. Huge pages make them fewer.
             write_setting("/sys/kernel/mm/transparent_hugepage/shmem_enabled", "advise");
@@ -142,7 +144,7 @@ fn boot(transport: &mut Transport) -> Result<Server, BootError> {
 
 /// Keeps this process and its children off the first CPU.
 ///
-/// No nested VM may run there. In QEMU's TCG, every CPU that restores floating-point registers also
+/// No nested VM may run there. In QEMU's TCG for x86, every CPU that restores floating-point registers also
 /// clears a flag of the *first* CPU (`cpu_clear_ignne`), in a word that the first CPU's thread writes at
 /// the same time, without a lock. If that happens while the first CPU enters or leaves a guest, the
 /// update of its state is lost: host code continues in the guest's address space, or is interrupted with

@@ -2,6 +2,7 @@
 //!
 //! May use no other module of the agent.
 
+pub(crate) mod cpu;
 pub(crate) mod file;
 pub(crate) mod ioctl;
 pub(crate) mod poller;

@@ -4,6 +4,8 @@ use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
 
+use boxlite_kernel::Arch;
+
 use crate::sys::kvm;
 
 /// The KVM device.
@@ -16,10 +18,10 @@ pub enum Virtualization {
     /// Boxes can run on this machine's CPU.
     Hardware,
     /// `/dev/kvm` exists, but the CPU has no virtualization (`vmx`, `svm`): KVM is paravirtual there, and *emulates*
-    /// some of the instructions of an unmodified guest.
+    /// some of the instructions of an unmodified guest. Only on x86.
     ///
-    /// On x86, the CPU's flags decide for this reason: such a device opens, has the right version and creates VMs, but
-    /// an unmodified kernel stops at the first instruction that the emulator does not know.
+    /// The CPU's flags decide for this reason: such a device opens, has the right version and creates VMs, but an
+    /// unmodified kernel stops at the first instruction that the emulator does not know.
     Paravirtual,
     /// `/dev/kvm` exists, and this user may not open it.
     NoPermission,
@@ -74,6 +76,10 @@ impl Virtualization {
 
     /// How to get hardware virtualization, if there is a way.
     pub fn remedy(&self) -> Option<&'static str> {
+        self.remedy_on(Arch::HOST)
+    }
+
+    fn remedy_on(&self, arch: Arch) -> Option<&'static str> {
         Some(match self {
             Self::Hardware => return None,
             Self::Paravirtual => {
@@ -82,6 +88,11 @@ impl Virtualization {
             }
             Self::NoPermission => {
                 "add yourself to the group of /dev/kvm and log in again: sudo usermod -aG kvm $USER"
+            }
+            // Distributions build KVM into their kernels.
+            Self::Missing if arch == Arch::Aarch64 => {
+                "KVM needs a kernel that was started at EL2 (`dmesg | grep -i kvm` says whether it was): in a virtual \
+                 machine, enable nested virtualization for it; in a container, pass --device /dev/kvm"
             }
             Self::Missing => {
                 "load the module (sudo modprobe kvm_intel, or kvm_amd); in a virtual machine, enable \
@@ -127,6 +138,14 @@ mod tests {
         assert!(!has_virtualization("flags\t\t: fpu svm_lock vmxe\nmodel name\t: vmx svm\n"));
         assert!(!has_virtualization("vmx flags\t: vnmi ept\n"));
         assert!(!has_virtualization(""));
+    }
+
+    #[test]
+    fn remedies_fit_the_cpu() {
+        let remedy = |arch| Virtualization::Missing.remedy_on(arch).unwrap();
+        assert!(remedy(Arch::X86_64).contains("modprobe kvm_intel"));
+        let arm = remedy(Arch::Aarch64);
+        assert!(arm.contains("EL2") && !arm.contains("modprobe"), "{arm}");
     }
 
     #[test]

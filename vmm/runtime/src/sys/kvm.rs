@@ -38,6 +38,11 @@ fn version(device: &File) -> io::Result<i32> {
     }
 }
 
+/// The argument of `KVM_CREATE_VM`: on aarch64, the size of the guest's physical addresses in bits. Some CPUs have fewer
+/// than the 40 bits of the default, and all have this smallest size.
+#[cfg(target_os = "linux")]
+const VM_TYPE: libc::c_ulong = if cfg!(target_arch = "aarch64") { 32 } else { 0 };
+
 /// `KVM_CREATE_VM`, `_IO(0xAE, 0x01)`.
 #[cfg(target_os = "linux")]
 #[allow(unsafe_code)]
@@ -46,7 +51,7 @@ fn vm(device: &File) -> io::Result<()> {
     const KVM_CREATE_VM: libc::Ioctl = 0xae01;
     let vm = loop {
         // SAFETY: the descriptor is open, and the call takes no pointer.
-        match unsafe { libc::ioctl(device.as_raw_fd(), KVM_CREATE_VM, 0) } {
+        match unsafe { libc::ioctl(device.as_raw_fd(), KVM_CREATE_VM, VM_TYPE) } {
             -1 if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
             -1 => return Err(io::Error::last_os_error()),
             vm => break vm,

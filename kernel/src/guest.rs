@@ -28,8 +28,8 @@ pub const TEMPLATE_SIZE: u64 = 32 << 20;
 const FORMAT: u32 = 1;
 /// Maximum length of a manifest, in bytes.
 const MANIFEST_LIMIT: u64 = 64 << 10;
-/// Names the folder of the guest files; no other is searched then.
-const GUEST_DIR_VARIABLE: &str = "BOXLITE_GUEST_DIR";
+/// The variable for the folder of the guest files; no other is searched then.
+pub const GUEST_DIR_VARIABLE: &str = "BOXLITE_GUEST_DIR";
 
 /// Contents and origin of a folder of guest files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -162,8 +162,19 @@ impl GuestFiles {
     }
 
     /// Locates the guest files of an architecture, in the same folders.
+    ///
+    /// # Errors
+    /// As [`locate`](Self::locate).
     pub fn locate_for(arch: Arch) -> Result<Self, LocateError> {
-        Self::locate_in(arch, places())
+        Self::locate_in(arch, places(None))
+    }
+
+    /// Locates the guest files of an architecture for another executable than this one: first in the folders beside it.
+    ///
+    /// # Errors
+    /// As [`locate`](Self::locate).
+    pub fn locate_for_launcher(arch: Arch, launcher: &Path) -> Result<Self, LocateError> {
+        Self::locate_in(arch, places(Some(launcher)))
     }
 
     fn locate_in(
@@ -246,17 +257,19 @@ impl GuestFiles {
 type Difference = (&'static str, String, String);
 
 /// The folders to search, in order.
-fn places() -> Vec<PathBuf> {
+fn places(launcher: Option<&Path>) -> Vec<PathBuf> {
     let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     if let Some(dir) = set(GUEST_DIR_VARIABLE) {
         return vec![dir];
     }
     let mut places = Vec::new();
+    let executables = launcher.map(Path::to_owned).into_iter().chain(env::current_exe().ok());
     // The executable itself, not a link to it.
-    let exe = env::current_exe().and_then(fs::canonicalize);
-    if let Some(dir) = exe.ok().as_deref().and_then(Path::parent) {
-        places.push(dir.join("guest"));
-        places.extend(dir.parent().map(|parent| parent.join("guest")));
+    for exe in executables.filter_map(|exe| fs::canonicalize(exe).ok()) {
+        if let Some(dir) = exe.parent() {
+            places.push(dir.join("guest"));
+            places.extend(dir.parent().map(|parent| parent.join("guest")));
+        }
     }
     let data = set("XDG_DATA_HOME")
         .filter(|dir| dir.is_absolute())

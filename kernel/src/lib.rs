@@ -24,7 +24,7 @@ mod hash;
 pub use arch::{Arch, UnknownArch};
 pub use error::LocateError;
 pub use guest::{
-    FileInfo, GuestFiles, INITRAMFS_FILE, MANIFEST_FILE, Manifest, SourceInfo, TEMPLATE_FILE,
-    TEMPLATE_SIZE,
+    FileInfo, GUEST_DIR_VARIABLE, GuestFiles, INITRAMFS_FILE, MANIFEST_FILE, Manifest, SourceInfo,
+    TEMPLATE_FILE, TEMPLATE_SIZE,
 };
 pub use hash::{sha256_bytes, sha256_file};

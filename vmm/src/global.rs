@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
+use boxlite_runtime::nested::InnerLauncher;
 use boxlite_runtime::{Home, Place, Runtime, RuntimeOptions};
 use clap::{Args, ValueEnum};
 
@@ -47,13 +48,21 @@ impl Global {
             Accel::Soft => boxlite_runtime::Accel::Soft,
         });
         options.home.clone_from(&self.home);
-        options.debug(self.debug).notice(match self.accel {
-            Accel::Soft => "boxlite-vmm: starting the software host",
-            _ => {
-                "boxlite-vmm: no hardware virtualization here: starting the software host, which is \
-                 slower (`boxlite-vmm doctor` explains why)"
+        options.debug(self.debug).notice(self.notice())
+    }
+
+    /// The line for standard error when the software host is started.
+    fn notice(&self) -> String {
+        // Opening the runtime reports an unusable launcher.
+        match InnerLauncher::from_env() {
+            Ok(Some(inner)) if inner.is_foreign() => {
+                format!("boxlite-vmm: starting the software host for {} boxes", inner.arch)
             }
-        })
+            _ if self.accel == Accel::Soft => "boxlite-vmm: starting the software host".to_owned(),
+            _ => "boxlite-vmm: no hardware virtualization here: starting the software host, which is \
+                  slower (`boxlite-vmm doctor` explains why)"
+                .to_owned(),
+        }
     }
 
     /// Opens this command's runtime, on this machine or in the software host.

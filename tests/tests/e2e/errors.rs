@@ -60,6 +60,60 @@ fn missing_kvm_is_named_with_the_remedy() {
     }
 }
 
+/// The variable for the launcher that runs in the software host.
+const INNER: &str = "BOXLITE_SOFTHOST_LAUNCHER";
+
+/// The beginning of an executable for the architecture that this machine does not have.
+fn foreign_program() -> Vec<u8> {
+    const X86_64: u8 = 62;
+    const AARCH64: u8 = 183;
+    let mut header = vec![0; 64];
+    header[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    header[16] = 2;
+    header[18] = if std::env::consts::ARCH == "x86_64" { AARCH64 } else { X86_64 };
+    header
+}
+
+#[test]
+fn a_launcher_that_the_software_host_cannot_run_is_named() {
+    let Some(launcher) = Launcher::find() else { return };
+    let folder = launcher.folder();
+    let script = folder.path().join("script");
+    std::fs::write(&script, "#!/bin/sh\n").unwrap();
+    let run = || launcher.shell([] as [&str; 0], "true");
+    run().env(INNER, &script).output().fails_with(&[INNER, "script", "ELF"]);
+    run().env(INNER, "/no/such/launcher").output().fails_with(&[INNER, "/no/such/launcher"]);
+    let doctor = launcher.command(["doctor"]).env(INNER, &script).output().expect(1);
+    assert!(doctor.stdout_lossy().contains(INNER), "{}", doctor.stdout_lossy());
+}
+
+#[test]
+fn boxes_of_another_architecture_run_in_a_software_host_of_their_own() {
+    let Some(launcher) = Launcher::find() else { return };
+    let folder = launcher.folder();
+    let foreign = folder.path().join("foreign");
+    std::fs::write(&foreign, foreign_program()).unwrap();
+    let kvm = launcher.shell(["--accel", "kvm"], "true").env(INNER, &foreign).output();
+    kvm.fails_with(&["--accel kvm", INNER, "software host"]);
+    let doctor = launcher.command(["doctor"]).env(INNER, &foreign).output();
+    assert!(doctor.stdout_lossy().contains(INNER), "{}", doctor.stdout_lossy());
+    // A home with boxes of a third architecture is refused before anything is started.
+    let state = folder.path().join("softhost");
+    std::fs::create_dir(&state).unwrap();
+    std::fs::write(state.join("home.ext4"), "").unwrap();
+    std::fs::write(state.join("arch"), "riscv64\n").unwrap();
+    let ls = launcher.command(["--accel", "soft", "--home"]).args([folder.path()]).args(["ls"]);
+    ls.output().fails_with(&["riscv64", "arch"]);
+    // So is one with boxes of the other architecture of the two.
+    let (theirs, ours) = match boxlite_tests::arch() {
+        ours if ours == "x86_64" => ("aarch64", ours),
+        ours => ("x86_64", ours),
+    };
+    std::fs::write(state.join("arch"), format!("{theirs}\n")).unwrap();
+    let ls = launcher.command(["--accel", "soft", "--home"]).args([folder.path()]).args(["ls"]);
+    ls.output().fails_with(&[&format!("is {theirs}, not {ours}"), "choose another home"]);
+}
+
 #[test]
 fn a_missing_qemu_is_named_with_the_remedy() {
     let Some(launcher) = Launcher::find() else { return };

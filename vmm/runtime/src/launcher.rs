@@ -9,6 +9,9 @@ pub use crate::remote::serve;
 /// The subcommand that runs the process of a box, with the launcher's socket as standard input.
 pub const MACHINE_SUBCOMMAND: &str = "machine";
 
+/// The variable for the path of the `boxlite-vmm` executable that runs as the process of each box.
+pub const LAUNCHER_PATH_VARIABLE: &str = "BOXLITE_VMM";
+
 /// The subcommand that runs [`serve`].
 pub const SERVE_SUBCOMMAND: &str = "serve";
 

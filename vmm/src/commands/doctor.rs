@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use boxlite_runtime::nested::{self, detect::Virtualization};
-use boxlite_runtime::{Arch, Error, GuestFiles, Home};
+use boxlite_runtime::nested::{self, InnerLauncher, detect::Virtualization};
+use boxlite_runtime::{Arch, Error, Home};
 use clap::Args;
 use rustix::fs::{Access, access, statvfs};
 use serde::Serialize;
@@ -72,7 +72,17 @@ struct Report {
 }
 
 pub(crate) fn doctor(global: &Global, args: &Doctor) -> Result<u8> {
-    let mut checks = vec![virtualization(), guest_files()];
+    let (inner, bad_launcher) = match InnerLauncher::from_env() {
+        Ok(inner) => (inner, None),
+        Err(e) => {
+            let remedy = format!("name another launcher, or unset {}", nested::LAUNCHER_VARIABLE);
+            let finding =
+                Finding::new("launcher of the software host", Verdict::Fail, e.to_string());
+            (None, Some(finding.remedy(remedy)))
+        }
+    };
+    let mut checks = Vec::from_iter(bad_launcher);
+    checks.extend([virtualization(inner.as_ref()), guest_files(inner.as_ref())]);
     checks.extend(home(global));
     checks.push(temp());
     checks.extend(first_box(&checks));
@@ -103,7 +113,11 @@ fn text(report: &Report) -> String {
     text + &format!("\nBoxes {can}.\n")
 }
 
-fn virtualization() -> Finding {
+/// Where boxes run.
+fn virtualization(inner: Option<&InnerLauncher>) -> Finding {
+    if let Some(inner) = inner.filter(|inner| inner.is_foreign()) {
+        return judge_foreign(inner, nested::find_qemu(inner.arch));
+    }
     let release = rustix::system::uname();
     let is_wsl = is_wsl(&release.release().to_string_lossy());
     let found = Virtualization::detect();
@@ -156,20 +170,38 @@ fn judge(found: &Virtualization, is_wsl: bool, inside: bool, qemu: Option<PathBu
     }
 }
 
-fn guest_files() -> Finding {
+/// Boxes of another architecture than this machine's, which run in the software host only.
+fn judge_foreign(inner: &InnerLauncher, qemu: Option<PathBuf>) -> Finding {
+    const CHECK: &str = "virtualization";
+    match qemu {
+        Some(qemu) => {
+            let how = format!("{inner}: boxes run in the software host ({})", qemu.display());
+            Finding::new(CHECK, Verdict::Note, how)
+        }
+        None => {
+            let how = format!("{inner}: without QEMU for {}, boxes cannot run", inner.arch);
+            let remedy = nested::Error::NoQemu(inner.arch).to_string();
+            Finding::new(CHECK, Verdict::Fail, how).remedy(remedy)
+        }
+    }
+}
+
+fn guest_files(inner: Option<&InnerLauncher>) -> Finding {
     const CHECK: &str = "guest files";
-    let found = GuestFiles::locate().and_then(|files| files.verify().map(|()| files));
+    let found = nested::locate_guest_files(inner)
+        .and_then(|files| files.verify().map(|()| files).map_err(Error::from));
     match found {
         Ok(files) => {
             let message = format!(
-                "Linux {}, agent {}, in {}",
+                "Linux {} for {}, agent {}, in {}",
                 files.manifest.kernel_release,
+                files.manifest.arch,
                 files.manifest.agent_version,
                 files.dir.display()
             );
             Finding::new(CHECK, Verdict::Ok, message)
         }
-        Err(e) => failure(CHECK, &e.into()),
+        Err(e) => failure(CHECK, &e),
     }
 }
 
@@ -291,6 +323,17 @@ mod tests {
         assert!(message.contains("slower"), "{message}");
         assert!(remedies.contains("nested virtualization"), "{remedies}");
         assert!(!remedies.contains("WSL"), "{remedies}");
+    }
+
+    #[test]
+    fn boxes_of_another_architecture_need_its_qemu() {
+        let inner = InnerLauncher { path: "/opt/boxlite-vmm".into(), arch: Arch::Aarch64 };
+        let found = judge_foreign(&inner, Some("/usr/bin/qemu-system-aarch64".into()));
+        assert_eq!(found.verdict, Verdict::Note);
+        assert!(found.message.contains("aarch64: boxes run in the software host"), "{found:?}");
+        let missing = judge_foreign(&inner, None);
+        assert_eq!(missing.verdict, Verdict::Fail);
+        assert!(missing.remedies[0].contains("qemu-system-arm"), "{missing:?}");
     }
 
     #[test]

@@ -4,7 +4,6 @@ use std::ffi::OsString;
 
 use anyhow::{Result, bail};
 use boxlite_runtime::nested::{self, HostEnvironment, NestedCommand, Options};
-use boxlite_runtime::{Error, GuestFiles};
 
 use crate::global::{Global, starting};
 
@@ -13,7 +12,7 @@ pub(crate) async fn softhost(global: &Global, argv: Vec<OsString>) -> Result<u8>
     if HostEnvironment::detect().is_nested() {
         bail!("this is the software host already");
     }
-    let options = Options::new(global.home()?.path(), &GuestFiles::locate().map_err(Error::from)?)?;
+    let options = Options::locate(global.home()?.path())?;
     let connecting = starting(nested::connect(&options));
-    Ok(nested::run(&options, connecting, NestedCommand::new(argv)?).await?)
+    Ok(nested::run(&options, connecting, NestedCommand::new(argv, &options)?).await?)
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{error, io};
 
-use boxlite_kernel::LocateError;
+use boxlite_kernel::{Arch, LocateError};
 use boxlite_proto::message::{FailureKind, LISTENER};
 
 use super::{Error, ErrorKind, Joint, Parts};
@@ -270,7 +270,15 @@ impl Error {
 impl From<LocateError> for Error {
     fn from(source: LocateError) -> Self {
         let remedy = match &source {
-            LocateError::NotFound { .. } => Some((Joint::Line, Remedy::BuildGuestFiles)),
+            LocateError::NotFound { arch: Arch::HOST, .. } => {
+                Some((Joint::Line, Remedy::BuildGuestFiles))
+            }
+            LocateError::NotFound { arch, .. } => {
+                let text = format!(
+                    "build them with 'cargo xtask guest --arch {arch}', or set BOXLITE_GUEST_DIR to their folder"
+                );
+                Some((Joint::Line, Remedy::Other { text }))
+            }
             LocateError::BadManifest { .. } | LocateError::Damaged { .. } => {
                 Some((Joint::Semicolon, Remedy::RebuildGuestFiles))
             }

@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use super::reaped::Reaped;
 use super::streams::connect_agent;
 use crate::client::AgentClient;
-use crate::launcher::MACHINE_SUBCOMMAND;
+use crate::launcher::{LAUNCHER_PATH_VARIABLE, MACHINE_SUBCOMMAND};
 use crate::nested;
 use crate::state::{BoxState, FailureReason, end_state};
 use crate::sys::{in_new_session, inherit_only};
@@ -225,7 +225,9 @@ pub(crate) fn find_launcher(given: Option<PathBuf>) -> Result<PathBuf> {
 }
 
 fn search_launcher(given: Option<PathBuf>) -> Result<PathBuf> {
-    if let Some(path) = given.or_else(|| std::env::var_os("BOXLITE_VMM").map(PathBuf::from)) {
+    if let Some(path) =
+        given.or_else(|| std::env::var_os(LAUNCHER_PATH_VARIABLE).map(PathBuf::from))
+    {
         return if path.is_file() {
             Ok(path)
         } else {

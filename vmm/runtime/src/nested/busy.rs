@@ -51,15 +51,15 @@ async fn ask(router: &Arc<Router>, options: &Options) -> client::Result<ExitStat
     let serving = async { router.serve(theirs).await };
     let asking = async {
         let agent = AgentClient::connect(ours, 0).await?;
-        let argv: [OsString; 4] = [
-            by_name(&this_program()).into(),
-            "--home".into(),
-            options.home.clone().into(),
-            AWAIT_SUBCOMMAND.into(),
-        ];
+        let program = match &options.inner {
+            Some(inner) => inner.path.clone(),
+            None => by_name(&this_program()),
+        };
+        let argv: [OsString; 4] =
+            [program.into(), "--home".into(), options.home.clone().into(), AWAIT_SUBCOMMAND.into()];
         let command = NestedCommand {
             argv: argv.into(),
-            env: std::env::vars_os().collect(),
+            env: options.environment(),
             working_dir: PathBuf::from("/"),
         };
         let mut running = agent.exec(command.exec()).await?;

@@ -17,6 +17,30 @@ pub enum Error {
     /// QEMU for this architecture is not installed.
     #[error("{} is not in PATH: install it with {}", qemu::program(*.0), qemu::install(*.0))]
     NoQemu(Arch),
+    /// The nested host cannot run the launcher that the user has chosen.
+    #[error("{}={}: this file {problem}", super::LAUNCHER_VARIABLE, path.display())]
+    InnerLauncher {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The nested host of this home is of another architecture.
+    #[error(
+        "the software host of {} is {theirs}, not {ours}: its disk has the boxes and images of one architecture; \
+         choose another home, or remove {} with all boxes and images in it",
+        home.display(), image.display()
+    )]
+    OtherArch {
+        /// The home.
+        home: PathBuf,
+        /// Its disk.
+        image: PathBuf,
+        /// The architecture of the home.
+        theirs: Arch,
+        /// The architecture that was requested.
+        ours: Arch,
+    },
     /// QEMU cannot be run.
     #[error("cannot run QEMU: {0}")]
     Qemu(#[source] io::Error),

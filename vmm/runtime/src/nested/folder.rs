@@ -1,5 +1,8 @@
 //! The folder of a home's nested host: `<home>/softhost`.
 //!
+//! The disk image in it has boxes and images of one architecture, which the file `arch` names. An image of a release
+//! before that file is of the machine's own architecture.
+//!
 //! The keeper and the QEMU that it started hold the lock in it: while either of them runs, no other process opens the
 //! disk image.
 
@@ -9,6 +12,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use boxlite_durable::{self as durable, Durability};
+use boxlite_kernel::Arch;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use tokio::net::{UnixListener, UnixStream};
@@ -19,6 +23,7 @@ use crate::sys;
 /// The folder of the nested host.
 #[derive(Debug)]
 pub(super) struct HostFolder {
+    home: PathBuf,
     path: PathBuf,
     /// For the addresses of sockets, which may have only 107 bytes; a home's path may have more.
     dir: File,
@@ -33,7 +38,7 @@ impl HostFolder {
             File::open(&path)
         };
         let dir = open().map_err(|source| Error::Folder { path: path.clone(), source })?;
-        Ok(Self { path, dir })
+        Ok(Self { home: home.to_owned(), path, dir })
     }
 
     pub(super) fn console(&self) -> PathBuf {
@@ -131,8 +136,52 @@ impl HostFolder {
         log.map_err(self.failed("log"))
     }
 
+    /// The architecture of the disk image; none if there is no image.
+    fn arch(&self) -> Result<Option<Arch>, Error> {
+        if !self.image().exists() {
+            return Ok(None);
+        }
+        match fs::read_to_string(self.path.join(ARCH_FILE)) {
+            Ok(name) => {
+                let unknown =
+                    |e| self.failed(ARCH_FILE)(io::Error::new(io::ErrorKind::InvalidData, e));
+                name.trim().parse().map(Some).map_err(unknown)
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Some(Arch::HOST)),
+            Err(e) => Err(self.failed(ARCH_FILE)(e)),
+        }
+    }
+
+    /// Fails if the disk image is of another architecture. Without the lock, there may be an image a moment later.
+    pub(super) fn check_arch(&self, arch: Arch) -> Result<(), Error> {
+        match self.arch()? {
+            Some(theirs) if theirs != arch => Err(Error::OtherArch {
+                home: self.home.clone(),
+                image: self.image(),
+                theirs,
+                ours: arch,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Creates the disk image of the box home for an architecture, if there is none. Requires the lock.
+    ///
+    /// # Errors
+    /// There is one for another architecture, or the image cannot be created.
+    pub(super) fn prepare_image(&self, arch: Arch, template: &Path) -> Result<(), Error> {
+        self.check_arch(arch)?;
+        if !self.image().exists() {
+            // First, so that an image is never without its architecture.
+            let path = self.path.join(ARCH_FILE);
+            durable::replace(&path, format!("{arch}\n").as_bytes(), Durability::Power)
+                .map_err(self.failed(ARCH_FILE))?;
+        }
+        self.ensure_image(template)
+    }
+
     /// Creates the disk image of the box home, if there is none. Requires the lock.
-    pub(super) fn ensure_image(&self, template: &Path) -> Result<(), Error> {
+    fn ensure_image(&self, template: &Path) -> Result<(), Error> {
         self.ensure_image_of(IMAGE_SIZE, template)
     }
 
@@ -152,6 +201,9 @@ impl HostFolder {
             .map_err(|source| Error::Image { path: image.clone(), source })
     }
 }
+
+/// The file with the name of the image's architecture.
+const ARCH_FILE: &str = "arch";
 
 /// Size of the file system for boxes in the nested host, in bytes. The file is sparse. A larger size slows down the
 /// first start, which grows the file system.
@@ -210,6 +262,35 @@ mod tests {
             let _listener = folder.listen().unwrap();
             assert!(folder.connect().await.unwrap().is_some());
         });
+    }
+
+    #[test]
+    fn a_home_has_boxes_of_one_architecture() {
+        let other = if Arch::HOST == Arch::X86_64 { Arch::Aarch64 } else { Arch::X86_64 };
+        let home = tempfile::tempdir().unwrap();
+        let template = home.path().join("template");
+        fs::write(&template, zstd::encode_all(&[7; 5000][..], 0).unwrap()).unwrap();
+        let folder = HostFolder::open(home.path()).unwrap();
+        folder.check_arch(other).unwrap();
+        folder.prepare_image(other, &template).unwrap();
+        folder.check_arch(other).unwrap();
+        for refused in [folder.check_arch(Arch::HOST), folder.prepare_image(Arch::HOST, &template)]
+        {
+            let message = refused.unwrap_err().to_string();
+            assert!(message.contains(&format!(" is {other}, not {}", Arch::HOST)), "{message}");
+        }
+        // Without its image, the home is free again.
+        fs::remove_file(folder.image()).unwrap();
+        folder.check_arch(Arch::HOST).unwrap();
+        folder.prepare_image(Arch::HOST, &template).unwrap();
+        assert!(folder.check_arch(other).is_err());
+        // Of an earlier release.
+        fs::remove_file(home.path().join("softhost/arch")).unwrap();
+        folder.check_arch(Arch::HOST).unwrap();
+        assert!(folder.check_arch(other).is_err());
+        // Of a later one.
+        fs::write(home.path().join("softhost/arch"), "riscv64\n").unwrap();
+        assert!(folder.check_arch(Arch::HOST).unwrap_err().to_string().contains("riscv64"));
     }
 
     #[test]

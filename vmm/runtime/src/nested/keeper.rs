@@ -69,7 +69,7 @@ async fn keep(options: &Options) -> Result<(), Error> {
     };
     // From here on, launchers wait for this keeper.
     let listener = folder.listen()?;
-    folder.ensure_image(&options.template)?;
+    folder.prepare_image(options.arch, &options.template)?;
     // QEMU has an open file for each one of the guest.
     let for_qemu = lock.try_clone().map_err(Error::Qemu)?;
     let (qemu, link) = Qemu::start(options, &folder, for_qemu, &clock)?;

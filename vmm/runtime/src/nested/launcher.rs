@@ -9,6 +9,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use boxlite_contract::nested::INSIDE_VARIABLE;
+use boxlite_kernel::Arch;
 use boxlite_proto::message::{Control, Exec, FailureKind};
 use tokio::process::Child;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -43,14 +44,17 @@ pub struct NestedCommand {
 }
 
 impl NestedCommand {
-    /// A command with this process's environment and working directory.
+    /// A command for a nested host, with this process's environment and working directory.
     ///
     /// # Errors
     /// This process's working directory does not exist any more.
-    pub fn new(argv: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Self, Error> {
+    pub fn new(
+        argv: impl IntoIterator<Item = impl Into<OsString>>,
+        options: &Options,
+    ) -> Result<Self, Error> {
         Ok(Self {
             argv: argv.into_iter().map(Into::into).collect(),
-            env: std::env::vars_os().collect(),
+            env: options.environment(),
             working_dir: std::env::current_dir().map_err(Error::Runtime)?,
         })
     }
@@ -98,7 +102,7 @@ pub async fn run(
     };
     let mut handle = match handle {
         Ok(handle) => handle,
-        Err(error) => return could_not_start(error, &folder),
+        Err(error) => return could_not_start(error, options, &folder),
     };
     let streams = Streams {
         stdin: handle.stdin.take(),
@@ -119,13 +123,23 @@ pub async fn run(
 }
 
 /// Prints why a command could not be started, and returns a shell's exit code for that.
-fn could_not_start(error: client::Error, folder: &HostFolder) -> Result<u8, Error> {
+fn could_not_start(
+    error: client::Error,
+    options: &Options,
+    folder: &HostFolder,
+) -> Result<u8, Error> {
     let code = match error.failure().map(|failure| failure.kind) {
         Some(FailureKind::NotFound) => 127,
         Some(FailureKind::NotExecutable) => 126,
         _ => return Err(Error::of_connection(error, folder)),
     };
-    let _ = writeln!(std::io::stderr(), "{error}");
+    let advice = match options.arch {
+        Arch::HOST => String::new(),
+        arch => format!(
+            " (the software host is {arch}: it runs programs for {arch}, not those of this machine)"
+        ),
+    };
+    let _ = writeln!(std::io::stderr(), "{error}{advice}");
     Ok(code)
 }
 
@@ -156,10 +170,15 @@ impl<'a> Search<'a> {
     }
 
     async fn run(mut self) -> Result<AgentClient, Error> {
+        self.folder.check_arch(self.options.arch)?;
         loop {
             if let Some(connection) = self.folder.connect().await? {
                 match AgentClient::connect(connection, 0).await {
-                    Ok(client) => return Ok(client),
+                    Ok(client) => {
+                        // A keeper that another process started meanwhile may have made the disk.
+                        self.folder.check_arch(self.options.arch)?;
+                        return Ok(client);
+                    }
                     Err(client::Error::Lost(loss)) if is_hang_up(&loss) => {}
                     // The failure of an earlier keeper is irrelevant: this process starts the next one.
                     Err(client::Error::Lost(loss))

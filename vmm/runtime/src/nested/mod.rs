@@ -13,11 +13,16 @@
 //! the real host's file system, read-only below a temporary overlay. Only the home, at its usual path, is on a
 //! persistent disk. So arguments need no change, and files that a command writes elsewhere are lost when the nested
 //! host stops.
+//!
+//! The launcher in the nested host may be another one than the real host's, for another architecture (`inside`). QEMU
+//! and the guest files are of that architecture. A home's disk belongs to one of them (`folder`).
 
 mod busy;
 pub mod detect;
+mod elf;
 mod error;
 mod folder;
+mod inside;
 pub mod keeper;
 mod launcher;
 mod monitor;
@@ -29,16 +34,19 @@ mod sys;
 #[cfg(test)]
 mod tests;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 pub use boxlite_contract::nested::HostEnvironment;
-use boxlite_kernel::Arch;
+use boxlite_kernel::{Arch, GuestFiles};
 
 pub use error::Error;
+pub use inside::{InnerLauncher, LAUNCHER_VARIABLE};
 pub use launcher::{NestedCommand, connect, run};
 pub use qemu::{MEMORY_VARIABLE, find as find_qemu};
 pub(crate) use server::NestedServer;
+
+use crate::launcher::LAUNCHER_PATH_VARIABLE;
 
 /// The subcommand that runs [`keeper::main`] with the arguments of [`Options::from_args`].
 pub const KEEPER_SUBCOMMAND: &str = "softhost-keeper";
@@ -83,6 +91,8 @@ pub struct Options {
     pub initramfs: PathBuf,
     /// An empty ext4 file system, compressed with zstd.
     pub template: PathBuf,
+    /// The launcher that runs in the nested host; none: this machine's.
+    pub inner: Option<InnerLauncher>,
     /// The program with [`KEEPER_SUBCOMMAND`]; none: this program.
     pub launcher: Option<PathBuf>,
     /// A line for standard error if the nested host is started rather than shared.
@@ -90,18 +100,24 @@ pub struct Options {
 }
 
 impl Options {
-    /// Options for the nested host of `home` with these guest files.
+    /// Options for the nested host of `home`, with the guest files of the launcher that runs in it.
     ///
     /// # Errors
-    /// `home` is relative to a current directory that does not exist any more.
-    pub fn new(home: &Path, guest: &boxlite_kernel::GuestFiles) -> Result<Self, Error> {
-        let absolute = |path: &Path| std::path::absolute(path).map_err(Error::Runtime);
+    /// There are no guest files for it, the variable [`LAUNCHER_VARIABLE`] names no launcher, or `home` is relative to
+    /// a current directory that does not exist any more.
+    pub fn locate(home: &Path) -> crate::Result<Self> {
+        let inner = InnerLauncher::from_env().map_err(crate::Error::soft_host)?;
+        let guest = locate_guest_files(inner.as_ref())?;
+        let absolute = |path: &Path| {
+            std::path::absolute(path).map_err(|e| crate::Error::soft_host(Error::Runtime(e)))
+        };
         Ok(Self {
             home: absolute(home)?,
             arch: guest.manifest.arch,
             kernel: absolute(&guest.kernel)?,
             initramfs: absolute(&guest.initramfs)?,
             template: absolute(&guest.template)?,
+            inner,
             launcher: None,
             notice: None,
         })
@@ -113,17 +129,52 @@ impl Options {
         let arch = args.next()?.to_str()?.parse().ok()?;
         let mut next = || args.next().map(PathBuf::from);
         let (home, kernel, initramfs, template) = (next()?, next()?, next()?, next()?);
-        Some(Self { home, arch, kernel, initramfs, template, launcher: None, notice: None })
+        let inner = next().map(|path| InnerLauncher { path, arch });
+        Some(Self { home, arch, kernel, initramfs, template, inner, launcher: None, notice: None })
     }
 
     /// The program and arguments of the keeper.
     fn keeper_command(&self) -> (PathBuf, Vec<OsString>) {
         let program = self.launcher.clone().unwrap_or_else(this_program);
         let paths = [&self.home, &self.kernel, &self.initramfs, &self.template];
-        let paths = paths.into_iter().map(|path| path.clone().into_os_string());
+        let inner = self.inner.as_ref().map(|inner| &inner.path);
+        let paths = paths.into_iter().chain(inner).map(|path| path.clone().into_os_string());
         let words = [KEEPER_SUBCOMMAND, self.arch.name()].map(OsString::from);
         (program, words.into_iter().chain(paths).collect())
     }
+
+    /// The environment of a command: that of this process, with [`inner_variables`](Self::inner_variables).
+    fn environment(&self) -> Vec<(OsString, OsString)> {
+        let own = self.inner_variables();
+        let replaced = |name: &OsStr| own.iter().any(|(own, _)| own == name);
+        let mut env: Vec<_> = std::env::vars_os().filter(|(name, _)| !replaced(name)).collect();
+        env.extend(own);
+        env
+    }
+
+    /// The variables by which programs in the nested host find their launcher and their guest files, where those are
+    /// not this machine's.
+    fn inner_variables(&self) -> Vec<(OsString, OsString)> {
+        let Some(inner) = &self.inner else { return Vec::new() };
+        let guest = self.kernel.parent().unwrap_or(Path::new("/"));
+        let variable = |name: &str, value: &OsStr| (name.into(), value.into());
+        vec![
+            variable(LAUNCHER_PATH_VARIABLE, inner.path.as_os_str()),
+            variable(boxlite_kernel::GUEST_DIR_VARIABLE, guest.as_os_str()),
+        ]
+    }
+}
+
+/// The guest files for the boxes of this machine: those of the launcher in the nested host if the user has chosen one.
+///
+/// # Errors
+/// There are none, or they are damaged.
+pub fn locate_guest_files(inner: Option<&InnerLauncher>) -> crate::Result<GuestFiles> {
+    let found = match inner {
+        None => GuestFiles::locate(),
+        Some(inner) => GuestFiles::locate_for_launcher(inner.arch, &inner.path),
+    };
+    Ok(found?)
 }
 
 /// This process's program. On Linux, the path leads to it even if its file was replaced.

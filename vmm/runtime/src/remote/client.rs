@@ -6,7 +6,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use boxlite_kernel::GuestFiles;
 use boxlite_rootfs_builder::Progress;
 use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -34,18 +33,19 @@ impl Remote {
         let debug = options.debug;
         let (home, launcher, host) = blocking(move || {
             let home = Home::open(options.home)?;
-            let guest = GuestFiles::locate()?;
             let launcher = local::find_launcher(options.launcher)?;
-            let mut host = nested::Options::new(home.path(), &guest).map_err(Error::soft_host)?;
-            host.launcher = Some(launcher.clone());
+            let mut host = nested::Options::locate(home.path())?;
+            let inner =
+                host.inner.as_ref().map_or_else(|| launcher.clone(), |inner| inner.path.clone());
+            host.launcher = Some(launcher);
             host.notice = options.notice;
-            Ok((home, launcher, host))
+            Ok((home, inner, host))
         })
         .await?;
         let mut argv: Vec<OsString> = vec![launcher.into(), "--home".into(), home.path().into()];
         argv.extend(debug.then(|| "--debug".into()));
         argv.push(SERVE_SUBCOMMAND.into());
-        let command = nested::NestedCommand::new(argv).map_err(Error::soft_host)?;
+        let command = nested::NestedCommand::new(argv, &host).map_err(Error::soft_host)?;
         let socket = socket_name().map_err(|e| Error::internal(format!("no random name: {e}")))?;
         let serve = NestedServer::start(&host, command, socket).await.map_err(Error::soft_host)?;
         tokio::spawn(pass_on(serve.stderr()));

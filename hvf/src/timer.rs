@@ -72,6 +72,11 @@ impl Counter {
         Self { offset: now.wrapping_sub(value), inside: 0, left: now }
     }
 
+    /// The host's counter less the guest's.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
     /// A vCPU is about to enter the guest. Returns the offset of its counter.
     pub fn enter(&mut self) -> u64 {
         self.inside += 1;

@@ -79,8 +79,11 @@ const MAY_NOT_COMPILE: &[(&str, &[&str])] = &[
     (
         "boxlite-runtime",
         &[
+            "applevisor",
+            "applevisor-sys",
             "boxlite-devices",
             "boxlite-hv",
+            "boxlite-hvf",
             "boxlite-kvm",
             "boxlite-machine",
             "boxlite-net",

@@ -30,8 +30,8 @@ pub use lines::{Doorbell, Interrupt};
 pub struct VmConfig {
     /// Number of vCPUs.
     pub vcpus: u32,
-    /// Whether the vCPUs have virtualization extensions and performance counters, as far as the hypervisor supports
-    /// them.
+    /// Whether the vCPUs have virtualization extensions and performance counters, as far as the backend supports them
+    /// (KVM: on x86_64).
     pub nested: bool,
     /// The end of the guest-physical address space in use: memory and devices are below it. aarch64: the VM gets the
     /// smallest intermediate physical address size that holds it, as fewer levels of translation are faster.
@@ -97,7 +97,8 @@ pub trait Vcpu {
     /// The state of this vCPU, between two runs with no read exit unanswered.
     fn save(&mut self) -> Result<Self::State>;
 
-    /// Loads a saved state into this vCPU, whose VM has the same configuration.
+    /// Loads a saved state into this vCPU, whose VM has the same configuration. All vCPUs of the VM are restored before one
+    /// of them runs: they share a counter, which continues from the last state that was loaded.
     fn restore(&mut self, state: &Self::State) -> Result<()>;
 }
 

@@ -135,6 +135,15 @@ pub(super) const WRITE_AND_SPIN: &Program = &[
     0xeb, 0xfe, // jmp $
 ];
 
+/// Endlessly writes the time stamp counter to `[rsi]`.
+pub(super) const READ_CLOCK: &Program = &[
+    0x0f, 0x31, // rdtsc
+    0x48, 0xc1, 0xe2, 0x20, // shl rdx, 32
+    0x48, 0x09, 0xd0, // or rax, rdx
+    0x48, 0x89, 0x06, // mov [rsi], rax
+    0xeb, 0xf2, // jmp -14
+];
+
 /// A page fault, past what the page tables map, with no interrupt table behind it.
 pub(super) const RESET: &Program = &[0x8a, 0x04, 0x25, 0x00, 0x00, 0x00, 0x40]; // mov al, [0x40000000]
 

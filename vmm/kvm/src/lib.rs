@@ -21,8 +21,13 @@ mod kick;
 mod memory;
 mod vcpu;
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
+
+#[cfg(target_arch = "aarch64")]
+use self::aarch64 as arch;
 #[cfg(target_arch = "x86_64")]
 use self::x86_64 as arch;
 
@@ -98,6 +103,9 @@ impl Vm for KvmVm {
     }
 
     fn irq(&self, line: u32) -> Result<Interrupt> {
+        if line >= Platform::LINES {
+            return Err(Error::Missing("that many interrupt lines"));
+        }
         let event = eventfd()?;
         self.fd.register_irqfd(&event, line).map_err(call("KVM_IRQFD"))?;
         Ok(Interrupt::new(move || event.write(1)))

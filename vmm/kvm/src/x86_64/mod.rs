@@ -7,8 +7,8 @@ mod state;
 use boxlite_hv::{BootState, Result, VmConfig};
 use kvm_bindings::{
     KVM_CAP_PMU_CAPABILITY, KVM_EXIT_INTERNAL_ERROR, KVM_INTERNAL_ERROR_EMULATION,
-    KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, KVM_PIT_SPEAKER_DUMMY, KVM_PMU_CAP_DISABLE,
-    kvm_enable_cap, kvm_pit_config, kvm_run,
+    KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, KVM_IOAPIC_NUM_PINS, KVM_PIT_SPEAKER_DUMMY,
+    KVM_PMU_CAP_DISABLE, kvm_enable_cap, kvm_pit_config, kvm_run,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
@@ -36,6 +36,9 @@ impl Platform {
         (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
         (Cap::ExtCpuid, "CPUID configuration (KVM_CAP_EXT_CPUID)"),
     ];
+
+    /// The number of interrupt lines: the pins of the I/O APIC, which are KVM's GSIs.
+    pub(crate) const LINES: u32 = KVM_IOAPIC_NUM_PINS;
 
     /// The argument of KVM_CREATE_VM.
     pub(crate) fn vm_type(_: &Kvm, _: &VmConfig) -> Result<u64> {

@@ -17,6 +17,10 @@ pub mod pstate {
     pub const MODE: u64 = 0x1f;
     /// D, A, I and F: debug exceptions, SError, IRQ and FIQ are masked.
     pub const DAIF: u64 = 0xf << 6;
+    /// BTYPE: how the last branch got here.
+    pub const BTYPE: u64 = 3 << 10;
+    /// SS: single step, not yet at its instruction.
+    pub const SS: u64 = 1 << 21;
     /// SSBS: speculative store bypass is safe.
     pub const SSBS: u64 = 1 << 12;
     /// PAN: privileged access never.
@@ -111,6 +115,11 @@ pub fn raise(fault: Fault, before: &Before) -> After {
         esr,
         far,
     }
+}
+
+/// PSTATE after an instruction that the VMM executed: a step is over, and there was no branch.
+pub fn after_instruction(pstate: u64) -> u64 {
+    pstate & !(pstate::BTYPE | pstate::SS)
 }
 
 fn is_el1(pstate: u64) -> bool {

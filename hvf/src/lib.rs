@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   HvfVm ── lib.rs       one VM per process, interrupt lines, kicks
-//!    ├── memory.rs        mappings
+//!    ├── memory.rs        guest memory
 //!    ├── gic.rs           the framework's interrupt controller
 //!    └─ HvfVcpu ── vcpu.rs   hv_vcpu_run and its exits
 //!         ├── kick.rs     exits on request
@@ -56,7 +56,7 @@ use applevisor::vm::{GicEnabled, VirtualMachine, VirtualMachineConfig, VirtualMa
 use boxlite_hv::{BootState, Doorbell, Error, Interrupt, Perms, Result, Vm, VmConfig};
 
 use self::kick::Kicks;
-use self::memory::Mappings;
+use self::memory::Memory;
 use self::power::PowerController;
 use self::psci::{Power, Psci, Start};
 pub use self::state::{VcpuState, VmState};
@@ -69,7 +69,7 @@ pub use self::vcpu::HvfVcpu;
 pub struct HvfVm {
     vcpus: u32,
     ipa_bits: u32,
-    mappings: Mappings,
+    memory: Memory,
     shared: Arc<Shared>,
 }
 
@@ -110,7 +110,7 @@ impl HvfVm {
         Ok(Self {
             vcpus,
             ipa_bits,
-            mappings: Mappings::default(),
+            memory: Memory::new(ipa_bits),
             shared: Arc::new(Shared {
                 kicks: Kicks::default(),
                 power: PowerController::new(Psci::new((0..vcpus).map(layout::mpidr))),
@@ -142,7 +142,7 @@ fn not_created(error: HypervisorError) -> Error {
             "the entitlement com.apple.security.hypervisor: sign the executable with it",
         ),
         HypervisorError::Unsupported => Error::Missing("hardware virtualization on this machine"),
-        error => failed("hv_vm_create")(error),
+        error => failed("hv_vm_create or hv_gic_create")(error),
     }
 }
 
@@ -152,12 +152,12 @@ impl Vm for HvfVm {
 
     #[allow(unsafe_code)]
     unsafe fn map(&self, gpa: u64, host: *mut u8, len: usize, perms: Perms) -> Result<()> {
-        // SAFETY: as the caller promises.
-        unsafe { self.mappings.map(gpa, host, len, perms, self.ipa_bits) }
+        // SAFETY: the caller's promise.
+        unsafe { self.memory.map(gpa, host, len, perms) }
     }
 
     fn unmap(&self, gpa: u64, len: usize) -> Result<()> {
-        self.mappings.unmap(gpa, len)
+        self.memory.unmap(gpa, len)
     }
 
     fn irq(&self, line: u32) -> Result<Interrupt> {

@@ -1,4 +1,4 @@
-//! Guest memory: which ranges are mapped.
+//! Guest memory: ranges, mapped and unmapped.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,20 +7,25 @@ use boxlite_hv::{Error, Perms, Result};
 
 use crate::{layout, sys};
 
-/// The lengths of the mappings, by their first addresses.
-#[derive(Debug, Default)]
-pub(super) struct Mappings(Mutex<BTreeMap<u64, usize>>);
+/// The mappings of a VM.
+#[derive(Debug)]
+pub(super) struct Memory {
+    /// The size of the VM's addresses.
+    ipa_bits: u32,
+    /// The lengths of the mappings, by their first addresses.
+    by_gpa: Mutex<BTreeMap<u64, usize>>,
+}
 
-impl Mappings {
-    fn by_gpa(&self) -> MutexGuard<'_, BTreeMap<u64, usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+impl Memory {
+    pub(super) fn new(ipa_bits: u32) -> Self {
+        Self { ipa_bits, by_gpa: Mutex::default() }
     }
 
-    /// Maps a range that overlaps no other, in a VM whose addresses have `ipa_bits`.
+    /// Maps a range.
     ///
     /// # Safety
     ///
-    /// As [`Vm::map`](boxlite_hv::Vm::map).
+    /// As of [`boxlite_hv::Vm::map`].
     #[allow(unsafe_code)]
     pub(super) unsafe fn map(
         &self,
@@ -28,9 +33,8 @@ impl Mappings {
         host: *mut u8,
         len: usize,
         perms: Perms,
-        ipa_bits: u32,
     ) -> Result<()> {
-        let end = layout::check_range(gpa, host as u64, len, ipa_bits)?;
+        let end = layout::check_range(gpa, host as u64, len, self.ipa_bits)?;
         let mut by_gpa = self.by_gpa();
         let below = by_gpa.range(..end).next_back();
         if below.is_some_and(|(at, len)| at + *len as u64 > gpa) {
@@ -51,5 +55,9 @@ impl Mappings {
         sys::unmap(gpa, len)?;
         by_gpa.remove(&gpa);
         Ok(())
+    }
+
+    fn by_gpa(&self) -> MutexGuard<'_, BTreeMap<u64, usize>> {
+        self.by_gpa.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -218,6 +218,18 @@ fn cache_maintenance_is_skipped() {
 }
 
 #[test]
+fn an_executed_instruction_ends_a_single_step() {
+    let machine = machine();
+    let mut vcpu = machine.vcpu();
+    boot(&mut vcpu);
+    set(0, Reg::CPSR, 0x3c5 | 1 << 21 | 1 << 10);
+    let store = transfer(Width::Word, false, false, 0);
+    script(0, [exit(Exception::DataAbort(abort(Some(store), true)))]);
+    vcpu.run().unwrap();
+    assert_eq!(get(0, Reg::CPSR), 0x3c5);
+}
+
+#[test]
 fn what_no_device_answers_is_an_external_abort() {
     let word = Some(transfer(Width::Word, false, false, 1));
     let walk = decode::DataAbort { table_walk: true, ..abort(word, false) };

@@ -9,7 +9,7 @@ use boxlite_hv::{Error, Exit, Result, Vcpu};
 use crate::decode::{
     Answer, DataAbort, Exception, INSTRUCTION, SystemAccess, Transfer, Wait as Waiting,
 };
-use crate::exception::{Before, Fault, raise};
+use crate::exception::{Before, Fault, after_instruction, raise};
 use crate::kick::Kicked;
 use crate::power::Ready;
 use crate::psci::{Action, Call, status};
@@ -250,9 +250,14 @@ impl HvfVcpu {
         cpu.set(Reg::PC, after.pc)
     }
 
-    /// Moves the PC past the instruction.
+    /// Moves the PC past an instruction that the VMM executed.
     fn advance(&self) -> Result<()> {
-        self.cpu.set(Reg::PC, self.cpu.get(Reg::PC)?.wrapping_add(INSTRUCTION))
+        self.cpu.set(Reg::PC, self.cpu.get(Reg::PC)?.wrapping_add(INSTRUCTION))?;
+        let pstate = self.cpu.get(Reg::CPSR)?;
+        match after_instruction(pstate) {
+            after if after != pstate => self.cpu.set(Reg::CPSR, after),
+            _ => Ok(()),
+        }
     }
 
     /// A general register in a transfer; there is none for XZR.

@@ -12,7 +12,7 @@
 use boxlite_devices::legacy::{PL031_LEN, SERIAL_LEN};
 use boxlite_devices::virtio::MMIO_LEN;
 use boxlite_hv::gic;
-use vm_memory::{Address, GuestAddress};
+use vm_memory::GuestAddress;
 
 /// `COMMAND_LINE_SIZE` of Linux on arm64, with the terminating NUL.
 pub(crate) const CMDLINE_MAX: usize = 2048;
@@ -57,6 +57,8 @@ const _: () = {
 
 #[cfg(test)]
 mod tests {
+    use vm_memory::Address;
+
     use super::*;
 
     #[test]

@@ -158,8 +158,8 @@ impl Archive {
     }
 }
 
-/// Debian's name of an architecture.
-const fn debian_name(arch: Arch) -> &'static str {
+/// Debian's name of an architecture, which is OCI's, too.
+pub const fn debian_name(arch: Arch) -> &'static str {
     match arch {
         Arch::X86_64 => "amd64",
         Arch::Aarch64 => "arm64",

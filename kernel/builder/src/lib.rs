@@ -28,7 +28,7 @@ mod source;
 mod toolchain;
 mod version;
 
-pub use archive::{Archive, Offer};
+pub use archive::{Archive, Offer, debian_name};
 pub use builder::{Builder, Kernel};
 pub use cache::{Cache, Lock};
 pub use error::{BuildError, MissingTool};

@@ -5,6 +5,7 @@ use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use boxlite_kernel::Arch;
 
 use crate::image::Kind;
 use crate::ui::{Step, seconds};
@@ -18,13 +19,13 @@ const SCRIPT: &str =
 pub(crate) fn run() -> Result<ExitCode> {
     let started = Instant::now();
     softhost::ensure_emulator()?;
-    let guest = guest::build(&guest::Options::default())?;
+    let guest = guest::build(&guest::Options::for_arch(Arch::HOST))?;
     let step = Step::start("launcher");
     step.say("compiling");
     let launcher = build::launcher()?;
     step.done(launcher.display());
     let layout = build::target_dir().join("images/busybox");
-    image::make_at(Kind::Busybox, &layout)?;
+    image::make_at(Kind::Busybox, Arch::HOST, &layout)?;
 
     let image = format!("oci:{}:latest", layout.display());
     println!("\n$ {} run {image} sh -c '{SCRIPT}'", launcher.display());

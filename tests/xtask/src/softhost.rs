@@ -7,6 +7,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitCode, ExitStatus};
 
 use anyhow::{Context, Result};
+use boxlite_kernel::Arch;
 
 use crate::{apt, build, guest};
 
@@ -38,7 +39,7 @@ fn has_virtualization(cpuinfo: &str) -> bool {
 /// Runs the command; its exit code is ours.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     apt::ensure(&[("qemu-system-x86_64", "qemu-system-x86")])?;
-    let guest = guest::build(&guest::Options::default())?;
+    let guest = guest::build(&guest::Options::for_arch(Arch::HOST))?;
     let launcher = build::launcher()?;
     let status = Command::new(&launcher)
         .env("BOXLITE_GUEST_DIR", guest)

@@ -1,6 +1,7 @@
 //! The checks that cargo makes, and the end-to-end tests.
 
 use anyhow::Result;
+use boxlite_kernel::Arch;
 
 use crate::check::nextest;
 use crate::check::report::{Outcome, passes};
@@ -68,11 +69,11 @@ pub(super) fn doc_tests() -> Result<Outcome> {
 /// `BOXLITE_TEST_IMAGES` (a folder with the OCI layouts `busybox` and `debian`).
 pub(super) fn e2e() -> Result<Outcome> {
     softhost::ensure_emulator()?;
-    let guest = guest::build(&guest::Options::default())?;
+    let guest = guest::build(&guest::Options::for_arch(Arch::HOST))?;
     let launcher = build::launcher()?;
     let images = build::target_dir().join("images");
-    image::make_at(Kind::Busybox, &images.join("busybox"))?;
-    image::make_at(Kind::Debian, &images.join("debian"))?;
+    image::make_at(Kind::Busybox, Arch::HOST, &images.join("busybox"))?;
+    image::make_at(Kind::Debian, Arch::HOST, &images.join("debian"))?;
     nextest::run(
         &["--package", E2E_PACKAGE],
         &[

@@ -30,10 +30,10 @@ pub(crate) struct Options {
     source: Option<PathBuf>,
 }
 
-impl Default for Options {
-    /// What boxes on this machine boot from.
-    fn default() -> Self {
-        Self { arch: Arch::HOST, kernel_version: Lts::default(), source: None }
+impl Options {
+    /// What boxes of an architecture boot from.
+    pub(crate) fn for_arch(arch: Arch) -> Self {
+        Self { arch, kernel_version: Lts::default(), source: None }
     }
 }
 

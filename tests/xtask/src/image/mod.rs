@@ -2,15 +2,15 @@
 //!
 //! An image is made once for a recipe and kept in the cache; asking for it copies it.
 
-mod busybox;
+pub(crate) mod busybox;
 mod debian;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use boxlite_kernel::sha256_bytes;
-use boxlite_kernel_builder::Cache;
+use boxlite_kernel::{Arch, sha256_bytes};
+use boxlite_kernel_builder::{Cache, debian_name};
 use clap::ValueEnum;
 
 use crate::apt;
@@ -23,6 +23,9 @@ pub(crate) struct Options {
     kind: Kind,
     /// The folder of the OCI layout; an OCI layout there is replaced
     out: PathBuf,
+    /// The architecture of its programs: x86_64 or aarch64
+    #[arg(long, default_value_t = Arch::HOST)]
+    arch: Arch,
 }
 
 /// The images that can be made.
@@ -43,18 +46,18 @@ impl Kind {
     }
 
     /// Text that changes when the image would: part of its name in the cache.
-    fn recipe(self) -> String {
+    fn recipe(self, arch: Arch) -> String {
         match self {
-            Self::Busybox => busybox::recipe(),
-            Self::Debian => debian::recipe(),
+            Self::Busybox => busybox::recipe(arch),
+            Self::Debian => debian::recipe(arch),
         }
     }
 
     /// Makes the image's only layer.
-    fn layer(self, work: &Path, tar: &Path, step: &Step) -> Result<()> {
+    fn layer(self, arch: Arch, work: &Path, tar: &Path, step: &Step) -> Result<()> {
         match self {
-            Self::Busybox => busybox::layer(work, tar),
-            Self::Debian => debian::layer(tar, step),
+            Self::Busybox => busybox::layer(arch, work, tar),
+            Self::Debian => debian::layer(arch, tar, step),
         }
     }
 
@@ -69,25 +72,25 @@ impl Kind {
 
 /// Makes the image that `options` ask for.
 pub(crate) fn make(options: &Options) -> Result<()> {
-    make_at(options.kind, &options.out)
+    make_at(options.kind, options.arch, &options.out)
 }
 
-/// Puts the image of `kind` into the folder `out` as an OCI layout.
-pub(crate) fn make_at(kind: Kind, out: &Path) -> Result<()> {
+/// Puts the image of `kind` for `arch` into the folder `out` as an OCI layout.
+pub(crate) fn make_at(kind: Kind, arch: Arch, out: &Path) -> Result<()> {
     let step = Step::start(kind.name());
     if out.exists() && !out.join("oci-layout").exists() && out.read_dir()?.next().is_some() {
         bail!("{} is not empty and no OCI layout: not touched", out.display());
     }
     let images = Cache::open()?.dir("images")?;
-    let cached = images.join(format!("{}-{}", kind.name(), &sha256_bytes(kind.recipe())[..16]));
+    let cached = images.join(format!("{}-{}", kind.name(), &sha256_bytes(kind.recipe(arch))[..16]));
     let known = cached.exists();
     if !known {
         let work = tempfile::Builder::new().prefix(".tmp-").tempdir_in(&images)?;
         let tar = work.path().join("layer.tar");
-        kind.layer(work.path(), &tar, &step)?;
+        kind.layer(arch, work.path(), &tar, &step)?;
         step.say("writing the OCI layout");
         let layout = work.path().join("layout");
-        layout_of(&tar, &layout, kind.command())?;
+        layout_of(arch, &tar, &layout, kind.command())?;
         if let Err(error) = fs::rename(&layout, &cached)
             && !cached.exists()
         {
@@ -111,14 +114,19 @@ pub(crate) fn make_at(kind: Kind, out: &Path) -> Result<()> {
 
 /// Turns one layer into an OCI layout tagged `latest`. The layer goes in as it is: nothing is
 /// unpacked, so no root is needed for its owners and devices.
-fn layout_of(tar: &Path, layout: &Path, command: &str) -> Result<()> {
+fn layout_of(arch: Arch, tar: &Path, layout: &Path, command: &str) -> Result<()> {
     apt::ensure(&[("umoci", "umoci")])?;
     let image = format!("{}:latest", layout.display());
     run(apt::command("umoci").args(["init", "--layout"]).arg(layout))?;
     run(apt::command("umoci").args(["new", "--image", &image]))?;
     run(apt::command("umoci").args(["raw", "add-layer", "--image", &image]).arg(tar))?;
     run(apt::command("umoci").args(["config", "--image", &image, "--config.cmd", command]).args(
-        ["--config.env", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+        [
+            "--architecture",
+            debian_name(arch),
+            "--config.env",
+            "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        ],
     ))?;
     // Each step above left its own configuration and manifest.
     run(apt::command("umoci").args(["gc", "--layout"]).arg(layout))

@@ -8,7 +8,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use boxlite_kernel::Arch;
 use serde_json::Value;
+
+use crate::cross::{Target, Toolchain};
+
+/// The launcher's executable and package.
+const LAUNCHER: &str = "boxlite-vmm";
 
 /// How many lines of what a failed program printed are shown.
 const ERROR_LINES: usize = 20;
@@ -67,26 +73,61 @@ pub(crate) fn output(command: &mut Command) -> Result<Vec<u8>> {
 /// Cargo's own messages go to standard error as they come.
 pub(crate) fn cargo_build(name: &str, configure: impl FnOnce(&mut Command)) -> Result<PathBuf> {
     let mut cargo = cargo();
-    cargo.args(["build", "--quiet", "--message-format=json-render-diagnostics"]);
+    cargo.arg("build");
     configure(&mut cargo);
+    executables(&mut cargo, name)?
+        .into_iter()
+        .find_map(|(target, program)| (target == name).then_some(program))
+        .with_context(|| format!("cargo built no executable {name}"))
+}
+
+/// Builds the test programs of a package for the architecture, and returns each with its name.
+pub(crate) fn test_programs(package: &str, arch: Arch) -> Result<Vec<(String, PathBuf)>> {
+    let mut cargo = cargo();
+    cargo.args(["test", "--no-run", "--package", package, "--lib", "--bins", "--tests"]);
+    Toolchain::find(Target::Linux(arch))?.configure(&mut cargo, &[]);
+    executables(&mut cargo, &format!("the tests of {package}"))
+}
+
+/// Runs `cargo`, which builds `what`, and returns the executables with the names of their targets.
+fn executables(cargo: &mut Command, what: &str) -> Result<Vec<(String, PathBuf)>> {
+    cargo.args(["--quiet", "--message-format=json-render-diagnostics"]);
     let output =
         cargo.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("cannot run cargo")?;
     if !output.status.success() {
-        bail!("cargo build of {name} failed");
+        bail!("cargo build of {what} failed");
     }
-    String::from_utf8_lossy(&output.stdout)
+    let program = |message: Value| {
+        let name = message["target"]["name"].as_str()?.to_owned();
+        Some((name, PathBuf::from(message["executable"].as_str()?)))
+    };
+    Ok(String::from_utf8_lossy(&output.stdout)
         .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .filter(|message| message["target"]["name"] == name)
-        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .with_context(|| format!("cargo built no executable {name}"))
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .filter_map(program)
+        .collect())
 }
 
 /// Builds the launcher, optimized, and returns its path.
 pub(crate) fn launcher() -> Result<PathBuf> {
-    cargo_build("boxlite-vmm", |cargo| {
-        cargo.args(["--release", "--package", "boxlite-vmm", "--bin", "boxlite-vmm"]);
+    cargo_build(LAUNCHER, release_launcher)
+}
+
+/// Builds the launcher for an architecture, optimized; for another one than this machine's linked
+/// statically, because its software host sees the files of this machine.
+pub(crate) fn launcher_for(arch: Arch) -> Result<PathBuf> {
+    if arch == Arch::HOST {
+        return launcher();
+    }
+    let toolchain = Toolchain::find(Target::Linux(arch))?;
+    cargo_build(LAUNCHER, |cargo| {
+        release_launcher(cargo);
+        toolchain.configure(cargo, &[]);
     })
+}
+
+fn release_launcher(cargo: &mut Command) {
+    cargo.args(["--release", "--package", LAUNCHER, "--bin", LAUNCHER]);
 }
 
 /// The names of the workspace's packages, and their versions.

@@ -1,9 +1,11 @@
 //! `cargo xtask softhost`: builds what the software host needs and runs a command in it. And the
 //! emulator, for whatever runs boxes where only the software host can.
 
+use std::env;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode, ExitStatus};
 
 use anyhow::{Context, Result};
@@ -13,6 +15,9 @@ use crate::{apt, build, guest};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
+    /// The architecture of the software host: x86_64 or aarch64
+    #[arg(long, default_value_t = Arch::HOST)]
+    arch: Arch,
     /// The command and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<OsString>,
@@ -27,7 +32,45 @@ pub(crate) fn ensure_emulator() -> Result<()> {
     if has_virtualization(&cpuinfo) && File::options().write(true).open("/dev/kvm").is_ok() {
         return Ok(());
     }
-    apt::ensure(&[("qemu-system-x86_64", "qemu-system-x86")])
+    ensure_qemu(Arch::HOST)
+}
+
+/// Makes sure that there is QEMU for an architecture.
+fn ensure_qemu(arch: Arch) -> Result<()> {
+    apt::ensure(&[match arch {
+        Arch::X86_64 => ("qemu-system-x86_64", "qemu-system-x86"),
+        Arch::Aarch64 => ("qemu-system-aarch64", "qemu-system-arm"),
+    }])
+}
+
+/// This machine's launcher, and what makes it run boxes of an architecture.
+pub(crate) struct Prepared {
+    pub(crate) launcher: PathBuf,
+    /// The launcher's environment.
+    pub(crate) variables: Vec<(&'static str, PathBuf)>,
+}
+
+/// Builds the launcher and what it needs for boxes of an architecture.
+///
+/// # Errors
+/// Something does not build, or a package is missing that this user may not install.
+pub(crate) fn prepare(arch: Arch) -> Result<Prepared> {
+    let mut dir = guest::build(&guest::Options::for_arch(arch))?;
+    let launcher = build::launcher()?;
+    let mut variables = Vec::new();
+    if arch != Arch::HOST {
+        ensure_qemu(arch)?;
+        variables.push(("BOXLITE_SOFTHOST_LAUNCHER", build::launcher_for(arch)?));
+        // The folder with the guest files of all architectures.
+        dir.pop();
+    }
+    variables.push(("BOXLITE_GUEST_DIR", dir));
+    Ok(Prepared { launcher, variables })
+}
+
+/// A home for boxes of another architecture: a home has boxes of one.
+pub(crate) fn home(arch: Arch) -> PathBuf {
+    build::target_dir().join(format!("home-{arch}"))
 }
 
 /// Whether `/proc/cpuinfo` lists what KVM needs. Less than that, and `/dev/kvm` is of no use.
@@ -38,11 +81,14 @@ fn has_virtualization(cpuinfo: &str) -> bool {
 
 /// Runs the command; its exit code is ours.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
-    apt::ensure(&[("qemu-system-x86_64", "qemu-system-x86")])?;
-    let guest = guest::build(&guest::Options::for_arch(Arch::HOST))?;
-    let launcher = build::launcher()?;
-    let status = Command::new(&launcher)
-        .env("BOXLITE_GUEST_DIR", guest)
+    ensure_qemu(options.arch)?;
+    let Prepared { launcher, variables } = prepare(options.arch)?;
+    let mut command = Command::new(&launcher);
+    if options.arch != Arch::HOST && env::var_os("BOXLITE_HOME").is_none() {
+        command.env("BOXLITE_HOME", home(options.arch));
+    }
+    let status = command
+        .envs(variables)
         .args(["softhost", "--"])
         .args(&options.command)
         .status()

@@ -7,7 +7,7 @@ use roxmltree::{Document, Node};
 use crate::check::report::Outcome;
 
 /// What a test prints before the reason for which it tests nothing on this machine.
-const SKIPPED: &str = "SKIPPED: ";
+pub(super) const SKIPPED: &str = "SKIPPED: ";
 
 /// What came of the tests of a run.
 #[derive(Debug, Default, PartialEq, Eq)]

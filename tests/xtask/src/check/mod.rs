@@ -4,9 +4,11 @@
 
 mod cross;
 mod deny;
+mod foreign;
 mod house;
 mod junit;
 mod lengths;
+mod libtest;
 mod nextest;
 mod platform;
 mod report;
@@ -18,11 +20,16 @@ mod tool;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use boxlite_kernel::Arch;
 
+use crate::check::foreign::Extent;
 use crate::check::report::{Outcome, Report};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
+    /// Only runs the tests in the software host of this architecture, all of them: x86_64 or aarch64
+    #[arg(long, value_name = "ARCH")]
+    arch: Option<Arch>,
     /// Leaves out the end-to-end tests, which need a kernel and minutes
     #[arg(long)]
     no_e2e: bool,
@@ -34,6 +41,10 @@ pub(crate) struct Options {
 /// Runs the checks; fails if one of them does.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let mut report = Report::of(&options.only);
+    if let Some(arch) = options.arch.filter(|arch| *arch != Arch::HOST) {
+        foreign_tests(&mut report, arch, Extent::All);
+        return report.finish();
+    }
     report.run("format", suites::format);
     report.run("house rules", house::check);
     report.run("lengths", lengths::check);
@@ -45,10 +56,12 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     report.run("documentation", suites::documentation);
     report.run("unit tests", suites::unit);
     report.run("doc tests", suites::doc_tests);
-    report.run("end to end", || match options.no_e2e {
-        true => Ok(Outcome::skipped("asked to leave it out")),
-        false => suites::e2e(),
-    });
+    if options.no_e2e {
+        report.run("end to end", || Ok(Outcome::skipped("asked to leave it out")));
+    } else {
+        report.run("end to end", suites::e2e);
+        foreign_tests(&mut report, cross::OTHER_ARCH, Extent::Short);
+    }
     report.finish()
 }
 
@@ -62,4 +75,10 @@ pub(crate) fn check_cross() -> Result<ExitCode> {
 fn cross_checks(report: &mut Report) {
     report.run(&format!("clippy {}", cross::OTHER_ARCH), cross::linux);
     report.run("clippy macos", cross::darwin);
+}
+
+/// The tests in the software host of another architecture.
+fn foreign_tests(report: &mut Report, arch: Arch, extent: Extent) {
+    report.run(&format!("conformance {arch}"), || foreign::conformance(arch));
+    report.run(&format!("end to end {arch}"), || foreign::boxes(arch, extent));
 }

@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
 use anyhow::{Context, Result};
@@ -39,7 +39,7 @@ const REPORT: &str = "target/nextest/ci/junit.xml";
 
 /// Runs the tests that `cargo test` would run with these arguments, documentation's excepted, in an
 /// environment with these variables.
-pub(super) fn run(arguments: &[&str], variables: &[(&str, &Path)]) -> Result<Outcome> {
+pub(super) fn run(arguments: &[&str], variables: &[(&str, PathBuf)]) -> Result<Outcome> {
     let program = NEXTEST.program().unwrap_or_else(|error| {
         eprintln!("cargo-nextest cannot be installed: {error:#}");
         None
@@ -53,7 +53,7 @@ pub(super) fn run(arguments: &[&str], variables: &[(&str, &Path)]) -> Result<Out
     let status = build::at_root(program)
         .args(["nextest", "run", "--profile", PROFILE])
         .args(arguments)
-        .envs(variables.iter().copied())
+        .envs(variables.iter().map(|(name, value)| (name, value)))
         .status()
         .context("cannot run cargo-nextest")?;
     let tests = match fs::read_to_string(&report) {
@@ -83,13 +83,13 @@ fn judge(status: ExitStatus, tests: &Tests) -> Outcome {
     outcome
 }
 
-fn run_without(arguments: &[&str], variables: &[(&str, &Path)]) -> Result<Outcome> {
+fn run_without(arguments: &[&str], variables: &[(&str, PathBuf)]) -> Result<Outcome> {
     let reason = format!("by cargo test, as one; to count them: {}", NEXTEST.remedy());
     println!("{reason}");
     // `--tests`: those of the documentation are a check of their own.
     let mut cargo = build::cargo();
     cargo.args(["test", "--tests", "--no-fail-fast"]).args(arguments);
-    cargo.envs(variables.iter().copied());
+    cargo.envs(variables.iter().map(|(name, value)| (name, value)));
     Ok(Outcome { reason: Some(reason), ..passes(&mut cargo)? })
 }
 

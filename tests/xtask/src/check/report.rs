@@ -29,6 +29,14 @@ impl Outcome {
         Self { skipped: 1, reason: Some(reason.to_owned()), ..Self::default() }
     }
 
+    /// Counts another outcome, and keeps its reason if this one has none.
+    pub(super) fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+        self.reason = self.reason.take().or(other.reason);
+    }
+
     fn failed(reason: String) -> Self {
         Self { failed: 1, reason: Some(reason), ..Self::default() }
     }
@@ -72,11 +80,9 @@ impl Report {
         }
         let mut total = Outcome::default();
         println!("Summary");
-        for (name, time, outcome) in &self.checks {
-            println!("  {}", Self::line(name, *time, outcome));
-            total.passed += outcome.passed;
-            total.failed += outcome.failed;
-            total.skipped += outcome.skipped;
+        for (name, time, outcome) in self.checks {
+            println!("  {}", Self::line(&name, time, &outcome));
+            total.add(outcome);
         }
         println!("{} passed, {} failed, {} skipped", total.passed, total.failed, total.skipped);
         Ok(if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -88,7 +94,7 @@ impl Report {
             Outcome { passed: 0, .. } => "-",
             _ => "✓",
         };
-        let mut line = format!("{mark} {name:<14} {:>12}", seconds(time));
+        let mut line = format!("{mark} {name:<19} {:>12}", seconds(time));
         if outcome.passed + outcome.failed + outcome.skipped > 1 {
             line += &format!(
                 "  {} passed, {} failed, {} skipped",

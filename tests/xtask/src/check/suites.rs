@@ -6,10 +6,11 @@ use boxlite_kernel::Arch;
 use crate::check::nextest;
 use crate::check::report::{Outcome, passes};
 use crate::image::Kind;
-use crate::{apt, build, guest, image, softhost};
+use crate::softhost::{self, Prepared};
+use crate::{apt, build, image};
 
 /// The package of the end-to-end tests: they need guest files, which the others do not.
-const E2E_PACKAGE: &str = "boxlite-tests";
+pub(super) const E2E_PACKAGE: &str = "boxlite-tests";
 
 /// Every file is formatted as rustfmt.toml says.
 pub(super) fn format() -> Result<Outcome> {
@@ -69,17 +70,10 @@ pub(super) fn doc_tests() -> Result<Outcome> {
 /// `BOXLITE_TEST_IMAGES` (a folder with the OCI layouts `busybox` and `debian`).
 pub(super) fn e2e() -> Result<Outcome> {
     softhost::ensure_emulator()?;
-    let guest = guest::build(&guest::Options::for_arch(Arch::HOST))?;
-    let launcher = build::launcher()?;
+    let Prepared { launcher, mut variables } = softhost::prepare(Arch::HOST)?;
     let images = build::target_dir().join("images");
     image::make_at(Kind::Busybox, Arch::HOST, &images.join("busybox"))?;
     image::make_at(Kind::Debian, Arch::HOST, &images.join("debian"))?;
-    nextest::run(
-        &["--package", E2E_PACKAGE],
-        &[
-            ("BOXLITE_GUEST_DIR", &guest),
-            ("BOXLITE_TEST_LAUNCHER", &launcher),
-            ("BOXLITE_TEST_IMAGES", &images),
-        ],
-    )
+    variables.extend([("BOXLITE_TEST_LAUNCHER", launcher), ("BOXLITE_TEST_IMAGES", images)]);
+    nextest::run(&["--package", E2E_PACKAGE], &variables)
 }

@@ -1,0 +1,120 @@
+//! Tests on another architecture than this machine's, in its software host: the conformance of the
+//! hypervisor backend, and boxes.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result};
+use boxlite_kernel::Arch;
+
+use crate::check::report::Outcome;
+use crate::check::suites::E2E_PACKAGE;
+use crate::check::{libtest, nextest};
+use crate::image::{self, Kind, busybox};
+use crate::softhost::{self, Prepared};
+use crate::{build, ui};
+
+/// The backend whose tests run in the software host.
+const BACKEND: &str = "boxlite-kvm";
+
+/// The end-to-end tests of the short form: a box boots, runs commands, carries bytes, has a network.
+const SHORT: [&str; 4] = [
+    "machine::a_box_has_the_vcpus_and_memory_of_its_options",
+    "execs::exec_honours_its_options",
+    "data::bytes_go_through_unchanged",
+    "network::published_ports_are_open_while_the_box_runs",
+];
+
+/// How many of the end-to-end tests run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// A few, which need the small image only.
+    Short,
+    /// All of them.
+    All,
+}
+
+/// The backend's tests, run by the software host's kernel. None of them may be skipped: that kernel
+/// has virtualization.
+pub(super) fn conformance(arch: Arch) -> Result<Outcome> {
+    let Prepared { launcher, variables } = softhost::prepare(arch)?;
+    let home = softhost::home(arch);
+    let mut outcome = Outcome::default();
+    for (name, program) in build::test_programs(BACKEND, arch)? {
+        println!("{name}, in the software host of {arch}");
+        let output = Command::new(&launcher)
+            .envs(variables.iter().map(|(name, value)| (name, value)))
+            .env("BOXLITE_HOME", &home)
+            .args(["softhost", "--"])
+            .arg(program)
+            .args(["--show-output", "--test-threads=1"])
+            .stdin(Stdio::null())
+            .stderr(Stdio::inherit())
+            .output()
+            .with_context(|| format!("cannot run {}", launcher.display()))?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        print!("{text}");
+        outcome.add(libtest::judge(output.status, &text));
+    }
+    if outcome.skipped > 0 {
+        outcome.failed += outcome.skipped;
+        outcome.skipped = 0;
+        outcome.reason = Some(format!("a test was skipped in the software host of {arch}"));
+    }
+    Ok(outcome)
+}
+
+/// End-to-end tests with boxes of the architecture, started by this machine's launcher.
+pub(super) fn boxes(arch: Arch, extent: Extent) -> Result<Outcome> {
+    let Prepared { launcher, mut variables } = softhost::prepare(arch)?;
+    let images = build::target_dir().join(format!("images-{arch}"));
+    image::make_at(Kind::Busybox, arch, &images.join("busybox"))?;
+    let mut arguments = vec!["--package", E2E_PACKAGE];
+    match extent {
+        Extent::Short => arguments.extend(["--test", "e2e", "--"].into_iter().chain(SHORT)),
+        Extent::All => {
+            image::make_at(Kind::Debian, arch, &images.join("debian"))?;
+            variables.push(("BOXLITE_TEST_PROGRAMS", programs(arch)?));
+        }
+    }
+    variables.extend([
+        ("BOXLITE_TEST_ARCH", PathBuf::from(arch.name())),
+        ("BOXLITE_TEST_LAUNCHER", launcher),
+        ("BOXLITE_TEST_IMAGES", images),
+    ]);
+    nextest::run(&arguments, &variables)
+}
+
+/// A folder with programs of the architecture: commands in `bin`, and the end-to-end tests, some of
+/// which run again in the software host.
+fn programs(arch: Arch) -> Result<PathBuf> {
+    let step = ui::Step::start("programs");
+    step.say("compiling the tests");
+    let folder = build::target_dir().join(format!("cross/programs-{arch}"));
+    if folder.exists() {
+        fs::remove_dir_all(&folder)?;
+    }
+    let bin = folder.join("bin");
+    fs::create_dir_all(&bin).with_context(|| format!("cannot make {}", bin.display()))?;
+    let program = busybox::program(arch, tempfile::tempdir()?.path())?;
+    write_program(&bin.join("busybox"), &program)?;
+    let applets = busybox::applets(&program).context("busybox lists no applets")?;
+    for applet in applets.into_iter().filter(|applet| *applet != "busybox") {
+        symlink("busybox", bin.join(applet))?;
+    }
+    for (name, test) in build::test_programs(E2E_PACKAGE, arch)? {
+        fs::copy(&test, folder.join(&name))
+            .with_context(|| format!("cannot copy {}", test.display()))?;
+    }
+    step.done(folder.display());
+    Ok(folder)
+}
+
+fn write_program(path: &Path, contents: &[u8]) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    build::write(path, contents)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))
+        .with_context(|| format!("cannot make {} executable", path.display()))
+}

@@ -1,11 +1,12 @@
-//! The router between a test agent and test launchers: two launchers share a link, a launcher that does not read does
-//! not block the other, and the commands of a lost launcher are killed.
+//! The options of the keeper, and the router between a test agent and test launchers: two launchers share a link, a
+//! launcher that does not read does not block the other, and the commands of a lost launcher are killed.
 
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use boxlite_kernel::Arch;
 use boxlite_proto::PROTOCOL_VERSION;
 use boxlite_proto::credit::WINDOW;
 use boxlite_proto::frame::{Channel, Frame, Kind, MAX_DATA};
@@ -16,6 +17,7 @@ use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::mpsc;
 
 use super::router::Router;
+use super::{InnerLauncher, Options};
 use crate::client::wire::FrameReader;
 use crate::client::{AgentClient, Error, greet};
 
@@ -239,4 +241,34 @@ fn hostile_launchers_are_disconnected() {
             assert!(silent.await.is_err(), "nothing reaches the agent");
         });
     }
+}
+
+#[test]
+fn the_keeper_gets_the_options_of_its_launcher() {
+    let arch = Arch::Aarch64;
+    for inner in [None, Some(InnerLauncher { path: "/opt/arm/boxlite-vmm".into(), arch })] {
+        let options = Options {
+            home: "/home/a b".into(),
+            arch,
+            kernel: "/guest/aarch64/Image".into(),
+            initramfs: "/guest/aarch64/initramfs".into(),
+            template: "/guest/aarch64/template".into(),
+            inner: inner.clone(),
+            launcher: None,
+            notice: None,
+        };
+        let (_, args) = options.keeper_command();
+        assert_eq!(Options::from_args(args.into_iter().skip(1)).unwrap(), options);
+        let environment = options.environment();
+        let set = |name: &str| {
+            let found = environment.iter().find(|(variable, _)| variable == name);
+            found.map(|(_, value)| value.to_string_lossy().into_owned())
+        };
+        // Without an inner launcher, the variables are this process's.
+        if inner.is_some() {
+            assert_eq!(set("BOXLITE_VMM").as_deref(), Some("/opt/arm/boxlite-vmm"));
+            assert_eq!(set("BOXLITE_GUEST_DIR").as_deref(), Some("/guest/aarch64"));
+        }
+    }
+    assert_eq!(Options::from_args(["riscv64", "/home"].map(Into::into)), None);
 }

@@ -30,8 +30,7 @@ pub use lines::{Doorbell, Interrupt};
 pub struct VmConfig {
     /// Number of vCPUs.
     pub vcpus: u32,
-    /// Whether the vCPUs have virtualization extensions and performance counters, as far as the backend supports them
-    /// (KVM: on x86_64).
+    /// Whether the vCPUs have virtualization extensions and performance counters, as far as the backend supports them.
     pub nested: bool,
     /// The end of the guest-physical address space in use: memory and devices are below it. aarch64: the VM gets the
     /// smallest intermediate physical address size that holds it, as fewer levels of translation are faster.
@@ -85,7 +84,7 @@ pub trait Vm: Send + Sync + 'static {
 /// A virtual CPU, used on the thread that bound it.
 pub trait Vcpu {
     /// All state that the guest can observe, for [`save`](Self::save) and [`restore`](Self::restore).
-    type State: Serialize + DeserializeOwned;
+    type State: Serialize + DeserializeOwned + Send;
 
     /// Runs the guest until the next exit. The guest receives the data of a read exit at the next call.
     fn run(&mut self) -> Result<Exit<'_>>;

@@ -1,7 +1,7 @@
 //! Guest programs of the suite for aarch64: EL1 with the MMU off, so accesses to memory are aligned; X0 is the argument.
 
 use super::pages::Pages;
-use super::{DATA, Extended, MEMORY};
+use super::{DATA, Extended, SECOND_MMIO};
 use crate::{BootState, gic};
 
 /// A64 instructions.
@@ -21,7 +21,7 @@ const SECOND: usize = 0x1_8000;
 pub(super) fn load(memory: &Pages, program: &Program, argument: u64) -> BootState {
     // The programs have these as immediate values.
     const { assert!(gic::DISTRIBUTOR == 0x800_0000 && gic::REDISTRIBUTORS == 0xa00_0000) };
-    const { assert!(SECOND < DATA && DATA < MEMORY) };
+    const { assert!(SECOND < DATA && DATA == 0x4_0000 && SECOND_MMIO == 0x8010_0000) };
     assert!(program.len() * 4 <= SYNCHRONOUS - CODE, "the program reaches into the vector");
     for (at, code) in [(CODE, program), (SYNCHRONOUS, HANDLER), (SECOND, STARTED)] {
         let bytes: Vec<u8> = code.iter().flat_map(|word| word.to_le_bytes()).collect();
@@ -187,11 +187,15 @@ pub(super) const START_SECOND: &Program = &[
     0x1400_0000, // b .
 ];
 
-/// What the second vCPU runs: writes 0x5a to [`DATA`], its argument.
+/// What the second vCPU runs: writes 0x5a to [`DATA`], its argument, then 0, 1, 2, … to [`SECOND_MMIO`].
 const STARTED: &Program = &[
     0x5280_0b41, // mov w1, #0x5a
     0xb900_0001, // str w1, [x0]
-    0x1400_0000, // b .
+    0xd2b0_0202, // mov x2, #0x80100000
+    0x5280_0001, // mov w1, #0x0
+    0xb900_0041, // str w1, [x2]
+    0x1100_0421, // add w1, w1, #0x1
+    0x17ff_fffe, // b . - 8
 ];
 
 /// Makes SPI 16 an edge, writes to `[x0]`, waits until the distributor has it pending, and writes the 32 pending bits of

@@ -1,7 +1,7 @@
 //! Guest programs of the suite for x86_64: 64-bit mode, identity-mapped, RSI is the argument.
 
 use super::pages::Pages;
-use super::{DATA, Extended, MEMORY};
+use super::{DATA, Extended, SECOND_MMIO};
 use crate::BootState;
 
 /// Machine code.
@@ -29,7 +29,9 @@ const CONTROLLERS: u64 = 3;
 /// Loads program and page tables into memory: the first GiB is identity-mapped, and that of the interrupt
 /// controllers.
 pub(super) fn load(memory: &Pages, program: &Program, argument: u64) -> BootState {
-    const { assert!(PD_OF_CONTROLLERS + 0x1000 <= DATA && DATA < MEMORY) };
+    // The programs have these as immediate values.
+    const { assert!(DATA == 0x4_0000 && SECOND_MMIO == 0x10_0000) };
+    const { assert!(PD_OF_CONTROLLERS + 0x1000 <= DATA) };
     let entry = |table: usize, index: u64, value: u64| {
         memory.write(table + index as usize * 8, &(value | PRESENT_WRITABLE).to_le_bytes());
     };
@@ -169,12 +171,17 @@ pub(super) const START_SECOND: &Program = &[
     0xeb, 0xfe, // jmp $
 ];
 
-/// What the second vCPU runs, in real mode: writes 0x5a to [`DATA`].
+/// What the second vCPU runs, in real mode: writes 0x5a to [`DATA`], then 0, 1, 2, … to [`SECOND_MMIO`].
 const STARTED: &Program = &[
     0xb8, 0x00, 0x40, // mov ax, 0x4000
     0x8e, 0xd8, // mov ds, ax
     0xc6, 0x06, 0x00, 0x00, 0x5a, // mov byte [0], 0x5a
-    0xeb, 0xfe, // jmp $
+    0xb8, 0xff, 0xff, // mov ax, 0xffff
+    0x8e, 0xd8, // mov ds, ax
+    0x66, 0x31, 0xc0, // xor eax, eax
+    0x66, 0xa3, 0x10, 0x00, // mov [0x10], eax
+    0x66, 0x40, // inc eax
+    0xeb, 0xf8, // jmp -8
 ];
 
 /// Routes pin 16 of the I/O APIC as an edge to vector 0x30, writes to `[rsi]`, waits until the local APIC has the

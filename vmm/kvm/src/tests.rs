@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use boxlite_hv::Vcpu;
 use boxlite_hv::conformance::Backend;
 
 use super::*;
@@ -32,4 +33,25 @@ fn missing_device_is_named() {
     let config = VmConfig { vcpus: 1, nested: false, address_end: 1 << 20 };
     let error = KvmVm::open(Path::new("/nonexistent/kvm"), &config).unwrap_err();
     assert!(matches!(error, Error::Call { call: "open /dev/kvm", .. }), "{error}");
+}
+
+#[test]
+fn states_survive_their_serialized_form() {
+    let config = VmConfig { vcpus: 1, nested: false, address_end: 1 << 20 };
+    let Ok(vm) = OnKvm::vm(&config) else { return eprintln!("SKIPPED: no /dev/kvm") };
+    let mut vcpu = vm.bind_vcpu(0, &BootState::Parked).unwrap();
+    let state = postcard::to_stdvec(&(vm.save().unwrap(), vcpu.save().unwrap())).unwrap();
+    let (of_vm, of_vcpu): (VmState, VcpuState) = postcard::from_bytes(&state).unwrap();
+    vm.restore(&of_vm).unwrap();
+    vcpu.restore(&of_vcpu).unwrap();
+}
+
+#[test]
+fn a_vcpu_is_bound_once() {
+    let config = VmConfig { vcpus: 1, nested: false, address_end: 1 << 20 };
+    let Ok(vm) = OnKvm::vm(&config) else { return eprintln!("SKIPPED: no /dev/kvm") };
+    let vcpu = vm.bind_vcpu(0, &BootState::Parked).unwrap();
+    assert!(vm.bind_vcpu(0, &BootState::Parked).is_err());
+    assert!(vm.irq(u32::MAX).is_err());
+    drop(vcpu);
 }

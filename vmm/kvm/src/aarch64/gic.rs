@@ -109,7 +109,12 @@ impl Gic {
             type_: kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3,
             ..Default::default()
         };
-        let fd = vm.create_device(&mut device).map_err(call("KVM_CREATE_DEVICE (GICv3)"))?;
+        let fd = vm.create_device(&mut device).map_err(|e| match e.errno() {
+            libc::ENODEV => {
+                Error::Missing("a GICv3: the host's interrupt controller is an older one")
+            }
+            _ => call("KVM_CREATE_DEVICE (GICv3)")(e),
+        })?;
         let gic = Self { fd, vcpus };
         gic.set(KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, (FIRST_SPI + SPIS).into())?;
         gic.set(KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_DIST.into(), DISTRIBUTOR)?;

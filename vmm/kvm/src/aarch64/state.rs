@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::gic::GicState;
 use crate::call;
 
-/// Room for the registers that KVM lists; there are about 300 without SVE and EL2.
+/// Room for the registers that KVM lists: some hundreds without SVE and EL2.
 const MAX_REGISTERS: usize = 500;
 
 /// The features of the processor: op0 3, op1 0, CRn 0, CRm 1 to 7.

@@ -13,10 +13,7 @@ use crate::cross::{Target, Toolchain};
 const NOT_ON_MACOS: &[(&str, &str)] = &[
     ("boxlite-agent", "runs in the guest, which is Linux"),
     ("boxlite-kvm", "is the backend of Linux"),
-    ("boxlite-hv", "has no conformance programs for arm64 yet"),
-    ("boxlite-hvf", "depends on boxlite-hv"),
     ("boxlite-devices", "its event loop uses epoll, by the crate event-manager"),
-    ("boxlite-devices-testing", "depends on boxlite-hv"),
     ("boxlite-machine", "depends on boxlite-devices and boxlite-kvm"),
     ("boxlite-contract", "sends descriptors with flags that macOS lacks"),
     ("boxlite-runtime", "depends on boxlite-contract"),

@@ -1,4 +1,4 @@
-//! The operating system's event behind a doorbell: an eventfd on Linux.
+//! An event by an eventfd.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -237,7 +237,7 @@ impl Cpu {
         Ok(masked)
     }
 
-    /// Sets the difference of the host's [`counter`] and the guest's.
+    /// Sets the difference of the host's [`counter()`] and the guest's.
     pub(crate) fn set_timer_offset(&self, offset: u64) -> Result<()> {
         // SAFETY: no memory is involved.
         check("hv_vcpu_set_vtimer_offset", unsafe {

@@ -64,7 +64,7 @@ const CNTPCTSS_EL0: SysReg = SysReg::new(3, 3, 14, 0, 5);
 const AIDR_EL1: SysReg = SysReg::new(3, 1, 0, 0, 7);
 const REVIDR_EL1: SysReg = SysReg::new(3, 0, 0, 0, 6);
 
-/// OSLSR_EL1: the OS lock is implemented (OSLM[1]) and unlocked.
+/// OSLSR_EL1: the OS lock is implemented (bit 1 of OSLM) and unlocked.
 const OS_LOCK_IMPLEMENTED: u64 = 1 << 3;
 
 /// Which directions a register has.

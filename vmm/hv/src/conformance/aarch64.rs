@@ -146,6 +146,14 @@ pub(super) const SHUTDOWN: Option<&Program> = Some(&[
     0x1400_0000, // b .
 ]);
 
+/// Writes to `[x0]`, then faults for ever: there is no memory at the vector.
+pub(super) const FAULT: Option<&Program> = Some(&[
+    0xb900_001f, // str wzr, [x0]
+    0xd518_c01f, // msr vbar_el1, xzr
+    0xd503_3fdf, // isb
+    0x0000_0000, // udf #0
+]);
+
 /// Loads a pair from `[x0]`, for which the processor has no syndrome: [`HANDLER`] gets the abort.
 pub(super) const ABORT: Option<(&Program, u32)> = Some((LOAD_PAIR, EXTERNAL_ABORT));
 

@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, Result};
 use boxlite_kernel::Arch;
@@ -31,6 +32,10 @@ done
 exit 0
 "#;
 
+/// Debian's cross compilers and C libraries.
+const X86_64: [&str; 2] = ["gcc-x86-64-linux-gnu", "libc6-dev-amd64-cross"];
+const AARCH64: [&str; 2] = ["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"];
+
 /// The variables that tell cargo and the cc crate of the tools for `target`.
 ///
 /// # Errors
@@ -39,12 +44,14 @@ pub(super) fn variables(target: Target) -> Result<Vec<(String, OsString)>> {
     match target {
         Target::Linux(Arch::HOST) => Ok(Vec::new()),
         Target::Linux(arch) => {
-            let (linker, package) = match arch {
-                Arch::X86_64 => ("x86_64-linux-gnu-gcc", "gcc-x86-64-linux-gnu"),
-                Arch::Aarch64 => ("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"),
+            let (linker, packages) = match arch {
+                Arch::X86_64 => ("x86_64-linux-gnu-gcc", X86_64),
+                Arch::Aarch64 => ("aarch64-linux-gnu-gcc", AARCH64),
             };
             // The cc crate finds the compiler by its prefix.
-            apt::ensure(&[(linker, package)])?;
+            if !links_statically(linker) {
+                apt::install(&packages)?;
+            }
             Ok(vec![(target.variable("LINKER"), linker.into())])
         }
         Target::Darwin => {
@@ -58,6 +65,14 @@ pub(super) fn variables(target: Target) -> Result<Vec<(String, OsString)>> {
     }
 }
 
+/// Whether there is this linker, and a static C library for it.
+fn links_statically(linker: &str) -> bool {
+    let mut find = Command::new(linker);
+    let path = build::output(find.arg("-print-file-name=libc.a")).unwrap_or_default();
+    // It answers with the name alone if there is no such file.
+    path.starts_with(b"/")
+}
+
 fn write_stand_in(program: &Path) -> Result<()> {
     build::write(program, STAND_IN.as_bytes())?;
     fs::set_permissions(program, fs::Permissions::from_mode(0o755))
@@ -66,8 +81,6 @@ fn write_stand_in(program: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
-
     use super::*;
 
     #[test]

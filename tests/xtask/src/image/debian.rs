@@ -18,6 +18,10 @@ const SUITE: &str = "bookworm";
 /// What is in it beyond Debian's minimum.
 const PACKAGES: &str = "python3,libpython3.11-testsuite,perl,gcc,libc6-dev,ca-certificates";
 
+/// What minbase has, for another architecture: essential packages, apt, and the package that says that `/bin` is in
+/// `/usr/bin`, without which apt installs nothing more.
+const MINBASE: &str = "?essential ?priority(required) apt usr-is-merged";
+
 /// Configures packages of another architecture.
 const CONFIGURE: &str = include_str!("configure.sh");
 /// Makes a root file system with `/bin` in `/usr/bin`, as the packages' own scripts would.
@@ -26,7 +30,7 @@ const MERGED_USR: &str = "/usr/share/mmdebstrap/hooks/merged-usr";
 /// See [`super::Kind::recipe`].
 pub(super) fn recipe(arch: Arch) -> String {
     let recipe = format!("2 {SUITE} minbase {PACKAGES}");
-    if arch == Arch::HOST { recipe } else { format!("{recipe} {arch} {CONFIGURE}") }
+    if arch == Arch::HOST { recipe } else { format!("{recipe} {arch} {MINBASE} {CONFIGURE}") }
 }
 
 /// Writes the layer to `tar`.
@@ -44,9 +48,8 @@ pub(super) fn layer(arch: Arch, tar: &Path, step: &Step) -> Result<()> {
     } else {
         mmdebstrap
             .arg(format!("--architectures={}", debian_name(arch)))
-            // What minbase has.
-            .args(["--variant=extract", "--include=?essential", "--include=?priority(required)"])
-            .arg("--include=apt")
+            .arg("--variant=extract")
+            .args(MINBASE.split(' ').map(|package| format!("--include={package}")))
             // The packages themselves are read once more by the script.
             .arg("--skip=essential/unlink")
             .arg(format!("--hook-dir={MERGED_USR}"))

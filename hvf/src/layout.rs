@@ -30,10 +30,9 @@ pub fn check_range(gpa: u64, host: u64, len: usize, ipa_bits: u32) -> Result<u64
     }
 }
 
-/// MPIDR_EL1 of a vCPU: its affinity, with 16 vCPUs at the lowest level, as one SGI reaches at most 16 of them.
+/// MPIDR_EL1 of a vCPU: its affinity.
 pub fn mpidr(id: u32) -> u64 {
-    let id = u64::from(id);
-    id & 0xf | (id >> 4 & 0xff) << 8 | (id >> 12 & 0xff) << 16
+    gic::affinity(id).into()
 }
 
 /// GPA of the redistributor of a vCPU.

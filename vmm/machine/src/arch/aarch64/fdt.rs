@@ -119,7 +119,7 @@ fn cpus(fdt: &mut FdtWriter, vcpus: u8) -> Result<()> {
     node(fdt, "cpus", |fdt| {
         fdt.property_u32("#address-cells", 1)?;
         fdt.property_u32("#size-cells", 0)?;
-        (0..u32::from(vcpus)).map(affinity).try_for_each(|affinity| {
+        (0..u32::from(vcpus)).map(gic::affinity).try_for_each(|affinity| {
             node(fdt, &format!("cpu@{affinity:x}"), |fdt| {
                 fdt.property_string("device_type", "cpu")?;
                 fdt.property_string("compatible", "arm,armv8")?;
@@ -128,12 +128,6 @@ fn cpus(fdt: &mut FdtWriter, vcpus: u8) -> Result<()> {
             })
         })
     })
-}
-
-/// The affinity fields of a vCPU's MPIDR_EL1: those that KVM gives it, 16 vCPUs in each group of the first level, which
-/// is as many as a GICv3 can address there.
-fn affinity(vcpu: u32) -> u32 {
-    (vcpu & 0xf) | (vcpu >> 4 & 0xff) << 8
 }
 
 fn psci(fdt: &mut FdtWriter) -> Result<()> {

@@ -33,9 +33,9 @@ impl Event {
     }
 
     pub(crate) fn clear(&self) -> io::Result<bool> {
-        // More than a pipe holds on macOS. Where more are left, the event is found signalled once more, which is
-        // harmless; another thread that signals all the time cannot keep this one here.
-        let mut bytes = [0; 1 << 16];
+        // Where more bytes are left, the event is found signalled once more, which is harmless; another thread that
+        // signals all the time cannot keep this one here. Larger than this, the buffer would cost more than the call.
+        let mut bytes = [0; 1 << 10];
         match read(&self.reader, &mut bytes) {
             Ok(_) => Ok(true),
             Err(Errno::AGAIN) => Ok(false),

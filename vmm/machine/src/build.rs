@@ -8,9 +8,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use boxlite_contract::metrics::{DiskMetrics, VmExitCounts};
 use boxlite_contract::spec::{LaunchSpec, MEMORY_MIB, VCPUS};
-use boxlite_devices::virtio::MmioTransport;
 use boxlite_devices::virtio::block::{BlockCounters, BlockCounts};
 use boxlite_devices::virtio::vsock::VsockHandle;
+use boxlite_devices::virtio::{MMIO_LEN, MmioTransport};
 use boxlite_devices::{GuestMemory, LogBudget};
 use boxlite_hv::{BootState, Perms, Vm, VmConfig};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
@@ -37,11 +37,12 @@ pub(super) fn config(spec: &LaunchSpec) -> Result<VmConfig> {
         "{} MiB of memory: a box has 128 MiB to 64 GiB",
         spec.memory_mib
     );
-    let memory_end = layout::memory_ranges(spec.memory_mib << 20)
+    let devices_end = layout::MMIO_START + layout::DEVICE_IRQS.len() as u64 * MMIO_LEN;
+    let address_end = layout::memory_ranges(spec.memory_mib << 20)
         .into_iter()
         .map(|(start, len)| start.raw_value() + len)
-        .fold(0, u64::max);
-    Ok(VmConfig { vcpus: spec.vcpus.into(), nested: spec.nested, address_end: memory_end })
+        .fold(devices_end, u64::max);
+    Ok(VmConfig { vcpus: spec.vcpus.into(), nested: spec.nested, address_end })
 }
 
 /// A running VM.

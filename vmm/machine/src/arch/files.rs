@@ -49,15 +49,15 @@ fn failed(path: &Path, source: io::Error) -> BootError {
     BootError::Read { path: path.to_owned(), source }
 }
 
-/// Reads the initramfs to the end of `room`, which is guest memory, at the start of a page. Returns where it is.
+/// Reads the initramfs to the end of `free`, which is guest memory, at the start of a page. Returns where it is.
 pub(super) fn load_initramfs(
     memory: &GuestMemory,
     path: &Path,
-    room: Range<u64>,
+    free: Range<u64>,
 ) -> Result<Range<u64>, BootError> {
     let mut file = BootFile::open(path)?;
-    let start = room.end.checked_sub(file.len).map(|start| start & !(PAGE_SIZE - 1));
-    let Some(start) = start.filter(|start| *start >= room.start) else {
+    let start = free.end.checked_sub(file.len).map(|start| start & !(PAGE_SIZE - 1));
+    let Some(start) = start.filter(|start| *start >= free.start) else {
         return Err(BootError::Memory { what: "the initramfs" });
     };
     file.load(memory, start)?;

@@ -55,15 +55,15 @@ impl Header {
     }
 }
 
-/// Loads the kernel into `room`, which is guest memory that begins at a multiple of 2 MiB. Returns the memory that the
+/// Loads the kernel into `free`, which is guest memory that begins at a multiple of 2 MiB. Returns the memory that the
 /// kernel occupies; its entry point is the start.
 pub(super) fn load(
     memory: &GuestMemory,
     path: &Path,
-    room: Range<u64>,
+    free: Range<u64>,
 ) -> Result<Range<u64>, BootError> {
     let bad = |reason: &str| BootError::Kernel { path: path.to_owned(), reason: reason.into() };
-    let no_room = BootError::Memory { what: "the kernel" };
+    let too_large = BootError::Memory { what: "the kernel" };
     let mut kernel = BootFile::open(path)?;
     let mut header = Header::new_zeroed();
     if kernel.file.read_exact(header.as_mut_bytes()).is_err() {
@@ -72,10 +72,10 @@ pub(super) fn load(
     if let Some(fault) = header.fault() {
         return Err(bad(fault));
     }
-    let start = room.start.checked_add(header.text_offset.get());
+    let start = free.start.checked_add(header.text_offset.get());
     let end = start.and_then(|start| start.checked_add(header.image_size.get().max(kernel.len)));
-    let (Some(start), Some(end)) = (start, end.filter(|end| *end <= room.end)) else {
-        return Err(no_room);
+    let (Some(start), Some(end)) = (start, end.filter(|end| *end <= free.end)) else {
+        return Err(too_large);
     };
     kernel.load(memory, start)?;
     Ok(start..end)

@@ -40,6 +40,11 @@ impl InnerLauncher {
 
     fn open(path: &Path) -> Result<Self, Error> {
         let bad = |problem: String| Error::InnerLauncher { path: path.to_owned(), problem };
+        let metadata = path.metadata().map_err(|e| bad(format!("cannot be opened: {e}")))?;
+        // A FIFO, for one, would wait for its writer.
+        if !metadata.is_file() {
+            return Err(bad("is not a regular file".to_owned()));
+        }
         let file = File::open(path).map_err(|e| bad(format!("cannot be opened: {e}")))?;
         let Executable { arch, loader } =
             Executable::read(&file).map_err(|problem| bad(problem.to_string()))?;
@@ -86,6 +91,8 @@ mod tests {
         assert!(script.contains(LAUNCHER_VARIABLE) && script.contains("ELF"), "{script}");
         let dynamic = open("dynamic", &elf(183, Some(b"/no/such/loader\0"))).unwrap_err();
         assert!(dynamic.contains("/no/such/loader") && dynamic.contains("statically"), "{dynamic}");
+        let folder = InnerLauncher::open(dir.path()).unwrap_err().to_string();
+        assert!(folder.contains("regular file"), "{folder}");
         let missing = InnerLauncher::open(&dir.path().join("missing")).unwrap_err().to_string();
         assert!(missing.contains(LAUNCHER_VARIABLE) && missing.contains("missing"), "{missing}");
     }

@@ -13,8 +13,8 @@ pub(super) const EMULATION: Emulation = Emulation {
         "-M",
         "virt,virtualization=on,gic-version=3,its=off",
         // QARMA5, the usual algorithm of pointer authentication, is slow under TCG: for programs that use it, QEMU has
-        // one of its own. SVE slows down system calls, and boxes do not see it. No other property is set: QEMU refuses those that its version does not know (`sme` is of
-        // 7.1), and the kernel does not use SME.
+        // one of its own. SVE slows down system calls, and boxes do not see it. No other property is set: QEMU
+        // refuses those that its version does not know (`sme` is of 7.1), and the kernel does not use SME.
         "-cpu",
         "max,pauth-impdef=on,sve=off",
     ],

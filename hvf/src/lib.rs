@@ -73,7 +73,7 @@ pub struct HvfVm {
     shared: Arc<Shared>,
 }
 
-/// What a VM shares with its vCPUs. It goes when the last of them is dropped.
+/// What a VM shares with its vCPUs: dropped with the last of them.
 #[derive(Debug)]
 struct Shared {
     kicks: Kicks,

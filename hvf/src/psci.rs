@@ -260,7 +260,7 @@ fn is_supported(id: u32) -> bool {
     }
 }
 
-/// PSCI_FEATURES also tells of SMCCC_VERSION. No function has flags that are set.
+/// PSCI_FEATURES also reports SMCCC_VERSION. No function has flags that are set.
 fn psci_features(id: u32) -> u64 {
     match is_supported(id) && id != function::SMCCC_ARCH_FEATURES {
         true => status::SUCCESS,

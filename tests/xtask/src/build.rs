@@ -15,6 +15,8 @@ use crate::cross::{Target, Toolchain};
 
 /// The launcher's executable and package.
 const LAUNCHER: &str = "boxlite-vmm";
+/// The profile of programs for another architecture.
+const CROSS_PROFILE: &str = "cross";
 
 /// How many lines of what a failed program printed are shown.
 const ERROR_LINES: usize = 20;
@@ -85,6 +87,8 @@ pub(crate) fn cargo_build(name: &str, configure: impl FnOnce(&mut Command)) -> R
 pub(crate) fn test_programs(package: &str, arch: Arch) -> Result<Vec<(String, PathBuf)>> {
     let mut cargo = cargo();
     cargo.args(["test", "--no-run", "--package", package, "--lib", "--bins", "--tests"]);
+    // The launcher's, so that both share what they depend on.
+    cargo.args(["--profile", CROSS_PROFILE]);
     Toolchain::find(Target::Linux(arch))?.configure(&mut cargo, &[]);
     executables(&mut cargo, &format!("the tests of {package}"))
 }
@@ -110,10 +114,12 @@ fn executables(cargo: &mut Command, what: &str) -> Result<Vec<(String, PathBuf)>
 
 /// Builds the launcher, optimized, and returns its path.
 pub(crate) fn launcher() -> Result<PathBuf> {
-    cargo_build(LAUNCHER, release_launcher)
+    cargo_build(LAUNCHER, |cargo| {
+        cargo.args(["--release", "--package", LAUNCHER, "--bin", LAUNCHER]);
+    })
 }
 
-/// Builds the launcher for an architecture, optimized; for another one than this machine's linked
+/// Builds the launcher for an architecture; for another one than this machine's with the profile of tests, and linked
 /// statically, because its software host sees the files of this machine.
 pub(crate) fn launcher_for(arch: Arch) -> Result<PathBuf> {
     if arch == Arch::HOST {
@@ -121,13 +127,9 @@ pub(crate) fn launcher_for(arch: Arch) -> Result<PathBuf> {
     }
     let toolchain = Toolchain::find(Target::Linux(arch))?;
     cargo_build(LAUNCHER, |cargo| {
-        release_launcher(cargo);
+        cargo.args(["--profile", CROSS_PROFILE, "--package", LAUNCHER, "--bin", LAUNCHER]);
         toolchain.configure(cargo, &[]);
     })
-}
-
-fn release_launcher(cargo: &mut Command) {
-    cargo.args(["--release", "--package", LAUNCHER, "--bin", LAUNCHER]);
 }
 
 /// The names of the workspace's packages, and their versions.

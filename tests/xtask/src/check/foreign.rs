@@ -120,3 +120,19 @@ fn write_program(path: &Path, contents: &[u8]) -> Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755))
         .with_context(|| format!("cannot make {} executable", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tests_of_the_short_form_exist() {
+        // A filter that matches nothing is no error.
+        for name in SHORT {
+            let (module, test) = name.split_once("::").unwrap();
+            let file = build::root().join(format!("tests/tests/e2e/{module}.rs"));
+            let source = fs::read_to_string(&file).unwrap();
+            assert!(source.contains(&format!("\nfn {test}()")), "{} has no {test}", file.display());
+        }
+    }
+}

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use boxlite_hv::{Error, Result};
 use kvm_bindings::kvm_run;
@@ -26,10 +26,12 @@ unsafe impl Send for Target {}
 
 impl Kicks {
     pub(super) fn new() -> Result<Self> {
-        static HANDLER: Once = Once::new();
-        let mut result = Ok(());
-        HANDLER.call_once(|| result = install_handler());
-        result?;
+        static INSTALLED: Mutex<bool> = Mutex::new(false);
+        let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*installed {
+            install_handler()?;
+            *installed = true;
+        }
         Ok(Self(Mutex::default()))
     }
 

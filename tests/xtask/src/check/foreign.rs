@@ -30,6 +30,9 @@ const SHORT: [&str; 4] = [
     "network::published_ports_are_open_while_the_box_runs",
 ];
 
+/// Timeout for the backend's tests, which take seconds, in seconds.
+const CONFORMANCE_LIMIT: &str = "1200";
+
 /// How many of the end-to-end tests run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Extent {
@@ -47,7 +50,9 @@ pub(super) fn conformance(arch: Arch) -> Result<Outcome> {
     let mut outcome = Outcome::default();
     for (name, program) in build::test_programs(BACKEND, arch)? {
         println!("{name}, in the software host of {arch}");
-        let output = Command::new(&launcher)
+        let output = Command::new("timeout")
+            .arg(CONFORMANCE_LIMIT)
+            .arg(&launcher)
             .envs(variables.iter().map(|(name, value)| (name, value)))
             .env("BOXLITE_HOME", &home)
             .args(["softhost", "--"])
@@ -64,6 +69,9 @@ pub(super) fn conformance(arch: Arch) -> Result<Outcome> {
         if let Some(reason) = skipped.iter().find(|reason| !reason.starts_with(FAULT_OF_KVM)) {
             bail!("a test was skipped in the software host of {arch}: {reason}");
         }
+    }
+    if outcome.passed == 0 {
+        bail!("the tests of {BACKEND} have no test that passed");
     }
     Ok(outcome)
 }

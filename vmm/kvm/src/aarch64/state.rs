@@ -55,7 +55,10 @@ impl VcpuState {
     pub(super) fn save(fd: &VcpuFd) -> Result<Self> {
         let mut list = RegList::new(MAX_REGISTERS)
             .map_err(|_| Error::Missing("room for its own registers"))?;
-        fd.get_reg_list(&mut list).map_err(call("KVM_GET_REG_LIST"))?;
+        fd.get_reg_list(&mut list).map_err(|e| match e.errno() {
+            libc::E2BIG => Error::Missing("a list of registers that is short enough"),
+            _ => call("KVM_GET_REG_LIST")(e),
+        })?;
         let mut ids = list.as_slice().to_vec();
         // KVM derives from them which other registers exist. The sort is stable: the others stay in KVM's order.
         ids.sort_by_key(|id| !is_features(*id));

@@ -19,7 +19,7 @@ mod tool;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use boxlite_kernel::Arch;
 
 use crate::check::foreign::Extent;
@@ -27,7 +27,8 @@ use crate::check::report::{Outcome, Report};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Only runs the tests in the software host of this architecture, all of them: x86_64 or aarch64
+    /// Only runs the tests in the software host of this architecture, all of them: x86_64 or aarch64, whichever this
+    /// machine is not
     #[arg(long, value_name = "ARCH")]
     arch: Option<Arch>,
     /// Leaves out the end-to-end tests, which need a kernel and minutes
@@ -41,7 +42,10 @@ pub(crate) struct Options {
 /// Runs the checks; fails if one of them does.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let mut report = Report::of(&options.only);
-    if let Some(arch) = options.arch.filter(|arch| *arch != Arch::HOST) {
+    if let Some(arch) = options.arch {
+        if arch == Arch::HOST {
+            bail!("--arch {arch}: this machine is {arch}, and its tests are those without --arch");
+        }
         foreign_tests(&mut report, arch, Extent::All);
         return report.finish();
     }

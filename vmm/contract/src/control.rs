@@ -1,16 +1,11 @@
 //! The messages between a launcher and a VM process, over one Unix socket: length-prefixed JSON, with the
 //! file descriptors of a message as ancillary data (`SCM_RIGHTS`).
 
-use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::mem::MaybeUninit;
+use std::io::{self, Read, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
-};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +13,7 @@ use crate::boot::BootStage;
 use crate::metrics::MachineMetrics;
 use crate::spec::LaunchSpec;
 use crate::status::BoxEnd;
+use crate::sys;
 
 /// Timeout for taking a VM down, in which the guest's writes go to its disks.
 pub const TEARDOWN_LIMIT: Duration = Duration::from_secs(60);
@@ -31,7 +27,7 @@ pub const STOP_LIMIT: Duration = TEARDOWN_LIMIT.saturating_add(Duration::from_se
 /// environment that Linux allows (2 MiB, as base64).
 pub const MAX_MESSAGE: usize = 8 << 20;
 /// The most file descriptors with one message.
-const MAX_FILES: usize = 32;
+pub(crate) const MAX_FILES: usize = 32;
 
 /// A request to a VM process, from its launcher or from a client of the box's control socket. Requests are
 /// answered in order, by [`FromMachine::Done`], [`FromMachine::Refused`] or the value that they ask for.
@@ -112,14 +108,7 @@ pub fn send<T: Serialize>(
     if body.len() > MAX_MESSAGE || files.len() > MAX_FILES {
         return Err(io::Error::other("message too large"));
     }
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !files.is_empty() {
-        ancillary.push(SendAncillaryMessage::ScmRights(files));
-    }
-    let sent = rustix::io::retry_on_intr(|| {
-        sendmsg(to, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL)
-    })?;
+    let sent = sys::send(to, &bytes, files)?;
     to.write_all(&bytes[sent..])
 }
 
@@ -128,24 +117,11 @@ pub fn receive<T: DeserializeOwned>(
     mut from: &UnixStream,
 ) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
     let mut length = [0; 4];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let received = rustix::io::retry_on_intr(|| {
-        let mut buffers = [IoSliceMut::new(&mut length)];
-        recvmsg(from, &mut buffers, &mut ancillary, RecvFlags::CMSG_CLOEXEC)
-    })?;
-    if received.bytes == 0 {
+    let (received, files) = sys::receive(from, &mut length)?;
+    if received == 0 {
         return Ok(None);
     }
-    let files = ancillary
-        .drain()
-        .filter_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(files) => Some(files),
-            _ => None,
-        })
-        .flatten()
-        .collect();
-    from.read_exact(&mut length[received.bytes..])?;
+    from.read_exact(&mut length[received..])?;
     let length = u32::from_le_bytes(length) as usize;
     if length > MAX_MESSAGE {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "message too large"));

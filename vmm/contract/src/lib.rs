@@ -24,3 +24,4 @@ pub mod metrics;
 pub mod nested;
 pub mod spec;
 pub mod status;
+mod sys;

@@ -14,7 +14,7 @@ use boxlite_kernel::{Arch, SourceInfo, sha256_bytes};
 
 use crate::cache::{self, Cache};
 use crate::command;
-use crate::config::Config;
+use crate::config::{Config, PageSize};
 use crate::error::{BuildError, IoContext};
 use crate::progress::{Event, Progress};
 use crate::source::{Location, Source, version_of};
@@ -36,6 +36,8 @@ pub struct Builder {
     pub arch: Arch,
     /// Series.
     pub series: Lts,
+    /// Size of its pages.
+    pub pages: PageSize,
     /// A tarball or clean source folder to use instead of the pinned source.
     pub source: Option<PathBuf>,
     /// Number of parallel compilers.
@@ -69,7 +71,7 @@ impl Builder {
     /// A builder of the default series for `arch`, on all processors.
     pub fn new(arch: Arch) -> Self {
         let jobs = thread::available_parallelism().map_or(1, Into::into);
-        Self { arch, series: Lts::default(), source: None, jobs }
+        Self { arch, series: Lts::default(), pages: PageSize::default(), source: None, jobs }
     }
 
     /// Returns the kernel from the cache, or fetches its source and builds it.
@@ -86,7 +88,10 @@ impl Builder {
     }
 
     fn build_dyn(&self, cache: &Cache, progress: Progress<'_>) -> Result<Kernel, BuildError> {
-        let config = Config::for_arch(self.arch)?;
+        let (arch, pages) = (self.arch, self.pages);
+        let config = Config::for_arch(arch)?;
+        let config =
+            config.with_pages(arch, pages).ok_or(BuildError::NoSuchPages { arch, pages })?;
         let toolchain = Toolchain::find(self.arch)?;
         let source = match &self.source {
             Some(path) => Source::given(path, self.series)?,

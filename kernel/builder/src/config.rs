@@ -8,6 +8,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::str::FromStr;
 
 use boxlite_kernel::Arch;
 
@@ -45,6 +46,48 @@ impl fmt::Display for Setting {
             write!(f, " # before {before}")?;
         }
         Ok(())
+    }
+}
+
+/// Size of a kernel's pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum PageSize {
+    /// 4 KiB, which boxes have.
+    #[default]
+    K4,
+    /// 16 KiB, as on Apple silicon: for hosts in tests, aarch64 only.
+    K16,
+}
+
+impl PageSize {
+    /// The name: `4k`, `16k`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::K4 => "4k",
+            Self::K16 => "16k",
+        }
+    }
+}
+
+impl fmt::Display for PageSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A size that no kernel here has.
+#[derive(Debug, thiserror::Error)]
+#[error("no kernel here has pages of {0:?}: use 4k or 16k")]
+pub struct UnknownPageSize(String);
+
+impl FromStr for PageSize {
+    type Err = UnknownPageSize;
+
+    fn from_str(name: &str) -> Result<Self, UnknownPageSize> {
+        [Self::K4, Self::K16]
+            .into_iter()
+            .find(|size| size.name() == name)
+            .ok_or_else(|| UnknownPageSize(name.to_owned()))
     }
 }
 
@@ -87,6 +130,19 @@ impl Config {
             Arch::Aarch64 => AARCH64,
         };
         Self::parse(&[COMMON, own])
+    }
+
+    /// The same for pages of another size; none if `arch` has no such pages.
+    pub fn with_pages(mut self, arch: Arch, pages: PageSize) -> Option<Self> {
+        match (arch, pages) {
+            (_, PageSize::K4) => {}
+            (Arch::X86_64, PageSize::K16) => return None,
+            (Arch::Aarch64, PageSize::K16) => {
+                let size = self.0.iter_mut().find(|it| it.name == "CONFIG_ARM64_4K_PAGES")?;
+                size.name = "CONFIG_ARM64_16K_PAGES".to_owned();
+            }
+        }
+        Some(self)
     }
 
     /// Parses fragments, given as file name and text.

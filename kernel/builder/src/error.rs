@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use boxlite_kernel::Arch;
 
-use crate::config::{BadFragment, Mismatch};
+use crate::config::{BadFragment, Mismatch, PageSize};
 use crate::version::{BadVersion, Lts};
 
 /// A guest kernel could not be built.
@@ -52,6 +52,14 @@ pub enum BuildError {
     /// A configuration fragment is malformed.
     #[error(transparent)]
     Fragment(#[from] BadFragment),
+    /// The architecture has no pages of this size.
+    #[error("a kernel of {arch} has no pages of {pages}; only aarch64 has 16k")]
+    NoSuchPages {
+        /// The architecture.
+        arch: Arch,
+        /// The size.
+        pages: PageSize,
+    },
     /// kconfig dropped settings of the fragments.
     #[error(
         "Linux {version} for {arch} does not take over {} settings of kernel/config:\n  {}\n\

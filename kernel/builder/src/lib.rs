@@ -31,6 +31,7 @@ mod version;
 pub use archive::{Archive, Offer, debian_name};
 pub use builder::{Builder, Kernel};
 pub use cache::{Cache, Lock};
+pub use config::PageSize;
 pub use error::{BuildError, MissingTool};
 pub use progress::Event;
 pub use toolchain::Toolchain;

@@ -10,6 +10,7 @@ use std::process::{Command, ExitCode, ExitStatus};
 
 use anyhow::{Context, Result};
 use boxlite_kernel::Arch;
+use boxlite_kernel_builder::PageSize;
 
 use crate::{apt, build, guest};
 
@@ -18,6 +19,9 @@ pub(crate) struct Options {
     /// The architecture of the software host: x86_64 or aarch64
     #[arg(long, default_value_t = Arch::HOST)]
     arch: Arch,
+    /// The size of the pages of the software host's kernel: 4k or 16k. Its boxes have 4k
+    #[arg(long, value_name = "SIZE", default_value_t = PageSize::default())]
+    pages: PageSize,
     /// The command and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<OsString>,
@@ -54,7 +58,7 @@ pub(crate) struct Prepared {
 ///
 /// # Errors
 /// Something does not build, or a package is missing that this user may not install.
-pub(crate) fn prepare(arch: Arch) -> Result<Prepared> {
+pub(crate) fn prepare(arch: Arch, pages: PageSize) -> Result<Prepared> {
     let mut dir = guest::build(&guest::Options::for_arch(arch))?;
     let launcher = build::launcher()?;
     let mut variables = Vec::new();
@@ -64,13 +68,20 @@ pub(crate) fn prepare(arch: Arch) -> Result<Prepared> {
         // The folder with the guest files of all architectures.
         dir.pop();
     }
+    if pages != PageSize::default() {
+        variables.push(("BOXLITE_SOFTHOST_KERNEL", guest::host_kernel(arch, pages)?));
+    }
     variables.push(("BOXLITE_GUEST_DIR", dir));
     Ok(Prepared { launcher, variables })
 }
 
-/// A home for boxes of another architecture: a home has boxes of one.
-pub(crate) fn home(arch: Arch) -> PathBuf {
-    build::target_dir().join(format!("home-{arch}"))
+/// A home for boxes of another architecture: a home has boxes of one. A software host that runs keeps its kernel.
+pub(crate) fn home(arch: Arch, pages: PageSize) -> PathBuf {
+    let name = match pages {
+        PageSize::K4 => format!("home-{arch}"),
+        PageSize::K16 => format!("home-{arch}-{pages}"),
+    };
+    build::target_dir().join(name)
 }
 
 /// Whether `/proc/cpuinfo` lists what KVM needs. Less than that, and `/dev/kvm` is of no use.
@@ -82,10 +93,10 @@ fn has_virtualization(cpuinfo: &str) -> bool {
 /// Runs the command; its exit code is ours.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     ensure_qemu(options.arch)?;
-    let Prepared { launcher, variables } = prepare(options.arch)?;
+    let Prepared { launcher, variables } = prepare(options.arch, options.pages)?;
     let mut command = Command::new(&launcher);
     if options.arch != Arch::HOST && env::var_os("BOXLITE_HOME").is_none() {
-        command.env("BOXLITE_HOME", home(options.arch));
+        command.env("BOXLITE_HOME", home(options.arch, options.pages));
     }
     let status = command
         .envs(variables)

@@ -106,3 +106,16 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn only_aarch64_has_pages_of_another_size() {
+    let config = |arch| Config::for_arch(arch).unwrap();
+    let with = |arch, pages| config(arch).with_pages(arch, pages);
+    assert_eq!(with(Arch::X86_64, PageSize::K4), Some(config(Arch::X86_64)));
+    assert_eq!(with(Arch::X86_64, PageSize::K16), None);
+    assert_eq!(with(Arch::Aarch64, PageSize::K4), Some(config(Arch::Aarch64)));
+    let text = with(Arch::Aarch64, PageSize::K16).unwrap().render(Version(6, 12, 0));
+    assert!(text.contains("CONFIG_ARM64_16K_PAGES=y") && !text.contains("_4K_PAGES"), "{text}");
+    assert_eq!("16k".parse::<PageSize>().unwrap(), PageSize::K16);
+    assert!("64k".parse::<PageSize>().is_err());
+}

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use boxlite_kernel::Arch;
+use boxlite_kernel_builder::PageSize;
 
 use crate::check::report::Outcome;
 use crate::check::suites::E2E_PACKAGE;
@@ -44,9 +45,9 @@ pub(super) enum Extent {
 
 /// The backend's tests, run by the software host's kernel, which has virtualization: a test is skipped
 /// only for a fault of that kernel.
-pub(super) fn conformance(arch: Arch) -> Result<Outcome> {
-    let Prepared { launcher, variables } = softhost::prepare(arch)?;
-    let home = softhost::home(arch);
+pub(super) fn conformance(arch: Arch, pages: PageSize) -> Result<Outcome> {
+    let Prepared { launcher, variables } = softhost::prepare(arch, pages)?;
+    let home = softhost::home(arch, pages);
     let mut outcome = Outcome::default();
     for (name, program) in build::test_programs(BACKEND, arch)? {
         println!("{name}, in the software host of {arch}");
@@ -77,8 +78,8 @@ pub(super) fn conformance(arch: Arch) -> Result<Outcome> {
 }
 
 /// End-to-end tests with boxes of the architecture, started by this machine's launcher.
-pub(super) fn boxes(arch: Arch, extent: Extent) -> Result<Outcome> {
-    let Prepared { launcher, mut variables } = softhost::prepare(arch)?;
+pub(super) fn boxes(arch: Arch, pages: PageSize, extent: Extent) -> Result<Outcome> {
+    let Prepared { launcher, mut variables } = softhost::prepare(arch, pages)?;
     let images = build::target_dir().join(format!("images-{arch}"));
     image::make_at(Kind::Busybox, arch, &images.join("busybox"))?;
     let mut arguments = vec!["--package", E2E_PACKAGE];

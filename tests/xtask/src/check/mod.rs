@@ -21,6 +21,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use boxlite_kernel::Arch;
+use boxlite_kernel_builder::PageSize;
 
 use crate::check::foreign::Extent;
 use crate::check::report::{Outcome, Report};
@@ -31,6 +32,10 @@ pub(crate) struct Options {
     /// machine is not
     #[arg(long, value_name = "ARCH")]
     arch: Option<Arch>,
+    /// With --arch aarch64: the size of the pages of the software host's kernel: 4k, or 16k, of which the short form of
+    /// the end-to-end tests runs
+    #[arg(long, value_name = "SIZE", default_value_t = PageSize::default(), requires = "arch")]
+    pages: PageSize,
     /// Leaves out the end-to-end tests, which need a kernel and minutes
     #[arg(long)]
     no_e2e: bool,
@@ -46,7 +51,8 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         if arch == Arch::HOST {
             bail!("--arch {arch}: this machine is {arch}, and its tests are those without --arch");
         }
-        foreign_tests(&mut report, arch, Extent::All);
+        let extent = if options.pages == PageSize::K4 { Extent::All } else { Extent::Short };
+        foreign_tests(&mut report, arch, options.pages, extent);
         return report.finish();
     }
     report.run("format", suites::format);
@@ -64,7 +70,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         report.run("end to end", || Ok(Outcome::skipped("asked to leave it out")));
     } else {
         report.run("end to end", suites::e2e);
-        foreign_tests(&mut report, cross::OTHER_ARCH, Extent::Short);
+        foreign_tests(&mut report, cross::OTHER_ARCH, PageSize::default(), Extent::Short);
     }
     report.finish()
 }
@@ -82,7 +88,7 @@ fn cross_checks(report: &mut Report) {
 }
 
 /// The tests in the software host of another architecture.
-fn foreign_tests(report: &mut Report, arch: Arch, extent: Extent) {
-    report.run(&format!("conformance {arch}"), || foreign::conformance(arch));
-    report.run(&format!("end to end {arch}"), || foreign::boxes(arch, extent));
+fn foreign_tests(report: &mut Report, arch: Arch, pages: PageSize, extent: Extent) {
+    report.run(&format!("conformance {arch}"), || foreign::conformance(arch, pages));
+    report.run(&format!("end to end {arch}"), || foreign::boxes(arch, pages, extent));
 }

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use boxlite_kernel::Arch;
+use boxlite_kernel_builder::PageSize;
 
 use crate::check::nextest;
 use crate::check::report::{Outcome, passes};
@@ -70,7 +71,7 @@ pub(super) fn doc_tests() -> Result<Outcome> {
 /// `BOXLITE_TEST_IMAGES` (a folder with the OCI layouts `busybox` and `debian`).
 pub(super) fn e2e() -> Result<Outcome> {
     softhost::ensure_emulator()?;
-    let Prepared { launcher, mut variables } = softhost::prepare(Arch::HOST)?;
+    let Prepared { launcher, mut variables } = softhost::prepare(Arch::HOST, PageSize::default())?;
     let images = build::target_dir().join("images");
     image::make_at(Kind::Busybox, Arch::HOST, &images.join("busybox"))?;
     image::make_at(Kind::Debian, Arch::HOST, &images.join("debian"))?;

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use boxlite_kernel::{Arch, INITRAMFS_FILE, MANIFEST_FILE, Manifest, TEMPLATE_FILE};
-use boxlite_kernel_builder::{BuildError, Builder, Cache, Event, Kernel, Lts, Toolchain};
+use boxlite_kernel_builder::{BuildError, Builder, Cache, Event, Kernel, Lts, PageSize, Toolchain};
 
 use crate::ui::Step;
 use crate::{apt, build};
@@ -78,13 +78,22 @@ pub(crate) fn build(options: &Options) -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// The kernel, from the cache or built.
+/// The kernel of boxes, from the cache or built.
 fn kernel(options: &Options) -> Result<Kernel> {
-    let missing = Toolchain::missing(options.arch);
-    apt::install(&missing.iter().map(|tool| tool.package).collect::<Vec<_>>())?;
     let mut builder = Builder::new(options.arch);
     builder.series = options.kernel_version;
     builder.source = options.source.clone();
+    kernel_of(&builder)
+}
+
+/// A kernel for a software host with pages of another size than those of boxes, from the cache or built.
+pub(crate) fn host_kernel(arch: Arch, pages: PageSize) -> Result<PathBuf> {
+    Ok(kernel_of(&Builder { pages, ..Builder::new(arch) })?.path)
+}
+
+fn kernel_of(builder: &Builder) -> Result<Kernel> {
+    let missing = Toolchain::missing(builder.arch);
+    apt::install(&missing.iter().map(|tool| tool.package).collect::<Vec<_>>())?;
 
     let step = Step::start("kernel");
     step.say("looking for its source");
@@ -110,7 +119,7 @@ fn kernel(options: &Options) -> Result<Kernel> {
     };
     step.done(format!(
         "{} {} from {}{}",
-        options.arch,
+        builder.arch,
         kernel.release,
         kernel.source.origin,
         if kernel.cached { ", cached" } else { "" }

@@ -48,6 +48,9 @@ pub(crate) use server::NestedServer;
 
 use crate::launcher::LAUNCHER_PATH_VARIABLE;
 
+/// The variable for the path of the nested host's kernel, for tests of other kernels; default: that of boxes.
+pub const KERNEL_VARIABLE: &str = "BOXLITE_SOFTHOST_KERNEL";
+
 /// The subcommand that runs [`keeper::main`] with the arguments of [`Options::from_args`].
 pub const KEEPER_SUBCOMMAND: &str = "softhost-keeper";
 
@@ -114,7 +117,7 @@ impl Options {
         Ok(Self {
             home: absolute(home)?,
             arch: guest.manifest.arch,
-            kernel: absolute(&guest.kernel)?,
+            kernel: absolute(&own_kernel().unwrap_or(guest.kernel))?,
             initramfs: absolute(&guest.initramfs)?,
             template: absolute(&guest.template)?,
             inner,
@@ -156,7 +159,7 @@ impl Options {
     /// not this machine's.
     fn inner_variables(&self) -> Vec<(OsString, OsString)> {
         let Some(inner) = &self.inner else { return Vec::new() };
-        let guest = self.kernel.parent().unwrap_or(Path::new("/"));
+        let guest = self.initramfs.parent().unwrap_or(Path::new("/"));
         let variable = |name: &str, value: &OsStr| (name.into(), value.into());
         vec![
             variable(LAUNCHER_PATH_VARIABLE, inner.path.as_os_str()),
@@ -175,6 +178,11 @@ pub fn locate_guest_files(inner: Option<&InnerLauncher>) -> crate::Result<GuestF
         Some(inner) => GuestFiles::locate_for_launcher(inner.arch, &inner.path),
     };
     Ok(found?)
+}
+
+/// The nested host's kernel that the user has chosen.
+fn own_kernel() -> Option<PathBuf> {
+    std::env::var_os(KERNEL_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
 /// This process's program. On Linux, the path leads to it even if its file was replaced.

@@ -57,8 +57,8 @@ mod sys;
 
 pub use error::{Error, RegistryProblem, Remedy, Result};
 pub use format::{
-    Algorithm, Digest, ImageConfig, ImageHealth, ImageName, ImageReference, InvalidDigest,
-    InvalidName,
+    Algorithm, Digest, ImageConfig, ImageHealth, ImageName, ImagePlatform, ImageReference,
+    InvalidDigest, InvalidName, InvalidPlatform,
 };
 pub use image::Image;
 pub use layer::{Compression, Decoder};

@@ -3,8 +3,8 @@
 
 use crate::error::{Error, Remedy, Result};
 use crate::format::{
-    ConfigBlob, Descriptor, DescriptorPlatform, Digest, Document, MAX_CONFIG_BYTES, MAX_LAYERS,
-    MAX_MANIFEST_BYTES, Platform, is_config_type, is_layer_type,
+    ConfigBlob, Descriptor, DescriptorPlatform, Digest, Document, ImageConfig, MAX_CONFIG_BYTES,
+    MAX_LAYERS, MAX_MANIFEST_BYTES, Platform, is_config_type, is_layer_type,
 };
 use crate::image::{Documents, Resolved};
 use crate::layer::{Layer, Location};
@@ -142,7 +142,7 @@ impl Search<'_> {
         let what = format!("the config {} in {place}", config.digest);
         let ConfigBlob { config, diff_ids } =
             ConfigBlob::parse(&json).map_err(|error| Error::corrupt(&what, error))?;
-        check_platform(&place, &config.os, &config.architecture, self.host)?;
+        check_platform(&place, &config, self.host)?;
         check_layer_count(&what, layers.len(), diff_ids.len())?;
         let layers = layers.into_iter().zip(diff_ids);
         let layers = layers.map(|(layer, diff_id)| self.layer(layer, diff_id));
@@ -182,16 +182,16 @@ fn best<'a>(entries: &'a [Descriptor], host: &Platform) -> Option<&'a Descriptor
 }
 
 fn shown_platform(platform: &DescriptorPlatform) -> String {
-    let name = platform_name(&platform.os, &platform.architecture);
-    match &*platform.variant {
+    platform_name(&platform.os, &platform.architecture, &platform.variant)
+}
+
+fn platform_name(os: &str, architecture: &str, variant: &str) -> String {
+    let or_unknown = |text: &str| shortened(if text.is_empty() { "unknown" } else { text });
+    let name = format!("{}/{}", or_unknown(os), or_unknown(architecture));
+    match variant {
         "" => name,
         variant => format!("{name}/{}", shortened(variant)),
     }
-}
-
-fn platform_name(os: &str, architecture: &str) -> String {
-    let or_unknown = |text: &str| shortened(if text.is_empty() { "unknown" } else { text });
-    format!("{}/{}", or_unknown(os), or_unknown(architecture))
 }
 
 fn shortened(text: &str) -> String {
@@ -199,17 +199,17 @@ fn shortened(text: &str) -> String {
 }
 
 /// Fails if the image is for another platform than the host's.
-pub(crate) fn check_platform(
-    what: &str,
-    os: &str,
-    architecture: &str,
-    host: &Platform,
-) -> Result<()> {
-    if host.runs(os, architecture) {
-        return Ok(());
+pub(crate) fn check_platform(what: &str, config: &ImageConfig, host: &Platform) -> Result<()> {
+    match host.runs(&config.os, &config.architecture) {
+        true => Ok(()),
+        false => Err(wrong_platform(what, config, host)),
     }
-    let found = vec![platform_name(os, architecture)];
-    Err(Error::WrongPlatform { what: what.to_owned(), found, host: host.to_string() })
+}
+
+/// The error of an image for another platform than the host's.
+pub(crate) fn wrong_platform(what: &str, config: &ImageConfig, host: &Platform) -> Error {
+    let found = vec![platform_name(&config.os, &config.architecture, &config.variant)];
+    Error::WrongPlatform { what: what.to_owned(), found, host: host.to_string() }
 }
 
 /// Fails unless manifest and config list the same number of layers, at most [`MAX_LAYERS`].

@@ -261,8 +261,22 @@ impl ImageBuilder {
         self
     }
 
+    /// Sets the variant of that architecture.
+    pub fn variant(mut self, variant: &str) -> Self {
+        self.config["variant"] = variant.into();
+        self
+    }
+
     /// Writes the OCI layout to `dir`.
     pub fn write(mut self, dir: &Path) -> Layout {
+        let manifest = self.add_manifest();
+        self.write_layout(dir, manifest);
+        let layers = self.layers.iter().map(|layer| blob(dir, &layer["digest"])).collect();
+        Layout { dir: dir.to_owned(), layers }
+    }
+
+    /// Adds the configuration and the manifest; returns the descriptor of the manifest.
+    fn add_manifest(&mut self) -> Value {
         let config =
             self.add_json("application/vnd.oci.image.config.v1+json", &self.config.clone());
         let manifest = json!({
@@ -271,9 +285,13 @@ impl ImageBuilder {
             "config": config,
             "layers": self.layers,
         });
-        let mut manifest = self.add_json("application/vnd.oci.image.manifest.v1+json", &manifest);
-        manifest["annotations"] = json!({ "org.opencontainers.image.ref.name": "latest" });
-        let index = json!({ "schemaVersion": 2, "manifests": [manifest] });
+        self.add_json("application/vnd.oci.image.manifest.v1+json", &manifest)
+    }
+
+    /// Writes the blobs, and `entry` under the tag `latest`.
+    fn write_layout(&self, dir: &Path, mut entry: Value) {
+        entry["annotations"] = json!({ "org.opencontainers.image.ref.name": "latest" });
+        let index = json!({ "schemaVersion": 2, "manifests": [entry] });
         let blobs = dir.join("blobs/sha256");
         fs::create_dir_all(&blobs).expect("cannot make the layout");
         for (digest, bytes) in &self.blobs {
@@ -282,8 +300,6 @@ impl ImageBuilder {
         fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)
             .expect("cannot write the layout");
         fs::write(dir.join("index.json"), index.to_string()).expect("cannot write the index");
-        let layers = self.layers.iter().map(|layer| blob(dir, &layer["digest"])).collect();
-        Layout { dir: dir.to_owned(), layers }
     }
 
     /// Adds a blob and returns its descriptor.
@@ -309,6 +325,31 @@ impl Layout {
     pub fn reference(&self) -> String {
         format!("oci:{}", self.dir.display())
     }
+}
+
+/// Writes an OCI layout to `dir` whose one entry is an index of these images, each listed for the platform of its
+/// configuration. Returns its reference.
+pub fn write_index(dir: &Path, images: impl IntoIterator<Item = ImageBuilder>) -> String {
+    let mut layout = ImageBuilder::empty();
+    let entries: Vec<Value> = images
+        .into_iter()
+        .map(|mut image| {
+            let mut entry = image.add_manifest();
+            entry["platform"] = json!({});
+            for field in ["os", "architecture", "variant"] {
+                if let Some(value) = image.config.get(field) {
+                    entry["platform"][field] = value.clone();
+                }
+            }
+            layout.blobs.append(&mut image.blobs);
+            entry
+        })
+        .collect();
+    let media_type = "application/vnd.oci.image.index.v1+json";
+    let index = json!({ "schemaVersion": 2, "mediaType": media_type, "manifests": entries });
+    let entry = layout.add_json(media_type, &index);
+    layout.write_layout(dir, entry);
+    format!("oci:{}", dir.display())
 }
 
 /// The digest of these bytes in OCI's notation.

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use boxlite_runtime::{
-    BoxOptions, HealthChanges, HealthCheck, NetworkMode, NetworkPolicy, PublishedPort, PullPolicy,
-    RestartPolicy, Volume,
+    BoxOptions, HealthChanges, HealthCheck, ImagePlatform, NetworkMode, NetworkPolicy,
+    PublishedPort, PullPolicy, RestartPolicy, Volume,
 };
 use clap::Args;
 
@@ -33,6 +33,9 @@ pub(crate) struct BoxArgs {
     /// When to ask the registry for the image: missing, always or never
     #[arg(long, value_name = "WHEN", default_value = "missing", value_parser = parse::pull)]
     pull: PullPolicy,
+    /// Platform of the image, OS/ARCHITECTURE[/VARIANT] [default: that of the machine that runs the box]
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<ImagePlatform>,
     /// Show no progress bars
     #[arg(long, short)]
     pub(crate) quiet: bool,
@@ -190,6 +193,7 @@ impl BoxArgs {
             .restart(self.restart)
             .ready_timeout(self.ready_timeout)
             .console(global.debug);
+        options.platform = self.platform.clone();
         options.name = self.name.clone();
         options.disk_size_gib = self.disk_size;
         options.env = self.env.variables()?;
@@ -330,7 +334,7 @@ mod tests {
         let file = dir.path().join("env");
         std::fs::write(&file, "# none\n\n  A=1\nB=x=y\nNOT_SET_ANYWHERE_AT_ALL\n").unwrap();
         let file = file.to_str().unwrap();
-        let words = "--name n -l a=b --label c --pull never --cpus 3 -m 1G --nested --disk-size 20 --rm -it \
+        let words = "--name n -l a=b --label c --pull never --platform linux/arm64/v8 --cpus 3 -m 1G --nested --disk-size 20 --rm -it \
                      -e A=2 -w /w -u me --no-init --init --entrypoint e --stop-signal HUP --restart on-failure:2 \
                      --ready-timeout 5s --health-cmd check --health-interval 1s --health-timeout 2s \
                      --health-retries 4 --health-start-period 3s --health-stop --env-file";
@@ -347,6 +351,7 @@ mod tests {
             .label("a", "b")
             .label("c", "")
             .pull(PullPolicy::Never)
+            .platform("linux/arm64/v8".parse().unwrap())
             .cpus(3)
             .memory_mib(1024)
             .nested(true)

@@ -9,7 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use crate::format::{Digest, ImageReference, InvalidReference};
+use crate::format::{Digest, ImagePlatform, ImageReference, InvalidReference};
 pub use registry::RegistryProblem;
 pub use remedy::Remedy;
 use text::{ByteCount, list};
@@ -174,6 +174,14 @@ pub enum Error {
         /// This machine's platform.
         host: String,
     },
+    /// Boxes here cannot run the platform that was asked for.
+    #[error("boxes here run {host}, not {platform}; {}", Remedy::of_platform(platform, host))]
+    UnsupportedPlatform {
+        /// The platform that was asked for.
+        platform: ImagePlatform,
+        /// The platform of boxes.
+        host: String,
+    },
     /// The image uses an unsupported feature.
     #[error("{what} is not supported: {remedy}")]
     Unsupported {
@@ -242,6 +250,7 @@ impl Error {
             Self::Missing { remedy, .. } | Self::Unsupported { remedy, .. } => remedy.clone(),
             Self::Corrupt { .. } | Self::DigestMismatch { .. } => Remedy::Other(MAKE_ANEW),
             Self::WrongPlatform { host, .. } => Remedy::GetForPlatform { platform: host.clone() },
+            Self::UnsupportedPlatform { platform, host } => Remedy::of_platform(platform, host),
             Self::Changed { .. } => Remedy::Other(TRY_AGAIN),
             Self::InUse { .. } => Remedy::RemoveBox,
             Self::NotFound { .. } => Remedy::ListImages,

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::format::ImagePlatform;
+
 /// The way out of an error. The words of its `Display` fit every caller; one that has commands or
 /// methods for it says those instead ([`Error::to_string_with`](crate::Error::to_string_with)).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +30,11 @@ pub enum Remedy {
     GetForPlatform {
         /// `os/architecture`.
         platform: String,
+    },
+    /// Run boxes where they have this architecture.
+    RunBoxesOf {
+        /// The architecture.
+        architecture: String,
     },
     /// Log in to the registry.
     LogIn {
@@ -60,6 +67,21 @@ pub enum Remedy {
     Other(&'static str),
 }
 
+impl Remedy {
+    /// What to do about a platform that boxes of the platform `host` cannot run.
+    pub(super) fn of_platform(platform: &ImagePlatform, host: &str) -> Self {
+        match (platform.os(), platform.architecture()) {
+            ("linux", ours) if host.split('/').nth(1) == Some(ours) => {
+                Self::Other("leave out the variant, or name one that the CPU has")
+            }
+            ("linux", "amd64" | "arm64") => {
+                Self::RunBoxesOf { architecture: platform.architecture().to_owned() }
+            }
+            _ => Self::Other("there are boxes of linux/amd64 and linux/arm64 only"),
+        }
+    }
+}
+
 impl fmt::Display for Remedy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -80,11 +102,14 @@ impl fmt::Display for Remedy {
             }
             Self::Other(words) => words,
             Self::GetForPlatform { platform } => {
-                let architecture = platform.rsplit('/').next().unwrap_or(platform);
+                let architecture = platform.split('/').nth(1).unwrap_or(platform);
                 return write!(
                     f,
                     "get the image for {platform} (skopeo: `--override-arch {architecture}`)"
                 );
+            }
+            Self::RunBoxesOf { architecture } => {
+                return write!(f, "run boxes where their machine is {architecture}");
             }
             Self::LogIn { registry } => return write!(f, "log in to {registry}"),
             Self::CheckNameOrLogIn { registry } => {

@@ -35,6 +35,10 @@ fn examples() -> Vec<Error> {
         Error::corrupt("x", "y"),
         Error::DigestMismatch { what: text(), expected: digest(), actual: digest() },
         Error::WrongPlatform { what: text(), found: Vec::new(), host: "linux/amd64".into() },
+        Error::UnsupportedPlatform {
+            platform: "linux/arm64".parse().unwrap(),
+            host: "linux/amd64".into(),
+        },
         Error::Changed { path: "/x".into() },
         Error::InUse { name: text() },
         Error::NotFound { text: text() },

@@ -26,6 +26,9 @@ pub struct ImageConfig {
     pub labels: BTreeMap<String, String>,
     /// Processor architecture: `amd64`, `arm64`, …
     pub architecture: String,
+    /// Variant of the architecture: `v8`; empty if the image names none.
+    #[serde(default)]
+    pub variant: String,
     /// Operating system: `linux`.
     pub os: String,
     /// Creation time, RFC 3339.
@@ -76,6 +79,7 @@ impl ConfigBlob {
                 stop_signal: run.stop_signal,
                 labels: run.labels.into_iter().map(|(k, v)| (k, v.unwrap_or_default())).collect(),
                 architecture: raw.architecture,
+                variant: raw.variant,
                 os: raw.os,
                 created: raw.created,
                 volumes: run.volumes.into_keys().filter(|path| !path.is_empty()).collect(),
@@ -91,6 +95,8 @@ impl ConfigBlob {
 struct RawImage {
     #[serde(deserialize_with = "or_default")]
     architecture: String,
+    #[serde(deserialize_with = "or_default")]
+    variant: String,
     #[serde(deserialize_with = "or_default")]
     os: String,
     #[serde(deserialize_with = "or_default")]

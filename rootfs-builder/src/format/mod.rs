@@ -16,5 +16,6 @@ pub(crate) use manifest::{
     is_config_type, is_layer_type,
 };
 pub(crate) use platform::Platform;
+pub use platform::{ImagePlatform, InvalidPlatform};
 pub(crate) use reference::{DOCKER_HUB, InvalidReference, is_host, is_path_component, names_match};
 pub use reference::{ImageName, ImageReference, InvalidName};

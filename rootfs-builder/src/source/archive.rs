@@ -141,7 +141,7 @@ impl Archive {
         };
         let ConfigBlob { config, diff_ids } =
             ConfigBlob::parse(&json).map_err(|error| Error::corrupt(&what, error))?;
-        resolve::check_platform(&self.place, &config.os, &config.architecture, host)?;
+        resolve::check_platform(&self.place, &config, host)?;
         resolve::check_layer_count(&what, image.layers.len(), diff_ids.len())?;
         let layers = image.layers.iter().zip(diff_ids).map(|(path, diff_id)| {
             let (location, len) =

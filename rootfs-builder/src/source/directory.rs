@@ -10,7 +10,7 @@ use crate::layer::{DirectoryTar, Layer, Location};
 use crate::progress::{Event, Pace, Progress};
 
 /// Resolves a directory, which is read as a whole.
-pub(super) fn resolve(dir: &Path, progress: &dyn Progress) -> Result<Resolved> {
+pub(super) fn resolve(dir: &Path, host: &Platform, progress: &dyn Progress) -> Result<Resolved> {
     let mut stream = DirectoryTar::open(dir)?;
     let mut pace = Pace::default();
     let mut done = 0;
@@ -22,12 +22,11 @@ pub(super) fn resolve(dir: &Path, progress: &dyn Progress) -> Result<Resolved> {
     });
     let digest = digest.map_err(|error| Error::from_io(error, || dir.display().to_string()))?;
     progress.report(Event::Scanning { dir, done });
-    let host = Platform::host();
     let config = ImageConfig {
         env: vec!["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()],
         cmd: vec!["/bin/sh".into()],
-        os: host.os,
-        architecture: host.architecture,
+        os: host.os.clone(),
+        architecture: host.architecture.clone(),
         ..ImageConfig::default()
     };
     let location = Location::Directory(dir.to_owned());

@@ -27,18 +27,18 @@ pub(crate) enum Lookup<'a> {
 /// Resolves a reference, unless it is a name.
 pub(crate) fn look_up<'a>(
     reference: &'a ImageReference,
+    host: &Platform,
     scratch: &Scratch,
     progress: &dyn Progress,
 ) -> Result<Lookup<'a>> {
-    let host = Platform::host();
     let resolved = match reference {
         ImageReference::OciLayout { dir, tag } => {
-            layout::resolve(&layout::LayoutDir { dir }, tag.as_deref(), &host)?
+            layout::resolve(&layout::LayoutDir { dir }, tag.as_deref(), host)?
         }
         ImageReference::DockerArchive { file, tag } => {
-            Archive::open(file, scratch, progress)?.resolve(tag.as_deref(), &host)?
+            Archive::open(file, scratch, progress)?.resolve(tag.as_deref(), host)?
         }
-        ImageReference::Directory { dir } => directory::resolve(dir, progress)?,
+        ImageReference::Directory { dir } => directory::resolve(dir, host, progress)?,
         ImageReference::Name(name) => return Ok(Lookup::Name(name)),
     };
     Ok(Lookup::Here(Box::new(resolved)))

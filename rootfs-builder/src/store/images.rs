@@ -13,11 +13,12 @@ use super::partial;
 use super::pull;
 use super::record::{self, Record, Records};
 use crate::error::{Error, Result};
-use crate::format::{ImageName, ImageReference};
+use crate::format::{ImageConfig, ImageName, ImagePlatform, ImageReference, Platform};
 use crate::image::Image;
 use crate::layer::Layer;
 use crate::progress::{Event, Progress};
 use crate::registry::RegistryOptions;
+use crate::resolve;
 use crate::source::{self, Lookup, Scratch};
 use boxlite_durable as durable;
 
@@ -93,22 +94,25 @@ impl ImageStore {
     /// # Errors
     /// The image is missing, damaged, for another platform, or cannot be fetched.
     pub fn resolve(&self, reference: &ImageReference, progress: &dyn Progress) -> Result<Image> {
-        self.resolve_with(reference, PullPolicy::Missing, progress)
+        self.resolve_with(reference, PullPolicy::Missing, None, progress)
     }
 
-    /// As [`resolve`](Self::resolve), with a policy for names.
+    /// As [`resolve`](Self::resolve), with a policy for names, and for a platform. A stored image of another variant
+    /// than the platform's counts as missing.
     ///
     /// # Errors
-    /// As [`resolve`](Self::resolve).
+    /// As [`resolve`](Self::resolve); boxes here cannot run the platform.
     pub fn resolve_with(
         &self,
         reference: &ImageReference,
         policy: PullPolicy,
+        platform: Option<&ImagePlatform>,
         progress: &dyn Progress,
     ) -> Result<Image> {
-        match source::look_up(reference, &self.scratch(), progress)? {
+        let host = platform_of_boxes(platform)?;
+        match source::look_up(reference, &host, &self.scratch(), progress)? {
             Lookup::Here(resolved) => Image::new(reference, *resolved),
-            Lookup::Name(name) => self.named(name, policy, progress),
+            Lookup::Name(name) => self.named(name, policy, &host, progress),
         }
     }
 
@@ -123,7 +127,16 @@ impl ImageStore {
     /// [`Error::Registry`] has the registry's answer. [`Error::Cancelled`] on cancellation by
     /// `progress`; what was fetched is kept for the next attempt.
     pub fn pull(&self, name: &ImageName, progress: &dyn Progress) -> Result<Image> {
-        let image = pull::pull(&self.folders, &self.registries, name, progress)?;
+        self.pull_for(name, &Platform::host(), progress)
+    }
+
+    fn pull_for(
+        &self,
+        name: &ImageName,
+        host: &Platform,
+        progress: &dyn Progress,
+    ) -> Result<Image> {
+        let image = pull::pull(&self.folders, &self.registries, name, host, progress)?;
         self.collect_garbage();
         Ok(image)
     }
@@ -132,6 +145,7 @@ impl ImageStore {
         &self,
         name: &ImageName,
         policy: PullPolicy,
+        host: &Platform,
         progress: &dyn Progress,
     ) -> Result<Image> {
         let stored = match policy {
@@ -139,11 +153,15 @@ impl ImageStore {
             PullPolicy::Missing | PullPolicy::Never => self.stored(name),
         };
         match (stored, policy) {
-            (Ok(Some(image)), _) => Ok(image),
+            (Ok(Some(image)), policy) => match check_variant(name, image.config(), host) {
+                Ok(()) => Ok(image),
+                Err(error) if policy == PullPolicy::Never => Err(error),
+                Err(_) => self.pull_for(name, host, progress),
+            },
             (Ok(None), PullPolicy::Never) => Err(Error::NotStored { name: name.to_string() }),
-            (Ok(None), _) => self.pull(name, progress),
+            (Ok(None), _) => self.pull_for(name, host, progress),
             (Err(damage), PullPolicy::Missing) if self.is_repairable(name, &damage) => {
-                self.repair(name, damage, progress)
+                self.repair(name, damage, host, progress)
             }
             (Err(error), _) => Err(error),
         }
@@ -156,9 +174,15 @@ impl ImageStore {
     }
 
     /// Pulls again an image whose record is damaged.
-    fn repair(&self, name: &ImageName, damage: Error, progress: &dyn Progress) -> Result<Image> {
+    fn repair(
+        &self,
+        name: &ImageName,
+        damage: Error,
+        host: &Platform,
+        progress: &dyn Progress,
+    ) -> Result<Image> {
         progress.report(Event::Warning(&format!("{damage}; asking the registry for {name}")));
-        self.pull(name, progress).map_err(|error| match error {
+        self.pull_for(name, host, progress).map_err(|error| match error {
             Error::Cancelled => error,
             error => {
                 progress.report(Event::Warning(&error.to_string()));
@@ -212,4 +236,22 @@ impl ImageStore {
             tracing::warn!("cannot tidy up the image store: {error}");
         }
     }
+}
+
+/// The platform of boxes on this machine, no more than `wanted`.
+fn platform_of_boxes(wanted: Option<&ImagePlatform>) -> Result<Platform> {
+    let host = Platform::host();
+    let Some(wanted) = wanted else { return Ok(host) };
+    host.narrowed(wanted).ok_or_else(|| Error::UnsupportedPlatform {
+        platform: wanted.clone(),
+        host: host.to_string(),
+    })
+}
+
+/// Fails if a stored image is of another variant than was asked for. Its architecture is that of the store.
+fn check_variant(name: &ImageName, config: &ImageConfig, host: &Platform) -> Result<()> {
+    if host.suits(&config.variant).is_some() || !host.is_narrowed() {
+        return Ok(());
+    }
+    Err(resolve::wrong_platform(&name.to_string(), config, host))
 }

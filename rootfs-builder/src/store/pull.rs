@@ -29,6 +29,7 @@ pub(super) fn pull(
     folders: &Folders,
     options: &RegistryOptions,
     name: &ImageName,
+    host: &Platform,
     progress: &dyn Progress,
 ) -> Result<Image> {
     let mut endpoints = options.endpoints(name.registry())?;
@@ -41,7 +42,8 @@ pub(super) fn pull(
             progress.report(Event::Asking { registry: &endpoint.registry });
             let session = Session::begin(options, endpoint, &repository, name.as_str(), login);
             let session = driver.run(session)?;
-            Pull { folders, options, name, session: &session, driver: &driver, progress }.run()
+            Pull { folders, options, name, host, session: &session, driver: &driver, progress }
+                .run()
         })
     };
     for mirror in &endpoints {
@@ -71,6 +73,7 @@ struct Pull<'a> {
     folders: &'a Folders,
     options: &'a RegistryOptions,
     name: &'a ImageName,
+    host: &'a Platform,
     session: &'a Session,
     driver: &'a Driver<'a>,
     progress: &'a dyn Progress,
@@ -79,7 +82,7 @@ struct Pull<'a> {
 impl Pull<'_> {
     fn run(&self) -> Result<Image> {
         let (top, json) = self.top_document()?;
-        let parts = resolve::document(self, top.clone(), json, &Platform::host())?;
+        let parts = resolve::document(self, top.clone(), json, self.host)?;
         let documents = parts.documents.clone();
         let mut image = Image::new(&ImageReference::Name(self.name.clone()), parts)?;
         let config = documents.config.as_deref().map(Digest::sha256);

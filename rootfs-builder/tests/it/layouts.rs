@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use boxlite_rootfs_builder::{Digest, Error, ImageStore, Silent};
+use boxlite_rootfs_builder::{Digest, Error, ImageStore, PullPolicy, Remedy, Silent};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -120,6 +120,37 @@ fn platforms_select_in_nested_indexes() {
         let error = fixture.resolve(&layout.reference()).unwrap_err().to_string();
         assert!(error.contains(&format!("linux/{FOREIGN}")), "{error}");
         assert!(error.contains(&format!("linux/{HOST}")), "{error}");
+    }
+}
+
+#[test]
+fn the_platform_that_is_asked_for_is_selected_or_refused() {
+    let fixture = Fixture::new();
+    let layout = Layout::new(fixture.path("oci"));
+    let ours = layout.image(HOST, &[TestLayer::plain(b"ours")]);
+    let theirs = layout.image(FOREIGN, &[TestLayer::plain(b"theirs")]);
+    let index = layout.index_blob(&[for_platform(theirs, FOREIGN), for_platform(ours, HOST)]);
+    layout.write_index(&[index]);
+    let resolve = |platform: &str| {
+        let (reference, platform) =
+            (layout.reference().parse().unwrap(), platform.parse().unwrap());
+        fixture.store().resolve_with(&reference, PullPolicy::Missing, Some(&platform), &Silent)
+    };
+    let least = if HOST == "arm64" { "v8" } else { "v1" };
+    for own in [format!("linux/{HOST}"), format!("linux/{HOST}/{least}")] {
+        assert_eq!(resolve(&own).unwrap().config().architecture, HOST);
+    }
+    let refused = |platform: &str| {
+        let error = resolve(platform).unwrap_err();
+        assert!(matches!(error, Error::UnsupportedPlatform { .. }), "{error}");
+        error
+    };
+    let error = refused(&format!("linux/{FOREIGN}"));
+    assert_eq!(error.remedy(), Some(Remedy::RunBoxesOf { architecture: FOREIGN.into() }));
+    assert!(error.to_string().contains(&format!("run linux/{HOST}, not linux/{FOREIGN};")));
+    assert!(refused(&format!("linux/{HOST}/v99")).to_string().contains("variant"));
+    for other in [format!("windows/{HOST}"), "linux/s390x".into(), "linux/arm/v7".into()] {
+        assert!(refused(&other).to_string().ends_with("linux/amd64 and linux/arm64 only"));
     }
 }
 

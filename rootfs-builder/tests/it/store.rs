@@ -158,7 +158,8 @@ fn a_damaged_blob_in_the_store_is_copied_again() {
 fn errors_about_invalid_names_say_what_to_do() {
     let fixture = Fixture::new();
     let reference = "docker://alpine".parse().unwrap();
-    let error = fixture.store().resolve_with(&reference, PullPolicy::Never, &Silent).unwrap_err();
+    let error =
+        fixture.store().resolve_with(&reference, PullPolicy::Never, None, &Silent).unwrap_err();
     assert!(error.to_string().contains("image alpine:latest is not in the store"), "{error}");
     let source: ImageReference = image(&fixture, "x").parse().unwrap();
     let error = fixture.store().import(&source, "Bad Name", &Concatenate::default(), &Silent);

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use boxlite_contract::events::EventKind;
 use boxlite_contract::metrics::MachineMetrics;
 use boxlite_proto::message::TerminalSize;
-use boxlite_rootfs_builder::PullPolicy;
+use boxlite_rootfs_builder::{ImagePlatform, PullPolicy};
 use serde::{Deserialize, Serialize};
 
 use crate::config::BoxConfig;
@@ -89,7 +89,12 @@ pub(crate) enum ImageCall {
     /// Lists images. Answer: all of them.
     List,
     /// Fetches an image and builds its disk. Answer: the image.
-    Get { image: String, pull: PullPolicy },
+    Get {
+        image: String,
+        pull: PullPolicy,
+        #[serde(default)]
+        platform: Option<ImagePlatform>,
+    },
     /// Copies an image into the home. Answer: the image.
     Import { source: String, name: String },
     /// Copies all images of an archive into the home. Answer: the images.

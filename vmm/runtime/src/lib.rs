@@ -59,8 +59,8 @@ use std::time::Duration;
 
 pub use boxlite_kernel::{Arch, GuestFiles};
 pub use boxlite_rootfs_builder::{
-    Event as ProgressEvent, ImageConfig, ImageReference, LayerProgress, LoginStore, Progress,
-    PullPolicy, RegistryOptions, Silent,
+    Event as ProgressEvent, ImageConfig, ImagePlatform, ImageReference, InvalidPlatform,
+    LayerProgress, LoginStore, Progress, PullPolicy, RegistryOptions, Silent,
 };
 
 pub use boxlite_contract::boot::BootStage;

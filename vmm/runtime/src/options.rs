@@ -16,7 +16,7 @@ pub use start::StartOptions;
 
 use boxlite_contract::spec::{NetworkSpec, RestartPolicy};
 use boxlite_net_policy::PublishedPort;
-use boxlite_rootfs_builder::PullPolicy;
+use boxlite_rootfs_builder::{ImagePlatform, PullPolicy};
 
 /// Options of a box to create. [`validate`](Self::validate) checks them in advance.
 ///
@@ -34,6 +34,8 @@ pub struct BoxOptions {
     pub image: String,
     /// When to ask the registry for the image.
     pub pull: PullPolicy,
+    /// The platform of the image; default: that of the machine that runs the box, which can run no other architecture.
+    pub platform: Option<ImagePlatform>,
     /// The box's name, which is also its host name; 32 hexadecimal digits, the form of an ID, are no name. Default:
     /// generated.
     pub name: Option<String>,
@@ -108,6 +110,7 @@ impl Default for BoxOptions {
         Self {
             image: String::new(),
             pull: PullPolicy::default(),
+            platform: None,
             name: None,
             cpus: 1,
             memory_mib: 2048,
@@ -161,6 +164,12 @@ impl BoxOptions {
     /// Sets when to ask the registry for the image.
     pub fn pull(mut self, policy: PullPolicy) -> Self {
         self.pull = policy;
+        self
+    }
+
+    /// Sets the platform of the image.
+    pub fn platform(mut self, platform: ImagePlatform) -> Self {
+        self.platform = Some(platform);
         self
     }
 

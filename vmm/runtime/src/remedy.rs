@@ -5,6 +5,8 @@ use std::fmt;
 use boxlite_rootfs_builder::Remedy as ImageRemedy;
 use serde::{Deserialize, Serialize};
 
+use crate::nested::LAUNCHER_VARIABLE;
+
 /// What to do about an [`Error`](crate::Error) or a [`Problem`](crate::Problem). `Display` names the library's API; a
 /// program with commands of its own words the remedy with [`Error::to_string_with`](crate::Error::to_string_with).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +53,11 @@ pub enum Remedy {
     CopyFiles,
     /// Save the image with its name, or import it under one.
     NameOnImport,
+    /// Run boxes of this architecture in the software host.
+    SetSoftHostLauncher {
+        /// The architecture, in OCI's name.
+        architecture: String,
+    },
     /// Set the home folder.
     SetHome,
     /// Set the path of the `boxlite-vmm` executable.
@@ -100,6 +107,13 @@ impl fmt::Display for Remedy {
             Self::GiveCommand => "give one",
             Self::CopyFiles => "copy files with BoxHandle::copy_into",
             Self::NameOnImport => "save it with its name, or import it under one (Images::import)",
+            Self::SetSoftHostLauncher { architecture } => {
+                return write!(
+                    f,
+                    "to run {architecture} boxes, set {LAUNCHER_VARIABLE} to a boxlite-vmm for {architecture}, \
+                     and use a home of their own (see docs/aarch64.md)"
+                );
+            }
             Self::SetHome => "set BOXLITE_HOME or HOME, or RuntimeOptions::home",
             Self::SetLauncher => "set BOXLITE_VMM to its path",
             Self::BuildGuestFiles => {
@@ -125,6 +139,7 @@ impl From<ImageRemedy> for Remedy {
     fn from(remedy: ImageRemedy) -> Self {
         match remedy {
             ImageRemedy::NameOnImport => Self::NameOnImport,
+            ImageRemedy::RunBoxesOf { architecture } => Self::SetSoftHostLauncher { architecture },
             // Its words fit every caller.
             other => Self::Other { text: other.to_string() },
         }
@@ -160,7 +175,8 @@ impl Remedy {
             Self::ReadConsole => Self::GiveCommand,
             Self::GiveCommand => Self::CopyFiles,
             Self::CopyFiles => Self::NameOnImport,
-            Self::NameOnImport => Self::SetHome,
+            Self::NameOnImport => Self::SetSoftHostLauncher { architecture: "arm64".into() },
+            Self::SetSoftHostLauncher { .. } => Self::SetHome,
             Self::SetHome => Self::SetLauncher,
             Self::SetLauncher => Self::BuildGuestFiles,
             Self::BuildGuestFiles => Self::RebuildGuestFiles,

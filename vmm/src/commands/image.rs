@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use boxlite_runtime::ImageReference;
-use boxlite_runtime::{ImageDetails, ImageInfo, Images, PullPolicy};
+use boxlite_runtime::{ImageDetails, ImageInfo, ImagePlatform, Images, PullPolicy};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use tokio::net::unix::pipe;
@@ -49,6 +49,9 @@ pub(crate) struct Pull {
     /// Show no progress bars; print names only
     #[arg(long, short)]
     quiet: bool,
+    /// Platform, OS/ARCHITECTURE[/VARIANT] [default: that of the machine that runs boxes]
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<ImagePlatform>,
     /// Names (alpine:3.20, ghcr.io/owner/app, quay.io/app@sha256:…)
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,
@@ -152,7 +155,8 @@ pub(crate) async fn image(global: &Global, command: Image) -> Result<u8> {
 async fn pull(images: &Images, args: &Pull) -> Result<u8> {
     let mut code = 0;
     for name in &args.images {
-        match images.get(name, PullPolicy::Always, ImageBar::new(args.quiet)).await {
+        let (platform, bar) = (args.platform.clone(), ImageBar::new(args.quiet));
+        match images.get_for(name, platform, PullPolicy::Always, bar).await {
             Ok(image) if args.quiet => out::line(image.name)?,
             Ok(image) => out::line(format_args!("{} {}", image.name, image.digest))?,
             Err(error) => {

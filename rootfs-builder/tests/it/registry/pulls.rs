@@ -52,7 +52,7 @@ fn policies_say_when_the_registry_is_asked() {
     registry.push(&first, "x:v");
     let store = store(&fixture);
     let reference = format!("{}/x:v", registry.address).parse().unwrap();
-    let resolve = |policy| store.resolve_with(&reference, policy, &Silent);
+    let resolve = |policy| store.resolve_with(&reference, policy, None, &Silent);
     let error = resolve(PullPolicy::Never).unwrap_err();
     assert!(matches!(error, Error::NotStored { .. }), "{error}");
     let one = resolve(PullPolicy::Missing).unwrap();
@@ -83,7 +83,8 @@ fn an_import_of_the_same_name_is_used_first() {
     let text = format!("{}/x:v", registry.address);
     let builder = Concatenate::default();
     let import = store.import(&imported.parse().unwrap(), &text, &builder, &Silent).unwrap();
-    let resolve = |policy| store.resolve_with(&text.parse().unwrap(), policy, &Silent).unwrap();
+    let resolve =
+        |policy| store.resolve_with(&text.parse().unwrap(), policy, None, &Silent).unwrap();
     assert_eq!(resolve(PullPolicy::Missing).digest(), import.digest());
     assert_ne!(resolve(PullPolicy::Always).digest(), import.digest());
 }
@@ -129,6 +130,37 @@ fn the_platform_of_this_machine_is_selected() {
     assert!(matches!(error, Error::WrongPlatform { .. }), "{error}");
     let text = error.to_string();
     assert!(text.contains(FOREIGN) && text.contains(HOST), "{text}");
+}
+
+#[test]
+fn a_stored_image_of_another_variant_is_replaced() {
+    let fixture = Fixture::new();
+    let Some(registry) = bare() else { return };
+    let layout = Layout::new(fixture.path("oci"));
+    let least = if HOST == "arm64" { "v8" } else { "v1" };
+    let image = |variant: &str| {
+        let layer = TestLayer::gzip(&TestLayer::tar("variant", variant.as_bytes()));
+        let mut config = Layout::config(HOST, std::slice::from_ref(&layer));
+        config["variant"] = variant.into();
+        layout.image_with(&config, &[layer])
+    };
+    let store = store(&fixture);
+    let text = format!("{}/x:v", registry.address);
+    let platform = format!("linux/{HOST}/{least}").parse().unwrap();
+    let resolve =
+        |policy| store.resolve_with(&text.parse().unwrap(), policy, Some(&platform), &Silent);
+    // Docker and others write the variant into the config.
+    layout.write_index(&[tagged(image("v99"), "above")]);
+    registry.push(&format!("{}:above", layout.reference()), "x:v");
+    let above = pull(&fixture, &text).unwrap();
+    let error = resolve(PullPolicy::Never).unwrap_err();
+    assert!(matches!(error, Error::WrongPlatform { .. }), "{error}");
+    assert!(error.to_string().contains("/v99"), "{error}");
+    layout.write_index(&[tagged(image(least), "least")]);
+    registry.push(&format!("{}:least", layout.reference()), "x:v");
+    let replaced = resolve(PullPolicy::Missing).unwrap();
+    assert_ne!(replaced.digest(), above.digest());
+    assert_eq!(resolve(PullPolicy::Never).unwrap().digest(), replaced.digest());
 }
 
 #[test]
@@ -190,7 +222,7 @@ fn a_damaged_record_of_a_pull_is_fetched_again() {
     registry.push(&reference, "x:v");
     let text = format!("{}/x:v", registry.address);
     let store = store(&fixture);
-    let resolve = |policy| store.resolve_with(&text.parse().unwrap(), policy, &Silent);
+    let resolve = |policy| store.resolve_with(&text.parse().unwrap(), policy, None, &Silent);
     let record = || {
         let files = fixture.store_files();
         fixture.path("store").join(files.iter().find(|file| file.ends_with(".json")).unwrap())

@@ -295,7 +295,11 @@ impl Error {
     /// An image could not be found, read, pulled, stored or removed, or its disk could not be built.
     pub(crate) fn image(source: boxlite_rootfs_builder::Error) -> Self {
         let (message, remedy) = image_parts(&source);
-        let mut error = Self::from_source(ErrorKind::Image, source);
+        let kind = match source {
+            boxlite_rootfs_builder::Error::UnsupportedPlatform { .. } => ErrorKind::Invalid,
+            _ => ErrorKind::Image,
+        };
+        let mut error = Self::from_source(kind, source);
         error.0.message = message;
         error.0.remedy = remedy;
         error

@@ -6,7 +6,7 @@ pub(crate) mod saved;
 use std::path::Path;
 use std::sync::Arc;
 
-use boxlite_rootfs_builder::{Progress, PullPolicy, Silent};
+use boxlite_rootfs_builder::{ImagePlatform, Progress, PullPolicy, Silent};
 use tokio::io::AsyncRead;
 
 use self::saved::SavedImages;
@@ -84,7 +84,22 @@ impl Images {
         pull: PullPolicy,
         progress: impl Progress + 'static,
     ) -> Result<ImageInfo> {
-        let call = ImageCall::Get { image: image.into(), pull };
+        self.get_for(image, None, pull, progress).await
+    }
+
+    /// Like [`get`](Self::get), for a platform; none: that of the machine that runs the boxes, which can run no other
+    /// architecture.
+    ///
+    /// # Errors
+    /// The image has no such platform, or boxes cannot run it.
+    pub async fn get_for(
+        &self,
+        image: impl Into<String>,
+        platform: Option<ImagePlatform>,
+        pull: PullPolicy,
+        progress: impl Progress + 'static,
+    ) -> Result<ImageInfo> {
+        let call = ImageCall::Get { image: image.into(), pull, platform };
         self.call(call, Arc::new(progress)).await?.image()
     }
 

@@ -29,7 +29,8 @@ impl Local {
     pub(super) fn create(&self, options: BoxOptions, progress: &dyn Progress) -> Result<BoxConfig> {
         options.validate()?;
         let image = options.image.parse().map_err(Error::image)?;
-        let found = self.images.resolve_with(&image, options.pull, progress);
+        let platform = options.platform.as_ref();
+        let found = self.images.resolve_with(&image, options.pull, platform, progress);
         let image = found.map_err(Error::image)?;
         let id = new_id()?;
         let mut config = BoxConfig {

@@ -17,9 +17,9 @@ impl Local {
     pub(super) fn call_images(&self, call: ImageCall, progress: &dyn Progress) -> Result<Reply> {
         match call {
             ImageCall::List => self.list_images().map(Reply::Images),
-            ImageCall::Get { image, pull } => {
+            ImageCall::Get { image, pull, platform } => {
                 let image = image.parse().map_err(Error::image)?;
-                let found = self.images.resolve_with(&image, pull, progress);
+                let found = self.images.resolve_with(&image, pull, platform.as_ref(), progress);
                 let image = found.map_err(Error::image)?;
                 self.images.disk(&image, &self.disk_builder(), progress).map_err(Error::image)?;
                 self.found(&image)

@@ -4,6 +4,9 @@ use std::fs;
 
 use anyhow::{Context, Result, bail};
 use boxlite_kernel::Arch;
+use object::LittleEndian;
+use object::elf::{FileHeader64, PT_INTERP};
+use object::read::elf::{FileHeader, ProgramHeader};
 
 use crate::build;
 use crate::build::cargo_build;
@@ -42,23 +45,18 @@ fn check(program: &[u8]) -> Result<()> {
     if program.len() as u64 > SIZE_LIMIT {
         bail!("it has {} bytes, more than {SIZE_LIMIT}", program.len());
     }
-    if interpreter(program).context("it is not a 64-bit little-endian ELF file")? {
+    if is_dynamic(program).context("it is not a 64-bit little-endian ELF file")? {
         bail!("it is linked dynamically");
     }
     Ok(())
 }
 
-/// Whether an ELF program asks for an interpreter, which is the dynamic loader; `None` if it is no
-/// such program.
-fn interpreter(elf: &[u8]) -> Option<bool> {
-    const PT_INTERP: u32 = 3;
-    let u16_at = |at: usize| Some(u16::from_le_bytes(elf.get(at..at + 2)?.try_into().ok()?));
-    let u64_at = |at: usize| Some(u64::from_le_bytes(elf.get(at..at + 8)?.try_into().ok()?));
-    elf.starts_with(b"\x7fELF\x02\x01").then_some(())?;
-    let table = usize::try_from(u64_at(32)?).ok()?;
-    let (size, count) = (usize::from(u16_at(54)?), usize::from(u16_at(56)?));
-    let headers = elf.get(table..table.checked_add(size.checked_mul(count)?)?)?;
-    Some(headers.chunks(size.max(1)).any(|header| header.starts_with(&PT_INTERP.to_le_bytes())))
+/// Whether an ELF program asks for an interpreter, which is the dynamic loader.
+fn is_dynamic(program: &[u8]) -> object::Result<bool> {
+    let header = FileHeader64::<LittleEndian>::parse(program)?;
+    let order = header.endian()?;
+    let segments = header.program_headers(order, program)?;
+    Ok(segments.iter().any(|segment| segment.p_type(order) == PT_INTERP))
 }
 
 #[cfg(test)]
@@ -69,7 +67,7 @@ mod tests {
     fn a_dynamic_program_is_refused() {
         // The tests themselves are linked dynamically.
         let program = fs::read(std::env::current_exe().unwrap()).unwrap();
-        assert_eq!(interpreter(&program), Some(true));
+        assert!(is_dynamic(&program).unwrap());
     }
 
     #[test]

@@ -2,19 +2,20 @@
 //!
 //! The file is whatever a user named: every offset and length is checked, and a read has a limit.
 
-use std::ffi::OsString;
+use std::ffi::OsStr;
+use std::fs::File;
 use std::io;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use boxlite_kernel::Arch;
+use object::elf::{self, FileHeader64};
+use object::read::elf::{FileHeader, ProgramHeader};
+use object::{LittleEndian, ReadCache};
 
-/// Size of the header of a 64-bit file.
-const HEADER: usize = 64;
-
-/// Size of a program header of a 64-bit file.
-const PROGRAM_HEADER: usize = 56;
+/// The header of an executable for either architecture.
+type Header = FileHeader64<LittleEndian>;
 
 /// More program headers than any linker writes.
 const MAX_PROGRAM_HEADERS: u16 = 128;
@@ -35,7 +36,7 @@ pub(super) struct Executable {
 pub(super) enum BadExecutable {
     #[error("cannot be read: {0}")]
     Io(#[source] io::Error),
-    #[error("is not a Linux executable (ELF)")]
+    #[error("is not a Linux executable (64-bit ELF)")]
     NotElf,
     #[error("is a library or an object file, no executable")]
     NotExecutable,
@@ -47,97 +48,58 @@ pub(super) enum BadExecutable {
 
 impl Executable {
     /// Reads the headers (System V ABI, "ELF Header" and "Program Header").
-    pub(super) fn read(file: &impl FileExt) -> Result<Self, BadExecutable> {
-        const TWO_LITTLE_ENDIAN: [u8; 2] = [2, 1];
-        const ET_EXEC: u16 = 2;
-        const ET_DYN: u16 = 3;
-        let header: [u8; HEADER] = read_at(file, 0).map_err(|e| match e {
-            BadExecutable::Damaged => BadExecutable::NotElf,
-            e => e,
-        })?;
-        // 64-bit, least significant byte first, as both architectures are.
-        if !header.starts_with(b"\x7fELF") || header[4..6] != TWO_LITTLE_ENDIAN {
-            return Err(BadExecutable::NotElf);
-        }
-        let arch = match le16(&header, 18) {
-            62 => Arch::X86_64,
-            183 => Arch::Aarch64,
+    pub(super) fn read(file: &File) -> Result<Self, BadExecutable> {
+        // The parser does not tell a fault of the file system from one of the file.
+        file.read_at(&mut [0], 0).map_err(BadExecutable::Io)?;
+        let file = ReadCache::new(file);
+        let header = Header::parse(&file).map_err(|_| BadExecutable::NotElf)?;
+        let order = header.endian().map_err(|_| BadExecutable::NotElf)?;
+        let arch = match header.e_machine(order) {
+            elf::EM_X86_64 => Arch::X86_64,
+            elf::EM_AARCH64 => Arch::Aarch64,
             other => return Err(BadExecutable::UnknownMachine(other)),
         };
-        if !matches!(le16(&header, 16), ET_EXEC | ET_DYN) {
+        if !matches!(header.e_type(order), elf::ET_EXEC | elf::ET_DYN) {
             return Err(BadExecutable::NotExecutable);
         }
-        Ok(Self { arch, loader: loader(file, &header)? })
+        Ok(Self { arch, loader: loader(header, &file)? })
     }
 }
 
 /// The path in the segment `PT_INTERP`.
-fn loader(file: &impl FileExt, header: &[u8; HEADER]) -> Result<Option<PathBuf>, BadExecutable> {
-    const PT_INTERP: u32 = 3;
-    let (at, size, count) = (le64(header, 32), le16(header, 54), le16(header, 56));
-    if count > MAX_PROGRAM_HEADERS || (count > 0 && usize::from(size) != PROGRAM_HEADER) {
+fn loader(header: &Header, file: &ReadCache<&File>) -> Result<Option<PathBuf>, BadExecutable> {
+    if header.e_phnum(LittleEndian) > MAX_PROGRAM_HEADERS {
         return Err(BadExecutable::Damaged);
     }
-    for index in 0..u64::from(count) {
-        let at = at.checked_add(index * PROGRAM_HEADER as u64).ok_or(BadExecutable::Damaged)?;
-        let segment: [u8; PROGRAM_HEADER] = read_at(file, at)?;
-        if le32(&segment, 0) != PT_INTERP {
-            continue;
-        }
-        let (at, len) = (le64(&segment, 8), le64(&segment, 32));
-        if !(2..=MAX_PATH).contains(&len) {
-            return Err(BadExecutable::Damaged);
-        }
-        let mut path = vec![0; usize::try_from(len).map_err(|_| BadExecutable::Damaged)?];
-        fill(file, &mut path, at)?;
-        path.truncate(path.iter().position(|byte| *byte == 0).ok_or(BadExecutable::Damaged)?);
-        return Ok(Some(OsString::from_vec(path).into()));
-    }
-    Ok(None)
-}
-
-fn read_at<const N: usize>(file: &impl FileExt, at: u64) -> Result<[u8; N], BadExecutable> {
-    let mut bytes = [0; N];
-    fill(file, &mut bytes, at)?;
-    Ok(bytes)
-}
-
-fn fill(file: &impl FileExt, bytes: &mut [u8], at: u64) -> Result<(), BadExecutable> {
-    // A larger offset is negative for the kernel.
-    if at > i64::MAX.cast_unsigned() {
+    let segments =
+        header.program_headers(LittleEndian, file).map_err(|_| BadExecutable::Damaged)?;
+    let Some(segment) = segments.iter().find(|it| it.p_type(LittleEndian) == elf::PT_INTERP) else {
+        return Ok(None);
+    };
+    if segment.p_filesz(LittleEndian) > MAX_PATH {
         return Err(BadExecutable::Damaged);
     }
-    file.read_exact_at(bytes, at).map_err(|e| match e.kind() {
-        io::ErrorKind::UnexpectedEof => BadExecutable::Damaged,
-        _ => BadExecutable::Io(e),
-    })
-}
-
-fn le16(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes([bytes[at], bytes[at + 1]])
-}
-
-fn le32(bytes: &[u8], at: usize) -> u32 {
-    u32::from(le16(bytes, at)) | u32::from(le16(bytes, at + 2)) << 16
-}
-
-fn le64(bytes: &[u8], at: usize) -> u64 {
-    u64::from(le32(bytes, at)) | u64::from(le32(bytes, at + 4)) << 32
+    match segment.interpreter(LittleEndian, file) {
+        Ok(Some(path)) if !path.is_empty() => Ok(Some(OsStr::from_bytes(path).into())),
+        _ => Err(BadExecutable::Damaged),
+    }
 }
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::fs::File;
     use std::io::Write;
 
     use proptest::prelude::*;
 
     use super::*;
 
+    const HEADER: usize = size_of::<Header>();
+    const PROGRAM_HEADER: usize = size_of::<elf::ProgramHeader64<LittleEndian>>();
+
     /// An executable with one program header.
     pub(in super::super) fn elf(machine: u16, loader: Option<&[u8]>) -> Vec<u8> {
         let mut bytes = vec![0; HEADER + PROGRAM_HEADER];
-        bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        bytes[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
         bytes[16] = 3;
         bytes[18..20].copy_from_slice(&machine.to_le_bytes());
         bytes[32] = HEADER as u8;

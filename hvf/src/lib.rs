@@ -105,7 +105,7 @@ impl HvfVm {
             return Err(Error::Missing("that many vCPUs"));
         }
         let gic_config = gic::config(vcpus)?;
-        let (vm_config, ipa_bits) = address_space(config.address_end)?;
+        let (vm_config, ipa_bits) = address_space(config)?;
         let vm = VirtualMachine::with_gic(vm_config, gic_config).map_err(not_created)?;
         Ok(Self {
             vcpus,
@@ -121,13 +121,13 @@ impl HvfVm {
     }
 }
 
-/// The configuration of a VM whose addresses end at `address_end`, and how many bits they have.
-fn address_space(address_end: u64) -> Result<(VirtualMachineConfig, u32)> {
+/// The framework's configuration of a VM, and how many bits its addresses have.
+fn address_space(config: &VmConfig) -> Result<(VirtualMachineConfig, u32)> {
     let default = VirtualMachineConfig::get_default_ipa_size()
         .map_err(failed("hv_vm_config_get_default_ipa_size"))?;
     let max = VirtualMachineConfig::get_max_ipa_size()
         .map_err(failed("hv_vm_config_get_max_ipa_size"))?;
-    let bits = layout::ipa_bits(address_end, default, max)?;
+    let bits = layout::ipa_bits(config.address_bits(), default, max)?;
     let mut config = VirtualMachineConfig::new();
     if bits != default {
         config.set_ipa_size(bits).map_err(failed("hv_vm_config_set_ipa_size"))?;
@@ -171,7 +171,7 @@ impl Vm for HvfVm {
 
     fn bind_vcpu(&self, id: u32, boot: &BootState) -> Result<HvfVcpu> {
         if id >= self.vcpus {
-            return Err(Error::Missing("a vCPU of that number"));
+            return Err(Error::NoVcpu { id });
         }
         let cpu = Cpu::create()?;
         setup::vcpu(&cpu, id, self.ipa_bits)?;

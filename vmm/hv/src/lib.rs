@@ -15,6 +15,7 @@ pub mod conformance;
 mod exit;
 pub mod gic;
 mod lines;
+mod mappings;
 mod sys;
 
 use std::io;
@@ -24,6 +25,7 @@ use serde::de::DeserializeOwned;
 
 pub use exit::Exit;
 pub use lines::{Doorbell, Interrupt};
+pub use mappings::Mappings;
 
 /// What a VM is created with. It cannot change later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +37,15 @@ pub struct VmConfig {
     /// The end of the guest-physical address space in use: memory and devices are below it. aarch64: the VM gets the
     /// smallest intermediate physical address size that holds it, as fewer levels of translation are faster.
     pub address_end: u64,
+}
+
+impl VmConfig {
+    /// The smallest size of guest-physical addresses that holds [`address_end`](Self::address_end), in bits: 32 at
+    /// least, which every hypervisor has.
+    pub fn address_bits(&self) -> u32 {
+        const SMALLEST: u32 = 32;
+        (u64::BITS - self.address_end.saturating_sub(1).leading_zeros()).max(SMALLEST)
+    }
 }
 
 /// A virtual machine: guest-physical memory, interrupt controller and vCPUs.
@@ -155,6 +166,18 @@ pub enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// The VM has no such vCPU, or it is bound.
+    #[error("the VM has no vCPU {id} to bind")]
+    NoVcpu {
+        /// The vCPU.
+        id: u32,
+    },
+    /// The VM has no such interrupt line.
+    #[error("the VM has no interrupt line {line}")]
+    NoLine {
+        /// The interrupt line.
+        line: u32,
+    },
     /// The vCPU stopped and cannot continue.
     #[error("vCPU {id} cannot continue: {reason}")]
     Vcpu {
@@ -169,5 +192,21 @@ impl Error {
     /// The error of `call` from the current `errno`.
     pub fn last_os_error(call: &'static str) -> Self {
         Self::Call { call, source: io::Error::last_os_error() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_size_is_the_smallest_that_holds_all() {
+        const GIB: u64 = 1 << 30;
+        for (address_end, bits) in
+            [(0, 32), (GIB, 32), (4 * GIB, 32), (4 * GIB + 1, 33), (6 * GIB, 33), (u64::MAX, 64)]
+        {
+            let config = VmConfig { vcpus: 1, nested: false, address_end };
+            assert_eq!(config.address_bits(), bits, "{address_end:#x}");
+        }
     }
 }

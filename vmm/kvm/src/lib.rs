@@ -58,6 +58,7 @@ const REQUIRED: [(Cap, &str); 4] = [
 #[derive(Debug)]
 pub struct KvmVm {
     fd: VmFd,
+    vcpus: u32,
     platform: Arc<Platform>,
     memory: Memory,
     kicks: Arc<Kicks>,
@@ -72,7 +73,7 @@ impl KvmVm {
     fn open(device: &Path, config: &VmConfig) -> Result<Self> {
         let device = std::ffi::CString::new(device.as_os_str().as_encoded_bytes())
             .map_err(|_| Error::Missing("a device path without NUL"))?;
-        let kvm = Kvm::new_with_path(device).map_err(call("open /dev/kvm"))?;
+        let kvm = Kvm::new_with_path(device).map_err(failed("open /dev/kvm"))?;
         for (cap, what) in REQUIRED.iter().chain(&Platform::REQUIRED) {
             if !kvm.check_extension(*cap) {
                 return Err(Error::Missing(what));
@@ -83,9 +84,15 @@ impl KvmVm {
         }
         let vm_type = Platform::vm_type(&kvm, config)?;
         let fd = retry_interrupted(|| kvm.create_vm_with_type(vm_type))
-            .map_err(call("KVM_CREATE_VM"))?;
+            .map_err(failed("KVM_CREATE_VM"))?;
         let platform = Arc::new(Platform::new(kvm, &fd, config)?);
-        Ok(Self { fd, platform, memory: Memory::new(), kicks: Arc::new(Kicks::new()?) })
+        Ok(Self {
+            fd,
+            vcpus: config.vcpus,
+            platform,
+            memory: Memory::new(config.address_bits()),
+            kicks: Arc::new(Kicks::new()?),
+        })
     }
 }
 
@@ -104,10 +111,10 @@ impl Vm for KvmVm {
 
     fn irq(&self, line: u32) -> Result<Interrupt> {
         if line >= Platform::LINES {
-            return Err(Error::Missing("that many interrupt lines"));
+            return Err(Error::NoLine { line });
         }
         let event = eventfd()?;
-        self.fd.register_irqfd(&event, line).map_err(call("KVM_IRQFD"))?;
+        self.fd.register_irqfd(&event, line).map_err(failed("KVM_IRQFD"))?;
         Ok(Interrupt::new(move || event.write(1)))
     }
 
@@ -119,6 +126,9 @@ impl Vm for KvmVm {
     }
 
     fn bind_vcpu(&self, id: u32, boot: &BootState) -> Result<KvmVcpu> {
+        if id >= self.vcpus {
+            return Err(Error::NoVcpu { id });
+        }
         let fd = self.platform.vcpu(&self.fd, id, boot)?;
         Ok(KvmVcpu::new(fd, id, self.platform.clone(), self.kicks.clone()))
     }
@@ -137,7 +147,7 @@ impl Vm for KvmVm {
 }
 
 /// The error of a KVM ioctl.
-fn call(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
+fn failed(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
     move |e| Error::Call { call, source: io::Error::from_raw_os_error(e.errno()) }
 }
 

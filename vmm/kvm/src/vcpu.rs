@@ -10,7 +10,7 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::arch::{Platform, VcpuState};
-use crate::call;
+use crate::failed;
 use crate::kick::Kicks;
 
 /// A vCPU, on the thread that bound it.
@@ -37,7 +37,7 @@ impl KvmVcpu {
         self.immediate_exit().store(1, Ordering::SeqCst);
         match self.fd.run().map(|_| ()) {
             Err(e) if e.errno() == libc::EINTR => Ok(()),
-            Err(e) => Err(call("KVM_RUN")(e)),
+            Err(e) => Err(failed("KVM_RUN")(e)),
             Ok(()) => {
                 Err(Error::Vcpu { id: self.id, reason: "ran on past a completed exit".into() })
             }
@@ -89,7 +89,7 @@ impl Vcpu for KvmVcpu {
                 self.immediate_exit().store(0, Ordering::SeqCst);
                 Ok(Exit::Kicked)
             }
-            Err(e) => Err(call("KVM_RUN")(e)),
+            Err(e) => Err(failed("KVM_RUN")(e)),
         }
     }
 

@@ -30,7 +30,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::pages::Pages;
 pub use self::saved::*;
-use crate::{BootState, Exit, Perms, Vcpu, Vm, VmConfig};
+use crate::{BootState, Error, Exit, Perms, Vcpu, Vm, VmConfig};
+
+/// The number of vCPUs of a VM.
+const VCPUS: u32 = 2;
 
 /// The suite's access to a hypervisor.
 pub trait Backend {
@@ -58,6 +61,7 @@ macro_rules! conformance_tests {
             read_only_memory_exits_on_write
             bad_ranges_are_refused
             doorbell_rings_without_an_exit
+            vcpus_and_lines_that_do_not_exist_are_refused
             interrupt_lines_can_be_raised
             interrupt_line_reaches_the_controller
             kick_interrupts_a_running_vcpu
@@ -118,7 +122,7 @@ impl<V: Vm> Machine<V> {
     fn new<B: Backend<Vm = V>>(program: &guest::Program, argument: u64) -> Option<Self> {
         static ALONE: Mutex<()> = Mutex::new(());
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let config = VmConfig { vcpus: 2, nested: false, address_end: MMIO + (1 << 20) };
+        let config = VmConfig { vcpus: VCPUS, nested: false, address_end: MMIO + (1 << 20) };
         let vm = match B::vm(&config) {
             Ok(vm) => Arc::new(vm),
             Err(reason) => {
@@ -310,7 +314,7 @@ pub fn read_only_memory_exits_on_write<B: Backend>() {
     drop(machine);
 }
 
-/// Misaligned, empty, wrapping and overlapping ranges are errors, and so is a double unmap.
+/// Misaligned, empty, wrapping and overlapping ranges, and those past the address space, are errors, and so is a double unmap.
 pub fn bad_ranges_are_refused<B: Backend>() {
     let Some(machine) = Machine::new::<B>(guest::WRITE_AND_SPIN, 0) else { return };
     let (vm, page) = (&machine.vm, Pages::new(Pages::ALIGN));
@@ -321,6 +325,7 @@ pub fn bad_ranges_are_refused<B: Backend>() {
         (above, 0),
         (above, 100),
         (last, Pages::ALIGN),
+        (1 << 60, Pages::ALIGN),
         (guest::BASE, Pages::ALIGN),
     ] {
         // SAFETY: refused, so nothing is mapped; and `page` outlives the machine's use.
@@ -330,6 +335,17 @@ pub fn bad_ranges_are_refused<B: Backend>() {
     assert!(vm.unmap(above, Pages::ALIGN).is_err());
     assert!(vm.unmap(guest::BASE, MEMORY).is_ok());
     assert!(vm.unmap(guest::BASE, MEMORY).is_err());
+}
+
+/// A VM has the vCPUs that it was created with, and a limited number of interrupt lines.
+pub fn vcpus_and_lines_that_do_not_exist_are_refused<B: Backend>() {
+    let Some(machine) = Machine::new::<B>(guest::WRITE_AND_SPIN, 0) else { return };
+    for id in [VCPUS, u32::MAX] {
+        let refused = machine.vm.bind_vcpu(id, &BootState::Parked).map(drop);
+        assert!(matches!(refused, Err(Error::NoVcpu { id: named }) if named == id), "{refused:?}");
+    }
+    let refused = machine.vm.irq(u32::MAX).map(drop);
+    assert!(matches!(refused, Err(Error::NoLine { line: u32::MAX })), "{refused:?}");
 }
 
 /// A write to a doorbell signals the event and causes no exit.

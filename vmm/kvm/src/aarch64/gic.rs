@@ -17,7 +17,7 @@ use kvm_bindings::{
 use kvm_ioctls::{DeviceFd, VmFd};
 use serde::{Deserialize, Serialize};
 
-use crate::call;
+use crate::failed;
 
 /// Registers with a field for each interrupt, in the distributor and in the second frame of a redistributor.
 #[derive(Clone, Copy)]
@@ -113,7 +113,7 @@ impl Gic {
             libc::ENODEV => {
                 Error::Missing("a GICv3: the host's interrupt controller is an older one")
             }
-            _ => call("KVM_CREATE_DEVICE (GICv3)")(e),
+            _ => failed("KVM_CREATE_DEVICE (GICv3)")(e),
         })?;
         let gic = Self { fd, vcpus };
         gic.set(KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, (FIRST_SPI + SPIS).into())?;
@@ -217,7 +217,7 @@ impl Gic {
     fn set(&self, group: u32, attr: u64, value: u64) -> Result<()> {
         let addr = &raw const value as u64;
         let attr = kvm_device_attr { group, attr, addr, flags: 0 };
-        self.fd.set_device_attr(&attr).map_err(call("KVM_SET_DEVICE_ATTR (GICv3)"))
+        self.fd.set_device_attr(&attr).map_err(failed("KVM_SET_DEVICE_ATTR (GICv3)"))
     }
 
     /// Reads an attribute of 32 or 64 bits.
@@ -226,7 +226,7 @@ impl Gic {
         let mut attr = kvm_device_attr { group, attr, addr: &raw mut value as u64, flags: 0 };
         // SAFETY: no attribute is longer than `value`, which nothing else uses.
         unsafe { self.fd.get_device_attr(&mut attr) }
-            .map_err(call("KVM_GET_DEVICE_ATTR (GICv3)"))?;
+            .map_err(failed("KVM_GET_DEVICE_ATTR (GICv3)"))?;
         Ok(value)
     }
 

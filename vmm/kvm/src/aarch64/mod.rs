@@ -20,10 +20,9 @@ use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 use self::gic::Gic;
 pub use self::state::{VcpuState, VmState};
-use crate::call;
+use crate::failed;
 
-/// The smallest and the default intermediate physical address size, in bits.
-const MIN_IPA_BITS: u32 = 32;
+/// The intermediate physical address size of a KVM that has no other, in bits.
 const DEFAULT_IPA_BITS: u32 = 40;
 
 /// The architecture's part of a VM.
@@ -49,7 +48,7 @@ impl Platform {
 
     /// The argument of KVM_CREATE_VM: the intermediate physical address size.
     pub(crate) fn vm_type(kvm: &Kvm, config: &VmConfig) -> Result<u64> {
-        let bits = ipa_bits(config.address_end);
+        let bits = config.address_bits();
         let limit = match kvm.check_extension(Cap::ArmVmIPASize) {
             true => kvm.get_host_ipa_limit().unsigned_abs(),
             false => DEFAULT_IPA_BITS,
@@ -79,8 +78,7 @@ impl Platform {
     pub(crate) fn vcpu(&self, _: &VmFd, id: u32, boot: &BootState) -> Result<VcpuFd> {
         let mut vcpus = self.vcpus.lock().unwrap_or_else(PoisonError::into_inner);
         let fd = vcpus.get_mut(id as usize).and_then(Option::take);
-        let fd =
-            fd.ok_or_else(|| Error::Vcpu { id, reason: "no such vCPU, or bound before".into() })?;
+        let fd = fd.ok_or(Error::NoVcpu { id })?;
         setup::vcpu(&fd, boot)?;
         Ok(fd)
     }
@@ -128,11 +126,6 @@ impl Platform {
     }
 }
 
-/// The smallest size that holds all addresses below `end`: fewer levels of translation are faster.
-fn ipa_bits(end: u64) -> u32 {
-    (u64::BITS - end.saturating_sub(1).leading_zeros()).max(MIN_IPA_BITS)
-}
-
 /// Makes an access to a device exit if the processor does not describe its instruction (a pair, a write-back of the
 /// address); without this, it ends the VM.
 fn exit_without_syndrome(vm: &VmFd) -> Result<()> {
@@ -140,27 +133,12 @@ fn exit_without_syndrome(vm: &VmFd) -> Result<()> {
         return Err(Error::Missing("KVM_CAP_ARM_INJECT_EXT_DABT (Linux 5.5 or later)"));
     }
     let cap = kvm_enable_cap { cap: KVM_CAP_ARM_NISV_TO_USER, ..Default::default() };
-    vm.enable_cap(&cap).map_err(call("KVM_ENABLE_CAP (KVM_CAP_ARM_NISV_TO_USER)"))
+    vm.enable_cap(&cap).map_err(failed("KVM_ENABLE_CAP (KVM_CAP_ARM_NISV_TO_USER)"))
 }
 
 /// The guest gets an external abort at the access of the last exit.
 fn inject_external_abort(fd: &VcpuFd) -> Result<()> {
     let mut events = kvm_vcpu_events::default();
     events.exception.ext_dabt_pending = 1;
-    fd.set_vcpu_events(&events).map_err(call("KVM_SET_VCPU_EVENTS"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_address_size_is_the_smallest_that_holds_all() {
-        let gib = 1 << 30;
-        for (end, bits) in
-            [(0, 32), (gib, 32), (4 * gib, 32), (4 * gib + 1, 33), (6 * gib, 33), (u64::MAX, 64)]
-        {
-            assert_eq!(ipa_bits(end), bits, "{end:#x}");
-        }
-    }
+    fd.set_vcpu_events(&events).map_err(failed("KVM_SET_VCPU_EVENTS"))
 }

@@ -11,7 +11,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
-use crate::{call, retry_interrupted};
+use crate::{failed, retry_interrupted};
 
 /// EL1 with its own stack pointer, debug exceptions, SErrors, IRQs and FIQs masked.
 const PSTATE_BOOT: u64 = 0x3c5;
@@ -29,7 +29,7 @@ const fn core(offset: usize) -> u64 {
 /// powered off.
 pub(super) fn features(kvm: &Kvm, vm: &VmFd) -> Result<kvm_vcpu_init> {
     let mut init = kvm_vcpu_init::default();
-    vm.get_preferred_target(&mut init).map_err(call("KVM_ARM_PREFERRED_TARGET"))?;
+    vm.get_preferred_target(&mut init).map_err(failed("KVM_ARM_PREFERRED_TARGET"))?;
     init.features[0] |= 1 << KVM_ARM_VCPU_PSCI_0_2 | 1 << KVM_ARM_VCPU_POWER_OFF;
     // KVM takes both or none.
     if kvm.check_extension(Cap::ArmPtrAuthAddress) && kvm.check_extension(Cap::ArmPtrAuthGeneric) {
@@ -40,15 +40,15 @@ pub(super) fn features(kvm: &Kvm, vm: &VmFd) -> Result<kvm_vcpu_init> {
 
 /// Creates a vCPU that is powered off.
 pub(super) fn create(vm: &VmFd, id: u32, init: &kvm_vcpu_init) -> Result<VcpuFd> {
-    let fd = retry_interrupted(|| vm.create_vcpu(id.into())).map_err(call("KVM_CREATE_VCPU"))?;
-    fd.vcpu_init(init).map_err(call("KVM_ARM_VCPU_INIT"))?;
+    let fd = retry_interrupted(|| vm.create_vcpu(id.into())).map_err(failed("KVM_CREATE_VCPU"))?;
+    fd.vcpu_init(init).map_err(failed("KVM_ARM_VCPU_INIT"))?;
     Ok(fd)
 }
 
 /// A vCPU's affinity, as attributes of the interrupt controller have it: Aff3 to Aff0, a byte each.
 pub(super) fn affinity(fd: &VcpuFd) -> Result<u32> {
     let mut mpidr = [0; 8];
-    fd.get_one_reg(MPIDR_EL1, &mut mpidr).map_err(call("KVM_GET_ONE_REG (MPIDR_EL1)"))?;
+    fd.get_one_reg(MPIDR_EL1, &mut mpidr).map_err(failed("KVM_GET_ONE_REG (MPIDR_EL1)"))?;
     let mpidr = u64::from_le_bytes(mpidr);
     Ok(((mpidr >> 8) & 0xff00_0000) as u32 | (mpidr & 0x00ff_ffff) as u32)
 }
@@ -67,11 +67,11 @@ pub(super) fn vcpu(fd: &VcpuFd, boot: &BootState) -> Result<()> {
                 (offset_of!(user_pt_regs, pstate), PSTATE_BOOT),
             ] {
                 fd.set_one_reg(core(offset), &u64::to_le_bytes(value))
-                    .map_err(call("KVM_SET_ONE_REG"))?;
+                    .map_err(failed("KVM_SET_ONE_REG"))?;
             }
             KVM_MP_STATE_RUNNABLE
         }
         BootState::Parked => KVM_MP_STATE_STOPPED,
     };
-    fd.set_mp_state(kvm_mp_state { mp_state }).map_err(call("KVM_SET_MP_STATE"))
+    fd.set_mp_state(kvm_mp_state { mp_state }).map_err(failed("KVM_SET_MP_STATE"))
 }

@@ -12,7 +12,7 @@ use kvm_ioctls::{VcpuFd, reg_size};
 use serde::{Deserialize, Serialize};
 
 use super::gic::GicState;
-use crate::call;
+use crate::failed;
 
 /// Room for the registers that KVM lists: some hundreds without SVE and EL2.
 const MAX_REGISTERS: usize = 500;
@@ -57,14 +57,14 @@ impl VcpuState {
             .map_err(|_| Error::Missing("room for its own registers"))?;
         fd.get_reg_list(&mut list).map_err(|e| match e.errno() {
             libc::E2BIG => Error::Missing("a list of registers that is short enough"),
-            _ => call("KVM_GET_REG_LIST")(e),
+            _ => failed("KVM_GET_REG_LIST")(e),
         })?;
         let mut ids = list.as_slice().to_vec();
         // KVM derives from them which other registers exist. The sort is stable: the others stay in KVM's order.
         ids.sort_by_key(|id| !is_features(*id));
         Ok(Self {
             registers: ids.into_iter().map(|id| Register::read(fd, id)).collect::<Result<_>>()?,
-            mp_state: fd.get_mp_state().map_err(call("KVM_GET_MP_STATE"))?,
+            mp_state: fd.get_mp_state().map_err(failed("KVM_GET_MP_STATE"))?,
             serror: SError::read(fd)?,
         })
     }
@@ -74,7 +74,7 @@ impl VcpuState {
         for register in &self.registers {
             register.write(fd)?;
         }
-        fd.set_mp_state(self.mp_state).map_err(call("KVM_SET_MP_STATE"))?;
+        fd.set_mp_state(self.mp_state).map_err(failed("KVM_SET_MP_STATE"))?;
         self.serror.write(fd)
     }
 }
@@ -88,19 +88,21 @@ fn is_features(id: u64) -> bool {
 impl Register {
     fn read(fd: &VcpuFd, id: u64) -> Result<Self> {
         let mut value = [0; 16];
-        fd.get_one_reg(id, &mut value).map_err(failed("KVM_GET_ONE_REG", id))?;
+        fd.get_one_reg(id, &mut value).map_err(register_failed("KVM_GET_ONE_REG", id))?;
         Ok(Self { id, value })
     }
 
     /// Writes the register. It fails if the host's processor is another than that of the saved VM.
     fn write(&self, fd: &VcpuFd) -> Result<()> {
         let value = self.value.get(..reg_size(self.id)).unwrap_or_default();
-        fd.set_one_reg(self.id, value).map(drop).map_err(failed("KVM_SET_ONE_REG", self.id))
+        fd.set_one_reg(self.id, value)
+            .map(drop)
+            .map_err(register_failed("KVM_SET_ONE_REG", self.id))
     }
 }
 
 /// The error of a call for a register.
-fn failed(call: &'static str, id: u64) -> impl FnOnce(kvm_ioctls::Error) -> Error {
+fn register_failed(call: &'static str, id: u64) -> impl FnOnce(kvm_ioctls::Error) -> Error {
     move |e| {
         let error = std::io::Error::from_raw_os_error(e.errno());
         let source = std::io::Error::new(error.kind(), format!("register {id:#x}: {error}"));
@@ -110,7 +112,7 @@ fn failed(call: &'static str, id: u64) -> impl FnOnce(kvm_ioctls::Error) -> Erro
 
 impl SError {
     fn read(fd: &VcpuFd) -> Result<Self> {
-        let exception = fd.get_vcpu_events().map_err(call("KVM_GET_VCPU_EVENTS"))?.exception;
+        let exception = fd.get_vcpu_events().map_err(failed("KVM_GET_VCPU_EVENTS"))?.exception;
         let syndrome = (exception.serror_has_esr != 0).then_some(exception.serror_esr);
         Ok(Self { pending: exception.serror_pending != 0, syndrome })
     }
@@ -120,7 +122,7 @@ impl SError {
         events.exception.serror_pending = self.pending.into();
         events.exception.serror_has_esr = self.syndrome.is_some().into();
         events.exception.serror_esr = self.syndrome.unwrap_or_default();
-        fd.set_vcpu_events(&events).map_err(call("KVM_SET_VCPU_EVENTS"))
+        fd.set_vcpu_events(&events).map_err(failed("KVM_SET_VCPU_EVENTS"))
     }
 }
 

@@ -6,7 +6,7 @@ use boxlite_hv::Result;
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 
-use crate::call;
+use crate::failed;
 
 /// Leaf 1 ECX: the TSC deadline mode of the local APIC timer.
 const TSC_DEADLINE: u32 = 1 << 24;
@@ -52,8 +52,9 @@ impl Shape {
 
 /// The CPUID table of a vCPU.
 pub(super) fn table(kvm: &Kvm, shape: Shape) -> Result<CpuId> {
-    let mut cpuid =
-        kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(call("KVM_GET_SUPPORTED_CPUID"))?;
+    let mut cpuid = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
     let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
     for entry in cpuid.as_mut_slice() {
         describe(entry, shape, deadline);

@@ -14,7 +14,7 @@ use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 use self::cpuid::Shape;
 pub use self::state::{VcpuState, VmState};
-use crate::{call, retry_interrupted};
+use crate::{failed, retry_interrupted};
 
 /// Pages for Intel VMX's real-mode task state segment (three) and identity page table (one), which guest memory
 /// must not overlap. Below the I/O APIC, at the end of the 32-bit gap.
@@ -51,20 +51,20 @@ impl Platform {
             disable_pmu(fd)?;
         }
         fd.set_identity_map_address(IDENTITY_MAP_ADDRESS)
-            .map_err(call("KVM_SET_IDENTITY_MAP_ADDR"))?;
-        fd.set_tss_address(TSS_ADDRESS).map_err(call("KVM_SET_TSS_ADDR"))?;
-        fd.create_irq_chip().map_err(call("KVM_CREATE_IRQCHIP"))?;
+            .map_err(failed("KVM_SET_IDENTITY_MAP_ADDR"))?;
+        fd.set_tss_address(TSS_ADDRESS).map_err(failed("KVM_SET_TSS_ADDR"))?;
+        fd.create_irq_chip().map_err(failed("KVM_CREATE_IRQCHIP"))?;
         // The timer for guests without the TSC deadline timer. KVM handles the speaker port, which some guests use
         // for calibration.
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-        fd.create_pit2(pit).map_err(call("KVM_CREATE_PIT2"))?;
+        fd.create_pit2(pit).map_err(failed("KVM_CREATE_PIT2"))?;
         Ok(Self { kvm, vcpus: config.vcpus, nested: config.nested })
     }
 
     /// Creates a vCPU in the state it boots from.
     pub(crate) fn vcpu(&self, vm: &VmFd, id: u32, boot: &BootState) -> Result<VcpuFd> {
         let fd =
-            retry_interrupted(|| vm.create_vcpu(id.into())).map_err(call("KVM_CREATE_VCPU"))?;
+            retry_interrupted(|| vm.create_vcpu(id.into())).map_err(failed("KVM_CREATE_VCPU"))?;
         let shape = Shape { id, vcpus: self.vcpus, nested: self.nested };
         setup::vcpu(&self.kvm, &fd, shape, boot)?;
         Ok(fd)
@@ -108,7 +108,7 @@ impl Platform {
 
     /// The state of a vCPU that has no exit to complete.
     pub(crate) fn save_vcpu(&self, fd: &VcpuFd) -> Result<VcpuState> {
-        let msrs = self.kvm.get_msr_index_list().map_err(call("KVM_GET_MSR_INDEX_LIST"))?;
+        let msrs = self.kvm.get_msr_index_list().map_err(failed("KVM_GET_MSR_INDEX_LIST"))?;
         VcpuState::save(fd, msrs.as_slice())
     }
 
@@ -126,7 +126,7 @@ fn disable_pmu(fd: &VmFd) -> Result<()> {
     }
     let mut cap = kvm_enable_cap { cap: KVM_CAP_PMU_CAPABILITY, ..Default::default() };
     cap.args[0] = KVM_PMU_CAP_DISABLE.into();
-    fd.enable_cap(&cap).map_err(call("KVM_ENABLE_CAP (KVM_CAP_PMU_CAPABILITY)"))
+    fd.enable_cap(&cap).map_err(failed("KVM_ENABLE_CAP (KVM_CAP_PMU_CAPABILITY)"))
 }
 
 /// Describes a KVM_EXIT_INTERNAL_ERROR, for people.

@@ -8,7 +8,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Kvm, VcpuFd};
 
 use super::cpuid::{self, Shape};
-use crate::call;
+use crate::failed;
 
 const MSR_IA32_MISC_ENABLE: u32 = 0x1a0;
 const MISC_ENABLE_FAST_STRING: u64 = 1;
@@ -33,26 +33,26 @@ const DELIVERY_EXTINT: u32 = 0x700;
 
 /// Puts a new vCPU into the state it boots from.
 pub(super) fn vcpu(kvm: &Kvm, fd: &VcpuFd, shape: Shape, boot: &BootState) -> Result<()> {
-    fd.set_cpuid2(&cpuid::table(kvm, shape)?).map_err(call("KVM_SET_CPUID2"))?;
+    fd.set_cpuid2(&cpuid::table(kvm, shape)?).map_err(failed("KVM_SET_CPUID2"))?;
     msrs(fd)?;
     local_interrupts(fd)?;
     match *boot {
         BootState::Start { entry, argument, page_table } => {
             long_mode(fd, page_table)?;
             let fpu = kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() };
-            fd.set_fpu(&fpu).map_err(call("KVM_SET_FPU"))?;
+            fd.set_fpu(&fpu).map_err(failed("KVM_SET_FPU"))?;
             let regs = kvm_regs {
                 rip: entry,
                 rsi: argument,
                 rflags: RFLAGS_RESERVED,
                 ..Default::default()
             };
-            fd.set_regs(&regs).map_err(call("KVM_SET_REGS"))
+            fd.set_regs(&regs).map_err(failed("KVM_SET_REGS"))
         }
         // KVM parks every vCPU but 0 by itself.
         BootState::Parked => fd
             .set_mp_state(kvm_mp_state { mp_state: KVM_MP_STATE_UNINITIALIZED })
-            .map_err(call("KVM_SET_MP_STATE")),
+            .map_err(failed("KVM_SET_MP_STATE")),
     }
 }
 
@@ -64,7 +64,7 @@ fn msrs(fd: &VcpuFd) -> Result<()> {
         entry(MSR_MTRR_DEF_TYPE, MTRR_ENABLE | MTRR_WRITE_BACK),
     ])
     .map_err(|_| Error::Missing("room for two MSRs"))?;
-    fd.set_msrs(&msrs).map_err(call("KVM_SET_MSRS"))?;
+    fd.set_msrs(&msrs).map_err(failed("KVM_SET_MSRS"))?;
     Ok(())
 }
 
@@ -86,7 +86,7 @@ fn long_mode(fd: &VcpuFd, page_table: u64) -> Result<()> {
         ..Default::default()
     };
     let data = flat(BOOT_DS, 0x3, false);
-    let mut sregs = fd.get_sregs().map_err(call("KVM_GET_SREGS"))?;
+    let mut sregs = fd.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
     sregs.cs = flat(BOOT_CS, 0xb, true);
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
     sregs.tr = kvm_segment { type_: 0xb, present: 1, limit: 0xffff, ..Default::default() };
@@ -94,15 +94,15 @@ fn long_mode(fd: &VcpuFd, page_table: u64) -> Result<()> {
     sregs.cr4 = CR4_PAE;
     sregs.cr0 = CR0_PE | CR0_ET | CR0_PG;
     sregs.efer = EFER_LME | EFER_LMA;
-    fd.set_sregs(&sregs).map_err(call("KVM_SET_SREGS"))
+    fd.set_sregs(&sregs).map_err(failed("KVM_SET_SREGS"))
 }
 
 /// LINT0 takes the legacy interrupt controller, LINT1 non-maskable interrupts, as firmware sets them.
 fn local_interrupts(fd: &VcpuFd) -> Result<()> {
-    let mut lapic = fd.get_lapic().map_err(call("KVM_GET_LAPIC"))?;
+    let mut lapic = fd.get_lapic().map_err(failed("KVM_GET_LAPIC"))?;
     set_delivery(&mut lapic, APIC_LVT0, DELIVERY_EXTINT);
     set_delivery(&mut lapic, APIC_LVT1, DELIVERY_NMI);
-    fd.set_lapic(&lapic).map_err(call("KVM_SET_LAPIC"))
+    fd.set_lapic(&lapic).map_err(failed("KVM_SET_LAPIC"))
 }
 
 fn set_delivery(lapic: &mut kvm_lapic_state, register: usize, mode: u32) {

@@ -16,7 +16,7 @@ use crate::cross::{Target, Toolchain};
 /// The launcher's executable and package.
 const LAUNCHER: &str = "boxlite-vmm";
 /// The profile of programs for another architecture.
-const CROSS_PROFILE: &str = "cross";
+pub(crate) const CROSS_PROFILE: &str = "cross";
 
 /// How many lines of what a failed program printed are shown.
 const ERROR_LINES: usize = 20;

@@ -4,15 +4,14 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use boxlite_kernel::Arch;
 use boxlite_kernel_builder::PageSize;
 
+use crate::check::nextest::{Elsewhere, Run};
 use crate::check::report::Outcome;
 use crate::check::suites::E2E_PACKAGE;
-use crate::check::{libtest, nextest};
 use crate::image::{self, Kind, busybox};
 use crate::softhost::{self, Prepared};
 use crate::{build, ui};
@@ -31,9 +30,6 @@ const SHORT: [&str; 4] = [
     "network::published_ports_are_open_while_the_box_runs",
 ];
 
-/// Timeout for the backend's tests, which take seconds, in seconds.
-const CONFORMANCE_LIMIT: &str = "1200";
-
 /// How many of the end-to-end tests run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Extent {
@@ -43,38 +39,16 @@ pub(super) enum Extent {
     All,
 }
 
-/// The backend's tests, run by the software host's kernel, which has virtualization: a test is skipped
+/// The backends' tests, run by the software host's kernel, which has virtualization: a test is skipped
 /// only for a fault of that kernel.
 pub(super) fn conformance(arch: Arch, pages: PageSize) -> Result<Outcome> {
-    let Prepared { launcher, variables } = softhost::prepare(arch, pages)?;
-    let home = softhost::home(arch, pages);
-    let mut outcome = Outcome::default();
-    for (name, program) in build::test_programs(BACKEND, arch)? {
-        println!("{name}, in the software host of {arch}");
-        let output = Command::new("timeout")
-            .arg(CONFORMANCE_LIMIT)
-            .arg(&launcher)
-            .envs(variables.iter().map(|(name, value)| (name, value)))
-            .env("BOXLITE_HOME", &home)
-            .args(["softhost", "--"])
-            .arg(program)
-            .args(["--show-output", "--test-threads=1"])
-            .stdin(Stdio::null())
-            .stderr(Stdio::inherit())
-            .output()
-            .with_context(|| format!("cannot run {}", launcher.display()))?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        print!("{text}");
-        let (result, skipped) = libtest::judge(output.status, &text);
-        outcome.add(result);
-        if let Some(reason) = skipped.iter().find(|reason| !reason.starts_with(FAULT_OF_KVM)) {
-            bail!("a test was skipped in the software host of {arch}: {reason}");
-        }
-    }
-    if outcome.passed == 0 {
-        bail!("the tests of {BACKEND} have no test that passed");
-    }
-    Ok(outcome)
+    let Prepared { launcher, mut variables } = softhost::prepare(arch, pages)?;
+    variables.push(("BOXLITE_HOME", softhost::home(arch, pages)));
+    let launcher = launcher.to_str().context("the path of the launcher is not UTF-8")?;
+    let runner = [launcher, "softhost", "--"].map(str::to_owned).to_vec();
+    let elsewhere = Some(Elsewhere { arch, runner });
+    let arguments = &["--package", BACKEND, "--lib"];
+    Run { arguments, variables: &variables, elsewhere }.outcome_unless_skipped(FAULT_OF_KVM)
 }
 
 /// End-to-end tests with boxes of the architecture, started by this machine's launcher.
@@ -95,7 +69,8 @@ pub(super) fn boxes(arch: Arch, pages: PageSize, extent: Extent) -> Result<Outco
         ("BOXLITE_TEST_LAUNCHER", launcher),
         ("BOXLITE_TEST_IMAGES", images),
     ]);
-    nextest::run(&arguments, &variables)
+    let (arguments, variables) = (&arguments, &variables);
+    Run { arguments, variables, ..Run::default() }.outcome()
 }
 
 /// A folder with programs of the architecture: commands in `bin`, and the end-to-end tests, some of

@@ -8,7 +8,6 @@ mod foreign;
 mod house;
 mod junit;
 mod lengths;
-mod libtest;
 mod nextest;
 mod platform;
 mod report;

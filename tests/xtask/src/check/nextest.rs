@@ -7,14 +7,16 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::process::{Command, ExitStatus};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use boxlite_kernel::Arch;
 
 use crate::build;
 use crate::check::junit::Tests;
 use crate::check::report::{Outcome, passes};
 use crate::check::tool::{Origin, Tool};
+use crate::cross::{Target, Toolchain};
 
 /// In CI it is built once: its own speed does not matter.
 const NEXTEST: Tool = Tool {
@@ -37,36 +39,92 @@ const PROFILE: &str = "ci";
 /// Where that profile has its report, in the repository.
 const REPORT: &str = "target/nextest/ci/junit.xml";
 
-/// Runs the tests that `cargo test` would run with these arguments, documentation's excepted, in an
-/// environment with these variables.
-pub(super) fn run(arguments: &[&str], variables: &[(&str, PathBuf)]) -> Result<Outcome> {
-    let program = NEXTEST.program().unwrap_or_else(|error| {
-        eprintln!("cargo-nextest cannot be installed: {error:#}");
-        None
-    });
-    let Some(program) = program else {
-        return run_without(arguments, variables);
-    };
-    let report = build::root().join(REPORT);
-    // A run that does not come to an end writes none.
-    remove(&report)?;
-    let status = build::at_root(program)
-        .args(["nextest", "run", "--profile", PROFILE])
-        .args(arguments)
-        .envs(variables.iter().map(|(name, value)| (name, value)))
-        .status()
-        .context("cannot run cargo-nextest")?;
-    let tests = match fs::read_to_string(&report) {
-        Ok(xml) => Tests::read(&xml)?,
-        Err(error) if error.kind() == ErrorKind::NotFound => Tests::default(),
-        Err(error) => {
-            return Err(error).with_context(|| format!("cannot read {}", report.display()));
-        }
-    };
-    for (test, reason) in &tests.skipped {
-        println!("skipped {test}: {reason}");
+/// The tests to run.
+#[derive(Default)]
+pub(super) struct Run<'a> {
+    /// Which, in arguments that `cargo test` understands, too. Those of the documentation are never run.
+    pub(super) arguments: &'a [&'a str],
+    /// Their environment.
+    pub(super) variables: &'a [(&'static str, PathBuf)],
+    /// Where they run, if it is not this machine.
+    pub(super) elsewhere: Option<Elsewhere>,
+}
+
+/// Another machine, of another architecture perhaps.
+pub(super) struct Elsewhere {
+    pub(super) arch: Arch,
+    /// The command that runs there what is appended to it.
+    pub(super) runner: Vec<String>,
+}
+
+impl Run<'_> {
+    /// Runs the tests, and prints which were skipped.
+    pub(super) fn outcome(&self) -> Result<Outcome> {
+        Ok(self.run()?.0)
     }
-    Ok(judge(status, &tests))
+
+    /// Runs the tests. All count as passed or failed, because that machine has what they need, except those skipped for a
+    /// reason that begins with `excuse`.
+    pub(super) fn outcome_unless_skipped(&self, excuse: &str) -> Result<Outcome> {
+        let (outcome, tests) = self.run()?;
+        match tests.skipped.iter().find(|(_, reason)| !reason.starts_with(excuse)) {
+            Some((test, reason)) => bail!("{test} was skipped: {reason}"),
+            None => Ok(outcome),
+        }
+    }
+
+    fn run(&self) -> Result<(Outcome, Tests)> {
+        let program = NEXTEST.program().unwrap_or_else(|error| {
+            eprintln!("cargo-nextest cannot be installed: {error:#}");
+            None
+        });
+        let Some(program) = program else {
+            return Ok((self.run_without()?, Tests::default()));
+        };
+        let report = build::root().join(REPORT);
+        // A run that does not come to an end writes none.
+        remove(&report)?;
+        let mut nextest = build::at_root(program);
+        nextest.args(["nextest", "run", "--profile", PROFILE]);
+        self.configure(&mut nextest, "--cargo-profile")?;
+        let status = nextest.status().context("cannot run cargo-nextest")?;
+        let tests = match fs::read_to_string(&report) {
+            Ok(xml) => Tests::read(&xml)?,
+            Err(error) if error.kind() == ErrorKind::NotFound => Tests::default(),
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot read {}", report.display()));
+            }
+        };
+        for (test, reason) in &tests.skipped {
+            println!("skipped {test}: {reason}");
+        }
+        Ok((judge(status, &tests), tests))
+    }
+
+    fn run_without(&self) -> Result<Outcome> {
+        let reason = format!("by cargo test, as one; to count them: {}", NEXTEST.remedy());
+        println!("{reason}");
+        // `--tests`: those of the documentation are a check of their own.
+        let mut cargo = build::cargo();
+        cargo.args(["test", "--tests", "--no-fail-fast"]);
+        self.configure(&mut cargo, "--profile")?;
+        Ok(Outcome { reason: Some(reason), ..passes(&mut cargo)? })
+    }
+
+    /// Tells cargo what to test, and how to compile and run it for another machine; `profile` is the option for a profile
+    /// of cargo.
+    fn configure(&self, cargo: &mut Command, profile: &str) -> Result<()> {
+        if let Some(Elsewhere { arch, runner }) = &self.elsewhere {
+            let target = Target::Linux(*arch);
+            Toolchain::find(target)?.configure(cargo, &[]);
+            // A list of strings is the same in JSON and TOML.
+            let runner = serde_json::to_string(runner)?;
+            cargo.args(["--config", &format!("target.{}.runner={runner}", target.triple())]);
+            cargo.args([profile, build::CROSS_PROFILE]);
+        }
+        cargo.args(self.arguments).envs(self.variables.iter().map(|(name, value)| (name, value)));
+        Ok(())
+    }
 }
 
 /// What came of a run with this status and report. Only both together say that it passed.
@@ -81,16 +139,6 @@ fn judge(status: ExitStatus, tests: &Tests) -> Outcome {
         outcome.reason = Some("cargo nextest reported no test".to_owned());
     }
     outcome
-}
-
-fn run_without(arguments: &[&str], variables: &[(&str, PathBuf)]) -> Result<Outcome> {
-    let reason = format!("by cargo test, as one; to count them: {}", NEXTEST.remedy());
-    println!("{reason}");
-    // `--tests`: those of the documentation are a check of their own.
-    let mut cargo = build::cargo();
-    cargo.args(["test", "--tests", "--no-fail-fast"]).args(arguments);
-    cargo.envs(variables.iter().map(|(name, value)| (name, value)));
-    Ok(Outcome { reason: Some(reason), ..passes(&mut cargo)? })
 }
 
 fn remove(path: &Path) -> Result<()> {

@@ -4,7 +4,7 @@ use anyhow::Result;
 use boxlite_kernel::Arch;
 use boxlite_kernel_builder::PageSize;
 
-use crate::check::nextest;
+use crate::check::nextest::Run;
 use crate::check::report::{Outcome, passes};
 use crate::image::Kind;
 use crate::softhost::{self, Prepared};
@@ -57,7 +57,7 @@ pub(super) fn unit() -> Result<Outcome> {
     if let Err(error) = apt::ensure(&COUNTERPARTS) {
         eprintln!("some tests will be skipped: {error:#}");
     }
-    nextest::run(&["--workspace", "--exclude", E2E_PACKAGE], &[])
+    Run { arguments: &["--workspace", "--exclude", E2E_PACKAGE], ..Run::default() }.outcome()
 }
 
 /// The examples in the documentation, which nextest cannot run.
@@ -76,5 +76,6 @@ pub(super) fn e2e() -> Result<Outcome> {
     image::make_at(Kind::Busybox, Arch::HOST, &images.join("busybox"))?;
     image::make_at(Kind::Debian, Arch::HOST, &images.join("debian"))?;
     variables.extend([("BOXLITE_TEST_LAUNCHER", launcher), ("BOXLITE_TEST_IMAGES", images)]);
-    nextest::run(&["--package", E2E_PACKAGE], &variables)
+    let (arguments, variables) = (&["--package", E2E_PACKAGE], &variables);
+    Run { arguments, variables, ..Run::default() }.outcome()
 }

@@ -1,8 +1,6 @@
 use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
-use boxlite_hv::Doorbell;
-
 use super::*;
 
 /// Reports every ring of its doorbell.
@@ -29,9 +27,12 @@ struct Broken(Sender<u32>);
 
 impl Handler for Broken {
     fn start(&mut self, watch: &mut Watch<'_>) -> io::Result<()> {
-        let file = tempfile::tempfile()?;
-        // Regular files cannot be polled.
-        watch.add(&file, 0, Interest::Read)
+        let doorbell = Doorbell::new()?;
+        watch.add(&doorbell, 0, Interest::Read)?;
+        // It is watched already.
+        let twice = watch.add(&doorbell, 1, Interest::Read);
+        watch.remove(&doorbell)?;
+        twice
     }
 
     fn ready(&mut self, _event: Event, _watch: &mut Watch<'_>) {}
@@ -152,4 +153,115 @@ fn a_paused_descriptor_does_not_spin() {
     assert!(seen.recv_timeout(Duration::from_millis(50)).is_err());
     handle.stop();
     thread.join().unwrap().unwrap();
+}
+
+#[test]
+fn a_descriptor_is_reported_while_it_stays_ready() {
+    /// Takes one byte of a stream at a time.
+    struct Sip(std::os::unix::net::UnixStream, Sender<u8>);
+    impl Handler for Sip {
+        fn start(&mut self, watch: &mut Watch<'_>) -> io::Result<()> {
+            watch.add(&self.0, 0, Interest::Read)
+        }
+        fn ready(&mut self, event: Event, watch: &mut Watch<'_>) {
+            assert!(event.readable);
+            let mut byte = [0];
+            match io::Read::read(&mut self.0, &mut byte).unwrap() {
+                0 => watch.remove(&self.0).unwrap(),
+                _ => self.1.send(byte[0]).unwrap(),
+            }
+        }
+    }
+    let mut event_loop = EventLoop::new().unwrap();
+    let handle = event_loop.handle();
+    let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let (bytes, read) = channel();
+    event_loop.add(Sip(ours, bytes)).unwrap();
+    io::Write::write_all(&mut theirs, &[1, 2, 3]).unwrap();
+    drop(theirs);
+    let thread = thread::spawn(move || event_loop.run());
+    for byte in [1, 2, 3] {
+        assert_eq!(read.recv_timeout(SOON), Ok(byte));
+    }
+    handle.stop();
+    thread.join().unwrap().unwrap();
+}
+
+#[test]
+fn an_event_of_a_removed_descriptor_is_dropped() {
+    /// Two doorbells, of which the first event removes the other.
+    struct Pair([Doorbell; 2], Sender<u32>);
+    impl Handler for Pair {
+        fn start(&mut self, watch: &mut Watch<'_>) -> io::Result<()> {
+            watch.add(&self.0[0], 0, Interest::Read)?;
+            watch.add(&self.0[1], 1, Interest::Read)
+        }
+        fn ready(&mut self, event: Event, watch: &mut Watch<'_>) {
+            self.0[event.token as usize].clear().unwrap();
+            watch.remove(&self.0[1 - event.token as usize]).unwrap();
+            self.1.send(event.token).unwrap();
+        }
+    }
+    let mut event_loop = EventLoop::new().unwrap();
+    let handle = event_loop.handle();
+    let bells = [Doorbell::new().unwrap(), Doorbell::new().unwrap()];
+    bells.iter().for_each(|bell| bell.ring().unwrap());
+    let (events, seen) = channel();
+    event_loop.add(Pair(bells, events)).unwrap();
+    let thread = thread::spawn(move || event_loop.run());
+    seen.recv_timeout(SOON).unwrap();
+    // The loop answers after the events that it had taken.
+    assert!(handle.add(Broken(channel().0)).is_err());
+    assert!(seen.try_recv().is_err());
+    handle.stop();
+    thread.join().unwrap().unwrap();
+}
+
+#[test]
+fn an_alarm_rings_once_and_goes_with_its_handler() {
+    /// Sets its alarm again until it has rung three times.
+    struct Clock(Sender<(u32, Instant)>, u32);
+    impl Handler for Clock {
+        fn start(&mut self, watch: &mut Watch<'_>) -> io::Result<()> {
+            watch.set_alarm(Instant::now() + Duration::from_secs(3600), 9);
+            watch.set_alarm(Instant::now() + Duration::from_millis(2), self.1);
+            Ok(())
+        }
+        fn ready(&mut self, event: Event, watch: &mut Watch<'_>) {
+            assert!(event.readable && event.token == self.1);
+            self.0.send((event.token, Instant::now())).unwrap();
+            self.1 += 1;
+            if self.1 < 3 {
+                watch.set_alarm(Instant::now(), self.1);
+            }
+        }
+    }
+    let event_loop = EventLoop::new().unwrap();
+    let handle = event_loop.handle();
+    let thread = thread::spawn(move || event_loop.run());
+    let (rings, rung) = channel();
+    let start = Instant::now();
+    let clock = handle.add(Clock(rings.clone(), 0)).unwrap();
+    for expected in 0..3 {
+        let (token, at) = rung.recv_timeout(SOON).unwrap();
+        assert!(token == expected && at >= start + Duration::from_millis(2));
+    }
+    let mut clock = clock.remove().unwrap();
+    assert!(rung.try_recv().is_err());
+    clock.1 = 0;
+    // Removed before its alarm rings, which would be in an hour.
+    struct Late(Clock);
+    impl Handler for Late {
+        fn start(&mut self, watch: &mut Watch<'_>) -> io::Result<()> {
+            watch.set_alarm(Instant::now() + Duration::from_secs(3600), 0);
+            Ok(())
+        }
+        fn ready(&mut self, event: Event, watch: &mut Watch<'_>) {
+            self.0.ready(event, watch);
+        }
+    }
+    handle.add(Late(clock)).unwrap().remove().unwrap();
+    handle.stop();
+    thread.join().unwrap().unwrap();
+    assert!(rung.try_recv().is_err());
 }

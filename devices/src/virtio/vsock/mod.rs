@@ -71,7 +71,7 @@ const QUEUE_SIZES: [u16; 3] = [256, 256, 16];
 type Token = u32;
 
 const DOORBELL: Token = 0;
-const TIMER: Token = 1;
+const ALARM: Token = 1;
 const INBOX: Token = 2;
 const LISTENER: Token = 3;
 /// The lowest token of clients and connections.
@@ -160,7 +160,7 @@ impl Vsock {
             line_timeout: self.timeouts.line,
             shared: Arc::clone(&self.shared),
             listener: self.listener.clone(),
-        })?;
+        });
         self.event_loop.add(worker)
     }
 }

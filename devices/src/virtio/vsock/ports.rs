@@ -5,7 +5,9 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use rustix::net::SocketAddrUnix;
+
+use super::sys;
 
 /// Connects the guest to servers of the host's ports.
 pub trait HostPorts: Send + Sync + 'static {
@@ -43,16 +45,8 @@ impl SocketPorts {
 }
 
 impl HostPorts for SocketPorts {
-    /// Fails with `WouldBlock` if the server's backlog of connections is full.
+    /// Fails if the server's backlog of connections is full, and never waits for room in it.
     fn connect(&self, port: u32) -> io::Result<UnixStream> {
-        let address = SocketAddrUnix::new(self.path(port))?;
-        let socket = socket_with(
-            AddressFamily::UNIX,
-            SocketType::STREAM,
-            SocketFlags::NONBLOCK | SocketFlags::CLOEXEC,
-            None,
-        )?;
-        connect(&socket, &address)?;
-        Ok(socket.into())
+        sys::connect_to(&SocketAddrUnix::new(self.path(port))?)
     }
 }

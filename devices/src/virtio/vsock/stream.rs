@@ -5,7 +5,7 @@ use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
-use rustix::net::{SendFlags, send};
+use rustix::net::send;
 use vm_memory::{VolatileSlice, WriteVolatile};
 
 use super::sys;
@@ -41,6 +41,7 @@ pub(super) enum Received {
 
 impl HostStream {
     pub(super) fn new(stream: UnixStream) -> Self {
+        sys::prepare(&stream);
         Self {
             stream,
             backlog: Backlog::default(),
@@ -125,13 +126,7 @@ impl HostStream {
     pub(super) fn flush(&mut self) -> usize {
         let mut taken = 0;
         while self.has_backlog() {
-            match send(
-                &self.stream,
-                self.backlog.bytes(),
-                SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
-            )
-            .map_err(io::Error::from)
-            {
+            match send(&self.stream, self.backlog.bytes(), sys::SEND).map_err(io::Error::from) {
                 Ok(sent) => {
                     self.backlog.consume(sent);
                     taken += sent;
@@ -147,7 +142,7 @@ impl HostStream {
     /// Sends the peer a line from the device, before any byte from the guest. If the stream has no room
     /// for the line, its write half is closed.
     pub(super) fn send_line(&mut self, line: &str) {
-        let sent = send(&self.stream, line.as_bytes(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+        let sent = send(&self.stream, line.as_bytes(), sys::SEND);
         self.write_closed |= sent != Ok(line.len());
     }
 

@@ -1,4 +1,5 @@
-//! Socket calls that read and write guest memory in place.
+//! Socket calls that read and write guest memory in place, and what the operating systems do differently about
+//! sockets.
 //!
 //! The standard library's vectored I/O takes Rust slices, and guest memory must not be one: the
 //! guest may change it at any time.
@@ -6,8 +7,54 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 
+use rustix::net::{SendFlags, SocketAddrUnix, connect};
 use vm_memory::VolatileSlice;
+
+/// Sends what a socket has room for, without SIGPIPE. macOS has no such flag: see [`prepare`].
+#[cfg(target_os = "linux")]
+pub(super) const SEND: SendFlags = SendFlags::DONTWAIT.union(SendFlags::NOSIGNAL);
+/// Sends what a socket has room for.
+#[cfg(not(target_os = "linux"))]
+pub(super) const SEND: SendFlags = SendFlags::DONTWAIT;
+
+/// Makes a stream ready for [`send`]: where no flag of a call does, writes to a closed peer must not raise SIGPIPE.
+#[cfg(target_os = "linux")]
+pub(super) const fn prepare(_stream: &UnixStream) {}
+
+/// Makes a stream ready for [`send`]: where no flag of a call does, writes to a closed peer must not raise SIGPIPE.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn prepare(stream: &UnixStream) {
+    // macOS refuses this for a stream whose peer has closed. The runtime of Rust's standard library ignores SIGPIPE
+    // for the whole process; this is for programs that want the signal.
+    let _ = rustix::net::sockopt::set_socket_nosigpipe(stream, true);
+}
+
+/// A stream that is connected to a socket in the file system. Never blocks: it fails if the server's backlog of
+/// connections is full.
+#[cfg(target_os = "linux")]
+pub(super) fn connect_to(address: &SocketAddrUnix) -> io::Result<UnixStream> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&socket, address)?;
+    Ok(socket.into())
+}
+
+/// A stream that is connected to a socket in the file system. Never blocks: it fails if the server's backlog of
+/// connections is full.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn connect_to(address: &SocketAddrUnix) -> io::Result<UnixStream> {
+    use rustix::io::{FdFlags, fcntl_setfd};
+    use rustix::net::{AddressFamily, SocketType, socket};
+    // There is a moment in which another thread's `fork` and `exec` inherit the socket; this process starts none.
+    let socket = UnixStream::from(socket(AddressFamily::UNIX, SocketType::STREAM, None)?);
+    fcntl_setfd(&socket, FdFlags::CLOEXEC)?;
+    socket.set_nonblocking(true)?;
+    connect(&socket, address)?;
+    Ok(socket)
+}
 
 /// The most pieces of a call (`UIO_MAXIOV`).
 const MAX_PIECES: usize = 1024;
@@ -22,9 +69,7 @@ pub(super) fn send<'m>(
     let message = message(&mut pieces);
     // SAFETY: `message` points to `pieces`, which point into guest memory: `'m` keeps that mapped
     // during the call, and the kernel only reads it.
-    checked(|| unsafe {
-        libc::sendmsg(socket.as_raw_fd(), &message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
-    })
+    checked(|| unsafe { libc::sendmsg(socket.as_raw_fd(), &message, SEND.bits() as libc::c_int) })
 }
 
 /// Receives the bytes that the socket holds, as many as fit into `pieces`. Returns their number, 0 at

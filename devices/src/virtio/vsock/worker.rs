@@ -2,16 +2,11 @@
 //! queue, admits clients, and enforces timeouts.
 
 use std::io::{self, ErrorKind};
-use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use boxlite_hv::Doorbell;
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
-    timerfd_settime,
-};
 use virtio_queue::Queue;
 
 use super::clients::{Clients, Outcome};
@@ -20,7 +15,7 @@ use super::handle::Shared;
 use super::mux::{Mux, Sent};
 use super::packet::TxPacket;
 use super::rx::RxQueue;
-use super::{DOORBELL, INBOX, LISTENER, TIMER, Token};
+use super::{ALARM, DOORBELL, INBOX, LISTENER, Token};
 use crate::virtio::chain::Chain;
 use crate::virtio::queue::{Notifier, Virtqueue};
 use crate::{Event, GuestMemory, Handler, Interest, Watch};
@@ -49,8 +44,7 @@ pub(super) struct Worker {
     clients: Clients,
     deadlines: Deadlines,
     line_timeout: Duration,
-    timer: OwnedFd,
-    /// When the timer expires.
+    /// When the alarm rings.
     alarm: Option<Instant>,
     /// A transport reset event is due.
     reset_due: bool,
@@ -73,9 +67,9 @@ pub(super) struct Parts {
 }
 
 impl Worker {
-    pub(super) fn new(parts: Parts) -> io::Result<Self> {
+    pub(super) fn new(parts: Parts) -> Self {
         let [rx, tx, events] = parts.queues;
-        Ok(Self {
+        Self {
             memory: parts.memory,
             rx: RxQueue(Virtqueue::new("rx", rx, parts.features)),
             tx: Virtqueue::new("tx", tx, parts.features),
@@ -89,13 +83,9 @@ impl Worker {
             clients: Clients::default(),
             deadlines: Deadlines::default(),
             line_timeout: parts.line_timeout,
-            timer: timerfd_create(
-                TimerfdClockId::Monotonic,
-                TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC,
-            )?,
             alarm: None,
             reset_due: false,
-        })
+        }
     }
 
     /// Closes all streams, and returns the queues.
@@ -236,7 +226,6 @@ impl Worker {
 
     /// Disconnects clients and aborts connections whose deadline has passed.
     fn expire(&mut self, watch: &mut Watch<'_>) {
-        let _ = rustix::io::read(&self.timer, &mut [0u8; 8]);
         self.alarm = None;
         let now = Instant::now();
         self.mux.expire(now);
@@ -251,25 +240,13 @@ impl Worker {
         self.admit(watch);
     }
 
-    /// Sets the timer to the next deadline. A deadline that is cleared later costs one wake-up.
-    fn set_timer(&mut self) {
+    /// Sets the alarm to the next deadline. A deadline that is cleared later costs one wake-up.
+    fn set_alarm(&mut self, watch: &mut Watch<'_>) {
         let next = [self.deadlines.next(), self.mux.next_deadline()].into_iter().flatten().min();
         let Some(next) = next else { return };
-        if self.alarm.is_some_and(|alarm| alarm <= next) {
-            return;
-        }
-        // Zero would disarm the timer.
-        let wait = next.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-        let spec = Itimerspec {
-            it_interval: Timespec { tv_sec: 0, tv_nsec: 0 },
-            it_value: Timespec {
-                tv_sec: i64::try_from(wait.as_secs()).unwrap_or(i64::MAX),
-                tv_nsec: wait.subsec_nanos().into(),
-            },
-        };
-        match timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &spec) {
-            Ok(_) => self.alarm = Some(next),
-            Err(e) => self.mux.warn(format_args!("cannot set a timer: {e}")),
+        if self.alarm.is_none_or(|alarm| next < alarm) {
+            watch.set_alarm(next, ALARM);
+            self.alarm = Some(next);
         }
     }
 
@@ -287,7 +264,6 @@ impl Worker {
 impl Handler for Worker {
     fn start(&mut self, watch: &mut Watch<'_>) -> io::Result<()> {
         watch.add(&self.doorbell, DOORBELL, Interest::Read)?;
-        watch.add(&self.timer, TIMER, Interest::Read)?;
         watch.add(self.shared.bell(), INBOX, Interest::Read)?;
         if let Some(listener) = &self.listener {
             watch.add(listener, LISTENER, self.listening)?;
@@ -296,7 +272,7 @@ impl Handler for Worker {
         // Chains may have become available before the doorbell was watched.
         self.serve();
         self.mux.apply(watch);
-        self.set_timer();
+        self.set_alarm(watch);
         Ok(())
     }
 
@@ -306,7 +282,7 @@ impl Handler for Worker {
                 // The event says that it was rung.
                 let _ = self.doorbell.clear();
             }
-            TIMER => self.expire(watch),
+            ALARM => self.expire(watch),
             INBOX => self.on_inbox(watch),
             LISTENER => self.admit(watch),
             client if self.clients.contains(client) => self.on_client(client, watch),
@@ -314,6 +290,6 @@ impl Handler for Worker {
         }
         self.serve();
         self.mux.apply(watch);
-        self.set_timer();
+        self.set_alarm(watch);
     }
 }

@@ -13,7 +13,6 @@ use crate::cross::{Target, Toolchain};
 const NOT_ON_MACOS: &[(&str, &str)] = &[
     ("boxlite-agent", "runs in the guest, which is Linux"),
     ("boxlite-kvm", "is the backend of Linux"),
-    ("boxlite-devices", "its event loop uses epoll, by the crate event-manager"),
     ("boxlite-machine", "depends on boxlite-devices and boxlite-kvm"),
     ("boxlite-runtime", "has the Linux halves of its sys modules only"),
     ("boxlite-vmm", "depends on boxlite-machine"),

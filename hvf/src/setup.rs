@@ -64,6 +64,8 @@ fn id_registers(cpu: &Cpu, ipa_bits: u32) -> Result<()> {
 pub(super) fn start(cpu: &Cpu, start: Start) -> Result<()> {
     cpu.set_system(SysReg::SCTLR_EL1, SCTLR)?;
     cpu.set_system(SysReg::CNTV_CTL_EL0, 0)?;
+    // Not every framework has the physical timer's registers.
+    let _ = cpu.set_system(SysReg::CNTP_CTL_EL0, 0);
     for reg in GENERAL {
         cpu.set(reg, 0)?;
     }

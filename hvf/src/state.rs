@@ -1,7 +1,7 @@
 //! The state of a VM and its vCPUs that the guest can observe: saved and restored.
 //!
 //! The order of a restore: vCPUs with their affinities, the interrupt controller, then for each vCPU the controller's
-//! CPU interface, system registers, general and vector registers, and at last the virtual timer.
+//! CPU interface, system registers, general and vector registers, and at last the timers.
 
 use applevisor_sys::{
     hv_gic_icc_reg_t as Icc, hv_reg_t as Reg, hv_simd_fp_reg_t as Vector, hv_sys_reg_t as SysReg,
@@ -46,16 +46,25 @@ pub struct VcpuState {
     fpcr: u64,
     fpsr: u64,
     vectors: [[u64; 2]; 32],
+    /// The virtual timer, and whether the framework has masked it.
     timer: Timer,
+    timer_masked: bool,
+    /// The physical timer, where the framework has its registers.
+    physical_timer: Option<Timer>,
 }
 
-/// The virtual timer.
+/// A timer of the guest.
 #[derive(Debug, Serialize, Deserialize)]
 struct Timer {
-    masked: bool,
     compare: u64,
     control: u64,
 }
+
+/// The registers of a timer: its compare value and its control.
+type TimerRegisters = (SysReg, SysReg);
+
+const VIRTUAL_TIMER: TimerRegisters = (SysReg::CNTV_CVAL_EL0, SysReg::CNTV_CTL_EL0);
+const PHYSICAL_TIMER: TimerRegisters = (SysReg::CNTP_CVAL_EL0, SysReg::CNTP_CTL_EL0);
 
 /// Registers of the CPU interface, in the order of a restore: system register access first.
 const ICC: [Icc; 9] = [
@@ -233,11 +242,9 @@ impl VcpuState {
             fpcr: cpu.get(Reg::FPCR)?,
             fpsr: cpu.get(Reg::FPSR)?,
             vectors,
-            timer: Timer {
-                masked: cpu.timer_mask()?,
-                compare: cpu.get_system(SysReg::CNTV_CVAL_EL0)?,
-                control: cpu.get_system(SysReg::CNTV_CTL_EL0)?,
-            },
+            timer: Timer::save(cpu, VIRTUAL_TIMER)?,
+            timer_masked: cpu.timer_mask()?,
+            physical_timer: Timer::save(cpu, PHYSICAL_TIMER).ok(),
         })
     }
 
@@ -248,7 +255,7 @@ impl VcpuState {
 
     /// Whether the virtual timer was masked, after its exit.
     pub(super) fn timer_masked(&self) -> bool {
-        self.timer.masked
+        self.timer_masked
     }
 
     /// Restores the registers of vCPU `id`, whose counter has this offset.
@@ -276,16 +283,23 @@ impl VcpuState {
         cpu.set(Reg::CPSR, self.pstate)?;
         cpu.set(Reg::FPCR, self.fpcr)?;
         cpu.set(Reg::FPSR, self.fpsr)?;
-        self.timer.restore(cpu, offset)
+        cpu.set_timer_offset(offset)?;
+        cpu.set_timer_mask(self.timer_masked)?;
+        if let Some(timer) = &self.physical_timer {
+            timer.restore(cpu, PHYSICAL_TIMER)?;
+        }
+        self.timer.restore(cpu, VIRTUAL_TIMER)
     }
 }
 
 impl Timer {
+    fn save(cpu: &Cpu, (compare, control): TimerRegisters) -> Result<Self> {
+        Ok(Self { compare: cpu.get_system(compare)?, control: cpu.get_system(control)? })
+    }
+
     /// ISTATUS of the control register follows from the rest.
-    fn restore(&self, cpu: &Cpu, offset: u64) -> Result<()> {
-        cpu.set_timer_offset(offset)?;
-        cpu.set_timer_mask(self.masked)?;
-        cpu.set_system(SysReg::CNTV_CVAL_EL0, self.compare)?;
-        cpu.set_system(SysReg::CNTV_CTL_EL0, self.control & (ENABLE | IMASK))
+    fn restore(&self, cpu: &Cpu, (compare, control): TimerRegisters) -> Result<()> {
+        cpu.set_system(compare, self.compare)?;
+        cpu.set_system(control, self.control & (ENABLE | IMASK))
     }
 }

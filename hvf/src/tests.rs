@@ -466,6 +466,8 @@ fn a_saved_state_goes_on_in_another_vm() {
         (SysReg::DBGWVR3_EL1, 13),
         (SysReg::CNTV_CTL_EL0, 5),
         (SysReg::CNTV_CVAL_EL0, 14),
+        (SysReg::CNTP_CTL_EL0, 7),
+        (SysReg::CNTP_CVAL_EL0, 15),
     ] {
         set_system(0, reg, value);
     }
@@ -495,6 +497,8 @@ fn a_saved_state_goes_on_in_another_vm() {
     assert_eq!(get_system(0, SysReg::DBGWVR3_EL1), 13);
     assert_eq!(get_system(0, SysReg::CNTV_CVAL_EL0), 14);
     assert_eq!(get_system(0, SysReg::CNTV_CTL_EL0), 1, "the status follows from the rest");
+    assert_eq!(get_system(0, SysReg::CNTP_CVAL_EL0), 15);
+    assert_eq!(get_system(0, SysReg::CNTP_CTL_EL0), 3);
     vcpu.resumed();
     script(0, [Step::Fail]);
     assert!(vcpu.run().is_err(), "it is on");

@@ -130,6 +130,33 @@ pub(super) const READ_CLOCK: &Program = &[
     0x17ff_fffd, // b . - 12
 ];
 
+/// Sets the physical and the virtual timer, each masked, writes to `[x0]`, reads compare value and control of each and
+/// writes them to `[x0]`, as they are here.
+pub(super) const TIMERS: Option<(&Program, [u64; 4])> = Some((SET_TIMERS, [0x1234, 3, 0x5678, 3]));
+
+const SET_TIMERS: &Program = &[
+    0xd282_4681, // mov x1, #0x1234
+    0xd51b_e241, // msr cntp_cval_el0, x1
+    0xd28a_cf01, // mov x1, #0x5678
+    0xd51b_e341, // msr cntv_cval_el0, x1
+    0xd280_0061, // mov x1, #0x3
+    0xd51b_e221, // msr cntp_ctl_el0, x1
+    0xd51b_e321, // msr cntv_ctl_el0, x1
+    0xd503_3fdf, // isb
+    0xb900_001f, // str wzr, [x0]
+    0xd53b_e241, // mrs x1, cntp_cval_el0
+    0xf900_0001, // str x1, [x0]
+    0xd53b_e221, // mrs x1, cntp_ctl_el0
+    0x9240_0421, // and x1, x1, #0x3
+    0xf900_0001, // str x1, [x0]
+    0xd53b_e341, // mrs x1, cntv_cval_el0
+    0xf900_0001, // str x1, [x0]
+    0xd53b_e321, // mrs x1, cntv_ctl_el0
+    0x9240_0421, // and x1, x1, #0x3
+    0xf900_0001, // str x1, [x0]
+    0x1400_0000, // b .
+];
+
 /// PSCI SYSTEM_RESET.
 pub(super) const RESET: &Program = &[
     0x52b0_8000, // mov w0, #0x84000000

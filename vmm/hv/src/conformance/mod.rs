@@ -75,6 +75,7 @@ macro_rules! conformance_tests {
             saved_state_continues_in_another_machine
             saved_vcpus_continue_in_another_machine
             saved_controller_continues_in_another_machine
+            saved_timers_continue_in_another_machine
             saved_clock_does_not_step_back
         );
     };

@@ -90,6 +90,24 @@ pub fn saved_controller_continues_in_another_machine<B: Backend>() {
     other.with_second(first, stay_out);
 }
 
+/// The timers as the guest has set them are part of the saved state of the vCPU. aarch64 only: timers in registers.
+pub fn saved_timers_continue_in_another_machine<B: Backend>() {
+    let Some((program, values)) = guest::TIMERS else { return };
+    let Some(machine) = Machine::new::<B>(program, MMIO) else { return };
+    let mut vcpu = machine.vcpu();
+    expect_write(&mut vcpu, MMIO, &0u32.to_le_bytes());
+    let state = vcpu.save().expect("save");
+    drop(vcpu);
+    drop(machine);
+
+    let Some(other) = Machine::new::<B>(program, MMIO) else { return };
+    let mut vcpu = other.vcpu();
+    vcpu.restore(&state).expect("restore");
+    for value in values {
+        expect_write(&mut vcpu, MMIO, &value.to_le_bytes());
+    }
+}
+
 /// The guest's clock (the time stamp counter, the virtual counter) goes on from the saved state.
 pub fn saved_clock_does_not_step_back<B: Backend>() {
     /// Longer than it takes to create a VM, whose own clock would show less.

@@ -152,6 +152,9 @@ pub(super) const RESET: &Program = &[0x8a, 0x04, 0x25, 0x00, 0x00, 0x00, 0x40]; 
 /// Without firmware there is no power switch.
 pub(super) const SHUTDOWN: Option<&Program> = None;
 
+/// Timers are not in registers.
+pub(super) const TIMERS: Option<(&Program, [u64; 4])> = None;
+
 /// A fault resets.
 pub(super) const FAULT: Option<&Program> = None;
 

@@ -16,6 +16,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("boxlite-durable", &[]),
     ("boxlite-hv", &[]),
     ("boxlite-hvf", &["boxlite-hv"]),
+    ("boxlite-hvf-double", &[]),
     (
         "boxlite-devices",
         &["boxlite-devices-testing", "boxlite-disk", "boxlite-hv", "boxlite-net-frame"],
@@ -43,6 +44,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "boxlite-durable",
             "boxlite-hv",
             "boxlite-hvf",
+            "boxlite-hvf-double",
             "boxlite-kvm",
             "boxlite-net",
             "boxlite-proto",
@@ -67,8 +69,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("boxlite-xtask", &["boxlite-kernel", "boxlite-kernel-builder"]),
 ];
 /// What tests of a package use besides.
-const TESTS_MAY_USE: &[(&str, &[&str])] =
-    &[("boxlite-machine", &["boxlite-devices-testing", "boxlite-runtime"])];
+const TESTS_MAY_USE: &[(&str, &[&str])] = &[
+    ("boxlite-hvf-double", &["boxlite-hv", "boxlite-hvf"]),
+    ("boxlite-machine", &["boxlite-devices-testing", "boxlite-runtime"]),
+];
 /// Crates that would break a boundary if they were compiled for a package, however far down: devices are
 /// the same under every hypervisor, an embedder has no VMM and no command line in its process, and a
 /// box's process has no async runtime, no TLS and no database.
@@ -95,6 +99,8 @@ const MAY_NOT_COMPILE: &[(&str, &[&str])] = &[
             "virtio-queue",
         ],
     ),
+    // A feature for tests compiles it.
+    ("boxlite-vmm", &["boxlite-hvf-double"]),
     (
         "boxlite-machine",
         &["boxlite-rootfs-builder", "boxlite-runtime", "reqwest", "rusqlite", "rustls", "tokio"],

@@ -16,7 +16,8 @@ use crate::check::sources::rust_files;
 const CONDITIONS: [&str; 2] = ["target_os", "target_arch"];
 
 /// Files and folders, besides those named `sys`, whose code may depend on the platform.
-const LEAVES: [&str; 9] = [
+const LEAVES: [&str; 10] = [
+    "hvf/double",
     "hvf/examples/hvf-probe/main.rs",
     "kernel/src/arch.rs",
     "net/interfaces",

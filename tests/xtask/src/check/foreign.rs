@@ -1,5 +1,5 @@
 //! Tests on another architecture than this machine's, in its software host: the conformance of the
-//! hypervisor backend, and boxes.
+//! hypervisor backends, and boxes. On aarch64 also those of the backend of macOS, over a double of its framework.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -16,11 +16,11 @@ use crate::image::{self, Kind, busybox};
 use crate::softhost::{self, Prepared};
 use crate::{build, ui};
 
-/// The backend whose tests run in the software host.
-const BACKEND: &str = "boxlite-kvm";
-
 /// How the reason of a test begins that is skipped for a fault of KVM.
 const FAULT_OF_KVM: &str = "this kernel's KVM ";
+
+/// How the reason of the one test begins that is skipped on Hypervisor.framework.
+const NO_DOORBELLS: &str = "this hypervisor has no doorbells";
 
 /// The end-to-end tests of the short form: a box boots, runs commands, carries bytes, has a network.
 const SHORT: [&str; 4] = [
@@ -39,16 +39,21 @@ pub(super) enum Extent {
     All,
 }
 
-/// The backends' tests, run by the software host's kernel, which has virtualization: a test is skipped
-/// only for a fault of that kernel.
+/// The backends' tests, run by the software host's kernel, which has virtualization.
 pub(super) fn conformance(arch: Arch, pages: PageSize) -> Result<Outcome> {
     let Prepared { launcher, mut variables } = softhost::prepare(arch, pages)?;
     variables.push(("BOXLITE_HOME", softhost::home(arch, pages)));
     let launcher = launcher.to_str().context("the path of the launcher is not UTF-8")?;
     let runner = [launcher, "softhost", "--"].map(str::to_owned).to_vec();
-    let elsewhere = Some(Elsewhere { arch, runner });
-    let arguments = &["--package", BACKEND, "--lib"];
-    Run { arguments, variables: &variables, elsewhere }.outcome_unless_skipped(FAULT_OF_KVM)
+    let run = |arguments: &[&str], excuse| {
+        let elsewhere = Some(Elsewhere { arch, runner: runner.clone() });
+        Run { arguments, variables: &variables, elsewhere }.outcome_unless_skipped(excuse)
+    };
+    let mut outcome = run(&["--package", "boxlite-kvm", "--lib"], FAULT_OF_KVM)?;
+    if arch == Arch::Aarch64 {
+        outcome.add(run(&["--package", "boxlite-hvf-double"], NO_DOORBELLS)?);
+    }
+    Ok(outcome)
 }
 
 /// End-to-end tests with boxes of the architecture, started by this machine's launcher.

@@ -47,6 +47,9 @@ fn ensure_qemu(arch: Arch) -> Result<()> {
     }])
 }
 
+/// The variable of the launcher in a software host of another architecture.
+pub(crate) const LAUNCHER: &str = "BOXLITE_SOFTHOST_LAUNCHER";
+
 /// This machine's launcher, and what makes it run boxes of an architecture.
 pub(crate) struct Prepared {
     pub(crate) launcher: PathBuf,
@@ -64,7 +67,7 @@ pub(crate) fn prepare(arch: Arch, pages: PageSize) -> Result<Prepared> {
     let mut variables = Vec::new();
     if arch != Arch::HOST {
         ensure_qemu(arch)?;
-        variables.push(("BOXLITE_SOFTHOST_LAUNCHER", build::launcher_for(arch)?));
+        variables.push((LAUNCHER, build::launcher_for(arch)?));
         // The folder with the guest files of all architectures.
         dir.pop();
     }

@@ -30,11 +30,17 @@ const SHORT: [&str; 4] = [
     "network::published_ports_are_open_while_the_box_runs",
 ];
 
+/// What runs besides on the double of Hypervisor.framework: a box is paused, stopped and started again.
+const ON_DOUBLE: [&str; 2] =
+    ["boxes::a_box_goes_through_its_whole_life_cycle", "boxes::a_paused_box_does_not_run"];
+
 /// How many of the end-to-end tests run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Extent {
     /// A few, which need the small image only.
     Short,
+    /// As few, and those for the double.
+    Double,
     /// All of them.
     All,
 }
@@ -58,12 +64,28 @@ pub(super) fn conformance(arch: Arch, pages: PageSize) -> Result<Outcome> {
 
 /// End-to-end tests with boxes of the architecture, started by this machine's launcher.
 pub(super) fn boxes(arch: Arch, pages: PageSize, extent: Extent) -> Result<Outcome> {
-    let Prepared { launcher, mut variables } = softhost::prepare(arch, pages)?;
+    boxes_of(arch, extent, softhost::prepare(arch, pages)?)
+}
+
+/// End-to-end tests with boxes on the backend of macOS, over the double of its framework.
+pub(super) fn boxes_on_double(pages: PageSize) -> Result<Outcome> {
+    let arch = Arch::Aarch64;
+    let mut prepared = softhost::prepare(arch, pages)?;
+    prepared.variables.retain(|(name, _)| *name != softhost::LAUNCHER);
+    prepared.variables.push((softhost::LAUNCHER, build::launcher_on_double()?));
+    boxes_of(arch, Extent::Double, prepared)
+}
+
+fn boxes_of(arch: Arch, extent: Extent, prepared: Prepared) -> Result<Outcome> {
+    let Prepared { launcher, mut variables } = prepared;
     let images = build::target_dir().join(format!("images-{arch}"));
     image::make_at(Kind::Busybox, arch, &images.join("busybox"))?;
     let mut arguments = vec!["--package", E2E_PACKAGE];
     match extent {
         Extent::Short => arguments.extend(["--test", "e2e", "--"].into_iter().chain(SHORT)),
+        Extent::Double => {
+            arguments.extend(["--test", "e2e", "--"].into_iter().chain(SHORT).chain(ON_DOUBLE));
+        }
         Extent::All => {
             image::make_at(Kind::Debian, arch, &images.join("debian"))?;
             variables.push(("BOXLITE_TEST_PROGRAMS", programs(arch)?));
@@ -117,7 +139,7 @@ mod tests {
     #[test]
     fn the_tests_of_the_short_form_exist() {
         // A filter that matches nothing is no error.
-        for name in SHORT {
+        for name in SHORT.into_iter().chain(ON_DOUBLE) {
             let (module, test) = name.split_once("::").unwrap();
             let file = build::root().join(format!("tests/tests/e2e/{module}.rs"));
             let source = fs::read_to_string(&file).unwrap();

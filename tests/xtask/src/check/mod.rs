@@ -90,4 +90,7 @@ fn cross_checks(report: &mut Report) {
 fn foreign_tests(report: &mut Report, arch: Arch, pages: PageSize, extent: Extent) {
     report.run(&format!("conformance {arch}"), || foreign::conformance(arch, pages));
     report.run(&format!("end to end {arch}"), || foreign::boxes(arch, pages, extent));
+    if arch == Arch::Aarch64 && extent == Extent::All {
+        report.run("end to end hvf double", || foreign::boxes_on_double(pages));
+    }
 }

@@ -2,7 +2,8 @@
 //!
 //! A rename is atomic, but neither the rename nor the file's bytes are on the disk until the file and
 //! its folder are synced. Every change that an answer depends on ("the box was created") goes through
-//! this crate. With the feature `power-cut`, tests record these calls and replay a loss of power after
+//! this crate. On macOS, the standard library's sync is `F_FULLFSYNC`, because `fsync` there leaves the bytes in the
+//! drive's cache. With the feature `power-cut`, tests record these calls and replay a loss of power after
 //! each of them.
 
 #![forbid(unsafe_code)]
@@ -14,6 +15,8 @@ use std::path::{Path, PathBuf};
 
 #[cfg(any(test, feature = "power-cut"))]
 pub mod power_cut;
+#[cfg(any(test, feature = "power-cut"))]
+mod sys;
 
 /// Whether a change must survive a loss of power, or only the death of its process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

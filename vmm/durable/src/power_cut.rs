@@ -8,10 +8,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::sys;
 
 /// Maximum number of folders with unsynced entries whose combinations are tried at one moment.
 const MAX_UNSYNCED: usize = 5;
@@ -88,8 +89,9 @@ impl Drop for Watch {
 
 /// A file was synced.
 pub(super) fn on_file_synced(file: &File) {
-    let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-    on_synced(&path, Recorder::record_file);
+    if let Some(path) = sys::path_of(file) {
+        on_synced(&path, Recorder::record_file);
+    }
 }
 
 /// A folder was synced.

@@ -14,10 +14,7 @@ const NOT_ON_MACOS: &[(&str, &str)] = &[
     ("boxlite-agent", "runs in the guest, which is Linux"),
     ("boxlite-kvm", "is the backend of Linux"),
     ("boxlite-machine", "depends on boxlite-devices and boxlite-kvm"),
-    ("boxlite-runtime", "has the Linux halves of its sys modules only"),
     ("boxlite-vmm", "depends on boxlite-machine"),
-    ("boxlite-benches", "depends on boxlite-runtime"),
-    ("boxlite-tests", "depends on boxlite-runtime"),
 ];
 
 /// The architecture that this machine does not have.

@@ -16,6 +16,7 @@ use super::detach_keys::{DetachKeys, Scanner};
 use super::exec::{ExecOutput, ExecStdin};
 use super::stdio::{CHUNK, read_in_background, write_in_background};
 use super::terminal::{self, RawMode};
+use crate::sys::{is_ignored, native};
 
 /// Signals that are forwarded to the command, by Linux number: HUP, INT, QUIT, USR1, USR2, ALRM, TERM. Only USR1 and
 /// USR2 have other numbers on other systems.
@@ -81,9 +82,8 @@ impl Attachment {
     pub fn new(terminal: bool) -> io::Result<Self> {
         let (sender, signals) = mpsc::unbounded_channel();
         let mut listeners = JoinSet::new();
-        let ignored = ignored_signals();
         let wanted = FORWARDED.into_iter().chain(terminal.then_some(WINCH));
-        for number in wanted.filter(|number| ignored & (1 << (number - 1)) == 0) {
+        for number in wanted.filter(|number| !is_ignored(*number)) {
             let mut signal = signal(SignalKind::from_raw(native(number)))?;
             let sender = sender.clone();
             listeners.spawn(async move {
@@ -273,21 +273,5 @@ async fn receive(
     if let Err(source) = writer.finish().await {
         // The receiver outlives this future.
         let _ = failed.send(WriteError { stream, source });
-    }
-}
-
-/// The signals that this process was started to ignore, as with `nohup`, as a bit mask.
-fn ignored_signals() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
-}
-
-/// This system's number of a signal with a Linux number.
-fn native(linux: i32) -> i32 {
-    match linux {
-        10 => libc::SIGUSR1,
-        12 => libc::SIGUSR2,
-        same => same,
     }
 }

@@ -403,7 +403,8 @@ fn set_xattrs(file: &OwnedFd, member: &Member) -> Result<bool> {
 
 /// The mode without setuid, setgid and sticky bits.
 fn permissions(mode: u32) -> Mode {
-    Mode::from_raw_mode(mode & 0o777)
+    // Not every system has 32 bits for it.
+    Mode::from_raw_mode((mode & 0o777) as _)
 }
 
 fn timestamps(time: Time) -> Timestamps {

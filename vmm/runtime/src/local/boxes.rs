@@ -219,7 +219,6 @@ pub(super) fn make_overlay(
 /// 128 random bits.
 fn new_id() -> Result<String> {
     let mut bytes = [0; 16];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
-        .map_err(|e| Error::internal(format!("no random numbers: {e}")))?;
+    getrandom::fill(&mut bytes).map_err(|e| Error::internal(format!("no random numbers: {e}")))?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }

@@ -413,7 +413,7 @@ impl BoxFolder {
     fn at_socket<T>(&self, name: &str, f: impl FnOnce(&Path) -> io::Result<T>) -> Result<T> {
         let reach = || {
             let dir = File::open(&self.path)?;
-            f(&sys::socket_path(&dir, &self.path, name))
+            f(&sys::socket_path(&dir, &self.path, name)?)
         };
         reach().map_err(Error::home("cannot be reached", self.file(name)))
     }

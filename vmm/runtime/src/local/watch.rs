@@ -1,5 +1,5 @@
-//! Waits for files that grow or are replaced, without polling: the system notifies of changes (inotify) through one
-//! descriptor for all followers of a runtime.
+//! Waits for files that grow or are replaced, without polling: the system notifies of changes (inotify, kqueue) through
+//! one descriptor for all followers of a runtime.
 
 use std::collections::HashMap;
 use std::io;
@@ -209,7 +209,6 @@ mod tests {
     }
 
     #[tokio::test]
-    #[cfg_attr(not(target_os = "linux"), ignore = "there are no notifications here")]
     async fn followers_are_notified_of_growth_and_replacement_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("log");

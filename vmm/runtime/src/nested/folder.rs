@@ -20,12 +20,18 @@ use tokio::net::{UnixListener, UnixStream};
 use super::Error;
 use crate::sys;
 
+/// The socket for launchers.
+const CONTROL_SOCKET: &str = "control.sock";
+
+/// The socket for boxes that request ports of this host.
+const PORTS_SOCKET: &str = "ports.sock";
+
 /// The folder of the nested host.
 #[derive(Debug)]
 pub(super) struct HostFolder {
     home: PathBuf,
     path: PathBuf,
-    /// For the addresses of sockets, which may have only 107 bytes; a home's path may have more.
+    /// For the addresses of sockets, which may have only 107 bytes on Linux; a home's path may have more.
     dir: File,
 }
 
@@ -83,47 +89,49 @@ impl HostFolder {
         same().unwrap_or(false) && flock(file, FlockOperation::NonBlockingLockExclusive).is_ok()
     }
 
-    fn socket(&self) -> PathBuf {
-        sys::socket_path(&self.dir, &self.path, "control.sock")
+    fn socket(&self) -> io::Result<PathBuf> {
+        sys::socket_path(&self.dir, &self.path, CONTROL_SOCKET)
     }
 
-    fn ports_socket(&self) -> PathBuf {
-        sys::socket_path(&self.dir, &self.path, "ports.sock")
+    fn ports_socket(&self) -> io::Result<PathBuf> {
+        sys::socket_path(&self.dir, &self.path, PORTS_SOCKET)
     }
 
     /// Listens for boxes that request ports of this host. Requires the lock.
     pub(super) fn listen_for_ports(&self) -> Result<UnixListener, Error> {
-        let _ = fs::remove_file(self.ports_socket());
-        UnixListener::bind(self.ports_socket()).map_err(self.failed("ports.sock"))
+        let _ = fs::remove_file(self.path.join(PORTS_SOCKET));
+        self.ports_socket().and_then(UnixListener::bind).map_err(self.failed(PORTS_SOCKET))
     }
 
     /// Connects to the keeper for a box that requests ports of this host.
     pub(super) fn connect_for_ports(&self) -> Result<std::os::unix::net::UnixStream, Error> {
-        let socket = self.ports_socket();
-        std::os::unix::net::UnixStream::connect(socket).map_err(self.failed("ports.sock"))
+        let connect = std::os::unix::net::UnixStream::connect;
+        self.ports_socket().and_then(connect).map_err(self.failed(PORTS_SOCKET))
     }
 
     /// Listens for launchers. Requires the lock.
     pub(super) fn listen(&self) -> Result<UnixListener, Error> {
         self.stop_listening();
-        UnixListener::bind(self.socket()).map_err(self.failed("control.sock"))
+        self.socket().and_then(UnixListener::bind).map_err(self.failed(CONTROL_SOCKET))
     }
 
     /// Removes the sockets, so that new launchers find no keeper. Requires the lock.
     pub(super) fn stop_listening(&self) {
-        let _ = fs::remove_file(self.socket());
-        let _ = fs::remove_file(self.ports_socket());
+        for name in [CONTROL_SOCKET, PORTS_SOCKET] {
+            let _ = fs::remove_file(self.path.join(name));
+        }
     }
 
     /// Connects to the keeper; none if there is none.
     pub(super) async fn connect(&self) -> Result<Option<UnixStream>, Error> {
-        match UnixStream::connect(self.socket()).await {
+        let connect = async { UnixStream::connect(self.socket()?).await };
+        match connect.await {
             Ok(stream) => Ok(Some(stream)),
             Err(e) => match e.kind() {
                 io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Ok(None),
                 // The backlog of a busy keeper is full.
                 io::ErrorKind::WouldBlock => Ok(None),
-                _ => Err(self.failed("control.sock")(e)),
+                _ => Err(self.failed(CONTROL_SOCKET)(e)),
             },
         }
     }

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use boxlite_rootfs_builder::Progress;
-use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use super::wire::{Answer, Request};
@@ -111,7 +110,7 @@ impl Remote {
 /// A name for the socket of `serve` that no other process can guess.
 fn socket_name() -> io::Result<Vec<u8>> {
     let mut bytes = [0; 16];
-    getrandom(&mut bytes, GetRandomFlags::empty())?;
+    getrandom::fill(&mut bytes).map_err(io::Error::other)?;
     Ok(format!("boxlite-serve-{:032x}", u128::from_ne_bytes(bytes)).into_bytes())
 }
 

@@ -40,15 +40,35 @@ pub(crate) fn inherited_listener(_: RawFd) -> io::Result<UnixListener> {
 /// The path of a socket in the folder `path`, which is open as `dir`. The address of a socket has at most 107 bytes, and
 /// a home's path may have more, so the path goes through the descriptor.
 #[cfg(target_os = "linux")]
-pub(crate) fn socket_path(dir: &File, _path: &Path, name: &str) -> PathBuf {
+pub(crate) fn socket_path(dir: &File, _path: &Path, name: &str) -> io::Result<PathBuf> {
     use std::os::fd::AsRawFd;
-    format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()).into()
+    Ok(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()).into())
 }
 
-/// Without `/proc`, long paths fail.
+/// The path of a socket in the folder `path`.
+///
+/// # Errors
+/// Without `/proc`, no descriptor leads to the folder, and the path is too long for the address of a socket.
 #[cfg(not(target_os = "linux"))]
-pub(crate) fn socket_path(_dir: &File, path: &Path, name: &str) -> PathBuf {
-    path.join(name)
+pub(crate) fn socket_path(_dir: &File, path: &Path, name: &str) -> io::Result<PathBuf> {
+    short_enough(path.join(name))
+}
+
+/// Refuses a path that is too long for a socket's address on macOS.
+#[cfg(any(test, not(target_os = "linux")))]
+fn short_enough(path: PathBuf) -> io::Result<PathBuf> {
+    /// `sun_path` has 104 bytes, with the zero at the end.
+    const MOST: usize = 103;
+    match path.as_os_str().len() {
+        ..=MOST => Ok(path),
+        len => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!(
+                "the path of this socket has {len} bytes, and this system allows {MOST}: choose a home with a \
+                 shorter path"
+            ),
+        )),
+    }
 }
 
 #[cfg(test)]
@@ -58,6 +78,14 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
+
+    #[test]
+    fn a_path_that_is_too_long_for_a_socket_is_refused() {
+        let path = |len: usize| PathBuf::from(format!("/{}", "x".repeat(len - 1)));
+        assert_eq!(short_enough(path(103)).unwrap(), path(103));
+        let refused = short_enough(path(104)).unwrap_err().to_string();
+        assert!(refused.contains("104 bytes") && refused.contains("shorter path"), "{refused}");
+    }
 
     #[test]
     fn only_a_listening_socket_is_taken() {

@@ -12,9 +12,10 @@ use boxlite_kernel::Arch;
 use serde_json::Value;
 
 use crate::cross::{Target, Toolchain};
+use crate::{sign, sys};
 
 /// The launcher's executable and package.
-const LAUNCHER: &str = "boxlite-vmm";
+pub(crate) const LAUNCHER: &str = "boxlite-vmm";
 /// The profile of programs for another architecture.
 pub(crate) const CROSS_PROFILE: &str = "cross";
 
@@ -114,9 +115,13 @@ fn executables(cargo: &mut Command, what: &str) -> Result<Vec<(String, PathBuf)>
 
 /// Builds the launcher, optimized, and returns its path.
 pub(crate) fn launcher() -> Result<PathBuf> {
-    cargo_build(LAUNCHER, |cargo| {
+    let launcher = cargo_build(LAUNCHER, |cargo| {
         cargo.args(["--release", "--package", LAUNCHER, "--bin", LAUNCHER]);
-    })
+    })?;
+    if sys::NEEDS_ENTITLEMENT {
+        sign::sign(&launcher)?;
+    }
+    Ok(launcher)
 }
 
 /// Builds the launcher for an architecture; for another one than this machine's with the profile of tests, and linked

@@ -8,6 +8,7 @@
 //! | `test` | every check that CI makes |
 //! | `check-cross` | that everything compiles for other targets |
 //! | `softhost` | runs a command in the software host |
+//! | `sign` | on macOS, the launcher's signature with the entitlement for the hypervisor |
 
 #![forbid(unsafe_code)]
 
@@ -18,7 +19,9 @@ mod cross;
 mod demo;
 mod guest;
 mod image;
+mod sign;
 mod softhost;
+mod sys;
 mod ui;
 
 use std::process::ExitCode;
@@ -47,6 +50,8 @@ enum Task {
     CheckCross,
     /// Runs a command in the software host, as a machine without virtualization would
     Softhost(softhost::Options),
+    /// Signs executables ad hoc with the entitlement for the hypervisor (on macOS)
+    Sign(sign::Options),
 }
 
 fn main() -> ExitCode {
@@ -57,6 +62,7 @@ fn main() -> ExitCode {
         Task::Test(options) => check::run(&options),
         Task::CheckCross => check::check_cross(),
         Task::Softhost(options) => softhost::run(&options),
+        Task::Sign(options) => sign::run(&options).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

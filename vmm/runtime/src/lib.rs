@@ -40,6 +40,7 @@ pub mod launcher;
 mod limits;
 mod local;
 mod logs;
+pub mod mac;
 mod metrics;
 pub mod nested;
 mod options;

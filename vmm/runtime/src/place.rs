@@ -6,8 +6,8 @@ use boxlite_contract::nested::HostEnvironment;
 use boxlite_kernel::Arch;
 
 use super::{Error, Result};
-use crate::nested::InnerLauncher;
-use crate::nested::detect::Virtualization;
+use crate::nested::detect::{NATIVE, Virtualization};
+use crate::nested::{self, InnerLauncher, LAUNCHER_VARIABLE};
 
 /// A request for where boxes run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -16,8 +16,10 @@ pub enum Accel {
     /// On this machine if it has hardware virtualization, otherwise in the software host.
     #[default]
     Auto,
-    /// On this machine.
+    /// On this machine, by KVM of Linux.
     Kvm,
+    /// On this machine, by Hypervisor.framework of macOS.
+    Hvf,
     /// In the software host.
     Soft,
 }
@@ -41,11 +43,11 @@ impl Place {
     /// # Errors
     /// This machine was requested and cannot run boxes.
     pub fn choose(accel: Accel) -> Result<Self> {
-        if let Some(inner) = InnerLauncher::from_env().map_err(Error::soft_host)?
-            && inner.is_foreign()
-        {
-            return Self::for_foreign(&inner, accel);
+        let inner = InnerLauncher::from_env().map_err(Error::soft_host)?;
+        if let Some(inner) = inner.as_ref().filter(|inner| inner.is_foreign()) {
+            return Self::for_foreign(inner, accel);
         }
+        check_native(accel, NATIVE)?;
         let found = Virtualization::detect();
         if HostEnvironment::detect().is_nested() {
             return match found.is_usable() {
@@ -55,26 +57,59 @@ impl Place {
                 ))),
             };
         }
-        Ok(match accel {
-            Accel::Soft => Self::SoftHost { reason: "the software host was asked for".into() },
-            _ if found.is_usable() => Self::Local,
-            Accel::Auto => Self::SoftHost { reason: Described(&found).to_string() },
-            Accel::Kvm => {
-                return Err(Error::no_virtualization(Described(&found).to_string()));
+        Self::by_request(accel, &found, nested::has_launcher(inner.as_ref()))
+    }
+
+    /// Decides by what was found. The software host is chosen only if it has a launcher for Linux.
+    fn by_request(accel: Accel, found: &Virtualization, has_launcher: bool) -> Result<Self> {
+        let reason = || Described(found).to_string();
+        match accel {
+            Accel::Soft if has_launcher => {
+                Ok(Self::SoftHost { reason: "the software host was asked for".into() })
             }
-        })
+            Accel::Soft => Err(Error::no_virtualization(no_linux_launcher())),
+            _ if found.is_usable() => Ok(Self::Local),
+            Accel::Auto if has_launcher => Ok(Self::SoftHost { reason: reason() }),
+            Accel::Auto => {
+                let software = no_linux_launcher();
+                Err(Error::no_virtualization(format!("{}; {software}", reason())))
+            }
+            Accel::Kvm | Accel::Hvf => Err(Error::no_virtualization(reason())),
+        }
     }
 
     /// Where boxes of another architecture than this machine's run.
     fn for_foreign(inner: &InnerLauncher, accel: Accel) -> Result<Self> {
         let reason = format!("{inner}, and this machine is {}", Arch::HOST);
         match accel {
-            Accel::Kvm => Err(Error::no_virtualization(format!(
+            Accel::Kvm | Accel::Hvf => Err(Error::no_virtualization(format!(
                 "{reason}: hardware virtualization cannot run its boxes, only the software host can"
             ))),
             Accel::Auto | Accel::Soft => Ok(Self::SoftHost { reason }),
         }
     }
+}
+
+/// Refuses a request for the hypervisor of another system.
+fn check_native(accel: Accel, (name, native): (&str, Accel)) -> Result<()> {
+    let other = match accel {
+        Accel::Kvm => "KVM is of Linux",
+        Accel::Hvf => "Hypervisor.framework is of macOS",
+        Accel::Auto | Accel::Soft => return Ok(()),
+    };
+    match accel == native {
+        true => Ok(()),
+        false => {
+            Err(Error::no_virtualization(format!("{other}; this system's hypervisor is {name}")))
+        }
+    }
+}
+
+/// Why the software host has no launcher for Linux on another system.
+fn no_linux_launcher() -> String {
+    format!(
+        "the software host runs Linux, so it needs a launcher that is built for Linux: name one by {LAUNCHER_VARIABLE}"
+    )
 }
 
 /// A finding with its remedy.
@@ -93,6 +128,45 @@ impl fmt::Display for Described<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mac::Problem;
+
+    #[test]
+    fn a_request_for_the_hypervisor_of_another_system_is_refused() {
+        let (linux, mac) = (("KVM", Accel::Kvm), ("Hypervisor.framework", Accel::Hvf));
+        for (accel, native, fits) in [
+            (Accel::Kvm, linux, true),
+            (Accel::Hvf, mac, true),
+            (Accel::Kvm, mac, false),
+            (Accel::Hvf, linux, false),
+            (Accel::Auto, linux, true),
+            (Accel::Soft, mac, true),
+        ] {
+            let checked = check_native(accel, native);
+            assert_eq!(checked.is_ok(), fits, "{accel:?} {native:?}");
+            if let Err(e) = checked {
+                assert!(e.to_string().ends_with(native.0), "{e}");
+            }
+        }
+    }
+
+    #[test]
+    fn without_a_launcher_for_linux_there_is_no_software_host() {
+        let found = Virtualization::Mac(Problem::NotEntitled("/opt/boxlite-vmm".into()));
+        let soft = |accel| Place::by_request(accel, &found, true).unwrap();
+        assert!(matches!(soft(Accel::Soft), Place::SoftHost { .. }));
+        assert!(
+            matches!(soft(Accel::Auto), Place::SoftHost { reason } if reason.contains("xtask sign"))
+        );
+        let refused = |accel| Place::by_request(accel, &found, false).unwrap_err().to_string();
+        assert!(refused(Accel::Soft).contains(LAUNCHER_VARIABLE));
+        let auto = refused(Accel::Auto);
+        assert!(auto.contains("xtask sign") && auto.contains(LAUNCHER_VARIABLE), "{auto}");
+        assert!(!refused(Accel::Hvf).contains(LAUNCHER_VARIABLE));
+        let hardware = Virtualization::Hardware;
+        let local = Place::by_request(Accel::Auto, &hardware, false).unwrap();
+        assert_eq!(local, Place::Local);
+        assert!(Place::by_request(Accel::Soft, &hardware, false).is_err());
+    }
 
     #[test]
     fn boxes_of_another_architecture_run_in_the_software_host_only() {

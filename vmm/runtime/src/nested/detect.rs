@@ -1,15 +1,28 @@
 //! Detection of this machine's virtualization.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
 
 use boxlite_kernel::Arch;
 
+use crate::mac::{Facts, Problem};
+use crate::place::Accel;
 use crate::sys::kvm;
 
 /// The KVM device.
 const DEVICE: &str = "/dev/kvm";
+
+/// The interface of this system's hypervisor, and the request for it.
+pub(crate) const NATIVE: (&str, Accel) = if cfg!(target_os = "macos") {
+    ("Hypervisor.framework", Accel::Hvf)
+} else {
+    ("KVM", Accel::Kvm)
+};
+
+/// Whether the nested host can run this machine's own launcher.
+pub(super) const RUNS_ITSELF: bool = cfg!(target_os = "linux");
 
 /// This machine's virtualization.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,13 +42,16 @@ pub enum Virtualization {
     Missing,
     /// `/dev/kvm` exists and does not work.
     Broken(String),
+    /// This Mac, or the launcher on it, lacks something that Hypervisor.framework needs.
+    Mac(Problem),
 }
 
 impl Virtualization {
-    /// Detects this machine's virtualization. Cheap: opens the device and creates an empty VM.
+    /// Detects this machine's virtualization. Cheap: opens the device and creates an empty VM; on a Mac, asks the system
+    /// and reads the launcher's signature.
     pub fn detect() -> Self {
-        if !cfg!(target_os = "linux") {
-            return Self::Missing;
+        if let Some(mac) = Facts::detect() {
+            return Self::judge_mac(&mac);
         }
         let device = OpenOptions::new().read(true).write(true).open(DEVICE);
         let flags = if cfg!(target_arch = "x86_64") {
@@ -45,6 +61,10 @@ impl Virtualization {
             true
         };
         Self::judge(device, flags, kvm::create_vm)
+    }
+
+    fn judge_mac(mac: &Facts) -> Self {
+        mac.problems().into_iter().next().map_or(Self::Hardware, Self::Mac)
     }
 
     fn judge(
@@ -75,13 +95,16 @@ impl Virtualization {
     }
 
     /// How to get hardware virtualization, if there is a way.
-    pub fn remedy(&self) -> Option<&'static str> {
-        self.remedy_on(Arch::HOST)
+    pub fn remedy(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Mac(problem) => problem.remedy().map(Cow::Owned),
+            _ => self.remedy_on(Arch::HOST).map(Cow::Borrowed),
+        }
     }
 
     fn remedy_on(&self, arch: Arch) -> Option<&'static str> {
         Some(match self {
-            Self::Hardware => return None,
+            Self::Hardware | Self::Mac(_) => return None,
             Self::Paravirtual => {
                 "in a virtual machine, enable nested virtualization for it; on a real machine, enable \
                  virtualization (VT-x, AMD-V) in the firmware's settings"
@@ -106,7 +129,7 @@ impl Virtualization {
 impl fmt::Display for Virtualization {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Hardware => write!(f, "hardware virtualization (KVM)"),
+            Self::Hardware => write!(f, "hardware virtualization ({})", NATIVE.0),
             Self::Paravirtual => write!(
                 f,
                 "no hardware virtualization: the CPU has neither vmx nor svm, so {DEVICE}, if it \
@@ -115,6 +138,7 @@ impl fmt::Display for Virtualization {
             Self::NoPermission => write!(f, "no permission to open {DEVICE}"),
             Self::Missing => write!(f, "no {DEVICE}"),
             Self::Broken(problem) => write!(f, "{DEVICE} does not work: {problem}"),
+            Self::Mac(problem) => problem.fmt(f),
         }
     }
 }

@@ -168,6 +168,11 @@ impl Options {
     }
 }
 
+/// Whether the nested host has a launcher: this machine's own one is for Linux, or the user has chosen another.
+pub fn has_launcher(inner: Option<&InnerLauncher>) -> bool {
+    detect::RUNS_ITSELF || inner.is_some()
+}
+
 /// The guest files for the boxes of this machine: those of the launcher in the nested host if the user has chosen one.
 ///
 /// # Errors

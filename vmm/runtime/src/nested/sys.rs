@@ -7,7 +7,11 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, getpid, getppid};
 use tokio::process::Command;
 
-/// Makes the kernel kill the child when this *thread* exits, for whatever reason.
+/// Whether programs are installed with Homebrew.
+pub(super) const HAS_HOMEBREW: bool = cfg!(target_os = "macos");
+
+/// Makes the kernel kill the child when this *thread* exits, for whatever reason. On systems other than Linux, the child
+/// is only killed by a parent that exits in order.
 pub(super) fn die_with_us(command: &mut Command) {
     let us = getpid();
     // SAFETY: prctl and getppid are async-signal-safe, and nothing is allocated.

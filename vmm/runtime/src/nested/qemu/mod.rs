@@ -59,7 +59,7 @@ pub(super) fn program(arch: Arch) -> &'static str {
 
 /// Commands that install QEMU for an architecture, for a message.
 pub(super) fn install(arch: Arch) -> &'static str {
-    Emulation::of(arch).install
+    if sys::HAS_HOMEBREW { "`brew install qemu`" } else { Emulation::of(arch).install }
 }
 
 /// The mount tag of the host's root on 9p.

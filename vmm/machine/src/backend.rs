@@ -7,3 +7,6 @@ pub(crate) use boxlite_kvm::KvmVm as HostVm;
 
 #[cfg(all(target_os = "linux", target_arch = "aarch64", feature = "hvf-double"))]
 pub(crate) use {boxlite_hvf::HvfVm as HostVm, boxlite_hvf_double as _};
+
+#[cfg(target_os = "macos")]
+pub(crate) use boxlite_hvf::HvfVm as HostVm;

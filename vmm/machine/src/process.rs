@@ -35,7 +35,7 @@ use super::journal::Journal;
 use super::lifecycle::{Action, Input, Lifecycle, Plan};
 use super::message::{Message, PendingReplies, Reply};
 use super::network::{BoxNetwork, CaptureOutput, PortError};
-use super::record::Record;
+use super::record::{self, Record};
 use super::server::{Server, Vsock, handle_signals};
 use super::sys;
 use super::threads::{self, Threads};
@@ -486,8 +486,21 @@ impl Process {
             self.network = Some(network);
         }
         let vm = backend::HostVm::new(&build::config(&self.spec)?)?;
+        // Not before: the sandbox has no word for the creation of a VM.
+        self.confine().context("cannot confine the VM process")?;
         let network = self.network.as_ref();
         RunningVm::start(vm, &self.spec, &self.files, network, &self.threads, events)
+    }
+
+    /// Gives up what this process does not need any more, where the system can take it away.
+    fn confine(&self) -> io::Result<()> {
+        let folder = self.spec.sandbox.as_ref().map(|spec| spec.folder.as_path());
+        let removed = self.spec.sandbox.as_ref().map(record::removed_folder);
+        sys::confine(&sys::Paths {
+            folder,
+            removed: removed.as_deref(),
+            boot: [&self.spec.kernel, &self.spec.initramfs],
+        })
     }
 
     fn capture(&self, spec: CaptureSpec) -> Result<CaptureOutput> {

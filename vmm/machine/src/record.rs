@@ -58,8 +58,8 @@ impl Record {
         let (queue, changes) = sync_channel(QUEUE);
         let hangs = Arc::<AtomicBool>::default();
         let folder = Folder {
-            id: spec.id.clone(),
             folder: spec.folder.clone(),
+            removed: removed_folder(spec),
             journal: journal.clone(),
             hangs: hangs.clone(),
         };
@@ -131,10 +131,15 @@ impl Changes {
     }
 }
 
+/// The name that a box's folder has while it is removed.
+pub(super) fn removed_folder(spec: &BoxSpec) -> PathBuf {
+    spec.folder.with_file_name(format!("{REMOVED_PREFIX}{}", spec.id))
+}
+
 /// The state of the thread that changes the box's folder.
 struct Folder {
-    id: String,
     folder: PathBuf,
+    removed: PathBuf,
     journal: Journal,
     hangs: Arc<AtomicBool>,
 }
@@ -159,9 +164,8 @@ impl Folder {
     }
 
     fn remove(&self) {
-        let gone = self.folder.with_file_name(format!("{REMOVED_PREFIX}{}", self.id));
-        let removed = match std::fs::rename(&self.folder, &gone) {
-            Ok(()) => std::fs::remove_dir_all(&gone),
+        let removed = match std::fs::rename(&self.folder, &self.removed) {
+            Ok(()) => std::fs::remove_dir_all(&self.removed),
             Err(e) => Err(e),
         };
         match removed {

@@ -13,8 +13,7 @@ use crate::cross::{Target, Toolchain};
 const NOT_ON_MACOS: &[(&str, &str)] = &[
     ("boxlite-agent", "runs in the guest, which is Linux"),
     ("boxlite-kvm", "is the backend of Linux"),
-    ("boxlite-machine", "depends on boxlite-devices and boxlite-kvm"),
-    ("boxlite-vmm", "depends on boxlite-machine"),
+    ("boxlite-vmm", "has not been tried"),
 ];
 
 /// The architecture that this machine does not have.

@@ -33,8 +33,10 @@ pub(crate) enum Accel {
     /// Use hardware virtualization if this machine has it, otherwise the software host
     #[default]
     Auto,
-    /// Use KVM, or fail
+    /// Use KVM of Linux, or fail
     Kvm,
+    /// Use Hypervisor.framework of macOS, or fail
+    Hvf,
     /// Use the software host: QEMU emulates a machine that has virtualization (slow)
     Soft,
 }
@@ -45,6 +47,7 @@ impl Global {
         let mut options = RuntimeOptions::default().accel(match self.accel {
             Accel::Auto => boxlite_runtime::Accel::Auto,
             Accel::Kvm => boxlite_runtime::Accel::Kvm,
+            Accel::Hvf => boxlite_runtime::Accel::Hvf,
             Accel::Soft => boxlite_runtime::Accel::Soft,
         });
         options.home.clone_from(&self.home);
@@ -72,6 +75,7 @@ impl Global {
         let place = Place::choose(options.accel);
         let place = match self.accel {
             Accel::Kvm => place.context("--accel kvm")?,
+            Accel::Hvf => place.context("--accel hvf")?,
             _ => place?,
         };
         Ok(match place {

@@ -1,8 +1,11 @@
 //! `boxlite-vmm doctor`: checks whether this machine can run boxes, and says how to fix any problem.
 
+mod mac;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use boxlite_runtime::mac::Facts;
 use boxlite_runtime::nested::{self, InnerLauncher, detect::Virtualization};
 use boxlite_runtime::{Arch, Error, Home};
 use clap::Args;
@@ -82,7 +85,11 @@ pub(crate) fn doctor(global: &Global, args: &Doctor) -> Result<u8> {
         }
     };
     let mut checks = Vec::from_iter(bad_launcher);
-    checks.extend([virtualization(inner.as_ref()), guest_files(inner.as_ref())]);
+    let virtualization = virtualization(inner.as_ref());
+    // What macOS lacks for its hypervisor matters as much as that does.
+    let lacking = virtualization.verdict;
+    checks.extend(Facts::detect().iter().flat_map(|facts| mac::findings(facts, lacking)));
+    checks.extend([virtualization, guest_files(inner.as_ref())]);
     checks.extend(home(global));
     checks.push(temp());
     checks.extend(first_box(&checks));
@@ -121,12 +128,11 @@ fn virtualization(inner: Option<&InnerLauncher>) -> Finding {
     let release = rustix::system::uname();
     let is_wsl = is_wsl(&release.release().to_string_lossy());
     let found = Virtualization::detect();
-    judge(
-        &found,
-        is_wsl,
-        nested::HostEnvironment::detect().is_nested(),
-        nested::find_qemu(Arch::HOST),
-    )
+    let software = match nested::has_launcher(inner) {
+        true => nested::find_qemu(Arch::HOST).map_or(SoftHost::NoQemu, SoftHost::Qemu),
+        false => SoftHost::NoLauncher,
+    };
+    judge(&found, is_wsl, nested::HostEnvironment::detect().is_nested(), software)
 }
 
 /// Whether the kernel is that of the Windows Subsystem for Linux, by its release.
@@ -134,20 +140,30 @@ fn is_wsl(release: &str) -> bool {
     release.to_ascii_lowercase().contains("microsoft")
 }
 
-fn judge(found: &Virtualization, is_wsl: bool, inside: bool, qemu: Option<PathBuf>) -> Finding {
+/// What the software host has of what it needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum SoftHost {
+    Qemu(PathBuf),
+    NoQemu,
+    /// Nor is QEMU looked for.
+    NoLauncher,
+}
+
+fn judge(found: &Virtualization, is_wsl: bool, inside: bool, software: SoftHost) -> Finding {
     const CHECK: &str = "virtualization";
     if *found == Virtualization::Hardware {
         let message = if inside { "in the software host".into() } else { found.to_string() };
         return Finding::new(CHECK, Verdict::Ok, message);
     }
-    let (verdict, how) = match &qemu {
-        Some(qemu) => (
+    let (verdict, how) = match &software {
+        SoftHost::Qemu(qemu) => (
             Verdict::Note,
             format!("; boxes run in the software host, which is slower ({})", qemu.display()),
         ),
-        None => {
+        SoftHost::NoQemu => {
             (Verdict::Fail, "; without QEMU, boxes cannot run in the software host either".into())
         }
+        SoftHost::NoLauncher => (Verdict::Fail, String::new()),
     };
     let wsl = if is_wsl { " (in WSL)" } else { "" };
     let mut finding = Finding::new(CHECK, verdict, format!("{found}{wsl}{how}"));
@@ -161,9 +177,9 @@ fn judge(found: &Virtualization, is_wsl: bool, inside: bool, qemu: Option<PathBu
     } else if let Some(remedy) = found.remedy() {
         finding = finding.remedy(remedy);
     }
-    match qemu {
-        Some(_) => finding,
-        None => finding.remedy(format!(
+    match software {
+        SoftHost::Qemu(_) | SoftHost::NoLauncher => finding,
+        SoftHost::NoQemu => finding.remedy(format!(
             "or let boxes run in the software host: {}",
             nested::Error::NoQemu(Arch::HOST)
         )),
@@ -295,24 +311,26 @@ fn judge_room(check: &'static str, path: &str, free: u64, remedies: &[&str]) -> 
 
 #[cfg(test)]
 mod tests {
+    use boxlite_runtime::mac::Problem;
+
     use super::*;
 
     #[test]
     fn every_lack_of_virtualization_has_its_remedy() {
         use Virtualization as V;
-        let qemu = || Some(PathBuf::from("/usr/bin/qemu"));
-        let said = |found: &V, is_wsl, qemu| {
-            let finding = judge(found, is_wsl, false, qemu);
+        let qemu = || SoftHost::Qemu(PathBuf::from("/usr/bin/qemu"));
+        let said = |found: &V, is_wsl, software| {
+            let finding = judge(found, is_wsl, false, software);
             (finding.verdict, finding.message, finding.remedies.join("\n"))
         };
-        let (verdict, _, remedies) = said(&V::Hardware, true, None);
+        let (verdict, _, remedies) = said(&V::Hardware, true, SoftHost::NoQemu);
         assert_eq!((verdict, &*remedies), (Verdict::Ok, ""));
 
         let (verdict, _, remedies) = said(&V::NoPermission, true, qemu());
         assert_eq!(verdict, Verdict::Note);
         assert!(remedies.contains("usermod -aG kvm"), "{remedies}");
 
-        let (verdict, message, remedies) = said(&V::Missing, true, None);
+        let (verdict, message, remedies) = said(&V::Missing, true, SoftHost::NoQemu);
         assert_eq!(verdict, Verdict::Fail);
         assert!(message.contains("WSL"), "{message}");
         assert!(remedies.contains("nestedVirtualization=true"), "{remedies}");
@@ -323,6 +341,12 @@ mod tests {
         assert!(message.contains("slower"), "{message}");
         assert!(remedies.contains("nested virtualization"), "{remedies}");
         assert!(!remedies.contains("WSL"), "{remedies}");
+
+        let unsigned = V::Mac(Problem::NotEntitled("/opt/boxlite-vmm".into()));
+        let (verdict, message, remedies) = said(&unsigned, false, SoftHost::NoLauncher);
+        assert_eq!(verdict, Verdict::Fail);
+        assert!(message.contains("com.apple.security.hypervisor"), "{message}");
+        assert_eq!(remedies, "sign it: cargo xtask sign '/opt/boxlite-vmm'");
     }
 
     #[test]

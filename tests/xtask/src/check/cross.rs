@@ -13,7 +13,6 @@ use crate::cross::{Target, Toolchain};
 const NOT_ON_MACOS: &[(&str, &str)] = &[
     ("boxlite-agent", "runs in the guest, which is Linux"),
     ("boxlite-kvm", "is the backend of Linux"),
-    ("boxlite-vmm", "has not been tried"),
 ];
 
 /// The architecture that this machine does not have.

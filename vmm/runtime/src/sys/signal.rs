@@ -1,16 +1,6 @@
 //! Signals, which have other numbers on other systems than Linux.
 
 /// Whether this process was started to ignore a signal (Linux number), as with `nohup`.
-#[cfg(target_os = "linux")]
-pub(crate) fn is_ignored(linux: i32) -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
-    mask & (1 << (linux - 1)) != 0
-}
-
-/// Whether this process was started to ignore a signal (Linux number), as with `nohup`.
-#[cfg(not(target_os = "linux"))]
 #[allow(unsafe_code)]
 pub(crate) fn is_ignored(linux: i32) -> bool {
     // SAFETY: all zeroes is a valid `sigaction`: the default action.

@@ -140,16 +140,13 @@ pub(crate) fn launcher_for(arch: Arch) -> Result<PathBuf> {
 /// The launcher for aarch64 whose boxes run on the backend of macOS, over the double of its framework.
 pub(crate) fn launcher_on_double() -> Result<PathBuf> {
     let toolchain = Toolchain::find(Target::Linux(Arch::Aarch64))?;
-    let built = cargo_build(LAUNCHER, |cargo| {
+    cargo_build(LAUNCHER, |cargo| {
         cargo.args(["--profile", CROSS_PROFILE, "--package", LAUNCHER, "--bin", LAUNCHER]);
         cargo.args(["--features", "hvf-double"]);
+        // Not over the launcher that users have from the same profile.
+        cargo.arg("--target-dir").arg(target_dir().join("hvf-double"));
         toolchain.configure(cargo, &[]);
-    })?;
-    // Cargo puts both launchers into the same place.
-    let launcher = target_dir().join("cross/boxlite-vmm-hvf-double");
-    fs::create_dir_all(launcher.parent().unwrap_or(Path::new(".")))?;
-    fs::copy(&built, &launcher).with_context(|| format!("cannot copy {}", built.display()))?;
-    Ok(launcher)
+    })
 }
 
 /// The names of the workspace's packages, and their versions.

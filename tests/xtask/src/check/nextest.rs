@@ -60,27 +60,26 @@ pub(super) struct Elsewhere {
 impl Run<'_> {
     /// Runs the tests, and prints which were skipped.
     pub(super) fn outcome(&self) -> Result<Outcome> {
-        Ok(self.run()?.0)
+        match find() {
+            Some(program) => Ok(self.run(&program)?.0),
+            None => self.run_without(),
+        }
     }
 
-    /// Runs the tests. All count as passed or failed, because that machine has what they need, except those skipped for a
-    /// reason that begins with `excuse`.
+    /// Runs the tests on a machine that has what they need: one that is skipped is an error, unless for a reason that
+    /// begins with `excuse`. Only nextest says what was skipped.
     pub(super) fn outcome_unless_skipped(&self, excuse: &str) -> Result<Outcome> {
-        let (outcome, tests) = self.run()?;
+        let Some(program) = find() else {
+            return Ok(Outcome::skipped(&NEXTEST.remedy()));
+        };
+        let (outcome, tests) = self.run(&program)?;
         match tests.skipped.iter().find(|(_, reason)| !reason.starts_with(excuse)) {
             Some((test, reason)) => bail!("{test} was skipped: {reason}"),
             None => Ok(outcome),
         }
     }
 
-    fn run(&self) -> Result<(Outcome, Tests)> {
-        let program = NEXTEST.program().unwrap_or_else(|error| {
-            eprintln!("cargo-nextest cannot be installed: {error:#}");
-            None
-        });
-        let Some(program) = program else {
-            return Ok((self.run_without()?, Tests::default()));
-        };
+    fn run(&self, program: &Path) -> Result<(Outcome, Tests)> {
         let report = build::root().join(REPORT);
         // A run that does not come to an end writes none.
         remove(&report)?;
@@ -125,6 +124,14 @@ impl Run<'_> {
         cargo.args(self.arguments).envs(self.variables.iter().map(|(name, value)| (name, value)));
         Ok(())
     }
+}
+
+/// Finds or installs cargo-nextest.
+fn find() -> Option<PathBuf> {
+    NEXTEST.program().unwrap_or_else(|error| {
+        eprintln!("cargo-nextest cannot be installed: {error:#}");
+        None
+    })
 }
 
 /// What came of a run with this status and report. Only both together say that it passed.

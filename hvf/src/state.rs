@@ -244,7 +244,7 @@ impl VcpuState {
             vectors,
             timer: Timer::save(cpu, VIRTUAL_TIMER)?,
             timer_masked: cpu.timer_mask()?,
-            physical_timer: Timer::save(cpu, PHYSICAL_TIMER).ok(),
+            physical_timer: sys::if_supported(Timer::save(cpu, PHYSICAL_TIMER))?,
         })
     }
 

@@ -21,6 +21,25 @@ pub(crate) fn failed(call: &'static str) -> impl FnOnce(HypervisorError) -> Erro
     move |error| Error::Call { call, source: io::Error::other(error) }
 }
 
+/// `None` if the framework does not have what was asked for.
+pub(crate) fn if_supported<T>(result: Result<T>) -> Result<Option<T>> {
+    use HypervisorError::{BadArgument, Unsupported};
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(Error::Call { source, .. })
+            if matches!(cause(&source), Some(BadArgument | Unsupported)) =>
+        {
+            Ok(None)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// The framework's error in the one that [`failed`] made.
+fn cause(source: &io::Error) -> Option<&HypervisorError> {
+    source.get_ref()?.downcast_ref()
+}
+
 fn check(call: &'static str, code: hv::hv_return_t) -> Result<()> {
     match code {
         0 => Ok(()),

@@ -72,7 +72,7 @@ mod system {
         for file in &files {
             fcntl_setfd(file, FdFlags::CLOEXEC)?;
         }
-        receipt::give(&mut files);
+        receipt::acknowledge(&mut files);
         Ok((count, files))
     }
 }

@@ -16,7 +16,7 @@ use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 /// The least number of a copy: none of the standard streams.
 const LEAST: i32 = 3;
 
-/// Has `send` send `files` and a receipt. Copies of the files stay open until the receiver gives the receipt, on a
+/// Has `send` send `files` and a receipt. Copies of the files stay open until the receiver acknowledges, on a
 /// thread that ends then.
 pub(super) fn send<T>(
     files: &[BorrowedFd<'_>],
@@ -26,26 +26,28 @@ pub(super) fn send<T>(
         .iter()
         .map(|file| fcntl_dupfd_cloexec(file, LEAST))
         .collect::<rustix::io::Result<_>>()?;
-    let (given, receipt) = rustix::pipe::pipe()?;
-    for end in [&given, &receipt] {
+    let (acknowledged, receipt) = rustix::pipe::pipe()?;
+    for end in [&acknowledged, &receipt] {
         fcntl_setfd(end, FdFlags::CLOEXEC)?;
     }
     // If sending fails, the receipt is closed here.
-    std::thread::Builder::new().name("in-flight".into()).spawn(move || keep(copies, given))?;
+    std::thread::Builder::new()
+        .name("in-flight".into())
+        .spawn(move || keep(copies, acknowledged))?;
     let mut all = files.to_vec();
     all.push(receipt.as_fd());
     send(&all)
 }
 
 /// Keeps `copies` open until the other end of a pipe is closed.
-fn keep(copies: Vec<OwnedFd>, given: OwnedFd) {
-    // An error cannot be waited for either.
-    let _ = std::fs::File::from(given).read(&mut [0]);
+fn keep(copies: Vec<OwnedFd>, acknowledged: OwnedFd) {
+    // It ends at the end of the file; after another error, too, as nothing else says when the receiver is done.
+    let _ = std::fs::File::from(acknowledged).read_exact(&mut [0]);
     drop(copies);
 }
 
-/// Gives the receipt for the descriptors of a message, which is the last of them.
-pub(super) fn give(files: &mut Vec<OwnedFd>) {
+/// Acknowledges the descriptors of a message: closes the receipt, the last of them.
+pub(super) fn acknowledge(files: &mut Vec<OwnedFd>) {
     drop(files.pop());
 }
 
@@ -82,7 +84,7 @@ mod tests {
         drop(received);
         assert!(is_open(&ours), "the copy is open");
         let mut received = vec![receipt];
-        give(&mut received);
+        acknowledge(&mut received);
         assert!(received.is_empty());
         end(ours);
     }

@@ -15,6 +15,7 @@ mod invocation;
 mod launcher;
 mod run;
 mod sandbox;
+mod sys;
 mod terminal;
 mod transcript;
 

@@ -8,11 +8,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::io::{FdFlags, fcntl_setfd};
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::pty::{grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, OutputModes, Termios, Winsize, tcgetattr, tcsetwinsize};
 
 use crate::Launcher;
 use crate::invocation::{OUTPUT_LIMIT, describe};
+use crate::sys;
 use crate::transcript::Transcript;
 
 const DEADLINE: Duration = Duration::from_secs(240);
@@ -140,8 +141,8 @@ impl Drop for Terminal {
 /// A new terminal: the emulator's end, and the programs' end.
 fn open() -> (File, File) {
     let make = || -> rustix::io::Result<(OwnedFd, std::ffi::CString)> {
-        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY)?;
-        // Not every system has a flag for it.
+        let master = openpt(sys::NEW_TERMINAL)?;
+        // Where there is no flag for it.
         fcntl_setfd(&master, FdFlags::CLOEXEC)?;
         grantpt(&master)?;
         unlockpt(&master)?;

@@ -486,7 +486,7 @@ impl Process {
             self.network = Some(network);
         }
         let vm = backend::HostVm::new(&build::config(&self.spec)?)?;
-        // Not before: the sandbox has no word for the creation of a VM.
+        // Not before: whether a VM can be created in the sandbox is unknown.
         self.confine().context("cannot confine the VM process")?;
         let network = self.network.as_ref();
         RunningVm::start(vm, &self.spec, &self.files, network, &self.threads, events)

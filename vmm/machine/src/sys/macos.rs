@@ -153,7 +153,12 @@ mod tests {
             let paths = Paths { folder: Some(&folder), removed: None, boot: [&kernel; 2] };
             confine(&paths).unwrap();
             std::fs::read(&kernel).unwrap();
-            std::fs::write(folder.join("status"), "x").unwrap();
+            let status = std::fs::File::create(folder.join("status")).unwrap();
+            status.sync_all().unwrap();
+            std::fs::read("/etc/resolv.conf").unwrap();
+            let published = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            published.set_nonblocking(true).unwrap();
+            std::net::TcpStream::connect(published.local_addr().unwrap()).unwrap();
             std::fs::read(dir.join("secret")).unwrap_err();
             std::fs::write(&kernel, "x").unwrap_err();
             std::process::Command::new("/usr/bin/true").status().unwrap_err();

@@ -1,8 +1,7 @@
 //! What the operating systems do differently for a VM process: who its peers are, its memory and its guest's, and
 //! what it may do once its VM exists.
 //!
-//! Both systems have the same functions. Whoever launched this process is gone when its socket ends, on both: nothing
-//! here is needed for that.
+//! Both systems have the same functions. The end of the launcher needs none: its socket ends on both.
 
 #[cfg(target_os = "linux")]
 mod linux;

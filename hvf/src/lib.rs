@@ -139,7 +139,7 @@ fn address_space(config: &VmConfig) -> Result<(VirtualMachineConfig, u32)> {
 fn not_created(error: HypervisorError) -> Error {
     match error {
         HypervisorError::Denied => Error::Missing(
-            "the entitlement com.apple.security.hypervisor: sign the executable with `cargo xtask sign`",
+            "the entitlement com.apple.security.hypervisor: sign the executable with it (codesign --sign - --entitlements …)",
         ),
         HypervisorError::Unsupported => Error::Missing("hardware virtualization on this machine"),
         error => failed("hv_vm_create or hv_gic_create")(error),

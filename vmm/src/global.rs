@@ -33,7 +33,7 @@ pub(crate) enum Accel {
     /// Use hardware virtualization if this machine has it, otherwise the software host
     #[default]
     Auto,
-    /// Use KVM of Linux, or fail
+    /// Use KVM (Linux), or fail
     Kvm,
     /// Use Hypervisor.framework of macOS, or fail
     Hvf,

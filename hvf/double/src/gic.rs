@@ -119,7 +119,7 @@ impl Gic {
         Ok(())
     }
 
-    /// Counts a new vCPU: they get redistributors in this order. Its number.
+    /// Adds the vCPU that `create` makes of its number: they get redistributors in this order.
     pub(crate) fn add_vcpu<T>(&self, create: impl FnOnce(u64) -> Result<T>) -> Result<T> {
         let mut state = lock(&self.0);
         if state.initialized {

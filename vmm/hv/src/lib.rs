@@ -166,7 +166,7 @@ pub enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// The VM has no such vCPU, or it is bound.
+    /// The VM has no such vCPU.
     #[error("the VM has no vCPU {id} to bind")]
     NoVcpu {
         /// The vCPU.

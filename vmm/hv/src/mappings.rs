@@ -50,7 +50,7 @@ impl<T> Mappings<T> {
         Ok(())
     }
 
-    /// Removes a mapping, exactly as it was made, which `unmap` unmakes.
+    /// Removes a mapping, exactly as it was made; `unmap` tells the hypervisor.
     ///
     /// # Errors
     /// There is no such mapping; or the error of `unmap`, and the mapping stays.

@@ -70,10 +70,10 @@ impl Memory {
     /// Removes a mapping, exactly as it was made.
     pub(crate) fn unmap(&self, fd: &VmFd, gpa: u64, len: usize) -> Result<()> {
         self.mappings.remove(gpa, len, |&slot| {
-            let gone =
+            let deleted =
                 kvm_userspace_memory_region { slot, guest_phys_addr: gpa, ..Default::default() };
             // SAFETY: size 0 deletes the slot; no memory is handed over.
-            unsafe { fd.set_user_memory_region(gone) }
+            unsafe { fd.set_user_memory_region(deleted) }
                 .map_err(failed("KVM_SET_USER_MEMORY_REGION"))?;
             self.slots().free.push(slot);
             Ok(())

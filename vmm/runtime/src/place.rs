@@ -93,8 +93,8 @@ impl Place {
 /// Refuses a request for the hypervisor of another system.
 fn check_native(accel: Accel, (name, native): (&str, Accel)) -> Result<()> {
     let other = match accel {
-        Accel::Kvm => "KVM is of Linux",
-        Accel::Hvf => "Hypervisor.framework is of macOS",
+        Accel::Kvm => "KVM exists on Linux only",
+        Accel::Hvf => "Hypervisor.framework exists on macOS only",
         Accel::Auto | Accel::Soft => return Ok(()),
     };
     match accel == native {

@@ -141,7 +141,7 @@ impl fmt::Display for Problem {
             Self::Version(version) => {
                 write!(f, "macOS {version} is too old: boxes need macOS {LEAST_VERSION}")
             }
-            Self::Cpu(name) => write!(f, "the CPU is no Apple silicon ({name})"),
+            Self::Cpu(name) => write!(f, "the CPU is not Apple silicon ({name})"),
             Self::Translated => {
                 f.write_str("Rosetta translates this process, which is built for x86_64")
             }

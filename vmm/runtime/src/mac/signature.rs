@@ -42,7 +42,7 @@ pub enum SignatureError {
     #[error("{0}")]
     Io(#[source] io::Error),
     /// The file is no 64-bit Mach-O file for arm64.
-    #[error("it is no executable of macOS for arm64")]
+    #[error("it is not an arm64 executable for macOS")]
     NotMachO,
     /// The file is damaged.
     #[error("it is a damaged executable")]

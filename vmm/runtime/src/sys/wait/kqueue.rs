@@ -137,7 +137,7 @@ fn new_queue() -> io::Result<OwnedFd> {
     Ok(queue)
 }
 
-/// Registers a filter, whose events are told once each. Takes no event from the queue.
+/// Registers a filter that reports each event once. Takes no event from the queue.
 #[allow(unsafe_code)]
 fn change(queue: &OwnedFd, filter: EventFilter) -> rustix::io::Result<()> {
     let event = Event::new(filter, EventFlags::ADD | EventFlags::CLEAR, std::ptr::null_mut());

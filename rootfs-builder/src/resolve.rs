@@ -40,7 +40,7 @@ pub(crate) fn document(
     json: Vec<u8>,
     host: &Platform,
 ) -> Result<Resolved> {
-    Search { content, host, documents: 1 }.document(digest, json, 0)
+    Search { content, host, documents: 1 }.document(digest, json, Way::default())
 }
 
 /// Resolves an entry of an index.
@@ -49,7 +49,7 @@ pub(crate) fn entry(
     entry: &Descriptor,
     host: &Platform,
 ) -> Result<Resolved> {
-    Search { content, host, documents: 0 }.descend(entry, 0)
+    Search { content, host, documents: 0 }.descend(entry, Way::default())
 }
 
 /// Resolves the entry, among those for several platforms, that runs on this machine.
@@ -58,7 +58,7 @@ pub(crate) fn alternatives(
     entries: Vec<Descriptor>,
     host: &Platform,
 ) -> Result<Resolved> {
-    Search { content, host, documents: 0 }.pick_platform(entries, 0)
+    Search { content, host, documents: 0 }.pick_platform(entries, Way::default())
 }
 
 /// Search for the manifest that runs on the host.
@@ -68,21 +68,30 @@ struct Search<'a> {
     documents: usize,
 }
 
+/// How the search got to a document.
+#[derive(Clone, Copy, Default)]
+struct Way<'a> {
+    /// Number of indexes above it.
+    depth: usize,
+    /// The variant that its entry in an index names, or the entry of an index around it; empty: none.
+    variant: &'a str,
+}
+
 impl Search<'_> {
     /// Resolves the entry, among those for several platforms, that runs on the host.
-    fn pick_platform(&mut self, entries: Vec<Descriptor>, depth: usize) -> Result<Resolved> {
+    fn pick_platform(&mut self, entries: Vec<Descriptor>, way: Way<'_>) -> Result<Resolved> {
         let mut found = Vec::new();
         let (named, unnamed): (Vec<_>, Vec<_>) = entries
             .into_iter()
             .filter(Descriptor::may_be_image)
             .partition(|entry| entry.platform.as_ref().is_some_and(|p| !p.architecture.is_empty()));
         if let Some(entry) = best(&named, self.host) {
-            return self.descend(entry, depth);
+            return self.descend(entry, way);
         }
         found.extend(named.iter().filter_map(|entry| entry.platform.as_ref()).map(shown_platform));
         let mut no_image = None;
         for entry in &unnamed {
-            match self.descend(entry, depth) {
+            match self.descend(entry, way) {
                 Err(Error::WrongPlatform { found: inner, .. }) => found.extend(inner),
                 // An artifact that the index does not mark as one.
                 Err(error @ Error::Unsupported { .. }) => no_image = Some(error),
@@ -97,11 +106,11 @@ impl Search<'_> {
         Err(Error::WrongPlatform { what: self.content.label(), found, host: self.host.to_string() })
     }
 
-    fn descend(&mut self, entry: &Descriptor, depth: usize) -> Result<Resolved> {
+    fn descend(&mut self, entry: &Descriptor, way: Way<'_>) -> Result<Resolved> {
         let place = self.content.label();
-        if depth > MAX_DEPTH {
+        if way.depth > MAX_DEPTH {
             let what = format!("{place}: nested indexes");
-            return Err(Error::TooMany { what, count: depth, limit: MAX_DEPTH });
+            return Err(Error::TooMany { what, count: way.depth, limit: MAX_DEPTH });
         }
         self.documents += 1;
         if self.documents > MAX_DOCUMENTS {
@@ -109,14 +118,19 @@ impl Search<'_> {
             return Err(Error::TooMany { what, count: self.documents, limit: MAX_DOCUMENTS });
         }
         let json = read_verified(self.content, Kind::Manifest, entry)?;
-        self.document(entry.digest.clone(), json, depth)
+        let variant = entry.variant().unwrap_or(way.variant);
+        self.document(entry.digest.clone(), json, Way { variant, ..way })
     }
 
     /// Resolves a document: an image, or an index that leads to one.
-    fn document(&mut self, digest: Digest, json: Vec<u8>, depth: usize) -> Result<Resolved> {
+    fn document(&mut self, digest: Digest, json: Vec<u8>, way: Way<'_>) -> Result<Resolved> {
         match Document::parse(&json) {
-            Ok(Document::Index(entries)) => self.pick_platform(entries, depth + 1),
-            Ok(Document::Manifest { config, layers }) => self.image(digest, json, &config, layers),
+            Ok(Document::Index(entries)) => {
+                self.pick_platform(entries, Way { depth: way.depth + 1, ..way })
+            }
+            Ok(Document::Manifest { config, layers }) => {
+                self.image(digest, json, &config, layers, way.variant)
+            }
             Err(reason) => {
                 let what = format!("the manifest {digest} in {}", self.content.label());
                 Err(Error::corrupt(what, reason))
@@ -130,6 +144,7 @@ impl Search<'_> {
         manifest: Vec<u8>,
         config: &Descriptor,
         layers: Vec<Descriptor>,
+        variant: &str,
     ) -> Result<Resolved> {
         let place = self.content.label();
         if !is_config_type(&config.media_type) {
@@ -140,8 +155,12 @@ impl Search<'_> {
         }
         let json = read_verified(self.content, Kind::Config, config)?;
         let what = format!("the config {} in {place}", config.digest);
-        let ConfigBlob { config, diff_ids } =
+        let ConfigBlob { mut config, diff_ids } =
             ConfigBlob::parse(&json).map_err(|error| Error::corrupt(&what, error))?;
+        // The image was chosen by what the index says. Many configs name no variant.
+        if !variant.is_empty() {
+            variant.clone_into(&mut config.variant);
+        }
         check_platform(&place, &config, self.host)?;
         check_layer_count(&what, layers.len(), diff_ids.len())?;
         let layers = layers.into_iter().zip(diff_ids);
@@ -198,18 +217,13 @@ fn shortened(text: &str) -> String {
     text.chars().take(40).collect()
 }
 
-/// Fails if the image is for another platform than the host's.
+/// Fails if the image is for another platform than the host's, or of a higher variant than was asked for.
 pub(crate) fn check_platform(what: &str, config: &ImageConfig, host: &Platform) -> Result<()> {
-    match host.runs(&config.os, &config.architecture) {
-        true => Ok(()),
-        false => Err(wrong_platform(what, config, host)),
+    if host.runs(&config.os, &config.architecture) && host.allows(&config.variant) {
+        return Ok(());
     }
-}
-
-/// The error of an image for another platform than the host's.
-pub(crate) fn wrong_platform(what: &str, config: &ImageConfig, host: &Platform) -> Error {
     let found = vec![platform_name(&config.os, &config.architecture, &config.variant)];
-    Error::WrongPlatform { what: what.to_owned(), found, host: host.to_string() }
+    Err(Error::WrongPlatform { what: what.to_owned(), found, host: host.to_string() })
 }
 
 /// Fails unless manifest and config list the same number of layers, at most [`MAX_LAYERS`].

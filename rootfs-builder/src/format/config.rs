@@ -26,7 +26,8 @@ pub struct ImageConfig {
     pub labels: BTreeMap<String, String>,
     /// Processor architecture: `amd64`, `arm64`, …
     pub architecture: String,
-    /// Variant of the architecture: `v8`; empty if the image names none.
+    /// Variant of the architecture: `v8`; that of the image's entry in an index if the entry names one. Empty if neither
+    /// does.
     #[serde(default)]
     pub variant: String,
     /// Operating system: `linux`.

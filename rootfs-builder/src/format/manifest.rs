@@ -57,6 +57,12 @@ impl Descriptor {
         self.annotations.get("io.containerd.image.name").map(String::as_str)
     }
 
+    /// The variant of its platform.
+    pub(crate) fn variant(&self) -> Option<&str> {
+        let variant = &*self.platform.as_ref()?.variant;
+        (!variant.is_empty()).then_some(variant)
+    }
+
     /// Whether this may be an image or an index of images: not an attestation, signature or other
     /// artifact.
     pub(crate) fn may_be_image(&self) -> bool {

@@ -129,9 +129,10 @@ impl Platform {
         Some(Self { variant: variant.into(), level, ..self.clone() })
     }
 
-    /// Whether a variant was asked for.
-    pub(crate) fn is_narrowed(&self) -> bool {
-        !self.variant.is_empty()
+    /// Whether an image of this variant may be used. Only a variant that was asked for excludes others: an image that a
+    /// user names, and that has no alternative, may be for more than the CPU has.
+    pub(crate) fn allows(&self, variant: &str) -> bool {
+        self.variant.is_empty() || self.suits(variant).is_some()
     }
 
     /// Whether an image with this `os` and `architecture` runs here; empty means unspecified.

@@ -13,7 +13,7 @@ use super::partial;
 use super::pull;
 use super::record::{self, Record, Records};
 use crate::error::{Error, Result};
-use crate::format::{ImageConfig, ImageName, ImagePlatform, ImageReference, Platform};
+use crate::format::{ImageName, ImagePlatform, ImageReference, Platform};
 use crate::image::Image;
 use crate::layer::Layer;
 use crate::progress::{Event, Progress};
@@ -97,7 +97,7 @@ impl ImageStore {
         self.resolve_with(reference, PullPolicy::Missing, None, progress)
     }
 
-    /// As [`resolve`](Self::resolve), with a policy for names, and for a platform. A stored image of another variant
+    /// As [`resolve`](Self::resolve), with a policy for names, and for a platform. A stored image of a higher variant
     /// than the platform's counts as missing.
     ///
     /// # Errors
@@ -153,11 +153,13 @@ impl ImageStore {
             PullPolicy::Missing | PullPolicy::Never => self.stored(name),
         };
         match (stored, policy) {
-            (Ok(Some(image)), policy) => match check_variant(name, image.config(), host) {
-                Ok(()) => Ok(image),
-                Err(error) if policy == PullPolicy::Never => Err(error),
-                Err(_) => self.pull_for(name, host, progress),
-            },
+            (Ok(Some(image)), policy) => {
+                match resolve::check_platform(name.as_str(), image.config(), host) {
+                    Ok(()) => Ok(image),
+                    Err(error) if policy == PullPolicy::Never => Err(error),
+                    Err(_) => self.pull_for(name, host, progress),
+                }
+            }
             (Ok(None), PullPolicy::Never) => Err(Error::NotStored { name: name.to_string() }),
             (Ok(None), _) => self.pull_for(name, host, progress),
             (Err(damage), PullPolicy::Missing) if self.is_repairable(name, &damage) => {
@@ -246,12 +248,4 @@ fn platform_of_boxes(wanted: Option<&ImagePlatform>) -> Result<Platform> {
         platform: wanted.clone(),
         host: host.to_string(),
     })
-}
-
-/// Fails if a stored image is of another variant than was asked for. Its architecture is that of the store.
-fn check_variant(name: &ImageName, config: &ImageConfig, host: &Platform) -> Result<()> {
-    if host.suits(&config.variant).is_some() || !host.is_narrowed() {
-        return Ok(());
-    }
-    Err(resolve::wrong_platform(&name.to_string(), config, host))
 }

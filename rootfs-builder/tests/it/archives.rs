@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use boxlite_rootfs_builder::{Digest, Error, ImageStore, Silent};
+use boxlite_rootfs_builder::{Digest, Error, ImageStore, PullPolicy, Silent};
 use serde_json::{Value, json};
 use tar::{EntryType, Header};
 
@@ -194,4 +194,26 @@ fn errors_name_the_fault() {
     }
     let error = fixture.resolve("docker-archive:/nowhere.tar").unwrap_err().to_string();
     assert!(error.contains("/nowhere.tar"), "{error}");
+}
+
+#[test]
+fn a_saved_image_of_a_higher_variant_is_refused_where_a_variant_is_asked_for() {
+    let fixture = Fixture::new();
+    let path = fixture.path("a.tar");
+    let mut config = Layout::config(HOST, &[TestLayer::plain(b"base")]);
+    config["variant"] = "v99".into();
+    let manifest = json!([{ "Config": "c.json", "RepoTags": ["one:latest"], "Layers": ["l.tar"] }]);
+    let archive = tar_of(&[
+        ("l.tar", File(b"base")),
+        ("c.json", File(config.to_string().as_bytes())),
+        ("manifest.json", File(manifest.to_string().as_bytes())),
+    ]);
+    fs::write(&path, archive).unwrap();
+    fixture.resolve(&reference(&path)).unwrap();
+    let platform = format!("linux/{HOST}/{LEAST}").parse().unwrap();
+    let reference = reference(&path).parse().unwrap();
+    let resolve =
+        fixture.store().resolve_with(&reference, PullPolicy::Never, Some(&platform), &Silent);
+    let error = resolve.unwrap_err();
+    assert!(matches!(error, Error::WrongPlatform { .. }), "{error}");
 }

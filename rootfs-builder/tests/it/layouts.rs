@@ -136,8 +136,7 @@ fn the_platform_that_is_asked_for_is_selected_or_refused() {
             (layout.reference().parse().unwrap(), platform.parse().unwrap());
         fixture.store().resolve_with(&reference, PullPolicy::Missing, Some(&platform), &Silent)
     };
-    let least = if HOST == "arm64" { "v8" } else { "v1" };
-    for own in [format!("linux/{HOST}"), format!("linux/{HOST}/{least}")] {
+    for own in [format!("linux/{HOST}"), format!("linux/{HOST}/{LEAST}")] {
         assert_eq!(resolve(&own).unwrap().config().architecture, HOST);
     }
     let refused = |platform: &str| {
@@ -160,17 +159,11 @@ fn a_variant_that_no_cpu_has_is_not_selected() {
     let layout = Layout::new(fixture.path("oci"));
     let ours = layout.image(HOST, &[TestLayer::plain(b"ours")]);
     let above = layout.image(HOST, &[TestLayer::plain(b"above")]);
-    let variant = |descriptor: &Value, variant: &str| {
-        let mut descriptor = for_platform(descriptor.clone(), HOST);
-        descriptor["platform"]["variant"] = variant.into();
-        descriptor
-    };
-    let least = if HOST == "arm64" { "v8" } else { "v1" };
-    for fits in [for_platform(ours.clone(), HOST), variant(&ours, least)] {
-        layout.write_index(&[layout.index_blob(&[variant(&above, "v99"), fits])]);
+    for fits in [for_platform(ours.clone(), HOST), for_variant(&ours, LEAST)] {
+        layout.write_index(&[layout.index_blob(&[for_variant(&above, "v99"), fits])]);
         assert_eq!(fixture.build(&layout.reference()).unwrap(), on_disk(&[b"ours"]));
     }
-    layout.write_index(&[layout.index_blob(&[variant(&above, "v99")])]);
+    layout.write_index(&[layout.index_blob(&[for_variant(&above, "v99")])]);
     let error = fixture.resolve(&layout.reference()).unwrap_err().to_string();
     assert!(error.contains(&format!("linux/{HOST}/v99")), "{error}");
 }

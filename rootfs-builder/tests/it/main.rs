@@ -4,6 +4,7 @@ mod archives;
 mod directories;
 mod layers;
 mod layouts;
+mod platforms;
 mod registry;
 mod store;
 mod support;

@@ -17,6 +17,8 @@ use serde_json::{Value, json};
 
 pub(crate) const HOST: &str = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
 pub(crate) const FOREIGN: &str = if cfg!(target_arch = "aarch64") { "amd64" } else { "arm64" };
+/// The variant of the architecture that every CPU has.
+pub(crate) const LEAST: &str = if cfg!(target_arch = "aarch64") { "v8" } else { "v1" };
 
 /// Builds "disks" that are the layers one after the other.
 #[derive(Default)]
@@ -249,6 +251,12 @@ pub(crate) fn tagged(mut descriptor: Value, tag: &str) -> Value {
 
 pub(crate) fn for_platform(mut descriptor: Value, architecture: &str) -> Value {
     descriptor["platform"] = json!({ "os": "linux", "architecture": architecture });
+    descriptor
+}
+
+pub(crate) fn for_variant(descriptor: &Value, variant: &str) -> Value {
+    let mut descriptor = for_platform(descriptor.clone(), HOST);
+    descriptor["platform"]["variant"] = variant.into();
     descriptor
 }
 

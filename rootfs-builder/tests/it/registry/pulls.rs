@@ -137,7 +137,6 @@ fn a_stored_image_of_another_variant_is_replaced() {
     let fixture = Fixture::new();
     let Some(registry) = bare() else { return };
     let layout = Layout::new(fixture.path("oci"));
-    let least = if HOST == "arm64" { "v8" } else { "v1" };
     let image = |variant: &str| {
         let layer = TestLayer::gzip(&TestLayer::tar("variant", variant.as_bytes()));
         let mut config = Layout::config(HOST, std::slice::from_ref(&layer));
@@ -146,7 +145,7 @@ fn a_stored_image_of_another_variant_is_replaced() {
     };
     let store = store(&fixture);
     let text = format!("{}/x:v", registry.address);
-    let platform = format!("linux/{HOST}/{least}").parse().unwrap();
+    let platform = format!("linux/{HOST}/{LEAST}").parse().unwrap();
     let resolve =
         |policy| store.resolve_with(&text.parse().unwrap(), policy, Some(&platform), &Silent);
     // Docker and others write the variant into the config.
@@ -156,11 +155,54 @@ fn a_stored_image_of_another_variant_is_replaced() {
     let error = resolve(PullPolicy::Never).unwrap_err();
     assert!(matches!(error, Error::WrongPlatform { .. }), "{error}");
     assert!(error.to_string().contains("/v99"), "{error}");
-    layout.write_index(&[tagged(image(least), "least")]);
+    // A pull refuses what would not be used afterwards.
+    for policy in [PullPolicy::Missing, PullPolicy::Always] {
+        let error = resolve(policy).unwrap_err();
+        assert!(matches!(error, Error::WrongPlatform { .. }), "{error}");
+        assert!(error.to_string().contains("/v99"), "{error}");
+    }
+    assert_eq!(store.resolve(&text.parse().unwrap(), &Silent).unwrap().digest(), above.digest());
+    layout.write_index(&[tagged(image(LEAST), "least")]);
     registry.push(&format!("{}:least", layout.reference()), "x:v");
     let replaced = resolve(PullPolicy::Missing).unwrap();
     assert_ne!(replaced.digest(), above.digest());
     assert_eq!(resolve(PullPolicy::Never).unwrap().digest(), replaced.digest());
+}
+
+#[test]
+fn the_variant_that_only_the_index_names_is_kept() {
+    let fixture = Fixture::new();
+    let Some(registry) = bare() else { return };
+    let layout = Layout::new(fixture.path("oci"));
+    let [least, second] = ["least", "second"].map(|text| {
+        layout.image(HOST, &[TestLayer::gzip(&TestLayer::tar("variant", text.as_bytes()))])
+    });
+    let index = layout.index_blob(&[for_variant(&least, LEAST), for_variant(&second, "v2")]);
+    layout.write_index(&[tagged(index, "both")]);
+    let from = format!("{}:both", layout.reference());
+    registry.push_as(&from, "x:v", &["--all", "--preserve-digests"]);
+    let store = store(&fixture);
+    let reference = format!("{}/x:v", registry.address).parse().unwrap();
+    let resolve = |policy, variant: &str| {
+        let platform = format!("linux/{HOST}/{variant}").parse().unwrap();
+        store.resolve_with(&reference, policy, Some(&platform), &Silent)
+    };
+    let best = store.resolve(&reference, &Silent).unwrap();
+    if matches!(resolve(PullPolicy::Never, "v2"), Err(Error::UnsupportedPlatform { .. })) {
+        // Only the least variant runs here, and is the best.
+        assert_eq!(best.config().variant, LEAST);
+        assert_eq!(resolve(PullPolicy::Never, LEAST).unwrap().digest(), best.digest());
+        return;
+    }
+    assert_eq!(best.config().variant, "v2");
+    let error = resolve(PullPolicy::Never, LEAST).unwrap_err();
+    assert!(error.to_string().contains(&format!("linux/{HOST}/v2")), "{error}");
+    let lower = resolve(PullPolicy::Missing, LEAST).unwrap();
+    assert_ne!(lower.digest(), best.digest());
+    // A lower variant than the one asked for is used.
+    for variant in [LEAST, "v2"] {
+        assert_eq!(resolve(PullPolicy::Never, variant).unwrap().digest(), lower.digest());
+    }
 }
 
 #[test]

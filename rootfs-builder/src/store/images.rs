@@ -97,11 +97,12 @@ impl ImageStore {
         self.resolve_with(reference, PullPolicy::Missing, None, progress)
     }
 
-    /// As [`resolve`](Self::resolve), with a policy for names, and for a platform. A stored image of a higher variant
-    /// than the platform's counts as missing.
+    /// As [`resolve`](Self::resolve), with a policy for names, and for a platform. A pulled image of a higher variant
+    /// than the platform's counts as missing; an import is not replaced.
     ///
     /// # Errors
-    /// As [`resolve`](Self::resolve); boxes here cannot run the platform.
+    /// As [`resolve`](Self::resolve); boxes here cannot run the platform; the stored image is of a higher variant, and
+    /// may not be pulled.
     pub fn resolve_with(
         &self,
         reference: &ImageReference,
@@ -156,7 +157,8 @@ impl ImageStore {
             (Ok(Some(image)), policy) => {
                 match resolve::check_platform(name.as_str(), image.config(), host) {
                     Ok(()) => Ok(image),
-                    Err(error) if policy == PullPolicy::Never => Err(error),
+                    // Its origin is no registry, or one that may have another image of this name.
+                    Err(error) if policy == PullPolicy::Never || !image.is_pulled() => Err(error),
                     Err(_) => self.pull_for(name, host, progress),
                 }
             }

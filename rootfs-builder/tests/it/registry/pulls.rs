@@ -170,6 +170,36 @@ fn a_stored_image_of_another_variant_is_replaced() {
 }
 
 #[test]
+fn an_import_of_another_variant_is_not_replaced() {
+    let fixture = Fixture::new();
+    let Some(registry) = bare() else { return };
+    let layout = Layout::new(fixture.path("oci"));
+    let layer = [TestLayer::gzip(&TestLayer::tar("file", b"mine"))];
+    let mut config = Layout::config(HOST, &layer);
+    config["variant"] = "v99".into();
+    layout.write_index(&[layout.image_with(&config, &layer)]);
+    let (stranger, _) = two_layers(&fixture, "stranger", 2, 1000);
+    let store = store(&fixture);
+    let platform = format!("linux/{HOST}/{LEAST}").parse().unwrap();
+    for name in ["x:v", "tagged:v"] {
+        registry.push(&stranger, name);
+    }
+    let [name, tagged] = ["x:v", "tagged:v"].map(|name| format!("{}/{name}", registry.address));
+    let builder = Concatenate::default();
+    let import = store.import(&layout.reference().parse().unwrap(), &name, &builder, &Silent);
+    let digest = import.unwrap().digest().clone();
+    store.tag(&name, &tagged).unwrap();
+    for name in [&name, &tagged] {
+        let reference = name.parse().unwrap();
+        let resolve =
+            |platform| store.resolve_with(&reference, PullPolicy::Missing, platform, &Silent);
+        let error = resolve(Some(&platform)).unwrap_err();
+        assert!(matches!(error, Error::WrongPlatform { .. }), "{error}");
+        assert_eq!(resolve(None).unwrap().digest(), &digest);
+    }
+}
+
+#[test]
 fn the_variant_that_only_the_index_names_is_kept() {
     let fixture = Fixture::new();
     let Some(registry) = bare() else { return };

@@ -53,7 +53,8 @@ pub enum Remedy {
     CopyFiles,
     /// Save the image with its name, or import it under one.
     NameOnImport,
-    /// Run boxes of this architecture in the software host.
+    /// Run boxes of this architecture: in the software host, or on this machine if it has that architecture and its
+    /// software host has another.
     SetSoftHostLauncher {
         /// The architecture, in OCI's name.
         architecture: String,
@@ -111,7 +112,8 @@ impl fmt::Display for Remedy {
                 return write!(
                     f,
                     "to run {architecture} boxes, set {LAUNCHER_VARIABLE} to a boxlite-vmm for {architecture}, \
-                     and use a home of their own (see docs/aarch64.md)"
+                     or unset it if this machine is {architecture} itself, and use a home for {architecture} \
+                     boxes (see docs/aarch64.md)"
                 );
             }
             Self::SetHome => "set BOXLITE_HOME or HOME, or RuntimeOptions::home",
@@ -202,6 +204,17 @@ mod tests {
             assert!(!words.is_empty(), "{remedy:?}");
             let commands = ["--", "`", " web", "cp ", "ls "];
             assert!(!commands.iter().any(|command| words.contains(command)), "{words}");
+        }
+    }
+
+    #[test]
+    fn boxes_of_this_machines_architecture_need_no_launcher() {
+        for architecture in ["amd64", "arm64"] {
+            let remedy = Remedy::SetSoftHostLauncher { architecture: architecture.into() };
+            let words = remedy.to_string();
+            let set = format!("set {LAUNCHER_VARIABLE} to a boxlite-vmm for {architecture}");
+            let unset = format!("unset it if this machine is {architecture} itself");
+            assert!(words.contains(&set) && words.contains(&unset), "{words}");
         }
     }
 

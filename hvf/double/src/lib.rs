@@ -16,7 +16,7 @@
 //!
 //! KVM decodes and completes accesses to devices itself; the framework leaves both to the VMM. The double makes the
 //! syndrome from the instruction, lets the VMM write the registers, then has KVM complete the same access, and compares
-//! general register, PC and PSTATE: [`oracle`]. A difference fails `hv_vcpu_run`.
+//! general register, PC and PSTATE (`oracle`). A difference fails `hv_vcpu_run`.
 //!
 //! **Architecture Invariant:** what a caller may not do on a Mac fails here: a vCPU used on another thread, mappings
 //! that are not aligned to 16 KiB, an entry before the affinity is set. New vCPUs have senseless register values.

@@ -68,7 +68,7 @@ fn foreign_program() -> Vec<u8> {
     const X86_64: u8 = 62;
     const AARCH64: u8 = 183;
     let mut header = vec![0; 64];
-    header[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    header[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
     header[16] = 2;
     header[18] = if std::env::consts::ARCH == "x86_64" { AARCH64 } else { X86_64 };
     header

@@ -75,7 +75,7 @@ mod tests {
         for junk in [&b""[..], b"#!/bin/sh\n", b"\x7fELF\x02\x01", &[0x7f; 64]] {
             assert!(check(junk).is_err(), "{junk:?}");
         }
-        let mut header = b"\x7fELF\x02\x01".to_vec();
+        let mut header = b"\x7fELF\x02\x01\x01".to_vec();
         header.resize(64, 0xff);
         assert!(check(&header).is_err(), "a table beyond the end");
         assert!(

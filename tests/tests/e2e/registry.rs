@@ -106,9 +106,11 @@ fn boxes_run_images_of_a_registry() {
 /// An image for the architecture of boxes, for the other one, and for 32-bit ARM; on arm64, with the variant that other
 /// tools write or leave out.
 fn for_many_platforms(launcher: &Launcher, folder: &Path, own: Option<&str>) -> String {
+    // Tests share a home, and an image that a box of another test uses is not removed.
+    let unique = folder.display().to_string();
     let image = |mark: &str| {
-        ImageBuilder::on(&launcher.layout(BUSYBOX))
-            .layer(Layer::new().file("mark", 0o644, mark), Compression::Gzip)
+        let layer = Layer::new().file("mark", 0o644, mark).file("folder", 0o644, &unique);
+        ImageBuilder::on(&launcher.layout(BUSYBOX)).layer(layer, Compression::Gzip)
     };
     let foreign = image("foreign").architecture(other_architecture());
     let arm = image("32 bits").architecture("arm").variant("v7");

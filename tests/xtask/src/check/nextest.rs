@@ -85,7 +85,10 @@ impl Run<'_> {
         remove(&report)?;
         let mut nextest = build::at_root(program);
         nextest.args(["nextest", "run", "--profile", PROFILE]);
-        self.configure(&mut nextest, "--cargo-profile")?;
+        if let Some(elsewhere) = &self.elsewhere {
+            elsewhere.configure(&mut nextest)?;
+        }
+        nextest.args(self.arguments).envs(self.environment());
         let status = nextest.status().context("cannot run cargo-nextest")?;
         let tests = match fs::read_to_string(&report) {
             Ok(xml) => Tests::read(&xml)?,
@@ -106,22 +109,24 @@ impl Run<'_> {
         // `--tests`: those of the documentation are a check of their own.
         let mut cargo = build::cargo();
         cargo.args(["test", "--tests", "--no-fail-fast"]);
-        self.configure(&mut cargo, "--profile")?;
+        cargo.args(self.arguments).envs(self.environment());
         Ok(Outcome { reason: Some(reason), ..passes(&mut cargo)? })
     }
 
-    /// Tells cargo what to test, and how to compile and run it for another machine; `profile` is the option for a profile
-    /// of cargo.
-    fn configure(&self, cargo: &mut Command, profile: &str) -> Result<()> {
-        if let Some(Elsewhere { arch, runner }) = &self.elsewhere {
-            let target = Target::Linux(*arch);
-            Toolchain::find(target)?.configure(cargo, &[]);
-            // A list of strings is the same in JSON and TOML.
-            let runner = serde_json::to_string(runner)?;
-            cargo.args(["--config", &format!("target.{}.runner={runner}", target.triple())]);
-            cargo.args([profile, build::CROSS_PROFILE]);
-        }
-        cargo.args(self.arguments).envs(self.variables.iter().map(|(name, value)| (name, value)));
+    fn environment(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        self.variables.iter().map(|(name, value)| (*name, value.as_path()))
+    }
+}
+
+impl Elsewhere {
+    /// Makes nextest compile the tests for that machine, and run them there.
+    fn configure(&self, nextest: &mut Command) -> Result<()> {
+        let target = Target::Linux(self.arch);
+        Toolchain::find(target)?.configure(nextest, &[]);
+        // A list of strings is the same in JSON and TOML.
+        let runner = serde_json::to_string(&self.runner)?;
+        nextest.args(["--config", &format!("target.{}.runner={runner}", target.triple())]);
+        nextest.args(["--cargo-profile", build::CROSS_PROFILE]);
         Ok(())
     }
 }
